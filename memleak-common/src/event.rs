@@ -1,0 +1,37 @@
+//! What the BPF programs tell at once, through the ring buffer `EVENTS`.
+
+/// [`Event::kind`].
+pub mod kind {
+    /// `-t`: something was acquired.
+    pub const ACQUIRE: u32 = 1;
+    /// `-t`: something was released.
+    pub const RELEASE: u32 = 2;
+    /// The target mapped or unmapped objects (`_dl_debug_state`).
+    pub const MAPPINGS: u32 = 3;
+    /// The target replaced its program (exec).
+    pub const EXEC: u32 = 4;
+    /// A traced process forked; `handle` is the child's thread group id (`--follow-forks`).
+    pub const FORK: u32 = 5;
+}
+
+/// One event.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Event {
+    /// One of [`kind`].
+    pub kind: u32,
+    /// Thread group id.
+    pub tgid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// [`crate::probe::Resource`] as a number, for acquire and release.
+    pub resource: u32,
+    /// Handle, for acquire and release.
+    pub handle: u64,
+    /// Bytes, for acquire and release.
+    pub size: u64,
+    /// `bpf_ktime_get_ns` (CLOCK_MONOTONIC).
+    pub time_ns: u64,
+    /// Key into `STACKS`, for acquire.
+    pub stack_id: u64,
+}

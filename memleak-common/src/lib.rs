@@ -1,0 +1,55 @@
+//! Types shared by both sides of the kernel boundary: the BPF programs (`memleak-ebpf`) and the tool (`memleak`).
+//!
+//! Every shared type is `#[repr(C)]`, has no padding and no `bool`, and its size is asserted here, so that the two
+//! compilers that build the two sides cannot disagree in silence.
+#![no_std]
+
+pub mod allocation;
+pub mod event;
+pub mod probe;
+pub mod settings;
+pub mod stack;
+pub mod stats;
+pub mod thread;
+
+/// Asserts the sizes that both sides rely on; a type with padding would leak kernel stack bytes and fail the verifier.
+macro_rules! assert_sizes {
+    ($($type:ty = $size:expr),* $(,)?) => {
+        $(const _: () = assert!(size_of::<$type>() == $size && align_of::<$type>() <= 8);)*
+    };
+}
+
+assert_sizes! {
+    allocation::AllocationKey = 16,
+    allocation::Allocation = 32,
+    event::Event = 48,
+    probe::ProbeRow = 40,
+    settings::Settings = 80,
+    stack::StackRecord = 8 + 8 * stack::MAX_STACK_DEPTH,
+    thread::PendingCall = 96,
+    thread::Target = 16,
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    macro_rules! pod {
+        ($($type:ty),* $(,)?) => {
+            $(
+                // SAFETY: the type is `repr(C)`, `Copy`, made of integers alone and (by the size assertions above) has
+                // no padding: every bit pattern is a value of it.
+                unsafe impl aya::Pod for $type {}
+            )*
+        };
+    }
+    pod! {
+        crate::allocation::AllocationKey,
+        crate::allocation::Allocation,
+        crate::event::Event,
+        crate::probe::ProbeRow,
+        crate::settings::Settings,
+        crate::stack::StackRecord,
+        crate::thread::PendingCall,
+        crate::thread::ThreadRecord,
+        crate::thread::Target,
+    }
+}

@@ -1,0 +1,31 @@
+//! Load-time constants of the BPF programs (global `SETTINGS`, set before the programs are loaded).
+
+/// Bits of [`Settings::flags`].
+pub mod flags {
+    /// Send an event for each acquire and release (`-t`).
+    pub const TRACE: u32 = 1;
+    /// Children of traced processes are traced too (`--follow-forks`).
+    pub const FOLLOW_FORKS: u32 = 2;
+}
+
+/// What the programs are told.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Smallest size to capture, in bytes.
+    pub min_size: u64,
+    /// Largest size to capture, in bytes.
+    pub max_size: u64,
+    /// Capture one acquire in this many; 1 for all.
+    pub sample_rate: u64,
+    /// Device number of the tool's PID namespace (`st_dev` of /proc/self/ns/pid), or 0 in the first one.
+    pub pid_ns_dev: u64,
+    /// Inode of the tool's PID namespace.
+    pub pid_ns_ino: u64,
+    /// Bits of [`flags`].
+    pub flags: u32,
+    /// Most frames of a stack.
+    pub max_depth: u32,
+    /// Room for later settings; 0.
+    pub reserved: [u64; 4],
+}

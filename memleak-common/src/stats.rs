@@ -1,0 +1,22 @@
+//! Counters (map `STATS`, a per-CPU array, one slot for each [`Stat`]): one for each way something can be lost.
+
+/// A counter.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stat {
+    /// Things acquired (that pass the size filter and were sampled).
+    Acquired = 0,
+    /// Things released that had been seen acquired.
+    Released = 1,
+    /// Allocations not recorded: table full, or the handle could not be read.
+    LostAllocations = 2,
+    /// Allocations recorded without their stack: table full, unreadable, or two stacks of one hash.
+    LostStacks = 3,
+    /// Events that found the ring buffer full.
+    LostEvents = 4,
+    /// Calls whose return was not seen.
+    MissedReturns = 5,
+}
+
+/// Number of counters.
+pub const STATS: u32 = 6;

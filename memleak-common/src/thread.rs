@@ -1,0 +1,62 @@
+//! Records of traced processes (map `TARGETS`, key: thread group id) and threads (map `THREADS`, key: `pid_tgid`).
+
+use crate::{allocation::Allocation, stack::StackRecord};
+
+/// Nested calls a thread can have pending: an outer call that ends in a signal handler's calls and so on.
+pub const MAX_PENDING: usize = 4;
+
+/// A traced process.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Target {
+    /// Grows by one with each exec: what was acquired before it is gone.
+    pub generation: u32,
+    /// Fills up to `ranges`; 0.
+    pub reserved: u32,
+    /// Outstanding records in the map `RANGES`; a release that finds 0 here need not search.
+    pub ranges: u64,
+}
+
+/// A call that was entered and has not returned.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct PendingCall {
+    /// The stack pointer at entry: where the return address is.
+    pub sp: u64,
+    /// Attach cookie: index of the row.
+    pub row: u32,
+    /// 1 where `released` holds a record that the call took out of the table.
+    pub has_released: u32,
+    /// Size asked for.
+    pub size: u64,
+    /// Address of the out-parameter that gets the handle, for rows that have one.
+    pub out_pointer: u64,
+    /// Handle that the call releases.
+    pub released_handle: u64,
+    /// Length of the range that the call releases.
+    pub released_len: u64,
+    /// The call's own flags argument.
+    pub call_flags: u64,
+    /// Fills up; 0.
+    pub reserved: u64,
+    /// The record taken out, to be put back if the call fails.
+    pub released: Allocation,
+}
+
+/// A traced thread. Its scratch space is its own: uprobe programs can be preempted, so a CPU's would not do.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadRecord {
+    /// [`Target::generation`] when the record was made.
+    pub generation: u32,
+    /// Valid entries of `pending`, outermost first.
+    pub depth: u32,
+    /// Acquires to go until the next sample.
+    pub sample_countdown: u64,
+    /// Stack pointer of the return that was handled last: a tail call makes several returns at one place.
+    pub last_exit_sp: u64,
+    /// Calls that were entered and have not returned.
+    pub pending: [PendingCall; MAX_PENDING],
+    /// Where a stack is walked into before it is stored.
+    pub stack: StackRecord,
+}

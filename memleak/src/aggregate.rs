@@ -1,0 +1,1 @@
+//! A snapshot, filtered, grouped by stack, and put in order: still addresses, no names.

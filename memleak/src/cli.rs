@@ -1,0 +1,1 @@
+//! clap types: the command line as it is typed. `settings` checks and resolves it.

@@ -1,0 +1,15 @@
+//! memleak: a leak tracer for Linux processes.
+//!
+//! The data runs one way: arguments -> settings -> target -> plan -> load and attach -> events in the kernel ->
+//! snapshot -> aggregate -> symbolize -> report. ARCHITECTURE.md draws it.
+
+pub mod aggregate;
+pub mod bpf;
+pub mod cli;
+pub mod probe;
+pub mod proc;
+pub mod report;
+pub mod settings;
+pub mod snapshot;
+pub mod symbolize;
+pub mod target;

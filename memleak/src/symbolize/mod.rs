@@ -1,0 +1,39 @@
+//! Addresses of a process turned into frames: function, offset, source line, inlined callers.
+
+/// Why a frame has no function name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoSymbol {
+    /// No mapping of the process held the address.
+    Unmapped,
+    /// The mapping is no file and no perf map names it (JIT code).
+    Anonymous,
+    /// The file could not be opened or is no ELF file that we can read.
+    UnreadableObject,
+    /// The object has no symbol that covers the address (stripped, no debug file found).
+    NotInSymbolTable,
+}
+
+/// One frame, symbolized. An address with inlined calls gives several, innermost first, all but the last `inlined`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The return address.
+    pub ip: u64,
+    /// Path of the object as the target names it (`[vdso]`, `[perf map]` where it has none).
+    pub module: Option<String>,
+    /// `ip` as an address of the object: minus its load bias.
+    pub offset: Option<u64>,
+    /// Demangled name.
+    pub function: Option<String>,
+    /// The name as the symbol table has it.
+    pub symbol: Option<String>,
+    /// `ip` minus the function's start. For an inlined function that of the function it was inlined into.
+    pub function_offset: Option<u64>,
+    /// Source file as the debug information names it.
+    pub file: Option<String>,
+    /// Source line of the call.
+    pub line: Option<u32>,
+    /// The function was inlined into the next frame's.
+    pub inlined: bool,
+    /// Why there is no function.
+    pub no_symbol: Option<NoSymbol>,
+}

@@ -1,0 +1,2 @@
+//! Builds, tests, demonstrates and measures memleak: `cargo xtask --help`.
+fn main() {}
