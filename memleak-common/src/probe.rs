@@ -86,8 +86,8 @@ pub struct ProbeRow {
     pub replace_mask: u32,
     /// Where `flags_arg` has one of these bits, the old range stays (MREMAP_DONTUNMAP).
     pub keep_mask: u32,
-    /// Fills up to `constant`; 0.
-    pub reserved2: u32,
+    /// Calls of one group count once when they nest: the outermost (malloc and the mmap inside it).
+    pub group: u32,
     /// For [`size::CONSTANT`].
     pub constant: u64,
 }
@@ -109,7 +109,7 @@ impl ProbeRow {
         reserved: [0; 3],
         replace_mask: 0,
         keep_mask: 0,
-        reserved2: 0,
+        group: 0,
         constant: 0,
     };
 
