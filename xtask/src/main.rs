@@ -1,2 +1,30 @@
 //! Builds, tests, demonstrates and measures memleak: `cargo xtask --help`.
-fn main() {}
+
+mod build_ebpf;
+mod packages;
+mod privilege;
+mod run;
+mod sources;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Builds, tests, demonstrates and measures memleak.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Builds the BPF programs into the object that the tool embeds (memleak/ebpf/)
+    BuildEbpf(build_ebpf::Options),
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::BuildEbpf(options) => build_ebpf::run(&options),
+    }
+}
