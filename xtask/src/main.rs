@@ -5,6 +5,7 @@ mod packages;
 mod privilege;
 mod run;
 mod sources;
+mod test;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -21,10 +22,13 @@ struct Arguments {
 enum Task {
     /// Builds the BPF programs into the object that the tool embeds (memleak/ebpf/)
     BuildEbpf(build_ebpf::Options),
+    /// Checks format and lints, runs all tests, the live ones as root
+    Test(test::Options),
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().task {
         Task::BuildEbpf(options) => build_ebpf::run(&options),
+        Task::Test(options) => test::run(&options),
     }
 }

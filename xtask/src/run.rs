@@ -75,12 +75,6 @@ fn executable(line: &str) -> Option<Executable> {
     Some(Executable { target: target.to_owned(), path: path.into() })
 }
 
-/// Runs the command in silence and tells whether it did its work; one that cannot be started did not.
-pub fn succeeds(command: &mut Command) -> bool {
-    let silent = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    silent.status().is_ok_and(|status| status.success())
-}
-
 /// Where on PATH (or in sbin, which a user's PATH leaves out) a program is.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
