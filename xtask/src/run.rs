@@ -75,6 +75,13 @@ fn executable(line: &str) -> Option<Executable> {
     Some(Executable { target: target.to_owned(), path: path.into() })
 }
 
+/// Builds the tool as users get it and tells where it is.
+pub fn memleak_binary() -> Result<PathBuf> {
+    let built = executables(cargo().args(["build", "--release", "-p", "memleak", "--bin", "memleak"]))?;
+    let memleak = built.into_iter().find(|executable| executable.target == "memleak");
+    Ok(memleak.context("cargo built no `memleak`")?.path)
+}
+
 /// Where on PATH (or in sbin, which a user's PATH leaves out) a program is.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
