@@ -28,12 +28,13 @@ const LLVM: &str = "/usr/lib/llvm-22";
 const BPF_LINKER_VERSION: &str = "0.13.0";
 
 const DEBIAN_PACKAGES: [Package; 4] = [
-    Package { name: "rustc-web", purpose: "a Rust compiler with the BPF target" },
-    Package { name: "cargo-web", purpose: "the cargo that goes with it" },
-    Package { name: "libstd-rust-web-dev-bpf", purpose: "Rust's core library, compiled for BPF" },
+    Package { names: &["rustc-web"], purpose: "a Rust compiler with the BPF target" },
+    Package { names: &["cargo-web"], purpose: "the cargo that goes with it" },
+    Package { names: &["libstd-rust-web-dev-bpf"], purpose: "Rust's core library, compiled for BPF" },
     LLVM_PACKAGE,
 ];
-const LLVM_PACKAGE: Package = Package { name: "llvm-22-dev", purpose: "LLVM, which bpf-linker is built on" };
+const LLVM_PACKAGE: Package =
+    Package { names: &["llvm-22-dev"], purpose: "LLVM, which bpf-linker is built on" };
 
 /// Options of `build-ebpf`.
 #[derive(Args)]
@@ -78,11 +79,13 @@ impl Toolchain {
         if let Some(toolchain) = Self::find() {
             return Ok(toolchain);
         }
-        let has_packages = privilege::is_root()
-            && run::find_program("apt-get").is_some()
-            && packages::available(DEBIAN_PACKAGES[0].name);
-        if has_packages {
-            packages::ensure(&DEBIAN_PACKAGES)?;
+        if privilege::is_root() && run::find_program("apt-get").is_some() {
+            if DEBIAN_PACKAGES[0].available().is_none() {
+                packages::update_lists()?;
+            }
+            if DEBIAN_PACKAGES[0].available().is_some() {
+                packages::ensure(&DEBIAN_PACKAGES)?;
+            }
             if let Some(toolchain) = Self::find() {
                 return Ok(toolchain);
             }
@@ -90,7 +93,7 @@ impl Toolchain {
         bail!(
             "no compiler for BPF here. On Debian: sudo apt-get install {}. Elsewhere: rustup toolchain install nightly \
              --component rust-src",
-            DEBIAN_PACKAGES.map(|package| package.name).join(" ")
+            packages::names(&DEBIAN_PACKAGES)
         )
     }
 

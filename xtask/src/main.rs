@@ -1,12 +1,15 @@
 //! Builds, tests, demonstrates and measures memleak: `cargo xtask --help`.
 
 mod build_ebpf;
+mod demo;
 mod packages;
 mod privilege;
 mod run;
 mod sources;
+mod test;
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// Builds, tests, demonstrates and measures memleak.
@@ -21,10 +24,23 @@ struct Arguments {
 enum Task {
     /// Builds the BPF programs into the object that the tool embeds (memleak/ebpf/)
     BuildEbpf(build_ebpf::Options),
+    /// Traces a leaking program for a few reports and says what there is to see in them
+    Demo,
+    /// Checks format and lints, runs all tests, the live ones as root
+    Test(test::Options),
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
         Task::BuildEbpf(options) => build_ebpf::run(&options),
+        Task::Demo => demo::run(),
+        Task::Test(options) => test::run(&options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

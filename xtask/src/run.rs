@@ -75,10 +75,11 @@ fn executable(line: &str) -> Option<Executable> {
     Some(Executable { target: target.to_owned(), path: path.into() })
 }
 
-/// Runs the command in silence and tells whether it did its work; one that cannot be started did not.
-pub fn succeeds(command: &mut Command) -> bool {
-    let silent = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    silent.status().is_ok_and(|status| status.success())
+/// Builds the tool as users get it and tells where it is.
+pub fn memleak_binary() -> Result<PathBuf> {
+    let built = executables(cargo().args(["build", "--release", "-p", "memleak", "--bin", "memleak"]))?;
+    let memleak = built.into_iter().find(|executable| executable.target == "memleak");
+    Ok(memleak.context("cargo built no `memleak`")?.path)
 }
 
 /// Where on PATH (or in sbin, which a user's PATH leaves out) a program is.
