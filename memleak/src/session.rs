@@ -31,10 +31,14 @@ use crate::{
         read::{Reader, monotonic_ns},
     },
     probe::{
-        plan::{Plan, PlanError, PlanOptions, plan},
-        table::{TABLE, symbol_names},
+        plan::{Plan, PlanError, PlanOptions, plan, symbol_names},
+        table::TABLE,
     },
-    proc::{maps::read_maps, memory::ProcessMemory, status::read_status},
+    proc::{
+        maps::read_maps,
+        memory::{ProcessMemory, ReadMemory},
+        status::read_status,
+    },
     report::{
         Report, StackReport, TargetInfo,
         sink::{Delivery, Sink, SinkError},
@@ -93,6 +97,15 @@ enum Reason {
     TargetsEnded,
     /// Nobody reads the reports.
     ReaderGone,
+}
+
+/// Which of a process's objects are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Objects {
+    /// All.
+    All,
+    /// Those that were not looked at before.
+    New,
 }
 
 /// One traced process.
@@ -176,8 +189,7 @@ impl Session {
         let pid = process.pid;
         let end = process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
         self.add_target(pid, process.comm, end)?;
-        let plan = self.plan_new_objects(pid)?;
-        plan.require_allocator()?;
+        let plan = self.plan(pid, Objects::All)?;
         self.attach(pid, &plan)?;
         // Reads what is mapped, and keeps it: the process may end at any time.
         self.observe(pid);
@@ -193,27 +205,20 @@ impl Session {
         let comm = read_status(pid).map(|status| status.comm).unwrap_or_default();
         self.add_target(pid, comm, end)?;
         loop {
-            let plan = self.plan_new_objects(pid)?;
+            let plan = self.plan(pid, Objects::New)?;
             self.attach(pid, &plan)?;
             self.observe(pid);
             match held.advance().map_err(system)? {
                 Held::Mapped => {}
                 Held::Entry => break,
                 Held::Ended(status) => {
-                    warn!("the command ended before its own code ran ({status})");
-                    break;
+                    return Err(CommandError::ended_early(argv, status).into());
                 }
             }
         }
-        // What IFUNC resolvers have chosen is known by now, and so is whether anything was found at all.
-        if let Some(traced) = self.traced.get_mut(&pid) {
-            traced.planned.clear();
-        }
-        let plan = self.plan_new_objects(pid)?;
+        // What IFUNC resolvers have chosen is known by now, and so is whether there is an allocator at all.
+        let plan = self.plan(pid, Objects::All)?;
         self.attach(pid, &plan)?;
-        if self.probes.is_empty() {
-            plan.require_allocator()?;
-        }
         self.observe(pid);
         self.command = Some(held.release().map_err(system)?);
         Ok(())
@@ -234,24 +239,25 @@ impl Session {
         Ok(())
     }
 
-    /// Plans probes for the objects of a process that were not looked at yet.
-    fn plan_new_objects(&mut self, pid: u32) -> Result<Plan, SessionError> {
+    /// Plans probes for what a process has mapped: for all of it, where that must hold an allocator, or for the
+    /// objects that were not looked at yet.
+    fn plan(&mut self, pid: u32, which: Objects) -> Result<Plan, SessionError> {
         let capture = &self.settings.capture;
-        let mappings = read_maps(pid)
-            .map_err(|source| ProcessError::NotPermitted { pid, source })?;
-        let names = symbol_names(capture.symbols_prefix.as_deref());
-        let mut objects = read_objects(pid, &mappings, &names);
-        if let Some(traced) = self.traced.get_mut(&pid) {
-            objects.retain(|object| traced.planned.insert(object.id));
-        }
-        let memory = ProcessMemory::open(pid).ok();
         let options = PlanOptions {
             object: capture.object.as_deref(),
             symbols_prefix: capture.symbols_prefix.as_deref(),
-            ..PlanOptions::default()
+            already: None,
         };
-        let memory = memory.as_ref().map(|memory| memory as &dyn crate::proc::memory::ReadMemory);
-        let plan = plan(&objects, &options, memory)?;
+        let mappings = read_maps(pid).map_err(|source| ProcessError::NotPermitted { pid, source })?;
+        let mut objects = read_objects(pid, &mappings, &symbol_names(&options));
+        if let Some(traced) = self.traced.get_mut(&pid) {
+            objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
+        }
+        let memory = ProcessMemory::open(pid).ok();
+        let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory))?;
+        if which == Objects::All && plan.is_empty() {
+            return Err(PlanError::nothing_found(&objects, &options).into());
+        }
         for (path, allocator) in &plan.allocators {
             info!("{path}: {allocator}");
         }
@@ -369,7 +375,7 @@ impl Session {
         if !self.traced.contains_key(&pid) {
             return;
         }
-        let planned = self.plan_new_objects(pid).and_then(|plan| self.attach(pid, &plan));
+        let planned = self.plan(pid, Objects::New).and_then(|plan| self.attach(pid, &plan));
         if let Err(error) = planned {
             // It may have ended meanwhile; what was attached before stays.
             info!("{error}");
