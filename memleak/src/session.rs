@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, HashSet},
     io,
-    os::fd::AsFd as _,
     process::{Child, ExitStatus},
     time::{Duration, Instant, SystemTime},
 };
@@ -254,7 +253,7 @@ impl Session {
             objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
         }
         let memory = ProcessMemory::open(pid).ok();
-        let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory))?;
+        let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
         if which == Objects::All && plan.is_empty() {
             return Err(PlanError::nothing_found(&objects, &options).into());
         }
