@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     io,
+    os::fd::{AsFd, AsRawFd},
     process::{Child, ExitStatus},
     time::{Duration, Instant, SystemTime},
 };
@@ -160,7 +161,7 @@ impl Session {
         let mut loaded = load::load(&settings.capture, &settings.report, &rows, settings.verbosity)?;
         info!("loaded the BPF programs in {} ms", millis(begin.elapsed()));
         let log = (settings.verbosity > 0).then(|| bpf_log(&mut loaded.ebpf)).flatten();
-        let events = AsyncFd::with_interest(loaded.events, Interest::READABLE)
+        let events = readable(loaded.events)
             .map_err(|error| SessionError::System("cannot wait for events", error))?;
         Ok(Self {
             settings,
@@ -226,7 +227,7 @@ impl Session {
     /// Makes a process known to the kernel side and waits for its end.
     fn add_target(&mut self, pid: u32, comm: String, end: PidFd) -> Result<(), SessionError> {
         load::add_target(&mut self.ebpf, pid)?;
-        let watch = AsyncFd::with_interest(end, Interest::READABLE)
+        let watch = readable(end)
             .map_err(|error| SessionError::System("cannot wait for a process", error))?;
         let ended = self.ends.0.clone();
         tokio::spawn(async move {
@@ -527,7 +528,7 @@ async fn end_command(
     let end = PidFd::open(child.id()).map_err(system)?;
     // SAFETY: kill(2) takes two integers; the child was not waited for, so the number is still its own.
     unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
-    let end = AsyncFd::with_interest(end, Interest::READABLE).map_err(system)?;
+    let end = readable(end).map_err(system)?;
     tokio::select! {
         _ = end.readable() => { child.wait().map_err(system)?; }
         () = signals.any() => warn!("the command (process {}) goes on", child.id()),
@@ -552,6 +553,12 @@ impl Signals {
             _ = self.terminate.recv() => {}
         }
     }
+}
+
+/// Registers a descriptor of ours for waiting until it is readable.
+fn readable<F: AsFd + AsRawFd>(source: F) -> io::Result<AsyncFd<F>> {
+    // SAFETY: `AsFd` says that the source holds its descriptor open; it is moved into what is returned.
+    unsafe { AsyncFd::register_with_interest(source, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 fn ticks(period: Duration) -> Interval {
@@ -583,7 +590,7 @@ fn event_line(event: &Event, pid: u32) -> Option<EventLine> {
 
 fn bpf_log(ebpf: &mut Ebpf) -> Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>> {
     let logger = EbpfLogger::init(ebpf).inspect_err(|error| debug!("no diagnostics of the BPF side: {error}")).ok()?;
-    AsyncFd::with_interest(logger, Interest::READABLE).ok()
+    readable(logger).ok()
 }
 
 /// Passes on what the BPF side has logged; waits for ever where it does not log.

@@ -5,7 +5,7 @@
 //! entry point on it runs free: ptrace would get in the way of debuggers, leak checkers and speed.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     io,
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{Child, Command, ExitStatus},
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     fn argv(words: &[&str]) -> Vec<OsString> {
-        words.iter().map(|word| OsStr::new(word).to_owned()).collect()
+        words.iter().map(OsString::from).collect()
     }
 
     #[test]
