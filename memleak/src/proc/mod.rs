@@ -2,4 +2,5 @@
 
 pub mod maps;
 pub mod memory;
+pub mod root;
 pub mod status;

@@ -1,0 +1,1 @@
+//! What is traced: processes, a command to start, and the objects they have mapped.
