@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
     path::Path,
 };
 
@@ -136,10 +135,7 @@ pub fn check_object_argument(object: &str) -> Result<(), PlanError> {
 /// `-l` would have it, whatever its version (`c`, `libc.so`, `libc.so.6`; `libc-2.31.so`).
 pub(super) fn names_object(name: &str, object: &Object) -> bool {
     if name.contains('/') {
-        let same_file = Path::new(name).metadata().is_ok_and(|metadata| {
-            let device = (libc::major(metadata.dev()) as i32, libc::minor(metadata.dev()) as i32);
-            object.id == ObjectId { device, inode: metadata.ino() }
-        });
+        let same_file = Path::new(name).metadata().is_ok_and(|metadata| object.id == ObjectId::of(&metadata));
         return object.path == Path::new(name) || same_file;
     }
     let file_name = object.file_name();
