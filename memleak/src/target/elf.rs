@@ -45,8 +45,8 @@ pub enum SymbolKind {
     Indirect,
 }
 
-/// A defined function that other objects could call: global or weak. A local function has its name to itself, a local
-/// `free` is not the allocator's.
+/// A defined function that other source files could call: global, weak, or hidden. A `static` one has its name to itself:
+/// such a `free` is not the allocator's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FunctionSymbol {
     /// Without version (`memalign`, not `memalign@@GLIBC_2.2.5`).
@@ -196,8 +196,11 @@ impl Elf {
         collect_symbols(parsed, names, &segments, &mut symbols);
         let has_interpreter =
             parsed.elf_program_headers().iter().any(|header| header.p_type(endian) == elf::PT_INTERP);
-        let is_static =
-            !has_interpreter && (file_type == elf::ET_EXEC || is_position_independent_program(parsed));
+        // DF_1_PIE tells a static-pie program from a shared object such as the dynamic linker; a name of its own tells
+        // the C library, which can be started, too, from a program.
+        let flags = dynamic_entry(parsed, elf::DT_FLAGS_1).unwrap_or(0);
+        let is_static = !has_interpreter && (file_type == elf::ET_EXEC || flags & elf::DF_1_PIE.0 != 0);
+        let has_name = dynamic_entry(parsed, elf::DT_SONAME).is_some();
         Ok(Self {
             file,
             segments,
@@ -207,7 +210,7 @@ impl Elf {
             is_static,
             is_go: is_go(parsed),
             has_symbol_table: !parsed.elf_symbol_table().is_empty(),
-            is_program: is_static || has_interpreter,
+            is_program: is_static || (has_interpreter && !has_name),
         })
     }
 
@@ -408,7 +411,11 @@ fn segments(parsed: &Parsed<'_>) -> Vec<Segment> {
         .collect()
 }
 
-/// Adds the functions named in `names` that `parsed` defines, global or weak, within the code of `segments`.
+/// Adds the functions named in `names` that `parsed` defines for others to call, within the code of `segments`.
+///
+/// Where a program is position-independent its linker makes hidden functions local ones: glibc's `malloc` is one in a
+/// static-pie program. gold and lld leave the visibility to tell them by; GNU ld does not, and puts them behind those of
+/// all source files, under an `STT_FILE` without a name (bfd/elflink.c, `elf_link_output_extsym`).
 fn collect_symbols(
     parsed: &Parsed<'_>,
     names: &SymbolNames,
@@ -418,27 +425,29 @@ fn collect_symbols(
     let endian = parsed.endian();
     for table in [parsed.elf_dynamic_symbol_table(), parsed.elf_symbol_table()] {
         let strings = string_bytes(parsed, table.string_section());
+        let mut in_a_source_file = true;
         for symbol in table.iter() {
             let kind = match symbol.st_type() {
                 elf::STT_FUNC => SymbolKind::Function,
                 elf::STT_GNU_IFUNC => SymbolKind::Indirect,
+                elf::STT_FILE => {
+                    in_a_source_file = name_at(strings, symbol.st_name(endian)) != Some(b"");
+                    continue;
+                }
                 _ => continue,
             };
-            if !matches!(symbol.st_bind(), elf::STB_GLOBAL | elf::STB_WEAK | elf::STB_GNU_UNIQUE)
-                || symbol.is_undefined(endian)
-            {
-                continue;
-            }
-            let Some(name) = name_at(strings, symbol.st_name(endian)).filter(|name| names.0.contains(*name))
-            else {
-                continue;
+            let was_global = match symbol.st_bind() {
+                elf::STB_GLOBAL | elf::STB_WEAK | elf::STB_GNU_UNIQUE => true,
+                _ => !in_a_source_file || symbol.st_visibility() != elf::STV_DEFAULT,
             };
-            let (vaddr, size) = (symbol.st_value(endian), symbol.st_size(endian));
-            let is_code = |segment: &&Segment| segment.executable && segment.offset_of(vaddr).is_some();
-            if segments.iter().find(is_code).is_none() {
+            let vaddr = symbol.st_value(endian);
+            let is_code = |segment: &Segment| segment.executable && segment.offset_of(vaddr).is_some();
+            if !was_global || symbol.is_undefined(endian) || !segments.iter().any(is_code) {
                 continue;
             }
-            let name = String::from_utf8_lossy(name).into_owned();
+            let name = name_at(strings, symbol.st_name(endian)).filter(|name| names.0.contains(*name));
+            let Some(name) = name.map(|name| String::from_utf8_lossy(name).into_owned()) else { continue };
+            let size = symbol.st_size(endian);
             let known =
                 symbols.entry((name.clone(), vaddr)).or_insert(FunctionSymbol { name, vaddr, size, kind });
             known.size = known.size.max(size);
@@ -459,15 +468,13 @@ fn name_at(strings: &[u8], offset: u32) -> Option<&[u8]> {
     rest.get(..len)
 }
 
-/// `DF_1_PIE` tells a static-pie program from a shared object such as the dynamic linker: neither has an interpreter.
-fn is_position_independent_program(parsed: &Parsed<'_>) -> bool {
+/// The value of the first entry with `tag` in the dynamic table.
+fn dynamic_entry(parsed: &Parsed<'_>, tag: elf::DynamicTag) -> Option<u64> {
     let endian = parsed.endian();
-    parsed
-        .elf_program_headers()
-        .iter()
-        .filter_map(|header| header.dynamic(endian, parsed.data()).ok().flatten())
-        .flatten()
-        .any(|entry| entry.d_tag(endian) == elf::DT_FLAGS_1 && entry.d_val(endian) & elf::DF_1_PIE.0 != 0)
+    let tables = parsed.elf_program_headers().iter();
+    let mut entries =
+        tables.filter_map(|header| header.dynamic(endian, parsed.data()).ok().flatten()).flatten();
+    entries.find(|entry| entry.d_tag(endian) == tag).map(|entry| entry.d_val(endian))
 }
 
 /// Sections that the Go linker writes (cmd/link/internal/ld); `strip` leaves them.
@@ -484,4 +491,64 @@ fn debug_file_path(directory: &Path, build_id: &[u8]) -> Option<PathBuf> {
     let (first, rest) = build_id.split_at_checked(1)?;
     let plausible = (1..=64).contains(&rest.len());
     plausible.then(|| directory.join(hex(first)).join(hex(rest) + ".debug"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn run(program: &str, arguments: &[&Path]) {
+        let status = Command::new(program).args(arguments).status();
+        assert!(status.is_ok_and(|status| status.success()), "{program} {arguments:?}");
+    }
+
+    #[test]
+    fn finds_the_symbols_of_a_stripped_program_in_its_debug_file() {
+        let directory = std::env::temp_dir().join(format!("memleak-elf-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let [source, program, debug] = ["p.c", "p", "p.debug"].map(|name| directory.join(name));
+        std::fs::write(&source, "#include <stdlib.h>\nint main(void) { return !malloc(1); }").unwrap();
+        let flag = Path::new;
+        run("gcc", &[flag("-static"), flag("-Wl,--build-id"), flag("-o"), &program, &source]);
+        let names = SymbolNames::from_iter(["malloc"]);
+        let whole = Elf::read(File::open(&program).unwrap(), &names).unwrap();
+        run("objcopy", &[flag("--only-keep-debug"), &program, &debug]);
+        run("strip", &[&program]);
+
+        let mut stripped = Elf::read(File::open(&program).unwrap(), &names).unwrap();
+        assert!(stripped.is_static() && !stripped.has_symbol_table() && stripped.symbols().is_empty());
+        let place = debug_file_path(&directory, stripped.build_id().unwrap()).unwrap();
+        std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+
+        // Another program's debug file is not believed.
+        std::fs::copy("/proc/self/exe", &place).unwrap();
+        stripped.add_separate_symbols(&directory, &names);
+        assert!(!stripped.has_symbol_table() && stripped.symbols().is_empty());
+
+        std::fs::rename(&debug, &place).unwrap();
+        stripped.add_separate_symbols(&directory, &names);
+        assert!(stripped.has_symbol_table());
+        assert_eq!((stripped.symbols(), stripped.symbols().len()), (whole.symbols(), 1));
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn spells_the_path_of_a_debug_file() {
+        let directory = Path::new("/usr/lib/debug/.build-id");
+        let path = debug_file_path(directory, &[0xab, 0x01, 0xff]);
+        assert_eq!(path.as_deref(), Some(Path::new("/usr/lib/debug/.build-id/ab/01ff.debug")));
+        assert_eq!(debug_file_path(directory, &[0xab]), None);
+        assert_eq!(debug_file_path(directory, &[]), None);
+        assert_eq!(debug_file_path(directory, &[0; 4096]), None);
+    }
+
+    #[test]
+    fn cuts_a_name_at_its_version() {
+        assert_eq!(name_at(b"\0memalign@@GLIBC_2.2.5\0free\0", 1), Some(&b"memalign"[..]));
+        assert_eq!(name_at(b"\0memalign@@GLIBC_2.2.5\0free\0", 23), Some(&b"free"[..]));
+        assert_eq!(name_at(b"\0free", 1), None);
+        assert_eq!(name_at(b"", 7), None);
+    }
 }
