@@ -61,7 +61,7 @@ const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Glibc,
         name: "glibc",
-        markers: &["gnu_get_libc_version", "__libc_memalign", "__libc_mallopt", "__libc_free"],
+        markers: &["gnu_get_libc_version", "__libc_memalign", "__libc_mallopt", "__malloc_info"],
         own_operators: false,
     },
     // The shared one exports only the stages of its loader, a static program has no loader.
