@@ -10,6 +10,9 @@ use crate::{
     snapshot::{Outstanding, Snapshot},
 };
 
+/// For ages: the kernel counts nanoseconds, reports show milliseconds.
+pub(crate) const NANOSECONDS_PER_MS: u64 = 1_000_000;
+
 /// Sums over all stacks that pass the filters, not only the top ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Totals {
@@ -184,7 +187,6 @@ fn list_allocations(
     mut index: FxHashMap<GroupKey, usize>,
     groups: &mut [Group],
 ) {
-    const NANOSECONDS_PER_MS: u64 = 1_000_000;
     index.clear();
     index.extend(groups.iter().enumerate().map(|(at, group)| (group.key, at)));
     let mut lists = vec![Vec::new(); groups.len()];

@@ -53,24 +53,16 @@ fn frame(ip: u64, function: &str, function_offset: u64, place: Option<(&str, u32
 
 fn unknown(ip: u64, module: Option<&str>, offset: Option<u64>, reason: NoSymbol) -> Frame {
     Frame {
+        ip,
         module: module.map(str::to_owned),
         offset,
         function: None,
         symbol: None,
         function_offset: None,
+        file: None,
+        line: None,
+        inlined: false,
         no_symbol: Some(reason),
-        ..frame(ip.max(0x55fc_a689_9000), "", 0, None)
-    }
-    .at(ip)
-}
-
-trait At {
-    fn at(self, ip: u64) -> Self;
-}
-
-impl At for Frame {
-    fn at(self, ip: u64) -> Self {
-        Self { ip, ..self }
     }
 }
 
