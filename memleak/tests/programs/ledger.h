@@ -61,7 +61,7 @@ static inline void *noted(struct site *site, void *block, size_t bytes) {
     return block;
 }
 
-static inline void die(const char *what) {
+__attribute__((noreturn)) static inline void die(const char *what) {
     static const char hint[] = ": target program failed\n";
     if (write(2, what, strlen(what)) < 0 || write(2, hint, sizeof hint - 1) < 0) _exit(98);
     _exit(99);
