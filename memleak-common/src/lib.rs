@@ -24,10 +24,10 @@ assert_sizes! {
     allocation::Allocation = 32,
     event::Event = 48,
     probe::ProbeRow = 40,
-    settings::Settings = 80,
+    settings::Settings = 56,
     stack::StackRecord = 8 + 8 * stack::MAX_STACK_DEPTH,
     thread::PendingCall = 96,
-    thread::Target = 16,
+    thread::Target = 8,
 }
 
 #[cfg(feature = "user")]

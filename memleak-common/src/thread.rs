@@ -1,8 +1,8 @@
-//! Records of traced processes (map `TARGETS`, key: thread group id) and threads (map `THREADS`, key: `pid_tgid`).
+//! Records of traced processes (map `TARGETS`, key: thread group id in the tool's PID namespace) and threads (map `THREADS`, key: `pid_tgid`).
 
 use crate::{allocation::Allocation, stack::StackRecord};
 
-/// Nested calls a thread can have pending: an outer call that ends in a signal handler's calls and so on.
+/// Calls a thread can have pending: one for each group of rows ([`crate::probe::ProbeRow::group`]).
 pub const MAX_PENDING: usize = 4;
 
 /// A traced process.
@@ -11,10 +11,9 @@ pub const MAX_PENDING: usize = 4;
 pub struct Target {
     /// Grows by one with each exec: what was acquired before it is gone.
     pub generation: u32,
-    /// Fills up to `ranges`; 0.
-    pub reserved: u32,
-    /// Outstanding records in the map `RANGES`; a release that finds 0 here need not search.
-    pub ranges: u64,
+    /// Its thread group id in the kernel's first PID namespace, which keys and events carry; 0 until one of its
+    /// threads was seen.
+    pub kernel_tgid: u32,
 }
 
 /// A call that was entered and has not returned.
@@ -37,8 +36,8 @@ pub struct PendingCall {
     pub released_len: u64,
     /// The call's own flags argument.
     pub call_flags: u64,
-    /// Fills up; 0.
-    pub reserved: u64,
+    /// `bpf_ktime_get_ns` at entry.
+    pub time_ns: u64,
     /// The record taken out, to be put back if the call fails.
     pub released: Allocation,
 }
@@ -53,8 +52,10 @@ pub struct ThreadRecord {
     pub depth: u32,
     /// Acquires to go until the next sample.
     pub sample_countdown: u64,
-    /// Stack pointer of the return that was handled last: a tail call makes several returns at one place.
-    pub last_exit_sp: u64,
+    /// The process, as keys and events carry it.
+    pub tgid: u32,
+    /// The thread.
+    pub tid: u32,
     /// Calls that were entered and have not returned.
     pub pending: [PendingCall; MAX_PENDING],
     /// Where a stack is walked into before it is stored.

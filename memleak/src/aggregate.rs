@@ -1,1 +1,205 @@
 //! A snapshot, filtered, grouped by stack, and put in order: still addresses, no names.
+
+use std::cmp::{Ordering, Reverse};
+
+use memleak_common::probe::Resource;
+use rustc_hash::{FxBuildHasher, FxHashMap};
+
+use crate::{
+    settings::{ReportSettings, SortKey},
+    snapshot::{Outstanding, Snapshot},
+};
+
+/// Sums over all stacks that pass the filters, not only the top ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Totals {
+    /// Outstanding bytes.
+    pub bytes: u64,
+    /// Outstanding allocations.
+    pub count: u64,
+    /// Acquires so far.
+    pub acquired: u64,
+    /// Releases so far.
+    pub released: u64,
+}
+
+/// One outstanding allocation, for `-a`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllocationLine {
+    /// Address of the block.
+    pub address: u64,
+    /// Bytes asked for.
+    pub size: u64,
+    /// Milliseconds since it was acquired.
+    pub age_ms: u64,
+}
+
+/// What one group is made of: a stack of one process that acquired one kind of resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupKey {
+    /// Process.
+    pub pid: u32,
+    /// What it acquired.
+    pub resource: Resource,
+    /// Key into [`Snapshot::stacks`]; one that is missing there has no known stack.
+    pub stack_id: u64,
+}
+
+/// The outstanding allocations of one stack. Bytes, count and growth are scaled by the sample rate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Whose they are.
+    pub key: GroupKey,
+    /// Outstanding bytes.
+    pub bytes: u64,
+    /// Outstanding allocations.
+    pub count: u64,
+    /// Age of the oldest, in nanoseconds.
+    pub oldest_ns: u64,
+    /// Age of the newest, in nanoseconds.
+    pub newest_ns: u64,
+    /// Bytes now minus bytes in the report before (0 where it was not in it).
+    pub growth: i128,
+    /// With `-a`: one for each outstanding allocation that was captured, oldest first, then by address. Not scaled.
+    pub allocations: Option<Vec<AllocationLine>>,
+}
+
+/// What the report before held: bytes by group, for [`SortKey::Growth`]. Starts empty.
+#[derive(Clone, Debug, Default)]
+pub struct History(FxHashMap<GroupKey, u64>);
+
+/// A snapshot in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Aggregated {
+    /// Sums over all groups, also those that are not in `groups`.
+    pub totals: Totals,
+    /// The top groups in the order of the settings' sort key.
+    pub groups: Vec<Group>,
+}
+
+/// Groups what is outstanding in `snapshot` by process, resource and stack, and keeps the top groups.
+///
+/// `ignore_older` takes allocations of any age in, whatever `-o` says: in the last report of a target that has ended
+/// nothing is young. `history` is what the call before left there; it is brought up to date.
+pub fn aggregate(
+    snapshot: &Snapshot,
+    settings: &ReportSettings,
+    ignore_older: bool,
+    history: &mut History,
+) -> Aggregated {
+    let youngest_ns =
+        if ignore_older { 0 } else { u64::try_from(settings.older.as_nanos()).unwrap_or(u64::MAX) };
+    let rate = settings.sample_rate.max(1);
+    let (mut groups, index) = group(snapshot, youngest_ns);
+    let mut totals = Totals {
+        acquired: snapshot.acquired.saturating_mul(rate),
+        released: snapshot.released.saturating_mul(rate),
+        ..Totals::default()
+    };
+    for group in &mut groups {
+        group.bytes = group.bytes.saturating_mul(rate);
+        group.count = group.count.saturating_mul(rate);
+        let before = history.0.get(&group.key).copied().unwrap_or(0);
+        group.growth = i128::from(group.bytes) - i128::from(before);
+        totals.bytes = totals.bytes.saturating_add(group.bytes);
+        totals.count = totals.count.saturating_add(group.count);
+    }
+    history.0 = groups.iter().map(|group| (group.key, group.bytes)).collect();
+    let order = |a: &Group, b: &Group| compare(snapshot, settings.sort, a, b);
+    if settings.top == 0 {
+        groups.clear();
+    } else if groups.len() > settings.top {
+        // Only the top is put in order: most groups of a large target are never printed.
+        groups.select_nth_unstable_by(settings.top - 1, order);
+        groups.truncate(settings.top);
+    }
+    groups.sort_unstable_by(order);
+    if settings.show_allocs {
+        list_allocations(snapshot, youngest_ns, index, &mut groups);
+    }
+    Aggregated { totals, groups }
+}
+
+/// All groups (not scaled, in no order that matters), and the place that each key had among them.
+fn group(snapshot: &Snapshot, youngest_ns: u64) -> (Vec<Group>, FxHashMap<GroupKey, usize>) {
+    let mut groups: Vec<Group> = Vec::with_capacity(snapshot.stacks.len());
+    let mut index: FxHashMap<GroupKey, usize> =
+        FxHashMap::with_capacity_and_hasher(snapshot.stacks.len(), FxBuildHasher);
+    for (outstanding, age_ns) in old_enough(snapshot, youngest_ns) {
+        let key = key_of(outstanding);
+        let at = *index.entry(key).or_insert_with(|| {
+            groups.push(Group {
+                key,
+                bytes: 0,
+                count: 0,
+                oldest_ns: age_ns,
+                newest_ns: age_ns,
+                growth: 0,
+                allocations: None,
+            });
+            groups.len() - 1
+        });
+        let group = &mut groups[at];
+        group.bytes = group.bytes.saturating_add(outstanding.size);
+        group.count += 1;
+        group.oldest_ns = group.oldest_ns.max(age_ns);
+        group.newest_ns = group.newest_ns.min(age_ns);
+    }
+    (groups, index)
+}
+
+fn key_of(outstanding: &Outstanding) -> GroupKey {
+    GroupKey { pid: outstanding.pid, resource: outstanding.resource, stack_id: outstanding.stack_id }
+}
+
+/// What is outstanding for `youngest_ns` at least, each with its age in nanoseconds. A record that was made while the
+/// snapshot was being read is of age 0.
+fn old_enough(snapshot: &Snapshot, youngest_ns: u64) -> impl Iterator<Item = (&Outstanding, u64)> {
+    snapshot.outstanding.iter().filter_map(move |outstanding| {
+        let age_ns = snapshot.time_ns.saturating_sub(outstanding.time_ns);
+        (age_ns >= youngest_ns).then_some((outstanding, age_ns))
+    })
+}
+
+/// The order of two groups: the sort key, then size, then count, then the stack itself, so that the same snapshot gives
+/// the same report. The stack's addresses go before its id, which is a mere hash of them.
+fn compare(snapshot: &Snapshot, sort: SortKey, a: &Group, b: &Group) -> Ordering {
+    let by_key = match sort {
+        SortKey::Size => Ordering::Equal,
+        SortKey::Count => b.count.cmp(&a.count),
+        SortKey::Age => b.oldest_ns.cmp(&a.oldest_ns),
+        SortKey::Growth => b.growth.cmp(&a.growth),
+    };
+    let ips = |group: &Group| snapshot.stacks.get(&group.key.stack_id).map(|stack| stack.ips.as_slice());
+    by_key
+        .then_with(|| (b.bytes, b.count).cmp(&(a.bytes, a.count)))
+        .then_with(|| ips(a).cmp(&ips(b)))
+        .then_with(|| a.key.cmp(&b.key))
+}
+
+/// Fills [`Group::allocations`] of the groups that are left. `index` is taken for its keys' memory alone.
+fn list_allocations(
+    snapshot: &Snapshot,
+    youngest_ns: u64,
+    mut index: FxHashMap<GroupKey, usize>,
+    groups: &mut [Group],
+) {
+    const NANOSECONDS_PER_MS: u64 = 1_000_000;
+    index.clear();
+    index.extend(groups.iter().enumerate().map(|(at, group)| (group.key, at)));
+    let mut lists = vec![Vec::new(); groups.len()];
+    for (outstanding, age_ns) in old_enough(snapshot, youngest_ns) {
+        if let Some(&at) = index.get(&key_of(outstanding)) {
+            lists[at].push((Reverse(age_ns), outstanding.address, outstanding.size));
+        }
+    }
+    for (group, mut list) in groups.iter_mut().zip(lists) {
+        list.sort_unstable();
+        let lines = list.into_iter().map(|(Reverse(age_ns), address, size)| AllocationLine {
+            address,
+            size,
+            age_ms: age_ns / NANOSECONDS_PER_MS,
+        });
+        group.allocations = Some(lines.collect());
+    }
+}

@@ -6,6 +6,8 @@
 pub mod aggregate;
 pub mod bpf;
 pub mod cli;
+pub mod escape;
+pub mod exit;
 pub mod probe;
 pub mod proc;
 pub mod report;
