@@ -88,7 +88,8 @@ fn arguments_are_right_at_shifted_places() {
     ] {
         let library = build("plain_allocator.c", Link::Library, flags);
         let program = build("one_function.c", Link::Dynamic, &[text(&library)]);
-        for function in ["malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc", "memalign", "free"] {
+        for function in ["malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc", "memalign", "free"]
+        {
             let outcome = trace_command(&EVERYTHING, &[text(&program), function]);
             println!("{flags:?} {function}");
             assert_eq!(outcome.code, 0, "{:?}", outcome.ended);
@@ -101,11 +102,8 @@ fn arguments_are_right_at_shifted_places() {
 
 #[test]
 fn endbr64_is_where_the_test_above_wants_it() {
-    let library = build(
-        "plain_allocator.c",
-        Link::Library,
-        &["-O2", "-fcf-protection=full", "-fomit-frame-pointer"],
-    );
+    let library =
+        build("plain_allocator.c", Link::Library, &["-O2", "-fcf-protection=full", "-fomit-frame-pointer"]);
     let output = Command::new("objdump")
         .args(["-d", "--disassemble=malloc", text(&library)])
         .output()

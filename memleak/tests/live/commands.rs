@@ -84,7 +84,9 @@ fn command_line_is_split_as_a_shell_would() {
 fn exit_status_is_passed_on() {
     let _alone = alone();
     let program = early_program();
-    for (how, number, expected) in [("exit", "0", 0), ("exit", "3", 3), ("signal", "9", 137), ("signal", "15", 143)] {
+    for (how, number, expected) in
+        [("exit", "0", 0), ("exit", "3", 3), ("signal", "9", 137), ("signal", "15", 143)]
+    {
         let outcome = trace_command(&["-T", "1000"], &[text(&program), how, number]);
         assert_eq!(outcome.code, expected, "{how} {number}: {:?}", outcome.ended);
         assert_eq!(outcome.last_report().site("site_main"), (99, 1));
@@ -129,7 +131,8 @@ fn a_command_that_outlives_the_last_report_is_terminated() {
     let _alone = alone();
     let file = scratch_dir().join(format!("outlives-{}", std::process::id()));
     let script = "trap 'echo terminated; exit 0' TERM; echo started; while :; do sleep 0.05; done";
-    let mut tracer = Tracer::start(&["--json", "-v", "--output", text(&file), "1", "1", "--", "bash", "-c", script]);
+    let mut tracer =
+        Tracer::start(&["--json", "-v", "--output", text(&file), "1", "1", "--", "bash", "-c", script]);
     tracer.running().expect("started");
     let outcome = tracer.wait();
     assert_eq!(outcome.code, 0, "{:?}", outcome.ended);

@@ -9,7 +9,8 @@ use std::{
 };
 
 /// Our BPF programs' names, as the kernel keeps them (15 bytes at most).
-const PROGRAMS: [&str; 5] = ["acquire_enter", "acquire_exit", "release_enter", "abandon_enter", "mappings_enter"];
+const PROGRAMS: [&str; 5] =
+    ["acquire_enter", "acquire_exit", "release_enter", "abandon_enter", "mappings_enter"];
 
 /// How long the kernel may take to free what its last user has left (it waits for an RCU grace period).
 const KERNEL_PATIENCE: Duration = Duration::from_secs(20);

@@ -44,6 +44,8 @@ pub struct Stack {
     pub oldest_ms: Option<u64>,
     pub newest_ms: Option<u64>,
     pub truncated: bool,
+    /// Ours beyond the spec.
+    pub pid: u32,
     pub frames: Vec<Frame>,
     pub allocations: Option<Vec<Allocation>>,
 }
@@ -134,8 +136,7 @@ impl Report {
         let wrong: Vec<String> = names
             .into_iter()
             .filter_map(|name| {
-                let (truth, told) =
-                    (ledger.get(name).copied(), sites.get(name).copied().unwrap_or_default());
+                let (truth, told) = (ledger.get(name).copied(), sites.get(name).copied().unwrap_or_default());
                 let truth = truth.unwrap_or(Amount { bytes: 0, count: Some(0) });
                 let same = truth.bytes == told.bytes
                     && truth.count.is_none_or(|count| count == told.count.unwrap_or(0));
@@ -143,6 +144,7 @@ impl Report {
             })
             .collect();
         assert!(wrong.is_empty(), "{}\nreport:\n{}", wrong.join("\n"), self.describe());
+        assert!(self.stacks.iter().all(|stack| !stack.truncated), "{}", self.describe());
         self.assert_sums();
     }
 

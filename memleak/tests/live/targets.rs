@@ -77,6 +77,9 @@ fn a_forked_child_is_followed_when_asked() {
     let (report, ledger, child) = fork_under_trace(&["--follow-forks"]);
     assert_sites(&report, &ledger);
     assert!(report.target.pids.contains(&child), "{:?}", report.target);
+    for stack in report.stacks.iter().filter(|stack| stack.site().is_some()) {
+        assert_eq!(stack.pid == child, stack.site() == Some("site_child"), "{}", report.describe());
+    }
 }
 
 #[test]
@@ -213,16 +216,17 @@ fn several_targets_at_once() {
     let _alone = alone();
     let program = build("sizes.c", Link::Dynamic, &[]);
     let other = build("sizes.c", Link::Static, &[]);
-    let mut targets: Vec<Running> =
-        [&program, &program, &other].into_iter().map(|path| Running::start(&mut Command::new(path))).collect();
+    let mut targets: Vec<Running> = [&program, &program, &other]
+        .into_iter()
+        .map(|path| Running::start(&mut Command::new(path)))
+        .collect();
     for target in &mut targets {
         target.expect("READY");
     }
     let pids: Vec<String> = targets.iter().map(|target| target.pid().to_string()).collect();
     let both = format!("{},{}", pids[0], pids[1]);
-    let mut tracer = Tracer::start(
-        &[&["--json", "-v", "-p", &both, "-p", &pids[2]][..], &EVERYTHING[..]].concat(),
-    );
+    let mut tracer =
+        Tracer::start(&[&["--json", "-v", "-p", &both, "-p", &pids[2]][..], &EVERYTHING[..]].concat());
     tracer.wait_attached();
     for target in &mut targets {
         target.tell("small");
@@ -236,6 +240,8 @@ fn several_targets_at_once() {
     let mut told = report.target.pids.clone();
     told.sort_unstable();
     assert_eq!(told, expected);
+    assert_eq!((report.target.kind.as_str(), report.schema), ("process", 1));
+    assert!(report.target.comm.starts_with("sizes-"), "{:?}", report.target);
 }
 
 #[test]

@@ -115,7 +115,8 @@ impl Tracer {
     /// Waits for the end.
     pub fn wait(self) -> Outcome {
         let ended = self.running.end();
-        let reports = ended.stdout.iter().filter(|l| l.starts_with('{')).map(|l| Report::parse(l)).collect();
+        let reports =
+            ended.stdout.iter().filter(|l| l.starts_with("{\"schema\"")).map(|l| Report::parse(l)).collect();
         Outcome { code: process::code(ended.status), reports, ended }
     }
 
