@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io::{BufRead as _, BufReader},
     os::unix::fs::FileExt as _,
     process::{Command, Stdio},
 };
@@ -164,12 +165,16 @@ fn nobody_reads_the_reports() {
             .stderr(Stdio::piped())
             .spawn()
             .expect("memleak");
-        drop(child.stdout.take());
+        let mut first_line = String::new();
+        let mut reports = BufReader::new(child.stdout.take().expect("piped"));
+        reports.read_line(&mut first_line).expect("reading");
+        drop(reports);
         let ended = wait_for_end(child.id(), crate::process::PATIENCE);
         if !ended {
             child.kill().expect("killing");
         }
         let output = child.wait_with_output().expect("waiting");
+        assert!(!first_line.is_empty(), "it never printed anything: {output:?}");
         assert!(ended, "it goes on although nobody reads: {output:?}");
         assert_eq!(code(output.status), 0, "{output:?}");
         assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -6,6 +6,7 @@ use std::{
     hash::{Hash as _, Hasher as _},
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
 };
 
 /// How a program is linked.
@@ -59,6 +60,8 @@ pub fn scratch_dir() -> PathBuf {
 /// Compiles `source` (a file of `tests/programs`) and returns the program's path. Built once for the same sources and
 /// flags.
 pub fn build(source: &str, link: Link, flags: &[&str]) -> PathBuf {
+    static COMPILING: Mutex<()> = Mutex::new(());
+    let _compiling = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
     let compiler = match (link, Path::new(source).extension().and_then(|e| e.to_str())) {
         (Link::Musl, _) => "musl-gcc",
