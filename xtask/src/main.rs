@@ -1,5 +1,6 @@
 //! Builds, tests, demonstrates and measures memleak: `cargo xtask --help`.
 
+mod bench;
 mod build_ebpf;
 mod demo;
 mod packages;
@@ -22,6 +23,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Measures what tracing costs, beside the bare traps and bcc's memleak
+    Bench(bench::Options),
     /// Builds the BPF programs into the object that the tool embeds (memleak/ebpf/)
     BuildEbpf(build_ebpf::Options),
     /// Traces a leaking program for a few reports and says what there is to see in them
@@ -32,6 +35,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
+        Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),

@@ -22,6 +22,13 @@ pub fn cargo() -> Command {
     command
 }
 
+/// git, in the repository's root.
+pub fn git() -> Command {
+    let mut command = Command::new("git");
+    command.current_dir(root());
+    command
+}
+
 /// The command as a line that can be pasted into a shell (near enough for a log).
 pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
