@@ -91,6 +91,8 @@ pub fn count(stat: Stat) {
 pub enum Wake {
     /// At once.
     Now,
+    /// At once, unless it is still reading.
+    Soon,
     /// When the buffer is half full; else it looks by itself, at each report.
     Lazily,
 }
@@ -104,6 +106,7 @@ pub fn send(event: &Event, wake: Wake) {
     const HALF_FULL: u64 = 2 << 20;
     let flags = match wake {
         Wake::Now => BPF_RB_FORCE_WAKEUP,
+        Wake::Soon => 0,
         Wake::Lazily if EVENTS.query(BPF_RB_AVAIL_DATA) > HALF_FULL => BPF_RB_FORCE_WAKEUP,
         Wake::Lazily => BPF_RB_NO_WAKEUP,
     };

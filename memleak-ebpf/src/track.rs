@@ -51,7 +51,9 @@ pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
         call.time_ns = now();
         call.released_handle = args.get(row.release_arg);
         call.released_len = args.get(row.release_len_arg);
-        if call.has_released == 0 && call.released_handle != 0 {
+        // A range of length 0 is not released (mremap then makes a second mapping of the first).
+        let nothing = call.released_handle == 0 || (row.flags & flags::RANGE != 0 && call.released_len == 0);
+        if call.has_released == 0 && !nothing {
             take_out(thread.tgid, row, &mut call);
         }
     }
@@ -194,7 +196,7 @@ fn record(
             time_ns: allocation.time_ns,
             stack_id: allocation.stack_id,
         };
-        send(&event, Wake::Lazily);
+        send(&event, Wake::Soon);
     }
     Some(())
 }
@@ -335,7 +337,7 @@ fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
     }
     let pages = pages(call.released_len);
     if pages == 0 {
-        return; // mremap of length 0 makes a second mapping and keeps the old one
+        return;
     }
     let known = if call.has_released != 0 { pages_of(&call.released) } else { 0 };
     if known > pages {
@@ -416,7 +418,7 @@ fn send_release(tgid: u32, tid: u32, row: &ProbeRow, handle: u64, size: u64) {
         time_ns: now(),
         stack_id: 0,
     };
-    send(&event, Wake::Lazily);
+    send(&event, Wake::Soon);
 }
 
 /// One in `rate`: counted for each thread, the gaps drawn evenly from 1 to 2 `rate` - 1, so that a pattern in the

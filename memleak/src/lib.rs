@@ -11,6 +11,7 @@ pub mod exit;
 pub mod probe;
 pub mod proc;
 pub mod report;
+pub mod session;
 pub mod settings;
 pub mod snapshot;
 pub mod symbolize;

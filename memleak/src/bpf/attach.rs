@@ -17,7 +17,10 @@ use aya::{
 };
 
 use super::{BpfError, chain, load::program, os_error};
-use crate::probe::plan::{AttachPoint, ProgramKind};
+use crate::{
+    probe::plan::{AttachPoint, ProgramKind},
+    target::object::ObjectId,
+};
 
 /// The processes in which a probe fires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,7 +35,7 @@ pub enum Scope {
 #[derive(Default)]
 pub struct Probes {
     links: Vec<UProbeLink>,
-    attached: HashSet<(Scope, AttachPoint)>,
+    attached: HashSet<(Scope, ObjectId, u32, ProgramKind)>,
 }
 
 /// How attaching a plan went.
@@ -58,7 +61,7 @@ impl Probes {
         let start = Instant::now();
         let mut outcome = Outcome::default();
         for point in points {
-            if !self.attached.insert((scope, point.clone())) {
+            if !self.attached.insert((scope, point.object, point.row, point.program)) {
                 continue;
             }
             let name = program_name(point.program, traps_only);

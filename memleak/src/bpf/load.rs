@@ -4,13 +4,14 @@ use std::os::unix::fs::MetadataExt as _;
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Array, MapData, RingBuf},
+    maps::{Array, HashMap, MapData, RingBuf},
     programs::{Program, RawTracePoint, UProbe},
     util::KernelVersion,
 };
 use memleak_common::{
     probe::{MAX_PROBES, ProbeRow},
     settings::{Settings as KernelSettings, flags},
+    thread::Target,
 };
 
 use super::{BpfError, chain, os_error};
@@ -131,6 +132,20 @@ fn fill_rows(ebpf: &mut Ebpf, rows: &[ProbeRow]) -> Result<(), BpfError> {
         probes.set(index, row, 0).map_err(error)?;
     }
     Ok(())
+}
+
+/// Makes a process (its number in our PID namespace) known to the programs.
+pub fn add_target(ebpf: &mut Ebpf, pid: u32) -> Result<(), BpfError> {
+    const MAP: &str = "TARGETS";
+    let error = |error: aya::maps::MapError| BpfError::Map { map: MAP, reason: chain(&error) };
+    let map = ebpf.map_mut(MAP).ok_or(BpfError::Missing("map TARGETS"))?;
+    let mut targets: HashMap<_, u32, Target> = HashMap::try_from(map).map_err(error)?;
+    const BPF_NOEXIST: u64 = 1;
+    match targets.insert(pid, Target::default(), BPF_NOEXIST) {
+        // The fork that made it has entered it already.
+        Err(aya::maps::MapError::SyscallError(call)) if call.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        result => result.map_err(error),
+    }
 }
 
 fn load_programs(ebpf: &mut Ebpf, traps_only: bool) -> Result<(), BpfError> {

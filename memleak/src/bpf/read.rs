@@ -28,12 +28,22 @@ pub struct Reader {
     stacks: HashMap<u64, Stack>,
     /// Ranges unmapped in part, as long as a record overlaps one.
     unmaps: Vec<Unmap>,
+    /// Numbers of processes, ours by the kernel side's.
+    pids: HashMap<u32, u32>,
 }
 
 impl Reader {
     /// Remembers that a range was unmapped of which the kernel side knows no record that begins there.
     pub fn unmapped(&mut self, unmap: Unmap) {
         self.unmaps.push(unmap);
+    }
+
+    /// The number in our PID namespace of the process that the kernel side calls `tgid`.
+    pub fn pid_of(&mut self, ebpf: &Ebpf, tgid: u32) -> Result<u32, BpfError> {
+        if !self.pids.contains_key(&tgid) {
+            self.pids = targets(ebpf)?.0.into_iter().map(|(tgid, (pid, _))| (tgid, pid)).collect();
+        }
+        Ok(self.pids.get(&tgid).copied().unwrap_or(tgid))
     }
 
     /// One stack.

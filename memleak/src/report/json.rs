@@ -13,7 +13,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde::{Serialize, Serializer};
 use serde_json::ser::Formatter;
 
-use super::{AllocationLine, Report, StackReport, TargetInfo, Totals, resource_name};
+use super::{AllocationLine, Report, StackReport, TargetInfo, Totals};
 use crate::{
     escape::acts_on_terminal,
     snapshot::Lost,
@@ -126,7 +126,7 @@ struct JsonStack<'a> {
 impl<'a> From<&'a StackReport> for JsonStack<'a> {
     fn from(stack: &'a StackReport) -> Self {
         Self {
-            resource: resource_name(stack.resource),
+            resource: stack.resource.name(),
             bytes: stack.bytes,
             count: stack.count,
             oldest_ms: stack.oldest_ms,

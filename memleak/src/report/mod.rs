@@ -91,11 +91,3 @@ pub struct Report {
     /// The top stacks, in order.
     pub stacks: Vec<StackReport>,
 }
-
-/// A resource's name in reports and on the command line (spec section 6).
-pub fn resource_name(resource: Resource) -> &'static str {
-    match resource {
-        Resource::Heap => "heap",
-        Resource::Mmap => "mmap",
-    }
-}

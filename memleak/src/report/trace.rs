@@ -8,7 +8,7 @@ use std::{
 use memleak_common::probe::Resource;
 use serde::Serialize;
 
-use super::{json, resource_name, text};
+use super::{json, text};
 use crate::{report::text::TextOptions, symbolize::Frame};
 
 /// What happened.
@@ -60,7 +60,7 @@ pub fn write_event_text(event: &EventLine, options: &TextOptions, out: &mut dyn 
         event.pid,
         event.tid,
         event.kind.name(),
-        resource_name(event.resource),
+        event.resource.name(),
         event.address,
         event.size,
     )?;
@@ -76,7 +76,7 @@ pub fn write_event_json(event: &EventLine, out: &mut dyn Write) -> io::Result<()
             time: json::rfc3339(event.time),
             pid: event.pid,
             tid: event.tid,
-            resource: resource_name(event.resource),
+            resource: event.resource.name(),
             address: json::Hex(event.address),
             size: event.size,
             frames: json::frames(&event.frames),
