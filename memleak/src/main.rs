@@ -13,13 +13,13 @@ use memleak::{
 fn main() -> ExitCode {
     let settings = match Settings::from_args(std::env::args_os()) {
         Ok(settings) => settings,
-        Err(message) => return message.emit(),
+        Err(message) => return ExitCode::from(message.emit()),
     };
     let error_exitcode = settings.error_exitcode;
     StderrLog::install(settings.verbosity);
     match run(settings) {
         Ok(ended) => ExitCode::from(exit::of_run(error_exitcode, ended.outstanding, ended.command)),
-        Err(error) => ExitMessage::error(exit::FAILED, &format!("{error:#}")).emit(),
+        Err(error) => ExitCode::from(ExitMessage::error(exit::FAILED, &format!("{error:#}")).emit()),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd, AsRawFd},
     process::{Child, ExitStatus},
     time::{Duration, Instant, SystemTime},
 };
@@ -31,10 +31,14 @@ use crate::{
         read::{Reader, monotonic_ns},
     },
     probe::{
-        plan::{Plan, PlanError, PlanOptions, plan},
-        table::{TABLE, symbol_names},
+        plan::{Plan, PlanError, PlanOptions, plan, symbol_names},
+        table::TABLE,
     },
-    proc::{maps::read_maps, memory::ProcessMemory, status::read_status},
+    proc::{
+        maps::read_maps,
+        memory::{ProcessMemory, ReadMemory},
+        status::read_status,
+    },
     report::{
         Report, StackReport, TargetInfo,
         sink::{Delivery, Sink, SinkError},
@@ -95,6 +99,15 @@ enum Reason {
     ReaderGone,
 }
 
+/// Which of a process's objects are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Objects {
+    /// All.
+    All,
+    /// Those that were not looked at before.
+    New,
+}
+
 /// One traced process.
 struct Traced {
     comm: String,
@@ -148,7 +161,7 @@ impl Session {
         let mut loaded = load::load(&settings.capture, &settings.report, &rows, settings.verbosity)?;
         info!("loaded the BPF programs in {} ms", millis(begin.elapsed()));
         let log = (settings.verbosity > 0).then(|| bpf_log(&mut loaded.ebpf)).flatten();
-        let events = AsyncFd::with_interest(loaded.events, Interest::READABLE)
+        let events = readable(loaded.events)
             .map_err(|error| SessionError::System("cannot wait for events", error))?;
         Ok(Self {
             settings,
@@ -176,8 +189,7 @@ impl Session {
         let pid = process.pid;
         let end = process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
         self.add_target(pid, process.comm, end)?;
-        let plan = self.plan_new_objects(pid)?;
-        plan.require_allocator()?;
+        let plan = self.plan(pid, Objects::All)?;
         self.attach(pid, &plan)?;
         // Reads what is mapped, and keeps it: the process may end at any time.
         self.observe(pid);
@@ -193,27 +205,20 @@ impl Session {
         let comm = read_status(pid).map(|status| status.comm).unwrap_or_default();
         self.add_target(pid, comm, end)?;
         loop {
-            let plan = self.plan_new_objects(pid)?;
+            let plan = self.plan(pid, Objects::New)?;
             self.attach(pid, &plan)?;
             self.observe(pid);
             match held.advance().map_err(system)? {
                 Held::Mapped => {}
                 Held::Entry => break,
                 Held::Ended(status) => {
-                    warn!("the command ended before its own code ran ({status})");
-                    break;
+                    return Err(CommandError::ended_early(argv, status).into());
                 }
             }
         }
-        // What IFUNC resolvers have chosen is known by now, and so is whether anything was found at all.
-        if let Some(traced) = self.traced.get_mut(&pid) {
-            traced.planned.clear();
-        }
-        let plan = self.plan_new_objects(pid)?;
+        // What IFUNC resolvers have chosen is known by now, and so is whether there is an allocator at all.
+        let plan = self.plan(pid, Objects::All)?;
         self.attach(pid, &plan)?;
-        if self.probes.is_empty() {
-            plan.require_allocator()?;
-        }
         self.observe(pid);
         self.command = Some(held.release().map_err(system)?);
         Ok(())
@@ -222,7 +227,7 @@ impl Session {
     /// Makes a process known to the kernel side and waits for its end.
     fn add_target(&mut self, pid: u32, comm: String, end: PidFd) -> Result<(), SessionError> {
         load::add_target(&mut self.ebpf, pid)?;
-        let watch = AsyncFd::with_interest(end, Interest::READABLE)
+        let watch = readable(end)
             .map_err(|error| SessionError::System("cannot wait for a process", error))?;
         let ended = self.ends.0.clone();
         tokio::spawn(async move {
@@ -234,24 +239,25 @@ impl Session {
         Ok(())
     }
 
-    /// Plans probes for the objects of a process that were not looked at yet.
-    fn plan_new_objects(&mut self, pid: u32) -> Result<Plan, SessionError> {
+    /// Plans probes for what a process has mapped: for all of it, where that must hold an allocator, or for the
+    /// objects that were not looked at yet.
+    fn plan(&mut self, pid: u32, which: Objects) -> Result<Plan, SessionError> {
         let capture = &self.settings.capture;
-        let mappings = read_maps(pid)
-            .map_err(|source| ProcessError::NotPermitted { pid, source })?;
-        let names = symbol_names(capture.symbols_prefix.as_deref());
-        let mut objects = read_objects(pid, &mappings, &names);
-        if let Some(traced) = self.traced.get_mut(&pid) {
-            objects.retain(|object| traced.planned.insert(object.id));
-        }
-        let memory = ProcessMemory::open(pid).ok();
         let options = PlanOptions {
             object: capture.object.as_deref(),
             symbols_prefix: capture.symbols_prefix.as_deref(),
-            ..PlanOptions::default()
+            already: None,
         };
-        let memory = memory.as_ref().map(|memory| memory as &dyn crate::proc::memory::ReadMemory);
-        let plan = plan(&objects, &options, memory)?;
+        let mappings = read_maps(pid).map_err(|source| ProcessError::NotPermitted { pid, source })?;
+        let mut objects = read_objects(pid, &mappings, &symbol_names(&options));
+        if let Some(traced) = self.traced.get_mut(&pid) {
+            objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
+        }
+        let memory = ProcessMemory::open(pid).ok();
+        let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
+        if which == Objects::All && plan.is_empty() {
+            return Err(PlanError::nothing_found(&objects, &options).into());
+        }
         for (path, allocator) in &plan.allocators {
             info!("{path}: {allocator}");
         }
@@ -369,7 +375,7 @@ impl Session {
         if !self.traced.contains_key(&pid) {
             return;
         }
-        let planned = self.plan_new_objects(pid).and_then(|plan| self.attach(pid, &plan));
+        let planned = self.plan(pid, Objects::New).and_then(|plan| self.attach(pid, &plan));
         if let Err(error) = planned {
             // It may have ended meanwhile; what was attached before stays.
             info!("{error}");
@@ -522,7 +528,7 @@ async fn end_command(
     let end = PidFd::open(child.id()).map_err(system)?;
     // SAFETY: kill(2) takes two integers; the child was not waited for, so the number is still its own.
     unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
-    let end = AsyncFd::with_interest(end, Interest::READABLE).map_err(system)?;
+    let end = readable(end).map_err(system)?;
     tokio::select! {
         _ = end.readable() => { child.wait().map_err(system)?; }
         () = signals.any() => warn!("the command (process {}) goes on", child.id()),
@@ -547,6 +553,12 @@ impl Signals {
             _ = self.terminate.recv() => {}
         }
     }
+}
+
+/// Registers a descriptor of ours for waiting until it is readable.
+fn readable<F: AsFd + AsRawFd>(source: F) -> io::Result<AsyncFd<F>> {
+    // SAFETY: `AsFd` says that the source holds its descriptor open; it is moved into what is returned.
+    unsafe { AsyncFd::register_with_interest(source, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 fn ticks(period: Duration) -> Interval {
@@ -578,7 +590,7 @@ fn event_line(event: &Event, pid: u32) -> Option<EventLine> {
 
 fn bpf_log(ebpf: &mut Ebpf) -> Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>> {
     let logger = EbpfLogger::init(ebpf).inspect_err(|error| debug!("no diagnostics of the BPF side: {error}")).ok()?;
-    AsyncFd::with_interest(logger, Interest::READABLE).ok()
+    readable(logger).ok()
 }
 
 /// Passes on what the BPF side has logged; waits for ever where it does not log.

@@ -17,10 +17,7 @@ use aya::{
 };
 
 use super::{BpfError, chain, load::program, os_error};
-use crate::{
-    probe::plan::{AttachPoint, ProgramKind},
-    target::object::ObjectId,
-};
+use crate::probe::plan::{AttachPoint, PointKey, ProgramKind};
 
 /// The processes in which a probe fires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,7 +32,7 @@ pub enum Scope {
 #[derive(Default)]
 pub struct Probes {
     links: Vec<UProbeLink>,
-    attached: HashSet<(Scope, ObjectId, u32, ProgramKind)>,
+    attached: HashSet<(Scope, PointKey)>,
 }
 
 /// How attaching a plan went.
@@ -61,7 +58,7 @@ impl Probes {
         let start = Instant::now();
         let mut outcome = Outcome::default();
         for point in points {
-            if !self.attached.insert((scope, point.object, point.row, point.program)) {
+            if !self.attached.insert((scope, point.key())) {
                 continue;
             }
             let name = program_name(point.program, traps_only);

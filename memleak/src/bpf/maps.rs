@@ -124,7 +124,8 @@ pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
         info_len: u32,
         info: u64,
     }
-    let mut info = bpf_prog_info::default();
+    // SAFETY: plain integers and bit fields: all zeroes is a value of it.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
     let mut attributes = InfoAttributes {
         bpf_fd: program.as_raw_fd() as u32,
         info_len: size_of::<bpf_prog_info>() as u32,

@@ -1,0 +1,6 @@
+//! What is traced: processes, a command to start, and the objects they have mapped.
+
+pub mod allocator;
+pub mod command;
+pub mod object;
+pub mod process;
