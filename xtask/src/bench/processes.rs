@@ -218,9 +218,9 @@ impl Traced {
         self.number("memleak: attached ", " in ")
     }
 
-    /// What memleak says it took to detach, in milliseconds: `memleak: detached in X ms`.
+    /// What memleak says it took to detach, in milliseconds: `memleak: detached N probes in X ms`.
     pub fn detach_ms(&self) -> Result<f64> {
-        self.number("memleak: detached in ", "in ")
+        self.number("memleak: detached ", " in ")
     }
 
     /// The last report: `memleak: report over N allocations took X ms (snapshot Y ms)`.
@@ -262,7 +262,7 @@ mod tests {
             "echo 'memleak: attached 24 probes in 83.5 ms' >&2
              echo 'memleak: report over 7 allocations took 1 ms (snapshot 0.5 ms)' >&2
              echo 'memleak: report over 1000000 allocations took 412.25 ms (snapshot 301 ms)' >&2
-             echo 'memleak: detached in 12 ms' >&2",
+             echo 'memleak: detached 24 probes in 12 ms' >&2",
         )
         .run(Duration::ZERO)?;
         assert_eq!((traced.attach_ms()?, traced.detach_ms()?), (83.5, 12.0));
