@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use aya::{Ebpf, maps::{MapData, RingBuf}};
+use aya::{
+    Ebpf,
+    maps::{MapData, RingBuf},
+};
 use aya_log::EbpfLogger;
 use log::{debug, info, warn};
 use memleak_common::{
@@ -139,11 +142,14 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
     let sink = Sink::open(&settings.report)?;
     // Targets first: a number that is none is worth no verifying of programs.
     let processes = match &settings.target {
-        TargetSpec::Pids(pids) => pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?,
+        TargetSpec::Pids(pids) => {
+            pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?
+        }
         TargetSpec::Command(_) => Vec::new(),
     };
     let mut session = Session::load(settings, sink)?;
-    let mut signals = Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
+    let mut signals =
+        Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
     for process in processes {
         session.trace_running(process)?;
     }
@@ -161,8 +167,8 @@ impl Session {
         let mut loaded = load::load(&settings.capture, &settings.report, &rows, settings.verbosity)?;
         info!("loaded the BPF programs in {} ms", millis(begin.elapsed()));
         let log = (settings.verbosity > 0).then(|| bpf_log(&mut loaded.ebpf)).flatten();
-        let events = readable(loaded.events)
-            .map_err(|error| SessionError::System("cannot wait for events", error))?;
+        let events =
+            readable(loaded.events).map_err(|error| SessionError::System("cannot wait for events", error))?;
         Ok(Self {
             settings,
             ebpf: loaded.ebpf,
@@ -187,7 +193,8 @@ impl Session {
             warn!("{warning}");
         }
         let pid = process.pid;
-        let end = process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
+        let end =
+            process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
         self.add_target(pid, process.comm, end)?;
         let plan = self.plan(pid, Objects::All)?;
         self.attach(pid, &plan)?;
@@ -227,8 +234,8 @@ impl Session {
     /// Makes a process known to the kernel side and waits for its end.
     fn add_target(&mut self, pid: u32, comm: String, end: PidFd) -> Result<(), SessionError> {
         load::add_target(&mut self.ebpf, pid)?;
-        let watch = readable(end)
-            .map_err(|error| SessionError::System("cannot wait for a process", error))?;
+        let watch =
+            readable(end).map_err(|error| SessionError::System("cannot wait for a process", error))?;
         let ended = self.ends.0.clone();
         tokio::spawn(async move {
             // An error would mean that it can no longer be waited for: as good as ended.
@@ -401,7 +408,8 @@ impl Session {
             return;
         }
         let followed = Process::open(pid).map_err(SessionError::from).and_then(|process| {
-            let end = process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
+            let end =
+                process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
             self.add_target(pid, process.comm, end)
         });
         match followed {
@@ -491,7 +499,7 @@ impl Session {
             let report = self.make_report(&snapshot, time, true);
             outstanding = report.totals.count;
             if delivery == Delivery::Written {
-                self.sink.report(&report)?;
+                let _ = self.sink.report(&report)?; // the last one: nobody to read it changes nothing
             }
             self.tell_time(&snapshot, began);
         }
@@ -589,7 +597,8 @@ fn event_line(event: &Event, pid: u32) -> Option<EventLine> {
 }
 
 fn bpf_log(ebpf: &mut Ebpf) -> Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>> {
-    let logger = EbpfLogger::init(ebpf).inspect_err(|error| debug!("no diagnostics of the BPF side: {error}")).ok()?;
+    let logger =
+        EbpfLogger::init(ebpf).inspect_err(|error| debug!("no diagnostics of the BPF side: {error}")).ok()?;
     readable(logger).ok()
 }
 

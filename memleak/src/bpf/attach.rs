@@ -139,7 +139,8 @@ fn why(error: &(dyn std::error::Error + 'static)) -> String {
         }
         // kernel/events/uprobes.c, uprobe_register: two tools that give one place different reference counters.
         Some(libc::EINVAL) => {
-            "the kernel refuses a probe there; end other tools that trace the same function, and try again".to_owned()
+            "the kernel refuses a probe there; end other tools that trace the same function, and try again"
+                .to_owned()
         }
         Some(libc::EMFILE) => "too many open files; raise the limit (ulimit -n)".to_owned(),
         _ => chain(error),

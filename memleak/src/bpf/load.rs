@@ -27,7 +27,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-x86_64.bp
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-aarch64.bpf.o");
 
 /// Uprobe programs, all of one kind to the loader.
-const UPROBES: &[&str] = &["acquire_enter", "acquire_exit", "release_enter", "abandon_enter", "mappings_enter"];
+const UPROBES: &[&str] =
+    &["acquire_enter", "acquire_exit", "release_enter", "abandon_enter", "mappings_enter"];
 /// The uprobe programs that `--traps-only` attaches in their place.
 const EMPTY_UPROBES: &[&str] = &["empty_enter", "empty_exit"];
 /// Raw tracepoint programs: program, tracepoint.
@@ -72,8 +73,8 @@ pub fn load(
     fill_rows(&mut ebpf, rows)?;
     load_programs(&mut ebpf, capture.traps_only)?;
     let events = ebpf.take_map("EVENTS").ok_or(BpfError::Missing("map EVENTS"))?;
-    let events = RingBuf::try_from(events)
-        .map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;
+    let events =
+        RingBuf::try_from(events).map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;
     Ok(Loaded { ebpf, events })
 }
 
@@ -143,7 +144,11 @@ pub fn add_target(ebpf: &mut Ebpf, pid: u32) -> Result<(), BpfError> {
     const BPF_NOEXIST: u64 = 1;
     match targets.insert(pid, Target::default(), BPF_NOEXIST) {
         // The fork that made it has entered it already.
-        Err(aya::maps::MapError::SyscallError(call)) if call.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        Err(aya::maps::MapError::SyscallError(call))
+            if call.io_error.raw_os_error() == Some(libc::EEXIST) =>
+        {
+            Ok(())
+        }
         result => result.map_err(error),
     }
 }
@@ -166,9 +171,7 @@ pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&
 where
     &'a mut P: TryFrom<&'a mut Program>,
 {
-    ebpf.program_mut(name)
-        .and_then(|program| <&mut P>::try_from(program).ok())
-        .ok_or(BpfError::Missing(name))
+    ebpf.program_mut(name).and_then(|program| <&mut P>::try_from(program).ok()).ok_or(BpfError::Missing(name))
 }
 
 fn load_error(error: &(dyn std::error::Error + 'static)) -> BpfError {
