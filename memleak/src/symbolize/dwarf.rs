@@ -149,10 +149,12 @@ where
     }
 }
 
-/// `file` without the directory of the compilation: as the compiler was told it.
+/// `file` without the directory of the compilation: as the compiler was told it. A relative directory (distributions
+/// have paths rewritten) says something that would be lost.
 fn relative<'a>(file: &'a str, directory: Option<&Reader>) -> &'a str {
     let directory = directory.and_then(|directory| str::from_utf8(directory.bytes()).ok());
-    let inside = directory.and_then(|directory| file.strip_prefix(directory)?.strip_prefix('/'));
+    let absolute = directory.filter(|directory| directory.starts_with('/'));
+    let inside = absolute.and_then(|directory| file.strip_prefix(directory)?.strip_prefix('/'));
     inside.filter(|inside| !inside.is_empty()).unwrap_or(file)
 }
 
