@@ -84,6 +84,13 @@ fn debug_information_of_each_form() {
         compile(&directory, name, options);
         let file = directory.path(name);
         match name.starts_with("static") {
+            // binutils reads these in part only; the code is the same as without.
+            false if ["dwarf64", "old-zlib"].contains(&name) => {
+                let truth = directory.path("truth");
+                compile(&directory, "truth", "-g -O2");
+                assert_eq!(return_addresses(&truth), return_addresses(&file));
+                compare_all(&directory, name, &truth);
+            }
             false => compare_all(&directory, name, &file),
             // Most of it is the C library, built without debug information.
             true => compare_own(&directory, name, &file),
@@ -160,7 +167,7 @@ fn split_debug_information() {
         run(&format!("g++ {options} -O2 -o {{}} {{}}"), &[&truth, &fixture("shapes.cc")]);
         let ips = return_addresses(&truth);
         assert_eq!(ips, return_addresses(&directory.path(name)));
-        let compare = |frames: Vec<Vec<Frame>>| {
+        let compare = |what: &str, frames: Vec<Vec<Frame>>| {
             let truth = addr2line(&truth, &ips.iter().map(|ip| ip - 1).collect::<Vec<_>>());
             let lines = |frames: &Vec<Frame>| frames.iter().filter_map(|it| it.line).collect::<Vec<_>>();
             let truth_lines = truth.iter().map(|frames| {
@@ -169,19 +176,23 @@ fn split_debug_information() {
                     .filter_map(|(_, at)| at.rsplit_once(':').unwrap().1.parse().ok())
                     .collect::<Vec<u32>>()
             });
-            assert_eq!(frames.iter().map(lines).collect::<Vec<_>>(), truth_lines.collect::<Vec<_>>());
+            assert_eq!(
+                frames.iter().map(lines).collect::<Vec<_>>(),
+                truth_lines.collect::<Vec<_>>(),
+                "{name}: {what}"
+            );
             assert!(frames.iter().flatten().filter(|frame| frame.inlined).count() > 3, "{name}");
         };
         let path = directory.path(name);
         let path = path.strip_prefix("/").unwrap().to_str().unwrap();
         // The compiler wrote the path of the .dwo as we named it: from this machine's root.
-        compare(symbolize_at_root(path, &ips));
+        compare("file", symbolize_at_root(path, &ips));
         let (dwo, package) = (directory.path("shapes.dwo"), directory.path(&format!("{name}.dwp")));
         if options == "-gdwarf-4" {
             // The same in a package, with the .dwo gone. (Debian 12's dwp crashes on version 5.)
             run("dwp -e {} -o {}", &[&directory.path(name), &package]);
             fs::remove_file(&dwo).unwrap();
-            compare(symbolize_at_root(path, &ips));
+            compare("package", symbolize_at_root(path, &ips));
             fs::remove_file(&package).unwrap();
         }
         // A .dwo of another build is not believed: no inlined calls then.
