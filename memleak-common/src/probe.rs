@@ -16,6 +16,24 @@ pub enum Resource {
     Mmap = 1,
 }
 
+impl Resource {
+    /// All of them, in order of their numbers.
+    pub const ALL: &[Self] = &[Self::Heap, Self::Mmap];
+
+    /// The resource with this number.
+    pub fn from_u32(number: u32) -> Option<Self> {
+        Self::ALL.get(number as usize).copied()
+    }
+
+    /// The name that users and reports give it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Heap => "heap",
+            Self::Mmap => "mmap",
+        }
+    }
+}
+
 /// Where an acquired handle is found when the call returns.
 pub mod handle {
     /// The call acquires nothing (munmap).

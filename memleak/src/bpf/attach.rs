@@ -1,0 +1,148 @@
+//! Attaching: points of a plan become links. All links end with the [`Probes`] that holds them; the kernel ends them
+//! too when this process does, however it does.
+
+use std::{
+    collections::HashSet,
+    num::NonZeroU32,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        UProbe,
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
+    },
+};
+
+use super::{BpfError, chain, load::program, os_error};
+use crate::probe::plan::{AttachPoint, PointKey, ProgramKind};
+
+/// The processes in which a probe fires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// One, and no child of it.
+    Process(u32),
+    /// All that map the object (`--follow-forks`: a child is born with the probes in it).
+    All,
+}
+
+/// What is attached.
+#[derive(Default)]
+pub struct Probes {
+    links: Vec<UProbeLink>,
+    attached: HashSet<(Scope, PointKey)>,
+}
+
+/// How attaching a plan went.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Points attached.
+    pub attached: usize,
+    /// Points that could not be, with the reason.
+    pub failed: Vec<BpfError>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Probes {
+    /// Attaches what is not attached yet, in the plan's order.
+    pub fn attach(
+        &mut self,
+        ebpf: &mut Ebpf,
+        scope: Scope,
+        points: &[AttachPoint],
+        traps_only: bool,
+    ) -> Result<Outcome, BpfError> {
+        let start = Instant::now();
+        let mut outcome = Outcome::default();
+        for point in points {
+            if !self.attached.insert((scope, point.key())) {
+                continue;
+            }
+            let name = program_name(point.program, traps_only);
+            let program: &mut UProbe = program(ebpf, name)?;
+            match attach_one(program, scope, point) {
+                Ok(link) => {
+                    self.links.push(link);
+                    outcome.attached += 1;
+                }
+                Err(error) => outcome.failed.push(error),
+            }
+        }
+        outcome.took = start.elapsed();
+        Ok(outcome)
+    }
+
+    /// Number of probes.
+    pub fn len(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Nothing is attached.
+    pub fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+
+    /// Ends all links. The kernel waits for running programs at each, so several threads share the wait.
+    pub fn detach(&mut self) -> Duration {
+        const THREADS: usize = 16;
+        let start = Instant::now();
+        let mut shares: Vec<Vec<UProbeLink>> = (0..THREADS).map(|_| Vec::new()).collect();
+        for (index, link) in self.links.drain(..).enumerate() {
+            shares[index % THREADS].push(link);
+        }
+        std::thread::scope(|scope| {
+            for share in shares {
+                scope.spawn(move || drop(share));
+            }
+        });
+        start.elapsed()
+    }
+}
+
+fn program_name(kind: ProgramKind, traps_only: bool) -> &'static str {
+    match (traps_only, kind) {
+        (false, kind) => kind.name(),
+        (true, ProgramKind::AcquireExit) => "empty_exit",
+        (true, _) => "empty_enter",
+    }
+}
+
+fn attach_one(program: &mut UProbe, scope: Scope, point: &AttachPoint) -> Result<UProbeLink, BpfError> {
+    let failed = |reason: String| BpfError::Attach {
+        function: point.function.clone(),
+        object: point.open_path.display().to_string(),
+        reason,
+    };
+    let scope = match scope {
+        Scope::All => UProbeScope::AllProcesses,
+        Scope::Process(pid) => {
+            UProbeScope::OneProcess(NonZeroU32::new(pid).ok_or_else(|| failed("no process 0".to_owned()))?)
+        }
+    };
+    let location = UProbeAttachLocation::AbsoluteOffset(point.file_offset);
+    let attach_point = UProbeAttachPoint { location, cookie: Some(u64::from(point.row)) };
+    let path: &Path = &point.open_path;
+    program
+        .attach(attach_point, path, scope)
+        .and_then(|id| program.take_link(id))
+        .map_err(|error| failed(why(&error)))
+}
+
+fn why(error: &(dyn std::error::Error + 'static)) -> String {
+    match os_error(error) {
+        Some(libc::ESRCH) => "the process has ended".to_owned(),
+        Some(libc::EPERM | libc::EACCES) => {
+            "permission denied; run as root, or give CAP_PERFMON and CAP_SYS_PTRACE".to_owned()
+        }
+        // kernel/events/uprobes.c, uprobe_register: two tools that give one place different reference counters.
+        Some(libc::EINVAL) => {
+            "the kernel refuses a probe there; end other tools that trace the same function, and try again"
+                .to_owned()
+        }
+        Some(libc::EMFILE) => "too many open files; raise the limit (ulimit -n)".to_owned(),
+        _ => chain(error),
+    }
+}
