@@ -174,7 +174,7 @@ impl Session {
             ebpf: loaded.ebpf,
             events,
             log,
-            probes: Probes::default(),
+            probes: Probes::new(loaded.mends_stack),
             reader: Reader::default(),
             symbolizer: Symbolizer::new(),
             sink,
@@ -280,6 +280,13 @@ impl Session {
         }
         let capture = &self.settings.capture;
         let scope = if capture.follow_forks { Scope::All } else { Scope::Process(pid) };
+        if let Some(point) = self.probes.dangers(&plan.points) {
+            let name = crate::symbolize::demangle::demangle(&point.function);
+            warn!(
+                "process {pid}: an exception thrown out of {name} (out of memory) will end it while it is traced, since \
+                 this kernel is locked down and forbids to mend the stack; to be safe boot without lockdown"
+            );
+        }
         let outcome = self.probes.attach(&mut self.ebpf, scope, &plan.points, capture.traps_only)?;
         for point in &plan.points {
             debug!("{point}");
