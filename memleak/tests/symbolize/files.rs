@@ -76,7 +76,6 @@ fn debug_information_of_each_form() {
         ("fixed", "-g -O2 -no-pie"),
         ("static", "-g -O2 -static -no-pie"),
         ("static-pie", "-g -O2 -static-pie"),
-        ("one-segment", "-g -O2 -no-pie -Wl,-N"),
         ("no-separate-code", "-g -O2 -Wl,-z,noseparate-code"),
         ("lto", "-g -O2 -flto"),
     ] {
