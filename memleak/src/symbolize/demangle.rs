@@ -154,7 +154,7 @@ mod tests {
             demangle(&name);
             start.elapsed()
         };
-        std::thread::Builder::new().stack_size(2 << 20).spawn(run).unwrap().join().unwrap()
+        thread::Builder::new().stack_size(2 << 20).spawn(run).unwrap().join().unwrap()
     }
 
     #[test]
