@@ -59,14 +59,14 @@ impl Dwarf {
     /// split units (`.dwp`).
     pub fn new(elf: &Elf, supplementary: Option<&Elf>, package: Option<&Elf>) -> io::Result<Self> {
         let mut bytes = 0;
-        let mut sections = load(elf, false, &mut bytes)?;
+        let mut sections = load(elf, Form::Main, &mut bytes)?;
         if let Some(supplementary) = supplementary {
-            sections.set_sup(load(supplementary, false, &mut bytes)?);
+            sections.set_sup(load(supplementary, Form::Main, &mut bytes)?);
         }
         let fuel = FUEL.0 + FUEL.1 * bytes;
         let package = package.and_then(|elf| {
             let empty = Reader::new(Bytes::default(), elf.format.little_endian);
-            let section = |id: SectionId| Ok::<_, gimli::Error>(section(elf, id, true, &mut bytes));
+            let section = |id: SectionId| Ok::<_, gimli::Error>(section(elf, id, Form::Package, &mut bytes));
             with_fuel(fuel, || DwarfPackage::load(section, empty)).0.ok()
         });
         let (context, fuel) = with_fuel(fuel, || Context::from_dwarf(sections));
@@ -123,7 +123,7 @@ impl Dwarf {
             path.push(b'/');
         }
         path.extend_from_slice(&name);
-        let mut sections = load(&files.find(&path)?, true, more).ok()?;
+        let mut sections = load(&files.find(&path)?, Form::Split, more).ok()?;
         sections.make_dwo(&wanted.parent);
         let unit = sections.units().next().ok()??;
         // A file of another build at the same place would tell of other code.
@@ -149,19 +149,29 @@ where
     }
 }
 
-/// `file` without the directory of the compilation: as the compiler was told it.
+/// `file` without the directory of the compilation: as the compiler was told it. A relative directory (distributions
+/// have paths rewritten) says something that would be lost.
 fn relative<'a>(file: &'a str, directory: Option<&Reader>) -> &'a str {
     let directory = directory.and_then(|directory| str::from_utf8(directory.bytes()).ok());
-    let inside = directory.and_then(|directory| file.strip_prefix(directory)?.strip_prefix('/'));
+    let absolute = directory.filter(|directory| directory.starts_with('/'));
+    let inside = absolute.and_then(|directory| file.strip_prefix(directory)?.strip_prefix('/'));
     inside.filter(|inside| !inside.is_empty()).unwrap_or(file)
 }
 
-fn load(elf: &Elf, split: bool, bytes: &mut u64) -> io::Result<gimli::Dwarf<Reader>> {
-    gimli::Dwarf::load(|id| Ok(section(elf, id, split, bytes)))
+/// Where sections are: how they are called, and which of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Main,
+    Split,
+    Package,
+}
+
+fn load(elf: &Elf, form: Form, bytes: &mut u64) -> io::Result<gimli::Dwarf<Reader>> {
+    gimli::Dwarf::load(|id| Ok(section(elf, id, form, bytes)))
 }
 
 /// A section's bytes; empty where addr2line has no use for it, or it cannot be read.
-fn section(elf: &Elf, id: SectionId, split: bool, bytes: &mut u64) -> Reader {
+fn section(elf: &Elf, id: SectionId, form: Form, bytes: &mut u64) -> Reader {
     let unused = matches!(
         id,
         SectionId::DebugLoc
@@ -171,8 +181,12 @@ fn section(elf: &Elf, id: SectionId, split: bool, bytes: &mut u64) -> Reader {
             | SectionId::DebugNames
             | SectionId::DebugTypes
     );
-    let name = if split { id.dwo_name() } else { Some(id.name()) };
-    let data = match name.filter(|_| !unused) {
+    let name = match form {
+        Form::Main => Some(id.name()),
+        Form::Split | Form::Package => id.dwo_name(),
+    };
+    // The index of a package refers to all of its sections.
+    let data = match name.filter(|_| !unused || form == Form::Package) {
         Some(name) => elf.data(name).unwrap_or_default(),
         None => Bytes::default(),
     };

@@ -70,7 +70,7 @@ struct Process {
     perf_map: Option<PerfMap>,
 }
 
-/// An executable mapping.
+/// A mapping, executable but for what [`Process::data`] finds.
 #[derive(Debug)]
 struct Code {
     /// `None` for anonymous memory.
@@ -186,27 +186,23 @@ impl Symbolizer {
             frames.push(unknown(ip, None, None, NoSymbol::Unmapped));
             return;
         };
-        let Some(code) = process.code.get(call) else {
-            frames.push(process.generated(ip).unwrap_or_else(|| process.outside_code(ip)));
+        let Some(code) = process.code.get(call).cloned().or_else(|| process.data(pid, call)) else {
+            frames.push(process.generated(ip).unwrap_or_else(|| unknown(ip, None, None, NoSymbol::Unmapped)));
+            return;
+        };
+        let Some(key) = &code.object else {
+            frames
+                .push(process.generated(ip).unwrap_or_else(|| unknown(ip, None, None, NoSymbol::Anonymous)));
             return;
         };
         let module = code.module.clone();
-        let Some(key) = &code.object else {
-            frames.push(
-                process.generated(ip).unwrap_or_else(|| unknown(ip, module, None, NoSymbol::Anonymous)),
-            );
-            return;
-        };
         let file_offset = (call - code.start).wrapping_add(code.file_offset);
         let object = self.objects.get_mut(key);
         let placed = object.and_then(|object| object.vaddr_of(file_offset).map(|vaddr| (object, vaddr)));
         let Some((object, vaddr)) = placed else {
             let offset = Some(ip.wrapping_sub(code.base));
-            frames.push(
-                process
-                    .generated(ip)
-                    .unwrap_or_else(|| unknown(ip, module, offset, NoSymbol::UnreadableObject)),
-            );
+            let named = process.generated(ip);
+            frames.push(named.unwrap_or_else(|| unknown(ip, module, offset, NoSymbol::UnreadableObject)));
             return;
         };
         let offset = vaddr.wrapping_add(1);
@@ -236,20 +232,11 @@ impl Process {
         })
     }
 
-    /// The frame of an address where no code is or was: what a walk makes of a register that is no frame pointer.
-    fn outside_code(&self, ip: u64) -> Frame {
-        let call = ip.wrapping_sub(1);
-        let index = self.latest.partition_point(|mapping| mapping.end <= call);
-        match self.latest.get(index).filter(|mapping| mapping.start <= call) {
-            None => unknown(ip, None, None, NoSymbol::Unmapped),
-            Some(mapping) => match module_name(mapping) {
-                None => unknown(ip, None, None, NoSymbol::Anonymous),
-                module => {
-                    let offset = ip.wrapping_sub(base(mapping, &self.latest));
-                    unknown(ip, module, Some(offset), NoSymbol::NotInSymbolTable)
-                }
-            },
-        }
+    /// The mapping of an address where no code is or was: what a walk makes of a register that is no frame pointer.
+    fn data(&self, pid: u32, address: u64) -> Option<Arc<Code>> {
+        let index = self.latest.partition_point(|mapping| mapping.end <= address);
+        let mapping = self.latest.get(index).filter(|mapping| mapping.start <= address)?;
+        Some(Arc::new(Code::new(pid, mapping, &self.latest)))
     }
 }
 
