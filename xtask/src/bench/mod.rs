@@ -152,7 +152,7 @@ impl Bench<'_> {
             }
             Variant::Bcc => {
                 let Some(bcc) = &self.bcc else { return Ok(()) };
-                match bcc.tracer(&target, seconds)?.run(seconds) {
+                match bcc.run(&target, seconds) {
                     // It says when it reports, and has waited for as long before.
                     Ok(traced) => target.pace(traced.marked.saturating_sub(seconds), seconds, MARGIN)?,
                     Err(error) => {
