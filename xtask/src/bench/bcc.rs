@@ -5,22 +5,16 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 
-use super::processes::{Target, Traced, Tracer};
+use super::processes::{Target, Tracer};
 use crate::{privilege, run};
 
 /// Debian's and Ubuntu's name of it.
 const PROGRAM: &str = "memleak-bpfcc";
-
-/// bcc cannot attach where another tracer's probe still is, and the kernel takes probes away some time after their
-/// tracer has gone.
-const ATTEMPTS: u32 = 4;
-const PAUSE: Duration = Duration::from_secs(3);
 
 /// How to run it.
 pub struct Bcc {
@@ -43,21 +37,8 @@ impl Bcc {
         Ok(Self { program, headers: Some(headers) })
     }
 
-    /// Traces for one report after `seconds`.
-    pub fn run(&self, target: &Target, seconds: Duration) -> Result<Traced> {
-        let mut outcome = self.tracer(target, seconds)?.run(seconds);
-        for _ in 1..ATTEMPTS {
-            if outcome.is_ok() {
-                break;
-            }
-            eprintln!("  {PROGRAM} failed; once more");
-            thread::sleep(PAUSE);
-            outcome = self.tracer(target, seconds)?.run(seconds);
-        }
-        outcome
-    }
-
-    fn tracer(&self, target: &Target, seconds: Duration) -> Result<Tracer> {
+    /// The tracer for one report after `seconds`.
+    pub fn tracer(&self, target: &Target, seconds: Duration) -> Result<Tracer> {
         // Through env, since sudo drops variables.
         let mut command = privilege::as_root("/usr/bin/env", super::INSTEAD)?;
         if let Some(headers) = &self.headers {
