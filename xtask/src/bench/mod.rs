@@ -182,9 +182,9 @@ impl Bench<'_> {
         // Time to acquire them all, traced, on a slow machine.
         let seconds = Duration::from_secs(5 + count / 200_000);
         let mut command = memleak_command(&self.memleak)?;
-        command.args(["-o", "0", "-p", &target.pid().to_string(), &seconds.as_secs().to_string(), "1"]);
-        let traced = Tracer { command, mark: "memleak: attached " }.run_with(seconds, || target.go())?;
-        ensure!(target.has_said("held")?, "the program was still acquiring when the report was made");
+        // Two: the last report of a run is made while probes are taken away, and the first is the usual one.
+        command.args(["-o", "0", "-p", &target.pid().to_string(), &seconds.as_secs().to_string(), "2"]);
+        let traced = Tracer { command, mark: "memleak: attached " }.run_with(seconds * 2, || target.go())?;
         let report = traced.big_report()?;
         eprintln!(
             "  report over {} allocations: {} ms, of which snapshot {} ms; {} MiB",

@@ -107,11 +107,6 @@ impl Target {
         Ok(writeln!(self.input, "go")?)
     }
 
-    /// Whether it has written this line by now.
-    pub fn has_said(&self, text: &str) -> Result<bool> {
-        Ok(self.lines.try_iter().any(|line| line.text == text))
-    }
-
     /// Medians of the windows within `length` from `start`, less a margin at both ends; waits for the last of them.
     pub fn pace(&self, start: Duration, length: Duration, margin: Duration) -> Result<Pace> {
         let (from, to) = (start + margin, start + length - margin);
@@ -258,7 +253,7 @@ impl Traced {
         self.number("memleak: detached ", " in ")
     }
 
-    /// The last report: `memleak: report over N allocations took X ms (snapshot Y ms)`.
+    /// The first report: `memleak: report over N allocations took X ms (snapshot Y ms)`.
     pub fn big_report(&self) -> Result<BigReport> {
         const PREFIX: &str = "memleak: report over ";
         let allocations = self.number(PREFIX, "over ")?;
@@ -271,9 +266,9 @@ impl Traced {
         })
     }
 
-    /// The number after `before` in the last line that starts with `prefix`.
+    /// The number after `before` in the first line that starts with `prefix`.
     fn number(&self, prefix: &str, before: &str) -> Result<f64> {
-        let line = self.lines.iter().rev().find(|line| line.starts_with(prefix));
+        let line = self.lines.iter().find(|line| line.starts_with(prefix));
         let line = line.with_context(|| format!("memleak -v did not say `{prefix}...`"))?;
         let (_, rest) = line.split_once(before).with_context(|| format!("no `{before}` in: {line}"))?;
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
@@ -295,8 +290,8 @@ mod tests {
     fn figures_of_memleak_are_read() -> Result<()> {
         let traced = script(
             "echo 'memleak: attached 24 probes in 83.5 ms' >&2
-             echo 'memleak: report over 7 allocations took 1 ms (snapshot 0.5 ms)' >&2
              echo 'memleak: report over 1000000 allocations took 412.25 ms (snapshot 301 ms)' >&2
+             echo 'memleak: report over 7 allocations took 1 ms (snapshot 0.5 ms)' >&2
              echo 'memleak: detached 24 probes in 12 ms' >&2",
         )
         .run(Duration::ZERO)?;
