@@ -26,7 +26,7 @@ assert_sizes! {
     probe::ProbeRow = 40,
     settings::Settings = 56,
     stack::StackRecord = 8 + 8 * stack::MAX_STACK_DEPTH,
-    thread::PendingCall = 96,
+    thread::PendingCall = 104,
     thread::Target = 8,
 }
 

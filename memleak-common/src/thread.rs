@@ -2,8 +2,9 @@
 
 use crate::{allocation::Allocation, stack::StackRecord};
 
-/// Calls a thread can have pending: one for each group of rows ([`crate::probe::ProbeRow::group`]).
-pub const MAX_PENDING: usize = 4;
+/// Calls a thread can have pending: outermost ones, one for each group of rows ([`crate::probe::ProbeRow::group`]), and
+/// those nested in them. A power of two.
+pub const MAX_PENDING: usize = 8;
 
 /// A traced process.
 #[repr(C)]
@@ -22,10 +23,14 @@ pub struct Target {
 pub struct PendingCall {
     /// The stack pointer at entry: where the return address is.
     pub sp: u64,
+    /// The return address, which the kernel replaces by that of its trampoline for as long as the call is pending.
+    pub return_address: u64,
     /// Attach cookie: index of the row.
     pub row: u32,
     /// 1 where `released` holds a record that the call took out of the table.
-    pub has_released: u32,
+    pub has_released: u16,
+    /// 1 where the call nests in one of its group and does not count.
+    pub nested: u16,
     /// Size asked for.
     pub size: u64,
     /// Address of the out-parameter that gets the handle, for rows that have one.

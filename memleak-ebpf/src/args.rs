@@ -38,6 +38,14 @@ pub fn exit_sp(ctx: &RetProbeContext) -> u64 {
     unsafe { (*ctx.regs).rsp.wrapping_sub(8) }
 }
 
+/// The instruction pointer and the frame pointer of the caller, at a return.
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+pub fn caller(ctx: &RetProbeContext) -> (u64, u64) {
+    // SAFETY: as above.
+    unsafe { ((*ctx.regs).rip, (*ctx.regs).rbp) }
+}
+
 /// The stack pointer at entry, which no call instruction has changed.
 #[cfg(bpf_target_arch = "aarch64")]
 #[inline(always)]
@@ -52,4 +60,12 @@ pub fn entry_sp(ctx: &ProbeContext) -> u64 {
 pub fn exit_sp(ctx: &RetProbeContext) -> u64 {
     // SAFETY: as above.
     unsafe { (*ctx.regs).sp }
+}
+
+/// The instruction pointer and the frame pointer of the caller, at a return.
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+pub fn caller(ctx: &RetProbeContext) -> (u64, u64) {
+    // SAFETY: as above.
+    unsafe { ((*ctx.regs).pc, (*ctx.regs).regs[29]) }
 }

@@ -42,7 +42,14 @@ pub fn release_enter(ctx: ProbeContext) -> u32 {
 /// The stack is about to be unwound past calls that are pending (an exception, longjmp).
 #[uprobe]
 pub fn abandon_enter(_ctx: ProbeContext) -> u32 {
-    track::abandon_pending();
+    track::abandon_pending(true);
+    0
+}
+
+/// The same without a write to the target's stack, which a locked-down kernel forbids.
+#[uprobe]
+pub fn abandon_enter_plain(_ctx: ProbeContext) -> u32 {
+    track::abandon_pending(false);
     0
 }
 

@@ -10,7 +10,7 @@
 use aya_ebpf::{
     bindings::BPF_ANY,
     helpers::{
-        bpf_get_current_pid_tgid, bpf_probe_read_user,
+        bpf_get_current_pid_tgid, bpf_probe_read_user, bpf_probe_write_user,
         generated::{bpf_get_attach_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns},
     },
     programs::{ProbeContext, RetProbeContext},
@@ -33,16 +33,37 @@ use crate::{
 
 const PAGE_SIZE: u64 = 4096;
 
-/// Pushes a pending call, unless it nests in one.
+/// Pushes a pending call.
 #[inline(always)]
 pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
     let (cookie, row) = row(ctx.regs.cast())?;
     let thread = lifecycle::current_thread()?;
-    let sp = entry_sp(ctx);
-    let mut call = PendingCall { sp, row: cookie, ..PendingCall::default() };
-    if !make_room(thread, row, &mut call) {
+    let mut call = PendingCall { sp: entry_sp(ctx), row: cookie, ..PendingCall::default() };
+    drop_stale(thread, row, &mut call);
+    if call.return_address == 0 {
+        // SAFETY: the helper checks the address.
+        call.return_address = unsafe { bpf_probe_read_user(call.sp as *const u64) }.unwrap_or(0);
+    }
+    if thread.depth > 0 && nests(thread, row) {
+        call.nested = 1;
+    }
+    if thread.depth >= MAX_PENDING as u32 {
+        if call.nested == 0 {
+            count(Stat::LostAllocations);
+        }
         return None;
     }
+    if call.nested == 0 {
+        read_arguments(ctx, thread.tgid, row, &mut call);
+    }
+    let slot = thread.pending.get_mut(thread.depth as usize & (MAX_PENDING - 1))?;
+    *slot = call;
+    thread.depth += 1;
+    Some(())
+}
+
+#[inline(always)]
+fn read_arguments(ctx: &ProbeContext, tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
     let args = Arguments::of(ctx);
     call.size = requested_size(row, &args);
     call.out_pointer = args.get(row.handle_arg);
@@ -54,18 +75,14 @@ pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
         // A range of length 0 is not released (mremap then makes a second mapping of the first).
         let nothing = call.released_handle == 0 || (row.flags & flags::RANGE != 0 && call.released_len == 0);
         if call.has_released == 0 && !nothing {
-            take_out(thread.tgid, row, &mut call);
+            take_out(tgid, row, call);
         }
     }
-    let slot = thread.pending.get_mut(thread.depth as usize & (MAX_PENDING - 1))?;
-    *slot = call;
-    thread.depth += 1;
-    Some(())
 }
 
-/// Drops pending calls that were left without a return; says whether the new call is an outermost one with room for it.
+/// Drops pending calls that were left without a return that we saw.
 #[inline(always)]
-fn make_room(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall) -> bool {
+fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall) {
     for _ in 0..MAX_PENDING {
         let Some(top) = top(thread) else { break };
         if top.sp > call.sp {
@@ -74,27 +91,31 @@ fn make_room(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall) 
         if top.sp == call.sp {
             // A tail call: the outer function has jumped to this one, which returns in its stead. What the outer one
             // took out (reallocarray, before it jumps to realloc) is this one's now.
+            call.return_address = top.return_address;
             if group(top.row) != row.group {
                 break;
             }
             call.has_released = top.has_released;
             call.released = top.released;
-        } else {
+        } else if top.nested == 0 {
             count(Stat::MissedReturns);
             put_back(thread.tgid, top);
         }
         thread.depth -= 1;
     }
+}
+
+/// A call of the row's group is pending.
+#[inline(always)]
+fn nests(thread: &ThreadRecord, row: &ProbeRow) -> bool {
     for i in 0..MAX_PENDING {
         if i as u32 >= thread.depth {
-            return true;
+            break;
         }
         if group(thread.pending[i].row) == row.group {
-            return false;
+            return true;
         }
     }
-    // No room: cannot happen while there are no more groups than places.
-    count(Stat::LostAllocations);
     false
 }
 
@@ -108,13 +129,15 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     for _ in 0..MAX_PENDING {
         let call = top(thread)?;
         if call.sp > sp {
-            return None; // a nested call's return
+            return None; // the return of a call that was not pushed
         }
         if call.sp == sp {
             break;
         }
-        count(Stat::MissedReturns);
-        put_back(thread.tgid, call);
+        if call.nested == 0 {
+            count(Stat::MissedReturns);
+            put_back(thread.tgid, call);
+        }
         thread.depth -= 1;
     }
     let call = top(thread)?;
@@ -126,6 +149,9 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     let row = PROBES.get(cookie)?;
     let call = *call;
     thread.depth -= 1;
+    if call.nested != 0 {
+        return None;
+    }
     commit(ctx, thread, row, &call)
 }
 
@@ -226,14 +252,25 @@ pub fn release_enter(ctx: &ProbeContext) -> Option<()> {
     Some(())
 }
 
-/// The thread's pending calls will not return.
+/// The thread's pending calls will not return. `mend` puts their return addresses back on the stack: an unwinder that
+/// came upon the kernel's trampoline would find no caller there, and the C++ runtime would end the process.
 #[inline(always)]
-pub fn abandon_pending() {
+pub fn abandon_pending(mend: bool) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    if let Some(thread) = THREADS.get_ptr_mut(&pid_tgid) {
-        // SAFETY: only this thread's own programs touch its record.
-        abandon_all(unsafe { &mut *thread });
+    let Some(thread) = THREADS.get_ptr_mut(&pid_tgid) else { return };
+    // SAFETY: only this thread's own programs touch its record.
+    let thread = unsafe { &mut *thread };
+    for i in 0..MAX_PENDING {
+        if !mend || i as u32 >= thread.depth {
+            break;
+        }
+        let call = &thread.pending[i];
+        if call.return_address != 0 {
+            // SAFETY: the helper checks the address; what it writes is what the kernel's own probe has replaced.
+            let _ = unsafe { bpf_probe_write_user(call.sp as *mut u64, &raw const call.return_address) };
+        }
     }
+    abandon_all(thread);
 }
 
 /// Drops all pending calls of a thread; what they had taken out is still acquired.
@@ -271,10 +308,18 @@ fn group(row: u32) -> u32 {
 fn requested_size(row: &ProbeRow, args: &Arguments) -> u64 {
     match row.size {
         size::ARG => args.get(row.size_arg),
-        size::PRODUCT => args.get(row.size_arg).wrapping_mul(args.get(row.size_arg2)),
+        size::PRODUCT => product(args.get(row.size_arg), args.get(row.size_arg2)),
         size::CONSTANT => row.constant,
         _ => 0,
     }
+}
+
+/// A product that overflows makes the call fail; wrapped to 0 it would look like a release of size 0. (There is no
+/// 128-bit multiplication here to ask.) What is not computed is 2^48 or more: more than any address space.
+#[inline(always)]
+fn product(a: u64, b: u64) -> u64 {
+    let fits = (a >> 32 == 0 && b >> 32 == 0) || (a >> 48 == 0 && b >> 16 == 0) || (a >> 16 == 0 && b >> 48 == 0);
+    if fits || a == 0 || b == 0 { a.wrapping_mul(b) } else { u64::MAX }
 }
 
 /// What the call handed out, or `None` where it failed. A row without a handle gives 0.

@@ -14,18 +14,18 @@ use crate::exit::{self, ExitMessage, Stream};
 const AFTER_HELP: &str = "\
 Examples:
   memleak -p 1234                        a running process: a report every 5 seconds until Ctrl-C
-  memleak -p $(pidof redis-server) 10 3  three reports, 10 seconds apart
+  memleak -p \"$(pidof nginx)\" 10 3       all its processes: three reports, 10 seconds apart
   memleak -- ./program --its-option      a program from its first instruction to its end
   memleak -c './program arg' 1           the same, quoted; a report every second
   memleak -p 1234 -o 60000 --sort count  what is older than a minute, most allocations first
   memleak -p 1234 --sort growth          what has grown since the report before
   memleak -p 1234 -z 1M -T 3             only blocks of 1 MiB and more, the three largest stacks
   memleak -p 1234 -a -o 0 1 1            every outstanding allocation, once, and end
-  memleak -p 1234 -s 100                 a busy program: trace one allocation in 100, estimate the rest
+  memleak -p 1234 -s 100                 a busy program: one allocation in 100, scaled up
   memleak -p 1234 --json --output a.jsonl
   memleak --error-exitcode 99 -- ./test  for CI: 99 when something is still outstanding at the end
 
-Ctrl-C, SIGTERM, the end of COUNT and the target's end all give one last report; then every probe is gone.
+Ctrl-C, SIGTERM, the end of COUNT and the target's end all give one last report and remove all probes.
 A process given with -p is never signalled and goes on.
 
 Exit status:
@@ -54,7 +54,7 @@ pub struct Cli {
     #[arg(value_name = "COUNT")]
     pub count: Option<String>,
 
-    /// Start COMMAND and trace it from its first instruction
+    /// Behind --: start COMMAND and trace it from its first instruction
     #[arg(value_name = "COMMAND", last = true, help_heading = "Target (exactly one kind)")]
     pub command_line: Vec<OsString>,
 

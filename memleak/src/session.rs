@@ -3,11 +3,15 @@
 use std::{
     collections::{BTreeMap, HashSet},
     io,
+    os::fd::{AsFd, AsRawFd},
     process::{Child, ExitStatus},
     time::{Duration, Instant, SystemTime},
 };
 
-use aya::{Ebpf, maps::{MapData, RingBuf}};
+use aya::{
+    Ebpf,
+    maps::{MapData, RingBuf},
+};
 use aya_log::EbpfLogger;
 use log::{debug, info, warn};
 use memleak_common::{
@@ -138,11 +142,14 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
     let sink = Sink::open(&settings.report)?;
     // Targets first: a number that is none is worth no verifying of programs.
     let processes = match &settings.target {
-        TargetSpec::Pids(pids) => pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?,
+        TargetSpec::Pids(pids) => {
+            pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?
+        }
         TargetSpec::Command(_) => Vec::new(),
     };
     let mut session = Session::load(settings, sink)?;
-    let mut signals = Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
+    let mut signals =
+        Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
     for process in processes {
         session.trace_running(process)?;
     }
@@ -160,14 +167,14 @@ impl Session {
         let mut loaded = load::load(&settings.capture, &settings.report, &rows, settings.verbosity)?;
         info!("loaded the BPF programs in {} ms", millis(begin.elapsed()));
         let log = (settings.verbosity > 0).then(|| bpf_log(&mut loaded.ebpf)).flatten();
-        let events = AsyncFd::with_interest(loaded.events, Interest::READABLE)
-            .map_err(|error| SessionError::System("cannot wait for events", error))?;
+        let events =
+            readable(loaded.events).map_err(|error| SessionError::System("cannot wait for events", error))?;
         Ok(Self {
             settings,
             ebpf: loaded.ebpf,
             events,
             log,
-            probes: Probes::default(),
+            probes: Probes::new(loaded.mends_stack),
             reader: Reader::default(),
             symbolizer: Symbolizer::new(),
             sink,
@@ -186,7 +193,8 @@ impl Session {
             warn!("{warning}");
         }
         let pid = process.pid;
-        let end = process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
+        let end =
+            process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
         self.add_target(pid, process.comm, end)?;
         let plan = self.plan(pid, Objects::All)?;
         self.attach(pid, &plan)?;
@@ -226,8 +234,8 @@ impl Session {
     /// Makes a process known to the kernel side and waits for its end.
     fn add_target(&mut self, pid: u32, comm: String, end: PidFd) -> Result<(), SessionError> {
         load::add_target(&mut self.ebpf, pid)?;
-        let watch = AsyncFd::with_interest(end, Interest::READABLE)
-            .map_err(|error| SessionError::System("cannot wait for a process", error))?;
+        let watch =
+            readable(end).map_err(|error| SessionError::System("cannot wait for a process", error))?;
         let ended = self.ends.0.clone();
         tokio::spawn(async move {
             // An error would mean that it can no longer be waited for: as good as ended.
@@ -272,6 +280,13 @@ impl Session {
         }
         let capture = &self.settings.capture;
         let scope = if capture.follow_forks { Scope::All } else { Scope::Process(pid) };
+        if let Some(point) = self.probes.dangers(&plan.points) {
+            let name = crate::symbolize::demangle::demangle(&point.function);
+            warn!(
+                "process {pid}: an exception thrown out of {name} (out of memory) will end it while it is traced, since \
+                 this kernel is locked down and forbids to mend the stack; to be safe boot without lockdown"
+            );
+        }
         let outcome = self.probes.attach(&mut self.ebpf, scope, &plan.points, capture.traps_only)?;
         for point in &plan.points {
             debug!("{point}");
@@ -400,7 +415,8 @@ impl Session {
             return;
         }
         let followed = Process::open(pid).map_err(SessionError::from).and_then(|process| {
-            let end = process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
+            let end =
+                process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
             self.add_target(pid, process.comm, end)
         });
         match followed {
@@ -490,7 +506,7 @@ impl Session {
             let report = self.make_report(&snapshot, time, true);
             outstanding = report.totals.count;
             if delivery == Delivery::Written {
-                self.sink.report(&report)?;
+                let _ = self.sink.report(&report)?; // the last one: nobody to read it changes nothing
             }
             self.tell_time(&snapshot, began);
         }
@@ -527,7 +543,7 @@ async fn end_command(
     let end = PidFd::open(child.id()).map_err(system)?;
     // SAFETY: kill(2) takes two integers; the child was not waited for, so the number is still its own.
     unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
-    let end = AsyncFd::with_interest(end, Interest::READABLE).map_err(system)?;
+    let end = readable(end).map_err(system)?;
     tokio::select! {
         _ = end.readable() => { child.wait().map_err(system)?; }
         () = signals.any() => warn!("the command (process {}) goes on", child.id()),
@@ -552,6 +568,12 @@ impl Signals {
             _ = self.terminate.recv() => {}
         }
     }
+}
+
+/// Registers a descriptor of ours for waiting until it is readable.
+fn readable<F: AsFd + AsRawFd>(source: F) -> io::Result<AsyncFd<F>> {
+    // SAFETY: `AsFd` says that the source holds its descriptor open; it is moved into what is returned.
+    unsafe { AsyncFd::register_with_interest(source, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 fn ticks(period: Duration) -> Interval {
@@ -582,8 +604,9 @@ fn event_line(event: &Event, pid: u32) -> Option<EventLine> {
 }
 
 fn bpf_log(ebpf: &mut Ebpf) -> Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>> {
-    let logger = EbpfLogger::init(ebpf).inspect_err(|error| debug!("no diagnostics of the BPF side: {error}")).ok()?;
-    AsyncFd::with_interest(logger, Interest::READABLE).ok()
+    let logger =
+        EbpfLogger::init(ebpf).inspect_err(|error| debug!("no diagnostics of the BPF side: {error}")).ok()?;
+    readable(logger).ok()
 }
 
 /// Passes on what the BPF side has logged; waits for ever where it does not log.

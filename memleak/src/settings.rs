@@ -365,10 +365,6 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
             format!("give one of {}", keys.join(", ")),
         )
     })?;
-    let output = cli.output.clone();
-    if output.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
-        return Err(UsageError::new("--output", "the file's name is empty", "name a file"));
-    }
     Ok(ReportSettings {
         format: if cli.json { Format::Json } else { Format::Text },
         top: TOP.parse(&cli.top)?,
@@ -377,7 +373,7 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         combined_only: cli.combined_only,
         older: Duration::from_millis(OLDER.parse(&cli.older)?),
         sample_rate: SAMPLE_RATE.parse(&cli.sample_rate)?,
-        output,
+        output: cli.output.clone(),
     })
 }
 

@@ -187,7 +187,10 @@ mod tests {
         other.pid = 2;
         let records = [range(0x10000, 0x2000, 1), range(0x12000, 0x2000, 1), other];
         let mut unmaps = vec![unmap(0x11000, 0x13000, 5)];
-        assert_eq!(apply(&records, &mut unmaps), (vec![(0x10000, 0x1000), (0x10000, 0x1000), (0x13000, 0x1000)], 0));
+        assert_eq!(
+            apply(&records, &mut unmaps),
+            (vec![(0x10000, 0x1000), (0x10000, 0x1000), (0x13000, 0x1000)], 0)
+        );
         assert_eq!(unmaps.len(), 1);
     }
 

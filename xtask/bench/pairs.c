@@ -1,7 +1,8 @@
 // What `cargo xtask bench` traces. Standard input's end ends it.
 //
 //     pairs loop DEPTH    calls malloc and free in turn, with DEPTH frames of its own on the stack (main is the first),
-//                         and prints a line for each window of time: its end (CLOCK_MONOTONIC, ns), ns for each pair
+//                         and prints a line for each window of time: its end (CLOCK_MONOTONIC, ns), ns for each pair,
+//                         share of the window for which it had a CPU (1: no other program was in its way)
 //     pairs hold COUNT    at a line from standard input acquires COUNT blocks, through 64 different stacks; prints
 //                         "held" and keeps them
 //
@@ -17,9 +18,9 @@
 
 enum { WINDOW_NS = 250000000, PAIRS_BETWEEN_CLOCKS = 1024, BLOCK = 64, STACKS = 64 };
 
-static uint64_t now_ns(void) {
+static uint64_t clock_ns(clockid_t clock) {
     struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
+    clock_gettime(clock, &time);
     return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
@@ -32,9 +33,9 @@ static int input_has_ended(void) {
 static void use(void *block) { __asm__ volatile("" : : "r"(block) : "memory"); }
 
 __attribute__((noinline)) static void loop(void) {
-    uint64_t start = now_ns(), pairs = 0;
     while (!input_has_ended()) {
-        uint64_t end;
+        uint64_t start = clock_ns(CLOCK_MONOTONIC), start_of_cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+        uint64_t end, pairs = 0;
         do {
             for (int i = 0; i < PAIRS_BETWEEN_CLOCKS; i++) {
                 void *block = malloc(BLOCK);
@@ -42,12 +43,11 @@ __attribute__((noinline)) static void loop(void) {
                 free(block);
             }
             pairs += PAIRS_BETWEEN_CLOCKS;
-            end = now_ns();
+            end = clock_ns(CLOCK_MONOTONIC);
         } while (end - start < WINDOW_NS);
-        printf("%llu %.3f\n", (unsigned long long)end, (double)(end - start) / (double)pairs);
-        fflush(stdout);
-        start = now_ns();
-        pairs = 0;
+        double elapsed = (double)(end - start);
+        double on_cpu = (double)(clock_ns(CLOCK_THREAD_CPUTIME_ID) - start_of_cpu);
+        printf("%llu %.3f %.3f\n", (unsigned long long)end, elapsed / (double)pairs, on_cpu / elapsed);
     }
 }
 

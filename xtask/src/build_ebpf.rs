@@ -2,7 +2,8 @@
 //! embeds, with the list of what it was built from.
 //!
 //! Two toolchains can do it: Debian's `rustc-web` with its compiled `core` for BPF, or rustup's nightly, which compiles
-//! `core` itself. Both link with bpf-linker, which is built against LLVM 22 and kept in a cache.
+//! `core` itself. Both link with bpf-linker, which is built against LLVM 22, reads what compilers with LLVM 22 or older
+//! write, and is kept in a cache.
 
 use std::{
     fs,
@@ -24,6 +25,9 @@ pub const ARCHITECTURES: [&str; 1] = ["x86_64"];
 const TARGET: &str = "bpfel-unknown-none";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+/// rustup's toolchains that will do, where `core`'s source is with them: the first is known to, the other changes.
+const NIGHTLIES: [&str; 2] = ["nightly-2026-05-20", "nightly"];
+const LLVM_MAJOR: u32 = 22;
 const LLVM: &str = "/usr/lib/llvm-22";
 const BPF_LINKER_VERSION: &str = "0.13.0";
 
@@ -70,8 +74,8 @@ pub fn check() -> Result<()> {
 enum Toolchain {
     /// Debian's rustc, with `core` compiled.
     Debian,
-    /// rustup's nightly with rust-src: compiles `core` itself.
-    RustupNightly,
+    /// A nightly of rustup with rust-src: compiles `core` itself.
+    Rustup(&'static str),
 }
 
 impl Toolchain {
@@ -91,20 +95,16 @@ impl Toolchain {
             }
         }
         bail!(
-            "no compiler for BPF here. On Debian: sudo apt-get install {}. Elsewhere: rustup toolchain install nightly \
-             --component rust-src",
-            packages::names(&DEBIAN_PACKAGES)
+            "no compiler for BPF here. On Debian: sudo apt-get install {}. Elsewhere: rustup toolchain install {} \
+             --profile minimal --component rust-src",
+            packages::names(&DEBIAN_PACKAGES),
+            NIGHTLIES[0]
         )
     }
 
     fn find() -> Option<Self> {
-        if has_compiled_core() {
-            Some(Self::Debian)
-        } else if has_nightly_source() {
-            Some(Self::RustupNightly)
-        } else {
-            None
-        }
+        let nightly = || NIGHTLIES.into_iter().find(|nightly| compiles_core(nightly)).map(Self::Rustup);
+        has_compiled_core().then_some(Self::Debian).or_else(nightly)
     }
 
     /// This toolchain's cargo, in memleak-ebpf.
@@ -116,9 +116,9 @@ impl Toolchain {
                 cargo.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
                 cargo
             }
-            Self::RustupNightly => {
+            Self::Rustup(nightly) => {
                 let mut rustup = Command::new("rustup");
-                rustup.args(["run", "nightly", "cargo"]).env_remove("RUSTC");
+                rustup.args(["run", nightly, "cargo"]).env_remove("RUSTC");
                 rustup
             }
         };
@@ -145,16 +145,21 @@ fn has_compiled_core() -> bool {
         && entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
 }
 
-/// Whether rustup has a nightly with the source of `core`.
-fn has_nightly_source() -> bool {
-    if run::find_program("rustup").is_none() {
-        return false;
-    }
-    let output = Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]).output();
-    output.is_ok_and(|output| {
-        let sysroot = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-        output.status.success() && sysroot.join("lib/rustlib/src/rust/library/core").is_dir()
-    })
+/// Whether rustup has this nightly, with the source of `core`, and an LLVM that bpf-linker can follow.
+fn compiles_core(nightly: &str) -> bool {
+    let rustc = |argument: &[&str]| {
+        let output = Command::new("rustup").args(["run", nightly, "rustc"]).args(argument).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let Some(sysroot) = rustc(&["--print", "sysroot"]) else { return false };
+    let Some(version) = rustc(&["--version", "--verbose"]) else { return false };
+    Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").is_dir()
+        && llvm_major(&version).is_some_and(|major| major <= LLVM_MAJOR)
+}
+
+/// The number before the first dot of `LLVM version: 22.1.4`, in what `rustc -vV` says.
+fn llvm_major(version: &str) -> Option<u32> {
+    version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?.split('.').next()?.parse().ok()
 }
 
 /// The linker: the one in the cache, which is built first where it is missing.
@@ -204,7 +209,7 @@ fn build(toolchain: &Toolchain, linker: &Path, arch: &str) -> Result<()> {
     let target_directory = root.join("target/ebpf").join(arch);
     let mut cargo = toolchain.cargo();
     cargo.args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"]).arg(&target_directory);
-    if matches!(toolchain, Toolchain::RustupNightly) {
+    if matches!(toolchain, Toolchain::Rustup(_)) {
         cargo.args(["-Z", "build-std=core"]);
     }
     cargo
@@ -251,4 +256,18 @@ fn strip_program() -> Result<PathBuf> {
         .iter()
         .find_map(|name| run::find_program(name))
         .context("no llvm-strip here: install LLVM (Debian: llvm-22-dev)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::llvm_major;
+
+    #[test]
+    fn llvm_version_is_read() {
+        assert_eq!(
+            llvm_major("rustc 1.97.0-nightly (e50aa6fba 2026-05-19)\nLLVM version: 22.1.4\n"),
+            Some(22)
+        );
+        assert_eq!(llvm_major("rustc 1.97.0\n"), None);
+    }
 }

@@ -16,8 +16,15 @@ use aya::{
     },
 };
 
-use super::{BpfError, chain, load::program, os_error};
-use crate::probe::plan::{AttachPoint, PointKey, ProgramKind};
+use super::{
+    BpfError, chain,
+    load::{ABANDON, program},
+    os_error,
+};
+use crate::probe::{
+    plan::{AttachPoint, PointKey, ProgramKind},
+    table::{Scope as RowScope, TABLE},
+};
 
 /// The processes in which a probe fires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,8 +36,9 @@ pub enum Scope {
 }
 
 /// What is attached.
-#[derive(Default)]
 pub struct Probes {
+    /// See [`super::load::Loaded::mends_stack`].
+    mends_stack: bool,
     links: Vec<UProbeLink>,
     attached: HashSet<(Scope, PointKey)>,
 }
@@ -47,6 +55,11 @@ pub struct Outcome {
 }
 
 impl Probes {
+    /// Nothing is attached yet.
+    pub fn new(mends_stack: bool) -> Self {
+        Self { mends_stack, links: Vec::new(), attached: HashSet::new() }
+    }
+
     /// Attaches what is not attached yet, in the plan's order.
     pub fn attach(
         &mut self,
@@ -61,7 +74,7 @@ impl Probes {
             if !self.attached.insert((scope, point.key())) {
                 continue;
             }
-            let name = program_name(point.program, traps_only);
+            let name = self.program_name(point.program, traps_only);
             let program: &mut UProbe = program(ebpf, name)?;
             match attach_one(program, scope, point) {
                 Ok(link) => {
@@ -73,6 +86,25 @@ impl Probes {
         }
         outcome.took = start.elapsed();
         Ok(outcome)
+    }
+
+    fn program_name(&self, kind: ProgramKind, traps_only: bool) -> &'static str {
+        let [_, abandon_plain] = ABANDON;
+        match (traps_only, kind) {
+            (false, ProgramKind::AbandonEnter) if !self.mends_stack => abandon_plain,
+            (false, kind) => kind.name(),
+            (true, ProgramKind::AcquireExit) => "empty_exit",
+            (true, _) => "empty_enter",
+        }
+    }
+
+    /// An exception that leaves one of these calls would end the process, since its stack cannot be mended here.
+    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<&'a AttachPoint> {
+        let throws = |point: &&AttachPoint| {
+            point.program.is_return()
+                && TABLE.get(point.row as usize).is_some_and(|row| row.scope == RowScope::Operator)
+        };
+        if self.mends_stack { None } else { points.iter().find(throws) }
     }
 
     /// Number of probes.
@@ -99,14 +131,6 @@ impl Probes {
             }
         });
         start.elapsed()
-    }
-}
-
-fn program_name(kind: ProgramKind, traps_only: bool) -> &'static str {
-    match (traps_only, kind) {
-        (false, kind) => kind.name(),
-        (true, ProgramKind::AcquireExit) => "empty_exit",
-        (true, _) => "empty_enter",
     }
 }
 
@@ -139,7 +163,8 @@ fn why(error: &(dyn std::error::Error + 'static)) -> String {
         }
         // kernel/events/uprobes.c, uprobe_register: two tools that give one place different reference counters.
         Some(libc::EINVAL) => {
-            "the kernel refuses a probe there; end other tools that trace the same function, and try again".to_owned()
+            "the kernel refuses a probe there; end other tools that trace the same function, and try again"
+                .to_owned()
         }
         Some(libc::EMFILE) => "too many open files; raise the limit (ulimit -n)".to_owned(),
         _ => chain(error),

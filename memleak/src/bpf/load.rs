@@ -27,7 +27,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-x86_64.bp
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-aarch64.bpf.o");
 
 /// Uprobe programs, all of one kind to the loader.
-const UPROBES: &[&str] = &["acquire_enter", "acquire_exit", "release_enter", "abandon_enter", "mappings_enter"];
+const UPROBES: &[&str] = &["acquire_enter", "acquire_exit", "release_enter", "mappings_enter"];
+/// Mends the stack for an unwinder; and the same without, for kernels that forbid to write to a process.
+pub(super) const ABANDON: [&str; 2] = ["abandon_enter", "abandon_enter_plain"];
 /// The uprobe programs that `--traps-only` attaches in their place.
 const EMPTY_UPROBES: &[&str] = &["empty_enter", "empty_exit"];
 /// Raw tracepoint programs: program, tracepoint.
@@ -43,6 +45,9 @@ pub struct Loaded {
     pub ebpf: Ebpf,
     /// Reader of the map `EVENTS`.
     pub events: RingBuf<MapData>,
+    /// The stack is mended when an exception leaves a probed call. Without it the C++ runtime finds no caller there and
+    /// ends the process.
+    pub mends_stack: bool,
 }
 
 /// Loads the programs with these settings and fills the map of rows.
@@ -70,11 +75,11 @@ pub fn load(
         .load(OBJECT)
         .map_err(|error| load_error(&error))?;
     fill_rows(&mut ebpf, rows)?;
-    load_programs(&mut ebpf, capture.traps_only)?;
+    let mends_stack = load_programs(&mut ebpf, capture.traps_only)?;
     let events = ebpf.take_map("EVENTS").ok_or(BpfError::Missing("map EVENTS"))?;
-    let events = RingBuf::try_from(events)
-        .map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;
-    Ok(Loaded { ebpf, events })
+    let events =
+        RingBuf::try_from(events).map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;
+    Ok(Loaded { ebpf, events, mends_stack })
 }
 
 fn check_kernel() -> Result<(), BpfError> {
@@ -143,12 +148,18 @@ pub fn add_target(ebpf: &mut Ebpf, pid: u32) -> Result<(), BpfError> {
     const BPF_NOEXIST: u64 = 1;
     match targets.insert(pid, Target::default(), BPF_NOEXIST) {
         // The fork that made it has entered it already.
-        Err(aya::maps::MapError::SyscallError(call)) if call.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        Err(aya::maps::MapError::SyscallError(call))
+            if call.io_error.raw_os_error() == Some(libc::EEXIST) =>
+        {
+            Ok(())
+        }
         result => result.map_err(error),
     }
 }
 
-fn load_programs(ebpf: &mut Ebpf, traps_only: bool) -> Result<(), BpfError> {
+/// Loads what will be attached. Gives whether the kernel lets us mend a stack: not where it is locked down (integrity),
+/// nor without CAP_SYS_ADMIN (kernel/trace/bpf_trace.c, `bpf_get_probe_write_proto`).
+fn load_programs(ebpf: &mut Ebpf, traps_only: bool) -> Result<bool, BpfError> {
     for &name in if traps_only { EMPTY_UPROBES } else { UPROBES } {
         let program: &mut UProbe = program(ebpf, name)?;
         program.load().map_err(|error| load_error(&error))?;
@@ -158,7 +169,16 @@ fn load_programs(ebpf: &mut Ebpf, traps_only: bool) -> Result<(), BpfError> {
         program.load().map_err(|error| load_error(&error))?;
         program.attach(tracepoint).map_err(|error| load_error(&error))?;
     }
-    Ok(())
+    if traps_only {
+        return Ok(true);
+    }
+    let [mending, plain] = ABANDON;
+    let mends = program::<UProbe>(ebpf, mending)?.load();
+    if let Err(error) = &mends {
+        log::debug!("{mending} is not to be had here: {}", chain(error));
+        program::<UProbe>(ebpf, plain)?.load().map_err(|error| load_error(&error))?;
+    }
+    Ok(mends.is_ok())
 }
 
 /// The program of this name, as the kind it is.
@@ -166,9 +186,7 @@ pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&
 where
     &'a mut P: TryFrom<&'a mut Program>,
 {
-    ebpf.program_mut(name)
-        .and_then(|program| <&mut P>::try_from(program).ok())
-        .ok_or(BpfError::Missing(name))
+    ebpf.program_mut(name).and_then(|program| <&mut P>::try_from(program).ok()).ok_or(BpfError::Missing(name))
 }
 
 fn load_error(error: &(dyn std::error::Error + 'static)) -> BpfError {

@@ -43,7 +43,8 @@ const BATCH: usize = 16_384;
 
 fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<()> {
     // SAFETY: bpf(2) reads and writes `size_of::<T>()` bytes of `attributes`, and what the callers below point to.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

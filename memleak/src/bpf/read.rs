@@ -152,7 +152,8 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfEr
         let seen: HashSet<(u32, u64)> = all.iter().map(|found| (found.pid, found.address)).collect();
         for (tgid, call) in pending {
             let Some((pid, target)) = targets.0.get(&tgid) else { continue };
-            if target.generation == call.released.generation && !seen.contains(&(*pid, call.released_handle)) {
+            if target.generation == call.released.generation && !seen.contains(&(*pid, call.released_handle))
+            {
                 all.push(Outstanding {
                     pid: *pid,
                     resource: Resource::Heap,
@@ -170,12 +171,13 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfEr
 /// Removes records of ranges of which nothing is mapped any more.
 fn remove_dead(ebpf: &Ebpf, targets: &Targets, dead: &[Outstanding]) -> Result<(), BpfError> {
     for record in dead {
-        let Some(tgid) = targets.0.iter().find_map(|(tgid, (pid, _))| (*pid == record.pid).then_some(*tgid)) else {
+        let Some(tgid) = targets.0.iter().find_map(|(tgid, (pid, _))| (*pid == record.pid).then_some(*tgid))
+        else {
             continue;
         };
         let key = AllocationKey { tgid, resource: record.resource as u32, handle: record.address };
-        let taken: Option<Allocation> = maps::take(fd(ebpf, "ALLOCATIONS")?, &key)
-            .map_err(|error| map_error("ALLOCATIONS", &error))?;
+        let taken: Option<Allocation> =
+            maps::take(fd(ebpf, "ALLOCATIONS")?, &key).map_err(|error| map_error("ALLOCATIONS", &error))?;
         // The address may have been handed out again since it was read: then it is not the one that is dead.
         if let Some(taken) = taken
             && taken.time_ns != record.time_ns
@@ -196,7 +198,8 @@ impl Stats {
         let map = ebpf.map("STATS").ok_or(BpfError::Missing("map STATS"))?;
         let map: PerCpuArray<&MapData, u64> =
             PerCpuArray::try_from(map).map_err(|error| map_error("STATS", &error))?;
-        let sums = map.iter().map(|values| Ok(values?.iter().sum())).collect::<Result<_, aya::maps::MapError>>();
+        let sums =
+            map.iter().map(|values| Ok(values?.iter().sum())).collect::<Result<_, aya::maps::MapError>>();
         sums.map(Self).map_err(|error| map_error("STATS", &error))
     }
 

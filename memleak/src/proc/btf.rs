@@ -53,11 +53,11 @@ fn member_offset(btf: &[u8], name: &str, member: &str) -> Option<u32> {
 /// Bytes that follow a `struct btf_type` of this kind.
 fn trailing_bytes(kind: u32, vlen: usize) -> Option<usize> {
     Some(match kind {
-        1 | 14 | 17 => 4,                          // INT, VAR, DECL_TAG
-        2 | 7..=12 | 16 | 18 => 0,                 // PTR, FWD, TYPEDEF, qualifiers, FUNC, FLOAT, TYPE_TAG
-        3 => 12,                                   // ARRAY
-        4 | 5 | 15 | 19 => 12 * vlen,              // STRUCT, UNION, DATASEC, ENUM64
-        6 | 13 => 8 * vlen,                        // ENUM, FUNC_PROTO
+        1 | 14 | 17 => 4,             // INT, VAR, DECL_TAG
+        2 | 7..=12 | 16 | 18 => 0,    // PTR, FWD, TYPEDEF, qualifiers, FUNC, FLOAT, TYPE_TAG
+        3 => 12,                      // ARRAY
+        4 | 5 | 15 | 19 => 12 * vlen, // STRUCT, UNION, DATASEC, ENUM64
+        6 | 13 => 8 * vlen,           // ENUM, FUNC_PROTO
         _ => return None,
     })
 }

@@ -3,4 +3,5 @@
 pub mod btf;
 pub mod maps;
 pub mod memory;
+pub mod root;
 pub mod status;

@@ -11,7 +11,7 @@ use memleak_common::probe::Resource;
 
 pub use crate::aggregate::{AllocationLine, Totals};
 use crate::{
-    aggregate::Group,
+    aggregate::{Group, NANOSECONDS_PER_MS},
     settings::ReportSettings,
     snapshot::{Lost, Stack},
     symbolize::Frame,
@@ -55,7 +55,6 @@ impl StackReport {
     /// Puts a group, its stack (`None` where its id is not in the snapshot) and that stack's frames together, and
     /// leaves out what the settings leave out.
     pub fn new(group: Group, stack: Option<&Stack>, frames: Vec<Frame>, settings: &ReportSettings) -> Self {
-        const NANOSECONDS_PER_MS: u64 = 1_000_000;
         let age_ms = |age_ns: u64| (!settings.combined_only).then_some(age_ns / NANOSECONDS_PER_MS);
         Self {
             pid: group.key.pid,

@@ -5,7 +5,7 @@
 //! entry point on it runs free: ptrace would get in the way of debuggers, leak checkers and speed.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     io,
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{Child, Command, ExitStatus},
@@ -217,7 +217,9 @@ fn explain(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENOENT) => "no such program; give its path, or a name that is in PATH".to_owned(),
         Some(libc::EACCES) => "permission denied; make the file executable (chmod +x)".to_owned(),
-        Some(libc::ENOEXEC) => "it is no program that this machine can run; give it an interpreter".to_owned(),
+        Some(libc::ENOEXEC) => {
+            "it is no program that this machine can run; give it an interpreter".to_owned()
+        }
         Some(libc::EPERM) => "tracing it is not permitted; run as root, or give CAP_SYS_PTRACE".to_owned(),
         _ => format!("{error}; try to run it by itself"),
     }
@@ -228,7 +230,7 @@ mod tests {
     use super::*;
 
     fn argv(words: &[&str]) -> Vec<OsString> {
-        words.iter().map(|word| OsStr::new(word).to_owned()).collect()
+        words.iter().map(OsString::from).collect()
     }
 
     #[test]
@@ -248,7 +250,10 @@ mod tests {
         }
         assert!(mapped > 0);
         let maps = crate::proc::maps::read_maps(held.pid()).unwrap();
-        assert!(maps.iter().any(|map| map.executable && map.path().is_some_and(|path| path.ends_with("libc.so.6"))));
+        assert!(
+            maps.iter()
+                .any(|map| map.executable && map.path().is_some_and(|path| path.ends_with("libc.so.6")))
+        );
         assert_eq!(held.release().unwrap().wait().unwrap().code(), Some(7));
     }
 

@@ -2,5 +2,7 @@
 
 pub mod allocator;
 pub mod command;
+pub mod elf;
+pub mod ifunc;
 pub mod object;
 pub mod process;

@@ -30,7 +30,9 @@ pub enum ProcessError {
     #[error("process {0} is memleak itself; name another")]
     Itself(u32),
     /// /proc does not let us look.
-    #[error("cannot look into process {pid}: {source}; run as root (sudo memleak ...) or give CAP_SYS_PTRACE")]
+    #[error(
+        "cannot look into process {pid}: {source}; run as root (sudo memleak ...) or give CAP_SYS_PTRACE"
+    )]
     NotPermitted {
         /// Process.
         pid: u32,
@@ -72,7 +74,8 @@ impl Process {
     pub fn warning(&self) -> Option<String> {
         const SECCOMP_MODE_FILTER: u32 = 2;
         // The uretprobe trampoline is a system call from 6.11 on.
-        let by_system_call = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 11, 0));
+        let by_system_call =
+            KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 11, 0));
         (self.seccomp == SECCOMP_MODE_FILTER && by_system_call).then(|| {
             format!(
                 "process {} ({}) runs under a seccomp filter: on Linux 6.11 and later a return probe is a system call \

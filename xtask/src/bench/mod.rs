@@ -22,7 +22,7 @@ use crate::{
     packages::{self, Package},
     privilege, run,
 };
-use processes::{Target, Traced, Tracer};
+use processes::{Pace, Target, Traced, Tracer};
 
 /// Frames of the traced program on its stack.
 const DEPTHS: [u32; 3] = [5, 20, 60];
@@ -74,6 +74,8 @@ struct Series {
 #[derive(Default)]
 struct Results {
     series: Vec<Series>,
+    /// Of a CPU, that the traced program had in each measurement.
+    cpu_shares: Vec<f64>,
     /// Of memleak: milliseconds.
     attach_ms: Vec<f64>,
     detach_ms: Vec<f64>,
@@ -138,21 +140,21 @@ impl Bench<'_> {
     fn measure(&mut self, variant: Variant, depth: u32, results: &mut Results) -> Result<()> {
         let target = Target::start(&self.pairs, &["loop", &depth.to_string()])?;
         let seconds = Duration::from_secs(self.options.seconds.into());
-        let pair_ns = match variant {
-            Variant::Untraced => target.pair_ns(processes::now(), seconds, MARGIN)?,
+        let pace = match variant {
+            Variant::Untraced => target.pace(processes::now(), seconds, MARGIN)?,
             Variant::Traps | Variant::Memleak => {
                 let traced = self.memleak(&target, variant, seconds)?;
                 if variant == Variant::Memleak {
                     results.attach_ms.push(traced.attach_ms()?);
                     results.detach_ms.push(traced.detach_ms()?);
                 }
-                target.pair_ns(traced.marked, seconds, MARGIN)?
+                target.pace(traced.marked, seconds, MARGIN)?
             }
             Variant::Bcc => {
                 let Some(bcc) = &self.bcc else { return Ok(()) };
                 match bcc.tracer(&target, seconds)?.run(seconds) {
                     // It says when it reports, and has waited for as long before.
-                    Ok(traced) => target.pair_ns(traced.marked.saturating_sub(seconds), seconds, MARGIN)?,
+                    Ok(traced) => target.pace(traced.marked.saturating_sub(seconds), seconds, MARGIN)?,
                     Err(error) => {
                         results.without_bcc = Some(format!("{error:#}"));
                         self.bcc = None;
@@ -161,7 +163,9 @@ impl Bench<'_> {
                 }
             }
         };
-        eprintln!("  depth {depth:2}, {}: {pair_ns:.1} ns", table::name(variant));
+        let Pace { pair_ns, cpu_share } = pace;
+        eprintln!("  depth {depth:2}, {}: {pair_ns:.1} ns ({cpu_share:.2} of a CPU)", table::name(variant));
+        results.cpu_shares.push(cpu_share);
         let existing = results.series.iter_mut().find(|one| one.variant == variant && one.depth == depth);
         match existing {
             Some(series) => series.pair_ns.push(pair_ns),

@@ -77,24 +77,29 @@ impl Target {
         Ok(self.lines.try_iter().any(|line| line.text == text))
     }
 
-    /// Median of the windows within `length` from `start`, less a margin at both ends; waits for the last of them.
-    pub fn pair_ns(&self, start: Duration, length: Duration, margin: Duration) -> Result<f64> {
+    /// Medians of the windows within `length` from `start`, less a margin at both ends; waits for the last of them.
+    pub fn pace(&self, start: Duration, length: Duration, margin: Duration) -> Result<Pace> {
         let (from, to) = (start + margin, start + length - margin);
         let mut inside = Vec::new();
         let mut last_end = None;
         loop {
             let line = self.lines.recv_timeout(PATIENCE).context("the traced program says nothing")?;
-            let (end, pair_ns) = parse_window(&line.text)?;
+            let (end, pace) =
+                parse_window(&line.text).with_context(|| format!("no window: {}", line.text))?;
             // A window reaches from the end of the one before it to its own.
             if last_end.is_some_and(|begin| begin >= from) && end <= to {
-                inside.push(pair_ns);
+                inside.push(pace);
             }
             if end > to {
                 break;
             }
             last_end = Some(end);
         }
-        median(inside).context("the traced time holds no whole window: give it more with --seconds")
+        let too_short = "the traced time holds no whole window: give it more with --seconds";
+        Ok(Pace {
+            pair_ns: median(inside.iter().map(|pace| pace.pair_ns)).context(too_short)?,
+            cpu_share: median(inside.iter().map(|pace| pace.cpu_share)).context(too_short)?,
+        })
     }
 }
 
@@ -106,10 +111,21 @@ impl Drop for Target {
     }
 }
 
-/// `END_NS PAIR_NS`, as pairs.c prints it.
-fn parse_window(line: &str) -> Result<(Duration, f64)> {
-    let (end, pair_ns) = line.split_once(' ').with_context(|| format!("no window of time: {line}"))?;
-    Ok((Duration::from_nanos(end.parse()?), pair_ns.parse()?))
+/// How fast the traced program went.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// Nanoseconds for a pair of malloc and free.
+    pub pair_ns: f64,
+    /// Share of the time for which it had a CPU; well below 1 on a machine that does other work too.
+    pub cpu_share: f64,
+}
+
+/// `END_NS PAIR_NS CPU_SHARE`, as pairs.c prints it.
+fn parse_window(line: &str) -> Option<(Duration, Pace)> {
+    let mut words = line.split(' ');
+    let end = Duration::from_nanos(words.next()?.parse().ok()?);
+    let pace = Pace { pair_ns: words.next()?.parse().ok()?, cpu_share: words.next()?.parse().ok()? };
+    Some((end, pace))
 }
 
 /// A tracer to run for one report.
@@ -202,9 +218,9 @@ impl Traced {
         self.number("memleak: attached ", " in ")
     }
 
-    /// What memleak says it took to detach, in milliseconds: `memleak: detached in X ms`.
+    /// What memleak says it took to detach, in milliseconds: `memleak: detached N probes in X ms`.
     pub fn detach_ms(&self) -> Result<f64> {
-        self.number("memleak: detached in ", "in ")
+        self.number("memleak: detached ", " in ")
     }
 
     /// The last report: `memleak: report over N allocations took X ms (snapshot Y ms)`.
@@ -246,7 +262,7 @@ mod tests {
             "echo 'memleak: attached 24 probes in 83.5 ms' >&2
              echo 'memleak: report over 7 allocations took 1 ms (snapshot 0.5 ms)' >&2
              echo 'memleak: report over 1000000 allocations took 412.25 ms (snapshot 301 ms)' >&2
-             echo 'memleak: detached in 12 ms' >&2",
+             echo 'memleak: detached 24 probes in 12 ms' >&2",
         )
         .run(Duration::ZERO)?;
         assert_eq!((traced.attach_ms()?, traced.detach_ms()?), (83.5, 12.0));
@@ -271,16 +287,14 @@ mod tests {
         let (sender, receiver) = mpsc::channel();
         // Ends at 1, 2, 3... seconds; the windows from 2 to 3, 3 to 4 and 4 to 5 lie in 1.5..5.5 whole.
         for (end, pair_ns) in [(1, 100.0), (2, 90.0), (3, 7.0), (4, 5.0), (5, 6.0), (6, 80.0)] {
-            sender.send(Line {
-                time: Duration::ZERO,
-                text: format!("{} {pair_ns}", end * 1_000_000_000_u64),
-            })?;
+            sender.send(Line { time: Duration::ZERO, text: format!("{}000000000 {pair_ns} 0.5", end) })?;
         }
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
         let input = child.stdin.take().context("no pipe")?;
         let target = Target { child, input, lines: receiver };
         let half = Duration::from_millis(500);
-        assert_eq!(target.pair_ns(Duration::from_secs(1), Duration::from_secs(5), half)?, 6.0);
+        let pace = target.pace(Duration::from_secs(1), Duration::from_secs(5), half)?;
+        assert_eq!(pace, Pace { pair_ns: 6.0, cpu_share: 0.5 });
         Ok(())
     }
 }

@@ -7,6 +7,9 @@ use anyhow::{Context, Result};
 use super::{DEPTHS, Options, Results, Variant, median};
 use crate::run;
 
+/// A program that has a CPU for less than this share of the time is in somebody's way.
+const QUIET: f64 = 0.95;
+
 /// What a variant is called.
 pub fn name(variant: Variant) -> &'static str {
     match variant {
@@ -29,6 +32,15 @@ pub fn markdown(results: &Results, options: &Options) -> Result<String> {
         options.rounds, options.seconds
     )?;
     pairs(&mut text, results)?;
+    let share = results.cpu_shares.iter().copied().fold(1.0, f64::min);
+    if share < QUIET {
+        writeln!(
+            text,
+            "The machine was busy with other work: in one measurement the traced program had a CPU for {:.0} % of the \
+             time only. Figures by the clock are too high then.\n",
+            share * 100.0
+        )?;
+    }
     if let Some(reason) = &results.without_bcc {
         writeln!(text, "memleak-bpfcc was not measured: {reason}\n")?;
     }
