@@ -52,6 +52,11 @@ MAP(moved_in_part)
 MAP(kept)
 MAP(stuck)
 MAP(shrunk_then_unmapped)
+MAP(around_island)
+MAP(island)
+MAP(before)
+MAP(between)
+MAP(after)
 MAP(random_a)
 MAP(random_b)
 MAP(random_c)
@@ -167,6 +172,15 @@ static void fixed_steps(void) {
     site_shrunk_then_unmapped(p, 12);
     site_mremap_shrink_then_unmap(p, 12, p, 4, 0);
     unmap(p, 12); // also where nothing is any more
+    p += 32 * PAGE;
+    site_around_island(p, 12);
+    site_island(p + 5 * PAGE, 3);
+    unmap(p, 12); // the whole of the first, and with it the second
+    p += 32 * PAGE;
+    site_before(p, 12);
+    site_between(p + 5 * PAGE, 3);
+    site_after(p, 5); // what stays of the first begins where the second does not end
+    ledger_site_before.count = ledger_site_between.count = ledger_site_after.count = 1;
     site_odd_length();
     void *big = site_big_malloc(64 << 20);
     CHECK(big != NULL);
