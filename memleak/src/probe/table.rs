@@ -268,7 +268,7 @@ mod tests {
             ] {
                 assert!(arg < 6 || arg == NO_ARG, "{function}: argument {arg}");
             }
-            assert_eq!((probe.reserved, probe.reserved2), ([0; 3], 0), "{function}");
+            assert_eq!((probe.reserved, probe.group), ([0; 3], 0), "{function}");
         }
     }
 
