@@ -174,7 +174,7 @@ impl Session {
             ebpf: loaded.ebpf,
             events,
             log,
-            probes: Probes::new(loaded.mends_stack),
+            probes: Probes::new(loaded.uprobes, loaded.mends_stack),
             reader: Reader::default(),
             symbolizer: Symbolizer::new(),
             sink,
@@ -442,7 +442,7 @@ impl Session {
             self.traced.iter().filter(|(_, traced)| !traced.ended).map(|(pid, _)| *pid).collect();
         let begin = Instant::now();
         let time = SystemTime::now();
-        let snapshot = self.reader.snapshot(&self.ebpf)?;
+        let snapshot = self.reader.snapshot(&self.ebpf, &self.probes)?;
         let took = begin.elapsed();
         for pid in pids {
             self.observe(pid);
