@@ -358,8 +358,7 @@ impl Session {
         /// Events written out at a time.
         const LINES: usize = 4096;
         let mut lines = Vec::new();
-        loop {
-            let Some(event) = next_event(self.events.get_mut()) else { break };
+        while let Some(event) = next_event(self.events.get_mut()) {
             let pid = self.reader.pid_of(&self.ebpf, event.tgid)?;
             match event.kind {
                 kind::ACQUIRE | kind::RELEASE => lines.extend(event_line(&event, pid)),

@@ -44,7 +44,7 @@ pub enum Uprobes {
     /// By aya: one link for each place.
     Single,
     /// One link for all places of a file.
-    Multi(MultiPrograms),
+    Multi(Box<MultiPrograms>),
 }
 
 /// What was loaded.
@@ -174,7 +174,7 @@ fn choose_uprobes(ebpf: &Ebpf) -> Uprobes {
         return Uprobes::Single;
     }
     match MultiPrograms::prepare(OBJECT, ebpf) {
-        Ok(programs) => Uprobes::Multi(programs),
+        Ok(programs) => Uprobes::Multi(Box::new(programs)),
         Err(error) => {
             log::debug!("one link for each probe: {error}");
             Uprobes::Single
