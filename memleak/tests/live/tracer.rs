@@ -83,6 +83,11 @@ impl Tracer {
         }
     }
 
+    /// Its standard error so far.
+    pub fn notes(&self) -> Vec<String> {
+        self.running.stderr().so_far()
+    }
+
     /// Waits for the next JSON report that is `wanted`.
     pub fn wait_report(&mut self, wanted: impl Fn(&Report) -> bool) -> Report {
         loop {

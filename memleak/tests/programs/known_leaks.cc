@@ -72,6 +72,7 @@ static NOINLINE block site_posix_memalign_a(size_t n, dice *d) {
     }                                                                                                             \
     SITE(site_##name, "heap")                                                                                     \
     static NOINLINE block site_##name(size_t n, dice *) {                                                         \
+        if (n == 0) n = 1; /* as libstdc++'s operators ask malloc for */                                          \
         void *p = below_##name(n);                                                                                \
         return kept(&ledger_site_##name, p, n, releaser);                                                         \
     }
