@@ -70,6 +70,8 @@ pub mod flags {
     pub const RANGE: u32 = 1;
     /// A call that returned null for size 0 has released the old handle all the same (realloc).
     pub const ZERO_SIZE_RELEASES: u32 = 2;
+    /// The call can end by an exception (C++ operator new).
+    pub const MAY_THROW: u32 = 4;
 }
 
 /// One function. All argument numbers count from 0 and address the integer arguments of the platform's C ABI.

@@ -6,6 +6,9 @@ use crate::{allocation::Allocation, stack::StackRecord};
 /// those nested in them. A power of two.
 pub const MAX_PENDING: usize = 8;
 
+/// Words of a thread's stack that are read at a time. A power of two.
+pub const STACK_WINDOW: usize = 64;
+
 /// A traced process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -23,7 +26,8 @@ pub struct Target {
 pub struct PendingCall {
     /// The stack pointer at entry: where the return address is.
     pub sp: u64,
-    /// The return address, which the kernel replaces by that of its trampoline for as long as the call is pending.
+    /// The return address, which the kernel replaces by that of its trampoline for as long as the call is pending. Read
+    /// where the call can end by an exception, else 0.
     pub return_address: u64,
     /// Attach cookie: index of the row.
     pub row: u32,
@@ -65,4 +69,8 @@ pub struct ThreadRecord {
     pub pending: [PendingCall; MAX_PENDING],
     /// Where a stack is walked into before it is stored.
     pub stack: StackRecord,
+    /// The id under which `stack` is stored, so that the same stack again need not be looked up; else 0.
+    pub stack_id: u64,
+    /// A piece of the thread's stack, while it is walked: one large read costs less than a few small ones.
+    pub window: [u64; STACK_WINDOW],
 }

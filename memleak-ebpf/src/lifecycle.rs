@@ -17,7 +17,7 @@ use memleak_common::{
 };
 
 use crate::{
-    maps::{EMPTY_THREAD, TARGETS, THREADS, Wake, count, send, settings},
+    maps::{EMPTY_THREAD, TARGETS, THREADS, Wake, count, send, setting},
     track,
 };
 
@@ -55,16 +55,15 @@ fn new_thread(pid_tgid: u64) -> Option<*mut ThreadRecord> {
 /// The current process as the map `TARGETS` knows it: in the tool's own PID namespace.
 #[inline(always)]
 fn target_id(pid_tgid: u64) -> Option<u32> {
-    let settings = settings();
-    if settings.pid_ns_ino == 0 {
+    if setting!(pid_ns_ino) == 0 {
         return Some((pid_tgid >> 32) as u32);
     }
     let mut info = bpf_pidns_info { pid: 0, tgid: 0 };
     // SAFETY: `info` has the size given.
     let result = unsafe {
         bpf_get_ns_current_pid_tgid(
-            settings.pid_ns_dev,
-            settings.pid_ns_ino,
+            setting!(pid_ns_dev),
+            setting!(pid_ns_ino),
             &raw mut info,
             size_of::<bpf_pidns_info>() as u32,
         )
@@ -99,8 +98,7 @@ pub fn process_exec(ctx: &RawTracePointContext) {
 /// The current process has made a thread or process: `--follow-forks` takes the latter in.
 #[inline(always)]
 pub fn process_fork(ctx: &RawTracePointContext) {
-    let settings = settings();
-    if settings.flags & flags::FOLLOW_FORKS == 0 {
+    if setting!(flags) & flags::FOLLOW_FORKS == 0 {
         return;
     }
     let pid_tgid = bpf_get_current_pid_tgid();
@@ -110,7 +108,7 @@ pub fn process_fork(ctx: &RawTracePointContext) {
     }
     let child_task: *const u8 = ctx.arg(1);
     // SAFETY: the helper checks the address; the offset is the running kernel's own (BTF).
-    let child = unsafe { bpf_probe_read_kernel(child_task.add(settings.task_tgid_offset as usize).cast::<u32>()) };
+    let child = unsafe { bpf_probe_read_kernel(child_task.add(setting!(task_tgid_offset) as usize).cast::<u32>()) };
     let Ok(child_tgid) = child else {
         count(Stat::LostEvents);
         return;

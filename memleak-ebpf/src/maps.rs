@@ -54,7 +54,7 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
 /// Set by the loader before the programs are verified, so that what is off costs nothing.
 #[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings {
+pub static SETTINGS: Settings = Settings {
     min_size: 0,
     max_size: u64::MAX,
     sample_rate: 1,
@@ -66,12 +66,20 @@ static SETTINGS: Settings = Settings {
     reserved: 0,
 };
 
-/// The settings.
+/// One of the settings. A macro, so that only its own bytes are read.
+macro_rules! setting {
+    ($field:ident) => {
+        $crate::maps::read_setting(&$crate::maps::SETTINGS.$field)
+    };
+}
+pub(crate) use setting;
+
+/// Reads a member of [`SETTINGS`]: see [`setting`].
 #[inline(always)]
-pub fn settings() -> Settings {
-    // SAFETY: a valid, aligned static; the volatile read keeps the compiler from folding in the initial values that
-    // the loader replaces.
-    unsafe { core::ptr::read_volatile(&raw const SETTINGS) }
+pub fn read_setting<T: Copy>(member: &'static T) -> T {
+    // SAFETY: valid and aligned; the volatile read keeps the compiler from folding in the initial value that the loader
+    // replaces.
+    unsafe { core::ptr::read_volatile(member) }
 }
 
 /// Adds 1 to a counter.

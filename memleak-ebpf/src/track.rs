@@ -19,7 +19,7 @@ use memleak_common::{
     allocation::{Allocation, AllocationKey},
     event::{self, Event},
     probe::{NO_ARG, ProbeRow, flags, handle, size, success},
-    settings::flags as setting,
+    settings::flags as setting_flags,
     stats::Stat,
     thread::{MAX_PENDING, PendingCall, ThreadRecord},
 };
@@ -27,7 +27,7 @@ use memleak_common::{
 use crate::{
     args::{Arguments, entry_sp, exit_sp},
     lifecycle,
-    maps::{ALLOCATIONS, PROBES, THREADS, Wake, count, send, settings},
+    maps::{ALLOCATIONS, PROBES, THREADS, Wake, count, send, setting},
     stack,
 };
 
@@ -40,7 +40,7 @@ pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
     let thread = lifecycle::current_thread()?;
     let mut call = PendingCall { sp: entry_sp(ctx), row: cookie, ..PendingCall::default() };
     drop_stale(thread, row, &mut call);
-    if call.return_address == 0 {
+    if row.flags & flags::MAY_THROW != 0 && call.return_address == 0 {
         // SAFETY: the helper checks the address.
         call.return_address = unsafe { bpf_probe_read_user(call.sp as *const u64) }.unwrap_or(0);
     }
@@ -147,12 +147,13 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
         return None; // the return of an outer function that had jumped to a pending one
     }
     let row = PROBES.get(cookie)?;
-    let call = *call;
+    // SAFETY: the popped entry stays as it is until this thread's next call.
+    let call = unsafe { &*core::ptr::from_ref(call) };
     thread.depth -= 1;
     if call.nested != 0 {
         return None;
     }
-    commit(ctx, thread, row, &call)
+    commit(ctx, thread, row, call)
 }
 
 /// A pending call returned: does to the table what the call did.
@@ -189,19 +190,19 @@ fn record(
     size: u64,
     handle: u64,
 ) -> Option<()> {
-    let settings = settings();
-    if size < settings.min_size || size > settings.max_size {
+    if size < setting!(min_size) || size > setting!(max_size) {
         return None;
     }
     let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle };
-    if settings.sample_rate > 1 && !sampled(thread, settings.sample_rate) {
+    let sample_rate = setting!(sample_rate);
+    if sample_rate > 1 && !sampled(thread, sample_rate) {
         // The address may be one whose release we did not see: its older record is void.
         let _ = ALLOCATIONS.remove(&key);
         return None;
     }
     let allocation = Allocation {
         size,
-        stack_id: stack::capture(ctx, &mut thread.stack),
+        stack_id: stack::capture(ctx, thread),
         time_ns: now(),
         tid: thread.tid,
         generation: thread.generation,
@@ -211,7 +212,7 @@ fn record(
         return None;
     }
     count(Stat::Acquired);
-    if settings.flags & setting::TRACE != 0 {
+    if setting!(flags) & setting_flags::TRACE != 0 {
         let event = Event {
             kind: event::kind::ACQUIRE,
             tgid: thread.tgid,
@@ -237,7 +238,7 @@ pub fn release_enter(ctx: &ProbeContext) -> Option<()> {
     }
     let pid_tgid = bpf_get_current_pid_tgid();
     let key = AllocationKey { tgid: (pid_tgid >> 32) as u32, resource: row.resource, handle };
-    if settings().flags & setting::TRACE == 0 {
+    if setting!(flags) & setting_flags::TRACE == 0 {
         ALLOCATIONS.remove(&key).ok()?;
         count(Stat::Released);
         return Some(());
@@ -446,7 +447,7 @@ fn pages_of(allocation: &Allocation) -> u64 {
 #[inline(always)]
 fn released(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
     count(Stat::Released);
-    if settings().flags & setting::TRACE != 0 {
+    if setting!(flags) & setting_flags::TRACE != 0 {
         send_release(thread.tgid, thread.tid, row, handle, size);
     }
 }

@@ -132,7 +132,10 @@ pub struct Session {
     history: History,
     traced: BTreeMap<u32, Traced>,
     ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
+    held: Option<HeldCommand>,
     command: Option<Child>,
+    /// Probes attached, and the time that it took, since it was last said.
+    attached: (usize, Duration),
     start: Instant,
     reports: u64,
 }
@@ -156,6 +159,8 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
     if let TargetSpec::Command(argv) = session.settings.target.clone() {
         session.trace_command(&argv)?;
     }
+    session.tell_attached();
+    session.release_command()?;
     let reason = session.report_until_done(&mut signals).await?;
     session.finish(reason, &mut signals).await
 }
@@ -174,14 +179,16 @@ impl Session {
             ebpf: loaded.ebpf,
             events,
             log,
-            probes: Probes::new(loaded.mends_stack),
+            probes: Probes::new(loaded.uprobes, loaded.mends_stack),
             reader: Reader::default(),
             symbolizer: Symbolizer::new(),
             sink,
             history: History::default(),
             traced: BTreeMap::new(),
             ends: mpsc::unbounded_channel(),
+            held: None,
             command: None,
+            attached: (0, Duration::ZERO),
             start: Instant::now(),
             reports: 0,
         })
@@ -227,7 +234,17 @@ impl Session {
         let plan = self.plan(pid, Objects::All)?;
         self.attach(pid, &plan)?;
         self.observe(pid);
-        self.command = Some(held.release().map_err(system)?);
+        self.held = Some(held);
+        Ok(())
+    }
+
+    /// Lets the command run free: the probes are in, and that was said.
+    fn release_command(&mut self) -> Result<(), SessionError> {
+        if let Some(held) = self.held.take() {
+            let released = held.release();
+            self.command =
+                Some(released.map_err(|error| SessionError::System("cannot release the command", error))?);
+        }
         Ok(())
     }
 
@@ -300,8 +317,17 @@ impl Session {
         for error in failed {
             warn!("{error}");
         }
-        info!("attached {} probes in {} ms", outcome.attached, millis(outcome.took));
+        self.attached.0 += outcome.attached;
+        self.attached.1 += outcome.took;
         Ok(())
+    }
+
+    /// Says what was attached since it was last said: all that was asked for is in by now.
+    fn tell_attached(&mut self) {
+        let (count, took) = std::mem::take(&mut self.attached);
+        if count > 0 {
+            info!("attached {count} probes in {} ms", millis(took));
+        }
     }
 
     fn observe(&mut self, pid: u32) {
@@ -358,8 +384,7 @@ impl Session {
         /// Events written out at a time.
         const LINES: usize = 4096;
         let mut lines = Vec::new();
-        loop {
-            let Some(event) = next_event(self.events.get_mut()) else { break };
+        while let Some(event) = next_event(self.events.get_mut()) {
             let pid = self.reader.pid_of(&self.ebpf, event.tgid)?;
             match event.kind {
                 kind::ACQUIRE | kind::RELEASE => lines.extend(event_line(&event, pid)),
@@ -394,6 +419,7 @@ impl Session {
             // It may have ended meanwhile; what was attached before stays.
             info!("{error}");
         }
+        self.tell_attached();
         self.observe(pid);
     }
 
@@ -442,7 +468,7 @@ impl Session {
             self.traced.iter().filter(|(_, traced)| !traced.ended).map(|(pid, _)| *pid).collect();
         let begin = Instant::now();
         let time = SystemTime::now();
-        let snapshot = self.reader.snapshot(&self.ebpf)?;
+        let snapshot = self.reader.snapshot(&self.ebpf, &self.probes)?;
         let took = begin.elapsed();
         for pid in pids {
             self.observe(pid);

@@ -84,6 +84,9 @@ pub struct Applied {
     pub dead: Vec<Outstanding>,
 }
 
+/// A record, and the unmaps that overlap it.
+type Cut = (Outstanding, Vec<Unmap>);
+
 /// Cuts unmapped ranges out of the records of mapped ones. The kernel side cannot search by range; it removes records
 /// whose start it is told, and leaves the rest to us. Unmaps that no longer overlap a record are dropped.
 pub fn apply_unmaps(records: Vec<Outstanding>, unmaps: &mut Vec<Unmap>) -> Applied {
@@ -93,7 +96,7 @@ pub fn apply_unmaps(records: Vec<Outstanding>, unmaps: &mut Vec<Unmap>) -> Appli
     let (ranges, mut outstanding): (Vec<_>, Vec<_>) =
         records.into_iter().partition(|record| record.resource == Resource::Mmap);
     // Several records may begin at one address only after a loss; each is cut all the same.
-    let mut by_start: BTreeMap<(u32, u64), Vec<(Outstanding, Vec<Unmap>)>> = BTreeMap::new();
+    let mut by_start: BTreeMap<(u32, u64), Vec<Cut>> = BTreeMap::new();
     let mut longest = 0;
     for range in ranges {
         longest = longest.max(page_end(&range) - range.address);

@@ -3,7 +3,9 @@
 
 use std::{
     collections::HashSet,
+    io,
     num::NonZeroU32,
+    os::fd::OwnedFd,
     path::Path,
     time::{Duration, Instant},
 };
@@ -18,7 +20,8 @@ use aya::{
 
 use super::{
     BpfError, chain,
-    load::{ABANDON, program},
+    load::{ABANDON, Uprobes, program},
+    multi::MultiPrograms,
     os_error,
 };
 use crate::probe::{
@@ -37,10 +40,21 @@ pub enum Scope {
 
 /// What is attached.
 pub struct Probes {
+    uprobes: Uprobes,
     /// See [`super::load::Loaded::mends_stack`].
     mends_stack: bool,
-    links: Vec<UProbeLink>,
+    links: Vec<Link>,
+    /// Places with a probe.
+    count: usize,
     attached: HashSet<(Scope, PointKey)>,
+}
+
+/// Ends when it is dropped.
+enum Link {
+    /// Of one place.
+    Single(#[expect(dead_code, reason = "held for its end")] UProbeLink),
+    /// Of the places of one file.
+    Multi(#[expect(dead_code, reason = "held for its end")] OwnedFd),
 }
 
 /// How attaching a plan went.
@@ -56,8 +70,8 @@ pub struct Outcome {
 
 impl Probes {
     /// Nothing is attached yet.
-    pub fn new(mends_stack: bool) -> Self {
-        Self { mends_stack, links: Vec::new(), attached: HashSet::new() }
+    pub fn new(uprobes: Uprobes, mends_stack: bool) -> Self {
+        Self { uprobes, mends_stack, links: Vec::new(), count: 0, attached: HashSet::new() }
     }
 
     /// Attaches what is not attached yet, in the plan's order.
@@ -70,20 +84,38 @@ impl Probes {
     ) -> Result<Outcome, BpfError> {
         let start = Instant::now();
         let mut outcome = Outcome::default();
-        for point in points {
-            if !self.attached.insert((scope, point.key())) {
-                continue;
-            }
-            let name = self.program_name(point.program, traps_only);
-            let program: &mut UProbe = program(ebpf, name)?;
-            match attach_one(program, scope, point) {
-                Ok(link) => {
-                    self.links.push(link);
-                    outcome.attached += 1;
+        let new: Vec<&AttachPoint> =
+            points.iter().filter(|point| self.attached.insert((scope, point.key()))).collect();
+        for group in new.chunk_by(|a, b| a.program == b.program && a.object == b.object) {
+            let Some(first) = group.first() else { continue };
+            let name = self.program_name(first.program, traps_only);
+            let whole = match &self.uprobes {
+                Uprobes::Multi(programs) => attach_many(programs, name, scope, group),
+                Uprobes::Single => Err(io::ErrorKind::Unsupported.into()),
+            };
+            match (whole, &self.uprobes) {
+                (Ok(link), _) => {
+                    self.links.push(Link::Multi(link));
+                    outcome.attached += group.len();
                 }
-                Err(error) => outcome.failed.push(error),
+                (Err(error), Uprobes::Multi(_)) => {
+                    outcome.failed.extend(group.iter().map(|point| attach_error(point, why(&error))));
+                }
+                (Err(_), Uprobes::Single) => {
+                    let program: &mut UProbe = program(ebpf, name)?;
+                    for point in group {
+                        match attach_one(program, scope, point) {
+                            Ok(link) => {
+                                self.links.push(Link::Single(link));
+                                outcome.attached += 1;
+                            }
+                            Err(error) => outcome.failed.push(error),
+                        }
+                    }
+                }
             }
         }
+        self.count += outcome.attached;
         outcome.took = start.elapsed();
         Ok(outcome)
     }
@@ -109,19 +141,19 @@ impl Probes {
 
     /// Number of probes.
     pub fn len(&self) -> usize {
-        self.links.len()
+        self.count
     }
 
     /// Nothing is attached.
     pub fn is_empty(&self) -> bool {
-        self.links.is_empty()
+        self.count == 0
     }
 
     /// Ends all links. The kernel waits for running programs at each, so several threads share the wait.
     pub fn detach(&mut self) -> Duration {
         const THREADS: usize = 16;
         let start = Instant::now();
-        let mut shares: Vec<Vec<UProbeLink>> = (0..THREADS).map(|_| Vec::new()).collect();
+        let mut shares: Vec<Vec<Link>> = (0..THREADS).map(|_| Vec::new()).collect();
         for (index, link) in self.links.drain(..).enumerate() {
             shares[index % THREADS].push(link);
         }
@@ -130,21 +162,43 @@ impl Probes {
                 scope.spawn(move || drop(share));
             }
         });
+        self.count = 0;
         start.elapsed()
+    }
+
+    /// Programs that aya does not know of.
+    pub fn programs(&self) -> impl Iterator<Item = &OwnedFd> {
+        match &self.uprobes {
+            Uprobes::Single => None,
+            Uprobes::Multi(programs) => Some(programs.loaded()),
+        }
+        .into_iter()
+        .flatten()
     }
 }
 
-fn attach_one(program: &mut UProbe, scope: Scope, point: &AttachPoint) -> Result<UProbeLink, BpfError> {
-    let failed = |reason: String| BpfError::Attach {
-        function: point.function.clone(),
-        object: point.open_path.display().to_string(),
-        reason,
+fn attach_many(
+    programs: &MultiPrograms,
+    name: &str,
+    scope: Scope,
+    points: &[&AttachPoint],
+) -> io::Result<OwnedFd> {
+    let first = points.first().ok_or(io::ErrorKind::InvalidInput)?;
+    let places: Vec<(u64, u64)> =
+        points.iter().map(|point| (point.file_offset, u64::from(point.row))).collect();
+    let pid = match scope {
+        Scope::Process(pid) => Some(pid),
+        Scope::All => None,
     };
+    programs.attach(name, first.program.is_return(), &first.open_path, &places, pid)
+}
+
+fn attach_one(program: &mut UProbe, scope: Scope, point: &AttachPoint) -> Result<UProbeLink, BpfError> {
     let scope = match scope {
         Scope::All => UProbeScope::AllProcesses,
-        Scope::Process(pid) => {
-            UProbeScope::OneProcess(NonZeroU32::new(pid).ok_or_else(|| failed("no process 0".to_owned()))?)
-        }
+        Scope::Process(pid) => UProbeScope::OneProcess(
+            NonZeroU32::new(pid).ok_or_else(|| attach_error(point, "there is no process 0".to_owned()))?,
+        ),
     };
     let location = UProbeAttachLocation::AbsoluteOffset(point.file_offset);
     let attach_point = UProbeAttachPoint { location, cookie: Some(u64::from(point.row)) };
@@ -152,7 +206,15 @@ fn attach_one(program: &mut UProbe, scope: Scope, point: &AttachPoint) -> Result
     program
         .attach(attach_point, path, scope)
         .and_then(|id| program.take_link(id))
-        .map_err(|error| failed(why(&error)))
+        .map_err(|error| attach_error(point, why(&error)))
+}
+
+fn attach_error(point: &AttachPoint, reason: String) -> BpfError {
+    BpfError::Attach {
+        function: point.function.clone(),
+        object: point.open_path.display().to_string(),
+        reason,
+    }
 }
 
 fn why(error: &(dyn std::error::Error + 'static)) -> String {

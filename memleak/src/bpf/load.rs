@@ -14,7 +14,7 @@ use memleak_common::{
     thread::Target,
 };
 
-use super::{BpfError, chain, os_error};
+use super::{BpfError, chain, multi::MultiPrograms, os_error};
 use crate::{
     proc::btf,
     settings::{CaptureSettings, ReportSettings},
@@ -39,12 +39,22 @@ const LIFECYCLE: &[(&str, &str)] = &[
     ("process_fork", "sched_process_fork"),
 ];
 
+/// How uprobe programs are loaded, and so attached.
+pub enum Uprobes {
+    /// By aya: one link for each place.
+    Single,
+    /// One link for all places of a file.
+    Multi(Box<MultiPrograms>),
+}
+
 /// What was loaded.
 pub struct Loaded {
     /// Programs, maps and, as they are attached, links: all of them end with it.
     pub ebpf: Ebpf,
     /// Reader of the map `EVENTS`.
     pub events: RingBuf<MapData>,
+    /// The uprobe programs.
+    pub uprobes: Uprobes,
     /// The stack is mended when an exception leaves a probed call. Without it the C++ runtime finds no caller there and
     /// ends the process.
     pub mends_stack: bool,
@@ -75,11 +85,12 @@ pub fn load(
         .load(OBJECT)
         .map_err(|error| load_error(&error))?;
     fill_rows(&mut ebpf, rows)?;
-    let mends_stack = load_programs(&mut ebpf, capture.traps_only)?;
+    let mut uprobes = choose_uprobes(&ebpf);
+    let mends_stack = load_programs(&mut ebpf, &mut uprobes, capture.traps_only)?;
     let events = ebpf.take_map("EVENTS").ok_or(BpfError::Missing("map EVENTS"))?;
     let events =
         RingBuf::try_from(events).map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;
-    Ok(Loaded { ebpf, events, mends_stack })
+    Ok(Loaded { ebpf, events, uprobes, mends_stack })
 }
 
 fn check_kernel() -> Result<(), BpfError> {
@@ -157,12 +168,34 @@ pub fn add_target(ebpf: &mut Ebpf, pid: u32) -> Result<(), BpfError> {
     }
 }
 
+/// Links for many places came with 6.6; up to 6.10 one for a process fires in its first thread alone.
+fn choose_uprobes(ebpf: &Ebpf) -> Uprobes {
+    if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 11, 0)) {
+        return Uprobes::Single;
+    }
+    match MultiPrograms::prepare(OBJECT, ebpf) {
+        Ok(programs) => Uprobes::Multi(Box::new(programs)),
+        Err(error) => {
+            log::debug!("one link for each probe: {error}");
+            Uprobes::Single
+        }
+    }
+}
+
+impl Uprobes {
+    fn load(&mut self, ebpf: &mut Ebpf, name: &'static str) -> Result<(), BpfError> {
+        match self {
+            Self::Single => program::<UProbe>(ebpf, name)?.load().map_err(|error| load_error(&error)),
+            Self::Multi(programs) => programs.load(name).map_err(|error| load_error(&error)),
+        }
+    }
+}
+
 /// Loads what will be attached. Gives whether the kernel lets us mend a stack: not where it is locked down (integrity),
 /// nor without CAP_SYS_ADMIN (kernel/trace/bpf_trace.c, `bpf_get_probe_write_proto`).
-fn load_programs(ebpf: &mut Ebpf, traps_only: bool) -> Result<bool, BpfError> {
+fn load_programs(ebpf: &mut Ebpf, uprobes: &mut Uprobes, traps_only: bool) -> Result<bool, BpfError> {
     for &name in if traps_only { EMPTY_UPROBES } else { UPROBES } {
-        let program: &mut UProbe = program(ebpf, name)?;
-        program.load().map_err(|error| load_error(&error))?;
+        uprobes.load(ebpf, name)?;
     }
     for &(name, tracepoint) in LIFECYCLE {
         let program: &mut RawTracePoint = program(ebpf, name)?;
@@ -173,10 +206,10 @@ fn load_programs(ebpf: &mut Ebpf, traps_only: bool) -> Result<bool, BpfError> {
         return Ok(true);
     }
     let [mending, plain] = ABANDON;
-    let mends = program::<UProbe>(ebpf, mending)?.load();
+    let mends = uprobes.load(ebpf, mending);
     if let Err(error) = &mends {
-        log::debug!("{mending} is not to be had here: {}", chain(error));
-        program::<UProbe>(ebpf, plain)?.load().map_err(|error| load_error(&error))?;
+        log::debug!("{mending} is not to be had here: {error}");
+        uprobes.load(ebpf, plain)?;
     }
     Ok(mends.is_ok())
 }

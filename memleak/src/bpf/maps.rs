@@ -41,11 +41,12 @@ const BPF_MAP_LOOKUP_BATCH: i32 = 24;
 /// Entries asked for in one call, at first.
 const BATCH: usize = 16_384;
 
-fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<()> {
-    // SAFETY: bpf(2) reads and writes `size_of::<T>()` bytes of `attributes`, and what the callers below point to.
+/// bpf(2). Gives what the command returns.
+pub(super) fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i64> {
+    // SAFETY: bpf(2) reads and writes `size_of::<T>()` bytes of `attributes`, and what the callers point to there.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// Calls `each` for every entry of a hash map with this key and value (the map's own sizes must be theirs). Entries that
@@ -69,7 +70,7 @@ pub fn for_each_entry<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(
         };
         let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes);
         let last = match &result {
-            Ok(()) => false,
+            Ok(_) => false,
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOENT) => true,
                 // One bucket holds more than all that there was room for.
@@ -79,7 +80,7 @@ pub fn for_each_entry<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(
                     values.reserve(batch);
                     continue;
                 }
-                _ => return result,
+                _ => return result.map(drop),
             },
         };
         let count = (attributes.count as usize).min(batch);
@@ -146,7 +147,7 @@ pub fn take<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Resul
         ..ElementAttributes::default()
     };
     match bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attributes) {
-        Ok(()) => Ok(Some(value)),
+        Ok(_) => Ok(Some(value)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }

@@ -4,6 +4,7 @@
 pub mod attach;
 pub mod load;
 pub mod maps;
+pub mod multi;
 pub mod read;
 
 use aya::programs::ProgramError;

@@ -18,7 +18,7 @@ use memleak_common::{
     thread::{MAX_PENDING, Target, ThreadRecord},
 };
 
-use super::{BpfError, chain, maps};
+use super::{BpfError, attach::Probes, chain, maps};
 use crate::snapshot::{Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps};
 
 /// What is kept from one snapshot to the next.
@@ -62,7 +62,7 @@ impl Reader {
     }
 
     /// Reads everything. Events that were sent before must have been handed to [`Self::unmapped`].
-    pub fn snapshot(&mut self, ebpf: &Ebpf) -> Result<Snapshot, BpfError> {
+    pub fn snapshot(&mut self, ebpf: &Ebpf, probes: &Probes) -> Result<Snapshot, BpfError> {
         let targets = targets(ebpf)?;
         let raw = outstanding(ebpf, &targets)?;
         let time_ns = monotonic_ns();
@@ -86,21 +86,26 @@ impl Reader {
                 stacks: stats.get(Stat::LostStacks),
                 events: stats.get(Stat::LostEvents),
                 missed_returns: stats.get(Stat::MissedReturns),
-                skipped_runs: skipped_runs(ebpf)?,
+                skipped_runs: skipped_runs(ebpf, probes)?,
             },
         })
     }
 }
 
 /// Runs that the kernel skipped, of all our programs (`bpf_prog_info.recursion_misses`).
-fn skipped_runs(ebpf: &Ebpf) -> Result<u64, BpfError> {
+fn skipped_runs(ebpf: &Ebpf, probes: &Probes) -> Result<u64, BpfError> {
+    let misses = |fd: BorrowedFd<'_>| {
+        maps::recursion_misses(fd).map_err(|error| map_error("(program information)", &error))
+    };
     let mut sum = 0;
     for (_, program) in ebpf.programs() {
         // A program that was not loaded has not skipped anything.
         if let Ok(fd) = program.fd() {
-            sum += maps::recursion_misses(fd.as_fd())
-                .map_err(|error| map_error("(program information)", &error))?;
+            sum += misses(fd.as_fd())?;
         }
+    }
+    for fd in probes.programs() {
+        sum += misses(fd.as_fd())?;
     }
     Ok(sum)
 }

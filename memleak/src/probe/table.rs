@@ -119,7 +119,7 @@ const fn release(function: &'static str) -> Row {
 }
 
 const fn new(function: &'static str) -> Row {
-    row(function, Role::Acquire, Scope::Operator, sized(0))
+    row(function, Role::Acquire, Scope::Operator, ProbeRow { flags: flags::MAY_THROW, ..sized(0) })
 }
 
 const fn delete(function: &'static str) -> Row {
@@ -268,7 +268,7 @@ mod tests {
             ] {
                 assert!(arg < 6 || arg == NO_ARG, "{function}: argument {arg}");
             }
-            assert_eq!((probe.reserved, probe.reserved2), ([0; 3], 0), "{function}");
+            assert_eq!((probe.reserved, probe.group), ([0; 3], 0), "{function}");
         }
     }
 

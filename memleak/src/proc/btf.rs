@@ -4,7 +4,7 @@
 use std::io;
 
 const PATH: &str = "/sys/kernel/btf/vmlinux";
-const MAGIC: u16 = 0xeB9F;
+const MAGIC: u16 = 0xeb9f;
 const KIND_STRUCT: u32 = 4;
 
 /// Byte offset of `member` in the kernel's `struct name`.

@@ -58,7 +58,7 @@ pub struct Section {
 impl Section {
     /// `SHF_EXECINSTR`.
     pub fn executable(&self) -> bool {
-        self.flags & u64::from(elf::SHF_EXECINSTR.0) != 0
+        self.flags & elf::SHF_EXECINSTR.0 != 0
     }
 }
 
@@ -199,7 +199,7 @@ impl Elf {
             count => count,
         };
         let names = match format.part(header, 62, 50, 2) {
-            index if index == 0xffff => format.part(&first, 40, 24, 4), // SHN_XINDEX
+            0xffff => format.part(&first, 40, 24, 4), // SHN_XINDEX
             index => index,
         };
         let table = self.table(offset, entry, count)?;
@@ -293,7 +293,7 @@ impl Elf {
     pub fn data(&self, name: &str) -> io::Result<Bytes> {
         if let Some(section) = self.section(name.as_bytes()) {
             let data = self.raw_data(section)?;
-            return match section.flags & u64::from(elf::SHF_COMPRESSED.0) {
+            return match section.flags & elf::SHF_COMPRESSED.0 {
                 0 => Ok(data),
                 _ => self.unpack(&data),
             };
@@ -404,5 +404,104 @@ impl Elf {
 }
 
 #[cfg(test)]
-#[path = "elf_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    fn elf(segments: &[(u64, u64, u64, bool)]) -> Elf {
+        let segment = |&(offset, vaddr, file_size, executable): &(u64, u64, u64, bool)| Segment {
+            offset,
+            vaddr,
+            file_size,
+            executable,
+        };
+        Elf {
+            source: Source::Memory(Bytes::default()),
+            budget: Budget::new(1 << 20),
+            format: Format { is_64: true, little_endian: true },
+            segments: segments.iter().map(segment).collect(),
+            sections: Vec::new(),
+        }
+    }
+
+    /// An ELF file of one note section, with `note` in it.
+    fn with_note(note: &[u8]) -> Elf {
+        let budget = Budget::new(1 << 20);
+        let source = Source::Memory(Bytes::new(note.to_vec(), &budget).unwrap());
+        let section = Section {
+            name: b".note.gnu.build-id".to_vec(),
+            kind: elf::SHT_NOTE.0,
+            flags: 0,
+            address: 0,
+            offset: 0,
+            size: note.len() as u64,
+            link: 0,
+        };
+        let format = Format { is_64: true, little_endian: true };
+        Elf { source, budget, format, segments: Vec::new(), sections: vec![section] }
+    }
+
+    /// What ip - bias must be, from how the kernel maps a segment: at page boundaries, the page that holds its first byte
+    /// at bias plus the page that holds its vaddr.
+    #[test]
+    fn vaddr_is_ip_without_the_bias() {
+        const PAGE: u64 = 4096;
+        let bias = 0x7f00_0000_0000;
+        // lld: segments follow each other in the file, and begin and end in the middle of pages.
+        let segments =
+            [(0, 0, 0x1234, false), (0x1240, 0x2240, 0x3456, true), (0x4696, 0x6696, 0x100, false)];
+        let elf = elf(&segments);
+        for (offset, vaddr, size, _) in segments {
+            let (start, file_offset) = (bias + vaddr / PAGE * PAGE, offset / PAGE * PAGE);
+            for inside in [0, 1, size / 2, size - 1] {
+                let ip = bias + vaddr + inside;
+                assert_eq!(elf.vaddr_of(ip - start + file_offset), Some(ip - bias), "{inside:#x}");
+            }
+        }
+        // The end of the last page that the code is on: mapped, though no header names it. The next segment does not
+        // begin before the file's bytes there do.
+        assert_eq!(elf.vaddr_of(0x4695), Some(0x5695));
+        assert_eq!(elf.vaddr_of(0x5000), Some(0x7000));
+    }
+
+    #[test]
+    fn executable_segments_go_first_and_far_ones_do_not_count() {
+        let twice = elf(&[(0, 0x1000, 0x1000, false), (0, 0x8000, 0x1000, true)]);
+        assert_eq!(twice.vaddr_of(0x10), Some(0x8010));
+        assert_eq!(twice.vaddr_of(0x10_0000), None);
+        assert_eq!(elf(&[]).vaddr_of(0), None);
+        let extreme = elf(&[(u64::MAX, u64::MAX, u64::MAX, true), (1, u64::MAX, 0, true)]);
+        for offset in [0, 1, 2, u64::MAX] {
+            extreme.vaddr_of(offset);
+        }
+    }
+
+    #[test]
+    fn the_build_id_is_found_among_notes() {
+        let note = |owner: &[u8; 4], kind: u32, data: &[u8]| {
+            let mut bytes = Vec::new();
+            for field in [4, data.len() as u32, kind] {
+                bytes.extend_from_slice(&field.to_le_bytes());
+            }
+            bytes.extend_from_slice(owner);
+            bytes.extend_from_slice(data);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        };
+        let id = [1, 2, 3, 4, 5];
+        let both = [note(b"GNU\0", 1, &[9; 7]), note(b"Go\0\0", 3, b"x"), note(b"GNU\0", 3, &id)].concat();
+        assert_eq!(with_note(&both).build_id().as_deref(), Some(&id[..]));
+        for cut in 0..both.len() - 3 {
+            assert_eq!(with_note(&both[..cut]).build_id(), None, "{cut}");
+        }
+        assert_eq!(with_note(&[0xff; 64]).build_id(), None);
+    }
+
+    #[test]
+    fn fields_of_both_byte_orders() {
+        let bytes = [1, 2, 3, 4, 5, 6, 7, 8];
+        let format = |little_endian| Format { is_64: true, little_endian };
+        assert_eq!(format(true).field(&bytes, 0, 4), 0x0403_0201);
+        assert_eq!(format(false).field(&bytes, 0, 4), 0x0102_0304);
+        assert_eq!(format(true).field(&bytes, 6, 4), 0, "beyond the end");
+    }
+}

@@ -125,7 +125,7 @@ impl Symbolizer {
             for mapping in mappings.iter().filter(|mapping| mapping.executable) {
                 let code = Code::new(pid, mapping, &mappings);
                 if let Some(key) = &code.object
-                    && !self.objects.get(key).is_some_and(|object| !object.is_unreadable())
+                    && self.objects.get(key).is_none_or(Object::is_unreadable)
                     && self.objects.len() < MAX_OBJECTS
                 {
                     let object = open_object(mapping, target, &process.roots, &self.budget);

@@ -230,7 +230,3 @@ fn link_parents(entries: &mut [Entry]) {
         open.push((entry.end, index as u32));
     }
 }
-
-#[cfg(test)]
-#[path = "symbols_tests.rs"]
-mod tests;

@@ -83,17 +83,16 @@ fn is_same_file(file: &File, mapping: &Mapping) -> bool {
     let Ok(metadata) = file.metadata() else { return false };
     let device = (libc::major(metadata.dev()) as i32, libc::minor(metadata.dev()) as i32);
     // Both of these file systems give stat(2) other device numbers than /proc/PID/maps.
-    let renumbers = || {
-        let mut status = MaybeUninit::<libc::statfs>::uninit();
-        // SAFETY: the descriptor is open and `status` has room for a statfs, which the call fills when it gives 0.
-        match unsafe { libc::fstatfs(file.as_raw_fd(), status.as_mut_ptr()) } {
-            // SAFETY: the call succeeded.
-            0 => matches!(
-                unsafe { status.assume_init() }.f_type,
-                libc::BTRFS_SUPER_MAGIC | libc::OVERLAYFS_SUPER_MAGIC
-            ),
-            _ => false,
-        }
-    };
+    let renumbers =
+        || matches!(file_system(file), Some(libc::BTRFS_SUPER_MAGIC | libc::OVERLAYFS_SUPER_MAGIC));
     metadata.ino() == mapping.inode && (device == mapping.device || renumbers())
+}
+
+/// The magic number of the file system that `file` is on.
+fn file_system(file: &File) -> Option<libc::__fsword_t> {
+    let mut status = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the descriptor is open and `status` has room for a statfs.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), status.as_mut_ptr()) };
+    // SAFETY: the call succeeded, so it has filled `status`.
+    (result == 0).then(|| unsafe { status.assume_init() }.f_type)
 }

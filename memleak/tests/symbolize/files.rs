@@ -35,9 +35,15 @@ fn compare_all(directory: &Directory, name: &str, truth: &Path) {
             }
             inlined += usize::from(!last);
             let (file, line) = at.rsplit_once(':').unwrap();
+            // `<artificial>` is what binutils calls a file of a program that was optimized as a whole.
             if line != "?" {
                 let ours = place(frame.file.as_deref().unwrap(), &frame.line.unwrap().to_string());
-                assert_eq!(ours, place(file, line), "{ip:#x} {frame:?}");
+                match file {
+                    _ if file.ends_with("<artificial>") => {
+                        assert!(ours.ends_with(&format!(":{line}")), "{ip:#x} {frame:?}")
+                    }
+                    _ => assert_eq!(ours, place(file, line), "{ip:#x} {frame:?}"),
+                }
             }
         }
     }
@@ -76,7 +82,6 @@ fn debug_information_of_each_form() {
         ("fixed", "-g -O2 -no-pie"),
         ("static", "-g -O2 -static -no-pie"),
         ("static-pie", "-g -O2 -static-pie"),
-        ("one-segment", "-g -O2 -no-pie -Wl,-N"),
         ("no-separate-code", "-g -O2 -Wl,-z,noseparate-code"),
         ("lto", "-g -O2 -flto"),
     ] {

@@ -1,8 +1,9 @@
 //! `cargo xtask bench`: what tracing costs a program, by the program's own clock.
 //!
 //! The traced program is xtask/bench/pairs.c. Every variant is measured at every stack depth in every round, one after
-//! the other, each on a process of its own, so that a slow minute of the machine falls on all of them and none inherits
-//! another's probes. Figures are medians over the rounds.
+//! the other, so that a slow minute of the machine falls on all of them. Each is measured on a process of its own with a
+//! C library of its own: none inherits another's probes, which the kernel takes away some time after their tracer has
+//! gone. Figures are medians over the rounds.
 
 mod bcc;
 mod processes;
@@ -22,7 +23,7 @@ use crate::{
     packages::{self, Package},
     privilege, run,
 };
-use processes::{Pace, Target, Traced, Tracer};
+use processes::{Pace, Pairs, Target, Traced, Tracer};
 
 /// Frames of the traced program on its stack.
 const DEPTHS: [u32; 3] = [5, 20, 60];
@@ -95,7 +96,7 @@ struct BigReport {
 /// The programs that take part.
 struct Bench<'a> {
     options: &'a Options,
-    pairs: PathBuf,
+    pairs: Pairs,
     memleak: PathBuf,
     bcc: Option<bcc::Bcc>,
 }
@@ -106,7 +107,7 @@ pub fn run(options: &Options) -> Result<()> {
     privilege::as_root("true", INSTEAD)?;
     let mut results = Results::default();
     let bcc = bcc::Bcc::find().map_err(|error| results.without_bcc = Some(format!("{error:#}"))).ok();
-    let mut bench = Bench { options, pairs: compile_pairs()?, memleak: run::memleak_binary()?, bcc };
+    let mut bench = Bench { options, pairs: Pairs::compile()?, memleak: run::memleak_binary()?, bcc };
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         for depth in DEPTHS {
@@ -125,20 +126,10 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn compile_pairs() -> Result<PathBuf> {
-    let directory = run::root().join("target/bench");
-    fs::create_dir_all(&directory)?;
-    let pairs = directory.join("pairs");
-    let mut compiler = Command::new("gcc");
-    compiler.current_dir(run::root()).args(["-O2", "-fno-omit-frame-pointer", "-Wall", "-Wextra"]);
-    run::run(compiler.arg("xtask/bench/pairs.c").arg("-o").arg(&pairs))?;
-    Ok(pairs)
-}
-
 impl Bench<'_> {
     /// Measures one variant at one depth once.
     fn measure(&mut self, variant: Variant, depth: u32, results: &mut Results) -> Result<()> {
-        let target = Target::start(&self.pairs, &["loop", &depth.to_string()])?;
+        let target = self.pairs.start(&["loop", &depth.to_string()])?;
         let seconds = Duration::from_secs(self.options.seconds.into());
         let pace = match variant {
             Variant::Untraced => target.pace(processes::now(), seconds, MARGIN)?,
@@ -187,13 +178,13 @@ impl Bench<'_> {
     /// A report over many outstanding allocations.
     fn big_report(&self) -> Result<BigReport> {
         let count = self.options.allocations;
-        let mut target = Target::start(&self.pairs, &["hold", &count.to_string()])?;
+        let mut target = self.pairs.start(&["hold", &count.to_string()])?;
         // Time to acquire them all, traced, on a slow machine.
         let seconds = Duration::from_secs(5 + count / 200_000);
         let mut command = memleak_command(&self.memleak)?;
-        command.args(["-o", "0", "-p", &target.pid().to_string(), &seconds.as_secs().to_string(), "1"]);
-        let traced = Tracer { command, mark: "memleak: attached " }.run_with(seconds, || target.go())?;
-        ensure!(target.has_said("held")?, "the program was still acquiring when the report was made");
+        // Two: the last report of a run is made while probes are taken away, and the first is the usual one.
+        command.args(["-o", "0", "-p", &target.pid().to_string(), &seconds.as_secs().to_string(), "2"]);
+        let traced = Tracer { command, mark: "memleak: attached " }.run_with(seconds * 2, || target.go())?;
         let report = traced.big_report()?;
         eprintln!(
             "  report over {} allocations: {} ms, of which snapshot {} ms; {} MiB",

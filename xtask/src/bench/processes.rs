@@ -1,8 +1,9 @@
 //! The two processes of a measurement: the program that is traced, which clocks itself, and the tracer.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read, Write},
-    path::Path,
+    path::PathBuf,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
@@ -50,18 +51,52 @@ pub struct Target {
     lines: Receiver<Line>,
 }
 
-impl Target {
-    /// Starts xtask/bench/pairs.c.
-    pub fn start(pairs: &Path, arguments: &[&str]) -> Result<Self> {
-        let mut command = Command::new(pairs);
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("cannot start {}", pairs.display()))?;
+/// The traced program, compiled: xtask/bench/pairs.c.
+pub struct Pairs {
+    program: PathBuf,
+    /// The system's C library, as the compiler finds it.
+    libc: PathBuf,
+    /// Where each target's own copy of it is put.
+    own_libc: PathBuf,
+}
+
+impl Pairs {
+    /// Compiles it.
+    pub fn compile() -> Result<Self> {
+        let directory = run::root().join("target/bench");
+        let own_libc = directory.join("libc");
+        fs::create_dir_all(&own_libc)?;
+        let libc = run::output(Command::new("gcc").arg("-print-file-name=libc.so.6"))?;
+        let program = directory.join("pairs");
+        let mut compiler = Command::new("gcc");
+        compiler.current_dir(run::root()).args(["-O2", "-fno-omit-frame-pointer", "-Wall", "-Wextra"]);
+        run::run(compiler.arg("xtask/bench/pairs.c").arg("-o").arg(&program))?;
+        Ok(Self { program, libc: libc.trim().into(), own_libc })
+    }
+
+    /// Starts it with a C library of its own.
+    pub fn start(&self, arguments: &[&str]) -> Result<Target> {
+        // A new file, not new bytes in the old one: probes belong to an inode.
+        let copy = self.own_libc.join("libc.so.6");
+        if copy.exists() {
+            fs::remove_file(&copy)?;
+        }
+        fs::copy(&self.libc, &copy).with_context(|| format!("cannot copy {}", self.libc.display()))?;
+        let mut command = Command::new(&self.program);
+        command.args(arguments).env("LD_LIBRARY_PATH", &self.own_libc);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
         let (sender, receiver) = mpsc::channel();
         lines(child.stdout.take().context("no pipe")?, sender);
         let input = child.stdin.take().context("no pipe")?;
-        Ok(Self { child, input, lines: receiver })
+        Ok(Target { child, input, lines: receiver })
     }
+}
 
+impl Target {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -70,11 +105,6 @@ impl Target {
     /// Lets one that waits begin.
     pub fn go(&mut self) -> Result<()> {
         Ok(writeln!(self.input, "go")?)
-    }
-
-    /// Whether it has written this line by now.
-    pub fn has_said(&self, text: &str) -> Result<bool> {
-        Ok(self.lines.try_iter().any(|line| line.text == text))
     }
 
     /// Medians of the windows within `length` from `start`, less a margin at both ends; waits for the last of them.
@@ -223,7 +253,7 @@ impl Traced {
         self.number("memleak: detached ", " in ")
     }
 
-    /// The last report: `memleak: report over N allocations took X ms (snapshot Y ms)`.
+    /// The first report: `memleak: report over N allocations took X ms (snapshot Y ms)`.
     pub fn big_report(&self) -> Result<BigReport> {
         const PREFIX: &str = "memleak: report over ";
         let allocations = self.number(PREFIX, "over ")?;
@@ -236,9 +266,9 @@ impl Traced {
         })
     }
 
-    /// The number after `before` in the last line that starts with `prefix`.
+    /// The number after `before` in the first line that starts with `prefix`.
     fn number(&self, prefix: &str, before: &str) -> Result<f64> {
-        let line = self.lines.iter().rev().find(|line| line.starts_with(prefix));
+        let line = self.lines.iter().find(|line| line.starts_with(prefix));
         let line = line.with_context(|| format!("memleak -v did not say `{prefix}...`"))?;
         let (_, rest) = line.split_once(before).with_context(|| format!("no `{before}` in: {line}"))?;
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
@@ -260,8 +290,8 @@ mod tests {
     fn figures_of_memleak_are_read() -> Result<()> {
         let traced = script(
             "echo 'memleak: attached 24 probes in 83.5 ms' >&2
-             echo 'memleak: report over 7 allocations took 1 ms (snapshot 0.5 ms)' >&2
              echo 'memleak: report over 1000000 allocations took 412.25 ms (snapshot 301 ms)' >&2
+             echo 'memleak: report over 7 allocations took 1 ms (snapshot 0.5 ms)' >&2
              echo 'memleak: detached 24 probes in 12 ms' >&2",
         )
         .run(Duration::ZERO)?;
