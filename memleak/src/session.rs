@@ -38,6 +38,7 @@ use crate::{
         table::TABLE,
     },
     proc::{
+        limits::raise_open_files,
         maps::read_maps,
         memory::{ProcessMemory, ReadMemory},
         status::read_status,
@@ -72,6 +73,19 @@ pub enum SessionError {
     /// Nothing to probe.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// `-p $(pidof server)` of a server with two processes.
+    #[error(
+        "INTERVAL: {interval} is a process named {comm} as well as a number of seconds; type -p {pid},{interval} to trace \
+         both, or another INTERVAL"
+    )]
+    IntervalIsProcess {
+        /// What was given as INTERVAL.
+        interval: u32,
+        /// The process that was given.
+        pid: u32,
+        /// The name of both.
+        comm: String,
+    },
     /// Reports cannot be written.
     #[error(transparent)]
     Sink(#[from] SinkError),
@@ -100,6 +114,19 @@ enum Reason {
     TargetsEnded,
     /// Nobody reads the reports.
     ReaderGone,
+}
+
+/// The shell makes two words of two process ids, and the second would be taken for INTERVAL.
+fn check_interval(settings: &Settings, processes: &[Process]) -> Result<(), SessionError> {
+    let (Some(process), Ok(interval)) = (processes.first(), u32::try_from(settings.interval.as_secs())) else {
+        return Ok(());
+    };
+    match read_status(interval) {
+        Ok(status) if status.comm == process.comm && interval != process.pid => {
+            Err(SessionError::IntervalIsProcess { interval, pid: process.pid, comm: status.comm })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Which of a process's objects are looked at.
@@ -153,9 +180,13 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         }
         TargetSpec::Command(_) => Vec::new(),
     };
+    check_interval(&settings, &processes)?;
     let mut session = Session::load(settings, sink)?;
     let mut signals =
         Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
+    if !processes.is_empty() {
+        raise_open_files();
+    }
     for process in processes {
         session.trace_running(process)?;
     }
@@ -217,6 +248,8 @@ impl Session {
     fn trace_command(&mut self, argv: &[std::ffi::OsString]) -> Result<(), SessionError> {
         let system = |error| SessionError::System("cannot hold the command", error);
         let mut held = HeldCommand::start(argv)?;
+        // After the start, since a command would inherit it.
+        raise_open_files();
         let pid = held.pid();
         let end = PidFd::open(pid).map_err(system)?;
         let comm = read_status(pid).map(|status| status.comm).unwrap_or_default();
