@@ -19,7 +19,10 @@ use memleak_common::{
 };
 
 use super::{BpfError, attach::Probes, chain, maps};
-use crate::snapshot::{Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps};
+use crate::{
+    probe::table::TABLE,
+    snapshot::{Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps},
+};
 
 /// What is kept from one snapshot to the next.
 #[derive(Default)]
@@ -174,11 +177,13 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfEr
         let seen: HashSet<(u32, u64)> = all.iter().map(|found| (found.pid, found.address)).collect();
         for (tgid, call) in pending {
             let Some((pid, target)) = targets.0.get(&tgid) else { continue };
+            let Some(row) = TABLE.get(call.row as usize) else { continue };
+            let Some(resource) = Resource::from_u32(row.probe.resource) else { continue };
             if target.generation == call.released.generation && !seen.contains(&(*pid, call.released_handle))
             {
                 all.push(Outstanding {
                     pid: *pid,
-                    resource: Resource::Heap,
+                    resource,
                     address: call.released_handle,
                     handle: call.released_handle,
                     size: call.released.size,
