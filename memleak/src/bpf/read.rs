@@ -10,6 +10,8 @@ use aya::{
     Ebpf,
     maps::{HashMap as BpfHashMap, Map, MapData, PerCpuArray},
 };
+use rustc_hash::FxHashMap;
+
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
     probe::Resource,
@@ -88,8 +90,18 @@ impl Reader {
         remove_dead(ebpf, &targets, &applied.dead)?;
         self.removed += applied.dead.len() as u64;
         let mut outstanding = applied.outstanding;
+        let mut known: FxHashMap<u64, bool> = FxHashMap::default();
         for allocation in &mut outstanding {
-            if self.stack(ebpf, allocation.stack_id)?.is_none() {
+            let id = allocation.stack_id;
+            let is_known = match known.get(&id) {
+                Some(is_known) => *is_known,
+                None => {
+                    let is_known = self.stack(ebpf, id)?.is_some();
+                    known.insert(id, is_known);
+                    is_known
+                }
+            };
+            if !is_known {
                 allocation.stack_id = NO_STACK;
             }
         }
@@ -131,10 +143,10 @@ fn skipped_runs(ebpf: &Ebpf, probes: &Probes) -> Result<u64, BpfError> {
 
 /// Traced processes: by their number in the kernel's first PID namespace, the number that /proc gives them here and the
 /// generation of their program.
-struct Targets(HashMap<u32, (u32, Target)>);
+struct Targets(FxHashMap<u32, (u32, Target)>);
 
 fn targets(ebpf: &Ebpf) -> Result<Targets, BpfError> {
-    let mut targets = HashMap::new();
+    let mut targets = FxHashMap::default();
     maps::for_each_entry(fd(ebpf, "TARGETS")?, |&pid: &u32, target: &Target| {
         targets.insert(target.kernel_tgid, (pid, *target));
     })
