@@ -59,7 +59,7 @@ fn walk(ctx: &RetProbeContext, record: &mut StackRecord, window: &mut [u64; STAC
     let (mut base, mut words) = (0u64, 0u64);
     let (old_len, mut changed) = (record.len, 0);
     record.truncated = 0;
-    for depth in 0..MAX_STACK_DEPTH as u32 {
+    for depth in 0..MAX_STACK_DEPTH as u32 + 1 {
         if depth >= max_depth {
             record.truncated = 1;
             break;
