@@ -11,6 +11,7 @@ pub mod settings;
 pub mod stack;
 pub mod stats;
 pub mod thread;
+pub mod unwind;
 
 /// Asserts the sizes that both sides rely on; a type with padding would leak kernel stack bytes and fail the verifier.
 macro_rules! assert_sizes {
@@ -28,6 +29,10 @@ assert_sizes! {
     stack::StackRecord = 8 + 8 * stack::MAX_STACK_DEPTH,
     thread::PendingCall = 96,
     thread::Target = 16,
+    unwind::Mapping = 40,
+    unwind::MappingList = 8,
+    unwind::Row = 8,
+    unwind::State = 96,
 }
 
 #[cfg(feature = "user")]
@@ -51,5 +56,8 @@ mod pod {
         crate::thread::PendingCall,
         crate::thread::ThreadRecord,
         crate::thread::Target,
+        crate::unwind::Mapping,
+        crate::unwind::MappingList,
+        crate::unwind::Row,
     }
 }
