@@ -139,7 +139,7 @@ impl Row {
     /// `o` of the equations, bytes.
     pub const fn cfa_offset(self) -> i64 {
         // The shift to the top and back down carries the sign of the 20-bit field.
-        ((((self.0 << 12) as i64) >> 44) << 3) as i64
+        (((self.0 << 12) as i64) >> 44) << 3
     }
 
     /// `s` of the equations, words (or one of the `SLOT_` constants).
@@ -356,22 +356,27 @@ fn find_mapping<T: Tables>(state: &mut State, address: u64, tables: &T) -> bool 
     true
 }
 
+/// No unwind information.
+const NO_ROW: Row = Row::bare(0, Kind::NONE);
+
 /// The row for the state's `ip`; one of kind [`Kind::NONE`] where there is none.
 #[inline(always)]
 fn find_row<T: Tables>(state: &mut State, tables: &T) -> Row {
-    const NO_ROW: Row = Row::bare(0, Kind::NONE);
     // A return address can be the first byte of the next function, where the callee never returns: the call itself is
     // one byte before. An interrupted instruction can be a function's first.
     let address = if state.exact != 0 { state.regs.ip } else { state.regs.ip.wrapping_sub(1) };
-    if !find_mapping(state, address, tables) {
-        return NO_ROW;
-    }
-    let pc = address.wrapping_sub(state.mapping.bias);
+    if find_mapping(state, address, tables) { search_rows(&state.mapping, address, tables) } else { NO_ROW }
+}
+
+/// The row for an address of a mapping.
+#[inline(always)]
+fn search_rows<T: Tables>(mapping: &Mapping, address: u64, tables: &T) -> Row {
+    let pc = address.wrapping_sub(mapping.bias);
     let page = pc >> PAGE_SHIFT;
-    if page >= state.mapping.page_count as u64 {
+    if page >= mapping.page_count as u64 {
         return NO_ROW;
     }
-    let Some(bounds) = tables.word(state.mapping.pages.wrapping_add(page as u32)) else { return NO_ROW };
+    let Some(bounds) = tables.word(mapping.pages.wrapping_add(page as u32)) else { return NO_ROW };
     let mut low = bounds as u32;
     let mut high = (bounds >> 32) as u32;
     // The row at `low` begins at or before the page, so the last row that the search moves `low` past is the answer.
@@ -380,7 +385,7 @@ fn find_row<T: Tables>(state: &mut State, tables: &T) -> Row {
     while step < ROW_STEPS {
         if low < high {
             let middle = low + ((high - low) >> 1);
-            let Some(word) = tables.word(state.mapping.rows.wrapping_add(middle)) else { return NO_ROW };
+            let Some(word) = tables.word(mapping.rows.wrapping_add(middle)) else { return NO_ROW };
             if word as u32 as u64 <= pc {
                 low = middle + 1;
                 best = word;
@@ -391,6 +396,22 @@ fn find_row<T: Tables>(state: &mut State, tables: &T) -> Row {
         step += 1;
     }
     Row(best)
+}
+
+/// One step where there is no row for the state's `ip`.
+#[inline(always)]
+fn step_without_row<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &T) -> Step {
+    // A return address before which there is no function, and behind which there is: nothing called from there, so
+    // somebody put it on the stack for a thread's or a coroutine's first function to return to (glibc's makecontext).
+    let (ip, mapping) = (state.regs.ip, &state.mapping);
+    if state.exact == 0
+        && ip > mapping.start
+        && ip < mapping.end
+        && search_rows(mapping, ip, tables).kind() != Kind::NONE
+    {
+        return Step::Complete;
+    }
+    step_by_pointer(state, reads, tables)
 }
 
 /// Moves the state to a caller whose `ip` is a return address.
@@ -463,7 +484,7 @@ pub fn step_x86_64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &T
     } else if kind == Kind::END {
         return Step::Complete;
     } else if kind == Kind::NONE {
-        return step_by_pointer(state, reads, tables);
+        return step_without_row(state, reads, tables);
     } else {
         return Step::Unsupported;
     };
@@ -519,7 +540,7 @@ pub fn step_aarch64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &
     } else if kind == Kind::END {
         return Step::Complete;
     } else if kind == Kind::NONE {
-        return step_by_pointer(state, reads, tables);
+        return step_without_row(state, reads, tables);
     } else {
         return Step::Unsupported;
     };

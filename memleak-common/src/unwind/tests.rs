@@ -217,6 +217,23 @@ fn no_row_steps_by_a_plausible_frame_pointer() {
 }
 
 #[test]
+fn an_address_that_nothing_called_from_ends_the_stack() {
+    let rows = [Row::bare(0, Kind::NONE), row(0x40, Kind::SP, 8, 0), Row::bare(0x48, Kind::NONE)];
+    let (words, tables) = (stack(&[TEXT + 0x44, 0]), tables(&rows));
+    let step = |pc, exact| {
+        let mut state = state(TEXT + pc, STACK, 1);
+        state.exact = exact;
+        step_x86_64(&mut state, &words, &tables)
+    };
+    assert_eq!(
+        (step(0x40, 0), step(0x3f, 0), step(0x41, 0), step(0x49, 0)),
+        (Step::Complete, Step::NoRow, Step::Frame, Step::NoRow)
+    );
+    // Interrupted there, it is an instruction like others.
+    assert_eq!((step(0x40, 1), step(0x3f, 1)), (Step::Frame, Step::NoRow));
+}
+
+#[test]
 fn a_hidden_return_address_is_put_back() {
     let mut words = stack(&[0x7fff_ffff_e000, 0]);
     words.hidden = Some((STACK + 8, TEXT + 0x77));

@@ -362,7 +362,7 @@ mod tests {
         bytes.extend_from_slice(&0u32.to_le_bytes());
         bytes.extend_from_slice(&[16, 0, 0, 0, 7, 0, 0, 0]);
         assert_eq!(entry_offsets(&bytes, 0), [16, 36, 49]);
-        assert_eq!(entry_offsets(&[0xff; 40], 0), [0usize; 0]);
+        assert_eq!(entry_offsets(&[0xff; 40], 0), [0]);
         assert_eq!(entry_offsets(&[], 0), [0usize; 0]);
     }
 }
