@@ -1,4 +1,4 @@
-//! What is outstanding: keys and records of the maps `ALLOCATIONS` (one handle) and `RANGES` (address ranges).
+//! What is outstanding: keys and records of the map `ALLOCATIONS`.
 
 /// Identifies one outstanding thing: an address (or descriptor) is one of a process and of a resource.
 #[repr(C)]

@@ -16,6 +16,24 @@ pub enum Resource {
     Mmap = 1,
 }
 
+impl Resource {
+    /// All of them, in order of their numbers.
+    pub const ALL: &[Self] = &[Self::Heap, Self::Mmap];
+
+    /// The resource with this number.
+    pub fn from_u32(number: u32) -> Option<Self> {
+        Self::ALL.get(number as usize).copied()
+    }
+
+    /// The name that users and reports give it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Heap => "heap",
+            Self::Mmap => "mmap",
+        }
+    }
+}
+
 /// Where an acquired handle is found when the call returns.
 pub mod handle {
     /// The call acquires nothing (munmap).
@@ -52,6 +70,8 @@ pub mod flags {
     pub const RANGE: u32 = 1;
     /// A call that returned null for size 0 has released the old handle all the same (realloc).
     pub const ZERO_SIZE_RELEASES: u32 = 2;
+    /// The call can end by an exception (C++ operator new).
+    pub const MAY_THROW: u32 = 4;
 }
 
 /// One function. All argument numbers count from 0 and address the integer arguments of the platform's C ABI.
@@ -86,8 +106,8 @@ pub struct ProbeRow {
     pub replace_mask: u32,
     /// Where `flags_arg` has one of these bits, the old range stays (MREMAP_DONTUNMAP).
     pub keep_mask: u32,
-    /// Fills up to `constant`; 0.
-    pub reserved2: u32,
+    /// Calls of one group count once when they nest: the outermost (malloc and the mmap inside it).
+    pub group: u32,
     /// For [`size::CONSTANT`].
     pub constant: u64,
 }
@@ -109,7 +129,7 @@ impl ProbeRow {
         reserved: [0; 3],
         replace_mask: 0,
         keep_mask: 0,
-        reserved2: 0,
+        group: 0,
         constant: 0,
     };
 

@@ -26,6 +26,8 @@ pub struct Settings {
     pub flags: u32,
     /// Most frames of a stack.
     pub max_depth: u32,
-    /// Room for later settings; 0.
-    pub reserved: [u64; 4],
+    /// Byte offset of `tgid` in the kernel's `task_struct` (BTF), for `--follow-forks`.
+    pub task_tgid_offset: u32,
+    /// Fills up; 0.
+    pub reserved: u32,
 }

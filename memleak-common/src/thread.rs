@@ -1,9 +1,13 @@
-//! Records of traced processes (map `TARGETS`, key: thread group id) and threads (map `THREADS`, key: `pid_tgid`).
+//! Records of traced processes (map `TARGETS`, key: thread group id in the tool's PID namespace) and threads (map `THREADS`, key: `pid_tgid`).
 
 use crate::{allocation::Allocation, stack::StackRecord};
 
-/// Nested calls a thread can have pending: an outer call that ends in a signal handler's calls and so on.
-pub const MAX_PENDING: usize = 4;
+/// Calls a thread can have pending: outermost ones, one for each group of rows ([`crate::probe::ProbeRow::group`]), and
+/// those nested in them. A power of two.
+pub const MAX_PENDING: usize = 8;
+
+/// Words of a thread's stack that are read at a time. A power of two.
+pub const STACK_WINDOW: usize = 64;
 
 /// A traced process.
 #[repr(C)]
@@ -11,10 +15,9 @@ pub const MAX_PENDING: usize = 4;
 pub struct Target {
     /// Grows by one with each exec: what was acquired before it is gone.
     pub generation: u32,
-    /// Fills up to `ranges`; 0.
-    pub reserved: u32,
-    /// Outstanding records in the map `RANGES`; a release that finds 0 here need not search.
-    pub ranges: u64,
+    /// Its thread group id in the kernel's first PID namespace, which keys and events carry; 0 until one of its
+    /// threads was seen.
+    pub kernel_tgid: u32,
 }
 
 /// A call that was entered and has not returned.
@@ -23,10 +26,15 @@ pub struct Target {
 pub struct PendingCall {
     /// The stack pointer at entry: where the return address is.
     pub sp: u64,
+    /// The return address, which the kernel replaces by that of its trampoline for as long as the call is pending. Read
+    /// where the call can end by an exception, else 0.
+    pub return_address: u64,
     /// Attach cookie: index of the row.
     pub row: u32,
     /// 1 where `released` holds a record that the call took out of the table.
-    pub has_released: u32,
+    pub has_released: u16,
+    /// 1 where the call nests in one of its group and does not count.
+    pub nested: u16,
     /// Size asked for.
     pub size: u64,
     /// Address of the out-parameter that gets the handle, for rows that have one.
@@ -37,8 +45,8 @@ pub struct PendingCall {
     pub released_len: u64,
     /// The call's own flags argument.
     pub call_flags: u64,
-    /// Fills up; 0.
-    pub reserved: u64,
+    /// `bpf_ktime_get_ns` at entry.
+    pub time_ns: u64,
     /// The record taken out, to be put back if the call fails.
     pub released: Allocation,
 }
@@ -53,10 +61,16 @@ pub struct ThreadRecord {
     pub depth: u32,
     /// Acquires to go until the next sample.
     pub sample_countdown: u64,
-    /// Stack pointer of the return that was handled last: a tail call makes several returns at one place.
-    pub last_exit_sp: u64,
+    /// The process, as keys and events carry it.
+    pub tgid: u32,
+    /// The thread.
+    pub tid: u32,
     /// Calls that were entered and have not returned.
     pub pending: [PendingCall; MAX_PENDING],
     /// Where a stack is walked into before it is stored.
     pub stack: StackRecord,
+    /// The id under which `stack` is stored, so that the same stack again need not be looked up; else 0.
+    pub stack_id: u64,
+    /// A piece of the thread's stack, while it is walked: one large read costs less than a few small ones.
+    pub window: [u64; STACK_WINDOW],
 }

@@ -1,1 +1,236 @@
 //! clap types: the command line as it is typed. `settings` checks and resolves it.
+//!
+//! Values are kept as text: one place (`settings`) says what is wrong with them, in one line.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{
+    CommandFactory as _, FromArgMatches as _, Parser,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+
+use crate::exit::{self, ExitMessage, Stream};
+
+const AFTER_HELP: &str = "\
+Examples:
+  memleak -p 1234                        a running process: a report every 5 seconds until Ctrl-C
+  memleak -p \"$(pidof nginx)\" 10 3       all its processes: three reports, 10 seconds apart
+  memleak -- ./program --its-option      a program from its first instruction to its end
+  memleak -c './program arg' 1           the same, quoted; a report every second
+  memleak -p 1234 -o 60000 --sort count  what is older than a minute, most allocations first
+  memleak -p 1234 --sort growth          what has grown since the report before
+  memleak -p 1234 -z 1M -T 3             only blocks of 1 MiB and more, the three largest stacks
+  memleak -p 1234 -a -o 0 1 1            every outstanding allocation, once, and end
+  memleak -p 1234 -s 100                 a busy program: one allocation in 100, scaled up
+  memleak -p 1234 --json --output a.jsonl
+  memleak --error-exitcode 99 -- ./test  for CI: 99 when something is still outstanding at the end
+
+Ctrl-C, SIGTERM, the end of COUNT and the target's end all give one last report and remove all probes.
+A process given with -p is never signalled and goes on.
+
+Exit status:
+  0  done
+  1  the work could not be done: one line on standard error says what failed, why and what to do
+  2  the command line is wrong: one line says what to type
+  N  with --error-exitcode N, where the last report holds an outstanding allocation
+  A command that ends by itself passes on its own status (128+N for signal N).";
+
+/// Shows which stacks of a running process hold its memory: no rebuild, no restart
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "memleak",
+    version,
+    after_help = AFTER_HELP,
+    args_override_self = true, // the last one wins, as with bcc's memleak
+    override_usage = "memleak [OPTIONS] [INTERVAL] [COUNT]\n       \
+                      memleak [OPTIONS] [INTERVAL] [COUNT] -- COMMAND [ARG...]"
+)]
+pub struct Cli {
+    /// Seconds between reports; decimals are welcome
+    #[arg(value_name = "INTERVAL", default_value = "5")]
+    pub interval: String,
+
+    /// Number of reports [default: endless]
+    #[arg(value_name = "COUNT")]
+    pub count: Option<String>,
+
+    /// Behind --: start COMMAND and trace it from its first instruction
+    #[arg(value_name = "COMMAND", last = true, help_heading = "Target (exactly one kind)")]
+    pub command_line: Vec<OsString>,
+
+    /// Trace a running process; repeatable, or a comma list
+    #[arg(short = 'p', long = "pid", value_name = "PID", help_heading = "Target (exactly one kind)")]
+    pub pids: Vec<String>,
+
+    /// Start CMD, split into words as a shell would, and trace it from its first instruction
+    #[arg(short = 'c', long, value_name = "CMD", help_heading = "Target (exactly one kind)")]
+    pub command: Option<String>,
+
+    /// Trace the kernel's allocators (not built yet in this version)
+    #[arg(short = 'k', long, help_heading = "Target (exactly one kind)")]
+    pub kernel: bool,
+
+    /// Trace the children that the target forks, too
+    #[arg(long, help_heading = "Target (exactly one kind)")]
+    pub follow_forks: bool,
+
+    /// Capture allocations of SIZE bytes and more; suffixes K, M, G (1024-based)
+    #[arg(short = 'z', long, value_name = "SIZE", help_heading = "What is captured")]
+    pub min_size: Option<String>,
+
+    /// Capture allocations of SIZE bytes and less; suffixes K, M, G (1024-based)
+    #[arg(short = 'Z', long, value_name = "SIZE", help_heading = "What is captured")]
+    pub max_size: Option<String>,
+
+    /// Trace every N-th allocation; reports are then scaled estimates
+    #[arg(short = 's', long, value_name = "N", default_value = "1", help_heading = "What is captured")]
+    pub sample_rate: String,
+
+    /// Take the allocator functions from this object, a path or a library's name [default: what the target links]
+    #[arg(short = 'O', long = "obj", value_name = "OBJECT", help_heading = "What is captured")]
+    pub object: Option<String>,
+
+    /// The allocator's symbols carry this prefix (je_, tc_, mi_)
+    #[arg(short = 'S', long, value_name = "PREFIX", help_heading = "What is captured")]
+    pub symbols_prefix: Option<String>,
+
+    /// Kernel mode: trace per-CPU allocations
+    #[arg(short = 'P', long, help_heading = "What is captured")]
+    pub percpu: bool,
+
+    /// Forget an older allocation when its address is handed out again; always on, taken for bcc's sake
+    #[arg(short = 'F', long, help_heading = "What is captured")]
+    pub wa_missing_free: bool,
+
+    /// Most frames of a stack, 1 to 127
+    #[arg(long, value_name = "N", default_value = "127", help_heading = "What is captured")]
+    pub max_depth: String,
+
+    /// Room for different stacks
+    #[arg(long, value_name = "N", default_value = "16384", help_heading = "What is captured")]
+    pub stack_storage_size: String,
+
+    /// Room for outstanding allocations
+    #[arg(long, value_name = "N", default_value = "1000000", help_heading = "What is captured")]
+    pub max_allocs: String,
+
+    /// Attach programs that do nothing: what the traps alone cost (cargo xtask bench)
+    #[arg(long, hide = true)]
+    pub traps_only: bool,
+
+    /// Print each acquire and release as it happens
+    #[arg(short = 't', long, help_heading = "What is reported")]
+    pub trace: bool,
+
+    /// List each outstanding allocation (address, size, age) above its stack
+    #[arg(short = 'a', long, help_heading = "What is reported")]
+    pub show_allocs: bool,
+
+    /// Keep totals for each stack only: no ages or addresses in the report
+    #[arg(short = 'C', long, help_heading = "What is reported")]
+    pub combined_only: bool,
+
+    /// Leave out allocations younger than MS milliseconds
+    #[arg(short = 'o', long, value_name = "MS", default_value = "500", help_heading = "What is reported")]
+    pub older: String,
+
+    /// How many stacks to print
+    #[arg(short = 'T', long, value_name = "N", default_value = "10", help_heading = "What is reported")]
+    pub top: String,
+
+    /// Order of the stacks: size, count, age or growth (since the report before)
+    #[arg(long, value_name = "KEY", default_value = "size", help_heading = "What is reported")]
+    pub sort: String,
+
+    /// One JSON object a line for each report
+    #[arg(long, help_heading = "What is reported")]
+    pub json: bool,
+
+    /// Write reports to FILE, not to standard output
+    #[arg(long, value_name = "FILE", help_heading = "What is reported")]
+    pub output: Option<PathBuf>,
+
+    /// Exit with N (1 to 255) where the last report holds an outstanding allocation
+    #[arg(long, value_name = "N", help_heading = "What is reported")]
+    pub error_exitcode: Option<String>,
+
+    /// Say more on standard error; twice for more still
+    #[arg(short = 'v', long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// Reads a command line; `args` begins with the program's name.
+///
+/// `--help` and `--version` come back as an [`ExitMessage`] for standard output, a command line that clap cannot read
+/// as one line for standard error.
+pub fn parse<I, T>(args: I) -> Result<Cli, ExitMessage>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    // A negative number is a wrong value, to be called so by `settings`, and no option of that name.
+    let command = Cli::command().mut_args(|arg| {
+        let takes_values = arg.get_action().takes_values();
+        arg.allow_negative_numbers(takes_values)
+    });
+    command
+        .try_get_matches_from(args)
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+        .map_err(|error| exit_message(&error))
+}
+
+/// One line for what clap says in several.
+fn exit_message(error: &clap::Error) -> ExitMessage {
+    let argument = context(error, ContextKind::InvalidArg);
+    let value = context(error, ContextKind::InvalidValue);
+    let line = match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let text = error.render().to_string();
+            return ExitMessage { status: exit::DONE, stream: Stream::Stdout, text };
+        }
+        ErrorKind::UnknownArgument if !argument.starts_with('-') => {
+            format!(
+                "'{argument}': one argument too many; after INTERVAL and COUNT nothing may follow, \
+                     put a command to trace behind --: memleak -- COMMAND [ARG...]"
+            )
+        }
+        ErrorKind::UnknownArgument => match context(error, ContextKind::SuggestedArg).as_str() {
+            "" => format!(
+                "{argument}: no such option; see memleak --help, and put a command's own options behind --"
+            ),
+            suggested => {
+                format!("{argument}: no such option; did you mean {suggested}? (see memleak --help)")
+            }
+        },
+        ErrorKind::InvalidValue if value.is_empty() && argument.contains("--pid") => {
+            "--pid: no process ID follows; is the program running? Try: pidof NAME".to_owned()
+        }
+        ErrorKind::InvalidValue if value.is_empty() => {
+            format!("{argument}: its value is missing; write it behind the option, see memleak --help")
+        }
+        ErrorKind::TooManyValues => {
+            format!("{argument}: takes no value, but '{value}' was given; leave the value out")
+        }
+        ErrorKind::InvalidUtf8 => {
+            "an argument is no UTF-8 text: only FILE and the words of a command behind -- \
+                                   may be anything; write it in UTF-8"
+                .to_owned()
+        }
+        // Nothing that this command line can give today; still one line, should clap learn something new.
+        _ => {
+            let rendered = error.render().to_string();
+            let first = rendered.lines().next().unwrap_or_default();
+            format!("{}: cannot be read; see memleak --help", first.trim_start_matches("error: "))
+        }
+    };
+    ExitMessage::error(exit::USAGE, &line)
+}
+
+/// A detail of clap's error as text; empty where it has none of that kind.
+fn context(error: &clap::Error, kind: ContextKind) -> String {
+    match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        Some(ContextValue::Strings(texts)) => texts.join(", "),
+        _ => String::new(),
+    }
+}

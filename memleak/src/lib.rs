@@ -6,9 +6,12 @@
 pub mod aggregate;
 pub mod bpf;
 pub mod cli;
+pub mod escape;
+pub mod exit;
 pub mod probe;
 pub mod proc;
 pub mod report;
+pub mod session;
 pub mod settings;
 pub mod snapshot;
 pub mod symbolize;

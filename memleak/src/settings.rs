@@ -2,6 +2,14 @@
 
 use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 
+use clap::ValueEnum as _;
+use memleak_common::stack::MAX_STACK_DEPTH;
+
+use crate::{
+    cli::{self, Cli},
+    exit::{self, ExitMessage},
+};
+
 /// What is traced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetSpec {
@@ -75,6 +83,8 @@ pub struct CaptureSettings {
     pub object: Option<String>,
     /// The allocator's symbols carry this prefix (`-S`).
     pub symbols_prefix: Option<String>,
+    /// Attach programs that do nothing: what the traps alone cost (`--traps-only`, for the bench).
+    pub traps_only: bool,
 }
 
 /// Everything.
@@ -94,4 +104,308 @@ pub struct Settings {
     pub error_exitcode: Option<u8>,
     /// `-v`: 0, 1, 2...
     pub verbosity: u8,
+}
+
+/// A command line that cannot be obeyed: one line, `<what>: <why>; <what to do>`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {why}; {remedy}")]
+pub struct UsageError {
+    /// The option or argument.
+    pub what: String,
+    /// What is wrong with it.
+    pub why: String,
+    /// What to type instead.
+    pub remedy: String,
+    /// Exit status: [`exit::USAGE`], or [`exit::FAILED`] where the command line is right but we cannot serve it.
+    pub status: u8,
+}
+
+impl UsageError {
+    fn new(what: &str, why: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.to_owned(), why: why.into(), remedy: remedy.into(), status: exit::USAGE }
+    }
+}
+
+impl From<UsageError> for ExitMessage {
+    fn from(error: UsageError) -> Self {
+        Self::error(error.status, &error.to_string())
+    }
+}
+
+/// Most entries a BPF hash map can have: its buckets, a power of two, must number less than 2^32 / 16
+/// (`htab_map_alloc` in kernel/bpf/hashtab.c; 16 is the size of its `struct bucket`).
+const MAX_MAP_ENTRIES: u64 = 1 << 27;
+
+/// Longest INTERVAL in seconds: 136 years, which no timer overflows on.
+const MAX_INTERVAL_SECONDS: f64 = u32::MAX as f64;
+
+/// Shortest INTERVAL in seconds: below it a report would follow on the other without a pause.
+const MIN_INTERVAL_SECONDS: f64 = 0.001;
+
+/// Largest process ID that the kernel could ever give: `pid_t` is an `int`.
+const MAX_PID: u64 = i32::MAX as u64;
+
+/// What a whole number on the command line may be.
+struct WholeNumber {
+    what: &'static str,
+    min: u64,
+    max: u64,
+    remedy: &'static str,
+}
+
+const COUNT: WholeNumber = WholeNumber {
+    what: "COUNT",
+    min: 1,
+    max: u64::MAX,
+    remedy: "give the number of reports, or leave it out for no end",
+};
+const TOP: WholeNumber = WholeNumber {
+    what: "-T/--top",
+    min: 1,
+    max: u64::MAX,
+    remedy: "give the number of stacks to print, such as 10",
+};
+const OLDER: WholeNumber = WholeNumber {
+    what: "-o/--older",
+    min: 0,
+    max: u64::MAX,
+    remedy: "give an age in milliseconds, 0 to leave nothing out",
+};
+const SAMPLE_RATE: WholeNumber = WholeNumber {
+    what: "-s/--sample-rate",
+    min: 1,
+    max: u64::MAX,
+    remedy: "give N to trace one allocation in N, 1 for all",
+};
+const MAX_DEPTH: WholeNumber = WholeNumber {
+    what: "--max-depth",
+    min: 1,
+    max: MAX_STACK_DEPTH as u64,
+    remedy: "give the most frames that a stack may have",
+};
+const STACK_STORAGE_SIZE: WholeNumber = WholeNumber {
+    what: "--stack-storage-size",
+    min: 1,
+    max: MAX_MAP_ENTRIES,
+    remedy: "give the number of different stacks to make room for, such as 16384",
+};
+const MAX_ALLOCS: WholeNumber = WholeNumber {
+    what: "--max-allocs",
+    min: 1,
+    max: MAX_MAP_ENTRIES,
+    remedy: "give the number of outstanding allocations to make room for, such as 1000000",
+};
+const ERROR_EXITCODE: WholeNumber = WholeNumber {
+    what: "--error-exitcode",
+    min: 0,
+    max: u8::MAX as u64,
+    remedy: "give the exit status for a run that ends with something outstanding, such as 99",
+};
+
+impl WholeNumber {
+    /// `text` as a number of type `T`; the range of this row must be within that of `T`.
+    fn parse<T: TryFrom<u64>>(&self, text: &str) -> Result<T, UsageError> {
+        let number = text.trim().parse::<u64>().ok().filter(|number| (self.min..=self.max).contains(number));
+        number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| {
+            let range = match self.max {
+                u64::MAX => format!("from {} up", self.min),
+                max => format!("from {} to {max}", self.min),
+            };
+            UsageError::new(self.what, format!("'{text}' is no whole number {range}"), self.remedy)
+        })
+    }
+}
+
+impl Settings {
+    /// Reads and checks a command line; `args` begins with the program's name.
+    pub fn from_args<I, T>(args: I) -> Result<Self, ExitMessage>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<OsString> + Clone,
+    {
+        Ok(Self::resolve(cli::parse(args)?)?)
+    }
+
+    /// Checks what was typed. Looks at nothing but the command line: whether a process or a file exists shows later.
+    pub fn resolve(cli: Cli) -> Result<Self, UsageError> {
+        let interval = parse_interval(&cli.interval)?;
+        let count = cli.count.as_deref().map(|text| COUNT.parse(text)).transpose()?;
+        let error_exitcode =
+            cli.error_exitcode.as_deref().map(|text| ERROR_EXITCODE.parse(text)).transpose()?;
+        let capture = resolve_capture(&cli)?;
+        let report = resolve_report(&cli)?;
+        Ok(Self {
+            target: resolve_target(&cli)?,
+            interval,
+            count,
+            capture,
+            report,
+            // As with valgrind, 0 turns it off.
+            error_exitcode: error_exitcode.filter(|code| *code != exit::DONE),
+            verbosity: cli.verbose,
+        })
+    }
+}
+
+fn resolve_target(cli: &Cli) -> Result<TargetSpec, UsageError> {
+    const HOW: &str = "type memleak -p PID, memleak -c 'COMMAND ARG...' or memleak -- COMMAND ARG...";
+    let given: Vec<&str> = [
+        (!cli.pids.is_empty(), "-p"),
+        (cli.command.is_some(), "-c"),
+        (!cli.command_line.is_empty(), "-- COMMAND"),
+        (cli.kernel, "-k"),
+    ]
+    .into_iter()
+    .filter_map(|(is_given, name)| is_given.then_some(name))
+    .collect();
+    match given.as_slice() {
+        [] => return Err(UsageError::new("no target", "nothing says what to trace", HOW)),
+        [_] => {}
+        several => {
+            let why = format!("{} were given, and one run traces one kind", several.join(" and "));
+            return Err(UsageError::new("more than one target", why, "keep one of them"));
+        }
+    }
+    if cli.kernel {
+        return Err(UsageError {
+            status: exit::FAILED,
+            ..UsageError::new(
+                "-k/--kernel",
+                "kernel mode is not built yet in this version",
+                "trace a process: -p PID",
+            )
+        });
+    }
+    if cli.percpu {
+        let why = "it traces the kernel's per-CPU allocations, and the target is a process";
+        return Err(UsageError::new("-P/--percpu", why, "leave it out"));
+    }
+    match &cli.command {
+        Some(line) => split_command(line).map(TargetSpec::Command),
+        None if cli.pids.is_empty() => {
+            checked_command("--", cli.command_line.clone()).map(TargetSpec::Command)
+        }
+        None => parse_pids(&cli.pids).map(TargetSpec::Pids),
+    }
+}
+
+/// Takes commas and white space between process IDs: `-p "$(pidof NAME)"` gives the latter.
+fn parse_pids(values: &[String]) -> Result<BTreeSet<u32>, UsageError> {
+    const WHAT: &str = "-p/--pid";
+    const HOW: &str = "give the number that pidof NAME or ps prints";
+    let mut pids = BTreeSet::new();
+    for text in values.iter().flat_map(|value| value.split(|c: char| c == ',' || c.is_whitespace())) {
+        if text.is_empty() {
+            continue;
+        }
+        let pid = text.parse::<u64>().ok().filter(|pid| (1..=MAX_PID).contains(pid));
+        let pid = pid.and_then(|pid| u32::try_from(pid).ok());
+        pids.insert(pid.ok_or_else(|| UsageError::new(WHAT, format!("'{text}' is no process ID"), HOW))?);
+    }
+    if pids.is_empty() {
+        return Err(UsageError::new(WHAT, "it is empty", "is the program running? Try: pidof NAME"));
+    }
+    Ok(pids)
+}
+
+fn split_command(line: &str) -> Result<Vec<OsString>, UsageError> {
+    let words = shell_words::split(line).map_err(|_| {
+        let why = format!("a quote in '{line}' has no end");
+        UsageError::new("-c/--command", why, "close it, or put the command behind -- unquoted")
+    })?;
+    checked_command("-c/--command", words.into_iter().map(OsString::from).collect())
+}
+
+fn checked_command(what: &str, words: Vec<OsString>) -> Result<Vec<OsString>, UsageError> {
+    match words.first() {
+        Some(program) if !program.is_empty() => Ok(words),
+        _ => Err(UsageError::new(what, "the command is empty", "name a program to start")),
+    }
+}
+
+fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
+    let min_size = cli.min_size.as_deref().map_or(Ok(0), |text| parse_size("-z/--min-size", text))?;
+    let max_size = cli.max_size.as_deref().map_or(Ok(u64::MAX), |text| parse_size("-Z/--max-size", text))?;
+    if min_size > max_size {
+        let why = format!("{min_size} bytes are more than the {max_size} of -Z/--max-size");
+        return Err(UsageError::new("-z/--min-size", why, "exchange the two, or leave one out"));
+    }
+    Ok(CaptureSettings {
+        min_size,
+        max_size,
+        trace: cli.trace,
+        follow_forks: cli.follow_forks,
+        max_allocs: MAX_ALLOCS.parse(&cli.max_allocs)?,
+        stack_storage_size: STACK_STORAGE_SIZE.parse(&cli.stack_storage_size)?,
+        max_depth: MAX_DEPTH.parse(&cli.max_depth)?,
+        object: non_empty("-O/--obj", "name a file or a library such as libc", cli.object.as_deref())?,
+        symbols_prefix: non_empty(
+            "-S/--symbols-prefix",
+            "give a prefix such as je_",
+            cli.symbols_prefix.as_deref(),
+        )?,
+        traps_only: cli.traps_only,
+    })
+}
+
+fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
+    if cli.show_allocs && cli.combined_only {
+        let why = "-a lists ages and addresses, and -C keeps them out of the report";
+        return Err(UsageError::new("-a with -C", why, "keep one of them"));
+    }
+    let sort = SortKey::from_str(&cli.sort, true).map_err(|_| {
+        let keys: Vec<String> = SortKey::value_variants()
+            .iter()
+            .filter_map(|key| key.to_possible_value())
+            .map(|value| value.get_name().to_owned())
+            .collect();
+        UsageError::new(
+            "--sort",
+            format!("'{}' is no sort key", cli.sort),
+            format!("give one of {}", keys.join(", ")),
+        )
+    })?;
+    Ok(ReportSettings {
+        format: if cli.json { Format::Json } else { Format::Text },
+        top: TOP.parse(&cli.top)?,
+        sort,
+        show_allocs: cli.show_allocs,
+        combined_only: cli.combined_only,
+        older: Duration::from_millis(OLDER.parse(&cli.older)?),
+        sample_rate: SAMPLE_RATE.parse(&cli.sample_rate)?,
+        output: cli.output.clone(),
+    })
+}
+
+fn non_empty(what: &str, remedy: &str, value: Option<&str>) -> Result<Option<String>, UsageError> {
+    match value {
+        Some("") => Err(UsageError::new(what, "it is empty", remedy)),
+        other => Ok(other.map(str::to_owned)),
+    }
+}
+
+fn parse_interval(text: &str) -> Result<Duration, UsageError> {
+    let seconds = text.trim().parse::<f64>().ok();
+    let seconds = seconds.filter(|seconds| (MIN_INTERVAL_SECONDS..=MAX_INTERVAL_SECONDS).contains(seconds));
+    // The range leaves out NaN and whatever no Duration can hold.
+    seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {
+        let why =
+            format!("'{text}' is no number of seconds from {MIN_INTERVAL_SECONDS} to {MAX_INTERVAL_SECONDS}");
+        UsageError::new("INTERVAL", why, "give one such as 5 or 0.5; a command to trace goes behind --")
+    })
+}
+
+/// A size in bytes with an optional suffix: K, M or G, powers of 1024.
+fn parse_size(what: &str, text: &str) -> Result<u64, UsageError> {
+    let text = text.trim();
+    let (digits, shift) = match text.char_indices().next_back() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let size = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    size.ok_or_else(|| {
+        UsageError::new(what, format!("'{text}' is no size"), "give bytes, such as 4096, 64K, 16M or 1G")
+    })
 }

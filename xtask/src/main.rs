@@ -1,2 +1,50 @@
 //! Builds, tests, demonstrates and measures memleak: `cargo xtask --help`.
-fn main() {}
+
+mod bench;
+mod build_ebpf;
+mod demo;
+mod packages;
+mod privilege;
+mod run;
+mod sources;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, tests, demonstrates and measures memleak.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Measures what tracing costs, beside the bare traps and bcc's memleak
+    Bench(bench::Options),
+    /// Builds the BPF programs into the object that the tool embeds (memleak/ebpf/)
+    BuildEbpf(build_ebpf::Options),
+    /// Traces a leaking program for a few reports and says what there is to see in them
+    Demo,
+    /// Checks format and lints, runs all tests, the live ones as root
+    Test(test::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Bench(options) => bench::run(&options),
+        Task::BuildEbpf(options) => build_ebpf::run(&options),
+        Task::Demo => demo::run(),
+        Task::Test(options) => test::run(&options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

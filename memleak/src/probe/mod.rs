@@ -1,2 +1,7 @@
 //! Which functions are probed, and where: the table (data only), the placement of each probe, and the plan that joins
 //! rows with the symbols of a target's objects.
+
+mod error;
+pub mod placement;
+pub mod plan;
+pub mod table;

@@ -87,9 +87,7 @@ fn file_backing(path: PathBuf) -> Backing {
     const DELETED: &[u8] = b" (deleted)";
     let bytes = path.as_os_str().as_bytes();
     match bytes.strip_suffix(DELETED) {
-        Some(stem) => {
-            Backing::File { path: PathBuf::from(std::ffi::OsStr::from_bytes(stem)), deleted: true }
-        }
+        Some(stem) => Backing::File { path: PathBuf::from(std::ffi::OsStr::from_bytes(stem)), deleted: true },
         None => Backing::File { path, deleted: false },
     }
 }

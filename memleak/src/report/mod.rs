@@ -1,10 +1,21 @@
 //! A report: a snapshot, aggregated and symbolized, and the ways to write it.
 
+pub mod json;
+pub mod sink;
+pub mod text;
+pub mod trace;
+
 use std::time::SystemTime;
 
 use memleak_common::probe::Resource;
 
-use crate::{snapshot::Lost, symbolize::Frame};
+pub use crate::aggregate::{AllocationLine, Totals};
+use crate::{
+    aggregate::{Group, NANOSECONDS_PER_MS},
+    settings::ReportSettings,
+    snapshot::{Lost, Stack},
+    symbolize::Frame,
+};
 
 /// What is traced, as reports name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,33 +28,11 @@ pub struct TargetInfo {
     pub comm: String,
 }
 
-/// Sums over all stacks that pass the filters, not only the top ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
-pub struct Totals {
-    /// Outstanding bytes.
-    pub bytes: u64,
-    /// Outstanding allocations.
-    pub count: u64,
-    /// Acquires so far.
-    pub acquired: u64,
-    /// Releases so far.
-    pub released: u64,
-}
-
-/// One outstanding allocation, for `-a`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AllocationLine {
-    /// Address of the block.
-    pub address: u64,
-    /// Bytes asked for.
-    pub size: u64,
-    /// Milliseconds since it was acquired.
-    pub age_ms: u64,
-}
-
 /// One stack with what it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StackReport {
+    /// Whose it is.
+    pub pid: u32,
     /// What it holds.
     pub resource: Resource,
     /// Outstanding bytes.
@@ -60,6 +49,25 @@ pub struct StackReport {
     pub frames: Vec<Frame>,
     /// With `-a` only.
     pub allocations: Option<Vec<AllocationLine>>,
+}
+
+impl StackReport {
+    /// Puts a group, its stack (`None` where its id is not in the snapshot) and that stack's frames together, and
+    /// leaves out what the settings leave out.
+    pub fn new(group: Group, stack: Option<&Stack>, frames: Vec<Frame>, settings: &ReportSettings) -> Self {
+        let age_ms = |age_ns: u64| (!settings.combined_only).then_some(age_ns / NANOSECONDS_PER_MS);
+        Self {
+            pid: group.key.pid,
+            resource: group.key.resource,
+            bytes: group.bytes,
+            count: group.count,
+            oldest_ms: age_ms(group.oldest_ns),
+            newest_ms: age_ms(group.newest_ns),
+            truncated: stack.is_some_and(|stack| stack.truncated),
+            frames,
+            allocations: group.allocations.filter(|_| !settings.combined_only),
+        }
+    }
 }
 
 /// One report.

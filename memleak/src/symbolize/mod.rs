@@ -1,5 +1,21 @@
 //! Addresses of a process turned into frames: function, offset, source line, inlined callers.
 
+mod bytes;
+mod debug_files;
+pub mod demangle;
+mod dwarf;
+mod elf;
+mod object;
+mod perf_map;
+mod reader;
+mod regions;
+mod symbolizer;
+mod symbols;
+mod target;
+
+pub use symbolizer::{Symbolizer, SymbolizerOptions};
+pub use target::{LiveTarget, Target};
+
 /// Why a frame has no function name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoSymbol {

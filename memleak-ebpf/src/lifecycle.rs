@@ -1,0 +1,147 @@
+//! Processes and threads that come, change and go.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST, bpf_pidns_info},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_probe_read_kernel,
+        generated::{bpf_get_ns_current_pid_tgid, bpf_ktime_get_ns},
+    },
+    programs::RawTracePointContext,
+};
+use aya_log_ebpf::{debug, warn};
+use memleak_common::{
+    event::{Event, kind},
+    settings::flags,
+    stats::Stat,
+    thread::{Target, ThreadRecord},
+};
+
+use crate::{
+    maps::{EMPTY_THREAD, TARGETS, THREADS, Wake, count, send, setting},
+    track,
+};
+
+/// The record of the current thread, made when it is first seen. `None` where its process is not traced (a vfork child
+/// runs in its parent's memory, a fork child has a copy of its probes).
+#[inline(always)]
+pub fn current_thread() -> Option<&'static mut ThreadRecord> {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let thread = match THREADS.get_ptr_mut(&pid_tgid) {
+        Some(thread) => thread,
+        None => new_thread(pid_tgid)?,
+    };
+    // SAFETY: only this thread's own programs touch its record.
+    Some(unsafe { &mut *thread })
+}
+
+#[inline(always)]
+fn new_thread(pid_tgid: u64) -> Option<*mut ThreadRecord> {
+    // SAFETY: only written by this program, and only ever with the same values.
+    let target = unsafe { &mut *TARGETS.get_ptr_mut(&target_id(pid_tgid)?)? };
+    target.kernel_tgid = (pid_tgid >> 32) as u32;
+    if THREADS.insert(&pid_tgid, EMPTY_THREAD.get(0)?, BPF_ANY as u64).is_err() {
+        count(Stat::LostAllocations);
+        return None;
+    }
+    let thread = THREADS.get_ptr_mut(&pid_tgid)?;
+    // SAFETY: as in `current_thread`.
+    let record = unsafe { &mut *thread };
+    record.generation = target.generation;
+    record.tgid = (pid_tgid >> 32) as u32;
+    record.tid = pid_tgid as u32;
+    Some(thread)
+}
+
+/// The current process as the map `TARGETS` knows it: in the tool's own PID namespace.
+#[inline(always)]
+fn target_id(pid_tgid: u64) -> Option<u32> {
+    if setting!(pid_ns_ino) == 0 {
+        return Some((pid_tgid >> 32) as u32);
+    }
+    let mut info = bpf_pidns_info { pid: 0, tgid: 0 };
+    // SAFETY: `info` has the size given.
+    let result = unsafe {
+        bpf_get_ns_current_pid_tgid(
+            setting!(pid_ns_dev),
+            setting!(pid_ns_ino),
+            &raw mut info,
+            size_of::<bpf_pidns_info>() as u32,
+        )
+    };
+    (result == 0).then_some(info.tgid)
+}
+
+/// The current thread ends.
+#[inline(always)]
+pub fn thread_exit() {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    if let Some(thread) = THREADS.get_ptr_mut(&pid_tgid) {
+        // SAFETY: only this thread's own programs touch its record.
+        track::abandon_all(unsafe { &mut *thread });
+        let _ = THREADS.remove(&pid_tgid);
+    }
+}
+
+/// The current process has replaced its program: what it had acquired is gone with its memory.
+#[inline(always)]
+pub fn process_exec(ctx: &RawTracePointContext) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(id) = target_id(pid_tgid) else { return };
+    let Some(target) = TARGETS.get_ptr_mut(&id) else { return };
+    // SAFETY: an aligned map value; exec has ended all other threads of the process.
+    unsafe { (*target).generation += 1 };
+    let _ = THREADS.remove(&pid_tgid);
+    debug!(ctx, "process {} has replaced its program", id);
+    tell(kind::EXEC, (pid_tgid >> 32) as u32, pid_tgid as u32, 0);
+}
+
+/// The current process has made a thread or process: `--follow-forks` takes the latter in.
+#[inline(always)]
+pub fn process_fork(ctx: &RawTracePointContext) {
+    if setting!(flags) & flags::FOLLOW_FORKS == 0 {
+        return;
+    }
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let parent_tgid = (pid_tgid >> 32) as u32;
+    if TARGETS.get_ptr(&parent_tgid).is_none() {
+        return;
+    }
+    let child_task: *const u8 = ctx.arg(1);
+    // SAFETY: the helper checks the address; the offset is the running kernel's own (BTF).
+    let child = unsafe { bpf_probe_read_kernel(child_task.add(setting!(task_tgid_offset) as usize).cast::<u32>()) };
+    let Ok(child_tgid) = child else {
+        count(Stat::LostEvents);
+        return;
+    };
+    if child_tgid == parent_tgid {
+        return; // a thread
+    }
+    let target = Target { generation: 0, kernel_tgid: child_tgid };
+    if TARGETS.insert(&child_tgid, &target, BPF_NOEXIST as u64).is_err() {
+        warn!(ctx, "child {} is not traced: too many processes", child_tgid);
+        count(Stat::LostEvents);
+        return;
+    }
+    tell(kind::FORK, parent_tgid, pid_tgid as u32, child_tgid as u64);
+}
+
+/// The dynamic linker has mapped or unmapped objects.
+#[inline(always)]
+pub fn mappings_changed() {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    tell(kind::MAPPINGS, (pid_tgid >> 32) as u32, pid_tgid as u32, 0);
+}
+
+#[inline(always)]
+fn tell(kind: u32, tgid: u32, tid: u32, handle: u64) {
+    let event = Event {
+        kind,
+        tgid,
+        tid,
+        handle,
+        // SAFETY: the helper takes nothing.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        ..Event::default()
+    };
+    send(&event, Wake::Now);
+}

@@ -1,0 +1,105 @@
+//! The BPF programs of memleak: entry points only. `track` holds what they do.
+//!
+//! Two programs serve every function that acquires, one every function that releases; the attach cookie names the row
+//! of the table (map `PROBES`). All return 0, so that the kernel writes no perf sample for the hit.
+#![no_std]
+#![no_main]
+#![allow(internal_features)]
+#![feature(core_intrinsics)] // atomic_xadd, see maps.rs
+
+mod args;
+mod lifecycle;
+mod maps;
+mod stack;
+mod track;
+
+use aya_ebpf::{
+    macros::{raw_tracepoint, uprobe, uretprobe},
+    programs::{ProbeContext, RawTracePointContext, RetProbeContext},
+};
+
+/// A function that acquires (or moves, or releases and can fail) is entered.
+#[uprobe]
+pub fn acquire_enter(ctx: ProbeContext) -> u32 {
+    let _ = track::acquire_enter(&ctx);
+    0
+}
+
+/// Such a function returns.
+#[uretprobe]
+pub fn acquire_exit(ctx: RetProbeContext) -> u32 {
+    let _ = track::acquire_exit(&ctx);
+    0
+}
+
+/// A function that releases and cannot fail is entered.
+#[uprobe]
+pub fn release_enter(ctx: ProbeContext) -> u32 {
+    let _ = track::release_enter(&ctx);
+    0
+}
+
+/// The stack is about to be unwound past calls that are pending (an exception, longjmp).
+#[uprobe]
+pub fn abandon_enter(_ctx: ProbeContext) -> u32 {
+    track::abandon_pending(true);
+    0
+}
+
+/// The same without a write to the target's stack, which a locked-down kernel forbids.
+#[uprobe]
+pub fn abandon_enter_plain(_ctx: ProbeContext) -> u32 {
+    track::abandon_pending(false);
+    0
+}
+
+/// The dynamic linker tells debuggers that it mapped or unmapped objects.
+#[uprobe]
+pub fn mappings_enter(_ctx: ProbeContext) -> u32 {
+    lifecycle::mappings_changed();
+    0
+}
+
+/// Nothing: what the traps alone cost (`--traps-only`).
+#[uprobe]
+pub fn empty_enter(_ctx: ProbeContext) -> u32 {
+    0
+}
+
+/// Nothing, on return.
+#[uretprobe]
+pub fn empty_exit(_ctx: RetProbeContext) -> u32 {
+    0
+}
+
+/// A thread ends.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn thread_exit(_ctx: RawTracePointContext) -> i32 {
+    lifecycle::thread_exit();
+    0
+}
+
+/// A process has replaced its program.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn process_exec(ctx: RawTracePointContext) -> i32 {
+    lifecycle::process_exec(&ctx);
+    0
+}
+
+/// A thread has made a thread or process.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn process_fork(ctx: RawTracePointContext) -> i32 {
+    lifecycle::process_fork(&ctx);
+    0
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // The verifier rejects any program from which this can be reached.
+    loop {}
+}
+
+/// The kernel asks for a GPL-compatible licence before it lends its tracing helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,124 @@
+//! The maps, and small accessors to them.
+
+use core::intrinsics::AtomicOrdering;
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use memleak_common::{
+    allocation::{Allocation, AllocationKey},
+    event::Event,
+    probe::{MAX_PROBES, ProbeRow},
+    settings::Settings,
+    stack::StackRecord,
+    stats::{STATS as STAT_COUNT, Stat},
+    thread::{Target, ThreadRecord},
+};
+
+// Sizes of tables that a user can set are set by the loader. NO_PREALLOC: no memory is taken before it is needed.
+
+/// Rows by attach cookie.
+#[map]
+pub static PROBES: Array<ProbeRow> = Array::with_max_entries(MAX_PROBES, 0);
+
+/// Traced processes.
+#[map]
+pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+
+/// Threads of traced processes that have called a probed function.
+#[map]
+pub static THREADS: HashMap<u64, ThreadRecord> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// All zeroes: what a thread's record starts as. It is too large for a program's stack.
+#[map]
+pub static EMPTY_THREAD: Array<ThreadRecord> = Array::with_max_entries(1, 0);
+
+/// What is outstanding.
+#[map]
+pub static ALLOCATIONS: HashMap<AllocationKey, Allocation> =
+    HashMap::with_max_entries(1_000_000, BPF_F_NO_PREALLOC);
+
+/// Stacks by id.
+#[map]
+pub static STACKS: HashMap<u64, StackRecord> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+
+/// Counters by [`Stat`].
+#[map]
+pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STAT_COUNT, 0);
+
+/// What user space is to know at once.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// Set by the loader before the programs are verified, so that what is off costs nothing.
+#[unsafe(no_mangle)]
+pub static SETTINGS: Settings = Settings {
+    min_size: 0,
+    max_size: u64::MAX,
+    sample_rate: 1,
+    pid_ns_dev: 0,
+    pid_ns_ino: 0,
+    flags: 0,
+    max_depth: 127,
+    task_tgid_offset: 0,
+    reserved: 0,
+};
+
+/// One of the settings. A macro, so that only its own bytes are read.
+macro_rules! setting {
+    ($field:ident) => {
+        $crate::maps::read_setting(&$crate::maps::SETTINGS.$field)
+    };
+}
+pub(crate) use setting;
+
+/// Reads a member of [`SETTINGS`]: see [`setting`].
+#[inline(always)]
+pub fn read_setting<T: Copy>(member: &'static T) -> T {
+    // SAFETY: valid and aligned; the volatile read keeps the compiler from folding in the initial value that the loader
+    // replaces.
+    unsafe { core::ptr::read_volatile(member) }
+}
+
+/// Adds 1 to a counter.
+#[inline(always)]
+pub fn count(stat: Stat) {
+    if let Some(counter) = STATS.get_ptr_mut(stat as u32) {
+        // Uprobe programs can be preempted by another task's on the same CPU, so even a CPU's own counter needs an
+        // atomic addition.
+        // (`AtomicU64::fetch_add` does not exist for a target without compare-and-swap in its base instruction set.)
+        // SAFETY: a valid, aligned map value that is only ever added to atomically.
+        unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+    }
+}
+
+/// When the reader of the ring buffer is woken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// At once.
+    Now,
+    /// At once, unless it is still reading.
+    Soon,
+    /// When the buffer is half full; else it looks by itself, at each report.
+    Lazily,
+}
+
+/// Sends an event; counts it as lost where the buffer is full.
+#[inline(always)]
+pub fn send(event: &Event, wake: Wake) {
+    const BPF_RB_NO_WAKEUP: u64 = 1;
+    const BPF_RB_FORCE_WAKEUP: u64 = 2;
+    const BPF_RB_AVAIL_DATA: u64 = 0;
+    const HALF_FULL: u64 = 2 << 20;
+    let flags = match wake {
+        Wake::Now => BPF_RB_FORCE_WAKEUP,
+        Wake::Soon => 0,
+        Wake::Lazily if EVENTS.query(BPF_RB_AVAIL_DATA) > HALF_FULL => BPF_RB_FORCE_WAKEUP,
+        Wake::Lazily => BPF_RB_NO_WAKEUP,
+    };
+    if EVENTS.output::<Event>(event, flags).is_err() {
+        count(Stat::LostEvents);
+    }
+}

@@ -1,0 +1,149 @@
+//! Walking the stack and storing it.
+
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_probe_read_user, programs::RetProbeContext};
+use memleak_common::{
+    stack::{MAX_STACK_DEPTH, NO_STACK, StackRecord},
+    stats::Stat,
+    thread::{STACK_WINDOW, ThreadRecord},
+};
+
+use crate::{
+    args::caller,
+    maps::{STACKS, count, setting},
+};
+
+/// Keeps an index within `ips` where the verifier can see it.
+const MASK: u32 = 127;
+const WINDOW_MASK: u64 = STACK_WINDOW as u64 - 1;
+
+/// Nothing is mapped below (`vm.mmap_min_addr`).
+const LOWEST_ADDRESS: u64 = 65_536;
+
+/// Stacks that may share a hash before one is given up (and counted).
+const MAX_PROBING: u64 = 4;
+
+/// Walks the thread's stack into its record and stores it. Returns its id, or [`NO_STACK`] (counted).
+#[inline(always)]
+pub fn capture(ctx: &RetProbeContext, thread: &mut ThreadRecord) -> u64 {
+    let Walk { hash, unchanged } = walk(ctx, &mut thread.stack, &mut thread.window);
+    if !unchanged || thread.stack_id == NO_STACK {
+        thread.stack_id = store(hash, &thread.stack);
+    }
+    if thread.stack_id == NO_STACK {
+        count(Stat::LostStacks);
+    }
+    thread.stack_id
+}
+
+/// What [`walk`] gives beside the record.
+struct Walk {
+    /// Hash of the stack, never [`NO_STACK`].
+    hash: u64,
+    /// The record held this very stack before.
+    unchanged: bool,
+}
+
+/// Fills `record` by frame pointers. At a return the instruction pointer and
+/// the frame pointer already are the caller's, so that the caller of the probed function comes first. It is walked
+/// here and not by `bpf_get_stack`, whose fixed cost is that of many frames.
+///
+/// A frame's first word is the caller's frame pointer, its second the return address into the caller (System V ABI,
+/// AMD64, section 3.2.2).
+#[inline(always)]
+fn walk(ctx: &RetProbeContext, record: &mut StackRecord, window: &mut [u64; STACK_WINDOW]) -> Walk {
+    const K: u64 = 0x9e37_79b9_7f4a_7c15; // 2^64 / golden ratio, odd
+    let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
+    let (mut ip, mut frame) = caller(ctx);
+    let mut hash = 0u64;
+    // Where the window begins, and the words in it.
+    let (mut base, mut words) = (0u64, 0u64);
+    let (old_len, mut changed) = (record.len, 0);
+    record.truncated = 0;
+    for depth in 0..MAX_STACK_DEPTH as u32 {
+        if depth >= max_depth {
+            record.truncated = 1;
+            break;
+        }
+        changed |= record.ips[(depth & MASK) as usize] ^ ip;
+        record.ips[(depth & MASK) as usize] = ip;
+        record.len = depth + 1;
+        hash = (hash.rotate_left(23) ^ ip).wrapping_mul(K);
+        // The C library's start code, built without frame pointers, leaves a small number (argc) in the register. To read
+        // there would be a page fault that costs more than all the rest.
+        if frame < LOWEST_ADDRESS || frame & 7 != 0 {
+            break;
+        }
+        let mut at = frame.wrapping_sub(base) / 8;
+        if at + 1 >= words || words == 0 {
+            (base, at) = (frame, 0);
+            words = read_window(frame, window);
+            if words == 0 {
+                break;
+            }
+        }
+        let next = window[(at & WINDOW_MASK) as usize];
+        let return_address = window[((at + 1) & WINDOW_MASK) as usize];
+        // Zero ends a chain; a frame that is its own caller would never end.
+        if return_address == 0 || next == frame {
+            break;
+        }
+        (ip, frame) = (return_address, next);
+    }
+    Walk { hash: (hash ^ (hash >> 32)) | 1, unchanged: changed == 0 && record.len == old_len }
+}
+
+/// Reads the stack from `address` on: as much as the window holds or, near the end of what is mapped, one frame.
+/// Gives the number of words read.
+#[inline(always)]
+fn read_window(address: u64, window: &mut [u64; STACK_WINDOW]) -> u64 {
+    let bytes = size_of_val(window) as u32;
+    // SAFETY: the window has room for what is read; the helper checks the address.
+    let mut read = |bytes| unsafe { bpf_probe_read_user(window.as_mut_ptr().cast(), bytes, address as *const _) };
+    if read(bytes) == 0 {
+        STACK_WINDOW as u64
+    } else if read(16) == 0 {
+        2
+    } else {
+        0
+    }
+}
+
+/// Finds the stack's id, or gives it one. Two stacks never share an id: where a hash is taken by another stack, the
+/// next one is tried.
+#[inline(always)]
+fn store(hash: u64, record: &StackRecord) -> u64 {
+    let mut id = hash;
+    for _ in 0..MAX_PROBING {
+        if let Some(stored) = STACKS.get_ptr(&id) {
+            // SAFETY: a stored stack is never changed or removed while programs run.
+            if same(unsafe { &*stored }, record) {
+                return id;
+            }
+            id = id.wrapping_add(1) | 1;
+            continue;
+        }
+        match STACKS.insert(&id, record, BPF_NOEXIST as u64) {
+            Ok(()) => return id,
+            // Another CPU was faster: look again.
+            Err(-17) => {}
+            Err(_) => return NO_STACK,
+        }
+    }
+    NO_STACK
+}
+
+#[inline(always)]
+fn same(a: &StackRecord, b: &StackRecord) -> bool {
+    if a.len != b.len {
+        return false;
+    }
+    for i in 0..MAX_STACK_DEPTH as u32 {
+        if i >= b.len {
+            break;
+        }
+        if a.ips[i as usize] != b.ips[i as usize] {
+            return false;
+        }
+    }
+    true
+}

@@ -1,0 +1,488 @@
+//! The bookkeeping: what an acquire and a release do to the tables.
+//!
+//! A thread keeps the calls that it has entered and not left (`ThreadRecord::pending`). A call nests in a pending one
+//! of its group while its stack pointer is lower, and then does not count: the outermost does. A pending one at a lower
+//! stack pointer than a new call's has been left without a return that we saw.
+//!
+//! What a call may release (realloc, munmap) is taken out of the table at entry and put back if the call fails. Were it
+//! taken out at the return, another thread could have acquired the same address in between.
+
+use aya_ebpf::{
+    bindings::BPF_ANY,
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_probe_read_user, bpf_probe_write_user,
+        generated::{bpf_get_attach_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns},
+    },
+    programs::{ProbeContext, RetProbeContext},
+};
+use memleak_common::{
+    allocation::{Allocation, AllocationKey},
+    event::{self, Event},
+    probe::{NO_ARG, ProbeRow, flags, handle, size, success},
+    settings::flags as setting_flags,
+    stats::Stat,
+    thread::{MAX_PENDING, PendingCall, ThreadRecord},
+};
+
+use crate::{
+    args::{Arguments, entry_sp, exit_sp},
+    lifecycle,
+    maps::{ALLOCATIONS, PROBES, THREADS, Wake, count, send, setting},
+    stack,
+};
+
+const PAGE_SIZE: u64 = 4096;
+
+/// Pushes a pending call.
+#[inline(always)]
+pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
+    let (cookie, row) = row(ctx.regs.cast())?;
+    let thread = lifecycle::current_thread()?;
+    let mut call = PendingCall { sp: entry_sp(ctx), row: cookie, ..PendingCall::default() };
+    drop_stale(thread, row, &mut call);
+    if row.flags & flags::MAY_THROW != 0 && call.return_address == 0 {
+        // SAFETY: the helper checks the address.
+        call.return_address = unsafe { bpf_probe_read_user(call.sp as *const u64) }.unwrap_or(0);
+    }
+    if thread.depth > 0 && nests(thread, row) {
+        call.nested = 1;
+    }
+    if thread.depth >= MAX_PENDING as u32 {
+        if call.nested == 0 {
+            count(Stat::LostAllocations);
+        }
+        return None;
+    }
+    if call.nested == 0 {
+        read_arguments(ctx, thread.tgid, row, &mut call);
+    }
+    let slot = thread.pending.get_mut(thread.depth as usize & (MAX_PENDING - 1))?;
+    *slot = call;
+    thread.depth += 1;
+    Some(())
+}
+
+#[inline(always)]
+fn read_arguments(ctx: &ProbeContext, tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
+    let args = Arguments::of(ctx);
+    call.size = requested_size(row, &args);
+    call.out_pointer = args.get(row.handle_arg);
+    call.call_flags = args.get(row.flags_arg);
+    if row.release_arg != NO_ARG && row.keep_mask & call.call_flags as u32 == 0 {
+        call.time_ns = now();
+        call.released_handle = args.get(row.release_arg);
+        call.released_len = args.get(row.release_len_arg);
+        // A range of length 0 is not released (mremap then makes a second mapping of the first).
+        let nothing = call.released_handle == 0 || (row.flags & flags::RANGE != 0 && call.released_len == 0);
+        if call.has_released == 0 && !nothing {
+            take_out(tgid, row, call);
+        }
+    }
+}
+
+/// Drops pending calls that were left without a return that we saw.
+#[inline(always)]
+fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall) {
+    for _ in 0..MAX_PENDING {
+        let Some(top) = top(thread) else { break };
+        if top.sp > call.sp {
+            break;
+        }
+        if top.sp == call.sp {
+            // A tail call: the outer function has jumped to this one, which returns in its stead. What the outer one
+            // took out (reallocarray, before it jumps to realloc) is this one's now.
+            call.return_address = top.return_address;
+            if group(top.row) != row.group {
+                break;
+            }
+            call.has_released = top.has_released;
+            call.released = top.released;
+        } else if top.nested == 0 {
+            count(Stat::MissedReturns);
+            put_back(thread.tgid, top);
+        }
+        thread.depth -= 1;
+    }
+}
+
+/// A call of the row's group is pending.
+#[inline(always)]
+fn nests(thread: &ThreadRecord, row: &ProbeRow) -> bool {
+    for i in 0..MAX_PENDING {
+        if i as u32 >= thread.depth {
+            break;
+        }
+        if group(thread.pending[i].row) == row.group {
+            return true;
+        }
+    }
+    false
+}
+
+/// Pops the call that returns, and commits what it did.
+#[inline(always)]
+pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    // SAFETY: only this thread's own programs touch its record.
+    let thread = unsafe { &mut *THREADS.get_ptr_mut(&pid_tgid)? };
+    let sp = exit_sp(ctx);
+    for _ in 0..MAX_PENDING {
+        let call = top(thread)?;
+        if call.sp > sp {
+            return None; // the return of a call that was not pushed
+        }
+        if call.sp == sp {
+            break;
+        }
+        if call.nested == 0 {
+            count(Stat::MissedReturns);
+            put_back(thread.tgid, call);
+        }
+        thread.depth -= 1;
+    }
+    let call = top(thread)?;
+    // SAFETY: the helper takes the program's context.
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.regs.cast()) } as u32;
+    if call.sp != sp || call.row != cookie {
+        return None; // the return of an outer function that had jumped to a pending one
+    }
+    let row = PROBES.get(cookie)?;
+    // SAFETY: the popped entry stays as it is until this thread's next call.
+    let call = unsafe { &*core::ptr::from_ref(call) };
+    thread.depth -= 1;
+    if call.nested != 0 {
+        return None;
+    }
+    commit(ctx, thread, row, call)
+}
+
+/// A pending call returned: does to the table what the call did.
+#[inline(always)]
+fn commit(ctx: &RetProbeContext, thread: &mut ThreadRecord, row: &ProbeRow, call: &PendingCall) -> Option<()> {
+    let returned: u64 = ctx.ret();
+    let Some(handle) = acquired_handle(row, call, returned) else {
+        let zero_size_release = row.flags & flags::ZERO_SIZE_RELEASES != 0 && call.size == 0 && returned == 0;
+        if zero_size_release && call.has_released != 0 {
+            released(thread, row, call.released_handle, call.released.size);
+        } else {
+            put_back(thread.tgid, call);
+        }
+        return None;
+    };
+    if call.released_handle != 0 {
+        finish_release(thread, row, call);
+    }
+    if row.handle == handle::NONE {
+        return Some(());
+    }
+    if row.flags & flags::RANGE != 0 && row.replace_mask & call.call_flags as u32 != 0 {
+        replace_range(thread, row, call, handle);
+    }
+    record(ctx, thread, row, call.size, handle)
+}
+
+/// Enters a new record, if it passes the filters.
+#[inline(always)]
+fn record(
+    ctx: &RetProbeContext,
+    thread: &mut ThreadRecord,
+    row: &ProbeRow,
+    size: u64,
+    handle: u64,
+) -> Option<()> {
+    if size < setting!(min_size) || size > setting!(max_size) {
+        return None;
+    }
+    let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle };
+    let sample_rate = setting!(sample_rate);
+    if sample_rate > 1 && !sampled(thread, sample_rate) {
+        // The address may be one whose release we did not see: its older record is void.
+        let _ = ALLOCATIONS.remove(&key);
+        return None;
+    }
+    let allocation = Allocation {
+        size,
+        stack_id: stack::capture(ctx, thread),
+        time_ns: now(),
+        tid: thread.tid,
+        generation: thread.generation,
+    };
+    if ALLOCATIONS.insert(&key, &allocation, BPF_ANY as u64).is_err() {
+        count(Stat::LostAllocations);
+        return None;
+    }
+    count(Stat::Acquired);
+    if setting!(flags) & setting_flags::TRACE != 0 {
+        let event = Event {
+            kind: event::kind::ACQUIRE,
+            tgid: thread.tgid,
+            tid: thread.tid,
+            resource: row.resource,
+            handle,
+            size,
+            time_ns: allocation.time_ns,
+            stack_id: allocation.stack_id,
+        };
+        send(&event, Wake::Soon);
+    }
+    Some(())
+}
+
+/// Removes the record of what is released.
+#[inline(always)]
+pub fn release_enter(ctx: &ProbeContext) -> Option<()> {
+    let (_, row) = row(ctx.regs.cast())?;
+    let handle = Arguments::of(ctx).get(row.release_arg);
+    if handle == 0 {
+        return None;
+    }
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let key = AllocationKey { tgid: (pid_tgid >> 32) as u32, resource: row.resource, handle };
+    if setting!(flags) & setting_flags::TRACE == 0 {
+        ALLOCATIONS.remove(&key).ok()?;
+        count(Stat::Released);
+        return Some(());
+    }
+    let size = ALLOCATIONS.get_ptr(&key).map_or(0, |found| {
+        // SAFETY: a record changes only while its block is acquired, and this thread is about to release it.
+        unsafe { (*found).size }
+    });
+    ALLOCATIONS.remove(&key).ok()?;
+    count(Stat::Released);
+    send_release(key.tgid, pid_tgid as u32, row, handle, size);
+    Some(())
+}
+
+/// The thread's pending calls will not return. `mend` puts their return addresses back on the stack: an unwinder that
+/// came upon the kernel's trampoline would find no caller there, and the C++ runtime would end the process.
+#[inline(always)]
+pub fn abandon_pending(mend: bool) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(thread) = THREADS.get_ptr_mut(&pid_tgid) else { return };
+    // SAFETY: only this thread's own programs touch its record.
+    let thread = unsafe { &mut *thread };
+    for i in 0..MAX_PENDING {
+        if !mend || i as u32 >= thread.depth {
+            break;
+        }
+        let call = &thread.pending[i];
+        if call.return_address != 0 {
+            // SAFETY: the helper checks the address; what it writes is what the kernel's own probe has replaced.
+            let _ = unsafe { bpf_probe_write_user(call.sp as *mut u64, &raw const call.return_address) };
+        }
+    }
+    abandon_all(thread);
+}
+
+/// Drops all pending calls of a thread; what they had taken out is still acquired.
+#[inline(always)]
+pub fn abandon_all(thread: &mut ThreadRecord) {
+    for _ in 0..MAX_PENDING {
+        let Some(call) = top(thread) else { break };
+        put_back(thread.tgid, call);
+        thread.depth -= 1;
+    }
+}
+
+/// The row that the attach cookie names.
+#[inline(always)]
+fn row(ctx: *mut core::ffi::c_void) -> Option<(u32, &'static ProbeRow)> {
+    // SAFETY: the helper takes the program's context.
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.cast()) } as u32;
+    Some((cookie, PROBES.get(cookie)?))
+}
+
+/// The innermost pending call.
+#[inline(always)]
+fn top(thread: &ThreadRecord) -> Option<&PendingCall> {
+    let depth = thread.depth as usize;
+    if depth == 0 { None } else { thread.pending.get((depth - 1) & (MAX_PENDING - 1)) }
+}
+
+/// The group of the row with this index.
+#[inline(always)]
+fn group(row: u32) -> u32 {
+    PROBES.get(row).map_or(0, |row| row.group)
+}
+
+#[inline(always)]
+fn requested_size(row: &ProbeRow, args: &Arguments) -> u64 {
+    match row.size {
+        size::ARG => args.get(row.size_arg),
+        size::PRODUCT => product(args.get(row.size_arg), args.get(row.size_arg2)),
+        size::CONSTANT => row.constant,
+        _ => 0,
+    }
+}
+
+/// A product that overflows makes the call fail; wrapped to 0 it would look like a release of size 0. (There is no
+/// 128-bit multiplication here to ask.) What is not computed is 2^48 or more: more than any address space.
+#[inline(always)]
+fn product(a: u64, b: u64) -> u64 {
+    let fits = (a >> 32 == 0 && b >> 32 == 0) || (a >> 48 == 0 && b >> 16 == 0) || (a >> 16 == 0 && b >> 48 == 0);
+    if fits || a == 0 || b == 0 { a.wrapping_mul(b) } else { u64::MAX }
+}
+
+/// What the call handed out, or `None` where it failed. A row without a handle gives 0.
+#[inline(always)]
+fn acquired_handle(row: &ProbeRow, call: &PendingCall, returned: u64) -> Option<u64> {
+    if row.success == success::RETURN_ZERO && returned as u32 != 0 {
+        return None;
+    }
+    let acquired = match row.handle {
+        handle::NONE => return Some(0),
+        handle::BEHIND_ARG => {
+            // SAFETY: the helper checks the address.
+            match unsafe { bpf_probe_read_user(call.out_pointer as *const u64) } {
+                Ok(acquired) => acquired,
+                Err(_) => {
+                    count(Stat::LostAllocations);
+                    return None;
+                }
+            }
+        }
+        _ => returned,
+    };
+    if acquired == 0 || (row.success == success::HANDLE && acquired == u64::MAX) { None } else { Some(acquired) }
+}
+
+/// Takes the record that begins at the released handle out of the table and into the call.
+#[inline(always)]
+fn take_out(tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
+    let key = AllocationKey { tgid, resource: row.resource, handle: call.released_handle };
+    if let Some(found) = ALLOCATIONS.get_ptr(&key) {
+        // SAFETY: a record changes only while its block is acquired, and this thread is about to release it.
+        call.released = unsafe { *found };
+        if ALLOCATIONS.remove(&key).is_ok() {
+            call.has_released = 1;
+        }
+    }
+}
+
+/// The call did not release what it had taken out.
+#[inline(always)]
+fn put_back(tgid: u32, call: &PendingCall) {
+    if call.has_released == 0 {
+        return;
+    }
+    let Some(row) = PROBES.get(call.row) else { return };
+    let key = AllocationKey { tgid, resource: row.resource, handle: call.released_handle };
+    if ALLOCATIONS.insert(&key, &call.released, BPF_ANY as u64).is_err() {
+        count(Stat::LostAllocations);
+    }
+}
+
+/// The call has released its handle or range.
+#[inline(always)]
+fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
+    if row.flags & flags::RANGE == 0 {
+        if call.has_released != 0 {
+            released(thread, row, call.released_handle, call.released.size);
+        }
+        return;
+    }
+    let pages = pages(call.released_len);
+    if pages == 0 {
+        return;
+    }
+    let known = if call.has_released != 0 { pages_of(&call.released) } else { 0 };
+    if known > pages {
+        // The end of the range stays, as it was acquired.
+        let key = AllocationKey {
+            tgid: thread.tgid,
+            resource: row.resource,
+            handle: call.released_handle.wrapping_add(pages),
+        };
+        let rest = Allocation { size: call.released.size - pages, ..call.released };
+        if ALLOCATIONS.insert(&key, &rest, BPF_ANY as u64).is_err() {
+            count(Stat::LostAllocations);
+        }
+        return;
+    }
+    if known > 0 {
+        released(thread, row, call.released_handle, call.released.size);
+    }
+    if known < pages {
+        // It begins within a range, or covers several: user space, which can search, cuts them.
+        let event = Event {
+            kind: event::kind::UNMAP,
+            tgid: thread.tgid,
+            tid: thread.tid,
+            resource: row.resource,
+            handle: call.released_handle.wrapping_add(known),
+            size: pages - known,
+            time_ns: call.time_ns,
+            stack_id: 0,
+        };
+        send(&event, Wake::Lazily);
+    }
+}
+
+/// MAP_FIXED: the new range has replaced whatever was there.
+#[inline(always)]
+fn replace_range(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall, handle: u64) {
+    let mut replaced = PendingCall {
+        row: call.row,
+        released_handle: handle,
+        released_len: call.size,
+        time_ns: now(),
+        ..PendingCall::default()
+    };
+    take_out(thread.tgid, row, &mut replaced);
+    finish_release(thread, row, &replaced);
+}
+
+/// Bytes of the whole pages that a length covers.
+#[inline(always)]
+fn pages(len: u64) -> u64 {
+    len.wrapping_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1)
+}
+
+#[inline(always)]
+fn pages_of(allocation: &Allocation) -> u64 {
+    pages(allocation.size)
+}
+
+/// Counts, and with `-t` tells, that a record taken out is released for good.
+#[inline(always)]
+fn released(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
+    count(Stat::Released);
+    if setting!(flags) & setting_flags::TRACE != 0 {
+        send_release(thread.tgid, thread.tid, row, handle, size);
+    }
+}
+
+#[inline(always)]
+fn send_release(tgid: u32, tid: u32, row: &ProbeRow, handle: u64, size: u64) {
+    let event = Event {
+        kind: event::kind::RELEASE,
+        tgid,
+        tid,
+        resource: row.resource,
+        handle,
+        size,
+        time_ns: now(),
+        stack_id: 0,
+    };
+    send(&event, Wake::Soon);
+}
+
+/// One in `rate`: counted for each thread, the gaps drawn evenly from 1 to 2 `rate` - 1, so that a pattern in the
+/// program's own calls cannot keep step with the sampling.
+#[inline(always)]
+fn sampled(thread: &mut ThreadRecord, rate: u64) -> bool {
+    if thread.sample_countdown > 1 {
+        thread.sample_countdown -= 1;
+        return false;
+    }
+    // SAFETY: the helper takes nothing.
+    let random = unsafe { bpf_get_prandom_u32() } as u64;
+    thread.sample_countdown = 1 + random % (2 * rate - 1);
+    true
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_ktime_get_ns() }
+}

@@ -1,0 +1,234 @@
+//! Attaching: points of a plan become links. All links end with the [`Probes`] that holds them; the kernel ends them
+//! too when this process does, however it does.
+
+use std::{
+    collections::HashSet,
+    io,
+    num::NonZeroU32,
+    os::fd::OwnedFd,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        UProbe,
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
+    },
+};
+
+use super::{
+    BpfError, chain,
+    load::{ABANDON, Uprobes, program},
+    multi::MultiPrograms,
+    os_error,
+};
+use crate::probe::{
+    plan::{AttachPoint, PointKey, ProgramKind},
+    table::{Scope as RowScope, TABLE},
+};
+
+/// The processes in which a probe fires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// One, and no child of it.
+    Process(u32),
+    /// All that map the object (`--follow-forks`: a child is born with the probes in it).
+    All,
+}
+
+/// What is attached.
+pub struct Probes {
+    uprobes: Uprobes,
+    /// See [`super::load::Loaded::mends_stack`].
+    mends_stack: bool,
+    links: Vec<Link>,
+    /// Places with a probe.
+    count: usize,
+    attached: HashSet<(Scope, PointKey)>,
+}
+
+/// Ends when it is dropped.
+enum Link {
+    /// Of one place.
+    Single(#[expect(dead_code, reason = "held for its end")] UProbeLink),
+    /// Of the places of one file.
+    Multi(#[expect(dead_code, reason = "held for its end")] OwnedFd),
+}
+
+/// How attaching a plan went.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Points attached.
+    pub attached: usize,
+    /// Points that could not be, with the reason.
+    pub failed: Vec<BpfError>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Probes {
+    /// Nothing is attached yet.
+    pub fn new(uprobes: Uprobes, mends_stack: bool) -> Self {
+        Self { uprobes, mends_stack, links: Vec::new(), count: 0, attached: HashSet::new() }
+    }
+
+    /// Attaches what is not attached yet, in the plan's order.
+    pub fn attach(
+        &mut self,
+        ebpf: &mut Ebpf,
+        scope: Scope,
+        points: &[AttachPoint],
+        traps_only: bool,
+    ) -> Result<Outcome, BpfError> {
+        let start = Instant::now();
+        let mut outcome = Outcome::default();
+        let new: Vec<&AttachPoint> =
+            points.iter().filter(|point| self.attached.insert((scope, point.key()))).collect();
+        for group in new.chunk_by(|a, b| a.program == b.program && a.object == b.object) {
+            let Some(first) = group.first() else { continue };
+            let name = self.program_name(first.program, traps_only);
+            let whole = match &self.uprobes {
+                Uprobes::Multi(programs) => attach_many(programs, name, scope, group),
+                Uprobes::Single => Err(io::ErrorKind::Unsupported.into()),
+            };
+            match (whole, &self.uprobes) {
+                (Ok(link), _) => {
+                    self.links.push(Link::Multi(link));
+                    outcome.attached += group.len();
+                }
+                (Err(error), Uprobes::Multi(_)) => {
+                    outcome.failed.extend(group.iter().map(|point| attach_error(point, why(&error))));
+                }
+                (Err(_), Uprobes::Single) => {
+                    let program: &mut UProbe = program(ebpf, name)?;
+                    for point in group {
+                        match attach_one(program, scope, point) {
+                            Ok(link) => {
+                                self.links.push(Link::Single(link));
+                                outcome.attached += 1;
+                            }
+                            Err(error) => outcome.failed.push(error),
+                        }
+                    }
+                }
+            }
+        }
+        self.count += outcome.attached;
+        outcome.took = start.elapsed();
+        Ok(outcome)
+    }
+
+    fn program_name(&self, kind: ProgramKind, traps_only: bool) -> &'static str {
+        let [_, abandon_plain] = ABANDON;
+        match (traps_only, kind) {
+            (false, ProgramKind::AbandonEnter) if !self.mends_stack => abandon_plain,
+            (false, kind) => kind.name(),
+            (true, ProgramKind::AcquireExit) => "empty_exit",
+            (true, _) => "empty_enter",
+        }
+    }
+
+    /// An exception that leaves one of these calls would end the process, since its stack cannot be mended here.
+    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<&'a AttachPoint> {
+        let throws = |point: &&AttachPoint| {
+            point.program.is_return()
+                && TABLE.get(point.row as usize).is_some_and(|row| row.scope == RowScope::Operator)
+        };
+        if self.mends_stack { None } else { points.iter().find(throws) }
+    }
+
+    /// Number of probes.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Nothing is attached.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Ends all links. The kernel waits for running programs at each, so several threads share the wait.
+    pub fn detach(&mut self) -> Duration {
+        const THREADS: usize = 16;
+        let start = Instant::now();
+        let mut shares: Vec<Vec<Link>> = (0..THREADS).map(|_| Vec::new()).collect();
+        for (index, link) in self.links.drain(..).enumerate() {
+            shares[index % THREADS].push(link);
+        }
+        std::thread::scope(|scope| {
+            for share in shares {
+                scope.spawn(move || drop(share));
+            }
+        });
+        self.count = 0;
+        start.elapsed()
+    }
+
+    /// Programs that aya does not know of.
+    pub fn programs(&self) -> impl Iterator<Item = &OwnedFd> {
+        match &self.uprobes {
+            Uprobes::Single => None,
+            Uprobes::Multi(programs) => Some(programs.loaded()),
+        }
+        .into_iter()
+        .flatten()
+    }
+}
+
+fn attach_many(
+    programs: &MultiPrograms,
+    name: &str,
+    scope: Scope,
+    points: &[&AttachPoint],
+) -> io::Result<OwnedFd> {
+    let first = points.first().ok_or(io::ErrorKind::InvalidInput)?;
+    let places: Vec<(u64, u64)> =
+        points.iter().map(|point| (point.file_offset, u64::from(point.row))).collect();
+    let pid = match scope {
+        Scope::Process(pid) => Some(pid),
+        Scope::All => None,
+    };
+    programs.attach(name, first.program.is_return(), &first.open_path, &places, pid)
+}
+
+fn attach_one(program: &mut UProbe, scope: Scope, point: &AttachPoint) -> Result<UProbeLink, BpfError> {
+    let scope = match scope {
+        Scope::All => UProbeScope::AllProcesses,
+        Scope::Process(pid) => UProbeScope::OneProcess(
+            NonZeroU32::new(pid).ok_or_else(|| attach_error(point, "there is no process 0".to_owned()))?,
+        ),
+    };
+    let location = UProbeAttachLocation::AbsoluteOffset(point.file_offset);
+    let attach_point = UProbeAttachPoint { location, cookie: Some(u64::from(point.row)) };
+    let path: &Path = &point.open_path;
+    program
+        .attach(attach_point, path, scope)
+        .and_then(|id| program.take_link(id))
+        .map_err(|error| attach_error(point, why(&error)))
+}
+
+fn attach_error(point: &AttachPoint, reason: String) -> BpfError {
+    BpfError::Attach {
+        function: point.function.clone(),
+        object: point.open_path.display().to_string(),
+        reason,
+    }
+}
+
+fn why(error: &(dyn std::error::Error + 'static)) -> String {
+    match os_error(error) {
+        Some(libc::ESRCH) => "the process has ended".to_owned(),
+        Some(libc::EPERM | libc::EACCES) => {
+            "permission denied; run as root, or give CAP_PERFMON and CAP_SYS_PTRACE".to_owned()
+        }
+        // kernel/events/uprobes.c, uprobe_register: two tools that give one place different reference counters.
+        Some(libc::EINVAL) => {
+            "the kernel refuses a probe there; end other tools that trace the same function, and try again"
+                .to_owned()
+        }
+        Some(libc::EMFILE) => "too many open files; raise the limit (ulimit -n)".to_owned(),
+        _ => chain(error),
+    }
+}

@@ -1,0 +1,245 @@
+//! Loads the BPF object: settings in, programs verified, lifecycle programs attached.
+
+use std::os::unix::fs::MetadataExt as _;
+
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{Array, HashMap, MapData, RingBuf},
+    programs::{Program, RawTracePoint, UProbe},
+    util::KernelVersion,
+};
+use memleak_common::{
+    probe::{MAX_PROBES, ProbeRow},
+    settings::{Settings as KernelSettings, flags},
+    thread::Target,
+};
+
+use super::{BpfError, chain, multi::MultiPrograms, os_error};
+use crate::{
+    proc::btf,
+    settings::{CaptureSettings, ReportSettings},
+};
+
+/// The BPF programs and maps, built from memleak-ebpf by `cargo xtask build-ebpf`.
+#[cfg(target_arch = "x86_64")]
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-x86_64.bpf.o");
+#[cfg(target_arch = "aarch64")]
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-aarch64.bpf.o");
+
+/// Uprobe programs, all of one kind to the loader.
+const UPROBES: &[&str] = &["acquire_enter", "acquire_exit", "release_enter", "mappings_enter"];
+/// Mends the stack for an unwinder; and the same without, for kernels that forbid to write to a process.
+pub(super) const ABANDON: [&str; 2] = ["abandon_enter", "abandon_enter_plain"];
+/// The uprobe programs that `--traps-only` attaches in their place.
+const EMPTY_UPROBES: &[&str] = &["empty_enter", "empty_exit"];
+/// Raw tracepoint programs: program, tracepoint.
+const LIFECYCLE: &[(&str, &str)] = &[
+    ("thread_exit", "sched_process_exit"),
+    ("process_exec", "sched_process_exec"),
+    ("process_fork", "sched_process_fork"),
+];
+
+/// How uprobe programs are loaded, and so attached.
+pub enum Uprobes {
+    /// By aya: one link for each place.
+    Single,
+    /// One link for all places of a file.
+    Multi(Box<MultiPrograms>),
+}
+
+/// What was loaded.
+pub struct Loaded {
+    /// Programs, maps and, as they are attached, links: all of them end with it.
+    pub ebpf: Ebpf,
+    /// Reader of the map `EVENTS`.
+    pub events: RingBuf<MapData>,
+    /// The uprobe programs.
+    pub uprobes: Uprobes,
+    /// The stack is mended when an exception leaves a probed call. Without it the C++ runtime finds no caller there and
+    /// ends the process.
+    pub mends_stack: bool,
+}
+
+/// Loads the programs with these settings and fills the map of rows.
+pub fn load(
+    capture: &CaptureSettings,
+    report: &ReportSettings,
+    rows: &[ProbeRow],
+    verbosity: u8,
+) -> Result<Loaded, BpfError> {
+    check_kernel()?;
+    let settings = kernel_settings(capture, report)?;
+    // No log at first: aya would retry a failed load with ever larger ones, which takes long. With -v -v the user
+    // wants the words.
+    let mut log_level = VerifierLogLevel::DISABLE;
+    if verbosity >= 2 {
+        log_level = VerifierLogLevel::DEBUG | VerifierLogLevel::STATS;
+    }
+    let bpf_log_level: u8 = if verbosity > 0 { aya_log::Level::Debug as u8 } else { 0 };
+    let mut ebpf = EbpfLoader::new()
+        .verifier_log_level(log_level)
+        .override_global("SETTINGS", &settings, true)
+        .override_global(aya_log::LEVEL, &bpf_log_level, false)
+        .map_max_entries("ALLOCATIONS", capture.max_allocs)
+        .map_max_entries("STACKS", capture.stack_storage_size)
+        .load(OBJECT)
+        .map_err(|error| load_error(&error))?;
+    fill_rows(&mut ebpf, rows)?;
+    let mut uprobes = choose_uprobes(&ebpf);
+    let mends_stack = load_programs(&mut ebpf, &mut uprobes, capture.traps_only)?;
+    let events = ebpf.take_map("EVENTS").ok_or(BpfError::Missing("map EVENTS"))?;
+    let events =
+        RingBuf::try_from(events).map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;
+    Ok(Loaded { ebpf, events, uprobes, mends_stack })
+}
+
+fn check_kernel() -> Result<(), BpfError> {
+    let version = KernelVersion::current().map_err(|error| BpfError::Load(error.to_string()))?;
+    if version < KernelVersion::new(5, 15, 0) {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        return Err(BpfError::KernelTooOld(release.trim().to_owned()));
+    }
+    Ok(())
+}
+
+fn kernel_settings(capture: &CaptureSettings, report: &ReportSettings) -> Result<KernelSettings, BpfError> {
+    let mut bits = 0;
+    let mut task_tgid_offset = 0;
+    if capture.trace {
+        bits |= flags::TRACE;
+    }
+    if capture.follow_forks {
+        bits |= flags::FOLLOW_FORKS;
+        task_tgid_offset = btf::kernel_member_offset("task_struct", "tgid")
+            .map_err(|error| BpfError::NoBtf(error.to_string()))?;
+    }
+    let (pid_ns_dev, pid_ns_ino) = own_pid_namespace();
+    Ok(KernelSettings {
+        min_size: capture.min_size,
+        max_size: capture.max_size,
+        sample_rate: report.sample_rate,
+        pid_ns_dev,
+        pid_ns_ino,
+        flags: bits,
+        max_depth: capture.max_depth,
+        task_tgid_offset,
+        reserved: 0,
+    })
+}
+
+/// Device and inode of our PID namespace, or zeroes in the kernel's first one, where no translation is needed.
+fn own_pid_namespace() -> (u64, u64) {
+    const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC; // PROC_PID_INIT_INO, include/linux/proc_ns.h
+    match std::fs::metadata("/proc/self/ns/pid") {
+        Ok(namespace) if namespace.ino() != FIRST_PID_NAMESPACE => (namespace.dev(), namespace.ino()),
+        _ => (0, 0),
+    }
+}
+
+fn fill_rows(ebpf: &mut Ebpf, rows: &[ProbeRow]) -> Result<(), BpfError> {
+    const MAP: &str = "PROBES";
+    if rows.len() > MAX_PROBES as usize {
+        return Err(BpfError::Map { map: MAP, reason: format!("more than {MAX_PROBES} rows") });
+    }
+    let map = ebpf.map_mut(MAP).ok_or(BpfError::Missing("map PROBES"))?;
+    let error = |error: aya::maps::MapError| BpfError::Map { map: MAP, reason: chain(&error) };
+    let mut probes: Array<_, ProbeRow> = Array::try_from(map).map_err(error)?;
+    for (index, row) in (0..).zip(rows) {
+        probes.set(index, row, 0).map_err(error)?;
+    }
+    Ok(())
+}
+
+/// Makes a process (its number in our PID namespace) known to the programs.
+pub fn add_target(ebpf: &mut Ebpf, pid: u32) -> Result<(), BpfError> {
+    const MAP: &str = "TARGETS";
+    let error = |error: aya::maps::MapError| BpfError::Map { map: MAP, reason: chain(&error) };
+    let map = ebpf.map_mut(MAP).ok_or(BpfError::Missing("map TARGETS"))?;
+    let mut targets: HashMap<_, u32, Target> = HashMap::try_from(map).map_err(error)?;
+    const BPF_NOEXIST: u64 = 1;
+    match targets.insert(pid, Target::default(), BPF_NOEXIST) {
+        // The fork that made it has entered it already.
+        Err(aya::maps::MapError::SyscallError(call))
+            if call.io_error.raw_os_error() == Some(libc::EEXIST) =>
+        {
+            Ok(())
+        }
+        result => result.map_err(error),
+    }
+}
+
+/// Links for many places came with 6.6; up to 6.10 one for a process fires in its first thread alone.
+fn choose_uprobes(ebpf: &Ebpf) -> Uprobes {
+    if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 11, 0)) {
+        return Uprobes::Single;
+    }
+    match MultiPrograms::prepare(OBJECT, ebpf) {
+        Ok(programs) => Uprobes::Multi(Box::new(programs)),
+        Err(error) => {
+            log::debug!("one link for each probe: {error}");
+            Uprobes::Single
+        }
+    }
+}
+
+impl Uprobes {
+    fn load(&mut self, ebpf: &mut Ebpf, name: &'static str) -> Result<(), BpfError> {
+        match self {
+            Self::Single => program::<UProbe>(ebpf, name)?.load().map_err(|error| load_error(&error)),
+            Self::Multi(programs) => programs.load(name).map_err(|error| load_error(&error)),
+        }
+    }
+}
+
+/// Loads what will be attached. Gives whether the kernel lets us mend a stack: not where it is locked down (integrity),
+/// nor without CAP_SYS_ADMIN (kernel/trace/bpf_trace.c, `bpf_get_probe_write_proto`).
+fn load_programs(ebpf: &mut Ebpf, uprobes: &mut Uprobes, traps_only: bool) -> Result<bool, BpfError> {
+    for &name in if traps_only { EMPTY_UPROBES } else { UPROBES } {
+        uprobes.load(ebpf, name)?;
+    }
+    for &(name, tracepoint) in LIFECYCLE {
+        let program: &mut RawTracePoint = program(ebpf, name)?;
+        program.load().map_err(|error| load_error(&error))?;
+        program.attach(tracepoint).map_err(|error| load_error(&error))?;
+    }
+    if traps_only {
+        return Ok(true);
+    }
+    let [mending, plain] = ABANDON;
+    let mends = uprobes.load(ebpf, mending);
+    if let Err(error) = &mends {
+        log::debug!("{mending} is not to be had here: {error}");
+        uprobes.load(ebpf, plain)?;
+    }
+    Ok(mends.is_ok())
+}
+
+/// The program of this name, as the kind it is.
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, BpfError>
+where
+    &'a mut P: TryFrom<&'a mut Program>,
+{
+    ebpf.program_mut(name).and_then(|program| <&mut P>::try_from(program).ok()).ok_or(BpfError::Missing(name))
+}
+
+fn load_error(error: &(dyn std::error::Error + 'static)) -> BpfError {
+    match os_error(error) {
+        Some(libc::EPERM | libc::EACCES) => BpfError::NotPermitted(why_not_permitted()),
+        Some(libc::ENOMEM) => BpfError::NoMemory,
+        _ => BpfError::Load(chain(error)),
+    }
+}
+
+/// What root may still lack.
+fn why_not_permitted() -> &'static str {
+    // SAFETY: geteuid(2) takes nothing and cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        return "";
+    }
+    let lockdown = std::fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    if lockdown.contains("[confidentiality]") {
+        "; this kernel is locked down (confidentiality), which forbids it to root too"
+    } else {
+        "; root lacks them here, as in a container that was started without --privileged"
+    }
+}

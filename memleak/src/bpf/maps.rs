@@ -1,0 +1,154 @@
+//! Reading maps in batches: a million records in a fraction of a second, where a key by key iteration takes seconds.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
+
+use aya::Pod;
+use aya_obj::generated::bpf_prog_info;
+
+/// The part of `union bpf_attr` that the batch commands use (include/uapi/linux/bpf.h, "struct { /* struct used by
+/// BPF_MAP_*_BATCH commands */").
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// The part of `union bpf_attr` that the BPF_MAP_*_ELEM commands use.
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttributes {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+const BPF_MAP_UPDATE_ELEM: i32 = 2;
+const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: i32 = 21;
+const BPF_MAP_LOOKUP_BATCH: i32 = 24;
+/// Entries asked for in one call, at first.
+const BATCH: usize = 16_384;
+
+/// bpf(2). Gives what the command returns.
+pub(super) fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i64> {
+    // SAFETY: bpf(2) reads and writes `size_of::<T>()` bytes of `attributes`, and what the callers point to there.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Calls `each` for every entry of a hash map with this key and value (the map's own sizes must be theirs). Entries that
+/// come or go meanwhile may be seen or not; no other is missed or seen twice.
+pub fn for_each_entry<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V)) -> io::Result<()> {
+    let mut batch = BATCH;
+    let mut keys: Vec<K> = Vec::with_capacity(batch);
+    let mut values: Vec<V> = Vec::with_capacity(batch);
+    // The place to go on at: opaque, of at most a key's size and at least 4 bytes.
+    let mut cursor = vec![0u8; size_of::<K>().max(8)];
+    let mut started = false;
+    loop {
+        let mut attributes = BatchAttributes {
+            in_batch: if started { cursor.as_ptr() as u64 } else { 0 },
+            out_batch: cursor.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: batch as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..BatchAttributes::default()
+        };
+        let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes);
+        let last = match &result {
+            Ok(_) => false,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT) => true,
+                // One bucket holds more than all that there was room for.
+                Some(libc::ENOSPC) => {
+                    batch *= 2;
+                    keys.reserve(batch);
+                    values.reserve(batch);
+                    continue;
+                }
+                _ => return result.map(drop),
+            },
+        };
+        let count = (attributes.count as usize).min(batch);
+        // SAFETY: both vectors have room for `batch` entries, of which the kernel has written `count`; `Pod` types hold
+        // any bytes.
+        unsafe {
+            keys.set_len(count);
+            values.set_len(count);
+        }
+        for (key, value) in keys.iter().zip(&values) {
+            each(key, value);
+        }
+        if last {
+            return Ok(());
+        }
+        keys.clear();
+        values.clear();
+        started = true;
+    }
+}
+
+/// Enters `value` under `key`; with `BPF_NOEXIST` only where there is nothing yet, which is no error.
+pub fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> io::Result<()> {
+    let mut attributes = ElementAttributes {
+        map_fd: map.as_raw_fd() as u32,
+        key: std::ptr::from_ref(key) as u64,
+        value: std::ptr::from_ref(value) as u64,
+        flags,
+        ..ElementAttributes::default()
+    };
+    match bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) {
+        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Runs of a program that the kernel skipped, since another one was running on the CPU (Linux 5.12).
+pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
+    /// The part of `union bpf_attr` that BPF_OBJ_GET_INFO_BY_FD uses.
+    #[repr(C)]
+    struct InfoAttributes {
+        bpf_fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    // SAFETY: plain integers and bit fields: all zeroes is a value of it.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attributes = InfoAttributes {
+        bpf_fd: program.as_raw_fd() as u32,
+        info_len: size_of::<bpf_prog_info>() as u32,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(info.recursion_misses)
+}
+
+/// Removes an entry and returns what it held; `None` where there is none.
+pub fn take<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = V::default();
+    let mut attributes = ElementAttributes {
+        map_fd: map.as_raw_fd() as u32,
+        key: std::ptr::from_ref(key) as u64,
+        value: std::ptr::from_mut(&mut value) as u64,
+        ..ElementAttributes::default()
+    };
+    match bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attributes) {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

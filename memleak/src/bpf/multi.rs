@@ -1,0 +1,190 @@
+//! Programs that are attached to many places by one link (`uprobe_multi`).
+//!
+//! A link of the older kind is one place, and the kernel waits for two grace periods at the end of each: three seconds
+//! for thirty probes. One link for all places of a file ends in a tenth of a second, and its probes cost less at each
+//! hit. The program must be loaded for it (`expected_attach_type`), which aya 0.14 cannot; so it is loaded here, from
+//! the same object and onto the same maps. `BPF_LINK_CREATE`: include/uapi/linux/bpf.h; kernel/trace/bpf_trace.c.
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::{CString, c_char},
+    io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use aya::{Ebpf, maps::Map};
+use aya_obj::{
+    Function, Object,
+    generated::{
+        bpf_attach_type::BPF_TRACE_UPROBE_MULTI, bpf_attr, bpf_cmd, bpf_prog_type::BPF_PROG_TYPE_KPROBE,
+    },
+};
+
+use super::{BpfError, chain, maps::bpf};
+
+/// Programs of the object, loaded for `uprobe_multi`.
+pub struct MultiPrograms {
+    object: Object,
+    btf: Option<OwnedFd>,
+    loaded: HashMap<&'static str, OwnedFd>,
+}
+
+/// The part of `union bpf_attr` that BPF_LINK_CREATE uses for this kind of link.
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttributes {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+    path: u64,
+    offsets: u64,
+    ref_ctr_offsets: u64,
+    cookies: u64,
+    cnt: u32,
+    multi_flags: u32,
+    pid: u32,
+    reserved: u32,
+}
+
+impl MultiPrograms {
+    /// Prepares the programs of `object`, whose maps `ebpf` has made; none is loaded yet.
+    pub fn prepare(object: &[u8], ebpf: &Ebpf) -> Result<Self, BpfError> {
+        let failed = |error: &dyn std::error::Error| BpfError::Load(chain(error));
+        let mut object = Object::parse(object).map_err(|error| failed(&error))?;
+        let features = aya::features();
+        let mut btf = None;
+        if let Some(features) = features.btf()
+            && let Some(types) = object.fixup_and_sanitize_btf(features).map_err(|error| failed(&error))?
+        {
+            btf = Some(load_btf(&types.to_bytes()).map_err(|error| failed(&error))?);
+        }
+        let text_sections: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+        let definitions = object.maps.clone();
+        let maps: Vec<(&str, RawFd, &aya_obj::Map)> = definitions
+            .iter()
+            .filter_map(|(name, definition)| Some((name.as_str(), map_fd(ebpf.map(name)?)?, definition)))
+            .collect();
+        object.relocate_maps(maps.into_iter(), &text_sections).map_err(|error| failed(&error))?;
+        object.relocate_calls(&text_sections).map_err(|error| failed(&error))?;
+        object.sanitize_functions(features);
+        Ok(Self { object, btf, loaded: HashMap::new() })
+    }
+
+    /// Has the kernel verify a program and take it in.
+    pub fn load(&mut self, name: &'static str) -> io::Result<()> {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no program {name}"));
+        let program = self.object.programs.get(name).ok_or_else(missing)?;
+        let function = self.object.functions.get(&program.function_key()).ok_or_else(missing)?;
+        let fd = load_program(name, &program.license, function, self.btf.as_ref())?;
+        self.loaded.insert(name, fd);
+        Ok(())
+    }
+
+    /// All that were loaded.
+    pub fn loaded(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.loaded.values()
+    }
+
+    /// Attaches a program to places (offset in the file, cookie) of one file, in one process or in all.
+    pub fn attach(
+        &self,
+        name: &str,
+        is_return: bool,
+        path: &Path,
+        places: &[(u64, u64)],
+        pid: Option<u32>,
+    ) -> io::Result<OwnedFd> {
+        const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
+        let program = self.loaded.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        let (offsets, cookies): (Vec<u64>, Vec<u64>) = places.iter().copied().unzip();
+        let mut attributes = LinkAttributes {
+            prog_fd: program.as_raw_fd() as u32,
+            attach_type: BPF_TRACE_UPROBE_MULTI as u32,
+            path: path.as_ptr() as u64,
+            offsets: offsets.as_ptr() as u64,
+            cookies: cookies.as_ptr() as u64,
+            cnt: places.len() as u32,
+            multi_flags: if is_return { BPF_F_UPROBE_MULTI_RETURN } else { 0 },
+            pid: pid.unwrap_or(0),
+            ..LinkAttributes::default()
+        };
+        new_fd(bpf_cmd::BPF_LINK_CREATE, &mut attributes)
+    }
+}
+
+fn load_btf(types: &[u8]) -> io::Result<OwnedFd> {
+    /// The part of `union bpf_attr` that BPF_BTF_LOAD uses.
+    #[repr(C)]
+    struct BtfAttributes {
+        btf: u64,
+        log_buf: u64,
+        size: u32,
+        log_size: u32,
+        log_level: u32,
+    }
+    let mut attributes = BtfAttributes {
+        btf: types.as_ptr() as u64,
+        log_buf: 0,
+        size: types.len() as u32,
+        log_size: 0,
+        log_level: 0,
+    };
+    new_fd(bpf_cmd::BPF_BTF_LOAD, &mut attributes)
+}
+
+fn load_program(
+    name: &str,
+    license: &std::ffi::CStr,
+    function: &Function,
+    btf: Option<&OwnedFd>,
+) -> io::Result<OwnedFd> {
+    // SAFETY: integers and arrays of them: all zeroes is a value.
+    let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
+    let function_info = function.func_info.func_info_bytes();
+    let line_info = function.line_info.line_info_bytes();
+    // SAFETY: the member that BPF_PROG_LOAD reads; all of the union is zeroed.
+    let load = unsafe { &mut attributes.__bindgen_anon_3 };
+    let room = load.prog_name.len() - 1;
+    for (to, from) in load.prog_name.iter_mut().take(room).zip(name.bytes()) {
+        *to = from as c_char;
+    }
+    load.prog_type = BPF_PROG_TYPE_KPROBE as u32;
+    load.expected_attach_type = BPF_TRACE_UPROBE_MULTI as u32;
+    load.insns = function.instructions.as_ptr() as u64;
+    load.insn_cnt = function.instructions.len() as u32;
+    load.license = license.as_ptr() as u64;
+    if let Some(btf) = btf {
+        load.prog_btf_fd = btf.as_raw_fd() as u32;
+        load.func_info = function_info.as_ptr() as u64;
+        load.func_info_cnt = function.func_info.len() as u32;
+        load.func_info_rec_size = function.func_info_rec_size as u32;
+        load.line_info = line_info.as_ptr() as u64;
+        load.line_info_cnt = function.line_info.len() as u32;
+        load.line_info_rec_size = function.line_info_rec_size as u32;
+    }
+    new_fd(bpf_cmd::BPF_PROG_LOAD, &mut attributes)
+}
+
+/// A `bpf` command that gives a descriptor.
+fn new_fd<T>(command: bpf_cmd, attributes: &mut T) -> io::Result<OwnedFd> {
+    let fd = bpf(command as i32, attributes)?;
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the command has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The descriptor of a map of a kind that our object has.
+fn map_fd(map: &Map) -> Option<RawFd> {
+    let (Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::RingBuf(data)) = map else {
+        return None;
+    };
+    use std::os::fd::AsFd as _;
+    let fd: BorrowedFd<'_> = data.fd().as_fd();
+    Some(fd.as_raw_fd())
+}

@@ -1,0 +1,246 @@
+//! Reading the tables out: a snapshot as plain data.
+
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::{AsFd as _, BorrowedFd},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap as BpfHashMap, Map, MapData, PerCpuArray},
+};
+use memleak_common::{
+    allocation::{Allocation, AllocationKey},
+    probe::Resource,
+    stack::{NO_STACK, StackRecord},
+    stats::Stat,
+    thread::{MAX_PENDING, Target, ThreadRecord},
+};
+
+use super::{BpfError, attach::Probes, chain, maps};
+use crate::snapshot::{Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps};
+
+/// What is kept from one snapshot to the next.
+#[derive(Default)]
+pub struct Reader {
+    /// Stacks read before: a stored stack never changes.
+    stacks: HashMap<u64, Stack>,
+    /// Ranges unmapped in part, as long as a record overlaps one.
+    unmaps: Vec<Unmap>,
+    /// Numbers of processes, ours by the kernel side's.
+    pids: HashMap<u32, u32>,
+}
+
+impl Reader {
+    /// Remembers that a range was unmapped of which the kernel side knows no record that begins there.
+    pub fn unmapped(&mut self, unmap: Unmap) {
+        self.unmaps.push(unmap);
+    }
+
+    /// The number in our PID namespace of the process that the kernel side calls `tgid`.
+    pub fn pid_of(&mut self, ebpf: &Ebpf, tgid: u32) -> Result<u32, BpfError> {
+        if !self.pids.contains_key(&tgid) {
+            self.pids = targets(ebpf)?.0.into_iter().map(|(tgid, (pid, _))| (tgid, pid)).collect();
+        }
+        Ok(self.pids.get(&tgid).copied().unwrap_or(tgid))
+    }
+
+    /// One stack.
+    pub fn stack(&mut self, ebpf: &Ebpf, id: u64) -> Result<Option<&Stack>, BpfError> {
+        if id != NO_STACK && !self.stacks.contains_key(&id) {
+            let map: BpfHashMap<&MapData, u64, StackRecord> = hash_map(ebpf, "STACKS")?;
+            match map.get(&id, 0) {
+                Ok(record) => {
+                    self.stacks.insert(id, to_stack(&record));
+                }
+                Err(aya::maps::MapError::KeyNotFound) => return Ok(None),
+                Err(error) => return Err(map_error("STACKS", &error)),
+            }
+        }
+        Ok(self.stacks.get(&id))
+    }
+
+    /// Reads everything. Events that were sent before must have been handed to [`Self::unmapped`].
+    pub fn snapshot(&mut self, ebpf: &Ebpf, probes: &Probes) -> Result<Snapshot, BpfError> {
+        let targets = targets(ebpf)?;
+        let raw = outstanding(ebpf, &targets)?;
+        let time_ns = monotonic_ns();
+        let applied = apply_unmaps(raw, &mut self.unmaps);
+        remove_dead(ebpf, &targets, &applied.dead)?;
+        let mut outstanding = applied.outstanding;
+        for allocation in &mut outstanding {
+            if self.stack(ebpf, allocation.stack_id)?.is_none() {
+                allocation.stack_id = NO_STACK;
+            }
+        }
+        let stats = Stats::read(ebpf)?;
+        Ok(Snapshot {
+            time_ns,
+            outstanding,
+            stacks: self.stacks.clone(),
+            acquired: stats.get(Stat::Acquired),
+            released: stats.get(Stat::Released) + applied.dead.len() as u64,
+            lost: Lost {
+                allocations: stats.get(Stat::LostAllocations),
+                stacks: stats.get(Stat::LostStacks),
+                events: stats.get(Stat::LostEvents),
+                missed_returns: stats.get(Stat::MissedReturns),
+                skipped_runs: skipped_runs(ebpf, probes)?,
+            },
+        })
+    }
+}
+
+/// Runs that the kernel skipped, of all our programs (`bpf_prog_info.recursion_misses`).
+fn skipped_runs(ebpf: &Ebpf, probes: &Probes) -> Result<u64, BpfError> {
+    let misses = |fd: BorrowedFd<'_>| {
+        maps::recursion_misses(fd).map_err(|error| map_error("(program information)", &error))
+    };
+    let mut sum = 0;
+    for (_, program) in ebpf.programs() {
+        // A program that was not loaded has not skipped anything.
+        if let Ok(fd) = program.fd() {
+            sum += misses(fd.as_fd())?;
+        }
+    }
+    for fd in probes.programs() {
+        sum += misses(fd.as_fd())?;
+    }
+    Ok(sum)
+}
+
+/// Traced processes: by their number in the kernel's first PID namespace, the number that /proc gives them here and the
+/// generation of their program.
+struct Targets(HashMap<u32, (u32, Target)>);
+
+fn targets(ebpf: &Ebpf) -> Result<Targets, BpfError> {
+    let mut targets = HashMap::new();
+    maps::for_each_entry(fd(ebpf, "TARGETS")?, |&pid: &u32, target: &Target| {
+        targets.insert(target.kernel_tgid, (pid, *target));
+    })
+    .map_err(|error| map_error("TARGETS", &error))?;
+    Ok(Targets(targets))
+}
+
+fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfError> {
+    let mut all = Vec::new();
+    let mut add = |key: &AllocationKey, allocation: &Allocation| {
+        // Records of a program that exec has replaced are void.
+        if let Some((pid, target)) = targets.0.get(&key.tgid)
+            && target.generation == allocation.generation
+            && let Some(resource) = Resource::from_u32(key.resource)
+        {
+            all.push(Outstanding {
+                pid: *pid,
+                resource,
+                address: key.handle,
+                size: allocation.size,
+                stack_id: allocation.stack_id,
+                time_ns: allocation.time_ns,
+            });
+        }
+    };
+    maps::for_each_entry(fd(ebpf, "ALLOCATIONS")?, &mut add)
+        .map_err(|error| map_error("ALLOCATIONS", &error))?;
+    // Blocks that a call in progress has taken out (realloc): still acquired, until it returns.
+    let mut pending = Vec::new();
+    maps::for_each_entry(fd(ebpf, "THREADS")?, |_: &u64, thread: &ThreadRecord| {
+        for call in thread.pending.iter().take((thread.depth as usize).min(MAX_PENDING)) {
+            if call.has_released != 0 {
+                pending.push((thread.tgid, *call));
+            }
+        }
+    })
+    .map_err(|error| map_error("THREADS", &error))?;
+    if !pending.is_empty() {
+        let seen: HashSet<(u32, u64)> = all.iter().map(|found| (found.pid, found.address)).collect();
+        for (tgid, call) in pending {
+            let Some((pid, target)) = targets.0.get(&tgid) else { continue };
+            if target.generation == call.released.generation && !seen.contains(&(*pid, call.released_handle))
+            {
+                all.push(Outstanding {
+                    pid: *pid,
+                    resource: Resource::Heap,
+                    address: call.released_handle,
+                    size: call.released.size,
+                    stack_id: call.released.stack_id,
+                    time_ns: call.released.time_ns,
+                });
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Removes records of ranges of which nothing is mapped any more.
+fn remove_dead(ebpf: &Ebpf, targets: &Targets, dead: &[Outstanding]) -> Result<(), BpfError> {
+    for record in dead {
+        let Some(tgid) = targets.0.iter().find_map(|(tgid, (pid, _))| (*pid == record.pid).then_some(*tgid))
+        else {
+            continue;
+        };
+        let key = AllocationKey { tgid, resource: record.resource as u32, handle: record.address };
+        let taken: Option<Allocation> =
+            maps::take(fd(ebpf, "ALLOCATIONS")?, &key).map_err(|error| map_error("ALLOCATIONS", &error))?;
+        // The address may have been handed out again since it was read: then it is not the one that is dead.
+        if let Some(taken) = taken
+            && taken.time_ns != record.time_ns
+        {
+            const BPF_NOEXIST: u64 = 1;
+            maps::put(fd(ebpf, "ALLOCATIONS")?, &key, &taken, BPF_NOEXIST)
+                .map_err(|error| map_error("ALLOCATIONS", &error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Sums of the counters over all CPUs.
+struct Stats(Vec<u64>);
+
+impl Stats {
+    fn read(ebpf: &Ebpf) -> Result<Self, BpfError> {
+        let map = ebpf.map("STATS").ok_or(BpfError::Missing("map STATS"))?;
+        let map: PerCpuArray<&MapData, u64> =
+            PerCpuArray::try_from(map).map_err(|error| map_error("STATS", &error))?;
+        let sums =
+            map.iter().map(|values| Ok(values?.iter().sum())).collect::<Result<_, aya::maps::MapError>>();
+        sums.map(Self).map_err(|error| map_error("STATS", &error))
+    }
+
+    fn get(&self, stat: Stat) -> u64 {
+        self.0.get(stat as usize).copied().unwrap_or(0)
+    }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds: the clock of `bpf_ktime_get_ns`.
+pub fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid; the clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32).as_nanos() as u64
+}
+
+fn to_stack(record: &StackRecord) -> Stack {
+    let len = (record.len as usize).min(record.ips.len());
+    Stack { ips: record.ips[..len].to_vec(), truncated: record.truncated != 0 }
+}
+
+fn map_error(map: &'static str, error: &dyn std::error::Error) -> BpfError {
+    BpfError::Map { map, reason: chain(error) }
+}
+
+fn fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, BpfError> {
+    match ebpf.map(name) {
+        Some(Map::HashMap(map)) => Ok(map.fd().as_fd()),
+        _ => Err(BpfError::Missing(name)),
+    }
+}
+
+fn hash_map<'a, V: aya::Pod>(
+    ebpf: &'a Ebpf,
+    name: &'static str,
+) -> Result<BpfHashMap<&'a MapData, u64, V>, BpfError> {
+    let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
+    BpfHashMap::try_from(map).map_err(|error| map_error(name, &error))
+}

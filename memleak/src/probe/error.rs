@@ -1,0 +1,161 @@
+//! Why there is nothing to probe, in one line that says what to do.
+
+use std::{
+    io::{self, Read as _},
+    path::Path,
+};
+
+use super::plan::PlanOptions;
+use crate::target::object::{Object, ObjectError, ObjectId};
+
+/// Most objects named in a message.
+const NAMED: usize = 8;
+
+/// What went wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// `-O` names nothing that is mapped.
+    #[error("{object} is not mapped by the target; give one of these to -O: {candidates}")]
+    ObjectNotMapped {
+        /// As the user gave it.
+        object: String,
+        /// File names of what is mapped.
+        candidates: String,
+    },
+    /// `-O` names a file that is no ELF file.
+    #[error("{object} is no ELF file; give -O the allocator's shared library or the program itself")]
+    NotElf {
+        /// Its path.
+        object: String,
+    },
+    /// An object cannot be read.
+    #[error("{object} {reason}; run as root, or name another object with -O")]
+    Unreadable {
+        /// Its path.
+        object: String,
+        /// From [`ObjectError`].
+        reason: String,
+    },
+    /// A Go program without an allocator in C.
+    #[error("{object} is a Go program: its heap is not malloc's; use Go's own heap profile (go tool pprof)")]
+    Go {
+        /// Its path.
+        object: String,
+    },
+    /// A static program without symbols.
+    #[error(
+        "{object} is stripped: no symbol names malloc in it; install its debug file \
+         (/usr/lib/debug/.build-id), trace a build with symbols, or name another object with -O"
+    )]
+    Stripped {
+        /// Its path.
+        object: String,
+    },
+    /// No function with the prefix of `-S`.
+    #[error(
+        "no function {prefix}malloc in {objects}; check the prefix given to -S, or name the object with -O"
+    )]
+    NothingPrefixed {
+        /// As the user gave it.
+        prefix: String,
+        /// What was looked at.
+        objects: String,
+    },
+    /// No allocator.
+    #[error(
+        "no allocator (malloc, free, mmap) in {objects}; name the object that has one with -O, and the prefix \
+         of its functions, if they have one, with -S"
+    )]
+    NoAllocator {
+        /// What was looked at.
+        objects: String,
+    },
+}
+
+impl PlanError {
+    /// Why a plan for `objects`, all that the target has mapped, found nothing to acquire from.
+    pub fn nothing_found(objects: &[Object], options: &PlanOptions<'_>) -> Self {
+        let chosen: Vec<_> = match options.object {
+            Some(name) => objects.iter().filter(|object| names_object(name, object)).collect(),
+            None => objects.iter().collect(),
+        };
+        if let (Some(name), true) = (options.object, chosen.is_empty()) {
+            let (object, candidates) = (name.to_owned(), list(objects.iter()));
+            return Self::ObjectNotMapped { object, candidates };
+        }
+        let find = |wanted: &dyn Fn(&Object) -> Option<Self>| chosen.iter().find_map(|object| wanted(object));
+        let go = |object: &Object| {
+            let is_go = object.elf.as_ref().is_ok_and(|elf| elf.is_go());
+            is_go.then(|| Self::Go { object: object.to_string() })
+        };
+        let stripped = |object: &Object| {
+            let is_stripped = object.elf.as_ref().is_ok_and(|elf| elf.is_static() && !elf.has_symbol_table());
+            is_stripped.then(|| Self::Stripped { object: object.to_string() })
+        };
+        let unreadable = |object: &Object| match &object.elf {
+            Ok(_) => None,
+            // Files of other kinds are mapped for execution, too (JIT compilers do): no matter, unless it was named.
+            Err(ObjectError::NotElf) if options.object.is_none() => None,
+            Err(ObjectError::NotElf) => Some(Self::NotElf { object: object.to_string() }),
+            Err(error) => Some(Self::Unreadable { object: object.to_string(), reason: error.to_string() }),
+        };
+        find(&go).or_else(|| find(&stripped)).or_else(|| find(&unreadable)).unwrap_or_else(|| {
+            let objects = list(chosen.into_iter());
+            match options.symbols_prefix {
+                Some(prefix) => Self::NothingPrefixed { prefix: prefix.to_owned(), objects },
+                None => Self::NoAllocator { objects },
+            }
+        })
+    }
+}
+
+/// Checks what the user gave to `-O` before there is a target: a path in our own file tree must lead to an ELF file.
+/// One that is not there may still be the name of something in the target's.
+pub fn check_object_argument(object: &str) -> Result<(), PlanError> {
+    let path = Path::new(object);
+    if !object.contains('/') || !path.exists() {
+        return Ok(());
+    }
+    let mut magic = [0; 4];
+    let read = match path.is_file() {
+        true => std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    };
+    match read {
+        Ok(()) if magic == object::elf::ELFMAG => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(PlanError::Unreadable {
+            object: object.to_owned(),
+            reason: format!("cannot be read: {error}"),
+        }),
+        _ => Err(PlanError::NotElf { object: object.to_owned() }),
+    }
+}
+
+/// `-O name` means `object`: the same path, the same file by another path, its file name, or the library's name as
+/// `-l` would have it, whatever its version (`c`, `libc.so`, `libc.so.6`; `libc-2.31.so`).
+pub(super) fn names_object(name: &str, object: &Object) -> bool {
+    if name.contains('/') {
+        let same_file = Path::new(name).metadata().is_ok_and(|metadata| object.id == ObjectId::of(&metadata));
+        return object.path == Path::new(name) || same_file;
+    }
+    let file_name = object.file_name();
+    let stem = match file_name.split_once(".so") {
+        Some((stem, rest)) if rest.is_empty() || rest.starts_with('.') => stem,
+        _ => return file_name == name,
+    };
+    let unversioned = stem.split_once('-').filter(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()));
+    let stem = unversioned.map_or(stem, |(stem, _)| stem);
+    file_name == name
+        || file_name.strip_prefix(name).is_some_and(|rest| name.ends_with(".so") && rest.starts_with('.'))
+        || stem == name
+        || stem.strip_prefix("lib") == Some(name)
+}
+
+fn list<'a>(objects: impl Iterator<Item = &'a Object>) -> String {
+    let names: Vec<_> = objects.map(ToString::to_string).collect();
+    match names.len() {
+        0 => "the target, which has no object mapped".to_owned(),
+        len if len <= NAMED => names.join(", "),
+        len => format!("{} and {} more", names.get(..NAMED).unwrap_or_default().join(", "), len - NAMED),
+    }
+}

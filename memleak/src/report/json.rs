@@ -1,0 +1,194 @@
+//! The JSON form (spec section 5): one object a line.
+//!
+//! Addresses are strings in hexadecimal, since JSON's numbers lose bits above 2^53. In a frame, a value that is not
+//! known is null; in a stack, ages are null with `-C`. `sampled` and `allocations` are there only with `-s` and `-a`.
+//! Beyond the spec: a stack has `pid`, and a frame `no_symbol`, which says why it has no function, else null.
+
+use std::{
+    io::{self, Write},
+    time::SystemTime,
+};
+
+use jiff::{Timestamp, tz::TimeZone};
+use serde::{Serialize, Serializer};
+use serde_json::ser::Formatter;
+
+use super::{AllocationLine, Report, StackReport, TargetInfo, Totals};
+use crate::{
+    escape::acts_on_terminal,
+    snapshot::Lost,
+    symbolize::{Frame, NoSymbol},
+};
+
+/// Version of the form: grows when a field changes its meaning, not when one is added.
+pub(super) const SCHEMA: u32 = 1;
+
+/// Writes a report: one line.
+pub fn write_json(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    write_line(
+        &JsonReport {
+            schema: SCHEMA,
+            time: rfc3339(report.time),
+            target: JsonTarget::from(&report.target),
+            elapsed_ms: report.elapsed_ms,
+            is_final: report.is_final,
+            sampled: report.sampled,
+            totals: report.totals,
+            lost: report.lost,
+            stacks: report.stacks.iter().map(JsonStack::from).collect(),
+        },
+        out,
+    )
+}
+
+/// Writes `value` and a newline.
+pub(super) fn write_line(value: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
+    let mut serializer = serde_json::Serializer::with_formatter(&mut *out, OneLine);
+    value.serialize(&mut serializer).map_err(io::Error::from)?;
+    out.write_all(b"\n")
+}
+
+/// `time` in UTC with milliseconds (RFC 3339).
+pub(super) fn rfc3339(time: SystemTime) -> String {
+    // As in the text form: a clock set outside of jiff's years shows as 1970.
+    let time = Timestamp::try_from(time).unwrap_or_default();
+    time.to_zoned(TimeZone::UTC).strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+}
+
+/// serde_json's compact form, with the characters escaped, too, that a terminal would act on; JSON itself asks for
+/// those below U+0020 only.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((at, c)) = rest.char_indices().find(|(_, c)| acts_on_terminal(*c)) {
+            out.write_all(&rest.as_bytes()[..at])?;
+            write!(out, "\\u{:04x}", u32::from(c))?; // all of them are below U+10000
+            rest = &rest[at + c.len_utf8()..];
+        }
+        out.write_all(rest.as_bytes())
+    }
+}
+
+/// An address or offset: `"0x55fca0"`.
+pub(super) struct Hex(pub u64);
+
+impl Serialize for Hex {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:#x}", self.0))
+    }
+}
+
+// The fields stand in the order in which they are written.
+#[derive(Serialize)]
+struct JsonReport<'a> {
+    schema: u32,
+    time: String,
+    target: JsonTarget<'a>,
+    elapsed_ms: u64,
+    #[serde(rename = "final")]
+    is_final: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sampled: Option<u64>,
+    totals: Totals,
+    lost: Lost,
+    stacks: Vec<JsonStack<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonTarget<'a> {
+    kind: &'a str,
+    pids: &'a [u32],
+    comm: &'a str,
+}
+
+impl<'a> From<&'a TargetInfo> for JsonTarget<'a> {
+    fn from(target: &'a TargetInfo) -> Self {
+        Self { kind: target.kind, pids: &target.pids, comm: &target.comm }
+    }
+}
+
+#[derive(Serialize)]
+struct JsonStack<'a> {
+    resource: &'static str,
+    bytes: u64,
+    count: u64,
+    oldest_ms: Option<u64>,
+    newest_ms: Option<u64>,
+    truncated: bool,
+    pid: u32,
+    frames: Vec<JsonFrame<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocations: Option<Vec<JsonAllocation>>,
+}
+
+impl<'a> From<&'a StackReport> for JsonStack<'a> {
+    fn from(stack: &'a StackReport) -> Self {
+        Self {
+            resource: stack.resource.name(),
+            bytes: stack.bytes,
+            count: stack.count,
+            oldest_ms: stack.oldest_ms,
+            newest_ms: stack.newest_ms,
+            truncated: stack.truncated,
+            pid: stack.pid,
+            frames: frames(&stack.frames),
+            allocations: stack
+                .allocations
+                .as_ref()
+                .map(|list| list.iter().map(JsonAllocation::from).collect()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct JsonAllocation {
+    address: Hex,
+    size: u64,
+    age_ms: u64,
+}
+
+impl From<&AllocationLine> for JsonAllocation {
+    fn from(allocation: &AllocationLine) -> Self {
+        Self { address: Hex(allocation.address), size: allocation.size, age_ms: allocation.age_ms }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct JsonFrame<'a> {
+    ip: Hex,
+    module: Option<&'a str>,
+    offset: Option<Hex>,
+    function: Option<&'a str>,
+    symbol: Option<&'a str>,
+    function_offset: Option<u64>,
+    file: Option<&'a str>,
+    line: Option<u32>,
+    inlined: bool,
+    no_symbol: Option<&'static str>,
+}
+
+/// The frames of a stack.
+pub(super) fn frames(frames: &[Frame]) -> Vec<JsonFrame<'_>> {
+    frames
+        .iter()
+        .map(|frame| JsonFrame {
+            ip: Hex(frame.ip),
+            module: frame.module.as_deref(),
+            offset: frame.offset.map(Hex),
+            function: frame.function.as_deref(),
+            symbol: frame.symbol.as_deref(),
+            function_offset: frame.function_offset,
+            file: frame.file.as_deref(),
+            line: frame.line,
+            inlined: frame.inlined,
+            no_symbol: frame.no_symbol.map(|reason| match reason {
+                NoSymbol::Unmapped => "unmapped",
+                NoSymbol::Anonymous => "anonymous",
+                NoSymbol::UnreadableObject => "unreadable_object",
+                NoSymbol::NotInSymbolTable => "not_in_symbol_table",
+            }),
+        })
+        .collect()
+}

@@ -1,0 +1,158 @@
+//! The text form (spec section 2), which scripts written for bcc's memleak read.
+//!
+//! Every line that is no stack's heading begins with something that is no plain integer, and only a stack's heading
+//! and what stands above a stack begin with exactly one tab.
+
+use std::{
+    io::{self, Write},
+    time::SystemTime,
+};
+
+use jiff::{Timestamp, tz::TimeZone};
+
+use super::{Report, StackReport};
+use crate::{
+    escape::printable,
+    settings::ReportSettings,
+    snapshot::Lost,
+    symbolize::{Frame, NoSymbol},
+};
+
+/// What the text form depends on besides the report.
+#[derive(Clone, Debug)]
+pub struct TextOptions {
+    /// How many stacks were asked for (`-T`): the K of the heading, as in bcc's.
+    pub top: usize,
+    /// Whose time of day the heading shows.
+    pub time_zone: TimeZone,
+}
+
+impl TextOptions {
+    /// The settings' options, in the system's time zone (`TZ` or /etc/localtime; UTC where neither can be read).
+    pub fn new(settings: &ReportSettings) -> Self {
+        Self { top: settings.top, time_zone: TimeZone::system() }
+    }
+
+    /// Time of day in `format` (strftime(3)).
+    pub(super) fn time_of_day(&self, time: SystemTime, format: &str) -> String {
+        // A clock set outside of jiff's years -9999 to 9999 shows as 1970.
+        let time = Timestamp::try_from(time).unwrap_or_default();
+        time.to_zoned(self.time_zone.clone()).strftime(format).to_string()
+    }
+}
+
+/// Writes a report.
+pub fn write_text(report: &Report, options: &TextOptions, out: &mut dyn Write) -> io::Result<()> {
+    let time = options.time_of_day(report.time, "%H:%M:%S");
+    write!(out, "[{time}] Top {} stacks with outstanding allocations", options.top)?;
+    match report.sampled {
+        Some(rate) => writeln!(out, " (estimated from 1 in {rate}):")?,
+        None => writeln!(out, ":")?,
+    }
+    write_lost(&report.lost, out)?;
+    // bcc's form has no place for the process; with one process it needs none.
+    let first_pid = report.target.pids.first().copied();
+    let several =
+        report.target.pids.len() > 1 || report.stacks.iter().any(|stack| Some(stack.pid) != first_pid);
+    for stack in &report.stacks {
+        write_stack(stack, several, out)?;
+    }
+    Ok(())
+}
+
+/// One line that says how much of what was lost and what to do about it; none where nothing was.
+fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
+    let ways = [
+        (lost.allocations, "allocation", "table full: raise --max-allocs, or trace fewer with -z or -s"),
+        (lost.stacks, "stack", "counted, but where is not known: raise --stack-storage-size"),
+        (lost.events, "event", "of -t: printed too slowly, write to a file with --output"),
+        (lost.missed_returns, "return", "what these calls acquired is not counted: tracing anew may help"),
+        (
+            lost.skipped_runs,
+            "program run",
+            "skipped by the kernel, numbers may be off: trace fewer with -z or -s",
+        ),
+    ];
+    let parts: Vec<String> = ways
+        .iter()
+        .filter(|(number, ..)| *number > 0)
+        .map(|(number, what, remedy)| {
+            format!("{number} {what}{} ({remedy})", if *number == 1 { "" } else { "s" })
+        })
+        .collect();
+    if parts.is_empty() { Ok(()) } else { writeln!(out, "\tlost: {}", parts.join(", ")) }
+}
+
+fn write_stack(stack: &StackReport, several_processes: bool, out: &mut dyn Write) -> io::Result<()> {
+    for allocation in stack.allocations.iter().flatten() {
+        let (address, size, age_ms) = (allocation.address, allocation.size, allocation.age_ms);
+        writeln!(out, "\taddr = {address:#x} size = {size} age = {age_ms} ms")?;
+    }
+    writeln!(out, "\t{} bytes in {} allocations from stack", stack.bytes, stack.count)?;
+    if several_processes {
+        writeln!(out, "\t\t[process {}]", stack.pid)?;
+    }
+    if stack.frames.is_empty() {
+        writeln!(out, "\t\t[stack not recorded: raise --stack-storage-size]")?;
+    }
+    write_frames(&stack.frames, out)?;
+    if stack.truncated {
+        writeln!(out, "\t\t(cut: deeper than --max-depth)")?;
+    }
+    Ok(())
+}
+
+/// One line a frame.
+pub(super) fn write_frames(frames: &[Frame], out: &mut dyn Write) -> io::Result<()> {
+    frames.iter().try_for_each(|frame| write_frame(frame, out))
+}
+
+fn write_frame(frame: &Frame, out: &mut dyn Write) -> io::Result<()> {
+    write!(out, "\t\t0x{:016x}\t", frame.ip)?;
+    let module = frame.module.as_deref().map(bracketed);
+    let Some(function) = &frame.function else {
+        return match (module, frame.offset) {
+            (Some(module), Some(offset)) => writeln!(out, "{module}+{offset:#x}"),
+            (Some(module), None) => writeln!(out, "{module}"),
+            (None, _) => writeln!(out, "[unknown]{}", why_unknown(frame.no_symbol)),
+        };
+    };
+    write!(out, "{}", printable(function))?;
+    match frame.function_offset {
+        // The offset is that of the function that this one was inlined into: beside this name it would mislead.
+        _ if frame.inlined => write!(out, " (inlined)")?,
+        Some(offset) => write!(out, "+{offset:#x}")?,
+        None => {}
+    }
+    match (frame.file.as_deref().map(basename), frame.line) {
+        (Some(file), Some(line)) => write!(out, " at {}:{line}", printable(file))?,
+        (Some(file), None) => write!(out, " at {}", printable(file))?,
+        (None, _) => {}
+    }
+    match module {
+        Some(module) => writeln!(out, " {module}"),
+        None => writeln!(out),
+    }
+}
+
+fn why_unknown(reason: Option<NoSymbol>) -> &'static str {
+    match reason {
+        Some(NoSymbol::Unmapped) => " (nothing is mapped there)",
+        Some(NoSymbol::Anonymous) => " (no file is mapped there: code made at run time?)",
+        Some(NoSymbol::UnreadableObject | NoSymbol::NotInSymbolTable) | None => "",
+    }
+}
+
+/// `[libc.so.6]` for a path; a module that is no path has its brackets already (`[vdso]`).
+fn bracketed(module: &str) -> String {
+    let name = printable(basename(module));
+    if name.starts_with('[') && name.ends_with(']') { name.into_owned() } else { format!("[{name}]") }
+}
+
+/// What follows the last slash; all of it where nothing does.
+fn basename(path: &str) -> &str {
+    match path.rsplit('/').next() {
+        Some(name) if !name.is_empty() => name,
+        _ => path,
+    }
+}

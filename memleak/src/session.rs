@@ -1,0 +1,653 @@
+//! A run, from the first probe to the last report.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    os::fd::{AsFd, AsRawFd},
+    process::{Child, ExitStatus},
+    time::{Duration, Instant, SystemTime},
+};
+
+use aya::{
+    Ebpf,
+    maps::{MapData, RingBuf},
+};
+use aya_log::EbpfLogger;
+use log::{debug, info, warn};
+use memleak_common::{
+    event::{Event, kind},
+    probe::{ProbeRow, Resource},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::{Interval, MissedTickBehavior, interval_at},
+};
+
+use crate::{
+    aggregate::{History, aggregate},
+    bpf::{
+        BpfError,
+        attach::{Probes, Scope},
+        load,
+        read::{Reader, monotonic_ns},
+    },
+    probe::{
+        plan::{Plan, PlanError, PlanOptions, plan, symbol_names},
+        table::TABLE,
+    },
+    proc::{
+        maps::read_maps,
+        memory::{ProcessMemory, ReadMemory},
+        status::read_status,
+    },
+    report::{
+        Report, StackReport, TargetInfo,
+        sink::{Delivery, Sink, SinkError},
+        trace::{EventKind, EventLine},
+    },
+    settings::{Settings, TargetSpec},
+    snapshot::{Snapshot, Unmap},
+    symbolize::Symbolizer,
+    target::{
+        command::{CommandError, Held, HeldCommand},
+        object::{ObjectId, read_objects},
+        process::{PidFd, Process, ProcessError},
+    },
+};
+
+/// Why a run cannot go on. One line each: what, why, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The kernel side.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// A process that cannot be traced.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// A command that does not run.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// Nothing to probe.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Reports cannot be written.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    /// A system call that does not fail on a sound system.
+    #[error("{0}: {1}; try again")]
+    System(&'static str, io::Error),
+}
+
+/// How a run ended.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// Allocations in the last report.
+    pub outstanding: u64,
+    /// How the command ended, where it ended by itself.
+    pub command: Option<ExitStatus>,
+}
+
+/// Why the last report is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    /// COUNT reports were made: the one that was due is the last.
+    Count,
+    /// A signal.
+    Signal,
+    /// No traced process is left.
+    TargetsEnded,
+    /// Nobody reads the reports.
+    ReaderGone,
+}
+
+/// Which of a process's objects are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Objects {
+    /// All.
+    All,
+    /// Those that were not looked at before.
+    New,
+}
+
+/// One traced process.
+struct Traced {
+    comm: String,
+    ended: bool,
+    /// Its objects that were looked at.
+    planned: HashSet<ObjectId>,
+}
+
+/// Everything of a run.
+pub struct Session {
+    settings: Settings,
+    ebpf: Ebpf,
+    events: AsyncFd<RingBuf<MapData>>,
+    log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
+    probes: Probes,
+    reader: Reader,
+    symbolizer: Symbolizer,
+    sink: Sink,
+    history: History,
+    traced: BTreeMap<u32, Traced>,
+    ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
+    held: Option<HeldCommand>,
+    command: Option<Child>,
+    /// Probes attached, and the time that it took, since it was last said.
+    attached: (usize, Duration),
+    start: Instant,
+    reports: u64,
+}
+
+/// Traces what the settings name until there is nothing more to do.
+pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
+    let sink = Sink::open(&settings.report)?;
+    // Targets first: a number that is none is worth no verifying of programs.
+    let processes = match &settings.target {
+        TargetSpec::Pids(pids) => {
+            pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?
+        }
+        TargetSpec::Command(_) => Vec::new(),
+    };
+    let mut session = Session::load(settings, sink)?;
+    let mut signals =
+        Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
+    for process in processes {
+        session.trace_running(process)?;
+    }
+    if let TargetSpec::Command(argv) = session.settings.target.clone() {
+        session.trace_command(&argv)?;
+    }
+    session.tell_attached();
+    session.release_command()?;
+    let reason = session.report_until_done(&mut signals).await?;
+    session.finish(reason, &mut signals).await
+}
+
+impl Session {
+    fn load(settings: Settings, sink: Sink) -> Result<Self, SessionError> {
+        let rows: Vec<ProbeRow> = TABLE.iter().map(|row| row.probe).collect();
+        let begin = Instant::now();
+        let mut loaded = load::load(&settings.capture, &settings.report, &rows, settings.verbosity)?;
+        info!("loaded the BPF programs in {} ms", millis(begin.elapsed()));
+        let log = (settings.verbosity > 0).then(|| bpf_log(&mut loaded.ebpf)).flatten();
+        let events =
+            readable(loaded.events).map_err(|error| SessionError::System("cannot wait for events", error))?;
+        Ok(Self {
+            settings,
+            ebpf: loaded.ebpf,
+            events,
+            log,
+            probes: Probes::new(loaded.uprobes, loaded.mends_stack),
+            reader: Reader::default(),
+            symbolizer: Symbolizer::new(),
+            sink,
+            history: History::default(),
+            traced: BTreeMap::new(),
+            ends: mpsc::unbounded_channel(),
+            held: None,
+            command: None,
+            attached: (0, Duration::ZERO),
+            start: Instant::now(),
+            reports: 0,
+        })
+    }
+
+    /// Puts probes into a running process.
+    fn trace_running(&mut self, process: Process) -> Result<(), SessionError> {
+        if let Some(warning) = process.warning() {
+            warn!("{warning}");
+        }
+        let pid = process.pid;
+        let end =
+            process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
+        self.add_target(pid, process.comm, end)?;
+        let plan = self.plan(pid, Objects::All)?;
+        self.attach(pid, &plan)?;
+        // Reads what is mapped, and keeps it: the process may end at any time.
+        self.observe(pid);
+        Ok(())
+    }
+
+    /// Starts a command and puts probes into each object before its code runs.
+    fn trace_command(&mut self, argv: &[std::ffi::OsString]) -> Result<(), SessionError> {
+        let system = |error| SessionError::System("cannot hold the command", error);
+        let mut held = HeldCommand::start(argv)?;
+        let pid = held.pid();
+        let end = PidFd::open(pid).map_err(system)?;
+        let comm = read_status(pid).map(|status| status.comm).unwrap_or_default();
+        self.add_target(pid, comm, end)?;
+        loop {
+            let plan = self.plan(pid, Objects::New)?;
+            self.attach(pid, &plan)?;
+            self.observe(pid);
+            match held.advance().map_err(system)? {
+                Held::Mapped => {}
+                Held::Entry => break,
+                Held::Ended(status) => {
+                    return Err(CommandError::ended_early(argv, status).into());
+                }
+            }
+        }
+        // What IFUNC resolvers have chosen is known by now, and so is whether there is an allocator at all.
+        let plan = self.plan(pid, Objects::All)?;
+        self.attach(pid, &plan)?;
+        self.observe(pid);
+        self.held = Some(held);
+        Ok(())
+    }
+
+    /// Lets the command run free: the probes are in, and that was said.
+    fn release_command(&mut self) -> Result<(), SessionError> {
+        if let Some(held) = self.held.take() {
+            let released = held.release();
+            self.command =
+                Some(released.map_err(|error| SessionError::System("cannot release the command", error))?);
+        }
+        Ok(())
+    }
+
+    /// Makes a process known to the kernel side and waits for its end.
+    fn add_target(&mut self, pid: u32, comm: String, end: PidFd) -> Result<(), SessionError> {
+        load::add_target(&mut self.ebpf, pid)?;
+        let watch =
+            readable(end).map_err(|error| SessionError::System("cannot wait for a process", error))?;
+        let ended = self.ends.0.clone();
+        tokio::spawn(async move {
+            // An error would mean that it can no longer be waited for: as good as ended.
+            let _ = watch.readable().await;
+            let _ = ended.send(pid);
+        });
+        self.traced.insert(pid, Traced { comm, ended: false, planned: HashSet::new() });
+        Ok(())
+    }
+
+    /// Plans probes for what a process has mapped: for all of it, where that must hold an allocator, or for the
+    /// objects that were not looked at yet.
+    fn plan(&mut self, pid: u32, which: Objects) -> Result<Plan, SessionError> {
+        let capture = &self.settings.capture;
+        let options = PlanOptions {
+            object: capture.object.as_deref(),
+            symbols_prefix: capture.symbols_prefix.as_deref(),
+            already: None,
+        };
+        let mappings = read_maps(pid).map_err(|source| ProcessError::NotPermitted { pid, source })?;
+        let mut objects = read_objects(pid, &mappings, &symbol_names(&options));
+        if let Some(traced) = self.traced.get_mut(&pid) {
+            objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
+        }
+        let memory = ProcessMemory::open(pid).ok();
+        let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
+        if which == Objects::All && plan.is_empty() {
+            return Err(PlanError::nothing_found(&objects, &options).into());
+        }
+        for (path, allocator) in &plan.allocators {
+            info!("{path}: {allocator}");
+        }
+        for skip in &plan.skipped {
+            info!("skipped: {skip}");
+        }
+        Ok(plan)
+    }
+
+    fn attach(&mut self, pid: u32, plan: &Plan) -> Result<(), SessionError> {
+        if plan.points.is_empty() {
+            return Ok(());
+        }
+        let capture = &self.settings.capture;
+        let scope = if capture.follow_forks { Scope::All } else { Scope::Process(pid) };
+        if let Some(point) = self.probes.dangers(&plan.points) {
+            let name = crate::symbolize::demangle::demangle(&point.function);
+            warn!(
+                "process {pid}: an exception thrown out of {name} (out of memory) will end it while it is traced, since \
+                 this kernel is locked down and forbids to mend the stack; to be safe boot without lockdown"
+            );
+        }
+        let outcome = self.probes.attach(&mut self.ebpf, scope, &plan.points, capture.traps_only)?;
+        for point in &plan.points {
+            debug!("{point}");
+        }
+        let mut failed = outcome.failed.into_iter();
+        if outcome.attached == 0
+            && let Some(error) = failed.next()
+        {
+            return Err(error.into());
+        }
+        for error in failed {
+            warn!("{error}");
+        }
+        self.attached.0 += outcome.attached;
+        self.attached.1 += outcome.took;
+        Ok(())
+    }
+
+    /// Says what was attached since it was last said: all that was asked for is in by now.
+    fn tell_attached(&mut self) {
+        let (count, took) = std::mem::take(&mut self.attached);
+        if count > 0 {
+            info!("attached {count} probes in {} ms", millis(took));
+        }
+    }
+
+    fn observe(&mut self, pid: u32) {
+        if let Err(error) = self.symbolizer.observe(pid) {
+            debug!("cannot read what process {pid} has mapped: {error}");
+        }
+    }
+
+    /// Reports at each interval until a reason for the last report comes up.
+    async fn report_until_done(&mut self, signals: &mut Signals) -> Result<Reason, SessionError> {
+        self.start = Instant::now();
+        let mut ticks = ticks(self.settings.interval);
+        loop {
+            tokio::select! {
+                biased;
+                () = signals.any() => return Ok(Reason::Signal),
+                Some(pid) = self.ends.1.recv() => {
+                    if let Some(traced) = self.traced.get_mut(&pid) {
+                        traced.ended = true;
+                    }
+                    // Followed children may have been made just before.
+                    if self.take_events()? == Delivery::ReaderGone {
+                        return Ok(Reason::ReaderGone);
+                    }
+                    if self.all_ended() {
+                        return Ok(Reason::TargetsEnded);
+                    }
+                }
+                _ = ticks.tick() => {
+                    if self.settings.count == Some(self.reports + 1) {
+                        return Ok(Reason::Count);
+                    }
+                    if self.report(false)? == Delivery::ReaderGone {
+                        return Ok(Reason::ReaderGone);
+                    }
+                }
+                ready = self.events.readable_mut() => {
+                    ready.map_err(|error| SessionError::System("cannot wait for events", error))?.clear_ready();
+                    if self.take_events()? == Delivery::ReaderGone {
+                        return Ok(Reason::ReaderGone);
+                    }
+                }
+                () = flush_log(&mut self.log) => {}
+            }
+        }
+    }
+
+    fn all_ended(&self) -> bool {
+        self.traced.values().all(|traced| traced.ended)
+    }
+
+    /// Handles what the kernel side has sent.
+    fn take_events(&mut self) -> Result<Delivery, SessionError> {
+        /// Events written out at a time.
+        const LINES: usize = 4096;
+        let mut lines = Vec::new();
+        while let Some(event) = next_event(self.events.get_mut()) {
+            let pid = self.reader.pid_of(&self.ebpf, event.tgid)?;
+            match event.kind {
+                kind::ACQUIRE | kind::RELEASE => lines.extend(event_line(&event, pid)),
+                kind::UNMAP => self.reader.unmapped(Unmap {
+                    pid,
+                    start: event.handle,
+                    end: event.handle.saturating_add(event.size),
+                    time_ns: event.time_ns,
+                }),
+                kind::MAPPINGS => self.mappings_changed(pid),
+                kind::EXEC => self.program_replaced(pid),
+                kind::FORK => self.follow(event.handle as u32),
+                _ => {}
+            }
+            if lines.len() == LINES {
+                if self.sink.events(&lines)? == Delivery::ReaderGone {
+                    return Ok(Delivery::ReaderGone);
+                }
+                lines.clear();
+            }
+        }
+        if lines.is_empty() { Ok(Delivery::Written) } else { Ok(self.sink.events(&lines)?) }
+    }
+
+    /// The target has loaded or unloaded objects: an allocator may be among them.
+    fn mappings_changed(&mut self, pid: u32) {
+        if !self.traced.contains_key(&pid) {
+            return;
+        }
+        let planned = self.plan(pid, Objects::New).and_then(|plan| self.attach(pid, &plan));
+        if let Err(error) = planned {
+            // It may have ended meanwhile; what was attached before stays.
+            info!("{error}");
+        }
+        self.tell_attached();
+        self.observe(pid);
+    }
+
+    fn program_replaced(&mut self, pid: u32) {
+        self.symbolizer.forget(pid);
+        if let Some(traced) = self.traced.get_mut(&pid) {
+            traced.planned.clear();
+            if let Ok(status) = read_status(pid) {
+                traced.comm = status.comm;
+            }
+        }
+        info!("process {pid} has replaced its program: its allocations are gone");
+        self.mappings_changed(pid);
+    }
+
+    /// A traced process has made a child, which the kernel side traces already.
+    fn follow(&mut self, pid: u32) {
+        if self.traced.contains_key(&pid) {
+            return;
+        }
+        let followed = Process::open(pid).map_err(SessionError::from).and_then(|process| {
+            let end =
+                process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
+            self.add_target(pid, process.comm, end)
+        });
+        match followed {
+            Ok(()) => self.mappings_changed(pid),
+            Err(error) => debug!("a child is not followed: {error}"),
+        }
+    }
+
+    /// Makes and writes one report.
+    fn report(&mut self, is_final: bool) -> Result<Delivery, SessionError> {
+        if self.take_events()? == Delivery::ReaderGone {
+            return Ok(Delivery::ReaderGone);
+        }
+        let (snapshot, time, began) = self.snapshot()?;
+        let report = self.make_report(&snapshot, time, is_final);
+        let delivery = self.sink.report(&report)?;
+        self.tell_time(&snapshot, began);
+        Ok(delivery)
+    }
+
+    fn snapshot(&mut self) -> Result<(Snapshot, SystemTime, (Instant, Duration)), SessionError> {
+        let pids: Vec<u32> =
+            self.traced.iter().filter(|(_, traced)| !traced.ended).map(|(pid, _)| *pid).collect();
+        let begin = Instant::now();
+        let time = SystemTime::now();
+        let snapshot = self.reader.snapshot(&self.ebpf, &self.probes)?;
+        let took = begin.elapsed();
+        for pid in pids {
+            self.observe(pid);
+        }
+        Ok((snapshot, time, (begin, took)))
+    }
+
+    fn make_report(&mut self, snapshot: &Snapshot, time: SystemTime, is_final: bool) -> Report {
+        let settings = &self.settings.report;
+        let aggregated = aggregate(snapshot, settings, is_final && self.all_ended(), &mut self.history);
+        let mut stacks = Vec::with_capacity(aggregated.groups.len());
+        for group in aggregated.groups {
+            let stack = snapshot.stacks.get(&group.key.stack_id);
+            let frames =
+                stack.map_or_else(Vec::new, |stack| self.symbolizer.symbolize(group.key.pid, &stack.ips));
+            stacks.push(StackReport::new(group, stack, frames, settings));
+        }
+        self.reports += 1;
+        Report {
+            time,
+            elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            is_final,
+            target: self.target_info(),
+            totals: aggregated.totals,
+            lost: snapshot.lost,
+            sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
+            stacks,
+        }
+    }
+
+    fn target_info(&self) -> TargetInfo {
+        let kind = match self.settings.target {
+            TargetSpec::Pids(_) => "process",
+            TargetSpec::Command(_) => "command",
+        };
+        TargetInfo {
+            kind,
+            pids: self.traced.keys().copied().collect(),
+            comm: self.traced.values().next().map_or_else(String::new, |traced| traced.comm.clone()),
+        }
+    }
+
+    fn tell_time(&self, snapshot: &Snapshot, (begin, took): (Instant, Duration)) {
+        info!(
+            "report over {} allocations took {} ms (snapshot {} ms)",
+            snapshot.outstanding.len(),
+            millis(begin.elapsed()),
+            millis(took)
+        );
+    }
+
+    /// The last report. The target is relieved of its probes before the work of making it begins.
+    async fn finish(mut self, reason: Reason, signals: &mut Signals) -> Result<Ended, SessionError> {
+        let mut outstanding = 0;
+        if reason == Reason::ReaderGone {
+            self.detach();
+        } else {
+            let delivery = self.take_events()?;
+            let (snapshot, time, began) = self.snapshot()?;
+            self.detach();
+            let report = self.make_report(&snapshot, time, true);
+            outstanding = report.totals.count;
+            if delivery == Delivery::Written {
+                let _ = self.sink.report(&report)?; // the last one: nobody to read it changes nothing
+            }
+            self.tell_time(&snapshot, began);
+        }
+        let command = match self.command.take() {
+            Some(child) => end_command(child, reason, signals).await?,
+            None => None,
+        };
+        Ok(Ended { outstanding, command })
+    }
+
+    fn detach(&mut self) {
+        let count = self.probes.len();
+        let took = self.probes.detach();
+        info!("detached {count} probes in {} ms", millis(took));
+    }
+}
+
+/// Waits for the command. One that has ended by itself passes its status on; one that outlives the last report is asked
+/// to end, unless a second signal says not to wait for it.
+async fn end_command(
+    mut child: Child,
+    reason: Reason,
+    signals: &mut Signals,
+) -> Result<Option<ExitStatus>, SessionError> {
+    let system = |error| SessionError::System("cannot wait for the command", error);
+    if reason == Reason::TargetsEnded
+        && let Some(status) = child.try_wait().map_err(system)?
+    {
+        return Ok(Some(status));
+    }
+    if child.try_wait().map_err(system)?.is_some() {
+        return Ok(None);
+    }
+    let end = PidFd::open(child.id()).map_err(system)?;
+    // SAFETY: kill(2) takes two integers; the child was not waited for, so the number is still its own.
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    let end = readable(end).map_err(system)?;
+    tokio::select! {
+        _ = end.readable() => { child.wait().map_err(system)?; }
+        () = signals.any() => warn!("the command (process {}) goes on", child.id()),
+    }
+    Ok(None)
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Registers a descriptor of ours for waiting until it is readable.
+fn readable<F: AsFd + AsRawFd>(source: F) -> io::Result<AsyncFd<F>> {
+    // SAFETY: `AsFd` says that the source holds its descriptor open; it is moved into what is returned.
+    unsafe { AsyncFd::register_with_interest(source, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval_at(tokio::time::Instant::now() + period, period);
+    // A report that takes longer than the interval is followed by one pause, not by a burst.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+fn next_event(events: &mut RingBuf<MapData>) -> Option<Event> {
+    let item = events.next()?;
+    // SAFETY: `Event` is made of integers alone, and the item's length is checked.
+    (item.len() >= size_of::<Event>()).then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast()) })
+}
+
+fn event_line(event: &Event, pid: u32) -> Option<EventLine> {
+    let age = Duration::from_nanos(monotonic_ns().saturating_sub(event.time_ns));
+    Some(EventLine {
+        time: SystemTime::now().checked_sub(age)?,
+        kind: if event.kind == kind::ACQUIRE { EventKind::Acquire } else { EventKind::Release },
+        pid,
+        tid: event.tid,
+        resource: Resource::from_u32(event.resource)?,
+        address: event.handle,
+        size: event.size,
+        frames: Vec::new(),
+    })
+}
+
+fn bpf_log(ebpf: &mut Ebpf) -> Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>> {
+    let logger =
+        EbpfLogger::init(ebpf).inspect_err(|error| debug!("no diagnostics of the BPF side: {error}")).ok()?;
+    readable(logger).ok()
+}
+
+/// Passes on what the BPF side has logged; waits for ever where it does not log.
+async fn flush_log(log: &mut Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>) {
+    match log {
+        None => std::future::pending().await,
+        Some(log) => {
+            if let Ok(mut ready) = log.readable_mut().await {
+                ready.get_inner_mut().flush();
+                ready.clear_ready();
+            }
+        }
+    }
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.1}", time.as_secs_f64() * 1000.0)
+}

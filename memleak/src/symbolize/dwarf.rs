@@ -1,0 +1,195 @@
+//! Source lines and inlined calls, from DWARF.
+
+use std::{io, sync::Arc};
+
+use addr2line::{Context, LookupContinuation, LookupResult, SplitDwarfLoad};
+use gimli::{DwarfPackage, SectionId};
+
+use super::{
+    bytes::Bytes,
+    elf::Elf,
+    reader::{Reader, with_fuel},
+};
+
+/// Reads that a look-up may make at least, and for each byte of debug information over a whole object's life.
+const FUEL: (u64, u64) = (1 << 20, 16);
+
+/// Most frames for one address.
+const MAX_FRAMES: usize = 256;
+
+/// A call, as DWARF tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct SourceFrame {
+    /// Linkage name, where there is one.
+    pub function: Option<Vec<u8>>,
+    /// Source file, relative to the directory of the compilation where it is inside.
+    pub file: Option<String>,
+    /// Source line.
+    pub line: Option<u32>,
+}
+
+/// Finds files that debug information names by path: `.dwo`, `.dwp`.
+pub trait FindFile {
+    /// The file at `path` (absolute), if it can be opened and is an ELF file.
+    fn find(&self, path: &[u8]) -> Option<Elf>;
+}
+
+/// The debug information of one object.
+pub struct Dwarf {
+    context: Context<Reader>,
+    fuel: u64,
+    package: Option<DwarfPackage<Reader>>,
+}
+
+impl std::fmt::Debug for Dwarf {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Dwarf").field("fuel", &self.fuel).finish_non_exhaustive()
+    }
+}
+
+impl Dwarf {
+    /// Whether `elf` has debug information at all.
+    pub fn is_in(elf: &Elf) -> bool {
+        [&b".debug_info"[..], b".zdebug_info"]
+            .iter()
+            .any(|name| elf.section(name).is_some_and(|it| it.size > 0))
+    }
+
+    /// Reads the units of `elf`, whose references into a supplementary file go to `supplementary`; `package` holds its
+    /// split units (`.dwp`).
+    pub fn new(elf: &Elf, supplementary: Option<&Elf>, package: Option<&Elf>) -> io::Result<Self> {
+        let mut bytes = 0;
+        let mut sections = load(elf, Form::Main, &mut bytes)?;
+        if let Some(supplementary) = supplementary {
+            sections.set_sup(load(supplementary, Form::Main, &mut bytes)?);
+        }
+        let fuel = FUEL.0 + FUEL.1 * bytes;
+        let package = package.and_then(|elf| {
+            let empty = Reader::new(Bytes::default(), elf.format.little_endian);
+            let section = |id: SectionId| Ok::<_, gimli::Error>(section(elf, id, Form::Package, &mut bytes));
+            with_fuel(fuel, || DwarfPackage::load(section, empty)).0.ok()
+        });
+        let (context, fuel) = with_fuel(fuel, || Context::from_dwarf(sections));
+        Ok(Self { context: context.map_err(io::Error::other)?, fuel, package })
+    }
+
+    /// The calls at `vaddr`, innermost first; the last one is the function itself. Empty where nothing is known.
+    pub fn frames(&mut self, vaddr: u64, files: &dyn FindFile) -> Vec<SourceFrame> {
+        if vaddr == u64::MAX {
+            return Vec::new(); // addr2line computes the address after it.
+        }
+        let mut more = 0;
+        let (frames, left) = with_fuel(self.fuel, || self.look_up(vaddr, files, &mut more));
+        self.fuel = left + more * FUEL.1;
+        frames.unwrap_or_default()
+    }
+
+    fn look_up(&self, vaddr: u64, files: &dyn FindFile, more: &mut u64) -> gimli::Result<Vec<SourceFrame>> {
+        let mut load = |wanted| self.load_split(wanted, files, more);
+        let mut found = resolve(self.context.find_frames(vaddr), &mut load)?;
+        let unit = resolve(self.context.find_dwarf_and_unit(vaddr), &mut load);
+        let directory = unit.and_then(|unit| unit.comp_dir.clone());
+        let mut frames = Vec::new();
+        while let Some(frame) = found.next()?
+            && frames.len() < MAX_FRAMES
+        {
+            let file = frame.location.as_ref().and_then(|location| location.file);
+            frames.push(SourceFrame {
+                function: frame.function.map(|function| function.name.bytes().to_vec()),
+                file: file.map(|file| relative(file, directory.as_ref()).to_owned()),
+                line: frame.location.and_then(|location| location.line),
+            });
+        }
+        Ok(frames)
+    }
+
+    /// The split unit that a skeleton unit asks for: from the package, or a file of its own.
+    fn load_split(
+        &self,
+        wanted: SplitDwarfLoad<Reader>,
+        files: &dyn FindFile,
+        more: &mut u64,
+    ) -> Option<Arc<gimli::Dwarf<Reader>>> {
+        if let Some(package) = &self.package
+            && let Ok(Some(unit)) = package.find_cu(wanted.dwo_id, &wanted.parent)
+        {
+            return Some(Arc::new(unit));
+        }
+        let mut path = wanted.comp_dir.map(|directory| directory.bytes().to_vec()).unwrap_or_default();
+        let name = wanted.path?.bytes().to_vec();
+        if name.first() == Some(&b'/') {
+            path.clear();
+        } else {
+            path.push(b'/');
+        }
+        path.extend_from_slice(&name);
+        let mut sections = load(&files.find(&path)?, Form::Split, more).ok()?;
+        sections.make_dwo(&wanted.parent);
+        let unit = sections.units().next().ok()??;
+        // A file of another build at the same place would tell of other code.
+        let unit = sections.unit(unit).ok()?;
+        (unit.dwo_id == Some(wanted.dwo_id)).then(|| Arc::new(sections))
+    }
+}
+
+fn resolve<L>(
+    mut result: LookupResult<L>,
+    load: &mut dyn FnMut(SplitDwarfLoad<Reader>) -> Option<Arc<gimli::Dwarf<Reader>>>,
+) -> L::Output
+where
+    L: LookupContinuation<Buf = Reader>,
+{
+    loop {
+        match result {
+            LookupResult::Output(output) => return output,
+            LookupResult::Load { load: wanted, continuation } => {
+                result = continuation.resume(load(wanted));
+            }
+        }
+    }
+}
+
+/// `file` without the directory of the compilation: as the compiler was told it. A relative directory (distributions
+/// have paths rewritten) says something that would be lost.
+fn relative<'a>(file: &'a str, directory: Option<&Reader>) -> &'a str {
+    let directory = directory.and_then(|directory| str::from_utf8(directory.bytes()).ok());
+    let absolute = directory.filter(|directory| directory.starts_with('/'));
+    let inside = absolute.and_then(|directory| file.strip_prefix(directory)?.strip_prefix('/'));
+    inside.filter(|inside| !inside.is_empty()).unwrap_or(file)
+}
+
+/// Where sections are: how they are called, and which of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Main,
+    Split,
+    Package,
+}
+
+fn load(elf: &Elf, form: Form, bytes: &mut u64) -> io::Result<gimli::Dwarf<Reader>> {
+    gimli::Dwarf::load(|id| Ok(section(elf, id, form, bytes)))
+}
+
+/// A section's bytes; empty where addr2line has no use for it, or it cannot be read.
+fn section(elf: &Elf, id: SectionId, form: Form, bytes: &mut u64) -> Reader {
+    let unused = matches!(
+        id,
+        SectionId::DebugLoc
+            | SectionId::DebugLocLists
+            | SectionId::DebugMacinfo
+            | SectionId::DebugMacro
+            | SectionId::DebugNames
+            | SectionId::DebugTypes
+    );
+    let name = match form {
+        Form::Main => Some(id.name()),
+        Form::Split | Form::Package => id.dwo_name(),
+    };
+    // The index of a package refers to all of its sections.
+    let data = match name.filter(|_| !unused || form == Form::Package) {
+        Some(name) => elf.data(name).unwrap_or_default(),
+        None => Bytes::default(),
+    };
+    *bytes += data.len() as u64;
+    Reader::new(data, elf.format.little_endian)
+}

@@ -1,0 +1,98 @@
+//! What the symbolizer needs of a process while it lives.
+
+use std::{
+    fs::File,
+    io,
+    mem::MaybeUninit,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use procfs::process::Process;
+
+use crate::proc::{
+    maps::Mapping,
+    memory::{ProcessMemory, ReadMemory as _},
+    root::{Root, open_link},
+};
+
+/// A process, or what stands for one in a test.
+pub trait Target {
+    /// Opens the very file that is mapped.
+    fn open(&self, mapping: &Mapping) -> io::Result<File>;
+
+    /// `size` bytes of memory from `address` on.
+    fn memory(&self, address: u64, size: usize) -> io::Result<Vec<u8>>;
+
+    /// The root that the paths of mappings begin at.
+    fn root(&self) -> io::Result<Root>;
+
+    /// The map of its generated code (`/tmp/perf-PID.map`), where there is one.
+    fn perf_map(&self) -> Option<File>;
+}
+
+/// A running process, by its PID.
+#[derive(Clone, Copy, Debug)]
+pub struct LiveTarget(pub u32);
+
+impl LiveTarget {
+    /// Opens by a path that may lead to another file by now, and checks that it does not.
+    fn open_checked(&self, mapping: &Mapping) -> io::Result<File> {
+        let exe = || open_link(&PathBuf::from(format!("/proc/{}/exe", self.0)));
+        let by_path = || {
+            let path = mapping.path().ok_or(io::ErrorKind::NotFound)?;
+            self.root()?.open(path)
+        };
+        let is_it = |file: io::Result<File>| file.ok().filter(|file| is_same_file(file, mapping));
+        is_it(exe()).or_else(|| is_it(by_path())).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Target for LiveTarget {
+    fn open(&self, mapping: &Mapping) -> io::Result<File> {
+        // Following a link of map_files takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN (proc_pid_map_files(5)).
+        open_link(&mapping.map_files_path(self.0)).or_else(|_| self.open_checked(mapping))
+    }
+
+    fn memory(&self, address: u64, size: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; size];
+        ProcessMemory::open(self.0)?.read_exact_at(address, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn root(&self) -> io::Result<Root> {
+        Root::of_process(self.0)
+    }
+
+    fn perf_map(&self) -> Option<File> {
+        let status = Process::new(i32::try_from(self.0).ok()?).ok()?.status().ok()?;
+        let inner = status.nspid.and_then(|pids| pids.last().copied()).unwrap_or(status.pid);
+        let path = |pid: i32| format!("tmp/perf-{pid}.map");
+        let file = self.root().and_then(|root| root.open(Path::new(&path(inner)))).or_else(|_| {
+            // Where the target cannot be entered, or writes to a /tmp of an agent that shares ours.
+            Root::at(Path::new("/")).and_then(|root| root.open(Path::new(&path(status.pid))))
+        });
+        // Anybody may create a file of that name: believe the target's own user, and root, as perf does.
+        let believed = |file: &File| file.metadata().is_ok_and(|it| [0, status.euid].contains(&it.uid()));
+        file.ok().filter(believed)
+    }
+}
+
+/// Whether `file` is the one that is mapped, by device and inode.
+fn is_same_file(file: &File, mapping: &Mapping) -> bool {
+    let Ok(metadata) = file.metadata() else { return false };
+    let device = (libc::major(metadata.dev()) as i32, libc::minor(metadata.dev()) as i32);
+    // Both of these file systems give stat(2) other device numbers than /proc/PID/maps.
+    let renumbers =
+        || matches!(file_system(file), Some(libc::BTRFS_SUPER_MAGIC | libc::OVERLAYFS_SUPER_MAGIC));
+    metadata.ino() == mapping.inode && (device == mapping.device || renumbers())
+}
+
+/// The magic number of the file system that `file` is on.
+fn file_system(file: &File) -> Option<libc::__fsword_t> {
+    let mut status = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the descriptor is open and `status` has room for a statfs.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), status.as_mut_ptr()) };
+    // SAFETY: the call succeeded, so it has filled `status`.
+    (result == 0).then(|| unsafe { status.assume_init() }.f_type)
+}

@@ -1,0 +1,267 @@
+//! Starting a command that is traced from its first instruction.
+//!
+//! It is held by ptrace(2) at its exec, and again each time its dynamic linker has mapped code, so that the probes are in
+//! an object before any of it runs: also the constructors of libraries, which run before the program itself. From its
+//! entry point on it runs free: ptrace would get in the way of debuggers, leak checkers and speed.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    process::{Child, Command, ExitStatus},
+    ptr,
+};
+
+/// Why a command does not run. One line: what, why, what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot run {program}: {why}")]
+pub struct CommandError {
+    program: String,
+    why: String,
+}
+
+impl CommandError {
+    /// It ended before its own code ran: its dynamic linker has said why.
+    pub fn ended_early(argv: &[OsString], status: ExitStatus) -> Self {
+        let why = format!("it ended before its own code ran ({status}); try to run it by itself");
+        Self { program: program_name(argv), why }
+    }
+}
+
+fn program_name(argv: &[OsString]) -> String {
+    argv.first().map_or_else(String::new, |program| program.to_string_lossy().into_owned())
+}
+
+/// What a held command has come to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Held {
+    /// It has mapped code that has not run yet.
+    Mapped,
+    /// All objects that it is linked with are mapped, and its own code is about to run.
+    Entry,
+    /// It has ended.
+    Ended(ExitStatus),
+}
+
+/// A command that was started, stopped at its exec.
+#[derive(Debug)]
+pub struct HeldCommand {
+    child: Child,
+    entry: Option<Breakpoint>,
+    /// The system call it is in maps code.
+    mapping_code: bool,
+}
+
+/// The entry point with a trap in the place of its first instruction.
+#[derive(Debug)]
+struct Breakpoint {
+    vaddr: u64,
+    original: libc::c_long,
+}
+
+impl HeldCommand {
+    /// Starts the program `argv[0]` with our standard streams.
+    pub fn start(argv: &[OsString]) -> Result<Self, CommandError> {
+        let failed = |error: &io::Error| CommandError { program: program_name(argv), why: explain(error) };
+        let (program, args) = argv.split_first().ok_or_else(|| failed(&io::ErrorKind::NotFound.into()))?;
+        let mut command = Command::new(program);
+        command.args(args);
+        // SAFETY: between fork and exec only a system call is made.
+        unsafe { command.pre_exec(|| ptrace(libc::PTRACE_TRACEME, 0, 0, 0).map(drop)) };
+        let child = command.spawn().map_err(|error| failed(&error))?;
+        let mut held = Self { child, entry: None, mapping_code: false };
+        held.set_up().map_err(|error| failed(&error))?;
+        Ok(held)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn set_up(&mut self) -> io::Result<()> {
+        let pid = self.child.id();
+        if !libc::WIFSTOPPED(wait(pid)?) {
+            return Err(io::Error::other("it ended before its first instruction"));
+        }
+        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
+        ptrace(libc::PTRACE_SETOPTIONS, pid, 0, options as u64)?;
+        let (entry, interpreter) = auxiliary_vector(pid)?;
+        // Without a dynamic linker nothing more will be mapped before its own code runs.
+        if interpreter != 0 {
+            self.entry = Some(Breakpoint::set(pid, entry)?);
+        }
+        Ok(())
+    }
+
+    /// Lets it run until it has mapped more code, comes to its entry point or ends.
+    pub fn advance(&mut self) -> io::Result<Held> {
+        let pid = self.child.id();
+        if self.entry.is_none() {
+            return Ok(Held::Entry);
+        }
+        let mut signal = 0;
+        loop {
+            ptrace(libc::PTRACE_SYSCALL, pid, 0, signal)?;
+            signal = 0;
+            let status = wait(pid)?;
+            if !libc::WIFSTOPPED(status) {
+                return Ok(Held::Ended(ExitStatus::from_raw(status)));
+            }
+            match libc::WSTOPSIG(status) {
+                stop if stop == libc::SIGTRAP | 0x80 => {
+                    if self.has_mapped_code()? {
+                        return Ok(Held::Mapped);
+                    }
+                }
+                libc::SIGTRAP if self.entry.as_ref().is_some_and(|entry| entry.was_hit(pid)) => {
+                    if let Some(entry) = self.entry.take() {
+                        entry.remove(pid)?;
+                    }
+                    return Ok(Held::Entry);
+                }
+                other => signal = other as u64,
+            }
+        }
+    }
+
+    /// A system call begins or ends: says whether one has ended that has mapped code.
+    fn has_mapped_code(&mut self) -> io::Result<bool> {
+        let mut info = std::mem::MaybeUninit::<libc::ptrace_syscall_info>::zeroed();
+        let size = size_of::<libc::ptrace_syscall_info>() as u64;
+        ptrace(libc::PTRACE_GET_SYSCALL_INFO, self.child.id(), size, info.as_mut_ptr() as u64)?;
+        // SAFETY: plain integers, zeroed and then filled by the kernel.
+        let info = unsafe { info.assume_init() };
+        if info.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
+            // SAFETY: the kernel has filled this member for this `op`.
+            let entry = unsafe { info.u.entry };
+            let maps = matches!(entry.nr as i64, libc::SYS_mmap | libc::SYS_mprotect);
+            self.mapping_code = maps && entry.args[2] & libc::PROT_EXEC as u64 != 0;
+            return Ok(false);
+        }
+        Ok(std::mem::take(&mut self.mapping_code))
+    }
+
+    /// Lets it run free.
+    pub fn release(self) -> io::Result<Child> {
+        ptrace(libc::PTRACE_DETACH, self.child.id(), 0, 0)?;
+        Ok(self.child)
+    }
+}
+
+impl Breakpoint {
+    fn set(pid: u32, vaddr: u64) -> io::Result<Self> {
+        const INT3: libc::c_long = 0xcc;
+        let original = ptrace(libc::PTRACE_PEEKTEXT, pid, vaddr, 0)?;
+        ptrace(libc::PTRACE_POKETEXT, pid, vaddr, ((original & !0xff) | INT3) as u64)?;
+        Ok(Self { vaddr, original })
+    }
+
+    fn was_hit(&self, pid: u32) -> bool {
+        registers(pid).is_ok_and(|registers| registers.rip == self.vaddr + 1)
+    }
+
+    fn remove(self, pid: u32) -> io::Result<()> {
+        ptrace(libc::PTRACE_POKETEXT, pid, self.vaddr, self.original as u64)?;
+        let mut registers = registers(pid)?;
+        registers.rip = self.vaddr;
+        ptrace(libc::PTRACE_SETREGS, pid, 0, ptr::from_mut(&mut registers) as u64).map(drop)
+    }
+}
+
+fn registers(pid: u32) -> io::Result<libc::user_regs_struct> {
+    let mut registers = std::mem::MaybeUninit::<libc::user_regs_struct>::zeroed();
+    ptrace(libc::PTRACE_GETREGS, pid, 0, registers.as_mut_ptr() as u64)?;
+    // SAFETY: plain integers, zeroed and then filled by the kernel.
+    Ok(unsafe { registers.assume_init() })
+}
+
+/// Addresses of the program's entry point and of its dynamic linker (0 where it has none): /proc/PID/auxv, getauxval(3).
+fn auxiliary_vector(pid: u32) -> io::Result<(u64, u64)> {
+    let bytes = std::fs::read(format!("/proc/{pid}/auxv"))?;
+    let words: Vec<u64> = bytes
+        .chunks_exact(8)
+        .map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+        .collect();
+    let value = |key: u64| words.chunks_exact(2).find(|pair| pair[0] == key).map_or(0, |pair| pair[1]);
+    Ok((value(libc::AT_ENTRY), value(libc::AT_BASE)))
+}
+
+/// waitpid(2) for a child that we trace; its raw status.
+fn wait(pid: u32) -> io::Result<libc::c_int> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is valid.
+        let result = unsafe { libc::waitpid(pid as libc::pid_t, &raw mut status, libc::__WALL) };
+        if result >= 0 {
+            return Ok(status);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// ptrace(2); for PTRACE_PEEKTEXT the word read.
+fn ptrace(request: libc::c_uint, pid: u32, address: u64, data: u64) -> io::Result<libc::c_long> {
+    // SAFETY: errno is the thread's own. A word that was read may be -1, so errno alone tells of a failure.
+    unsafe { *libc::__errno_location() = 0 };
+    // SAFETY: the callers pass addresses of the child, or of buffers of the size that the request asks for.
+    let result = unsafe { libc::ptrace(request, pid as libc::pid_t, address, data) };
+    let error = io::Error::last_os_error();
+    if result == -1 && error.raw_os_error() != Some(0) { Err(error) } else { Ok(result) }
+}
+
+fn explain(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => "no such program; give its path, or a name that is in PATH".to_owned(),
+        Some(libc::EACCES) => "permission denied; make the file executable (chmod +x)".to_owned(),
+        Some(libc::ENOEXEC) => {
+            "it is no program that this machine can run; give it an interpreter".to_owned()
+        }
+        Some(libc::EPERM) => "tracing it is not permitted; run as root, or give CAP_SYS_PTRACE".to_owned(),
+        _ => format!("{error}; try to run it by itself"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn argv(words: &[&str]) -> Vec<OsString> {
+        words.iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn stops_when_code_is_mapped_and_at_the_entry_point() {
+        let mut held = HeldCommand::start(&argv(&["/bin/sh", "-c", "exit 7"])).unwrap();
+        let mut mapped = 0;
+        loop {
+            match held.advance().unwrap() {
+                Held::Mapped => {
+                    mapped += 1;
+                    // The first stop comes before the C library has run: it is mapped by then, or is about to be.
+                    assert!(mapped < 100);
+                }
+                Held::Entry => break,
+                Held::Ended(status) => panic!("ended: {status}"),
+            }
+        }
+        assert!(mapped > 0);
+        let maps = crate::proc::maps::read_maps(held.pid()).unwrap();
+        assert!(
+            maps.iter()
+                .any(|map| map.executable && map.path().is_some_and(|path| path.ends_with("libc.so.6")))
+        );
+        assert_eq!(held.release().unwrap().wait().unwrap().code(), Some(7));
+    }
+
+    #[test]
+    fn says_why_a_program_does_not_run() {
+        let missing = HeldCommand::start(&argv(&["/nonexistent/program"])).unwrap_err();
+        assert!(missing.to_string().contains("no such program"), "{missing}");
+        let not_executable = HeldCommand::start(&argv(&["/etc/passwd"])).unwrap_err();
+        assert!(not_executable.to_string().contains("permission denied"), "{not_executable}");
+    }
+}

@@ -1,0 +1,8 @@
+//! What is traced: processes, a command to start, and the objects they have mapped.
+
+pub mod allocator;
+pub mod command;
+pub mod elf;
+pub mod ifunc;
+pub mod object;
+pub mod process;

@@ -1,0 +1,151 @@
+//! The files a target has mapped: which they are, how to open the very file that is mapped, and what it was loaded at.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    fs::{File, Metadata},
+    io,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+pub use super::elf::{Elf, FunctionSymbol, Slot, Slots, SymbolKind, SymbolNames};
+use crate::proc::maps::{Backing, Mapping};
+
+/// Tells files apart: the same object mapped by several paths or processes is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectId {
+    /// Major and minor number of the device.
+    pub device: (i32, i32),
+    /// Inode number.
+    pub inode: u64,
+}
+
+impl ObjectId {
+    /// The file that `metadata` describes.
+    pub fn of(metadata: &Metadata) -> Self {
+        let device = (libc::major(metadata.dev()) as i32, libc::minor(metadata.dev()) as i32);
+        Self { device, inode: metadata.ino() }
+    }
+}
+
+/// Why an object cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// Opening or reading failed.
+    #[error("cannot be read: {0}")]
+    Io(#[from] io::Error),
+    /// `map_files` is closed to us and the path leads to another file.
+    #[error("was replaced or deleted since it was mapped; CAP_SYS_ADMIN is needed to read it all the same")]
+    Replaced,
+    /// No ELF header.
+    #[error("is no ELF file")]
+    NotElf,
+    /// An ELF header, but a broken file.
+    #[error("is a damaged ELF file: {0}")]
+    Damaged(object::read::Error),
+    /// For another machine, or for 32 bits: arguments are found elsewhere.
+    #[error("is no 64-bit ELF file for this machine")]
+    ForeignMachine,
+    /// An object file or core dump.
+    #[error("is neither an executable nor a shared object")]
+    NotLoadable,
+}
+
+/// One file that a target has mapped with execute permission.
+#[derive(Debug)]
+pub struct Object {
+    /// Which file.
+    pub id: ObjectId,
+    /// Path as the target names it, for people.
+    pub path: PathBuf,
+    /// Path that opens the very file that is mapped.
+    pub open_path: PathBuf,
+    /// What is added to the object's addresses in the target, modulo 2^64. `None` for a file that is not mapped or
+    /// whose mappings fit none of its segments.
+    pub load_bias: Option<u64>,
+    /// Its contents, or why there are none.
+    pub elf: Result<Elf, ObjectError>,
+}
+
+impl Object {
+    /// Reads a file that is not mapped, or not yet.
+    pub fn open(path: &Path, names: &SymbolNames) -> io::Result<Self> {
+        Ok(Self {
+            id: ObjectId::of(&path.metadata()?),
+            path: path.to_owned(),
+            open_path: path.to_owned(),
+            load_bias: None,
+            elf: open_regular(path).map_err(ObjectError::from).and_then(|file| Elf::read(file, names)),
+        })
+    }
+
+    /// The file's name, without its directory.
+    pub fn file_name(&self) -> &str {
+        self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path.display().fmt(f)
+    }
+}
+
+/// Reads the objects behind `mappings` (of process `pid`, in the order of their first executable mapping), with the
+/// symbols named in `names`. An object that cannot be read is there, too, with the reason.
+pub fn read_objects(pid: u32, mappings: &[Mapping], names: &SymbolNames) -> Vec<Object> {
+    let mut seen = HashSet::new();
+    mappings
+        .iter()
+        .filter(|mapping| mapping.executable)
+        .filter_map(|mapping| match &mapping.backing {
+            Backing::File { path, .. } => Some((mapping, path)),
+            Backing::Vdso | Backing::Other => None,
+        })
+        .filter(|(mapping, _)| seen.insert(id_of(mapping)))
+        .map(|(mapping, path)| {
+            let (open_path, elf) = match open_mapped(pid, mapping, path) {
+                Ok((open_path, file)) => (open_path, Elf::read(file, names)),
+                Err(error) => (mapping.map_files_path(pid), Err(error)),
+            };
+            let load_bias = elf.as_ref().ok().and_then(|elf| elf.load_bias(mapping));
+            Object { id: id_of(mapping), path: path.clone(), open_path, load_bias, elf }
+        })
+        .collect()
+}
+
+fn id_of(mapping: &Mapping) -> ObjectId {
+    ObjectId { device: mapping.device, inode: mapping.inode }
+}
+
+/// Opens what is mapped. `map_files` needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE; without it the path serves, below
+/// the target's root, if it still leads to the same file: a target may put a link to any place there.
+fn open_mapped(pid: u32, mapping: &Mapping, path: &Path) -> Result<(PathBuf, File), ObjectError> {
+    let exact = mapping.map_files_path(pid);
+    match open_regular(&exact) {
+        Ok(file) => return Ok((exact, file)),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+        Err(error) => return Err(error.into()),
+    }
+    let relative = path.strip_prefix("/").map_err(|_| ObjectError::Replaced)?;
+    let below_root = PathBuf::from(format!("/proc/{pid}/root")).join(relative);
+    // Before it is opened, since opening alone can do things, and after, since it may have changed meanwhile.
+    let is_mapped_file = |metadata: Metadata| ObjectId::of(&metadata) == id_of(mapping);
+    if !is_mapped_file(below_root.metadata()?) {
+        return Err(ObjectError::Replaced);
+    }
+    let file = open_regular(&below_root)?;
+    match is_mapped_file(file.metadata()?) {
+        true => Ok((below_root, file)),
+        false => Err(ObjectError::Replaced),
+    }
+}
+
+/// Opens a regular file, and nothing that could block or act on being opened.
+pub(super) fn open_regular(path: &Path) -> io::Result<File> {
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)
+}

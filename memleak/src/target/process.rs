@@ -1,0 +1,163 @@
+//! A running process as a target: checks before anything is attached, and its end.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+};
+
+use aya::util::KernelVersion;
+
+use crate::proc::status::{Status, read_status};
+
+/// Why a process cannot be traced. One line each: what, why, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// There is no such process.
+    #[error("no process {0}: it has ended or never was; look it up with pgrep or ps")]
+    Gone(u32),
+    /// The number names a thread that is not its process's first.
+    #[error("{tid} is a thread of process {pid}, not a process; type -p {pid}")]
+    Thread {
+        /// What was given.
+        tid: u32,
+        /// Its process.
+        pid: u32,
+    },
+    /// A kernel thread has no user memory.
+    #[error("process {0} is a thread of the kernel, which has no memory of its own; type memleak --kernel")]
+    KernelThread(u32),
+    /// It is this very process.
+    #[error("process {0} is memleak itself; name another")]
+    Itself(u32),
+    /// /proc does not let us look.
+    #[error(
+        "cannot look into process {pid}: {source}; run as root (sudo memleak ...) or give CAP_SYS_PTRACE"
+    )]
+    NotPermitted {
+        /// Process.
+        pid: u32,
+        /// What /proc said.
+        source: io::Error,
+    },
+}
+
+/// A process, held by a descriptor that no later process of the same number can be mistaken for.
+#[derive(Debug)]
+pub struct Process {
+    /// Its number in our PID namespace.
+    pub pid: u32,
+    /// Command name.
+    pub comm: String,
+    /// Seccomp mode of /proc/PID/status.
+    pub seccomp: u32,
+    pidfd: PidFd,
+}
+
+impl Process {
+    /// Takes hold of a running process.
+    pub fn open(pid: u32) -> Result<Self, ProcessError> {
+        if pid == std::process::id() {
+            return Err(ProcessError::Itself(pid));
+        }
+        let status = read_status(pid).map_err(|error| map_error(pid, error))?;
+        check(pid, &status)?;
+        let pidfd = PidFd::open(pid).map_err(|error| map_error(pid, error))?;
+        Ok(Self { pid, comm: status.comm, seccomp: status.seccomp, pidfd })
+    }
+
+    /// A descriptor that is readable once the process has ended.
+    pub fn end_fd(&self) -> io::Result<PidFd> {
+        self.pidfd.0.try_clone().map(PidFd)
+    }
+
+    /// What a user should know before probes go into this process.
+    pub fn warning(&self) -> Option<String> {
+        const SECCOMP_MODE_FILTER: u32 = 2;
+        // The uretprobe trampoline is a system call from 6.11 on.
+        let by_system_call =
+            KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 11, 0));
+        (self.seccomp == SECCOMP_MODE_FILTER && by_system_call).then(|| {
+            format!(
+                "process {} ({}) runs under a seccomp filter: on Linux 6.11 and later a return probe is a system call \
+                 (uretprobe, number 335), which a strict filter may answer by killing it; to be safe allow it in the \
+                 filter (systemd: SystemCallFilter=uretprobe) or update to Linux 6.14, which exempts it",
+                self.pid, self.comm
+            )
+        })
+    }
+}
+
+fn check(pid: u32, status: &Status) -> Result<(), ProcessError> {
+    if status.tgid != pid {
+        return Err(ProcessError::Thread { tid: pid, pid: status.tgid });
+    }
+    if status.kernel_thread {
+        return Err(ProcessError::KernelThread(pid));
+    }
+    if status.zombie {
+        return Err(ProcessError::Gone(pid));
+    }
+    Ok(())
+}
+
+fn map_error(pid: u32, error: io::Error) -> ProcessError {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => ProcessError::NotPermitted { pid, source: error },
+        _ => ProcessError::Gone(pid),
+    }
+}
+
+/// A descriptor of a process: readable once it has ended (pidfd_open(2)).
+#[derive(Debug)]
+pub struct PidFd(OwnedFd);
+
+impl PidFd {
+    /// Opens one.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        // SAFETY: pidfd_open(2) takes two integers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: the system call has just made it for us.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+}
+
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for PidFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_what_is_no_process() {
+        assert!(matches!(Process::open(std::process::id()), Err(ProcessError::Itself(_))));
+        assert!(matches!(Process::open(i32::MAX as u32), Err(ProcessError::Gone(_))));
+        assert!(matches!(Process::open(2), Err(ProcessError::KernelThread(2) | ProcessError::Gone(2))));
+    }
+
+    #[test]
+    fn names_the_process_of_a_thread() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            // SAFETY: gettid(2) takes nothing.
+            tell.send(unsafe { libc::gettid() } as u32).unwrap();
+            let _ = ended.recv();
+        });
+        let tid = told.recv().unwrap();
+        let result = Process::open(tid);
+        drop(end);
+        thread.join().unwrap();
+        assert!(matches!(result, Err(ProcessError::Thread { pid, .. }) if pid == std::process::id()));
+    }
+}

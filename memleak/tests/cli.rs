@@ -1,0 +1,318 @@
+//! The command line: what is read, and what is refused in one line.
+
+use std::{
+    collections::BTreeSet, ffi::OsString, os::unix::ffi::OsStringExt as _, path::Path, time::Duration,
+};
+
+use memleak::{
+    exit::{self, ExitMessage, Stream},
+    settings::{Format, Settings, SortKey, TargetSpec},
+};
+
+fn parse(arguments: &[&str]) -> Result<Settings, ExitMessage> {
+    Settings::from_args(std::iter::once(&"memleak").chain(arguments))
+}
+
+fn settings(arguments: &[&str]) -> Settings {
+    parse(arguments).unwrap_or_else(|message| panic!("{arguments:?}: {}", message.text))
+}
+
+fn pids<const N: usize>(pids: [u32; N]) -> TargetSpec {
+    TargetSpec::Pids(BTreeSet::from(pids))
+}
+
+fn command(words: &[&str]) -> TargetSpec {
+    TargetSpec::Command(words.iter().map(OsString::from).collect())
+}
+
+#[test]
+fn defaults_are_those_of_the_spec() {
+    let settings = settings(&["-p", "7"]);
+    assert_eq!(settings.target, pids([7]));
+    assert_eq!(settings.interval, Duration::from_secs(5));
+    assert_eq!(settings.count, None);
+    assert_eq!(settings.error_exitcode, None);
+    assert_eq!(settings.verbosity, 0);
+    let capture = settings.capture;
+    assert_eq!((capture.min_size, capture.max_size), (0, u64::MAX));
+    assert_eq!((capture.max_allocs, capture.stack_storage_size, capture.max_depth), (1_000_000, 16_384, 127));
+    assert_eq!((capture.trace, capture.follow_forks, capture.traps_only), (false, false, false));
+    assert_eq!((capture.object, capture.symbols_prefix), (None, None));
+    let report = settings.report;
+    assert_eq!((report.format, report.top, report.sort), (Format::Text, 10, SortKey::Size));
+    assert_eq!((report.show_allocs, report.combined_only), (false, false));
+    assert_eq!((report.older, report.sample_rate), (Duration::from_millis(500), 1));
+    assert_eq!(report.output, None);
+}
+
+#[test]
+fn targets() {
+    let cases: &[(&[&str], TargetSpec)] = &[
+        (&["-p", "1,2", "-p", "3", "--pid=2"], pids([1, 2, 3])),
+        (&["-p12"], pids([12])),
+        (&["-p", "31 42\n"], pids([31, 42])), // -p "$(pidof NAME)"
+        (&["-p", "2147483647"], pids([i32::MAX as u32])),
+        (&["-c", "./a 'b c' \"d e\" f\\ g"], command(&["./a", "b c", "d e", "f g"])),
+        (&["--command", "a"], command(&["a"])),
+        (&["--", "a", "-p", "--json", "--", "5"], command(&["a", "-p", "--json", "--", "5"])),
+        (&["5", "2", "--", "a"], command(&["a"])),
+        (&["--", "-x"], command(&["-x"])),
+    ];
+    for (arguments, expected) in cases {
+        assert_eq!(&settings(arguments).target, expected, "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_command_may_be_no_utf8() {
+    let word = OsString::from_vec(b"\xff\xfe".to_vec());
+    let arguments = ["memleak", "--", "a"].map(OsString::from).into_iter().chain([word.clone()]);
+    let settings = Settings::from_args(arguments).expect("reads");
+    assert_eq!(settings.target, TargetSpec::Command(vec!["a".into(), word]));
+}
+
+#[test]
+fn interval_and_count() {
+    let cases: &[(&[&str], f64, Option<u64>)] = &[
+        (&["-p", "1", "10"], 10.0, None),
+        (&["-p", "1", "5", "10"], 5.0, Some(10)),
+        (&["5", "-p", "1", "10"], 5.0, Some(10)),
+        (&["0.25", "1", "-p", "1"], 0.25, Some(1)),
+        (&["5", "--", "cmd", "7"], 5.0, None),
+        (&["--", "cmd", "7", "8"], 5.0, None),
+    ];
+    for (arguments, seconds, count) in cases {
+        let settings = settings(arguments);
+        assert_eq!(settings.interval.as_secs_f64(), *seconds, "{arguments:?}");
+        assert_eq!(settings.count, *count, "{arguments:?}");
+    }
+}
+
+#[test]
+fn sizes_have_suffixes_of_1024() {
+    for (text, expected) in [
+        ("0", 0),
+        ("1", 1),
+        ("4K", 4096),
+        ("4k", 4096),
+        ("3M", 3_145_728),
+        ("3m", 3_145_728),
+        ("2G", 2_147_483_648),
+        ("2g", 2_147_483_648),
+        ("17179869183G", 18_446_744_072_635_809_792),
+    ] {
+        assert_eq!(settings(&["-p", "1", "-z", text]).capture.min_size, expected, "{text}");
+        assert_eq!(settings(&["-p", "1", "--max-size", text]).capture.max_size, expected, "{text}");
+    }
+}
+
+#[test]
+fn every_option_has_its_effect() {
+    let with = |arguments: &[&str]| settings(&[&["-p", "1"], arguments].concat());
+    for (short, long) in [("-t", "--trace"), ("-a", "--show-allocs"), ("-C", "--combined-only")] {
+        assert_eq!(with(&[short]), with(&[long]));
+        assert_ne!(with(&[short]), with(&[]));
+    }
+    assert!(with(&["-t"]).capture.trace);
+    assert!(with(&["-a"]).report.show_allocs);
+    assert!(with(&["-C"]).report.combined_only);
+    assert!(with(&["--follow-forks"]).capture.follow_forks);
+    assert!(with(&["--traps-only"]).capture.traps_only);
+    assert_eq!(with(&["-o", "0"]).report.older, Duration::ZERO);
+    assert_eq!(with(&["--older", "1500"]).report.older, Duration::from_millis(1500));
+    assert_eq!(with(&["--top", "5"]).report.top, 5);
+    assert_eq!(with(&["-T5"]).report.top, 5);
+    assert_eq!(with(&["-s", "100"]).report.sample_rate, 100);
+    assert_eq!(with(&["--sample-rate", "3"]).report.sample_rate, 3);
+    assert_eq!(with(&["-O", "libfoo"]).capture.object.as_deref(), Some("libfoo"));
+    assert_eq!(with(&["--obj", "/x/y"]).capture.object.as_deref(), Some("/x/y"));
+    assert_eq!(with(&["-S", "je_"]).capture.symbols_prefix.as_deref(), Some("je_"));
+    assert_eq!(with(&["--symbols-prefix", "mi_"]).capture.symbols_prefix.as_deref(), Some("mi_"));
+    assert_eq!(with(&["--json"]).report.format, Format::Json);
+    assert_eq!(with(&["--output", "f"]).report.output.as_deref(), Some(Path::new("f")));
+    assert_eq!(with(&["--max-depth", "1"]).capture.max_depth, 1);
+    assert_eq!(with(&["--max-depth", "127"]).capture.max_depth, 127);
+    assert_eq!(with(&["--stack-storage-size", "10"]).capture.stack_storage_size, 10);
+    assert_eq!(with(&["--max-allocs", "134217728"]).capture.max_allocs, 1 << 27);
+    assert_eq!(with(&["--error-exitcode", "99"]).error_exitcode, Some(99));
+    assert_eq!(with(&["--error-exitcode", "0"]).error_exitcode, None); // as with valgrind
+    assert_eq!(with(&["-v", "-v"]).verbosity, 2);
+    assert_eq!(with(&["-vv"]).verbosity, 2);
+    for (name, key) in [
+        ("size", SortKey::Size),
+        ("count", SortKey::Count),
+        ("age", SortKey::Age),
+        ("growth", SortKey::Growth),
+    ] {
+        assert_eq!(with(&["--sort", name]).report.sort, key);
+    }
+    // On anyway, in user mode too.
+    assert_eq!(with(&["-F"]), with(&[]));
+    assert_eq!(with(&["--wa-missing-free"]), with(&[]));
+}
+
+#[test]
+fn the_last_of_two_wins_as_with_bcc() {
+    assert_eq!(settings(&["-p", "1", "-T", "5", "--top", "6"]).report.top, 6);
+    assert_eq!(settings(&["-a", "-a", "-c", "x", "-c", "y"]).target, command(&["y"]));
+}
+
+/// Arguments, what the line must name, and what it must advise.
+const REFUSED: &[(&[&str], &str, &str)] = &[
+    (&[], "no target", "-p PID"),
+    (&["5", "10"], "no target", "-- COMMAND"),
+    (&["--"], "no target", "-p PID"),
+    (&["-p", "1", "-c", "x"], "-p and -c", "keep one"),
+    (&["-p", "1", "--", "x"], "-p and -- COMMAND", "keep one"),
+    (&["-c", "x", "--", "x"], "-c and -- COMMAND", "keep one"),
+    (&["-k", "-p", "1"], "-p and -k", "keep one"),
+    (&["-p", "abc"], "-p/--pid: 'abc' is no process ID", "pidof"),
+    (&["-p", "0"], "'0' is no process ID", "pidof"),
+    (&["-p", "-5"], "'-5' is no process ID", "pidof"),
+    (&["-p", "1,x,3"], "'x' is no process ID", "pidof"),
+    (&["-p", "2147483648"], "'2147483648' is no process ID", "pidof"),
+    (&["-p", "99999999999999999999999999"], "is no process ID", "pidof"),
+    (&["-p", ""], "-p/--pid: it is empty", "is the program running"),
+    (&["-p", ","], "-p/--pid: it is empty", "is the program running"),
+    (&["-p"], "--pid: no process ID follows", "is the program running"),
+    (&["-p", "-T", "5"], "--pid: no process ID follows", "is the program running"),
+    (&["-p", "1", "-P"], "-P/--percpu", "leave it out"),
+    (&["-p", "1", "-T", "0"], "-T/--top: '0' is no whole number from 1 up", "such as 10"),
+    (&["-p", "1", "-T", "-3"], "-T/--top: '-3'", "such as 10"),
+    (&["-p", "1", "-T", "x"], "-T/--top: 'x'", "such as 10"),
+    (&["-p", "1", "-T"], "--top", "value is missing"),
+    (&["-p", "1", "-z", "2K", "-Z", "1K"], "-z/--min-size: 2048 bytes are more than the 1024", "exchange"),
+    (&["-p", "1", "-z", "1T"], "-z/--min-size: '1T' is no size", "64K"),
+    (&["-p", "1", "-z", ""], "-z/--min-size: '' is no size", "64K"),
+    (&["-p", "1", "-z", "K"], "-z/--min-size: 'K' is no size", "64K"),
+    (&["-p", "1", "-Z", "-1"], "-Z/--max-size: '-1' is no size", "64K"),
+    (&["-p", "1", "-Z", "17179869184G"], "-Z/--max-size", "64K"),
+    (&["-p", "1", "-Z", "4é"], "-Z/--max-size: '4é'", "64K"),
+    (&["-p", "1", "--sort", "weight"], "--sort: 'weight' is no sort key", "size, count, age, growth"),
+    (&["-p", "1", "-s", "0"], "-s/--sample-rate: '0'", "1 for all"),
+    (&["-p", "1", "-o", "-1"], "-o/--older: '-1'", "milliseconds"),
+    (&["-p", "1", "-o", "1s"], "-o/--older: '1s'", "milliseconds"),
+    (&["-p", "1", "0"], "INTERVAL: '0'", "such as 5"),
+    (&["-p", "1", "-5"], "INTERVAL: '-5'", "such as 5"),
+    (&["-p", "1", "abc"], "INTERVAL: 'abc' is no number of seconds", "such as 5"),
+    (&["./program"], "INTERVAL: './program'", "behind --"),
+    (&["-p", "1", "nan"], "INTERVAL: 'nan'", "such as 5"),
+    (&["-p", "1", "inf"], "INTERVAL: 'inf'", "such as 5"),
+    (&["-p", "1", "1e300"], "INTERVAL: '1e300'", "such as 5"),
+    (&["-p", "1", "0.0000001"], "INTERVAL", "such as 5"),
+    (&["-p", "1", "5", "0"], "COUNT: '0'", "number of reports"),
+    (&["-p", "1", "5", "1.5"], "COUNT: '1.5'", "number of reports"),
+    (&["-p", "1", "5", "-1"], "COUNT: '-1'", "number of reports"),
+    (&["-p", "1", "5", "1", "1"], "'1': one argument too many", "--"),
+    (&["5", "1", "./program"], "'./program': one argument too many", "memleak -- COMMAND"),
+    (&["-c", ""], "-c/--command: the command is empty", "name a program"),
+    (&["-c", "  "], "-c/--command: the command is empty", "name a program"),
+    (&["-c", "'' x"], "-c/--command: the command is empty", "name a program"),
+    (&["--", ""], "--: the command is empty", "name a program"),
+    (&["-c", "a 'b"], "-c/--command: a quote in 'a 'b' has no end", "close it"),
+    (&["-c", "a \"b\nc"], "-c/--command: a quote", "close it"),
+    (&["-p", "1", "-a", "-C"], "-a with -C", "keep one"),
+    (
+        &["-p", "1", "--max-allocs", "0"],
+        "--max-allocs: '0' is no whole number from 1 to 134217728",
+        "1000000",
+    ),
+    (&["-p", "1", "--max-allocs", "134217729"], "--max-allocs", "1000000"),
+    (&["-p", "1", "--stack-storage-size", "0"], "--stack-storage-size: '0'", "16384"),
+    (&["-p", "1", "--stack-storage-size", "134217729"], "--stack-storage-size", "16384"),
+    (&["-p", "1", "--max-depth", "0"], "--max-depth: '0' is no whole number from 1 to 127", "frames"),
+    (&["-p", "1", "--max-depth", "128"], "--max-depth: '128'", "frames"),
+    (&["-p", "1", "--error-exitcode", "256"], "--error-exitcode: '256'", "such as 99"),
+    (&["-p", "1", "--output", ""], "--output <FILE>", "value is missing"),
+    (&["-p", "1", "-O", ""], "-O/--obj: it is empty", "libc"),
+    (&["-p", "1", "-S", ""], "-S/--symbols-prefix: it is empty", "je_"),
+    (&["-p", "1", "--follow-fork"], "--follow-fork: no such option", "did you mean --follow-forks"),
+    (&["-p", "1", "--qqq"], "--qqq: no such option", "memleak --help"),
+    (&["-p", "1", "-q"], "-q: no such option", "memleak --help"),
+    (&["-p", "1", "--json=yes"], "--json: takes no value, but 'yes'", "leave the value out"),
+];
+
+#[test]
+fn what_cannot_be_obeyed_is_one_line_that_says_what_to_do() {
+    for (arguments, names, advises) in REFUSED {
+        let Err(message) = parse(arguments) else { panic!("{arguments:?} was taken") };
+        let ExitMessage { status, stream, text } = message;
+        assert_eq!((status, stream), (exit::USAGE, Stream::Stderr), "{arguments:?}: {text}");
+        assert!(text.starts_with("memleak: ") && text.ends_with('\n'), "{arguments:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{arguments:?}: {text}");
+        assert!(text.contains(names), "{arguments:?} should name {names:?}: {text}");
+        assert!(text.contains(advises), "{arguments:?} should advise {advises:?}: {text}");
+        assert!(
+            text.contains(": ") && text.contains("; "),
+            "{arguments:?}: no what, why, what to do: {text}"
+        );
+    }
+}
+
+#[test]
+fn text_that_is_no_utf8_is_refused_in_one_line() {
+    let bad = OsString::from_vec(b"\xff".to_vec());
+    let message = Settings::from_args(["memleak".into(), "-c".into(), bad]).expect_err("is no text");
+    assert_eq!((message.status, message.text.lines().count()), (exit::USAGE, 1), "{}", message.text);
+    assert!(message.text.contains("UTF-8"), "{}", message.text);
+}
+
+#[test]
+fn control_characters_of_an_argument_do_not_reach_the_terminal() {
+    for arguments in [&["-p", "1\x1b[2J"] as &[&str], &["--x\x1b[2J\n"], &["1", "2", "\x1b[2J"]] {
+        let message = parse(arguments).expect_err("refused");
+        assert!(!message.text.trim_end().contains(char::is_control), "{:?}", message.text);
+    }
+}
+
+#[test]
+fn kernel_mode_is_a_target_that_cannot_be_served_yet() {
+    for arguments in [&["-k"] as &[&str], &["--kernel", "-P", "-F", "5", "2"]] {
+        let message = parse(arguments).expect_err("is not built");
+        assert_eq!((message.status, message.stream), (exit::FAILED, Stream::Stderr));
+        assert_eq!(message.text.lines().count(), 1);
+        assert!(message.text.contains("not built yet in this version"), "{}", message.text);
+    }
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for arguments in [["--help"], ["-h"], ["--version"], ["-V"]] {
+        let message = parse(&arguments).expect_err("ends the program");
+        assert_eq!((message.status, message.stream), (exit::DONE, Stream::Stdout), "{arguments:?}");
+    }
+    let help = parse(&["--help"]).expect_err("ends the program").text;
+    for expected in
+        ["INTERVAL", "Examples:", "Exit status:", "--error-exitcode", "-- ./program", "[default: 500]"]
+    {
+        assert!(help.contains(expected), "{expected} is missing in:\n{help}");
+    }
+    assert!(!help.contains("traps-only"), "{help}");
+    let version = parse(&["--version"]).expect_err("ends the program").text;
+    assert_eq!(version, format!("memleak {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+/// The table of spec section 1: every letter of bcc's memleak, with its long name.
+#[test]
+fn every_option_of_bcc_keeps_its_letter_and_its_name() {
+    let help = parse(&["--help"]).expect_err("ends the program").text;
+    for names in [
+        "-p, --pid",
+        "-t, --trace",
+        "-a, --show-allocs",
+        "-o, --older",
+        "-c, --command",
+        "-C, --combined-only",
+        "-F, --wa-missing-free",
+        "-s, --sample-rate",
+        "-T, --top",
+        "-z, --min-size",
+        "-Z, --max-size",
+        "-O, --obj",
+        "-P, --percpu",
+        "-S, --symbols-prefix",
+        "-k, --kernel",
+    ] {
+        assert!(help.contains(names), "{names} is missing in:\n{help}");
+    }
+}

@@ -1,0 +1,201 @@
+//! How tracing ends: by a signal, by the target's end, by a closed pipe, by SIGKILL.
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader},
+    os::unix::fs::FileExt as _,
+    process::{Command, Stdio},
+};
+
+use crate::{
+    guard::{alone, assert_nothing_left},
+    ledger,
+    options::sizes,
+    process::{Running, code, wait_for_end},
+    programs::{Link, build},
+    tracer::{MEMLEAK, NEVER, Tracer},
+};
+
+fn loops() -> Running {
+    let mut target = Running::start(&mut Command::new(build("loops.c", Link::Dynamic, &[])));
+    target.expect("READY");
+    target
+}
+
+/// How many turns its loops have made.
+fn turns(target: &mut Running) -> u64 {
+    target.tell("?");
+    let line = target.expect_line("turns", |line| line.starts_with("{\"turns\":"));
+    line.trim_start_matches("{\"turns\":").trim_end_matches('}').parse().expect("a number")
+}
+
+/// The target goes on: its loops advance, and their blocks keep what is written into them.
+fn assert_goes_on(target: &mut Running) {
+    let before = turns(target);
+    while turns(target) == before {}
+    assert!(!target.has_ended());
+}
+
+/// The executable part of libc in `pid`, as it is in memory: probes are bytes in it.
+fn code_of_libc(pid: u32) -> Vec<u8> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("its maps");
+    let line = maps.lines().find(|line| line.contains("r-xp") && line.contains("libc.so")).expect("libc");
+    let (start, end) =
+        line.split_whitespace().next().and_then(|range| range.split_once('-')).expect("a range");
+    let address = |text| u64::from_str_radix(text, 16).expect("an address");
+    let (start, end) = (address(start), address(end));
+    let mut code = vec![0; (end - start) as usize];
+    let memory = File::open(format!("/proc/{pid}/mem")).expect("its memory");
+    memory.read_exact_at(&mut code, start).expect("reading its memory");
+    code
+}
+
+#[test]
+fn the_tracer_is_killed() {
+    let _alone = alone();
+    let mut target = loops();
+    let untouched = code_of_libc(target.pid());
+    let mut tracer = Tracer::attach_with(target.pid(), &["1"]);
+    assert!(code_of_libc(target.pid()) != untouched, "the probes are there");
+    tracer.wait_report(|report| report.totals.acquired > 0);
+    tracer.running().signal(libc::SIGKILL);
+    assert_eq!(code(tracer.running().wait_status()), 137);
+    assert_nothing_left();
+    assert!(code_of_libc(target.pid()) == untouched, "breakpoints stay in the target's code");
+    assert_goes_on(&mut target);
+}
+
+/// At any moment of attaching and detaching.
+#[test]
+fn the_tracer_is_killed_while_it_attaches_or_detaches() {
+    let _alone = alone();
+    let mut target = loops();
+    let untouched = code_of_libc(target.pid());
+    for round in 0..12u64 {
+        let pid = target.pid().to_string();
+        let mut tracer = Tracer::start(&["--json", "-v", "-p", &pid, NEVER]);
+        if round % 2 == 0 {
+            tracer.wait_attached();
+            tracer.running().signal(libc::SIGINT);
+        }
+        // No event stands for "halfway": the moments are spread.
+        wait_for_end(tracer.running().pid(), std::time::Duration::from_millis(round * round / 2));
+        tracer.running().signal(libc::SIGKILL);
+        tracer.running().wait_status();
+        assert_nothing_left();
+        assert!(
+            code_of_libc(target.pid()) == untouched,
+            "round {round}: breakpoints stay in the target's code"
+        );
+        assert_goes_on(&mut target);
+    }
+}
+
+#[test]
+fn signals_give_one_last_report() {
+    let _alone = alone();
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let mut target = sizes();
+        let mut tracer = Tracer::attach_with(target.pid(), &["-o", "0", NEVER]);
+        target.tell("s");
+        target.tell("q");
+        let ledger = ledger::hear(&mut target);
+        tracer.running().signal(signal);
+        let outcome = tracer.wait();
+        assert_eq!(outcome.reports.len(), 1, "{:?}", outcome.ended);
+        outcome.into_final_report().assert_equals(&ledger);
+        assert_nothing_left();
+        assert!(!target.has_ended(), "a process is never signalled");
+    }
+}
+
+#[test]
+fn the_target_ends_by_itself_or_is_killed() {
+    let _alone = alone();
+    for killed in [false, true] {
+        let mut target = sizes();
+        let tracer = Tracer::attach_with(target.pid(), &["-o", "60000", NEVER]);
+        target.tell("s");
+        target.tell("m");
+        target.tell("q");
+        let ledger = ledger::hear(&mut target);
+        if killed {
+            target.signal(libc::SIGKILL);
+        } else {
+            target.tell("x");
+        }
+        let outcome = tracer.wait();
+        assert_eq!(outcome.code, 0, "{:?}", outcome.ended);
+        let report = outcome.into_final_report();
+        report.assert_equals(&ledger); // young as they are; and every site has its name
+        let frame = report.stacks[0].frames.iter().find(|frame| frame.bare_function() == "site_medium");
+        assert!(frame.is_some_and(|frame| frame.line.is_some()), "{}", report.describe());
+    }
+}
+
+/// One of several targets ends: the others go on being traced.
+#[test]
+fn one_of_two_targets_ends() {
+    let _alone = alone();
+    let (mut first, mut second) = (sizes(), sizes());
+    let pids = format!("{},{}", first.pid(), second.pid());
+    let mut tracer = Tracer::start(&["--json", "-v", "-o", "0", "-T", "100", "-p", &pids, "0.5"]);
+    tracer.wait_attached();
+    first.tell("s");
+    first.tell("x");
+    assert!(first.wait_status().success());
+    second.tell("m");
+    second.tell("q");
+    ledger::hear(&mut second);
+    let report = tracer.wait_report(|report| report.site("site_medium").1 == 50);
+    assert!(!report.is_final);
+    assert_eq!(tracer.stop_with_report().site("site_medium"), (50_000, 50));
+}
+
+/// A reader that has seen enough closes its pipe: no message, no failure.
+#[test]
+fn nobody_reads_the_reports() {
+    let _alone = alone();
+    for format in [&["--json"][..], &[], &["-t"]] {
+        let mut target = loops();
+        let mut child = Command::new(MEMLEAK)
+            .args(format)
+            .args(["-o", "0", "-p", &target.pid().to_string(), "0.2"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("memleak");
+        let mut first_line = String::new();
+        let mut reports = BufReader::new(child.stdout.take().expect("piped"));
+        reports.read_line(&mut first_line).expect("reading");
+        drop(reports);
+        let ended = wait_for_end(child.id(), crate::process::PATIENCE);
+        if !ended {
+            child.kill().expect("killing");
+        }
+        let output = child.wait_with_output().expect("waiting");
+        assert!(!first_line.is_empty(), "it never printed anything: {output:?}");
+        assert!(ended, "it goes on although nobody reads: {output:?}");
+        assert_eq!(code(output.status), 0, "{output:?}");
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_nothing_left();
+        assert_goes_on(&mut target);
+    }
+}
+
+/// Tracing a process twice in a row, and by two tracers at once, tells the same.
+#[test]
+fn two_tracers_at_once() {
+    let _alone = alone();
+    let mut target = sizes();
+    let one = Tracer::attach(target.pid());
+    let two = Tracer::attach(target.pid());
+    target.tell("s");
+    target.tell("q");
+    let ledger = ledger::hear(&mut target);
+    one.stop_with_report().assert_equals(&ledger);
+    target.tell("m");
+    target.tell("q");
+    let ledger = ledger::hear(&mut target);
+    two.stop_with_report().assert_equals(&ledger);
+}

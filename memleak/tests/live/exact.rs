@@ -1,0 +1,117 @@
+//! Counts and bytes equal the truth, exactly (spec sections 3 and 4).
+
+use std::process::Command;
+
+use crate::{
+    guard::alone,
+    ledger,
+    process::Running,
+    programs::{Link, build, text},
+    tracer::{NEVER, Tracer, trace_command},
+};
+
+/// Options that leave nothing out of a report.
+pub const EVERYTHING: [&str; 5] = ["-o", "0", "-T", "100000", NEVER];
+
+#[test]
+fn eight_threads_and_two_million_calls() {
+    let _alone = alone();
+    let program = build("known_leaks.cc", Link::Dynamic, &[]);
+    let mut target = Running::start(Command::new(program).args(["8", "280000", "20260102"]));
+    target.expect("READY");
+    let tracer = Tracer::attach(target.pid());
+    target.tell("go");
+    let lines = target.expect("END");
+    let calls = lines.iter().find_map(|line| line.strip_prefix("{\"calls\":")?.strip_suffix('}'));
+    let calls: u64 = calls.and_then(|number| number.parse().ok()).expect("a number of calls");
+    assert!(calls > 2_000_000, "{calls}");
+    let ledger = ledger::parse(&lines);
+    assert!(ledger.len() >= 14, "sites that hold something: {ledger:?}");
+
+    let report = tracer.stop_with_report();
+    report.assert_equals(&ledger);
+    report.assert_nothing_lost();
+    report.assert_only_sites("heap");
+    report.assert_only_sites("mmap");
+    assert_eq!(report.totals.acquired - report.totals.released, report.totals.count);
+    target.tell("end");
+    assert!(target.wait_status().success());
+}
+
+/// Each function alone, in a program that ends at once: exact, with every block found where the program says.
+fn each_function_alone(link: Link, functions: &[&str]) {
+    let _alone = alone();
+    let program = build("one_function.c", link, &[]);
+    for function in functions {
+        let outcome = trace_command(&EVERYTHING, &[text(&program), function]);
+        assert_eq!(outcome.code, 0, "{function}: {:?}", outcome.ended);
+        let ledger = ledger::parse(&outcome.ended.stdout);
+        assert!(!ledger.is_empty(), "{function}: {:?}", outcome.ended);
+        let report = outcome.last_report();
+        println!("{function}");
+        report.assert_equals(&ledger);
+        report.assert_nothing_lost();
+    }
+}
+
+const POSIX_FUNCTIONS: [&str; 12] = [
+    "malloc",
+    "calloc",
+    "realloc",
+    "reallocarray",
+    "posix_memalign",
+    "aligned_alloc",
+    "memalign",
+    "valloc",
+    "free",
+    "mmap",
+    "munmap",
+    "mremap",
+];
+
+#[test]
+fn each_function_alone_with_shared_glibc() {
+    each_function_alone(Link::Dynamic, &POSIX_FUNCTIONS);
+    each_function_alone(Link::Dynamic, &["pvalloc"]);
+}
+
+#[test]
+fn each_function_alone_with_static_glibc() {
+    each_function_alone(Link::Static, &POSIX_FUNCTIONS);
+    each_function_alone(Link::Static, &["pvalloc"]);
+}
+
+#[test]
+fn each_function_alone_with_static_pie_glibc() {
+    each_function_alone(Link::StaticPie, &POSIX_FUNCTIONS);
+}
+
+#[test]
+fn each_function_alone_with_static_musl() {
+    each_function_alone(Link::Musl, &POSIX_FUNCTIONS);
+}
+
+#[test]
+fn ranges_are_split_moved_and_replaced() {
+    let _alone = alone();
+    let program = build("mappings.c", Link::Dynamic, &[]);
+    let mut target = Running::start(&mut Command::new(program));
+    target.expect("READY");
+    let mut tracer = Tracer::attach_with(target.pid(), &["-o", "0", "-T", "100000", "1"]);
+    target.tell("go");
+    let ledger = ledger::hear(&mut target);
+    assert!(ledger.len() >= 18, "{ledger:?}");
+    let report = tracer.fresh_report();
+    report.assert_equals(&ledger);
+    report.assert_only_sites("mmap");
+
+    target.tell("go");
+    let ledger = ledger::hear(&mut target);
+    let report = tracer.stop_with_report();
+    report.assert_equals(&ledger);
+    report.assert_nothing_lost();
+    report.assert_only_sites("mmap");
+    report.assert_only_sites("heap");
+    target.tell("end");
+    assert!(target.wait_status().success());
+}

@@ -1,0 +1,191 @@
+//! Reports in their JSON form (spec section 5), and how they compare with a ledger.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::ledger::{Amount, Ledger, Site};
+
+/// One report.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Report {
+    pub schema: u32,
+    pub time: String,
+    pub target: Target,
+    pub elapsed_ms: u64,
+    #[serde(rename = "final")]
+    pub is_final: bool,
+    pub totals: Totals,
+    pub lost: BTreeMap<String, u64>,
+    pub sampled: Option<u64>,
+    pub stacks: Vec<Stack>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Target {
+    pub kind: String,
+    pub pids: Vec<u32>,
+    pub comm: String,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+pub struct Totals {
+    pub bytes: u64,
+    pub count: u64,
+    pub acquired: u64,
+    pub released: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Stack {
+    pub resource: String,
+    pub bytes: u64,
+    pub count: u64,
+    pub oldest_ms: Option<u64>,
+    pub newest_ms: Option<u64>,
+    pub truncated: bool,
+    /// Ours beyond the spec.
+    pub pid: u32,
+    pub frames: Vec<Frame>,
+    pub allocations: Option<Vec<Allocation>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Frame {
+    pub ip: String,
+    pub module: Option<String>,
+    pub function: Option<String>,
+    pub file: Option<String>,
+    pub line: Option<u32>,
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub struct Allocation {
+    pub address: String,
+    pub size: u64,
+    pub age_ms: u64,
+}
+
+/// The ways to lose something that every report has a counter for.
+const LOSSES: [&str; 5] = ["allocations", "stacks", "events", "missed_returns", "skipped_runs"];
+
+impl Frame {
+    /// The function's name without its parameters.
+    pub fn bare_function(&self) -> &str {
+        let name = self.function.as_deref().unwrap_or_default();
+        name.split('(').next().unwrap_or(name)
+    }
+}
+
+impl Stack {
+    /// The allocation site: the innermost function that is one.
+    pub fn site(&self) -> Option<&str> {
+        self.frames.iter().map(Frame::bare_function).find(|name| name.starts_with("site_"))
+    }
+
+    fn describe(&self) -> String {
+        let frames: Vec<String> = self
+            .frames
+            .iter()
+            .map(|frame| match &frame.function {
+                Some(function) => function.clone(),
+                None => format!("[{}] {}", frame.module.as_deref().unwrap_or("?"), frame.ip),
+            })
+            .collect();
+        format!("{} {} bytes in {}: {}", self.resource, self.bytes, self.count, frames.join(" < "))
+    }
+}
+
+impl Report {
+    /// Reads one line.
+    pub fn parse(line: &str) -> Self {
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("not a report: {error}: {line}"))
+    }
+
+    /// What each site holds.
+    pub fn sites(&self) -> Ledger {
+        let mut sites = Ledger::new();
+        for stack in &self.stacks {
+            if let Some(site) = stack.site() {
+                let amount = sites.entry((site.to_owned(), stack.resource.clone())).or_default();
+                amount.bytes += stack.bytes;
+                amount.count = Some(amount.count.unwrap_or(0) + stack.count);
+            }
+        }
+        sites
+    }
+
+    /// What one site holds: bytes and count, zeros where it is not in the report.
+    pub fn site(&self, name: &str) -> (u64, u64) {
+        let of_name = self.stacks.iter().filter(|stack| stack.site() == Some(name));
+        of_name.fold((0, 0), |sum, stack| (sum.0 + stack.bytes, sum.1 + stack.count))
+    }
+
+    /// Sums over the stacks of one resource: bytes and count.
+    pub fn sum(&self, resource: &str) -> (u64, u64) {
+        let of_resource = self.stacks.iter().filter(|stack| stack.resource == resource);
+        of_resource.fold((0, 0), |sum, stack| (sum.0 + stack.bytes, sum.1 + stack.count))
+    }
+
+    /// Every site holds what the ledger says, none holds more, and the totals are the stacks' sums.
+    pub fn assert_equals(&self, ledger: &Ledger) {
+        let sites = self.sites();
+        let mut names: Vec<&Site> = sites.keys().chain(ledger.keys()).collect();
+        names.sort();
+        names.dedup();
+        let wrong: Vec<String> = names
+            .into_iter()
+            .filter_map(|name| {
+                let (truth, told) = (ledger.get(name).copied(), sites.get(name).copied().unwrap_or_default());
+                let truth = truth.unwrap_or(Amount { bytes: 0, count: Some(0) });
+                let same = truth.bytes == told.bytes
+                    && truth.count.is_none_or(|count| count == told.count.unwrap_or(0));
+                (!same).then(|| format!("{} {}: ledger {truth:?}, report {told:?}", name.1, name.0))
+            })
+            .collect();
+        assert!(wrong.is_empty(), "{}\nreport:\n{}", wrong.join("\n"), self.describe());
+        assert!(self.stacks.iter().all(|stack| !stack.truncated), "{}", self.describe());
+        self.assert_sums();
+    }
+
+    /// The totals are the stacks' sums. Wants a report of all stacks.
+    pub fn assert_sums(&self) {
+        let (bytes, count) =
+            self.stacks.iter().fold((0, 0), |sum, stack| (sum.0 + stack.bytes, sum.1 + stack.count));
+        assert_eq!((self.totals.bytes, self.totals.count), (bytes, count), "{}", self.describe());
+    }
+
+    /// No stack of `resource` is without a site.
+    pub fn assert_only_sites(&self, resource: &str) {
+        let strangers: Vec<String> = self
+            .stacks
+            .iter()
+            .filter(|stack| stack.resource == resource && stack.site().is_none())
+            .map(Stack::describe)
+            .collect();
+        assert!(strangers.is_empty(), "nobody's blocks:\n{}", strangers.join("\n"));
+    }
+
+    /// All counters of losses are there and 0.
+    pub fn assert_nothing_lost(&self) {
+        for loss in LOSSES {
+            assert_eq!(self.lost.get(loss), Some(&0), "lost.{loss}\n{}", self.describe());
+        }
+    }
+
+    /// For a failed test to show.
+    pub fn describe(&self) -> String {
+        let stacks: Vec<String> = self.stacks.iter().take(60).map(Stack::describe).collect();
+        format!(
+            "schema {} {} {:?} after {} ms final {} totals {:?} lost {:?}\n{}",
+            self.schema,
+            self.time,
+            self.target,
+            self.elapsed_ms,
+            self.is_final,
+            self.totals,
+            self.lost,
+            stacks.join("\n")
+        )
+    }
+}

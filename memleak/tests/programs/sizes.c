@@ -1,0 +1,75 @@
+// Blocks of known sizes, addresses and order, a batch for each letter that is heard.
+//
+// usage: sizes [seccomp]    phases: READY, then any of
+//   s m l k   some small (16), medium (1000), large (100000), exact (1024) blocks
+//   p         acquires three blocks, releases one, and tells their addresses
+//   a         100000 pairs: one block of site_even, one of site_odd
+//   o y       an old batch, a young batch
+//   g         more for site_growing
+//   q         the ledger, then waits;  x: ends at once
+#include "ledger.h"
+
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+
+#define MALLOC(name)                                                                                              \
+    SITE(site_##name, "heap")                                                                                     \
+    static NOINLINE void *site_##name(size_t n) { return noted(&ledger_site_##name, malloc(n), n); }
+
+MALLOC(small)
+MALLOC(medium)
+MALLOC(large)
+MALLOC(exact)
+MALLOC(even)
+MALLOC(odd)
+MALLOC(old)
+MALLOC(young)
+MALLOC(growing)
+MALLOC(told)
+
+static void batch(void *(*site)(size_t), int count, size_t size) {
+    for (int i = 0; i < count; i++) CHECK(site(size));
+}
+
+static void tell(void) {
+    void *kept = site_told(4321), *released = site_told(1234), *kept_too = site_told(77);
+    CHECK(kept && released && kept_too);
+    free(released);
+    lose(&ledger_site_told, 1234);
+    say("{\"address\":\"%p\",\"size\":4321,\"released\":false}", kept);
+    say("{\"address\":\"%p\",\"size\":1234,\"released\":true}", released);
+    say("{\"address\":\"%p\",\"size\":77,\"released\":false}", kept_too);
+    say("TOLD");
+}
+
+// A filter that allows everything.
+static void allow_all(void) {
+    struct sock_filter allow[] = {BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+    struct sock_fprog program = {1, allow};
+    CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+    CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1 && !strcmp(argv[1], "seccomp")) allow_all();
+    say("READY");
+    for (;;) {
+        switch (hear()) {
+        case 's': batch(site_small, 100, 16); break;
+        case 'm': batch(site_medium, 50, 1000); break;
+        case 'l': batch(site_large, 3, 100000); break;
+        case 'k': batch(site_exact, 2, 1024); break;
+        case 'o': batch(site_old, 5, 64); break;
+        case 'y': batch(site_young, 7, 64); break;
+        case 'g': batch(site_growing, 10, 300); break;
+        case 'p': tell(); break;
+        case 'a':
+            for (int i = 0; i < 100000; i++) CHECK(site_even(64) && site_odd(64));
+            break;
+        case 'q': say_ledger(); break;
+        case 'x': return 0;
+        default: die("no such phase");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+// What `cargo xtask bench` traces. Standard input's end ends it.
+//
+//     pairs loop DEPTH    calls malloc and free in turn, with DEPTH frames of its own on the stack (main is the first),
+//                         and prints a line for each window of time: its end (CLOCK_MONOTONIC, ns), ns for each pair,
+//                         share of the window for which it had a CPU (1: no other program was in its way)
+//     pairs hold COUNT    at a line from standard input acquires COUNT blocks, through 64 different stacks; prints
+//                         "held" and keeps them
+//
+// Built with -O2 -fno-omit-frame-pointer.
+
+#include <poll.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { WINDOW_NS = 250000000, PAIRS_BETWEEN_CLOCKS = 1024, BLOCK = 64, STACKS = 64 };
+
+static uint64_t clock_ns(clockid_t clock) {
+    struct timespec time;
+    clock_gettime(clock, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static int input_has_ended(void) {
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    return poll(&input, 1, 0) > 0 && (input.revents & POLLHUP);
+}
+
+// Keeps the compiler from dropping a pair of calls whose result nobody uses.
+static void use(void *block) { __asm__ volatile("" : : "r"(block) : "memory"); }
+
+__attribute__((noinline)) static void loop(void) {
+    while (!input_has_ended()) {
+        uint64_t start = clock_ns(CLOCK_MONOTONIC), start_of_cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+        uint64_t end, pairs = 0;
+        do {
+            for (int i = 0; i < PAIRS_BETWEEN_CLOCKS; i++) {
+                void *block = malloc(BLOCK);
+                use(block);
+                free(block);
+            }
+            pairs += PAIRS_BETWEEN_CLOCKS;
+            end = clock_ns(CLOCK_MONOTONIC);
+        } while (end - start < WINDOW_NS);
+        double elapsed = (double)(end - start);
+        double on_cpu = (double)(clock_ns(CLOCK_THREAD_CPUTIME_ID) - start_of_cpu);
+        printf("%llu %.3f %.3f\n", (unsigned long long)end, elapsed / (double)pairs, on_cpu / elapsed);
+    }
+}
+
+__attribute__((noinline)) static void hold(size_t blocks) {
+    for (size_t i = 0; i < blocks; i++) {
+        use(malloc(BLOCK));
+    }
+}
+
+static size_t blocks_at_the_bottom;
+
+// `frames` more frames, then `work` in one of its own. What follows the call keeps it from being a jump.
+__attribute__((noinline)) static void descend(unsigned frames, int holding) {
+    if (frames > 0) {
+        descend(frames - 1, holding);
+    } else if (holding) {
+        hold(blocks_at_the_bottom);
+    } else {
+        loop();
+    }
+    use(&frames);
+}
+
+int main(int argc, char **argv) {
+    unsigned long number = argc == 3 ? strtoul(argv[2], NULL, 10) : 0;
+    // The streams' buffers must not be among what is counted.
+    static char out[BUFSIZ], in[BUFSIZ];
+    setvbuf(stdout, out, _IOLBF, sizeof out);
+    setvbuf(stdin, in, _IOLBF, sizeof in);
+    if (argc == 3 && strcmp(argv[1], "loop") == 0 && number >= 3) {
+        descend((unsigned)number - 3, 0);
+        return 0;
+    }
+    if (argc == 3 && strcmp(argv[1], "hold") == 0 && number > 0) {
+        if (getchar() == EOF) {
+            return 0;
+        }
+        for (unsigned i = 0; i < STACKS; i++) {
+            blocks_at_the_bottom = number / STACKS + (i < number % STACKS);
+            descend(i, 1);
+        }
+        puts("held");
+        while (getchar() != EOF) {
+        }
+        return 0;
+    }
+    fputs("usage: pairs loop DEPTH (at least 3) | pairs hold COUNT\n", stderr);
+    return 2;
+}

@@ -1,0 +1,120 @@
+//! bcc's packaged memleak, to compare with. It compiles its programs as it starts, against the headers of the running
+//! kernel, which a machine with a kernel of its own has none of; any kernel's that are near will do.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::processes::{Target, Tracer};
+use crate::{privilege, run};
+
+/// Debian's and Ubuntu's name of it.
+const PROGRAM: &str = "memleak-bpfcc";
+
+/// How to run it.
+pub struct Bcc {
+    program: PathBuf,
+    /// For BCC_KERNEL_SOURCE, where the running kernel has no headers where bcc looks for them.
+    headers: Option<PathBuf>,
+}
+
+impl Bcc {
+    /// Finds it, and headers for it; the error says what is missing.
+    pub fn find() -> Result<Self> {
+        let program = run::find_program(PROGRAM).with_context(|| {
+            format!("{PROGRAM} is not installed (Debian: bpfcc-tools, linux-headers-amd64)")
+        })?;
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        if Path::new("/lib/modules").join(release.trim()).join("build").exists() {
+            return Ok(Self { program, headers: None });
+        }
+        let headers = merge_headers(Path::new("/usr/src"), &run::root().join("target/bench/headers"))?;
+        Ok(Self { program, headers: Some(headers) })
+    }
+
+    /// The tracer for one report after `seconds`.
+    pub fn tracer(&self, target: &Target, seconds: Duration) -> Result<Tracer> {
+        // Through env, since sudo drops variables.
+        let mut command = privilege::as_root("/usr/bin/env", super::INSTEAD)?;
+        if let Some(headers) = &self.headers {
+            command.arg(format!("BCC_KERNEL_SOURCE={}", headers.display()));
+        }
+        // Unbuffered, so that its lines come when it writes them.
+        command.arg("PYTHONUNBUFFERED=1").arg(&self.program);
+        command.args(["-p", &target.pid().to_string(), &seconds.as_secs().to_string(), "1"]);
+        Ok(Tracer { command, mark: "stacks with outstanding allocations" })
+    }
+}
+
+/// Makes one tree of links from Debian's two header packages (`linux-headers-V-amd64` and `linux-headers-V-common`), as
+/// bcc wants it in BCC_KERNEL_SOURCE.
+fn merge_headers(sources: &Path, tree: &Path) -> Result<PathBuf> {
+    let Some((common, own)) = newest_headers(sources)? else {
+        bail!("{PROGRAM} needs kernel headers (Debian: linux-headers-amd64)");
+    };
+    if tree.exists() {
+        fs::remove_dir_all(tree)?;
+    }
+    for folder in ["include", "arch/x86/include"] {
+        fs::create_dir_all(tree.join(folder))?;
+        for package in [&common, &own] {
+            for entry in fs::read_dir(package.join(folder))? {
+                let entry = entry?;
+                let link = tree.join(folder).join(entry.file_name());
+                if !link.exists() {
+                    symlink(entry.path(), link)?;
+                }
+            }
+        }
+    }
+    Ok(tree.to_owned())
+}
+
+/// The pair of header folders (shared by all flavours, of this flavour) of the newest version installed.
+fn newest_headers(sources: &Path) -> Result<Option<(PathBuf, PathBuf)>> {
+    let mut pairs = Vec::new();
+    for entry in fs::read_dir(sources)? {
+        let own = entry?.path();
+        let name = own.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(version) = name.strip_suffix("-amd64") else { continue };
+        let common = own.with_file_name(format!("{version}-common"));
+        if common.is_dir() {
+            pairs.push((version_numbers(version), common, own));
+        }
+    }
+    pairs.sort();
+    Ok(pairs.pop().map(|(_, common, own)| (common, own)))
+}
+
+/// The numbers in a version, so that 6.12 comes after 6.1.
+fn version_numbers(version: &str) -> Vec<u64> {
+    version
+        .split(|character: char| !character.is_ascii_digit())
+        .filter_map(|part| part.parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newest_version_is_by_number() -> Result<()> {
+        let sources = std::env::temp_dir().join(format!("memleak-headers-{}", std::process::id()));
+        for name in ["6.1.0-9-amd64", "6.1.0-9-common", "6.12.3-amd64", "6.12.3-common", "6.99.0-amd64"] {
+            fs::create_dir_all(sources.join(format!("linux-headers-{name}")))?;
+        }
+        let newest = newest_headers(&sources);
+        fs::remove_dir_all(&sources)?;
+        let (common, own) = newest?.context("found none")?;
+        assert!(
+            common.ends_with("linux-headers-6.12.3-common") && own.ends_with("linux-headers-6.12.3-amd64")
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,330 @@
+//! The two processes of a measurement: the program that is traced, which clocks itself, and the tracer.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    path::PathBuf,
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{BigReport, median};
+use crate::run;
+
+/// A tracer that takes longer than this beyond its traced time (bcc compiles first) hangs.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A line that a process wrote, and when it came.
+struct Line {
+    /// CLOCK_MONOTONIC.
+    time: Duration,
+    text: String,
+}
+
+/// CLOCK_MONOTONIC, which the traced program stamps its windows with.
+pub fn now() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid timespec for the length of the call, and the clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Reads a stream line by line on a thread of its own, so that lines are stamped when they come.
+fn lines(stream: impl Read + Send + 'static, sender: mpsc::Sender<Line>) {
+    thread::spawn(move || {
+        for text in BufReader::new(stream).lines().map_while(Result::ok) {
+            if sender.send(Line { time: now(), text }).is_err() {
+                break;
+            }
+        }
+    });
+}
+
+/// The program that is traced. Dropping it ends it.
+pub struct Target {
+    child: Child,
+    input: ChildStdin,
+    lines: Receiver<Line>,
+}
+
+/// The traced program, compiled: xtask/bench/pairs.c.
+pub struct Pairs {
+    program: PathBuf,
+    /// The system's C library, as the compiler finds it.
+    libc: PathBuf,
+    /// Where each target's own copy of it is put.
+    own_libc: PathBuf,
+}
+
+impl Pairs {
+    /// Compiles it.
+    pub fn compile() -> Result<Self> {
+        let directory = run::root().join("target/bench");
+        let own_libc = directory.join("libc");
+        fs::create_dir_all(&own_libc)?;
+        let libc = run::output(Command::new("gcc").arg("-print-file-name=libc.so.6"))?;
+        let program = directory.join("pairs");
+        let mut compiler = Command::new("gcc");
+        compiler.current_dir(run::root()).args(["-O2", "-fno-omit-frame-pointer", "-Wall", "-Wextra"]);
+        run::run(compiler.arg("xtask/bench/pairs.c").arg("-o").arg(&program))?;
+        Ok(Self { program, libc: libc.trim().into(), own_libc })
+    }
+
+    /// Starts it with a C library of its own.
+    pub fn start(&self, arguments: &[&str]) -> Result<Target> {
+        // A new file, not new bytes in the old one: probes belong to an inode.
+        let copy = self.own_libc.join("libc.so.6");
+        if copy.exists() {
+            fs::remove_file(&copy)?;
+        }
+        fs::copy(&self.libc, &copy).with_context(|| format!("cannot copy {}", self.libc.display()))?;
+        let mut command = Command::new(&self.program);
+        command.args(arguments).env("LD_LIBRARY_PATH", &self.own_libc);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
+        let (sender, receiver) = mpsc::channel();
+        lines(child.stdout.take().context("no pipe")?, sender);
+        let input = child.stdin.take().context("no pipe")?;
+        Ok(Target { child, input, lines: receiver })
+    }
+}
+
+impl Target {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Lets one that waits begin.
+    pub fn go(&mut self) -> Result<()> {
+        Ok(writeln!(self.input, "go")?)
+    }
+
+    /// Medians of the windows within `length` from `start`, less a margin at both ends; waits for the last of them.
+    pub fn pace(&self, start: Duration, length: Duration, margin: Duration) -> Result<Pace> {
+        let (from, to) = (start + margin, start + length - margin);
+        let mut inside = Vec::new();
+        let mut last_end = None;
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).context("the traced program says nothing")?;
+            let (end, pace) =
+                parse_window(&line.text).with_context(|| format!("no window: {}", line.text))?;
+            // A window reaches from the end of the one before it to its own.
+            if last_end.is_some_and(|begin| begin >= from) && end <= to {
+                inside.push(pace);
+            }
+            if end > to {
+                break;
+            }
+            last_end = Some(end);
+        }
+        let too_short = "the traced time holds no whole window: give it more with --seconds";
+        Ok(Pace {
+            pair_ns: median(inside.iter().map(|pace| pace.pair_ns)).context(too_short)?,
+            cpu_share: median(inside.iter().map(|pace| pace.cpu_share)).context(too_short)?,
+        })
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        // Fails only where it has ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How fast the traced program went.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// Nanoseconds for a pair of malloc and free.
+    pub pair_ns: f64,
+    /// Share of the time for which it had a CPU; well below 1 on a machine that does other work too.
+    pub cpu_share: f64,
+}
+
+/// `END_NS PAIR_NS CPU_SHARE`, as pairs.c prints it.
+fn parse_window(line: &str) -> Option<(Duration, Pace)> {
+    let mut words = line.split(' ');
+    let end = Duration::from_nanos(words.next()?.parse().ok()?);
+    let pace = Pace { pair_ns: words.next()?.parse().ok()?, cpu_share: words.next()?.parse().ok()? };
+    Some((end, pace))
+}
+
+/// A tracer to run for one report.
+pub struct Tracer {
+    /// The command line.
+    pub command: Command,
+    /// A line with this text tells when the traced time begins, or ends.
+    pub mark: &'static str,
+}
+
+/// What came of a tracer's run.
+pub struct Traced {
+    /// When the marked line came (CLOCK_MONOTONIC).
+    pub marked: Duration,
+    lines: Vec<String>,
+    peak_rss_bytes: u64,
+}
+
+impl Tracer {
+    /// Runs it to its end.
+    pub fn run(self, seconds: Duration) -> Result<Traced> {
+        self.run_with(seconds, || Ok(()))
+    }
+
+    /// Runs it to its end; calls `at_mark` when the marked line comes.
+    pub fn run_with(mut self, seconds: Duration, at_mark: impl FnOnce() -> Result<()>) -> Result<Traced> {
+        let shown = run::shown(&self.command);
+        let command = self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot start `{shown}`"))?;
+        let (sender, receiver) = mpsc::channel();
+        lines(child.stdout.take().context("no pipe")?, sender.clone());
+        lines(child.stderr.take().context("no pipe")?, sender);
+        let collected = collect(&receiver, self.mark, Instant::now() + seconds + PATIENCE, at_mark);
+        if collected.is_err() {
+            // It hangs, or we cannot go on: it must not stay attached. Fails for a tracer that sudo raised, and for
+            // one that has ended.
+            let _ = child.kill();
+        }
+        let (status, peak_rss_bytes) = wait_with_peak_rss(&child)?;
+        let (marked, lines) = collected.with_context(|| format!("`{shown}`"))?;
+        let said = || lines.iter().rev().take(3).rev().cloned().collect::<Vec<_>>().join(" / ");
+        ensure!(status.success(), "`{shown}` failed ({status}): {}", said());
+        let Some(marked) = marked else { bail!("`{shown}` never said `{}`: {}", self.mark, said()) };
+        Ok(Traced { marked, lines, peak_rss_bytes })
+    }
+}
+
+/// Takes lines until the streams end; gives the time of the first with the mark, and all lines.
+fn collect(
+    lines: &Receiver<Line>,
+    mark: &str,
+    deadline: Instant,
+    at_mark: impl FnOnce() -> Result<()>,
+) -> Result<(Option<Duration>, Vec<String>)> {
+    let (mut marked, mut texts, mut at_mark) = (None, Vec::new(), Some(at_mark));
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                if line.text.contains(mark)
+                    && let Some(at_mark) = at_mark.take()
+                {
+                    marked = Some(line.time);
+                    at_mark()?;
+                }
+                texts.push(line.text);
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ok((marked, texts)),
+            Err(RecvTimeoutError::Timeout) => bail!("does not end"),
+        }
+    }
+}
+
+/// Waits for a child; gives its peak resident memory (or that of its own child, where sudo stands between).
+fn wait_with_peak_rss(child: &Child) -> Result<(ExitStatus, u64)> {
+    use std::os::unix::process::ExitStatusExt;
+    let pid = libc::pid_t::try_from(child.id())?;
+    let mut status = 0;
+    // SAFETY: rusage is made of integers, for which zero is a value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are valid for the length of the call; the child is ours and not waited for yet.
+    let waited = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
+    ensure!(waited == pid, "cannot wait for a tracer: {}", std::io::Error::last_os_error());
+    // getrusage(2): ru_maxrss is in kilobytes.
+    Ok((ExitStatus::from_raw(status), usage.ru_maxrss.unsigned_abs() * 1024))
+}
+
+impl Traced {
+    /// What memleak says it took to attach, in milliseconds: `memleak: attached N probes in X ms`.
+    pub fn attach_ms(&self) -> Result<f64> {
+        self.number("memleak: attached ", " in ")
+    }
+
+    /// What memleak says it took to detach, in milliseconds: `memleak: detached N probes in X ms`.
+    pub fn detach_ms(&self) -> Result<f64> {
+        self.number("memleak: detached ", " in ")
+    }
+
+    /// The first report: `memleak: report over N allocations took X ms (snapshot Y ms)`.
+    pub fn big_report(&self) -> Result<BigReport> {
+        const PREFIX: &str = "memleak: report over ";
+        let allocations = self.number(PREFIX, "over ")?;
+        Ok(BigReport {
+            // Counts are whole and far below 2^53.
+            allocations: format!("{allocations:.0}").parse()?,
+            total_ms: self.number(PREFIX, "took ")?,
+            snapshot_ms: self.number(PREFIX, "snapshot ")?,
+            peak_rss_bytes: self.peak_rss_bytes,
+        })
+    }
+
+    /// The number after `before` in the first line that starts with `prefix`.
+    fn number(&self, prefix: &str, before: &str) -> Result<f64> {
+        let line = self.lines.iter().find(|line| line.starts_with(prefix));
+        let line = line.with_context(|| format!("memleak -v did not say `{prefix}...`"))?;
+        let (_, rest) = line.split_once(before).with_context(|| format!("no `{before}` in: {line}"))?;
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        rest[..end].parse().with_context(|| format!("no number after `{before}` in: {line}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn script(text: &str) -> Tracer {
+        let mut command = Command::new("sh");
+        command.args(["-c", text]);
+        Tracer { command, mark: "memleak: attached" }
+    }
+
+    #[test]
+    fn figures_of_memleak_are_read() -> Result<()> {
+        let traced = script(
+            "echo 'memleak: attached 24 probes in 83.5 ms' >&2
+             echo 'memleak: report over 1000000 allocations took 412.25 ms (snapshot 301 ms)' >&2
+             echo 'memleak: report over 7 allocations took 1 ms (snapshot 0.5 ms)' >&2
+             echo 'memleak: detached 24 probes in 12 ms' >&2",
+        )
+        .run(Duration::ZERO)?;
+        assert_eq!((traced.attach_ms()?, traced.detach_ms()?), (83.5, 12.0));
+        let report = traced.big_report()?;
+        assert_eq!((report.allocations, report.total_ms, report.snapshot_ms), (1_000_000, 412.25, 301.0));
+        Ok(())
+    }
+
+    #[test]
+    fn failing_tracer_is_an_error_with_its_last_words() {
+        let outcome =
+            script("echo 'memleak: attached'; echo 'memleak: no rights' >&2; exit 1").run(Duration::ZERO);
+        let message = outcome.err().map(|error| format!("{error:#}")).unwrap_or_default();
+        assert!(message.contains("memleak: no rights"), "{message}");
+        let outcome = script("echo nothing").run(Duration::ZERO);
+        let message = outcome.err().map(|error| format!("{error:#}")).unwrap_or_default();
+        assert!(message.contains("never said `memleak: attached`: nothing"), "{message}");
+    }
+
+    #[test]
+    fn windows_within_the_traced_time_count() -> Result<()> {
+        let (sender, receiver) = mpsc::channel();
+        // Ends at 1, 2, 3... seconds; the windows from 2 to 3, 3 to 4 and 4 to 5 lie in 1.5..5.5 whole.
+        for (end, pair_ns) in [(1, 100.0), (2, 90.0), (3, 7.0), (4, 5.0), (5, 6.0), (6, 80.0)] {
+            sender.send(Line { time: Duration::ZERO, text: format!("{}000000000 {pair_ns} 0.5", end) })?;
+        }
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        let input = child.stdin.take().context("no pipe")?;
+        let target = Target { child, input, lines: receiver };
+        let half = Duration::from_millis(500);
+        let pace = target.pace(Duration::from_secs(1), Duration::from_secs(5), half)?;
+        assert_eq!(pace, Pace { pair_ns: 6.0, cpu_share: 0.5 });
+        Ok(())
+    }
+}
