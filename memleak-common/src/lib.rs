@@ -33,6 +33,8 @@ assert_sizes! {
     unwind::MappingList = 8,
     unwind::Row = 8,
     unwind::State = 96,
+    unwind::PublishedList = 24,
+    thread::Unwind = 96 + 16 + 8 * thread::STACK_WINDOW + 16 + 4 * thread::RULES,
 }
 
 #[cfg(feature = "user")]
@@ -59,5 +61,6 @@ mod pod {
         crate::unwind::Mapping,
         crate::unwind::MappingList,
         crate::unwind::Row,
+        crate::unwind::PublishedList,
     }
 }

@@ -195,6 +195,21 @@ impl MappingList {
     }
 }
 
+/// A process's list as the programs find it. User space stores `list` before `generation`, and a walk loads them the
+/// other way round: with an old generation it may see a new list, and never an old list with a new generation.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PublishedList {
+    /// Its mappings.
+    pub list: MappingList,
+    /// Another one for each list that was ever published: what was found by one says nothing under the next.
+    pub generation: u64,
+    /// Whose it is: its number in the tool's PID namespace. A forked child walks by its parent's at first.
+    pub pid: u32,
+    /// Fills up; 0.
+    pub reserved: u32,
+}
+
 /// Reads of the traced thread's memory.
 pub trait Reads {
     /// The word at `address`; `None` where it cannot be read.
@@ -209,6 +224,12 @@ pub trait Reads {
     fn return_address(&self, _cfa: u64, found: u64) -> u64 {
         found
     }
+
+    /// Where there is no row, a step may be made by the frame pointer.
+    #[inline(always)]
+    fn may_step_by_pointer(&self) -> bool {
+        true
+    }
 }
 
 /// Look-ups in the arrays that hold the tables. Any index can be asked for: an array that is being rewritten must
@@ -220,6 +241,16 @@ pub trait Tables {
     fn mapping_start(&self, index: u32) -> Option<u64>;
     /// A mapping.
     fn mapping(&self, index: u32) -> Option<Mapping>;
+
+    /// [`Row::rule`] for the state's `ip` where the driver knows it from an earlier walk over the same tables, else 0.
+    #[inline(always)]
+    fn known_rule(&self) -> u32 {
+        0
+    }
+
+    /// Tells the driver the rule for the state's `ip`; 0 where there is none.
+    #[inline(always)]
+    fn found_rule(&self, _rule: u32) {}
 }
 
 /// The registers a walk starts from.
@@ -362,10 +393,20 @@ const NO_ROW: Row = Row::bare(0, Kind::NONE);
 /// The row for the state's `ip`; one of kind [`Kind::NONE`] where there is none.
 #[inline(always)]
 fn find_row<T: Tables>(state: &mut State, tables: &T) -> Row {
+    let known = tables.known_rule();
+    if known != 0 {
+        return Row::from_rule(0, known);
+    }
     // A return address can be the first byte of the next function, where the callee never returns: the call itself is
     // one byte before. An interrupted instruction can be a function's first.
     let address = if state.exact != 0 { state.regs.ip } else { state.regs.ip.wrapping_sub(1) };
-    if find_mapping(state, address, tables) { search_rows(&state.mapping, address, tables) } else { NO_ROW }
+    let row = if find_mapping(state, address, tables) {
+        search_rows(&state.mapping, address, tables)
+    } else {
+        NO_ROW
+    };
+    tables.found_rule(row.rule());
+    row
 }
 
 /// The row for an address of a mapping.
@@ -410,6 +451,9 @@ fn step_without_row<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &
         && search_rows(mapping, ip, tables).kind() != Kind::NONE
     {
         return Step::Complete;
+    }
+    if !reads.may_step_by_pointer() {
+        return Step::NoRow;
     }
     step_by_pointer(state, reads, tables)
 }
@@ -495,12 +539,13 @@ pub fn step_x86_64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &T
         let Some([fp, ip]) = reads.read2(cfa.wrapping_sub(16)) else { return Step::Unreadable };
         return enter_caller(state, reads.return_address(cfa, ip), cfa, fp);
     }
-    let Some(ip) = reads.read(cfa.wrapping_sub(8)) else { return Step::Unreadable };
+    // The lower address first: a driver that reads ahead has the other one by then.
     let mut fp = regs.fp;
     if slot != 0 {
         let Some(saved) = reads.read(slot_address(slot, cfa, &regs)) else { return Step::Unreadable };
         fp = saved;
     }
+    let Some(ip) = reads.read(cfa.wrapping_sub(8)) else { return Step::Unreadable };
     enter_caller(state, reads.return_address(cfa, ip), cfa, fp)
 }
 

@@ -32,6 +32,7 @@ use crate::{
         attach::{Probes, Scope},
         load,
         read::{Reader, monotonic_ns},
+        unwind::{Unwinding, words_for},
     },
     probe::{
         plan::{Plan, PlanError, PlanOptions, plan, symbol_names},
@@ -47,14 +48,15 @@ use crate::{
         sink::{Delivery, Sink, SinkError},
         trace::{EventKind, EventLine},
     },
-    settings::{Settings, TargetSpec},
+    settings::{Settings, TargetSpec, UnwindMode},
     snapshot::{Snapshot, Unmap},
-    symbolize::Symbolizer,
+    symbolize::{LiveTarget, Symbolizer},
     target::{
         command::{CommandError, Held, HeldCommand},
         object::{ObjectId, read_objects},
         process::{PidFd, Process, ProcessError},
     },
+    unwind::{MappedObject, ProcessTables},
 };
 
 /// Why a run cannot go on. One line each: what, why, what to do.
@@ -128,6 +130,8 @@ pub struct Session {
     probes: Probes,
     reader: Reader,
     symbolizer: Symbolizer,
+    /// `None` where stacks are walked otherwise.
+    unwinding: Option<Unwinding>,
     sink: Sink,
     history: History,
     traced: BTreeMap<u32, Traced>,
@@ -150,7 +154,7 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         }
         TargetSpec::Command(_) => Vec::new(),
     };
-    let mut session = Session::load(settings, sink)?;
+    let mut session = Session::load(settings, sink, &processes)?;
     let mut signals =
         Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
     for process in processes {
@@ -166,11 +170,23 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
 }
 
 impl Session {
-    fn load(settings: Settings, sink: Sink) -> Result<Self, SessionError> {
+    /// Loads the programs, and enters the unwind tables of `processes`.
+    fn load(settings: Settings, sink: Sink, processes: &[Process]) -> Result<Self, SessionError> {
         let rows: Vec<ProbeRow> = TABLE.iter().map(|row| row.probe).collect();
+        // The tables first: an array's size is set when it is made.
+        let mut tables = ProcessTables::default();
+        let objects = build_tables(&settings, processes, &mut tables);
+        let words = words_for((!objects.is_empty()).then(|| tables.sums()));
         let begin = Instant::now();
-        let mut loaded = load::load(&settings.capture, &settings.report, &rows, settings.verbosity)?;
+        let mut loaded = load::load(&settings.capture, &settings.report, &rows, words, settings.verbosity)?;
         info!("loaded the BPF programs in {} ms", millis(begin.elapsed()));
+        let mut unwinding =
+            loaded.walks_tables.then(|| Unwinding::open(&loaded.ebpf, tables)).transpose()?;
+        if let Some(unwinding) = &mut unwinding {
+            for (pid, objects) in &objects {
+                unwinding.set(&mut loaded.ebpf, *pid, objects)?;
+            }
+        }
         let log = (settings.verbosity > 0).then(|| bpf_log(&mut loaded.ebpf)).flatten();
         let events =
             readable(loaded.events).map_err(|error| SessionError::System("cannot wait for events", error))?;
@@ -182,6 +198,7 @@ impl Session {
             probes: Probes::new(loaded.uprobes, loaded.mends_stack),
             reader: Reader::default(),
             symbolizer: Symbolizer::new(),
+            unwinding,
             sink,
             history: History::default(),
             traced: BTreeMap::new(),
@@ -204,9 +221,9 @@ impl Session {
             process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
         self.add_target(pid, process.comm, end)?;
         let plan = self.plan(pid, Objects::All)?;
-        self.attach(pid, &plan)?;
-        // Reads what is mapped, and keeps it: the process may end at any time.
+        // Reads what is mapped, and keeps it: the process may end at any time. Before the probes are in, for the walks.
         self.observe(pid);
+        self.attach(pid, &plan)?;
         Ok(())
     }
 
@@ -220,8 +237,8 @@ impl Session {
         self.add_target(pid, comm, end)?;
         loop {
             let plan = self.plan(pid, Objects::New)?;
-            self.attach(pid, &plan)?;
             self.observe(pid);
+            self.attach(pid, &plan)?;
             match held.advance().map_err(system)? {
                 Held::Mapped => {}
                 Held::Entry => break,
@@ -232,8 +249,8 @@ impl Session {
         }
         // What IFUNC resolvers have chosen is known by now, and so is whether there is an allocator at all.
         let plan = self.plan(pid, Objects::All)?;
-        self.attach(pid, &plan)?;
         self.observe(pid);
+        self.attach(pid, &plan)?;
         self.held = Some(held);
         Ok(())
     }
@@ -324,16 +341,34 @@ impl Session {
 
     /// Says what was attached since it was last said: all that was asked for is in by now.
     fn tell_attached(&mut self) {
+        if self.settings.verbosity > 0
+            && let Some(news) = self.unwinding.as_mut().and_then(Unwinding::news)
+        {
+            info!("{news}");
+        }
         let (count, took) = std::mem::take(&mut self.attached);
         if count > 0 {
             info!("attached {count} probes in {} ms", millis(took));
         }
     }
 
+    /// Takes over what a process has mapped now: the unwind tables at once, since it goes on.
     fn observe(&mut self, pid: u32) {
-        if let Err(error) = self.symbolizer.observe(pid) {
-            debug!("cannot read what process {pid} has mapped: {error}");
+        let mappings = match read_maps(pid) {
+            Ok(mappings) => mappings,
+            Err(error) => {
+                debug!("cannot read what process {pid} has mapped: {error}");
+                return;
+            }
+        };
+        // One that has ended has nothing mapped; its last stacks have been walked.
+        if let Some(unwinding) = &mut self.unwinding
+            && !mappings.is_empty()
+            && let Err(error) = unwinding.observe(&mut self.ebpf, pid, &mappings, &LiveTarget(pid))
+        {
+            warn!("{error}");
         }
+        self.symbolizer.observe_mappings(pid, mappings, &LiveTarget(pid));
     }
 
     /// Reports at each interval until a reason for the last report comes up.
@@ -347,6 +382,9 @@ impl Session {
                 Some(pid) = self.ends.1.recv() => {
                     if let Some(traced) = self.traced.get_mut(&pid) {
                         traced.ended = true;
+                    }
+                    if let Some(unwinding) = &mut self.unwinding {
+                        unwinding.remove(&mut self.ebpf, pid);
                     }
                     // Followed children may have been made just before.
                     if self.take_events()? == Delivery::ReaderGone {
@@ -414,17 +452,21 @@ impl Session {
         if !self.traced.contains_key(&pid) {
             return;
         }
+        // Tables first: the new code runs as soon as the dynamic linker is done.
+        self.observe(pid);
         let planned = self.plan(pid, Objects::New).and_then(|plan| self.attach(pid, &plan));
         if let Err(error) = planned {
             // It may have ended meanwhile; what was attached before stays.
             info!("{error}");
         }
         self.tell_attached();
-        self.observe(pid);
     }
 
     fn program_replaced(&mut self, pid: u32) {
         self.symbolizer.forget(pid);
+        if let Some(unwinding) = &mut self.unwinding {
+            unwinding.forget(pid);
+        }
         if let Some(traced) = self.traced.get_mut(&pid) {
             traced.planned.clear();
             if let Ok(status) = read_status(pid) {
@@ -548,6 +590,26 @@ impl Session {
         let took = self.probes.detach();
         info!("detached {count} probes in {} ms", millis(took));
     }
+}
+
+/// Builds the unwind tables of processes that run already. Gives their objects.
+fn build_tables(
+    settings: &Settings,
+    processes: &[Process],
+    tables: &mut ProcessTables,
+) -> Vec<(u32, Vec<MappedObject>)> {
+    if settings.capture.traps_only
+        || !matches!(settings.capture.unwind, UnwindMode::Auto | UnwindMode::Dwarf)
+    {
+        return Vec::new();
+    }
+    processes
+        .iter()
+        .filter_map(|process| {
+            let mappings = read_maps(process.pid).ok()?;
+            Some((process.pid, tables.observe(process.pid, &mappings, &LiveTarget(process.pid))?))
+        })
+        .collect()
 }
 
 /// Waits for the command. One that has ended by itself passes its status on; one that outlives the last report is asked

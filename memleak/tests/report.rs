@@ -75,7 +75,7 @@ fn leaky() -> StackReport {
         count: 5,
         oldest_ms: Some(4000),
         newest_ms: Some(900),
-        truncated: false,
+        cut: None,
         frames: vec![
             Frame {
                 symbol: Some("_Z5leakym".to_owned()),
@@ -145,7 +145,7 @@ fn no_symbols() -> Report {
         },
     ];
     let no_stack = StackReport { bytes: 16, count: 1, frames: vec![], ..leaky() };
-    report(vec![StackReport { frames, truncated: true, ..leaky() }, no_stack])
+    report(vec![StackReport { frames, cut: Some(Cut::TooDeep), ..leaky() }, no_stack])
 }
 
 fn hostile() -> Report {
@@ -419,13 +419,13 @@ fn a_group_becomes_a_stack_of_the_report() {
         growth: 10,
         allocations: None,
     };
-    let cut = Stack { ips: vec![1], truncated: true };
+    let cut = Stack { ips: vec![1], cut: Some(Cut::TooDeep) };
     let stack = StackReport::new(group.clone(), Some(&cut), leaky().frames, &settings(false));
     assert_eq!((stack.pid, stack.resource, stack.bytes, stack.count), (9, Resource::Mmap, 10, 2));
-    assert_eq!((stack.oldest_ms, stack.newest_ms, stack.truncated), (Some(2), Some(1), true));
+    assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut), (Some(2), Some(1), Some(Cut::TooDeep)));
     assert_eq!(stack.frames, leaky().frames);
     let stack = StackReport::new(group, None, vec![], &settings(true));
-    assert_eq!((stack.oldest_ms, stack.newest_ms, stack.truncated), (None, None, false));
+    assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut), (None, None, None));
 }
 
 #[test]

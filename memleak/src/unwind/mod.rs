@@ -10,6 +10,7 @@ mod cfi;
 pub mod eh_frame;
 mod layout;
 mod object;
+mod process;
 mod table;
 mod walk;
 
@@ -17,6 +18,7 @@ pub use cache::{Source, TableCache, TableResult};
 pub use cfi::Machine;
 pub use layout::{Arrays, Layout, LayoutError, MappedObject, Store};
 pub use object::{ExecSegment, ExecSegments};
+pub use process::{ProcessTables, Sums};
 pub use table::UnwindTable;
 pub use walk::{Frame, ReadsFrom, Walk, walk};
 
