@@ -66,14 +66,14 @@ pub struct Lost {
     pub allocations: u64,
     /// Allocations recorded without their stack.
     pub stacks: u64,
-    /// Different stacks that are known in part: their callers are missing.
-    pub cut_stacks: u64,
     /// Events dropped (`-t`).
     pub events: u64,
     /// Calls whose return was not seen.
     pub missed_returns: u64,
     /// Runs of our programs that the kernel skipped.
     pub skipped_runs: u64,
+    /// Different stacks that are known in part: their outer callers are missing.
+    pub cut_stacks: u64,
 }
 
 /// All maps at one moment.

@@ -19,7 +19,7 @@ use memleak::{
         trace::{EventKind, EventLine, write_event_json, write_event_text},
     },
     settings::{Format, ReportSettings, SortKey},
-    snapshot::{Lost, Stack},
+    snapshot::{Cut, Lost, Stack},
     symbolize::{Frame, NoSymbol},
 };
 use memleak_common::probe::Resource;
@@ -173,7 +173,7 @@ fn cases() -> Vec<(&'static str, Report)> {
         ..leaky()
     };
     let combined = StackReport { oldest_ms: None, newest_ms: None, ..leaky() };
-    let all_lost = Lost { allocations: 12, stacks: 1, events: 34, missed_returns: 2, skipped_runs: 5 };
+    let all_lost = Lost { allocations: 12, stacks: 1, events: 34, missed_returns: 2, skipped_runs: 5, cut_stacks: 3 };
     vec![
         ("plain", report(vec![mapping(), leaky()])),
         ("empty", report(vec![])),
@@ -255,7 +255,7 @@ fn the_json_of_the_spec() {
         r#"{"schema":1,"time":"2026-01-02T03:04:05.678Z","target":{"kind":"process","pids":[123],"comm":"leak"},
          "elapsed_ms":5000,"final":false,
          "totals":{"bytes":80,"count":5,"acquired":12,"released":7},
-         "lost":{"allocations":0,"stacks":0,"events":0,"missed_returns":0,"skipped_runs":0},
+         "lost":{"allocations":0,"stacks":0,"events":0,"missed_returns":0,"skipped_runs":0,"cut_stacks":0},
          "stacks":[{"resource":"heap","bytes":80,"count":5,"oldest_ms":4000,"newest_ms":900,"truncated":false,
            "frames":[{"ip":"0x55fca689a188","module":"/tmp/leak","offset":"0x1188","function":"leaky(unsigned long)",
                       "symbol":"_Z5leakym","function_offset":15,"file":"leak.c","line":5,"inlined":false}],

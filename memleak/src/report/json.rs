@@ -117,6 +117,7 @@ struct JsonStack<'a> {
     oldest_ms: Option<u64>,
     newest_ms: Option<u64>,
     truncated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
     cut: Option<&'static str>,
     pid: u32,
     frames: Vec<JsonFrame<'a>>,

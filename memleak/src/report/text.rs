@@ -72,6 +72,7 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
             "program run",
             "skipped by the kernel, numbers may be off: trace fewer with -z or -s",
         ),
+        (lost.cut_stacks, "stack", "known in part: the line behind its last frame says why"),
     ];
     let parts: Vec<String> = ways
         .iter()

@@ -126,6 +126,8 @@ pub(super) struct Object<'a> {
     pub build_id: Option<Vec<u8>>,
     pub segments: ExecSegments,
     pub sections: Sections<'a>,
+    /// `e_entry`: the vaddr where the kernel starts it; 0 for most libraries.
+    pub entry: u64,
 }
 
 impl<'a> Object<'a> {
@@ -147,7 +149,8 @@ impl<'a> Object<'a> {
         if sections.eh_frame.is_none() {
             sections.eh_frame = eh_frame_by_header(program_headers, data);
         }
-        Ok(Self { machine, build_id, segments, sections })
+        let entry = header.e_entry(endian);
+        Ok(Self { machine, build_id, segments, sections, entry })
     }
 }
 

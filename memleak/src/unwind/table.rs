@@ -17,6 +17,8 @@ use super::{
 const SIGRETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
 /// Text without rows that is searched for them: shorter stretches pad functions, longer ones are cut.
 const GAP_BYTES: std::ops::RangeInclusive<u32> = 64..=(4 << 20);
+/// Code at the entry that nothing describes: both C libraries' is shorter.
+const ENTRY_BYTES: u32 = 256;
 /// Most stretches that are searched.
 const MAX_GAPS: usize = 256;
 
@@ -50,11 +52,12 @@ impl UnwindTable {
     }
 
     fn build<'a, R: ReadRef<'a>>(data: R) -> Result<Self, UnwindError> {
-        let Object { machine, build_id, segments, sections } = Object::parse(data)?;
+        let Object { machine, build_id, segments, sections, entry } = Object::parse(data)?;
         let mut runs = read_entries(&sections, &segments, machine);
         if machine == Machine::X86_64 {
             add_signal_returns(&mut runs, &segments, data);
         }
+        add_entry(&mut runs, &segments, entry);
         let (rows, overlapping) = merge(&runs);
         let stats = BuildStats { overlapping: runs.stats.overlapping + overlapping, ..runs.stats };
         let pages = index_pages(&rows);
@@ -78,6 +81,18 @@ impl UnwindTable {
     /// Words that the table takes where it is laid out: rows and page index.
     pub fn words(&self) -> usize {
         self.rows.len() + self.pages.len()
+    }
+}
+
+/// Says of the code at the entry, where nothing else does, that a stack ends there: the kernel has jumped to it. (In
+/// glibc's dynamic linker and musl's crt1 it is assembly without unwind information.) The runs are in order, before and
+/// after.
+fn add_entry(runs: &mut Runs, segments: &ExecSegments, entry: u64) {
+    let Some((pc, _)) = segments.clip(entry, entry.saturating_add(1)) else { return };
+    let gap = runs.gaps(segments.text_len()).into_iter().find(|(start, end)| (*start..*end).contains(&pc));
+    if let Some((_, end)) = gap.filter(|_| !runs.runs.is_empty()) {
+        runs.push(pc, end.min(pc + ENTRY_BYTES), &[Row::bare(pc, Kind::END)]);
+        runs.runs.sort_unstable_by_key(|run| (run.start, run.first));
     }
 }
 

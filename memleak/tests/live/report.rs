@@ -67,7 +67,8 @@ pub struct Allocation {
 }
 
 /// The ways to lose something that every report has a counter for.
-const LOSSES: [&str; 5] = ["allocations", "stacks", "events", "missed_returns", "skipped_runs"];
+const LOSSES: [&str; 6] =
+    ["allocations", "stacks", "events", "missed_returns", "skipped_runs", "cut_stacks"];
 
 impl Frame {
     /// The function's name without its parameters.
