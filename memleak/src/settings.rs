@@ -103,6 +103,13 @@ pub struct CaptureSettings {
     pub traps_only: bool,
 }
 
+impl CaptureSettings {
+    /// Stacks are walked by unwind tables.
+    pub fn walks_tables(&self) -> bool {
+        matches!(self.unwind, UnwindMode::Auto | UnwindMode::Dwarf) && !self.traps_only
+    }
+}
+
 /// Everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {

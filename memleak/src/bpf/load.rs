@@ -94,7 +94,7 @@ fn load_with(
     verbosity: u8,
 ) -> Result<Loaded, BpfError> {
     let settings = kernel_settings(capture, report)?;
-    let walks_tables = matches!(capture.unwind, UnwindMode::Auto | UnwindMode::Dwarf) && !capture.traps_only;
+    let walks_tables = capture.walks_tables();
     // What is not used takes no memory.
     let room = |entries: u32, is_used: bool| if is_used { entries } else { 1 };
     // No log at first: aya would retry a failed load with ever larger ones, which takes long. With -v -v the user
@@ -152,6 +152,9 @@ fn kernel_settings(capture: &CaptureSettings, report: &ReportSettings) -> Result
         UnwindMode::Kernel => flags::KERNEL_WALK,
     };
     let (pid_ns_dev, pid_ns_ino) = own_pid_namespace();
+    if capture.follow_forks && pid_ns_ino != 0 {
+        return Err(BpfError::ForksInNamespace);
+    }
     Ok(KernelSettings {
         min_size: capture.min_size,
         max_size: capture.max_size,

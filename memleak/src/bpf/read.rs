@@ -10,6 +10,8 @@ use aya::{
     Ebpf,
     maps::{HashMap as BpfHashMap, Map, MapData, PerCpuArray},
 };
+use rustc_hash::FxHashMap;
+
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
     probe::Resource,
@@ -20,7 +22,10 @@ use memleak_common::{
 };
 
 use super::{BpfError, attach::Probes, chain, maps};
-use crate::snapshot::{Cut, Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps};
+use crate::{
+    probe::table::TABLE,
+    snapshot::{Cut, Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps},
+};
 
 /// What is kept from one snapshot to the next.
 #[derive(Default)]
@@ -29,14 +34,29 @@ pub struct Reader {
     stacks: HashMap<u64, Stack>,
     /// Ranges unmapped in part, as long as a record overlaps one.
     unmaps: Vec<Unmap>,
+    /// Ranges of which nothing was left: released, though not by their own start.
+    removed: u64,
     /// Numbers of processes, ours by the kernel side's.
     pids: HashMap<u32, u32>,
 }
 
 impl Reader {
-    /// Remembers that a range was unmapped of which the kernel side knows no record that begins there.
+    /// Remembers that a range was unmapped.
     pub fn unmapped(&mut self, unmap: Unmap) {
         self.unmaps.push(unmap);
+    }
+
+    /// Forgets unmaps that concern no record, where so many have come up that they weigh.
+    pub fn forget_unmaps(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
+        /// 16 MB of them.
+        const MANY: usize = 500_000;
+        if self.unmaps.len() > MANY {
+            let targets = targets(ebpf)?;
+            let applied = apply_unmaps(outstanding(ebpf, &targets)?, &mut self.unmaps);
+            remove_dead(ebpf, &targets, &applied.dead)?;
+            self.removed += applied.dead.len() as u64;
+        }
+        Ok(())
     }
 
     /// The number in our PID namespace of the process that the kernel side calls `tgid`.
@@ -69,9 +89,20 @@ impl Reader {
         let time_ns = monotonic_ns();
         let applied = apply_unmaps(raw, &mut self.unmaps);
         remove_dead(ebpf, &targets, &applied.dead)?;
+        self.removed += applied.dead.len() as u64;
         let mut outstanding = applied.outstanding;
+        let mut known: FxHashMap<u64, bool> = FxHashMap::default();
         for allocation in &mut outstanding {
-            if self.stack(ebpf, allocation.stack_id)?.is_none() {
+            let id = allocation.stack_id;
+            let is_known = match known.get(&id) {
+                Some(is_known) => *is_known,
+                None => {
+                    let is_known = self.stack(ebpf, id)?.is_some();
+                    known.insert(id, is_known);
+                    is_known
+                }
+            };
+            if !is_known {
                 allocation.stack_id = NO_STACK;
             }
         }
@@ -81,7 +112,7 @@ impl Reader {
             outstanding,
             stacks: self.stacks.clone(),
             acquired: stats.get(Stat::Acquired),
-            released: stats.get(Stat::Released) + applied.dead.len() as u64,
+            released: stats.get(Stat::Released) + self.removed,
             lost: Lost {
                 allocations: stats.get(Stat::LostAllocations),
                 stacks: stats.get(Stat::LostStacks),
@@ -114,10 +145,10 @@ fn skipped_runs(ebpf: &Ebpf, probes: &Probes) -> Result<u64, BpfError> {
 
 /// Traced processes: by their number in the kernel's first PID namespace, the number that /proc gives them here and the
 /// generation of their program.
-struct Targets(HashMap<u32, (u32, Target)>);
+struct Targets(FxHashMap<u32, (u32, Target)>);
 
 fn targets(ebpf: &Ebpf) -> Result<Targets, BpfError> {
-    let mut targets = HashMap::new();
+    let mut targets = FxHashMap::default();
     maps::for_each_entry(fd(ebpf, "TARGETS")?, |&pid: &u32, target: &Target| {
         targets.insert(target.kernel_tgid, (pid, *target));
     })
@@ -136,7 +167,8 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfEr
             all.push(Outstanding {
                 pid: *pid,
                 resource,
-                address: key.handle,
+                address: start_of(resource, key.handle),
+                handle: key.handle,
                 size: allocation.size,
                 stack_id: allocation.stack_id,
                 time_ns: allocation.time_ns,
@@ -159,12 +191,15 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfEr
         let seen: HashSet<(u32, u64)> = all.iter().map(|found| (found.pid, found.address)).collect();
         for (tgid, call) in pending {
             let Some((pid, target)) = targets.0.get(&tgid) else { continue };
+            let Some(row) = TABLE.get(call.row as usize) else { continue };
+            let Some(resource) = Resource::from_u32(row.probe.resource) else { continue };
             if target.generation == call.released.generation && !seen.contains(&(*pid, call.released_handle))
             {
                 all.push(Outstanding {
                     pid: *pid,
-                    resource: Resource::Heap,
+                    resource,
                     address: call.released_handle,
+                    handle: call.released_handle,
                     size: call.released.size,
                     stack_id: call.released.stack_id,
                     time_ns: call.released.time_ns,
@@ -175,6 +210,12 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfEr
     Ok(all)
 }
 
+/// Where a record's range begins: the end of a range that was released in part may have a key within its first page.
+fn start_of(resource: Resource, handle: u64) -> u64 {
+    const PAGE_SIZE: u64 = 4096;
+    if resource == Resource::Mmap { handle & !(PAGE_SIZE - 1) } else { handle }
+}
+
 /// Removes records of ranges of which nothing is mapped any more.
 fn remove_dead(ebpf: &Ebpf, targets: &Targets, dead: &[Outstanding]) -> Result<(), BpfError> {
     for record in dead {
@@ -182,7 +223,7 @@ fn remove_dead(ebpf: &Ebpf, targets: &Targets, dead: &[Outstanding]) -> Result<(
         else {
             continue;
         };
-        let key = AllocationKey { tgid, resource: record.resource as u32, handle: record.address };
+        let key = AllocationKey { tgid, resource: record.resource as u32, handle: record.handle };
         let taken: Option<Allocation> =
             maps::take(fd(ebpf, "ALLOCATIONS")?, &key).map_err(|error| map_error("ALLOCATIONS", &error))?;
         // The address may have been handed out again since it was read: then it is not the one that is dead.

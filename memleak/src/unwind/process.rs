@@ -8,8 +8,8 @@ use std::{
 
 use super::{MappedObject, Source, TableCache, UnwindTable};
 use crate::{
-    proc::maps::{Backing, Mapping},
-    symbolize::Target,
+    proc::maps::{Backing, Mapping, read_maps},
+    symbolize::{LiveTarget, Target},
 };
 
 /// Largest vdso, bytes. They are a few pages.
@@ -77,6 +77,15 @@ impl ProcessTables {
         let objects = objects.collect();
         self.processes.insert(pid, known);
         Some(objects)
+    }
+
+    /// Takes over what running processes have mapped. Gives their objects; one that cannot be read has none.
+    pub fn observe_running(&mut self, pids: impl Iterator<Item = u32>) -> Vec<(u32, Vec<MappedObject>)> {
+        pids.filter_map(|pid| {
+            let mappings = read_maps(pid).ok()?;
+            Some((pid, self.observe(pid, &mappings, &LiveTarget(pid))?))
+        })
+        .collect()
     }
 
     /// Forgets a process that has ended or replaced its program, and the tables that nobody else maps.

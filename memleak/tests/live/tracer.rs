@@ -3,10 +3,11 @@
 use std::{
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
+    time::Instant,
 };
 
 use crate::{
-    process::{self, Ended, Running},
+    process::{self, Ended, PATIENCE, Running},
     programs::scratch_dir,
     report::Report,
 };
@@ -90,18 +91,21 @@ impl Tracer {
 
     /// Waits for the next JSON report that is `wanted`.
     pub fn wait_report(&mut self, wanted: impl Fn(&Report) -> bool) -> Report {
-        loop {
-            match self.running.stdout().wait(self.next_report, |_| true) {
-                Some((number, line)) => {
-                    self.next_report = number + 1;
-                    let report = Report::parse(&line);
-                    if wanted(&report) {
-                        return report;
-                    }
-                }
-                None => panic!("no such report\n{}", self.running.outputs()),
+        let mut last = None;
+        let started = Instant::now();
+        while let Some((number, line)) = self.running.stdout().wait(self.next_report, |_| true) {
+            self.next_report = number + 1;
+            let report = Report::parse(&line);
+            if wanted(&report) {
+                return report;
+            }
+            last = Some(report);
+            if started.elapsed() > PATIENCE {
+                break; // reports keep coming
             }
         }
+        let last = last.map(|report| report.describe()).unwrap_or_default();
+        panic!("no such report; the last one:\n{last}\n{}", self.running.outputs());
     }
 
     /// Waits for a report whose snapshot was taken after this call: the one under way may be older.
