@@ -1,6 +1,10 @@
 //! Records of traced processes (map `TARGETS`, key: thread group id in the tool's PID namespace) and threads (map `THREADS`, key: `pid_tgid`).
 
-use crate::{allocation::Allocation, stack::{MAX_STACK_DEPTH, StackRecord}, unwind::State};
+use crate::{
+    allocation::Allocation,
+    stack::{MAX_STACK_DEPTH, StackRecord},
+    unwind::State,
+};
 
 /// Calls a thread can have pending: outermost ones, one for each group of rows ([`crate::probe::ProbeRow::group`]), and
 /// those nested in them. A power of two.

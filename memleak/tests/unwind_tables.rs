@@ -157,7 +157,10 @@ fn compare(path: &Path, table: &UnwindTable, truths: &Truths) -> Counts {
         let found = table.lookup((end - base) as u32).map(Row::kind);
         // Code at the entry ends a stack, where nothing else is said of it.
         let at_entry = *end == entry_of(path) && found == Some(Kind::END);
-        assert!(at_entry || matches!(found, None | Some(Kind::NONE)), "{path:?}: {end:#x} is behind an entry: {found:?}");
+        assert!(
+            at_entry || matches!(found, None | Some(Kind::NONE)),
+            "{path:?}: {end:#x} is behind an entry: {found:?}"
+        );
     }
     counts
 }

@@ -113,7 +113,10 @@ fn load_with(
         .map_max_entries("UNWIND_WORDS", room(unwind_words, walks_tables))
         .map_max_entries("UNWIND_MAPPINGS", room(unwind::MAPPINGS, walks_tables))
         .map_max_entries("UNWIND_LISTS", room(unwind::LISTS, walks_tables))
-        .map_max_entries("KERNEL_STACKS", room(capture.stack_storage_size, capture.unwind == UnwindMode::Kernel))
+        .map_max_entries(
+            "KERNEL_STACKS",
+            room(capture.stack_storage_size, capture.unwind == UnwindMode::Kernel),
+        )
         .load(OBJECT)
         .map_err(|error| load_error(&error))?;
     fill_rows(&mut ebpf, rows)?;

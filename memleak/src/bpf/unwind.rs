@@ -199,7 +199,9 @@ impl<T: aya::Pod> Array<T> {
         }
         // SAFETY: within the memory map, by the check above. Programs may read it meanwhile, by single loads whose
         // result they take for what it is: user space writes to places that no list names.
-        unsafe { self.start.as_ptr().add(index as usize).copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+        unsafe {
+            self.start.as_ptr().add(index as usize).copy_from_nonoverlapping(values.as_ptr(), values.len())
+        };
         Ok(())
     }
 }

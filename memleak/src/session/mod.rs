@@ -178,8 +178,7 @@ impl Session {
         let begin = Instant::now();
         let mut loaded = load::load(&settings.capture, &settings.report, &rows, words, settings.verbosity)?;
         info!("loaded the BPF programs in {} ms", millis(begin.elapsed()));
-        let mut unwinding =
-            loaded.walks_tables.then(|| Unwinding::open(&loaded.ebpf, tables)).transpose()?;
+        let mut unwinding = loaded.walks_tables.then(|| Unwinding::open(&loaded.ebpf, tables)).transpose()?;
         if let Some(unwinding) = &mut unwinding {
             for (pid, objects) in &objects {
                 unwinding.set(&mut loaded.ebpf, *pid, objects)?;

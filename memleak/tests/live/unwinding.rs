@@ -70,8 +70,11 @@ fn truth(command: &[&str]) -> BTreeSet<Addresses> {
         .output()
         .expect("gdb is installed");
     let printed = String::from_utf8_lossy(&output.stdout);
-    let stacks: BTreeSet<Addresses> =
-        printed.lines().filter_map(|line| line.strip_prefix("STACK ")).map(|line| addresses(line.split(' '))).collect();
+    let stacks: BTreeSet<Addresses> = printed
+        .lines()
+        .filter_map(|line| line.strip_prefix("STACK "))
+        .map(|line| addresses(line.split(' ')))
+        .collect();
     assert!(printed.contains("\nDONE ") && !stacks.is_empty(), "gdb: {printed}");
     stacks
 }
@@ -189,10 +192,10 @@ fn frames_are_gdbs_in_programs_of_the_distribution() {
 
 /// Functions of the stacks that hold what `function` acquired, callee first.
 fn stack_through(report: &Report, function: &str) -> Vec<String> {
-    let through = |stack: &&crate::report::Stack| {
-        stack.frames.iter().any(|frame| frame.bare_function() == function)
-    };
-    let stack = report.stacks.iter().find(through).unwrap_or_else(|| panic!("{function}: {}", report.describe()));
+    let through =
+        |stack: &&crate::report::Stack| stack.frames.iter().any(|frame| frame.bare_function() == function);
+    let stack =
+        report.stacks.iter().find(through).unwrap_or_else(|| panic!("{function}: {}", report.describe()));
     stack.frames.iter().map(|frame| frame.bare_function().to_owned()).collect()
 }
 
@@ -208,9 +211,12 @@ fn the_direct_caller_of_operator_new_is_there() {
         report.assert_nothing_lost();
         // By frame pointers alone it is not, since libstdc++ keeps none.
         let report = traced(&["--unwind", "fp"], &[text(&program)]);
-        let by_pointer: BTreeMap<_, _> = report.stacks.iter().map(|stack| (stack.frames.len(), stack)).collect();
+        let by_pointer: BTreeMap<_, _> =
+            report.stacks.iter().map(|stack| (stack.frames.len(), stack)).collect();
         assert!(
-            by_pointer.values().all(|stack| stack.frames.iter().all(|frame| frame.bare_function() != "direct_caller")),
+            by_pointer
+                .values()
+                .all(|stack| stack.frames.iter().all(|frame| frame.bare_function() != "direct_caller")),
             "{level}: the fixture has to need unwinding\n{}",
             report.describe()
         );
