@@ -74,7 +74,7 @@ pub struct Lost {
     pub missed_returns: u64,
     /// Runs of our programs that the kernel skipped.
     pub skipped_runs: u64,
-    /// Different stacks that are known in part: their outer callers are missing.
+    /// Stacks of the report that are known in part: their outer callers are missing. A snapshot has 0.
     pub cut_stacks: u64,
 }
 

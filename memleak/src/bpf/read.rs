@@ -116,7 +116,7 @@ impl Reader {
             lost: Lost {
                 allocations: stats.get(Stat::LostAllocations),
                 stacks: stats.get(Stat::LostStacks),
-                cut_stacks: self.stacks.values().filter(|stack| stack.cut.is_some()).count() as u64,
+                cut_stacks: 0,
                 events: stats.get(Stat::LostEvents),
                 missed_returns: stats.get(Stat::MissedReturns),
                 skipped_runs: skipped_runs(ebpf, probes)?,

@@ -63,11 +63,16 @@ impl StackReport {
             count: group.count,
             oldest_ms: age_ms(group.oldest_ns),
             newest_ms: age_ms(group.newest_ns),
-            cut: stack.and_then(|stack| stack.cut),
+            cut: stack.and_then(|stack| stack.cut).filter(|cut| !is_whole(*cut, &frames)),
             frames,
             allocations: group.allocations.filter(|_| !settings.combined_only),
         }
     }
+}
+
+/// The program's own part is there: what calls `main` is start code, of which musl's and a few others' say nothing.
+fn is_whole(cut: Cut, frames: &[Frame]) -> bool {
+    cut != Cut::TooDeep && frames.iter().any(|frame| frame.symbol.as_deref() == Some("main"))
 }
 
 /// One report.

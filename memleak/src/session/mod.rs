@@ -44,7 +44,7 @@ use crate::{
         sink::{Delivery, Sink},
     },
     settings::{Settings, TargetSpec},
-    snapshot::{Snapshot, Unmap},
+    snapshot::{Lost, Snapshot, Unmap},
     symbolize::{LiveTarget, Symbolizer},
     target::{
         command::{CommandError, Held, HeldCommand},
@@ -535,13 +535,14 @@ impl Session {
             stacks.push(StackReport::new(group, stack, frames, settings));
         }
         self.reports += 1;
+        let cut_stacks = stacks.iter().filter(|stack| stack.cut.is_some()).count() as u64;
         Report {
             time,
             elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
             is_final,
             target: self.target_info(),
             totals: aggregated.totals,
-            lost: snapshot.lost,
+            lost: Lost { cut_stacks, ..snapshot.lost },
             sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
             stacks,
         }

@@ -54,6 +54,7 @@ pub struct Stack {
 pub struct Frame {
     pub ip: String,
     pub module: Option<String>,
+    pub offset: Option<String>,
     pub function: Option<String>,
     pub file: Option<String>,
     pub line: Option<u32>,
