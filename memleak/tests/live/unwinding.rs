@@ -74,6 +74,7 @@ fn truth(command: &[&str]) -> BTreeSet<Addresses> {
         .arg("--args")
         .args(command)
         .envs(SAME_EACH_TIME)
+        .env("SHELL", "/bin/sh")
         .env("DEBUGINFOD_URLS", "")
         .stdin(Stdio::null())
         .output()

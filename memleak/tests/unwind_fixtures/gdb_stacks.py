@@ -8,9 +8,9 @@ no file's text: behind the outermost frame it takes whatever lies there.
 import gdb
 
 for setting in ("pagination off", "confirm off", "backtrace past-main on", "backtrace past-entry on",
-                "backtrace limit 400", "width 0", "debuginfod enabled off", "startup-with-shell off",
+                "backtrace limit 400", "width 0", "debuginfod enabled off", "startup-with-shell on",
                 "print thread-events off", "disable-randomization on", "breakpoint pending on",
-                "print inferior-events off"):
+                "print inferior-events off", "inferior-tty /dev/null"):
     try:
         gdb.execute("set " + setting)
     except gdb.error:
@@ -65,7 +65,7 @@ def callers():
 for function in FUNCTIONS.split():
     gdb.execute("break -qualified " + function, to_string=True)
 seen, stops = set(), 0
-gdb.execute("run > /dev/null 2>&1", to_string=True)
+gdb.execute("run", to_string=True)
 while gdb.selected_thread() is not None and gdb.selected_thread().is_valid() and stops < LIMIT:
     stack = callers()
     stops += 1
