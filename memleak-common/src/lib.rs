@@ -11,6 +11,7 @@ pub mod settings;
 pub mod stack;
 pub mod stats;
 pub mod thread;
+pub mod unwind;
 
 /// Asserts the sizes that both sides rely on; a type with padding would leak kernel stack bytes and fail the verifier.
 macro_rules! assert_sizes {
@@ -28,6 +29,12 @@ assert_sizes! {
     stack::StackRecord = 8 + 8 * stack::MAX_STACK_DEPTH,
     thread::PendingCall = 104,
     thread::Target = 8,
+    unwind::Mapping = 40,
+    unwind::MappingList = 8,
+    unwind::Row = 8,
+    unwind::State = 96,
+    unwind::PublishedList = 24,
+    thread::Unwind = 96 + 16 + 8 * thread::STACK_WINDOW + 16 + 4 * thread::RULES,
 }
 
 #[cfg(feature = "user")]
@@ -51,5 +58,9 @@ mod pod {
         crate::thread::PendingCall,
         crate::thread::ThreadRecord,
         crate::thread::Target,
+        crate::unwind::Mapping,
+        crate::unwind::MappingList,
+        crate::unwind::Row,
+        crate::unwind::PublishedList,
     }
 }

@@ -6,6 +6,12 @@ pub mod flags {
     pub const TRACE: u32 = 1;
     /// Children of traced processes are traced too (`--follow-forks`).
     pub const FOLLOW_FORKS: u32 = 2;
+    /// Walk stacks by unwind tables; else by frame pointers.
+    pub const UNWIND_TABLES: u32 = 4;
+    /// With tables: one step by the frame pointer where there is no row.
+    pub const UNWIND_POINTER: u32 = 8;
+    /// Have the kernel walk, by `bpf_get_stackid`: what the bench compares with. Reports have no stacks then.
+    pub const KERNEL_WALK: u32 = 16;
 }
 
 /// What the programs are told.

@@ -12,8 +12,11 @@ pub const NO_STACK: u64 = 0;
 pub struct StackRecord {
     /// Valid entries of `ips`.
     pub len: u32,
-    /// 1 where the walk ended for want of room, so that callers are missing.
-    pub truncated: u32,
-    /// Return addresses, callee first; 0 from `len` on.
+    /// Why the walk ended: a [`crate::unwind::Step`], `Complete` where no callers are missing.
+    pub end: u16,
+    /// Frames found by the frame pointer, for want of unwind information.
+    pub by_pointer: u16,
+    /// Return addresses, callee first. For an instruction that a signal interrupted its address plus 1, so that the byte
+    /// before each belongs to the instruction that was running.
     pub ips: [u64; MAX_STACK_DEPTH],
 }

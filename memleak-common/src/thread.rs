@@ -1,6 +1,10 @@
 //! Records of traced processes (map `TARGETS`, key: thread group id in the tool's PID namespace) and threads (map `THREADS`, key: `pid_tgid`).
 
-use crate::{allocation::Allocation, stack::StackRecord};
+use crate::{
+    allocation::Allocation,
+    stack::{MAX_STACK_DEPTH, StackRecord},
+    unwind::State,
+};
 
 /// Calls a thread can have pending: outermost ones, one for each group of rows ([`crate::probe::ProbeRow::group`]), and
 /// those nested in them. A power of two.
@@ -71,6 +75,44 @@ pub struct ThreadRecord {
     pub stack: StackRecord,
     /// The id under which `stack` is stored, so that the same stack again need not be looked up; else 0.
     pub stack_id: u64,
-    /// A piece of the thread's stack, while it is walked: one large read costs less than a few small ones.
-    pub window: [u64; STACK_WINDOW],
+    /// The process's number in the tool's PID namespace.
+    pub pid: u32,
+    /// The process's place in `UNWIND_LISTS`, plus 1; 0 while not known.
+    pub list_slot: u32,
+    /// What a walk needs.
+    pub unwind: Unwind,
 }
+
+/// A piece of the thread's stack, while it is walked: one large read costs less than a few small ones.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// Where it begins.
+    pub base: u64,
+    /// Valid bytes of `words`.
+    pub bytes: u64,
+    /// What was read.
+    pub words: [u64; STACK_WINDOW],
+}
+
+/// What a walk by unwind tables needs, and what the next one can use of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Unwind {
+    /// The frame that was reached.
+    pub state: State,
+    /// The stack around it.
+    pub window: Window,
+    /// [`crate::unwind::PublishedList::generation`] under which `rules` were found.
+    pub generation: u64,
+    /// [`crate::unwind::Row::rule`] for the frame that was reached: before a step the known one or 0, after it the found
+    /// one.
+    pub rule: u32,
+    /// Fills up; 0.
+    pub reserved: u32,
+    /// Rules of the frames of the last stack: an unchanged frame needs no search.
+    pub rules: [u32; RULES],
+}
+
+/// Entries of [`Unwind::rules`]: one for each frame of a stack, rounded up to a power of two.
+pub const RULES: usize = (MAX_STACK_DEPTH + 1).next_power_of_two();

@@ -46,6 +46,14 @@ pub fn caller(ctx: &RetProbeContext) -> (u64, u64) {
     unsafe { ((*ctx.regs).rip, (*ctx.regs).rbp) }
 }
 
+/// The caller's stack pointer, at a return.
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+pub fn caller_sp(ctx: &RetProbeContext) -> u64 {
+    // SAFETY: as above.
+    unsafe { (*ctx.regs).rsp }
+}
+
 /// The stack pointer at entry, which no call instruction has changed.
 #[cfg(bpf_target_arch = "aarch64")]
 #[inline(always)]
@@ -60,6 +68,13 @@ pub fn entry_sp(ctx: &ProbeContext) -> u64 {
 pub fn exit_sp(ctx: &RetProbeContext) -> u64 {
     // SAFETY: as above.
     unsafe { (*ctx.regs).sp }
+}
+
+/// The caller's stack pointer, at a return.
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+pub fn caller_sp(ctx: &RetProbeContext) -> u64 {
+    exit_sp(ctx)
 }
 
 /// The instruction pointer and the frame pointer of the caller, at a return.

@@ -17,7 +17,7 @@ use memleak_common::{
 };
 
 use crate::{
-    maps::{EMPTY_THREAD, TARGETS, THREADS, Wake, count, send, setting},
+    maps::{EMPTY_THREAD, TARGETS, THREADS, UNWIND_SLOTS, Wake, count, send, setting},
     track,
 };
 
@@ -36,8 +36,9 @@ pub fn current_thread() -> Option<&'static mut ThreadRecord> {
 
 #[inline(always)]
 fn new_thread(pid_tgid: u64) -> Option<*mut ThreadRecord> {
+    let pid = target_id(pid_tgid)?;
     // SAFETY: only written by this program, and only ever with the same values.
-    let target = unsafe { &mut *TARGETS.get_ptr_mut(&target_id(pid_tgid)?)? };
+    let target = unsafe { &mut *TARGETS.get_ptr_mut(&pid)? };
     target.kernel_tgid = (pid_tgid >> 32) as u32;
     if THREADS.insert(&pid_tgid, EMPTY_THREAD.get(0)?, BPF_ANY as u64).is_err() {
         count(Stat::LostAllocations);
@@ -49,6 +50,7 @@ fn new_thread(pid_tgid: u64) -> Option<*mut ThreadRecord> {
     record.generation = target.generation;
     record.tgid = (pid_tgid >> 32) as u32;
     record.tid = pid_tgid as u32;
+    record.pid = pid;
     Some(thread)
 }
 
@@ -95,6 +97,8 @@ pub fn process_exec(ctx: &RawTracePointContext) {
     let old_tid: u32 = ctx.arg(1);
     let old = pid_tgid >> 32 << 32 | old_tid as u64;
     let _ = THREADS.remove(&old);
+    // What it had mapped is gone, too. User space enters it anew.
+    let _ = UNWIND_SLOTS.remove(&id);
     debug!(ctx, "process {} has replaced its program", id);
     tell(kind::EXEC, (pid_tgid >> 32) as u32, pid_tgid as u32, (old != pid_tgid) as u64);
 }
@@ -125,6 +129,11 @@ pub fn process_fork(ctx: &RawTracePointContext) {
         warn!(ctx, "child {} is not traced: too many processes", child_tgid);
         count(Stat::LostEvents);
         return;
+    }
+    // It has what its parent had mapped.
+    if let Some(slot) = UNWIND_SLOTS.get_ptr(&parent_tgid) {
+        // SAFETY: an aligned map value.
+        let _ = UNWIND_SLOTS.insert(&child_tgid, &unsafe { *slot }, BPF_NOEXIST as u64);
     }
     tell(kind::FORK, parent_tgid, pid_tgid as u32, child_tgid as u64);
 }

@@ -12,6 +12,7 @@ mod lifecycle;
 mod maps;
 mod stack;
 mod track;
+mod unwind;
 
 use aya_ebpf::{
     macros::{raw_tracepoint, uprobe, uretprobe},

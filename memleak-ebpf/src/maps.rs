@@ -3,9 +3,9 @@
 use core::intrinsics::AtomicOrdering;
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, RingBuf, StackTrace},
 };
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
@@ -15,6 +15,7 @@ use memleak_common::{
     stack::StackRecord,
     stats::{STATS as STAT_COUNT, Stat},
     thread::{Target, ThreadRecord},
+    unwind::{Mapping, PublishedList},
 };
 
 // Sizes of tables that a user can set are set by the loader. NO_PREALLOC: no memory is taken before it is needed.
@@ -43,6 +44,26 @@ pub static ALLOCATIONS: HashMap<AllocationKey, Allocation> =
 /// Stacks by id.
 #[map]
 pub static STACKS: HashMap<u64, StackRecord> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+
+/// Rows and page indices of unwind tables (`memleak_common::unwind`). User space writes it, and the next two, by mmap.
+#[map]
+pub static UNWIND_WORDS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Executable mappings of processes, with their tables.
+#[map]
+pub static UNWIND_MAPPINGS: Array<Mapping> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Processes' lists of mappings.
+#[map]
+pub static UNWIND_LISTS: Array<PublishedList> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Places in `UNWIND_LISTS`, plus 1, by process (its number in the tool's PID namespace).
+#[map]
+pub static UNWIND_SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+
+/// The kernel's own map of stacks, for the bench to compare with.
+#[map]
+pub static KERNEL_STACKS: StackTrace = StackTrace::with_max_entries(1, 0);
 
 /// Counters by [`Stat`].
 #[map]

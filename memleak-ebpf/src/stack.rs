@@ -1,15 +1,22 @@
-//! Walking the stack and storing it.
+//! Walking the stack by frame pointers, and storing it.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_probe_read_user, programs::RetProbeContext};
+use aya_ebpf::{
+    bindings::{BPF_F_USER_STACK, BPF_NOEXIST},
+    helpers::generated::bpf_probe_read_user,
+    programs::{RetProbeContext, tracing::StackIdContext as _},
+};
 use memleak_common::{
+    settings::flags,
     stack::{MAX_STACK_DEPTH, NO_STACK, StackRecord},
     stats::Stat,
     thread::{STACK_WINDOW, ThreadRecord},
+    unwind::Step,
 };
 
 use crate::{
     args::caller,
-    maps::{STACKS, count, setting},
+    maps::{KERNEL_STACKS, STACKS, count, setting},
+    unwind,
 };
 
 /// Keeps an index within `ips` where the verifier can see it.
@@ -25,7 +32,12 @@ const MAX_PROBING: u64 = 4;
 /// Walks the thread's stack into its record and stores it. Returns its id, or [`NO_STACK`] (counted).
 #[inline(always)]
 pub fn capture(ctx: &RetProbeContext, thread: &mut ThreadRecord) -> u64 {
-    let Walk { hash, unchanged } = walk(ctx, &mut thread.stack, &mut thread.window);
+    let mode = setting!(flags);
+    if mode & flags::KERNEL_WALK != 0 {
+        return ctx.get_stackid(&KERNEL_STACKS, BPF_F_USER_STACK as u64).map_or(NO_STACK, |id| id as u64 + 1);
+    }
+    let Walk { hash, unchanged } =
+        if mode & flags::UNWIND_TABLES != 0 { unwind::walk(ctx, thread) } else { walk(ctx, thread) };
     if !unchanged || thread.stack_id == NO_STACK {
         thread.stack_id = store(hash, &thread.stack);
     }
@@ -35,12 +47,31 @@ pub fn capture(ctx: &RetProbeContext, thread: &mut ThreadRecord) -> u64 {
     thread.stack_id
 }
 
-/// What [`walk`] gives beside the record.
-struct Walk {
+/// What a walk gives beside the record.
+pub struct Walk {
     /// Hash of the stack, never [`NO_STACK`].
-    hash: u64,
+    pub hash: u64,
     /// The record held this very stack before.
-    unchanged: bool,
+    pub unchanged: bool,
+}
+
+/// The hash of a stack, made while it is walked.
+#[derive(Clone, Copy, Default)]
+pub struct Hash(u64);
+
+impl Hash {
+    /// Takes in the next frame.
+    #[inline(always)]
+    pub fn add(&mut self, ip: u64) {
+        const K: u64 = 0x9e37_79b9_7f4a_7c15; // 2^64 / golden ratio, odd
+        self.0 = (self.0.rotate_left(23) ^ ip).wrapping_mul(K);
+    }
+
+    /// Never [`NO_STACK`].
+    #[inline(always)]
+    pub fn finish(self) -> u64 {
+        (self.0 ^ (self.0 >> 32)) | 1
+    }
 }
 
 /// Fills `record` by frame pointers. At a return the instruction pointer and
@@ -50,27 +81,27 @@ struct Walk {
 /// A frame's first word is the caller's frame pointer, its second the return address into the caller (System V ABI,
 /// AMD64, section 3.2.2).
 #[inline(always)]
-fn walk(ctx: &RetProbeContext, record: &mut StackRecord, window: &mut [u64; STACK_WINDOW]) -> Walk {
-    const K: u64 = 0x9e37_79b9_7f4a_7c15; // 2^64 / golden ratio, odd
+fn walk(ctx: &RetProbeContext, thread: &mut ThreadRecord) -> Walk {
+    let (record, window) = (&mut thread.stack, &mut thread.unwind.window.words);
     let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
     let (mut ip, mut frame) = caller(ctx);
-    let mut hash = 0u64;
+    let mut hash = Hash::default();
     // Where the window begins, and the words in it.
     let (mut base, mut words) = (0u64, 0u64);
     let (old_len, mut changed) = (record.len, 0);
-    record.truncated = 0;
-    for depth in 0..MAX_STACK_DEPTH as u32 + 1 {
+    (record.end, record.by_pointer) = (Step::TooDeep as u16, 0);
+    for depth in 0..MAX_STACK_DEPTH as u32 {
         if depth >= max_depth {
-            record.truncated = 1;
             break;
         }
         changed |= record.ips[(depth & MASK) as usize] ^ ip;
         record.ips[(depth & MASK) as usize] = ip;
         record.len = depth + 1;
-        hash = (hash.rotate_left(23) ^ ip).wrapping_mul(K);
+        hash.add(ip);
         // The C library's start code, built without frame pointers, leaves a small number (argc) in the register. To read
         // there would be a page fault that costs more than all the rest.
         if frame < LOWEST_ADDRESS || frame & 7 != 0 {
+            record.end = Step::Complete as u16;
             break;
         }
         let mut at = frame.wrapping_sub(base) / 8;
@@ -78,6 +109,7 @@ fn walk(ctx: &RetProbeContext, record: &mut StackRecord, window: &mut [u64; STAC
             (base, at) = (frame, 0);
             words = read_window(frame, window);
             if words == 0 {
+                record.end = Step::Complete as u16;
                 break;
             }
         }
@@ -85,17 +117,18 @@ fn walk(ctx: &RetProbeContext, record: &mut StackRecord, window: &mut [u64; STAC
         let return_address = window[((at + 1) & WINDOW_MASK) as usize];
         // Zero ends a chain; a frame that is its own caller would never end.
         if return_address == 0 || next == frame {
+            record.end = Step::Complete as u16;
             break;
         }
         (ip, frame) = (return_address, next);
     }
-    Walk { hash: (hash ^ (hash >> 32)) | 1, unchanged: changed == 0 && record.len == old_len }
+    Walk { hash: hash.finish(), unchanged: changed == 0 && record.len == old_len }
 }
 
 /// Reads the stack from `address` on: as much as the window holds or, near the end of what is mapped, one frame.
 /// Gives the number of words read.
 #[inline(always)]
-fn read_window(address: u64, window: &mut [u64; STACK_WINDOW]) -> u64 {
+pub fn read_window(address: u64, window: &mut [u64; STACK_WINDOW]) -> u64 {
     let bytes = size_of_val(window) as u32;
     // SAFETY: the window has room for what is read; the helper checks the address.
     let mut read = |bytes| unsafe { bpf_probe_read_user(window.as_mut_ptr().cast(), bytes, address as *const _) };

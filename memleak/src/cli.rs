@@ -114,6 +114,10 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value = "1000000", help_heading = "What is captured")]
     pub max_allocs: String,
 
+    /// How stacks are walked: auto (unwind tables, and the frame pointer where a file has none), dwarf or fp
+    #[arg(long, value_name = "HOW", default_value = "auto", help_heading = "What is captured")]
+    pub unwind: String,
+
     /// Attach programs that do nothing: what the traps alone cost (cargo xtask bench)
     #[arg(long, hide = true)]
     pub traps_only: bool,

@@ -16,3 +16,4 @@ pub mod settings;
 pub mod snapshot;
 pub mod symbolize;
 pub mod target;
+pub mod unwind;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::ValueEnum as _;
+use clap::ValueEnum;
 use memleak_common::stack::MAX_STACK_DEPTH;
 
 use crate::{
@@ -30,6 +30,20 @@ pub enum SortKey {
     Age,
     /// Largest growth in bytes since the report before first.
     Growth,
+}
+
+/// How stacks are walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum UnwindMode {
+    /// By unwind tables; one step by the frame pointer where there is no row.
+    Auto,
+    /// By unwind tables alone.
+    Dwarf,
+    /// By frame pointers alone.
+    Fp,
+    /// By the kernel's `bpf_get_stackid`: what the bench compares with. Reports have no stacks.
+    #[value(hide = true)]
+    Kernel,
 }
 
 /// How a report is written.
@@ -79,12 +93,21 @@ pub struct CaptureSettings {
     pub stack_storage_size: u32,
     /// Most frames of a stack.
     pub max_depth: u32,
+    /// How stacks are walked.
+    pub unwind: UnwindMode,
     /// Take the allocator functions from these objects only (`-O`): paths or library names.
     pub object: Option<String>,
     /// The allocator's symbols carry this prefix (`-S`).
     pub symbols_prefix: Option<String>,
     /// Attach programs that do nothing: what the traps alone cost (`--traps-only`, for the bench).
     pub traps_only: bool,
+}
+
+impl CaptureSettings {
+    /// Stacks are walked by unwind tables.
+    pub fn walks_tables(&self) -> bool {
+        matches!(self.unwind, UnwindMode::Auto | UnwindMode::Dwarf) && !self.traps_only
+    }
 }
 
 /// Everything.
@@ -338,6 +361,7 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         max_allocs: MAX_ALLOCS.parse(&cli.max_allocs)?,
         stack_storage_size: STACK_STORAGE_SIZE.parse(&cli.stack_storage_size)?,
         max_depth: MAX_DEPTH.parse(&cli.max_depth)?,
+        unwind: one_of("--unwind", "way to walk a stack", &cli.unwind)?,
         object: non_empty("-O/--obj", "name a file or a library such as libc", cli.object.as_deref())?,
         symbols_prefix: non_empty(
             "-S/--symbols-prefix",
@@ -353,27 +377,29 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         let why = "-a lists ages and addresses, and -C keeps them out of the report";
         return Err(UsageError::new("-a with -C", why, "keep one of them"));
     }
-    let sort = SortKey::from_str(&cli.sort, true).map_err(|_| {
-        let keys: Vec<String> = SortKey::value_variants()
-            .iter()
-            .filter_map(|key| key.to_possible_value())
-            .map(|value| value.get_name().to_owned())
-            .collect();
-        UsageError::new(
-            "--sort",
-            format!("'{}' is no sort key", cli.sort),
-            format!("give one of {}", keys.join(", ")),
-        )
-    })?;
     Ok(ReportSettings {
         format: if cli.json { Format::Json } else { Format::Text },
         top: TOP.parse(&cli.top)?,
-        sort,
+        sort: one_of("--sort", "sort key", &cli.sort)?,
         show_allocs: cli.show_allocs,
         combined_only: cli.combined_only,
         older: Duration::from_millis(OLDER.parse(&cli.older)?),
         sample_rate: SAMPLE_RATE.parse(&cli.sample_rate)?,
         output: cli.output.clone(),
+    })
+}
+
+/// A value of a set of names.
+fn one_of<T: ValueEnum>(what: &str, kind: &str, text: &str) -> Result<T, UsageError> {
+    T::from_str(text, true).map_err(|_| {
+        let names: Vec<String> = T::value_variants()
+            .iter()
+            .filter_map(T::to_possible_value)
+            .filter(|value| !value.is_hide_set())
+            .map(|value| value.get_name().to_owned())
+            .collect();
+        let why = format!("'{text}' is no {kind}");
+        UsageError::new(what, why, format!("give one of {}", names.join(", ")))
     })
 }
 

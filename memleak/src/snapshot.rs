@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use memleak_common::probe::Resource;
+use memleak_common::{probe::Resource, unwind::Step};
 
 /// One outstanding thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +28,37 @@ pub struct Outstanding {
 pub struct Stack {
     /// Return addresses.
     pub ips: Vec<u64>,
-    /// Callers are missing, since the walk ended early.
-    pub truncated: bool,
+    /// Callers are missing, and why.
+    pub cut: Option<Cut>,
+}
+
+/// Why a walk ended before the outermost frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Deeper than `--max-depth`.
+    TooDeep,
+    /// No unwind information for the last frame, and its frame pointer leads nowhere.
+    NoUnwindInformation,
+    /// The last frame's unwind information is of a kind that tables do not hold.
+    Unsupported,
+    /// The last frame's part of the stack could not be read.
+    Unreadable,
+    /// The last frame's caller would lie below it.
+    NoProgress,
+}
+
+impl Cut {
+    /// From how a walk ended; `None` where it is complete.
+    pub fn from_end(end: Step) -> Option<Self> {
+        match end {
+            Step::Frame | Step::FrameByPointer | Step::Complete => None,
+            Step::NoRow => Some(Self::NoUnwindInformation),
+            Step::Unsupported => Some(Self::Unsupported),
+            Step::Unreadable => Some(Self::Unreadable),
+            Step::NoProgress => Some(Self::NoProgress),
+            Step::TooDeep => Some(Self::TooDeep),
+        }
+    }
 }
 
 /// What was lost, by way of loss.
@@ -45,6 +74,8 @@ pub struct Lost {
     pub missed_returns: u64,
     /// Runs of our programs that the kernel skipped.
     pub skipped_runs: u64,
+    /// Stacks of the report that are known in part: their outer callers are missing. A snapshot has 0.
+    pub cut_stacks: u64,
 }
 
 /// All maps at one moment.
@@ -87,7 +118,7 @@ pub struct Applied {
 }
 
 /// A record, and the unmaps that overlap it.
-type Cut = (Outstanding, Vec<Unmap>);
+type CutRange = (Outstanding, Vec<Unmap>);
 
 /// Cuts unmapped ranges out of the records of mapped ones. The kernel side cannot search by range; it removes records
 /// whose start it is told, and leaves the rest to us. Unmaps that no longer overlap a record are dropped.
@@ -98,7 +129,7 @@ pub fn apply_unmaps(records: Vec<Outstanding>, unmaps: &mut Vec<Unmap>) -> Appli
     let (ranges, mut outstanding): (Vec<_>, Vec<_>) =
         records.into_iter().partition(|record| record.resource == Resource::Mmap);
     // Several records may begin at one address only after a loss; each is cut all the same.
-    let mut by_start: BTreeMap<(u32, u64), Vec<Cut>> = BTreeMap::new();
+    let mut by_start: BTreeMap<(u32, u64), Vec<CutRange>> = BTreeMap::new();
     let mut longest = 0;
     for range in ranges {
         longest = longest.max(page_end(&range) - range.address);

@@ -6,7 +6,7 @@ use std::{
 
 use memleak::{
     exit::{self, ExitMessage, Stream},
-    settings::{Format, Settings, SortKey, TargetSpec},
+    settings::{Format, Settings, SortKey, TargetSpec, UnwindMode},
 };
 
 fn parse(arguments: &[&str]) -> Result<Settings, ExitMessage> {
@@ -146,6 +146,9 @@ fn every_option_has_its_effect() {
     ] {
         assert_eq!(with(&["--sort", name]).report.sort, key);
     }
+    for (name, mode) in [("auto", UnwindMode::Auto), ("dwarf", UnwindMode::Dwarf), ("fp", UnwindMode::Fp)] {
+        assert_eq!(with(&["--unwind", name]).capture.unwind, mode);
+    }
     // On anyway, in user mode too.
     assert_eq!(with(&["-F"]), with(&[]));
     assert_eq!(with(&["--wa-missing-free"]), with(&[]));
@@ -189,6 +192,7 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["-p", "1", "-Z", "17179869184G"], "-Z/--max-size", "64K"),
     (&["-p", "1", "-Z", "4é"], "-Z/--max-size: '4é'", "64K"),
     (&["-p", "1", "--sort", "weight"], "--sort: 'weight' is no sort key", "size, count, age, growth"),
+    (&["-p", "1", "--unwind", "lbr"], "--unwind: 'lbr' is no way to walk a stack", "auto, dwarf, fp"),
     (&["-p", "1", "-s", "0"], "-s/--sample-rate: '0'", "1 for all"),
     (&["-p", "1", "-o", "-1"], "-o/--older: '-1'", "milliseconds"),
     (&["-p", "1", "-o", "1s"], "-o/--older: '1s'", "milliseconds"),

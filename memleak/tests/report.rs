@@ -19,7 +19,7 @@ use memleak::{
         trace::{EventKind, EventLine, write_event_json, write_event_text},
     },
     settings::{Format, ReportSettings, SortKey},
-    snapshot::{Lost, Stack},
+    snapshot::{Cut, Lost, Stack},
     symbolize::{Frame, NoSymbol},
 };
 use memleak_common::probe::Resource;
@@ -75,7 +75,7 @@ fn leaky() -> StackReport {
         count: 5,
         oldest_ms: Some(4000),
         newest_ms: Some(900),
-        truncated: false,
+        cut: None,
         frames: vec![
             Frame {
                 symbol: Some("_Z5leakym".to_owned()),
@@ -145,7 +145,7 @@ fn no_symbols() -> Report {
         },
     ];
     let no_stack = StackReport { bytes: 16, count: 1, frames: vec![], ..leaky() };
-    report(vec![StackReport { frames, truncated: true, ..leaky() }, no_stack])
+    report(vec![StackReport { frames, cut: Some(Cut::TooDeep), ..leaky() }, no_stack])
 }
 
 fn hostile() -> Report {
@@ -173,7 +173,8 @@ fn cases() -> Vec<(&'static str, Report)> {
         ..leaky()
     };
     let combined = StackReport { oldest_ms: None, newest_ms: None, ..leaky() };
-    let all_lost = Lost { allocations: 12, stacks: 1, events: 34, missed_returns: 2, skipped_runs: 5 };
+    let all_lost =
+        Lost { allocations: 12, stacks: 1, events: 34, missed_returns: 2, skipped_runs: 5, cut_stacks: 3 };
     vec![
         ("plain", report(vec![mapping(), leaky()])),
         ("empty", report(vec![])),
@@ -255,7 +256,7 @@ fn the_json_of_the_spec() {
         r#"{"schema":1,"time":"2026-01-02T03:04:05.678Z","target":{"kind":"process","pids":[123],"comm":"leak"},
          "elapsed_ms":5000,"final":false,
          "totals":{"bytes":80,"count":5,"acquired":12,"released":7},
-         "lost":{"allocations":0,"stacks":0,"events":0,"missed_returns":0,"skipped_runs":0},
+         "lost":{"allocations":0,"stacks":0,"events":0,"missed_returns":0,"skipped_runs":0,"cut_stacks":0},
          "stacks":[{"resource":"heap","bytes":80,"count":5,"oldest_ms":4000,"newest_ms":900,"truncated":false,
            "frames":[{"ip":"0x55fca689a188","module":"/tmp/leak","offset":"0x1188","function":"leaky(unsigned long)",
                       "symbol":"_Z5leakym","function_offset":15,"file":"leak.c","line":5,"inlined":false}],
@@ -419,13 +420,13 @@ fn a_group_becomes_a_stack_of_the_report() {
         growth: 10,
         allocations: None,
     };
-    let cut = Stack { ips: vec![1], truncated: true };
+    let cut = Stack { ips: vec![1], cut: Some(Cut::TooDeep) };
     let stack = StackReport::new(group.clone(), Some(&cut), leaky().frames, &settings(false));
     assert_eq!((stack.pid, stack.resource, stack.bytes, stack.count), (9, Resource::Mmap, 10, 2));
-    assert_eq!((stack.oldest_ms, stack.newest_ms, stack.truncated), (Some(2), Some(1), true));
+    assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut), (Some(2), Some(1), Some(Cut::TooDeep)));
     assert_eq!(stack.frames, leaky().frames);
     let stack = StackReport::new(group, None, vec![], &settings(true));
-    assert_eq!((stack.oldest_ms, stack.newest_ms, stack.truncated), (None, None, false));
+    assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut), (None, None, None));
 }
 
 #[test]

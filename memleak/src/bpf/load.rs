@@ -14,10 +14,10 @@ use memleak_common::{
     thread::Target,
 };
 
-use super::{BpfError, chain, multi::MultiPrograms, os_error};
+use super::{BpfError, chain, multi::MultiPrograms, os_error, unwind};
 use crate::{
     proc::btf,
-    settings::{CaptureSettings, ReportSettings},
+    settings::{CaptureSettings, ReportSettings, UnwindMode},
 };
 
 /// The BPF programs and maps, built from memleak-ebpf by `cargo xtask build-ebpf`.
@@ -58,17 +58,45 @@ pub struct Loaded {
     /// The stack is mended when an exception leaves a probed call. Without it the C++ runtime finds no caller there and
     /// ends the process.
     pub mends_stack: bool,
+    /// Stacks are walked by unwind tables.
+    pub walks_tables: bool,
 }
 
-/// Loads the programs with these settings and fills the map of rows.
+/// Loads the programs with these settings and fills the map of rows. `unwind_words`: entries of `UNWIND_WORDS`.
 pub fn load(
     capture: &CaptureSettings,
     report: &ReportSettings,
     rows: &[ProbeRow],
+    unwind_words: u32,
     verbosity: u8,
 ) -> Result<Loaded, BpfError> {
     check_kernel()?;
+    match load_with(capture, report, rows, unwind_words, verbosity) {
+        Err(BpfError::Load(reason)) if capture.unwind == UnwindMode::Auto => {
+            let by_pointer = CaptureSettings { unwind: UnwindMode::Fp, ..capture.clone() };
+            // Where this fails as well, unwinding was not what was wrong.
+            let loaded = load_with(&by_pointer, report, rows, unwind_words, verbosity)?;
+            log::warn!(
+                "stacks are walked by frame pointers, since this kernel refuses the unwinder: {reason}; code built \
+                 without them is cut"
+            );
+            Ok(loaded)
+        }
+        result => result,
+    }
+}
+
+fn load_with(
+    capture: &CaptureSettings,
+    report: &ReportSettings,
+    rows: &[ProbeRow],
+    unwind_words: u32,
+    verbosity: u8,
+) -> Result<Loaded, BpfError> {
     let settings = kernel_settings(capture, report)?;
+    let walks_tables = capture.walks_tables();
+    // What is not used takes no memory.
+    let room = |entries: u32, is_used: bool| if is_used { entries } else { 1 };
     // No log at first: aya would retry a failed load with ever larger ones, which takes long. With -v -v the user
     // wants the words.
     let mut log_level = VerifierLogLevel::DISABLE;
@@ -82,6 +110,13 @@ pub fn load(
         .override_global(aya_log::LEVEL, &bpf_log_level, false)
         .map_max_entries("ALLOCATIONS", capture.max_allocs)
         .map_max_entries("STACKS", capture.stack_storage_size)
+        .map_max_entries("UNWIND_WORDS", room(unwind_words, walks_tables))
+        .map_max_entries("UNWIND_MAPPINGS", room(unwind::MAPPINGS, walks_tables))
+        .map_max_entries("UNWIND_LISTS", room(unwind::LISTS, walks_tables))
+        .map_max_entries(
+            "KERNEL_STACKS",
+            room(capture.stack_storage_size, capture.unwind == UnwindMode::Kernel),
+        )
         .load(OBJECT)
         .map_err(|error| load_error(&error))?;
     fill_rows(&mut ebpf, rows)?;
@@ -90,7 +125,7 @@ pub fn load(
     let events = ebpf.take_map("EVENTS").ok_or(BpfError::Missing("map EVENTS"))?;
     let events =
         RingBuf::try_from(events).map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;
-    Ok(Loaded { ebpf, events, uprobes, mends_stack })
+    Ok(Loaded { ebpf, events, uprobes, mends_stack, walks_tables })
 }
 
 fn check_kernel() -> Result<(), BpfError> {
@@ -113,6 +148,12 @@ fn kernel_settings(capture: &CaptureSettings, report: &ReportSettings) -> Result
         task_tgid_offset = btf::kernel_member_offset("task_struct", "tgid")
             .map_err(|error| BpfError::NoBtf(error.to_string()))?;
     }
+    bits |= match capture.unwind {
+        UnwindMode::Auto => flags::UNWIND_TABLES | flags::UNWIND_POINTER,
+        UnwindMode::Dwarf => flags::UNWIND_TABLES,
+        UnwindMode::Fp => 0,
+        UnwindMode::Kernel => flags::KERNEL_WALK,
+    };
     let (pid_ns_dev, pid_ns_ino) = own_pid_namespace();
     if capture.follow_forks && pid_ns_ino != 0 {
         return Err(BpfError::ForksInNamespace);

@@ -6,6 +6,7 @@ pub mod load;
 pub mod maps;
 pub mod multi;
 pub mod read;
+pub mod unwind;
 
 use aya::programs::ProgramError;
 

@@ -181,7 +181,12 @@ fn new_fd<T>(command: bpf_cmd, attributes: &mut T) -> io::Result<OwnedFd> {
 
 /// The descriptor of a map of a kind that our object has.
 fn map_fd(map: &Map) -> Option<RawFd> {
-    let (Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::RingBuf(data)) = map else {
+    let (Map::Array(data)
+    | Map::HashMap(data)
+    | Map::PerCpuArray(data)
+    | Map::RingBuf(data)
+    | Map::StackTraceMap(data)) = map
+    else {
         return None;
     };
     use std::os::fd::AsFd as _;

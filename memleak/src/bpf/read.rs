@@ -18,12 +18,13 @@ use memleak_common::{
     stack::{NO_STACK, StackRecord},
     stats::Stat,
     thread::{MAX_PENDING, Target, ThreadRecord},
+    unwind::Step,
 };
 
 use super::{BpfError, attach::Probes, chain, maps};
 use crate::{
     probe::table::TABLE,
-    snapshot::{Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps},
+    snapshot::{Cut, Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps},
 };
 
 /// What is kept from one snapshot to the next.
@@ -141,6 +142,7 @@ impl Reader {
             lost: Lost {
                 allocations: stats.get(Stat::LostAllocations),
                 stacks: stats.get(Stat::LostStacks),
+                cut_stacks: 0,
                 events: stats.get(Stat::LostEvents),
                 missed_returns: stats.get(Stat::MissedReturns),
                 skipped_runs: skipped_runs(ebpf, probes)?,
@@ -295,7 +297,8 @@ pub fn monotonic_ns() -> u64 {
 
 fn to_stack(record: &StackRecord) -> Stack {
     let len = (record.len as usize).min(record.ips.len());
-    Stack { ips: record.ips[..len].to_vec(), truncated: record.truncated != 0 }
+    let cut = Step::from_u32(record.end.into()).and_then(Cut::from_end);
+    Stack { ips: record.ips[..len].to_vec(), cut }
 }
 
 fn map_error(map: &'static str, error: &dyn std::error::Error) -> BpfError {

@@ -16,7 +16,7 @@ use serde_json::ser::Formatter;
 use super::{AllocationLine, Report, StackReport, TargetInfo, Totals};
 use crate::{
     escape::acts_on_terminal,
-    snapshot::Lost,
+    snapshot::{Cut, Lost},
     symbolize::{Frame, NoSymbol},
 };
 
@@ -117,6 +117,8 @@ struct JsonStack<'a> {
     oldest_ms: Option<u64>,
     newest_ms: Option<u64>,
     truncated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cut: Option<&'static str>,
     pid: u32,
     frames: Vec<JsonFrame<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,7 +133,8 @@ impl<'a> From<&'a StackReport> for JsonStack<'a> {
             count: stack.count,
             oldest_ms: stack.oldest_ms,
             newest_ms: stack.newest_ms,
-            truncated: stack.truncated,
+            truncated: stack.cut.is_some(),
+            cut: stack.cut.map(cut_name),
             pid: stack.pid,
             frames: frames(&stack.frames),
             allocations: stack
@@ -139,6 +142,16 @@ impl<'a> From<&'a StackReport> for JsonStack<'a> {
                 .as_ref()
                 .map(|list| list.iter().map(JsonAllocation::from).collect()),
         }
+    }
+}
+
+fn cut_name(cut: Cut) -> &'static str {
+    match cut {
+        Cut::TooDeep => "too_deep",
+        Cut::NoUnwindInformation => "no_unwind_information",
+        Cut::Unsupported => "unsupported",
+        Cut::Unreadable => "unreadable",
+        Cut::NoProgress => "no_progress",
     }
 }
 

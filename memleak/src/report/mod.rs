@@ -13,7 +13,7 @@ pub use crate::aggregate::{AllocationLine, Totals};
 use crate::{
     aggregate::{Group, NANOSECONDS_PER_MS},
     settings::ReportSettings,
-    snapshot::{Lost, Stack},
+    snapshot::{Cut, Lost, Stack},
     symbolize::Frame,
 };
 
@@ -43,8 +43,8 @@ pub struct StackReport {
     pub oldest_ms: Option<u64>,
     /// Age of the newest; `None` with `-C`.
     pub newest_ms: Option<u64>,
-    /// Callers are missing.
-    pub truncated: bool,
+    /// Callers are missing, and why.
+    pub cut: Option<Cut>,
     /// Callee first. Empty where the stack is not known.
     pub frames: Vec<Frame>,
     /// With `-a` only.
@@ -63,11 +63,16 @@ impl StackReport {
             count: group.count,
             oldest_ms: age_ms(group.oldest_ns),
             newest_ms: age_ms(group.newest_ns),
-            truncated: stack.is_some_and(|stack| stack.truncated),
+            cut: stack.and_then(|stack| stack.cut).filter(|cut| !is_whole(*cut, &frames)),
             frames,
             allocations: group.allocations.filter(|_| !settings.combined_only),
         }
     }
+}
+
+/// The program's own part is there: what calls `main` is start code, of which musl's and a few others' say nothing.
+fn is_whole(cut: Cut, frames: &[Frame]) -> bool {
+    cut != Cut::TooDeep && frames.iter().any(|frame| frame.symbol.as_deref() == Some("main"))
 }
 
 /// One report.

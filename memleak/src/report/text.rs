@@ -14,7 +14,7 @@ use super::{Report, StackReport};
 use crate::{
     escape::printable,
     settings::ReportSettings,
-    snapshot::Lost,
+    snapshot::{Cut, Lost},
     symbolize::{Frame, NoSymbol},
 };
 
@@ -72,6 +72,7 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
             "program run",
             "skipped by the kernel, numbers may be off: trace fewer with -z or -s",
         ),
+        (lost.cut_stacks, "stack", "known in part: the line behind its last frame says why"),
     ];
     let parts: Vec<String> = ways
         .iter()
@@ -96,10 +97,25 @@ fn write_stack(stack: &StackReport, several_processes: bool, out: &mut dyn Write
         writeln!(out, "\t\t[stack not recorded: raise --stack-storage-size]")?;
     }
     write_frames(&stack.frames, out)?;
-    if stack.truncated {
-        writeln!(out, "\t\t(cut: deeper than --max-depth)")?;
+    match stack.cut {
+        None => Ok(()),
+        Some(cut) => writeln!(out, "\t\t(cut: {})", why_cut(cut, stack.frames.last())),
     }
-    Ok(())
+}
+
+/// Why callers are missing behind the last frame.
+fn why_cut(cut: Cut, last: Option<&Frame>) -> String {
+    let place = match last.and_then(|frame| frame.module.as_deref()) {
+        Some(module) => bracketed(module),
+        None => "code of no file".to_owned(),
+    };
+    match cut {
+        Cut::TooDeep => "deeper than --max-depth".to_owned(),
+        Cut::NoUnwindInformation => format!("no unwind information in {place}"),
+        Cut::Unsupported => format!("unwind information of an unknown kind in {place}"),
+        Cut::Unreadable => format!("stack not readable in {place}"),
+        Cut::NoProgress => format!("unwind information or stack damaged in {place}"),
+    }
 }
 
 /// One line a frame.

@@ -27,6 +27,7 @@ use crate::{
         attach::{Probes, Scope},
         load,
         read::Reader,
+        unwind::{Unwinding, words_for},
     },
     probe::{
         plan::{Plan, PlanError, PlanOptions, check_object_argument, plan, symbol_names},
@@ -43,13 +44,14 @@ use crate::{
         sink::{Delivery, Sink},
     },
     settings::{Settings, TargetSpec},
-    snapshot::{Snapshot, Unmap},
-    symbolize::Symbolizer,
+    snapshot::{Lost, Snapshot, Unmap},
+    symbolize::{LiveTarget, Symbolizer},
     target::{
         command::{CommandError, Held, HeldCommand},
         object::{ObjectId, read_objects},
         process::{PidFd, Process, ProcessError},
     },
+    unwind::ProcessTables,
 };
 
 /// How a run ended.
@@ -114,6 +116,8 @@ pub struct Session {
     probes: Probes,
     reader: Reader,
     symbolizer: Symbolizer,
+    /// `None` where stacks are walked otherwise.
+    unwinding: Option<Unwinding>,
     sink: Sink,
     history: History,
     traced: BTreeMap<u32, Traced>,
@@ -142,7 +146,7 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         TargetSpec::Command(_) => Vec::new(),
     };
     check_interval(&settings, &processes)?;
-    let mut session = Session::load(settings, sink)?;
+    let mut session = Session::load(settings, sink, &processes)?;
     if !processes.is_empty() {
         raise_open_files();
     }
@@ -171,11 +175,25 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
 }
 
 impl Session {
-    fn load(settings: Settings, sink: Sink) -> Result<Self, SessionError> {
+    /// Loads the programs, and enters the unwind tables of `processes`.
+    fn load(settings: Settings, sink: Sink, processes: &[Process]) -> Result<Self, SessionError> {
         let rows: Vec<ProbeRow> = TABLE.iter().map(|row| row.probe).collect();
+        // The tables first: an array's size is set when it is made.
+        let mut tables = ProcessTables::default();
+        let mut objects = Vec::new();
+        if settings.capture.walks_tables() {
+            objects = tables.observe_running(processes.iter().map(|process| process.pid));
+        }
+        let words = words_for((!objects.is_empty()).then(|| tables.sums()));
         let begin = Instant::now();
-        let mut loaded = load::load(&settings.capture, &settings.report, &rows, settings.verbosity)?;
+        let mut loaded = load::load(&settings.capture, &settings.report, &rows, words, settings.verbosity)?;
         info!("loaded the BPF programs in {} ms", millis(begin.elapsed()));
+        let mut unwinding = loaded.walks_tables.then(|| Unwinding::open(&loaded.ebpf, tables)).transpose()?;
+        if let Some(unwinding) = &mut unwinding {
+            for (pid, objects) in &objects {
+                unwinding.set(&mut loaded.ebpf, *pid, objects)?;
+            }
+        }
         let log = (settings.verbosity > 0).then(|| bpf_log(&mut loaded.ebpf)).flatten();
         let events =
             readable(loaded.events).map_err(|error| SessionError::System("cannot wait for events", error))?;
@@ -187,6 +205,7 @@ impl Session {
             probes: Probes::new(loaded.uprobes, loaded.mends_stack),
             reader: Reader::default(),
             symbolizer: Symbolizer::new(),
+            unwinding,
             sink,
             history: History::default(),
             traced: BTreeMap::new(),
@@ -210,9 +229,9 @@ impl Session {
             process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
         self.add_target(pid, process.comm, end)?;
         let plan = self.plan(pid, Objects::All)?;
-        self.attach(pid, &plan)?;
-        // Reads what is mapped, and keeps it: the process may end at any time.
+        // Reads what is mapped, and keeps it: the process may end at any time. Before the probes are in, for the walks.
         self.observe(pid);
+        self.attach(pid, &plan)?;
         Ok(())
     }
 
@@ -228,8 +247,8 @@ impl Session {
         self.add_target(pid, comm, end)?;
         loop {
             let plan = self.plan(pid, Objects::New)?;
-            self.attach(pid, &plan)?;
             self.observe(pid);
+            self.attach(pid, &plan)?;
             match held.advance().map_err(system)? {
                 Held::Mapped => {}
                 Held::Replaced => self.program_replaced(pid, false)?,
@@ -241,8 +260,8 @@ impl Session {
         }
         // What IFUNC resolvers have chosen is known by now, and so is whether there is an allocator at all.
         let plan = self.plan(pid, Objects::All)?;
-        self.attach(pid, &plan)?;
         self.observe(pid);
+        self.attach(pid, &plan)?;
         self.held = Some(held);
         Ok(())
     }
@@ -338,16 +357,34 @@ impl Session {
 
     /// Says what was attached since it was last said: all that was asked for is in by now.
     fn tell_attached(&mut self) {
+        if self.settings.verbosity > 0
+            && let Some(news) = self.unwinding.as_mut().and_then(Unwinding::news)
+        {
+            info!("{news}");
+        }
         let (count, took) = std::mem::take(&mut self.attached);
         if count > 0 {
             info!("attached {count} probes in {} ms", millis(took));
         }
     }
 
+    /// Takes over what a process has mapped now: the unwind tables at once, since it goes on.
     fn observe(&mut self, pid: u32) {
-        if let Err(error) = self.symbolizer.observe(pid) {
-            debug!("cannot read what process {pid} has mapped: {error}");
+        let mappings = match read_maps(pid) {
+            Ok(mappings) => mappings,
+            Err(error) => {
+                debug!("cannot read what process {pid} has mapped: {error}");
+                return;
+            }
+        };
+        // One that has ended has nothing mapped; its last stacks have been walked.
+        if let Some(unwinding) = &mut self.unwinding
+            && !mappings.is_empty()
+            && let Err(error) = unwinding.observe(&mut self.ebpf, pid, &mappings, &LiveTarget(pid))
+        {
+            warn!("{error}");
         }
+        self.symbolizer.observe_mappings(pid, mappings, &LiveTarget(pid));
     }
 
     /// Reports at each interval until a reason for the last report comes up.
@@ -374,6 +411,9 @@ impl Session {
                     }
                     if let Some(traced) = self.traced.get_mut(&pid) {
                         traced.ended = true;
+                    }
+                    if let Some(unwinding) = &mut self.unwinding {
+                        unwinding.remove(&mut self.ebpf, pid);
                     }
                     if self.all_ended() {
                         return Ok(Reason::TargetsEnded);
@@ -451,13 +491,14 @@ impl Session {
         if !self.traced.contains_key(&pid) {
             return;
         }
+        // Tables first: the new code runs as soon as the dynamic linker is done.
+        self.observe(pid);
         let planned = self.plan(pid, Objects::New).and_then(|plan| self.attach(pid, &plan));
         if let Err(error) = planned {
             // It may have ended meanwhile; what was attached before stays.
             info!("{error}");
         }
         self.tell_attached();
-        self.observe(pid);
     }
 
     fn program_replaced(&mut self, pid: u32, by_another_thread: bool) -> Result<(), SessionError> {
@@ -466,6 +507,9 @@ impl Session {
         }
         self.reader.remove_void(&self.ebpf)?;
         self.symbolizer.forget(pid);
+        if let Some(unwinding) = &mut self.unwinding {
+            unwinding.forget(pid);
+        }
         if let Some(traced) = self.traced.get_mut(&pid) {
             traced.planned.clear();
             if let Ok(status) = read_status(pid) {
@@ -498,6 +542,7 @@ impl Session {
             self.traced.insert(pid, Traced { comm, ended: true, planned: HashSet::new() });
         } else if let Some(traced) = self.traced.get_mut(&pid) {
             traced.planned = planned;
+            self.observe(pid);
         }
     }
 
@@ -537,13 +582,14 @@ impl Session {
             stacks.push(StackReport::new(group, stack, frames, settings));
         }
         self.reports += 1;
+        let cut_stacks = stacks.iter().filter(|stack| stack.cut.is_some()).count() as u64;
         Report {
             time,
             elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
             is_final,
             target: self.target_info(),
             totals: aggregated.totals,
-            lost: snapshot.lost,
+            lost: Lost { cut_stacks, ..snapshot.lost },
             sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
             stacks,
         }

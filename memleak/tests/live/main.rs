@@ -20,3 +20,4 @@ mod options;
 mod sampling;
 mod targets;
 mod unusual;
+mod unwinding;

@@ -54,6 +54,7 @@ pub struct Stack {
 pub struct Frame {
     pub ip: String,
     pub module: Option<String>,
+    pub offset: Option<String>,
     pub function: Option<String>,
     pub file: Option<String>,
     pub line: Option<u32>,
@@ -67,7 +68,7 @@ pub struct Allocation {
 }
 
 /// The ways to lose something that every report has a counter for.
-const LOSSES: [&str; 5] = ["allocations", "stacks", "events", "missed_returns", "skipped_runs"];
+const LOSSES: [&str; 6] = ["allocations", "stacks", "events", "missed_returns", "skipped_runs", "cut_stacks"];
 
 impl Frame {
     /// The function's name without its parameters.

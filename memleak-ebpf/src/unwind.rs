@@ -1,0 +1,224 @@
+//! Walking the stack by unwind tables: the driver of `memleak_common::unwind`.
+//!
+//! The step is a global function, which the verifier checks once and not for each of 127 frames. It takes the thread's
+//! record, in which the walk has all its state: uprobe programs can be preempted, so a CPU's scratch space would not do.
+
+use aya_ebpf::programs::RetProbeContext;
+use memleak_common::{
+    settings::flags,
+    stack::MAX_STACK_DEPTH,
+    thread::{RULES, STACK_WINDOW, ThreadRecord, Unwind, Window},
+    unwind::{Mapping, PublishedList, Reads, Regs, State, Step, Tables},
+};
+
+use crate::{
+    args,
+    maps::{UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_SLOTS, UNWIND_WORDS, setting},
+    stack::{self, Hash, Walk},
+};
+
+#[cfg(bpf_target_arch = "aarch64")]
+use memleak_common::unwind::step_aarch64 as machine_step;
+#[cfg(bpf_target_arch = "x86_64")]
+use memleak_common::unwind::step_x86_64 as machine_step;
+
+/// Bits of a return address that are address.
+#[cfg(bpf_target_arch = "x86_64")]
+const ADDRESS_MASK: u64 = memleak_common::unwind::NO_MASK;
+/// Pointer authentication has what is above a user address of 48 bits (Documentation/arch/arm64/pointer-authentication).
+#[cfg(bpf_target_arch = "aarch64")]
+const ADDRESS_MASK: u64 = (1 << 48) - 1;
+
+const DEPTH_MASK: u32 = RULES as u32 - 1;
+const WINDOW_MASK: u64 = STACK_WINDOW as u64 - 1;
+
+/// What the driver said of a step that never was: the verifier asks for the check.
+const NO_RECORD: u64 = Step::Unreadable as u64;
+
+/// The thread's stack.
+struct Stack {
+    window: *mut Window,
+    /// Pending calls' return addresses, which the kernel has replaced on the stack.
+    thread: *const ThreadRecord,
+}
+
+impl Stack {
+    /// Has `bytes` bytes from `address` on in the window, and gives the index of the first word.
+    #[inline(always)]
+    fn have(&self, address: u64, bytes: u64) -> Option<u64> {
+        // SAFETY: a member of the record that the walk is about; nothing else refers to it meanwhile.
+        let window = unsafe { &mut *self.window };
+        let at = address.wrapping_sub(window.base);
+        if at < window.bytes && at + bytes <= window.bytes && at & 7 == 0 {
+            return Some(at >> 3);
+        }
+        // A step reads the lower address first: what it asks for next is above.
+        window.base = address;
+        window.bytes = stack::read_window(address, &mut window.words) * 8;
+        if window.bytes >= bytes { Some(0) } else { None }
+    }
+
+    #[inline(always)]
+    fn word(&self, index: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe { (*self.window).words[(index & WINDOW_MASK) as usize] }
+    }
+}
+
+impl Reads for Stack {
+    #[inline(always)]
+    fn read(&self, address: u64) -> Option<u64> {
+        Some(self.word(self.have(address, 8)?))
+    }
+
+    #[inline(always)]
+    fn read2(&self, address: u64) -> Option<[u64; 2]> {
+        let at = self.have(address, 16)?;
+        Some([self.word(at), self.word(at + 1)])
+    }
+
+    #[inline(always)]
+    fn return_address(&self, cfa: u64, found: u64) -> u64 {
+        // SAFETY: as above; nothing writes to the pending calls during a walk.
+        let thread = unsafe { &*self.thread };
+        let mut real = found;
+        if thread.depth > 0 {
+            for call in &thread.pending {
+                if call.sp == cfa.wrapping_sub(8) && call.return_address != 0 {
+                    real = call.return_address;
+                }
+            }
+        }
+        real
+    }
+
+    #[inline(always)]
+    fn may_step_by_pointer(&self) -> bool {
+        setting!(flags) & flags::UNWIND_POINTER != 0
+    }
+}
+
+/// The tables.
+struct Maps {
+    rule: *mut u32,
+}
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn word(&self, index: u32) -> Option<u64> {
+        UNWIND_WORDS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn mapping_start(&self, index: u32) -> Option<u64> {
+        UNWIND_MAPPINGS.get(index).map(|mapping| mapping.start)
+    }
+
+    #[inline(always)]
+    fn mapping(&self, index: u32) -> Option<Mapping> {
+        UNWIND_MAPPINGS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn known_rule(&self) -> u32 {
+        // SAFETY: a member of the record that the walk is about.
+        unsafe { *self.rule }
+    }
+
+    #[inline(always)]
+    fn found_rule(&self, rule: u32) {
+        // SAFETY: as above.
+        unsafe { *self.rule = rule };
+    }
+}
+
+/// From the frame in the thread's record to its caller. Gives a [`Step`].
+///
+/// # Safety
+///
+/// `thread` is null or the record of the current thread.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn unwind_step(thread: *mut ThreadRecord) -> u64 {
+    if thread.is_null() {
+        return NO_RECORD;
+    }
+    // SAFETY: the caller's promise, for this and what follows; the members do not overlap.
+    unsafe {
+        let unwind: *mut Unwind = &raw mut (*thread).unwind;
+        let stack = Stack { window: &raw mut (*unwind).window, thread };
+        let maps = Maps { rule: &raw mut (*unwind).rule };
+        machine_step(&mut (*unwind).state, &stack, &maps) as u64
+    }
+}
+
+/// Fills the thread's stack record, the caller of the probed function first: at a return the registers already are
+/// the caller's.
+#[inline(always)]
+pub fn walk(ctx: &RetProbeContext, thread: &mut ThreadRecord) -> Walk {
+    let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
+    let PublishedList { list, generation, .. } = published_list(thread);
+    let (ip, fp) = args::caller(ctx);
+    let regs = Regs { ip, sp: args::caller_sp(ctx), fp, lr: 0 };
+    thread.unwind.state = State::new(regs, list, ADDRESS_MASK);
+    thread.unwind.state.exact = 0;
+    thread.unwind.window.bytes = 0;
+    let same_tables = thread.unwind.generation == generation;
+    thread.unwind.generation = generation;
+    let (old_len, mut changed) = (thread.stack.len, 0);
+    let mut hash = Hash::default();
+    let mut end = Step::TooDeep as u64;
+    thread.stack.by_pointer = 0;
+    for depth in 0..MAX_STACK_DEPTH as u32 {
+        if depth >= max_depth {
+            break;
+        }
+        let place = (depth & DEPTH_MASK) as usize;
+        // The byte before is looked up, here and by whoever symbolizes it.
+        let ip = thread.unwind.state.regs.ip.wrapping_add(thread.unwind.state.exact as u64);
+        let difference = thread.stack.ips[place] ^ ip;
+        changed |= difference;
+        thread.stack.ips[place] = ip;
+        thread.stack.len = depth + 1;
+        hash.add(ip);
+        thread.unwind.rule = if difference == 0 && same_tables { thread.unwind.rules[place] } else { 0 };
+        // SAFETY: the current thread's record.
+        let step = unsafe { unwind_step(thread) };
+        thread.unwind.rules[place] = thread.unwind.rule;
+        if step > Step::FrameByPointer as u64 {
+            end = step;
+            break;
+        }
+        if step == Step::FrameByPointer as u64 {
+            thread.stack.by_pointer = thread.stack.by_pointer.wrapping_add(1);
+        }
+    }
+    thread.stack.end = end as u16;
+    Walk { hash: hash.finish(), unchanged: changed == 0 && thread.stack.len == old_len }
+}
+
+/// What the thread's process has mapped, and the generation of that.
+#[inline(always)]
+fn published_list(thread: &mut ThreadRecord) -> PublishedList {
+    if let Some(published) = read_list(thread.list_slot)
+        && published.pid == thread.pid
+    {
+        return published;
+    }
+    let Some(slot) = UNWIND_SLOTS.get_ptr(&thread.pid) else { return PublishedList::default() };
+    // SAFETY: an aligned map value.
+    thread.list_slot = unsafe { *slot };
+    read_list(thread.list_slot).unwrap_or_default()
+}
+
+#[inline(always)]
+fn read_list(slot: u32) -> Option<PublishedList> {
+    let place: *const PublishedList = UNWIND_LISTS.get(slot.wrapping_sub(1))?;
+    // SAFETY: aligned words of a map value, which user space stores one by one: the generation last.
+    unsafe {
+        let generation = core::ptr::read_volatile(&raw const (*place).generation);
+        let list = core::ptr::read_volatile(&raw const (*place).list);
+        let pid = core::ptr::read_volatile(&raw const (*place).pid);
+        Some(PublishedList { list, generation, pid, reserved: 0 })
+    }
+}

@@ -1,0 +1,297 @@
+//! Unwind tables in the maps that the programs search: written through a memory map, which takes a hundredth of the
+//! time of one system call for each word.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap as BpfHashMap, Map, MapError},
+};
+use memleak_common::unwind::{Mapping, MappingList, PublishedList};
+
+use super::{BpfError, chain};
+use crate::{
+    proc::maps::Mapping as ProcessMapping,
+    symbolize::Target,
+    unwind::{Layout, LayoutError, MappedObject, ProcessTables, Store, Sums},
+};
+
+/// Entries of `UNWIND_MAPPINGS`: a process has 20 to 300, twice while they change.
+pub const MAPPINGS: u32 = 32_768;
+/// Entries of `UNWIND_LISTS`: as many processes as `TARGETS` has room for.
+pub const LISTS: u32 = 16_384;
+/// Words of `UNWIND_WORDS` where nothing is known of what will be mapped (a command): 4 million rows of rustc and LLVM
+/// fit in 40 MB.
+const WORDS_UNKNOWN: u32 = 5 << 20;
+/// Words for what may be loaded later, and for tables on their way out.
+const WORDS_SPARE: u32 = 1 << 20;
+
+/// Entries that `UNWIND_WORDS` gets, when tables of so many words are known to be needed.
+pub fn words_for(sums: Option<Sums>) -> u32 {
+    let Some(sums) = sums else { return WORDS_UNKNOWN };
+    // 32 GB of tables would be 4 billion rows: more text than an address space holds.
+    let known = u32::try_from(sums.words).unwrap_or(u32::MAX / 2).min(u32::MAX / 2);
+    known + known / 4 + WORDS_SPARE
+}
+
+/// The tables of all processes, in the programs' maps.
+pub struct Unwinding {
+    tables: ProcessTables,
+    layout: Layout,
+    store: MapStore,
+    reclaimed: Instant,
+    told: Option<Sums>,
+    full: bool,
+}
+
+/// Between two reclaims, where nothing is short: many changes share the wait.
+const RECLAIM_AFTER: Duration = Duration::from_secs(1);
+
+impl Unwinding {
+    /// Maps the programs' arrays. `tables` may hold tables already.
+    pub fn open(ebpf: &Ebpf, tables: ProcessTables) -> Result<Self, BpfError> {
+        let words = Array::open(ebpf, "UNWIND_WORDS")?;
+        let mappings = Array::open(ebpf, "UNWIND_MAPPINGS")?;
+        let lists = Array::open(ebpf, "UNWIND_LISTS")?;
+        Ok(Self {
+            tables,
+            layout: Layout::new(words.len(), mappings.len()),
+            store: MapStore {
+                words,
+                mappings,
+                free_slots: (0..lists.len()).collect(),
+                lists,
+                slots: HashMap::new(),
+                generation: 0,
+            },
+            reclaimed: Instant::now(),
+            told: None,
+            full: false,
+        })
+    }
+
+    /// Brings the tables of `pid` up to date with what it has mapped.
+    pub fn observe(
+        &mut self,
+        ebpf: &mut Ebpf,
+        pid: u32,
+        mappings: &[ProcessMapping],
+        target: &dyn Target,
+    ) -> Result<(), BpfError> {
+        if let Some(objects) = self.tables.observe(pid, mappings, target) {
+            self.set(ebpf, pid, &objects)?;
+        }
+        Ok(())
+    }
+
+    /// Enters objects that [`ProcessTables::observe`] gave.
+    pub fn set(&mut self, ebpf: &mut Ebpf, pid: u32, objects: &[MappedObject]) -> Result<(), BpfError> {
+        if self.reclaimed.elapsed() > RECLAIM_AFTER {
+            self.reclaim();
+        }
+        let mut result = self.layout.set_process(pid, objects, &mut self.store);
+        if matches!(result, Err(LayoutError::Words { .. } | LayoutError::Mappings { .. })) {
+            self.reclaim();
+            result = self.layout.set_process(pid, objects, &mut self.store);
+        }
+        match result {
+            Ok(_) => self.store.enter(ebpf, pid),
+            Err(error) => {
+                // The old list stays. What is new is walked by the frame pointer, or cut and counted.
+                if !std::mem::replace(&mut self.full, true) {
+                    log::warn!("process {pid}: {error}; stacks through what it has loaded since are cut");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Frees what no walk uses any more.
+    fn reclaim(&mut self) {
+        self.layout.reclaim();
+        if wait_for_walks().is_ok() {
+            self.layout.reclaim();
+        }
+        self.reclaimed = Instant::now();
+    }
+
+    /// A process has replaced its program. The programs have dropped its list already.
+    pub fn forget(&mut self, pid: u32) {
+        self.tables.forget(pid);
+    }
+
+    /// A process has ended.
+    pub fn remove(&mut self, ebpf: &mut Ebpf, pid: u32) {
+        self.tables.forget(pid);
+        // Publishing into a memory map cannot fail.
+        let _ = self.layout.remove_process(pid, &mut self.store);
+        self.store.release(ebpf, pid);
+    }
+
+    /// Tables, rows, time and memory, where they have changed since they were last asked for.
+    pub fn news(&mut self) -> Option<String> {
+        let sums = self.tables.sums();
+        if self.told.replace(sums) == Some(sums) {
+            return None;
+        }
+        let megabytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        Some(format!(
+            "unwind tables: {} with {} rows, built in {:.1} ms, {:.1} MiB of {:.1} MiB",
+            sums.tables,
+            sums.rows,
+            sums.took.as_secs_f64() * 1000.0,
+            megabytes(sums.words as u64 * 8),
+            megabytes(u64::from(self.store.words.len()) * 8),
+        ))
+    }
+}
+
+/// The kernel's end of an RCU grace period: uprobe programs run within read-side sections (kernel/trace/bpf_trace.c,
+/// `bpf_prog_run_array_uprobe` and `uprobe_prog_run`; membarrier(2), MEMBARRIER_CMD_GLOBAL is `synchronize_rcu`).
+fn wait_for_walks() -> io::Result<()> {
+    // SAFETY: membarrier(2) takes three integers.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A memory-mapped array map with values of `T`.
+struct Array<T> {
+    start: NonNull<T>,
+    len: u32,
+}
+
+// SAFETY: it owns its memory map; other threads write to it through `&mut` alone.
+unsafe impl<T: aya::Pod + Send> Send for Array<T> {}
+
+impl<T: aya::Pod> Array<T> {
+    /// The kernel rounds values up to 8 bytes (kernel/bpf/arraymap.c, `array_map_alloc`).
+    const IS_DENSE: () = assert!(size_of::<T>().is_multiple_of(8));
+
+    fn open(ebpf: &Ebpf, name: &'static str) -> Result<Self, BpfError> {
+        let () = Self::IS_DENSE;
+        let Some(Map::Array(map)) = ebpf.map(name) else { return Err(BpfError::Missing(name)) };
+        let failed = |error: &dyn std::error::Error| BpfError::Map { map: name, reason: chain(error) };
+        let info = map.info().map_err(|error| failed(&error))?;
+        if info.value_size() as usize != size_of::<T>() {
+            return Err(BpfError::Missing(name));
+        }
+        let len = info.max_entries();
+        let bytes = size_of::<T>() * len as usize;
+        let start = map_memory(map.fd().as_fd(), bytes).map_err(|error| failed(&error))?;
+        Ok(Self { start: start.cast(), len })
+    }
+
+    fn len(&self) -> u32 {
+        self.len
+    }
+
+    fn write(&mut self, index: u32, values: &[T]) -> io::Result<()> {
+        let end = u64::from(index) + values.len() as u64;
+        if end > u64::from(self.len) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: within the memory map, by the check above. Programs may read it meanwhile, by single loads whose
+        // result they take for what it is: user space writes to places that no list names.
+        unsafe {
+            self.start.as_ptr().add(index as usize).copy_from_nonoverlapping(values.as_ptr(), values.len())
+        };
+        Ok(())
+    }
+}
+
+impl<T> Drop for Array<T> {
+    fn drop(&mut self) {
+        // SAFETY: the memory map that `open` made; nothing refers to it after this.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), size_of::<T>() * self.len as usize) };
+    }
+}
+
+fn map_memory(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<NonNull<libc::c_void>> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new memory map at a place of the kernel's choice.
+    let start =
+        unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(start).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// [`Store`] in the programs' maps.
+struct MapStore {
+    words: Array<u64>,
+    mappings: Array<Mapping>,
+    lists: Array<PublishedList>,
+    /// Places in `lists` by process.
+    slots: HashMap<u32, u32>,
+    free_slots: BTreeSet<u32>,
+    /// Lists published so far.
+    generation: u64,
+}
+
+impl MapStore {
+    /// Tells the programs where the process's list is.
+    fn enter(&self, ebpf: &mut Ebpf, pid: u32) -> Result<(), BpfError> {
+        let Some(slot) = self.slots.get(&pid) else { return Ok(()) };
+        slots(ebpf)?.insert(pid, slot + 1, 0).map_err(|error| slots_error(&error))
+    }
+
+    fn release(&mut self, ebpf: &mut Ebpf, pid: u32) {
+        if let Some(slot) = self.slots.remove(&pid) {
+            self.free_slots.insert(slot);
+            // It may be gone: an exec drops it.
+            let _ = slots(ebpf).map(|mut slots| slots.remove(&pid));
+        }
+    }
+}
+
+const SLOTS: &str = "UNWIND_SLOTS";
+
+fn slots(ebpf: &mut Ebpf) -> Result<BpfHashMap<&mut aya::maps::MapData, u32, u32>, BpfError> {
+    let map = ebpf.map_mut(SLOTS).ok_or(BpfError::Missing(SLOTS))?;
+    BpfHashMap::try_from(map).map_err(|error| slots_error(&error))
+}
+
+fn slots_error(error: &MapError) -> BpfError {
+    BpfError::Map { map: SLOTS, reason: chain(error) }
+}
+
+impl Store for MapStore {
+    type Error = io::Error;
+
+    fn write_words(&mut self, index: u32, words: &[u64]) -> io::Result<()> {
+        self.words.write(index, words)
+    }
+
+    fn write_mappings(&mut self, index: u32, mappings: &[Mapping]) -> io::Result<()> {
+        self.mappings.write(index, mappings)
+    }
+
+    fn publish(&mut self, pid: u32, list: MappingList) -> io::Result<()> {
+        let slot = match self.slots.get(&pid) {
+            Some(slot) => *slot,
+            None => {
+                let slot = self.free_slots.pop_first().ok_or(io::ErrorKind::StorageFull)?;
+                self.slots.insert(pid, slot);
+                slot
+            }
+        };
+        self.generation += 1;
+        // SAFETY: a slot is an index within the memory map; its members are aligned words, and all accesses from here
+        // are by single stores.
+        unsafe {
+            let entry = self.lists.start.add(slot as usize).as_ptr();
+            AtomicU64::from_ptr((&raw mut (*entry).list).cast()).store(list.0, Ordering::Release);
+            AtomicU64::from_ptr((&raw mut (*entry).pid).cast()).store(u64::from(pid), Ordering::Release);
+            AtomicU64::from_ptr(&raw mut (*entry).generation).store(self.generation, Ordering::Release);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,385 @@
+//! Call frame instructions, evaluated for the three registers that a walk needs: CFA, frame pointer, return address.
+//!
+//! gimli decodes; the state machine is ours, since a table of rules for all registers, copied for each row, costs
+//! several times more. `tests/unwind_tables.rs` holds it against gimli's own evaluation and readelf's.
+
+use gimli::{CallFrameInstruction, EndianSlice, LittleEndian, Register, UnwindExpression, UnwindSection};
+use memleak_common::unwind::{Kind, Row, SLOT_AT_FP, SLOT_AT_SP, SLOT_RANGE};
+
+/// Bytes of a section; every supported machine is little-endian.
+pub(super) type Slice<'a> = EndianSlice<'a, LittleEndian>;
+
+/// Most states that `DW_CFA_remember_state` can stack; compilers use one or two.
+const MAX_REMEMBERED: usize = 64;
+
+/// The machines whose stacks can be walked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Machine {
+    /// x86_64.
+    X86_64,
+    /// 64-bit ARM, little-endian.
+    Aarch64,
+}
+
+/// DWARF numbers of the registers (System V psABI x86_64 figure 3.36; AADWARF64 section 4.1).
+#[derive(Clone, Copy)]
+struct Registers {
+    sp: Register,
+    fp: Register,
+    ra: Register,
+}
+
+impl Machine {
+    const fn registers(self) -> Registers {
+        match self {
+            Self::X86_64 => Registers { sp: Register(7), fp: Register(6), ra: Register(16) },
+            Self::Aarch64 => Registers { sp: Register(31), fp: Register(29), ra: Register(30) },
+        }
+    }
+}
+
+/// Where the CFA is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Cfa {
+    Offset(Register, i64),
+    DerefFp(i64),
+    DerefSp(i64),
+    Plt { offset: i64, threshold: i8 },
+    Other,
+}
+
+/// Where the caller's value of a register is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Saved {
+    /// Nothing was said: it is where it was.
+    Same,
+    Undefined,
+    /// At CFA + bytes.
+    At(i64),
+    AtSp,
+    AtFp,
+    Other,
+}
+
+/// The rules of a row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    cfa: Cfa,
+    fp: Saved,
+    ra: Saved,
+}
+
+impl Rules {
+    /// Before any instruction.
+    const INITIAL: Self = Self { cfa: Cfa::Other, fp: Saved::Same, ra: Saved::Same };
+
+    /// The rule bits of a row ([`Row::rule`]).
+    fn pack(&self, machine: Machine, signal_frame: bool) -> u32 {
+        let row = match (machine, self.ra) {
+            (_, Saved::Undefined) => Some(Row::bare(0, Kind::END)),
+            (Machine::X86_64, Saved::At(-8)) => self.pack_x86_64(),
+            (Machine::X86_64, _) if signal_frame && self.cfa == Cfa::DerefSp(160) => {
+                Some(Row::bare(0, Kind::SIGNAL))
+            }
+            (Machine::X86_64, _) => None,
+            (Machine::Aarch64, _) if signal_frame => Some(Row::bare(0, Kind::SIGNAL)),
+            (Machine::Aarch64, _) => self.pack_aarch64(),
+        };
+        row.unwrap_or(Row::bare(0, Kind::UNSUPPORTED)).rule()
+    }
+
+    fn pack_x86_64(&self) -> Option<Row> {
+        let slot = match self.fp {
+            Saved::Same | Saved::Undefined => 0,
+            Saved::At(offset) => slot_of(offset)?,
+            Saved::AtSp => SLOT_AT_SP,
+            Saved::AtFp => SLOT_AT_FP,
+            Saved::Other => return None,
+        };
+        let Registers { sp, fp, .. } = Machine::X86_64.registers();
+        match self.cfa {
+            Cfa::Offset(register, offset) if register == sp => Row::new(0, Kind::SP, offset, slot),
+            Cfa::Offset(register, offset) if register == fp => Row::new(0, Kind::FP, offset, slot),
+            Cfa::DerefFp(offset) => Row::new(0, Kind::DEREF_FP, offset, slot),
+            // The slot field holds the threshold.
+            Cfa::Plt { offset, threshold } if slot == 0 => Row::new(0, Kind::PLT, offset, threshold),
+            _ => None,
+        }
+    }
+
+    fn pack_aarch64(&self) -> Option<Row> {
+        let Registers { sp, fp, .. } = Machine::Aarch64.registers();
+        let (kinds, base_slot, offset) = match self.cfa {
+            Cfa::Offset(register, offset) if register == sp => {
+                ([Kind::SP_LEAF, Kind::SP_PAIR, Kind::SP_RA], SLOT_AT_SP, offset)
+            }
+            Cfa::Offset(register, offset) if register == fp => {
+                ([Kind::FP_LEAF, Kind::FP_PAIR, Kind::FP_RA], SLOT_AT_FP, offset)
+            }
+            _ => return None,
+        };
+        // A frame record at the bottom of a large frame is beyond a slot's reach, but the base register points to it.
+        let slot = |at: i64| if at == -offset { Some(base_slot) } else { slot_of(at) };
+        let (kind, slot) = match (self.fp, self.ra) {
+            (Saved::Same | Saved::Undefined, Saved::Same) => (kinds[0], 0),
+            (Saved::At(at), Saved::Same) => (kinds[0], slot(at)?),
+            (Saved::At(at), Saved::At(ra)) if ra == at.wrapping_add(8) => (kinds[1], slot(at)?),
+            (Saved::Same | Saved::Undefined, Saved::At(at)) => (kinds[2], slot(at)?),
+            _ => return None,
+        };
+        Row::new(0, kind, offset, slot)
+    }
+}
+
+/// The slot field for "at CFA + `offset` bytes".
+fn slot_of(offset: i64) -> Option<i8> {
+    let slot = offset >> 3;
+    // The CFA itself is the caller's: 0 has its own meaning, and nothing is saved there.
+    (offset & 7 == 0 && slot != 0 && SLOT_RANGE.contains(&slot)).then_some(slot as i8)
+}
+
+/// Why the instructions of an entry were given up; the rows before are good.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Malformed;
+
+/// What an entry's instructions are read with.
+pub(super) struct Entry<'s, S> {
+    /// The section, for expressions.
+    pub section: &'s S,
+    pub machine: Machine,
+    pub signal_frame: bool,
+    pub code_factor: u64,
+    pub data_factor: i64,
+}
+
+impl<'s, 'input: 's, S: UnwindSection<Slice<'input>>> Entry<'s, S> {
+    /// The rules after a CIE's instructions: what its entries begin with.
+    pub(super) fn initial_rules(
+        &self,
+        mut next: impl FnMut() -> gimli::Result<Option<CallFrameInstruction<usize>>>,
+    ) -> Result<Rules, Malformed> {
+        let mut machine = Evaluation { entry: self, initial: Rules::INITIAL, rules: Rules::INITIAL };
+        while let Some(instruction) = next().map_err(|_| Malformed)? {
+            machine.apply(&instruction)?;
+        }
+        Ok(machine.rules)
+    }
+
+    /// Calls `row(address, rule bits)` for every row of the entry, which covers `start..end`.
+    pub(super) fn rows(
+        &self,
+        initial: Rules,
+        start: u64,
+        end: u64,
+        mut next: impl FnMut() -> gimli::Result<Option<CallFrameInstruction<usize>>>,
+        mut row: impl FnMut(u64, u32),
+    ) -> Result<(), Malformed> {
+        let mut evaluation = Evaluation { entry: self, initial, rules: initial };
+        let mut remembered: Vec<Rules> = Vec::new();
+        let mut address = start;
+        let result = loop {
+            let instruction = match next() {
+                Ok(Some(instruction)) => instruction,
+                Ok(None) => break Ok(()),
+                Err(_) => break Err(Malformed),
+            };
+            let to = match instruction {
+                CallFrameInstruction::AdvanceLoc { delta } => {
+                    address.saturating_add(self.code_factor.saturating_mul(delta.into()))
+                }
+                CallFrameInstruction::SetLoc { address } => address,
+                CallFrameInstruction::RememberState => {
+                    if remembered.len() == MAX_REMEMBERED {
+                        break Err(Malformed);
+                    }
+                    remembered.push(evaluation.rules);
+                    continue;
+                }
+                CallFrameInstruction::RestoreState => {
+                    let Some(rules) = remembered.pop() else { break Err(Malformed) };
+                    evaluation.rules = rules;
+                    continue;
+                }
+                other => {
+                    if evaluation.apply(&other).is_err() {
+                        break Err(Malformed);
+                    }
+                    continue;
+                }
+            };
+            if to < address {
+                break Err(Malformed);
+            }
+            if to > address {
+                row(address, evaluation.rules.pack(self.machine, self.signal_frame));
+                address = to;
+            }
+            if address >= end {
+                return Ok(());
+            }
+        };
+        match result {
+            Ok(()) => row(address, evaluation.rules.pack(self.machine, self.signal_frame)),
+            // What holds from here on is unknown.
+            Err(Malformed) => row(address, Row::bare(0, Kind::UNSUPPORTED).rule()),
+        }
+        result
+    }
+
+    fn expression(&self, expression: &UnwindExpression<usize>) -> &'input [u8] {
+        expression.get(self.section).map_or(&[], |expression| expression.0.slice())
+    }
+}
+
+struct Evaluation<'e, 's, S> {
+    entry: &'e Entry<'s, S>,
+    initial: Rules,
+    rules: Rules,
+}
+
+impl<'s, 'input: 's, S: UnwindSection<Slice<'input>>> Evaluation<'_, 's, S> {
+    fn factored(&self, offset: i64) -> Option<i64> {
+        offset.checked_mul(self.entry.data_factor)
+    }
+
+    fn apply(&mut self, instruction: &CallFrameInstruction<usize>) -> Result<(), Malformed> {
+        use CallFrameInstruction as I;
+        let saved_at = |offset: Option<i64>| offset.map_or(Saved::Other, Saved::At);
+        match *instruction {
+            I::DefCfa { register, offset } => self.rules.cfa = cfa_at(register, i64::try_from(offset).ok()),
+            I::DefCfaSf { register, factored_offset } => {
+                self.rules.cfa = cfa_at(register, self.factored(factored_offset));
+            }
+            I::DefCfaRegister { register } => match self.rules.cfa {
+                Cfa::Offset(_, offset) => self.rules.cfa = Cfa::Offset(register, offset),
+                _ => return Err(Malformed),
+            },
+            I::DefCfaOffset { offset } => self.move_cfa(i64::try_from(offset).ok())?,
+            I::DefCfaOffsetSf { factored_offset } => self.move_cfa(self.factored(factored_offset))?,
+            I::DefCfaExpression { expression } => {
+                self.rules.cfa = cfa_expression(self.entry.expression(&expression), self.entry.machine);
+            }
+            I::Undefined { register } => self.save(register, Saved::Undefined),
+            I::SameValue { register } => self.save(register, Saved::Same),
+            I::Offset { register, factored_offset } => {
+                let offset = i64::try_from(factored_offset).ok().and_then(|offset| self.factored(offset));
+                self.save(register, saved_at(offset));
+            }
+            I::OffsetExtendedSf { register, factored_offset } => {
+                self.save(register, saved_at(self.factored(factored_offset)));
+            }
+            I::Expression { register, expression } => {
+                let saved = saved_expression(self.entry.expression(&expression), self.entry.machine);
+                self.save(register, saved);
+            }
+            I::Register { dest_register, src_register } => {
+                let saved = if dest_register == src_register { Saved::Same } else { Saved::Other };
+                self.save(dest_register, saved);
+            }
+            I::ValOffset { register, .. }
+            | I::ValOffsetSf { register, .. }
+            | I::ValExpression { register, .. } => self.save(register, Saved::Other),
+            I::Restore { register } => {
+                let Registers { fp, ra, .. } = self.entry.machine.registers();
+                if register == fp {
+                    self.rules.fp = self.initial.fp;
+                } else if register == ra {
+                    self.rules.ra = self.initial.ra;
+                }
+            }
+            // The return address is masked whether it was signed or not; the size of arguments is the handler's.
+            I::NegateRaState | I::ArgsSize { .. } | I::Nop => {}
+            // Locations and remembered states mean nothing in a CIE, and `rows` takes them from an FDE.
+            _ => return Err(Malformed),
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, register: Register, saved: Saved) {
+        let Registers { fp, ra, .. } = self.entry.machine.registers();
+        if register == fp {
+            self.rules.fp = saved;
+        } else if register == ra {
+            self.rules.ra = saved;
+        }
+    }
+
+    fn move_cfa(&mut self, to: Option<i64>) -> Result<(), Malformed> {
+        match self.rules.cfa {
+            Cfa::Offset(register, _) => {
+                self.rules.cfa = cfa_at(register, to);
+                Ok(())
+            }
+            _ => Err(Malformed),
+        }
+    }
+}
+
+fn cfa_at(register: Register, offset: Option<i64>) -> Cfa {
+    offset.map_or(Cfa::Other, |offset| Cfa::Offset(register, offset))
+}
+
+/// DWARF operations that the recognized expressions are made of (DWARF 5 section 7.7.1).
+mod op {
+    pub const DEREF: u8 = 0x06;
+    pub const AND: u8 = 0x1a;
+    pub const PLUS: u8 = 0x22;
+    pub const SHL: u8 = 0x24;
+    pub const GE: u8 = 0x2a;
+    pub const LIT0: u8 = 0x30;
+    pub const BREG0: u8 = 0x70;
+}
+
+/// `DW_OP_bregN offset` at the front: register, offset, what follows.
+fn split_breg(bytes: &[u8]) -> Option<(u16, i64, &[u8])> {
+    let (&first, mut rest) = bytes.split_first()?;
+    let register = first.checked_sub(op::BREG0).filter(|register| *register < 32)?;
+    let mut value = 0i64;
+    let mut shift = 0;
+    loop {
+        let (&byte, tail) = rest.split_first()?;
+        rest = tail;
+        value |= i64::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            // The last group's highest bit is the sign.
+            let unused = 64 - shift;
+            return Some((register.into(), (value << unused) >> unused, rest));
+        }
+        if shift > 49 {
+            return None;
+        }
+    }
+}
+
+fn cfa_expression(bytes: &[u8], machine: Machine) -> Cfa {
+    let Some((register, offset, rest)) = split_breg(bytes) else { return Cfa::Other };
+    let Registers { sp, fp, ra } = machine.registers();
+    match rest {
+        [] => Cfa::Offset(Register(register), offset),
+        [op::DEREF] if register == fp.0 => Cfa::DerefFp(offset),
+        [op::DEREF] if register == sp.0 => Cfa::DerefSp(offset),
+        _ if register == sp.0 && machine == Machine::X86_64 => match split_breg(rest) {
+            // binutils' bfd/elfxx-x86.c: rsp + o + ((rip & 15) >= threshold) << 3.
+            Some((rip, 0, &[mask, op::AND, threshold, op::GE, shift, op::SHL, op::PLUS]))
+                if rip == ra.0
+                    && mask == op::LIT0 + 15
+                    && shift == op::LIT0 + 3
+                    && (op::LIT0..=op::LIT0 + 15).contains(&threshold) =>
+            {
+                Cfa::Plt { offset, threshold: (threshold - op::LIT0) as i8 }
+            }
+            _ => Cfa::Other,
+        },
+        _ => Cfa::Other,
+    }
+}
+
+fn saved_expression(bytes: &[u8], machine: Machine) -> Saved {
+    let Registers { sp, fp, .. } = machine.registers();
+    match split_breg(bytes) {
+        Some((register, 0, [])) if register == fp.0 => Saved::AtFp,
+        Some((register, 0, [])) if register == sp.0 => Saved::AtSp,
+        _ => Saved::Other,
+    }
+}

@@ -1,0 +1,359 @@
+//! Where tables and lists of mappings lie in the arrays that are searched, and how they change under a walk's feet.
+//!
+//! A walk begins with one load of its process's [`MappingList`] and goes from there. So a change writes all that is
+//! new to places that no list names, then publishes the new list with one store, and only then retires what the old
+//! list named. What is retired keeps its place until a walk that began before cannot be running any more:
+//! [`Layout::reclaim`] is for the driver to call after such a time, and frees what was retired before the call
+//! before it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use memleak_common::unwind::{MAX_MAPPINGS, Mapping, MappingList, Tables};
+
+use super::table::UnwindTable;
+
+/// The arrays: maps of the BPF programs, or [`Arrays`].
+pub trait Store {
+    /// Why a write failed.
+    type Error;
+    /// Writes rows or page indices from word `index` on.
+    fn write_words(&mut self, index: u32, words: &[u64]) -> Result<(), Self::Error>;
+    /// Writes mappings from entry `index` on.
+    fn write_mappings(&mut self, index: u32, mappings: &[Mapping]) -> Result<(), Self::Error>;
+    /// Publishes a process's list, with one store; an empty list where it has gone.
+    fn publish(&mut self, pid: u32, list: MappingList) -> Result<(), Self::Error>;
+}
+
+/// Why a process could not be laid out. Its old list stays.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum LayoutError<E> {
+    /// The words are full.
+    #[error("no room for {words} more words of unwind tables")]
+    Words {
+        /// How many were asked for.
+        words: usize,
+    },
+    /// The mappings are full, or a process has more than a walk searches.
+    #[error("no room for a list of {count} executable mappings")]
+    Mappings {
+        /// How many were asked for.
+        count: usize,
+    },
+    /// The store refused.
+    #[error("cannot write unwind tables")]
+    Store(#[source] E),
+}
+
+/// An executable mapping and the table of what it maps.
+#[derive(Clone, Debug)]
+pub struct MappedObject {
+    /// First address.
+    pub start: u64,
+    /// Address after the last.
+    pub end: u64,
+    /// Offset in the file of the byte at `start`.
+    pub file_offset: u64,
+    /// The object's table.
+    pub table: Arc<UnwindTable>,
+}
+
+/// A part of an array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Extent {
+    start: u32,
+    len: u32,
+}
+
+/// Free space of an array: starts and lengths, no two of them neighbours.
+#[derive(Debug)]
+struct Extents {
+    free: BTreeMap<u32, u32>,
+}
+
+impl Extents {
+    fn new(capacity: u32) -> Self {
+        Self { free: BTreeMap::from_iter((capacity > 0).then_some((0, capacity))) }
+    }
+
+    /// The first free place that is long enough.
+    fn allocate(&mut self, len: usize) -> Option<Extent> {
+        let len = u32::try_from(len).ok()?;
+        if len == 0 {
+            return Some(Extent { start: 0, len });
+        }
+        let (&start, &free) = self.free.iter().find(|(_, free)| **free >= len)?;
+        self.free.remove(&start);
+        if free > len {
+            self.free.insert(start + len, free - len);
+        }
+        Some(Extent { start, len })
+    }
+
+    fn release(&mut self, extent: Extent) {
+        if extent.len == 0 {
+            return;
+        }
+        let Extent { mut start, mut len } = extent;
+        if let Some((&before, &before_len)) = self.free.range(..start).next_back()
+            && before + before_len == start
+        {
+            self.free.remove(&before);
+            start = before;
+            len += before_len;
+        }
+        if let Some(after_len) = self.free.remove(&(start + len)) {
+            len += after_len;
+        }
+        self.free.insert(start, len);
+    }
+
+    fn free_len(&self) -> u64 {
+        self.free.values().map(|len| u64::from(*len)).sum()
+    }
+}
+
+/// Extents whose last user may still be walking.
+#[derive(Debug, Default)]
+struct Retired {
+    words: Vec<Extent>,
+    mappings: Vec<Extent>,
+}
+
+#[derive(Debug)]
+struct Placed {
+    /// Held so that no other table can get its address, which is its key.
+    _table: Arc<UnwindTable>,
+    extent: Extent,
+    users: usize,
+}
+
+/// A table's key: its address.
+type TableKey = usize;
+
+#[derive(Debug)]
+struct Process {
+    list: Extent,
+    tables: Vec<TableKey>,
+}
+
+/// Places of all tables and lists.
+#[derive(Debug)]
+pub struct Layout {
+    words: Extents,
+    mappings: Extents,
+    tables: HashMap<TableKey, Placed>,
+    processes: HashMap<u32, Process>,
+    retired: Retired,
+    /// Retired before the last [`Layout::reclaim`].
+    retired_before: Retired,
+}
+
+impl Layout {
+    /// Over arrays of `words` words and `mappings` mappings.
+    pub fn new(words: u32, mappings: u32) -> Self {
+        Self {
+            words: Extents::new(words),
+            mappings: Extents::new(mappings),
+            tables: HashMap::new(),
+            processes: HashMap::new(),
+            retired: Retired::default(),
+            retired_before: Retired::default(),
+        }
+    }
+
+    /// Makes `objects` what `pid` has mapped, in place of what it had. On an error the old list stays as it is.
+    pub fn set_process<S: Store>(
+        &mut self,
+        pid: u32,
+        objects: &[MappedObject],
+        store: &mut S,
+    ) -> Result<MappingList, LayoutError<S::Error>> {
+        let too_many = LayoutError::Mappings { count: objects.len() };
+        if objects.len() > MAX_MAPPINGS as usize {
+            return Err(too_many);
+        }
+        let Some(list) = self.mappings.allocate(objects.len()) else { return Err(too_many) };
+        let mut tables = Vec::with_capacity(objects.len());
+        let written = self.write_objects(list, objects, store, &mut tables).and_then(|()| {
+            let published = MappingList::new(list.start, list.len);
+            store.publish(pid, published).map_err(LayoutError::Store)?;
+            Ok(published)
+        });
+        // Whichever of the two lists lost is retired: a failed store may have published the new one all the same.
+        let process = Process { list, tables };
+        match written {
+            Ok(published) => {
+                if let Some(old) = self.processes.insert(pid, process) {
+                    self.retire(old);
+                }
+                Ok(published)
+            }
+            Err(error) => {
+                self.retire(process);
+                Err(error)
+            }
+        }
+    }
+
+    /// Forgets a process that has gone.
+    pub fn remove_process<S: Store>(&mut self, pid: u32, store: &mut S) -> Result<(), S::Error> {
+        let Some(process) = self.processes.remove(&pid) else { return Ok(()) };
+        let result = store.publish(pid, MappingList::default());
+        self.retire(process);
+        result
+    }
+
+    /// Frees what was retired before the call before this one. Between two calls every walk that ran at the first has
+    /// to come to its end: the driver waits for a grace period, or for a report's interval.
+    pub fn reclaim(&mut self) {
+        let Retired { words, mappings } =
+            std::mem::replace(&mut self.retired_before, std::mem::take(&mut self.retired));
+        words.into_iter().for_each(|extent| self.words.release(extent));
+        mappings.into_iter().for_each(|extent| self.mappings.release(extent));
+    }
+
+    /// Words that are free now.
+    pub fn free_words(&self) -> u64 {
+        self.words.free_len()
+    }
+
+    /// Tables that are laid out.
+    pub fn tables(&self) -> usize {
+        self.tables.len()
+    }
+
+    fn write_objects<S: Store>(
+        &mut self,
+        list: Extent,
+        objects: &[MappedObject],
+        store: &mut S,
+        tables: &mut Vec<TableKey>,
+    ) -> Result<(), LayoutError<S::Error>> {
+        let mut mappings = Vec::with_capacity(objects.len());
+        for object in objects {
+            let extent = self.place(&object.table, store)?;
+            tables.push(key_of(&object.table));
+            mappings.push(describe(object, extent));
+        }
+        mappings.sort_by_key(|mapping| mapping.start);
+        store.write_mappings(list.start, &mappings).map_err(LayoutError::Store)
+    }
+
+    /// The place of a table, which gets one (and is written there) if it has none, and a user more.
+    fn place<S: Store>(
+        &mut self,
+        table: &Arc<UnwindTable>,
+        store: &mut S,
+    ) -> Result<Extent, LayoutError<S::Error>> {
+        if let Some(placed) = self.tables.get_mut(&key_of(table)) {
+            placed.users += 1;
+            return Ok(placed.extent);
+        }
+        let words = table.words();
+        let extent = self.words.allocate(words).ok_or(LayoutError::Words { words })?;
+        let pages = extent.start + table.rows.len() as u32;
+        let written = store
+            .write_words(extent.start, table.row_words())
+            .and_then(|()| store.write_words(pages, &table.pages));
+        if let Err(error) = written {
+            self.words.release(extent);
+            return Err(LayoutError::Store(error));
+        }
+        self.tables.insert(key_of(table), Placed { _table: Arc::clone(table), extent, users: 1 });
+        Ok(extent)
+    }
+
+    fn retire(&mut self, process: Process) {
+        self.retired.mappings.push(process.list);
+        for key in process.tables {
+            let Some(placed) = self.tables.get_mut(&key) else { continue };
+            placed.users -= 1;
+            if placed.users == 0 {
+                self.retired.words.push(placed.extent);
+                self.tables.remove(&key);
+            }
+        }
+    }
+}
+
+fn key_of(table: &Arc<UnwindTable>) -> TableKey {
+    Arc::as_ptr(table).addr()
+}
+
+/// The descriptor of an object's mapping, its table at `extent`. One that is of no executable segment has no rows: it
+/// still says that this is a file's text.
+fn describe(object: &MappedObject, extent: Extent) -> Mapping {
+    let bias = object.table.segments.bias(object.start, object.file_offset);
+    Mapping {
+        start: object.start,
+        end: object.end,
+        bias: bias.unwrap_or(0),
+        rows: extent.start,
+        pages: extent.start + object.table.rows.len() as u32,
+        page_count: if bias.is_some() { object.table.pages.len() as u32 } else { 0 },
+        reserved: 0,
+    }
+}
+
+/// The arrays on the host, for [`super::walk`].
+#[derive(Debug, Default)]
+pub struct Arrays {
+    words: Vec<u64>,
+    mappings: Vec<Mapping>,
+    lists: HashMap<u32, MappingList>,
+}
+
+impl Arrays {
+    /// The list that was published for `pid`; an empty one if none was.
+    pub fn list(&self, pid: u32) -> MappingList {
+        self.lists.get(&pid).copied().unwrap_or_default()
+    }
+}
+
+fn write<T: Copy + Default>(array: &mut Vec<T>, index: u32, values: &[T]) {
+    let end = index as usize + values.len();
+    if array.len() < end {
+        array.resize(end, T::default());
+    }
+    array[index as usize..end].copy_from_slice(values);
+}
+
+impl Store for Arrays {
+    type Error = std::convert::Infallible;
+
+    fn write_words(&mut self, index: u32, words: &[u64]) -> Result<(), Self::Error> {
+        write(&mut self.words, index, words);
+        Ok(())
+    }
+
+    fn write_mappings(&mut self, index: u32, mappings: &[Mapping]) -> Result<(), Self::Error> {
+        write(&mut self.mappings, index, mappings);
+        Ok(())
+    }
+
+    fn publish(&mut self, pid: u32, list: MappingList) -> Result<(), Self::Error> {
+        self.lists.insert(pid, list);
+        Ok(())
+    }
+}
+
+impl Tables for Arrays {
+    fn word(&self, index: u32) -> Option<u64> {
+        self.words.get(index as usize).copied()
+    }
+
+    fn mapping_start(&self, index: u32) -> Option<u64> {
+        self.mapping(index).map(|mapping| mapping.start)
+    }
+
+    fn mapping(&self, index: u32) -> Option<Mapping> {
+        self.mappings.get(index as usize).copied()
+    }
+}
+
+#[cfg(test)]
+#[path = "layout_tests.rs"]
+mod tests;

@@ -1,0 +1,113 @@
+use memleak_common::unwind::{Kind, Row};
+
+use super::*;
+use crate::unwind::{ExecSegment, ExecSegments, Machine, eh_frame::BuildStats};
+
+/// A table of `rows` rows, one for each page.
+fn table(rows: u32) -> Arc<UnwindTable> {
+    let segments = vec![ExecSegment { file_offset: 0x1000, vaddr: 0x40_1000, len: 0x10_0000 }];
+    Arc::new(UnwindTable {
+        machine: Machine::X86_64,
+        build_id: None,
+        segments: ExecSegments { text_base: 0x40_1000, segments },
+        rows: (0..rows).map(|row| Row::new(row * 256, Kind::SP, i64::from(row) * 8, 0).unwrap()).collect(),
+        pages: (0..rows).map(|row| memleak_common::unwind::page_word(row, row + 1)).collect(),
+        stats: BuildStats::default(),
+    })
+}
+
+fn mapped(start: u64, table: &Arc<UnwindTable>) -> MappedObject {
+    MappedObject { start, end: start + 0x10_0000, file_offset: 0x1000, table: Arc::clone(table) }
+}
+
+/// What a list leads to: for each mapping its bias, and the rows that it names.
+fn reached(arrays: &Arrays, list: MappingList) -> Vec<(u64, u64, Vec<u64>)> {
+    (list.first()..list.first() + list.count())
+        .map(|index| {
+            let mapping = arrays.mapping(index).unwrap();
+            let rows = (mapping.rows..mapping.pages).map(|word| arrays.word(word).unwrap()).collect();
+            (mapping.start, mapping.bias, rows)
+        })
+        .collect()
+}
+
+#[test]
+fn extents_are_reused_and_joined() {
+    let mut extents = Extents::new(100);
+    let parts: Vec<_> = (0..10).map(|_| extents.allocate(10).unwrap()).collect();
+    assert_eq!(extents.allocate(1), None);
+    for part in [3, 5, 4, 9, 0] {
+        extents.release(parts[part]);
+    }
+    assert_eq!(extents.free, BTreeMap::from([(0, 10), (30, 30), (90, 10)]));
+    assert_eq!(extents.allocate(30), Some(Extent { start: 30, len: 30 }));
+    assert_eq!(extents.allocate(11), None);
+    for part in [1, 2, 3, 4, 5, 6, 7, 8] {
+        extents.release(parts[part]);
+    }
+    assert_eq!(extents.free, BTreeMap::from([(0, 100)]));
+    assert_eq!(Extents::new(0).allocate(1), None);
+}
+
+#[test]
+fn processes_share_a_table_and_its_place_outlives_the_first() {
+    let (mut layout, mut arrays) = (Layout::new(1000, 16), Arrays::default());
+    let (shared, own) = (table(100), table(30));
+    layout.set_process(1, &[mapped(0x9_0000, &own), mapped(0x1_0000, &shared)], &mut arrays).unwrap();
+    layout.set_process(2, &[mapped(0x5_0000, &shared)], &mut arrays).unwrap();
+    assert_eq!(layout.free_words(), 1000 - 260);
+    let rows = |table: &UnwindTable| table.row_words().to_vec();
+    let own_rows = (0x9_0000, 0x9_0000, rows(&own));
+    assert_eq!(reached(&arrays, arrays.list(1)), [(0x1_0000, 0x1_0000, rows(&shared)), own_rows]);
+    layout.remove_process(1, &mut arrays).unwrap();
+    layout.reclaim();
+    assert_eq!(layout.free_words(), 1000 - 260, "a walk that began before may be running");
+    layout.reclaim();
+    assert_eq!(layout.free_words(), 1000 - 200);
+    assert_eq!(arrays.list(1).count(), 0);
+    assert_eq!(reached(&arrays, arrays.list(2)), [(0x5_0000, 0x5_0000, rows(&shared))]);
+}
+
+#[test]
+fn an_old_list_reads_right_until_it_is_reclaimed() {
+    let (mut layout, mut arrays) = (Layout::new(2000, 16), Arrays::default());
+    let first = layout.set_process(1, &[mapped(0x1_0000, &table(50))], &mut arrays).unwrap();
+    let before = reached(&arrays, first);
+    layout.set_process(1, &[mapped(0x1_0000, &table(60))], &mut arrays).unwrap();
+    layout.reclaim();
+    layout.set_process(1, &[mapped(0x1_0000, &table(70))], &mut arrays).unwrap();
+    assert_eq!(reached(&arrays, first), before);
+}
+
+#[test]
+fn a_plugin_that_comes_and_goes_leaves_nothing() {
+    let (mut layout, mut arrays) = (Layout::new(1000, 16), Arrays::default());
+    let main = mapped(0x1_0000, &table(100));
+    layout.set_process(1, std::slice::from_ref(&main), &mut arrays).unwrap();
+    let free = layout.free_words();
+    for _ in 0..1000 {
+        let plugin = mapped(0x90_0000, &table(40));
+        layout.set_process(1, &[main.clone(), plugin], &mut arrays).unwrap();
+        layout.reclaim();
+        layout.set_process(1, std::slice::from_ref(&main), &mut arrays).unwrap();
+        layout.reclaim();
+    }
+    layout.reclaim();
+    layout.reclaim();
+    assert_eq!((layout.free_words(), layout.tables()), (free, 1));
+}
+
+#[test]
+fn without_room_the_old_list_stays() {
+    let (mut layout, mut arrays) = (Layout::new(250, 4), Arrays::default());
+    let old = layout.set_process(1, &[mapped(0x1_0000, &table(100))], &mut arrays).unwrap();
+    let before = reached(&arrays, old);
+    let error = layout.set_process(1, &[mapped(0, &table(10)), mapped(9, &table(90))], &mut arrays);
+    assert_eq!(error, Err(LayoutError::Words { words: 180 }));
+    assert_eq!((arrays.list(1), reached(&arrays, old)), (old, before));
+    let five: Vec<_> = (0..5).map(|at| mapped(at << 24, &table(1))).collect();
+    assert_eq!(layout.set_process(1, &five, &mut arrays), Err(LayoutError::Mappings { count: 5 }));
+    layout.reclaim();
+    layout.reclaim();
+    assert_eq!((layout.free_words(), layout.tables()), (50, 1));
+}

@@ -1,0 +1,137 @@
+//! What processes have mapped, with the tables of it.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{MappedObject, Source, TableCache, UnwindTable};
+use crate::{
+    proc::maps::{Backing, Mapping, read_maps},
+    symbolize::{LiveTarget, Target},
+};
+
+/// Largest vdso, bytes. They are a few pages.
+const MAX_VDSO: u64 = 1 << 20;
+
+/// Executable mappings of processes, and their tables.
+#[derive(Debug, Default)]
+pub struct ProcessTables {
+    cache: TableCache,
+    processes: HashMap<u32, Vec<(Mapping, Option<Arc<UnwindTable>>)>>,
+    /// Time that building tables took.
+    took: Duration,
+}
+
+impl ProcessTables {
+    /// Takes over what `pid` has mapped now, and builds the tables that are missing. Gives its objects in order of
+    /// address; `None` where no executable mapping has changed.
+    pub fn observe(
+        &mut self,
+        pid: u32,
+        mappings: &[Mapping],
+        target: &dyn Target,
+    ) -> Option<Vec<MappedObject>> {
+        let executable: Vec<&Mapping> = mappings
+            .iter()
+            .filter(|mapping| mapping.executable && mapping.backing != Backing::Other)
+            .collect();
+        let mut known = self.processes.remove(&pid).unwrap_or_default();
+        if known.iter().map(|(mapping, _)| mapping).eq(executable.iter().copied()) {
+            self.processes.insert(pid, known);
+            return None;
+        }
+        let begin = Instant::now();
+        known.retain(|(mapping, _)| executable.contains(&mapping));
+        let missing: Vec<&Mapping> = executable
+            .into_iter()
+            .filter(|mapping| known.iter().all(|(other, _)| other != *mapping))
+            .collect();
+        let (opened, sources): (Vec<&Mapping>, Vec<Source>) = missing
+            .iter()
+            .filter_map(|mapping| match open(mapping, target) {
+                Ok(source) => Some((*mapping, source)),
+                Err(error) => {
+                    log::debug!("no unwind table for {}: {error}", name(mapping));
+                    None
+                }
+            })
+            .unzip();
+        for (mapping, table) in opened.into_iter().zip(self.cache.get_many(&sources)) {
+            if let Err(error) = &table {
+                log::debug!("no unwind table for {}: {error}", name(mapping));
+            }
+            known.push((mapping.clone(), table.ok()));
+        }
+        known.sort_by_key(|(mapping, _)| mapping.start);
+        self.took += begin.elapsed();
+        let objects = known.iter().filter_map(|(mapping, table)| {
+            Some(MappedObject {
+                start: mapping.start,
+                end: mapping.end,
+                file_offset: mapping.file_offset,
+                table: Arc::clone(table.as_ref()?),
+            })
+        });
+        let objects = objects.collect();
+        self.processes.insert(pid, known);
+        Some(objects)
+    }
+
+    /// Takes over what running processes have mapped. Gives their objects; one that cannot be read has none.
+    pub fn observe_running(&mut self, pids: impl Iterator<Item = u32>) -> Vec<(u32, Vec<MappedObject>)> {
+        pids.filter_map(|pid| {
+            let mappings = read_maps(pid).ok()?;
+            Some((pid, self.observe(pid, &mappings, &LiveTarget(pid))?))
+        })
+        .collect()
+    }
+
+    /// Forgets a process that has ended or replaced its program, and the tables that nobody else maps.
+    pub fn forget(&mut self, pid: u32) {
+        self.processes.remove(&pid);
+        self.cache.forget_unused();
+    }
+
+    /// Different tables in use, their rows, their words ([`UnwindTable::words`]) and the time that building took.
+    pub fn sums(&self) -> Sums {
+        let mut seen: HashMap<usize, &UnwindTable> = HashMap::new();
+        for table in self.processes.values().flatten().filter_map(|(_, table)| table.as_ref()) {
+            seen.insert(Arc::as_ptr(table).addr(), table);
+        }
+        Sums {
+            tables: seen.len(),
+            rows: seen.values().map(|table| table.rows.len()).sum(),
+            words: seen.values().map(|table| table.words()).sum(),
+            took: self.took,
+        }
+    }
+}
+
+/// What [`ProcessTables::sums`] gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sums {
+    /// Tables.
+    pub tables: usize,
+    /// Their rows.
+    pub rows: usize,
+    /// Words of 8 bytes that they take.
+    pub words: usize,
+    /// Time that building took, so far.
+    pub took: Duration,
+}
+
+fn open(mapping: &Mapping, target: &dyn Target) -> std::io::Result<Source> {
+    match mapping.backing {
+        Backing::Vdso => {
+            let size = (mapping.end - mapping.start).min(MAX_VDSO) as usize;
+            target.memory(mapping.start, size).map(Source::Image)
+        }
+        _ => target.open(mapping).map(Source::File),
+    }
+}
+
+fn name(mapping: &Mapping) -> String {
+    mapping.path().map_or_else(|| "[vdso]".to_owned(), |path| path.display().to_string())
+}

@@ -1,0 +1,249 @@
+//! The unwind table of an object, as plain data.
+
+use std::{fs::File, io::BufReader};
+
+use memleak_common::unwind::{Kind, PAGE_BYTES, Row, page_word};
+use object::{ReadCache, ReadRef};
+
+use super::{
+    UnwindError,
+    cfi::Machine,
+    eh_frame::{BuildStats, Run, Runs, read_entries},
+    object::{ExecSegments, Object},
+};
+
+/// `mov $15, %rax; syscall`: rt_sigreturn, where a handler returns to. musl and Go describe theirs by no row, and
+/// debuggers know it by these bytes.
+const SIGRETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
+/// Text without rows that is searched for them: shorter stretches pad functions, longer ones are cut.
+const GAP_BYTES: std::ops::RangeInclusive<u32> = 64..=(4 << 20);
+/// Code at the entry that nothing describes: both C libraries' is shorter.
+const ENTRY_BYTES: u32 = 256;
+/// Most stretches that are searched.
+const MAX_GAPS: usize = 256;
+
+/// Rows for all text of an object.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UnwindTable {
+    /// The object's machine.
+    pub machine: Machine,
+    /// `NT_GNU_BUILD_ID`.
+    pub build_id: Option<Vec<u8>>,
+    /// Its text.
+    pub segments: ExecSegments,
+    /// In order of `pc`, no two with the same; the first is at 0. None where the object has no rows at all.
+    pub rows: Vec<Row>,
+    /// One word for each [`PAGE_BYTES`] of text up to the last row ([`page_word`]).
+    pub pages: Vec<u64>,
+    /// What building it met.
+    pub stats: BuildStats,
+}
+
+impl UnwindTable {
+    /// Builds the table of an ELF file. It is read, not mapped: the target could truncate it meanwhile.
+    pub fn from_file(file: &File) -> Result<Self, UnwindError> {
+        let cache = ReadCache::new(BufReader::with_capacity(4096, file));
+        Self::build(&cache)
+    }
+
+    /// Builds the table of an ELF image: the vdso's, as it is in the target's memory.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, UnwindError> {
+        Self::build(bytes)
+    }
+
+    fn build<'a, R: ReadRef<'a>>(data: R) -> Result<Self, UnwindError> {
+        let Object { machine, build_id, segments, sections, entry } = Object::parse(data)?;
+        let mut runs = read_entries(&sections, &segments, machine);
+        if machine == Machine::X86_64 {
+            add_signal_returns(&mut runs, &segments, data);
+        }
+        add_entry(&mut runs, &segments, entry);
+        let (rows, overlapping) = merge(&runs);
+        let stats = BuildStats { overlapping: runs.stats.overlapping + overlapping, ..runs.stats };
+        let pages = index_pages(&rows);
+        Ok(Self { machine, build_id, segments, rows, pages, stats })
+    }
+
+    /// The row that covers `pc` (relative to the text base), found as a walk finds it.
+    pub fn lookup(&self, pc: u32) -> Option<Row> {
+        let bounds = *self.pages.get(usize::try_from(u64::from(pc) / PAGE_BYTES).ok()?)?;
+        let rows = self.rows.get(bounds as u32 as usize..(bounds >> 32) as usize)?;
+        let after = rows.partition_point(|row| row.pc() <= pc);
+        rows.get(after.checked_sub(1)?).copied()
+    }
+
+    /// The rows, as the words of the array that is searched.
+    pub fn row_words(&self) -> &[u64] {
+        // SAFETY: `Row` is `repr(transparent)` over `u64`: same size, alignment and valid values.
+        unsafe { std::slice::from_raw_parts(self.rows.as_ptr().cast(), self.rows.len()) }
+    }
+
+    /// Words that the table takes where it is laid out: rows and page index.
+    pub fn words(&self) -> usize {
+        self.rows.len() + self.pages.len()
+    }
+}
+
+/// Says of the code at the entry, where nothing else does, that a stack ends there: the kernel has jumped to it. (In
+/// glibc's dynamic linker and musl's crt1 it is assembly without unwind information.) The runs are in order, before and
+/// after.
+fn add_entry(runs: &mut Runs, segments: &ExecSegments, entry: u64) {
+    let Some((pc, _)) = segments.clip(entry, entry.saturating_add(1)) else { return };
+    let gap = runs.gaps(segments.text_len()).into_iter().find(|(start, end)| (*start..*end).contains(&pc));
+    if let Some((_, end)) = gap.filter(|_| !runs.runs.is_empty()) {
+        runs.push(pc, end.min(pc + ENTRY_BYTES), &[Row::bare(pc, Kind::END)]);
+        runs.runs.sort_unstable_by_key(|run| (run.start, run.first));
+    }
+}
+
+/// Adds a row for each rt_sigreturn in text that has none. The runs are in order, before and after.
+fn add_signal_returns<'a, R: ReadRef<'a>>(runs: &mut Runs, segments: &ExecSegments, data: R) {
+    let gaps = runs.gaps(segments.text_len());
+    let searched = gaps.into_iter().filter(|(start, end)| end - start >= *GAP_BYTES.start()).take(MAX_GAPS);
+    let mut budget = *GAP_BYTES.end();
+    let mut found = Vec::new();
+    for (start, end) in searched {
+        let vaddr = segments.text_base + u64::from(start);
+        // A gap can reach over the hole between two segments: what is read is this segment's part.
+        let Some((_, end)) = segments.clip(vaddr, segments.text_base + u64::from(end)) else { continue };
+        let len = (end - start).min(budget);
+        budget -= len;
+        let bytes = segments.file_offset(vaddr).and_then(|at| data.read_bytes_at(at, len.into()).ok());
+        let Some(bytes) = bytes else { continue };
+        let places = bytes.windows(SIGRETURN.len()).enumerate().filter(|(_, window)| *window == SIGRETURN);
+        found.extend(places.map(|(at, _)| start + at as u32));
+    }
+    for pc in found {
+        runs.push(pc, pc + SIGRETURN.len() as u32, &[Row::bare(pc, Kind::SIGNAL)]);
+    }
+    runs.runs.sort_unstable_by_key(|run| (run.start, run.first));
+}
+
+/// Makes one ascending list of rows, and counts the runs that overlapped. Where two cover the same text, the one that
+/// begins later has it, and of two that begin together the first of the section.
+fn merge(runs: &Runs) -> (Vec<Row>, u64) {
+    let mut rows = Vec::with_capacity(runs.rows.len() + runs.runs.len() / 4 + 2);
+    let mut overlapping = 0;
+    if runs.runs.is_empty() {
+        return (rows, 0);
+    }
+    push(&mut rows, Row::bare(0, Kind::NONE));
+    let mut ordered = runs.runs.iter().peekable();
+    while let Some(run) = ordered.next() {
+        while ordered.next_if(|next| next.start == run.start).is_some() {
+            overlapping += 1;
+        }
+        let next_start = ordered.peek().map_or(u32::MAX, |next| next.start);
+        let end = run.end.min(next_start);
+        overlapping += u64::from(end < run.end);
+        for row in rows_of(runs, run).iter().take_while(|row| row.pc() < end) {
+            push(&mut rows, *row);
+        }
+        if end < next_start {
+            push(&mut rows, Row::bare(end, Kind::NONE));
+        }
+    }
+    rows.shrink_to_fit();
+    (rows, overlapping)
+}
+
+fn rows_of<'r>(runs: &'r Runs, run: &Run) -> &'r [Row] {
+    let first = run.first as usize;
+    runs.rows.get(first..first + run.count as usize).unwrap_or_default()
+}
+
+/// Appends a row; it replaces one at its `pc`, and is dropped where the row before says the same.
+fn push(rows: &mut Vec<Row>, row: Row) {
+    if rows.last().is_some_and(|last| last.pc() == row.pc()) {
+        rows.pop();
+    }
+    if rows.last().is_none_or(|last| last.rule() != row.rule()) {
+        rows.push(row);
+    }
+}
+
+/// The page index of rows whose first is at 0.
+fn index_pages(rows: &[Row]) -> Vec<u64> {
+    let Some(last) = rows.last() else { return Vec::new() };
+    let count = u64::from(last.pc()) / PAGE_BYTES + 1;
+    let mut pages = Vec::with_capacity(count as usize);
+    let mut first = 0;
+    for page in 0..count {
+        let start = page * PAGE_BYTES;
+        while rows.get(first + 1).is_some_and(|row| u64::from(row.pc()) <= start) {
+            first += 1;
+        }
+        let mut end = first + 1;
+        while rows.get(end).is_some_and(|row| u64::from(row.pc()) < start + PAGE_BYTES) {
+            end += 1;
+        }
+        pages.push(page_word(first as u32, end as u32));
+        first = end - 1;
+    }
+    pages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sp(pc: u32, offset: i64) -> Row {
+        Row::new(pc, Kind::SP, offset, 0).unwrap()
+    }
+
+    fn none(pc: u32) -> Row {
+        Row::bare(pc, Kind::NONE)
+    }
+
+    fn runs(parts: &[(u32, u32, &[Row])]) -> Runs {
+        let mut runs = Runs::default();
+        for (start, end, rows) in parts {
+            runs.push(*start, *end, rows);
+        }
+        runs
+    }
+
+    #[test]
+    fn neighbours_merge_and_gaps_are_terminated() {
+        let (rows, overlapping) = merge(&runs(&[
+            (16, 32, &[sp(16, 8), sp(20, 16)]),
+            (32, 40, &[sp(32, 16)]),
+            (48, 50, &[sp(48, 16)]),
+        ]));
+        assert_eq!(rows, [none(0), sp(16, 8), sp(20, 16), none(40), sp(48, 16), none(50)]);
+        assert_eq!(overlapping, 0);
+    }
+
+    #[test]
+    fn overlapping_runs_are_cut_and_counted() {
+        let (rows, overlapping) = merge(&runs(&[
+            (0, 40, &[sp(0, 8), sp(10, 16), sp(30, 24)]),
+            (20, 24, &[sp(20, 64)]),
+            (20, 90, &[sp(20, 72)]),
+        ]));
+        assert_eq!(rows, [sp(0, 8), sp(10, 16), sp(20, 64), none(24)]);
+        assert_eq!(overlapping, 2);
+    }
+
+    #[test]
+    fn pages_bound_every_search() {
+        let rows: Vec<Row> = [0, 1, 255, 256, 300, 511, 1024, 5000]
+            .iter()
+            .enumerate()
+            .map(|(at, pc)| sp(*pc, 8 * at as i64))
+            .collect();
+        let pages = index_pages(&rows);
+        assert_eq!(pages.len(), 20);
+        for pc in 0..5300u32 {
+            let expected = rows.iter().rfind(|row| row.pc() <= pc).copied();
+            let bounds = pages.get(pc as usize / 256);
+            let found = bounds.and_then(|word| {
+                let slice = &rows[*word as u32 as usize..(word >> 32) as usize];
+                assert!(slice[0].pc() <= pc & !255);
+                slice.iter().rfind(|row| row.pc() <= pc).copied()
+            });
+            assert_eq!(found, if pc < 5120 { expected } else { None }, "{pc}");
+        }
+        assert_eq!(index_pages(&[]), [0u64; 0]);
+    }
+}
