@@ -12,7 +12,8 @@ use crate::{
     ledger,
     options::sizes,
     process::{Running, code, wait_for_end},
-    programs::{Link, build},
+    programs::{Link, build, text},
+    report::Report,
     tracer::{MEMLEAK, NEVER, Tracer},
 };
 
@@ -63,6 +64,34 @@ fn the_tracer_is_killed() {
     assert_nothing_left();
     assert!(code_of_libc(target.pid()) == untouched, "breakpoints stay in the target's code");
     assert_goes_on(&mut target);
+}
+
+/// A command that was started by the tracer goes on without it.
+#[test]
+fn the_tracer_of_a_command_is_killed() {
+    let _alone = alone();
+    let program = build("loops.c", Link::Dynamic, &[]);
+    let mut tracer = Tracer::start(&["--json", "-v", "0.5", "--", text(&program)]);
+    let line = tracer.running().expect_line("report", |line| line.starts_with("{\"schema\""));
+    let pid = Report::parse(&line).target.pids[0];
+    let command = KillOnDrop(pid);
+    tracer.running().signal(libc::SIGKILL);
+    assert_eq!(code(tracer.running().wait_status()), 137);
+    assert_nothing_left();
+    // It still has the pipes that it took over.
+    let before = turns(tracer.running());
+    while turns(tracer.running()) == before {}
+    drop(command);
+}
+
+/// A process that is no child of ours.
+struct KillOnDrop(u32);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        // SAFETY: kill(2) touches no memory of ours; the process lives until it is told to end.
+        unsafe { libc::kill(self.0 as i32, libc::SIGKILL) };
+    }
 }
 
 /// At any moment of attaching and detaching.

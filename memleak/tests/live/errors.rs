@@ -50,7 +50,7 @@ fn wrong_command_lines() {
         (&["-p", "99999999999999999999"], &["99999999999999999999"]),
         (&["-p", &format!("{pid},x")], &["x"]),
         (&["--no-such-option"], &["--no-such-option"]),
-        (&[p[0], p[1], "-z", "2K", "-Z", "1K"], &["2K"]),
+        (&[p[0], p[1], "-z", "2K", "-Z", "1K"], &["2048"]),
         (&[p[0], p[1], "-z", "1Q"], &["1Q"]),
         (&[p[0], p[1], "-z", "99999999999G"], &["99999999999G"]),
         (&[p[0], p[1], "--sort", "colour"], &["colour", "growth"]),
@@ -104,19 +104,24 @@ fn targets_that_cannot_be_traced() {
     fs::remove_file(&stripped).expect("removing");
 }
 
+/// What `-O` may name wrongly: files that are not there, not mapped, no ELF, or without an allocator.
 #[test]
 fn objects_that_are_of_no_use() {
     let _alone = alone();
-    let target = sizes();
+    let program = build("sizes.c", Link::Dynamic, &["-Wl,--no-as-needed", "-lm"]);
+    let mut target = Running::start(Command::new(program).args(["map", "/etc/passwd"]));
+    target.expect("READY");
     let pid = target.pid().to_string();
     let cases = [
         ("/etc/passwd", "ELF"),
+        ("libm.so.6", "allocator"),
+        ("/etc/hostname", "not mapped"),
         ("/nonexistent/libfoo.so", "/nonexistent/libfoo.so"),
         ("libnosuchthing", "libnosuchthing"),
         ("/proc", "/proc"),
     ];
     for (object, word) in cases {
-        assert_one_line(&memleak(&["-p", &pid, "-O", object]), 1, &[word], object);
+        assert_one_line(&memleak(&["-p", &pid, "-O", object]), 1, &[object, word], object);
     }
     let output = memleak(&["-p", &pid, "-S", "no_such_prefix_"]);
     assert_one_line(&output, 1, &["no_such_prefix_"], "a prefix that no symbol has");
