@@ -12,8 +12,8 @@ pub mod kind {
     pub const EXEC: u32 = 4;
     /// A traced process forked; `handle` is the child's thread group id (`--follow-forks`).
     pub const FORK: u32 = 5;
-    /// A range was unmapped (or mapped over) of which the programs know no record that begins there: whatever
-    /// [`Event::time_ns`] finds older in `handle..handle + size` is released.
+    /// A range was unmapped (or mapped over): whatever was acquired before [`Event::time_ns`] in
+    /// `handle..handle + size` is released.
     pub const UNMAP: u32 = 6;
 }
 

@@ -8,7 +8,7 @@
 //! taken out at the return, another thread could have acquired the same address in between.
 
 use aya_ebpf::{
-    bindings::BPF_ANY,
+    bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::{
         bpf_get_current_pid_tgid, bpf_probe_read_user, bpf_probe_write_user,
         generated::{bpf_get_attach_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns},
@@ -32,6 +32,11 @@ use crate::{
 };
 
 const PAGE_SIZE: u64 = 4096;
+/// Records of ranges that can seem to begin in one page.
+const RANGES_IN_A_PAGE: u64 = 8;
+/// Where the kernel's return trampoline is: the last page of the address space (kernel/events/uprobes.c,
+/// `xol_add_vma`), of 47 bits or with five-level page tables 56.
+const TRAMPOLINES: [u64; 2] = [0x7fff_ffff_e000, 0x00ff_ffff_ffff_e000];
 
 /// Pushes a pending call.
 #[inline(always)]
@@ -39,7 +44,9 @@ pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
     let (cookie, row) = row(ctx.regs.cast())?;
     let thread = lifecycle::current_thread()?;
     let mut call = PendingCall { sp: entry_sp(ctx), row: cookie, ..PendingCall::default() };
-    drop_stale(thread, row, &mut call);
+    if drop_stale(thread, row, &mut call) {
+        return None;
+    }
     if row.flags & flags::MAY_THROW != 0 && call.return_address == 0 {
         // SAFETY: the helper checks the address.
         call.return_address = unsafe { bpf_probe_read_user(call.sp as *const u64) }.unwrap_or(0);
@@ -80,29 +87,35 @@ fn read_arguments(ctx: &ProbeContext, tgid: u32, row: &ProbeRow, call: &mut Pend
     }
 }
 
-/// Drops pending calls that were left without a return that we saw.
+/// Drops pending calls that were left without a return that we saw. Says whether the new call is a tail call of a
+/// pending one of its group, which then is the one that counts.
 #[inline(always)]
-fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall) {
+fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall) -> bool {
     for _ in 0..MAX_PENDING {
         let Some(top) = top(thread) else { break };
         if top.sp > call.sp {
             break;
         }
-        if top.sp == call.sp {
-            // A tail call: the outer function has jumped to this one, which returns in its stead. What the outer one
-            // took out (reallocarray, before it jumps to realloc) is this one's now.
+        if top.sp == call.sp && is_trampoline(call.sp) {
+            // The outer function has jumped to this one, which returns in its stead (reallocarray to realloc).
             call.return_address = top.return_address;
-            if group(top.row) != row.group {
-                break;
-            }
-            call.has_released = top.has_released;
-            call.released = top.released;
-        } else if top.nested == 0 {
+            return group(top.row) == row.group;
+        }
+        if top.nested == 0 {
             count(Stat::MissedReturns);
             put_back(thread.tgid, top);
         }
         thread.depth -= 1;
     }
+    false
+}
+
+/// The return address there is the kernel's: that of a call which is still pending.
+#[inline(always)]
+fn is_trampoline(sp: u64) -> bool {
+    // SAFETY: the helper checks the address.
+    let found = unsafe { bpf_probe_read_user(sp as *const u64) }.unwrap_or(0);
+    found == TRAMPOLINES[0] || found == TRAMPOLINES[1]
 }
 
 /// A call of the row's group is pending.
@@ -144,7 +157,7 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     // SAFETY: the helper takes the program's context.
     let cookie = unsafe { bpf_get_attach_cookie(ctx.regs.cast()) } as u32;
     if call.sp != sp || call.row != cookie {
-        return None; // the return of an outer function that had jumped to a pending one
+        return None; // the return of a function that a pending one has jumped to
     }
     let row = PROBES.get(cookie)?;
     // SAFETY: the popped entry stays as it is until this thread's next call.
@@ -373,49 +386,49 @@ fn put_back(tgid: u32, call: &PendingCall) {
 }
 
 /// The call has released its handle or range.
+///
+/// Of ranges only the record that begins where the release begins is found here. What else the release covers (the end of
+/// one range, several, one mapped into another) user space cuts out, which can search: it is told of every release.
 #[inline(always)]
 fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
-    if row.flags & flags::RANGE == 0 {
-        if call.has_released != 0 {
+    let is_range = row.flags & flags::RANGE != 0;
+    let pages = pages(call.released_len);
+    if call.has_released != 0 {
+        if is_range && pages_of(&call.released) > pages {
+            keep_rest(thread.tgid, row, call, pages);
+        } else {
             released(thread, row, call.released_handle, call.released.size);
         }
-        return;
     }
-    let pages = pages(call.released_len);
-    if pages == 0 {
-        return;
-    }
-    let known = if call.has_released != 0 { pages_of(&call.released) } else { 0 };
-    if known > pages {
-        // The end of the range stays, as it was acquired.
-        let key = AllocationKey {
-            tgid: thread.tgid,
-            resource: row.resource,
-            handle: call.released_handle.wrapping_add(pages),
-        };
-        let rest = Allocation { size: call.released.size - pages, ..call.released };
-        if ALLOCATIONS.insert(&key, &rest, BPF_ANY as u64).is_err() {
-            count(Stat::LostAllocations);
-        }
-        return;
-    }
-    if known > 0 {
-        released(thread, row, call.released_handle, call.released.size);
-    }
-    if known < pages {
-        // It begins within a range, or covers several: user space, which can search, cuts them.
+    if is_range && pages > 0 {
         let event = Event {
             kind: event::kind::UNMAP,
             tgid: thread.tgid,
             tid: thread.tid,
             resource: row.resource,
-            handle: call.released_handle.wrapping_add(known),
-            size: pages - known,
+            handle: call.released_handle,
+            size: pages,
             time_ns: call.time_ns,
             stack_id: 0,
         };
         send(&event, Wake::Lazily);
     }
+}
+
+/// The first `pages` bytes of a range are released: the end stays, as it was acquired.
+#[inline(always)]
+fn keep_rest(tgid: u32, row: &ProbeRow, call: &PendingCall, pages: u64) {
+    let start = call.released_handle.wrapping_add(pages);
+    let rest = Allocation { size: call.released.size - pages, ..call.released };
+    // The place may be taken, by a range that was mapped into this one. No range begins within a page, so its other
+    // bytes serve as keys too; user space rounds down.
+    for within in 0..RANGES_IN_A_PAGE {
+        let key = AllocationKey { tgid, resource: row.resource, handle: start.wrapping_add(within) };
+        if ALLOCATIONS.insert(&key, &rest, BPF_NOEXIST as u64).is_ok() {
+            return;
+        }
+    }
+    count(Stat::LostAllocations);
 }
 
 /// MAP_FIXED: the new range has replaced whatever was there.

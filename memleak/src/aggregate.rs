@@ -232,7 +232,15 @@ mod tests {
     }
 
     fn outstanding(stack_id: u64, address: u64, size: u64, age_ns: u64) -> Outstanding {
-        Outstanding { pid: 1, resource: Resource::Heap, address, size, stack_id, time_ns: NOW - age_ns }
+        Outstanding {
+            pid: 1,
+            resource: Resource::Heap,
+            address,
+            handle: address,
+            size,
+            stack_id,
+            time_ns: NOW - age_ns,
+        }
     }
 
     /// Stack N has the one address 0x1000 - N, so that addresses and ids are in opposite orders.

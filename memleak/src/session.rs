@@ -34,7 +34,7 @@ use crate::{
         read::{Reader, monotonic_ns},
     },
     probe::{
-        plan::{Plan, PlanError, PlanOptions, plan, symbol_names},
+        plan::{Plan, PlanError, PlanOptions, check_object_argument, plan, symbol_names},
         table::TABLE,
     },
     proc::{
@@ -143,6 +143,9 @@ pub struct Session {
 /// Traces what the settings name until there is nothing more to do.
 pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
     let sink = Sink::open(&settings.report)?;
+    if let Some(object) = &settings.capture.object {
+        check_object_argument(object)?;
+    }
     // Targets first: a number that is none is worth no verifying of programs.
     let processes = match &settings.target {
         TargetSpec::Pids(pids) => {
@@ -285,8 +288,10 @@ impl Session {
         for (path, allocator) in &plan.allocators {
             info!("{path}: {allocator}");
         }
-        for skip in &plan.skipped {
-            info!("skipped: {skip}");
+        if which == Objects::All {
+            for skip in &plan.skipped {
+                info!("skipped: {skip}");
+            }
         }
         Ok(plan)
     }
@@ -406,6 +411,7 @@ impl Session {
                 lines.clear();
             }
         }
+        self.reader.forget_unmaps(&self.ebpf)?;
         if lines.is_empty() { Ok(Delivery::Written) } else { Ok(self.sink.events(&lines)?) }
     }
 

@@ -13,6 +13,8 @@ pub struct Outstanding {
     pub resource: Resource,
     /// Address of the block or range.
     pub address: u64,
+    /// Its key in the kernel's table; that of a range may lie within its first page.
+    pub handle: u64,
     /// Bytes asked for.
     pub size: u64,
     /// Key into [`Snapshot::stacks`].
@@ -62,7 +64,7 @@ pub struct Snapshot {
     pub lost: Lost,
 }
 
-/// A range that was unmapped (or mapped over) and that no record was known to begin at.
+/// A range that was unmapped, or mapped over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unmap {
     /// Process.
@@ -157,7 +159,7 @@ mod tests {
     use super::*;
 
     fn range(address: u64, size: u64, time_ns: u64) -> Outstanding {
-        Outstanding { pid: 1, resource: Resource::Mmap, address, size, stack_id: 7, time_ns }
+        Outstanding { pid: 1, resource: Resource::Mmap, address, handle: address, size, stack_id: 7, time_ns }
     }
 
     fn unmap(start: u64, end: u64, time_ns: u64) -> Unmap {

@@ -28,14 +28,29 @@ pub struct Reader {
     stacks: HashMap<u64, Stack>,
     /// Ranges unmapped in part, as long as a record overlaps one.
     unmaps: Vec<Unmap>,
+    /// Ranges of which nothing was left: released, though not by their own start.
+    removed: u64,
     /// Numbers of processes, ours by the kernel side's.
     pids: HashMap<u32, u32>,
 }
 
 impl Reader {
-    /// Remembers that a range was unmapped of which the kernel side knows no record that begins there.
+    /// Remembers that a range was unmapped.
     pub fn unmapped(&mut self, unmap: Unmap) {
         self.unmaps.push(unmap);
+    }
+
+    /// Forgets unmaps that concern no record, where so many have come up that they weigh.
+    pub fn forget_unmaps(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
+        /// 16 MB of them.
+        const MANY: usize = 500_000;
+        if self.unmaps.len() > MANY {
+            let targets = targets(ebpf)?;
+            let applied = apply_unmaps(outstanding(ebpf, &targets)?, &mut self.unmaps);
+            remove_dead(ebpf, &targets, &applied.dead)?;
+            self.removed += applied.dead.len() as u64;
+        }
+        Ok(())
     }
 
     /// The number in our PID namespace of the process that the kernel side calls `tgid`.
@@ -68,6 +83,7 @@ impl Reader {
         let time_ns = monotonic_ns();
         let applied = apply_unmaps(raw, &mut self.unmaps);
         remove_dead(ebpf, &targets, &applied.dead)?;
+        self.removed += applied.dead.len() as u64;
         let mut outstanding = applied.outstanding;
         for allocation in &mut outstanding {
             if self.stack(ebpf, allocation.stack_id)?.is_none() {
@@ -80,7 +96,7 @@ impl Reader {
             outstanding,
             stacks: self.stacks.clone(),
             acquired: stats.get(Stat::Acquired),
-            released: stats.get(Stat::Released) + applied.dead.len() as u64,
+            released: stats.get(Stat::Released) + self.removed,
             lost: Lost {
                 allocations: stats.get(Stat::LostAllocations),
                 stacks: stats.get(Stat::LostStacks),
@@ -134,7 +150,8 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfEr
             all.push(Outstanding {
                 pid: *pid,
                 resource,
-                address: key.handle,
+                address: start_of(resource, key.handle),
+                handle: key.handle,
                 size: allocation.size,
                 stack_id: allocation.stack_id,
                 time_ns: allocation.time_ns,
@@ -163,6 +180,7 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfEr
                     pid: *pid,
                     resource: Resource::Heap,
                     address: call.released_handle,
+                    handle: call.released_handle,
                     size: call.released.size,
                     stack_id: call.released.stack_id,
                     time_ns: call.released.time_ns,
@@ -173,6 +191,12 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfEr
     Ok(all)
 }
 
+/// Where a record's range begins: the end of a range that was released in part may have a key within its first page.
+fn start_of(resource: Resource, handle: u64) -> u64 {
+    const PAGE_SIZE: u64 = 4096;
+    if resource == Resource::Mmap { handle & !(PAGE_SIZE - 1) } else { handle }
+}
+
 /// Removes records of ranges of which nothing is mapped any more.
 fn remove_dead(ebpf: &Ebpf, targets: &Targets, dead: &[Outstanding]) -> Result<(), BpfError> {
     for record in dead {
@@ -180,7 +204,7 @@ fn remove_dead(ebpf: &Ebpf, targets: &Targets, dead: &[Outstanding]) -> Result<(
         else {
             continue;
         };
-        let key = AllocationKey { tgid, resource: record.resource as u32, handle: record.address };
+        let key = AllocationKey { tgid, resource: record.resource as u32, handle: record.handle };
         let taken: Option<Allocation> =
             maps::take(fd(ebpf, "ALLOCATIONS")?, &key).map_err(|error| map_error("ALLOCATIONS", &error))?;
         // The address may have been handed out again since it was read: then it is not the one that is dead.
