@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use memleak::{
     escape::printable,
     exit::{self, ExitMessage},
@@ -19,16 +18,15 @@ fn main() -> ExitCode {
     StderrLog::install(settings.verbosity);
     match run(settings) {
         Ok(ended) => ExitCode::from(exit::of_run(error_exitcode, ended.outstanding, ended.command)),
-        Err(error) => ExitCode::from(ExitMessage::error(exit::FAILED, &format!("{error:#}")).emit()),
+        Err(error) => ExitCode::from(ExitMessage::error(exit::FAILED, &error.to_string()).emit()),
     }
 }
 
 fn run(settings: Settings) -> anyhow::Result<session::Ended> {
     // One thread: ptrace(2) ties a held command to the thread that started it.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start; raise the limit on open files (ulimit -n)")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        anyhow::anyhow!("cannot start: {error}; raise the limit on open files (ulimit -n)")
+    })?;
     Ok(runtime.block_on(session::run(settings))?)
 }
 

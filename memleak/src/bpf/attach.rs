@@ -153,13 +153,12 @@ impl Probes {
     pub fn detach(&mut self) -> Duration {
         const THREADS: usize = 16;
         let start = Instant::now();
-        let mut shares: Vec<Vec<Link>> = (0..THREADS).map(|_| Vec::new()).collect();
-        for (index, link) in self.links.drain(..).enumerate() {
-            shares[index % THREADS].push(link);
-        }
+        let share = self.links.len().div_ceil(THREADS).max(1);
         std::thread::scope(|scope| {
-            for share in shares {
-                scope.spawn(move || drop(share));
+            while !self.links.is_empty() {
+                let links = self.links.split_off(self.links.len().saturating_sub(share));
+                // Where no more threads are to be had, the closure and the links in it end here.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, move || drop(links));
             }
         });
         self.count = 0;

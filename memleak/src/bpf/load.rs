@@ -114,6 +114,9 @@ fn kernel_settings(capture: &CaptureSettings, report: &ReportSettings) -> Result
             .map_err(|error| BpfError::NoBtf(error.to_string()))?;
     }
     let (pid_ns_dev, pid_ns_ino) = own_pid_namespace();
+    if capture.follow_forks && pid_ns_ino != 0 {
+        return Err(BpfError::ForksInNamespace);
+    }
     Ok(KernelSettings {
         min_size: capture.min_size,
         max_size: capture.max_size,

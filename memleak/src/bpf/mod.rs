@@ -27,6 +27,11 @@ pub enum BpfError {
          CONFIG_DEBUG_INFO_BTF, or leave out --follow-forks"
     )]
     NoBtf(String),
+    /// The kernel side learns a child's number in the first PID namespace, not the one that it has here.
+    #[error(
+        "cannot follow forks from within a PID namespace: start memleak outside of it, or leave out --follow-forks"
+    )]
+    ForksInNamespace,
     /// The kernel ran out of memory for our maps, or a limit forbids it.
     #[error(
         "cannot make the BPF maps: not enough memory; lower --max-allocs or --stack-storage-size, or raise the \

@@ -10,6 +10,8 @@ use aya::{
     Ebpf,
     maps::{HashMap as BpfHashMap, Map, MapData, PerCpuArray},
 };
+use rustc_hash::FxHashMap;
+
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
     probe::Resource,
@@ -19,7 +21,10 @@ use memleak_common::{
 };
 
 use super::{BpfError, attach::Probes, chain, maps};
-use crate::snapshot::{Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps};
+use crate::{
+    probe::table::TABLE,
+    snapshot::{Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps},
+};
 
 /// What is kept from one snapshot to the next.
 #[derive(Default)]
@@ -85,8 +90,18 @@ impl Reader {
         remove_dead(ebpf, &targets, &applied.dead)?;
         self.removed += applied.dead.len() as u64;
         let mut outstanding = applied.outstanding;
+        let mut known: FxHashMap<u64, bool> = FxHashMap::default();
         for allocation in &mut outstanding {
-            if self.stack(ebpf, allocation.stack_id)?.is_none() {
+            let id = allocation.stack_id;
+            let is_known = match known.get(&id) {
+                Some(is_known) => *is_known,
+                None => {
+                    let is_known = self.stack(ebpf, id)?.is_some();
+                    known.insert(id, is_known);
+                    is_known
+                }
+            };
+            if !is_known {
                 allocation.stack_id = NO_STACK;
             }
         }
@@ -128,10 +143,10 @@ fn skipped_runs(ebpf: &Ebpf, probes: &Probes) -> Result<u64, BpfError> {
 
 /// Traced processes: by their number in the kernel's first PID namespace, the number that /proc gives them here and the
 /// generation of their program.
-struct Targets(HashMap<u32, (u32, Target)>);
+struct Targets(FxHashMap<u32, (u32, Target)>);
 
 fn targets(ebpf: &Ebpf) -> Result<Targets, BpfError> {
-    let mut targets = HashMap::new();
+    let mut targets = FxHashMap::default();
     maps::for_each_entry(fd(ebpf, "TARGETS")?, |&pid: &u32, target: &Target| {
         targets.insert(target.kernel_tgid, (pid, *target));
     })
@@ -174,11 +189,13 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfEr
         let seen: HashSet<(u32, u64)> = all.iter().map(|found| (found.pid, found.address)).collect();
         for (tgid, call) in pending {
             let Some((pid, target)) = targets.0.get(&tgid) else { continue };
+            let Some(row) = TABLE.get(call.row as usize) else { continue };
+            let Some(resource) = Resource::from_u32(row.probe.resource) else { continue };
             if target.generation == call.released.generation && !seen.contains(&(*pid, call.released_handle))
             {
                 all.push(Outstanding {
                     pid: *pid,
-                    resource: Resource::Heap,
+                    resource,
                     address: call.released_handle,
                     handle: call.released_handle,
                     size: call.released.size,

@@ -65,8 +65,23 @@ fn cpp(name: &str) -> Option<String> {
             let deep = thread::Builder::new().stack_size(DEEP.1);
             deep.spawn_scoped(scope, || cpp_within(name, DEEP.0).ok()).ok()?.join().ok()?
         }),
-        shallow => shallow.ok(),
+        Err(Refusal::NoName) => cpp_without_signature(name),
+        Ok(demangled) => Some(demangled),
     }
+}
+
+/// The name of a function template whose signature the parser cannot read (g++ writes `std::enable_if` conditions in a
+/// way of its own): name and template arguments come first, so the longest part that is a name by itself.
+fn cpp_without_signature(name: &str) -> Option<String> {
+    /// Ends of nested parts that are tried, the last ones first.
+    const TRIED: usize = 64;
+    let ends = name.match_indices("E").map(|(at, _)| at + 1).filter(|end| name.is_char_boundary(*end));
+    let ends: Vec<usize> = ends.collect();
+    ends.iter().rev().take(TRIED).find_map(|end| {
+        let part = name.get(..*end)?;
+        let demangled = cpp_within(part, SHALLOW).ok()?;
+        demangled.ends_with('>').then(|| format!("{demangled}(...)"))
+    })
 }
 
 /// Why a name stays as it is.
@@ -121,6 +136,11 @@ mod tests {
             (
                 "_ZN4core3ops8function6FnOnce9call_once17h0123456789abcdefE.llvm.12345",
                 "core::ops::function::FnOnce::call_once",
+            ),
+            // c++filt has the signature too: std::shared_ptr<...> std::make_shared<...>(word_counter&).
+            (
+                "_ZSt11make_sharedI13count_printerJR12word_counterEESt10shared_ptrINSt9enable_ifIXntsrSt8is_arrayIT_E5valueES4_E4typeEEDpOT0_",
+                "std::make_shared<count_printer, word_counter&>(...)",
             ),
             ("malloc", "malloc"),
             ("main", "main"),

@@ -1,9 +1,10 @@
 //! A run, from the first probe to the last report.
 
+mod error;
+mod wait;
+
 use std::{
     collections::{BTreeMap, HashSet},
-    io,
-    os::fd::{AsFd, AsRawFd},
     process::{Child, ExitStatus},
     time::{Duration, Instant, SystemTime},
 };
@@ -14,38 +15,32 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use log::{debug, info, warn};
-use memleak_common::{
-    event::{Event, kind},
-    probe::{ProbeRow, Resource},
-};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
-    time::{Interval, MissedTickBehavior, interval_at},
-};
+use memleak_common::{event::kind, probe::ProbeRow};
+use tokio::{io::unix::AsyncFd, sync::mpsc};
+
+pub use error::SessionError;
+use wait::{Signals, bpf_log, end_command, event_line, flush_log, millis, next_event, readable, ticks};
 
 use crate::{
     aggregate::{History, aggregate},
     bpf::{
-        BpfError,
         attach::{Probes, Scope},
         load,
-        read::{Reader, monotonic_ns},
+        read::Reader,
     },
     probe::{
         plan::{Plan, PlanError, PlanOptions, check_object_argument, plan, symbol_names},
         table::TABLE,
     },
     proc::{
+        limits::raise_open_files,
         maps::read_maps,
         memory::{ProcessMemory, ReadMemory},
         status::read_status,
     },
     report::{
         Report, StackReport, TargetInfo,
-        sink::{Delivery, Sink, SinkError},
-        trace::{EventKind, EventLine},
+        sink::{Delivery, Sink},
     },
     settings::{Settings, TargetSpec},
     snapshot::{Snapshot, Unmap},
@@ -56,29 +51,6 @@ use crate::{
         process::{PidFd, Process, ProcessError},
     },
 };
-
-/// Why a run cannot go on. One line each: what, why, what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    /// The kernel side.
-    #[error(transparent)]
-    Bpf(#[from] BpfError),
-    /// A process that cannot be traced.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
-    /// A command that does not run.
-    #[error(transparent)]
-    Command(#[from] CommandError),
-    /// Nothing to probe.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// Reports cannot be written.
-    #[error(transparent)]
-    Sink(#[from] SinkError),
-    /// A system call that does not fail on a sound system.
-    #[error("{0}: {1}; try again")]
-    System(&'static str, io::Error),
-}
 
 /// How a run ended.
 #[derive(Debug, Default)]
@@ -100,6 +72,20 @@ enum Reason {
     TargetsEnded,
     /// Nobody reads the reports.
     ReaderGone,
+}
+
+/// The shell makes two words of two process ids, and the second would be taken for INTERVAL.
+fn check_interval(settings: &Settings, processes: &[Process]) -> Result<(), SessionError> {
+    let (Some(process), Ok(interval)) = (processes.first(), u32::try_from(settings.interval.as_secs()))
+    else {
+        return Ok(());
+    };
+    match read_status(interval) {
+        Ok(status) if status.comm == process.comm && interval != process.pid => {
+            Err(SessionError::IntervalIsProcess { interval, pid: process.pid, comm: status.comm })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Which of a process's objects are looked at.
@@ -134,6 +120,8 @@ pub struct Session {
     ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
     held: Option<HeldCommand>,
     command: Option<Child>,
+    /// The danger of exceptions was told.
+    warned: bool,
     /// Probes attached, and the time that it took, since it was last said.
     attached: (usize, Duration),
     start: Instant,
@@ -153,9 +141,13 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         }
         TargetSpec::Command(_) => Vec::new(),
     };
+    check_interval(&settings, &processes)?;
     let mut session = Session::load(settings, sink)?;
     let mut signals =
         Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
+    if !processes.is_empty() {
+        raise_open_files();
+    }
     for process in processes {
         session.trace_running(process)?;
     }
@@ -191,6 +183,7 @@ impl Session {
             ends: mpsc::unbounded_channel(),
             held: None,
             command: None,
+            warned: false,
             attached: (0, Duration::ZERO),
             start: Instant::now(),
             reports: 0,
@@ -217,6 +210,8 @@ impl Session {
     fn trace_command(&mut self, argv: &[std::ffi::OsString]) -> Result<(), SessionError> {
         let system = |error| SessionError::System("cannot hold the command", error);
         let mut held = HeldCommand::start(argv)?;
+        // After the start, since a command would inherit it.
+        raise_open_files();
         let pid = held.pid();
         let end = PidFd::open(pid).map_err(system)?;
         let comm = read_status(pid).map(|status| status.comm).unwrap_or_default();
@@ -302,7 +297,10 @@ impl Session {
         }
         let capture = &self.settings.capture;
         let scope = if capture.follow_forks { Scope::All } else { Scope::Process(pid) };
-        if let Some(point) = self.probes.dangers(&plan.points) {
+        if !self.warned
+            && let Some(point) = self.probes.dangers(&plan.points)
+        {
+            self.warned = true;
             let name = crate::symbolize::demangle::demangle(&point.function);
             warn!(
                 "process {pid}: an exception thrown out of {name} (out of memory) will end it while it is traced, since \
@@ -554,106 +552,4 @@ impl Session {
         let took = self.probes.detach();
         info!("detached {count} probes in {} ms", millis(took));
     }
-}
-
-/// Waits for the command. One that has ended by itself passes its status on; one that outlives the last report is asked
-/// to end, unless a second signal says not to wait for it.
-async fn end_command(
-    mut child: Child,
-    reason: Reason,
-    signals: &mut Signals,
-) -> Result<Option<ExitStatus>, SessionError> {
-    let system = |error| SessionError::System("cannot wait for the command", error);
-    if reason == Reason::TargetsEnded
-        && let Some(status) = child.try_wait().map_err(system)?
-    {
-        return Ok(Some(status));
-    }
-    if child.try_wait().map_err(system)?.is_some() {
-        return Ok(None);
-    }
-    let end = PidFd::open(child.id()).map_err(system)?;
-    // SAFETY: kill(2) takes two integers; the child was not waited for, so the number is still its own.
-    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
-    let end = readable(end).map_err(system)?;
-    tokio::select! {
-        _ = end.readable() => { child.wait().map_err(system)?; }
-        () = signals.any() => warn!("the command (process {}) goes on", child.id()),
-    }
-    Ok(None)
-}
-
-/// SIGINT and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn any(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-/// Registers a descriptor of ours for waiting until it is readable.
-fn readable<F: AsFd + AsRawFd>(source: F) -> io::Result<AsyncFd<F>> {
-    // SAFETY: `AsFd` says that the source holds its descriptor open; it is moved into what is returned.
-    unsafe { AsyncFd::register_with_interest(source, Interest::READABLE) }.map_err(io::Error::from)
-}
-
-fn ticks(period: Duration) -> Interval {
-    let mut ticks = interval_at(tokio::time::Instant::now() + period, period);
-    // A report that takes longer than the interval is followed by one pause, not by a burst.
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
-}
-
-fn next_event(events: &mut RingBuf<MapData>) -> Option<Event> {
-    let item = events.next()?;
-    // SAFETY: `Event` is made of integers alone, and the item's length is checked.
-    (item.len() >= size_of::<Event>()).then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast()) })
-}
-
-fn event_line(event: &Event, pid: u32) -> Option<EventLine> {
-    let age = Duration::from_nanos(monotonic_ns().saturating_sub(event.time_ns));
-    Some(EventLine {
-        time: SystemTime::now().checked_sub(age)?,
-        kind: if event.kind == kind::ACQUIRE { EventKind::Acquire } else { EventKind::Release },
-        pid,
-        tid: event.tid,
-        resource: Resource::from_u32(event.resource)?,
-        address: event.handle,
-        size: event.size,
-        frames: Vec::new(),
-    })
-}
-
-fn bpf_log(ebpf: &mut Ebpf) -> Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>> {
-    let logger =
-        EbpfLogger::init(ebpf).inspect_err(|error| debug!("no diagnostics of the BPF side: {error}")).ok()?;
-    readable(logger).ok()
-}
-
-/// Passes on what the BPF side has logged; waits for ever where it does not log.
-async fn flush_log(log: &mut Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>) {
-    match log {
-        None => std::future::pending().await,
-        Some(log) => {
-            if let Ok(mut ready) = log.readable_mut().await {
-                ready.get_inner_mut().flush();
-                ready.clear_ready();
-            }
-        }
-    }
-}
-
-fn millis(time: Duration) -> String {
-    format!("{:.1}", time.as_secs_f64() * 1000.0)
 }

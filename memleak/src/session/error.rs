@@ -1,0 +1,46 @@
+//! Why a run cannot go on.
+
+use std::io;
+
+use crate::{
+    bpf::BpfError,
+    probe::plan::PlanError,
+    report::sink::SinkError,
+    target::{command::CommandError, process::ProcessError},
+};
+
+/// Why a run cannot go on. One line each: what, why, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The kernel side.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// A process that cannot be traced.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// A command that does not run.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// Nothing to probe.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// `-p $(pidof server)` of a server with two processes.
+    #[error(
+        "INTERVAL: {interval} is a process named {comm} as well as a number of seconds; type -p {pid},{interval} to trace \
+         both, or another INTERVAL"
+    )]
+    IntervalIsProcess {
+        /// What was given as INTERVAL.
+        interval: u32,
+        /// The process that was given.
+        pid: u32,
+        /// The name of both.
+        comm: String,
+    },
+    /// Reports cannot be written.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    /// A system call that does not fail on a sound system.
+    #[error("{0}: {1}; try again")]
+    System(&'static str, io::Error),
+}

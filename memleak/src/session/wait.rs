@@ -1,0 +1,133 @@
+//! What a run waits for: signals, descriptors, the clock, the end of the command.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+    process::{Child, ExitStatus},
+    time::{Duration, SystemTime},
+};
+
+use aya::{
+    Ebpf,
+    maps::{MapData, RingBuf},
+};
+use aya_log::EbpfLogger;
+use log::{debug, warn};
+use memleak_common::{
+    event::{Event, kind},
+    probe::Resource,
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Interval, MissedTickBehavior, interval_at},
+};
+
+use super::{Reason, SessionError};
+use crate::{
+    bpf::read::monotonic_ns,
+    report::trace::{EventKind, EventLine},
+    target::process::PidFd,
+};
+
+/// Waits for the command. One that has ended by itself passes its status on; one that outlives the last report is asked
+/// to end, unless a second signal says not to wait for it.
+pub(super) async fn end_command(
+    mut child: Child,
+    reason: Reason,
+    signals: &mut Signals,
+) -> Result<Option<ExitStatus>, SessionError> {
+    let system = |error| SessionError::System("cannot wait for the command", error);
+    if reason == Reason::TargetsEnded
+        && let Some(status) = child.try_wait().map_err(system)?
+    {
+        return Ok(Some(status));
+    }
+    if child.try_wait().map_err(system)?.is_some() {
+        return Ok(None);
+    }
+    let end = PidFd::open(child.id()).map_err(system)?;
+    // SAFETY: kill(2) takes two integers; the child was not waited for, so the number is still its own.
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    let end = readable(end).map_err(system)?;
+    tokio::select! {
+        _ = end.readable() => { child.wait().map_err(system)?; }
+        () = signals.any() => warn!("the command (process {}) goes on", child.id()),
+    }
+    Ok(None)
+}
+
+/// SIGINT and SIGTERM.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    pub(super) fn listen() -> io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    pub(super) async fn any(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Registers a descriptor of ours for waiting until it is readable.
+pub(super) fn readable<F: AsFd + AsRawFd>(source: F) -> io::Result<AsyncFd<F>> {
+    // SAFETY: `AsFd` says that the source holds its descriptor open; it is moved into what is returned.
+    unsafe { AsyncFd::register_with_interest(source, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+pub(super) fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval_at(tokio::time::Instant::now() + period, period);
+    // A report that takes longer than the interval is followed by one pause, not by a burst.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+pub(super) fn next_event(events: &mut RingBuf<MapData>) -> Option<Event> {
+    let item = events.next()?;
+    // SAFETY: `Event` is made of integers alone, and the item's length is checked.
+    (item.len() >= size_of::<Event>()).then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast()) })
+}
+
+pub(super) fn event_line(event: &Event, pid: u32) -> Option<EventLine> {
+    let age = Duration::from_nanos(monotonic_ns().saturating_sub(event.time_ns));
+    Some(EventLine {
+        time: SystemTime::now().checked_sub(age)?,
+        kind: if event.kind == kind::ACQUIRE { EventKind::Acquire } else { EventKind::Release },
+        pid,
+        tid: event.tid,
+        resource: Resource::from_u32(event.resource)?,
+        address: event.handle,
+        size: event.size,
+        frames: Vec::new(),
+    })
+}
+
+pub(super) fn bpf_log(ebpf: &mut Ebpf) -> Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>> {
+    let logger =
+        EbpfLogger::init(ebpf).inspect_err(|error| debug!("no diagnostics of the BPF side: {error}")).ok()?;
+    readable(logger).ok()
+}
+
+/// Passes on what the BPF side has logged; waits for ever where it does not log.
+pub(super) async fn flush_log(log: &mut Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>) {
+    match log {
+        None => std::future::pending().await,
+        Some(log) => {
+            if let Ok(mut ready) = log.readable_mut().await {
+                ready.get_inner_mut().flush();
+                ready.clear_ready();
+            }
+        }
+    }
+}
+
+pub(super) fn millis(time: Duration) -> String {
+    format!("{:.1}", time.as_secs_f64() * 1000.0)
+}
