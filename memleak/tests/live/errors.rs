@@ -104,19 +104,25 @@ fn targets_that_cannot_be_traced() {
     fs::remove_file(&stripped).expect("removing");
 }
 
+/// What `-O` may name wrongly: files that are not there, not mapped, no ELF, or without an allocator.
 #[test]
 fn objects_that_are_of_no_use() {
     let _alone = alone();
-    let target = sizes();
+    let program = build("sizes.c", Link::Dynamic, &["-Wl,--no-as-needed", "-lm"]);
+    let mut target = Running::start(Command::new(program).args(["map", "/etc/passwd"]));
+    target.expect("READY");
     let pid = target.pid().to_string();
     let cases = [
         ("/etc/passwd", "ELF"),
+        ("libm.so.6", "allocator"),
+        ("/etc/hostname", "ELF"),
+        ("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2", "not mapped"),
         ("/nonexistent/libfoo.so", "/nonexistent/libfoo.so"),
         ("libnosuchthing", "libnosuchthing"),
         ("/proc", "/proc"),
     ];
     for (object, word) in cases {
-        assert_one_line(&memleak(&["-p", &pid, "-O", object]), 1, &[word], object);
+        assert_one_line(&memleak(&["-p", &pid, "-O", object]), 1, &[object, word], object);
     }
     let output = memleak(&["-p", &pid, "-S", "no_such_prefix_"]);
     assert_one_line(&output, 1, &["no_such_prefix_"], "a prefix that no symbol has");

@@ -13,7 +13,7 @@ const PROGRAMS: [&str; 5] =
     ["acquire_enter", "acquire_exit", "release_enter", "abandon_enter", "mappings_enter"];
 
 /// How long the kernel may take to free what its last user has left (it waits for an RCU grace period).
-const KERNEL_PATIENCE: Duration = Duration::from_secs(20);
+pub const KERNEL_PATIENCE: Duration = Duration::from_secs(20);
 
 static MACHINE: Mutex<()> = Mutex::new(());
 

@@ -99,8 +99,8 @@ fn spawning_does_not_void_the_parents_blocks() {
 }
 
 /// Replaces the program by `next`; what the new one acquires once the tracer knows it is counted, the old is gone.
-fn exec_under_trace(next: &Path, same_objects: bool) {
-    let mut target = lifecycle(&["exec", text(next)]);
+fn exec_under_trace(mode: &str, next: &Path, same_objects: bool) {
+    let mut target = lifecycle(&[mode, text(next)]);
     let mut tracer = Tracer::attach_with(target.pid(), &["-o", "0", "-T", "100000", "1"]);
     target.tell("go");
     target.expect("BEFORE");
@@ -123,19 +123,25 @@ fn exec_under_trace(next: &Path, same_objects: bool) {
 #[test]
 fn exec_of_the_same_program() {
     let _alone = alone();
-    exec_under_trace(&build("lifecycle.c", Link::Dynamic, &[]), true);
+    exec_under_trace("exec", &build("lifecycle.c", Link::Dynamic, &[]), true);
+}
+
+#[test]
+fn exec_by_another_thread() {
+    let _alone = alone();
+    exec_under_trace("exec-thread", &build("lifecycle.c", Link::Dynamic, &[]), false);
 }
 
 #[test]
 fn exec_of_a_static_program() {
     let _alone = alone();
-    exec_under_trace(&build("lifecycle.c", Link::Static, &["-DNO_DLOPEN"]), false);
+    exec_under_trace("exec", &build("lifecycle.c", Link::Static, &["-DNO_DLOPEN"]), false);
 }
 
 #[test]
 fn exec_of_a_musl_program() {
     let _alone = alone();
-    exec_under_trace(&build("lifecycle.c", Link::Musl, &["-DNO_DLOPEN"]), false);
+    exec_under_trace("exec", &build("lifecycle.c", Link::Musl, &["-DNO_DLOPEN"]), false);
 }
 
 #[test]
@@ -194,6 +200,26 @@ fn a_target_in_other_namespaces() {
     assert!(frame.line.is_some_and(|line| line > 1));
     shell.tell("x");
     assert!(shell.wait_status().success());
+}
+
+/// The tracer itself in a PID namespace, as in a container: ids are those that it sees.
+#[test]
+fn a_tracer_in_another_pid_namespace() {
+    let _alone = alone();
+    let program = build("one_function.c", Link::Dynamic, &[]);
+    let reports = scratch_dir().join(format!("inside-{}", std::process::id()));
+    let inside =
+        ["--pid", "--mount", "--fork", "--mount-proc", MEMLEAK, "--json", "--output", text(&reports)];
+    let mut command = Command::new("unshare");
+    command.args(inside).args(EVERYTHING).args(["--", text(&program), "realloc"]);
+    let ended = Running::start(&mut command).end();
+    assert_eq!(code(ended.status), 0, "{ended:?}");
+    let lines = fs::read_to_string(&reports).expect("the reports");
+    fs::remove_file(&reports).expect("removing");
+    let report = Report::parse(lines.lines().last().expect("a report"));
+    report.assert_equals(&ledger::parse(&ended.stdout));
+    report.assert_nothing_lost();
+    assert!(report.target.pids.iter().all(|pid| *pid < 100), "ids of the namespace: {:?}", report.target);
 }
 
 #[test]

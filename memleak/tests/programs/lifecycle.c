@@ -1,6 +1,6 @@
 // What happens to processes and threads: they end, fork, exec, spawn, and open libraries.
 //
-// usage: lifecycle threads|fork|exec|spawn|dlopen [ARGUMENT]
+// usage: lifecycle threads|fork|exec|exec-thread|spawn|dlopen [ARGUMENT]
 #include "ledger.h"
 
 #ifndef NO_DLOPEN
@@ -101,6 +101,29 @@ static void exec_other(const char *program) {
     die("exec");
 }
 
+static const char *next_program;
+
+static void *exec_in_thread(void *unused) {
+    (void)unused;
+    for (int i = 0; i < 10; i++) CHECK(site_thread(20));
+    execl(next_program, next_program, "after-exec", (char *)NULL);
+    die("exec");
+}
+
+// The thread that executes takes over the id of the one that began.
+static void exec_thread(const char *program) {
+    say("READY");
+    hear();
+    for (int i = 0; i < 100; i++) CHECK(site_parent(64));
+    say("BEFORE");
+    hear();
+    next_program = program;
+    pthread_t id;
+    CHECK(pthread_create(&id, NULL, exec_in_thread, NULL) == 0);
+    pthread_join(id, NULL);
+    die("exec");
+}
+
 static void after_exec(void) {
     say("EXECUTED");
     hear();
@@ -172,6 +195,7 @@ int main(int argc, char **argv) {
     if (!strcmp(mode, "threads")) threads();
     else if (!strcmp(mode, "fork")) fork_one();
     else if (!strcmp(mode, "exec") && argc == 3) exec_other(argv[2]);
+    else if (!strcmp(mode, "exec-thread") && argc == 3) exec_thread(argv[2]);
     else if (!strcmp(mode, "after-exec")) after_exec();
     else if (!strcmp(mode, "spawn")) spawn();
 #ifndef NO_DLOPEN

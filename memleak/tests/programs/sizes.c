@@ -1,6 +1,6 @@
 // Blocks of known sizes, addresses and order, a batch for each letter that is heard.
 //
-// usage: sizes [seccomp]    phases: READY, then any of
+// usage: sizes [seccomp | map FILE]    phases: READY, then any of
 //   s m l k   some small (16), medium (1000), large (100000), exact (1024) blocks
 //   p         acquires three blocks, releases one, and tells their addresses
 //   a         100000 pairs: one block of site_even, one of site_odd
@@ -9,8 +9,10 @@
 //   q         the ledger, then waits;  x: ends at once
 #include "ledger.h"
 
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 
 #define MALLOC(name)                                                                                              \
@@ -51,8 +53,14 @@ static void allow_all(void) {
     CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
 }
 
+static void map(const char *path) {
+    int file = open(path, O_RDONLY);
+    CHECK(file >= 0 && mmap(NULL, 1, PROT_READ | PROT_EXEC, MAP_PRIVATE, file, 0) != MAP_FAILED);
+}
+
 int main(int argc, char **argv) {
     if (argc > 1 && !strcmp(argv[1], "seccomp")) allow_all();
+    if (argc > 2 && !strcmp(argv[1], "map")) map(argv[2]);
     say("READY");
     for (;;) {
         switch (hear()) {

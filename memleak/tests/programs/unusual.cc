@@ -1,7 +1,7 @@
 // Leaves allocator calls without returning from them, at a middling stack depth, then acquires at the same, at greater
 // and at smaller depths.
 //
-// usage: unusual throw|jump|signal|exit|cancel|bad_alloc      phases: READY, go, <ledger> END, end
+// usage: unusual jump|jump_then_deep|signal|exit|cancel|bad_alloc      phases: READY, go, <ledger> END, end
 // All but bad_alloc want unusual_allocator preloaded; bad_alloc takes any allocator's operator new.
 #include "ledger.h"
 #include "unusual.h"
@@ -17,11 +17,8 @@ extern jmp_buf *unusual_jump __attribute__((weak));
 extern volatile int unusual_blocked __attribute__((weak));
 }
 
-// Through a pointer whose type does not promise that malloc never throws.
-static void *(*volatile malloc_that_may_throw)(size_t) = malloc;
-
 SITE(site_malloc, "heap")
-static NOINLINE void *site_malloc(size_t n) { return noted(&ledger_site_malloc, malloc_that_may_throw(n), n); }
+static NOINLINE void *site_malloc(size_t n) { return noted(&ledger_site_malloc, malloc(n), n); }
 
 static NOINLINE void *below_new(size_t n) {
     void *p = ::operator new(n);
@@ -64,16 +61,6 @@ static void acquire_at_all_depths(void) {
     at_depth(MIDDLE, acquire_some);
     at_depth(MIDDLE / 2, acquire_some);
     acquire_some();
-}
-
-static NOINLINE void throw_out(void) { site_malloc(UNUSUAL_THROW); }
-
-static void do_throw(void) {
-    try {
-        at_depth(MIDDLE, throw_out);
-        die("nothing was thrown");
-    } catch (const std::bad_alloc &) {
-    }
 }
 
 static NOINLINE void throw_out_of_new(void) { site_new(impossible_size); }
@@ -167,7 +154,6 @@ static const struct {
     const char *name;
     void (*run)(void);
 } modes[] = {
-    {"throw", do_throw},
     {"bad_alloc", do_bad_alloc},
     {"jump", do_jump},
     {"jump_then_deep", do_jump_then_deep},

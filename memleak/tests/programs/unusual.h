@@ -3,7 +3,6 @@
 #include <cstddef>
 
 enum : size_t {
-    UNUSUAL_THROW = 7777771,
     UNUSUAL_JUMP = 7777772,
     UNUSUAL_BLOCK = 7777773,
     UNUSUAL_EXIT = 7777774,

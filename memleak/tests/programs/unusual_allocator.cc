@@ -1,9 +1,8 @@
 // An allocator (preloaded, in front of glibc's) whose malloc does not always return: by the size it is asked for it
-// throws, jumps, blocks, or ends its thread.
+// jumps, blocks, or ends its thread.
 #include "unusual.h"
 
 #include <csetjmp>
-#include <new>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -21,7 +20,6 @@ void *unusual_malloc(size_t size) __asm__("malloc");
 
 void *unusual_malloc(size_t size) {
     switch (size) {
-    case UNUSUAL_THROW: throw std::bad_alloc();
     case UNUSUAL_JUMP: longjmp(*unusual_jump, 1);
     case UNUSUAL_BLOCK:
         unusual_blocked = 1;
