@@ -2,7 +2,7 @@
 
 mod unwind_fixtures;
 
-use std::{
+use std::{fs, 
     collections::{BTreeMap, HashMap},
     fs::{self, File},
     path::Path,
@@ -167,7 +167,7 @@ fn compare(path: &Path, table: &UnwindTable, truths: &Truths) -> Counts {
 
 /// `e_entry`, the word at 24 of an ELF file.
 fn entry_of(path: &Path) -> u64 {
-    let bytes = std::fs::read(path).expect("the fixture can be read");
+    let bytes = fs::read(path).expect("the fixture can be read");
     u64::from_le_bytes(bytes[24..32].try_into().expect("eight bytes"))
 }
 
