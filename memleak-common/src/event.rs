@@ -8,7 +8,8 @@ pub mod kind {
     pub const RELEASE: u32 = 2;
     /// The target mapped or unmapped objects (`_dl_debug_state`).
     pub const MAPPINGS: u32 = 3;
-    /// The target replaced its program (exec).
+    /// The target replaced its program (exec). `handle` is 1 where a thread other than its first did, which took the
+    /// first one's place.
     pub const EXEC: u32 = 4;
     /// A traced process forked; `handle` is the child's thread group id (`--follow-forks`).
     pub const FORK: u32 = 5;

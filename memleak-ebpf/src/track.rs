@@ -32,6 +32,7 @@ use crate::{
 };
 
 const PAGE_SIZE: u64 = 4096;
+const EEXIST: i32 = -17;
 /// Records of ranges that can seem to begin in one page.
 const RANGES_IN_A_PAGE: u64 = 8;
 /// Where the kernel's return trampoline is: the last page of the address space (kernel/events/uprobes.c,
@@ -203,12 +204,10 @@ fn record(
     size: u64,
     handle: u64,
 ) -> Option<()> {
-    if size < setting!(min_size) || size > setting!(max_size) {
-        return None;
-    }
     let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle };
     let sample_rate = setting!(sample_rate);
-    if sample_rate > 1 && !sampled(thread, sample_rate) {
+    let in_range = size >= setting!(min_size) && size <= setting!(max_size);
+    if !in_range || (sample_rate > 1 && !sampled(thread, sample_rate)) {
         // The address may be one whose release we did not see: its older record is void.
         let _ = ALLOCATIONS.remove(&key);
         return None;
@@ -380,7 +379,8 @@ fn put_back(tgid: u32, call: &PendingCall) {
     }
     let Some(row) = PROBES.get(call.row) else { return };
     let key = AllocationKey { tgid, resource: row.resource, handle: call.released_handle };
-    if ALLOCATIONS.insert(&key, &call.released, BPF_ANY as u64).is_err() {
+    // After a return that we missed the address may be another block's by now.
+    if !matches!(ALLOCATIONS.insert(&key, &call.released, BPF_NOEXIST as u64), Ok(()) | Err(EEXIST)) {
         count(Stat::LostAllocations);
     }
 }
@@ -481,17 +481,26 @@ fn send_release(tgid: u32, tid: u32, row: &ProbeRow, handle: u64, size: u64) {
 }
 
 /// One in `rate`: counted for each thread, the gaps drawn evenly from 1 to 2 `rate` - 1, so that a pattern in the
-/// program's own calls cannot keep step with the sampling.
+/// program's own calls cannot keep step with the sampling. A thread's first gap is what is left of one that began before
+/// it did: of length k with probability (2 `rate` - k) / (`rate` (2 `rate` - 1)), the smaller of two even draws.
 #[inline(always)]
 fn sampled(thread: &mut ThreadRecord, rate: u64) -> bool {
-    if thread.sample_countdown > 1 {
-        thread.sample_countdown -= 1;
+    if thread.sample_countdown == 0 {
+        thread.sample_countdown = up_to(2 * rate - 1).min(up_to(2 * rate));
+    }
+    thread.sample_countdown -= 1;
+    if thread.sample_countdown > 0 {
         return false;
     }
-    // SAFETY: the helper takes nothing.
-    let random = unsafe { bpf_get_prandom_u32() } as u64;
-    thread.sample_countdown = 1 + random % (2 * rate - 1);
+    thread.sample_countdown = up_to(2 * rate - 1);
     true
+}
+
+/// An even draw from 1 to `limit`, which must not be 0.
+#[inline(always)]
+fn up_to(limit: u64) -> u64 {
+    // SAFETY: the helper takes nothing.
+    1 + unsafe { bpf_get_prandom_u32() } as u64 % limit.max(1)
 }
 
 #[inline(always)]

@@ -197,7 +197,7 @@ const OLDER: WholeNumber = WholeNumber {
 const SAMPLE_RATE: WholeNumber = WholeNumber {
     what: "-s/--sample-rate",
     min: 1,
-    max: u64::MAX,
+    max: 1 << 31, // the kernel side draws 32 random bits
     remedy: "give N to trace one allocation in N, 1 for all",
 };
 const MAX_DEPTH: WholeNumber = WholeNumber {

@@ -2,8 +2,9 @@
 
 mod unwind_fixtures;
 
-use std::{fs, 
+use std::{
     collections::{BTreeMap, HashMap},
+    fs,
     fs::{self, File},
     path::Path,
     process::Command,

@@ -43,7 +43,7 @@ pub struct Probes {
     uprobes: Uprobes,
     /// See [`super::load::Loaded::mends_stack`].
     mends_stack: bool,
-    links: Vec<Link>,
+    links: Vec<(Scope, Link)>,
     /// Places with a probe.
     count: usize,
     attached: HashSet<(Scope, PointKey)>,
@@ -95,7 +95,7 @@ impl Probes {
             };
             match (whole, &self.uprobes) {
                 (Ok(link), _) => {
-                    self.links.push(Link::Multi(link));
+                    self.links.push((scope, Link::Multi(link)));
                     outcome.attached += group.len();
                 }
                 (Err(error), Uprobes::Multi(_)) => {
@@ -106,7 +106,7 @@ impl Probes {
                     for point in group {
                         match attach_one(program, scope, point) {
                             Ok(link) => {
-                                self.links.push(Link::Single(link));
+                                self.links.push((scope, Link::Single(link)));
                                 outcome.attached += 1;
                             }
                             Err(error) => outcome.failed.push(error),
@@ -118,6 +118,12 @@ impl Probes {
         self.count += outcome.attached;
         outcome.took = start.elapsed();
         Ok(outcome)
+    }
+
+    /// Ends what was attached to a process that has become another task. It is to be attached anew.
+    pub fn forget(&mut self, pid: u32) {
+        self.links.retain(|(scope, _)| *scope != Scope::Process(pid));
+        self.attached.retain(|(scope, _)| *scope != Scope::Process(pid));
     }
 
     fn program_name(&self, kind: ProgramKind, traps_only: bool) -> &'static str {

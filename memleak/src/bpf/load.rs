@@ -201,7 +201,9 @@ pub fn add_target(ebpf: &mut Ebpf, pid: u32) -> Result<(), BpfError> {
     let map = ebpf.map_mut(MAP).ok_or(BpfError::Missing("map TARGETS"))?;
     let mut targets: HashMap<_, u32, Target> = HashMap::try_from(map).map_err(error)?;
     const BPF_NOEXIST: u64 = 1;
-    match targets.insert(pid, Target::default(), BPF_NOEXIST) {
+    // In a PID namespace the kernel side learns its own number for it when it first sees one of its threads.
+    let kernel_tgid = if own_pid_namespace() == (0, 0) { pid } else { 0 };
+    match targets.insert(pid, Target { generation: 0, kernel_tgid }, BPF_NOEXIST) {
         // The fork that made it has entered it already.
         Err(aya::maps::MapError::SyscallError(call))
             if call.io_error.raw_os_error() == Some(libc::EEXIST) =>
@@ -270,6 +272,7 @@ fn load_error(error: &(dyn std::error::Error + 'static)) -> BpfError {
     match os_error(error) {
         Some(libc::EPERM | libc::EACCES) => BpfError::NotPermitted(why_not_permitted()),
         Some(libc::ENOMEM) => BpfError::NoMemory,
+        Some(libc::EMFILE | libc::ENFILE) => BpfError::TooManyFiles,
         _ => BpfError::Load(chain(error)),
     }
 }

@@ -39,6 +39,9 @@ pub enum BpfError {
          memory limit (ulimit -l, or the control group's)"
     )]
     NoMemory,
+    /// No descriptor was to be had.
+    #[error("cannot load BPF programs: too many open files; raise the limit (ulimit -n)")]
+    TooManyFiles,
     /// Anything else while loading.
     #[error("cannot load the BPF programs: {0}; run with -v -v for the verifier's words")]
     Load(String),

@@ -46,6 +46,32 @@ impl Reader {
         self.unmaps.push(unmap);
     }
 
+    /// Removes records that an exec has made void, which would fill the table.
+    pub fn remove_void(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
+        let targets = targets(ebpf)?;
+        // A newer one is of a program that has replaced this one since the generations were read.
+        let is_void = |key: &AllocationKey, allocation: &Allocation| {
+            targets.0.get(&key.tgid).is_some_and(|(_, target)| allocation.generation < target.generation)
+        };
+        let mut void = Vec::new();
+        maps::for_each_entry(fd(ebpf, "ALLOCATIONS")?, |key, allocation| {
+            if is_void(key, allocation) {
+                void.push(*key);
+            }
+        })
+        .map_err(|error| map_error("ALLOCATIONS", &error))?;
+        for key in void {
+            let taken = maps::take(fd(ebpf, "ALLOCATIONS")?, &key)
+                .map_err(|error| map_error("ALLOCATIONS", &error))?;
+            if let Some(taken) = taken
+                && !is_void(&key, &taken)
+            {
+                put_new(ebpf, &key, &taken)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets unmaps that concern no record, where so many have come up that they weigh.
     pub fn forget_unmaps(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
         /// 16 MB of them.
@@ -230,12 +256,17 @@ fn remove_dead(ebpf: &Ebpf, targets: &Targets, dead: &[Outstanding]) -> Result<(
         if let Some(taken) = taken
             && taken.time_ns != record.time_ns
         {
-            const BPF_NOEXIST: u64 = 1;
-            maps::put(fd(ebpf, "ALLOCATIONS")?, &key, &taken, BPF_NOEXIST)
-                .map_err(|error| map_error("ALLOCATIONS", &error))?;
+            put_new(ebpf, &key, &taken)?;
         }
     }
     Ok(())
+}
+
+/// Puts back a record that was taken out by mistake, unless there is a newer one.
+fn put_new(ebpf: &Ebpf, key: &AllocationKey, record: &Allocation) -> Result<(), BpfError> {
+    const BPF_NOEXIST: u64 = 1;
+    maps::put(fd(ebpf, "ALLOCATIONS")?, key, record, BPF_NOEXIST)
+        .map_err(|error| map_error("ALLOCATIONS", &error))
 }
 
 /// Sums of the counters over all CPUs.

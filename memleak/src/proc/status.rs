@@ -17,6 +17,8 @@ pub struct Status {
     pub seccomp: u32,
     /// It has ended and was not yet waited for.
     pub zombie: bool,
+    /// Threads that it has.
+    pub threads: u64,
     /// A kernel thread: no user memory at all.
     pub kernel_thread: bool,
 }
@@ -33,6 +35,7 @@ pub fn read_status(pid: u32) -> io::Result<Status> {
         tgid: status.tgid as u32,
         seccomp: status.seccomp.unwrap_or(0),
         zombie: matches!(stat.state, 'Z' | 'X'),
+        threads: status.threads,
         kernel_thread: stat.flags & PF_KTHREAD != 0,
     })
 }

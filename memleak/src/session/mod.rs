@@ -147,8 +147,6 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
     };
     check_interval(&settings, &processes)?;
     let mut session = Session::load(settings, sink, &processes)?;
-    let mut signals =
-        Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
     if !processes.is_empty() {
         raise_open_files();
     }
@@ -158,10 +156,22 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
     if let TargetSpec::Command(argv) = session.settings.target.clone() {
         session.trace_command(&argv)?;
     }
+    // Not before: while a command is held, a signal ends us both.
+    let mut signals =
+        Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
     session.tell_attached();
     session.release_command()?;
-    let reason = session.report_until_done(&mut signals).await?;
-    session.finish(reason, &mut signals).await
+    let outcome = match session.report_until_done(&mut signals).await {
+        Ok(reason) => session.last_report(reason),
+        Err(error) => Err(error),
+    };
+    // Whatever has happened: no probe stays, and a command is not left behind.
+    session.detach();
+    let command = match session.command.take() {
+        Some(child) => end_command(child, &mut signals).await?,
+        None => None,
+    };
+    Ok(Ended { outstanding: outcome?, command })
 }
 
 impl Session {
@@ -241,6 +251,7 @@ impl Session {
             self.attach(pid, &plan)?;
             match held.advance().map_err(system)? {
                 Held::Mapped => {}
+                Held::Replaced => self.program_replaced(pid, false)?,
                 Held::Entry => break,
                 Held::Ended(status) => {
                     return Err(CommandError::ended_early(argv, status).into());
@@ -289,7 +300,7 @@ impl Session {
             symbols_prefix: capture.symbols_prefix.as_deref(),
             already: None,
         };
-        let mappings = read_maps(pid).map_err(|source| ProcessError::NotPermitted { pid, source })?;
+        let mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
         let mut objects = read_objects(pid, &mappings, &symbol_names(&options));
         if let Some(traced) = self.traced.get_mut(&pid) {
             objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
@@ -379,26 +390,12 @@ impl Session {
     /// Reports at each interval until a reason for the last report comes up.
     async fn report_until_done(&mut self, signals: &mut Signals) -> Result<Reason, SessionError> {
         self.start = Instant::now();
+        let mut more_events = false;
         let mut ticks = ticks(self.settings.interval);
         loop {
             tokio::select! {
                 biased;
                 () = signals.any() => return Ok(Reason::Signal),
-                Some(pid) = self.ends.1.recv() => {
-                    if let Some(traced) = self.traced.get_mut(&pid) {
-                        traced.ended = true;
-                    }
-                    if let Some(unwinding) = &mut self.unwinding {
-                        unwinding.remove(&mut self.ebpf, pid);
-                    }
-                    // Followed children may have been made just before.
-                    if self.take_events()? == Delivery::ReaderGone {
-                        return Ok(Reason::ReaderGone);
-                    }
-                    if self.all_ended() {
-                        return Ok(Reason::TargetsEnded);
-                    }
-                }
                 _ = ticks.tick() => {
                     if self.settings.count == Some(self.reports + 1) {
                         return Ok(Reason::Count);
@@ -407,11 +404,32 @@ impl Session {
                         return Ok(Reason::ReaderGone);
                     }
                 }
-                ready = self.events.readable_mut() => {
-                    ready.map_err(|error| SessionError::System("cannot wait for events", error))?.clear_ready();
-                    if self.take_events()? == Delivery::ReaderGone {
+                Some(pid) = self.ends.1.recv() => {
+                    // What it did last may have been to make a child that is followed.
+                    if self.take_events_before_report()? == Delivery::ReaderGone {
                         return Ok(Reason::ReaderGone);
                     }
+                    if let Some(traced) = self.traced.get_mut(&pid) {
+                        traced.ended = true;
+                    }
+                    if let Some(unwinding) = &mut self.unwinding {
+                        unwinding.remove(&mut self.ebpf, pid);
+                    }
+                    if self.all_ended() {
+                        return Ok(Reason::TargetsEnded);
+                    }
+                }
+                ready = self.events.readable_mut(), if !more_events => {
+                    ready.map_err(|error| SessionError::System("cannot wait for events", error))?.clear_ready();
+                    more_events = true;
+                }
+                // Yields, so that signals and the clock are looked at between two helpings.
+                () = tokio::task::yield_now(), if more_events => {
+                    let (delivery, more) = self.take_events()?;
+                    if delivery == Delivery::ReaderGone {
+                        return Ok(Reason::ReaderGone);
+                    }
+                    more_events = more;
                 }
                 () = flush_log(&mut self.log) => {}
             }
@@ -422,12 +440,20 @@ impl Session {
         self.traced.values().all(|traced| traced.ended)
     }
 
-    /// Handles what the kernel side has sent.
-    fn take_events(&mut self) -> Result<Delivery, SessionError> {
-        /// Events written out at a time.
-        const LINES: usize = 4096;
+    /// Handles what the kernel side has sent: some of it, so that a target that is faster than we are leaves time for
+    /// signals and reports. Says whether there may be more.
+    fn take_events(&mut self) -> Result<(Delivery, bool), SessionError> {
+        /// Events handled at a time, and the time given to them; one that brings new objects takes milliseconds.
+        const AT_ONCE: usize = 16_384;
+        const TIME: Duration = Duration::from_millis(50);
+        let deadline = Instant::now() + TIME;
         let mut lines = Vec::new();
-        while let Some(event) = next_event(self.events.get_mut()) {
+        let mut taken = 0;
+        while taken < AT_ONCE
+            && Instant::now() < deadline
+            && let Some(event) = next_event(self.events.get_mut())
+        {
+            taken += 1;
             let pid = self.reader.pid_of(&self.ebpf, event.tgid)?;
             match event.kind {
                 kind::ACQUIRE | kind::RELEASE => lines.extend(event_line(&event, pid)),
@@ -438,19 +464,26 @@ impl Session {
                     time_ns: event.time_ns,
                 }),
                 kind::MAPPINGS => self.mappings_changed(pid),
-                kind::EXEC => self.program_replaced(pid),
-                kind::FORK => self.follow(event.handle as u32),
+                kind::EXEC => self.program_replaced(pid, event.handle != 0)?,
+                kind::FORK => self.follow(pid, event.handle as u32),
                 _ => {}
-            }
-            if lines.len() == LINES {
-                if self.sink.events(&lines)? == Delivery::ReaderGone {
-                    return Ok(Delivery::ReaderGone);
-                }
-                lines.clear();
             }
         }
         self.reader.forget_unmaps(&self.ebpf)?;
-        if lines.is_empty() { Ok(Delivery::Written) } else { Ok(self.sink.events(&lines)?) }
+        let more = taken == AT_ONCE || Instant::now() >= deadline;
+        if lines.is_empty() { Ok((Delivery::Written, more)) } else { Ok((self.sink.events(&lines)?, more)) }
+    }
+
+    /// Handles what was sent before this moment, or as much of it as a report can wait for.
+    fn take_events_before_report(&mut self) -> Result<Delivery, SessionError> {
+        const TIME: Duration = Duration::from_millis(500);
+        let deadline = Instant::now() + TIME;
+        loop {
+            let (delivery, more) = self.take_events()?;
+            if delivery == Delivery::ReaderGone || !more || Instant::now() >= deadline {
+                return Ok(delivery);
+            }
+        }
     }
 
     /// The target has loaded or unloaded objects: an allocator may be among them.
@@ -468,7 +501,11 @@ impl Session {
         self.tell_attached();
     }
 
-    fn program_replaced(&mut self, pid: u32) {
+    fn program_replaced(&mut self, pid: u32, by_another_thread: bool) -> Result<(), SessionError> {
+        if by_another_thread {
+            self.probes.forget(pid);
+        }
+        self.reader.remove_void(&self.ebpf)?;
         self.symbolizer.forget(pid);
         if let Some(unwinding) = &mut self.unwinding {
             unwinding.forget(pid);
@@ -481,27 +518,38 @@ impl Session {
         }
         info!("process {pid} has replaced its program: its allocations are gone");
         self.mappings_changed(pid);
+        Ok(())
     }
 
     /// A traced process has made a child, which the kernel side traces already.
-    fn follow(&mut self, pid: u32) {
+    fn follow(&mut self, parent: u32, pid: u32) {
         if self.traced.contains_key(&pid) {
             return;
         }
+        // It begins with its parent's mappings and probes, and may be gone before it can be looked at.
+        self.symbolizer.inherit(parent, pid);
+        let (comm, planned) = self
+            .traced
+            .get(&parent)
+            .map_or_else(Default::default, |traced| (traced.comm.clone(), traced.planned.clone()));
         let followed = Process::open(pid).map_err(SessionError::from).and_then(|process| {
             let end =
                 process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
             self.add_target(pid, process.comm, end)
         });
-        match followed {
-            Ok(()) => self.mappings_changed(pid),
-            Err(error) => debug!("a child is not followed: {error}"),
+        if let Err(error) = followed {
+            debug!("a child has ended already: {error}");
+            self.traced.insert(pid, Traced { comm, ended: true, planned: HashSet::new() });
+        } else if let Some(traced) = self.traced.get_mut(&pid) {
+            traced.planned = planned;
+            // Its unwind tables' list is its parent's until it has one of its own.
+            self.observe(pid);
         }
     }
 
     /// Makes and writes one report.
     fn report(&mut self, is_final: bool) -> Result<Delivery, SessionError> {
-        if self.take_events()? == Delivery::ReaderGone {
+        if self.take_events_before_report()? == Delivery::ReaderGone {
             return Ok(Delivery::ReaderGone);
         }
         let (snapshot, time, began) = self.snapshot()?;
@@ -569,31 +617,28 @@ impl Session {
         );
     }
 
-    /// The last report. The target is relieved of its probes before the work of making it begins.
-    async fn finish(mut self, reason: Reason, signals: &mut Signals) -> Result<Ended, SessionError> {
-        let mut outstanding = 0;
+    /// The last report; gives the number of allocations in it. The target is relieved of its probes before the work of
+    /// making it begins.
+    fn last_report(&mut self, reason: Reason) -> Result<u64, SessionError> {
         if reason == Reason::ReaderGone {
-            self.detach();
-        } else {
-            let delivery = self.take_events()?;
-            let (snapshot, time, began) = self.snapshot()?;
-            self.detach();
-            let report = self.make_report(&snapshot, time, true);
-            outstanding = report.totals.count;
-            if delivery == Delivery::Written {
-                let _ = self.sink.report(&report)?; // the last one: nobody to read it changes nothing
-            }
-            self.tell_time(&snapshot, began);
+            return Ok(0);
         }
-        let command = match self.command.take() {
-            Some(child) => end_command(child, reason, signals).await?,
-            None => None,
-        };
-        Ok(Ended { outstanding, command })
+        let delivery = self.take_events_before_report()?;
+        let (snapshot, time, began) = self.snapshot()?;
+        self.detach();
+        let report = self.make_report(&snapshot, time, true);
+        if delivery == Delivery::Written {
+            let _ = self.sink.report(&report)?; // the last one: nobody to read it changes nothing
+        }
+        self.tell_time(&snapshot, began);
+        Ok(report.totals.count)
     }
 
     fn detach(&mut self) {
         let count = self.probes.len();
+        if count == 0 {
+            return;
+        }
         let took = self.probes.detach();
         info!("detached {count} probes in {} ms", millis(took));
     }

@@ -23,7 +23,7 @@ use tokio::{
     time::{Interval, MissedTickBehavior, interval_at},
 };
 
-use super::{Reason, SessionError};
+use super::SessionError;
 use crate::{
     bpf::read::monotonic_ns,
     report::trace::{EventKind, EventLine},
@@ -34,17 +34,12 @@ use crate::{
 /// to end, unless a second signal says not to wait for it.
 pub(super) async fn end_command(
     mut child: Child,
-    reason: Reason,
     signals: &mut Signals,
 ) -> Result<Option<ExitStatus>, SessionError> {
     let system = |error| SessionError::System("cannot wait for the command", error);
-    if reason == Reason::TargetsEnded
-        && let Some(status) = child.try_wait().map_err(system)?
-    {
+    // Ended by itself: nothing was sent to it yet.
+    if let Some(status) = child.try_wait().map_err(system)? {
         return Ok(Some(status));
-    }
-    if child.try_wait().map_err(system)?.is_some() {
-        return Ok(None);
     }
     let end = PidFd::open(child.id()).map_err(system)?;
     // SAFETY: kill(2) takes two integers; the child was not waited for, so the number is still its own.

@@ -148,6 +148,19 @@ impl Symbolizer {
         }
     }
 
+    /// A fork: `child` begins with what `parent` has mapped.
+    pub fn inherit(&mut self, parent: u32, child: u32) {
+        if let Some(parent) = self.processes.get(&parent) {
+            let process = Process {
+                latest: parent.latest.clone(),
+                code: parent.code.clone(),
+                roots: parent.roots.clone(),
+                perf_map: None,
+            };
+            self.processes.insert(child, process);
+        }
+    }
+
     /// Forgets all that `pid` had mapped: after an exec none of it is there any more.
     pub fn forget(&mut self, pid: u32) {
         self.processes.remove(&pid);

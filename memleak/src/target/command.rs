@@ -9,7 +9,6 @@ use std::{
     io,
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{Child, Command, ExitStatus},
-    ptr,
 };
 
 /// Why a command does not run. One line: what, why, what to do.
@@ -37,6 +36,8 @@ fn program_name(argv: &[OsString]) -> String {
 pub enum Held {
     /// It has mapped code that has not run yet.
     Mapped,
+    /// It has replaced its program, before its own code ran.
+    Replaced,
     /// All objects that it is linked with are mapped, and its own code is about to run.
     Entry,
     /// It has ended.
@@ -52,11 +53,11 @@ pub struct HeldCommand {
     mapping_code: bool,
 }
 
-/// The entry point with a trap in the place of its first instruction.
+/// A breakpoint at the entry point, in the processor's debug registers: a child that a constructor forks does not
+/// inherit it, as it would a changed instruction.
 #[derive(Debug)]
 struct Breakpoint {
     vaddr: u64,
-    original: libc::c_long,
 }
 
 impl HeldCommand {
@@ -84,13 +85,16 @@ impl HeldCommand {
         if !libc::WIFSTOPPED(wait(pid)?) {
             return Err(io::Error::other("it ended before its first instruction"));
         }
-        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
+        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACEEXEC;
         ptrace(libc::PTRACE_SETOPTIONS, pid, 0, options as u64)?;
+        self.set_breakpoint()
+    }
+
+    fn set_breakpoint(&mut self) -> io::Result<()> {
+        let pid = self.child.id();
         let (entry, interpreter) = auxiliary_vector(pid)?;
         // Without a dynamic linker nothing more will be mapped before its own code runs.
-        if interpreter != 0 {
-            self.entry = Some(Breakpoint::set(pid, entry)?);
-        }
+        self.entry = if interpreter == 0 { None } else { Some(Breakpoint::set(pid, entry)?) };
         Ok(())
     }
 
@@ -107,6 +111,11 @@ impl HeldCommand {
             let status = wait(pid)?;
             if !libc::WIFSTOPPED(status) {
                 return Ok(Held::Ended(ExitStatus::from_raw(status)));
+            }
+            if status >> 8 == libc::SIGTRAP | libc::PTRACE_EVENT_EXEC << 8 {
+                // A constructor has replaced the program, which has cleared the debug registers.
+                self.set_breakpoint()?;
+                return Ok(Held::Replaced);
             }
             match libc::WSTOPSIG(status) {
                 stop if stop == libc::SIGTRAP | 0x80 => {
@@ -150,23 +159,27 @@ impl HeldCommand {
 }
 
 impl Breakpoint {
+    /// Debug registers 0, the address, and 7, the control: bit 0 enables the first one for this thread; kind 0 is
+    /// execution (Intel SDM, volume 3, section 18.2.4).
     fn set(pid: u32, vaddr: u64) -> io::Result<Self> {
-        const INT3: libc::c_long = 0xcc;
-        let original = ptrace(libc::PTRACE_PEEKTEXT, pid, vaddr, 0)?;
-        ptrace(libc::PTRACE_POKETEXT, pid, vaddr, ((original & !0xff) | INT3) as u64)?;
-        Ok(Self { vaddr, original })
+        const ENABLE_FIRST: u64 = 1;
+        poke_debug_register(pid, 0, vaddr)?;
+        poke_debug_register(pid, 7, ENABLE_FIRST)?;
+        Ok(Self { vaddr })
     }
 
     fn was_hit(&self, pid: u32) -> bool {
-        registers(pid).is_ok_and(|registers| registers.rip == self.vaddr + 1)
+        registers(pid).is_ok_and(|registers| registers.rip == self.vaddr)
     }
 
     fn remove(self, pid: u32) -> io::Result<()> {
-        ptrace(libc::PTRACE_POKETEXT, pid, self.vaddr, self.original as u64)?;
-        let mut registers = registers(pid)?;
-        registers.rip = self.vaddr;
-        ptrace(libc::PTRACE_SETREGS, pid, 0, ptr::from_mut(&mut registers) as u64).map(drop)
+        poke_debug_register(pid, 7, 0)
     }
+}
+
+fn poke_debug_register(pid: u32, number: usize, value: u64) -> io::Result<()> {
+    let offset = std::mem::offset_of!(libc::user, u_debugreg) + number * size_of::<u64>();
+    ptrace(libc::PTRACE_POKEUSER, pid, offset as u64, value).map(drop)
 }
 
 fn registers(pid: u32) -> io::Result<libc::user_regs_struct> {
@@ -245,7 +258,7 @@ mod tests {
                     assert!(mapped < 100);
                 }
                 Held::Entry => break,
-                Held::Ended(status) => panic!("ended: {status}"),
+                other => panic!("unexpected: {other:?}"),
             }
         }
         assert!(mapped > 0);

@@ -23,9 +23,18 @@ pub enum ProcessError {
         /// Its process.
         pid: u32,
     },
+    /// Its first thread has ended, and with it what /proc and the probes go by.
+    #[error(
+        "process {0} goes on without its first thread, and cannot be traced so; start it anew under memleak: memleak -- \
+         COMMAND"
+    )]
+    Headless(u32),
     /// A kernel thread has no user memory.
     #[error("process {0} is a thread of the kernel, which has no memory of its own; type memleak --kernel")]
     KernelThread(u32),
+    /// No descriptor was to be had.
+    #[error("cannot look into process {0}: too many open files; raise the limit (ulimit -n)")]
+    TooManyFiles(u32),
     /// It is this very process.
     #[error("process {0} is memleak itself; name another")]
     Itself(u32),
@@ -39,6 +48,17 @@ pub enum ProcessError {
         /// What /proc said.
         source: io::Error,
     },
+}
+
+impl ProcessError {
+    /// What /proc's refusal means.
+    pub fn of(pid: u32, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => Self::NotPermitted { pid, source: error },
+            _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => Self::TooManyFiles(pid),
+            _ => Self::Gone(pid),
+        }
+    }
 }
 
 /// A process, held by a descriptor that no later process of the same number can be mistaken for.
@@ -59,9 +79,9 @@ impl Process {
         if pid == std::process::id() {
             return Err(ProcessError::Itself(pid));
         }
-        let status = read_status(pid).map_err(|error| map_error(pid, error))?;
+        let status = read_status(pid).map_err(|error| ProcessError::of(pid, error))?;
         check(pid, &status)?;
-        let pidfd = PidFd::open(pid).map_err(|error| map_error(pid, error))?;
+        let pidfd = PidFd::open(pid).map_err(|error| ProcessError::of(pid, error))?;
         Ok(Self { pid, comm: status.comm, seccomp: status.seccomp, pidfd })
     }
 
@@ -94,17 +114,13 @@ fn check(pid: u32, status: &Status) -> Result<(), ProcessError> {
     if status.kernel_thread {
         return Err(ProcessError::KernelThread(pid));
     }
+    if status.zombie && status.threads > 1 {
+        return Err(ProcessError::Headless(pid));
+    }
     if status.zombie {
         return Err(ProcessError::Gone(pid));
     }
     Ok(())
-}
-
-fn map_error(pid: u32, error: io::Error) -> ProcessError {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => ProcessError::NotPermitted { pid, source: error },
-        _ => ProcessError::Gone(pid),
-    }
 }
 
 /// A descriptor of a process: readable once it has ended (pidfd_open(2)).
