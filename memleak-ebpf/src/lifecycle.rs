@@ -93,12 +93,12 @@ pub fn process_exec(ctx: &RawTracePointContext) {
     // SAFETY: an aligned map value; exec has ended all other threads of the process.
     unsafe { (*target).generation += 1 };
     let _ = THREADS.remove(&pid_tgid);
+    // What it had mapped is gone, too. User space enters it anew.
+    let _ = UNWIND_SLOTS.remove(&id);
     // Another thread than the first has become the process: probes are bound to the task that was the first.
     let old_tid: u32 = ctx.arg(1);
     let old = pid_tgid >> 32 << 32 | old_tid as u64;
     let _ = THREADS.remove(&old);
-    // What it had mapped is gone, too. User space enters it anew.
-    let _ = UNWIND_SLOTS.remove(&id);
     debug!(ctx, "process {} has replaced its program", id);
     tell(kind::EXEC, (pid_tgid >> 32) as u32, pid_tgid as u32, (old != pid_tgid) as u64);
 }

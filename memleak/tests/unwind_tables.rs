@@ -4,6 +4,7 @@ mod unwind_fixtures;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fs,
     fs::{self, File},
     path::Path,
     process::Command,
@@ -167,7 +168,7 @@ fn compare(path: &Path, table: &UnwindTable, truths: &Truths) -> Counts {
 
 /// `e_entry`, the word at 24 of an ELF file.
 fn entry_of(path: &Path) -> u64 {
-    let bytes = std::fs::read(path).expect("the fixture can be read");
+    let bytes = fs::read(path).expect("the fixture can be read");
     u64::from_le_bytes(bytes[24..32].try_into().expect("eight bytes"))
 }
 

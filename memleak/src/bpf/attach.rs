@@ -5,7 +5,7 @@ use std::{
     collections::HashSet,
     io,
     num::NonZeroU32,
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
     time::{Duration, Instant},
 };
@@ -155,18 +155,36 @@ impl Probes {
         self.count == 0
     }
 
-    /// Ends all links. The kernel waits for running programs at each, so several threads share the wait.
+    /// Ends all links, and waits until the last one has.
+    ///
+    /// A process child of ours does it, by ending: were we killed while we close a link ourselves, the kernel could not
+    /// take the breakpoints out of the target (`failed to unregister, leaking uprobe`; it gives up where the closing
+    /// thread has a SIGKILL pending). Nobody kills the child, and one that ends has nothing pending any more.
     pub fn detach(&mut self) -> Duration {
-        const THREADS: usize = 16;
         let start = Instant::now();
-        let share = self.links.len().div_ceil(THREADS).max(1);
-        std::thread::scope(|scope| {
-            while !self.links.is_empty() {
-                let links = self.links.split_off(self.links.len().saturating_sub(share));
-                // Where no more threads are to be had, the closure and the links in it end here.
-                let _ = std::thread::Builder::new().spawn_scoped(scope, move || drop(links));
+        if let Ok((reader, writer)) = io::pipe() {
+            // SAFETY: the child makes system calls only.
+            match unsafe { libc::fork() } {
+                0 => {
+                    let mut byte = 0u8;
+                    // SAFETY: plain system calls on descriptors that are open. The read ends when the parent has closed
+                    // its links, or has been killed; _exit then closes ours, which are the last.
+                    unsafe {
+                        libc::close(writer.as_raw_fd());
+                        libc::read(reader.as_raw_fd(), (&raw mut byte).cast(), 1);
+                        libc::_exit(0);
+                    }
+                }
+                child if child > 0 => {
+                    self.links.clear();
+                    drop(writer);
+                    // SAFETY: the child is ours; its status is of no interest.
+                    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+                }
+                _ => {}
             }
-        });
+        }
+        self.links.clear(); // where no child was to be had
         self.count = 0;
         start.elapsed()
     }

@@ -542,6 +542,7 @@ impl Session {
             self.traced.insert(pid, Traced { comm, ended: true, planned: HashSet::new() });
         } else if let Some(traced) = self.traced.get_mut(&pid) {
             traced.planned = planned;
+            // Its unwind tables' list is its parent's until it has one of its own.
             self.observe(pid);
         }
     }

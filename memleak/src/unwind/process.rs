@@ -15,11 +15,14 @@ use crate::{
 /// Largest vdso, bytes. They are a few pages.
 const MAX_VDSO: u64 = 1 << 20;
 
+/// An executable mapping, and the table of what it maps.
+type Known = (Mapping, Option<Arc<UnwindTable>>);
+
 /// Executable mappings of processes, and their tables.
 #[derive(Debug, Default)]
 pub struct ProcessTables {
     cache: TableCache,
-    processes: HashMap<u32, Vec<(Mapping, Option<Arc<UnwindTable>>)>>,
+    processes: HashMap<u32, Vec<Known>>,
     /// Time that building tables took.
     took: Duration,
 }

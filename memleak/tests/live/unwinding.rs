@@ -14,7 +14,7 @@ use crate::{
     process::Running,
     programs::{scratch_dir, text},
     report::{Frame, Report, Stack},
-    tracer::{MEMLEAK, NEVER},
+    tracer::{MEMLEAK, NEVER, Tracer},
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -238,4 +238,78 @@ fn the_direct_caller_of_operator_new_is_there() {
             report.describe()
         );
     }
+}
+
+#[test]
+fn wordcounts_stacks_name_word_count_and_main() {
+    let _alone = alone();
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let program = scratch_dir().join("unwinding-wordcount");
+    let output = Command::new("g++")
+        .args(["-O2", "-g", "-fomit-frame-pointer", "-std=c++11"])
+        .arg(examples.join("wordcount.cc"))
+        .arg("-o")
+        .arg(&program)
+        .output()
+        .expect("g++ is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut target = Running::start(&mut Command::new(&program));
+    let tracer = Tracer::attach(target.pid());
+    target.tell(text(&examples.join("data/declaration.txt")));
+    target.expect_line("count of words", |line| line.contains("declaration.txt"));
+    let report = tracer.stop_with_report();
+    let words = stack_through(&report, "word_counter::word_count");
+    let main = words.iter().position(|function| function == "main").unwrap_or_else(|| panic!("{words:?}"));
+    assert!(words[..main].iter().any(|function| function == "operator new"), "{words:?}");
+    // All that main had leaked: each stack goes there.
+    assert!(
+        report.stacks.iter().all(|stack| stack.frames.iter().any(|frame| frame.bare_function() == "main")),
+        "{}",
+        report.describe()
+    );
+    report.assert_nothing_lost();
+    target.end();
+}
+
+/// Each round maps the plugin anew, so that addresses and tables come and go; the stacks that it leaves are whole.
+#[test]
+fn a_plugin_is_loaded_and_unloaded_a_thousand_times() {
+    const ROUNDS: u64 = 1000;
+    let _alone = alone();
+    let plugin = compile("plugin.so", "gcc", "plugin.c", "-O2 -fomit-frame-pointer -shared -fPIC");
+    let program = compile("plugins", "gcc", "plugins.c", "-O2 -fomit-frame-pointer -rdynamic");
+    let mut target = Running::start(Command::new(&program).arg(&plugin).arg(ROUNDS.to_string()));
+    let tracer = Tracer::attach(target.pid());
+    target.tell("go");
+    target.expect("done");
+    let report = tracer.stop_with_report();
+    let kept: u64 = report
+        .stacks
+        .iter()
+        .filter(|stack| stack.frames.first().is_some_and(|frame| frame.bare_function() == "keep"))
+        .map(|stack| stack.count)
+        .sum();
+    assert_eq!(kept, 2 * ROUNDS, "{}", report.describe());
+    // From the program's own code into the plugin and back out: what was walked before the tables of a round were in
+    // place goes on by frame pointers, or is cut and says so.
+    let whole: u64 = report
+        .stacks
+        .iter()
+        .filter(|stack| {
+            let functions: Vec<&str> = stack.frames.iter().map(Frame::bare_function).collect();
+            functions.starts_with(&["keep", "plugin_leak", "main"])
+        })
+        .map(|stack| stack.count)
+        .sum();
+    println!("{whole} of {kept} stacks through the plugin are whole");
+    assert!(whole * 100 >= kept * 90, "{whole} of {kept}\n{}", report.describe());
+    let silent = report.stacks.iter().filter(|stack| {
+        !stack.truncated
+            && stack
+                .frames
+                .iter()
+                .all(|frame| !["main", "_start", "_dl_start_user"].contains(&frame.bare_function()))
+    });
+    assert_eq!(silent.count(), 0, "a cut stack says so\n{}", report.describe());
+    target.end();
 }
