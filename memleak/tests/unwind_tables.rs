@@ -4,7 +4,6 @@ mod unwind_fixtures;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
     fs::{self, File},
     path::Path,
     process::Command,

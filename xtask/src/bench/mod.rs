@@ -56,11 +56,26 @@ enum Variant {
     /// memleak's attach points with empty programs: what the kernel takes for the traps alone.
     Traps,
     Memleak,
+    /// memleak, walking by frame pointers.
+    Pointers,
+    /// memleak, having the kernel walk: `bpf_get_stackid`.
+    Kernel,
     Bcc,
 }
 
 impl Variant {
-    const ALL: [Self; 4] = [Self::Untraced, Self::Traps, Self::Memleak, Self::Bcc];
+    const ALL: [Self; 6] =
+        [Self::Untraced, Self::Traps, Self::Memleak, Self::Pointers, Self::Kernel, Self::Bcc];
+
+    /// memleak's options for it.
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Traps => &["--traps-only"],
+            Self::Pointers => &["--unwind", "fp"],
+            Self::Kernel => &["--unwind", "kernel"],
+            Self::Memleak | Self::Untraced | Self::Bcc => &[],
+        }
+    }
 }
 
 /// Measured in all rounds for one variant at one depth.
@@ -133,7 +148,7 @@ impl Bench<'_> {
         let seconds = Duration::from_secs(self.options.seconds.into());
         let pace = match variant {
             Variant::Untraced => target.pace(processes::now(), seconds, MARGIN)?,
-            Variant::Traps | Variant::Memleak => {
+            Variant::Traps | Variant::Memleak | Variant::Pointers | Variant::Kernel => {
                 let traced = self.memleak(&target, variant, seconds)?;
                 if variant == Variant::Memleak {
                     results.attach_ms.push(traced.attach_ms()?);
@@ -168,9 +183,7 @@ impl Bench<'_> {
     /// Traces with memleak, or with its empty programs, for one report.
     fn memleak(&self, target: &Target, variant: Variant, seconds: Duration) -> Result<Traced> {
         let mut tracer = memleak_command(&self.memleak)?;
-        if variant == Variant::Traps {
-            tracer.arg("--traps-only");
-        }
+        tracer.args(variant.options());
         tracer.args(["-p", &target.pid().to_string(), &seconds.as_secs().to_string(), "1"]);
         Tracer { command: tracer, mark: "memleak: attached " }.run(seconds)
     }

@@ -16,6 +16,8 @@ pub fn name(variant: Variant) -> &'static str {
         Variant::Untraced => "untraced",
         Variant::Traps => "traps alone",
         Variant::Memleak => "memleak",
+        Variant::Pointers => "memleak --unwind fp",
+        Variant::Kernel => "memleak with bpf_get_stackid",
         Variant::Bcc => "memleak-bpfcc",
     }
 }
@@ -61,8 +63,8 @@ fn pairs(text: &mut String, results: &Results) -> Result<()> {
     for variant in Variant::ALL {
         write!(text, " {} |", name(variant))?;
     }
-    text.push_str(" memleak / traps | memleak-bpfcc / memleak |\n|");
-    text.push_str(&" ---: |".repeat(Variant::ALL.len() + 3));
+    text.push_str(" memleak / traps | memleak / bpf_get_stackid | memleak-bpfcc / memleak |\n|");
+    text.push_str(&" ---: |".repeat(Variant::ALL.len() + 4));
     text.push('\n');
     for depth in DEPTHS {
         write!(text, "| {depth} |")?;
@@ -76,8 +78,9 @@ fn pairs(text: &mut String, results: &Results) -> Result<()> {
         let ratio = |above, below| Some(median_of(above, depth)? / median_of(below, depth)?);
         writeln!(
             text,
-            " {} | {} |",
+            " {} | {} | {} |",
             cell(ratio(Variant::Memleak, Variant::Traps), ""),
+            cell(ratio(Variant::Memleak, Variant::Kernel), ""),
             cell(ratio(Variant::Bcc, Variant::Memleak), "")
         )?;
     }
