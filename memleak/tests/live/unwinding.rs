@@ -60,22 +60,40 @@ fn addresses(stack: &Stack) -> Addresses {
     places
 }
 
-/// Python's dictionaries have the same order in both runs.
-const SAME_EACH_TIME: [(&str, &str); 2] = [("PYTHONHASHSEED", "0"), ("PYTHONDONTWRITEBYTECODE", "1")];
+/// The environment of both runs, the whole of it: a variable more, and a dictionary of Python's grows elsewhere. Its
+/// dictionaries have the same order, too.
+const SAME_EACH_TIME: [(&str, &str); 7] = [
+    ("PYTHONHASHSEED", "0"),
+    ("PYTHONDONTWRITEBYTECODE", "1"),
+    ("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin"),
+    ("HOME", "/root"),
+    ("SHELL", "/bin/sh"), // gdb's way to start a program, which says PWD
+    ("PWD", "/"),
+    ("DEBUGINFOD_URLS", ""),
+];
 
 /// All different stacks of the run, as gdb sees them.
 fn truth(command: &[&str]) -> BTreeSet<Addresses> {
     const FUNCTIONS: &str = "malloc calloc realloc posix_memalign aligned_alloc memalign mmap";
     let output = Command::new("gdb")
-        .args(["-nx", "-q", "-batch", "-ex"])
+        .args([
+            "-nx",
+            "-q",
+            "-batch",
+            "-ex",
+            "unset environment LINES",
+            "-ex",
+            "unset environment COLUMNS",
+            "-ex",
+        ])
         .arg(format!("python FUNCTIONS='{FUNCTIONS}'; LIMIT=20000"))
         .arg("-x")
         .arg(fixture("gdb_stacks.py"))
         .arg("--args")
         .args(command)
+        .env_clear()
         .envs(SAME_EACH_TIME)
-        .env("SHELL", "/bin/sh")
-        .env("DEBUGINFOD_URLS", "")
+        .current_dir("/")
         .stdin(Stdio::null())
         .output()
         .expect("gdb is installed");
@@ -98,7 +116,8 @@ fn traced(options: &[&str], command: &[&str]) -> Report {
     let file = scratch_dir().join(format!("unwinding-{}", std::process::id()));
     let mut tracer = Command::new(MEMLEAK);
     tracer.args(["--json", "-o", "0", "-T", "100000", "--output", text(&file)]);
-    tracer.args(options).arg(NEVER).arg("--").args(command).envs(SAME_EACH_TIME);
+    tracer.args(options).arg(NEVER).arg("--").args(command);
+    tracer.env_clear().envs(SAME_EACH_TIME).current_dir("/");
     let ended = Running::start(without_randomization(&mut tracer)).end();
     assert!(ended.status.success(), "{ended:?}");
     let report = std::fs::read_to_string(&file).expect("the report can be read");
