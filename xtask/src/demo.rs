@@ -140,8 +140,8 @@ fn explanation(counted: usize) -> String {
      the vector, which makes room for them (_M_realloc_insert).
   2. Two small stacks end in main with std::make_shared: one word_counter and one count_printer for each file, and none of
      them ever goes ({counted} files were counted in all, some before memleak looked).
-     A stack that stops after `operator new` holds the letters of words too long to fit into a string itself: libstdc++
-     asks for them, and is built without the frame pointers by which its callers would be found.
+     Stacks through std::string's constructor hold the letters of words too long to fit into a string itself; they are
+     whole, though libstdc++ is built without frame pointers: the callers come from its unwind tables.
   3. From report to report the same stacks grow. wordcount has long done with those files: this is a leak.
 
   Why: the word_counter owns a count_printer, which owns the word_counter back, both by std::shared_ptr. Neither count
