@@ -159,9 +159,11 @@ pub fn apply_unmaps(records: Vec<Outstanding>, unmaps: &mut Vec<Unmap>) -> Appli
     Applied { outstanding, dead }
 }
 
+/// Bytes of a page.
+pub(crate) const PAGE_SIZE: u64 = 4096;
+
 /// The address after the last page of a range.
 fn page_end(range: &Outstanding) -> u64 {
-    const PAGE_SIZE: u64 = 4096;
     range.address.saturating_add(range.size.checked_next_multiple_of(PAGE_SIZE).unwrap_or(u64::MAX))
 }
 

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Array, HashMap, MapData, RingBuf},
+    maps::{Array, MapData, RingBuf},
     programs::{Program, RawTracePoint, UProbe},
     util::KernelVersion,
 };
@@ -14,7 +14,13 @@ use memleak_common::{
     thread::Target,
 };
 
-use super::{BpfError, chain, multi::MultiPrograms, os_error, unwind};
+use super::{
+    BpfError, chain, maps,
+    multi::MultiPrograms,
+    os_error,
+    read::{fd, map_error},
+    unwind,
+};
 use crate::{
     proc::btf,
     settings::{CaptureSettings, ReportSettings, UnwindMode},
@@ -195,23 +201,13 @@ fn fill_rows(ebpf: &mut Ebpf, rows: &[ProbeRow]) -> Result<(), BpfError> {
 }
 
 /// Makes a process (its number in our PID namespace) known to the programs.
-pub fn add_target(ebpf: &mut Ebpf, pid: u32) -> Result<(), BpfError> {
+pub fn add_target(ebpf: &Ebpf, pid: u32) -> Result<(), BpfError> {
     const MAP: &str = "TARGETS";
-    let error = |error: aya::maps::MapError| BpfError::Map { map: MAP, reason: chain(&error) };
-    let map = ebpf.map_mut(MAP).ok_or(BpfError::Missing("map TARGETS"))?;
-    let mut targets: HashMap<_, u32, Target> = HashMap::try_from(map).map_err(error)?;
-    const BPF_NOEXIST: u64 = 1;
     // In a PID namespace the kernel side learns its own number for it when it first sees one of its threads.
     let kernel_tgid = if own_pid_namespace() == (0, 0) { pid } else { 0 };
-    match targets.insert(pid, Target { generation: 0, kernel_tgid }, BPF_NOEXIST) {
-        // The fork that made it has entered it already.
-        Err(aya::maps::MapError::SyscallError(call))
-            if call.io_error.raw_os_error() == Some(libc::EEXIST) =>
-        {
-            Ok(())
-        }
-        result => result.map_err(error),
-    }
+    // The fork that made it may have entered it already.
+    maps::put_new(fd(ebpf, MAP)?, &pid, &Target { generation: 0, kernel_tgid })
+        .map_err(|error| map_error(MAP, &error))
 }
 
 /// Links for many places came with 6.6; up to 6.10 one for a process fires in its first thread alone.

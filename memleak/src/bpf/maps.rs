@@ -102,13 +102,14 @@ pub fn for_each_entry<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(
     }
 }
 
-/// Enters `value` under `key`; with `BPF_NOEXIST` only where there is nothing yet, which is no error.
-pub fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> io::Result<()> {
+/// Enters `value` under `key`, unless there is something already, which is no error.
+pub fn put_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    const BPF_NOEXIST: u64 = 1;
     let mut attributes = ElementAttributes {
         map_fd: map.as_raw_fd() as u32,
         key: std::ptr::from_ref(key) as u64,
         value: std::ptr::from_ref(value) as u64,
-        flags,
+        flags: BPF_NOEXIST,
         ..ElementAttributes::default()
     };
     match bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) {

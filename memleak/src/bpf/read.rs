@@ -24,7 +24,7 @@ use memleak_common::{
 use super::{BpfError, attach::Probes, chain, maps};
 use crate::{
     probe::table::TABLE,
-    snapshot::{Cut, Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps},
+    snapshot::{Cut, Lost, Outstanding, PAGE_SIZE, Snapshot, Stack, Unmap, apply_unmaps},
 };
 
 /// What is kept from one snapshot to the next.
@@ -238,7 +238,6 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfEr
 
 /// Where a record's range begins: the end of a range that was released in part may have a key within its first page.
 fn start_of(resource: Resource, handle: u64) -> u64 {
-    const PAGE_SIZE: u64 = 4096;
     if resource == Resource::Mmap { handle & !(PAGE_SIZE - 1) } else { handle }
 }
 
@@ -264,9 +263,7 @@ fn remove_dead(ebpf: &Ebpf, targets: &Targets, dead: &[Outstanding]) -> Result<(
 
 /// Puts back a record that was taken out by mistake, unless there is a newer one.
 fn put_new(ebpf: &Ebpf, key: &AllocationKey, record: &Allocation) -> Result<(), BpfError> {
-    const BPF_NOEXIST: u64 = 1;
-    maps::put(fd(ebpf, "ALLOCATIONS")?, key, record, BPF_NOEXIST)
-        .map_err(|error| map_error("ALLOCATIONS", &error))
+    maps::put_new(fd(ebpf, "ALLOCATIONS")?, key, record).map_err(|error| map_error("ALLOCATIONS", &error))
 }
 
 /// Sums of the counters over all CPUs.
@@ -301,11 +298,11 @@ fn to_stack(record: &StackRecord) -> Stack {
     Stack { ips: record.ips[..len].to_vec(), cut }
 }
 
-fn map_error(map: &'static str, error: &dyn std::error::Error) -> BpfError {
+pub(super) fn map_error(map: &'static str, error: &dyn std::error::Error) -> BpfError {
     BpfError::Map { map, reason: chain(error) }
 }
 
-fn fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, BpfError> {
+pub(super) fn fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, BpfError> {
     match ebpf.map(name) {
         Some(Map::HashMap(map)) => Ok(map.fd().as_fd()),
         _ => Err(BpfError::Missing(name)),

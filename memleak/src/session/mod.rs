@@ -278,7 +278,7 @@ impl Session {
 
     /// Makes a process known to the kernel side and waits for its end.
     fn add_target(&mut self, pid: u32, comm: String, end: PidFd) -> Result<(), SessionError> {
-        load::add_target(&mut self.ebpf, pid)?;
+        load::add_target(&self.ebpf, pid)?;
         let watch =
             readable(end).map_err(|error| SessionError::System("cannot wait for a process", error))?;
         let ended = self.ends.0.clone();
