@@ -1,12 +1,13 @@
 //! A run, from the first probe to the last report.
 
 mod error;
+mod reporting;
 mod wait;
 
 use std::{
     collections::{BTreeMap, HashSet},
     process::{Child, ExitStatus},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -22,7 +23,7 @@ pub use error::SessionError;
 use wait::{Signals, bpf_log, end_command, event_line, flush_log, millis, next_event, readable, ticks};
 
 use crate::{
-    aggregate::{History, aggregate},
+    aggregate::History,
     bpf::{
         attach::{Probes, Scope},
         load,
@@ -39,12 +40,9 @@ use crate::{
         memory::{ProcessMemory, ReadMemory},
         status::read_status,
     },
-    report::{
-        Report, StackReport, TargetInfo,
-        sink::{Delivery, Sink},
-    },
+    report::sink::{Delivery, Sink},
     settings::{Settings, TargetSpec},
-    snapshot::{Lost, Snapshot, Unmap},
+    snapshot::Unmap,
     symbolize::{LiveTarget, Symbolizer},
     target::{
         command::{CommandError, Held, HeldCommand},
@@ -545,76 +543,6 @@ impl Session {
             // Its unwind tables' list is its parent's until it has one of its own.
             self.observe(pid);
         }
-    }
-
-    /// Makes and writes one report.
-    fn report(&mut self, is_final: bool) -> Result<Delivery, SessionError> {
-        if self.take_events_before_report()? == Delivery::ReaderGone {
-            return Ok(Delivery::ReaderGone);
-        }
-        let (snapshot, time, began) = self.snapshot()?;
-        let report = self.make_report(&snapshot, time, is_final);
-        let delivery = self.sink.report(&report)?;
-        self.tell_time(&snapshot, began);
-        Ok(delivery)
-    }
-
-    fn snapshot(&mut self) -> Result<(Snapshot, SystemTime, (Instant, Duration)), SessionError> {
-        let pids: Vec<u32> =
-            self.traced.iter().filter(|(_, traced)| !traced.ended).map(|(pid, _)| *pid).collect();
-        let begin = Instant::now();
-        let time = SystemTime::now();
-        let snapshot = self.reader.snapshot(&self.ebpf, &self.probes)?;
-        let took = begin.elapsed();
-        for pid in pids {
-            self.observe(pid);
-        }
-        Ok((snapshot, time, (begin, took)))
-    }
-
-    fn make_report(&mut self, snapshot: &Snapshot, time: SystemTime, is_final: bool) -> Report {
-        let settings = &self.settings.report;
-        let aggregated = aggregate(snapshot, settings, is_final && self.all_ended(), &mut self.history);
-        let mut stacks = Vec::with_capacity(aggregated.groups.len());
-        for group in aggregated.groups {
-            let stack = snapshot.stacks.get(&group.key.stack_id);
-            let frames =
-                stack.map_or_else(Vec::new, |stack| self.symbolizer.symbolize(group.key.pid, &stack.ips));
-            stacks.push(StackReport::new(group, stack, frames, settings));
-        }
-        self.reports += 1;
-        let cut_stacks = stacks.iter().filter(|stack| stack.cut.is_some()).count() as u64;
-        Report {
-            time,
-            elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
-            is_final,
-            target: self.target_info(),
-            totals: aggregated.totals,
-            lost: Lost { cut_stacks, ..snapshot.lost },
-            sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
-            stacks,
-        }
-    }
-
-    fn target_info(&self) -> TargetInfo {
-        let kind = match self.settings.target {
-            TargetSpec::Pids(_) => "process",
-            TargetSpec::Command(_) => "command",
-        };
-        TargetInfo {
-            kind,
-            pids: self.traced.keys().copied().collect(),
-            comm: self.traced.values().next().map_or_else(String::new, |traced| traced.comm.clone()),
-        }
-    }
-
-    fn tell_time(&self, snapshot: &Snapshot, (begin, took): (Instant, Duration)) {
-        info!(
-            "report over {} allocations took {} ms (snapshot {} ms)",
-            snapshot.outstanding.len(),
-            millis(begin.elapsed()),
-            millis(took)
-        );
     }
 
     /// The last report; gives the number of allocations in it. The target is relieved of its probes before the work of

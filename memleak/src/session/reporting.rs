@@ -1,0 +1,85 @@
+//! Making a report: a snapshot, aggregated and symbolized.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use log::info;
+
+use super::{Session, SessionError, wait::millis};
+use crate::{
+    aggregate::aggregate,
+    report::{Report, StackReport, TargetInfo, sink::Delivery},
+    settings::TargetSpec,
+    snapshot::{Lost, Snapshot},
+};
+
+impl Session {
+    /// Makes and writes one report.
+    pub(super) fn report(&mut self, is_final: bool) -> Result<Delivery, SessionError> {
+        if self.take_events_before_report()? == Delivery::ReaderGone {
+            return Ok(Delivery::ReaderGone);
+        }
+        let (snapshot, time, began) = self.snapshot()?;
+        let report = self.make_report(&snapshot, time, is_final);
+        let delivery = self.sink.report(&report)?;
+        self.tell_time(&snapshot, began);
+        Ok(delivery)
+    }
+
+    pub(super) fn snapshot(&mut self) -> Result<(Snapshot, SystemTime, (Instant, Duration)), SessionError> {
+        let pids: Vec<u32> =
+            self.traced.iter().filter(|(_, traced)| !traced.ended).map(|(pid, _)| *pid).collect();
+        let begin = Instant::now();
+        let time = SystemTime::now();
+        let snapshot = self.reader.snapshot(&self.ebpf, &self.probes)?;
+        let took = begin.elapsed();
+        for pid in pids {
+            self.observe(pid);
+        }
+        Ok((snapshot, time, (begin, took)))
+    }
+
+    pub(super) fn make_report(&mut self, snapshot: &Snapshot, time: SystemTime, is_final: bool) -> Report {
+        let settings = &self.settings.report;
+        let aggregated = aggregate(snapshot, settings, is_final && self.all_ended(), &mut self.history);
+        let mut stacks = Vec::with_capacity(aggregated.groups.len());
+        for group in aggregated.groups {
+            let stack = snapshot.stacks.get(&group.key.stack_id);
+            let frames =
+                stack.map_or_else(Vec::new, |stack| self.symbolizer.symbolize(group.key.pid, &stack.ips));
+            stacks.push(StackReport::new(group, stack, frames, settings));
+        }
+        self.reports += 1;
+        let cut_stacks = stacks.iter().filter(|stack| stack.cut.is_some()).count() as u64;
+        Report {
+            time,
+            elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            is_final,
+            target: self.target_info(),
+            totals: aggregated.totals,
+            lost: Lost { cut_stacks, ..snapshot.lost },
+            sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
+            stacks,
+        }
+    }
+
+    pub(super) fn target_info(&self) -> TargetInfo {
+        let kind = match self.settings.target {
+            TargetSpec::Pids(_) => "process",
+            TargetSpec::Command(_) => "command",
+        };
+        TargetInfo {
+            kind,
+            pids: self.traced.keys().copied().collect(),
+            comm: self.traced.values().next().map_or_else(String::new, |traced| traced.comm.clone()),
+        }
+    }
+
+    pub(super) fn tell_time(&self, snapshot: &Snapshot, (begin, took): (Instant, Duration)) {
+        info!(
+            "report over {} allocations took {} ms (snapshot {} ms)",
+            snapshot.outstanding.len(),
+            millis(begin.elapsed()),
+            millis(took)
+        );
+    }
+}
