@@ -6,6 +6,7 @@
 
 pub mod allocation;
 pub mod event;
+pub mod kernel;
 pub mod probe;
 pub mod settings;
 pub mod stack;
@@ -26,7 +27,7 @@ assert_sizes! {
     event::Event = 48,
     probe::ProbeRow = 40,
     settings::Settings = 56,
-    stack::StackRecord = 8 + 8 * stack::MAX_STACK_DEPTH,
+    stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
     thread::PendingCall = 104,
     thread::Target = 8,
     unwind::Mapping = 40,

@@ -14,11 +14,19 @@ pub enum Resource {
     Heap = 0,
     /// Address ranges mapped by mmap.
     Mmap = 1,
+    /// Objects of the kernel's slab caches: kmalloc, kmem_cache_alloc.
+    Slab = 2,
+    /// The kernel's pages, those of its other allocators left out.
+    Pages = 3,
+    /// Ranges of the kernel's vmalloc.
+    Vmalloc = 4,
+    /// The kernel's per-CPU memory.
+    Percpu = 5,
 }
 
 impl Resource {
     /// All of them, in order of their numbers.
-    pub const ALL: &[Self] = &[Self::Heap, Self::Mmap];
+    pub const ALL: &[Self] = &[Self::Heap, Self::Mmap, Self::Slab, Self::Pages, Self::Vmalloc, Self::Percpu];
 
     /// The resource with this number.
     pub fn from_u32(number: u32) -> Option<Self> {
@@ -30,6 +38,10 @@ impl Resource {
         match self {
             Self::Heap => "heap",
             Self::Mmap => "mmap",
+            Self::Slab => "slab",
+            Self::Pages => "pages",
+            Self::Vmalloc => "vmalloc",
+            Self::Percpu => "percpu",
         }
     }
 }

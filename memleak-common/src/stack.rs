@@ -16,6 +16,8 @@ pub struct StackRecord {
     pub end: u16,
     /// Frames found by the frame pointer, for want of unwind information.
     pub by_pointer: u16,
+    /// What the stack's objects are: [`crate::kernel::Label`], encoded; 0 in user mode. Part of the stack's identity.
+    pub label: u64,
     /// Return addresses, callee first. For an instruction that a signal interrupted its address plus 1, so that the byte
     /// before each belongs to the instruction that was running.
     pub ips: [u64; MAX_STACK_DEPTH],

@@ -246,7 +246,7 @@ mod tests {
     /// Stack N has the one address 0x1000 - N, so that addresses and ids are in opposite orders.
     fn snapshot(outstanding: Vec<Outstanding>) -> Snapshot {
         let ids = outstanding.iter().map(|one| one.stack_id).filter(|id| *id != NO_STACK);
-        let stacks = ids.map(|id| (id, Stack { ips: vec![0x1000 - id], cut: None })).collect();
+        let stacks = ids.map(|id| (id, Stack { ips: vec![0x1000 - id], ..Stack::default() })).collect();
         Snapshot { time_ns: NOW, outstanding, stacks, acquired: 20, released: 7, ..Snapshot::default() }
     }
 

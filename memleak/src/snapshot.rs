@@ -30,6 +30,8 @@ pub struct Stack {
     pub ips: Vec<u64>,
     /// Callers are missing, and why.
     pub cut: Option<Cut>,
+    /// Kernel mode: the slab cache of its objects (`kmalloc-256`), or the order of its pages (`order 2`).
+    pub label: Option<String>,
 }
 
 /// Why a walk ended before the outermost frame.

@@ -420,7 +420,7 @@ fn a_group_becomes_a_stack_of_the_report() {
         growth: 10,
         allocations: None,
     };
-    let cut = Stack { ips: vec![1], cut: Some(Cut::TooDeep) };
+    let cut = Stack { ips: vec![1], cut: Some(Cut::TooDeep), ..Stack::default() };
     let stack = StackReport::new(group.clone(), Some(&cut), leaky().frames, &settings(false));
     assert_eq!((stack.pid, stack.resource, stack.bytes, stack.count), (9, Resource::Mmap, 10, 2));
     assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut), (Some(2), Some(1), Some(Cut::TooDeep)));

@@ -295,7 +295,7 @@ pub fn monotonic_ns() -> u64 {
 fn to_stack(record: &StackRecord) -> Stack {
     let len = (record.len as usize).min(record.ips.len());
     let cut = Step::from_u32(record.end.into()).and_then(Cut::from_end);
-    Stack { ips: record.ips[..len].to_vec(), cut }
+    Stack { ips: record.ips[..len].to_vec(), cut, label: None }
 }
 
 pub(super) fn map_error(map: &'static str, error: &dyn std::error::Error) -> BpfError {
