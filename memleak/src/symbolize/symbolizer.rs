@@ -11,14 +11,18 @@ use super::{
     Frame, NoSymbol,
     bytes::{Budget, Bytes, Source},
     debug_files::Roots,
+    kernel::KernelSymbols,
     object::{Call, Object},
     perf_map::PerfMap,
     regions::Regions,
     target::{LiveTarget, Target},
 };
-use crate::proc::{
-    maps::{Backing, Mapping, read_maps},
-    root::Root,
+use crate::{
+    proc::{
+        maps::{Backing, Mapping, read_maps},
+        root::Root,
+    },
+    snapshot::KERNEL_PID,
 };
 
 /// Most objects that are held open, for all processes together.
@@ -52,6 +56,7 @@ pub struct Symbolizer {
     host_debug: Option<Arc<Root>>,
     processes: HashMap<u32, Process>,
     objects: HashMap<ObjectKey, Object>,
+    kernel: Option<KernelSymbols>,
 }
 
 /// The path is part of it: subvolumes of one btrfs have the same device in /proc/PID/maps, and inodes of their own.
@@ -101,7 +106,13 @@ impl Symbolizer {
             host_debug: Root::at(&options.debug_directory).ok().map(Arc::new),
             processes: HashMap::new(),
             objects: HashMap::new(),
+            kernel: None,
         }
+    }
+
+    /// Makes stacks of process [`KERNEL_PID`] the kernel's.
+    pub fn set_kernel(&mut self, symbols: KernelSymbols) {
+        self.kernel = Some(symbols);
     }
 
     /// Takes over what `pid` has mapped now and keeps those files open, so that its addresses can be symbolized after it has
@@ -182,7 +193,14 @@ impl Symbolizer {
     ///
     /// What is looked up is the byte before each address: it belongs to the call, the address itself may be another
     /// line's or another function's.
+    ///
+    /// Of the kernel's stacks the frames that belong to tracing itself are left out ([`KernelSymbols::frames`]).
     pub fn symbolize(&mut self, pid: u32, ips: &[u64]) -> Vec<Frame> {
+        if pid == KERNEL_PID
+            && let Some(kernel) = &mut self.kernel
+        {
+            return kernel.frames(ips);
+        }
         if let Some(perf_map) = self.processes.get_mut(&pid).and_then(|process| process.perf_map.as_mut()) {
             // What cannot be read any more is as good as it was.
             let _ = perf_map.refresh();
