@@ -6,4 +6,5 @@ pub mod limits;
 pub mod maps;
 pub mod memory;
 pub mod root;
+pub mod slab;
 pub mod status;

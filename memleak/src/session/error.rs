@@ -21,6 +21,9 @@ pub enum SessionError {
     /// A command that does not run.
     #[error(transparent)]
     Command(#[from] CommandError),
+    /// `--kernel`.
+    #[error("-k/--kernel: kernel mode is not built yet in this version; trace a process: -p PID")]
+    KernelMode,
     /// Nothing to probe.
     #[error(transparent)]
     Plan(#[from] PlanError),

@@ -132,6 +132,9 @@ pub struct Session {
 
 /// Traces what the settings name until there is nothing more to do.
 pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
+    if matches!(settings.target, TargetSpec::Kernel(_)) {
+        return Err(SessionError::KernelMode);
+    }
     let sink = Sink::open(&settings.report)?;
     if let Some(object) = &settings.capture.object {
         check_object_argument(object)?;
@@ -141,7 +144,7 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         TargetSpec::Pids(pids) => {
             pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?
         }
-        TargetSpec::Command(_) => Vec::new(),
+        TargetSpec::Command(_) | TargetSpec::Kernel(_) => Vec::new(),
     };
     check_interval(&settings, &processes)?;
     let mut session = Session::load(settings, sink, &processes)?;

@@ -66,6 +66,7 @@ impl Session {
         let kind = match self.settings.target {
             TargetSpec::Pids(_) => "process",
             TargetSpec::Command(_) => "command",
+            TargetSpec::Kernel(_) => return TargetInfo::kernel(),
         };
         TargetInfo {
             kind,

@@ -100,6 +100,8 @@ pub(super) fn event_line(event: &Event, pid: u32) -> Option<EventLine> {
         resource: Resource::from_u32(event.resource)?,
         address: event.handle,
         size: event.size,
+        label: None,
+        comm: None,
         frames: Vec::new(),
     })
 }
