@@ -121,10 +121,10 @@ impl KernelSymbols {
     /// Frames of a stack of the kernel, callee first; one for each address, but for the tracer's own at the callee
     /// end: the BPF program and what led to it. Reads the table again where it has no symbol for an address.
     ///
-    /// As everywhere the byte before a return address is looked up; but an address that begins a function (where a
-    /// kprobe has stopped it) is that function's.
+    /// As everywhere the byte before a return address is looked up. The address itself is, where it is no return
+    /// address: in the frame that a probe has stopped, and in one that an interrupt has.
     pub fn frames(&mut self, ips: &[u64]) -> Vec<Frame> {
-        let is_known = |table: &Table, ip: &u64| table.find_call(*ip).is_some();
+        let is_known = |table: &Table, ip: &u64| table.find_call(*ip).or_else(|| table.find(*ip)).is_some();
         if ips.iter().any(|ip| !is_known(&self.table, ip) && !self.unknown.contains(ip)) {
             // Where it cannot be read again, what was read before has to do.
             let _ = self.refresh();
@@ -134,7 +134,14 @@ impl KernelSymbols {
             self.unknown.extend(ips.iter().filter(|ip| !is_known(&self.table, ip)));
         }
         let own = tracing_frames(ips, &self.table);
-        ips.iter().skip(own).map(|ip| self.table.frame(*ip)).collect()
+        let mut exact = true;
+        let mut frames = Vec::with_capacity(ips.len().saturating_sub(own));
+        for ip in ips.iter().skip(own) {
+            let frame = self.table.frame(*ip, exact);
+            exact = frame.symbol.as_deref().is_some_and(|name| name.starts_with("asm_"));
+            frames.push(frame);
+        }
+        frames
     }
 
     /// Where the code of these functions is, in order of address: each from its first byte to the next function's.
@@ -310,10 +317,9 @@ impl Table {
         (is_code && self.range(at)?.contains(&address)).then_some(at)
     }
 
-    /// The function that made a call which returns to `ip`, or that begins there.
+    /// The function that made a call which returns to `ip`.
     fn find_call(&self, ip: u64) -> Option<usize> {
-        let begins = |at: &usize| self.symbols.get(*at).is_some_and(|symbol| symbol.address == ip);
-        self.find(ip).filter(begins).or_else(|| self.find(ip.checked_sub(1)?))
+        self.find(ip.checked_sub(1)?)
     }
 
     /// From a symbol's address to the next one's, or to the end of its module.
@@ -326,8 +332,10 @@ impl Table {
         Some(start..of_module.map_or(end, |limit| end.min(limit)))
     }
 
-    fn frame(&self, ip: u64) -> Frame {
-        let found = self.find_call(ip).and_then(|at| Some((at, self.symbols.get(at)?)));
+    /// The frame of `ip`, a return address or (`exact`) an instruction that was about to run.
+    fn frame(&self, ip: u64, exact: bool) -> Frame {
+        let found = if exact { self.find(ip).or_else(|| self.find_call(ip)) } else { self.find_call(ip) };
+        let found = found.and_then(|at| Some((at, self.symbols.get(at)?)));
         let module = found.and_then(|(_, symbol)| self.modules.get(usize::from(symbol.module)));
         let name = found.map(|(at, _)| printable_bytes(self.name(at)));
         Frame {
@@ -407,7 +415,7 @@ fn is_variant(name: &[u8], wanted: &str) -> bool {
 fn tracing_frames(ips: &[u64], table: &Table) -> usize {
     let mut count = 0;
     for (index, ip) in ips.iter().enumerate() {
-        match table.find_call(*ip) {
+        match table.find_call(*ip).or_else(|| table.find(*ip)) {
             None => {}
             Some(at) if is_tracing(table, at) => count = index + 1,
             Some(_) => break,

@@ -82,6 +82,7 @@ ffffffff81000780 T memset
 ffffffff81000780 T __memset
 ffffffff81000800 t _RNvCs6_4rust4leak
 ffffffff81000900 t local_one.llvm.1234567
+ffffffff81000a00 T asm_exc_page_fault
 ffffffff81001000 T _etext
 ffffffff81800000 D some_data
 ffffffffc0a01000 t nft_do_chain\t[nf_tables]
@@ -134,13 +135,29 @@ fn addresses_become_frames() {
 
 #[test]
 fn a_return_address_belongs_to_the_call_before_it() {
-    // The last instruction of memset's neighbour is a call that never returns; and a kprobe has stopped a function where
-    // it begins.
-    assert_frames(&mut kernel(KALLSYMS, MODULES), &[0xffff_ffff_8100_0781], &["memset+0x1 [kernel]"]);
+    // The last instruction of nft_do_chain is a call that never returns.
+    let ends = 0xffff_ffff_c0a0_1800;
+    let mut kernel = kernel(KALLSYMS, MODULES);
     assert_frames(
-        &mut kernel(KALLSYMS, MODULES),
-        &[0xffff_ffff_8100_0210],
-        &["kmem_cache_alloc_noprof+0x0 [kernel]"],
+        &mut kernel,
+        &[ALLOC, ends, EPOLL],
+        &[
+            "kmem_cache_alloc_noprof+0x40 [kernel]",
+            "nft_do_chain+0x800 [nf_tables]",
+            "do_epoll_create+0x20 [kernel]",
+        ],
+    );
+    // A kprobe has stopped a function where it begins; and so has an interrupt.
+    let begins = 0xffff_ffff_8100_0210;
+    let fault = 0xffff_ffff_8100_0a10;
+    assert_frames(
+        &mut kernel,
+        &[begins, fault, ends],
+        &[
+            "kmem_cache_alloc_noprof+0x0 [kernel]",
+            "asm_exc_page_fault+0x10 [kernel]",
+            "nft_register+0x0 [nf_tables]",
+        ],
     );
 }
 
