@@ -446,7 +446,6 @@ fn trace_lines() {
 #[test]
 fn trace_lines_of_the_kernel() {
     let slab = EventLine {
-        pid: KERNEL_PID,
         resource: Resource::Slab,
         address: 0xffff_8881_0234_5600,
         label: Some("kmalloc-128".to_owned()),
@@ -461,13 +460,21 @@ fn trace_lines_of_the_kernel() {
         comm: Some("a\n\x1b[2Jb".to_owned()),
         ..slab.clone()
     };
-    let release = EventLine { kind: EventKind::Release, label: None, comm: None, ..slab.clone() };
+    // In an interrupt that came while nothing ran.
+    let release = EventLine {
+        kind: EventKind::Release,
+        pid: KERNEL_PID,
+        tid: 0,
+        label: None,
+        comm: None,
+        ..slab.clone()
+    };
     let text = check_trace("trace_kernel", &[slab, pages, release]);
     let lines: Vec<&str> = text.lines().collect();
     let slab =
-        "[05:04:05.678] kernel/125 acquire slab 0xffff888102345600 128 bytes (kmalloc-128) by kworker/0:1";
+        "[05:04:05.678] 123/125 acquire slab 0xffff888102345600 128 bytes (kmalloc-128) by kworker/0:1";
     assert_eq!((lines.len(), lines[0]), (3, slab));
-    assert_eq!(lines[2], "[05:04:05.678] kernel/125 release slab 0xffff888102345600 128 bytes");
+    assert_eq!(lines[2], "[05:04:05.678] kernel/0 release slab 0xffff888102345600 128 bytes");
 }
 
 /// What spec section 5 says of a stack of the kernel's, and that the text form has it behind what bcc's scripts read.

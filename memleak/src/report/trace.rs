@@ -55,8 +55,9 @@ pub struct EventLine {
     pub frames: Vec<Frame>,
 }
 
-/// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes`, then a line for each frame. The kernel's process is
-/// `kernel`, and behind the bytes follow what is known of cache and thread: `(kmalloc-128) by nginx`.
+/// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes`, then a line for each frame. In kernel mode what is
+/// known of cache and thread follows the bytes: `(kmalloc-128) by nginx`; the idle process, on which interrupts run, is
+/// `kernel`.
 pub fn write_event_text(event: &EventLine, options: &TextOptions, out: &mut dyn Write) -> io::Result<()> {
     write!(out, "[{}] ", options.time_of_day(event.time, "%H:%M:%S%.3f"))?;
     match event.pid {
