@@ -35,6 +35,7 @@ impl Session {
         for pid in pids {
             self.observe(pid);
         }
+        self.symbolizer.observe_kernel();
         Ok((snapshot, time, (begin, took)))
     }
 

@@ -115,6 +115,14 @@ impl Symbolizer {
         self.kernel = Some(symbols);
     }
 
+    /// Takes over what modules the kernel has now, where its stacks are asked for; once for each report. What cannot be
+    /// read leaves what was known.
+    pub fn observe_kernel(&mut self) {
+        if let Some(kernel) = &mut self.kernel {
+            let _ = kernel.observe();
+        }
+    }
+
     /// Takes over what `pid` has mapped now and keeps those files open, so that its addresses can be symbolized after it has
     /// ended, after a dlclose and after the files were deleted or replaced. What was known before stays known, but
     /// where something new is mapped. Cheap while nothing changes.
