@@ -94,9 +94,6 @@ pub(super) fn next_event(events: &mut RingBuf<MapData>) -> Option<Event> {
 pub(super) fn event_line(event: &Event, pid: u32) -> Option<EventLine> {
     let age = Duration::from_nanos(monotonic_ns().saturating_sub(event.time_ns));
     let resource = Resource::from_u32(event.resource)?;
-    // In user mode the process is what was asked for; in the kernel it may be any.
-    let is_kernels =
-        matches!(resource, Resource::Slab | Resource::Pages | Resource::Vmalloc | Resource::Percpu);
     Some(EventLine {
         time: SystemTime::now().checked_sub(age)?,
         kind: if event.kind == kind::ACQUIRE { EventKind::Acquire } else { EventKind::Release },
@@ -106,9 +103,15 @@ pub(super) fn event_line(event: &Event, pid: u32) -> Option<EventLine> {
         address: event.handle,
         size: event.size,
         label: None,
-        comm: is_kernels.then(|| thread_comm(event.tid)).flatten(),
+        // In user mode the process is what was asked for; in the kernel it may be any.
+        comm: is_kernels(resource).then(|| thread_comm(event.tid)).flatten(),
         frames: Vec::new(),
     })
+}
+
+/// It is the kernel that acquires it.
+pub(super) fn is_kernels(resource: Resource) -> bool {
+    matches!(resource, Resource::Slab | Resource::Pages | Resource::Vmalloc | Resource::Percpu)
 }
 
 pub(super) fn bpf_log(ebpf: &mut Ebpf) -> Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>> {

@@ -2,20 +2,10 @@
 
 use super::{MAX_PID, UsageError, WholeNumber, non_empty, one_of};
 use crate::cli::Cli;
+pub use crate::probe::kernel::KernelProbes;
 
 /// Longest command name that the kernel keeps, bytes (`TASK_COMM_LEN` counts the zero behind it, too).
 const MAX_COMM: usize = 15;
-
-/// By what the kernel's allocators are watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum KernelProbes {
-    /// Raw tracepoints where the kernel has them, kprobes for the rest.
-    Auto,
-    /// Raw tracepoints alone.
-    Tracepoint,
-    /// Kprobes alone.
-    Kprobe,
-}
 
 /// What is traced of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]

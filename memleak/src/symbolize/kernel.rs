@@ -156,11 +156,15 @@ impl KernelSymbols {
         ranges
     }
 
-    /// The name under which the kernel has the function `name`: that name, or the same with the suffix `_noprof`.
-    pub fn function(&self, name: &str) -> Option<String> {
-        let found =
-            |wanted: &str| (0..self.table.symbols.len()).any(|at| self.table.name(at) == wanted.as_bytes());
-        [name.to_owned(), format!("{name}_noprof")].into_iter().find(|name| found(name))
+    /// The name under which the kernel has the function `name` (that name, or the same with the suffix `_noprof`), and
+    /// its address.
+    pub fn function(&self, name: &str) -> Option<(String, u64)> {
+        [name.to_owned(), format!("{name}_noprof")].into_iter().find_map(|name| {
+            let place =
+                (0..self.table.symbols.len()).find(|place| self.table.name(*place) == name.as_bytes())?;
+            let address = self.table.symbols.get(place)?.address;
+            Some((name, address))
+        })
     }
 
     /// Whether the kernel has the function `name`, or the same with the suffix `_noprof`.
