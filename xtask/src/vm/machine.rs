@@ -135,7 +135,7 @@ impl Machine<'_> {
             .arg("-initrd")
             .arg(initramfs)
             // Emulated processors have nothing to mitigate.
-            .args(["-append", "console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off"])
+            .args(["-append", "console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off rcupdate.rcu_expedited=1 rcupdate.rcu_task_ipi_delay=0"])
             .arg("-drive")
             .arg(disk(self.packages, "on"))
             .arg("-drive")

@@ -74,6 +74,9 @@ pub struct Options {
     /// Put this file or folder on the machine's disk too, at the same path
     #[arg(long, value_name = "PATH")]
     with: Vec<PathBuf>,
+    /// Build memleak optimized for the command, as it always is for the tests
+    #[arg(long)]
+    release: bool,
     /// How long each machine may take
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     limit: u64,
@@ -146,6 +149,9 @@ impl Built {
             Some(_) => cargo.args(["build", "-p", "memleak", "--bin", "memleak"]),
             None => cargo.args(["test", "--no-run", "-p", "memleak", "--test", "live"]),
         };
+        if options.release || options.shell.is_none() {
+            cargo.arg("--release");
+        }
         let executables = run::executables(&mut cargo)?;
         let find = |name: &str| {
             let found = executables.iter().find(|executable| executable.target == name);
@@ -153,7 +159,7 @@ impl Built {
         };
         let memleak = find("memleak").context("cargo built no `memleak`")?;
         let live = find("live");
-        // target/debug/memleak
+        // target/release/memleak
         let target = memleak.ancestors().nth(2).context("cargo's target folder")?;
         let programs = target.join("tmp/live");
         let mut paths = vec![memleak.clone()];
@@ -209,7 +215,13 @@ impl Built {
             limit: Duration::from_secs(options.limit),
             work: &self.work,
         };
-        machine.run(&busybox, |line| println!("{line}"))
+        let started = Instant::now();
+        machine.run(&busybox, |line| {
+            if line.starts_with("test ") {
+                print!("{:4} s ", started.elapsed().as_secs());
+            }
+            println!("{line}");
+        })
     }
 
     /// Keeps the programs that the tests compiled in the guest, so that the next run does not compile them again.
