@@ -6,6 +6,7 @@
 use std::{
     cmp::Ordering,
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -90,8 +91,7 @@ impl Kernel {
 fn modules_of(image: &Path) -> Option<PathBuf> {
     let version = image.file_name()?.to_str()?.strip_prefix("vmlinuz-")?;
     let unpacked = image.parent()?.parent()?;
-    // Newer packages unpack to usr/lib.
-    [unpacked.join("lib/modules"), unpacked.join("usr/lib/modules"), PathBuf::from("/lib/modules")]
+    [unpacked.join("lib/modules"), PathBuf::from("/lib/modules")]
         .into_iter()
         .map(|modules| modules.join(version))
         .find(|modules| modules.is_dir())
@@ -115,6 +115,10 @@ fn fetch(series: &str, release: &str, cache: &Path, unpacked: &Path) -> Result<(
     let work = cache.join(format!("fetch-{}", std::process::id()));
     let fetched = fetch_into(series, release, &work).and_then(|()| {
         let kernel = work.join("kernel");
+        // Newer packages unpack to usr/lib, for systems where lib is a link.
+        if !kernel.join("lib").exists() {
+            symlink("usr/lib", kernel.join("lib"))?;
+        }
         run::run(Command::new("depmod").arg("-b").arg(&kernel).arg(version_in(&kernel)?))?;
         fs::rename(kernel, unpacked).context("cannot name the unpacked kernel")
     });
