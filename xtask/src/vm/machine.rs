@@ -100,7 +100,7 @@ impl Machine<'_> {
         let built = disks::of_paths(self.paths, &extra, self.work)?;
         let initramfs = self.work.join("initramfs");
         fs::write(&initramfs, initramfs::build(self.kernel, busybox, FIRST_STAGE)?)?;
-        let console = self.work.join(format!("console-{}.log", self.kernel.name));
+        let console = self.work.join("console.log");
         let mut guest = Guest::start(&mut self.qemu(&initramfs, &built, &console))?;
         let said = guest.follow(started + self.limit, &mut show);
         drop(guest);

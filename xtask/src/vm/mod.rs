@@ -9,9 +9,10 @@ mod kernels;
 mod machine;
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -98,24 +99,21 @@ pub fn run(options: &Options) -> Result<()> {
     let live = test::LIVE_PACKAGES.iter().flat_map(|package| package.names.iter().copied());
     let wanted: Vec<&str> = live.chain(GUEST_PACKAGES).collect();
     let disk = disks::of_packages(&wanted, &cache)?;
-    let mut failures = Vec::new();
-    let mut table = Vec::new();
-    for kernel in &kernels {
-        println!("\nkernel {}: {}", kernel.name, kernel.image.display());
-        let started = Instant::now();
-        let outcome = built.run_on(kernel, &disk, options);
-        let seconds = started.elapsed().as_secs();
-        match outcome {
-            Ok(what) => table.push(format!("{}: {what}, {seconds} s", kernel.name)),
-            Err(error) => {
-                println!("kernel {}: {error:#}", kernel.name);
-                failures.push(kernel.name.as_str());
-                table.push(format!("{}: FAILED, {seconds} s", kernel.name));
-            }
-        }
+    let outcomes = thread::scope(|scope| {
+        // All at once: most of the time each waits for its kernel's grace periods.
+        let runs: Vec<_> =
+            kernels.iter().map(|kernel| scope.spawn(|| built.report_on(kernel, &disk, options))).collect();
+        runs.into_iter()
+            .map(|run| run.join().unwrap_or_else(|_| Err("it panicked".to_owned())))
+            .collect::<Vec<_>>()
+    });
+    println!();
+    for (kernel, outcome) in kernels.iter().zip(&outcomes) {
+        let (Ok(text) | Err(text)) = outcome;
+        println!("{}: {text}", kernel.name);
     }
-    println!("\n{}", table.join("\n"));
-    ensure!(failures.is_empty(), "failed on {}", failures.join(", "));
+    let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+    ensure!(failed == 0, "{failed} of {} virtual machines failed", kernels.len());
     Ok(())
 }
 
@@ -138,8 +136,10 @@ struct Built {
     paths: Vec<PathBuf>,
     /// Where the live tests keep the programs that they compile.
     programs: PathBuf,
-    /// For images and logs.
+    /// For images and logs: a folder for each kernel.
     work: PathBuf,
+    /// Held, so that another run waits.
+    _lock: File,
 }
 
 impl Built {
@@ -173,7 +173,20 @@ impl Built {
         }
         let work = target.join("vm");
         fs::create_dir_all(&work)?;
-        Ok(Self { memleak, live, paths, programs, work })
+        let lock = File::create(work.join("lock"))?;
+        lock.lock().context("cannot lock the folder of another run")?;
+        Ok(Self { memleak, live, paths, programs, work, _lock: lock })
+    }
+
+    /// [`Self::run_on`] with the time it took; the error as text that begins with FAILED.
+    fn report_on(&self, kernel: &Kernel, disk: &Path, options: &Options) -> Result<String, String> {
+        let started = Instant::now();
+        let outcome = self.run_on(kernel, disk, options);
+        let seconds = started.elapsed().as_secs();
+        match outcome {
+            Ok(what) => Ok(format!("{what}, {seconds} s")),
+            Err(error) => Err(format!("FAILED after {seconds} s: {error:#}")),
+        }
     }
 
     /// Boots the kernel and does what is to be done there; says in a few words what came of it.
@@ -195,13 +208,13 @@ impl Built {
             tests => tests.iter().map(String::as_str).collect(),
         };
         let command = format!(
-            "cd {}/memleak && MEMLEAK_LIVE=1 exec {} {}",
+            "cd {}/memleak && MEMLEAK_LIVE=1 MEMLEAK_LIVE_PATIENCE=300 exec {} {}",
             run::root().display(),
             live.display(),
             filters.join(" ")
         );
         let ended = self.boot(kernel, disk, options, &command)?;
-        self.keep_programs(&ended)?;
+        self.keep_programs(&ended, kernel)?;
         check_tests(&ended)
     }
 
@@ -213,20 +226,30 @@ impl Built {
             paths: &self.paths,
             command,
             limit: Duration::from_secs(options.limit),
-            work: &self.work,
+            work: &self.work_of(kernel)?,
         };
         let started = Instant::now();
         machine.run(&busybox, |line| {
-            if line.starts_with("test ") {
-                print!("{:4} s ", started.elapsed().as_secs());
-            }
-            println!("{line}");
+            let prefix = if options.shell.is_some() { String::new() } else { format!("{} | ", kernel.name) };
+            let time = if line.starts_with("test ") {
+                format!("{} s: ", started.elapsed().as_secs())
+            } else {
+                String::new()
+            };
+            println!("{prefix}{time}{line}");
         })
     }
 
+    /// The folder for a kernel's images and logs.
+    fn work_of(&self, kernel: &Kernel) -> Result<PathBuf> {
+        let work = self.work.join(&kernel.name);
+        fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
+        Ok(work)
+    }
+
     /// Keeps the programs that the tests compiled in the guest, so that the next run does not compile them again.
-    fn keep_programs(&self, ended: &Ended) -> Result<()> {
-        let copies = self.work.join("programs");
+    fn keep_programs(&self, ended: &Ended, kernel: &Kernel) -> Result<()> {
+        let copies = self.work_of(kernel)?.join("programs");
         fs::create_dir_all(&copies)?;
         let request = format!("rdump {} {}", self.programs.display(), copies.display());
         let debugfs = run::find_program("debugfs").context("debugfs is missing (e2fsprogs)")?;
@@ -235,7 +258,7 @@ impl Built {
             let entry = entry?;
             let kept = self.programs.join(entry.file_name());
             if is_program(&entry.file_name().to_string_lossy()) && !kept.exists() {
-                fs::copy(entry.path(), &kept)?;
+                fs::rename(entry.path(), &kept)?;
             }
         }
         fs::remove_dir_all(&copies)?;
