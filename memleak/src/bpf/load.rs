@@ -273,10 +273,14 @@ where
 
 pub(super) fn load_error(error: &(dyn std::error::Error + 'static)) -> BpfError {
     match os_error(error) {
-        Some(libc::EPERM | libc::EACCES) => BpfError::NotPermitted(why_not_permitted()),
+        Some(libc::EPERM) => BpfError::NotPermitted(why_not_permitted()),
         Some(libc::ENOMEM) => BpfError::NoMemory,
         Some(libc::EMFILE | libc::ENFILE) => BpfError::TooManyFiles,
-        _ => BpfError::Load(chain(error)),
+        // The verifier's EACCES, too, which is not about permissions: an access that it finds wrong.
+        _ => {
+            log::debug!("{error}"); // with the verifier's log, where there is one
+            BpfError::Load(chain(error))
+        }
     }
 }
 

@@ -490,6 +490,7 @@ impl Session {
                     start: event.handle,
                     end: event.handle.saturating_add(event.size),
                     time_ns: event.time_ns,
+                    idle: 0,
                 }),
                 kind::MAPPINGS => self.mappings_changed(pid),
                 kind::EXEC => self.program_replaced(pid, event.handle != 0)?,
