@@ -16,6 +16,7 @@ mod commands;
 mod ends;
 mod errors;
 mod exact;
+mod fallback;
 mod losses;
 mod options;
 mod sampling;

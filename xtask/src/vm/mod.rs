@@ -37,7 +37,7 @@ const HOST_PACKAGES: [Package; 5] = [
 ];
 
 /// What the guest needs beside the programs of the live tests: names of packages, left out where they are not installed.
-const GUEST_PACKAGES: [&str; 15] = [
+const GUEST_PACKAGES: [&str; 17] = [
     "bash",
     "binutils",
     "busybox-static",
@@ -47,12 +47,14 @@ const GUEST_PACKAGES: [&str; 15] = [
     "git",
     "grep",
     "iproute2",
+    "libc6-dbg",
     "mount",
     "procps",
     "python3-minimal",
     "sed",
     "sqlite3",
     "util-linux",
+    "valgrind",
 ];
 
 /// The live tests that say something about a kernel, by the beginning of their names: a run of all would take too long
