@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use memleak_common::{probe::Resource, unwind::Step};
 
+/// The process whose things are the kernel's own: no process has this id.
+pub const KERNEL_PID: u32 = 0;
+
 /// One outstanding thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outstanding {

@@ -14,7 +14,7 @@ use super::{Report, StackReport};
 use crate::{
     escape::printable,
     settings::ReportSettings,
-    snapshot::{Cut, Lost},
+    snapshot::{Cut, KERNEL_PID, Lost},
     symbolize::{Frame, NoSymbol},
 };
 
@@ -55,7 +55,7 @@ pub fn write_text(report: &Report, options: &TextOptions, out: &mut dyn Write) -
     let several =
         report.target.pids.len() > 1 || report.stacks.iter().any(|stack| Some(stack.pid) != first_pid);
     for stack in &report.stacks {
-        write_stack(stack, several, out)?;
+        write_stack(stack, several && stack.pid != KERNEL_PID, out)?;
     }
     Ok(())
 }
@@ -84,13 +84,18 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
     if parts.is_empty() { Ok(()) } else { writeln!(out, "\tlost: {}", parts.join(", ")) }
 }
 
-fn write_stack(stack: &StackReport, several_processes: bool, out: &mut dyn Write) -> io::Result<()> {
+fn write_stack(stack: &StackReport, names_process: bool, out: &mut dyn Write) -> io::Result<()> {
     for allocation in stack.allocations.iter().flatten() {
         let (address, size, age_ms) = (allocation.address, allocation.size, allocation.age_ms);
         writeln!(out, "\taddr = {address:#x} size = {size} age = {age_ms} ms")?;
     }
-    writeln!(out, "\t{} bytes in {} allocations from stack", stack.bytes, stack.count)?;
-    if several_processes {
+    // What bcc's scripts read stands in front, as they know it.
+    write!(out, "\t{} bytes in {} allocations from stack", stack.bytes, stack.count)?;
+    match &stack.label {
+        Some(label) => writeln!(out, " ({})", printable(label))?,
+        None => writeln!(out)?,
+    }
+    if names_process {
         writeln!(out, "\t\t[process {}]", stack.pid)?;
     }
     if stack.frames.is_empty() {

@@ -1,6 +1,7 @@
 //! A run, from the first probe to the last report.
 
 mod error;
+mod kernel;
 mod reporting;
 mod wait;
 
@@ -20,7 +21,9 @@ use memleak_common::{event::kind, probe::ProbeRow};
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 
 pub use error::SessionError;
-use wait::{Signals, bpf_log, end_command, event_line, flush_log, millis, next_event, readable, ticks};
+use wait::{
+    Signals, bpf_log, end_command, event_line, flush_log, is_kernels, millis, next_event, readable, ticks,
+};
 
 use crate::{
     aggregate::History,
@@ -130,6 +133,14 @@ pub struct Session {
     reports: u64,
 }
 
+/// What a session begins with.
+struct Start {
+    ebpf: Ebpf,
+    events: RingBuf<MapData>,
+    probes: Probes,
+    unwinding: Option<Unwinding>,
+}
+
 /// Traces what the settings name until there is nothing more to do.
 pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
     let sink = Sink::open(&settings.report)?;
@@ -141,10 +152,13 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         TargetSpec::Pids(pids) => {
             pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?
         }
-        TargetSpec::Command(_) => Vec::new(),
+        TargetSpec::Command(_) | TargetSpec::Kernel(_) => Vec::new(),
     };
     check_interval(&settings, &processes)?;
-    let mut session = Session::load(settings, sink, &processes)?;
+    let mut session = match settings.target.clone() {
+        TargetSpec::Kernel(options) => Session::trace_kernel(settings, &options, sink)?,
+        TargetSpec::Pids(_) | TargetSpec::Command(_) => Session::load(settings, sink, &processes)?,
+    };
     if !processes.is_empty() {
         raise_open_files();
     }
@@ -192,18 +206,24 @@ impl Session {
                 unwinding.set(&mut loaded.ebpf, *pid, objects)?;
             }
         }
-        let log = (settings.verbosity > 0).then(|| bpf_log(&mut loaded.ebpf)).flatten();
+        let probes = Probes::new(loaded.uprobes, loaded.mends_stack);
+        Self::new(settings, sink, Start { ebpf: loaded.ebpf, events: loaded.events, probes, unwinding })
+    }
+
+    /// Nothing is traced yet.
+    fn new(settings: Settings, sink: Sink, mut start: Start) -> Result<Self, SessionError> {
+        let log = (settings.verbosity > 0).then(|| bpf_log(&mut start.ebpf)).flatten();
         let events =
-            readable(loaded.events).map_err(|error| SessionError::System("cannot wait for events", error))?;
+            readable(start.events).map_err(|error| SessionError::System("cannot wait for events", error))?;
         Ok(Self {
             settings,
-            ebpf: loaded.ebpf,
+            ebpf: start.ebpf,
             events,
             log,
-            probes: Probes::new(loaded.uprobes, loaded.mends_stack),
+            probes: start.probes,
             reader: Reader::default(),
             symbolizer: Symbolizer::new(),
-            unwinding,
+            unwinding: start.unwinding,
             sink,
             history: History::default(),
             traced: BTreeMap::new(),
@@ -434,8 +454,9 @@ impl Session {
         }
     }
 
+    /// Not so of the kernel.
     fn all_ended(&self) -> bool {
-        self.traced.values().all(|traced| traced.ended)
+        !self.traced.is_empty() && self.traced.values().all(|traced| traced.ended)
     }
 
     /// Handles what the kernel side has sent: some of it, so that a target that is faster than we are leaves time for
@@ -454,7 +475,16 @@ impl Session {
             taken += 1;
             let pid = self.reader.pid_of(&self.ebpf, event.tgid)?;
             match event.kind {
-                kind::ACQUIRE | kind::RELEASE => lines.extend(event_line(&event, pid)),
+                kind::ACQUIRE | kind::RELEASE => {
+                    let mut line = event_line(&event, pid);
+                    if let Some(line) = &mut line
+                        && is_kernels(line.resource)
+                    {
+                        line.label =
+                            self.reader.stack(&self.ebpf, event.stack_id)?.and_then(|s| s.label.clone());
+                    }
+                    lines.extend(line);
+                }
                 kind::UNMAP => self.reader.unmapped(Unmap {
                     pid,
                     start: event.handle,

@@ -46,7 +46,19 @@ fn without_types(command: &mut Command) {
 
 fn tracer(pid: u32, unwind: &str) -> Tracer {
     let mut command = Command::new(MEMLEAK);
-    command.args(["--json", "-v", "-o", "0", "-T", "100000", "--unwind", unwind, "-p", &pid.to_string(), NEVER]);
+    command.args([
+        "--json",
+        "-v",
+        "-o",
+        "0",
+        "-T",
+        "100000",
+        "--unwind",
+        unwind,
+        "-p",
+        &pid.to_string(),
+        NEVER,
+    ]);
     without_types(&mut command);
     Tracer::run(&mut command)
 }
