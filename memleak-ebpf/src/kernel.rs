@@ -169,7 +169,15 @@ pub fn function_enter(ctx: &ProbeContext) -> Option<()> {
         array: args.get(row.handle_arg),
         time_ns: now(),
     };
-    if KERNEL_CALLS.insert(&entry_sp(ctx), &call, BPF_ANY as u64).is_err() {
+    let sp = entry_sp(ctx);
+    if let Some(pending) = KERNEL_CALLS.get_ptr(&sp) {
+        // SAFETY: an aligned map value. The same function twice at one place: the kernel has run out of return probes for
+        // the first call. Another function there has been jumped to, and returns in the first one's stead.
+        if unsafe { (*pending).function } == function {
+            count(Stat::MissedReturns);
+        }
+    }
+    if KERNEL_CALLS.insert(&sp, &call, BPF_ANY as u64).is_err() {
         count(Stat::LostAllocations);
     }
     Some(())
