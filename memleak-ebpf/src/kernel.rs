@@ -218,12 +218,10 @@ pub fn work_start(ctx: &RawTracePointContext) {
         }
         let heads = work.wrapping_add_signed(kernel_setting!(deferred.lists[which]));
         release_list(heads, Resource::Slab);
-        release_list(heads + LIST_HEAD, Resource::Vmalloc);
+        release_list(heads + kernel_setting!(deferred.list_size) as u64, Resource::Vmalloc);
     }
 }
 
-/// Size of a `struct list_head`.
-const LIST_HEAD: u64 = 16;
 /// Blocks of a list at most: half a million objects.
 const MAX_BLOCKS: u32 = 1024;
 
@@ -236,7 +234,7 @@ fn release_list(head: u64, resource: Resource) {
             return;
         }
         release_block(block, resource as u64);
-        block = word(block);
+        block = word(block + kernel_setting!(deferred.next_offset) as u64);
     }
     count(Stat::LostEvents);
 }

@@ -387,24 +387,30 @@ fn plan_function(btf: &Btf, facts: &dyn KernelFacts, row: &FunctionRow, plan: &m
     }
 }
 
-/// Where `kfree_rcu` keeps what it will free, from Linux 6.3 on.
+/// Where `kfree_rcu` keeps what it will free: two lists of blocks, which have other names and links before Linux 6.3.
 fn deferred_frees(btf: &Btf, facts: &dyn KernelFacts) -> Option<DeferredFrees> {
+    const BLOCK: &str = "kvfree_rcu_bulk_data";
+    const POINTER: u32 = 8;
+    btf.tracepoint_arguments(WORK_START)?;
+    let (waiting, going, next, list_size) = match btf.member_offset(BLOCK, "list") {
+        Some(list) => ("bulk_head", "bulk_head_free", list, 2 * POINTER), // struct list_head
+        None => ("bkvhead", "bkvhead_free", btf.member_offset(BLOCK, "next")?, POINTER),
+    };
     let way = |structure, work, lists| {
         let (work, lists) = (btf.member_offset(structure, work)?, btf.member_offset(structure, lists)?);
         Some(i64::from(lists) - i64::from(work))
     };
-    btf.tracepoint_arguments(WORK_START)?;
-    // The blocks' list is what they begin with.
-    (btf.member_offset("kvfree_rcu_bulk_data", "list")? == 0).then_some(())?;
     Some(DeferredFrees {
         functions: [facts.function("kfree_rcu_monitor")?.1, facts.function("kfree_rcu_work")?.1],
         lists: [
-            way("kfree_rcu_cpu", "monitor_work", "bulk_head")?,
-            way("kfree_rcu_cpu_work", "rcu_work", "bulk_head_free")?,
+            way("kfree_rcu_cpu", "monitor_work", waiting)?,
+            way("kfree_rcu_cpu_work", "rcu_work", going)?,
         ],
         function_offset: btf.member_offset("work_struct", "func")?,
-        count_offset: btf.member_offset("kvfree_rcu_bulk_data", "nr_records")?,
-        records_offset: btf.member_offset("kvfree_rcu_bulk_data", "records")?,
+        count_offset: btf.member_offset(BLOCK, "nr_records")?,
+        records_offset: btf.member_offset(BLOCK, "records")?,
+        next_offset: next,
+        list_size,
         reserved: 0,
     })
 }
