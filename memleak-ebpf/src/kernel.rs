@@ -217,29 +217,32 @@ pub fn work_start(ctx: &RawTracePointContext) {
             continue;
         }
         let heads = work.wrapping_add_signed(kernel_setting!(deferred.lists[which]));
-        release_list(heads, Resource::Slab);
-        release_list(heads + kernel_setting!(deferred.list_size) as u64, Resource::Vmalloc);
+        release_list(heads, Resource::Slab as u64);
+        release_list(heads + kernel_setting!(deferred.list_size) as u64, Resource::Vmalloc as u64);
     }
 }
 
 /// Blocks of a list at most: half a million objects.
 const MAX_BLOCKS: u32 = 1024;
 
-/// Releases what is in the blocks of a list.
-#[inline(always)]
-fn release_list(head: u64, resource: Resource) {
+/// Releases what is in the blocks of a list. A global function, which the verifier checks once. Gives 1 where there
+/// were more blocks than that (counted).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn release_list(head: u64, resource: u64) -> u64 {
     let mut block = word(head);
     for _ in 0..MAX_BLOCKS {
         if block == head || block == 0 {
-            return;
+            return 0;
         }
-        release_block(block, resource as u64);
+        release_block(block, resource);
         block = word(block + kernel_setting!(deferred.next_offset) as u64);
     }
     count(Stat::LostEvents);
+    1
 }
 
-/// Releases what is in a block. A global function, which the verifier checks once.
+/// Releases what is in a block. A global function likewise.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn release_block(block: u64, resource: u64) -> u64 {
