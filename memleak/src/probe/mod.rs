@@ -4,4 +4,5 @@
 mod error;
 pub mod placement;
 pub mod plan;
+pub mod spec;
 pub mod table;
