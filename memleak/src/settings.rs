@@ -1,13 +1,17 @@
 //! Checked, resolved settings: what the rest of the program works with.
 
+mod resources;
+
 use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
-use memleak_common::stack::MAX_STACK_DEPTH;
+use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
 
 use crate::{
     cli::{self, Cli},
-    exit::{self, ExitMessage},
+    escape::printable,
+    exit::{self, ExitMessage, Stream},
+    probe::spec::UserResource,
 };
 
 /// What is traced.
@@ -79,6 +83,10 @@ pub struct ReportSettings {
 /// What is captured, in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureSettings {
+    /// Built-in resources.
+    pub resources: Vec<Resource>,
+    /// Resources that users have described.
+    pub user_resources: Vec<UserResource>,
     /// Smallest size in bytes (`-z`).
     pub min_size: u64,
     /// Largest size in bytes (`-Z`).
@@ -127,6 +135,8 @@ pub struct Settings {
     pub error_exitcode: Option<u8>,
     /// `-v`: 0, 1, 2...
     pub verbosity: u8,
+    /// What the user should know before all else, a line each.
+    pub warnings: Vec<String>,
 }
 
 /// A command line that cannot be obeyed: one line, `<what>: <why>; <what to do>`.
@@ -146,6 +156,15 @@ pub struct UsageError {
 impl UsageError {
     fn new(what: &str, why: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { what: what.to_owned(), why: why.into(), remedy: remedy.into(), status: exit::USAGE }
+    }
+}
+
+impl UsageError {
+    /// From a line of the form `<why>; <what to do>`.
+    fn of_line(what: &str, line: &impl std::fmt::Display) -> Self {
+        let line = line.to_string();
+        let (why, remedy) = line.rsplit_once("; ").unwrap_or((&line, "see memleak --help"));
+        Self::new(what, why, remedy)
     }
 }
 
@@ -246,16 +265,30 @@ impl Settings {
         I: IntoIterator<Item = T>,
         T: Into<OsString> + Clone,
     {
-        Ok(Self::resolve(cli::parse(args)?)?)
+        let cli = cli::parse(args)?;
+        if cli.list_resources {
+            let (text, warnings) = resources::list(&cli)?;
+            for warning in warnings {
+                eprintln!("memleak: warning: {}", printable(&warning));
+            }
+            return Err(ExitMessage { status: exit::DONE, stream: Stream::Stdout, text });
+        }
+        Ok(Self::resolve(cli)?)
     }
 
-    /// Checks what was typed. Looks at nothing but the command line: whether a process or a file exists shows later.
+    /// Checks what was typed. Besides the command line it looks at files of resources alone: whether a process or
+    /// another file exists shows later.
     pub fn resolve(cli: Cli) -> Result<Self, UsageError> {
         let interval = parse_interval(&cli.interval)?;
         let count = cli.count.as_deref().map(|text| COUNT.parse(text)).transpose()?;
         let error_exitcode =
             cli.error_exitcode.as_deref().map(|text| ERROR_EXITCODE.parse(text)).transpose()?;
-        let capture = resolve_capture(&cli)?;
+        let selection = resources::select(&cli)?;
+        let capture = CaptureSettings {
+            resources: selection.built_in,
+            user_resources: selection.user,
+            ..resolve_capture(&cli)?
+        };
         let report = resolve_report(&cli)?;
         Ok(Self {
             target: resolve_target(&cli)?,
@@ -266,6 +299,7 @@ impl Settings {
             // As with valgrind, 0 turns it off.
             error_exitcode: error_exitcode.filter(|code| *code != exit::DONE),
             verbosity: cli.verbose,
+            warnings: selection.warnings,
         })
     }
 }
@@ -354,6 +388,8 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         return Err(UsageError::new("-z/--min-size", why, "exchange the two, or leave one out"));
     }
     Ok(CaptureSettings {
+        resources: Vec::new(),
+        user_resources: Vec::new(),
         min_size,
         max_size,
         trace: cli.trace,

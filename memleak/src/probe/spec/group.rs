@@ -17,18 +17,32 @@ pub struct UserResource {
     pub releases: Vec<Release>,
 }
 
-/// Specifications that make no resource.
+/// Specifications that make no resource: `<why>; <what to do>`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GroupError {
     /// The first one releases.
-    #[error("--release {0}: no --acquire stands before it; say first where what it releases comes from")]
+    #[error(
+        "no --acquire stands before '{0}'; say first where what it releases comes from: --acquire 'OBJECT:FUNCTION -> ret'"
+    )]
     ReleaseFirst(String),
     /// A resource only grows.
-    #[error("--acquire {0}: nothing releases it; add --release OBJECT:FUNCTION(argN) behind it")]
+    #[error("nothing releases what '{0}' acquires; add --release 'OBJECT:FUNCTION(arg1)' behind it")]
     NoRelease(String),
     /// A resource is never there.
-    #[error("--release {0}: nothing acquires it; add --acquire OBJECT:FUNCTION -> ret in front of it")]
+    #[error(
+        "nothing acquires what '{0}' releases; add --acquire 'NAME=OBJECT:FUNCTION -> ret' with the same name"
+    )]
     NoAcquire(String),
+}
+
+impl GroupError {
+    /// The option that is wrong.
+    pub fn option(&self) -> &'static str {
+        match self {
+            Self::NoRelease(_) => "--acquire",
+            Self::ReleaseFirst(_) | Self::NoAcquire(_) => "--release",
+        }
+    }
 }
 
 /// Puts the specifications of a command line together, in their order: a release belongs to the acquire before it; an
@@ -143,13 +157,10 @@ mod tests {
     #[test]
     fn wants_both_sides() {
         let line = |texts: &[&str]| grouped(texts).expect_err("is refused").to_string();
-        assert!(
-            line(&["-b(arg1)", "+a -> ret"]).starts_with("--release b(arg1): no --acquire stands before")
-        );
-        assert!(line(&["+a -> ret"]).starts_with("--acquire a -> ret: nothing releases it"));
-        assert!(line(&["+a -> ret", "-x=b(arg1)"]).starts_with("--acquire a -> ret: nothing releases it"));
-        assert!(
-            line(&["+a -> ret", "-b(arg1)", "-x=c(arg1)"]).starts_with("--release x=c(arg1): nothing acq")
-        );
+        assert!(line(&["-b(arg1)", "+a -> ret"]).starts_with("no --acquire stands before 'b(arg1)'; "));
+        assert!(line(&["+a -> ret"]).starts_with("nothing releases what 'a -> ret' acquires; "));
+        assert!(line(&["+a -> ret", "-x=b(arg1)"]).starts_with("nothing releases what 'a -> ret' "));
+        let unpaired = line(&["+a -> ret", "-b(arg1)", "-x=c(arg1)"]);
+        assert!(unpaired.starts_with("nothing acquires what 'x=c(arg1)'"), "{unpaired}");
     }
 }

@@ -21,6 +21,7 @@
 //!
 //! White space between the words does not count. Arguments are counted from 1.
 
+pub mod files;
 mod group;
 mod lexer;
 mod parser;
