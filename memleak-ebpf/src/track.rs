@@ -172,7 +172,12 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
 
 /// A pending call returned: does to the table what the call did.
 #[inline(always)]
-fn commit(ctx: &RetProbeContext, thread: &mut ThreadRecord, row: &ProbeRow, call: &PendingCall) -> Option<()> {
+fn commit(
+    ctx: &RetProbeContext,
+    thread: &mut ThreadRecord,
+    row: &ProbeRow,
+    call: &PendingCall,
+) -> Option<()> {
     let returned: u64 = ctx.ret();
     let Some(handle) = acquired_handle(row, call, returned) else {
         let zero_size_release = row.flags & flags::ZERO_SIZE_RELEASES != 0 && call.size == 0 && returned == 0;
@@ -331,7 +336,8 @@ fn requested_size(row: &ProbeRow, args: &Arguments) -> u64 {
 /// 128-bit multiplication here to ask.) What is not computed is 2^48 or more: more than any address space.
 #[inline(always)]
 fn product(a: u64, b: u64) -> u64 {
-    let fits = (a >> 32 == 0 && b >> 32 == 0) || (a >> 48 == 0 && b >> 16 == 0) || (a >> 16 == 0 && b >> 48 == 0);
+    let fits =
+        (a >> 32 == 0 && b >> 32 == 0) || (a >> 48 == 0 && b >> 16 == 0) || (a >> 16 == 0 && b >> 48 == 0);
     if fits || a == 0 || b == 0 { a.wrapping_mul(b) } else { u64::MAX }
 }
 
@@ -355,7 +361,11 @@ fn acquired_handle(row: &ProbeRow, call: &PendingCall, returned: u64) -> Option<
         }
         _ => returned,
     };
-    if acquired == 0 || (row.success == success::HANDLE && acquired == u64::MAX) { None } else { Some(acquired) }
+    if acquired == 0 || (row.success == success::HANDLE && acquired == u64::MAX) {
+        None
+    } else {
+        Some(acquired)
+    }
 }
 
 /// Takes the record that begins at the released handle out of the table and into the call.
