@@ -11,7 +11,10 @@ use crate::{
     cli::{self, Cli},
     escape::printable,
     exit::{self, ExitMessage, Stream},
-    probe::spec::UserResource,
+    probe::{
+        resource::{Catalog, ResourceInfo},
+        spec::UserResource,
+    },
 };
 
 /// What is traced.
@@ -112,6 +115,11 @@ pub struct CaptureSettings {
 }
 
 impl CaptureSettings {
+    /// The resources that are traced.
+    pub fn catalog(&self) -> Catalog {
+        Catalog::new(self.resources.iter().map(|resource| ResourceInfo::built_in(*resource)))
+    }
+
     /// Stacks are walked by unwind tables.
     pub fn walks_tables(&self) -> bool {
         matches!(self.unwind, UnwindMode::Auto | UnwindMode::Dwarf) && !self.traps_only

@@ -9,9 +9,9 @@ use crate::{
     cli::{Cli, Pair},
     near::nearest,
     probe::{
-        resource::{OF_PROCESSES, built_in},
+        resource::{OF_PROCESSES, ResourceInfo},
         spec::{self, Spec, UserResource, files},
-        table::TABLE,
+        table::{Role, TABLE},
     },
 };
 
@@ -83,8 +83,10 @@ pub(super) fn list(cli: &Cli) -> Result<(String, Vec<String>), UsageError> {
     let others: Vec<_> = configured.user.into_iter().filter(is_new).collect();
     let mut rows: Vec<(String, String, Vec<&str>)> = Vec::new();
     for resource in OF_PROCESSES {
-        let info = built_in(*resource);
-        let of_resource = TABLE.iter().filter(|row| row.probe.resource == *resource as u32);
+        let info = ResourceInfo::built_in(*resource);
+        let of_resource = TABLE.iter().filter(|row| {
+            row.probe.resource == *resource as u32 && !matches!(row.role, Role::Abandon | Role::Notice)
+        });
         rows.push((info.name, info.description, of_resource.map(|row| row.function).collect()));
     }
     for resource in named.iter().chain(&others) {
