@@ -23,12 +23,12 @@ macro_rules! assert_sizes {
 
 assert_sizes! {
     allocation::AllocationKey = 16,
-    allocation::Allocation = 32,
+    allocation::Allocation = 40,
     event::Event = 48,
-    probe::ProbeRow = 40,
+    probe::ProbeRow = 72,
     settings::Settings = 56,
     stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
-    thread::PendingCall = 104,
+    thread::PendingCall = 112,
     thread::Target = 8,
     unwind::Mapping = 40,
     unwind::MappingList = 8,

@@ -116,7 +116,8 @@ pub fn process_fork(ctx: &RawTracePointContext) {
     }
     let child_task: *const u8 = ctx.arg(1);
     // SAFETY: the helper checks the address; the offset is the running kernel's own (BTF).
-    let child = unsafe { bpf_probe_read_kernel(child_task.add(setting!(task_tgid_offset) as usize).cast::<u32>()) };
+    let child =
+        unsafe { bpf_probe_read_kernel(child_task.add(setting!(task_tgid_offset) as usize).cast::<u32>()) };
     let Ok(child_tgid) = child else {
         count(Stat::LostEvents);
         return;

@@ -74,6 +74,10 @@ pub struct Cli {
     #[arg(long, help_heading = "Target (exactly one kind)")]
     pub follow_forks: bool,
 
+    /// Trace these resources; repeatable, or a comma list [default: heap,mmap]
+    #[arg(short = 'r', long = "resource", value_name = "NAME", help_heading = "What is captured")]
+    pub resources: Vec<String>,
+
     /// Capture allocations of SIZE bytes and more; suffixes K, M, G (1024-based)
     #[arg(short = 'z', long, value_name = "SIZE", help_heading = "What is captured")]
     pub min_size: Option<String>,

@@ -3,11 +3,12 @@
 use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
-use memleak_common::stack::MAX_STACK_DEPTH;
+use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
 
 use crate::{
     cli::{self, Cli},
     exit::{self, ExitMessage},
+    probe::table::DEFAULT_RESOURCES,
 };
 
 /// What is traced.
@@ -79,6 +80,8 @@ pub struct ReportSettings {
 /// What is captured, in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureSettings {
+    /// Built-in resources.
+    pub resources: Vec<Resource>,
     /// Smallest size in bytes (`-z`).
     pub min_size: u64,
     /// Largest size in bytes (`-Z`).
@@ -354,6 +357,7 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         return Err(UsageError::new("-z/--min-size", why, "exchange the two, or leave one out"));
     }
     Ok(CaptureSettings {
+        resources: resolve_resources(&cli.resources)?,
         min_size,
         max_size,
         trace: cli.trace,
@@ -370,6 +374,22 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         )?,
         traps_only: cli.traps_only,
     })
+}
+
+fn resolve_resources(names: &[String]) -> Result<Vec<Resource>, UsageError> {
+    if names.is_empty() {
+        return Ok(DEFAULT_RESOURCES.to_vec());
+    }
+    let find = |name: &str| Resource::ALL.iter().copied().find(|resource| resource.name() == name);
+    names
+        .iter()
+        .flat_map(|list| list.split(','))
+        .map(|name| {
+            find(name).ok_or_else(|| {
+                UsageError::new("-r/--resource", format!("'{name}' is no resource"), "see --list-resources")
+            })
+        })
+        .collect()
 }
 
 fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {

@@ -16,7 +16,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use log::{debug, info, warn};
-use memleak_common::{event::kind, probe::ProbeRow};
+use memleak_common::{event::kind, probe::Resource};
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 
 pub use error::SessionError;
@@ -32,7 +32,7 @@ use crate::{
     },
     probe::{
         plan::{Plan, PlanError, PlanOptions, check_object_argument, plan, symbol_names},
-        table::TABLE,
+        table::{Row, TABLE},
     },
     proc::{
         limits::raise_open_files,
@@ -113,6 +113,8 @@ pub struct Session {
     log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
     probes: Probes,
     reader: Reader,
+    /// The table of this run.
+    rows: Vec<Row>,
     symbolizer: Symbolizer,
     /// `None` where stacks are walked otherwise.
     unwinding: Option<Unwinding>,
@@ -175,7 +177,7 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
 impl Session {
     /// Loads the programs, and enters the unwind tables of `processes`.
     fn load(settings: Settings, sink: Sink, processes: &[Process]) -> Result<Self, SessionError> {
-        let rows: Vec<ProbeRow> = TABLE.iter().map(|row| row.probe).collect();
+        let rows = TABLE.clone();
         // The tables first: an array's size is set when it is made.
         let mut tables = ProcessTables::default();
         let mut objects = Vec::new();
@@ -201,7 +203,8 @@ impl Session {
             events,
             log,
             probes: Probes::new(loaded.uprobes, loaded.mends_stack),
-            reader: Reader::default(),
+            reader: Reader::new(rows.iter().map(|row| row.probe).collect()),
+            rows,
             symbolizer: Symbolizer::new(),
             unwinding,
             sink,
@@ -294,6 +297,8 @@ impl Session {
     fn plan(&mut self, pid: u32, which: Objects) -> Result<Plan, SessionError> {
         let capture = &self.settings.capture;
         let options = PlanOptions {
+            rows: &self.rows,
+            resources: &capture.resources,
             object: capture.object.as_deref(),
             symbols_prefix: capture.symbols_prefix.as_deref(),
             already: None,
@@ -457,6 +462,7 @@ impl Session {
                 kind::ACQUIRE | kind::RELEASE => lines.extend(event_line(&event, pid)),
                 kind::UNMAP => self.reader.unmapped(Unmap {
                     pid,
+                    resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
                     start: event.handle,
                     end: event.handle.saturating_add(event.size),
                     time_ns: event.time_ns,
@@ -503,7 +509,7 @@ impl Session {
         if by_another_thread {
             self.probes.forget(pid);
         }
-        self.reader.remove_void(&self.ebpf)?;
+        self.reader.remove_void(&self.ebpf, pid)?;
         self.symbolizer.forget(pid);
         if let Some(unwinding) = &mut self.unwinding {
             unwinding.forget(pid);
