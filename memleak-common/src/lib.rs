@@ -23,15 +23,15 @@ macro_rules! assert_sizes {
 
 assert_sizes! {
     allocation::AllocationKey = 16,
-    allocation::Allocation = 32,
+    allocation::Allocation = 40,
     event::Event = 48,
     kernel::KernelSettings = 40 + 16 + 16 + 8 + 32 + 16 * kernel::CODE_RANGES,
     kernel::KernelRow = 16,
     kernel::KernelCall = 48,
-    probe::ProbeRow = 40,
+    probe::ProbeRow = 72,
     settings::Settings = 56,
     stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
-    thread::PendingCall = 104,
+    thread::PendingCall = 112,
     thread::Target = 8,
     unwind::Mapping = 40,
     unwind::MappingList = 8,

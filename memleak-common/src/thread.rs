@@ -35,7 +35,8 @@ pub struct PendingCall {
     pub return_address: u64,
     /// Attach cookie: index of the row.
     pub row: u32,
-    /// 1 where `released` holds a record that the call took out of the table.
+    /// 1 where `released` holds a record that the call took out of the table; 2 where it gave back one reference of
+    /// several, and the record is still there.
     pub has_released: u16,
     /// 1 where the call nests in one of its group and does not count.
     pub nested: u16,

@@ -1,6 +1,11 @@
 //! Arguments, the stack pointer and the return value of a probed call: the platform's C ABI.
 
-use aya_ebpf::programs::{ProbeContext, RetProbeContext};
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    programs::{ProbeContext, RetProbeContext},
+};
 use memleak_common::probe::NO_ARG;
 
 /// The integer arguments of a call. Rows name arguments by number, and the verifier allows no variable offset into the
@@ -38,20 +43,36 @@ pub fn exit_sp(ctx: &RetProbeContext) -> u64 {
     unsafe { (*ctx.regs).rsp.wrapping_sub(8) }
 }
 
-/// The instruction pointer and the frame pointer of the caller, at a return.
-#[cfg(bpf_target_arch = "x86_64")]
-#[inline(always)]
-pub fn caller(ctx: &RetProbeContext) -> (u64, u64) {
-    // SAFETY: as above.
-    unsafe { ((*ctx.regs).rip, (*ctx.regs).rbp) }
+/// Where a walk begins: the registers of the frame that comes first.
+pub struct Caller {
+    /// The program's context, for the kernel's own walk.
+    pub ctx: *mut c_void,
+    /// The instruction pointer.
+    pub ip: u64,
+    /// The stack pointer.
+    pub sp: u64,
+    /// The frame pointer.
+    pub fp: u64,
 }
 
-/// The caller's stack pointer, at a return.
-#[cfg(bpf_target_arch = "x86_64")]
-#[inline(always)]
-pub fn caller_sp(ctx: &RetProbeContext) -> u64 {
-    // SAFETY: as above.
-    unsafe { (*ctx.regs).rsp }
+impl Caller {
+    /// The caller of a function that returns: the registers are its own already.
+    #[cfg(bpf_target_arch = "x86_64")]
+    #[inline(always)]
+    pub fn of(ctx: &RetProbeContext) -> Self {
+        // SAFETY: as above.
+        unsafe { Self { ctx: ctx.as_ptr(), ip: (*ctx.regs).rip, sp: (*ctx.regs).rsp, fp: (*ctx.regs).rbp } }
+    }
+
+    /// The caller of a function that returns: the registers are its own already.
+    #[cfg(bpf_target_arch = "aarch64")]
+    #[inline(always)]
+    pub fn of(ctx: &RetProbeContext) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            Self { ctx: ctx.as_ptr(), ip: (*ctx.regs).pc, sp: (*ctx.regs).sp, fp: (*ctx.regs).regs[29] }
+        }
+    }
 }
 
 /// The stack pointer at entry, which no call instruction has changed.
@@ -68,19 +89,4 @@ pub fn entry_sp(ctx: &ProbeContext) -> u64 {
 pub fn exit_sp(ctx: &RetProbeContext) -> u64 {
     // SAFETY: as above.
     unsafe { (*ctx.regs).sp }
-}
-
-/// The caller's stack pointer, at a return.
-#[cfg(bpf_target_arch = "aarch64")]
-#[inline(always)]
-pub fn caller_sp(ctx: &RetProbeContext) -> u64 {
-    exit_sp(ctx)
-}
-
-/// The instruction pointer and the frame pointer of the caller, at a return.
-#[cfg(bpf_target_arch = "aarch64")]
-#[inline(always)]
-pub fn caller(ctx: &RetProbeContext) -> (u64, u64) {
-    // SAFETY: as above.
-    unsafe { ((*ctx.regs).pc, (*ctx.regs).regs[29]) }
 }

@@ -265,8 +265,8 @@ fn release_by_row(row: &KernelRow, handle: u64, entries: u64) {
 
 #[inline(always)]
 fn resource_by_number(number: u32) -> Option<Resource> {
-    const SLAB: u32 = Resource::Slab as u32;
-    const VMALLOC: u32 = Resource::Vmalloc as u32;
+    const SLAB: u32 = Resource::Slab.number();
+    const VMALLOC: u32 = Resource::Vmalloc.number();
     match number {
         SLAB => Some(Resource::Slab),
         VMALLOC => Some(Resource::Vmalloc),
@@ -318,7 +318,7 @@ fn acquire(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) {
     if acquired.handle == 0 {
         return;
     }
-    let key = AllocationKey { tgid: 0, resource: acquired.resource as u32, handle: acquired.handle };
+    let key = AllocationKey { tgid: 0, resource: acquired.resource.number(), handle: acquired.handle };
     // Read first: a filter may ask for the name.
     if acquired.cache != 0 {
         acquired.label = acquired.cache;
@@ -342,6 +342,7 @@ fn acquire(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) {
         time_ns: now(),
         tid: bpf_get_current_pid_tgid() as u32,
         generation: 0,
+        count: 1,
     };
     // An allocator's function that has called another: the outer one's stack is the one to keep, and it counts once.
     let is_outer = acquired.since_ns != 0
@@ -365,7 +366,7 @@ fn acquire(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) {
 /// Removes the record of what is released.
 #[inline(always)]
 fn release(resource: Resource, handle: u64) {
-    let key = AllocationKey { tgid: 0, resource: resource as u32, handle };
+    let key = AllocationKey { tgid: 0, resource: resource.number(), handle };
     if setting!(flags) & setting_flags::TRACE == 0 {
         if ALLOCATIONS.remove(&key).is_ok() {
             count(Stat::Released);

@@ -141,8 +141,19 @@ pub fn count(stat: Stat) {
         // atomic addition.
         // (`AtomicU64::fetch_add` does not exist for a target without compare-and-swap in its base instruction set.)
         // SAFETY: a valid, aligned map value that is only ever added to atomically.
-        unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+        unsafe { add(counter, 1) };
     }
+}
+
+/// Adds to a word of a map's value that other CPUs may be adding to. It wraps.
+///
+/// # Safety
+///
+/// `word` is a valid and aligned word of a map's value.
+#[inline(always)]
+pub unsafe fn add(word: *mut u64, amount: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word, amount) };
 }
 
 /// When the reader of the ring buffer is woken.

@@ -16,18 +16,18 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use memleak_common::{
-    allocation::{Allocation, AllocationKey},
+    allocation::{Allocation, AllocationKey, RELEASED_EARLY},
     event::{self, Event},
-    probe::{NO_ARG, ProbeRow, flags, handle, size, success},
+    probe::{NO_ARG, ProbeRow, flags, handle, only, size, success},
     settings::flags as setting_flags,
     stats::Stat,
     thread::{MAX_PENDING, PendingCall, ThreadRecord},
 };
 
 use crate::{
-    args::{Arguments, entry_sp, exit_sp},
+    args::{Arguments, Caller, entry_sp, exit_sp},
     lifecycle,
-    maps::{ALLOCATIONS, PROBES, THREADS, Wake, count, send, setting},
+    maps::{ALLOCATIONS, PROBES, THREADS, Wake, add, count, send, setting},
     stack,
 };
 
@@ -48,11 +48,16 @@ pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
     if drop_stale(thread, row, &mut call) {
         return None;
     }
-    if row.flags & flags::MAY_THROW != 0 && call.return_address == 0 {
+    let args = Arguments::of(ctx);
+    if row.only != only::ALL && !applies(row, &args) {
+        return None;
+    }
+    let is_walked_past = setting!(flags) & setting_flags::READ_RETURNS != 0;
+    if (is_walked_past || row.flags & flags::MAY_THROW != 0) && call.return_address == 0 {
         // SAFETY: the helper checks the address.
         call.return_address = unsafe { bpf_probe_read_user(call.sp as *const u64) }.unwrap_or(0);
     }
-    if thread.depth > 0 && nests(thread, row) {
+    if thread.depth > 0 && row.flags & flags::COUNTS_NESTED == 0 && nests(thread, row) {
         call.nested = 1;
     }
     if thread.depth >= MAX_PENDING as u32 {
@@ -62,7 +67,7 @@ pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
         return None;
     }
     if call.nested == 0 {
-        read_arguments(ctx, thread.tgid, row, &mut call);
+        read_arguments(&args, thread.tgid, row, &mut call);
     }
     let slot = thread.pending.get_mut(thread.depth as usize & (MAX_PENDING - 1))?;
     *slot = call;
@@ -70,22 +75,70 @@ pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
     Some(())
 }
 
+/// The call is one of those that count: see [`only`].
 #[inline(always)]
-fn read_arguments(ctx: &ProbeContext, tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
-    let args = Arguments::of(ctx);
-    call.size = requested_size(row, &args);
+fn applies(row: &ProbeRow, args: &Arguments) -> bool {
+    let arg = args.get(row.only_arg);
+    match row.only {
+        only::ARG_IN => row.only_values[0] == arg as u32 || row.only_values[1] == arg as u32,
+        only::ARGS_DIFFER => arg as u32 != args.get(row.only_values[0] as u8) as u32,
+        only::BEHIND_ARG_CLEAR => {
+            let address = arg.wrapping_add(row.only_values[0] as u64);
+            // SAFETY: the helper checks the address.
+            arg == 0
+                || unsafe { bpf_probe_read_user(address as *const u32) }.unwrap_or(0) & row.only_values[1]
+                    == 0
+        }
+        _ => true,
+    }
+}
+
+#[inline(always)]
+fn read_arguments(args: &Arguments, tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
+    call.size = requested_size(row, args);
     call.out_pointer = args.get(row.handle_arg);
     call.call_flags = args.get(row.flags_arg);
+    if row.flags & flags::EARLY_RELEASE != 0 {
+        call.time_ns = now();
+    }
     if row.release_arg != NO_ARG && row.keep_mask & call.call_flags as u32 == 0 {
         call.time_ns = now();
-        call.released_handle = args.get(row.release_arg);
+        call.released_handle = handle_to_release(row, args);
         call.released_len = args.get(row.release_len_arg);
+        if row.flags & flags::SPAN != 0 {
+            let last = narrow(row, call.released_len);
+            call.released_len = last.wrapping_add(1).saturating_sub(call.released_handle);
+            return;
+        }
         // A range of length 0 is not released (mremap then makes a second mapping of the first).
-        let nothing = call.released_handle == 0 || (row.flags & flags::RANGE != 0 && call.released_len == 0);
-        if call.has_released == 0 && !nothing {
+        let nothing =
+            is_none(row, call.released_handle) || (row.flags & flags::RANGE != 0 && call.released_len == 0);
+        if call.has_released == NOTHING && !nothing {
             take_out(tgid, row, call);
         }
     }
+}
+
+/// The handle that the call is about to release; 0 where it cannot be read.
+#[inline(always)]
+fn handle_to_release(row: &ProbeRow, args: &Arguments) -> u64 {
+    let arg = args.get(row.release_arg);
+    if row.flags & flags::RELEASE_BEHIND == 0 || arg == 0 {
+        return narrow(row, arg);
+    }
+    read_word(arg.wrapping_add(row.release_offset as u64), row.handle_width).unwrap_or(0)
+}
+
+/// As much of a word as is the row's handle.
+#[inline(always)]
+fn narrow(row: &ProbeRow, word: u64) -> u64 {
+    if row.handle_width == 4 { word & 0xffff_ffff } else { word }
+}
+
+/// The handle names nothing: null.
+#[inline(always)]
+fn is_none(row: &ProbeRow, handle: u64) -> bool {
+    handle == 0 && row.flags & flags::ZERO_IS_HANDLE == 0
 }
 
 /// Drops pending calls that were left without a return that we saw. Says whether the new call is a tail call of a
@@ -181,14 +234,14 @@ fn commit(
     let returned: u64 = ctx.ret();
     let Some(handle) = acquired_handle(row, call, returned) else {
         let zero_size_release = row.flags & flags::ZERO_SIZE_RELEASES != 0 && call.size == 0 && returned == 0;
-        if zero_size_release && call.has_released != 0 {
-            released(thread, row, call.released_handle, call.released.size);
+        if zero_size_release || row.flags & flags::RELEASES_ANYWAY != 0 {
+            finish_release(thread, row, call);
         } else {
             put_back(thread.tgid, call);
         }
         return None;
     };
-    if call.released_handle != 0 {
+    if row.release_arg != NO_ARG {
         finish_release(thread, row, call);
     }
     if row.handle == handle::NONE {
@@ -197,34 +250,70 @@ fn commit(
     if row.flags & flags::RANGE != 0 && row.replace_mask & call.call_flags as u32 != 0 {
         replace_range(thread, row, call, handle);
     }
-    record(ctx, thread, row, call.size, handle)
+    let size = if row.size == size::BEHIND_ARG { read_word(call.size, 8).unwrap_or(0) } else { call.size };
+    record(&Caller::of(ctx), thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
+    if row.handle_count > 1 {
+        let address =
+            call.out_pointer.wrapping_add(row.handle_offset as u64).wrapping_add(row.handle_width as u64);
+        match read_word(address, row.handle_width) {
+            Some(handle) => record_another(thread, row, handle),
+            None => count(Stat::LostAllocations),
+        }
+    }
+    Some(())
+}
+
+/// What a call has acquired.
+pub struct Acquired {
+    /// The handle.
+    pub handle: u64,
+    /// Its bytes.
+    pub size: u64,
+    /// When the call was entered, for rows with [`flags::EARLY_RELEASE`].
+    pub entered_ns: u64,
 }
 
 /// Enters a new record, if it passes the filters.
 #[inline(always)]
-fn record(
-    ctx: &RetProbeContext,
-    thread: &mut ThreadRecord,
-    row: &ProbeRow,
-    size: u64,
-    handle: u64,
-) -> Option<()> {
+pub fn record(caller: &Caller, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
+    let &Acquired { handle, size, .. } = acquired;
     let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle };
+    if row.flags & flags::COUNTED != 0 && add_reference(thread, &key) {
+        return None;
+    }
     let sample_rate = setting!(sample_rate);
-    let in_range = size >= setting!(min_size) && size <= setting!(max_size);
+    let in_range = row.size == size::NONE || (size >= setting!(min_size) && size <= setting!(max_size));
     if !in_range || (sample_rate > 1 && !sampled(thread, sample_rate)) {
         // The address may be one whose release we did not see: its older record is void.
         let _ = ALLOCATIONS.remove(&key);
         return None;
     }
-    let allocation = Allocation {
-        size,
-        stack_id: stack::capture(ctx, thread),
-        time_ns: now(),
-        tid: thread.tid,
-        generation: thread.generation,
-    };
-    if ALLOCATIONS.insert(&key, &allocation, BPF_ANY as u64).is_err() {
+    let stack_id = stack::capture(caller, thread);
+    enter(thread, row, &key, size, stack_id, acquired.entered_ns)
+}
+
+/// The same for a further handle of the same call.
+#[inline(always)]
+fn record_another(thread: &ThreadRecord, row: &ProbeRow, handle: u64) {
+    let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle };
+    let _ = enter(thread, row, &key, 0, thread.stack_id, 0);
+}
+
+#[inline(always)]
+fn enter(
+    thread: &ThreadRecord,
+    row: &ProbeRow,
+    key: &AllocationKey,
+    size: u64,
+    stack_id: u64,
+    entered_ns: u64,
+) -> Option<()> {
+    let time_ns = now();
+    let allocation =
+        Allocation { size, stack_id, time_ns, tid: thread.tid, generation: thread.generation, count: 1 };
+    if row.flags & flags::EARLY_RELEASE != 0 {
+        enter_unless_released(key, &allocation, entered_ns)?;
+    } else if ALLOCATIONS.insert(key, &allocation, BPF_ANY as u64).is_err() {
         count(Stat::LostAllocations);
         return None;
     }
@@ -235,12 +324,47 @@ fn record(
             tgid: thread.tgid,
             tid: thread.tid,
             resource: row.resource,
-            handle,
+            handle: key.handle,
             size,
-            time_ns: allocation.time_ns,
-            stack_id: allocation.stack_id,
+            time_ns,
+            stack_id,
         };
         send(&event, Wake::Soon);
+    }
+    Some(())
+}
+
+/// One more reference to what is outstanding already. Says whether it is.
+#[inline(always)]
+fn add_reference(thread: &ThreadRecord, key: &AllocationKey) -> bool {
+    let Some(found) = ALLOCATIONS.get_ptr_mut(key) else { return false };
+    // SAFETY: an aligned map value; its count is only ever added to atomically.
+    unsafe {
+        if (*found).generation != thread.generation {
+            return false;
+        }
+        add(&raw mut (*found).count, 1);
+    }
+    true
+}
+
+/// Enters a record, unless its handle was released after the call that acquired it was entered.
+#[inline(always)]
+fn enter_unless_released(key: &AllocationKey, allocation: &Allocation, entered_ns: u64) -> Option<()> {
+    if ALLOCATIONS.insert(key, allocation, BPF_NOEXIST as u64).is_ok() {
+        return Some(());
+    }
+    if let Some(found) = ALLOCATIONS.get_ptr(key) {
+        // SAFETY: an aligned map value that only this handle's users change.
+        let (generation, time_ns) = unsafe { ((*found).generation, (*found).time_ns) };
+        if generation == RELEASED_EARLY && time_ns >= entered_ns {
+            let _ = ALLOCATIONS.remove(key);
+            return None;
+        }
+    }
+    if ALLOCATIONS.insert(key, allocation, BPF_ANY as u64).is_err() {
+        count(Stat::LostAllocations);
+        return None;
     }
     Some(())
 }
@@ -249,12 +373,21 @@ fn record(
 #[inline(always)]
 pub fn release_enter(ctx: &ProbeContext) -> Option<()> {
     let (_, row) = row(ctx.regs.cast())?;
-    let handle = Arguments::of(ctx).get(row.release_arg);
-    if handle == 0 {
+    let handle = handle_to_release(row, &Arguments::of(ctx));
+    if is_none(row, handle) {
         return None;
     }
+    release(row, handle)
+}
+
+/// The same, for a handle.
+#[inline(always)]
+pub fn release(row: &ProbeRow, handle: u64) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let key = AllocationKey { tgid: (pid_tgid >> 32) as u32, resource: row.resource, handle };
+    if row.flags & flags::COUNTED != 0 && drop_reference(&key) {
+        return Some(());
+    }
     if setting!(flags) & setting_flags::TRACE == 0 {
         ALLOCATIONS.remove(&key).ok()?;
         count(Stat::Released);
@@ -268,6 +401,17 @@ pub fn release_enter(ctx: &ProbeContext) -> Option<()> {
     count(Stat::Released);
     send_release(key.tgid, pid_tgid as u32, row, handle, size);
     Some(())
+}
+
+/// One reference less to what has several. Says whether any is left.
+#[inline(always)]
+fn drop_reference(key: &AllocationKey) -> bool {
+    let Some(found) = ALLOCATIONS.get_ptr_mut(key) else { return false };
+    // SAFETY: an aligned map value; its count is only ever added to atomically.
+    unsafe {
+        add(&raw mut (*found).count, u64::MAX);
+        core::ptr::read_volatile(&raw const (*found).count) as i64 > 0
+    }
 }
 
 /// The thread's pending calls will not return. `mend` puts their return addresses back on the stack: an unwinder that
@@ -327,6 +471,8 @@ fn requested_size(row: &ProbeRow, args: &Arguments) -> u64 {
     match row.size {
         size::ARG => args.get(row.size_arg),
         size::PRODUCT => product(args.get(row.size_arg), args.get(row.size_arg2)),
+        // Read when the call returns.
+        size::BEHIND_ARG => args.get(row.size_arg),
         size::CONSTANT => row.constant,
         _ => 0,
     }
@@ -341,42 +487,87 @@ fn product(a: u64, b: u64) -> u64 {
     if fits || a == 0 || b == 0 { a.wrapping_mul(b) } else { u64::MAX }
 }
 
+/// What tells of success does so.
+#[inline(always)]
+fn succeeded(row: &ProbeRow, returned: u64) -> bool {
+    let value = if row.flags & flags::WIDE_RETURN != 0 { returned as i64 } else { returned as i32 as i64 };
+    match row.success {
+        success::EQUAL => value == row.success_value,
+        success::NOT_EQUAL => value != row.success_value,
+        success::AT_LEAST => value >= row.success_value,
+        success::AT_MOST => value <= row.success_value,
+        success::NEVER => false,
+        _ => true,
+    }
+}
+
 /// What the call handed out, or `None` where it failed. A row without a handle gives 0.
 #[inline(always)]
 fn acquired_handle(row: &ProbeRow, call: &PendingCall, returned: u64) -> Option<u64> {
-    if row.success == success::RETURN_ZERO && returned as u32 != 0 {
+    if !succeeded(row, returned) {
         return None;
     }
-    let acquired = match row.handle {
+    let word = match row.handle {
         handle::NONE => return Some(0),
-        handle::BEHIND_ARG => {
-            // SAFETY: the helper checks the address.
-            match unsafe { bpf_probe_read_user(call.out_pointer as *const u64) } {
-                Ok(acquired) => acquired,
-                Err(_) => {
-                    count(Stat::LostAllocations);
-                    return None;
-                }
+        handle::ARG => call.out_pointer,
+        handle::BEHIND_ARG | handle::BEHIND_RETURN => {
+            let base = if row.handle == handle::BEHIND_ARG { call.out_pointer } else { returned };
+            if base == 0 || base == u64::MAX {
+                return None;
             }
+            let Some(word) = read_word(base.wrapping_add(row.handle_offset as u64), row.handle_width) else {
+                count(Stat::LostAllocations);
+                return None;
+            };
+            word
         }
         _ => returned,
     };
-    if acquired == 0 || (row.success == success::HANDLE && acquired == u64::MAX) {
+    let acquired = narrow(row, word);
+    if is_none(row, acquired) || (row.success == success::HANDLE && acquired == u64::MAX) {
         None
     } else {
         Some(acquired)
     }
 }
 
+/// A word of 4 or 8 bytes of the target's memory.
+#[inline(always)]
+fn read_word(address: u64, width: u8) -> Option<u64> {
+    // SAFETY: the helper checks the address.
+    unsafe {
+        if width == 4 {
+            bpf_probe_read_user(address as *const u32).ok().map(u64::from)
+        } else {
+            bpf_probe_read_user(address as *const u64).ok()
+        }
+    }
+}
+
+/// [`PendingCall::has_released`].
+const NOTHING: u16 = 0;
+/// `released` holds a record that was taken out of the table.
+const RECORD: u16 = 1;
+/// One reference of several was given back; the record is still in the table.
+const REFERENCE: u16 = 2;
+
 /// Takes the record that begins at the released handle out of the table and into the call.
 #[inline(always)]
 fn take_out(tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
     let key = AllocationKey { tgid, resource: row.resource, handle: call.released_handle };
+    if row.flags & flags::COUNTED != 0 && drop_reference(&key) {
+        call.has_released = REFERENCE;
+        return;
+    }
     if let Some(found) = ALLOCATIONS.get_ptr(&key) {
         // SAFETY: a record changes only while its block is acquired, and this thread is about to release it.
         call.released = unsafe { *found };
+        if call.released.generation == RELEASED_EARLY {
+            return;
+        }
+        call.released.count = 1;
         if ALLOCATIONS.remove(&key).is_ok() {
-            call.has_released = 1;
+            call.has_released = RECORD;
         }
     }
 }
@@ -384,11 +575,21 @@ fn take_out(tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
 /// The call did not release what it had taken out.
 #[inline(always)]
 fn put_back(tgid: u32, call: &PendingCall) {
-    if call.has_released == 0 {
+    if call.has_released == NOTHING {
         return;
     }
     let Some(row) = PROBES.get(call.row) else { return };
     let key = AllocationKey { tgid, resource: row.resource, handle: call.released_handle };
+    if row.flags & flags::COUNTED != 0
+        && let Some(found) = ALLOCATIONS.get_ptr_mut(&key)
+    {
+        // SAFETY: an aligned map value; its count is only ever added to atomically.
+        unsafe { add(&raw mut (*found).count, 1) };
+        return;
+    }
+    if call.has_released != RECORD {
+        return;
+    }
     // After a return that we missed the address may be another block's by now.
     if !matches!(ALLOCATIONS.insert(&key, &call.released, BPF_NOEXIST as u64), Ok(()) | Err(EEXIST)) {
         count(Stat::LostAllocations);
@@ -402,15 +603,19 @@ fn put_back(tgid: u32, call: &PendingCall) {
 #[inline(always)]
 fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
     let is_range = row.flags & flags::RANGE != 0;
-    let pages = pages(call.released_len);
-    if call.has_released != 0 {
+    let is_span = row.flags & flags::SPAN != 0;
+    let pages = if is_span { call.released_len } else { pages(call.released_len) };
+    if call.has_released == RECORD {
         if is_range && pages_of(&call.released) > pages {
             keep_rest(thread.tgid, row, call, pages);
         } else {
             released(thread, row, call.released_handle, call.released.size);
         }
     }
-    if is_range && pages > 0 {
+    if row.flags & flags::EARLY_RELEASE != 0 && call.has_released == NOTHING {
+        release_early(thread, row, call);
+    }
+    if (is_range || is_span) && pages > 0 {
         let event = Event {
             kind: event::kind::UNMAP,
             tgid: thread.tgid,
@@ -422,6 +627,27 @@ fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
             stack_id: 0,
         };
         send(&event, Wake::Lazily);
+    }
+}
+
+/// What is released is not known: it may be handed out yet, by a call that has not returned. So a mark is left for it.
+#[inline(always)]
+fn release_early(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
+    let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle: call.released_handle };
+    let mark =
+        Allocation { generation: RELEASED_EARLY, time_ns: call.time_ns, count: 1, ..Allocation::default() };
+    for _ in 0..2 {
+        if let Some(found) = ALLOCATIONS.get_ptr(&key) {
+            // SAFETY: an aligned map value that only this handle's users change.
+            let (is_mark, size) = unsafe { ((*found).generation == RELEASED_EARLY, (*found).size) };
+            if ALLOCATIONS.remove(&key).is_ok() && !is_mark {
+                released(thread, row, call.released_handle, size);
+                return;
+            }
+        }
+        if ALLOCATIONS.insert(&key, &mark, BPF_NOEXIST as u64).is_ok() {
+            return;
+        }
     }
 }
 

@@ -323,7 +323,16 @@ mod tests {
     }
 
     fn run(snapshot: &Snapshot, settings: &ReportSettings) -> Aggregated {
-        aggregate(snapshot, settings, false, &mut History::default())
+        aggregate(snapshot, &catalog(), settings, false, &mut History::default())
+    }
+
+    fn catalog() -> Catalog {
+        Catalog::new([Resource::Heap, Resource::Mmap, Resource::Fd].map(ResourceInfo::built_in))
+    }
+
+    fn by_resource(aggregated: &Aggregated) -> Vec<(&str, u64, u64)> {
+        let totals = aggregated.by_resource.iter();
+        totals.map(|total| (total.resource.name.as_str(), total.bytes, total.count)).collect()
     }
 
     fn ids(aggregated: &Aggregated) -> Vec<u64> {
@@ -333,7 +342,9 @@ mod tests {
     #[test]
     fn nothing_outstanding_is_an_empty_report() {
         let totals = Totals { acquired: 20, released: 7, ..Totals::default() };
-        assert_eq!(run(&snapshot(vec![]), &settings()), Aggregated { totals, groups: vec![] });
+        let empty = run(&snapshot(vec![]), &settings());
+        assert_eq!((empty.totals, empty.groups.len()), (totals, 0));
+        assert_eq!(by_resource(&empty), [("heap", 0, 0), ("mmap", 0, 0), ("fd", 0, 0)]);
     }
 
     #[test]
@@ -362,7 +373,7 @@ mod tests {
         ]);
         let result = run(&snapshot, &settings);
         assert_eq!((result.totals.bytes, result.totals.count, ids(&result)), (8, 1, vec![1]));
-        let last = aggregate(&snapshot, &settings, true, &mut History::default());
+        let last = aggregate(&snapshot, &catalog(), &settings, true, &mut History::default());
         assert_eq!((last.totals.bytes, last.totals.count, ids(&last)), (56, 3, vec![2, 1]));
     }
 
@@ -411,7 +422,7 @@ mod tests {
         let settings = ReportSettings { sort: SortKey::Growth, ..settings() };
         let mut history = History::default();
         let grown = |snapshot: &Snapshot, history: &mut History| -> Vec<(u64, i128)> {
-            let groups = aggregate(snapshot, &settings, false, history).groups;
+            let groups = aggregate(snapshot, &catalog(), &settings, false, history).groups;
             groups.iter().map(|group| (group.key.stack_id, group.growth)).collect()
         };
         let first = snapshot(vec![outstanding(1, 1, 100, 1), outstanding(2, 2, 50, 1)]);
@@ -429,10 +440,61 @@ mod tests {
         let settings = ReportSettings { top: 1, ..settings() };
         let mut history = History::default();
         let before = snapshot(vec![outstanding(1, 1, 100, 1), outstanding(2, 2, 50, 1)]);
-        assert_eq!(ids(&aggregate(&before, &settings, false, &mut history)), [1]);
+        assert_eq!(ids(&aggregate(&before, &catalog(), &settings, false, &mut history)), [1]);
         let now = snapshot(vec![outstanding(1, 1, 100, 1), outstanding(2, 2, 110, 1)]);
-        let group = aggregate(&now, &settings, false, &mut history).groups.remove(0);
+        let group = aggregate(&now, &catalog(), &settings, false, &mut history).groups.remove(0);
         assert_eq!((group.key.stack_id, group.growth), (2, 60));
+    }
+
+    fn descriptor(stack_id: u64, handle: u64) -> Outstanding {
+        Outstanding { resource: Resource::Fd, ..outstanding(stack_id, handle, 0, handle * MS) }
+    }
+
+    #[test]
+    fn each_table_has_its_own_top_and_what_has_no_size_goes_by_count() {
+        let mapping = Outstanding { resource: Resource::Mmap, ..outstanding(3, 7, 4096, 1) };
+        let snapshot = snapshot(vec![
+            descriptor(1, 3),
+            descriptor(2, 4),
+            descriptor(2, 5),
+            outstanding(1, 1, 1, 1),
+            outstanding(2, 2, 2, 1),
+            mapping,
+        ]);
+        let result = run(&snapshot, &ReportSettings { top: 2, ..settings() });
+        let groups = result.groups.iter();
+        let groups: Vec<_> =
+            groups.map(|group| (group.key.resource, group.key.stack_id, group.count)).collect();
+        let (heap, mmap, fd) = (Resource::Heap, Resource::Mmap, Resource::Fd);
+        assert_eq!(groups, [(mmap, 3, 1), (heap, 2, 1), (fd, 2, 2), (fd, 1, 1)]);
+        assert_eq!(by_resource(&result), [("heap", 3, 2), ("mmap", 4096, 1), ("fd", 0, 3)]);
+        assert_eq!((result.totals.bytes, result.totals.count), (4099, 6));
+        // Descriptors are listed without -a, too: their summary needs them.
+        let listed: Vec<bool> = result.groups.iter().map(|group| group.allocations.is_some()).collect();
+        assert_eq!(listed, [false, false, true, true]);
+        let combined = run(&snapshot, &ReportSettings { combined_only: true, ..settings() });
+        assert!(combined.groups.iter().all(|group| group.allocations.is_none()));
+    }
+
+    #[test]
+    fn what_is_not_traced_has_a_table_of_its_own() {
+        let dir = Outstanding { resource: Resource::Dir, ..outstanding(1, 1, 0, 1) };
+        let result = run(&snapshot(vec![dir, descriptor(1, 3)]), &settings());
+        let names: Vec<_> = by_resource(&result).into_iter().map(|(name, ..)| name.to_owned()).collect();
+        assert_eq!(names, ["heap", "mmap", "fd", "dir"]);
+        assert_eq!(result.groups.len(), 2);
+    }
+
+    #[test]
+    fn growth_of_what_has_no_size_is_in_numbers() {
+        let settings = ReportSettings { sort: SortKey::Growth, ..settings() };
+        let mut history = History::default();
+        let mut grown = |snapshot: Snapshot| -> Vec<i128> {
+            let groups = aggregate(&snapshot, &catalog(), &settings, false, &mut history).groups;
+            groups.iter().map(|group| group.growth).collect()
+        };
+        assert_eq!(grown(snapshot(vec![descriptor(1, 3), descriptor(1, 4)])), [2]);
+        assert_eq!(grown(snapshot(vec![descriptor(1, 3), descriptor(2, 4)])), [1, -1]);
     }
 
     #[test]
@@ -442,7 +504,7 @@ mod tests {
         assert_eq!(result.totals, Totals { bytes: 80, count: 10, acquired: 200, released: 70 });
         let group = &result.groups[0];
         assert_eq!((group.bytes, group.count, group.growth, group.oldest_ns), (80, 10, 80, 5 * MS));
-        let lines = vec![AllocationLine { address: 0xa, size: 8, age_ms: 5 }];
+        let lines = vec![AllocationLine { address: 0xa, size: 8, age_ms: 5, now: None }];
         assert_eq!(group.allocations, Some(lines));
     }
 

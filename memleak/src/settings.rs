@@ -14,6 +14,7 @@ use crate::{
     probe::{
         resource::{Catalog, ResourceInfo},
         spec::UserResource,
+        table::Row,
     },
 };
 
@@ -86,10 +87,12 @@ pub struct ReportSettings {
 /// What is captured, in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureSettings {
-    /// Built-in resources.
+    /// What is traced (`-r`): built-in resources, and behind them those that users have described.
     pub resources: Vec<Resource>,
-    /// Resources that users have described.
+    /// Those that users have described, by the number of [`Resource::Custom`].
     pub user_resources: Vec<UserResource>,
+    /// Their rows of the probe table.
+    pub user_rows: Vec<Row>,
     /// Smallest size in bytes (`-z`).
     pub min_size: u64,
     /// Largest size in bytes (`-Z`).
@@ -117,7 +120,13 @@ pub struct CaptureSettings {
 impl CaptureSettings {
     /// The resources that are traced.
     pub fn catalog(&self) -> Catalog {
-        Catalog::new(self.resources.iter().map(|resource| ResourceInfo::built_in(*resource)))
+        Catalog::new(self.resources.iter().map(|resource| match resource {
+            Resource::Custom(number) => match self.user_resources.get(usize::from(*number)) {
+                Some(user) => ResourceInfo::of_user(*resource, user),
+                None => ResourceInfo::built_in(*resource),
+            },
+            built_in => ResourceInfo::built_in(*built_in),
+        }))
     }
 
     /// Stacks are walked by unwind tables.
@@ -293,8 +302,9 @@ impl Settings {
             cli.error_exitcode.as_deref().map(|text| ERROR_EXITCODE.parse(text)).transpose()?;
         let selection = resources::select(&cli)?;
         let capture = CaptureSettings {
-            resources: selection.built_in,
+            resources: selection.resources,
             user_resources: selection.user,
+            user_rows: selection.rows,
             ..resolve_capture(&cli)?
         };
         let report = resolve_report(&cli)?;
@@ -398,6 +408,7 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
     Ok(CaptureSettings {
         resources: Vec::new(),
         user_resources: Vec::new(),
+        user_rows: Vec::new(),
         min_size,
         max_size,
         trace: cli.trace,

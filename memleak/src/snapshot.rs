@@ -97,11 +97,13 @@ pub struct Snapshot {
     pub lost: Lost,
 }
 
-/// A range that was unmapped, or mapped over.
+/// A range that was unmapped, or mapped over; or a span of handles that was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unmap {
     /// Process.
     pub pid: u32,
+    /// What was released.
+    pub resource: Resource,
     /// Its first address.
     pub start: u64,
     /// The address after its last.
@@ -128,6 +130,8 @@ pub fn apply_unmaps(records: Vec<Outstanding>, unmaps: &mut Vec<Unmap>) -> Appli
     if unmaps.is_empty() {
         return Applied { outstanding: records, dead: Vec::new() };
     }
+    let mut dead = Vec::new();
+    let records = apply_spans(records, unmaps, &mut dead);
     let (ranges, mut outstanding): (Vec<_>, Vec<_>) =
         records.into_iter().partition(|record| record.resource == Resource::Mmap);
     // Several records may begin at one address only after a loss; each is cut all the same.
@@ -150,7 +154,6 @@ pub fn apply_unmaps(records: Vec<Outstanding>, unmaps: &mut Vec<Unmap>) -> Appli
         }
         applies
     });
-    let mut dead = Vec::new();
     for (range, cuts) in by_start.into_values().flatten() {
         let before = outstanding.len();
         outstanding.extend(pieces(&range, cuts));
@@ -159,6 +162,28 @@ pub fn apply_unmaps(records: Vec<Outstanding>, unmaps: &mut Vec<Unmap>) -> Appli
         }
     }
     Applied { outstanding, dead }
+}
+
+/// Takes out what was released by spans of handles (close_range), and the spans with it: `unmaps` keeps ranges of
+/// addresses.
+fn apply_spans(
+    records: Vec<Outstanding>,
+    unmaps: &mut Vec<Unmap>,
+    dead: &mut Vec<Outstanding>,
+) -> Vec<Outstanding> {
+    let spans: Vec<Unmap> = unmaps.extract_if(.., |unmap| unmap.resource != Resource::Mmap).collect();
+    if spans.is_empty() {
+        return records;
+    }
+    let (released, left) = records.into_iter().partition(|record| {
+        spans.iter().any(|span| {
+            (span.pid, span.resource) == (record.pid, record.resource)
+                && (span.start..span.end).contains(&record.handle)
+                && record.time_ns < span.time_ns
+        })
+    });
+    dead.extend::<Vec<_>>(released);
+    left
 }
 
 /// Bytes of a page.
@@ -198,7 +223,7 @@ mod tests {
     }
 
     fn unmap(start: u64, end: u64, time_ns: u64) -> Unmap {
-        Unmap { pid: 1, start, end, time_ns }
+        Unmap { pid: 1, resource: Resource::Mmap, start, end, time_ns }
     }
 
     fn apply(records: &[Outstanding], unmaps: &mut Vec<Unmap>) -> (Vec<(u64, u64)>, usize) {
@@ -255,5 +280,25 @@ mod tests {
         let mut heap = range(0x10000, 0x1000, 1);
         heap.resource = Resource::Heap;
         assert_eq!(apply(&[heap], &mut vec![unmap(0, u64::MAX, 2)]), (vec![(0x10000, 0x1000)], 0));
+    }
+
+    #[test]
+    fn a_span_releases_handles_and_no_other_resource() {
+        let fd = |handle: u64, time_ns| Outstanding {
+            resource: Resource::Fd,
+            handle,
+            address: handle,
+            size: 0,
+            ..range(0, 0, time_ns)
+        };
+        let file = Outstanding { resource: Resource::File, ..fd(4, 1) };
+        let records = vec![fd(3, 1), fd(4, 1), fd(5, 1), fd(6, 9), range(4096, 4096, 1), file];
+        let mut spans = vec![Unmap { resource: Resource::Fd, ..unmap(4, 1 << 32, 5) }];
+        let applied = apply_unmaps(records.clone(), &mut spans);
+        assert_eq!(applied.dead, [fd(4, 1), fd(5, 1)]);
+        let mut left = applied.outstanding;
+        left.sort_by_key(|record| (record.address, record.resource));
+        assert_eq!(left, [fd(3, 1), file, fd(6, 9), range(4096, 4096, 1)]);
+        assert!(spans.is_empty(), "it is done with");
     }
 }

@@ -265,6 +265,16 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
         "another name",
     ),
     (
+        &["-p", "1", "--acquire", "f -> *arg1 as int", "--release", "g(arg1)"],
+        "resource f: 'f -> *arg1 as int': nothing says when an int",
+        "add a condition",
+    ),
+    (
+        &["-p", "1", "--acquire", "f -> ret, arg2", "--release", "g(arg1)"],
+        "resource f: 'f -> ret, arg2': a second handle must be right behind",
+        "write it as *argN",
+    ),
+    (
         &["-p", "1", "--resources-file", "/nope/x.toml"],
         "/nope/x.toml: cannot be read: No such",
         "name a file",

@@ -32,8 +32,12 @@ fn selected(arguments: &[&str]) -> (Vec<Resource>, Vec<String>) {
     let all = ["memleak", "-p", "1"].iter().chain(arguments);
     let settings =
         Settings::from_args(all).unwrap_or_else(|message| panic!("{arguments:?}: {}", message.text));
-    let names = settings.capture.user_resources.into_iter().map(|resource| resource.name).collect();
-    (settings.capture.resources, names)
+    let names: Vec<String> =
+        settings.capture.user_resources.into_iter().map(|resource| resource.name).collect();
+    let is_built_in = |resource: &Resource| !matches!(resource, Resource::Custom(_));
+    let (built_in, user): (Vec<_>, Vec<_>) = settings.capture.resources.into_iter().partition(is_built_in);
+    assert_eq!(user, (0..names.len() as u16).map(Resource::Custom).collect::<Vec<_>>(), "{arguments:?}");
+    (built_in, names)
 }
 
 fn user_resources(arguments: &[&str]) -> Vec<UserResource> {
@@ -62,6 +66,7 @@ fn naming_resources_replaces_the_default() {
     let cases: &[(&[&[&str]], &[Resource], &[&str])] = &[
         (&[], &[HEAP, MMAP], &[]),
         (&[&["-r", "mmap"]], &[MMAP], &[]),
+        (&[&["-r", "fd,sqlite-stmt"]], &[Resource::Fd, Resource::SqliteStmt], &[]),
         (&[&["-r", "mmap, heap,mmap"]], &[MMAP, HEAP], &[]),
         (&[&["-r", "mmap", "--resource=heap"]], &[MMAP, HEAP], &[]),
         (&[FOO], &[], &["foo_open"]),

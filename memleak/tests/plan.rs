@@ -14,7 +14,7 @@ use memleak::{
             AttachPoint, Plan, PlanError, PlanOptions, ProgramKind, SkipReason, check_object_argument, plan,
             symbol_names,
         },
-        table::{Role, TABLE},
+        table::{DEFAULT_RESOURCES, Role, TABLE},
     },
     proc::{maps::read_maps, memory::ProcessMemory},
     target::{
@@ -66,8 +66,9 @@ fn check_against_symbols(plan: &Plan, file: &Path, symbols: &[&NmSymbol], applie
     let by_role = |wanted: &[Role]| -> BTreeSet<u64> {
         let names: HashSet<_> = TABLE
             .iter()
-            .filter(|row| wanted.contains(&row.role) && applies(row.function))
-            .map(|row| row.function)
+            .filter(|row| row.serves(DEFAULT_RESOURCES))
+            .filter(|row| wanted.contains(&row.role) && applies(&row.function))
+            .map(|row| &*row.function)
             .collect();
         symbols.iter().filter(|symbol| names.contains(&*symbol.name)).map(|symbol| symbol.vaddr).collect()
     };

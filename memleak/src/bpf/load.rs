@@ -1,6 +1,6 @@
 //! Loads the BPF object: settings in, programs verified, lifecycle programs attached.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::{collections::HashSet, os::unix::fs::MetadataExt as _};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -9,7 +9,7 @@ use aya::{
     util::KernelVersion,
 };
 use memleak_common::{
-    probe::{MAX_PROBES, ProbeRow},
+    probe::{MAX_PROBES, ProbeRow, Resource, handle},
     settings::{Settings as KernelSettings, flags},
     thread::Target,
 };
@@ -22,6 +22,7 @@ use super::{
     unwind,
 };
 use crate::{
+    probe::table::Row,
     proc::btf,
     settings::{CaptureSettings, ReportSettings, UnwindMode},
 };
@@ -72,7 +73,7 @@ pub struct Loaded {
 pub fn load(
     capture: &CaptureSettings,
     report: &ReportSettings,
-    rows: &[ProbeRow],
+    rows: &[Row],
     unwind_words: u32,
     verbosity: u8,
 ) -> Result<Loaded, BpfError> {
@@ -95,11 +96,11 @@ pub fn load(
 fn load_with(
     capture: &CaptureSettings,
     report: &ReportSettings,
-    rows: &[ProbeRow],
+    rows: &[Row],
     unwind_words: u32,
     verbosity: u8,
 ) -> Result<Loaded, BpfError> {
-    let settings = kernel_settings(capture, report)?;
+    let settings = kernel_settings(capture, report, rows)?;
     let walks_tables = capture.walks_tables();
     // What is not used takes no memory.
     let room = |entries: u32, is_used: bool| if is_used { entries } else { 1 };
@@ -143,11 +144,24 @@ fn check_kernel() -> Result<(), BpfError> {
     Ok(())
 }
 
-fn kernel_settings(capture: &CaptureSettings, report: &ReportSettings) -> Result<KernelSettings, BpfError> {
+/// The rows are of several groups: calls of one can be made while one of another is pending.
+fn has_several_groups(rows: &[Row], resources: &[Resource]) -> bool {
+    let acquiring = rows.iter().filter(|row| row.probe.handle != handle::NONE && row.serves(resources));
+    acquiring.map(|row| row.probe.group).collect::<HashSet<_>>().len() > 1
+}
+
+fn kernel_settings(
+    capture: &CaptureSettings,
+    report: &ReportSettings,
+    rows: &[Row],
+) -> Result<KernelSettings, BpfError> {
     let mut bits = 0;
     let mut task_tgid_offset = 0;
     if capture.trace {
         bits |= flags::TRACE;
+    }
+    if has_several_groups(rows, &capture.resources) {
+        bits |= flags::READ_RETURNS;
     }
     if capture.follow_forks {
         bits |= flags::FOLLOW_FORKS;
@@ -186,7 +200,7 @@ fn own_pid_namespace() -> (u64, u64) {
     }
 }
 
-fn fill_rows(ebpf: &mut Ebpf, rows: &[ProbeRow]) -> Result<(), BpfError> {
+fn fill_rows(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
     const MAP: &str = "PROBES";
     if rows.len() > MAX_PROBES as usize {
         return Err(BpfError::Map { map: MAP, reason: format!("more than {MAX_PROBES} rows") });
@@ -195,7 +209,7 @@ fn fill_rows(ebpf: &mut Ebpf, rows: &[ProbeRow]) -> Result<(), BpfError> {
     let error = |error: aya::maps::MapError| BpfError::Map { map: MAP, reason: chain(&error) };
     let mut probes: Array<_, ProbeRow> = Array::try_from(map).map_err(error)?;
     for (index, row) in (0..).zip(rows) {
-        probes.set(index, row, 0).map_err(error)?;
+        probes.set(index, row.probe, 0).map_err(error)?;
     }
     Ok(())
 }

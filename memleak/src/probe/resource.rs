@@ -26,7 +26,20 @@ pub struct ResourceInfo {
 }
 
 /// Built-in resources of processes, in the order in which they are listed.
-pub const OF_PROCESSES: &[Resource] = &[Resource::Heap, Resource::Mmap];
+pub const OF_PROCESSES: &[Resource] = &[
+    Resource::Heap,
+    Resource::Mmap,
+    Resource::Fd,
+    Resource::File,
+    Resource::Dir,
+    Resource::Sqlite,
+    Resource::SqliteStmt,
+    Resource::Thread,
+    Resource::Mutex,
+    Resource::Dl,
+    Resource::Ssl,
+    Resource::Python,
+];
 
 /// What memory is called in a heading, as in bcc's.
 const MEMORY: &str = "allocations";
@@ -41,15 +54,26 @@ impl ResourceInfo {
             Resource::Pages => ("the kernel's pages", MEMORY),
             Resource::Vmalloc => ("ranges of the kernel's vmalloc", MEMORY),
             Resource::Percpu => ("the kernel's per-CPU memory", MEMORY),
+            Resource::Fd => ("file descriptors", "file descriptors"),
+            Resource::File => ("the C library's streams (FILE)", "streams"),
+            Resource::Dir => ("the C library's directory streams (DIR)", "directory streams"),
+            Resource::Sqlite => ("connections to SQLite databases", "SQLite connections"),
+            Resource::SqliteStmt => ("SQLite's prepared statements", "SQLite statements"),
+            Resource::Thread => ("threads neither joined nor detached", "threads"),
+            Resource::Mutex => ("POSIX mutexes that are locked", "locked mutexes"),
+            Resource::Dl => ("objects loaded by dlopen", "loaded objects"),
+            Resource::Ssl => ("OpenSSL's objects", "OpenSSL objects"),
+            Resource::Python => ("blocks of Python's allocators", "Python allocations"),
+            Resource::Custom(_) => ("described by the user", "resources of the user"),
         };
         Self {
             resource,
             name: resource.name().to_owned(),
             description: description.to_owned(),
             unit: unit.to_owned(),
-            has_size: unit == MEMORY,
-            is_number: false,
-            is_descriptor: false,
+            has_size: resource.has_size(),
+            is_number: resource == Resource::Fd,
+            is_descriptor: resource == Resource::Fd,
         }
     }
 
@@ -62,7 +86,7 @@ impl ResourceInfo {
             description: user.description.clone(),
             unit: unit.clone(),
             has_size: user.acquires.iter().any(|acquire| acquire.size != Size::None),
-            is_number: user.acquires.iter().all(|acquire| acquire.handle.width == Width::Int),
+            is_number: user.width() == Width::Int,
             is_descriptor: false,
         }
     }
@@ -83,6 +107,7 @@ pub fn table_of(resource: Resource) -> Resource {
         | Resource::Pages
         | Resource::Vmalloc
         | Resource::Percpu => Resource::Heap,
+        other => other,
     }
 }
 

@@ -16,7 +16,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use log::{debug, info, warn};
-use memleak_common::{event::kind, probe::ProbeRow};
+use memleak_common::{event::kind, probe::Resource};
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 
 pub use error::SessionError;
@@ -33,7 +33,7 @@ use crate::{
     probe::{
         plan::{Plan, PlanError, PlanOptions, check_object_argument, plan, symbol_names},
         resource::Catalog,
-        table::TABLE,
+        table::{Row, TABLE},
     },
     proc::{
         limits::raise_open_files,
@@ -114,6 +114,8 @@ pub struct Session {
     log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
     probes: Probes,
     reader: Reader,
+    /// The table of this run.
+    rows: Vec<Row>,
     symbolizer: Symbolizer,
     /// `None` where stacks are walked otherwise.
     unwinding: Option<Unwinding>,
@@ -179,7 +181,7 @@ impl Session {
     /// Loads the programs, and enters the unwind tables of `processes`.
     fn load(settings: Settings, sink: Sink, processes: &[Process]) -> Result<Self, SessionError> {
         let catalog = settings.capture.catalog();
-        let rows: Vec<ProbeRow> = TABLE.iter().map(|row| row.probe).collect();
+        let rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
         // The tables first: an array's size is set when it is made.
         let mut tables = ProcessTables::default();
         let mut objects = Vec::new();
@@ -205,7 +207,8 @@ impl Session {
             events,
             log,
             probes: Probes::new(loaded.uprobes, loaded.mends_stack),
-            reader: Reader::default(),
+            reader: Reader::new(rows.iter().map(|row| row.probe).collect()),
+            rows,
             symbolizer: Symbolizer::new(),
             unwinding,
             sink,
@@ -299,6 +302,8 @@ impl Session {
     fn plan(&mut self, pid: u32, which: Objects) -> Result<Plan, SessionError> {
         let capture = &self.settings.capture;
         let options = PlanOptions {
+            rows: &self.rows,
+            resources: &capture.resources,
             object: capture.object.as_deref(),
             symbols_prefix: capture.symbols_prefix.as_deref(),
             already: None,
@@ -462,6 +467,7 @@ impl Session {
                 kind::ACQUIRE | kind::RELEASE => lines.extend(event_line(&event, pid, &self.catalog)),
                 kind::UNMAP => self.reader.unmapped(Unmap {
                     pid,
+                    resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
                     start: event.handle,
                     end: event.handle.saturating_add(event.size),
                     time_ns: event.time_ns,
@@ -508,7 +514,7 @@ impl Session {
         if by_another_thread {
             self.probes.forget(pid);
         }
-        self.reader.remove_void(&self.ebpf)?;
+        self.reader.remove_void(&self.ebpf, pid)?;
         self.symbolizer.forget(pid);
         if let Some(unwinding) = &mut self.unwinding {
             unwinding.forget(pid);

@@ -11,24 +11,42 @@ use crate::{
     probe::{
         resource::{OF_PROCESSES, ResourceInfo},
         spec::{self, Spec, UserResource, files},
-        table::{Role, TABLE},
+        table::{DEFAULT_RESOURCES, Role, Row, TABLE},
     },
 };
+
+/// What `-k` traces.
+const KERNEL: &[Resource] = &[Resource::Slab, Resource::Pages, Resource::Vmalloc, Resource::Percpu];
 
 /// What `-r`, `--acquire`, `--release` and `--resources-file` come to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// Built-in resources.
-    pub built_in: Vec<Resource>,
-    /// Those that users have described.
+    /// All of them: built-in ones, and behind them [`Resource::Custom`] for each that a user has described.
+    pub resources: Vec<Resource>,
+    /// Those that users have described, by the number of [`Resource::Custom`].
     pub user: Vec<UserResource>,
+    /// Their rows.
+    pub rows: Vec<Row>,
     /// Files of the configuration's folder that were left out, and why.
     pub warnings: Vec<String>,
 }
 
-/// What the command line asks for. Pairs written there are always traced. The resources of a file are all traced,
-/// unless `-r` names some. Without any of these it is `heap` and `mmap`.
+/// What the command line asks for.
 pub(super) fn select(cli: &Cli) -> Result<Selection, UsageError> {
+    let mut selection = choose(cli)?;
+    for (number, user) in (0..).zip(&selection.user) {
+        let resource = Resource::Custom(number);
+        let rows = spec::rows(resource, user)
+            .map_err(|error| UsageError::of_line(&format!("resource {}", user.name), &error))?;
+        selection.resources.push(resource);
+        selection.rows.extend(rows);
+    }
+    Ok(selection)
+}
+
+/// Pairs written there are always traced. The resources of a file are all traced,
+/// unless `-r` names some. Without any of these it is `heap` and `mmap`.
+fn choose(cli: &Cli) -> Result<Selection, UsageError> {
     let of_line = pairs_of(&cli.pairs)?;
     let of_files = named_files(&cli.resources_files)?;
     for resource in of_line.iter().chain(&of_files) {
@@ -42,7 +60,7 @@ pub(super) fn select(cli: &Cli) -> Result<Selection, UsageError> {
     if cli.resources.is_empty() {
         selection.user.extend(of_files);
         if selection.user.is_empty() {
-            selection.built_in = vec![Resource::Heap, Resource::Mmap];
+            selection.resources = if cli.kernel { KERNEL.to_vec() } else { DEFAULT_RESOURCES.to_vec() };
         }
         return Ok(selection);
     }
@@ -50,7 +68,7 @@ pub(super) fn select(cli: &Cli) -> Result<Selection, UsageError> {
     for name in names(&cli.resources)? {
         let has = |resource: &&UserResource| resource.name == name;
         if let Some(resource) = OF_PROCESSES.iter().find(|resource| resource.name() == name) {
-            selection.built_in.push(*resource);
+            selection.resources.push(*resource);
         } else if selection.user.iter().any(|resource| has(&resource)) {
             // It is there already: one of the command line.
         } else if let Some(resource) = of_files.iter().find(has) {
@@ -85,9 +103,10 @@ pub(super) fn list(cli: &Cli) -> Result<(String, Vec<String>), UsageError> {
     for resource in OF_PROCESSES {
         let info = ResourceInfo::built_in(*resource);
         let of_resource = TABLE.iter().filter(|row| {
-            row.probe.resource == *resource as u32 && !matches!(row.role, Role::Abandon | Role::Notice)
+            row.probe.resource == resource.number()
+                && !matches!(row.role, Role::Shield | Role::Abandon | Role::Notice)
         });
-        rows.push((info.name, info.description, of_resource.map(|row| row.function).collect()));
+        rows.push((info.name, info.description, of_resource.map(|row| &*row.function).collect()));
     }
     for resource in named.iter().chain(&others) {
         let acquires = resource.acquires.iter().map(|acquire| acquire.head.function.as_str());

@@ -25,6 +25,7 @@ pub mod files;
 mod group;
 mod lexer;
 mod parser;
+mod rows;
 pub mod toml;
 
 #[cfg(test)]
@@ -34,6 +35,7 @@ use std::fmt;
 
 pub use group::{GroupError, UserResource, group};
 pub use parser::{Kind, SpecError, parse_acquire, parse_condition, parse_handle, parse_release, parse_size};
+pub use rows::{RowError, rows};
 
 /// The highest argument that a specification can name: integer arguments in registers (System V ABI for x86-64, 3.2.3).
 pub const MAX_ARGUMENT: u8 = 6;
@@ -159,7 +161,7 @@ pub enum Size {
 /// A comparison of the return value with a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// What the function returns. `None`: as [`Acquire::success_width`] says.
+    /// What the function returns. `None`: the type of the resource's handles where it returns one, else an int.
     pub width: Option<Width>,
     /// How it is compared.
     pub comparison: Comparison,
@@ -198,19 +200,6 @@ impl Comparison {
             Self::LessOrEqual => "<=",
             Self::Greater => ">",
             Self::GreaterOrEqual => ">=",
-        }
-    }
-}
-
-impl Acquire {
-    /// What the function returns, for its condition: what was said, else the handle's own type where that is what is
-    /// returned, else an int.
-    pub fn success_width(&self) -> Width {
-        let said = self.success.and_then(|condition| condition.width);
-        match self.handle.place {
-            _ if said.is_some() => said.unwrap_or_default(),
-            Place::Return => self.handle.width,
-            _ => Width::Int,
         }
     }
 }

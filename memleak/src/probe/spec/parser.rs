@@ -459,15 +459,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn knows_what_is_compared_without_being_told() {
-        let width = |text| parse_acquire(text).map(|read| read.success_width());
-        assert_eq!(width("f -> ret if ret != 0"), Ok(Width::Long));
-        assert_eq!(width("f -> ret as int if ret >= 0"), Ok(Width::Int));
-        assert_eq!(width("f -> *arg1 if ret == 0"), Ok(Width::Int));
-        assert_eq!(width("f -> *arg1 if ret as long == 0"), Ok(Width::Long));
-    }
-
     /// What is wrong, the column and the words of the error.
     const WRONG_ACQUIRES: &[(&str, usize, &str)] = &[
         ("", 1, "expected OBJECT:FUNCTION or a function, found the end"),
