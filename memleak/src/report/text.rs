@@ -116,7 +116,10 @@ fn write_stack(stack: &StackReport, several_processes: bool, out: &mut dyn Write
         writeln!(out, "\t\t[process {}]", stack.pid)?;
     }
     if let Some(now) = &stack.now {
-        writeln!(out, "\t\t[now: {}]", printable(now))?;
+        match stack.oldest_ms {
+            Some(ms) => writeln!(out, "\t\t[now: {}; open for {ms} ms at most]", printable(now))?,
+            None => writeln!(out, "\t\t[now: {}]", printable(now))?,
+        }
     }
     if stack.frames.is_empty() {
         writeln!(out, "\t\t[stack not recorded: raise --stack-storage-size]")?;

@@ -7,7 +7,12 @@ use log::info;
 use super::{Session, SessionError, wait::millis};
 use crate::{
     aggregate::aggregate,
-    report::{Report, StackReport, TargetInfo, sink::Delivery},
+    proc::links::descriptor_target,
+    report::{
+        Report, StackReport, TargetInfo,
+        descriptors::{MOST_LOOKED_AT, describe},
+        sink::Delivery,
+    },
     settings::TargetSpec,
     snapshot::{Lost, Snapshot},
 };
@@ -43,12 +48,20 @@ impl Session {
         let aggregated =
             aggregate(snapshot, &self.catalog, settings, is_final && self.all_ended(), &mut self.history);
         let mut stacks = Vec::with_capacity(aggregated.groups.len());
-        for group in aggregated.groups {
+        let mut budget = MOST_LOOKED_AT;
+        for mut group in aggregated.groups {
             let stack = snapshot.stacks.get(&group.key.stack_id);
             let frames =
                 stack.map_or_else(Vec::new, |stack| self.symbolizer.symbolize(group.key.pid, &stack.ips));
             let resource = self.catalog.get(group.key.resource);
-            stacks.push(StackReport::new(group, resource, stack, frames, settings));
+            let pid = group.key.pid;
+            let lists = if resource.is_descriptor { group.allocations.as_deref_mut() } else { None };
+            // The number of a process that has ended may be another's by now.
+            let lives = self.traced.get(&pid).is_some_and(|traced| !traced.ended);
+            let now = lists
+                .filter(|_| lives)
+                .and_then(|lines| describe(lines, &mut budget, |fd| descriptor_target(pid, fd)));
+            stacks.push(StackReport { now, ..StackReport::new(group, resource, stack, frames, settings) });
         }
         self.reports += 1;
         let cut_stacks = stacks.iter().filter(|stack| stack.cut.is_some()).count() as u64;

@@ -22,3 +22,4 @@ mod sampling;
 mod targets;
 mod unusual;
 mod unwinding;
+mod user_rows;
