@@ -115,6 +115,8 @@ pub struct Session {
     reader: Reader,
     /// The table of this run.
     rows: Vec<Row>,
+    /// Resources that functions of the target's are probed for.
+    probed: Vec<Resource>,
     symbolizer: Symbolizer,
     /// `None` where stacks are walked otherwise.
     unwinding: Option<Unwinding>,
@@ -188,6 +190,11 @@ impl Session {
         let begin = Instant::now();
         let mut loaded = load::load(&settings.capture, &settings.report, &rows, words, settings.verbosity)?;
         info!("loaded the BPF programs in {} ms", millis(begin.elapsed()));
+        // What was left out by sampling is open, too.
+        let checks_descriptors =
+            settings.capture.resources.contains(&Resource::Fd) && settings.report.sample_rate == 1;
+        let is_probed = |resource: &Resource| !loaded.by_system_calls.contains(resource);
+        let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
         let mut unwinding = loaded.walks_tables.then(|| Unwinding::open(&loaded.ebpf, tables)).transpose()?;
         if let Some(unwinding) = &mut unwinding {
             for (pid, objects) in &objects {
@@ -203,8 +210,9 @@ impl Session {
             events,
             log,
             probes: Probes::new(loaded.uprobes, loaded.mends_stack),
-            reader: Reader::new(rows.iter().map(|row| row.probe).collect()),
+            reader: Reader::new(rows.iter().map(|row| row.probe).collect(), checks_descriptors),
             rows,
+            probed,
             symbolizer: Symbolizer::new(),
             unwinding,
             sink,
@@ -280,6 +288,7 @@ impl Session {
     /// Makes a process known to the kernel side and waits for its end.
     fn add_target(&mut self, pid: u32, comm: String, end: PidFd) -> Result<(), SessionError> {
         load::add_target(&self.ebpf, pid)?;
+        self.reader.add_target(pid);
         let watch =
             readable(end).map_err(|error| SessionError::System("cannot wait for a process", error))?;
         let ended = self.ends.0.clone();
@@ -298,7 +307,7 @@ impl Session {
         let capture = &self.settings.capture;
         let options = PlanOptions {
             rows: &self.rows,
-            resources: &capture.resources,
+            resources: &self.probed,
             object: capture.object.as_deref(),
             symbols_prefix: capture.symbols_prefix.as_deref(),
             already: None,
@@ -310,7 +319,7 @@ impl Session {
         }
         let memory = ProcessMemory::open(pid).ok();
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
-        if which == Objects::All && plan.is_empty() {
+        if which == Objects::All && plan.is_empty() && !self.probed.is_empty() {
             return Err(PlanError::nothing_found(&objects, &options).into());
         }
         for (path, allocator) in &plan.allocators {
