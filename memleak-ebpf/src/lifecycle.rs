@@ -54,6 +54,12 @@ fn new_thread(pid_tgid: u64) -> Option<*mut ThreadRecord> {
     Some(thread)
 }
 
+/// The current process's number in the tool's PID namespace; `None` where it has none there.
+#[inline(always)]
+pub fn current_target_id() -> Option<u32> {
+    target_id(bpf_get_current_pid_tgid())
+}
+
 /// The current process as the map `TARGETS` knows it: in the tool's own PID namespace.
 #[inline(always)]
 fn target_id(pid_tgid: u64) -> Option<u32> {

@@ -8,6 +8,7 @@
 #![feature(core_intrinsics)] // atomic_xadd, see maps.rs
 
 mod args;
+mod kernel;
 mod lifecycle;
 mod maps;
 mod stack;
@@ -16,9 +17,10 @@ mod track;
 mod unwind;
 
 use aya_ebpf::{
-    macros::{raw_tracepoint, uprobe, uretprobe},
-    programs::{ProbeContext, RawTracePointContext, RetProbeContext},
+    macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint, uprobe, uretprobe},
+    programs::{FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext},
 };
+use memleak_common::kernel::Tracepoint;
 
 /// A function that acquires (or moves, or releases and can fail) is entered.
 #[uprobe]
@@ -106,6 +108,111 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     lifecycle::process_fork(&ctx);
+    0
+}
+
+/// `kmalloc`.
+#[raw_tracepoint(tracepoint = "kmalloc")]
+pub fn kmalloc(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_acquire(&ctx, Tracepoint::Kmalloc);
+    0
+}
+
+/// `kfree`.
+#[raw_tracepoint(tracepoint = "kfree")]
+pub fn kfree(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_release(&ctx, Tracepoint::Kfree);
+    0
+}
+
+/// `kmem_cache_alloc`.
+#[raw_tracepoint(tracepoint = "kmem_cache_alloc")]
+pub fn kmem_cache_alloc(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_acquire(&ctx, Tracepoint::CacheAlloc);
+    0
+}
+
+/// `kmem_cache_free`.
+#[raw_tracepoint(tracepoint = "kmem_cache_free")]
+pub fn kmem_cache_free(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_release(&ctx, Tracepoint::CacheFree);
+    0
+}
+
+/// `mm_page_alloc`.
+#[raw_tracepoint(tracepoint = "mm_page_alloc")]
+pub fn mm_page_alloc(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_acquire(&ctx, Tracepoint::PageAlloc);
+    0
+}
+
+/// `mm_page_free`.
+#[raw_tracepoint(tracepoint = "mm_page_free")]
+pub fn mm_page_free(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_release(&ctx, Tracepoint::PageFree);
+    0
+}
+
+/// `percpu_alloc_percpu`.
+#[raw_tracepoint(tracepoint = "percpu_alloc_percpu")]
+pub fn percpu_alloc(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_acquire(&ctx, Tracepoint::PercpuAlloc);
+    0
+}
+
+/// `percpu_free_percpu`.
+#[raw_tracepoint(tracepoint = "percpu_free_percpu")]
+pub fn percpu_free(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_release(&ctx, Tracepoint::PercpuFree);
+    0
+}
+
+/// `kmalloc_node`.
+#[raw_tracepoint(tracepoint = "kmalloc_node")]
+pub fn kmalloc_node(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_acquire(&ctx, Tracepoint::KmallocNode);
+    0
+}
+
+/// `kmem_cache_alloc_node`.
+#[raw_tracepoint(tracepoint = "kmem_cache_alloc_node")]
+pub fn kmem_cache_alloc_node(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_acquire(&ctx, Tracepoint::CacheAllocNode);
+    0
+}
+
+/// A function of the kernel that acquires is entered.
+#[kprobe]
+pub fn kernel_enter(ctx: ProbeContext) -> u32 {
+    let _ = kernel::function_enter(&ctx);
+    0
+}
+
+/// Such a function returns.
+#[kretprobe]
+pub fn kernel_exit(ctx: RetProbeContext) -> u32 {
+    let _ = kernel::function_exit(&ctx);
+    0
+}
+
+/// A function of the kernel that releases is entered.
+#[kprobe]
+pub fn kernel_release(ctx: ProbeContext) -> u32 {
+    let _ = kernel::function_release(&ctx);
+    0
+}
+
+/// As `kernel_exit`, by a trampoline. Loaded once for each function.
+#[fexit]
+pub fn trampoline_exit(ctx: FExitContext) -> i32 {
+    let _ = kernel::trampoline_exit(&ctx);
+    0
+}
+
+/// As `kernel_release`, by a trampoline.
+#[fentry]
+pub fn trampoline_enter(ctx: FEntryContext) -> i32 {
+    let _ = kernel::trampoline_enter(&ctx);
     0
 }
 

@@ -10,6 +10,7 @@ use aya_ebpf::{
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
     event::Event,
+    kernel::{CACHE_NAME_WORDS, KernelCall, KernelRow, KernelSettings, MAX_KERNEL_ROWS, TRACEPOINTS},
     probe::{MAX_PROBES, ProbeRow},
     settings::Settings,
     stack::StackRecord,
@@ -70,6 +71,23 @@ pub static UNWIND_SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(16_384, B
 #[map]
 pub static KERNEL_STACKS: StackTrace = StackTrace::with_max_entries(1, 0);
 
+/// Kernel mode: names of slab caches by address, with zeroes behind them.
+#[map]
+pub static CACHES: HashMap<u64, [u64; CACHE_NAME_WORDS]> = HashMap::with_max_entries(4096, 0);
+
+/// Kernel mode: functions by address.
+#[map]
+pub static KERNEL_ROWS: HashMap<u64, KernelRow> = HashMap::with_max_entries(MAX_KERNEL_ROWS, 0);
+
+/// Kernel mode: pending calls by stack pointer.
+#[map]
+pub static KERNEL_CALLS: HashMap<u64, KernelCall> = HashMap::with_max_entries(16_384, 0);
+
+/// Kernel mode: where stacks are taken into, by tracepoint or row.
+#[map]
+pub static KERNEL_SCRATCH: PerCpuArray<StackRecord> =
+    PerCpuArray::with_max_entries(TRACEPOINTS as u32 + MAX_KERNEL_ROWS, 0);
+
 /// Counters by [`Stat`].
 #[map]
 pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STAT_COUNT, 0);
@@ -92,6 +110,10 @@ pub static SETTINGS: Settings = Settings {
     reserved: 0,
 };
 
+/// As [`SETTINGS`], for kernel mode.
+#[unsafe(no_mangle)]
+pub static KERNEL_SETTINGS: KernelSettings = KernelSettings::EMPTY;
+
 /// One of the settings. A macro, so that only its own bytes are read.
 macro_rules! setting {
     ($field:ident) => {
@@ -99,6 +121,14 @@ macro_rules! setting {
     };
 }
 pub(crate) use setting;
+
+/// One of the settings of kernel mode.
+macro_rules! kernel_setting {
+    ($($member:tt)+) => {
+        $crate::maps::read_setting(&$crate::maps::KERNEL_SETTINGS.$($member)+)
+    };
+}
+pub(crate) use kernel_setting;
 
 /// Reads a member of [`SETTINGS`]: see [`setting`].
 #[inline(always)]

@@ -168,7 +168,7 @@ pub fn read_window(address: u64, window: &mut [u64; STACK_WINDOW]) -> u64 {
 /// Finds the stack's id, or gives it one. Two stacks never share an id: where a hash is taken by another stack, the
 /// next one is tried.
 #[inline(always)]
-fn store(hash: u64, record: &StackRecord) -> u64 {
+pub fn store(hash: u64, record: &StackRecord) -> u64 {
     let mut id = hash;
     for _ in 0..MAX_PROBING {
         if let Some(stored) = STACKS.get_ptr(&id) {
@@ -191,7 +191,7 @@ fn store(hash: u64, record: &StackRecord) -> u64 {
 
 #[inline(always)]
 fn same(a: &StackRecord, b: &StackRecord) -> bool {
-    if a.len != b.len {
+    if a.len != b.len || a.label != b.label {
         return false;
     }
     for i in 0..MAX_STACK_DEPTH as u32 {

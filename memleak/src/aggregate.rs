@@ -1,11 +1,15 @@
 //! A snapshot, filtered, grouped by stack, and put in order: still addresses, no names.
 
-use std::cmp::{Ordering, Reverse};
+use std::{
+    cmp::{Ordering, Reverse},
+    sync::Arc,
+};
 
 use memleak_common::probe::Resource;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::{
+    probe::resource::{Catalog, ResourceInfo, table_of},
     settings::{ReportSettings, SortKey},
     snapshot::{Outstanding, Snapshot},
 };
@@ -26,8 +30,19 @@ pub struct Totals {
     pub released: u64,
 }
 
+/// What one resource sums up to, over all stacks that pass the filters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResourceTotal {
+    /// Which.
+    pub resource: Arc<ResourceInfo>,
+    /// Outstanding bytes; 0 where it has no size.
+    pub bytes: u64,
+    /// How many are outstanding.
+    pub count: u64,
+}
+
 /// One outstanding allocation, for `-a`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllocationLine {
     /// Address of the block.
     pub address: u64,
@@ -35,6 +50,8 @@ pub struct AllocationLine {
     pub size: u64,
     /// Milliseconds since it was acquired.
     pub age_ms: u64,
+    /// What a descriptor is now: `socket:[123]`, a path. `None` where that is not known, or it is no descriptor.
+    pub now: Option<String>,
 }
 
 /// What one group is made of: a stack of one process that acquired one kind of resource.
@@ -61,13 +78,14 @@ pub struct Group {
     pub oldest_ns: u64,
     /// Age of the newest, in nanoseconds.
     pub newest_ns: u64,
-    /// Bytes now minus bytes in the report before (0 where it was not in it).
+    /// Bytes (of a resource without size: how many) now minus those in the report before (0 where it was not in it).
     pub growth: i128,
-    /// With `-a`: one for each outstanding allocation that was captured, oldest first, then by address. Not scaled.
+    /// With `-a`, and of descriptors: one for each outstanding allocation that was captured, oldest first, then by
+    /// address. Not scaled.
     pub allocations: Option<Vec<AllocationLine>>,
 }
 
-/// What the report before held: bytes by group, for [`SortKey::Growth`]. Starts empty.
+/// What the report before held: bytes, or how many, by group, for [`SortKey::Growth`]. Starts empty.
 #[derive(Clone, Debug, Default)]
 pub struct History(FxHashMap<GroupKey, u64>);
 
@@ -76,16 +94,20 @@ pub struct History(FxHashMap<GroupKey, u64>);
 pub struct Aggregated {
     /// Sums over all groups, also those that are not in `groups`.
     pub totals: Totals,
-    /// The top groups in the order of the settings' sort key.
+    /// The same for each resource that is traced or was found.
+    pub by_resource: Vec<ResourceTotal>,
+    /// The top groups of each table, in the order of the settings' sort key; table by table.
     pub groups: Vec<Group>,
 }
 
-/// Groups what is outstanding in `snapshot` by process, resource and stack, and keeps the top groups.
+/// Groups what is outstanding in `snapshot` by process, resource and stack, and keeps the top groups of each table: that
+/// of memory, and one for each other resource ([`table_of`]).
 ///
 /// `ignore_older` takes allocations of any age in, whatever `-o` says: in the last report of a target that has ended
 /// nothing is young. `history` is what the call before left there; it is brought up to date.
 pub fn aggregate(
     snapshot: &Snapshot,
+    catalog: &Catalog,
     settings: &ReportSettings,
     ignore_older: bool,
     history: &mut History,
@@ -94,6 +116,9 @@ pub fn aggregate(
         if ignore_older { 0 } else { u64::try_from(settings.older.as_nanos()).unwrap_or(u64::MAX) };
     let rate = settings.sample_rate.max(1);
     let (mut groups, index) = group(snapshot, youngest_ns);
+    let zero = |info: &Arc<ResourceInfo>| ResourceTotal { resource: info.clone(), bytes: 0, count: 0 };
+    let mut by_resource: Vec<ResourceTotal> = catalog.traced().iter().map(zero).collect();
+    let mut amounts = FxHashMap::with_capacity_and_hasher(groups.len(), FxBuildHasher);
     let mut totals = Totals {
         acquired: snapshot.acquired.saturating_mul(rate),
         released: snapshot.released.saturating_mul(rate),
@@ -102,25 +127,63 @@ pub fn aggregate(
     for group in &mut groups {
         group.bytes = group.bytes.saturating_mul(rate);
         group.count = group.count.saturating_mul(rate);
+        let total = total_of(&mut by_resource, catalog, group.key.resource);
+        let amount = if total.resource.has_size { group.bytes } else { group.count };
         let before = history.0.get(&group.key).copied().unwrap_or(0);
-        group.growth = i128::from(group.bytes) - i128::from(before);
+        group.growth = i128::from(amount) - i128::from(before);
+        amounts.insert(group.key, amount);
+        total.bytes = total.bytes.saturating_add(group.bytes);
+        total.count = total.count.saturating_add(group.count);
         totals.bytes = totals.bytes.saturating_add(group.bytes);
         totals.count = totals.count.saturating_add(group.count);
     }
-    history.0 = groups.iter().map(|group| (group.key, group.bytes)).collect();
+    history.0 = amounts;
+    let mut groups = top_of_each_table(snapshot, settings, &by_resource, groups);
+    if !settings.combined_only {
+        let is_listed = |group: &Group| settings.show_allocs || catalog.get(group.key.resource).is_descriptor;
+        list_allocations(snapshot, youngest_ns, index, &mut groups, is_listed);
+    }
+    Aggregated { totals, by_resource, groups }
+}
+
+/// The sums of `resource`; a resource that is not traced can be there as well, from a run's beginning.
+fn total_of<'a>(
+    totals: &'a mut Vec<ResourceTotal>,
+    catalog: &Catalog,
+    resource: Resource,
+) -> &'a mut ResourceTotal {
+    let at = totals.iter().position(|total| total.resource.resource == resource).unwrap_or_else(|| {
+        totals.push(ResourceTotal { resource: catalog.get(resource), bytes: 0, count: 0 });
+        totals.len() - 1
+    });
+    &mut totals[at]
+}
+
+/// Table by table, the groups that are to be shown of each, in order.
+fn top_of_each_table(
+    snapshot: &Snapshot,
+    settings: &ReportSettings,
+    resources: &[ResourceTotal],
+    mut groups: Vec<Group>,
+) -> Vec<Group> {
     let order = |a: &Group, b: &Group| compare(snapshot, settings.sort, a, b);
-    if settings.top == 0 {
-        groups.clear();
-    } else if groups.len() > settings.top {
-        // Only the top is put in order: most groups of a large target are never printed.
-        groups.select_nth_unstable_by(settings.top - 1, order);
-        groups.truncate(settings.top);
+    let mut shown = Vec::new();
+    for total in resources {
+        let table = total.resource.table();
+        let (mut of_table, rest): (Vec<_>, Vec<_>) =
+            groups.into_iter().partition(|group| table_of(group.key.resource) == table);
+        groups = rest;
+        if settings.top == 0 {
+            of_table.clear();
+        } else if of_table.len() > settings.top {
+            // Only the top is put in order: most groups of a large target are never printed.
+            of_table.select_nth_unstable_by(settings.top - 1, order);
+            of_table.truncate(settings.top);
+        }
+        of_table.sort_unstable_by(order);
+        shown.append(&mut of_table);
     }
-    groups.sort_unstable_by(order);
-    if settings.show_allocs {
-        list_allocations(snapshot, youngest_ns, index, &mut groups);
-    }
-    Aggregated { totals, groups }
+    shown
 }
 
 /// All groups (not scaled, in no order that matters), and the place that each key had among them.
@@ -180,15 +243,20 @@ fn compare(snapshot: &Snapshot, sort: SortKey, a: &Group, b: &Group) -> Ordering
         .then_with(|| a.key.cmp(&b.key))
 }
 
-/// Fills [`Group::allocations`] of the groups that are left. `index` is taken for its keys' memory alone.
+/// Fills [`Group::allocations`] of the groups that are to be listed. `index` is taken for its keys' memory alone.
 fn list_allocations(
     snapshot: &Snapshot,
     youngest_ns: u64,
     mut index: FxHashMap<GroupKey, usize>,
     groups: &mut [Group],
+    is_listed: impl Fn(&Group) -> bool,
 ) {
     index.clear();
-    index.extend(groups.iter().enumerate().map(|(at, group)| (group.key, at)));
+    let listed = groups.iter().enumerate().filter(|(_, group)| is_listed(group));
+    index.extend(listed.map(|(at, group)| (group.key, at)));
+    if index.is_empty() {
+        return;
+    }
     let mut lists = vec![Vec::new(); groups.len()];
     for (outstanding, age_ns) in old_enough(snapshot, youngest_ns) {
         if let Some(&at) = index.get(&key_of(outstanding)) {
@@ -196,11 +264,15 @@ fn list_allocations(
         }
     }
     for (group, mut list) in groups.iter_mut().zip(lists) {
+        if !index.contains_key(&group.key) {
+            continue;
+        }
         list.sort_unstable();
         let lines = list.into_iter().map(|(Reverse(age_ns), address, size)| AllocationLine {
             address,
             size,
             age_ms: age_ns / NANOSECONDS_PER_MS,
+            now: None,
         });
         group.allocations = Some(lines.collect());
     }
@@ -251,7 +323,16 @@ mod tests {
     }
 
     fn run(snapshot: &Snapshot, settings: &ReportSettings) -> Aggregated {
-        aggregate(snapshot, settings, false, &mut History::default())
+        aggregate(snapshot, &catalog(), settings, false, &mut History::default())
+    }
+
+    fn catalog() -> Catalog {
+        Catalog::new([Resource::Heap, Resource::Mmap, Resource::Fd].map(ResourceInfo::built_in))
+    }
+
+    fn by_resource(aggregated: &Aggregated) -> Vec<(&str, u64, u64)> {
+        let totals = aggregated.by_resource.iter();
+        totals.map(|total| (total.resource.name.as_str(), total.bytes, total.count)).collect()
     }
 
     fn ids(aggregated: &Aggregated) -> Vec<u64> {
@@ -261,7 +342,9 @@ mod tests {
     #[test]
     fn nothing_outstanding_is_an_empty_report() {
         let totals = Totals { acquired: 20, released: 7, ..Totals::default() };
-        assert_eq!(run(&snapshot(vec![]), &settings()), Aggregated { totals, groups: vec![] });
+        let empty = run(&snapshot(vec![]), &settings());
+        assert_eq!((empty.totals, empty.groups.len()), (totals, 0));
+        assert_eq!(by_resource(&empty), [("heap", 0, 0), ("mmap", 0, 0), ("fd", 0, 0)]);
     }
 
     #[test]
@@ -290,7 +373,7 @@ mod tests {
         ]);
         let result = run(&snapshot, &settings);
         assert_eq!((result.totals.bytes, result.totals.count, ids(&result)), (8, 1, vec![1]));
-        let last = aggregate(&snapshot, &settings, true, &mut History::default());
+        let last = aggregate(&snapshot, &catalog(), &settings, true, &mut History::default());
         assert_eq!((last.totals.bytes, last.totals.count, ids(&last)), (56, 3, vec![2, 1]));
     }
 
@@ -339,7 +422,7 @@ mod tests {
         let settings = ReportSettings { sort: SortKey::Growth, ..settings() };
         let mut history = History::default();
         let grown = |snapshot: &Snapshot, history: &mut History| -> Vec<(u64, i128)> {
-            let groups = aggregate(snapshot, &settings, false, history).groups;
+            let groups = aggregate(snapshot, &catalog(), &settings, false, history).groups;
             groups.iter().map(|group| (group.key.stack_id, group.growth)).collect()
         };
         let first = snapshot(vec![outstanding(1, 1, 100, 1), outstanding(2, 2, 50, 1)]);
@@ -357,10 +440,61 @@ mod tests {
         let settings = ReportSettings { top: 1, ..settings() };
         let mut history = History::default();
         let before = snapshot(vec![outstanding(1, 1, 100, 1), outstanding(2, 2, 50, 1)]);
-        assert_eq!(ids(&aggregate(&before, &settings, false, &mut history)), [1]);
+        assert_eq!(ids(&aggregate(&before, &catalog(), &settings, false, &mut history)), [1]);
         let now = snapshot(vec![outstanding(1, 1, 100, 1), outstanding(2, 2, 110, 1)]);
-        let group = aggregate(&now, &settings, false, &mut history).groups.remove(0);
+        let group = aggregate(&now, &catalog(), &settings, false, &mut history).groups.remove(0);
         assert_eq!((group.key.stack_id, group.growth), (2, 60));
+    }
+
+    fn descriptor(stack_id: u64, handle: u64) -> Outstanding {
+        Outstanding { resource: Resource::Fd, ..outstanding(stack_id, handle, 0, handle * MS) }
+    }
+
+    #[test]
+    fn each_table_has_its_own_top_and_what_has_no_size_goes_by_count() {
+        let mapping = Outstanding { resource: Resource::Mmap, ..outstanding(3, 7, 4096, 1) };
+        let snapshot = snapshot(vec![
+            descriptor(1, 3),
+            descriptor(2, 4),
+            descriptor(2, 5),
+            outstanding(1, 1, 1, 1),
+            outstanding(2, 2, 2, 1),
+            mapping,
+        ]);
+        let result = run(&snapshot, &ReportSettings { top: 2, ..settings() });
+        let groups = result.groups.iter();
+        let groups: Vec<_> =
+            groups.map(|group| (group.key.resource, group.key.stack_id, group.count)).collect();
+        let (heap, mmap, fd) = (Resource::Heap, Resource::Mmap, Resource::Fd);
+        assert_eq!(groups, [(mmap, 3, 1), (heap, 2, 1), (fd, 2, 2), (fd, 1, 1)]);
+        assert_eq!(by_resource(&result), [("heap", 3, 2), ("mmap", 4096, 1), ("fd", 0, 3)]);
+        assert_eq!((result.totals.bytes, result.totals.count), (4099, 6));
+        // Descriptors are listed without -a, too: their summary needs them.
+        let listed: Vec<bool> = result.groups.iter().map(|group| group.allocations.is_some()).collect();
+        assert_eq!(listed, [false, false, true, true]);
+        let combined = run(&snapshot, &ReportSettings { combined_only: true, ..settings() });
+        assert!(combined.groups.iter().all(|group| group.allocations.is_none()));
+    }
+
+    #[test]
+    fn what_is_not_traced_has_a_table_of_its_own() {
+        let dir = Outstanding { resource: Resource::Dir, ..outstanding(1, 1, 0, 1) };
+        let result = run(&snapshot(vec![dir, descriptor(1, 3)]), &settings());
+        let names: Vec<_> = by_resource(&result).into_iter().map(|(name, ..)| name.to_owned()).collect();
+        assert_eq!(names, ["heap", "mmap", "fd", "dir"]);
+        assert_eq!(result.groups.len(), 2);
+    }
+
+    #[test]
+    fn growth_of_what_has_no_size_is_in_numbers() {
+        let settings = ReportSettings { sort: SortKey::Growth, ..settings() };
+        let mut history = History::default();
+        let mut grown = |snapshot: Snapshot| -> Vec<i128> {
+            let groups = aggregate(&snapshot, &catalog(), &settings, false, &mut history).groups;
+            groups.iter().map(|group| group.growth).collect()
+        };
+        assert_eq!(grown(snapshot(vec![descriptor(1, 3), descriptor(1, 4)])), [2]);
+        assert_eq!(grown(snapshot(vec![descriptor(1, 3), descriptor(2, 4)])), [1, -1]);
     }
 
     #[test]
@@ -370,7 +504,7 @@ mod tests {
         assert_eq!(result.totals, Totals { bytes: 80, count: 10, acquired: 200, released: 70 });
         let group = &result.groups[0];
         assert_eq!((group.bytes, group.count, group.growth, group.oldest_ns), (80, 10, 80, 5 * MS));
-        let lines = vec![AllocationLine { address: 0xa, size: 8, age_ms: 5 }];
+        let lines = vec![AllocationLine { address: 0xa, size: 8, age_ms: 5, now: None }];
         assert_eq!(group.allocations, Some(lines));
     }
 

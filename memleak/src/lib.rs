@@ -8,6 +8,7 @@ pub mod bpf;
 pub mod cli;
 pub mod escape;
 pub mod exit;
+pub mod near;
 pub mod probe;
 pub mod proc;
 pub mod report;

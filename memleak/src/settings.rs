@@ -1,5 +1,7 @@
 //! Checked, resolved settings: what the rest of the program works with.
 
+mod resources;
+
 use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
@@ -7,8 +9,13 @@ use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
 
 use crate::{
     cli::{self, Cli},
-    exit::{self, ExitMessage},
-    probe::table::DEFAULT_RESOURCES,
+    escape::printable,
+    exit::{self, ExitMessage, Stream},
+    probe::{
+        resource::{Catalog, ResourceInfo},
+        spec::UserResource,
+        table::Row,
+    },
 };
 
 /// What is traced.
@@ -80,8 +87,12 @@ pub struct ReportSettings {
 /// What is captured, in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureSettings {
-    /// Built-in resources.
+    /// What is traced (`-r`): built-in resources, and behind them those that users have described.
     pub resources: Vec<Resource>,
+    /// Those that users have described, by the number of [`Resource::Custom`].
+    pub user_resources: Vec<UserResource>,
+    /// Their rows of the probe table.
+    pub user_rows: Vec<Row>,
     /// Smallest size in bytes (`-z`).
     pub min_size: u64,
     /// Largest size in bytes (`-Z`).
@@ -107,6 +118,17 @@ pub struct CaptureSettings {
 }
 
 impl CaptureSettings {
+    /// The resources that are traced.
+    pub fn catalog(&self) -> Catalog {
+        Catalog::new(self.resources.iter().map(|resource| match resource {
+            Resource::Custom(number) => match self.user_resources.get(usize::from(*number)) {
+                Some(user) => ResourceInfo::of_user(*resource, user),
+                None => ResourceInfo::built_in(*resource),
+            },
+            built_in => ResourceInfo::built_in(*built_in),
+        }))
+    }
+
     /// Stacks are walked by unwind tables.
     pub fn walks_tables(&self) -> bool {
         matches!(self.unwind, UnwindMode::Auto | UnwindMode::Dwarf) && !self.traps_only
@@ -130,6 +152,8 @@ pub struct Settings {
     pub error_exitcode: Option<u8>,
     /// `-v`: 0, 1, 2...
     pub verbosity: u8,
+    /// What the user should know before all else, a line each.
+    pub warnings: Vec<String>,
 }
 
 /// A command line that cannot be obeyed: one line, `<what>: <why>; <what to do>`.
@@ -149,6 +173,15 @@ pub struct UsageError {
 impl UsageError {
     fn new(what: &str, why: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { what: what.to_owned(), why: why.into(), remedy: remedy.into(), status: exit::USAGE }
+    }
+}
+
+impl UsageError {
+    /// From a line of the form `<why>; <what to do>`.
+    fn of_line(what: &str, line: &impl std::fmt::Display) -> Self {
+        let line = line.to_string();
+        let (why, remedy) = line.rsplit_once("; ").unwrap_or((&line, "see memleak --help"));
+        Self::new(what, why, remedy)
     }
 }
 
@@ -249,16 +282,31 @@ impl Settings {
         I: IntoIterator<Item = T>,
         T: Into<OsString> + Clone,
     {
-        Ok(Self::resolve(cli::parse(args)?)?)
+        let cli = cli::parse(args)?;
+        if cli.list_resources {
+            let (text, warnings) = resources::list(&cli)?;
+            for warning in warnings {
+                eprintln!("memleak: warning: {}", printable(&warning));
+            }
+            return Err(ExitMessage { status: exit::DONE, stream: Stream::Stdout, text });
+        }
+        Ok(Self::resolve(cli)?)
     }
 
-    /// Checks what was typed. Looks at nothing but the command line: whether a process or a file exists shows later.
+    /// Checks what was typed. Besides the command line it looks at files of resources alone: whether a process or
+    /// another file exists shows later.
     pub fn resolve(cli: Cli) -> Result<Self, UsageError> {
         let interval = parse_interval(&cli.interval)?;
         let count = cli.count.as_deref().map(|text| COUNT.parse(text)).transpose()?;
         let error_exitcode =
             cli.error_exitcode.as_deref().map(|text| ERROR_EXITCODE.parse(text)).transpose()?;
-        let capture = resolve_capture(&cli)?;
+        let selection = resources::select(&cli)?;
+        let capture = CaptureSettings {
+            resources: selection.resources,
+            user_resources: selection.user,
+            user_rows: selection.rows,
+            ..resolve_capture(&cli)?
+        };
         let report = resolve_report(&cli)?;
         Ok(Self {
             target: resolve_target(&cli)?,
@@ -269,6 +317,7 @@ impl Settings {
             // As with valgrind, 0 turns it off.
             error_exitcode: error_exitcode.filter(|code| *code != exit::DONE),
             verbosity: cli.verbose,
+            warnings: selection.warnings,
         })
     }
 }
@@ -357,7 +406,9 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         return Err(UsageError::new("-z/--min-size", why, "exchange the two, or leave one out"));
     }
     Ok(CaptureSettings {
-        resources: resolve_resources(&cli.resources)?,
+        resources: Vec::new(),
+        user_resources: Vec::new(),
+        user_rows: Vec::new(),
         min_size,
         max_size,
         trace: cli.trace,
@@ -374,22 +425,6 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         )?,
         traps_only: cli.traps_only,
     })
-}
-
-fn resolve_resources(names: &[String]) -> Result<Vec<Resource>, UsageError> {
-    if names.is_empty() {
-        return Ok(DEFAULT_RESOURCES.to_vec());
-    }
-    let find = |name: &str| Resource::ALL.iter().copied().find(|resource| resource.name() == name);
-    names
-        .iter()
-        .flat_map(|list| list.split(','))
-        .map(|name| {
-            find(name).ok_or_else(|| {
-                UsageError::new("-r/--resource", format!("'{name}' is no resource"), "see --list-resources")
-            })
-        })
-        .collect()
 }
 
 fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {

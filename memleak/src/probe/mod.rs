@@ -4,4 +4,6 @@
 mod error;
 pub mod placement;
 pub mod plan;
+pub mod resource;
+pub mod spec;
 pub mod table;

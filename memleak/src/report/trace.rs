@@ -2,14 +2,18 @@
 
 use std::{
     io::{self, Write},
+    sync::Arc,
     time::SystemTime,
 };
 
-use memleak_common::probe::Resource;
 use serde::Serialize;
 
 use super::{json, text};
-use crate::{report::text::TextOptions, symbolize::Frame};
+use crate::{
+    probe::resource::ResourceInfo,
+    report::text::{Handle, TextOptions},
+    symbolize::Frame,
+};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,28 +46,32 @@ pub struct EventLine {
     /// Thread.
     pub tid: u32,
     /// What was acquired or released.
-    pub resource: Resource,
-    /// Address of the block.
+    pub resource: Arc<ResourceInfo>,
+    /// Address of the block, or another handle.
     pub address: u64,
-    /// Bytes.
+    /// Bytes; 0 where the resource has no size.
     pub size: u64,
     /// Where, callee first; empty where that is not asked for or not known.
     pub frames: Vec<Frame>,
 }
 
-/// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes`, then a line for each frame.
+/// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes` or, where there is no size, `... acquire fd 5`; then a
+/// line for each frame.
 pub fn write_event_text(event: &EventLine, options: &TextOptions, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(
+    write!(
         out,
-        "[{}] {}/{} {} {} {:#x} {} bytes",
+        "[{}] {}/{} {} {} {}",
         options.time_of_day(event.time, "%H:%M:%S%.3f"),
         event.pid,
         event.tid,
         event.kind.name(),
-        event.resource.name(),
-        event.address,
-        event.size,
+        event.resource.name,
+        Handle(event.address, &event.resource),
     )?;
+    match event.resource.has_size {
+        true => writeln!(out, " {} bytes", event.size)?,
+        false => writeln!(out)?,
+    }
     text::write_frames(&event.frames, out)
 }
 
@@ -76,7 +84,7 @@ pub fn write_event_json(event: &EventLine, out: &mut dyn Write) -> io::Result<()
             time: json::rfc3339(event.time),
             pid: event.pid,
             tid: event.tid,
-            resource: event.resource.name(),
+            resource: &event.resource.name,
             address: json::Hex(event.address),
             size: event.size,
             frames: json::frames(&event.frames),
@@ -93,7 +101,7 @@ struct JsonEvent<'a> {
     time: String,
     pid: u32,
     tid: u32,
-    resource: &'static str,
+    resource: &'a str,
     address: json::Hex,
     size: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]

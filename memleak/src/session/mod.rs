@@ -32,6 +32,7 @@ use crate::{
     },
     probe::{
         plan::{Plan, PlanError, PlanOptions, check_object_argument, plan, symbol_names},
+        resource::Catalog,
         table::{Row, TABLE},
     },
     proc::{
@@ -121,6 +122,8 @@ pub struct Session {
     /// `None` where stacks are walked otherwise.
     unwinding: Option<Unwinding>,
     sink: Sink,
+    /// What is traced.
+    catalog: Catalog,
     history: History,
     traced: BTreeMap<u32, Traced>,
     ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
@@ -179,7 +182,8 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
 impl Session {
     /// Loads the programs, and enters the unwind tables of `processes`.
     fn load(settings: Settings, sink: Sink, processes: &[Process]) -> Result<Self, SessionError> {
-        let rows = TABLE.clone();
+        let catalog = settings.capture.catalog();
+        let rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
         // The tables first: an array's size is set when it is made.
         let mut tables = ProcessTables::default();
         let mut objects = Vec::new();
@@ -216,6 +220,7 @@ impl Session {
             symbolizer: Symbolizer::new(),
             unwinding,
             sink,
+            catalog,
             history: History::default(),
             traced: BTreeMap::new(),
             ends: mpsc::unbounded_channel(),
@@ -468,7 +473,7 @@ impl Session {
             taken += 1;
             let pid = self.reader.pid_of(&self.ebpf, event.tgid)?;
             match event.kind {
-                kind::ACQUIRE | kind::RELEASE => lines.extend(event_line(&event, pid)),
+                kind::ACQUIRE | kind::RELEASE => lines.extend(event_line(&event, pid, &self.catalog)),
                 kind::UNMAP => self.reader.unmapped(Unmap {
                     pid,
                     resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),

@@ -40,13 +40,15 @@ impl Session {
 
     pub(super) fn make_report(&mut self, snapshot: &Snapshot, time: SystemTime, is_final: bool) -> Report {
         let settings = &self.settings.report;
-        let aggregated = aggregate(snapshot, settings, is_final && self.all_ended(), &mut self.history);
+        let aggregated =
+            aggregate(snapshot, &self.catalog, settings, is_final && self.all_ended(), &mut self.history);
         let mut stacks = Vec::with_capacity(aggregated.groups.len());
         for group in aggregated.groups {
             let stack = snapshot.stacks.get(&group.key.stack_id);
             let frames =
                 stack.map_or_else(Vec::new, |stack| self.symbolizer.symbolize(group.key.pid, &stack.ips));
-            stacks.push(StackReport::new(group, stack, frames, settings));
+            let resource = self.catalog.get(group.key.resource);
+            stacks.push(StackReport::new(group, resource, stack, frames, settings));
         }
         self.reports += 1;
         let cut_stacks = stacks.iter().filter(|stack| stack.cut.is_some()).count() as u64;
@@ -56,6 +58,7 @@ impl Session {
             is_final,
             target: self.target_info(),
             totals: aggregated.totals,
+            by_resource: aggregated.by_resource,
             lost: Lost { cut_stacks, ..snapshot.lost },
             sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
             stacks,

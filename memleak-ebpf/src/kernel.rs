@@ -1,0 +1,536 @@
+//! Kernel mode: the kernel's own allocators.
+//!
+//! What is the same in all programs of this mode stands here; each of them says where its arguments are. Their tables
+//! are made in advance (no program may allocate from what it traces), and scratch space belongs to a program and a CPU:
+//! the kernel never nests a program in itself on one CPU, but an interrupt brings others.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::BPF_ANY,
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel,
+        generated::{
+            bpf_get_func_arg, bpf_get_func_ip, bpf_get_func_ret, bpf_get_prandom_u32, bpf_get_stack,
+            bpf_ktime_get_ns, bpf_probe_read_kernel_str,
+        },
+    },
+    programs::{FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext},
+};
+use core::ffi::c_void;
+use memleak_common::{
+    allocation::{Allocation, AllocationKey},
+    event::{self, Event},
+    kernel::{
+        CACHE_NAME_LEN, CACHE_NAME_WORDS, CODE_RANGES, COMM_WORDS, KMALLOC_MAX_CACHE, KernelCall, KernelRow,
+        KmallocType, Label, TRACEPOINTS, Tracepoint, kmalloc_size, role,
+    },
+    probe::{NO_ARG, Resource},
+    settings::flags as setting_flags,
+    stack::{MAX_STACK_DEPTH, NO_STACK, StackRecord},
+    stats::Stat,
+    unwind::Step,
+};
+
+use crate::{
+    args::{Arguments, entry_sp, exit_sp},
+    lifecycle,
+    maps::{
+        ALLOCATIONS, CACHES, KERNEL_CALLS, KERNEL_ROWS, KERNEL_SCRATCH, Wake, count, kernel_setting, send,
+        setting,
+    },
+    stack::{self, Hash},
+};
+
+const PAGE_SIZE: u64 = 4096;
+// include/linux/gfp_types.h: these have not moved since 5.14.
+const GFP_DMA: u64 = 0x01;
+const GFP_RECLAIMABLE: u64 = 0x10;
+const GFP_ACCOUNT: u64 = 0x40_0000;
+/// Frames, from the callee on, in which a page's user is looked for.
+const NEAR: u32 = 16;
+/// Handles of an array at most: what `kfree_rcu` frees at a time (mm/slab_common.c, `KVFREE_BULK_MAX_ENTR`) is less.
+const MAX_ARRAY: u64 = 512;
+
+/// What was acquired.
+struct Acquired {
+    resource: Resource,
+    handle: u64,
+    size: u64,
+    /// `struct kmem_cache *`, or 0.
+    cache: u64,
+    /// [`Label`], encoded, where there is no cache.
+    label: u64,
+    /// When the call was entered that acquired it; 0 where that is not known.
+    since_ns: u64,
+}
+
+/// A tracepoint of an allocation.
+#[inline(always)]
+pub fn tracepoint_acquire(ctx: &RawTracePointContext, tracepoint: Tracepoint) {
+    let args = kernel_setting!(tracepoints[tracepoint as usize]);
+    let handle = argument(ctx, args.handle);
+    let size = argument(ctx, args.size);
+    let gfp = argument(ctx, args.gfp);
+    let mut acquired = Acquired {
+        resource: resource_of(tracepoint),
+        handle,
+        size,
+        cache: argument(ctx, args.cache),
+        label: 0,
+        since_ns: 0,
+    };
+    match tracepoint {
+        Tracepoint::PageAlloc => {
+            acquired.size = PAGE_SIZE << (size & 31);
+            acquired.label = Label::Pages(size as u8).encode();
+        }
+        Tracepoint::Kmalloc | Tracepoint::KmallocNode => acquired.label = kmalloc_label(size, gfp),
+        _ => {}
+    }
+    acquire(ctx.as_ptr(), tracepoint as u32, &mut acquired);
+}
+
+/// A tracepoint of a release.
+#[inline(always)]
+pub fn tracepoint_release(ctx: &RawTracePointContext, tracepoint: Tracepoint) {
+    let args = kernel_setting!(tracepoints[tracepoint as usize]);
+    release(resource_of(tracepoint), argument(ctx, args.handle));
+}
+
+#[inline(always)]
+fn resource_of(tracepoint: Tracepoint) -> Resource {
+    match tracepoint {
+        Tracepoint::Kmalloc
+        | Tracepoint::KmallocNode
+        | Tracepoint::Kfree
+        | Tracepoint::CacheAlloc
+        | Tracepoint::CacheAllocNode
+        | Tracepoint::CacheFree => Resource::Slab,
+        Tracepoint::PageAlloc | Tracepoint::PageFree => Resource::Pages,
+        Tracepoint::PercpuAlloc | Tracepoint::PercpuFree => Resource::Percpu,
+    }
+}
+
+/// Argument `position` of a tracepoint; 0 for [`NO_ARG`]. The verifier allows no variable offset into the context.
+#[inline(always)]
+fn argument(ctx: &RawTracePointContext, position: u8) -> u64 {
+    match position {
+        0 => ctx.arg(0),
+        1 => ctx.arg(1),
+        2 => ctx.arg(2),
+        3 => ctx.arg(3),
+        4 => ctx.arg(4),
+        5 => ctx.arg(5),
+        6 => ctx.arg(6),
+        7 => ctx.arg(7),
+        8 => ctx.arg(8),
+        9 => ctx.arg(9),
+        _ => 0,
+    }
+}
+
+/// A kprobe at a function that acquires.
+#[inline(always)]
+pub fn function_enter(ctx: &ProbeContext) -> Option<()> {
+    let function = function_of(ctx.as_ptr());
+    // SAFETY: rows are written before programs are attached.
+    let row = unsafe { KERNEL_ROWS.get(&function)? };
+    let args = Arguments::of(ctx);
+    let call = KernelCall {
+        function,
+        size: args.get(row.size_arg),
+        cache: args.get(row.cache_arg),
+        gfp: args.get(row.gfp_arg),
+        array: args.get(row.handle_arg),
+        time_ns: now(),
+    };
+    if KERNEL_CALLS.insert(&entry_sp(ctx), &call, BPF_ANY as u64).is_err() {
+        count(Stat::LostAllocations);
+    }
+    Some(())
+}
+
+/// A kretprobe at such a function.
+#[inline(always)]
+pub fn function_exit(ctx: &RetProbeContext) -> Option<()> {
+    let sp = exit_sp(ctx);
+    // SAFETY: the call's own programs alone touch its entry.
+    let call = unsafe { *KERNEL_CALLS.get(&sp)? };
+    let _ = KERNEL_CALLS.remove(&sp);
+    // SAFETY: as above.
+    let row = unsafe { KERNEL_ROWS.get(&call.function)? };
+    returned(ctx.as_ptr(), row, &call, ctx.ret());
+    Some(())
+}
+
+/// A kprobe at a function that releases.
+#[inline(always)]
+pub fn function_release(ctx: &ProbeContext) -> Option<()> {
+    // SAFETY: as above.
+    let row = unsafe { KERNEL_ROWS.get(&function_of(ctx.as_ptr()))? };
+    let args = Arguments::of(ctx);
+    release_by_row(row, args.get(row.handle_arg), args.get(row.count_arg));
+    Some(())
+}
+
+/// A trampoline at the return of a function that acquires: its arguments are still known there.
+#[inline(always)]
+pub fn trampoline_exit(ctx: &FExitContext) -> Option<()> {
+    let function = function_of(ctx.as_ptr());
+    // SAFETY: as above.
+    let row = unsafe { KERNEL_ROWS.get(&function)? };
+    let arg = |n| trampoline_argument(ctx.as_ptr(), n);
+    let call = KernelCall {
+        function,
+        size: arg(row.size_arg),
+        cache: arg(row.cache_arg),
+        gfp: arg(row.gfp_arg),
+        array: arg(row.handle_arg),
+        time_ns: 0,
+    };
+    let mut returned_value = 0u64;
+    // SAFETY: the helper takes the program's context and a place for 8 bytes.
+    unsafe { bpf_get_func_ret(ctx.as_ptr(), &raw mut returned_value) };
+    returned(ctx.as_ptr(), row, &call, returned_value);
+    Some(())
+}
+
+/// A trampoline at the entry of a function that releases.
+#[inline(always)]
+pub fn trampoline_enter(ctx: &FEntryContext) -> Option<()> {
+    // SAFETY: as above.
+    let row = unsafe { KERNEL_ROWS.get(&function_of(ctx.as_ptr()))? };
+    let arg = |n| trampoline_argument(ctx.as_ptr(), n);
+    release_by_row(row, arg(row.handle_arg), arg(row.count_arg));
+    Some(())
+}
+
+/// Argument `n` of a function with a trampoline; 0 for [`NO_ARG`].
+#[inline(always)]
+fn trampoline_argument(ctx: *mut c_void, n: u8) -> u64 {
+    let mut value = 0u64;
+    if n != NO_ARG {
+        // SAFETY: the helper takes the program's context and a place for 8 bytes.
+        unsafe { bpf_get_func_arg(ctx, n as u32, &raw mut value) };
+    }
+    value
+}
+
+/// Address of the function that the program is attached to.
+#[inline(always)]
+fn function_of(ctx: *mut c_void) -> u64 {
+    // SAFETY: the helper takes the program's context.
+    unsafe { bpf_get_func_ip(ctx) }
+}
+
+/// A function that acquires has returned.
+#[inline(always)]
+fn returned(ctx: *mut c_void, row: &KernelRow, call: &KernelCall, value: u64) {
+    let Some(resource) = resource_by_number(row.resource) else { return };
+    let mut size = call.size;
+    let mut label = 0;
+    if resource == Resource::Slab && call.cache == 0 {
+        size = kmalloc_size(size).max(if size > KMALLOC_MAX_CACHE { PAGE_SIZE } else { 0 });
+        label = kmalloc_label(size, call.gfp);
+    }
+    let mut acquired =
+        Acquired { resource, handle: value, size, cache: call.cache, label, since_ns: call.time_ns };
+    if row.role != role::ACQUIRE_ARRAY {
+        acquire(ctx, row.scratch, &mut acquired);
+        return;
+    }
+    for index in 0..MAX_ARRAY {
+        if index >= value & 0xffff_ffff {
+            break;
+        }
+        acquired.handle = array_entry(call.array, index);
+        acquire(ctx, row.scratch, &mut acquired);
+    }
+}
+
+#[inline(always)]
+fn release_by_row(row: &KernelRow, handle: u64, entries: u64) {
+    let Some(resource) = resource_by_number(row.resource) else { return };
+    if row.role != role::RELEASE_ARRAY {
+        release(resource, handle);
+        return;
+    }
+    for index in 0..MAX_ARRAY {
+        if index >= entries {
+            break;
+        }
+        release(resource, array_entry(handle, index));
+    }
+}
+
+#[inline(always)]
+fn resource_by_number(number: u32) -> Option<Resource> {
+    const SLAB: u32 = Resource::Slab.number();
+    const VMALLOC: u32 = Resource::Vmalloc.number();
+    match number {
+        SLAB => Some(Resource::Slab),
+        VMALLOC => Some(Resource::Vmalloc),
+        _ => None,
+    }
+}
+
+/// Entry `index` of an array of pointers.
+#[inline(always)]
+fn array_entry(array: u64, index: u64) -> u64 {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel((array as *const u64).wrapping_add(index as usize)) }.unwrap_or(0)
+}
+
+/// What kmalloc took a block of `size` bytes from (include/linux/slab.h, `kmalloc_type`).
+#[inline(always)]
+fn kmalloc_label(size: u64, gfp: u64) -> u64 {
+    if size > KMALLOC_MAX_CACHE {
+        return Label::Pages(order_of(size)).encode();
+    }
+    let kind = if gfp & GFP_DMA != 0 {
+        KmallocType::Dma
+    } else if gfp & GFP_RECLAIMABLE != 0 {
+        KmallocType::Reclaimable
+    } else if gfp & GFP_ACCOUNT != 0 {
+        KmallocType::Cgroup
+    } else {
+        KmallocType::Normal
+    };
+    Label::Kmalloc(kind, size).encode()
+}
+
+/// Order of a block of whole pages.
+#[inline(always)]
+fn order_of(size: u64) -> u8 {
+    let mut order = 0;
+    for _ in 0..32 {
+        if PAGE_SIZE << (order & 31) >= size {
+            break;
+        }
+        order += 1;
+    }
+    order
+}
+
+/// Enters what was acquired, if it passes the filters.
+#[inline(always)]
+fn acquire(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) {
+    if acquired.handle == 0 {
+        return;
+    }
+    let key = AllocationKey { tgid: 0, resource: acquired.resource.number(), handle: acquired.handle };
+    // Read first: a filter may ask for the name.
+    if acquired.cache != 0 {
+        acquired.label = acquired.cache;
+        acquired.size = cache_size(acquired.cache, acquired.size);
+    }
+    if !passes(acquired) {
+        // The address may be one whose release we did not see: its older record is void.
+        let _ = ALLOCATIONS.remove(&key);
+        return;
+    }
+    let Some(stack_id) = capture(ctx, scratch, acquired) else {
+        let _ = ALLOCATIONS.remove(&key);
+        return;
+    };
+    if stack_id == NO_STACK {
+        count(Stat::LostStacks);
+    }
+    let allocation = Allocation {
+        size: acquired.size,
+        stack_id,
+        time_ns: now(),
+        tid: bpf_get_current_pid_tgid() as u32,
+        generation: 0,
+        count: 1,
+    };
+    // An allocator's function that has called another: the outer one's stack is the one to keep, and it counts once.
+    let is_outer = acquired.since_ns != 0
+        && ALLOCATIONS.get_ptr(&key).is_some_and(|inner| {
+            // SAFETY: an aligned map value; a record changes only while its block is acquired.
+            unsafe { (*inner).time_ns >= acquired.since_ns }
+        });
+    if ALLOCATIONS.insert(&key, &allocation, BPF_ANY as u64).is_err() {
+        count(Stat::LostAllocations);
+        return;
+    }
+    if is_outer {
+        return;
+    }
+    count(Stat::Acquired);
+    if setting!(flags) & setting_flags::TRACE != 0 {
+        tell(event::kind::ACQUIRE, &key, &allocation);
+    }
+}
+
+/// Removes the record of what is released.
+#[inline(always)]
+fn release(resource: Resource, handle: u64) {
+    let key = AllocationKey { tgid: 0, resource: resource.number(), handle };
+    if setting!(flags) & setting_flags::TRACE == 0 {
+        if ALLOCATIONS.remove(&key).is_ok() {
+            count(Stat::Released);
+        }
+        return;
+    }
+    let Some(found) = ALLOCATIONS.get_ptr(&key) else { return };
+    // SAFETY: an aligned map value; the one who releases a block is the only one to do so.
+    let allocation = unsafe { *found };
+    if ALLOCATIONS.remove(&key).is_ok() {
+        count(Stat::Released);
+        tell(event::kind::RELEASE, &key, &allocation);
+    }
+}
+
+#[inline(always)]
+fn tell(kind: u32, key: &AllocationKey, allocation: &Allocation) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let event = Event {
+        kind,
+        tgid: (pid_tgid >> 32) as u32,
+        tid: pid_tgid as u32,
+        resource: key.resource,
+        handle: key.handle,
+        size: allocation.size,
+        time_ns: now(),
+        stack_id: allocation.stack_id,
+    };
+    send(&event, Wake::Soon);
+}
+
+/// Bytes of a cache's objects (`struct kmem_cache::size`); `otherwise` where they cannot be read.
+#[inline(always)]
+fn cache_size(cache: u64, otherwise: u64) -> u64 {
+    let offset = kernel_setting!(cache_size_offset) as u64;
+    if offset == 0 {
+        return otherwise;
+    }
+    // SAFETY: the helper checks the address; the offset is the running kernel's own (BTF).
+    unsafe { bpf_probe_read_kernel((cache + offset) as *const u32) }.map_or(otherwise, u64::from)
+}
+
+/// All that can be said without the stack.
+#[inline(always)]
+fn passes(acquired: &Acquired) -> bool {
+    if acquired.size < setting!(min_size) || acquired.size > setting!(max_size) {
+        return false;
+    }
+    let Some(tgid) = lifecycle::current_target_id() else { return false };
+    let only_tgid = kernel_setting!(only_tgid);
+    if tgid == kernel_setting!(own_tgid) || (only_tgid != 0 && tgid != only_tgid) {
+        return false;
+    }
+    let only_comm = kernel_setting!(only_comm);
+    if only_comm[0] != 0 && !has_comm(&only_comm) {
+        return false;
+    }
+    let only_label = kernel_setting!(only_label);
+    let only_cache = kernel_setting!(only_cache);
+    if only_label != 0 && acquired.label != only_label {
+        return false;
+    }
+    if only_cache[0] != 0 && (acquired.cache == 0 || !has_name(acquired.cache, &only_cache)) {
+        return false;
+    }
+    let sample_rate = setting!(sample_rate);
+    // SAFETY: the helper takes nothing.
+    sample_rate <= 1 || unsafe { bpf_get_prandom_u32() } as u64 % sample_rate.max(1) == 0
+}
+
+#[inline(always)]
+fn has_comm(wanted: &[u64; COMM_WORDS]) -> bool {
+    let Ok(comm) = bpf_get_current_comm() else { return false };
+    // SAFETY: as many bytes; the helper fills up with zeroes (strscpy_pad).
+    let comm: [u64; COMM_WORDS] = unsafe { core::mem::transmute(comm) };
+    comm[0] == wanted[0] && comm[1] == wanted[1]
+}
+
+#[inline(always)]
+fn has_name(cache: u64, wanted: &[u64; CACHE_NAME_WORDS]) -> bool {
+    if CACHES.get_ptr(&cache).is_none() {
+        learn_name(cache);
+    }
+    let Some(name) = CACHES.get_ptr(&cache) else { return false };
+    // SAFETY: an aligned map value, written once.
+    let name = unsafe { &*name };
+    let mut differs = 0;
+    for word in 0..CACHE_NAME_WORDS {
+        differs |= name[word] ^ wanted[word];
+    }
+    differs == 0
+}
+
+/// Enters a cache's name.
+#[inline(always)]
+fn learn_name(cache: u64) {
+    let mut name = [0u64; CACHE_NAME_WORDS];
+    let offset = kernel_setting!(cache_name_offset) as u64;
+    // SAFETY: the helpers check the addresses.
+    unsafe {
+        if let Ok(at) = bpf_probe_read_kernel((cache + offset) as *const u64) {
+            bpf_probe_read_kernel_str(name.as_mut_ptr().cast(), CACHE_NAME_LEN as u32, at as *const c_void);
+        }
+    }
+    // A name that finds no room is not shown; nothing else depends on it.
+    let _ = CACHES.insert(&cache, &name, BPF_ANY as u64);
+}
+
+/// Takes the kernel's stack and stores it. Gives its id, or [`NO_STACK`] where it could not; `None` for pages that
+/// another allocator takes.
+#[inline(always)]
+fn capture(ctx: *mut c_void, scratch: u32, acquired: &Acquired) -> Option<u64> {
+    const BYTES: u32 = 8 * MAX_STACK_DEPTH as u32;
+    let Some(record) = KERNEL_SCRATCH.get_ptr_mut(scratch) else { return Some(NO_STACK) };
+    // SAFETY: this program's own on this CPU, and programs are not nested in themselves.
+    let record = unsafe { &mut *record };
+    // SAFETY: the record has room for what is read.
+    let bytes = unsafe { bpf_get_stack(ctx, record.ips.as_mut_ptr().cast(), BYTES, 0) };
+    if bytes < 0 {
+        return Some(NO_STACK);
+    }
+    record.len = (bytes as u32 / 8).min(MAX_STACK_DEPTH as u32);
+    record.end = if record.len < MAX_STACK_DEPTH as u32 { Step::Complete } else { Step::TooDeep } as u16;
+    record.by_pointer = 0;
+    record.label = acquired.label;
+    if acquired.resource == Resource::Pages && is_taken_by_allocator(record) {
+        return None;
+    }
+    let mut hash = Hash::default();
+    hash.add(record.label);
+    for depth in 0..MAX_STACK_DEPTH as u32 {
+        if depth >= record.len {
+            break;
+        }
+        hash.add(record.ips[depth as usize & (MAX_STACK_DEPTH)]);
+    }
+    if acquired.cache != 0 && CACHES.get_ptr(&acquired.cache).is_none() {
+        learn_name(acquired.cache);
+    }
+    Some(stack::store(hash.finish(), record))
+}
+
+/// The pages are those of a slab, of vmalloc and the like, which are counted there.
+#[inline(always)]
+fn is_taken_by_allocator(record: &StackRecord) -> bool {
+    for depth in 0..NEAR {
+        if depth >= record.len {
+            break;
+        }
+        let ip = record.ips[depth as usize];
+        for range in 0..CODE_RANGES {
+            let range = kernel_setting!(page_users[range]);
+            if range.end != 0 && ip >= range.start && ip < range.end {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+const _: () = assert!(TRACEPOINTS == Tracepoint::CacheAllocNode as usize + 1);
