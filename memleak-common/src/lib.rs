@@ -11,6 +11,7 @@ pub mod probe;
 pub mod settings;
 pub mod stack;
 pub mod stats;
+pub mod system_call;
 pub mod thread;
 pub mod unwind;
 

@@ -279,6 +279,15 @@ pub struct ProbeRow {
     pub success_value: i64,
 }
 
+/// What all rows of file descriptors have in common: a descriptor is an `int`, and 0 is one.
+pub const DESCRIPTOR: ProbeRow = ProbeRow {
+    resource: Resource::Fd.number(),
+    flags: flags::ZERO_IS_HANDLE,
+    handle_width: 4,
+    group: Resource::Fd.number() << 8,
+    ..ProbeRow::EMPTY
+};
+
 impl ProbeRow {
     /// A row in which nothing applies: to be filled by struct update.
     pub const EMPTY: Self = Self {

@@ -72,6 +72,12 @@ pub struct ThreadRecord {
     pub tid: u32,
     /// Calls that were entered and have not returned.
     pub pending: [PendingCall; MAX_PENDING],
+    /// 1 where `system_call` is under way.
+    pub in_system_call: u32,
+    /// Fills up; 0.
+    pub reserved: u32,
+    /// The system call that the thread is in, where it is one that is traced.
+    pub system_call: PendingCall,
     /// Where a stack is walked into before it is stored.
     pub stack: StackRecord,
     /// The id under which `stack` is stored, so that the same stack again need not be looked up; else 0.

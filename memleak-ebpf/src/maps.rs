@@ -15,6 +15,7 @@ use memleak_common::{
     settings::Settings,
     stack::StackRecord,
     stats::{STATS as STAT_COUNT, Stat},
+    system_call::MAX_SYSTEM_CALLS,
     thread::{Target, ThreadRecord},
     unwind::{Mapping, PublishedList},
 };
@@ -24,6 +25,10 @@ use memleak_common::{
 /// Rows by attach cookie.
 #[map]
 pub static PROBES: Array<ProbeRow> = Array::with_max_entries(MAX_PROBES, 0);
+
+/// Traced system calls.
+#[map]
+pub static SYSTEM_CALLS: Array<u32> = Array::with_max_entries(MAX_SYSTEM_CALLS, 0);
 
 /// Traced processes.
 #[map]

@@ -77,7 +77,7 @@ pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
 
 /// The call is one of those that count: see [`only`].
 #[inline(always)]
-fn applies(row: &ProbeRow, args: &Arguments) -> bool {
+pub fn applies(row: &ProbeRow, args: &Arguments) -> bool {
     let arg = args.get(row.only_arg);
     match row.only {
         only::ARG_IN => row.only_values[0] == arg as u32 || row.only_values[1] == arg as u32,
@@ -94,7 +94,7 @@ fn applies(row: &ProbeRow, args: &Arguments) -> bool {
 }
 
 #[inline(always)]
-fn read_arguments(args: &Arguments, tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
+pub fn read_arguments(args: &Arguments, tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
     call.size = requested_size(row, args);
     call.out_pointer = args.get(row.handle_arg);
     call.call_flags = args.get(row.flags_arg);
@@ -220,18 +220,18 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     if call.nested != 0 {
         return None;
     }
-    commit(ctx, thread, row, call)
+    commit(&Caller::of(ctx), thread, row, call, ctx.ret())
 }
 
 /// A pending call returned: does to the table what the call did.
 #[inline(always)]
-fn commit(
-    ctx: &RetProbeContext,
+pub fn commit(
+    caller: &Caller,
     thread: &mut ThreadRecord,
     row: &ProbeRow,
     call: &PendingCall,
+    returned: u64,
 ) -> Option<()> {
-    let returned: u64 = ctx.ret();
     let Some(handle) = acquired_handle(row, call, returned) else {
         let zero_size_release = row.flags & flags::ZERO_SIZE_RELEASES != 0 && call.size == 0 && returned == 0;
         if zero_size_release || row.flags & flags::RELEASES_ANYWAY != 0 {
@@ -251,7 +251,7 @@ fn commit(
         replace_range(thread, row, call, handle);
     }
     let size = if row.size == size::BEHIND_ARG { read_word(call.size, 8).unwrap_or(0) } else { call.size };
-    record(&Caller::of(ctx), thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
+    record(caller, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
     if row.handle_count > 1 {
         let address =
             call.out_pointer.wrapping_add(row.handle_offset as u64).wrapping_add(row.handle_width as u64);
@@ -264,18 +264,18 @@ fn commit(
 }
 
 /// What a call has acquired.
-pub struct Acquired {
+struct Acquired {
     /// The handle.
-    pub handle: u64,
+    handle: u64,
     /// Its bytes.
-    pub size: u64,
+    size: u64,
     /// When the call was entered, for rows with [`flags::EARLY_RELEASE`].
-    pub entered_ns: u64,
+    entered_ns: u64,
 }
 
 /// Enters a new record, if it passes the filters.
 #[inline(always)]
-pub fn record(caller: &Caller, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
+fn record(caller: &Caller, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
     let &Acquired { handle, size, .. } = acquired;
     let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle };
     if row.flags & flags::COUNTED != 0 && add_reference(thread, &key) {
@@ -373,16 +373,16 @@ fn enter_unless_released(key: &AllocationKey, allocation: &Allocation, entered_n
 #[inline(always)]
 pub fn release_enter(ctx: &ProbeContext) -> Option<()> {
     let (_, row) = row(ctx.regs.cast())?;
-    let handle = handle_to_release(row, &Arguments::of(ctx));
+    release(row, &Arguments::of(ctx))
+}
+
+/// The same, for a call with these arguments.
+#[inline(always)]
+pub fn release(row: &ProbeRow, args: &Arguments) -> Option<()> {
+    let handle = handle_to_release(row, args);
     if is_none(row, handle) {
         return None;
     }
-    release(row, handle)
-}
-
-/// The same, for a handle.
-#[inline(always)]
-pub fn release(row: &ProbeRow, handle: u64) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let key = AllocationKey { tgid: (pid_tgid >> 32) as u32, resource: row.resource, handle };
     if row.flags & flags::COUNTED != 0 && drop_reference(&key) {
@@ -435,9 +435,18 @@ pub fn abandon_pending(mend: bool) {
     abandon_all(thread);
 }
 
+/// The thread ends: neither its pending calls nor its system call will return.
+#[inline(always)]
+pub fn thread_ends(thread: &mut ThreadRecord) {
+    abandon_all(thread);
+    if thread.in_system_call != 0 {
+        put_back(thread.tgid, &thread.system_call);
+    }
+}
+
 /// Drops all pending calls of a thread; what they had taken out is still acquired.
 #[inline(always)]
-pub fn abandon_all(thread: &mut ThreadRecord) {
+fn abandon_all(thread: &mut ThreadRecord) {
     for _ in 0..MAX_PENDING {
         let Some(call) = top(thread) else { break };
         put_back(thread.tgid, call);

@@ -22,7 +22,7 @@ use super::{
     unwind,
 };
 use crate::{
-    probe::table::Row,
+    probe::table::{Row, system_calls},
     proc::btf,
     settings::{CaptureSettings, ReportSettings, UnwindMode},
 };
@@ -67,6 +67,8 @@ pub struct Loaded {
     pub mends_stack: bool,
     /// Stacks are walked by unwind tables.
     pub walks_tables: bool,
+    /// Resources that system calls tell of: no function of the target's is probed for them.
+    pub by_system_calls: &'static [Resource],
 }
 
 /// Loads the programs with these settings and fills the map of rows. `unwind_words`: entries of `UNWIND_WORDS`.
@@ -132,7 +134,16 @@ fn load_with(
     let events = ebpf.take_map("EVENTS").ok_or(BpfError::Missing("map EVENTS"))?;
     let events =
         RingBuf::try_from(events).map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;
-    Ok(Loaded { ebpf, events, uprobes, mends_stack, walks_tables })
+    let mut by_system_calls: &[Resource] = &[];
+    if !capture.traps_only && system_calls::RESOURCES.iter().any(|one| capture.resources.contains(one)) {
+        match trace_system_calls(&mut ebpf, rows) {
+            Ok(()) => by_system_calls = system_calls::RESOURCES,
+            Err(error) => log::warn!(
+                "descriptors are counted at the C library's functions, so that raw system calls are missed: {error}"
+            ),
+        }
+    }
+    Ok(Loaded { ebpf, events, uprobes, mends_stack, walks_tables, by_system_calls })
 }
 
 fn check_kernel() -> Result<(), BpfError> {
@@ -211,6 +222,25 @@ fn fill_rows(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
     for (index, row) in (0..).zip(rows) {
         probes.set(index, row.probe, 0).map_err(error)?;
     }
+    Ok(())
+}
+
+/// Has the programs run at each system call of any process; all but those that are of interest end at once.
+fn trace_system_calls(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
+    const MAP: &str = "SYSTEM_CALLS";
+    let map = ebpf.map_mut(MAP).ok_or(BpfError::Missing("map SYSTEM_CALLS"))?;
+    let error = |error: aya::maps::MapError| BpfError::Map { map: MAP, reason: chain(&error) };
+    let mut map: Array<_, u32> = Array::try_from(map).map_err(error)?;
+    for (number, entry) in system_calls::entries(rows) {
+        map.set(number, entry, 0).map_err(error)?;
+    }
+    // A return before its entry, which makes it expected.
+    for (name, tracepoint) in [("system_exit", "sys_exit"), ("system_enter", "sys_enter")] {
+        let program: &mut RawTracePoint = program(ebpf, name)?;
+        program.load().map_err(|error| load_error(&error))?;
+        program.attach(tracepoint).map_err(|error| load_error(&error))?;
+    }
+    log::info!("descriptors are counted at system calls");
     Ok(())
 }
 

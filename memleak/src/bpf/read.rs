@@ -21,7 +21,7 @@ use memleak_common::{
     unwind::Step,
 };
 
-use super::{BpfError, attach::Probes, chain, maps};
+use super::{BpfError, attach::Probes, chain, descriptors::Descriptors, maps};
 use crate::{
     proc::descriptors::open_descriptors,
     snapshot::{Cut, Lost, Outstanding, PAGE_SIZE, Snapshot, Stack, Unmap, apply_unmaps},
@@ -31,6 +31,8 @@ use crate::{
 pub struct Reader {
     /// By attach cookie.
     rows: Vec<ProbeRow>,
+    /// `None` where descriptors are not traced, or not all of them.
+    descriptors: Option<Descriptors>,
     /// Stacks read before: a stored stack never changes.
     stacks: HashMap<u64, Stack>,
     /// Ranges unmapped in part, as long as a record overlaps one.
@@ -45,9 +47,25 @@ pub struct Reader {
 const TAKEN_OUT: u16 = 1;
 
 impl Reader {
-    /// Has read nothing yet. `rows` are those that the kernel side has.
-    pub fn new(rows: Vec<ProbeRow>) -> Self {
-        Self { rows, stacks: HashMap::new(), unmaps: Vec::new(), removed: 0, pids: HashMap::new() }
+    /// Has read nothing yet. `rows` are those that the kernel side has. `checks_descriptors`: all descriptors are traced, and
+    /// are to be compared with what the processes have open.
+    pub fn new(rows: Vec<ProbeRow>, checks_descriptors: bool) -> Self {
+        let descriptors = checks_descriptors.then(Descriptors::default);
+        Self {
+            rows,
+            descriptors,
+            stacks: HashMap::new(),
+            unmaps: Vec::new(),
+            removed: 0,
+            pids: HashMap::new(),
+        }
+    }
+
+    /// A process is about to be traced.
+    pub fn add_target(&mut self, pid: u32) {
+        if let Some(descriptors) = &mut self.descriptors {
+            descriptors.remember(pid);
+        }
     }
 
     /// Remembers that a range was unmapped.
@@ -62,7 +80,8 @@ impl Reader {
         // A newer one is of a program that has replaced this one since the generations were read.
         let is_void = |key: &AllocationKey, allocation: &Allocation| {
             let survives = |of: u32| {
-                key.resource == Resource::Fd.number() && (of != pid || open.contains(&(key.handle as u32)))
+                key.resource == Resource::Fd.number()
+                    && (of != pid || open.contains_key(&(key.handle as u32)))
             };
             targets
                 .0
@@ -133,6 +152,11 @@ impl Reader {
         remove_dead(ebpf, &targets, &applied.dead)?;
         self.removed += applied.dead.len() as u64;
         let mut outstanding = applied.outstanding;
+        if let Some(descriptors) = &mut self.descriptors {
+            let closed = descriptors.reconcile(&mut outstanding);
+            remove_dead(ebpf, &targets, &closed)?;
+            self.removed += closed.len() as u64;
+        }
         let mut known: FxHashMap<u64, bool> = FxHashMap::default();
         for allocation in &mut outstanding {
             let id = allocation.stack_id;
@@ -222,7 +246,9 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets, rows: &[ProbeRow]) -> Result<Vec<
     // Blocks that a call in progress has taken out (realloc): still acquired, until it returns.
     let mut pending = Vec::new();
     maps::for_each_entry(fd(ebpf, "THREADS")?, |_: &u64, thread: &ThreadRecord| {
-        for call in thread.pending.iter().take((thread.depth as usize).min(MAX_PENDING)) {
+        let calls = thread.pending.iter().take((thread.depth as usize).min(MAX_PENDING));
+        let system_call = (thread.in_system_call != 0).then_some(&thread.system_call);
+        for call in calls.chain(system_call) {
             if call.has_released == TAKEN_OUT {
                 pending.push((thread.tgid, *call));
             }

@@ -1,11 +1,18 @@
 //! Descriptors that a process has open.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeMap, io};
 
-/// Numbers of the descriptors that process `pid` has open (/proc/PID/fd). None, where it has ended.
-pub fn open_descriptors(pid: u32) -> io::Result<BTreeSet<u32>> {
+/// What process `pid` has open, and each one's file as the kernel names it: a path, `socket:[123]` (/proc/PID/fd, see
+/// proc_pid_fd(5)). One that is closed meanwhile may be there or not.
+pub fn open_descriptors(pid: u32) -> io::Result<BTreeMap<u32, String>> {
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd"))?;
-    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+    let descriptor = |entry: io::Result<std::fs::DirEntry>| {
+        let entry = entry.ok()?;
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        let file = std::fs::read_link(entry.path()).ok()?;
+        Some((number, file.to_string_lossy().into_owned()))
+    };
+    Ok(entries.filter_map(descriptor).collect())
 }
 
 #[cfg(test)]
@@ -16,11 +23,12 @@ mod tests {
 
     #[test]
     fn lists_what_is_open() {
-        let (reader, writer) = io::pipe().unwrap();
-        let ours = [reader.as_raw_fd() as u32, writer.as_raw_fd() as u32];
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let (reader, _writer) = io::pipe().unwrap();
         let open = open_descriptors(std::process::id()).unwrap();
-        assert!(ours.iter().all(|fd| open.contains(fd)), "{open:?}");
-        assert!(!open.contains(&u32::MAX));
+        assert_eq!(open[&(file.as_raw_fd() as u32)], "/dev/null");
+        assert!(open[&(reader.as_raw_fd() as u32)].starts_with("pipe:["));
+        assert!(!open.contains_key(&u32::MAX));
         assert!(open_descriptors(u32::MAX).is_err(), "no such process");
     }
 }

@@ -3,7 +3,6 @@
 pub mod btf;
 pub mod descriptors;
 pub mod limits;
-pub mod links;
 pub mod maps;
 pub mod memory;
 pub mod root;

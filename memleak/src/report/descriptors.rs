@@ -1,11 +1,8 @@
 //! What the file descriptors of a stack are now, in a few words.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::AllocationLine;
-
-/// Most descriptors that are looked at for one report: each is a system call.
-pub const MOST_LOOKED_AT: usize = 10_000;
 
 /// Most paths named for a stack.
 const PATHS: usize = 3;
@@ -13,17 +10,11 @@ const PATHS: usize = 3;
 /// Most characters of a path.
 const PATH_LEN: usize = 100;
 
-/// Fills [`AllocationLine::now`], and gives it in a few words: `12 sockets, 3 files (/tmp/a, /tmp/b, ...)`. `None` where
-/// nothing is known of any. `look` says what a descriptor is; it is asked `budget` times at most, which is taken off.
-pub fn describe(
-    lines: &mut [AllocationLine],
-    budget: &mut usize,
-    look: impl Fn(u64) -> Option<String>,
-) -> Option<String> {
-    let looked_at = lines.len().min(*budget);
-    *budget -= looked_at;
-    for line in lines.iter_mut().take(looked_at) {
-        line.now = look(line.address);
+/// Fills [`AllocationLine::now`] from what the process has `open` now, by number, and gives it in a few words:
+/// `12 sockets, 3 files (/tmp/a, /tmp/b, ...)`. `None` where nothing is known of any.
+pub fn describe(lines: &mut [AllocationLine], open: &BTreeMap<u32, String>) -> Option<String> {
+    for line in lines.iter_mut() {
+        line.now = u32::try_from(line.address).ok().and_then(|fd| open.get(&fd)).cloned();
     }
     let mut kinds: Vec<(&str, usize)> = Vec::new();
     let mut places: HashMap<&str, usize> = HashMap::new();
@@ -46,11 +37,7 @@ pub fn describe(
     }
     kinds.sort_by_key(|(kind, number)| (std::cmp::Reverse(*number), *kind));
     let words: Vec<String> = kinds.into_iter().map(|(kind, number)| in_words(kind, number, &paths)).collect();
-    let rest = match lines.len() - looked_at {
-        0 => String::new(),
-        rest => format!(", {rest} more not looked at"),
-    };
-    Some(format!("{}{rest}", words.join(", ")))
+    Some(words.join(", "))
 }
 
 const FILE: &str = "file";
@@ -90,15 +77,14 @@ fn short(text: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn described(targets: &[Option<&str>], budget: usize) -> (Option<String>, usize) {
+    /// Descriptor N is the N-th of `targets`.
+    fn described(targets: &[Option<&str>]) -> Option<String> {
         let line = |address: u64| AllocationLine { address, size: 0, age_ms: 1, now: None };
         let mut lines: Vec<_> = (0..targets.len() as u64).map(line).collect();
-        let mut left = budget;
-        let words = describe(&mut lines, &mut left, |fd| targets[fd as usize].map(str::to_owned));
-        for (line, target) in lines.iter().zip(targets).take(budget) {
-            assert_eq!(line.now.as_deref(), *target);
-        }
-        (words, left)
+        let open = (0..).zip(targets).filter_map(|(fd, target)| Some((fd, (*target)?.to_owned()))).collect();
+        let words = describe(&mut lines, &open);
+        assert!(lines.iter().zip(targets).all(|(line, target)| line.now.as_deref() == *target));
+        words
     }
 
     #[test]
@@ -116,28 +102,24 @@ mod tests {
             "net:[5]",
             "strange",
         ];
-        let (words, left) = described(&targets.map(Some), 100);
+        let words = described(&targets.map(Some));
         let expected = "3 sockets, 2 files (/tmp/a), 1 eventpoll, 1 inotify, 1 memfd, 1 net, 1 other, 1 pipe";
-        assert_eq!((words.as_deref(), left), (Some(expected), 89));
+        assert_eq!(words.as_deref(), Some(expected));
         let many = ["/a", "/b", "/c", "/d", "/e"];
-        assert_eq!(described(&many.map(Some), 100).0.as_deref(), Some("5 files (/a, /b, /c, ...)"));
+        assert_eq!(described(&many.map(Some)).as_deref(), Some("5 files (/a, /b, /c, ...)"));
     }
 
     #[test]
     fn says_nothing_of_what_is_gone() {
-        assert_eq!(described(&[], 5), (None, 5));
-        assert_eq!(described(&[None, None], 5), (None, 3));
-        assert_eq!(described(&[None, Some("pipe:[1]")], 5).0.as_deref(), Some("1 pipe"));
+        assert_eq!(described(&[]), None);
+        assert_eq!(described(&[None, None]), None);
+        assert_eq!(described(&[None, Some("pipe:[1]")]).as_deref(), Some("1 pipe"));
     }
 
     #[test]
     fn is_bounded() {
-        assert_eq!(
-            described(&[Some("pipe:[1]"); 5], 2),
-            (Some("2 pipes, 3 more not looked at".to_owned()), 0)
-        );
         let long = "/".repeat(4096);
-        let words = described(&[Some(&long), Some("/é")], 5).0.expect("two files");
+        let words = described(&[Some(&long), Some("/é")]).expect("two files");
         assert!(words.chars().count() < 150 && words.ends_with(", /é)"), "{words}");
     }
 }

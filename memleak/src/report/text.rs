@@ -122,7 +122,11 @@ fn write_stack(stack: &StackReport, several_processes: bool, out: &mut dyn Write
         }
     }
     if stack.frames.is_empty() {
-        writeln!(out, "\t\t[stack not recorded: raise --stack-storage-size]")?;
+        let why = match stack.resource.is_descriptor {
+            true => "stack not known: received in a message, or made by io_uring or another process",
+            false => "stack not recorded: raise --stack-storage-size",
+        };
+        writeln!(out, "\t\t[{why}]")?;
     }
     write_frames(&stack.frames, out)?;
     match stack.cut {

@@ -116,6 +116,8 @@ pub struct Session {
     reader: Reader,
     /// The table of this run.
     rows: Vec<Row>,
+    /// Resources that functions of the target's are probed for.
+    probed: Vec<Resource>,
     symbolizer: Symbolizer,
     /// `None` where stacks are walked otherwise.
     unwinding: Option<Unwinding>,
@@ -192,6 +194,11 @@ impl Session {
         let begin = Instant::now();
         let mut loaded = load::load(&settings.capture, &settings.report, &rows, words, settings.verbosity)?;
         info!("loaded the BPF programs in {} ms", millis(begin.elapsed()));
+        // What was left out by sampling is open, too.
+        let checks_descriptors =
+            settings.capture.resources.contains(&Resource::Fd) && settings.report.sample_rate == 1;
+        let is_probed = |resource: &Resource| !loaded.by_system_calls.contains(resource);
+        let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
         let mut unwinding = loaded.walks_tables.then(|| Unwinding::open(&loaded.ebpf, tables)).transpose()?;
         if let Some(unwinding) = &mut unwinding {
             for (pid, objects) in &objects {
@@ -207,8 +214,9 @@ impl Session {
             events,
             log,
             probes: Probes::new(loaded.uprobes, loaded.mends_stack),
-            reader: Reader::new(rows.iter().map(|row| row.probe).collect()),
+            reader: Reader::new(rows.iter().map(|row| row.probe).collect(), checks_descriptors),
             rows,
+            probed,
             symbolizer: Symbolizer::new(),
             unwinding,
             sink,
@@ -285,6 +293,7 @@ impl Session {
     /// Makes a process known to the kernel side and waits for its end.
     fn add_target(&mut self, pid: u32, comm: String, end: PidFd) -> Result<(), SessionError> {
         load::add_target(&self.ebpf, pid)?;
+        self.reader.add_target(pid);
         let watch =
             readable(end).map_err(|error| SessionError::System("cannot wait for a process", error))?;
         let ended = self.ends.0.clone();
@@ -303,7 +312,7 @@ impl Session {
         let capture = &self.settings.capture;
         let options = PlanOptions {
             rows: &self.rows,
-            resources: &capture.resources,
+            resources: &self.probed,
             object: capture.object.as_deref(),
             symbols_prefix: capture.symbols_prefix.as_deref(),
             already: None,
@@ -317,7 +326,9 @@ impl Session {
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
         if which == Objects::All {
             let mut missing = PlanError::users_missing(&objects, &options, &plan).into_iter();
+            let is_users = |resource: &Resource| matches!(resource, Resource::Custom(_));
             if plan.is_empty()
+                && capture.resources.iter().all(is_users)
                 && let Some(error) = missing.next()
             {
                 return Err(error.into());
@@ -325,7 +336,7 @@ impl Session {
             // It may come with a library that is yet to be loaded.
             missing.for_each(|missing| warn!("process {pid}: {missing}"));
         }
-        if which == Objects::All && plan.is_empty() {
+        if which == Objects::All && plan.is_empty() && !self.probed.is_empty() {
             return Err(PlanError::nothing_found(&objects, &options).into());
         }
         for (path, allocator) in &plan.allocators {

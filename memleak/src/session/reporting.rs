@@ -1,18 +1,17 @@
 //! Making a report: a snapshot, aggregated and symbolized.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant, SystemTime},
+};
 
 use log::info;
 
 use super::{Session, SessionError, wait::millis};
 use crate::{
     aggregate::aggregate,
-    proc::links::descriptor_target,
-    report::{
-        Report, StackReport, TargetInfo,
-        descriptors::{MOST_LOOKED_AT, describe},
-        sink::Delivery,
-    },
+    proc::descriptors::open_descriptors,
+    report::{Report, StackReport, TargetInfo, descriptors::describe, sink::Delivery},
     settings::TargetSpec,
     snapshot::{Lost, Snapshot},
 };
@@ -48,7 +47,7 @@ impl Session {
         let aggregated =
             aggregate(snapshot, &self.catalog, settings, is_final && self.all_ended(), &mut self.history);
         let mut stacks = Vec::with_capacity(aggregated.groups.len());
-        let mut budget = MOST_LOOKED_AT;
+        let mut open: HashMap<u32, BTreeMap<u32, String>> = HashMap::new();
         for mut group in aggregated.groups {
             let stack = snapshot.stacks.get(&group.key.stack_id);
             let frames =
@@ -58,9 +57,10 @@ impl Session {
             let lists = if resource.is_descriptor { group.allocations.as_deref_mut() } else { None };
             // The number of a process that has ended may be another's by now.
             let lives = self.traced.get(&pid).is_some_and(|traced| !traced.ended);
-            let now = lists
-                .filter(|_| lives)
-                .and_then(|lines| describe(lines, &mut budget, |fd| descriptor_target(pid, fd)));
+            let now = lists.filter(|_| lives).and_then(|lines| {
+                let open = open.entry(pid).or_insert_with(|| open_descriptors(pid).unwrap_or_default());
+                describe(lines, open)
+            });
             stacks.push(StackReport { now, ..StackReport::new(group, resource, stack, frames, settings) });
         }
         self.reports += 1;

@@ -2,16 +2,14 @@
 //!
 //! Signatures: the functions' pages in section 2 and 3 of the Linux manual.
 //!
-//! Descriptors are counted by the kernel's own functions where it lets us (`bpf::descriptors`); these rows serve where it
-//! does not. What is made below the C library's functions is not seen by them: raw system calls, io_uring, descriptors
-//! that come in a message.
+//! Descriptors are counted at system calls where the kernel lets us ([`super::system_calls`]): raw calls are seen as well
+//! then. Where it does not the same rows serve for the C library's functions.
 
-use memleak_common::probe::{ProbeRow, Resource, flags, handle, only, success};
+use memleak_common::probe::{DESCRIPTOR, ProbeRow, Resource, flags, handle, only, success};
 
 use super::{Role, Row, Scope, of, releases, returns, row, with};
 
-/// Descriptors are an `int`, and 0 is one.
-const FD: ProbeRow = ProbeRow { flags: flags::ZERO_IS_HANDLE, handle_width: 4, ..of(Resource::Fd, 0) };
+const FD: ProbeRow = DESCRIPTOR;
 /// Returns a descriptor, or -1.
 const NEW_FD: ProbeRow = ProbeRow { handle: handle::RETURN, success: success::AT_LEAST, ..FD };
 /// fcntl(2): F_DUPFD and F_DUPFD_CLOEXEC.

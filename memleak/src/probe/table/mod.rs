@@ -5,6 +5,7 @@ mod c_library;
 mod control;
 mod libraries;
 mod memory;
+pub mod system_calls;
 mod threads;
 
 use std::{borrow::Cow, sync::LazyLock};
