@@ -124,18 +124,19 @@ static void fd_acquire(void) {
 }
 
 static void fd_fail(void) {
+    int unused[2];
     CHECK(site_open(GONE) < 0 && site_openat(GONE) < 0 && site_raw(GONE) < 0 && site_creat(GONE) < 0);
     CHECK(site_socket(-1) < 0 && site_accept(opened) < 0 && site_accept4(-1) < 0 && site_dup(-1) < 0);
     CHECK(site_dup2(-1, 200) < 0 && site_dup3(opened, opened) < 0); // 200 stays as it is
     CHECK(dup2(opened, opened) == opened);                          // does nothing
-    CHECK(site_pipe2(pair, -1) < 0 && site_socketpair(-1, pair) < 0 && site_eventfd(-1) < 0);
+    CHECK(site_pipe2(unused, -1) < 0 && site_socketpair(-1, unused) < 0 && site_eventfd(-1) < 0);
     CHECK(site_epoll_create(-1) < 0 && site_epoll_create1(-1) < 0 && site_signalfd(-1, -1) < 0);
     CHECK(site_timerfd(-1) < 0 && site_inotify_init1(-1) < 0 && site_memfd(~0u) < 0 && site_fcntl(-1, F_DUPFD) < 0);
     struct rlimit limit, none;
     CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
     none = limit, none.rlim_cur = 0;
     CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
-    CHECK(site_open("/dev/null") < 0 && site_pipe(pair) < 0 && site_dup(opened) < 0);
+    CHECK(site_open("/dev/null") < 0 && site_pipe(unused) < 0 && site_dup(opened) < 0);
     CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
 }
 
