@@ -57,13 +57,16 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
+/// Arguments in pieces, the built-in resources and the names of the user's that they select.
+type Case<'a> = (&'a [&'a [&'a str]], &'a [Resource], &'a [&'a str]);
+
 #[test]
 fn naming_resources_replaces_the_default() {
     const HEAP: Resource = Resource::Heap;
     const MMAP: Resource = Resource::Mmap;
     let (_folder, file) = with_file();
     let file = ["--resources-file", text(&file)];
-    let cases: &[(&[&[&str]], &[Resource], &[&str])] = &[
+    let cases: &[Case<'_>] = &[
         (&[], &[HEAP, MMAP], &[]),
         (&[&["-r", "mmap"]], &[MMAP], &[]),
         (&[&["-r", "fd,sqlite-stmt"]], &[Resource::Fd, Resource::SqliteStmt], &[]),

@@ -163,7 +163,7 @@ fn resources() -> Report {
     let opened = StackReport {
         resource: fd,
         bytes: 0,
-        now: Some("1 socket, 1 file: /tmp/a\nb; oldest 84000 ms".to_owned()),
+        now: Some("1 file (/tmp/a\nb), 1 socket".to_owned()),
         count: 3,
         frames: vec![frame(0x55fc_a689_a200, "open_it", 0x10, None)],
         allocations: Some(vec![

@@ -51,7 +51,14 @@ impl Reader {
     /// are to be compared with what the processes have open.
     pub fn new(rows: Vec<ProbeRow>, checks_descriptors: bool) -> Self {
         let descriptors = checks_descriptors.then(Descriptors::default);
-        Self { rows, descriptors, stacks: HashMap::new(), unmaps: Vec::new(), removed: 0, pids: HashMap::new() }
+        Self {
+            rows,
+            descriptors,
+            stacks: HashMap::new(),
+            unmaps: Vec::new(),
+            removed: 0,
+            pids: HashMap::new(),
+        }
     }
 
     /// A process is about to be traced.
@@ -73,7 +80,8 @@ impl Reader {
         // A newer one is of a program that has replaced this one since the generations were read.
         let is_void = |key: &AllocationKey, allocation: &Allocation| {
             let survives = |of: u32| {
-                key.resource == Resource::Fd.number() && (of != pid || open.contains_key(&(key.handle as u32)))
+                key.resource == Resource::Fd.number()
+                    && (of != pid || open.contains_key(&(key.handle as u32)))
             };
             targets
                 .0

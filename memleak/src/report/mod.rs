@@ -1,5 +1,6 @@
 //! A report: a snapshot, aggregated and symbolized, and the ways to write it.
 
+pub mod descriptors;
 pub mod json;
 pub mod sink;
 pub mod text;

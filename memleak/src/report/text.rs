@@ -116,10 +116,17 @@ fn write_stack(stack: &StackReport, several_processes: bool, out: &mut dyn Write
         writeln!(out, "\t\t[process {}]", stack.pid)?;
     }
     if let Some(now) = &stack.now {
-        writeln!(out, "\t\t[now: {}]", printable(now))?;
+        match stack.oldest_ms {
+            Some(ms) => writeln!(out, "\t\t[now: {}; open for {ms} ms at most]", printable(now))?,
+            None => writeln!(out, "\t\t[now: {}]", printable(now))?,
+        }
     }
     if stack.frames.is_empty() {
-        writeln!(out, "\t\t[stack not recorded: raise --stack-storage-size]")?;
+        let why = match stack.resource.is_descriptor {
+            true => "stack not known: received in a message, or made by io_uring or another process",
+            false => "stack not recorded: raise --stack-storage-size",
+        };
+        writeln!(out, "\t\t[{why}]")?;
     }
     write_frames(&stack.frames, out)?;
     match stack.cut {

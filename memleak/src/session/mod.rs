@@ -324,6 +324,18 @@ impl Session {
         }
         let memory = ProcessMemory::open(pid).ok();
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
+        if which == Objects::All {
+            let mut missing = PlanError::users_missing(&objects, &options, &plan).into_iter();
+            let is_users = |resource: &Resource| matches!(resource, Resource::Custom(_));
+            if plan.is_empty()
+                && capture.resources.iter().all(is_users)
+                && let Some(error) = missing.next()
+            {
+                return Err(error.into());
+            }
+            // It may come with a library that is yet to be loaded.
+            missing.for_each(|missing| warn!("process {pid}: {missing}"));
+        }
         if which == Objects::All && plan.is_empty() && !self.probed.is_empty() {
             return Err(PlanError::nothing_found(&objects, &options).into());
         }

@@ -23,3 +23,4 @@ mod sampling;
 mod targets;
 mod unusual;
 mod unwinding;
+mod user_rows;
