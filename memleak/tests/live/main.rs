@@ -18,6 +18,7 @@ mod errors;
 mod exact;
 mod losses;
 mod options;
+mod resources;
 mod sampling;
 mod targets;
 mod unusual;

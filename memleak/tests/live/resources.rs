@@ -1,0 +1,243 @@
+//! Resources other than memory: each by all its functions, with what a program says of itself as the truth.
+
+use std::{collections::BTreeSet, fs, process::Command};
+
+use crate::{
+    guard::alone,
+    ledger,
+    process::Running,
+    programs::{Link, build},
+    report::{Report, Stack},
+    tracer::Tracer,
+};
+
+/// Real libraries, by the names under which programs load them: no package for building against them is wanted.
+const LIBRARIES: &[&str] = &["-l:libsqlite3.so.0", "-l:libssl.so.3", "-l:libcrypto.so.3"];
+
+/// After acquiring, after failing to acquire and after releasing (some of it twice) the report is the program's ledger.
+fn each_phase(resource: &str) {
+    let _alone = alone();
+    let program = build("resources.c", Link::Dynamic, LIBRARIES);
+    let mut target = Running::start(Command::new(program).arg(resource));
+    target.expect("READY");
+    let mut tracer =
+        Tracer::attach_with(target.pid(), &["-r", resource, "-o", "0", "-T", "100000", "0.2"]);
+    for phase in ["acquired", "failed", "released"] {
+        target.tell("go");
+        let ledger = ledger::hear(&mut target);
+        println!("{resource} {phase}: {ledger:?}");
+        assert!(!ledger.is_empty());
+        let report = tracer.fresh_report();
+        report.assert_equals(&ledger);
+        report.assert_only_sites(resource);
+        report.assert_nothing_lost();
+        // A mutex is not held while its holder waits for a condition, and not released either.
+        let waited_for = u64::from(resource == "mutex" && phase != "released");
+        let held = report.totals.acquired - report.totals.released;
+        assert_eq!(held, report.totals.count + waited_for, "{}", report.describe());
+    }
+    target.tell("end");
+    assert!(target.wait_status().success(), "{}", target.outputs());
+    assert_eq!(tracer.wait().code, 0);
+}
+
+#[test]
+fn descriptors_in_each_phase() {
+    each_phase("fd");
+}
+
+#[test]
+fn streams_in_each_phase() {
+    each_phase("file");
+}
+
+#[test]
+fn directories_in_each_phase() {
+    each_phase("dir");
+}
+
+#[test]
+fn databases_in_each_phase() {
+    each_phase("sqlite");
+}
+
+#[test]
+fn statements_in_each_phase() {
+    each_phase("sqlite-stmt");
+}
+
+#[test]
+fn threads_in_each_phase() {
+    each_phase("thread");
+}
+
+#[test]
+fn mutexes_in_each_phase() {
+    each_phase("mutex");
+}
+
+#[test]
+fn loaded_objects_in_each_phase() {
+    each_phase("dl");
+}
+
+#[test]
+fn openssl_objects_in_each_phase() {
+    each_phase("ssl");
+}
+
+/// Numbers of the descriptors in a report that lists them.
+fn listed(report: &Report) -> BTreeSet<u32> {
+    let lines = report.stacks.iter().flat_map(|stack| stack.allocations.iter().flatten());
+    let number = |address: &str| u32::from_str_radix(address.strip_prefix("0x")?, 16).ok();
+    lines.map(|line| number(&line.address).expect("a descriptor")).collect()
+}
+
+/// What a process has open, by its own account.
+fn open_descriptors(pid: u32) -> BTreeSet<u32> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("the target's descriptors");
+    entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
+}
+
+#[test]
+fn eight_threads_with_descriptors_at_random() {
+    let _alone = alone();
+    let program = build("descriptors.c", Link::Dynamic, &["-Wno-unused-result"]);
+    let mut target = Running::start(Command::new(program).args(["random", "8", "20000", "20260105"]));
+    target.expect("READY");
+    let before = open_descriptors(target.pid());
+    let mut tracer =
+        Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "-T", "100000", "0.3"]);
+    target.tell("go");
+    target.expect("END");
+    let open = open_descriptors(target.pid());
+    let report = tracer.fresh_report();
+    let traced: BTreeSet<u32> = open.difference(&before).copied().collect();
+    assert!(traced.len() > 10, "{traced:?}");
+    assert_eq!(listed(&report), traced);
+    assert_eq!(report.totals.count, traced.len() as u64);
+    for loss in ["allocations", "stacks", "events", "missed_returns", "skipped_runs"] {
+        assert_eq!(report.lost[loss], 0, "lost.{loss}");
+    }
+    let unknown = report.stacks.iter().filter(|stack| stack.frames.is_empty()).map(|stack| stack.count);
+    assert_eq!(unknown.sum::<u64>(), 0, "each has the stack that made it: {}", report.describe());
+    target.tell("end");
+    assert!(target.wait_status().success());
+    assert_eq!(tracer.wait().code, 0);
+}
+
+#[test]
+fn descriptors_that_no_call_returns_are_found() {
+    let _alone = alone();
+    let program = build("descriptors.c", Link::Dynamic, &["-Wno-unused-result"]);
+    let mut target = Running::start(Command::new(program).arg("unseen"));
+    target.expect("READY");
+    let before = open_descriptors(target.pid());
+    let mut tracer = Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "0.3"]);
+    target.tell("go");
+    target.expect("END");
+    let report = tracer.fresh_report();
+    let new: BTreeSet<u32> = open_descriptors(target.pid()).difference(&before).copied().collect();
+    assert_eq!(new.len(), 3, "two in the message, one by ioctl");
+    assert_eq!(listed(&report), new);
+    target.tell("end");
+    assert!(target.wait_status().success());
+    assert_eq!(tracer.wait().code, 0);
+}
+
+#[test]
+fn an_exec_keeps_descriptors_and_closes_some() {
+    let _alone = alone();
+    let program = build("descriptors.c", Link::Dynamic, &["-Wno-unused-result"]);
+    let mut target = Running::start(Command::new(program).arg("exec"));
+    target.expect("READY");
+    let mut tracer = Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "0.3"]);
+    for _ in 0..2 {
+        target.tell("go");
+        let ledger = ledger::hear(&mut target);
+        let report = tracer.fresh_report();
+        let count: u64 = ledger.values().filter_map(|amount| amount.count).sum();
+        assert_eq!(report.totals.count, count, "{}", report.describe());
+        let after = &ledger[&("site_after".to_owned(), "fd".to_owned())];
+        assert_eq!(report.site("site_after").1, after.count.unwrap());
+    }
+    target.tell("end");
+    assert!(target.wait_status().success());
+    assert_eq!(tracer.wait().code, 0);
+}
+
+/// Traces Python running `script` to the script's `input()`; the last report before it goes on.
+fn trace_python(resource: &str, script: &str) -> (Report, BTreeSet<u32>) {
+    let mut target = Running::start(
+        Command::new("/usr/bin/python3")
+            .args(["-u", "-c", &format!("print('READY')\ninput()\n{script}\nprint('END')\ninput()")]),
+    );
+    target.expect("READY");
+    let before = open_descriptors(target.pid());
+    let mut tracer =
+        Tracer::attach_with(target.pid(), &["-r", resource, "-a", "-o", "0", "-T", "100000", "0.3"]);
+    target.tell("go");
+    target.expect("END");
+    let open = open_descriptors(target.pid()).difference(&before).copied().collect();
+    let report = tracer.fresh_report();
+    target.tell("end");
+    assert!(target.wait_status().success(), "{}", target.outputs());
+    assert_eq!(tracer.wait().code, 0);
+    (report, open)
+}
+
+#[test]
+fn python_opens_files_and_sockets() {
+    let _alone = alone();
+    let script = "import socket\n\
+                  files = [open('/etc/passwd') for i in range(30)]\n\
+                  for i in range(20): files.pop().close()\n\
+                  sockets = [socket.socket() for i in range(7)]\n\
+                  for i in range(50): socket.socket().close()";
+    let (report, open) = trace_python("fd", script);
+    assert_eq!((report.totals.count, open.len()), (17, 17), "{}", report.describe());
+    assert_eq!(listed(&report), open);
+    let by_call = |name: &str| -> u64 {
+        let calls = |stack: &&Stack| stack.frames.iter().any(|frame| frame.bare_function().contains(name));
+        report.stacks.iter().filter(calls).map(|stack| stack.count).sum()
+    };
+    assert_eq!((by_call("open"), by_call("socket")), (10, 7), "{}", report.describe());
+    assert!(report.stacks.iter().all(|stack| !stack.truncated), "{}", report.describe());
+}
+
+/// A program that forgets to close every third database.
+#[test]
+fn forgotten_databases_are_counted() {
+    let _alone = alone();
+    let program = build("databases.c", Link::Dynamic, LIBRARIES);
+    let mut target = Running::start(Command::new(program).arg("300"));
+    target.expect("READY");
+    let mut tracer = Tracer::attach_with(
+        target.pid(),
+        &["-r", "sqlite,sqlite-stmt,heap,fd", "-o", "0", "-T", "100000", "0.3"],
+    );
+    target.tell("go");
+    let ledger = ledger::hear(&mut target);
+    let report = tracer.fresh_report();
+    for ((site, resource), amount) in &ledger {
+        assert_eq!(amount.count, Some(100), "{site}");
+        let of = |stack: &&Stack| stack.resource == *resource && stack.site() == Some(site);
+        let found: Vec<&Stack> = report.stacks.iter().filter(of).collect();
+        let count: u64 = found.iter().map(|stack| stack.count).sum();
+        assert_eq!(count, 100, "{resource}: {}", report.describe());
+        assert_eq!(report.sum(resource).1, 100, "{resource}: {}", report.describe());
+        let frames: Vec<&str> = found[0].frames.iter().map(|frame| frame.bare_function()).collect();
+        let from = frames.iter().position(|name| *name == "site_open_database").expect("the site");
+        assert_eq!(frames[from..from + 3], ["site_open_database", "use_database", "main"], "{resource}");
+    }
+    assert_eq!(ledger.len(), 2);
+    // How many files it has open for them is the library's own affair.
+    assert!(report.sum("fd").1 >= 100, "{}", report.describe());
+    // The library's own memory, and all else that is held meanwhile, has whole stacks, too.
+    assert!(report.sum("heap").1 >= 100, "{}", report.describe());
+    assert!(report.stacks.iter().all(|stack| !stack.truncated), "{}", report.describe());
+    report.assert_nothing_lost();
+    target.tell("end");
+    assert!(target.wait_status().success());
+    assert_eq!(tracer.wait().code, 0);
+}
