@@ -103,7 +103,7 @@ fn open_descriptors(pid: u32) -> BTreeSet<u32> {
 fn eight_threads_with_descriptors_at_random() {
     let _alone = alone();
     let program = build("descriptors.c", Link::Dynamic, &["-Wno-unused-result"]);
-    let mut target = Running::start(Command::new(program).args(["random", "8", "20000", "20260105"]));
+    let mut target = Running::start(Command::new(program).args(["random", "8", "50000", "20260105"]));
     target.expect("READY");
     let before = open_descriptors(target.pid());
     let mut tracer =
