@@ -20,8 +20,7 @@ fn each_phase(resource: &str) {
     let program = build("resources.c", Link::Dynamic, LIBRARIES);
     let mut target = Running::start(Command::new(program).arg(resource));
     target.expect("READY");
-    let mut tracer =
-        Tracer::attach_with(target.pid(), &["-r", resource, "-o", "0", "-T", "100000", "0.2"]);
+    let mut tracer = Tracer::attach_with(target.pid(), &["-r", resource, "-o", "0", "-T", "100000", "0.2"]);
     for phase in ["acquired", "failed", "released"] {
         target.tell("go");
         let ledger = ledger::hear(&mut target);
@@ -86,6 +85,11 @@ fn openssl_objects_in_each_phase() {
     each_phase("ssl");
 }
 
+#[test]
+fn blocks_of_python_in_each_phase() {
+    each_phase("python");
+}
+
 /// Numbers of the descriptors in a report that lists them.
 fn listed(report: &Report) -> BTreeSet<u32> {
     let lines = report.stacks.iter().flat_map(|stack| stack.allocations.iter().flatten());
@@ -106,8 +110,7 @@ fn eight_threads_with_descriptors_at_random() {
     let mut target = Running::start(Command::new(program).args(["random", "8", "50000", "20260105"]));
     target.expect("READY");
     let before = open_descriptors(target.pid());
-    let mut tracer =
-        Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "-T", "100000", "0.3"]);
+    let mut tracer = Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "-T", "100000", "0.3"]);
     target.tell("go");
     target.expect("END");
     let open = open_descriptors(target.pid());
@@ -168,10 +171,11 @@ fn an_exec_keeps_descriptors_and_closes_some() {
 
 /// Traces Python running `script` to the script's `input()`; the last report before it goes on.
 fn trace_python(resource: &str, script: &str) -> (Report, BTreeSet<u32>) {
-    let mut target = Running::start(
-        Command::new("/usr/bin/python3")
-            .args(["-u", "-c", &format!("print('READY')\ninput()\n{script}\nprint('END')\ninput()")]),
-    );
+    let mut target = Running::start(Command::new("/usr/bin/python3").args([
+        "-u",
+        "-c",
+        &format!("print('READY')\ninput()\n{script}\nprint('END')\ninput()"),
+    ]));
     target.expect("READY");
     let before = open_descriptors(target.pid());
     let mut tracer =
