@@ -1,6 +1,6 @@
 //! The maps, read once, as plain data.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use memleak_common::{probe::Resource, unwind::Step};
 
@@ -175,15 +175,19 @@ fn apply_spans(
     if spans.is_empty() {
         return records;
     }
-    let (released, left) = records.into_iter().partition(|record| {
-        spans.iter().any(|span| {
-            (span.pid, span.resource) == (record.pid, record.resource)
-                && (span.start..span.end).contains(&record.handle)
-                && record.time_ns < span.time_ns
-        })
-    });
-    dead.extend::<Vec<_>>(released);
-    left
+    let released_by_span: HashSet<Resource> = spans.iter().map(|span| span.resource).collect();
+    let (concerned, mut others): (Vec<_>, Vec<_>) =
+        records.into_iter().partition(|record| released_by_span.contains(&record.resource));
+    let key = |record: &Outstanding| (record.pid, record.resource, record.handle);
+    let mut left: BTreeMap<_, _> = concerned.into_iter().map(|record| (key(&record), record)).collect();
+    for span in spans {
+        let first = (span.pid, span.resource, span.start);
+        let covered = first..(span.pid, span.resource, span.end.max(span.start));
+        let released = left.extract_if(covered, |_, record| record.time_ns < span.time_ns);
+        dead.extend(released.map(|(_, record)| record));
+    }
+    others.extend(left.into_values());
+    others
 }
 
 /// Bytes of a page.

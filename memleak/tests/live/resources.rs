@@ -85,6 +85,11 @@ fn openssl_objects_in_each_phase() {
     each_phase("ssl");
 }
 
+#[test]
+fn blocks_of_python_in_each_phase() {
+    each_phase("python");
+}
+
 /// Numbers of the descriptors in a report that lists them.
 fn listed(report: &Report) -> BTreeSet<u32> {
     let lines = report.stacks.iter().flat_map(|stack| stack.allocations.iter().flatten());
@@ -102,7 +107,7 @@ fn open_descriptors(pid: u32) -> BTreeSet<u32> {
 fn eight_threads_with_descriptors_at_random() {
     let _alone = alone();
     let program = build("descriptors.c", Link::Dynamic, &["-Wno-unused-result"]);
-    let mut target = Running::start(Command::new(program).args(["random", "8", "20000", "20260105"]));
+    let mut target = Running::start(Command::new(program).args(["random", "8", "50000", "20260105"]));
     target.expect("READY");
     let before = open_descriptors(target.pid());
     let mut tracer = Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "-T", "100000", "0.3"]);

@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
@@ -40,12 +41,13 @@ static void *act(void *argument) {
     return NULL;
 }
 
-
 static void at_random(char **argv) {
     pthread_t threads[64];
     unsigned long count = strtoul(argv[2], NULL, 10);
     calls = strtoul(argv[3], NULL, 10), seed = strtoul(argv[4], NULL, 10);
     CHECK(count <= 64);
+    struct rlimit limit = {LAST, LAST};
+    CHECK(syscall(SYS_close_range, 3, ~0u, 0) == 0 && setrlimit(RLIMIT_NOFILE, &limit) == 0);
     for (int fd = 3; fd < FIRST; fd++) dup2(0, fd);
     say("READY");
     hear();

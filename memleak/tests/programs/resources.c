@@ -1,5 +1,5 @@
 // Acquires, fails to acquire and releases the resources other than memory, each by all its functions. What it holds is
-// in its ledger; bytes are 0, since none has a size.
+// in its ledger; bytes are 0 where it has no size.
 //
 // usage: resources RESOURCE
 // phases: READY <go> <ledger> END (some of each left) <go> <ledger> END (failed acquires: as before)
@@ -482,25 +482,101 @@ static void ssl_release(void) {
     lose(&ledger_site_X509_new, 0);
 }
 
+// ---- python: its functions, called from outside as an extension module does. (Within Python's own code compilers
+// put copies of them in place of calls, which nobody can probe.)
+
+static void *(*py_malloc[3])(size_t), *(*py_calloc[3])(size_t, size_t), *(*py_realloc[3])(void *, size_t);
+static void (*py_free[3])(void *);
+
+SITE(site_python_malloc, "python")
+static NOINLINE void *site_python_malloc(int domain, size_t n) {
+    return noted(&ledger_site_python_malloc, py_malloc[domain](n), n);
+}
+
+SITE(site_python_calloc, "python")
+static NOINLINE void *site_python_calloc(int domain, size_t n, size_t m) {
+    return noted(&ledger_site_python_calloc, py_calloc[domain](n, m), n * m);
+}
+
+SITE(site_python_realloc, "python")
+static NOINLINE void *site_python_realloc(int domain, void *old, size_t n) {
+    return noted(&ledger_site_python_realloc, py_realloc[domain](old, n), n);
+}
+
+static void python_prepare(void) {
+    void *library = NULL;
+    for (int version = 8; version < 20 && !library; version++) {
+        char name[32];
+        snprintf(name, sizeof name, "libpython3.%d.so.1.0", version);
+        library = dlopen(name, RTLD_NOW | RTLD_GLOBAL);
+    }
+    CHECK(library);
+    void (*initialize)(int) = dlsym(library, "Py_InitializeEx");
+    initialize(0);
+    static const char *domains[3] = {"PyMem_Raw", "PyMem_", "PyObject_"};
+    for (int domain = 0; domain < 3; domain++) {
+        char name[32];
+#define FIND(where, what)                                                                                         \
+    snprintf(name, sizeof name, "%s" what, domains[domain]);                                                      \
+    CHECK((*(void **)&where[domain] = dlsym(library, name)) != NULL)
+        FIND(py_malloc, "Malloc");
+        FIND(py_calloc, "Calloc");
+        FIND(py_realloc, "Realloc");
+        FIND(py_free, "Free");
+    }
+}
+
+static void *blocks[3];
+
+static void python_acquire(void) {
+    for (int domain = 0; domain < 3; domain++) {
+        CHECK(site_python_malloc(domain, 100) && site_python_calloc(domain, 7, 30));
+        CHECK((blocks[domain] = site_python_malloc(domain, 5000)) && site_python_malloc(domain, 0));
+        void *moved = site_python_malloc(domain, 60);
+        CHECK(moved && site_python_realloc(domain, moved, 90000) && site_python_realloc(domain, NULL, 33));
+        lose(&ledger_site_python_malloc, 60);
+    }
+}
+
+static void python_fail(void) {
+    for (int domain = 0; domain < 3; domain++) {
+        CHECK(!site_python_malloc(domain, impossible_size) && !site_python_calloc(domain, impossible_size, 2));
+        CHECK(!site_python_realloc(domain, blocks[domain], impossible_size)); // the old block stays
+    }
+}
+
+static void python_release(void) {
+    for (int domain = 0; domain < 3; domain++) {
+        py_free[domain](blocks[domain]), py_free[domain](NULL);
+        lose(&ledger_site_python_malloc, 5000);
+        CHECK(site_python_malloc(domain, 5000)); // often the same address
+    }
+}
+
+static void nothing(void) {}
+
 static const struct {
     const char *name;
     void (*phases[3])(void);
+    void (*prepare)(void);
 } resources[] = {
-    {"fd", {fd_acquire, fd_fail, fd_release}},
-    {"file", {file_acquire, file_fail, file_release}},
-    {"dir", {dir_acquire, dir_fail, dir_release}},
-    {"sqlite", {sqlite_acquire, sqlite_fail, sqlite_release}},
-    {"sqlite-stmt", {statement_acquire, statement_fail, statement_release}},
-    {"thread", {thread_acquire, thread_fail, thread_release}},
-    {"mutex", {mutex_acquire, mutex_fail, mutex_release}},
-    {"dl", {dl_acquire, dl_fail, dl_release}},
-    {"ssl", {ssl_acquire, ssl_fail, ssl_release}},
+    {"fd", {fd_acquire, fd_fail, fd_release}, nothing},
+    {"file", {file_acquire, file_fail, file_release}, nothing},
+    {"dir", {dir_acquire, dir_fail, dir_release}, nothing},
+    {"sqlite", {sqlite_acquire, sqlite_fail, sqlite_release}, nothing},
+    {"sqlite-stmt", {statement_acquire, statement_fail, statement_release}, nothing},
+    {"thread", {thread_acquire, thread_fail, thread_release}, nothing},
+    {"mutex", {mutex_acquire, mutex_fail, mutex_release}, nothing},
+    {"dl", {dl_acquire, dl_fail, dl_release}, nothing},
+    {"ssl", {ssl_acquire, ssl_fail, ssl_release}, nothing},
+    {"python", {python_acquire, python_fail, python_release}, python_prepare},
 };
 
 int main(int argc, char **argv) {
     CHECK(argc == 2);
     for (size_t i = 0; i < sizeof resources / sizeof *resources; i++) {
         if (strcmp(resources[i].name, argv[1]) != 0) continue;
+        resources[i].prepare();
         say("READY");
         for (int phase = 0; phase < 3; phase++) {
             hear();
