@@ -3,6 +3,7 @@
 
 pub mod attach;
 mod descriptors;
+pub mod kernel;
 pub mod load;
 pub mod maps;
 pub mod multi;
@@ -29,6 +30,12 @@ pub enum BpfError {
          CONFIG_DEBUG_INFO_BTF, or leave out --follow-forks"
     )]
     NoBtf(String),
+    /// The same, for kernel mode.
+    #[error(
+        "cannot trace the kernel: it has no type information (/sys/kernel/btf/vmlinux: {0}); boot a kernel with \
+         CONFIG_DEBUG_INFO_BTF"
+    )]
+    NoKernelTypes(String),
     /// The kernel side learns a child's number in the first PID namespace, not the one that it has here.
     #[error(
         "cannot follow forks from within a PID namespace: start memleak outside of it, or leave out --follow-forks"

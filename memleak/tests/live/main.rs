@@ -16,6 +16,7 @@ mod commands;
 mod ends;
 mod errors;
 mod exact;
+mod kernel_facts;
 mod losses;
 mod options;
 mod resources;
