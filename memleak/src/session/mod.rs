@@ -33,7 +33,7 @@ use crate::{
     probe::{
         plan::{Plan, PlanError, PlanOptions, check_object_argument, plan, symbol_names},
         resource::Catalog,
-        table::{Row, TABLE},
+        table::{DEFAULT_RESOURCES, Row, TABLE},
     },
     proc::{
         limits::raise_open_files,
@@ -333,10 +333,20 @@ impl Session {
             {
                 return Err(error.into());
             }
+            let mut missing = missing.chain(PlanError::resources_missing(&objects, &options, &plan));
+            if plan.is_final()
+                && self.probed == capture.resources
+                && let Some(error) = missing.next()
+            {
+                return Err(error.into());
+            }
             // It may come with a library that is yet to be loaded.
             missing.for_each(|missing| warn!("process {pid}: {missing}"));
         }
-        if which == Objects::All && plan.is_empty() && !self.probed.is_empty() {
+        if which == Objects::All
+            && plan.is_empty()
+            && self.probed.iter().any(|resource| DEFAULT_RESOURCES.contains(resource))
+        {
             return Err(PlanError::nothing_found(&objects, &options).into());
         }
         for (path, allocator) in &plan.allocators {
