@@ -113,6 +113,69 @@ fn pairs_go_by_the_order_in_which_they_were_typed() {
     assert_eq!(shape, [("a", 2, 1), ("b", 1, 1), ("x", 1, 1)]);
 }
 
+fn project(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// All that stands in quotes behind `option`.
+fn examples(text: &str, option: &str) -> Vec<String> {
+    let quoted = |rest: &str| Some(rest.split_once('\'')?.1.split_once('\'')?.0.to_owned());
+    let starts = text.match_indices(option).map(|(at, _)| &text[at + option.len()..]);
+    starts.filter(|rest| rest.starts_with(" '")).filter_map(quoted).collect()
+}
+
+/// What the README and `--help` show can be typed.
+#[test]
+fn every_example_can_be_typed() {
+    let readme = fs::read_to_string(project("README.md")).expect("the README");
+    let help = Settings::from_args(["memleak", "--help"]).expect_err("ends the program").text;
+    for (text, at_least) in [(readme, 5), (help, 2)] {
+        // Lines are as long as the terminal has it.
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let acquires = examples(&text, "--acquire");
+        let releases = examples(&text, "--release");
+        assert!(acquires.len() >= at_least && acquires.len() == releases.len(), "{acquires:?} {releases:?}");
+        for (acquire, release) in acquires.iter().zip(&releases) {
+            assert_eq!(user_resources(&["--acquire", acquire, "--release", release]).len(), 1);
+        }
+    }
+}
+
+#[test]
+fn the_worked_example_can_be_read() {
+    let file = project("examples/resources/pairs.toml");
+    let found = user_resources(&["--resources-file", text(&file)]);
+    let names: Vec<&str> = found.iter().map(|resource| resource.name.as_str()).collect();
+    assert_eq!(names, ["ticket", "lease", "slot", "couple", "shared", "block"]);
+    assert!(found.iter().all(|resource| !resource.description.is_empty() && !resource.unit.is_empty()));
+    let readme = fs::read_to_string(project("README.md")).expect("the README");
+    let start = readme.find("    [[resource]]").expect("the example of a file");
+    let end = start + readme[start..].find("\nor in short").expect("its end");
+    let example: String = readme[start..end].lines().map(|line| format!("{}\n", line.trim_start())).collect();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("readme.toml");
+    fs::write(&file, example).expect("written");
+    let found = user_resources(&["--resources-file", text(&file)]);
+    assert_eq!((found.len(), found[0].name.as_str()), (1, "db"));
+}
+
+/// The grammar stands in the README as it stands beside the code.
+#[test]
+fn the_readme_has_the_grammar_of_the_code() {
+    let rules = |text: &str| -> Vec<String> {
+        let lines = text.lines().map(|line| line.trim_start_matches("//!").trim());
+        let rules =
+            lines.skip_while(|line| !line.starts_with("acquire   = ")).take_while(|line| !line.is_empty());
+        let rules = rules.filter(|line| !line.starts_with("function") && !line.starts_with("object"));
+        rules.take(13).map(str::to_owned).collect()
+    };
+    let code = fs::read_to_string(project("memleak/src/probe/spec/mod.rs")).expect("the code");
+    let readme = fs::read_to_string(project("README.md")).expect("the README");
+    let (code, readme) = (rules(&code), rules(&readme));
+    assert!(code.len() >= 12 && code[11].starts_with("name"), "{code:?}");
+    assert_eq!(code[..12], readme[..12]);
+}
+
 #[test]
 fn two_resources_of_one_name_are_refused() {
     let (_folder, file) = with_file();

@@ -1,5 +1,6 @@
 //! A run, from the first probe to the last report.
 
+mod checks;
 mod error;
 mod reporting;
 mod wait;
@@ -19,6 +20,7 @@ use log::{debug, info, warn};
 use memleak_common::{event::kind, probe::Resource};
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 
+use checks::{check_interval, check_plan};
 pub use error::SessionError;
 use wait::{Signals, bpf_log, end_command, event_line, flush_log, millis, next_event, readable, ticks};
 
@@ -31,9 +33,9 @@ use crate::{
         unwind::{Unwinding, words_for},
     },
     probe::{
-        plan::{Plan, PlanError, PlanOptions, check_object_argument, plan, symbol_names},
+        plan::{Plan, PlanOptions, check_object_argument, plan, symbol_names},
         resource::Catalog,
-        table::{DEFAULT_RESOURCES, Row, TABLE},
+        table::{Row, TABLE},
     },
     proc::{
         limits::raise_open_files,
@@ -73,20 +75,6 @@ enum Reason {
     TargetsEnded,
     /// Nobody reads the reports.
     ReaderGone,
-}
-
-/// The shell makes two words of two process ids, and the second would be taken for INTERVAL.
-fn check_interval(settings: &Settings, processes: &[Process]) -> Result<(), SessionError> {
-    let (Some(process), Ok(interval)) = (processes.first(), u32::try_from(settings.interval.as_secs()))
-    else {
-        return Ok(());
-    };
-    match read_status(interval) {
-        Ok(status) if status.comm == process.comm && interval != process.pid => {
-            Err(SessionError::IntervalIsProcess { interval, pid: process.pid, comm: status.comm })
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Which of a process's objects are looked at.
@@ -325,29 +313,7 @@ impl Session {
         let memory = ProcessMemory::open(pid).ok();
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
         if which == Objects::All {
-            let mut missing = PlanError::users_missing(&objects, &options, &plan).into_iter();
-            let is_users = |resource: &Resource| matches!(resource, Resource::Custom(_));
-            if plan.is_empty()
-                && capture.resources.iter().all(is_users)
-                && let Some(error) = missing.next()
-            {
-                return Err(error.into());
-            }
-            let mut missing = missing.chain(PlanError::resources_missing(&objects, &options, &plan));
-            if plan.is_final()
-                && self.probed == capture.resources
-                && let Some(error) = missing.next()
-            {
-                return Err(error.into());
-            }
-            // It may come with a library that is yet to be loaded.
-            missing.for_each(|missing| warn!("process {pid}: {missing}"));
-        }
-        if which == Objects::All
-            && plan.is_empty()
-            && self.probed.iter().any(|resource| DEFAULT_RESOURCES.contains(resource))
-        {
-            return Err(PlanError::nothing_found(&objects, &options).into());
+            check_plan(pid, &plan, &objects, &options, self.probed == capture.resources)?;
         }
         for (path, allocator) in &plan.allocators {
             info!("{path}: {allocator}");
@@ -454,6 +420,7 @@ impl Session {
                     if let Some(unwinding) = &mut self.unwinding {
                         unwinding.remove(&mut self.ebpf, pid);
                     }
+                    self.reader.target_ended(pid);
                     if self.all_ended() {
                         return Ok(Reason::TargetsEnded);
                     }

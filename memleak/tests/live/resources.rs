@@ -106,7 +106,7 @@ fn open_descriptors(pid: u32) -> BTreeSet<u32> {
 #[test]
 fn eight_threads_with_descriptors_at_random() {
     let _alone = alone();
-    let program = build("descriptors.c", Link::Dynamic, &["-Wno-unused-result"]);
+    let program = build("fds.c", Link::Dynamic, &["-Wno-unused-result"]);
     let mut target = Running::start(Command::new(program).args(["random", "8", "50000", "20260105"]));
     target.expect("READY");
     let before = open_descriptors(target.pid());
@@ -132,7 +132,7 @@ fn eight_threads_with_descriptors_at_random() {
 #[test]
 fn descriptors_that_no_call_returns_are_found() {
     let _alone = alone();
-    let program = build("descriptors.c", Link::Dynamic, &["-Wno-unused-result"]);
+    let program = build("fds.c", Link::Dynamic, &["-Wno-unused-result"]);
     let mut target = Running::start(Command::new(program).arg("unseen"));
     target.expect("READY");
     let before = open_descriptors(target.pid());
@@ -151,7 +151,7 @@ fn descriptors_that_no_call_returns_are_found() {
 #[test]
 fn an_exec_keeps_descriptors_and_closes_some() {
     let _alone = alone();
-    let program = build("descriptors.c", Link::Dynamic, &["-Wno-unused-result"]);
+    let program = build("fds.c", Link::Dynamic, &["-Wno-unused-result"]);
     let mut target = Running::start(Command::new(program).arg("exec"));
     target.expect("READY");
     let mut tracer = Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "0.3"]);

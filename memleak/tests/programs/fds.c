@@ -1,9 +1,9 @@
 // Threads that open, duplicate, replace and close descriptors at random, each other's too. What is open in the end
 // only the kernel can say (/proc/PID/fd).
 //
-// usage: descriptors random THREADS CALLS SEED     phases: READY <go> END <end>
-//        descriptors unseen                        phases: READY <go> <ledger> END <end>
-//        descriptors exec                          phases: READY <go> (becomes itself) <ledger> END <go> END <end>
+// usage: fds random THREADS CALLS SEED     phases: READY <go> END <end>
+//        fds unseen                        phases: READY <go> <ledger> END <end>
+//        fds exec                          phases: READY <go> (becomes itself) <ledger> END <go> END <end>
 #include "ledger.h"
 
 #include <fcntl.h>
