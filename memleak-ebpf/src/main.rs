@@ -11,6 +11,7 @@ mod args;
 mod kernel;
 mod lifecycle;
 mod maps;
+mod records;
 mod stack;
 mod system_calls;
 mod track;

@@ -29,6 +29,11 @@ impl Descriptors {
         self.before.insert(pid, open_descriptors(pid).unwrap_or_default());
     }
 
+    /// Leaves the records of process `pid` as they are from now on.
+    pub fn forget(&mut self, pid: u32) {
+        self.before.remove(&pid);
+    }
+
     /// Puts the records of descriptors right. Gives those of descriptors that are closed, to be removed from the kernel's
     /// table. Processes that have ended are left as they were counted.
     pub fn reconcile(&mut self, outstanding: &mut Vec<Outstanding>) -> Vec<Outstanding> {

@@ -71,6 +71,13 @@ impl Reader {
         }
     }
 
+    /// A process has ended: its number can be another's by now.
+    pub fn target_ended(&mut self, pid: u32) {
+        if let Some(descriptors) = &mut self.descriptors {
+            descriptors.forget(pid);
+        }
+    }
+
     /// Remembers that a range was unmapped.
     pub fn unmapped(&mut self, unmap: Unmap) {
         self.unmaps.push(unmap);

@@ -8,9 +8,10 @@ use std::{
 
 use super::{
     plan::{Plan, PlanOptions},
-    table::{Row, Scope},
+    table::{DEFAULT_RESOURCES, Role, Row, Scope},
 };
 use crate::target::object::{Object, ObjectError, ObjectId};
+use memleak_common::probe::Resource;
 
 /// Most objects named in a message.
 const NAMED: usize = 8;
@@ -65,6 +66,19 @@ pub enum PlanError {
         /// What was looked at.
         objects: String,
     },
+    /// No function that acquires a built-in resource other than memory.
+    #[error(
+        "no function of the resource {resource} ({functions}) in {objects}; trace a program that calls one, or name \
+         other resources with -r (see --list-resources)"
+    )]
+    NoResource {
+        /// Its name.
+        resource: &'static str,
+        /// Some of the functions that acquire it.
+        functions: String,
+        /// What was looked at.
+        objects: String,
+    },
     /// A user's specification names an object that is not mapped.
     #[error(
         "no object named {object} is mapped, so {function} is not probed; name one of these, or leave the object out: \
@@ -106,6 +120,37 @@ pub enum PlanError {
 }
 
 impl PlanError {
+    /// Built-in resources, memory left out, of which `plan`, a plan for all that the target has mapped, attaches to no
+    /// acquiring function: one error for each.
+    pub fn resources_missing(objects: &[Object], options: &PlanOptions<'_>, plan: &Plan) -> Vec<Self> {
+        let acquires = |row: &&Row| matches!(row.role, Role::Acquire | Role::Resize);
+        let planned: HashSet<u32> = plan.points.iter().map(|point| point.row).collect();
+        let of = |resource: Resource| {
+            (0..)
+                .zip(options.rows)
+                .filter(move |(_, row)| acquires(row) && row.probe.resource == resource.number())
+        };
+        let is_memory = |resource: &Resource| {
+            DEFAULT_RESOURCES.contains(resource) || matches!(resource, Resource::Custom(_))
+        };
+        options
+            .resources
+            .iter()
+            .filter(|resource| {
+                !is_memory(resource) && !of(**resource).any(|(index, _)| planned.contains(&index))
+            })
+            .map(|resource| Self::NoResource {
+                resource: resource.name(),
+                functions: of(*resource)
+                    .take(3)
+                    .map(|(_, row)| &*row.function)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                objects: list(objects.iter()),
+            })
+            .collect()
+    }
+
     /// Why the user's functions that `plan`, a plan for all that the target has mapped, does not attach to are not
     /// probed: one error for each row.
     pub fn users_missing(objects: &[Object], options: &PlanOptions<'_>, plan: &Plan) -> Vec<Self> {

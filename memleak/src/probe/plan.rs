@@ -214,6 +214,11 @@ impl Plan {
             point.program == ProgramKind::AcquireEnter && (!self.needs_heap || is_prefixed(point.scope))
         })
     }
+
+    /// It is empty, and nothing will tell of objects that are mapped later.
+    pub fn is_final(&self) -> bool {
+        self.is_empty() && !self.points.iter().any(|point| point.program == ProgramKind::MappingsEnter)
+    }
 }
 
 /// The symbols that a plan needs of each object: to read the objects with.

@@ -5,7 +5,10 @@ use memleak_common::probe::Resource;
 
 use super::SessionError;
 use crate::{
-    probe::plan::{Plan, PlanError, PlanOptions},
+    probe::{
+        plan::{Plan, PlanError, PlanOptions},
+        table::DEFAULT_RESOURCES,
+    },
     proc::status::read_status,
     settings::Settings,
     target::{object::Object, process::Process},
@@ -25,13 +28,14 @@ pub(super) fn check_interval(settings: &Settings, processes: &[Process]) -> Resu
     }
 }
 
-/// A plan for all that process `pid` has mapped must attach something, where anything is probed. What users have named
-/// and is not there is warned of: it may come with a library that is yet to be loaded.
+/// A plan for all that process `pid` has mapped must attach something, where anything is probed. What is not there is
+/// warned of: it may come with a library that is yet to be loaded. `is_all`: nothing is traced but by the plan.
 pub(super) fn check_plan(
     pid: u32,
     plan: &Plan,
     objects: &[Object],
     options: &PlanOptions<'_>,
+    is_all: bool,
 ) -> Result<(), PlanError> {
     let is_users = |resource: &Resource| matches!(resource, Resource::Custom(_));
     let mut missing = PlanError::users_missing(objects, options, plan).into_iter();
@@ -41,8 +45,16 @@ pub(super) fn check_plan(
     {
         return Err(error);
     }
+    let mut missing = missing.chain(PlanError::resources_missing(objects, options, plan));
+    if plan.is_final()
+        && is_all
+        && let Some(error) = missing.next()
+    {
+        return Err(error);
+    }
     missing.for_each(|missing| warn!("process {pid}: {missing}"));
-    match plan.is_empty() && !options.resources.is_empty() {
+    let is_memory = |resource: &Resource| DEFAULT_RESOURCES.contains(resource);
+    match plan.is_empty() && options.resources.iter().any(is_memory) {
         true => Err(PlanError::nothing_found(objects, options)),
         false => Ok(()),
     }

@@ -338,7 +338,7 @@ impl Session {
         let memory = ProcessMemory::open(pid).ok();
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
         if which == Objects::All {
-            check_plan(pid, &plan, &objects, &options)?;
+            check_plan(pid, &plan, &objects, &options, self.probed == capture.resources)?;
         }
         for (path, allocator) in &plan.allocators {
             info!("{path}: {allocator}");
@@ -445,6 +445,7 @@ impl Session {
                     if let Some(unwinding) = &mut self.unwinding {
                         unwinding.remove(&mut self.ebpf, pid);
                     }
+                    self.reader.target_ended(pid);
                     if self.all_ended() {
                         return Ok(Reason::TargetsEnded);
                     }

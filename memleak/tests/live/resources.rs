@@ -155,6 +155,9 @@ fn an_exec_keeps_descriptors_and_closes_some() {
     let mut target = Running::start(Command::new(program).arg("exec"));
     target.expect("READY");
     let mut tracer = Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "0.3"]);
+    target.tell("go");
+    tracer.wait_note(|line| line.contains("has replaced its program"));
+    tracer.fresh_report();
     for _ in 0..2 {
         target.tell("go");
         let ledger = ledger::hear(&mut target);

@@ -3,7 +3,7 @@
 //
 // usage: fds random THREADS CALLS SEED     phases: READY <go> END <end>
 //        fds unseen                        phases: READY <go> <ledger> END <end>
-//        fds exec                          phases: READY <go> (becomes itself) <ledger> END <go> END <end>
+//        fds exec                          phases: READY <go> (becomes itself) <go> <ledger> END <go> <ledger> END <end>
 #include "ledger.h"
 
 #include <fcntl.h>
@@ -112,6 +112,7 @@ static void replace(char **argv, int has_been) {
         execl("/proc/self/exe", argv[0], "exec", "again", NULL);
         die("exec");
     }
+    hear(); // until the tracer knows the new program
     CHECK(site_after() == 4 && site_after() == 5); // the number that the exec has closed
     gain(&ledger_site_kept, 0), gain(&ledger_site_after, 0), gain(&ledger_site_after, 0);
     say_ledger();
