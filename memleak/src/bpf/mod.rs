@@ -89,7 +89,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     // The verifier's log has many lines; the first says which program it was about.
-    text.lines().next().unwrap_or_default().to_owned()
+    let first = text.lines().next().unwrap_or_default().trim_end();
+    first.strip_suffix(" Verifier output:").unwrap_or(first).trim_end_matches('.').to_owned()
 }
 
 /// The operating system's error number behind an error, if there is one.

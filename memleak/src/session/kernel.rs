@@ -66,13 +66,8 @@ impl Session {
         for error in &loaded.failed {
             warn!("{error}");
         }
-        info!(
-            "attached {} probes ({} tracepoints, kprobes at {} functions) in {} ms",
-            loaded.probes.len(),
-            plan.tracepoints.len(),
-            plan.functions.len(),
-            millis(begin.elapsed())
-        );
+        info!("{} tracepoints, kprobes at {} functions", plan.tracepoints.len(), plan.functions.len());
+        let attached = (loaded.probes.len(), begin.elapsed());
         let start = Start {
             ebpf: loaded.ebpf,
             events: loaded.events,
@@ -84,6 +79,7 @@ impl Session {
         };
         let mut session = Self::new(settings, sink, start)?;
         session.symbolizer.set_kernel(symbols);
+        session.attached = attached;
         Ok(session)
     }
 }

@@ -16,6 +16,8 @@ mod commands;
 mod ends;
 mod errors;
 mod exact;
+mod fallback;
+mod kernel;
 mod kernel_facts;
 mod losses;
 mod options;
