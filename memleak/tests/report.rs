@@ -540,8 +540,14 @@ fn trace_lines() {
         frames: vec![],
         ..acquire()
     };
-    let text = check_trace("trace", &[acquire(), release]);
+    let opened = EventLine { resource: info(Resource::Fd), address: 5, size: 0, frames: vec![], ..acquire() };
+    let leased = EventLine { resource: user("lease", "leases", false), address: 0x7f00, ..opened.clone() };
+    let text = check_trace("trace", &[acquire(), release, opened, leased]);
     assert_eq!(text.lines().next(), Some("[05:04:05.678] 123/125 acquire heap 0x7f1234567890 128 bytes"));
+    let last: Vec<&str> = text.lines().rev().take(2).collect();
+    let expected =
+        ["acquire lease 0x7f00", "acquire fd 5"].map(|what| format!("[05:04:05.678] 123/125 {what}"));
+    assert_eq!(last, expected);
 }
 
 #[test]
