@@ -127,6 +127,10 @@ pub struct Cli {
     #[arg(long = "resources-file", value_name = "FILE", help_heading = RESOURCES)]
     pub resources_files: Vec<PathBuf>,
 
+    /// Count descriptors at the C library's functions, and not at system calls
+    #[arg(long, hide = true)]
+    pub library_calls: bool,
+
     /// Capture allocations of SIZE bytes and more; suffixes K, M, G (1024-based)
     #[arg(short = 'z', long, value_name = "SIZE", help_heading = "What is captured")]
     pub min_size: Option<String>,

@@ -121,6 +121,8 @@ pub struct CaptureSettings {
     pub symbols_prefix: Option<String>,
     /// Attach programs that do nothing: what the traps alone cost (`--traps-only`, for the bench).
     pub traps_only: bool,
+    /// Count descriptors at the C library's functions, and not at system calls (`--library-calls`).
+    pub library_calls: bool,
 }
 
 impl CaptureSettings {
@@ -424,6 +426,7 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
             cli.symbols_prefix.as_deref(),
         )?,
         traps_only: cli.traps_only,
+        library_calls: cli.library_calls,
     })
 }
 

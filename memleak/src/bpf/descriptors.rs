@@ -21,6 +21,8 @@ pub struct Descriptors {
     before: HashMap<u32, BTreeMap<u32, String>>,
     /// Those that were not seen to be made: when they were first found, and what they were.
     found: HashMap<(u32, u32), (u64, String)>,
+    /// Found so far, and of these found closed.
+    pub found_and_closed: (u64, u64),
 }
 
 impl Descriptors {
@@ -46,20 +48,25 @@ impl Descriptors {
             if open.is_empty() && read_maps(*pid).map_or(true, |maps| maps.is_empty()) {
                 continue;
             }
-            reconcile_one((*pid, before), &open, listed_ns, &mut self.found, outstanding, &mut dead);
+            let open = (&open, listed_ns);
+            let (found, closed) =
+                reconcile_one((*pid, before), open, &mut self.found, outstanding, &mut dead);
+            self.found_and_closed.0 += found;
+            self.found_and_closed.1 += closed;
         }
         dead
     }
 }
 
+/// For one process, whose list was made at `listed_ns`. Gives how many descriptors are newly found, and how many of those
+/// found before are closed.
 fn reconcile_one(
     (pid, before): (u32, &mut BTreeMap<u32, String>),
-    open: &BTreeMap<u32, String>,
-    listed_ns: u64,
+    (open, listed_ns): (&BTreeMap<u32, String>, u64),
     found: &mut HashMap<(u32, u32), (u64, String)>,
     outstanding: &mut Vec<Outstanding>,
     dead: &mut Vec<Outstanding>,
-) {
+) -> (u64, u64) {
     let is_ours = |record: &Outstanding| record.pid == pid && record.resource == Resource::Fd;
     dead.extend(outstanding.extract_if(.., |record| {
         is_ours(record) && record.time_ns < listed_ns && !open.contains_key(&(record.handle as u32))
@@ -68,7 +75,9 @@ fn reconcile_one(
         outstanding.iter().filter(|record| is_ours(record)).map(|record| record.handle as u32).collect();
     // A number that has another file now is not what it was.
     before.retain(|fd, file| open.get(fd) == Some(file) && !counted.contains(fd));
+    let known = found.len();
     found.retain(|(of, fd), (_, file)| *of != pid || (open.get(fd) == Some(file) && !counted.contains(fd)));
+    let left = found.len();
     for (fd, file) in open {
         if counted.contains(fd) || before.contains_key(fd) {
             continue;
@@ -84,6 +93,7 @@ fn reconcile_one(
             time_ns: *time_ns,
         });
     }
+    ((found.len() - left) as u64, (known - left) as u64)
 }
 
 #[cfg(test)]
@@ -108,7 +118,8 @@ mod tests {
         let mut dead = Vec::new();
         // 9 is closed, 8 is newer than the list, 1 is another file than before, 5 was made unseen.
         let open = files(&[(0, "tty"), (1, "socket"), (2, "tty"), (3, "a"), (4, "b"), (5, "c")]);
-        reconcile_one((1, &mut before), &open, 50, &mut found, &mut outstanding, &mut dead);
+        let counts = reconcile_one((1, &mut before), (&open, 50), &mut found, &mut outstanding, &mut dead);
+        assert_eq!(counts, (2, 0));
         assert_eq!(dead, [record(9, 10)]);
         let unseen = |fd, time_ns| Outstanding { stack_id: NO_STACK, ..record(fd, time_ns) };
         let seen = [record(3, 10), record(4, 10), record(8, 60), memory];
@@ -116,7 +127,8 @@ mod tests {
         // The next time 1 has been counted, and 5 is as old as it was.
         let mut outstanding = vec![record(1, 70), record(3, 10)];
         let open = files(&[(0, "tty"), (1, "socket"), (3, "a"), (5, "c")]);
-        reconcile_one((1, &mut before), &open, 90, &mut found, &mut outstanding, &mut dead);
+        let counts = reconcile_one((1, &mut before), (&open, 90), &mut found, &mut outstanding, &mut dead);
+        assert_eq!(counts, (0, 1));
         assert_eq!(outstanding, [record(1, 70), record(3, 10), unseen(5, 50)]);
         assert_eq!(dead.len(), 1);
         assert!(!before.contains_key(&2), "closed: the next one of that number is new");

@@ -128,7 +128,8 @@ fn load_with(
     let events =
         RingBuf::try_from(events).map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;
     let mut by_system_calls: &[Resource] = &[];
-    if !capture.traps_only && system_calls::RESOURCES.iter().any(|one| capture.resources.contains(one)) {
+    let by_kernel = !capture.traps_only && !capture.library_calls;
+    if by_kernel && system_calls::RESOURCES.iter().any(|one| capture.resources.contains(one)) {
         match trace_system_calls(&mut ebpf, rows) {
             Ok(()) => by_system_calls = system_calls::RESOURCES,
             Err(error) => log::warn!(

@@ -183,12 +183,14 @@ impl Reader {
             }
         }
         let stats = Stats::read(ebpf)?;
+        let (found, closed) =
+            self.descriptors.as_ref().map_or((0, 0), |descriptors| descriptors.found_and_closed);
         Ok(Snapshot {
             time_ns,
             outstanding,
             stacks: self.stacks.clone(),
-            acquired: stats.get(Stat::Acquired),
-            released: stats.get(Stat::Released) + self.removed,
+            acquired: stats.get(Stat::Acquired) + found,
+            released: stats.get(Stat::Released) + self.removed + closed,
             lost: Lost {
                 allocations: stats.get(Stat::LostAllocations),
                 stacks: stats.get(Stat::LostStacks),

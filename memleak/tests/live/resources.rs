@@ -6,7 +6,7 @@ use crate::{
     guard::alone,
     ledger,
     process::Running,
-    programs::{Link, build},
+    programs::{Link, build, scratch_dir, text},
     report::{Report, Stack},
     tracer::Tracer,
 };
@@ -16,19 +16,30 @@ const LIBRARIES: &[&str] = &["-l:libsqlite3.so.0", "-l:libssl.so.3", "-l:libcryp
 
 /// After acquiring, after failing to acquire and after releasing (some of it twice) the report is the program's ledger.
 fn each_phase(resource: &str) {
+    each_phase_but(resource, &[], None);
+}
+
+/// The same with more options. Of the site `unseen` the stack is not known.
+fn each_phase_but(resource: &str, options: &[&str], unseen: Option<&str>) {
     let _alone = alone();
     let program = build("resources.c", Link::Dynamic, LIBRARIES);
     let mut target = Running::start(Command::new(program).arg(resource));
     target.expect("READY");
-    let mut tracer = Tracer::attach_with(target.pid(), &["-r", resource, "-o", "0", "-T", "100000", "0.2"]);
+    let all = [&["-r", resource, "-o", "0", "-T", "100000", "0.2"], options].concat();
+    let mut tracer = Tracer::attach_with(target.pid(), &all);
     for phase in ["acquired", "failed", "released"] {
         target.tell("go");
-        let ledger = ledger::hear(&mut target);
+        let mut ledger = ledger::hear(&mut target);
         println!("{resource} {phase}: {ledger:?}");
         assert!(!ledger.is_empty());
         let report = tracer.fresh_report();
+        let held: u64 = ledger.values().filter_map(|amount| amount.count).sum();
+        assert_eq!(report.totals.count, held, "{}", report.describe());
+        ledger.retain(|(site, _), _| Some(site.as_str()) != unseen);
         report.assert_equals(&ledger);
-        report.assert_only_sites(resource);
+        if unseen.is_none() {
+            report.assert_only_sites(resource);
+        }
         report.assert_nothing_lost();
         // A mutex is not held while its holder waits for a condition, and not released either.
         let waited_for = u64::from(resource == "mutex" && phase != "released");
@@ -43,6 +54,12 @@ fn each_phase(resource: &str) {
 #[test]
 fn descriptors_in_each_phase() {
     each_phase("fd");
+}
+
+/// Where the kernel's tracepoints are not to be had. The stack of a raw system call is not known then.
+#[test]
+fn descriptors_at_the_c_library_in_each_phase() {
+    each_phase_but("fd", &["--library-calls"], Some("site_raw"));
 }
 
 #[test]
@@ -247,4 +264,60 @@ fn forgotten_databases_are_counted() {
     target.tell("end");
     assert!(target.wait_status().success());
     assert_eq!(tracer.wait().code, 0);
+}
+
+/// Traces a redis server's descriptors under load; `preload` may plant a leak. Gives the last report, when all clients
+/// have gone, and how many connections there were.
+fn trace_redis(name: &str, preload: &str) -> (Report, u64) {
+    let dir = scratch_dir().join(format!("{name}-{}", std::process::id()));
+    fs::create_dir_all(&dir).expect("a folder for redis");
+    let socket = dir.join("socket");
+    let options = ["--port", "0", "--save", "", "--appendonly", "no", "--dir", text(&dir), "--unixsocket"];
+    let mut server =
+        Running::start(Command::new("redis-server").args(options).arg(&socket).env("LD_PRELOAD", preload));
+    server.expect_line("readiness", |line| line.contains("eady to accept connections"));
+    let before = open_descriptors(server.pid());
+    let mut tracer = Tracer::attach_with(server.pid(), &["-r", "fd", "-a", "-o", "0", "-T", "100000", "0.3"]);
+    let benchmark = Command::new("redis-benchmark")
+        .args(["-s", text(&socket), "-n", "400", "-c", "20", "-k", "0", "-q", "-t", "set,get"])
+        .output()
+        .expect("redis-benchmark");
+    assert!(benchmark.status.success());
+    let stats = Command::new("redis-cli").args(["-s", text(&socket), "info", "stats"]).output();
+    let stats = String::from_utf8_lossy(&stats.expect("redis-cli").stdout).into_owned();
+    let connections = stats.lines().find_map(|line| line.trim().strip_prefix("total_connections_received:"));
+    let connections: u64 = connections.and_then(|number| number.parse().ok()).expect("a number");
+    // The server learns by and by that its clients have gone.
+    let planted = if preload.is_empty() { 0 } else { connections / 10 };
+    tracer.fresh_report();
+    let report = tracer.wait_report(|report| report.totals.count == planted);
+    let open: BTreeSet<u32> = open_descriptors(server.pid()).difference(&before).copied().collect();
+    assert_eq!(listed(&report), open);
+    server.signal(libc::SIGTERM);
+    server.wait_status();
+    assert_eq!(tracer.wait().code, 0);
+    fs::remove_dir_all(&dir).expect("removing redis' folder");
+    (report, connections)
+}
+
+#[test]
+fn redis_server_with_a_planted_leak() {
+    let _alone = alone();
+    let leak = build("descriptor_leak.c", Link::Library, &[]);
+    let (report, connections) = trace_redis("redis-leak", text(&leak));
+    assert!(connections > 800, "{connections}");
+    assert_eq!(report.site("site_planted_leak").1, connections / 10, "{}", report.describe());
+    let [stack] = report.stacks.as_slice() else { panic!("{}", report.describe()) };
+    let frames: Vec<&str> = stack.frames.iter().map(|frame| frame.bare_function()).collect();
+    assert_eq!(frames[1..3], ["site_planted_leak", "leaky"], "{frames:?}");
+    assert!(frames.contains(&"main") && !stack.truncated, "{frames:?}");
+}
+
+#[test]
+fn redis_server_leaks_no_descriptors() {
+    let _alone = alone();
+    let (report, connections) = trace_redis("redis-sound", "");
+    assert!(connections > 800, "{connections}");
+    assert!(report.stacks.is_empty(), "{}", report.describe());
+    assert!(report.totals.acquired >= connections, "they were seen");
 }
