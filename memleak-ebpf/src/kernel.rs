@@ -217,8 +217,8 @@ pub fn work_start(ctx: &RawTracePointContext) {
             continue;
         }
         let heads = work.wrapping_add_signed(kernel_setting!(deferred.lists[which]));
-        release_list(heads, Resource::Slab as u64);
-        release_list(heads + kernel_setting!(deferred.list_size) as u64, Resource::Vmalloc as u64);
+        release_list(heads, Resource::Slab.number() as u64);
+        release_list(heads + kernel_setting!(deferred.list_size) as u64, Resource::Vmalloc.number() as u64);
     }
 }
 
@@ -322,8 +322,8 @@ fn release_by_row(row: &KernelRow, handle: u64, entries: u64) {
 
 #[inline(always)]
 fn resource_by_number(number: u32) -> Option<Resource> {
-    const SLAB: u32 = Resource::Slab as u32;
-    const VMALLOC: u32 = Resource::Vmalloc as u32;
+    const SLAB: u32 = Resource::Slab.number();
+    const VMALLOC: u32 = Resource::Vmalloc.number();
     match number {
         SLAB => Some(Resource::Slab),
         VMALLOC => Some(Resource::Vmalloc),
@@ -398,7 +398,7 @@ fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u6
 /// Enters one handle with what [`examine`] gave.
 #[inline(always)]
 fn enter(acquired: &Acquired, stack_id: Option<u64>) {
-    let key = AllocationKey { tgid: 0, resource: acquired.resource as u32, handle: acquired.handle };
+    let key = AllocationKey { tgid: 0, resource: acquired.resource.number(), handle: acquired.handle };
     let Some(stack_id) = stack_id else {
         // The address may be one whose release we did not see: its older record is void.
         let _ = ALLOCATIONS.remove(&key);
@@ -410,6 +410,7 @@ fn enter(acquired: &Acquired, stack_id: Option<u64>) {
         time_ns: now(),
         tid: bpf_get_current_pid_tgid() as u32,
         generation: 0,
+        count: 1,
     };
     // An allocator's function that has called another: the outer one's stack is the one to keep, and it counts once.
     let is_outer = acquired.since_ns != 0
@@ -433,7 +434,7 @@ fn enter(acquired: &Acquired, stack_id: Option<u64>) {
 /// Removes the record of what is released.
 #[inline(always)]
 fn release(resource: Resource, handle: u64) {
-    release_handle(resource as u64, handle);
+    release_handle(resource.number() as u64, handle);
 }
 
 /// The same as a global function, which the verifier checks once and not for each entry of an array. Gives 1 where

@@ -15,6 +15,7 @@ use memleak_common::{
     settings::Settings,
     stack::StackRecord,
     stats::{STATS as STAT_COUNT, Stat},
+    system_call::MAX_SYSTEM_CALLS,
     thread::{Target, ThreadRecord},
     unwind::{Mapping, PublishedList},
 };
@@ -24,6 +25,10 @@ use memleak_common::{
 /// Rows by attach cookie.
 #[map]
 pub static PROBES: Array<ProbeRow> = Array::with_max_entries(MAX_PROBES, 0);
+
+/// Traced system calls.
+#[map]
+pub static SYSTEM_CALLS: Array<u32> = Array::with_max_entries(MAX_SYSTEM_CALLS, 0);
 
 /// Traced processes.
 #[map]
@@ -145,8 +150,19 @@ pub fn count(stat: Stat) {
         // atomic addition.
         // (`AtomicU64::fetch_add` does not exist for a target without compare-and-swap in its base instruction set.)
         // SAFETY: a valid, aligned map value that is only ever added to atomically.
-        unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+        unsafe { add(counter, 1) };
     }
+}
+
+/// Adds to a word of a map's value that other CPUs may be adding to. It wraps.
+///
+/// # Safety
+///
+/// `word` is a valid and aligned word of a map's value.
+#[inline(always)]
+pub unsafe fn add(word: *mut u64, amount: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word, amount) };
 }
 
 /// When the reader of the ring buffer is woken.

@@ -322,7 +322,7 @@ impl KernelPlan {
     fn acquires(&self, resource: Resource) -> bool {
         self.tracepoints.iter().any(|row| row.resource == resource && !row.size.is_empty())
             || self.functions.iter().any(|function| {
-                function.row.resource == resource as u32 && function.row.role == role::ACQUIRE
+                function.row.resource == resource.number() && function.row.role == role::ACQUIRE
             })
     }
 }
@@ -367,7 +367,7 @@ fn plan_function(btf: &Btf, facts: &dyn KernelFacts, row: &FunctionRow, plan: &m
     let acquires = matches!(row.role, role::ACQUIRE | role::ACQUIRE_ARRAY);
     let only = |wanted: bool, names| if wanted { position(&arguments, names) } else { NO_ARG };
     let kernel_row = KernelRow {
-        resource: row.resource as u32,
+        resource: row.resource.number(),
         scratch: (TRACEPOINTS + plan.functions.len()) as u32,
         role: row.role,
         handle_arg: position(&arguments, row.handle),
