@@ -2,7 +2,10 @@
 
 use std::{io, os::unix::ffi::OsStrExt as _, path::PathBuf};
 
-use procfs::process::{MMPermissions, MMapPath, Process};
+use procfs::{
+    FromRead as _,
+    process::{MMPermissions, MMapPath, MemoryMap, MemoryMaps, Process},
+};
 
 /// What backs a mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,9 +66,18 @@ impl Mapping {
 pub fn read_maps(pid: u32) -> io::Result<Vec<Mapping>> {
     let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::NotFound))?;
     let maps = Process::new(pid).and_then(|process| process.maps()).map_err(to_io_error)?;
-    Ok(maps
-        .into_iter()
-        .map(|map| Mapping {
+    Ok(maps.into_iter().map(Mapping::from).collect())
+}
+
+/// Mappings from the text of a maps file. An error: a line is none that the kernel writes.
+pub fn parse_maps(text: impl io::Read) -> io::Result<Vec<Mapping>> {
+    let maps = MemoryMaps::from_read(text).map_err(to_io_error)?;
+    Ok(maps.into_iter().map(Mapping::from).collect())
+}
+
+impl From<MemoryMap> for Mapping {
+    fn from(map: MemoryMap) -> Self {
+        Self {
             start: map.address.0,
             end: map.address.1,
             executable: map.perms.contains(MMPermissions::EXECUTE),
@@ -79,8 +91,8 @@ pub fn read_maps(pid: u32) -> io::Result<Vec<Mapping>> {
                 MMapPath::Vdso => Backing::Vdso,
                 _ => Backing::Other,
             },
-        })
-        .collect())
+        }
+    }
 }
 
 fn file_backing(path: PathBuf) -> Backing {
