@@ -111,10 +111,14 @@ fn add_signal_returns<'a, R: ReadRef<'a>>(runs: &mut Runs, segments: &ExecSegmen
         let bytes = segments.file_offset(vaddr).and_then(|at| data.read_bytes_at(at, len.into()).ok());
         let Some(bytes) = bytes else { continue };
         let places = bytes.windows(SIGRETURN.len()).enumerate().filter(|(_, window)| *window == SIGRETURN);
-        found.extend(places.map(|(at, _)| start + at as u32));
+        // A handler's return address is its first byte, and a walk looks up the byte before.
+        found.extend(places.map(|(at, _)| {
+            let pc = start + at as u32;
+            (pc - u32::from(at > 0), pc + SIGRETURN.len() as u32)
+        }));
     }
-    for pc in found {
-        runs.push(pc, pc + SIGRETURN.len() as u32, &[Row::bare(pc, Kind::SIGNAL)]);
+    for (pc, end) in found {
+        runs.push(pc, end, &[Row::bare(pc, Kind::SIGNAL)]);
     }
     runs.runs.sort_unstable_by_key(|run| (run.start, run.first));
 }
