@@ -25,10 +25,9 @@ fn assert_all_reach_the_first_function(name: &str, report: &Report) {
     for stack in &report.stacks {
         let functions: Vec<&str> = stack.frames.iter().map(|frame| frame.bare_function()).collect();
         let last = functions.last().copied().unwrap_or_default();
-        assert!(
-            FIRST_FUNCTIONS.contains(&last) || last.starts_with("coroutine"),
-            "{name}: ends in {last}: {functions:?}"
-        );
+        // What a coroutine returns to is the middle of no function.
+        let coroutine = last.is_empty() && functions.iter().rev().nth(1) == Some(&"coroutine");
+        assert!(FIRST_FUNCTIONS.contains(&last) || coroutine, "{name}: ends in {last}: {functions:?}");
     }
 }
 
@@ -53,9 +52,9 @@ fn frames_are_gdbs_in_cpp() {
         assert_all_reach_the_first_function(name, &report);
         // A handler that allocates, an exception in flight, a coroutine on a stack of its own, a thread.
         for (scene, below) in [
-            ("handler", "main"),
-            ("skip_instruction", "main"),
-            ("Guard::~Guard", "main"),
+            ("interrupted", "main"),
+            ("on_other_stack", "main"),
+            ("throws", "main"),
             ("coroutine", ""),
             ("thread_start", ""),
         ] {
@@ -103,9 +102,13 @@ fn frames_are_gdbs_in_rust() {
 #[test]
 fn frames_are_gdbs_in_programs_of_the_distribution() {
     let _alone = alone();
+    // Its table of strings grows at a certain number of them, last of all in the loop: a few strings more or less in one
+    // of the runs then make no other stack.
+    const PYTHON: &str =
+        "import json, sys; kept = [sys.intern('s%d' % n) for n in range(4000)]; print(json.dumps([1]))";
     let sql = "create table t(a, b); insert into t values (1, 'x'), (2, 'y'); select count(*) from t;";
     for (name, command) in [
-        ("python3", &["/usr/bin/python3", "-S", "-c", "import json; print(json.dumps([1]))"][..]),
+        ("python3", &["/usr/bin/python3", "-S", "-c", PYTHON][..]),
         ("sqlite3", &["/usr/bin/sqlite3", ":memory:", sql]),
         ("git", &["/usr/bin/git", "config", "--list"]),
     ] {
