@@ -118,12 +118,12 @@ pub fn traced(options: &[&str], command: &[&str]) -> Report {
 /// How the tracer's stacks compared with gdb's.
 #[derive(Debug, Default)]
 pub struct Score {
-    stacks: usize,
+    pub stacks: usize,
     frames: usize,
     equal: usize,
     /// Stacks that are gdb's from the first frame to the last.
-    whole: usize,
-    cut: usize,
+    pub whole: usize,
+    pub cut: usize,
     /// Stacks with a frame that is not gdb's; one that is merely cut has none.
     pub wrong: usize,
     differences: Vec<String>,
