@@ -17,7 +17,7 @@ use crate::{
     process::Running,
     programs::{scratch_dir, text},
     report::{Frame, Report, Stack},
-    tracer::Tracer,
+    tracer::{NEVER, Tracer},
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -101,6 +101,24 @@ fn wordcounts_stacks_name_word_count_and_main() {
     target.end();
 }
 
+/// Prints how long after the dynamic linker's notices the tables were in place.
+fn tell_delays(notes: &[String]) {
+    let delay = |line: &String| {
+        line.split_once("tables in place ")?.1.split_once(" us after the notice")?.0.parse::<u64>().ok()
+    };
+    let mut delays: Vec<u64> = notes.iter().filter_map(delay).collect();
+    delays.sort_unstable();
+    let at = |percent: usize| delays[(delays.len() - 1) * percent / 100];
+    assert!(delays.len() > 100, "{} notices", delays.len()); // one reading can answer several
+    println!(
+        "{} notices, tables after {} us (median), {} us (95 %), {} us (most)",
+        delays.len(),
+        at(50),
+        at(95),
+        at(100)
+    );
+}
+
 /// Each round maps the plugin anew, so that addresses and tables come and go; the stacks that it leaves are whole.
 #[test]
 fn a_plugin_is_loaded_and_unloaded_a_thousand_times() {
@@ -109,10 +127,12 @@ fn a_plugin_is_loaded_and_unloaded_a_thousand_times() {
     let plugin = compile("plugin.so", "gcc", "plugin.c", "-O2 -fomit-frame-pointer -shared -fPIC");
     let program = compile("plugins", "gcc", "plugins.c", "-O2 -fomit-frame-pointer -rdynamic");
     let mut target = Running::start(Command::new(&program).arg(&plugin).arg(ROUNDS.to_string()));
-    let tracer = Tracer::attach(target.pid());
+    let tracer = Tracer::attach_with(target.pid(), &["-v", "-o", "0", "-T", "100000", NEVER]);
     target.tell("go");
     target.expect("done");
-    let report = tracer.stop_with_report();
+    let outcome = tracer.stop();
+    tell_delays(&outcome.ended.stderr);
+    let report = outcome.into_final_report();
     let kept: u64 = report
         .stacks
         .iter()
