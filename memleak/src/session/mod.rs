@@ -32,7 +32,7 @@ use crate::{
     bpf::{
         attach::{Probes, Scope},
         load,
-        read::Reader,
+        read::{Reader, monotonic_ns},
         unwind::{Unwinding, words_for},
     },
     probe::{
@@ -330,7 +330,15 @@ impl Session {
             symbols_prefix: capture.symbols_prefix.as_deref(),
             already: None,
         };
-        let mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
+        let mut mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
+        if which == Objects::New
+            && let Some(traced) = self.traced.get(&pid)
+        {
+            // Before they are read, which takes milliseconds, in which the target goes on and the next notice waits.
+            mappings.retain(|mapping| {
+                !traced.planned.contains(&ObjectId { device: mapping.device, inode: mapping.inode })
+            });
+        }
         let mut objects = read_objects(pid, &mappings, &symbol_names(&options));
         if let Some(traced) = self.traced.get_mut(&pid) {
             objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
@@ -480,6 +488,8 @@ impl Session {
         const TIME: Duration = Duration::from_millis(50);
         let deadline = Instant::now() + TIME;
         let mut lines = Vec::new();
+        // What is mapped now is read, so that one reading answers all notices up to it: none waits behind another.
+        let mut noticed = BTreeMap::new();
         let mut taken = 0;
         while taken < AT_ONCE
             && Instant::now() < deadline
@@ -506,11 +516,16 @@ impl Session {
                     time_ns: event.time_ns,
                     idle: 0,
                 }),
-                kind::MAPPINGS => self.mappings_changed(pid),
+                kind::MAPPINGS => {
+                    noticed.entry(pid).or_insert(event.time_ns);
+                }
                 kind::EXEC => self.program_replaced(pid, event.handle != 0)?,
                 kind::FORK => self.follow(pid, event.handle as u32),
                 _ => {}
             }
+        }
+        for (pid, time_ns) in noticed {
+            self.mappings_changed(pid, time_ns);
         }
         self.reader.forget_unmaps(&self.ebpf)?;
         let more = taken == AT_ONCE || Instant::now() >= deadline;
@@ -529,13 +544,15 @@ impl Session {
         }
     }
 
-    /// The target has loaded or unloaded objects: an allocator may be among them.
-    fn mappings_changed(&mut self, pid: u32) {
+    /// The target has loaded or unloaded objects, at `time_ns` (CLOCK_MONOTONIC): an allocator may be among them.
+    fn mappings_changed(&mut self, pid: u32, time_ns: u64) {
         if !self.traced.contains_key(&pid) {
             return;
         }
         // Tables first: the new code runs as soon as the dynamic linker is done.
         self.observe(pid);
+        let late = monotonic_ns().saturating_sub(time_ns) / 1000;
+        debug!("process {pid}: unwind tables in place {late} us after the notice");
         let planned = self.plan(pid, Objects::New).and_then(|plan| self.attach(pid, &plan));
         if let Err(error) = planned {
             // It may have ended meanwhile; what was attached before stays.
@@ -560,7 +577,7 @@ impl Session {
             }
         }
         info!("process {pid} has replaced its program: its allocations are gone");
-        self.mappings_changed(pid);
+        self.mappings_changed(pid, monotonic_ns());
         Ok(())
     }
 
