@@ -181,7 +181,8 @@ fn closure<'a>(database: &'a str, wanted: &[&'a str]) -> BTreeMap<&'a str, &'a s
             continue;
         };
         installed.insert(name, (version, depends));
-        providers.extend(provides.split(',').map(|provided| (bare(provided), name)));
+        let provided = provides.split(',').map(bare).filter(|provided| !provided.is_empty());
+        providers.extend(provided.map(|provided| (provided, name)));
     }
     let resolve = |name: &'a str| {
         installed.get_key_value(name).map(|(name, _)| *name).or_else(|| providers.get(name).copied())

@@ -142,7 +142,7 @@ mod tests {
         let bytes = archive.finish();
         let text = String::from_utf8_lossy(&bytes);
         let second = "07070100000002000081ed000000000000000000000001000000000000000500000000000000000000000000000000000000050\
-                      0000000init\0\0hello\0\0\0070701";
+                      0000000init\0\0hello\0\0\x00070701";
         assert_eq!(bytes.len() % 4, 0);
         assert!(text.contains(&second.replace(' ', "")), "{text}");
         assert!(text.ends_with("TRAILER!!!\0\0\0\0"), "{text}");
