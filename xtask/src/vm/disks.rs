@@ -28,12 +28,13 @@ const LEFT_OUT: [&str; 6] = [
 ];
 
 /// Files that no package owns and programs need.
-const UNOWNED: [&str; 6] = [
+const UNOWNED: [&str; 7] = [
     "/etc/alternatives",
-    "/etc/passwd",
     "/etc/group",
-    "/etc/nsswitch.conf",
+    "/etc/hostname",
     "/etc/ld.so.cache",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
     "/usr/bin/awk",
 ];
 
