@@ -274,15 +274,19 @@ fn returned(ctx: *mut c_void, row: &KernelRow, call: &KernelCall, value: u64) {
         label = kmalloc_label(size, call.gfp);
     }
     let mut acquired = Acquired { resource, handle: value, size, cache: call.cache, label, since_ns: call.time_ns };
-    if row.role != role::ACQUIRE_ARRAY {
-        acquire(ctx, row.scratch, &mut acquired);
+    let is_array = row.role == role::ACQUIRE_ARRAY;
+    let entries = value & 0xffff_ffff; // an int
+    if value == 0 || (is_array && entries == 0) {
         return;
     }
-    let entries = value & 0xffff_ffff; // an int
+    let stack_id = examine(ctx, row.scratch, &mut acquired);
+    if !is_array {
+        enter(&acquired, stack_id);
+        return;
+    }
     if entries > MAX_ACQUIRED {
         count(Stat::LostAllocations);
     }
-    let stack_id = examine(ctx, row.scratch, &mut acquired);
     for index in 0..MAX_ACQUIRED {
         if index >= entries {
             break;
@@ -420,20 +424,31 @@ fn enter(acquired: &Acquired, stack_id: Option<u64>) {
 /// Removes the record of what is released.
 #[inline(always)]
 fn release(resource: Resource, handle: u64) {
+    release_handle(resource as u64, handle);
+}
+
+/// The same as a global function, which the verifier checks once and not for each entry of an array. Gives 1 where
+/// there was a record.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn release_handle(resource: u64, handle: u64) -> u64 {
     let key = AllocationKey { tgid: 0, resource: resource as u32, handle };
     if setting!(flags) & setting_flags::TRACE == 0 {
-        if ALLOCATIONS.remove(&key).is_ok() {
-            count(Stat::Released);
+        if ALLOCATIONS.remove(&key).is_err() {
+            return 0;
         }
-        return;
+        count(Stat::Released);
+        return 1;
     }
-    let Some(found) = ALLOCATIONS.get_ptr(&key) else { return };
+    let Some(found) = ALLOCATIONS.get_ptr(&key) else { return 0 };
     // SAFETY: an aligned map value; the one who releases a block is the only one to do so.
     let allocation = unsafe { *found };
-    if ALLOCATIONS.remove(&key).is_ok() {
-        count(Stat::Released);
-        tell(event::kind::RELEASE, &key, &allocation);
+    if ALLOCATIONS.remove(&key).is_err() {
+        return 0;
     }
+    count(Stat::Released);
+    tell(event::kind::RELEASE, &key, &allocation);
+    1
 }
 
 #[inline(always)]
@@ -549,28 +564,52 @@ fn capture(ctx: *mut c_void, scratch: u32, acquired: &Acquired) -> Option<u64> {
     record.end = if record.len < MAX_STACK_DEPTH as u32 { Step::Complete } else { Step::TooDeep } as u16;
     record.by_pointer = 0;
     record.label = acquired.label;
-    if acquired.resource == Resource::Pages && is_taken_by_allocator(record) {
-        return None;
+    if acquired.cache != 0 && CACHES.get_ptr(&acquired.cache).is_none() {
+        learn_name(acquired.cache);
+    }
+    let id = store_stack(scratch, (acquired.resource == Resource::Pages) as u64);
+    if id == LEAVE_OUT { None } else { Some(id) }
+}
+
+/// What [`store_stack`] says of a stack that does not count. No id of a stack is even.
+const LEAVE_OUT: u64 = 2;
+
+/// Stores the stack in a scratch space. Gives its id, [`NO_STACK`] or, for pages that another allocator takes,
+/// [`LEAVE_OUT`]. A global function, which the verifier checks once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn store_stack(scratch: u32, is_pages: u64) -> u64 {
+    let Some(record) = KERNEL_SCRATCH.get_ptr(scratch) else { return NO_STACK };
+    // SAFETY: the caller's own.
+    let record = unsafe { &*record };
+    if is_pages != 0 && is_taken_by_allocator(record) {
+        return LEAVE_OUT;
     }
     let mut hash = Hash::default();
     hash.add(record.label);
     for depth in 0..MAX_STACK_DEPTH as u32 {
-        if depth >= record.len {
+        if depth >= len(record) {
             break;
         }
-        hash.add(record.ips[depth as usize & (MAX_STACK_DEPTH)]);
+        hash.add(record.ips[depth as usize & MAX_STACK_DEPTH]);
     }
-    if acquired.cache != 0 && CACHES.get_ptr(&acquired.cache).is_none() {
-        learn_name(acquired.cache);
-    }
-    Some(stack::store(hash.finish(), record))
+    stack::store(hash.finish(), record)
+}
+
+/// Entries of a stack. Volatile, so that the compiler makes no countdown from it: up to 6.6 the verifier learns no bound
+/// from a comparison with zero.
+#[inline(always)]
+fn len(record: &StackRecord) -> u32 {
+    let len = &raw const record.len;
+    // SAFETY: a member of a record that is borrowed.
+    unsafe { len.read_volatile() }
 }
 
 /// The pages are those of a slab, of vmalloc and the like, which are counted there.
 #[inline(always)]
 fn is_taken_by_allocator(record: &StackRecord) -> bool {
     for depth in 0..NEAR {
-        if depth >= record.len {
+        if depth >= len(record) {
             break;
         }
         let ip = record.ips[depth as usize];

@@ -419,3 +419,116 @@ fn page_users(facts: &dyn KernelFacts, plan: &KernelPlan) -> [CodeRange; CODE_RA
     }
     ranges
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, sync::LazyLock};
+
+    use super::*;
+
+    /// A kernel with all functions of its type information, a page apart.
+    struct Fake {
+        btf: &'static Btf,
+        has_kprobes: bool,
+    }
+
+    static BTF: LazyLock<Btf> = LazyLock::new(|| Btf::kernel().expect("the kernel has type information"));
+
+    impl KernelFacts for Fake {
+        fn function(&self, name: &str) -> Option<(String, u64)> {
+            [name.to_owned(), format!("{name}_noprof")]
+                .into_iter()
+                .find(|name| self.btf.has_function(name))
+                .map(|name| (name, 0xffff_ffff_8100_0000))
+        }
+
+        fn code(&self, names: &[&str]) -> Vec<Range<u64>> {
+            (1..=names.len() as u64).map(|at| at * 4096..at * 4096 + 100).collect()
+        }
+
+        fn has_kprobes(&self) -> bool {
+            self.has_kprobes
+        }
+    }
+
+    fn running(has_kprobes: bool) -> Fake {
+        Fake { btf: &BTF, has_kprobes }
+    }
+
+    #[test]
+    fn every_tracepoint_has_a_place_and_a_program_of_its_own() {
+        let places: HashSet<u32> = TRACEPOINT_TABLE.iter().map(|row| row.tracepoint as u32).collect();
+        assert_eq!(places, (0..TRACEPOINTS as u32).collect());
+        let programs: HashSet<&str> =
+            TRACEPOINT_TABLE.iter().flat_map(|row| std::iter::once(row.program).chain(row.twin)).collect();
+        let twins = TRACEPOINT_TABLE.iter().filter(|row| row.twin.is_some()).count();
+        assert_eq!(programs.len(), TRACEPOINTS + twins);
+        assert!(TRACEPOINT_TABLE.iter().filter_map(|row| row.twin).all(|twin| twin.ends_with(TWIN)));
+    }
+
+    #[test]
+    fn releases_are_attached_before_acquires() {
+        let acquires = |row: &TracepointRow| !row.size.is_empty() || !row.cache.is_empty();
+        assert!(TRACEPOINT_TABLE.is_sorted_by_key(acquires));
+        let acquires = |row: &FunctionRow| matches!(row.role, role::ACQUIRE | role::ACQUIRE_ARRAY);
+        assert!(FUNCTION_TABLE.is_sorted_by_key(acquires));
+    }
+
+    /// The arguments' names, as bpftool and the kernel's headers have them, at the places that the plan gives.
+    #[test]
+    fn arguments_are_found_by_name() {
+        let fake = running(false);
+        let plan = plan(fake.btf, &fake, KernelProbes::Auto, true).expect("a plan");
+        for row in &plan.tracepoints {
+            let names = fake.btf.tracepoint_arguments(row.name).expect("its arguments");
+            let args = plan.settings.tracepoints[row.tracepoint as usize];
+            let name = |position: u8| names.get(position as usize).map(String::as_str);
+            assert!(["ptr", "page"].contains(&name(args.handle).expect("a handle")), "{}", row.name);
+            assert!([None, Some("bytes_alloc"), Some("order")].contains(&name(args.size)), "{}", row.name);
+            assert!([None, Some("s")].contains(&name(args.cache)), "{}", row.name);
+        }
+        let has = |tracepoint| plan.tracepoints.iter().any(|row| row.tracepoint == tracepoint);
+        assert!(has(Tracepoint::Kmalloc) && has(Tracepoint::PageFree) && has(Tracepoint::PercpuAlloc));
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_said() {
+        let fake = running(false);
+        let without = plan(fake.btf, &fake, KernelProbes::Auto, false).expect("a plan");
+        assert!(without.functions.is_empty());
+        assert!(without.unseen.iter().any(|line| line.contains("vmalloc") && line.contains("no kprobes")));
+        assert!(without.tracepoints.iter().all(|row| row.resource != Resource::Percpu), "-P was not given");
+        let error = plan(fake.btf, &fake, KernelProbes::Kprobe, false).expect_err("no kprobes");
+        assert_eq!(error, KernelPlanError::NoKprobes);
+    }
+
+    #[test]
+    fn functions_are_for_what_has_no_tracepoint() {
+        let fake = running(true);
+        let auto = plan(fake.btf, &fake, KernelProbes::Auto, false).expect("a plan");
+        assert!(auto.unseen.is_empty(), "{:?}", auto.unseen);
+        let names = |plan: &KernelPlan| -> HashSet<String> {
+            plan.functions.iter().map(|f| f.name.trim_end_matches("_noprof").to_owned()).collect()
+        };
+        let expected = ["vfree", "__vmalloc_node_range", "kmem_cache_free_bulk", "kmem_cache_alloc_bulk"];
+        assert!(expected.iter().all(|name| names(&auto).contains(*name)), "{:?}", names(&auto));
+        assert!(!names(&auto).contains("kfree"), "it has a tracepoint");
+        let kprobe = plan(fake.btf, &fake, KernelProbes::Kprobe, false).expect("a plan");
+        assert!(["kfree", "kmem_cache_alloc", "__kmalloc"].iter().all(|name| names(&kprobe).contains(*name)));
+        assert!(kprobe.tracepoints.iter().all(|row| row.resource == Resource::Pages));
+        let scratch: HashSet<u32> = kprobe.functions.iter().map(|function| function.row.scratch).collect();
+        assert_eq!(scratch.len(), kprobe.functions.len(), "scratch space is one program's");
+    }
+
+    #[test]
+    fn pages_of_allocators_that_are_not_traced_count_as_pages() {
+        let fake = running(false);
+        let ranges = |percpu| {
+            let plan = plan(fake.btf, &fake, KernelProbes::Tracepoint, percpu).expect("a plan");
+            plan.settings.page_users.iter().filter(|range| range.end != 0).count()
+        };
+        let of = |resource| PAGE_USERS.iter().filter(|(_, user)| *user == resource).count();
+        assert_eq!(ranges(false), of(Resource::Slab));
+        assert_eq!(ranges(true), of(Resource::Slab) + of(Resource::Percpu));
+    }
+}

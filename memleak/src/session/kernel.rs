@@ -66,17 +66,13 @@ impl Session {
         for error in &loaded.failed {
             warn!("{error}");
         }
-        info!(
-            "attached {} probes ({} tracepoints, kprobes at {} functions) in {} ms",
-            loaded.probes.len(),
-            plan.tracepoints.len(),
-            plan.functions.len(),
-            millis(begin.elapsed())
-        );
+        info!("{} tracepoints, kprobes at {} functions", plan.tracepoints.len(), plan.functions.len());
+        let attached = (loaded.probes.len(), begin.elapsed());
         let start =
             Start { ebpf: loaded.ebpf, events: loaded.events, probes: loaded.probes, unwinding: None };
         let mut session = Self::new(settings, sink, start)?;
         session.symbolizer.set_kernel(symbols);
+        session.attached = attached;
         Ok(session)
     }
 }

@@ -17,6 +17,7 @@ mod ends;
 mod errors;
 mod exact;
 mod fallback;
+mod kernel;
 mod kernel_facts;
 mod losses;
 mod options;
