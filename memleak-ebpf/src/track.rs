@@ -246,6 +246,9 @@ pub fn commit(
     }
     let size = if row.size == size::BEHIND_ARG { read_word(call.size, 8).unwrap_or(0) } else { call.size };
     record(caller, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
+    if row.handle == handle::RETURN {
+        return Some(()); // the usual case
+    }
     let Handles { address, number } = handles(row, call)?;
     for i in 1..MAX_HANDLES {
         if i >= number {
@@ -411,6 +414,9 @@ fn product(a: u64, b: u64) -> u64 {
 /// What tells of success does so.
 #[inline(always)]
 fn succeeded(row: &ProbeRow, returned: u64) -> bool {
+    if row.success == success::HANDLE {
+        return true; // the usual case: the handle will tell
+    }
     let value = if row.flags & flags::WIDE_RETURN != 0 { returned as i64 } else { returned as i32 as i64 };
     match row.success {
         success::EQUAL => value == row.success_value,
@@ -429,6 +435,7 @@ fn acquired_handle(row: &ProbeRow, call: &PendingCall, returned: u64) -> Option<
         return None;
     }
     let word = match row.handle {
+        handle::RETURN => returned,
         handle::NONE => return Some(0),
         handle::ARG => call.out_pointer,
         handle::BEHIND_ARG | handle::BEHIND_RETURN => {
@@ -442,14 +449,13 @@ fn acquired_handle(row: &ProbeRow, call: &PendingCall, returned: u64) -> Option<
             };
             word
         }
-        handle::IN_MESSAGE => {
+        _ => {
             let Handles { address, number } = descriptors_in(call.out_pointer)?;
             if number == 0 {
                 return None;
             }
             read_word(address, row.handle_width)?
         }
-        _ => returned,
     };
     let acquired = narrow(row, word);
     if is_none(row, acquired) || (row.success == success::HANDLE && acquired == u64::MAX) {
