@@ -124,6 +124,19 @@ impl TracepointArgs {
     pub const NONE: Self = Self { handle: NO_ARG, size: NO_ARG, cache: NO_ARG, gfp: NO_ARG };
 }
 
+/// What a release's program was last run for, on a CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastReleased {
+    /// Place of the next, in a ring.
+    pub next: u64,
+    /// Handles.
+    pub handles: [u64; LAST_RELEASED],
+}
+
+/// A power of two.
+pub const LAST_RELEASED: usize = 8;
+
 /// A piece of the kernel's code.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -135,7 +148,33 @@ pub struct CodeRange {
 }
 
 /// Pieces of code at most in [`KernelSettings::page_users`].
-pub const CODE_RANGES: usize = 8;
+pub const CODE_RANGES: usize = 16;
+
+/// Where `kfree_rcu` keeps what it will free in bulk, which no tracepoint tells of (mm/slab_common.c, `struct
+/// kfree_rcu_cpu`, `struct kfree_rcu_cpu_work`, `struct kvfree_rcu_bulk_data`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct DeferredFrees {
+    /// The functions of the work that frees: addresses; 0 where this is not known.
+    pub functions: [u64; DEFERRED_FUNCTIONS],
+    /// For each of them the way from its `struct work_struct` to its two lists (slab objects, vmalloc), in bytes.
+    pub lists: [i64; DEFERRED_FUNCTIONS],
+    /// Byte offset of `func` in `struct work_struct`.
+    pub function_offset: u32,
+    /// Byte offset of `nr_records` in a block.
+    pub count_offset: u32,
+    /// Byte offset of `records` in a block.
+    pub records_offset: u32,
+    /// Byte offset of the address of the next block. The last one's is 0 or the list's.
+    pub next_offset: u32,
+    /// Bytes from the first list to the second.
+    pub list_size: u32,
+    /// Fills up; 0.
+    pub reserved: u32,
+}
+
+/// `kfree_rcu_monitor` and `kfree_rcu_work`.
+pub const DEFERRED_FUNCTIONS: usize = 2;
 
 /// What the programs of kernel mode are told (global `KERNEL_SETTINGS`).
 #[repr(C)]
@@ -153,12 +192,14 @@ pub struct KernelSettings {
     pub only_tgid: u32,
     /// `--only-comm`, with zeroes behind it; all zeroes for all.
     pub only_comm: [u64; COMM_WORDS],
-    /// `--slab` with a cache of kmalloc: its [`Label`].
+    /// `--slab` with a cache of kmalloc: its [`Label`], else 0.
     pub only_label: u64,
-    /// `--slab` with another cache: its name, with zeroes behind it. Where this and `only_label` are 0, all count.
+    /// `--slab`: the cache's name, with zeroes behind it; all zeroes for all.
     pub only_cache: [u64; CACHE_NAME_WORDS],
     /// Code of other allocators: pages that it takes are counted there.
     pub page_users: [CodeRange; CODE_RANGES],
+    /// For the program `work_start`.
+    pub deferred: DeferredFrees,
 }
 
 /// Words of a command name (`TASK_COMM_LEN`).
@@ -178,6 +219,16 @@ impl KernelSettings {
         only_label: 0,
         only_cache: [0; CACHE_NAME_WORDS],
         page_users: [CodeRange { start: 0, end: 0 }; CODE_RANGES],
+        deferred: DeferredFrees {
+            functions: [0; DEFERRED_FUNCTIONS],
+            lists: [0; DEFERRED_FUNCTIONS],
+            function_offset: 0,
+            count_offset: 0,
+            records_offset: 0,
+            next_offset: 0,
+            list_size: 0,
+            reserved: 0,
+        },
     };
 }
 

@@ -18,8 +18,8 @@ mod track;
 mod unwind;
 
 use aya_ebpf::{
-    macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint, uprobe, uretprobe},
-    programs::{FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext},
+    macros::{kprobe, kretprobe, raw_tracepoint, uprobe, uretprobe},
+    programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
 use memleak_common::kernel::Tracepoint;
 
@@ -182,6 +182,34 @@ pub fn kmem_cache_alloc_node(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// `kfree`, where the program before was skipped.
+#[raw_tracepoint(tracepoint = "kfree")]
+pub fn kfree_twin(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_release_twin(&ctx, Tracepoint::Kfree);
+    0
+}
+
+/// `kmem_cache_free`, where the program before was skipped.
+#[raw_tracepoint(tracepoint = "kmem_cache_free")]
+pub fn kmem_cache_free_twin(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_release_twin(&ctx, Tracepoint::CacheFree);
+    0
+}
+
+/// `mm_page_free`, where the program before was skipped.
+#[raw_tracepoint(tracepoint = "mm_page_free")]
+pub fn mm_page_free_twin(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_release_twin(&ctx, Tracepoint::PageFree);
+    0
+}
+
+/// A piece of work begins: perhaps that of `kfree_rcu`.
+#[raw_tracepoint(tracepoint = "workqueue_execute_start")]
+pub fn work_start(ctx: RawTracePointContext) -> i32 {
+    kernel::work_start(&ctx);
+    0
+}
+
 /// A function of the kernel that acquires is entered.
 #[kprobe]
 pub fn kernel_enter(ctx: ProbeContext) -> u32 {
@@ -200,20 +228,6 @@ pub fn kernel_exit(ctx: RetProbeContext) -> u32 {
 #[kprobe]
 pub fn kernel_release(ctx: ProbeContext) -> u32 {
     let _ = kernel::function_release(&ctx);
-    0
-}
-
-/// As `kernel_exit`, by a trampoline. Loaded once for each function.
-#[fexit]
-pub fn trampoline_exit(ctx: FExitContext) -> i32 {
-    let _ = kernel::trampoline_exit(&ctx);
-    0
-}
-
-/// As `kernel_release`, by a trampoline.
-#[fentry]
-pub fn trampoline_enter(ctx: FEntryContext) -> i32 {
-    let _ = kernel::trampoline_enter(&ctx);
     0
 }
 

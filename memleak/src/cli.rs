@@ -23,6 +23,8 @@ Examples:
   memleak -p 1234 -a -o 0 1 1            every outstanding allocation, once, and end
   memleak -p 1234 -s 100                 a busy program: one allocation in 100, scaled up
   memleak -p 1234 --json --output a.jsonl
+  memleak --kernel 10                    the kernel's own allocations, a report every 10 seconds
+  memleak -k --slab dentry --sort growth which paths of the kernel grow the dentry cache
   memleak --error-exitcode 99 -- ./test  for CI: 99 when something is still outstanding at the end
   memleak -p 1234 --acquire 'libfoo.so:foo_open -> ret' --release 'libfoo.so:foo_close(arg1)'
   memleak -p 1234 --acquire 'db:db_open(arg2 size) -> *arg1 if ret == 0' --release 'db:db_close(arg1)'
@@ -59,6 +61,9 @@ pub enum Pair {
     Release(String),
 }
 
+/// Heading of the options that go with --kernel.
+const KERNEL_MODE: &str = "Kernel mode (with --kernel)";
+
 /// Shows which stacks of a running process hold its memory: no rebuild, no restart
 #[derive(Clone, Debug, Parser)]
 #[command(
@@ -90,7 +95,7 @@ pub struct Cli {
     #[arg(short = 'c', long, value_name = "CMD", help_heading = "Target (exactly one kind)")]
     pub command: Option<String>,
 
-    /// Trace the kernel's allocators (not built yet in this version)
+    /// Trace the kernel's allocators: slab caches, pages, vmalloc
     #[arg(short = 'k', long, help_heading = "Target (exactly one kind)")]
     pub kernel: bool,
 
@@ -146,9 +151,26 @@ pub struct Cli {
     #[arg(short = 'S', long, value_name = "PREFIX", help_heading = "What is captured")]
     pub symbols_prefix: Option<String>,
 
-    /// Kernel mode: trace per-CPU allocations
-    #[arg(short = 'P', long, help_heading = "What is captured")]
+    /// Trace per-CPU allocations, too
+    #[arg(short = 'P', long, help_heading = KERNEL_MODE)]
     pub percpu: bool,
+
+    /// By what the kernel is watched: auto (tracepoints, and kprobes for what has none), tracepoint or kprobe
+    /// [default: auto]
+    #[arg(long, value_name = "HOW", help_heading = KERNEL_MODE)]
+    pub kernel_probes: Option<String>,
+
+    /// Capture objects of this slab cache only (kmalloc-64, dentry; see /proc/slabinfo)
+    #[arg(long, value_name = "NAME", help_heading = KERNEL_MODE)]
+    pub slab: Option<String>,
+
+    /// Capture what this process allocates in the kernel, only
+    #[arg(long, value_name = "PID", help_heading = KERNEL_MODE)]
+    pub only_pid: Option<String>,
+
+    /// Capture what threads of this command name allocate in the kernel, only
+    #[arg(long, value_name = "NAME", help_heading = KERNEL_MODE)]
+    pub only_comm: Option<String>,
 
     /// Forget an older allocation when its address is handed out again; always on, taken for bcc's sake
     #[arg(short = 'F', long, help_heading = "What is captured")]
@@ -167,8 +189,9 @@ pub struct Cli {
     pub max_allocs: String,
 
     /// How stacks are walked: auto (unwind tables, and the frame pointer where a file has none), dwarf or fp
-    #[arg(long, value_name = "HOW", default_value = "auto", help_heading = "What is captured")]
-    pub unwind: String,
+    /// [default: auto]
+    #[arg(long, value_name = "HOW", help_heading = "What is captured")]
+    pub unwind: Option<String>,
 
     /// Attach programs that do nothing: what the traps alone cost (cargo xtask bench)
     #[arg(long, hide = true)]

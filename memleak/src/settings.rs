@@ -1,11 +1,15 @@
 //! Checked, resolved settings: what the rest of the program works with.
 
+mod kernel;
 mod resources;
 
 use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
 use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
+
+pub use kernel::{KernelProbes, KernelSettings};
+use kernel::{refuse_kernel_options, resolve_kernel};
 
 use crate::{
     cli::{self, Cli},
@@ -25,6 +29,8 @@ pub enum TargetSpec {
     Pids(BTreeSet<u32>),
     /// A command to start: program and arguments.
     Command(Vec<OsString>),
+    /// The kernel's allocators.
+    Kernel(KernelSettings),
 }
 
 /// Order of the stacks in a report; ties are broken by size, then count, then the stack itself.
@@ -325,7 +331,8 @@ impl Settings {
 }
 
 fn resolve_target(cli: &Cli) -> Result<TargetSpec, UsageError> {
-    const HOW: &str = "type memleak -p PID, memleak -c 'COMMAND ARG...' or memleak -- COMMAND ARG...";
+    const HOW: &str =
+        "type memleak -p PID, memleak -c 'COMMAND ARG...', memleak -- COMMAND ARG... or memleak --kernel";
     let given: Vec<&str> = [
         (!cli.pids.is_empty(), "-p"),
         (cli.command.is_some(), "-c"),
@@ -344,19 +351,9 @@ fn resolve_target(cli: &Cli) -> Result<TargetSpec, UsageError> {
         }
     }
     if cli.kernel {
-        return Err(UsageError {
-            status: exit::FAILED,
-            ..UsageError::new(
-                "-k/--kernel",
-                "kernel mode is not built yet in this version",
-                "trace a process: -p PID",
-            )
-        });
+        return resolve_kernel(cli).map(TargetSpec::Kernel);
     }
-    if cli.percpu {
-        let why = "it traces the kernel's per-CPU allocations, and the target is a process";
-        return Err(UsageError::new("-P/--percpu", why, "leave it out"));
-    }
+    refuse_kernel_options(cli)?;
     match &cli.command {
         Some(line) => split_command(line).map(TargetSpec::Command),
         None if cli.pids.is_empty() => {
@@ -418,7 +415,10 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         max_allocs: MAX_ALLOCS.parse(&cli.max_allocs)?,
         stack_storage_size: STACK_STORAGE_SIZE.parse(&cli.stack_storage_size)?,
         max_depth: MAX_DEPTH.parse(&cli.max_depth)?,
-        unwind: one_of("--unwind", "way to walk a stack", &cli.unwind)?,
+        unwind: cli
+            .unwind
+            .as_deref()
+            .map_or(Ok(UnwindMode::Auto), |text| one_of("--unwind", "way to walk a stack", text))?,
         object: non_empty("-O/--obj", "name a file or a library such as libc", cli.object.as_deref())?,
         symbols_prefix: non_empty(
             "-S/--symbols-prefix",

@@ -8,6 +8,7 @@ mod privilege;
 mod run;
 mod sources;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,8 @@ enum Task {
     Demo,
     /// Checks format and lints, runs all tests, the live ones as root
     Test(test::Options),
+    /// Runs live tests on other kernels, in virtual machines under software emulation
+    Vm(vm::Options),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
+        Task::Vm(options) => vm::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

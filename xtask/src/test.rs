@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What the live tests build and trace.
-const LIVE_PACKAGES: [Package; 15] = [
+pub const LIVE_PACKAGES: [Package; 15] = [
     Package { names: &["g++"], purpose: "compiles the traced programs" },
     Package { names: &["libc6-dev"], purpose: "static glibc programs" },
     Package { names: &["musl-tools"], purpose: "static musl programs" },

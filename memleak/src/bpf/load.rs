@@ -29,9 +29,9 @@ use crate::{
 
 /// The BPF programs and maps, built from memleak-ebpf by `cargo xtask build-ebpf`.
 #[cfg(target_arch = "x86_64")]
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-x86_64.bpf.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-x86_64.bpf.o");
 #[cfg(target_arch = "aarch64")]
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-aarch64.bpf.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-aarch64.bpf.o");
 
 /// Uprobe programs, all of one kind to the loader.
 const UPROBES: &[&str] = &["acquire_enter", "acquire_exit", "release_enter", "mappings_enter"];
@@ -106,17 +106,10 @@ fn load_with(
     let walks_tables = capture.walks_tables();
     // What is not used takes no memory.
     let room = |entries: u32, is_used: bool| if is_used { entries } else { 1 };
-    // No log at first: aya would retry a failed load with ever larger ones, which takes long. With -v -v the user
-    // wants the words.
-    let mut log_level = VerifierLogLevel::DISABLE;
-    if verbosity >= 2 {
-        log_level = VerifierLogLevel::DEBUG | VerifierLogLevel::STATS;
-    }
-    let bpf_log_level: u8 = if verbosity > 0 { aya_log::Level::Debug as u8 } else { 0 };
     let mut ebpf = EbpfLoader::new()
-        .verifier_log_level(log_level)
+        .verifier_log_level(log_level(verbosity))
         .override_global("SETTINGS", &settings, true)
-        .override_global(aya_log::LEVEL, &bpf_log_level, false)
+        .override_global(aya_log::LEVEL, &bpf_log_level(verbosity), false)
         .map_max_entries("ALLOCATIONS", capture.max_allocs)
         .map_max_entries("STACKS", capture.stack_storage_size)
         .map_max_entries("UNWIND_WORDS", room(unwind_words, walks_tables))
@@ -147,7 +140,18 @@ fn load_with(
     Ok(Loaded { ebpf, events, uprobes, mends_stack, walks_tables, by_system_calls })
 }
 
-fn check_kernel() -> Result<(), BpfError> {
+/// No log at first: aya would retry a failed load with ever larger ones, which takes long. With -v -v the user wants the
+/// words.
+pub(super) fn log_level(verbosity: u8) -> VerifierLogLevel {
+    if verbosity >= 2 { VerifierLogLevel::DEBUG | VerifierLogLevel::STATS } else { VerifierLogLevel::DISABLE }
+}
+
+/// What the programs themselves say.
+pub(super) fn bpf_log_level(verbosity: u8) -> u8 {
+    if verbosity > 0 { aya_log::Level::Debug as u8 } else { 0 }
+}
+
+pub(super) fn check_kernel() -> Result<(), BpfError> {
     let version = KernelVersion::current().map_err(|error| BpfError::Load(error.to_string()))?;
     if version < KernelVersion::new(5, 15, 0) {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -162,7 +166,7 @@ fn has_several_groups(rows: &[Row], resources: &[Resource]) -> bool {
     acquiring.map(|row| row.probe.group).collect::<HashSet<_>>().len() > 1
 }
 
-fn kernel_settings(
+pub(super) fn kernel_settings(
     capture: &CaptureSettings,
     report: &ReportSettings,
     rows: &[Row],
@@ -309,12 +313,16 @@ where
     ebpf.program_mut(name).and_then(|program| <&mut P>::try_from(program).ok()).ok_or(BpfError::Missing(name))
 }
 
-fn load_error(error: &(dyn std::error::Error + 'static)) -> BpfError {
+pub(super) fn load_error(error: &(dyn std::error::Error + 'static)) -> BpfError {
     match os_error(error) {
-        Some(libc::EPERM | libc::EACCES) => BpfError::NotPermitted(why_not_permitted()),
+        Some(libc::EPERM) => BpfError::NotPermitted(why_not_permitted()),
         Some(libc::ENOMEM) => BpfError::NoMemory,
         Some(libc::EMFILE | libc::ENFILE) => BpfError::TooManyFiles,
-        _ => BpfError::Load(chain(error)),
+        // The verifier's EACCES, too, which is not about permissions: an access that it finds wrong.
+        _ => {
+            log::debug!("{error}"); // with the verifier's log, where there is one
+            BpfError::Load(chain(error))
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use rustc_hash::FxHashMap;
 
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
+    kernel::Label,
     probe::{ProbeRow, Resource, flags},
     stack::{NO_STACK, StackRecord},
     stats::Stat,
@@ -21,8 +22,10 @@ use memleak_common::{
     unwind::Step,
 };
 
-use super::{BpfError, attach::Probes, chain, descriptors::Descriptors, maps};
+use super::{BpfError, attach::Probes, chain, descriptors::Descriptors, kernel::cache_name, maps};
 use crate::{
+    kernel_labels::label_name,
+    probe::kernel::TWIN,
     proc::descriptors::open_descriptors,
     snapshot::{Cut, Lost, Outstanding, PAGE_SIZE, Snapshot, Stack, Unmap, apply_unmaps},
 };
@@ -141,7 +144,7 @@ impl Reader {
             let map: BpfHashMap<&MapData, u64, StackRecord> = hash_map(ebpf, "STACKS")?;
             match map.get(&id, 0) {
                 Ok(record) => {
-                    self.stacks.insert(id, to_stack(&record));
+                    self.stacks.insert(id, to_stack(ebpf, &record));
                 }
                 Err(aya::maps::MapError::KeyNotFound) => return Ok(None),
                 Err(error) => return Err(map_error("STACKS", &error)),
@@ -194,7 +197,8 @@ impl Reader {
                 cut_stacks: 0,
                 events: stats.get(Stat::LostEvents),
                 missed_returns: stats.get(Stat::MissedReturns),
-                skipped_runs: skipped_runs(ebpf, probes)?,
+                // What a program's twin did in its stead was not lost.
+                skipped_runs: skipped_runs(ebpf, probes)?.saturating_sub(stats.get(Stat::RescuedRuns)),
             },
         })
     }
@@ -206,9 +210,11 @@ fn skipped_runs(ebpf: &Ebpf, probes: &Probes) -> Result<u64, BpfError> {
         maps::recursion_misses(fd).map_err(|error| map_error("(program information)", &error))
     };
     let mut sum = 0;
-    for (_, program) in ebpf.programs() {
-        // A program that was not loaded has not skipped anything.
-        if let Ok(fd) = program.fd() {
+    for (name, program) in ebpf.programs() {
+        // A program that was not loaded has not skipped anything; a twin has nothing to do but where another was skipped.
+        if !name.ends_with(TWIN)
+            && let Ok(fd) = program.fd()
+        {
             sum += misses(fd.as_fd())?;
         }
     }
@@ -353,10 +359,12 @@ pub fn monotonic_ns() -> u64 {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32).as_nanos() as u64
 }
 
-fn to_stack(record: &StackRecord) -> Stack {
+fn to_stack(ebpf: &Ebpf, record: &StackRecord) -> Stack {
     let len = (record.len as usize).min(record.ips.len());
     let cut = Step::from_u32(record.end.into()).and_then(Cut::from_end);
-    Stack { ips: record.ips[..len].to_vec(), cut, label: None }
+    let label =
+        Label::decode(record.label).and_then(|label| label_name(label, |address| cache_name(ebpf, address)));
+    Stack { ips: record.ips[..len].to_vec(), cut, label }
 }
 
 pub(super) fn map_error(map: &'static str, error: &dyn std::error::Error) -> BpfError {

@@ -2,8 +2,10 @@
 
 pub mod btf;
 pub mod descriptors;
+pub mod kallsyms;
 pub mod limits;
 pub mod maps;
 pub mod memory;
 pub mod root;
+pub mod slab;
 pub mod status;

@@ -4,7 +4,7 @@
 //! known is null; in a stack, ages are null with `-C`. `sampled` and `allocations` are there only with `-s` and `-a`.
 //! The address of what has a number for a handle (a descriptor) is that number; where a resource has no size, `bytes`
 //! and `size` are 0. `now` says what descriptors are at the time of the report.
-//! Beyond the spec: a stack has `pid`, and a frame `no_symbol`, which says why it has no function, else null.
+//! Beyond the spec: a stack has `pid` (0 for the kernel's), one of whole pages `order` (2^order pages each), and a frame `no_symbol`, which says why it has no function, else null.
 
 use std::{
     io::{self, Write},
@@ -18,6 +18,7 @@ use serde_json::ser::Formatter;
 use super::{AllocationLine, Report, ResourceTotal, StackReport, TargetInfo, Totals};
 use crate::{
     escape::acts_on_terminal,
+    kernel_labels::order_of_pages,
     snapshot::{Cut, Lost},
     symbolize::{Frame, NoSymbol},
 };
@@ -147,6 +148,8 @@ struct JsonStack<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     cut: Option<&'static str>,
     pid: u32,
+    #[serde(flatten)]
+    label: JsonLabel<'a>,
     frames: Vec<JsonFrame<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     now: Option<&'a str>,
@@ -165,6 +168,7 @@ impl<'a> From<&'a StackReport> for JsonStack<'a> {
             truncated: stack.cut.is_some(),
             cut: stack.cut.map(cut_name),
             pid: stack.pid,
+            label: JsonLabel::from(stack.label.as_deref()),
             frames: frames(&stack.frames),
             now: stack.now.as_deref(),
             allocations: stack
@@ -172,6 +176,22 @@ impl<'a> From<&'a StackReport> for JsonStack<'a> {
                 .as_ref()
                 .map(|list| list.iter().map(JsonAllocation::from).collect()),
         }
+    }
+}
+
+/// What the objects of a stack of the kernel's are, where it is known.
+#[derive(Serialize)]
+pub(super) struct JsonLabel<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order: Option<u8>,
+}
+
+impl<'a> From<Option<&'a str>> for JsonLabel<'a> {
+    fn from(label: Option<&'a str>) -> Self {
+        let order = label.and_then(order_of_pages);
+        Self { cache: label.filter(|_| order.is_none()), order }
     }
 }
 

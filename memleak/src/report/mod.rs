@@ -20,12 +20,19 @@ use crate::{
 /// What is traced, as reports name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetInfo {
-    /// `process` or `command` (`target.kind` of the JSON form).
+    /// `process`, `command` or `kernel` (`target.kind` of the JSON form).
     pub kind: &'static str,
     /// Processes.
     pub pids: Vec<u32>,
     /// Command name of the first.
     pub comm: String,
+}
+
+impl TargetInfo {
+    /// The kernel: no process.
+    pub fn kernel() -> Self {
+        Self { kind: "kernel", pids: Vec::new(), comm: "kernel".to_owned() }
+    }
 }
 
 /// One stack with what it holds.
@@ -43,6 +50,8 @@ pub struct StackReport {
     pub oldest_ms: Option<u64>,
     /// Age of the newest; `None` with `-C`.
     pub newest_ms: Option<u64>,
+    /// Kernel mode: the slab cache of its objects (`kmalloc-256`), or the order of its pages (`order 2`).
+    pub label: Option<String>,
     /// Callers are missing, and why.
     pub cut: Option<Cut>,
     /// Callee first. Empty where the stack is not known.
@@ -71,6 +80,7 @@ impl StackReport {
             count: group.count,
             oldest_ms: age_ms(group.oldest_ns),
             newest_ms: age_ms(group.newest_ns),
+            label: stack.and_then(|stack| stack.label.clone()),
             cut: stack.and_then(|stack| stack.cut).filter(|cut| !is_whole(*cut, &frames)),
             frames,
             now: None,

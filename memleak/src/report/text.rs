@@ -17,7 +17,7 @@ use crate::{
     escape::printable,
     probe::resource::ResourceInfo,
     settings::ReportSettings,
-    snapshot::{Cut, Lost},
+    snapshot::{Cut, KERNEL_PID, Lost},
     symbolize::{Frame, NoSymbol},
 };
 
@@ -61,7 +61,7 @@ pub fn write_text(report: &Report, options: &TextOptions, out: &mut dyn Write) -
             write_lost(&report.lost, out)?;
         }
         for stack in stacks {
-            write_stack(stack, several, out)?;
+            write_stack(stack, several && stack.pid != KERNEL_PID, out)?;
         }
     }
     Ok(())
@@ -104,15 +104,19 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
     if parts.is_empty() { Ok(()) } else { writeln!(out, "\tlost: {}", parts.join(", ")) }
 }
 
-fn write_stack(stack: &StackReport, several_processes: bool, out: &mut dyn Write) -> io::Result<()> {
+fn write_stack(stack: &StackReport, names_process: bool, out: &mut dyn Write) -> io::Result<()> {
     for allocation in stack.allocations.iter().flatten() {
         write_allocation(allocation, &stack.resource, out)?;
     }
     match stack.resource.has_size {
-        true => writeln!(out, "\t{} bytes in {} allocations from stack", stack.bytes, stack.count)?,
-        false => writeln!(out, "\t{} outstanding from stack", stack.count)?,
+        true => write!(out, "\t{} bytes in {} allocations from stack", stack.bytes, stack.count)?,
+        false => write!(out, "\t{} outstanding from stack", stack.count)?,
     }
-    if several_processes {
+    match &stack.label {
+        Some(label) => writeln!(out, " ({})", printable(label))?,
+        None => writeln!(out)?,
+    }
+    if names_process {
         writeln!(out, "\t\t[process {}]", stack.pid)?;
     }
     if let Some(now) = &stack.now {

@@ -2,6 +2,7 @@
 
 mod checks;
 mod error;
+mod kernel;
 mod reporting;
 mod wait;
 
@@ -22,7 +23,9 @@ use tokio::{io::unix::AsyncFd, sync::mpsc};
 
 use checks::{check_interval, check_plan};
 pub use error::SessionError;
-use wait::{Signals, bpf_log, end_command, event_line, flush_log, millis, next_event, readable, ticks};
+use wait::{
+    Signals, bpf_log, end_command, event_line, flush_log, is_kernels, millis, next_event, readable, ticks,
+};
 
 use crate::{
     aggregate::History,
@@ -125,6 +128,17 @@ pub struct Session {
     reports: u64,
 }
 
+/// What a session begins with.
+struct Start {
+    ebpf: Ebpf,
+    events: RingBuf<MapData>,
+    probes: Probes,
+    reader: Reader,
+    rows: Vec<Row>,
+    probed: Vec<Resource>,
+    unwinding: Option<Unwinding>,
+}
+
 /// Traces what the settings name until there is nothing more to do.
 pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
     let sink = Sink::open(&settings.report)?;
@@ -136,10 +150,13 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         TargetSpec::Pids(pids) => {
             pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?
         }
-        TargetSpec::Command(_) => Vec::new(),
+        TargetSpec::Command(_) | TargetSpec::Kernel(_) => Vec::new(),
     };
     check_interval(&settings, &processes)?;
-    let mut session = Session::load(settings, sink, &processes)?;
+    let mut session = match settings.target.clone() {
+        TargetSpec::Kernel(options) => Session::trace_kernel(settings, &options, sink)?,
+        TargetSpec::Pids(_) | TargetSpec::Command(_) => Session::load(settings, sink, &processes)?,
+    };
     if !processes.is_empty() {
         raise_open_files();
     }
@@ -170,7 +187,6 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
 impl Session {
     /// Loads the programs, and enters the unwind tables of `processes`.
     fn load(settings: Settings, sink: Sink, processes: &[Process]) -> Result<Self, SessionError> {
-        let catalog = settings.capture.catalog();
         let rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
         // The tables first: an array's size is set when it is made.
         let mut tables = ProcessTables::default();
@@ -193,20 +209,29 @@ impl Session {
                 unwinding.set(&mut loaded.ebpf, *pid, objects)?;
             }
         }
-        let log = (settings.verbosity > 0).then(|| bpf_log(&mut loaded.ebpf)).flatten();
+        let probes = Probes::new(loaded.uprobes, loaded.mends_stack);
+        let reader = Reader::new(rows.iter().map(|row| row.probe).collect(), checks_descriptors);
+        let (ebpf, events) = (loaded.ebpf, loaded.events);
+        Self::new(settings, sink, Start { ebpf, events, probes, reader, rows, probed, unwinding })
+    }
+
+    /// Nothing is traced yet.
+    fn new(settings: Settings, sink: Sink, mut start: Start) -> Result<Self, SessionError> {
+        let catalog = settings.capture.catalog();
+        let log = (settings.verbosity > 0).then(|| bpf_log(&mut start.ebpf)).flatten();
         let events =
-            readable(loaded.events).map_err(|error| SessionError::System("cannot wait for events", error))?;
+            readable(start.events).map_err(|error| SessionError::System("cannot wait for events", error))?;
         Ok(Self {
             settings,
-            ebpf: loaded.ebpf,
+            ebpf: start.ebpf,
             events,
             log,
-            probes: Probes::new(loaded.uprobes, loaded.mends_stack),
-            reader: Reader::new(rows.iter().map(|row| row.probe).collect(), checks_descriptors),
-            rows,
-            probed,
+            probes: start.probes,
+            reader: start.reader,
+            rows: start.rows,
+            probed: start.probed,
             symbolizer: Symbolizer::new(),
-            unwinding,
+            unwinding: start.unwinding,
             sink,
             catalog,
             history: History::default(),
@@ -442,8 +467,9 @@ impl Session {
         }
     }
 
+    /// Not so of the kernel.
     fn all_ended(&self) -> bool {
-        self.traced.values().all(|traced| traced.ended)
+        !self.traced.is_empty() && self.traced.values().all(|traced| traced.ended)
     }
 
     /// Handles what the kernel side has sent: some of it, so that a target that is faster than we are leaves time for
@@ -462,13 +488,23 @@ impl Session {
             taken += 1;
             let pid = self.reader.pid_of(&self.ebpf, event.tgid)?;
             match event.kind {
-                kind::ACQUIRE | kind::RELEASE => lines.extend(event_line(&event, pid, &self.catalog)),
+                kind::ACQUIRE | kind::RELEASE => {
+                    let mut line = event_line(&event, pid, &self.catalog);
+                    if let Some(line) = &mut line
+                        && is_kernels(line.resource.resource)
+                    {
+                        line.label =
+                            self.reader.stack(&self.ebpf, event.stack_id)?.and_then(|s| s.label.clone());
+                    }
+                    lines.extend(line);
+                }
                 kind::UNMAP => self.reader.unmapped(Unmap {
                     pid,
                     resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
                     start: event.handle,
                     end: event.handle.saturating_add(event.size),
                     time_ns: event.time_ns,
+                    idle: 0,
                 }),
                 kind::MAPPINGS => self.mappings_changed(pid),
                 kind::EXEC => self.program_replaced(pid, event.handle != 0)?,

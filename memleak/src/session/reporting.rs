@@ -39,6 +39,7 @@ impl Session {
         for pid in pids {
             self.observe(pid);
         }
+        self.symbolizer.observe_kernel();
         Ok((snapshot, time, (begin, took)))
     }
 
@@ -82,6 +83,7 @@ impl Session {
         let kind = match self.settings.target {
             TargetSpec::Pids(_) => "process",
             TargetSpec::Command(_) => "command",
+            TargetSpec::Kernel(_) => return TargetInfo::kernel(),
         };
         TargetInfo {
             kind,

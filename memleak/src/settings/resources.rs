@@ -15,8 +15,8 @@ use crate::{
     },
 };
 
-/// What `-k` traces.
-const KERNEL: &[Resource] = &[Resource::Slab, Resource::Pages, Resource::Vmalloc, Resource::Percpu];
+/// What `-k` traces; with `-P` per-CPU memory, too.
+const KERNEL: &[Resource] = &[Resource::Slab, Resource::Pages, Resource::Vmalloc];
 
 /// What `-r`, `--acquire`, `--release` and `--resources-file` come to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,11 @@ pub struct Selection {
 
 /// What the command line asks for.
 pub(super) fn select(cli: &Cli) -> Result<Selection, UsageError> {
+    let is_asked = !(cli.resources.is_empty() && cli.pairs.is_empty() && cli.resources_files.is_empty());
+    if cli.kernel && is_asked {
+        let why = "the kernel's resources are chosen by -P, --slab and --only-pid";
+        return Err(UsageError::new("-r/--resource with -k", why, "leave one of them out"));
+    }
     let mut selection = choose(cli)?;
     for (number, user) in (0..).zip(&selection.user) {
         let resource = Resource::Custom(number);
@@ -60,7 +65,9 @@ fn choose(cli: &Cli) -> Result<Selection, UsageError> {
     if cli.resources.is_empty() {
         selection.user.extend(of_files);
         if selection.user.is_empty() {
-            selection.resources = if cli.kernel { KERNEL.to_vec() } else { DEFAULT_RESOURCES.to_vec() };
+            let percpu = if cli.percpu { &[Resource::Percpu][..] } else { &[] };
+            selection.resources =
+                if cli.kernel { [KERNEL, percpu].concat() } else { DEFAULT_RESOURCES.to_vec() };
         }
         return Ok(selection);
     }

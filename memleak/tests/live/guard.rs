@@ -17,6 +17,10 @@ const PROGRAMS: &[&str] = &[
     "mappings_enter",
     "system_enter",
     "system_exit",
+    "kfree",
+    "kmem_cache_allo",
+    "kernel_exit",
+    "work_start",
 ];
 
 /// How long the kernel may take to free what its last user has left (it waits for an RCU grace period).
