@@ -143,6 +143,8 @@ pub mod handle {
     pub const ARG: u8 = 3;
     /// The value `handle_offset` bytes behind the address that the call returned.
     pub const BEHIND_RETURN: u8 = 4;
+    /// The descriptors in the message (SCM_RIGHTS) that argument `handle_arg` points to, a `struct msghdr`.
+    pub const IN_MESSAGE: u8 = 5;
 }
 
 /// Where the size is found when the call is entered.
@@ -233,7 +235,7 @@ pub struct ProbeRow {
     pub flags: u32,
     /// One of [`handle`].
     pub handle: u8,
-    /// For [`handle::BEHIND_ARG`] and [`handle::ARG`].
+    /// For [`handle::BEHIND_ARG`], [`handle::ARG`] and [`handle::IN_MESSAGE`].
     pub handle_arg: u8,
     /// Bytes of a handle, acquired or released: 8, or 4 for an `int`.
     pub handle_width: u8,

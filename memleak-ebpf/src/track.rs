@@ -246,15 +246,70 @@ pub fn commit(
     }
     let size = if row.size == size::BEHIND_ARG { read_word(call.size, 8).unwrap_or(0) } else { call.size };
     record(caller, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
-    if row.handle_count > 1 {
-        let address =
-            call.out_pointer.wrapping_add(row.handle_offset as u64).wrapping_add(row.handle_width as u64);
-        match read_word(address, row.handle_width) {
+    if row.handle == handle::RETURN {
+        return Some(()); // the usual case
+    }
+    let Handles { address, number } = handles(row, call)?;
+    for i in 1..MAX_HANDLES {
+        if i >= number {
+            break;
+        }
+        match read_word(address.wrapping_add(i * row.handle_width as u64), row.handle_width) {
             Some(handle) => record_another(thread, row, handle),
             None => count(Stat::LostAllocations),
         }
     }
     Some(())
+}
+
+/// Most handles that one call is seen to acquire. (A message can have more: they are found otherwise.)
+const MAX_HANDLES: u64 = 16;
+
+/// Where a call has stored its handles.
+struct Handles {
+    address: u64,
+    number: u64,
+}
+
+/// The handles of a call that stores them; none of one that returns it. `None` for a message without descriptors.
+#[inline(always)]
+fn handles(row: &ProbeRow, call: &PendingCall) -> Option<Handles> {
+    match row.handle {
+        handle::BEHIND_ARG => Some(Handles {
+            address: call.out_pointer.wrapping_add(row.handle_offset as u64),
+            number: row.handle_count as u64,
+        }),
+        handle::IN_MESSAGE => descriptors_in(call.out_pointer),
+        _ => Some(Handles { address: 0, number: 0 }),
+    }
+}
+
+/// The descriptors in a message. include/linux/socket.h, `struct user_msghdr` and `struct cmsghdr`: the kernel puts those of
+/// a message into one header.
+#[inline(always)]
+fn descriptors_in(message: u64) -> Option<Handles> {
+    const CONTROL: u64 = 32;
+    const HEADER: u64 = 16;
+    const MAX_HEADERS: usize = 4;
+    const SOL_SOCKET_SCM_RIGHTS: u64 = 1 | 1 << 32;
+    let mut at = read_word(message.wrapping_add(CONTROL), 8)?;
+    let mut left = read_word(message.wrapping_add(CONTROL + 8), 8)?;
+    for _ in 0..MAX_HEADERS {
+        if left < HEADER + 4 {
+            return None;
+        }
+        let (length, kind) = (read_word(at, 8)?, read_word(at.wrapping_add(8), 8)?);
+        if length < HEADER || length > left {
+            return None;
+        }
+        if kind == SOL_SOCKET_SCM_RIGHTS {
+            return Some(Handles { address: at.wrapping_add(HEADER), number: (length - HEADER) / 4 });
+        }
+        let step = length.wrapping_add(7) & !7;
+        at = at.wrapping_add(step);
+        left = left.saturating_sub(step);
+    }
+    None
 }
 
 /// Removes the record of what is released.
@@ -359,6 +414,9 @@ fn product(a: u64, b: u64) -> u64 {
 /// What tells of success does so.
 #[inline(always)]
 fn succeeded(row: &ProbeRow, returned: u64) -> bool {
+    if row.success == success::HANDLE {
+        return true; // the usual case: the handle will tell
+    }
     let value = if row.flags & flags::WIDE_RETURN != 0 { returned as i64 } else { returned as i32 as i64 };
     match row.success {
         success::EQUAL => value == row.success_value,
@@ -377,6 +435,7 @@ fn acquired_handle(row: &ProbeRow, call: &PendingCall, returned: u64) -> Option<
         return None;
     }
     let word = match row.handle {
+        handle::RETURN => returned,
         handle::NONE => return Some(0),
         handle::ARG => call.out_pointer,
         handle::BEHIND_ARG | handle::BEHIND_RETURN => {
@@ -390,7 +449,13 @@ fn acquired_handle(row: &ProbeRow, call: &PendingCall, returned: u64) -> Option<
             };
             word
         }
-        _ => returned,
+        _ => {
+            let Handles { address, number } = descriptors_in(call.out_pointer)?;
+            if number == 0 {
+                return None;
+            }
+            read_word(address, row.handle_width)?
+        }
     };
     let acquired = narrow(row, word);
     if is_none(row, acquired) || (row.success == success::HANDLE && acquired == u64::MAX) {

@@ -2,7 +2,7 @@
 //!
 //! Calls are counted when they are entered and when they return, and other threads' calls may come between: a descriptor
 //! that another thread closes before the call that made it has returned is entered all the same. And some are made in
-//! ways that no call's return value tells of: io_uring, a message. So a snapshot is put right by the process's own list.
+//! ways that are not traced: io_uring, an ioctl. So a snapshot is put right by the process's own list.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

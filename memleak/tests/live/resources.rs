@@ -160,6 +160,7 @@ fn descriptors_that_no_call_returns_are_found() {
     let new: BTreeSet<u32> = open_descriptors(target.pid()).difference(&before).copied().collect();
     assert_eq!(new.len(), 3, "two in the message, one by ioctl");
     assert_eq!(listed(&report), new);
+    assert_eq!(report.site("site_receive").1, 2, "{}", report.describe());
     target.tell("end");
     assert!(target.wait_status().success());
     assert_eq!(tracer.wait().code, 0);

@@ -12,6 +12,9 @@ use super::{Role, Row, Scope, of, releases, returns, row, with};
 const FD: ProbeRow = DESCRIPTOR;
 /// Returns a descriptor, or -1.
 const NEW_FD: ProbeRow = ProbeRow { handle: handle::RETURN, success: success::AT_LEAST, ..FD };
+/// recvmsg(2), unix(7): descriptors that another process has sent.
+const RECVMSG: ProbeRow =
+    ProbeRow { handle: handle::IN_MESSAGE, handle_arg: 1, success: success::AT_LEAST, ..FD };
 /// fcntl(2): F_DUPFD and F_DUPFD_CLOEXEC.
 const FCNTL: ProbeRow = ProbeRow {
     only: only::ARG_IN,
@@ -99,6 +102,7 @@ pub const ROWS: &[Row] = &[
     new_fd("posix_openpt"),
     new_fd("shm_open"),
     new_fd("mq_open"),
+    acquire("recvmsg", RECVMSG),
     acquire("fcntl", FCNTL),
     acquire("fcntl64", FCNTL),
     release("close", CLOSE),

@@ -34,6 +34,7 @@ const SYSTEM_CALLS: &[(i64, &str)] = &[
     (libc::SYS_dup, "open"),
     (libc::SYS_dup3, "dup3"),
     (libc::SYS_pipe2, "pipe2"),
+    (libc::SYS_recvmsg, "recvmsg"),
     (libc::SYS_fcntl, "fcntl"),
     (libc::SYS_eventfd2, "open"),
     (libc::SYS_epoll_create1, "open"),

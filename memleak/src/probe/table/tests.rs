@@ -137,7 +137,7 @@ fn says_where_a_size_is_exactly_where_there_is_one() {
             other => panic!("{function}: size {other}"),
         };
         assert_eq!((probe.size_arg != NO_ARG, probe.size_arg2 != NO_ARG), expected, "{function}");
-        let takes_arg = matches!(probe.handle, handle::BEHIND_ARG | handle::ARG);
+        let takes_arg = matches!(probe.handle, handle::BEHIND_ARG | handle::ARG | handle::IN_MESSAGE);
         assert_eq!(takes_arg, probe.handle_arg != NO_ARG, "{function}");
         assert!(probe.constant == 0 || probe.size == size::CONSTANT, "{function}");
         let resource = Resource::from_u32(probe.resource).unwrap();
