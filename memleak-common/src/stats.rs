@@ -16,7 +16,9 @@ pub enum Stat {
     LostEvents = 4,
     /// Calls whose return was not seen.
     MissedReturns = 5,
+    /// Kernel mode: releases that a program was skipped for, and its twin was not.
+    RescuedRuns = 6,
 }
 
 /// Number of counters.
-pub const STATS: u32 = 6;
+pub const STATS: u32 = 7;

@@ -54,6 +54,12 @@ fn new_thread(pid_tgid: u64) -> Option<*mut ThreadRecord> {
     Some(thread)
 }
 
+/// The current process's number in the tool's PID namespace; `None` where it has none there.
+#[inline(always)]
+pub fn current_target_id() -> Option<u32> {
+    target_id(bpf_get_current_pid_tgid())
+}
+
 /// The current process as the map `TARGETS` knows it: in the tool's own PID namespace.
 #[inline(always)]
 fn target_id(pid_tgid: u64) -> Option<u32> {
@@ -79,7 +85,7 @@ pub fn thread_exit() {
     let pid_tgid = bpf_get_current_pid_tgid();
     if let Some(thread) = THREADS.get_ptr_mut(&pid_tgid) {
         // SAFETY: only this thread's own programs touch its record.
-        track::abandon_all(unsafe { &mut *thread });
+        track::thread_ends(unsafe { &mut *thread });
         let _ = THREADS.remove(&pid_tgid);
     }
 }
@@ -116,7 +122,8 @@ pub fn process_fork(ctx: &RawTracePointContext) {
     }
     let child_task: *const u8 = ctx.arg(1);
     // SAFETY: the helper checks the address; the offset is the running kernel's own (BTF).
-    let child = unsafe { bpf_probe_read_kernel(child_task.add(setting!(task_tgid_offset) as usize).cast::<u32>()) };
+    let child =
+        unsafe { bpf_probe_read_kernel(child_task.add(setting!(task_tgid_offset) as usize).cast::<u32>()) };
     let Ok(child_tgid) = child else {
         count(Stat::LostEvents);
         return;

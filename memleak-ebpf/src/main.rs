@@ -8,16 +8,20 @@
 #![feature(core_intrinsics)] // atomic_xadd, see maps.rs
 
 mod args;
+mod kernel;
 mod lifecycle;
 mod maps;
+mod records;
 mod stack;
+mod system_calls;
 mod track;
 mod unwind;
 
 use aya_ebpf::{
-    macros::{raw_tracepoint, uprobe, uretprobe},
+    macros::{kprobe, kretprobe, raw_tracepoint, uprobe, uretprobe},
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
+use memleak_common::kernel::Tracepoint;
 
 /// A function that acquires (or moves, or releases and can fail) is entered.
 #[uprobe]
@@ -73,6 +77,20 @@ pub fn empty_exit(_ctx: RetProbeContext) -> u32 {
     0
 }
 
+/// A system call is entered, by any process.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn system_enter(ctx: RawTracePointContext) -> i32 {
+    let _ = system_calls::enter(&ctx);
+    0
+}
+
+/// A system call returns, of any process.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn system_exit(ctx: RawTracePointContext) -> i32 {
+    let _ = system_calls::exit(&ctx);
+    0
+}
+
 /// A thread ends.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn thread_exit(_ctx: RawTracePointContext) -> i32 {
@@ -91,6 +109,125 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     lifecycle::process_fork(&ctx);
+    0
+}
+
+/// `kmalloc`.
+#[raw_tracepoint(tracepoint = "kmalloc")]
+pub fn kmalloc(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_acquire(&ctx, Tracepoint::Kmalloc);
+    0
+}
+
+/// `kfree`.
+#[raw_tracepoint(tracepoint = "kfree")]
+pub fn kfree(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_release(&ctx, Tracepoint::Kfree);
+    0
+}
+
+/// `kmem_cache_alloc`.
+#[raw_tracepoint(tracepoint = "kmem_cache_alloc")]
+pub fn kmem_cache_alloc(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_acquire(&ctx, Tracepoint::CacheAlloc);
+    0
+}
+
+/// `kmem_cache_free`.
+#[raw_tracepoint(tracepoint = "kmem_cache_free")]
+pub fn kmem_cache_free(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_release(&ctx, Tracepoint::CacheFree);
+    0
+}
+
+/// `mm_page_alloc`.
+#[raw_tracepoint(tracepoint = "mm_page_alloc")]
+pub fn mm_page_alloc(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_acquire(&ctx, Tracepoint::PageAlloc);
+    0
+}
+
+/// `mm_page_free`.
+#[raw_tracepoint(tracepoint = "mm_page_free")]
+pub fn mm_page_free(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_release(&ctx, Tracepoint::PageFree);
+    0
+}
+
+/// `percpu_alloc_percpu`.
+#[raw_tracepoint(tracepoint = "percpu_alloc_percpu")]
+pub fn percpu_alloc(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_acquire(&ctx, Tracepoint::PercpuAlloc);
+    0
+}
+
+/// `percpu_free_percpu`.
+#[raw_tracepoint(tracepoint = "percpu_free_percpu")]
+pub fn percpu_free(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_release(&ctx, Tracepoint::PercpuFree);
+    0
+}
+
+/// `kmalloc_node`.
+#[raw_tracepoint(tracepoint = "kmalloc_node")]
+pub fn kmalloc_node(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_acquire(&ctx, Tracepoint::KmallocNode);
+    0
+}
+
+/// `kmem_cache_alloc_node`.
+#[raw_tracepoint(tracepoint = "kmem_cache_alloc_node")]
+pub fn kmem_cache_alloc_node(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_acquire(&ctx, Tracepoint::CacheAllocNode);
+    0
+}
+
+/// `kfree`, where the program before was skipped.
+#[raw_tracepoint(tracepoint = "kfree")]
+pub fn kfree_twin(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_release_twin(&ctx, Tracepoint::Kfree);
+    0
+}
+
+/// `kmem_cache_free`, where the program before was skipped.
+#[raw_tracepoint(tracepoint = "kmem_cache_free")]
+pub fn kmem_cache_free_twin(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_release_twin(&ctx, Tracepoint::CacheFree);
+    0
+}
+
+/// `mm_page_free`, where the program before was skipped.
+#[raw_tracepoint(tracepoint = "mm_page_free")]
+pub fn mm_page_free_twin(ctx: RawTracePointContext) -> i32 {
+    kernel::tracepoint_release_twin(&ctx, Tracepoint::PageFree);
+    0
+}
+
+/// A piece of work begins: perhaps that of `kfree_rcu`.
+#[raw_tracepoint(tracepoint = "workqueue_execute_start")]
+pub fn work_start(ctx: RawTracePointContext) -> i32 {
+    kernel::work_start(&ctx);
+    0
+}
+
+/// A function of the kernel that acquires is entered.
+#[kprobe]
+pub fn kernel_enter(ctx: ProbeContext) -> u32 {
+    let _ = kernel::function_enter(&ctx);
+    0
+}
+
+/// Such a function returns.
+#[kretprobe]
+pub fn kernel_exit(ctx: RetProbeContext) -> u32 {
+    let _ = kernel::function_exit(&ctx);
+    0
+}
+
+/// A function of the kernel that releases is entered.
+#[kprobe]
+pub fn kernel_release(ctx: ProbeContext) -> u32 {
+    let _ = kernel::function_release(&ctx);
     0
 }
 

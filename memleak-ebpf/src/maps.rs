@@ -10,10 +10,12 @@ use aya_ebpf::{
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
     event::Event,
+    kernel::{CACHE_NAME_WORDS, KernelCall, KernelRow, KernelSettings, LastReleased, MAX_KERNEL_ROWS, TRACEPOINTS},
     probe::{MAX_PROBES, ProbeRow},
     settings::Settings,
     stack::StackRecord,
     stats::{STATS as STAT_COUNT, Stat},
+    system_call::MAX_SYSTEM_CALLS,
     thread::{Target, ThreadRecord},
     unwind::{Mapping, PublishedList},
 };
@@ -23,6 +25,10 @@ use memleak_common::{
 /// Rows by attach cookie.
 #[map]
 pub static PROBES: Array<ProbeRow> = Array::with_max_entries(MAX_PROBES, 0);
+
+/// Traced system calls.
+#[map]
+pub static SYSTEM_CALLS: Array<u32> = Array::with_max_entries(MAX_SYSTEM_CALLS, 0);
 
 /// Traced processes.
 #[map]
@@ -65,6 +71,27 @@ pub static UNWIND_SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(16_384, B
 #[map]
 pub static KERNEL_STACKS: StackTrace = StackTrace::with_max_entries(1, 0);
 
+/// Kernel mode: names of slab caches by address, with zeroes behind them.
+#[map]
+pub static CACHES: HashMap<u64, [u64; CACHE_NAME_WORDS]> = HashMap::with_max_entries(4096, 0);
+
+/// Kernel mode: functions by address.
+#[map]
+pub static KERNEL_ROWS: HashMap<u64, KernelRow> = HashMap::with_max_entries(MAX_KERNEL_ROWS, 0);
+
+/// Kernel mode: pending calls by stack pointer.
+#[map]
+pub static KERNEL_CALLS: HashMap<u64, KernelCall> = HashMap::with_max_entries(16_384, 0);
+
+/// Kernel mode: where stacks are taken into, by tracepoint or row.
+#[map]
+pub static KERNEL_SCRATCH: PerCpuArray<StackRecord> =
+    PerCpuArray::with_max_entries(TRACEPOINTS as u32 + MAX_KERNEL_ROWS, 0);
+
+/// Kernel mode: what each release's program was last run for, by tracepoint.
+#[map]
+pub static LAST_RELEASED: PerCpuArray<LastReleased> = PerCpuArray::with_max_entries(TRACEPOINTS as u32, 0);
+
 /// Counters by [`Stat`].
 #[map]
 pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STAT_COUNT, 0);
@@ -87,6 +114,10 @@ pub static SETTINGS: Settings = Settings {
     reserved: 0,
 };
 
+/// As [`SETTINGS`], for kernel mode.
+#[unsafe(no_mangle)]
+pub static KERNEL_SETTINGS: KernelSettings = KernelSettings::EMPTY;
+
 /// One of the settings. A macro, so that only its own bytes are read.
 macro_rules! setting {
     ($field:ident) => {
@@ -94,6 +125,14 @@ macro_rules! setting {
     };
 }
 pub(crate) use setting;
+
+/// One of the settings of kernel mode.
+macro_rules! kernel_setting {
+    ($($member:tt)+) => {
+        $crate::maps::read_setting(&$crate::maps::KERNEL_SETTINGS.$($member)+)
+    };
+}
+pub(crate) use kernel_setting;
 
 /// Reads a member of [`SETTINGS`]: see [`setting`].
 #[inline(always)]
@@ -111,8 +150,19 @@ pub fn count(stat: Stat) {
         // atomic addition.
         // (`AtomicU64::fetch_add` does not exist for a target without compare-and-swap in its base instruction set.)
         // SAFETY: a valid, aligned map value that is only ever added to atomically.
-        unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+        unsafe { add(counter, 1) };
     }
+}
+
+/// Adds to a word of a map's value that other CPUs may be adding to. It wraps.
+///
+/// # Safety
+///
+/// `word` is a valid and aligned word of a map's value.
+#[inline(always)]
+pub unsafe fn add(word: *mut u64, amount: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word, amount) };
 }
 
 /// When the reader of the ring buffer is woken.

@@ -17,6 +17,9 @@ fn main() -> ExitCode {
     };
     let error_exitcode = settings.error_exitcode;
     StderrLog::install(settings.verbosity);
+    for warning in &settings.warnings {
+        log::warn!("{warning}");
+    }
     match run(settings) {
         Ok(ended) => ExitCode::from(exit::of_run(error_exitcode, ended.outstanding, ended.command)),
         Err(error) => ExitCode::from(ExitMessage::error(exit::FAILED, &error.to_string()).emit()),

@@ -1,13 +1,25 @@
 //! Checked, resolved settings: what the rest of the program works with.
 
+mod kernel;
+mod resources;
+
 use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
-use memleak_common::stack::MAX_STACK_DEPTH;
+use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
+
+pub use kernel::{KernelProbes, KernelSettings};
+use kernel::{refuse_kernel_options, resolve_kernel};
 
 use crate::{
     cli::{self, Cli},
-    exit::{self, ExitMessage},
+    escape::printable,
+    exit::{self, ExitMessage, Stream},
+    probe::{
+        resource::{Catalog, ResourceInfo},
+        spec::UserResource,
+        table::Row,
+    },
 };
 
 /// What is traced.
@@ -17,6 +29,8 @@ pub enum TargetSpec {
     Pids(BTreeSet<u32>),
     /// A command to start: program and arguments.
     Command(Vec<OsString>),
+    /// The kernel's allocators.
+    Kernel(KernelSettings),
 }
 
 /// Order of the stacks in a report; ties are broken by size, then count, then the stack itself.
@@ -79,6 +93,12 @@ pub struct ReportSettings {
 /// What is captured, in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureSettings {
+    /// What is traced (`-r`): built-in resources, and behind them those that users have described.
+    pub resources: Vec<Resource>,
+    /// Those that users have described, by the number of [`Resource::Custom`].
+    pub user_resources: Vec<UserResource>,
+    /// Their rows of the probe table.
+    pub user_rows: Vec<Row>,
     /// Smallest size in bytes (`-z`).
     pub min_size: u64,
     /// Largest size in bytes (`-Z`).
@@ -101,9 +121,22 @@ pub struct CaptureSettings {
     pub symbols_prefix: Option<String>,
     /// Attach programs that do nothing: what the traps alone cost (`--traps-only`, for the bench).
     pub traps_only: bool,
+    /// Count descriptors at the C library's functions, and not at system calls (`--library-calls`).
+    pub library_calls: bool,
 }
 
 impl CaptureSettings {
+    /// The resources that are traced.
+    pub fn catalog(&self) -> Catalog {
+        Catalog::new(self.resources.iter().map(|resource| match resource {
+            Resource::Custom(number) => match self.user_resources.get(usize::from(*number)) {
+                Some(user) => ResourceInfo::of_user(*resource, user),
+                None => ResourceInfo::built_in(*resource),
+            },
+            built_in => ResourceInfo::built_in(*built_in),
+        }))
+    }
+
     /// Stacks are walked by unwind tables.
     pub fn walks_tables(&self) -> bool {
         matches!(self.unwind, UnwindMode::Auto | UnwindMode::Dwarf) && !self.traps_only
@@ -127,6 +160,8 @@ pub struct Settings {
     pub error_exitcode: Option<u8>,
     /// `-v`: 0, 1, 2...
     pub verbosity: u8,
+    /// What the user should know before all else, a line each.
+    pub warnings: Vec<String>,
 }
 
 /// A command line that cannot be obeyed: one line, `<what>: <why>; <what to do>`.
@@ -146,6 +181,15 @@ pub struct UsageError {
 impl UsageError {
     fn new(what: &str, why: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { what: what.to_owned(), why: why.into(), remedy: remedy.into(), status: exit::USAGE }
+    }
+}
+
+impl UsageError {
+    /// From a line of the form `<why>; <what to do>`.
+    fn of_line(what: &str, line: &impl std::fmt::Display) -> Self {
+        let line = line.to_string();
+        let (why, remedy) = line.rsplit_once("; ").unwrap_or((&line, "see memleak --help"));
+        Self::new(what, why, remedy)
     }
 }
 
@@ -246,16 +290,31 @@ impl Settings {
         I: IntoIterator<Item = T>,
         T: Into<OsString> + Clone,
     {
-        Ok(Self::resolve(cli::parse(args)?)?)
+        let cli = cli::parse(args)?;
+        if cli.list_resources {
+            let (text, warnings) = resources::list(&cli)?;
+            for warning in warnings {
+                eprintln!("memleak: warning: {}", printable(&warning));
+            }
+            return Err(ExitMessage { status: exit::DONE, stream: Stream::Stdout, text });
+        }
+        Ok(Self::resolve(cli)?)
     }
 
-    /// Checks what was typed. Looks at nothing but the command line: whether a process or a file exists shows later.
+    /// Checks what was typed. Besides the command line it looks at files of resources alone: whether a process or
+    /// another file exists shows later.
     pub fn resolve(cli: Cli) -> Result<Self, UsageError> {
         let interval = parse_interval(&cli.interval)?;
         let count = cli.count.as_deref().map(|text| COUNT.parse(text)).transpose()?;
         let error_exitcode =
             cli.error_exitcode.as_deref().map(|text| ERROR_EXITCODE.parse(text)).transpose()?;
-        let capture = resolve_capture(&cli)?;
+        let selection = resources::select(&cli)?;
+        let capture = CaptureSettings {
+            resources: selection.resources,
+            user_resources: selection.user,
+            user_rows: selection.rows,
+            ..resolve_capture(&cli)?
+        };
         let report = resolve_report(&cli)?;
         Ok(Self {
             target: resolve_target(&cli)?,
@@ -266,12 +325,14 @@ impl Settings {
             // As with valgrind, 0 turns it off.
             error_exitcode: error_exitcode.filter(|code| *code != exit::DONE),
             verbosity: cli.verbose,
+            warnings: selection.warnings,
         })
     }
 }
 
 fn resolve_target(cli: &Cli) -> Result<TargetSpec, UsageError> {
-    const HOW: &str = "type memleak -p PID, memleak -c 'COMMAND ARG...' or memleak -- COMMAND ARG...";
+    const HOW: &str =
+        "type memleak -p PID, memleak -c 'COMMAND ARG...', memleak -- COMMAND ARG... or memleak --kernel";
     let given: Vec<&str> = [
         (!cli.pids.is_empty(), "-p"),
         (cli.command.is_some(), "-c"),
@@ -290,19 +351,9 @@ fn resolve_target(cli: &Cli) -> Result<TargetSpec, UsageError> {
         }
     }
     if cli.kernel {
-        return Err(UsageError {
-            status: exit::FAILED,
-            ..UsageError::new(
-                "-k/--kernel",
-                "kernel mode is not built yet in this version",
-                "trace a process: -p PID",
-            )
-        });
+        return resolve_kernel(cli).map(TargetSpec::Kernel);
     }
-    if cli.percpu {
-        let why = "it traces the kernel's per-CPU allocations, and the target is a process";
-        return Err(UsageError::new("-P/--percpu", why, "leave it out"));
-    }
+    refuse_kernel_options(cli)?;
     match &cli.command {
         Some(line) => split_command(line).map(TargetSpec::Command),
         None if cli.pids.is_empty() => {
@@ -354,6 +405,9 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         return Err(UsageError::new("-z/--min-size", why, "exchange the two, or leave one out"));
     }
     Ok(CaptureSettings {
+        resources: Vec::new(),
+        user_resources: Vec::new(),
+        user_rows: Vec::new(),
         min_size,
         max_size,
         trace: cli.trace,
@@ -361,7 +415,10 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         max_allocs: MAX_ALLOCS.parse(&cli.max_allocs)?,
         stack_storage_size: STACK_STORAGE_SIZE.parse(&cli.stack_storage_size)?,
         max_depth: MAX_DEPTH.parse(&cli.max_depth)?,
-        unwind: one_of("--unwind", "way to walk a stack", &cli.unwind)?,
+        unwind: cli
+            .unwind
+            .as_deref()
+            .map_or(Ok(UnwindMode::Auto), |text| one_of("--unwind", "way to walk a stack", text))?,
         object: non_empty("-O/--obj", "name a file or a library such as libc", cli.object.as_deref())?,
         symbols_prefix: non_empty(
             "-S/--symbols-prefix",
@@ -369,6 +426,7 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
             cli.symbols_prefix.as_deref(),
         )?,
         traps_only: cli.traps_only,
+        library_calls: cli.library_calls,
     })
 }
 

@@ -1,8 +1,11 @@
 //! The maps, read once, as plain data.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use memleak_common::{probe::Resource, unwind::Step};
+
+/// The process whose things are the kernel's own: no process has this id.
+pub const KERNEL_PID: u32 = 0;
 
 /// One outstanding thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,17 +100,21 @@ pub struct Snapshot {
     pub lost: Lost,
 }
 
-/// A range that was unmapped, or mapped over.
+/// A range that was unmapped, or mapped over; or a span of handles that was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unmap {
     /// Process.
     pub pid: u32,
+    /// What was released.
+    pub resource: Resource,
     /// Its first address.
     pub start: u64,
     /// The address after its last.
     pub end: u64,
     /// CLOCK_MONOTONIC nanoseconds: ranges acquired later are not affected.
     pub time_ns: u64,
+    /// In how many snapshots, the last ones, it overlapped no record.
+    pub idle: u8,
 }
 
 /// What [`apply_unmaps`] gives.
@@ -123,11 +130,16 @@ pub struct Applied {
 type CutRange = (Outstanding, Vec<Unmap>);
 
 /// Cuts unmapped ranges out of the records of mapped ones. The kernel side cannot search by range; it removes records
-/// whose start it is told, and leaves the rest to us. Unmaps that no longer overlap a record are dropped.
+/// whose start it is told, and leaves the rest to us. Unmaps that have overlapped no record for some snapshots are dropped.
 pub fn apply_unmaps(records: Vec<Outstanding>, unmaps: &mut Vec<Unmap>) -> Applied {
+    /// The rest of a range gets a new key, so a record may be moved from a part of the table that is not read yet to one
+    /// that is: this snapshot has it not. The next one has.
+    const IDLE: u8 = 3;
     if unmaps.is_empty() {
         return Applied { outstanding: records, dead: Vec::new() };
     }
+    let mut dead = Vec::new();
+    let records = apply_spans(records, unmaps, &mut dead);
     let (ranges, mut outstanding): (Vec<_>, Vec<_>) =
         records.into_iter().partition(|record| record.resource == Resource::Mmap);
     // Several records may begin at one address only after a loss; each is cut all the same.
@@ -137,20 +149,19 @@ pub fn apply_unmaps(records: Vec<Outstanding>, unmaps: &mut Vec<Unmap>) -> Appli
         longest = longest.max(page_end(&range) - range.address);
         by_start.entry((range.pid, range.address)).or_default().push((range, Vec::new()));
     }
-    unmaps.retain(|unmap| {
-        let mut applies = false;
+    unmaps.retain_mut(|unmap| {
+        unmap.idle += 1;
         let first = unmap.start.saturating_sub(longest);
         for (_, found) in by_start.range_mut((unmap.pid, first)..(unmap.pid, unmap.end)) {
             for (range, cuts) in found {
                 if page_end(range) > unmap.start && range.time_ns < unmap.time_ns {
+                    unmap.idle = 0;
                     cuts.push(*unmap);
-                    applies = true;
                 }
             }
         }
-        applies
+        unmap.idle < IDLE
     });
-    let mut dead = Vec::new();
     for (range, cuts) in by_start.into_values().flatten() {
         let before = outstanding.len();
         outstanding.extend(pieces(&range, cuts));
@@ -159,6 +170,32 @@ pub fn apply_unmaps(records: Vec<Outstanding>, unmaps: &mut Vec<Unmap>) -> Appli
         }
     }
     Applied { outstanding, dead }
+}
+
+/// Takes out what was released by spans of handles (close_range), and the spans with it: `unmaps` keeps ranges of
+/// addresses.
+fn apply_spans(
+    records: Vec<Outstanding>,
+    unmaps: &mut Vec<Unmap>,
+    dead: &mut Vec<Outstanding>,
+) -> Vec<Outstanding> {
+    let spans: Vec<Unmap> = unmaps.extract_if(.., |unmap| unmap.resource != Resource::Mmap).collect();
+    if spans.is_empty() {
+        return records;
+    }
+    let released_by_span: HashSet<Resource> = spans.iter().map(|span| span.resource).collect();
+    let (concerned, mut others): (Vec<_>, Vec<_>) =
+        records.into_iter().partition(|record| released_by_span.contains(&record.resource));
+    let key = |record: &Outstanding| (record.pid, record.resource, record.handle);
+    let mut left: BTreeMap<_, _> = concerned.into_iter().map(|record| (key(&record), record)).collect();
+    for span in spans {
+        let first = (span.pid, span.resource, span.start);
+        let covered = first..(span.pid, span.resource, span.end.max(span.start));
+        let released = left.extract_if(covered, |_, record| record.time_ns < span.time_ns);
+        dead.extend(released.map(|(_, record)| record));
+    }
+    others.extend(left.into_values());
+    others
 }
 
 /// Bytes of a page.
@@ -198,7 +235,7 @@ mod tests {
     }
 
     fn unmap(start: u64, end: u64, time_ns: u64) -> Unmap {
-        Unmap { pid: 1, start, end, time_ns }
+        Unmap { pid: 1, resource: Resource::Mmap, start, end, time_ns, idle: 0 }
     }
 
     fn apply(records: &[Outstanding], unmaps: &mut Vec<Unmap>) -> (Vec<(u64, u64)>, usize) {
@@ -238,7 +275,17 @@ mod tests {
     fn spares_what_was_acquired_later() {
         let mut unmaps = vec![unmap(0x10000, 0x12000, 5)];
         assert_eq!(apply(&[range(0x10000, 0x2000, 6)], &mut unmaps), (vec![(0x10000, 0x2000)], 0));
-        assert!(unmaps.is_empty(), "an unmap that overlaps nothing older is done");
+    }
+
+    #[test]
+    fn unmap_waits_for_a_record_that_a_snapshot_missed() {
+        let mut unmaps = vec![unmap(0x11000, 0x12000, 5)];
+        let record = range(0x10000, 0x2000, 1);
+        assert_eq!(apply(&[], &mut unmaps), (vec![], 0));
+        assert_eq!(apply(&[], &mut unmaps), (vec![], 0));
+        assert_eq!(apply(&[record], &mut unmaps), (vec![(0x10000, 0x1000)], 0));
+        (0..3).for_each(|_| drop(apply(&[], &mut unmaps)));
+        assert!(unmaps.is_empty(), "an unmap that overlaps nothing older is done in the end");
     }
 
     #[test]
@@ -247,7 +294,7 @@ mod tests {
         assert_eq!(apply(&[range(0x10000, 100, 1)], &mut vec![unmap(0xf000, 0x11000, 2)]), (vec![], 1));
         let mut above = vec![unmap(0x11000, 0x12000, 2)];
         assert_eq!(apply(&[range(0x10000, 100, 1)], &mut above), (vec![(0x10000, 100)], 0));
-        assert!(above.is_empty());
+        assert_eq!(above[0].idle, 1);
     }
 
     #[test]
@@ -255,5 +302,25 @@ mod tests {
         let mut heap = range(0x10000, 0x1000, 1);
         heap.resource = Resource::Heap;
         assert_eq!(apply(&[heap], &mut vec![unmap(0, u64::MAX, 2)]), (vec![(0x10000, 0x1000)], 0));
+    }
+
+    #[test]
+    fn a_span_releases_handles_and_no_other_resource() {
+        let fd = |handle: u64, time_ns| Outstanding {
+            resource: Resource::Fd,
+            handle,
+            address: handle,
+            size: 0,
+            ..range(0, 0, time_ns)
+        };
+        let file = Outstanding { resource: Resource::File, ..fd(4, 1) };
+        let records = vec![fd(3, 1), fd(4, 1), fd(5, 1), fd(6, 9), range(4096, 4096, 1), file];
+        let mut spans = vec![Unmap { resource: Resource::Fd, ..unmap(4, 1 << 32, 5) }];
+        let applied = apply_unmaps(records.clone(), &mut spans);
+        assert_eq!(applied.dead, [fd(4, 1), fd(5, 1)]);
+        let mut left = applied.outstanding;
+        left.sort_by_key(|record| (record.address, record.resource));
+        assert_eq!(left, [fd(3, 1), file, fd(6, 9), range(4096, 4096, 1)]);
+        assert!(spans.is_empty(), "it is done with");
     }
 }

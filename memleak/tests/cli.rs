@@ -6,7 +6,7 @@ use std::{
 
 use memleak::{
     exit::{self, ExitMessage, Stream},
-    settings::{Format, Settings, SortKey, TargetSpec, UnwindMode},
+    settings::{Format, KernelProbes, KernelSettings, Settings, SortKey, TargetSpec, UnwindMode},
 };
 
 fn parse(arguments: &[&str]) -> Result<Settings, ExitMessage> {
@@ -180,6 +180,34 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["-p"], "--pid: no process ID follows", "is the program running"),
     (&["-p", "-T", "5"], "--pid: no process ID follows", "is the program running"),
     (&["-p", "1", "-P"], "-P/--percpu", "leave it out"),
+    (&["-c", "x", "--kernel-probes", "auto"], "--kernel-probes", "memleak --kernel"),
+    (&["-p", "1", "--slab", "dentry"], "--slab: it names a cache of the kernel", "memleak --kernel"),
+    (&["-p", "1", "--only-pid", "1"], "--only-pid", "memleak --kernel"),
+    (&["-p", "1", "--only-comm", "x"], "--only-comm", "memleak --kernel"),
+    (&["-k", "-c", "x"], "-c and -k", "keep one"),
+    (&["-k", "--", "x"], "-- COMMAND and -k", "keep one"),
+    (&["-k", "-O", "libc"], "-O/--obj: it names an object of a process", "-p PID"),
+    (&["-k", "-S", "je_"], "-S/--symbols-prefix", "-p PID"),
+    (&["-k", "--follow-forks"], "--follow-forks", "-p PID"),
+    (&["-k", "--unwind", "auto"], "--unwind", "-p PID"),
+    (
+        &["-k", "--kernel-probes", "fentry"],
+        "'fentry' is no way to watch the kernel",
+        "auto, tracepoint, kprobe",
+    ),
+    (&["-k", "-P", "--kernel-probes", "kprobe"], "-P with --kernel-probes kprobe", "leave one"),
+    (&["-k", "--slab", ""], "--slab: it is empty", "dentry"),
+    (&["-k", "--slab"], "--slab", "value is missing"),
+    (&["-k", "--only-pid", "0"], "--only-pid: '0'", "pidof"),
+    (&["-k", "--only-pid", "nginx"], "--only-pid: 'nginx'", "pidof"),
+    (&["-k", "--only-pid", "1,2"], "--only-pid: '1,2'", "pidof"),
+    (&["-k", "--only-comm", ""], "--only-comm: it is empty", "nginx"),
+    (
+        &["-k", "--only-comm", "sixteen_bytes_ab"],
+        "'sixteen_bytes_ab' has 16 bytes",
+        "--only-comm 'sixteen_bytes_a'",
+    ),
+    (&["-k", "--only-comm", "aaaaaaaaaaaaaaé"], "has 16 bytes", "--only-comm 'aaaaaaaaaaaaaa'"),
     (&["-p", "1", "-T", "0"], "-T/--top: '0' is no whole number from 1 up", "such as 10"),
     (&["-p", "1", "-T", "-3"], "-T/--top: '-3'", "such as 10"),
     (&["-p", "1", "-T", "x"], "-T/--top: 'x'", "such as 10"),
@@ -230,6 +258,59 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["-p", "1", "--output", ""], "--output <FILE>", "value is missing"),
     (&["-p", "1", "-O", ""], "-O/--obj: it is empty", "libc"),
     (&["-p", "1", "-S", ""], "-S/--symbols-prefix: it is empty", "je_"),
+    (&["-p", "1", "-r", "mmapp"], "-r/--resource: 'mmapp' is no resource", "did you mean mmap?"),
+    (&["-p", "1", "-r", "qqq"], "-r/--resource: 'qqq' is no resource", "--list-resources"),
+    (&["-p", "1", "-r", ""], "-r/--resource: a name in it is empty", "--list-resources"),
+    (&["-p", "1", "-r", "heap,,mmap"], "-r/--resource: a name in it is empty", "--list-resources"),
+    (&["-p", "1", "-r", "slab"], "-r/--resource: slab is the kernel's", "-k"),
+    (&["-p", "1", "-r"], "--resource <NAME>: its value is missing", "--help"),
+    (&["-k", "-r", "fd"], "-r/--resource with -k: the kernel's resources", "leave one of them out"),
+    (
+        &["-p", "1", "--acquire", "libfoo.so:foo_open -> foo"],
+        "--acquire: column 23: expected ret, argN or *argN after ->, found 'foo'",
+        "example: libfoo.so:foo_open",
+    ),
+    (&["-p", "1", "--acquire", ""], "--acquire: column 1: expected OBJECT:FUNCTION", "example: lib"),
+    (&["-p", "1", "--acquire", "f -> ret"], "--acquire: nothing releases what 'f -> ret' acq", "--release"),
+    (&["-p", "1", "--release", "f(arg1)"], "--release: no --acquire stands before 'f(arg1)'", "--acquire"),
+    (
+        &["-p", "1", "--release", "f(arg1)", "--acquire", "g -> ret"],
+        "--release: no --acquire stands before 'f(arg1)'",
+        "--acquire 'OBJECT:FUNCTION -> ret'",
+    ),
+    (
+        &["-p", "1", "--acquire", "f -> ret", "--release", "g(arg7)"],
+        "--release: column 3: expected arg1 to arg6, found 'arg7'",
+        "example: libfoo.so:foo_close(arg1)",
+    ),
+    (
+        &["-p", "1", "--acquire", "f -> ret", "--release", "g(arg1)", "--release", "x=h(arg1)"],
+        "--release: nothing acquires what 'x=h(arg1)' releases",
+        "--acquire 'NAME=",
+    ),
+    (
+        &["-p", "1", "--acquire", "heap=f -> ret", "--release", "g(arg1)"],
+        "--acquire: heap is a built-in resource's name",
+        "another name",
+    ),
+    (
+        &["-p", "1", "--acquire", "f -> *arg1 as int", "--release", "g(arg1)"],
+        "resource f: 'f -> *arg1 as int': nothing says when an int",
+        "add a condition",
+    ),
+    (
+        &["-p", "1", "--acquire", "f -> ret, arg2", "--release", "g(arg1)"],
+        "resource f: 'f -> ret, arg2': a second handle must be right behind",
+        "write it as *argN",
+    ),
+    (
+        &["-p", "1", "--resources-file", "/nope/x.toml"],
+        "/nope/x.toml: cannot be read: No such",
+        "name a file",
+    ),
+    (&["-p", "1", "--resources-file", "/dev/null"], "/dev/null describes no resource", "[[resource]]"),
+    (&["-p", "1", "--resources-file", "/dev/zero"], "/dev/zero: is larger than 1 MiB", "short text"),
+    (&["-p", "1", "--list-resource"], "--list-resource: no such option", "did you mean --list-resources"),
     (&["-p", "1", "--follow-fork"], "--follow-fork: no such option", "did you mean --follow-forks"),
     (&["-p", "1", "--qqq"], "--qqq: no such option", "memleak --help"),
     (&["-p", "1", "-q"], "-q: no such option", "memleak --help"),
@@ -269,14 +350,78 @@ fn control_characters_of_an_argument_do_not_reach_the_terminal() {
     }
 }
 
-#[test]
-fn kernel_mode_is_a_target_that_cannot_be_served_yet() {
-    for arguments in [&["-k"] as &[&str], &["--kernel", "-P", "-F", "5", "2"]] {
-        let message = parse(arguments).expect_err("is not built");
-        assert_eq!((message.status, message.stream), (exit::FAILED, Stream::Stderr));
-        assert_eq!(message.text.lines().count(), 1);
-        assert!(message.text.contains("not built yet in this version"), "{}", message.text);
+fn kernel(arguments: &[&str]) -> KernelSettings {
+    match settings(arguments).target {
+        TargetSpec::Kernel(kernel) => kernel,
+        other => panic!("{arguments:?}: {other:?}"),
     }
+}
+
+#[test]
+fn the_kernel_is_a_target() {
+    let all = KernelSettings {
+        probes: KernelProbes::Auto,
+        slab: None,
+        only_pid: None,
+        only_comm: None,
+        percpu: false,
+    };
+    for arguments in [&["-k"] as &[&str], &["--kernel"], &["-k", "-F"], &["-k", "--kernel-probes", "auto"]] {
+        assert_eq!(kernel(arguments), all, "{arguments:?}");
+    }
+    for arguments in [["-k", "-P"], ["--kernel", "--percpu"]] {
+        assert_eq!(kernel(&arguments), KernelSettings { percpu: true, ..all.clone() });
+    }
+    for (name, probes) in [
+        ("auto", KernelProbes::Auto),
+        ("tracepoint", KernelProbes::Tracepoint),
+        ("kprobe", KernelProbes::Kprobe),
+    ] {
+        assert_eq!(kernel(&["-k", "--kernel-probes", name]), KernelSettings { probes, ..all.clone() });
+    }
+    let narrowed = kernel(&["-k", "--slab", "kmalloc-64", "--only-pid", "12", "--only-comm", "kworker/0:1"]);
+    assert_eq!((narrowed.slab.as_deref(), narrowed.only_pid), (Some("kmalloc-64"), Some(12)));
+    assert_eq!(narrowed.only_comm.as_deref(), Some("kworker/0:1"));
+    assert_eq!(
+        kernel(&["-k", "--only-comm", "exactly15bytes_"]).only_comm.as_deref(),
+        Some("exactly15bytes_")
+    );
+    // What all modes have in common.
+    let common = settings(&[
+        "-k",
+        "-t",
+        "-a",
+        "-z",
+        "1K",
+        "-Z",
+        "1M",
+        "-s",
+        "10",
+        "-o",
+        "0",
+        "-T",
+        "3",
+        "--sort",
+        "growth",
+        "--json",
+        "--max-depth",
+        "8",
+        "--stack-storage-size",
+        "9",
+        "--max-allocs",
+        "7",
+        "--error-exitcode",
+        "5",
+        "2",
+        "4",
+    ]);
+    assert_eq!((common.count, common.error_exitcode), (Some(4), Some(5)));
+    assert_eq!(
+        (common.capture.min_size, common.capture.max_size, common.capture.trace),
+        (1024, 1 << 20, true)
+    );
+    assert_eq!((common.report.sample_rate, common.report.sort), (10, SortKey::Growth));
+    assert!(settings(&["-k", "-C"]).report.combined_only);
 }
 
 #[test]
@@ -286,9 +431,15 @@ fn help_and_version_go_to_standard_output() {
         assert_eq!((message.status, message.stream), (exit::DONE, Stream::Stdout), "{arguments:?}");
     }
     let help = parse(&["--help"]).expect_err("ends the program").text;
-    for expected in
-        ["INTERVAL", "Examples:", "Exit status:", "--error-exitcode", "-- ./program", "[default: 500]"]
-    {
+    for expected in [
+        "INTERVAL",
+        "Examples:",
+        "Exit status:",
+        "--error-exitcode",
+        "-- ./program",
+        "[default: 500]",
+        "--only-comm <NAME>",
+    ] {
         assert!(help.contains(expected), "{expected} is missing in:\n{help}");
     }
     assert!(!help.contains("traps-only"), "{help}");

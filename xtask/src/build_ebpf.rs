@@ -194,7 +194,7 @@ fn has_version(linker: &Path) -> bool {
 }
 
 /// Where this project keeps what is slow to make.
-fn cache_directory() -> Result<PathBuf> {
+pub fn cache_directory() -> Result<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
     Ok(base.context("neither XDG_CACHE_HOME nor HOME is set")?.join("memleak"))

@@ -9,6 +9,7 @@ mod privilege;
 mod run;
 mod sources;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Checks format and lints, runs all tests, the live ones as root
     Test(test::Options),
+    /// Runs live tests on other kernels, in virtual machines under software emulation
+    Vm(vm::Options),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Test(options) => test::run(&options),
+        Task::Vm(options) => vm::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -14,6 +14,8 @@ use aya::{
     Ebpf,
     programs::{
         UProbe,
+        kprobe::KProbeLink,
+        raw_trace_point::RawTracePointLink,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
     },
 };
@@ -26,7 +28,7 @@ use super::{
 };
 use crate::probe::{
     plan::{AttachPoint, PointKey, ProgramKind},
-    table::{Scope as RowScope, TABLE},
+    table::Scope as RowScope,
 };
 
 /// The processes in which a probe fires.
@@ -50,11 +52,15 @@ pub struct Probes {
 }
 
 /// Ends when it is dropped.
-enum Link {
+pub(super) enum Link {
     /// Of one place.
     Single(#[expect(dead_code, reason = "held for its end")] UProbeLink),
     /// Of the places of one file.
     Multi(#[expect(dead_code, reason = "held for its end")] OwnedFd),
+    /// Of a tracepoint of the kernel.
+    Tracepoint(#[expect(dead_code, reason = "held for its end")] RawTracePointLink),
+    /// Of a function of the kernel.
+    Function(#[expect(dead_code, reason = "held for its end")] KProbeLink),
 }
 
 /// How attaching a plan went.
@@ -72,6 +78,13 @@ impl Probes {
     /// Nothing is attached yet.
     pub fn new(uprobes: Uprobes, mends_stack: bool) -> Self {
         Self { uprobes, mends_stack, links: Vec::new(), count: 0, attached: HashSet::new() }
+    }
+
+    /// What kernel mode has attached.
+    pub(super) fn of_kernel(links: Vec<Link>) -> Self {
+        let count = links.len();
+        let links = links.into_iter().map(|link| (Scope::All, link)).collect();
+        Self { links, count, ..Self::new(Uprobes::Single, true) }
     }
 
     /// Attaches what is not attached yet, in the plan's order.
@@ -138,10 +151,7 @@ impl Probes {
 
     /// An exception that leaves one of these calls would end the process, since its stack cannot be mended here.
     pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<&'a AttachPoint> {
-        let throws = |point: &&AttachPoint| {
-            point.program.is_return()
-                && TABLE.get(point.row as usize).is_some_and(|row| row.scope == RowScope::Operator)
-        };
+        let throws = |point: &&AttachPoint| point.program.is_return() && point.scope == RowScope::Operator;
         if self.mends_stack { None } else { points.iter().find(throws) }
     }
 

@@ -1,6 +1,6 @@
 //! Loads the BPF object: settings in, programs verified, lifecycle programs attached.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::{collections::HashSet, os::unix::fs::MetadataExt as _};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -9,7 +9,7 @@ use aya::{
     util::KernelVersion,
 };
 use memleak_common::{
-    probe::{MAX_PROBES, ProbeRow},
+    probe::{MAX_PROBES, ProbeRow, Resource, handle},
     settings::{Settings as KernelSettings, flags},
     thread::Target,
 };
@@ -22,15 +22,16 @@ use super::{
     unwind,
 };
 use crate::{
+    probe::table::{Row, system_calls},
     proc::btf,
     settings::{CaptureSettings, ReportSettings, UnwindMode},
 };
 
 /// The BPF programs and maps, built from memleak-ebpf by `cargo xtask build-ebpf`.
 #[cfg(target_arch = "x86_64")]
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-x86_64.bpf.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-x86_64.bpf.o");
 #[cfg(target_arch = "aarch64")]
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-aarch64.bpf.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-aarch64.bpf.o");
 
 /// Uprobe programs, all of one kind to the loader.
 const UPROBES: &[&str] = &["acquire_enter", "acquire_exit", "release_enter", "mappings_enter"];
@@ -66,13 +67,15 @@ pub struct Loaded {
     pub mends_stack: bool,
     /// Stacks are walked by unwind tables.
     pub walks_tables: bool,
+    /// Resources that system calls tell of: no function of the target's is probed for them.
+    pub by_system_calls: &'static [Resource],
 }
 
 /// Loads the programs with these settings and fills the map of rows. `unwind_words`: entries of `UNWIND_WORDS`.
 pub fn load(
     capture: &CaptureSettings,
     report: &ReportSettings,
-    rows: &[ProbeRow],
+    rows: &[Row],
     unwind_words: u32,
     verbosity: u8,
 ) -> Result<Loaded, BpfError> {
@@ -95,25 +98,18 @@ pub fn load(
 fn load_with(
     capture: &CaptureSettings,
     report: &ReportSettings,
-    rows: &[ProbeRow],
+    rows: &[Row],
     unwind_words: u32,
     verbosity: u8,
 ) -> Result<Loaded, BpfError> {
-    let settings = kernel_settings(capture, report)?;
+    let settings = kernel_settings(capture, report, rows)?;
     let walks_tables = capture.walks_tables();
     // What is not used takes no memory.
     let room = |entries: u32, is_used: bool| if is_used { entries } else { 1 };
-    // No log at first: aya would retry a failed load with ever larger ones, which takes long. With -v -v the user
-    // wants the words.
-    let mut log_level = VerifierLogLevel::DISABLE;
-    if verbosity >= 2 {
-        log_level = VerifierLogLevel::DEBUG | VerifierLogLevel::STATS;
-    }
-    let bpf_log_level: u8 = if verbosity > 0 { aya_log::Level::Debug as u8 } else { 0 };
     let mut ebpf = EbpfLoader::new()
-        .verifier_log_level(log_level)
+        .verifier_log_level(log_level(verbosity))
         .override_global("SETTINGS", &settings, true)
-        .override_global(aya_log::LEVEL, &bpf_log_level, false)
+        .override_global(aya_log::LEVEL, &bpf_log_level(verbosity), false)
         .map_max_entries("ALLOCATIONS", capture.max_allocs)
         .map_max_entries("STACKS", capture.stack_storage_size)
         .map_max_entries("UNWIND_WORDS", room(unwind_words, walks_tables))
@@ -131,10 +127,31 @@ fn load_with(
     let events = ebpf.take_map("EVENTS").ok_or(BpfError::Missing("map EVENTS"))?;
     let events =
         RingBuf::try_from(events).map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;
-    Ok(Loaded { ebpf, events, uprobes, mends_stack, walks_tables })
+    let mut by_system_calls: &[Resource] = &[];
+    let by_kernel = !capture.traps_only && !capture.library_calls;
+    if by_kernel && system_calls::RESOURCES.iter().any(|one| capture.resources.contains(one)) {
+        match trace_system_calls(&mut ebpf, rows) {
+            Ok(()) => by_system_calls = system_calls::RESOURCES,
+            Err(error) => log::warn!(
+                "descriptors are counted at the C library's functions, so that raw system calls are missed: {error}"
+            ),
+        }
+    }
+    Ok(Loaded { ebpf, events, uprobes, mends_stack, walks_tables, by_system_calls })
 }
 
-fn check_kernel() -> Result<(), BpfError> {
+/// No log at first: aya would retry a failed load with ever larger ones, which takes long. With -v -v the user wants the
+/// words.
+pub(super) fn log_level(verbosity: u8) -> VerifierLogLevel {
+    if verbosity >= 2 { VerifierLogLevel::DEBUG | VerifierLogLevel::STATS } else { VerifierLogLevel::DISABLE }
+}
+
+/// What the programs themselves say.
+pub(super) fn bpf_log_level(verbosity: u8) -> u8 {
+    if verbosity > 0 { aya_log::Level::Debug as u8 } else { 0 }
+}
+
+pub(super) fn check_kernel() -> Result<(), BpfError> {
     let version = KernelVersion::current().map_err(|error| BpfError::Load(error.to_string()))?;
     if version < KernelVersion::new(5, 15, 0) {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -143,11 +160,24 @@ fn check_kernel() -> Result<(), BpfError> {
     Ok(())
 }
 
-fn kernel_settings(capture: &CaptureSettings, report: &ReportSettings) -> Result<KernelSettings, BpfError> {
+/// The rows are of several groups: calls of one can be made while one of another is pending.
+fn has_several_groups(rows: &[Row], resources: &[Resource]) -> bool {
+    let acquiring = rows.iter().filter(|row| row.probe.handle != handle::NONE && row.serves(resources));
+    acquiring.map(|row| row.probe.group).collect::<HashSet<_>>().len() > 1
+}
+
+pub(super) fn kernel_settings(
+    capture: &CaptureSettings,
+    report: &ReportSettings,
+    rows: &[Row],
+) -> Result<KernelSettings, BpfError> {
     let mut bits = 0;
     let mut task_tgid_offset = 0;
     if capture.trace {
         bits |= flags::TRACE;
+    }
+    if has_several_groups(rows, &capture.resources) {
+        bits |= flags::READ_RETURNS;
     }
     if capture.follow_forks {
         bits |= flags::FOLLOW_FORKS;
@@ -186,7 +216,7 @@ fn own_pid_namespace() -> (u64, u64) {
     }
 }
 
-fn fill_rows(ebpf: &mut Ebpf, rows: &[ProbeRow]) -> Result<(), BpfError> {
+fn fill_rows(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
     const MAP: &str = "PROBES";
     if rows.len() > MAX_PROBES as usize {
         return Err(BpfError::Map { map: MAP, reason: format!("more than {MAX_PROBES} rows") });
@@ -195,8 +225,27 @@ fn fill_rows(ebpf: &mut Ebpf, rows: &[ProbeRow]) -> Result<(), BpfError> {
     let error = |error: aya::maps::MapError| BpfError::Map { map: MAP, reason: chain(&error) };
     let mut probes: Array<_, ProbeRow> = Array::try_from(map).map_err(error)?;
     for (index, row) in (0..).zip(rows) {
-        probes.set(index, row, 0).map_err(error)?;
+        probes.set(index, row.probe, 0).map_err(error)?;
     }
+    Ok(())
+}
+
+/// Has the programs run at each system call of any process; all but those that are of interest end at once.
+fn trace_system_calls(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
+    const MAP: &str = "SYSTEM_CALLS";
+    let map = ebpf.map_mut(MAP).ok_or(BpfError::Missing("map SYSTEM_CALLS"))?;
+    let error = |error: aya::maps::MapError| BpfError::Map { map: MAP, reason: chain(&error) };
+    let mut map: Array<_, u32> = Array::try_from(map).map_err(error)?;
+    for (number, entry) in system_calls::entries(rows) {
+        map.set(number, entry, 0).map_err(error)?;
+    }
+    // A return before its entry, which makes it expected.
+    for (name, tracepoint) in [("system_exit", "sys_exit"), ("system_enter", "sys_enter")] {
+        let program: &mut RawTracePoint = program(ebpf, name)?;
+        program.load().map_err(|error| load_error(&error))?;
+        program.attach(tracepoint).map_err(|error| load_error(&error))?;
+    }
+    log::info!("descriptors are counted at system calls");
     Ok(())
 }
 
@@ -264,12 +313,16 @@ where
     ebpf.program_mut(name).and_then(|program| <&mut P>::try_from(program).ok()).ok_or(BpfError::Missing(name))
 }
 
-fn load_error(error: &(dyn std::error::Error + 'static)) -> BpfError {
+pub(super) fn load_error(error: &(dyn std::error::Error + 'static)) -> BpfError {
     match os_error(error) {
-        Some(libc::EPERM | libc::EACCES) => BpfError::NotPermitted(why_not_permitted()),
+        Some(libc::EPERM) => BpfError::NotPermitted(why_not_permitted()),
         Some(libc::ENOMEM) => BpfError::NoMemory,
         Some(libc::EMFILE | libc::ENFILE) => BpfError::TooManyFiles,
-        _ => BpfError::Load(chain(error)),
+        // The verifier's EACCES, too, which is not about permissions: an access that it finds wrong.
+        _ => {
+            log::debug!("{error}"); // with the verifier's log, where there is one
+            BpfError::Load(chain(error))
+        }
     }
 }
 

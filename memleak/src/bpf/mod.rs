@@ -2,6 +2,8 @@
 //! to aya and to the `bpf` system call.
 
 pub mod attach;
+mod descriptors;
+pub mod kernel;
 pub mod load;
 pub mod maps;
 pub mod multi;
@@ -28,6 +30,12 @@ pub enum BpfError {
          CONFIG_DEBUG_INFO_BTF, or leave out --follow-forks"
     )]
     NoBtf(String),
+    /// The same, for kernel mode.
+    #[error(
+        "cannot trace the kernel: it has no type information (/sys/kernel/btf/vmlinux: {0}); boot a kernel with \
+         CONFIG_DEBUG_INFO_BTF"
+    )]
+    NoKernelTypes(String),
     /// The kernel side learns a child's number in the first PID namespace, not the one that it has here.
     #[error(
         "cannot follow forks from within a PID namespace: start memleak outside of it, or leave out --follow-forks"
@@ -81,7 +89,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     // The verifier's log has many lines; the first says which program it was about.
-    text.lines().next().unwrap_or_default().to_owned()
+    let first = text.lines().next().unwrap_or_default().trim_end();
+    first.strip_suffix(" Verifier output:").unwrap_or(first).trim_end_matches('.').to_owned()
 }
 
 /// The operating system's error number behind an error, if there is one.

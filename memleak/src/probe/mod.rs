@@ -2,6 +2,9 @@
 //! rows with the symbols of a target's objects.
 
 mod error;
+pub mod kernel;
 pub mod placement;
 pub mod plan;
+pub mod resource;
+pub mod spec;
 pub mod table;

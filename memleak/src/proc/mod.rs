@@ -1,8 +1,11 @@
 //! Reading /proc and another process's memory. Nothing else in the program does.
 
 pub mod btf;
+pub mod descriptors;
+pub mod kallsyms;
 pub mod limits;
 pub mod maps;
 pub mod memory;
 pub mod root;
+pub mod slab;
 pub mod status;

@@ -23,6 +23,13 @@ pub struct Status {
     pub kernel_thread: bool,
 }
 
+/// Command name of thread `tid`, of whatever process; `None` where it has ended.
+pub fn thread_comm(tid: u32) -> Option<String> {
+    // /proc/TID is there for each thread, though only those of processes are listed (proc(5)).
+    let comm = std::fs::read(format!("/proc/{tid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned())
+}
+
 /// Reads `pid`'s status.
 pub fn read_status(pid: u32) -> io::Result<Status> {
     const PF_KTHREAD: u32 = 0x0020_0000; // include/linux/sched.h
@@ -38,4 +45,18 @@ pub fn read_status(pid: u32) -> io::Result<Status> {
         threads: status.threads,
         kernel_thread: stat.flags & PF_KTHREAD != 0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_has_a_name_of_its_own() {
+        let thread = std::thread::Builder::new().name("a thread".to_owned());
+        // SAFETY: gettid(2) cannot fail and touches no memory.
+        let named = thread.spawn(|| thread_comm(unsafe { libc::gettid() } as u32));
+        assert_eq!(named.expect("starts").join().expect("ends").as_deref(), Some("a thread"));
+        assert_eq!(thread_comm(i32::MAX as u32), None);
+    }
 }

@@ -2,14 +2,20 @@
 
 use std::{
     io::{self, Write},
+    sync::Arc,
     time::SystemTime,
 };
 
-use memleak_common::probe::Resource;
 use serde::Serialize;
 
 use super::{json, text};
-use crate::{report::text::TextOptions, symbolize::Frame};
+use crate::{
+    escape::printable,
+    probe::resource::ResourceInfo,
+    report::text::{Handle, TextOptions},
+    snapshot::KERNEL_PID,
+    symbolize::Frame,
+};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,28 +48,46 @@ pub struct EventLine {
     /// Thread.
     pub tid: u32,
     /// What was acquired or released.
-    pub resource: Resource,
-    /// Address of the block.
+    pub resource: Arc<ResourceInfo>,
+    /// Address of the block, or another handle.
     pub address: u64,
-    /// Bytes.
+    /// Bytes; 0 where the resource has no size.
     pub size: u64,
+    /// Kernel mode: the slab cache of what was acquired, or the order of its pages, as in a report.
+    pub label: Option<String>,
+    /// Kernel mode: command name of the thread, where it is known.
+    pub comm: Option<String>,
     /// Where, callee first; empty where that is not asked for or not known.
     pub frames: Vec<Frame>,
 }
 
-/// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes`, then a line for each frame.
+/// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes` or, where there is no size, `... acquire fd 5`; then a
+/// line for each frame. In kernel mode what is known of cache and thread follows the bytes: `(kmalloc-128) by nginx`; the
+/// idle process, on which interrupts run, is `kernel`.
 pub fn write_event_text(event: &EventLine, options: &TextOptions, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(
+    write!(out, "[{}] ", options.time_of_day(event.time, "%H:%M:%S%.3f"))?;
+    match event.pid {
+        KERNEL_PID => write!(out, "kernel")?,
+        pid => write!(out, "{pid}")?,
+    }
+    write!(
         out,
-        "[{}] {}/{} {} {} {:#x} {} bytes",
-        options.time_of_day(event.time, "%H:%M:%S%.3f"),
-        event.pid,
+        "/{} {} {} {}",
         event.tid,
         event.kind.name(),
-        event.resource.name(),
-        event.address,
-        event.size,
+        event.resource.name,
+        Handle(event.address, &event.resource),
     )?;
+    if event.resource.has_size {
+        write!(out, " {} bytes", event.size)?;
+    }
+    if let Some(label) = &event.label {
+        write!(out, " ({})", printable(label))?;
+    }
+    if let Some(comm) = &event.comm {
+        write!(out, " by {}", printable(comm))?;
+    }
+    writeln!(out)?;
     text::write_frames(&event.frames, out)
 }
 
@@ -76,9 +100,11 @@ pub fn write_event_json(event: &EventLine, out: &mut dyn Write) -> io::Result<()
             time: json::rfc3339(event.time),
             pid: event.pid,
             tid: event.tid,
-            resource: event.resource.name(),
+            resource: &event.resource.name,
             address: json::Hex(event.address),
             size: event.size,
+            label: json::JsonLabel::from(event.label.as_deref()),
+            comm: event.comm.as_deref(),
             frames: json::frames(&event.frames),
         },
         out,
@@ -93,9 +119,13 @@ struct JsonEvent<'a> {
     time: String,
     pid: u32,
     tid: u32,
-    resource: &'static str,
+    resource: &'a str,
     address: json::Hex,
     size: u64,
+    #[serde(flatten)]
+    label: json::JsonLabel<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comm: Option<&'a str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     frames: Vec<json::JsonFrame<'a>>,
 }

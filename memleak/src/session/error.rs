@@ -4,9 +4,10 @@ use std::io;
 
 use crate::{
     bpf::BpfError,
-    probe::plan::PlanError,
+    probe::{kernel::KernelPlanError, plan::PlanError},
     report::sink::SinkError,
-    target::{command::CommandError, process::ProcessError},
+    symbolize::KernelSymbolsError,
+    target::{command::CommandError, kernel::KernelTargetError, process::ProcessError},
 };
 
 /// Why a run cannot go on. One line each: what, why, what to do.
@@ -21,9 +22,18 @@ pub enum SessionError {
     /// A command that does not run.
     #[error(transparent)]
     Command(#[from] CommandError),
+    /// What of the kernel was asked for is not there.
+    #[error(transparent)]
+    KernelTarget(#[from] KernelTargetError),
     /// Nothing to probe.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The kernel has no allocator that we know.
+    #[error(transparent)]
+    KernelPlan(#[from] KernelPlanError),
+    /// The kernel's stacks could not be read.
+    #[error(transparent)]
+    KernelSymbols(#[from] KernelSymbolsError),
     /// `-p $(pidof server)` of a server with two processes.
     #[error(
         "INTERVAL: {interval} is a process named {comm} as well as a number of seconds; type -p {pid},{interval} to trace \

@@ -1,6 +1,8 @@
 //! A run, from the first probe to the last report.
 
+mod checks;
 mod error;
+mod kernel;
 mod reporting;
 mod wait;
 
@@ -16,11 +18,14 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use log::{debug, info, warn};
-use memleak_common::{event::kind, probe::ProbeRow};
+use memleak_common::{event::kind, probe::Resource};
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 
+use checks::{check_interval, check_plan};
 pub use error::SessionError;
-use wait::{Signals, bpf_log, end_command, event_line, flush_log, millis, next_event, readable, ticks};
+use wait::{
+    Signals, bpf_log, end_command, event_line, flush_log, is_kernels, millis, next_event, readable, ticks,
+};
 
 use crate::{
     aggregate::History,
@@ -31,8 +36,9 @@ use crate::{
         unwind::{Unwinding, words_for},
     },
     probe::{
-        plan::{Plan, PlanError, PlanOptions, check_object_argument, plan, symbol_names},
-        table::TABLE,
+        plan::{Plan, PlanOptions, check_object_argument, plan, symbol_names},
+        resource::Catalog,
+        table::{Row, TABLE},
     },
     proc::{
         limits::raise_open_files,
@@ -74,20 +80,6 @@ enum Reason {
     ReaderGone,
 }
 
-/// The shell makes two words of two process ids, and the second would be taken for INTERVAL.
-fn check_interval(settings: &Settings, processes: &[Process]) -> Result<(), SessionError> {
-    let (Some(process), Ok(interval)) = (processes.first(), u32::try_from(settings.interval.as_secs()))
-    else {
-        return Ok(());
-    };
-    match read_status(interval) {
-        Ok(status) if status.comm == process.comm && interval != process.pid => {
-            Err(SessionError::IntervalIsProcess { interval, pid: process.pid, comm: status.comm })
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Which of a process's objects are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Objects {
@@ -113,10 +105,16 @@ pub struct Session {
     log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
     probes: Probes,
     reader: Reader,
+    /// The table of this run.
+    rows: Vec<Row>,
+    /// Resources that functions of the target's are probed for.
+    probed: Vec<Resource>,
     symbolizer: Symbolizer,
     /// `None` where stacks are walked otherwise.
     unwinding: Option<Unwinding>,
     sink: Sink,
+    /// What is traced.
+    catalog: Catalog,
     history: History,
     traced: BTreeMap<u32, Traced>,
     ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
@@ -130,6 +128,17 @@ pub struct Session {
     reports: u64,
 }
 
+/// What a session begins with.
+struct Start {
+    ebpf: Ebpf,
+    events: RingBuf<MapData>,
+    probes: Probes,
+    reader: Reader,
+    rows: Vec<Row>,
+    probed: Vec<Resource>,
+    unwinding: Option<Unwinding>,
+}
+
 /// Traces what the settings name until there is nothing more to do.
 pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
     let sink = Sink::open(&settings.report)?;
@@ -141,10 +150,13 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         TargetSpec::Pids(pids) => {
             pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?
         }
-        TargetSpec::Command(_) => Vec::new(),
+        TargetSpec::Command(_) | TargetSpec::Kernel(_) => Vec::new(),
     };
     check_interval(&settings, &processes)?;
-    let mut session = Session::load(settings, sink, &processes)?;
+    let mut session = match settings.target.clone() {
+        TargetSpec::Kernel(options) => Session::trace_kernel(settings, &options, sink)?,
+        TargetSpec::Pids(_) | TargetSpec::Command(_) => Session::load(settings, sink, &processes)?,
+    };
     if !processes.is_empty() {
         raise_open_files();
     }
@@ -175,7 +187,7 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
 impl Session {
     /// Loads the programs, and enters the unwind tables of `processes`.
     fn load(settings: Settings, sink: Sink, processes: &[Process]) -> Result<Self, SessionError> {
-        let rows: Vec<ProbeRow> = TABLE.iter().map(|row| row.probe).collect();
+        let rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
         // The tables first: an array's size is set when it is made.
         let mut tables = ProcessTables::default();
         let mut objects = Vec::new();
@@ -186,25 +198,42 @@ impl Session {
         let begin = Instant::now();
         let mut loaded = load::load(&settings.capture, &settings.report, &rows, words, settings.verbosity)?;
         info!("loaded the BPF programs in {} ms", millis(begin.elapsed()));
+        // What was left out by sampling is open, too.
+        let checks_descriptors =
+            settings.capture.resources.contains(&Resource::Fd) && settings.report.sample_rate == 1;
+        let is_probed = |resource: &Resource| !loaded.by_system_calls.contains(resource);
+        let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
         let mut unwinding = loaded.walks_tables.then(|| Unwinding::open(&loaded.ebpf, tables)).transpose()?;
         if let Some(unwinding) = &mut unwinding {
             for (pid, objects) in &objects {
                 unwinding.set(&mut loaded.ebpf, *pid, objects)?;
             }
         }
-        let log = (settings.verbosity > 0).then(|| bpf_log(&mut loaded.ebpf)).flatten();
+        let probes = Probes::new(loaded.uprobes, loaded.mends_stack);
+        let reader = Reader::new(rows.iter().map(|row| row.probe).collect(), checks_descriptors);
+        let (ebpf, events) = (loaded.ebpf, loaded.events);
+        Self::new(settings, sink, Start { ebpf, events, probes, reader, rows, probed, unwinding })
+    }
+
+    /// Nothing is traced yet.
+    fn new(settings: Settings, sink: Sink, mut start: Start) -> Result<Self, SessionError> {
+        let catalog = settings.capture.catalog();
+        let log = (settings.verbosity > 0).then(|| bpf_log(&mut start.ebpf)).flatten();
         let events =
-            readable(loaded.events).map_err(|error| SessionError::System("cannot wait for events", error))?;
+            readable(start.events).map_err(|error| SessionError::System("cannot wait for events", error))?;
         Ok(Self {
             settings,
-            ebpf: loaded.ebpf,
+            ebpf: start.ebpf,
             events,
             log,
-            probes: Probes::new(loaded.uprobes, loaded.mends_stack),
-            reader: Reader::default(),
+            probes: start.probes,
+            reader: start.reader,
+            rows: start.rows,
+            probed: start.probed,
             symbolizer: Symbolizer::new(),
-            unwinding,
+            unwinding: start.unwinding,
             sink,
+            catalog,
             history: History::default(),
             traced: BTreeMap::new(),
             ends: mpsc::unbounded_channel(),
@@ -277,6 +306,7 @@ impl Session {
     /// Makes a process known to the kernel side and waits for its end.
     fn add_target(&mut self, pid: u32, comm: String, end: PidFd) -> Result<(), SessionError> {
         load::add_target(&self.ebpf, pid)?;
+        self.reader.add_target(pid);
         let watch =
             readable(end).map_err(|error| SessionError::System("cannot wait for a process", error))?;
         let ended = self.ends.0.clone();
@@ -294,6 +324,8 @@ impl Session {
     fn plan(&mut self, pid: u32, which: Objects) -> Result<Plan, SessionError> {
         let capture = &self.settings.capture;
         let options = PlanOptions {
+            rows: &self.rows,
+            resources: &self.probed,
             object: capture.object.as_deref(),
             symbols_prefix: capture.symbols_prefix.as_deref(),
             already: None,
@@ -313,8 +345,8 @@ impl Session {
         }
         let memory = ProcessMemory::open(pid).ok();
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
-        if which == Objects::All && plan.is_empty() {
-            return Err(PlanError::nothing_found(&objects, &options).into());
+        if which == Objects::All {
+            check_plan(pid, &plan, &objects, &options, self.probed == capture.resources)?;
         }
         for (path, allocator) in &plan.allocators {
             info!("{path}: {allocator}");
@@ -421,6 +453,7 @@ impl Session {
                     if let Some(unwinding) = &mut self.unwinding {
                         unwinding.remove(&mut self.ebpf, pid);
                     }
+                    self.reader.target_ended(pid);
                     if self.all_ended() {
                         return Ok(Reason::TargetsEnded);
                     }
@@ -442,8 +475,9 @@ impl Session {
         }
     }
 
+    /// Not so of the kernel.
     fn all_ended(&self) -> bool {
-        self.traced.values().all(|traced| traced.ended)
+        !self.traced.is_empty() && self.traced.values().all(|traced| traced.ended)
     }
 
     /// Handles what the kernel side has sent: some of it, so that a target that is faster than we are leaves time for
@@ -464,12 +498,23 @@ impl Session {
             taken += 1;
             let pid = self.reader.pid_of(&self.ebpf, event.tgid)?;
             match event.kind {
-                kind::ACQUIRE | kind::RELEASE => lines.extend(event_line(&event, pid)),
+                kind::ACQUIRE | kind::RELEASE => {
+                    let mut line = event_line(&event, pid, &self.catalog);
+                    if let Some(line) = &mut line
+                        && is_kernels(line.resource.resource)
+                    {
+                        line.label =
+                            self.reader.stack(&self.ebpf, event.stack_id)?.and_then(|s| s.label.clone());
+                    }
+                    lines.extend(line);
+                }
                 kind::UNMAP => self.reader.unmapped(Unmap {
                     pid,
+                    resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
                     start: event.handle,
                     end: event.handle.saturating_add(event.size),
                     time_ns: event.time_ns,
+                    idle: 0,
                 }),
                 kind::MAPPINGS => {
                     noticed.entry(pid).or_insert(event.time_ns);
@@ -520,7 +565,7 @@ impl Session {
         if by_another_thread {
             self.probes.forget(pid);
         }
-        self.reader.remove_void(&self.ebpf)?;
+        self.reader.remove_void(&self.ebpf, pid)?;
         self.symbolizer.forget(pid);
         if let Some(unwinding) = &mut self.unwinding {
             unwinding.forget(pid);

@@ -26,6 +26,8 @@ use tokio::{
 use super::SessionError;
 use crate::{
     bpf::read::monotonic_ns,
+    probe::resource::Catalog,
+    proc::status::thread_comm,
     report::trace::{EventKind, EventLine},
     target::process::PidFd,
 };
@@ -90,18 +92,27 @@ pub(super) fn next_event(events: &mut RingBuf<MapData>) -> Option<Event> {
     (item.len() >= size_of::<Event>()).then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast()) })
 }
 
-pub(super) fn event_line(event: &Event, pid: u32) -> Option<EventLine> {
+pub(super) fn event_line(event: &Event, pid: u32, catalog: &Catalog) -> Option<EventLine> {
     let age = Duration::from_nanos(monotonic_ns().saturating_sub(event.time_ns));
+    let resource = Resource::from_u32(event.resource)?;
     Some(EventLine {
         time: SystemTime::now().checked_sub(age)?,
         kind: if event.kind == kind::ACQUIRE { EventKind::Acquire } else { EventKind::Release },
         pid,
         tid: event.tid,
-        resource: Resource::from_u32(event.resource)?,
+        resource: catalog.get(resource),
         address: event.handle,
         size: event.size,
+        label: None,
+        // In user mode the process is what was asked for; in the kernel it may be any.
+        comm: is_kernels(resource).then(|| thread_comm(event.tid)).flatten(),
         frames: Vec::new(),
     })
+}
+
+/// It is the kernel that acquires it.
+pub(super) fn is_kernels(resource: Resource) -> bool {
+    matches!(resource, Resource::Slab | Resource::Pages | Resource::Vmalloc | Resource::Percpu)
 }
 
 pub(super) fn bpf_log(ebpf: &mut Ebpf) -> Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>> {

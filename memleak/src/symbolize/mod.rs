@@ -1,10 +1,11 @@
-//! Addresses of a process turned into frames: function, offset, source line, inlined callers.
+//! Addresses of a process, or of the kernel, turned into frames: function, offset, source line, inlined callers.
 
 mod bytes;
 mod debug_files;
 pub mod demangle;
 mod dwarf;
 mod elf;
+mod kernel;
 mod object;
 mod perf_map;
 mod reader;
@@ -13,6 +14,7 @@ mod symbolizer;
 mod symbols;
 mod target;
 
+pub use kernel::{KernelSymbols, KernelSymbolsError, KernelTexts};
 pub use symbolizer::{Symbolizer, SymbolizerOptions};
 pub use target::{LiveTarget, Target};
 

@@ -11,14 +11,18 @@ use super::{
     Frame, NoSymbol,
     bytes::{Budget, Bytes, Source},
     debug_files::Roots,
+    kernel::KernelSymbols,
     object::{Call, Object},
     perf_map::PerfMap,
     regions::Regions,
     target::{LiveTarget, Target},
 };
-use crate::proc::{
-    maps::{Backing, Mapping, read_maps},
-    root::Root,
+use crate::{
+    proc::{
+        maps::{Backing, Mapping, read_maps},
+        root::Root,
+    },
+    snapshot::KERNEL_PID,
 };
 
 /// Most objects that are held open, for all processes together.
@@ -52,6 +56,7 @@ pub struct Symbolizer {
     host_debug: Option<Arc<Root>>,
     processes: HashMap<u32, Process>,
     objects: HashMap<ObjectKey, Object>,
+    kernel: Option<KernelSymbols>,
 }
 
 /// The path is part of it: subvolumes of one btrfs have the same device in /proc/PID/maps, and inodes of their own.
@@ -101,6 +106,20 @@ impl Symbolizer {
             host_debug: Root::at(&options.debug_directory).ok().map(Arc::new),
             processes: HashMap::new(),
             objects: HashMap::new(),
+            kernel: None,
+        }
+    }
+
+    /// Makes stacks of process [`KERNEL_PID`] the kernel's.
+    pub fn set_kernel(&mut self, symbols: KernelSymbols) {
+        self.kernel = Some(symbols);
+    }
+
+    /// Takes over what modules the kernel has now, where its stacks are asked for; once for each report. What cannot be
+    /// read leaves what was known.
+    pub fn observe_kernel(&mut self) {
+        if let Some(kernel) = &mut self.kernel {
+            let _ = kernel.observe();
         }
     }
 
@@ -182,7 +201,14 @@ impl Symbolizer {
     ///
     /// What is looked up is the byte before each address: it belongs to the call, the address itself may be another
     /// line's or another function's.
+    ///
+    /// Of the kernel's stacks the frames that belong to tracing itself are left out ([`KernelSymbols::frames`]).
     pub fn symbolize(&mut self, pid: u32, ips: &[u64]) -> Vec<Frame> {
+        if pid == KERNEL_PID
+            && let Some(kernel) = &mut self.kernel
+        {
+            return kernel.frames(ips);
+        }
         if let Some(perf_map) = self.processes.get_mut(&pid).and_then(|process| process.perf_map.as_mut()) {
             // What cannot be read any more is as good as it was.
             let _ = perf_map.refresh();

@@ -1,8 +1,9 @@
-//! What is traced: processes, a command to start, and the objects they have mapped.
+//! What is traced: processes, a command to start, the kernel, and the objects they have mapped.
 
 pub mod allocator;
 pub mod command;
 pub mod elf;
 pub mod ifunc;
+pub mod kernel;
 pub mod object;
 pub mod process;

@@ -233,7 +233,7 @@ fn nobody_reads_the_reports() {
         let mut reports = BufReader::new(child.stdout.take().expect("piped"));
         reports.read_line(&mut first_line).expect("reading");
         drop(reports);
-        let ended = wait_for_end(child.id(), crate::process::PATIENCE);
+        let ended = wait_for_end(child.id(), crate::process::patience());
         if !ended {
             child.kill().expect("killing");
         }

@@ -80,7 +80,7 @@ fn targets_that_cannot_be_traced() {
     assert_one_line(&memleak(&["-p", "2"]), 1, &["kernel"], "a kernel thread");
 
     let mut zombie = Command::new("true").spawn().expect("true");
-    assert!(crate::process::wait_for_end(zombie.id(), crate::process::PATIENCE));
+    assert!(crate::process::wait_for_end(zombie.id(), crate::process::patience()));
     let pid = zombie.id().to_string();
     assert_one_line(&memleak(&["-p", &pid]), 1, &[&pid], "a process that has ended");
     zombie.wait().expect("waiting");

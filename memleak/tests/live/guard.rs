@@ -9,8 +9,19 @@ use std::{
 };
 
 /// Our BPF programs' names, as the kernel keeps them (15 bytes at most).
-const PROGRAMS: [&str; 5] =
-    ["acquire_enter", "acquire_exit", "release_enter", "abandon_enter", "mappings_enter"];
+const PROGRAMS: &[&str] = &[
+    "acquire_enter",
+    "acquire_exit",
+    "release_enter",
+    "abandon_enter",
+    "mappings_enter",
+    "system_enter",
+    "system_exit",
+    "kfree",
+    "kmem_cache_allo",
+    "kernel_exit",
+    "work_start",
+];
 
 /// How long the kernel may take to free what its last user has left (it waits for an RCU grace period).
 pub const KERNEL_PATIENCE: Duration = Duration::from_secs(20);

@@ -12,8 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long an event may take before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an event may take before the test fails. `MEMLEAK_LIVE_PATIENCE` has other seconds for slow machines.
+pub fn patience() -> Duration {
+    let seconds = std::env::var("MEMLEAK_LIVE_PATIENCE").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(60))
+}
 
 #[derive(Default)]
 struct State {
@@ -54,9 +57,9 @@ impl Lines {
     }
 
     /// Waits for a line that is `wanted`, from the line with number `from` on; returns its number and the line.
-    /// `None` where the stream ended, or [`PATIENCE`] did.
+    /// `None` where the stream ended, or [`patience`] did.
     pub fn wait(&self, from: usize, wanted: impl Fn(&str) -> bool) -> Option<(usize, String)> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         let mut state = self.state();
         let mut next = from;
         loop {
@@ -182,7 +185,7 @@ impl Running {
 
     /// Waits for its end by itself. Its output may go on afterwards, through children.
     pub fn wait_status(&mut self) -> ExitStatus {
-        assert!(wait_for_end(self.pid(), PATIENCE), "it does not end\n{}", self.outputs());
+        assert!(wait_for_end(self.pid(), patience()), "it does not end\n{}", self.outputs());
         self.child.wait().expect("waiting for a child")
     }
 

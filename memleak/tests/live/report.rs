@@ -46,6 +46,8 @@ pub struct Stack {
     pub truncated: bool,
     /// Ours beyond the spec.
     pub pid: u32,
+    /// In kernel mode, where it is known.
+    pub cache: Option<String>,
     pub frames: Vec<Frame>,
     pub allocations: Option<Vec<Allocation>>,
 }

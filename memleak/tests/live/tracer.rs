@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    process::{self, Ended, PATIENCE, Running},
+    process::{self, Ended, Running, patience},
     programs::scratch_dir,
     report::Report,
 };
@@ -100,7 +100,7 @@ impl Tracer {
                 return report;
             }
             last = Some(report);
-            if started.elapsed() > PATIENCE {
+            if started.elapsed() > patience() {
                 break; // reports keep coming
             }
         }

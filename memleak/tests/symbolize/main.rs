@@ -2,5 +2,6 @@
 
 mod files;
 mod hostile;
+mod kernel;
 mod live;
 mod tools;

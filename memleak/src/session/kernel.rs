@@ -1,0 +1,135 @@
+//! Kernel mode: what a run does there otherwise than for processes.
+
+use std::{ops::Range, path::Path, time::Instant};
+
+use log::{debug, info, warn};
+use memleak_common::kernel::{CACHE_NAME_WORDS, COMM_WORDS, KernelSettings as BpfSettings};
+
+use super::{Session, SessionError, Start, wait::millis};
+use crate::{
+    bpf::{BpfError, kernel, read::Reader},
+    kernel_labels::label_name,
+    probe::kernel::{KernelFacts, plan},
+    proc::{btf::Btf, slab::SlabCaches},
+    report::sink::Sink,
+    settings::{KernelSettings, Settings},
+    symbolize::KernelSymbols,
+    target::kernel::{CacheFilter, check_only_pid, find_cache},
+};
+
+/// The running kernel.
+struct Running<'a>(&'a KernelSymbols);
+
+impl KernelFacts for Running<'_> {
+    fn function(&self, name: &str) -> Option<(String, u64)> {
+        self.0.function(name)
+    }
+
+    fn code(&self, names: &[&str]) -> Vec<Range<u64>> {
+        self.0.address_ranges(names)
+    }
+
+    fn has_kprobes(&self) -> bool {
+        // Where the kernel says how to make one (perf_event_open(2), dynamic PMUs).
+        Path::new("/sys/bus/event_source/devices/kprobe/type").exists()
+    }
+}
+
+impl Session {
+    /// Loads and attaches what the settings ask for.
+    pub(super) fn trace_kernel(
+        settings: Settings,
+        options: &KernelSettings,
+        sink: Sink,
+    ) -> Result<Self, SessionError> {
+        let cache = options.slab.as_deref().map(|name| find_cache(name, &SlabCaches::read())).transpose()?;
+        if let Some(pid) = options.only_pid {
+            info!("what process {pid} ({}) allocates", check_only_pid(pid)?);
+        }
+        let begin = Instant::now();
+        let btf = Btf::kernel().map_err(|error| BpfError::NoKernelTypes(error.to_string()))?;
+        let symbols = KernelSymbols::read()?;
+        let mut plan = plan(&btf, &Running(&symbols), options.probes, options.percpu)?;
+        set_filters(&mut plan.settings, options, cache.as_ref());
+        info!("read the kernel's types and symbols in {} ms", millis(begin.elapsed()));
+        for unseen in &plan.unseen {
+            warn!("not seen: {unseen}");
+        }
+        let begin = Instant::now();
+        let loaded = kernel::load(&settings.capture, &settings.report, &plan, settings.verbosity)?;
+        for row in &plan.tracepoints {
+            debug!("{} at the tracepoint {}", row.program, row.name);
+        }
+        for function in &plan.functions {
+            debug!("kprobe at {} ({:#x})", function.name, function.address);
+        }
+        for error in &loaded.failed {
+            warn!("{error}");
+        }
+        info!("{} tracepoints, kprobes at {} functions", plan.tracepoints.len(), plan.functions.len());
+        let attached = (loaded.probes.len(), begin.elapsed());
+        let start = Start {
+            ebpf: loaded.ebpf,
+            events: loaded.events,
+            probes: loaded.probes,
+            reader: Reader::new(Vec::new(), false),
+            rows: Vec::new(),
+            probed: Vec::new(),
+            unwinding: None,
+        };
+        let mut session = Self::new(settings, sink, start)?;
+        session.symbolizer.set_kernel(symbols);
+        session.attached = attached;
+        Ok(session)
+    }
+}
+
+/// What the programs are to leave out.
+fn set_filters(settings: &mut BpfSettings, options: &KernelSettings, cache: Option<&CacheFilter>) {
+    settings.own_tgid = std::process::id();
+    settings.only_tgid = options.only_pid.unwrap_or(0);
+    if let Some(comm) = &options.only_comm {
+        settings.only_comm = words::<COMM_WORDS>(comm);
+    }
+    match cache {
+        None => {}
+        Some(CacheFilter::Kmalloc(label)) => {
+            // A kprobe is told the cache, a tracepoint the size alone.
+            settings.only_label = label.encode();
+            let name = label_name(*label, |_| None).unwrap_or_default();
+            settings.only_cache = words::<CACHE_NAME_WORDS>(&name);
+        }
+        Some(CacheFilter::Named(cache)) => {
+            if !cache.aliases.is_empty() {
+                warn!(
+                    "{} is one cache with {}: their objects are shown together",
+                    cache.name,
+                    cache.aliases.join(", ")
+                );
+            }
+            settings.only_cache = words::<CACHE_NAME_WORDS>(&cache.name);
+        }
+    }
+}
+
+/// A text as the kernel side compares it: its bytes, a zero, and zeroes up to the end.
+fn words<const N: usize>(text: &str) -> [u64; N] {
+    let mut words = [0; N];
+    for (index, byte) in text.bytes().take(8 * N - 1).enumerate() {
+        words[index / 8] |= u64::from(byte) << (8 * (index % 8));
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_compared_as_the_kernel_has_them() {
+        let [first, second] = words::<2>("kworker/0:1");
+        let bytes: Vec<u8> = first.to_le_bytes().into_iter().chain(second.to_le_bytes()).collect();
+        assert_eq!(bytes, b"kworker/0:1\0\0\0\0\0");
+        assert_eq!(words::<2>("a name of more than 15 bytes")[1] >> 56, 0, "the last byte stays a zero");
+    }
+}
