@@ -142,7 +142,11 @@ pub fn check_table(table: &UnwindTable) {
     for pair in table.rows.windows(2) {
         assert!(pair[0].pc() < pair[1].pc() && pair[0].rule() != pair[1].rule(), "{pair:?}");
     }
-    assert!(table.rows.last().is_none_or(|last| last.pc() <= text_len), "{text_len:#x}: {:?}", table.rows.last());
+    assert!(
+        table.rows.last().is_none_or(|last| last.pc() <= text_len),
+        "{text_len:#x}: {:?}",
+        table.rows.last()
+    );
     for (page, word) in table.pages.iter().enumerate() {
         let (low, high) = (*word as u32, (*word >> 32) as u32);
         assert!(low < high && high as usize <= table.rows.len(), "page {page}: {low}..{high}");

@@ -15,7 +15,8 @@ use memleak_fuzz::{mapping, memory_file};
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let file = memory_file(input);
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    let names: SymbolNames = ["malloc", "free", "main", "keep", "memcpy"].into_iter().chain(marker_names()).collect();
+    let names: SymbolNames =
+        ["malloc", "free", "main", "keep", "memcpy"].into_iter().chain(marker_names()).collect();
     let object = Object::open(&path, &names).expect("the file is there");
     let Ok(elf) = object.elf else { return };
     identify(&elf);

@@ -13,6 +13,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     }
     // Whatever a file is called, its line is read, and so are the others.
     let name: Vec<u8> = input.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }).collect();
-    let line = [b"1000-2000 r-xp 00000000 00:00 1    /", name.as_slice(), b"\n3000-4000 r--p 0 0:0 0 \n"].concat();
+    let line =
+        [b"1000-2000 r-xp 00000000 00:00 1    /", name.as_slice(), b"\n3000-4000 r--p 0 0:0 0 \n"].concat();
     assert_eq!(parse_maps(&line).expect("two lines").len(), 2);
 });

@@ -70,7 +70,12 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let mut arrays = Arrays::default();
     let mut layout = Layout::new(1 << 20, 16);
     // Two mappings of one object, with a hole between them.
-    let object = |start: u64, end: u64, file_offset: u64| MappedObject { start, end, file_offset, table: Arc::clone(&table) };
+    let object = |start: u64, end: u64, file_offset: u64| MappedObject {
+        start,
+        end,
+        file_offset,
+        table: Arc::clone(&table),
+    };
     let objects = [
         object(MAPPED_AT + TEXT.start, MAPPED_AT + TEXT.start + 0x800, TEXT.start),
         object(MAPPED_AT + TEXT.start + 0x900, MAPPED_AT + TEXT.end, TEXT.start + 0x900),

@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use memleak::unwind::{Machine, UnwindTable};
+use memleak::unwind::{Machine, Unsupported, UnwindTable};
 use memleak_common::unwind::{Kind, Row, SLOT_AT_FP, SLOT_AT_SP};
 use unwind_fixtures::{built, compile, compile_aarch64, library, run};
 
@@ -137,6 +137,10 @@ fn compare(path: &Path, table: &UnwindTable, truths: &Truths) -> Counts {
         let pc = u32::try_from(vaddr - base).expect("text is below 4 GiB");
         let found = table.lookup(pc).unwrap_or(Row::bare(pc, Kind::NONE));
         match expected(truth, table.machine, pc) {
+            // Its slot says why.
+            Some(row) if row.kind() == Kind::UNSUPPORTED => {
+                assert!(Unsupported::of(found).is_some(), "{path:?} {vaddr:#x}: {found:?}, not {truth:?}")
+            }
             Some(row) => {
                 assert_eq!(found.rule(), row.rule(), "{path:?} {vaddr:#x}: {found:?}, not {truth:?}")
             }
