@@ -223,6 +223,8 @@ pub mod flags {
     pub const SPAN: u32 = 1 << 10;
     /// `release_arg` is an address at entry, and the handle is `release_offset` bytes behind it.
     pub const RELEASE_BEHIND: u32 = 1 << 11;
+    /// Not of a row, but of [`super::ProbeRow::features`]: a call can acquire several handles.
+    pub const SEVERAL_HANDLES: u32 = 1 << 12;
 }
 
 /// One function. All argument numbers count from 0 and address the integer arguments of the platform's C ABI.
@@ -333,6 +335,13 @@ impl ProbeRow {
             self.only_arg,
             compared,
         ]
+    }
+
+    /// Bits of [`flags`]: what the programs must be able to do for the row. The verifier leaves out of them what no row
+    /// that is probed needs.
+    pub const fn features(&self) -> u32 {
+        let is_several = self.handle_count > 1 || self.handle == handle::IN_MESSAGE;
+        self.flags | if is_several { flags::SEVERAL_HANDLES } else { 0 }
     }
 
     /// Bit N is set where the programs read argument N at the function's entry: these must still be in their

@@ -37,6 +37,6 @@ pub struct Settings {
     pub max_depth: u32,
     /// Byte offset of `tgid` in the kernel's `task_struct` (BTF), for `--follow-forks`.
     pub task_tgid_offset: u32,
-    /// Fills up; 0.
-    pub reserved: u32,
+    /// What the rows that are probed need: all their [`crate::probe::ProbeRow::features`].
+    pub features: u32,
 }

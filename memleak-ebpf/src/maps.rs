@@ -111,7 +111,7 @@ pub static SETTINGS: Settings = Settings {
     flags: 0,
     max_depth: 127,
     task_tgid_offset: 0,
-    reserved: 0,
+    features: 0,
 };
 
 /// As [`SETTINGS`], for kernel mode.
@@ -140,6 +140,12 @@ pub fn read_setting<T: Copy>(member: &'static T) -> T {
     // SAFETY: valid and aligned; the volatile read keeps the compiler from folding in the initial value that the loader
     // replaces.
     unsafe { core::ptr::read_volatile(member) }
+}
+
+/// The row has a flag (`memleak_common::probe::flags`). What is done for a flag that no row has is not even verified.
+#[inline(always)]
+pub fn has(row: &ProbeRow, flag: u32) -> bool {
+    setting!(features) & flag != 0 && row.flags & flag != 0
 }
 
 /// Adds 1 to a counter.

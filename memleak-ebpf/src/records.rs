@@ -21,7 +21,7 @@ use memleak_common::{
 
 use crate::{
     args::Caller,
-    maps::{ALLOCATIONS, PROBES, Wake, add, count, send, setting},
+    maps::{ALLOCATIONS, PROBES, Wake, add, count, has, send, setting},
     stack,
 };
 
@@ -52,7 +52,7 @@ pub struct Acquired {
 pub fn record(caller: &Caller, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
     let &Acquired { handle, size, .. } = acquired;
     let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle };
-    if row.flags & flags::COUNTED != 0 && add_reference(thread, &key) {
+    if has(row, flags::COUNTED) && add_reference(thread, &key) {
         return None;
     }
     let sample_rate = setting!(sample_rate);
@@ -85,7 +85,7 @@ fn enter(
     let time_ns = now();
     let allocation =
         Allocation { size, stack_id, time_ns, tid: thread.tid, generation: thread.generation, count: 1 };
-    if row.flags & flags::EARLY_RELEASE != 0 {
+    if has(row, flags::EARLY_RELEASE) {
         enter_unless_released(key, &allocation, entered_ns)?;
     } else if ALLOCATIONS.insert(key, &allocation, BPF_ANY as u64).is_err() {
         count(Stat::LostAllocations);
@@ -148,7 +148,7 @@ fn enter_unless_released(key: &AllocationKey, allocation: &Allocation, entered_n
 pub fn remove(row: &ProbeRow, handle: u64) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let key = AllocationKey { tgid: (pid_tgid >> 32) as u32, resource: row.resource, handle };
-    if row.flags & flags::COUNTED != 0 && drop_reference(&key) {
+    if has(row, flags::COUNTED) && drop_reference(&key) {
         return Some(());
     }
     if setting!(flags) & setting_flags::TRACE == 0 {
@@ -181,7 +181,7 @@ fn drop_reference(key: &AllocationKey) -> bool {
 #[inline(always)]
 pub fn take_out(tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
     let key = AllocationKey { tgid, resource: row.resource, handle: call.released_handle };
-    if row.flags & flags::COUNTED != 0 && drop_reference(&key) {
+    if has(row, flags::COUNTED) && drop_reference(&key) {
         call.has_released = REFERENCE;
         return;
     }
@@ -206,7 +206,7 @@ pub fn put_back(tgid: u32, call: &PendingCall) {
     }
     let Some(row) = PROBES.get(call.row) else { return };
     let key = AllocationKey { tgid, resource: row.resource, handle: call.released_handle };
-    if row.flags & flags::COUNTED != 0
+    if has(row, flags::COUNTED)
         && let Some(found) = ALLOCATIONS.get_ptr_mut(&key)
     {
         // SAFETY: an aligned map value; its count is only ever added to atomically.
@@ -228,8 +228,8 @@ pub fn put_back(tgid: u32, call: &PendingCall) {
 /// one range, several, one mapped into another) user space cuts out, which can search: it is told of every release.
 #[inline(always)]
 pub fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
-    let is_range = row.flags & flags::RANGE != 0;
-    let is_span = row.flags & flags::SPAN != 0;
+    let is_range = has(row, flags::RANGE);
+    let is_span = has(row, flags::SPAN);
     let pages = if is_span { call.released_len } else { pages(call.released_len) };
     if call.has_released == RECORD {
         if is_range && pages_of(&call.released) > pages {
@@ -238,7 +238,7 @@ pub fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall)
             released(thread, row, call.released_handle, call.released.size);
         }
     }
-    if row.flags & flags::EARLY_RELEASE != 0 && call.has_released == NOTHING {
+    if has(row, flags::EARLY_RELEASE) && call.has_released == NOTHING {
         release_early(thread, row, call);
     }
     if (is_range || is_span) && pages > 0 {

@@ -9,7 +9,7 @@ use memleak_common::{
     stack::{MAX_STACK_DEPTH, NO_STACK, StackRecord},
     stats::Stat,
     thread::{MAX_PENDING, PendingCall, STACK_WINDOW, ThreadRecord},
-    unwind::Step,
+    unwind::{Regs, Step},
 };
 
 use crate::{
@@ -38,13 +38,32 @@ pub fn capture(caller: &Caller, thread: &mut ThreadRecord) -> u64 {
         let id = unsafe { bpf_get_stackid(caller.ctx, map, BPF_F_USER_STACK as u64) };
         return if id < 0 { NO_STACK } else { id as u64 + 1 };
     }
-    let Walk { hash, unchanged } =
-        if mode & flags::UNWIND_TABLES != 0 { unwind::walk(caller, thread) } else { walk(caller, thread) };
+    // SAFETY: the current thread's record.
+    let id = unsafe { capture_stack(thread, caller.ip, caller.sp, caller.fp) };
+    if id == NO_STACK {
+        count(Stat::LostStacks);
+    }
+    id
+}
+
+/// The same for a walk of our own, from these registers on. A global function, which the verifier checks once and not
+/// for each way that leads to it.
+///
+/// # Safety
+/// `thread` is null or the record of the current thread.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn capture_stack(thread: *mut ThreadRecord, ip: u64, sp: u64, fp: u64) -> u64 {
+    // SAFETY: the caller says so.
+    let Some(thread) = (unsafe { thread.as_mut() }) else { return NO_STACK };
+    let regs = Regs { ip, sp, fp, lr: 0 };
+    let Walk { hash, unchanged } = if setting!(flags) & flags::UNWIND_TABLES != 0 {
+        unwind::walk(regs, thread)
+    } else {
+        walk(ip, fp, thread)
+    };
     if !unchanged || thread.stack_id == NO_STACK {
         thread.stack_id = store(hash, &thread.stack);
-    }
-    if thread.stack_id == NO_STACK {
-        count(Stat::LostStacks);
     }
     thread.stack_id
 }
@@ -83,10 +102,10 @@ impl Hash {
 /// A frame's first word is the caller's frame pointer, its second the return address into the caller (System V ABI,
 /// AMD64, section 3.2.2).
 #[inline(always)]
-fn walk(caller: &Caller, thread: &mut ThreadRecord) -> Walk {
+fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> Walk {
     let (record, window) = (&mut thread.stack, &mut thread.unwind.window.words);
     let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
-    let (mut ip, mut frame) = (caller.ip, caller.fp);
+    let (mut ip, mut frame) = (ip, fp);
     let mut hash = Hash::default();
     // Where the window begins, and the words in it.
     let (mut base, mut words) = (0u64, 0u64);

@@ -22,7 +22,7 @@ use memleak_common::{
 use crate::{
     args::{Arguments, Caller, entry_sp, exit_sp},
     lifecycle,
-    maps::{PROBES, THREADS, count, setting},
+    maps::{PROBES, THREADS, count, has, setting},
     records::{
         self, Acquired, NOTHING, finish_release, now, put_back, record, record_another, replace_range,
         take_out,
@@ -47,11 +47,11 @@ pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
         return None;
     }
     let is_walked_past = setting!(flags) & setting_flags::READ_RETURNS != 0;
-    if (is_walked_past || row.flags & flags::MAY_THROW != 0) && call.return_address == 0 {
+    if (is_walked_past || has(row, flags::MAY_THROW)) && call.return_address == 0 {
         // SAFETY: the helper checks the address.
         call.return_address = unsafe { bpf_probe_read_user(call.sp as *const u64) }.unwrap_or(0);
     }
-    if thread.depth > 0 && row.flags & flags::COUNTS_NESTED == 0 && nests(thread, row) {
+    if thread.depth > 0 && !has(row, flags::COUNTS_NESTED) && nests(thread, row) {
         call.nested = 1;
     }
     if thread.depth >= MAX_PENDING as u32 {
@@ -92,21 +92,21 @@ pub fn read_arguments(args: &Arguments, tgid: u32, row: &ProbeRow, call: &mut Pe
     call.size = requested_size(row, args);
     call.out_pointer = args.get(row.handle_arg);
     call.call_flags = args.get(row.flags_arg);
-    if row.flags & flags::EARLY_RELEASE != 0 {
+    if has(row, flags::EARLY_RELEASE) {
         call.time_ns = now();
     }
     if row.release_arg != NO_ARG && row.keep_mask & call.call_flags as u32 == 0 {
         call.time_ns = now();
         call.released_handle = handle_to_release(row, args);
         call.released_len = args.get(row.release_len_arg);
-        if row.flags & flags::SPAN != 0 {
+        if has(row, flags::SPAN) {
             let last = narrow(row, call.released_len);
             call.released_len = last.wrapping_add(1).saturating_sub(call.released_handle);
             return;
         }
         // A range of length 0 is not released (mremap then makes a second mapping of the first).
         let nothing =
-            is_none(row, call.released_handle) || (row.flags & flags::RANGE != 0 && call.released_len == 0);
+            is_none(row, call.released_handle) || (has(row, flags::RANGE) && call.released_len == 0);
         if call.has_released == NOTHING && !nothing {
             take_out(tgid, row, call);
         }
@@ -117,7 +117,7 @@ pub fn read_arguments(args: &Arguments, tgid: u32, row: &ProbeRow, call: &mut Pe
 #[inline(always)]
 fn handle_to_release(row: &ProbeRow, args: &Arguments) -> u64 {
     let arg = args.get(row.release_arg);
-    if row.flags & flags::RELEASE_BEHIND == 0 || arg == 0 {
+    if !has(row, flags::RELEASE_BEHIND) || arg == 0 {
         return narrow(row, arg);
     }
     read_word(arg.wrapping_add(row.release_offset as u64), row.handle_width).unwrap_or(0)
@@ -132,7 +132,7 @@ fn narrow(row: &ProbeRow, word: u64) -> u64 {
 /// The handle names nothing: null.
 #[inline(always)]
 fn is_none(row: &ProbeRow, handle: u64) -> bool {
-    handle == 0 && row.flags & flags::ZERO_IS_HANDLE == 0
+    handle == 0 && !has(row, flags::ZERO_IS_HANDLE)
 }
 
 /// Drops pending calls that were left without a return that we saw. Says whether the new call is a tail call of a
@@ -227,8 +227,8 @@ pub fn commit(
     returned: u64,
 ) -> Option<()> {
     let Some(handle) = acquired_handle(row, call, returned) else {
-        let zero_size_release = row.flags & flags::ZERO_SIZE_RELEASES != 0 && call.size == 0 && returned == 0;
-        if zero_size_release || row.flags & flags::RELEASES_ANYWAY != 0 {
+        let zero_size_release = has(row, flags::ZERO_SIZE_RELEASES) && call.size == 0 && returned == 0;
+        if zero_size_release || has(row, flags::RELEASES_ANYWAY) {
             finish_release(thread, row, call);
         } else {
             put_back(thread.tgid, call);
@@ -241,12 +241,12 @@ pub fn commit(
     if row.handle == handle::NONE {
         return Some(());
     }
-    if row.flags & flags::RANGE != 0 && row.replace_mask & call.call_flags as u32 != 0 {
+    if has(row, flags::RANGE) && row.replace_mask & call.call_flags as u32 != 0 {
         replace_range(thread, row, call, handle);
     }
     let size = if row.size == size::BEHIND_ARG { read_word(call.size, 8).unwrap_or(0) } else { call.size };
     record(caller, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
-    if row.handle == handle::RETURN {
+    if setting!(features) & flags::SEVERAL_HANDLES == 0 || row.handle == handle::RETURN {
         return Some(()); // the usual case
     }
     let Handles { address, number } = handles(row, call)?;
@@ -417,7 +417,7 @@ fn succeeded(row: &ProbeRow, returned: u64) -> bool {
     if row.success == success::HANDLE {
         return true; // the usual case: the handle will tell
     }
-    let value = if row.flags & flags::WIDE_RETURN != 0 { returned as i64 } else { returned as i32 as i64 };
+    let value = if has(row, flags::WIDE_RETURN) { returned as i64 } else { returned as i32 as i64 };
     match row.success {
         success::EQUAL => value == row.success_value,
         success::NOT_EQUAL => value != row.success_value,

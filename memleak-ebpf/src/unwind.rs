@@ -11,7 +11,6 @@ use memleak_common::{
 };
 
 use crate::{
-    args::Caller,
     maps::{UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_SLOTS, UNWIND_WORDS, setting},
     stack::{self, Hash, Walk},
 };
@@ -146,10 +145,9 @@ pub unsafe extern "C" fn unwind_step(thread: *mut ThreadRecord) -> u64 {
 /// Fills the thread's stack record, the caller of the probed function first: at a return the registers already are
 /// the caller's.
 #[inline(always)]
-pub fn walk(caller: &Caller, thread: &mut ThreadRecord) -> Walk {
+pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> Walk {
     let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
     let PublishedList { list, generation, .. } = published_list(thread);
-    let regs = Regs { ip: caller.ip, sp: caller.sp, fp: caller.fp, lr: 0 };
     thread.unwind.state = State::new(regs, list, ADDRESS_MASK);
     thread.unwind.state.exact = 0;
     thread.unwind.window.bytes = 0;

@@ -203,7 +203,10 @@ pub(super) fn kernel_settings(
         flags: bits,
         max_depth: capture.max_depth,
         task_tgid_offset,
-        reserved: 0,
+        features: rows
+            .iter()
+            .filter(|row| row.serves(&capture.resources))
+            .fold(0, |features, row| features | row.probe.features()),
     })
 }
 
