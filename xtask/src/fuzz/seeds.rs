@@ -36,6 +36,16 @@ const NAMES: [&str; 8] = [
     "malloc",
 ];
 
+/// An int and `struct Event { int kind; }` in BTF (Documentation/bpf/btf.rst); the kernel's own has megabytes.
+fn type_information() -> Vec<u8> {
+    let strings = b"\0int\0Event\0kind\0";
+    let types: [u32; 10] = [1, 1 << 24, 4, 32, 5, 4 << 24 | 1, 4, 11, 1, 0];
+    let types_len = 4 * types.len() as u32;
+    // Magic number and version, then the header's length, and place and length of types and strings.
+    let header = [0x0001_eb9f, 24, 0, types_len, types_len, strings.len() as u32];
+    header.iter().chain(&types).flat_map(|word| word.to_le_bytes()).chain(*strings).collect()
+}
+
 /// Files of all kinds.
 pub struct Seeds {
     /// Name and path of shared objects.
@@ -80,6 +90,9 @@ impl Seeds {
                 for (number, name) in NAMES.iter().enumerate() {
                     fs::write(named(corpus, &number.to_string()), name)?;
                 }
+            }
+            "btf" => {
+                fs::write(named(corpus, "event"), type_information())?;
             }
             "perf_map" => {
                 let text =
