@@ -6,17 +6,18 @@
 //! gone. Figures are medians over the rounds.
 
 mod bcc;
+mod kernel;
 mod processes;
+mod sections;
 mod table;
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::{
@@ -44,6 +45,9 @@ pub struct Options {
     /// Outstanding allocations of the big report
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     allocations: u64,
+    /// Measure kernel mode: what tracing costs those who have the kernel allocate
+    #[arg(long)]
+    kernel: bool,
     /// Write the result to BENCHMARKS.md too
     #[arg(long)]
     write: bool,
@@ -120,6 +124,9 @@ struct Bench<'a> {
 pub fn run(options: &Options) -> Result<()> {
     packages::ensure(&[COMPILER])?;
     privilege::as_root("true", INSTEAD)?;
+    if options.kernel {
+        return kernel::run(options);
+    }
     let mut results = Results::default();
     let bcc = bcc::Bcc::find().map_err(|error| results.without_bcc = Some(format!("{error:#}"))).ok();
     let mut bench = Bench { options, pairs: Pairs::compile()?, memleak: run::memleak_binary()?, bcc };
@@ -135,8 +142,7 @@ pub fn run(options: &Options) -> Result<()> {
     let text = table::markdown(&results, options)?;
     println!("{text}");
     if options.write {
-        let path = run::root().join("BENCHMARKS.md");
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        sections::write_all_but("BENCHMARKS.md", kernel::SECTION, &text)?;
     }
     Ok(())
 }
@@ -169,7 +175,7 @@ impl Bench<'_> {
                 }
             }
         };
-        let Pace { pair_ns, cpu_share } = pace;
+        let Pace { turn_ns: pair_ns, cpu_share } = pace;
         eprintln!("  depth {depth:2}, {}: {pair_ns:.1} ns ({cpu_share:.2} of a CPU)", table::name(variant));
         results.cpu_shares.push(cpu_share);
         let existing = results.series.iter_mut().find(|one| one.variant == variant && one.depth == depth);

@@ -8,7 +8,7 @@ use super::{DEPTHS, Options, Results, Variant, median};
 use crate::run;
 
 /// A program that has a CPU for less than this share of the time is in somebody's way.
-const QUIET: f64 = 0.95;
+pub const QUIET: f64 = 0.95;
 
 /// What a variant is called.
 pub fn name(variant: Variant) -> &'static str {
@@ -117,7 +117,7 @@ fn once(text: &mut String, results: &Results) -> Result<()> {
 }
 
 /// One sentence about where the figures come from.
-fn machine() -> Result<String> {
+pub fn machine() -> Result<String> {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
         let line = cpus.lines().find(|line| line.starts_with(name));
