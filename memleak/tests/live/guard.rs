@@ -60,6 +60,24 @@ pub fn assert_nothing_left() {
     }
 }
 
+/// Fails where a link to a raw tracepoint is left that no process holds (kernel mode pins none).
+pub fn assert_no_links_left() {
+    let deadline = Instant::now() + KERNEL_PATIENCE;
+    loop {
+        let held = held("link_id:");
+        let left: Vec<u32> = aya::programs::loaded_links()
+            .filter_map(Result::ok)
+            .map(|link| link.id())
+            .filter(|id| !held.contains(id))
+            .collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "links left in the kernel: {left:?}");
+        thread::sleep(Duration::from_millis(10)); // the kernel has no event for this
+    }
+}
+
 fn programs_left() -> BTreeSet<(u32, String)> {
     let loaded: BTreeSet<(u32, String)> = aya::programs::loaded_programs()
         .filter_map(Result::ok)
@@ -69,17 +87,17 @@ fn programs_left() -> BTreeSet<(u32, String)> {
     if loaded.is_empty() {
         return loaded;
     }
-    let held = programs_held();
+    let held = held("prog_id:");
     loaded.into_iter().filter(|(id, _)| !held.contains(id)).collect()
 }
 
-/// Ids of the programs that some process has open: another tracer at work on this machine, say.
-fn programs_held() -> BTreeSet<u32> {
+/// Ids (by their name in fdinfo) of what some process has open: another tracer at work on this machine, say.
+fn held(name: &str) -> BTreeSet<u32> {
     let directories = |path: &str| fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
     directories("/proc")
         .filter(|entry| entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()))
         .flat_map(|process| directories(&format!("{}/fdinfo", process.path().display())))
         .filter_map(|descriptor| fs::read_to_string(descriptor.path()).ok())
-        .filter_map(|info| info.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok()))
+        .filter_map(|info| info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()))
         .collect()
 }

@@ -15,11 +15,15 @@ const DESCRIPTORS: u64 = 1000;
 
 /// The ways of this kernel to watch its allocators.
 fn ways() -> Vec<&'static str> {
-    // perf_event_open(2), dynamic PMUs: there where the kernel was built with kprobes.
-    match Path::new("/sys/bus/event_source/devices/kprobe").exists() {
+    match has_kprobes() {
         true => vec!["auto", "tracepoint", "kprobe"],
         false => vec!["auto", "tracepoint"],
     }
+}
+
+/// Whether the kernel was built with kprobes: its PMU is there then (perf_event_open(2), dynamic PMUs).
+pub fn has_kprobes() -> bool {
+    Path::new("/sys/bus/event_source/devices/kprobe").exists()
 }
 
 /// The program that opens and closes descriptors as told.

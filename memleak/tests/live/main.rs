@@ -18,6 +18,7 @@ mod errors;
 mod exact;
 mod fallback;
 mod kernel;
+mod kernel_ends;
 mod kernel_facts;
 mod losses;
 mod options;

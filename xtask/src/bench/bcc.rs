@@ -2,6 +2,7 @@
 //! kernel, which a machine with a kernel of its own has none of; any kernel's that are near will do.
 
 use std::{
+    ffi::OsString,
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -15,6 +16,9 @@ use crate::{privilege, run};
 
 /// Debian's and Ubuntu's name of it.
 const PROGRAM: &str = "memleak-bpfcc";
+
+/// What it says when it has begun to trace the kernel.
+pub const KERNEL_MARK: &str = "Attaching to kernel allocators";
 
 /// How to run it.
 pub struct Bcc {
@@ -48,6 +52,20 @@ impl Bcc {
         command.arg("PYTHONUNBUFFERED=1").arg(&self.program);
         command.args(["-p", &target.pid().to_string(), &seconds.as_secs().to_string(), "1"]);
         Ok(Tracer { command, mark: "stacks with outstanding allocations" })
+    }
+
+    /// Words of a command that traces the kernel and makes no report for an hour. It says [`KERNEL_MARK`] when it has
+    /// begun.
+    pub fn kernel_words(&self) -> Vec<OsString> {
+        let headers = self.headers.iter().map(|headers| {
+            let mut word = OsString::from("BCC_KERNEL_SOURCE=");
+            word.push(headers);
+            word
+        });
+        let start = std::iter::once("/usr/bin/env".into()).chain(headers);
+        start
+            .chain(["PYTHONUNBUFFERED=1".into(), self.program.clone().into(), "3600".into(), "1".into()])
+            .collect()
     }
 }
 

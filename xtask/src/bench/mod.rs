@@ -7,8 +7,10 @@
 
 mod attach;
 mod bcc;
+mod kernel;
 mod processes;
 mod rustc;
+mod sections;
 mod table;
 
 use std::{
@@ -18,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use crate::{
@@ -52,6 +54,9 @@ pub struct Options {
     /// Measure whole runs of rustc, and nothing else
     #[arg(long)]
     rustc: bool,
+    /// Measure kernel mode: what tracing costs those who have the kernel allocate
+    #[arg(long)]
+    kernel: bool,
     /// Write the result to BENCHMARKS.md too
     #[arg(long)]
     write: bool,
@@ -128,7 +133,7 @@ struct Bench<'a> {
 pub fn run(options: &Options) -> Result<()> {
     packages::ensure(&[COMPILER])?;
     privilege::as_root("true", INSTEAD)?;
-    if options.attach || options.rustc {
+    if options.attach || options.rustc || options.kernel {
         return run_part(options);
     }
     let mut results = Results::default();
@@ -147,7 +152,7 @@ pub fn run(options: &Options) -> Result<()> {
     println!("{text}");
     // The parts that were not measured stay as they are.
     let old = read_benchmarks();
-    for title in [attach::TITLE, rustc::TITLE] {
+    for title in [attach::TITLE, rustc::TITLE, kernel::TITLE] {
         if let Some(section) = table::section_of(&old, title) {
             text = table::with_section(&text, title, section);
         }
@@ -160,8 +165,10 @@ fn run_part(options: &Options) -> Result<()> {
     let memleak = run::memleak_binary()?;
     let (title, section) = if options.attach {
         (attach::TITLE, attach::section(options, &memleak)?)
-    } else {
+    } else if options.rustc {
         (rustc::TITLE, rustc::section(options, &memleak)?)
+    } else {
+        (kernel::TITLE, kernel::section(options, memleak)?)
     };
     println!("{section}");
     write_benchmarks(options, &table::with_section(&read_benchmarks(), title, &section))
@@ -212,7 +219,7 @@ impl Bench<'_> {
                 }
             }
         };
-        let Pace { pair_ns, cpu_share } = pace;
+        let Pace { turn_ns: pair_ns, cpu_share } = pace;
         eprintln!("  depth {depth:2}, {}: {pair_ns:.1} ns ({cpu_share:.2} of a CPU)", table::name(variant));
         results.cpu_shares.push(cpu_share);
         let existing = results.series.iter_mut().find(|one| one.variant == variant && one.depth == depth);

@@ -1,9 +1,10 @@
 //! The two processes of a measurement: the program that is traced, which clocks itself, and the tracer.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{BufRead, BufReader, Read, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
@@ -12,8 +13,8 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{BigReport, median};
-use crate::run;
+use super::{BigReport, INSTEAD, median};
+use crate::{privilege, run};
 
 /// A tracer that takes longer than this beyond its traced time (bcc compiles first) hangs.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -63,14 +64,10 @@ pub struct Pairs {
 impl Pairs {
     /// Compiles it.
     pub fn compile() -> Result<Self> {
-        let directory = run::root().join("target/bench");
-        let own_libc = directory.join("libc");
+        let program = compile("pairs.c", &["-fno-omit-frame-pointer"])?;
+        let own_libc = program.with_file_name("libc");
         fs::create_dir_all(&own_libc)?;
         let libc = run::output(Command::new("gcc").arg("-print-file-name=libc.so.6"))?;
-        let program = directory.join("pairs");
-        let mut compiler = Command::new("gcc");
-        compiler.current_dir(run::root()).args(["-O2", "-fno-omit-frame-pointer", "-Wall", "-Wextra"]);
-        run::run(compiler.arg("xtask/bench/pairs.c").arg("-o").arg(&program))?;
         Ok(Self { program, libc: libc.trim().into(), own_libc })
     }
 
@@ -83,20 +80,33 @@ impl Pairs {
         }
         fs::copy(&self.libc, &copy).with_context(|| format!("cannot copy {}", self.libc.display()))?;
         let mut command = Command::new(&self.program);
-        command.args(arguments).env("LD_LIBRARY_PATH", &self.own_libc);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.program.display()))?;
-        let (sender, receiver) = mpsc::channel();
-        lines(child.stdout.take().context("no pipe")?, sender);
-        let input = child.stdin.take().context("no pipe")?;
-        Ok(Target { child, input, lines: receiver })
+        Target::start(command.args(arguments).env("LD_LIBRARY_PATH", &self.own_libc))
     }
 }
 
+/// Compiles a program of xtask/bench into target/bench.
+pub fn compile(source: &str, flags: &[&str]) -> Result<PathBuf> {
+    let directory = run::root().join("target/bench");
+    fs::create_dir_all(&directory)?;
+    let program = directory.join(source.trim_end_matches(".c"));
+    let mut compiler = Command::new("gcc");
+    compiler.current_dir(run::root()).args(["-O2", "-Wall", "-Wextra"]).args(flags);
+    run::run(compiler.arg(Path::new("xtask/bench").join(source)).arg("-o").arg(&program))?;
+    Ok(program)
+}
+
 impl Target {
+    /// Starts a program that prints windows until its standard input ends.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let shown = run::shown(command);
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = piped.spawn().with_context(|| format!("cannot start `{shown}`"))?;
+        let (sender, receiver) = mpsc::channel();
+        lines(child.stdout.take().context("no pipe")?, sender);
+        let input = child.stdin.take().context("no pipe")?;
+        Ok(Self { child, input, lines: receiver })
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -127,7 +137,7 @@ impl Target {
         }
         let too_short = "the traced time holds no whole window: give it more with --seconds";
         Ok(Pace {
-            pair_ns: median(inside.iter().map(|pace| pace.pair_ns)).context(too_short)?,
+            turn_ns: median(inside.iter().map(|pace| pace.turn_ns)).context(too_short)?,
             cpu_share: median(inside.iter().map(|pace| pace.cpu_share)).context(too_short)?,
         })
     }
@@ -144,17 +154,17 @@ impl Drop for Target {
 /// How fast the traced program went.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
-    /// Nanoseconds for a pair of malloc and free.
-    pub pair_ns: f64,
+    /// Nanoseconds for a turn of its loop: a pair of malloc and free, say.
+    pub turn_ns: f64,
     /// Share of the time for which it had a CPU; well below 1 on a machine that does other work too.
     pub cpu_share: f64,
 }
 
-/// `END_NS PAIR_NS CPU_SHARE`, as pairs.c prints it.
+/// `END_NS TURN_NS CPU_SHARE`, as the programs of xtask/bench print it.
 fn parse_window(line: &str) -> Option<(Duration, Pace)> {
     let mut words = line.split(' ');
     let end = Duration::from_nanos(words.next()?.parse().ok()?);
-    let pace = Pace { pair_ns: words.next()?.parse().ok()?, cpu_share: words.next()?.parse().ok()? };
+    let pace = Pace { turn_ns: words.next()?.parse().ok()?, cpu_share: words.next()?.parse().ok()? };
     Some((end, pace))
 }
 
@@ -202,6 +212,70 @@ impl Tracer {
         ensure!(status.success(), "`{shown}` failed ({status}): {}", said());
         let Some(marked) = marked else { bail!("`{shown}` never said `{}`: {}", self.mark, said()) };
         Ok(Traced { marked, lines, peak_rss_bytes })
+    }
+}
+
+/// A tracer that goes on until it is dropped, or [`Self::end`] is called.
+pub struct Running {
+    /// When the marked line came (CLOCK_MONOTONIC).
+    pub marked: Duration,
+    shown: String,
+    /// A shell that waits for this to end, and then ends the tracer: also where sudo raised it, and whatever ends us.
+    input: Option<ChildStdin>,
+    shell: Child,
+    lines: Receiver<Line>,
+    said: Vec<String>,
+}
+
+impl Running {
+    /// Starts a tracer as root and waits for a line with `mark`. `words`: its command line.
+    pub fn start(words: &[OsString], mark: &str) -> Result<Self> {
+        const SCRIPT: &str = r#""$@" & read -r line; kill -TERM $!; wait $!"#;
+        let mut command = privilege::as_root("/bin/sh", INSTEAD)?;
+        command.args(["-c", SCRIPT, "sh"]).args(words);
+        let shown = words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut shell = piped.spawn().with_context(|| format!("cannot start `{shown}`"))?;
+        let (sender, lines_of) = mpsc::channel();
+        lines(shell.stdout.take().context("no pipe")?, sender.clone());
+        lines(shell.stderr.take().context("no pipe")?, sender);
+        let input = shell.stdin.take();
+        let mut running =
+            Self { marked: Duration::ZERO, shown, input, shell, lines: lines_of, said: Vec::new() };
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match running.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.text.contains(mark) => {
+                    running.marked = line.time;
+                    running.said.push(line.text);
+                    return Ok(running);
+                }
+                // A tracer that has ended leaves the shell waiting: its last words are all that comes.
+                Ok(line) => running.said.push(line.text),
+                Err(_) => bail!("`{}` does not say `{mark}`: {}", running.shown, running.said.join(" / ")),
+            }
+        }
+    }
+
+    /// Ends it; gives all that it said.
+    pub fn end(mut self) -> Result<Vec<String>> {
+        drop(self.input.take());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.said.push(line.text),
+                Err(RecvTimeoutError::Disconnected) => return Ok(std::mem::take(&mut self.said)),
+                Err(RecvTimeoutError::Timeout) => bail!("`{}` does not end", self.shown),
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.input.take());
+        // Fails for a shell that sudo raised and that has ended.
+        let _ = self.shell.wait();
     }
 }
 
@@ -330,7 +404,7 @@ mod tests {
         let target = Target { child, input, lines: receiver };
         let half = Duration::from_millis(500);
         let pace = target.pace(Duration::from_secs(1), Duration::from_secs(5), half)?;
-        assert_eq!(pace, Pace { pair_ns: 6.0, cpu_share: 0.5 });
+        assert_eq!(pace, Pace { turn_ns: 6.0, cpu_share: 0.5 });
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use super::{DEPTHS, Options, Results, Variant, median};
 use crate::run;
 
 /// A program that has a CPU for less than this share of the time is in somebody's way.
-const QUIET: f64 = 0.95;
+pub const QUIET: f64 = 0.95;
 
 /// What a variant is called.
 pub fn name(variant: Variant) -> &'static str {
