@@ -99,6 +99,16 @@ impl Seeds {
                     "1000 fff py::main:/app.py\n0x2000 0x10 Builtin:Add\n1800 100 moved\n7f0000000000 1 x";
                 fs::write(named(corpus, "jit"), text)?;
             }
+            "pairs" => {
+                let pairs = [
+                    "a=\"lib\\\"x\":f(arg1*arg2 size) -> *(arg3-0x10) as int, *arg4 counted releasing *(arg6+8) if ret as long >= -2",
+                    "db:db_close(*(arg1+8) as int) if ret == 0",
+                ];
+                for (number, pair) in pairs.iter().enumerate() {
+                    fs::write(named(corpus, &number.to_string()), pair)?;
+                }
+                fs::copy(run::root().join("examples/resources/pairs.toml"), named(corpus, "file"))?;
+            }
             "maps" => {
                 fs::write(named(corpus, "self"), fs::read("/proc/self/maps")?)?;
                 let deleted =
