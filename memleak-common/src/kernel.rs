@@ -117,11 +117,22 @@ pub struct TracepointArgs {
     pub cache: u8,
     /// `gfp_t`.
     pub gfp: u8,
+    /// Who has called the allocator.
+    pub call_site: u8,
+    /// Fills up; 0.
+    pub reserved: [u8; 3],
 }
 
 impl TracepointArgs {
     /// It has none of them.
-    pub const NONE: Self = Self { handle: NO_ARG, size: NO_ARG, cache: NO_ARG, gfp: NO_ARG };
+    pub const NONE: Self = Self {
+        handle: NO_ARG,
+        size: NO_ARG,
+        cache: NO_ARG,
+        gfp: NO_ARG,
+        call_site: NO_ARG,
+        reserved: [0; 3],
+    };
 }
 
 /// What a release's program was last run for, on a CPU.
@@ -149,6 +160,60 @@ pub struct CodeRange {
 
 /// Pieces of code at most in [`KernelSettings::page_users`].
 pub const CODE_RANGES: usize = 16;
+
+/// Words of the kernel's stack that are read at a time, from the program's own frame up. A power of two.
+pub const KERNEL_WINDOW: usize = 256;
+/// Words at most that are remembered of a stack.
+pub const REMEMBERED_WORDS: usize = 96;
+/// Stacks that a CPU remembers. A power of two.
+pub const REMEMBERED_STACKS: u32 = 512;
+/// Places in which a stack is looked for.
+pub const REMEMBERED_WAYS: u32 = 4;
+
+/// A piece of the kernel's stack, with where it was read (map `KERNEL_WINDOWS`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct StackWindow {
+    /// Its first address.
+    pub start: u64,
+    /// Valid words.
+    pub len: u64,
+    /// Whose turn it is to be forgotten.
+    pub turn: u64,
+    /// Frames that were found, while they are looked for.
+    pub found: u64,
+    /// What was read.
+    pub words: [u64; KERNEL_WINDOW],
+}
+
+/// A stack that was walked before, and the words of the window that look like addresses of code (map `REMEMBERED`).
+///
+/// Its return addresses are among them. A function's frame has one size at one return address: so, where these words are
+/// again what they were, so are the return addresses, from the innermost outwards. What else was among the words (left
+/// over from calls that have returned) is found out when it differs and a walk gives the same stack, and is dropped. The
+/// outermost return address is counted from the top of the stack: the kernel moves what is below it at random with each
+/// system call (`randomize_kstack_offset`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct RememberedStack {
+    /// Its id; 0 for none.
+    pub id: u64,
+    /// Its [`Label`], encoded.
+    pub label: u64,
+    /// The outermost return address.
+    pub last_ip: u64,
+    /// Valid entries of `values` and `words`.
+    pub len: u32,
+    /// Bytes from the outermost return address to the top of the stack.
+    pub from_top: u32,
+    /// What looks like an address of code.
+    pub values: [u64; REMEMBERED_WORDS],
+    /// For each its place in the window, or [`DROPPED`].
+    pub words: [u16; REMEMBERED_WORDS],
+}
+
+/// No place in the window.
+pub const DROPPED: u16 = u16::MAX;
 
 /// Where `kfree_rcu` keeps what it will free in bulk, which no tracepoint tells of (mm/slab_common.c, `struct
 /// kfree_rcu_cpu`, `struct kfree_rcu_cpu_work`, `struct kvfree_rcu_bulk_data`).
@@ -198,6 +263,8 @@ pub struct KernelSettings {
     pub only_cache: [u64; CACHE_NAME_WORDS],
     /// Code of other allocators: pages that it takes are counted there.
     pub page_users: [CodeRange; CODE_RANGES],
+    /// 1: what is remembered of stacks is compared with what a walk gives ([`crate::stats::Stat::WrongStacks`]).
+    pub checks_stacks: u64,
     /// For the program `work_start`.
     pub deferred: DeferredFrees,
 }
@@ -219,6 +286,7 @@ impl KernelSettings {
         only_label: 0,
         only_cache: [0; CACHE_NAME_WORDS],
         page_users: [CodeRange { start: 0, end: 0 }; CODE_RANGES],
+        checks_stacks: 0,
         deferred: DeferredFrees {
             functions: [0; DEFERRED_FUNCTIONS],
             lists: [0; DEFERRED_FUNCTIONS],

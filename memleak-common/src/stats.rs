@@ -18,7 +18,9 @@ pub enum Stat {
     MissedReturns = 5,
     /// Kernel mode: releases that a program was skipped for, and its twin was not.
     RescuedRuns = 6,
+    /// Kernel mode: stacks that were not what was remembered of them (a test asks).
+    WrongStacks = 7,
 }
 
 /// Number of counters.
-pub const STATS: u32 = 7;
+pub const STATS: u32 = 8;

@@ -9,7 +9,7 @@ use aya_ebpf::{
     bindings::BPF_ANY,
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel,
-        generated::{bpf_get_func_ip, bpf_get_prandom_u32, bpf_get_stack, bpf_ktime_get_ns, bpf_probe_read_kernel_str},
+        generated::{bpf_get_func_ip, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_probe_read_kernel_str},
     },
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
@@ -18,24 +18,23 @@ use memleak_common::{
     allocation::{Allocation, AllocationKey},
     event::{self, Event},
     kernel::{
-        CACHE_NAME_LEN, CACHE_NAME_WORDS, CODE_RANGES, COMM_WORDS, DEFERRED_FUNCTIONS, KMALLOC_MAX_CACHE, LAST_RELEASED as LAST_RELEASED_LEN, KernelCall, KernelRow,
+        CACHE_NAME_LEN, CACHE_NAME_WORDS, COMM_WORDS, DEFERRED_FUNCTIONS, KMALLOC_MAX_CACHE, LAST_RELEASED as LAST_RELEASED_LEN, KernelCall, KernelRow,
         KmallocType, Label, TRACEPOINTS, Tracepoint, kmalloc_size, role,
     },
     probe::Resource,
     settings::flags as setting_flags,
-    stack::{MAX_STACK_DEPTH, NO_STACK, StackRecord},
+    stack::NO_STACK,
     stats::Stat,
-    unwind::Step,
 };
 
 use crate::{
     args::{Arguments, entry_sp, exit_sp},
     lifecycle,
     maps::{
-        ALLOCATIONS, CACHES, KERNEL_CALLS, KERNEL_ROWS, KERNEL_SCRATCH, LAST_RELEASED, Wake, count, kernel_setting, send,
+        ALLOCATIONS, CACHES, KERNEL_CALLS, KERNEL_ROWS, LAST_RELEASED, Wake, count, kernel_setting, send,
         setting,
     },
-    stack::{self, Hash},
+    kernel_stack::{self, Place},
 };
 
 const PAGE_SIZE: u64 = 4096;
@@ -43,8 +42,6 @@ const PAGE_SIZE: u64 = 4096;
 const GFP_DMA: u64 = 0x01;
 const GFP_RECLAIMABLE: u64 = 0x10;
 const GFP_ACCOUNT: u64 = 0x40_0000;
-/// Frames, from the callee on, in which a page's user is looked for.
-const NEAR: u32 = 16;
 /// Handles of an array that is released, at most: what `kfree_rcu` frees at a time (mm/slab_common.c,
 /// `KVFREE_BULK_MAX_ENTR`) is less.
 const MAX_RELEASED: u64 = 512;
@@ -62,6 +59,8 @@ struct Acquired {
     label: u64,
     /// When the call was entered that acquired it; 0 where that is not known.
     since_ns: u64,
+    /// Who has called the allocator, where it says so; else 0.
+    call_site: u64,
 }
 
 /// A tracepoint of an allocation.
@@ -78,6 +77,7 @@ pub fn tracepoint_acquire(ctx: &RawTracePointContext, tracepoint: Tracepoint) {
         cache: argument(ctx, args.cache),
         label: 0,
         since_ns: 0,
+        call_site: argument(ctx, args.call_site),
     };
     match tracepoint {
         Tracepoint::PageAlloc => {
@@ -260,7 +260,7 @@ pub extern "C" fn release_block(block: u64, resource: u64) -> u64 {
 
 /// The 8 bytes at an address of the kernel; 0 where it has none.
 #[inline(always)]
-fn word(address: u64) -> u64 {
+pub fn word(address: u64) -> u64 {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel(address as *const u64) }.unwrap_or(0)
 }
@@ -282,7 +282,7 @@ fn returned(ctx: *mut c_void, row: &KernelRow, call: &KernelCall, value: u64) {
         size = kmalloc_size(size).max(if size > KMALLOC_MAX_CACHE { PAGE_SIZE } else { 0 });
         label = kmalloc_label(size, call.gfp);
     }
-    let mut acquired = Acquired { resource, handle: value, size, cache: call.cache, label, since_ns: call.time_ns };
+    let mut acquired = Acquired { resource, handle: value, size, cache: call.cache, label, since_ns: call.time_ns, call_site: 0 };
     let is_array = row.role == role::ACQUIRE_ARRAY;
     let entries = value & 0xffff_ffff; // an int
     if value == 0 || (is_array && entries == 0) {
@@ -388,7 +388,15 @@ fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u6
     if !passes(acquired) {
         return None;
     }
-    let stack_id = capture(ctx, scratch, acquired)?;
+    if acquired.cache != 0 && CACHES.get_ptr(&acquired.cache).is_none() {
+        learn_name(acquired.cache);
+    }
+    let stack_id = kernel_stack::capture(ctx, &Place {
+        scratch,
+        is_pages: acquired.resource == Resource::Pages,
+        label: acquired.label,
+        call_site: acquired.call_site,
+    })?;
     if stack_id == NO_STACK {
         count(Stat::LostStacks);
     }
@@ -542,7 +550,7 @@ fn has_name(cache: u64, wanted: &[u64; CACHE_NAME_WORDS]) -> bool {
 
 /// Enters a cache's name.
 #[inline(always)]
-fn learn_name(cache: u64) {
+pub fn learn_name(cache: u64) {
     let mut name = [0u64; CACHE_NAME_WORDS];
     let offset = kernel_setting!(cache_name_offset) as u64;
     // SAFETY: `name` has room for what is read; the helper checks the address.
@@ -555,82 +563,6 @@ fn learn_name(cache: u64) {
     }
     // A name that finds no room is not shown; nothing else depends on it.
     let _ = CACHES.insert(&cache, &name, BPF_ANY as u64);
-}
-
-/// Takes the kernel's stack and stores it. Gives its id, or [`NO_STACK`] where it could not; `None` for pages that
-/// another allocator takes.
-#[inline(always)]
-fn capture(ctx: *mut c_void, scratch: u32, acquired: &Acquired) -> Option<u64> {
-    const BYTES: u32 = 8 * MAX_STACK_DEPTH as u32;
-    let Some(record) = KERNEL_SCRATCH.get_ptr_mut(scratch) else { return Some(NO_STACK) };
-    // SAFETY: this program's own on this CPU, and programs are not nested in themselves.
-    let record = unsafe { &mut *record };
-    // SAFETY: the record has room for what is read.
-    let bytes = unsafe { bpf_get_stack(ctx, record.ips.as_mut_ptr().cast(), BYTES, 0) };
-    if bytes < 0 {
-        return Some(NO_STACK);
-    }
-    record.len = (bytes as u32 / 8).min(MAX_STACK_DEPTH as u32);
-    record.end = if record.len < MAX_STACK_DEPTH as u32 { Step::Complete } else { Step::TooDeep } as u16;
-    record.by_pointer = 0;
-    record.label = acquired.label;
-    if acquired.cache != 0 && CACHES.get_ptr(&acquired.cache).is_none() {
-        learn_name(acquired.cache);
-    }
-    let id = store_stack(scratch, (acquired.resource == Resource::Pages) as u64);
-    if id == LEAVE_OUT { None } else { Some(id) }
-}
-
-/// What [`store_stack`] says of a stack that does not count. No id of a stack is even.
-const LEAVE_OUT: u64 = 2;
-
-/// Stores the stack in a scratch space. Gives its id, [`NO_STACK`] or, for pages that another allocator takes,
-/// [`LEAVE_OUT`]. A global function, which the verifier checks once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn store_stack(scratch: u32, is_pages: u64) -> u64 {
-    let Some(record) = KERNEL_SCRATCH.get_ptr(scratch) else { return NO_STACK };
-    // SAFETY: the caller's own.
-    let record = unsafe { &*record };
-    if is_pages != 0 && is_taken_by_allocator(record) {
-        return LEAVE_OUT;
-    }
-    let mut hash = Hash::default();
-    hash.add(record.label);
-    for depth in 0..MAX_STACK_DEPTH as u32 {
-        if depth >= len(record) {
-            break;
-        }
-        hash.add(record.ips[depth as usize & MAX_STACK_DEPTH]);
-    }
-    stack::store(hash.finish(), record)
-}
-
-/// Entries of a stack. Volatile, so that the compiler makes no countdown from it: up to 6.6 the verifier learns no bound
-/// from a comparison with zero.
-#[inline(always)]
-fn len(record: &StackRecord) -> u32 {
-    let len = &raw const record.len;
-    // SAFETY: a member of a record that is borrowed.
-    unsafe { len.read_volatile() }
-}
-
-/// The pages are those of a slab, of vmalloc and the like, which are counted there.
-#[inline(always)]
-fn is_taken_by_allocator(record: &StackRecord) -> bool {
-    for depth in 0..NEAR {
-        if depth >= len(record) {
-            break;
-        }
-        let ip = record.ips[depth as usize];
-        for range in 0..CODE_RANGES {
-            let range = kernel_setting!(page_users[range]);
-            if range.end != 0 && ip >= range.start && ip < range.end {
-                return true;
-            }
-        }
-    }
-    false
 }
 
 #[inline(always)]

@@ -9,6 +9,7 @@
 
 mod args;
 mod kernel;
+mod kernel_stack;
 mod lifecycle;
 mod maps;
 mod records;

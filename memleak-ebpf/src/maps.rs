@@ -10,7 +10,7 @@ use aya_ebpf::{
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
     event::Event,
-    kernel::{CACHE_NAME_WORDS, KernelCall, KernelRow, KernelSettings, LastReleased, MAX_KERNEL_ROWS, TRACEPOINTS},
+    kernel::{CACHE_NAME_WORDS, KernelCall, KernelRow, KernelSettings, LastReleased, MAX_KERNEL_ROWS, REMEMBERED_STACKS, RememberedStack, StackWindow, TRACEPOINTS},
     probe::{MAX_PROBES, ProbeRow},
     settings::Settings,
     stack::StackRecord,
@@ -87,6 +87,16 @@ pub static KERNEL_CALLS: HashMap<u64, KernelCall> = HashMap::with_max_entries(16
 #[map]
 pub static KERNEL_SCRATCH: PerCpuArray<StackRecord> =
     PerCpuArray::with_max_entries(TRACEPOINTS as u32 + MAX_KERNEL_ROWS, 0);
+
+/// Kernel mode: pieces of the kernel's stack, by tracepoint or row.
+#[map]
+pub static KERNEL_WINDOWS: PerCpuArray<StackWindow> =
+    PerCpuArray::with_max_entries(TRACEPOINTS as u32 + MAX_KERNEL_ROWS, 0);
+
+/// Kernel mode: stacks that were walked before.
+#[map]
+pub static REMEMBERED: PerCpuArray<RememberedStack> =
+    PerCpuArray::with_max_entries(REMEMBERED_STACKS, 0);
 
 /// Kernel mode: what each release's program was last run for, by tracepoint.
 #[map]

@@ -197,6 +197,10 @@ pub struct Cli {
     #[arg(long, hide = true)]
     pub traps_only: bool,
 
+    /// Kernel mode: compare what is remembered of stacks with what the kernel's walk gives (a test)
+    #[arg(long, hide = true)]
+    pub check_stacks: bool,
+
     /// Print each acquire and release as it happens
     #[arg(short = 't', long, help_heading = "What is reported")]
     pub trace: bool,

@@ -365,6 +365,7 @@ fn the_kernel_is_a_target() {
         only_pid: None,
         only_comm: None,
         percpu: false,
+        check_stacks: false,
     };
     for arguments in [&["-k"] as &[&str], &["--kernel"], &["-k", "-F"], &["-k", "--kernel-probes", "auto"]] {
         assert_eq!(kernel(arguments), all, "{arguments:?}");

@@ -183,6 +183,10 @@ impl Reader {
             }
         }
         let stats = Stats::read(ebpf)?;
+        let wrong = stats.get(Stat::WrongStacks);
+        if wrong > 0 {
+            log::warn!("{wrong} stacks are not what was remembered of them");
+        }
         let (found, closed) =
             self.descriptors.as_ref().map_or((0, 0), |descriptors| descriptors.found_and_closed);
         Ok(Snapshot {

@@ -348,6 +348,8 @@ fn plan_tracepoint(btf: &Btf, row: &'static TracepointRow, plan: &mut KernelPlan
         size: position(&arguments, row.size),
         cache: position(&arguments, row.cache),
         gfp: position(&arguments, GFP),
+        call_site: position(&arguments, &["call_site"]),
+        reserved: [0; 3],
     };
     let knows_size = row.size.is_empty() || args.size != NO_ARG || args.cache != NO_ARG;
     if args.handle == NO_ARG || !knows_size {

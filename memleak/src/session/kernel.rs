@@ -50,6 +50,7 @@ impl Session {
         let btf = Btf::kernel().map_err(|error| BpfError::NoKernelTypes(error.to_string()))?;
         let symbols = KernelSymbols::read()?;
         let mut plan = plan(&btf, &Running(&symbols), options.probes, options.percpu)?;
+        plan.settings.checks_stacks = options.check_stacks.into();
         set_filters(&mut plan.settings, options, cache.as_ref());
         info!("read the kernel's types and symbols in {} ms", millis(begin.elapsed()));
         for unseen in &plan.unseen {

@@ -20,6 +20,8 @@ pub struct KernelSettings {
     pub only_comm: Option<String>,
     /// Per-CPU memory, too (`-P`).
     pub percpu: bool,
+    /// Compare what is remembered of stacks with what the kernel's walk gives.
+    pub check_stacks: bool,
 }
 
 const ONLY_PID: WholeNumber = WholeNumber {
@@ -92,5 +94,6 @@ pub(super) fn resolve_kernel(cli: &Cli) -> Result<KernelSettings, UsageError> {
         only_pid: cli.only_pid.as_deref().map(|text| ONLY_PID.parse(text)).transpose()?,
         only_comm,
         percpu: cli.percpu,
+        check_stacks: cli.check_stacks,
     })
 }

@@ -106,12 +106,26 @@ fn a_machine_at_work_is_traced_for_a_while() {
     assert!(new.is_empty(), "the kernel complains: {new:?}");
 }
 
+/// Stacks are not walked where their return addresses are where they were: each time the kernel's walk gives the same.
+#[test]
+fn remembered_stacks_are_what_the_kernel_walks() {
+    let _alone = alone();
+    let mut load = load();
+    let mut tracer = trace(&["--check-stacks", "1"]);
+    let enough = tracer.wait_report(|report| report.totals.acquired >= 200_000);
+    assert!(!load.has_ended(), "the load goes on: {}", enough.describe());
+    let notes = tracer.notes();
+    assert!(!notes.iter().any(|note| note.contains("remembered")), "{notes:?}");
+    tracer.stop_with_report();
+    load.end();
+}
+
 /// What the tracer does to read its tables, and what its programs do, is none of the kernel's leaks.
 fn assert_own_work_is_not_told(report: &Report) {
     for stack in &report.stacks {
         let own = stack.frames.iter().find(|frame| {
             let name = frame.bare_function();
-            name.starts_with("bpf_prog_") || name.starts_with("bpf_trace_run")
+            frame.module.as_deref() == Some("[bpf]") || name.starts_with("bpf_trace_run")
         });
         assert!(own.is_none(), "a frame of the tracer's own: {stack:?}");
         assert!(!stack.frames.is_empty(), "a stack without frames: {stack:?}");
