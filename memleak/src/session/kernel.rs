@@ -44,7 +44,9 @@ impl Session {
     ) -> Result<Self, SessionError> {
         let cache = options.slab.as_deref().map(|name| find_cache(name, &SlabCaches::read())).transpose()?;
         if let Some(pid) = options.only_pid {
-            info!("what process {pid} ({}) allocates", check_only_pid(pid)?);
+            // Not within info!, which asks for nothing where it says nothing.
+            let comm = check_only_pid(pid)?;
+            info!("what process {pid} ({comm}) allocates");
         }
         let begin = Instant::now();
         let btf = Btf::kernel().map_err(|error| BpfError::NoKernelTypes(error.to_string()))?;
