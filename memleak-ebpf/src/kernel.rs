@@ -45,6 +45,9 @@ const GFP_RECLAIMABLE: u64 = 0x10;
 const GFP_ACCOUNT: u64 = 0x40_0000;
 /// Frames, from the callee on, in which a page's user is looked for.
 const NEAR: u32 = 16;
+/// Frames of the tracer's own at the callee end, at a tracepoint: the BPF program and `bpf_trace_run`; with other
+/// tracers there it may be one more. A stack never has more frames of the kernel than `--max-depth`.
+const OWN_FRAMES: u32 = 2;
 /// Handles of an array that is released, at most: what `kfree_rcu` frees at a time (mm/slab_common.c,
 /// `KVFREE_BULK_MAX_ENTR`) is less.
 const MAX_RELEASED: u64 = 512;
@@ -551,23 +554,26 @@ fn learn_name(cache: u64) {
 /// another allocator takes.
 #[inline(always)]
 fn capture(ctx: *mut c_void, scratch: u32, acquired: &Acquired) -> Option<u64> {
-    const BYTES: u32 = 8 * MAX_STACK_DEPTH as u32;
+    // The kernel's unwinder is most of what an allocation costs, so it is asked for no more frames than are wanted.
+    let own = if scratch < TRACEPOINTS as u32 { OWN_FRAMES } else { 0 };
+    let wanted = (setting!(max_depth) + own).min(MAX_STACK_DEPTH as u32);
+    let needed = if acquired.resource == Resource::Pages { NEAR } else { 0 };
     let Some(record) = KERNEL_SCRATCH.get_ptr_mut(scratch) else { return Some(NO_STACK) };
     // SAFETY: this program's own on this CPU, and programs are not nested in themselves.
     let record = unsafe { &mut *record };
     // SAFETY: the record has room for what is read.
-    let bytes = unsafe { bpf_get_stack(ctx, record.ips.as_mut_ptr().cast(), BYTES, 0) };
+    let bytes = unsafe { bpf_get_stack(ctx, record.ips.as_mut_ptr().cast(), 8 * wanted.max(needed), 0) };
     if bytes < 0 {
         return Some(NO_STACK);
     }
     record.len = (bytes as u32 / 8).min(MAX_STACK_DEPTH as u32);
-    record.end = if record.len < MAX_STACK_DEPTH as u32 { Step::Complete } else { Step::TooDeep } as u16;
+    record.end = if record.len < wanted { Step::Complete } else { Step::TooDeep } as u16;
     record.by_pointer = 0;
     record.label = acquired.label;
     if acquired.cache != 0 && CACHES.get_ptr(&acquired.cache).is_none() {
         learn_name(acquired.cache);
     }
-    let id = store_stack(scratch, (acquired.resource == Resource::Pages) as u64);
+    let id = store_stack(scratch, wanted, (acquired.resource == Resource::Pages) as u64);
     if id == LEAVE_OUT { None } else { Some(id) }
 }
 
@@ -578,13 +584,14 @@ const LEAVE_OUT: u64 = 2;
 /// [`LEAVE_OUT`]. A global function, which the verifier checks once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn store_stack(scratch: u32, is_pages: u64) -> u64 {
-    let Some(record) = KERNEL_SCRATCH.get_ptr(scratch) else { return NO_STACK };
+pub extern "C" fn store_stack(scratch: u32, wanted: u32, is_pages: u64) -> u64 {
+    let Some(record) = KERNEL_SCRATCH.get_ptr_mut(scratch) else { return NO_STACK };
     // SAFETY: the caller's own.
-    let record = unsafe { &*record };
+    let record = unsafe { &mut *record };
     if is_pages != 0 && is_taken_by_allocator(record) {
         return LEAVE_OUT;
     }
+    record.len = record.len.min(wanted);
     let mut hash = Hash::default();
     hash.add(record.label);
     for depth in 0..MAX_STACK_DEPTH as u32 {

@@ -3,7 +3,7 @@
 use std::{ops::Range, path::Path, time::Instant};
 
 use log::{debug, info, warn};
-use memleak_common::kernel::{CACHE_NAME_WORDS, COMM_WORDS, KernelSettings as BpfSettings};
+use memleak_common::kernel::{CACHE_NAME_WORDS, COMM_WORDS, KernelSettings as BpfSettings, Tracepoint};
 
 use super::{Session, SessionError, Start, wait::millis};
 use crate::{
@@ -53,6 +53,9 @@ impl Session {
         let symbols = KernelSymbols::read()?;
         let mut plan = plan(&btf, &Running(&symbols), options.probes, options.percpu)?;
         set_filters(&mut plan.settings, options, cache.as_ref());
+        if let Some(cache) = &cache {
+            plan.tracepoints.retain(|row| may_tell_of(row.tracepoint, cache));
+        }
         info!("read the kernel's types and symbols in {} ms", millis(begin.elapsed()));
         for unseen in &plan.unseen {
             warn!("not seen: {unseen}");
@@ -76,6 +79,19 @@ impl Session {
         session.symbolizer.set_kernel(symbols);
         session.attached = attached;
         Ok(session)
+    }
+}
+
+/// Whether a tracepoint may tell of objects of a cache: what cannot need not cost anything.
+fn may_tell_of(tracepoint: Tracepoint, cache: &CacheFilter) -> bool {
+    match tracepoint {
+        Tracepoint::Kfree | Tracepoint::CacheFree | Tracepoint::CacheAlloc | Tracepoint::CacheAllocNode => {
+            true
+        }
+        Tracepoint::Kmalloc | Tracepoint::KmallocNode => matches!(cache, CacheFilter::Kmalloc(_)),
+        Tracepoint::PageAlloc | Tracepoint::PageFree | Tracepoint::PercpuAlloc | Tracepoint::PercpuFree => {
+            false
+        }
     }
 }
 
