@@ -6,7 +6,7 @@
 pub struct AllocationKey {
     /// Thread group id in the kernel's first PID namespace.
     pub tgid: u32,
-    /// [`crate::probe::Resource`] as a number.
+    /// [`crate::probe::Resource::number`].
     pub resource: u32,
     /// Address of the block, or whatever number the resource's functions hand out.
     pub handle: u64,
@@ -26,4 +26,10 @@ pub struct Allocation {
     pub tid: u32,
     /// [`crate::thread::Target::generation`] of its process then: records from before an exec are void.
     pub generation: u32,
+    /// How often it was acquired and not released, for resources that count ([`crate::probe::flags::COUNTED`]); else 1.
+    pub count: u64,
 }
+
+/// [`Allocation::generation`] of what is no record: of a handle that was released before the call that acquires it has
+/// returned ([`crate::probe::flags::EARLY_RELEASE`]).
+pub const RELEASED_EARLY: u32 = u32::MAX;

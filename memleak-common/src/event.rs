@@ -13,8 +13,8 @@ pub mod kind {
     pub const EXEC: u32 = 4;
     /// A traced process forked; `handle` is the child's thread group id (`--follow-forks`).
     pub const FORK: u32 = 5;
-    /// A range was unmapped (or mapped over): whatever was acquired before [`Event::time_ns`] in
-    /// `handle..handle + size` is released.
+    /// A range was unmapped (or mapped over), or a span of handles released: whatever of the resource was acquired
+    /// before [`Event::time_ns`] in `handle..handle + size` is released.
     pub const UNMAP: u32 = 6;
 }
 
@@ -28,7 +28,7 @@ pub struct Event {
     pub tgid: u32,
     /// Thread id.
     pub tid: u32,
-    /// [`crate::probe::Resource`] as a number, for acquire and release.
+    /// [`crate::probe::Resource::number`], for acquire, release and unmap.
     pub resource: u32,
     /// Handle, for acquire and release.
     pub handle: u64,

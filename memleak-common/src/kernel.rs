@@ -165,6 +165,10 @@ pub struct DeferredFrees {
     pub count_offset: u32,
     /// Byte offset of `records` in a block.
     pub records_offset: u32,
+    /// Byte offset of the address of the next block. The last one's is 0 or the list's.
+    pub next_offset: u32,
+    /// Bytes from the first list to the second.
+    pub list_size: u32,
     /// Fills up; 0.
     pub reserved: u32,
 }
@@ -221,6 +225,8 @@ impl KernelSettings {
             function_offset: 0,
             count_offset: 0,
             records_offset: 0,
+            next_offset: 0,
+            list_size: 0,
             reserved: 0,
         },
     };

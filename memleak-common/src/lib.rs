@@ -11,6 +11,7 @@ pub mod probe;
 pub mod settings;
 pub mod stack;
 pub mod stats;
+pub mod system_call;
 pub mod thread;
 pub mod unwind;
 
@@ -23,17 +24,17 @@ macro_rules! assert_sizes {
 
 assert_sizes! {
     allocation::AllocationKey = 16,
-    allocation::Allocation = 32,
+    allocation::Allocation = 40,
     event::Event = 48,
-    kernel::KernelSettings = 40 + 16 + 16 + 8 + 32 + 16 * kernel::CODE_RANGES + 48,
-    kernel::DeferredFrees = 48,
+    kernel::KernelSettings = 40 + 16 + 16 + 8 + 32 + 16 * kernel::CODE_RANGES + 56,
+    kernel::DeferredFrees = 56,
     kernel::LastReleased = 8 + 8 * kernel::LAST_RELEASED,
     kernel::KernelRow = 16,
     kernel::KernelCall = 48,
-    probe::ProbeRow = 40,
+    probe::ProbeRow = 72,
     settings::Settings = 56,
     stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
-    thread::PendingCall = 104,
+    thread::PendingCall = 112,
     thread::Target = 8,
     unwind::Mapping = 40,
     unwind::MappingList = 8,

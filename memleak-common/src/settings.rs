@@ -12,6 +12,9 @@ pub mod flags {
     pub const UNWIND_POINTER: u32 = 8;
     /// Have the kernel walk, by `bpf_get_stackid`: what the bench compares with. Reports have no stacks then.
     pub const KERNEL_WALK: u32 = 16;
+    /// Calls of several groups are probed, or the kernel's functions: a stack is walked while calls are pending, whose
+    /// return addresses the kernel has replaced. So they are read at entry.
+    pub const READ_RETURNS: u32 = 32;
 }
 
 /// What the programs are told.
@@ -34,6 +37,6 @@ pub struct Settings {
     pub max_depth: u32,
     /// Byte offset of `tgid` in the kernel's `task_struct` (BTF), for `--follow-forks`.
     pub task_tgid_offset: u32,
-    /// Fills up; 0.
-    pub reserved: u32,
+    /// What the rows that are probed need: all their [`crate::probe::ProbeRow::features`].
+    pub features: u32,
 }

@@ -35,7 +35,8 @@ pub struct PendingCall {
     pub return_address: u64,
     /// Attach cookie: index of the row.
     pub row: u32,
-    /// 1 where `released` holds a record that the call took out of the table.
+    /// 1 where `released` holds a record that the call took out of the table; 2 where it gave back one reference of
+    /// several, and the record is still there.
     pub has_released: u16,
     /// 1 where the call nests in one of its group and does not count.
     pub nested: u16,
@@ -71,6 +72,12 @@ pub struct ThreadRecord {
     pub tid: u32,
     /// Calls that were entered and have not returned.
     pub pending: [PendingCall; MAX_PENDING],
+    /// 1 where `system_call` is under way.
+    pub in_system_call: u32,
+    /// Fills up; 0.
+    pub reserved: u32,
+    /// The system call that the thread is in, where it is one that is traced.
+    pub system_call: PendingCall,
     /// Where a stack is walked into before it is stored.
     pub stack: StackRecord,
     /// The id under which `stack` is stored, so that the same stack again need not be looked up; else 0.

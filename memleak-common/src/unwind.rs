@@ -41,6 +41,12 @@
 //! Kind::SIGNAL: x29', x30', sp', pc' = [sp + 544], [sp + 552], [sp + 560], [sp + 568]
 //! ```
 
+mod aarch64;
+mod x86_64;
+
+pub use aarch64::step_aarch64;
+pub use x86_64::step_x86_64;
+
 /// Bytes of text that one word of the page index covers.
 pub const PAGE_BYTES: u64 = 256;
 const PAGE_SHIFT: u32 = PAGE_BYTES.trailing_zeros();
@@ -504,61 +510,6 @@ fn slot_address(slot: i8, cfa: u64, regs: &Regs) -> u64 {
     }
 }
 
-/// From a frame of an x86_64 thread to its caller.
-#[inline(always)]
-pub fn step_x86_64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &T) -> Step {
-    let row = find_row(state, tables);
-    let kind = row.kind();
-    let offset = row.cfa_offset() as u64;
-    let regs = state.regs;
-    let mut slot = row.slot();
-    let cfa = if kind == Kind::SP {
-        regs.sp.wrapping_add(offset)
-    } else if kind == Kind::FP {
-        regs.fp.wrapping_add(offset)
-    } else if kind == Kind::DEREF_FP {
-        let Some(cfa) = reads.read(regs.fp.wrapping_add(offset)) else { return Step::Unreadable };
-        cfa
-    } else if kind == Kind::PLT {
-        let pushed = if (regs.ip & 15) >= slot as u64 { 8 } else { 0 };
-        slot = 0;
-        regs.sp.wrapping_add(offset).wrapping_add(pushed)
-    } else if kind == Kind::SIGNAL {
-        return step_signal_x86_64(state, reads);
-    } else if kind == Kind::END {
-        return Step::Complete;
-    } else if kind == Kind::NONE {
-        return step_without_row(state, reads, tables);
-    } else {
-        return Step::Unsupported;
-    };
-    if cfa <= regs.sp {
-        return Step::NoProgress;
-    }
-    if slot == -2 {
-        let Some([fp, ip]) = reads.read2(cfa.wrapping_sub(16)) else { return Step::Unreadable };
-        return enter_caller(state, reads.return_address(cfa, ip), cfa, fp);
-    }
-    // The lower address first: a driver that reads ahead has the other one by then.
-    let mut fp = regs.fp;
-    if slot != 0 {
-        let Some(saved) = reads.read(slot_address(slot, cfa, &regs)) else { return Step::Unreadable };
-        fp = saved;
-    }
-    let Some(ip) = reads.read(cfa.wrapping_sub(8)) else { return Step::Unreadable };
-    enter_caller(state, reads.return_address(cfa, ip), cfa, fp)
-}
-
-/// Out of a signal handler's frame: `rsp` points to the `ucontext` (arch/x86/include/asm/sigframe.h, struct
-/// rt_sigframe after its return address; `uc_mcontext` is at 40, its `rbp` at 80, `rsp` at 120, `rip` at 128).
-#[inline(always)]
-fn step_signal_x86_64<R: Reads>(state: &mut State, reads: &R) -> Step {
-    let sp = state.regs.sp;
-    let Some(fp) = reads.read(sp.wrapping_add(120)) else { return Step::Unreadable };
-    let Some([sp, ip]) = reads.read2(sp.wrapping_add(160)) else { return Step::Unreadable };
-    enter_interrupted(state, Regs { ip, sp, fp, lr: 0 })
-}
-
 /// Moves the state to a frame that a signal interrupted. It can be on another stack, so no order is asked of it.
 #[inline(always)]
 fn enter_interrupted(state: &mut State, regs: Regs) -> Step {
@@ -568,65 +519,6 @@ fn enter_interrupted(state: &mut State, regs: Regs) -> Step {
     state.regs = regs;
     state.exact = 1;
     Step::Frame
-}
-
-/// From a frame of an aarch64 thread to its caller.
-#[inline(always)]
-pub fn step_aarch64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &T) -> Step {
-    let row = find_row(state, tables);
-    let kind = row.kind();
-    let regs = state.regs;
-    let (base, layout) = if kind.0 >= Kind::SP_LEAF.0 && kind.0 <= Kind::SP_RA.0 {
-        (regs.sp, kind.0 - Kind::SP_LEAF.0)
-    } else if kind.0 >= Kind::FP_LEAF.0 && kind.0 <= Kind::FP_RA.0 {
-        (regs.fp, kind.0 - Kind::FP_LEAF.0)
-    } else if kind == Kind::SIGNAL {
-        return step_signal_aarch64(state, reads);
-    } else if kind == Kind::END {
-        return Step::Complete;
-    } else if kind == Kind::NONE {
-        return step_without_row(state, reads, tables);
-    } else {
-        return Step::Unsupported;
-    };
-    let cfa = base.wrapping_add(row.cfa_offset() as u64);
-    let slot = row.slot();
-    let saved_at = slot_address(slot, cfa, &regs);
-    if layout == 0 {
-        // Only a frame that made no call can have its return address in the register, and its stack may be empty.
-        if state.exact == 0 {
-            return Step::Unsupported;
-        }
-        if cfa < regs.sp {
-            return Step::NoProgress;
-        }
-        let mut fp = regs.fp;
-        if slot != 0 {
-            let Some(saved) = reads.read(saved_at) else { return Step::Unreadable };
-            fp = saved;
-        }
-        return enter_caller(state, reads.return_address(cfa, regs.lr), cfa, fp);
-    }
-    if cfa <= regs.sp {
-        return Step::NoProgress;
-    }
-    if layout == 1 {
-        let Some([fp, ip]) = reads.read2(saved_at) else { return Step::Unreadable };
-        return enter_caller(state, reads.return_address(cfa, ip), cfa, fp);
-    }
-    let Some(ip) = reads.read(saved_at) else { return Step::Unreadable };
-    enter_caller(state, reads.return_address(cfa, ip), cfa, regs.fp)
-}
-
-/// Out of a signal handler's frame: `sp` points to struct rt_sigframe (arch/arm64/kernel/signal.c): 128 bytes of
-/// siginfo, then the `ucontext`, whose `uc_mcontext` is at 176 and has its registers at 8.
-#[inline(always)]
-fn step_signal_aarch64<R: Reads>(state: &mut State, reads: &R) -> Step {
-    const REGISTERS: u64 = 128 + 176 + 8;
-    let sp = state.regs.sp;
-    let Some([fp, lr]) = reads.read2(sp.wrapping_add(REGISTERS + 29 * 8)) else { return Step::Unreadable };
-    let Some([sp, ip]) = reads.read2(sp.wrapping_add(REGISTERS + 31 * 8)) else { return Step::Unreadable };
-    enter_interrupted(state, Regs { ip, sp, fp, lr })
 }
 
 #[cfg(test)]

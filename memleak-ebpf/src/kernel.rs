@@ -172,7 +172,15 @@ pub fn function_enter(ctx: &ProbeContext) -> Option<()> {
         array: args.get(row.handle_arg),
         time_ns: now(),
     };
-    if KERNEL_CALLS.insert(&entry_sp(ctx), &call, BPF_ANY as u64).is_err() {
+    let sp = entry_sp(ctx);
+    if let Some(pending) = KERNEL_CALLS.get_ptr(&sp) {
+        // SAFETY: an aligned map value. The same function twice at one place: the kernel has run out of return probes for
+        // the first call. Another function there has been jumped to, and returns in the first one's stead.
+        if unsafe { (*pending).function } == function {
+            count(Stat::MissedReturns);
+        }
+    }
+    if KERNEL_CALLS.insert(&sp, &call, BPF_ANY as u64).is_err() {
         count(Stat::LostAllocations);
     }
     Some(())
@@ -212,31 +220,32 @@ pub fn work_start(ctx: &RawTracePointContext) {
             continue;
         }
         let heads = work.wrapping_add_signed(kernel_setting!(deferred.lists[which]));
-        release_list(heads, Resource::Slab);
-        release_list(heads + LIST_HEAD, Resource::Vmalloc);
+        release_list(heads, Resource::Slab.number() as u64);
+        release_list(heads + kernel_setting!(deferred.list_size) as u64, Resource::Vmalloc.number() as u64);
     }
 }
 
-/// Size of a `struct list_head`.
-const LIST_HEAD: u64 = 16;
 /// Blocks of a list at most: half a million objects.
 const MAX_BLOCKS: u32 = 1024;
 
-/// Releases what is in the blocks of a list.
-#[inline(always)]
-fn release_list(head: u64, resource: Resource) {
+/// Releases what is in the blocks of a list. A global function, which the verifier checks once. Gives 1 where there
+/// were more blocks than that (counted).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn release_list(head: u64, resource: u64) -> u64 {
     let mut block = word(head);
     for _ in 0..MAX_BLOCKS {
         if block == head || block == 0 {
-            return;
+            return 0;
         }
-        release_block(block, resource as u64);
-        block = word(block);
+        release_block(block, resource);
+        block = word(block + kernel_setting!(deferred.next_offset) as u64);
     }
     count(Stat::LostEvents);
+    1
 }
 
-/// Releases what is in a block. A global function, which the verifier checks once.
+/// Releases what is in a block. A global function likewise.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn release_block(block: u64, resource: u64) -> u64 {
@@ -316,8 +325,8 @@ fn release_by_row(row: &KernelRow, handle: u64, entries: u64) {
 
 #[inline(always)]
 fn resource_by_number(number: u32) -> Option<Resource> {
-    const SLAB: u32 = Resource::Slab as u32;
-    const VMALLOC: u32 = Resource::Vmalloc as u32;
+    const SLAB: u32 = Resource::Slab.number();
+    const VMALLOC: u32 = Resource::Vmalloc.number();
     match number {
         SLAB => Some(Resource::Slab),
         VMALLOC => Some(Resource::Vmalloc),
@@ -392,7 +401,7 @@ fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u6
 /// Enters one handle with what [`examine`] gave.
 #[inline(always)]
 fn enter(acquired: &Acquired, stack_id: Option<u64>) {
-    let key = AllocationKey { tgid: 0, resource: acquired.resource as u32, handle: acquired.handle };
+    let key = AllocationKey { tgid: 0, resource: acquired.resource.number(), handle: acquired.handle };
     let Some(stack_id) = stack_id else {
         // The address may be one whose release we did not see: its older record is void.
         let _ = ALLOCATIONS.remove(&key);
@@ -404,6 +413,7 @@ fn enter(acquired: &Acquired, stack_id: Option<u64>) {
         time_ns: now(),
         tid: bpf_get_current_pid_tgid() as u32,
         generation: 0,
+        count: 1,
     };
     // An allocator's function that has called another: the outer one's stack is the one to keep, and it counts once.
     let is_outer = acquired.since_ns != 0
@@ -427,7 +437,7 @@ fn enter(acquired: &Acquired, stack_id: Option<u64>) {
 /// Removes the record of what is released.
 #[inline(always)]
 fn release(resource: Resource, handle: u64) {
-    release_handle(resource as u64, handle);
+    release_handle(resource.number() as u64, handle);
 }
 
 /// The same as a global function, which the verifier checks once and not for each entry of an array. Gives 1 where

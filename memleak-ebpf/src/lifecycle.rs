@@ -85,7 +85,7 @@ pub fn thread_exit() {
     let pid_tgid = bpf_get_current_pid_tgid();
     if let Some(thread) = THREADS.get_ptr_mut(&pid_tgid) {
         // SAFETY: only this thread's own programs touch its record.
-        track::abandon_all(unsafe { &mut *thread });
+        track::thread_ends(unsafe { &mut *thread });
         let _ = THREADS.remove(&pid_tgid);
     }
 }

@@ -11,7 +11,9 @@ mod args;
 mod kernel;
 mod lifecycle;
 mod maps;
+mod records;
 mod stack;
+mod system_calls;
 mod track;
 mod unwind;
 
@@ -72,6 +74,20 @@ pub fn empty_enter(_ctx: ProbeContext) -> u32 {
 /// Nothing, on return.
 #[uretprobe]
 pub fn empty_exit(_ctx: RetProbeContext) -> u32 {
+    0
+}
+
+/// A system call is entered, by any process.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn system_enter(ctx: RawTracePointContext) -> i32 {
+    let _ = system_calls::enter(&ctx);
+    0
+}
+
+/// A system call returns, of any process.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn system_exit(ctx: RawTracePointContext) -> i32 {
+    let _ = system_calls::exit(&ctx);
     0
 }
 

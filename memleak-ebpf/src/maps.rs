@@ -15,6 +15,7 @@ use memleak_common::{
     settings::Settings,
     stack::StackRecord,
     stats::{STATS as STAT_COUNT, Stat},
+    system_call::MAX_SYSTEM_CALLS,
     thread::{Target, ThreadRecord},
     unwind::{Mapping, PublishedList},
 };
@@ -24,6 +25,10 @@ use memleak_common::{
 /// Rows by attach cookie.
 #[map]
 pub static PROBES: Array<ProbeRow> = Array::with_max_entries(MAX_PROBES, 0);
+
+/// Traced system calls.
+#[map]
+pub static SYSTEM_CALLS: Array<u32> = Array::with_max_entries(MAX_SYSTEM_CALLS, 0);
 
 /// Traced processes.
 #[map]
@@ -106,7 +111,7 @@ pub static SETTINGS: Settings = Settings {
     flags: 0,
     max_depth: 127,
     task_tgid_offset: 0,
-    reserved: 0,
+    features: 0,
 };
 
 /// As [`SETTINGS`], for kernel mode.
@@ -137,6 +142,12 @@ pub fn read_setting<T: Copy>(member: &'static T) -> T {
     unsafe { core::ptr::read_volatile(member) }
 }
 
+/// The row has a flag (`memleak_common::probe::flags`). What is done for a flag that no row has is not even verified.
+#[inline(always)]
+pub fn has(row: &ProbeRow, flag: u32) -> bool {
+    setting!(features) & flag != 0 && row.flags & flag != 0
+}
+
 /// Adds 1 to a counter.
 #[inline(always)]
 pub fn count(stat: Stat) {
@@ -145,8 +156,19 @@ pub fn count(stat: Stat) {
         // atomic addition.
         // (`AtomicU64::fetch_add` does not exist for a target without compare-and-swap in its base instruction set.)
         // SAFETY: a valid, aligned map value that is only ever added to atomically.
-        unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+        unsafe { add(counter, 1) };
     }
+}
+
+/// Adds to a word of a map's value that other CPUs may be adding to. It wraps.
+///
+/// # Safety
+///
+/// `word` is a valid and aligned word of a map's value.
+#[inline(always)]
+pub unsafe fn add(word: *mut u64, amount: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word, amount) };
 }
 
 /// When the reader of the ring buffer is woken.

@@ -2,19 +2,18 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_USER_STACK, BPF_NOEXIST},
-    helpers::generated::bpf_probe_read_user,
-    programs::{RetProbeContext, tracing::StackIdContext as _},
+    helpers::generated::{bpf_get_stackid, bpf_probe_read_user},
 };
 use memleak_common::{
     settings::flags,
     stack::{MAX_STACK_DEPTH, NO_STACK, StackRecord},
     stats::Stat,
-    thread::{STACK_WINDOW, ThreadRecord},
-    unwind::Step,
+    thread::{MAX_PENDING, PendingCall, STACK_WINDOW, ThreadRecord},
+    unwind::{Regs, Step},
 };
 
 use crate::{
-    args::caller,
+    args::Caller,
     maps::{KERNEL_STACKS, STACKS, count, setting},
     unwind,
 };
@@ -31,18 +30,40 @@ const MAX_PROBING: u64 = 4;
 
 /// Walks the thread's stack into its record and stores it. Returns its id, or [`NO_STACK`] (counted).
 #[inline(always)]
-pub fn capture(ctx: &RetProbeContext, thread: &mut ThreadRecord) -> u64 {
+pub fn capture(caller: &Caller, thread: &mut ThreadRecord) -> u64 {
     let mode = setting!(flags);
     if mode & flags::KERNEL_WALK != 0 {
-        return ctx.get_stackid(&KERNEL_STACKS, BPF_F_USER_STACK as u64).map_or(NO_STACK, |id| id as u64 + 1);
+        let map = (&raw const KERNEL_STACKS).cast_mut().cast();
+        // SAFETY: the helper takes the program's context and a map of stacks.
+        let id = unsafe { bpf_get_stackid(caller.ctx, map, BPF_F_USER_STACK as u64) };
+        return if id < 0 { NO_STACK } else { id as u64 + 1 };
     }
-    let Walk { hash, unchanged } =
-        if mode & flags::UNWIND_TABLES != 0 { unwind::walk(ctx, thread) } else { walk(ctx, thread) };
+    // SAFETY: the current thread's record.
+    let id = unsafe { capture_stack(thread, caller.ip, caller.sp, caller.fp) };
+    if id == NO_STACK {
+        count(Stat::LostStacks);
+    }
+    id
+}
+
+/// The same for a walk of our own, from these registers on. A global function, which the verifier checks once and not
+/// for each way that leads to it.
+///
+/// # Safety
+/// `thread` is null or the record of the current thread.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn capture_stack(thread: *mut ThreadRecord, ip: u64, sp: u64, fp: u64) -> u64 {
+    // SAFETY: the caller says so.
+    let Some(thread) = (unsafe { thread.as_mut() }) else { return NO_STACK };
+    let regs = Regs { ip, sp, fp, lr: 0 };
+    let Walk { hash, unchanged } = if setting!(flags) & flags::UNWIND_TABLES != 0 {
+        unwind::walk(regs, thread)
+    } else {
+        walk(ip, fp, thread)
+    };
     if !unchanged || thread.stack_id == NO_STACK {
         thread.stack_id = store(hash, &thread.stack);
-    }
-    if thread.stack_id == NO_STACK {
-        count(Stat::LostStacks);
     }
     thread.stack_id
 }
@@ -81,10 +102,10 @@ impl Hash {
 /// A frame's first word is the caller's frame pointer, its second the return address into the caller (System V ABI,
 /// AMD64, section 3.2.2).
 #[inline(always)]
-fn walk(ctx: &RetProbeContext, thread: &mut ThreadRecord) -> Walk {
+fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> Walk {
     let (record, window) = (&mut thread.stack, &mut thread.unwind.window.words);
     let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
-    let (mut ip, mut frame) = caller(ctx);
+    let (mut ip, mut frame) = (ip, fp);
     let mut hash = Hash::default();
     // Where the window begins, and the words in it.
     let (mut base, mut words) = (0u64, 0u64);
@@ -114,7 +135,10 @@ fn walk(ctx: &RetProbeContext, thread: &mut ThreadRecord) -> Walk {
             }
         }
         let next = window[(at & WINDOW_MASK) as usize];
-        let return_address = window[((at + 1) & WINDOW_MASK) as usize];
+        let mut return_address = window[((at + 1) & WINDOW_MASK) as usize];
+        if setting!(flags) & flags::READ_RETURNS != 0 {
+            return_address = replaced(thread.depth, &thread.pending, frame.wrapping_add(8), return_address);
+        }
         // Zero ends a chain; a frame that is its own caller would never end.
         if return_address == 0 || next == frame {
             record.end = Step::Complete as u16;
@@ -123,6 +147,24 @@ fn walk(ctx: &RetProbeContext, thread: &mut ThreadRecord) -> Walk {
         (ip, frame) = (return_address, next);
     }
     Walk { hash: hash.finish(), unchanged: changed == 0 && record.len == old_len }
+}
+
+/// The return address that belongs at `place` on the stack, where `found` is: that of a pending call the kernel has
+/// replaced.
+#[inline(always)]
+pub fn replaced(depth: u32, pending: &[PendingCall; MAX_PENDING], place: u64, found: u64) -> u64 {
+    let mut real = found;
+    if depth > 0 {
+        for (i, call) in (0..).zip(pending) {
+            if i >= depth {
+                break;
+            }
+            if call.sp == place && call.return_address != 0 {
+                real = call.return_address;
+            }
+        }
+    }
+    real
 }
 
 /// Reads the stack from `address` on: as much as the window holds or, near the end of what is mapped, one frame.

@@ -1,40 +1,34 @@
-//! The bookkeeping: what an acquire and a release do to the tables.
+//! Calls of probed functions, from their entry to their return.
 //!
 //! A thread keeps the calls that it has entered and not left (`ThreadRecord::pending`). A call nests in a pending one
 //! of its group while its stack pointer is lower, and then does not count: the outermost does. A pending one at a lower
 //! stack pointer than a new call's has been left without a return that we saw.
 //!
-//! What a call may release (realloc, munmap) is taken out of the table at entry and put back if the call fails. Were it
-//! taken out at the return, another thread could have acquired the same address in between.
+//! What calls do to the table is in `records`.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::{
-        bpf_get_current_pid_tgid, bpf_probe_read_user, bpf_probe_write_user,
-        generated::{bpf_get_attach_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns},
+        bpf_get_current_pid_tgid, bpf_probe_read_user, bpf_probe_write_user, generated::bpf_get_attach_cookie,
     },
     programs::{ProbeContext, RetProbeContext},
 };
 use memleak_common::{
-    allocation::{Allocation, AllocationKey},
-    event::{self, Event},
-    probe::{NO_ARG, ProbeRow, flags, handle, size, success},
+    probe::{NO_ARG, ProbeRow, flags, handle, only, size, success},
     settings::flags as setting_flags,
     stats::Stat,
     thread::{MAX_PENDING, PendingCall, ThreadRecord},
 };
 
 use crate::{
-    args::{Arguments, entry_sp, exit_sp},
+    args::{Arguments, Caller, entry_sp, exit_sp},
     lifecycle,
-    maps::{ALLOCATIONS, PROBES, THREADS, Wake, count, send, setting},
-    stack,
+    maps::{PROBES, THREADS, count, has, setting},
+    records::{
+        self, Acquired, NOTHING, finish_release, now, put_back, record, record_another, replace_range,
+        take_out,
+    },
 };
 
-const PAGE_SIZE: u64 = 4096;
-const EEXIST: i32 = -17;
-/// Records of ranges that can seem to begin in one page.
-const RANGES_IN_A_PAGE: u64 = 8;
 /// Where the kernel's return trampoline is: the last page of the address space (kernel/events/uprobes.c,
 /// `xol_add_vma`), of 47 bits or with five-level page tables 56.
 const TRAMPOLINES: [u64; 2] = [0x7fff_ffff_e000, 0x00ff_ffff_ffff_e000];
@@ -48,11 +42,16 @@ pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
     if drop_stale(thread, row, &mut call) {
         return None;
     }
-    if row.flags & flags::MAY_THROW != 0 && call.return_address == 0 {
+    let args = Arguments::of(ctx);
+    if row.only != only::ALL && !applies(row, &args) {
+        return None;
+    }
+    let is_walked_past = setting!(flags) & setting_flags::READ_RETURNS != 0;
+    if (is_walked_past || has(row, flags::MAY_THROW)) && call.return_address == 0 {
         // SAFETY: the helper checks the address.
         call.return_address = unsafe { bpf_probe_read_user(call.sp as *const u64) }.unwrap_or(0);
     }
-    if thread.depth > 0 && nests(thread, row) {
+    if thread.depth > 0 && !has(row, flags::COUNTS_NESTED) && nests(thread, row) {
         call.nested = 1;
     }
     if thread.depth >= MAX_PENDING as u32 {
@@ -62,7 +61,7 @@ pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
         return None;
     }
     if call.nested == 0 {
-        read_arguments(ctx, thread.tgid, row, &mut call);
+        read_arguments(&args, thread.tgid, row, &mut call);
     }
     let slot = thread.pending.get_mut(thread.depth as usize & (MAX_PENDING - 1))?;
     *slot = call;
@@ -70,22 +69,70 @@ pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
     Some(())
 }
 
+/// The call is one of those that count: see [`only`].
 #[inline(always)]
-fn read_arguments(ctx: &ProbeContext, tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
-    let args = Arguments::of(ctx);
-    call.size = requested_size(row, &args);
+pub fn applies(row: &ProbeRow, args: &Arguments) -> bool {
+    let arg = args.get(row.only_arg);
+    match row.only {
+        only::ARG_IN => row.only_values[0] == arg as u32 || row.only_values[1] == arg as u32,
+        only::ARGS_DIFFER => arg as u32 != args.get(row.only_values[0] as u8) as u32,
+        only::BEHIND_ARG_CLEAR => {
+            let address = arg.wrapping_add(row.only_values[0] as u64);
+            // SAFETY: the helper checks the address.
+            arg == 0
+                || unsafe { bpf_probe_read_user(address as *const u32) }.unwrap_or(0) & row.only_values[1]
+                    == 0
+        }
+        _ => true,
+    }
+}
+
+#[inline(always)]
+pub fn read_arguments(args: &Arguments, tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
+    call.size = requested_size(row, args);
     call.out_pointer = args.get(row.handle_arg);
     call.call_flags = args.get(row.flags_arg);
+    if has(row, flags::EARLY_RELEASE) {
+        call.time_ns = now();
+    }
     if row.release_arg != NO_ARG && row.keep_mask & call.call_flags as u32 == 0 {
         call.time_ns = now();
-        call.released_handle = args.get(row.release_arg);
+        call.released_handle = handle_to_release(row, args);
         call.released_len = args.get(row.release_len_arg);
+        if has(row, flags::SPAN) {
+            let last = narrow(row, call.released_len);
+            call.released_len = last.wrapping_add(1).saturating_sub(call.released_handle);
+            return;
+        }
         // A range of length 0 is not released (mremap then makes a second mapping of the first).
-        let nothing = call.released_handle == 0 || (row.flags & flags::RANGE != 0 && call.released_len == 0);
-        if call.has_released == 0 && !nothing {
+        let nothing =
+            is_none(row, call.released_handle) || (has(row, flags::RANGE) && call.released_len == 0);
+        if call.has_released == NOTHING && !nothing {
             take_out(tgid, row, call);
         }
     }
+}
+
+/// The handle that the call is about to release; 0 where it cannot be read.
+#[inline(always)]
+fn handle_to_release(row: &ProbeRow, args: &Arguments) -> u64 {
+    let arg = args.get(row.release_arg);
+    if !has(row, flags::RELEASE_BEHIND) || arg == 0 {
+        return narrow(row, arg);
+    }
+    read_word(arg.wrapping_add(row.release_offset as u64), row.handle_width).unwrap_or(0)
+}
+
+/// As much of a word as is the row's handle.
+#[inline(always)]
+fn narrow(row: &ProbeRow, word: u64) -> u64 {
+    if row.handle_width == 4 { word & 0xffff_ffff } else { word }
+}
+
+/// The handle names nothing: null.
+#[inline(always)]
+fn is_none(row: &ProbeRow, handle: u64) -> bool {
+    handle == 0 && !has(row, flags::ZERO_IS_HANDLE)
 }
 
 /// Drops pending calls that were left without a return that we saw. Says whether the new call is a tail call of a
@@ -167,107 +214,119 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     if call.nested != 0 {
         return None;
     }
-    commit(ctx, thread, row, call)
+    commit(&Caller::of(ctx), thread, row, call, ctx.ret())
 }
 
 /// A pending call returned: does to the table what the call did.
 #[inline(always)]
-fn commit(
-    ctx: &RetProbeContext,
+pub fn commit(
+    caller: &Caller,
     thread: &mut ThreadRecord,
     row: &ProbeRow,
     call: &PendingCall,
+    returned: u64,
 ) -> Option<()> {
-    let returned: u64 = ctx.ret();
     let Some(handle) = acquired_handle(row, call, returned) else {
-        let zero_size_release = row.flags & flags::ZERO_SIZE_RELEASES != 0 && call.size == 0 && returned == 0;
-        if zero_size_release && call.has_released != 0 {
-            released(thread, row, call.released_handle, call.released.size);
+        let zero_size_release = has(row, flags::ZERO_SIZE_RELEASES) && call.size == 0 && returned == 0;
+        if zero_size_release || has(row, flags::RELEASES_ANYWAY) {
+            finish_release(thread, row, call);
         } else {
             put_back(thread.tgid, call);
         }
         return None;
     };
-    if call.released_handle != 0 {
+    if row.release_arg != NO_ARG {
         finish_release(thread, row, call);
     }
     if row.handle == handle::NONE {
         return Some(());
     }
-    if row.flags & flags::RANGE != 0 && row.replace_mask & call.call_flags as u32 != 0 {
+    if has(row, flags::RANGE) && row.replace_mask & call.call_flags as u32 != 0 {
         replace_range(thread, row, call, handle);
     }
-    record(ctx, thread, row, call.size, handle)
-}
-
-/// Enters a new record, if it passes the filters.
-#[inline(always)]
-fn record(
-    ctx: &RetProbeContext,
-    thread: &mut ThreadRecord,
-    row: &ProbeRow,
-    size: u64,
-    handle: u64,
-) -> Option<()> {
-    let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle };
-    let sample_rate = setting!(sample_rate);
-    let in_range = size >= setting!(min_size) && size <= setting!(max_size);
-    if !in_range || (sample_rate > 1 && !sampled(thread, sample_rate)) {
-        // The address may be one whose release we did not see: its older record is void.
-        let _ = ALLOCATIONS.remove(&key);
-        return None;
+    let size = if row.size == size::BEHIND_ARG { read_word(call.size, 8).unwrap_or(0) } else { call.size };
+    record(caller, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
+    if setting!(features) & flags::SEVERAL_HANDLES == 0 || row.handle == handle::RETURN {
+        return Some(()); // the usual case
     }
-    let allocation = Allocation {
-        size,
-        stack_id: stack::capture(ctx, thread),
-        time_ns: now(),
-        tid: thread.tid,
-        generation: thread.generation,
-    };
-    if ALLOCATIONS.insert(&key, &allocation, BPF_ANY as u64).is_err() {
-        count(Stat::LostAllocations);
-        return None;
-    }
-    count(Stat::Acquired);
-    if setting!(flags) & setting_flags::TRACE != 0 {
-        let event = Event {
-            kind: event::kind::ACQUIRE,
-            tgid: thread.tgid,
-            tid: thread.tid,
-            resource: row.resource,
-            handle,
-            size,
-            time_ns: allocation.time_ns,
-            stack_id: allocation.stack_id,
-        };
-        send(&event, Wake::Soon);
+    let Handles { address, number } = handles(row, call)?;
+    for i in 1..MAX_HANDLES {
+        if i >= number {
+            break;
+        }
+        match read_word(address.wrapping_add(i * row.handle_width as u64), row.handle_width) {
+            Some(handle) => record_another(thread, row, handle),
+            None => count(Stat::LostAllocations),
+        }
     }
     Some(())
+}
+
+/// Most handles that one call is seen to acquire. (A message can have more: they are found otherwise.)
+const MAX_HANDLES: u64 = 16;
+
+/// Where a call has stored its handles.
+struct Handles {
+    address: u64,
+    number: u64,
+}
+
+/// The handles of a call that stores them; none of one that returns it. `None` for a message without descriptors.
+#[inline(always)]
+fn handles(row: &ProbeRow, call: &PendingCall) -> Option<Handles> {
+    match row.handle {
+        handle::BEHIND_ARG => Some(Handles {
+            address: call.out_pointer.wrapping_add(row.handle_offset as u64),
+            number: row.handle_count as u64,
+        }),
+        handle::IN_MESSAGE => descriptors_in(call.out_pointer),
+        _ => Some(Handles { address: 0, number: 0 }),
+    }
+}
+
+/// The descriptors in a message. include/linux/socket.h, `struct user_msghdr` and `struct cmsghdr`: the kernel puts those of
+/// a message into one header.
+#[inline(always)]
+fn descriptors_in(message: u64) -> Option<Handles> {
+    const CONTROL: u64 = 32;
+    const HEADER: u64 = 16;
+    const MAX_HEADERS: usize = 4;
+    const SOL_SOCKET_SCM_RIGHTS: u64 = 1 | 1 << 32;
+    let mut at = read_word(message.wrapping_add(CONTROL), 8)?;
+    let mut left = read_word(message.wrapping_add(CONTROL + 8), 8)?;
+    for _ in 0..MAX_HEADERS {
+        if left < HEADER + 4 {
+            return None;
+        }
+        let (length, kind) = (read_word(at, 8)?, read_word(at.wrapping_add(8), 8)?);
+        if length < HEADER || length > left {
+            return None;
+        }
+        if kind == SOL_SOCKET_SCM_RIGHTS {
+            return Some(Handles { address: at.wrapping_add(HEADER), number: (length - HEADER) / 4 });
+        }
+        let step = length.wrapping_add(7) & !7;
+        at = at.wrapping_add(step);
+        left = left.saturating_sub(step);
+    }
+    None
 }
 
 /// Removes the record of what is released.
 #[inline(always)]
 pub fn release_enter(ctx: &ProbeContext) -> Option<()> {
     let (_, row) = row(ctx.regs.cast())?;
-    let handle = Arguments::of(ctx).get(row.release_arg);
-    if handle == 0 {
+    release(row, &Arguments::of(ctx))
+}
+
+/// The same, for a call with these arguments.
+#[inline(always)]
+pub fn release(row: &ProbeRow, args: &Arguments) -> Option<()> {
+    let handle = handle_to_release(row, args);
+    if is_none(row, handle) {
         return None;
     }
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let key = AllocationKey { tgid: (pid_tgid >> 32) as u32, resource: row.resource, handle };
-    if setting!(flags) & setting_flags::TRACE == 0 {
-        ALLOCATIONS.remove(&key).ok()?;
-        count(Stat::Released);
-        return Some(());
-    }
-    let size = ALLOCATIONS.get_ptr(&key).map_or(0, |found| {
-        // SAFETY: a record changes only while its block is acquired, and this thread is about to release it.
-        unsafe { (*found).size }
-    });
-    ALLOCATIONS.remove(&key).ok()?;
-    count(Stat::Released);
-    send_release(key.tgid, pid_tgid as u32, row, handle, size);
-    Some(())
+    records::remove(row, handle)
 }
 
 /// The thread's pending calls will not return. `mend` puts their return addresses back on the stack: an unwinder that
@@ -291,9 +350,18 @@ pub fn abandon_pending(mend: bool) {
     abandon_all(thread);
 }
 
+/// The thread ends: neither its pending calls nor its system call will return.
+#[inline(always)]
+pub fn thread_ends(thread: &mut ThreadRecord) {
+    abandon_all(thread);
+    if thread.in_system_call != 0 {
+        put_back(thread.tgid, &thread.system_call);
+    }
+}
+
 /// Drops all pending calls of a thread; what they had taken out is still acquired.
 #[inline(always)]
-pub fn abandon_all(thread: &mut ThreadRecord) {
+fn abandon_all(thread: &mut ThreadRecord) {
     for _ in 0..MAX_PENDING {
         let Some(call) = top(thread) else { break };
         put_back(thread.tgid, call);
@@ -327,6 +395,8 @@ fn requested_size(row: &ProbeRow, args: &Arguments) -> u64 {
     match row.size {
         size::ARG => args.get(row.size_arg),
         size::PRODUCT => product(args.get(row.size_arg), args.get(row.size_arg2)),
+        // Read when the call returns.
+        size::BEHIND_ARG => args.get(row.size_arg),
         size::CONSTANT => row.constant,
         _ => 0,
     }
@@ -341,180 +411,69 @@ fn product(a: u64, b: u64) -> u64 {
     if fits || a == 0 || b == 0 { a.wrapping_mul(b) } else { u64::MAX }
 }
 
+/// What tells of success does so.
+#[inline(always)]
+fn succeeded(row: &ProbeRow, returned: u64) -> bool {
+    if row.success == success::HANDLE {
+        return true; // the usual case: the handle will tell
+    }
+    let value = if has(row, flags::WIDE_RETURN) { returned as i64 } else { returned as i32 as i64 };
+    match row.success {
+        success::EQUAL => value == row.success_value,
+        success::NOT_EQUAL => value != row.success_value,
+        success::AT_LEAST => value >= row.success_value,
+        success::AT_MOST => value <= row.success_value,
+        success::NEVER => false,
+        _ => true,
+    }
+}
+
 /// What the call handed out, or `None` where it failed. A row without a handle gives 0.
 #[inline(always)]
 fn acquired_handle(row: &ProbeRow, call: &PendingCall, returned: u64) -> Option<u64> {
-    if row.success == success::RETURN_ZERO && returned as u32 != 0 {
+    if !succeeded(row, returned) {
         return None;
     }
-    let acquired = match row.handle {
+    let word = match row.handle {
+        handle::RETURN => returned,
         handle::NONE => return Some(0),
-        handle::BEHIND_ARG => {
-            // SAFETY: the helper checks the address.
-            match unsafe { bpf_probe_read_user(call.out_pointer as *const u64) } {
-                Ok(acquired) => acquired,
-                Err(_) => {
-                    count(Stat::LostAllocations);
-                    return None;
-                }
+        handle::ARG => call.out_pointer,
+        handle::BEHIND_ARG | handle::BEHIND_RETURN => {
+            let base = if row.handle == handle::BEHIND_ARG { call.out_pointer } else { returned };
+            if base == 0 || base == u64::MAX {
+                return None;
             }
+            let Some(word) = read_word(base.wrapping_add(row.handle_offset as u64), row.handle_width) else {
+                count(Stat::LostAllocations);
+                return None;
+            };
+            word
         }
-        _ => returned,
+        _ => {
+            let Handles { address, number } = descriptors_in(call.out_pointer)?;
+            if number == 0 {
+                return None;
+            }
+            read_word(address, row.handle_width)?
+        }
     };
-    if acquired == 0 || (row.success == success::HANDLE && acquired == u64::MAX) {
+    let acquired = narrow(row, word);
+    if is_none(row, acquired) || (row.success == success::HANDLE && acquired == u64::MAX) {
         None
     } else {
         Some(acquired)
     }
 }
 
-/// Takes the record that begins at the released handle out of the table and into the call.
+/// A word of 4 or 8 bytes of the target's memory.
 #[inline(always)]
-fn take_out(tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
-    let key = AllocationKey { tgid, resource: row.resource, handle: call.released_handle };
-    if let Some(found) = ALLOCATIONS.get_ptr(&key) {
-        // SAFETY: a record changes only while its block is acquired, and this thread is about to release it.
-        call.released = unsafe { *found };
-        if ALLOCATIONS.remove(&key).is_ok() {
-            call.has_released = 1;
-        }
-    }
-}
-
-/// The call did not release what it had taken out.
-#[inline(always)]
-fn put_back(tgid: u32, call: &PendingCall) {
-    if call.has_released == 0 {
-        return;
-    }
-    let Some(row) = PROBES.get(call.row) else { return };
-    let key = AllocationKey { tgid, resource: row.resource, handle: call.released_handle };
-    // After a return that we missed the address may be another block's by now.
-    if !matches!(ALLOCATIONS.insert(&key, &call.released, BPF_NOEXIST as u64), Ok(()) | Err(EEXIST)) {
-        count(Stat::LostAllocations);
-    }
-}
-
-/// The call has released its handle or range.
-///
-/// Of ranges only the record that begins where the release begins is found here. What else the release covers (the end of
-/// one range, several, one mapped into another) user space cuts out, which can search: it is told of every release.
-#[inline(always)]
-fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
-    let is_range = row.flags & flags::RANGE != 0;
-    let pages = pages(call.released_len);
-    if call.has_released != 0 {
-        if is_range && pages_of(&call.released) > pages {
-            keep_rest(thread.tgid, row, call, pages);
+fn read_word(address: u64, width: u8) -> Option<u64> {
+    // SAFETY: the helper checks the address.
+    unsafe {
+        if width == 4 {
+            bpf_probe_read_user(address as *const u32).ok().map(u64::from)
         } else {
-            released(thread, row, call.released_handle, call.released.size);
+            bpf_probe_read_user(address as *const u64).ok()
         }
     }
-    if is_range && pages > 0 {
-        let event = Event {
-            kind: event::kind::UNMAP,
-            tgid: thread.tgid,
-            tid: thread.tid,
-            resource: row.resource,
-            handle: call.released_handle,
-            size: pages,
-            time_ns: call.time_ns,
-            stack_id: 0,
-        };
-        send(&event, Wake::Lazily);
-    }
-}
-
-/// The first `pages` bytes of a range are released: the end stays, as it was acquired.
-#[inline(always)]
-fn keep_rest(tgid: u32, row: &ProbeRow, call: &PendingCall, pages: u64) {
-    let start = call.released_handle.wrapping_add(pages);
-    let rest = Allocation { size: call.released.size - pages, ..call.released };
-    // The place may be taken, by a range that was mapped into this one. No range begins within a page, so its other
-    // bytes serve as keys too; user space rounds down.
-    for within in 0..RANGES_IN_A_PAGE {
-        let key = AllocationKey { tgid, resource: row.resource, handle: start.wrapping_add(within) };
-        if ALLOCATIONS.insert(&key, &rest, BPF_NOEXIST as u64).is_ok() {
-            return;
-        }
-    }
-    count(Stat::LostAllocations);
-}
-
-/// MAP_FIXED: the new range has replaced whatever was there.
-#[inline(always)]
-fn replace_range(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall, handle: u64) {
-    let mut replaced = PendingCall {
-        row: call.row,
-        released_handle: handle,
-        released_len: call.size,
-        time_ns: now(),
-        ..PendingCall::default()
-    };
-    take_out(thread.tgid, row, &mut replaced);
-    finish_release(thread, row, &replaced);
-}
-
-/// Bytes of the whole pages that a length covers.
-#[inline(always)]
-fn pages(len: u64) -> u64 {
-    len.wrapping_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1)
-}
-
-#[inline(always)]
-fn pages_of(allocation: &Allocation) -> u64 {
-    pages(allocation.size)
-}
-
-/// Counts, and with `-t` tells, that a record taken out is released for good.
-#[inline(always)]
-fn released(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
-    count(Stat::Released);
-    if setting!(flags) & setting_flags::TRACE != 0 {
-        send_release(thread.tgid, thread.tid, row, handle, size);
-    }
-}
-
-#[inline(always)]
-fn send_release(tgid: u32, tid: u32, row: &ProbeRow, handle: u64, size: u64) {
-    let event = Event {
-        kind: event::kind::RELEASE,
-        tgid,
-        tid,
-        resource: row.resource,
-        handle,
-        size,
-        time_ns: now(),
-        stack_id: 0,
-    };
-    send(&event, Wake::Soon);
-}
-
-/// One in `rate`: counted for each thread, the gaps drawn evenly from 1 to 2 `rate` - 1, so that a pattern in the
-/// program's own calls cannot keep step with the sampling. A thread's first gap is what is left of one that began before
-/// it did: of length k with probability (2 `rate` - k) / (`rate` (2 `rate` - 1)), the smaller of two even draws.
-#[inline(always)]
-fn sampled(thread: &mut ThreadRecord, rate: u64) -> bool {
-    if thread.sample_countdown == 0 {
-        thread.sample_countdown = up_to(2 * rate - 1).min(up_to(2 * rate));
-    }
-    thread.sample_countdown -= 1;
-    if thread.sample_countdown > 0 {
-        return false;
-    }
-    thread.sample_countdown = up_to(2 * rate - 1);
-    true
-}
-
-/// An even draw from 1 to `limit`, which must not be 0.
-#[inline(always)]
-fn up_to(limit: u64) -> u64 {
-    // SAFETY: the helper takes nothing.
-    1 + unsafe { bpf_get_prandom_u32() } as u64 % limit.max(1)
-}
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: the helper takes nothing.
-    unsafe { bpf_ktime_get_ns() }
 }

@@ -3,7 +3,6 @@
 //! The step is a global function, which the verifier checks once and not for each of 127 frames. It takes the thread's
 //! record, in which the walk has all its state: uprobe programs can be preempted, so a CPU's scratch space would not do.
 
-use aya_ebpf::programs::RetProbeContext;
 use memleak_common::{
     settings::flags,
     stack::MAX_STACK_DEPTH,
@@ -12,7 +11,6 @@ use memleak_common::{
 };
 
 use crate::{
-    args,
     maps::{UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_SLOTS, UNWIND_WORDS, setting},
     stack::{self, Hash, Walk},
 };
@@ -81,15 +79,7 @@ impl Reads for Stack {
     fn return_address(&self, cfa: u64, found: u64) -> u64 {
         // SAFETY: as above; nothing writes to the pending calls during a walk.
         let thread = unsafe { &*self.thread };
-        let mut real = found;
-        if thread.depth > 0 {
-            for call in &thread.pending {
-                if call.sp == cfa.wrapping_sub(8) && call.return_address != 0 {
-                    real = call.return_address;
-                }
-            }
-        }
-        real
+        stack::replaced(thread.depth, &thread.pending, cfa.wrapping_sub(8), found)
     }
 
     #[inline(always)]
@@ -155,11 +145,9 @@ pub unsafe extern "C" fn unwind_step(thread: *mut ThreadRecord) -> u64 {
 /// Fills the thread's stack record, the caller of the probed function first: at a return the registers already are
 /// the caller's.
 #[inline(always)]
-pub fn walk(ctx: &RetProbeContext, thread: &mut ThreadRecord) -> Walk {
+pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> Walk {
     let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
     let PublishedList { list, generation, .. } = published_list(thread);
-    let (ip, fp) = args::caller(ctx);
-    let regs = Regs { ip, sp: args::caller_sp(ctx), fp, lr: 0 };
     thread.unwind.state = State::new(regs, list, ADDRESS_MASK);
     thread.unwind.state.exact = 0;
     thread.unwind.window.bytes = 0;

@@ -1,15 +1,20 @@
-//! Time and size of building unwind tables: `cargo bench --bench unwind_tables [-- FILE...]`.
+//! Time and size of building unwind tables: `cargo bench --bench unwind_tables [-- FILE...]`. With `--unsupported` it counts
+//! instead, over all files together, the rows that say that there is a rule beyond them: by reason, and how many
+//! hold a call, so that a return address can be theirs. (`-- --unsupported $(find /usr/lib -name '*.so*' -type f)`)
 //!
 //! Without files: libc, and the largest shared libraries of a development machine that are there. The best of five
 //! builds is printed: the machine's noise only ever adds.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use memleak::unwind::{Source, TableCache, UnwindTable};
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
+use memleak::unwind::{ExecSegment, Machine, Source, TableCache, Unsupported, UnwindTable};
+use memleak_common::unwind::Row;
 
 const BUILDS: usize = 5;
 
@@ -18,6 +23,9 @@ fn main() {
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).map(PathBuf::from).collect();
     if files.is_empty() {
         files = default_files();
+    }
+    if std::env::args().any(|argument| argument == "--unsupported") {
+        return count_unsupported(&files);
     }
     println!("{:>9} {:>9} {:>9} {:>8}  file", "ms", "rows", "entries", "MiB");
     for file in &files {
@@ -38,6 +46,47 @@ fn main() {
     let tables = TableCache::default().get_many(&sources);
     let rows: usize = tables.iter().flatten().map(|table| table.rows.len()).sum();
     println!("{:>9.2} {rows:>9} {:>28} all, together", begin.elapsed().as_secs_f64() * 1e3, "");
+}
+
+fn count_unsupported(files: &[PathBuf]) {
+    let (mut tables, mut rows) = (0, 0);
+    // Rows, and those with a call, by reason.
+    let mut counts: BTreeMap<Unsupported, (usize, usize)> = BTreeMap::new();
+    for path in files {
+        let Ok(table) = File::open(path).map_err(Into::into).and_then(|file| UnwindTable::from_file(&file))
+        else {
+            continue;
+        };
+        tables += 1;
+        rows += table.rows.len();
+        let mut bytes = Vec::new();
+        for pair in table.rows.windows(2) {
+            let [row, next] = [pair[0], pair[1]];
+            let Some(reason) = Unsupported::of(row) else { continue };
+            if bytes.is_empty() {
+                bytes = std::fs::read(path).unwrap_or_default();
+            }
+            let count = counts.entry(reason).or_default();
+            count.0 += 1;
+            count.1 += usize::from(table.machine == Machine::X86_64 && has_call(&table, &bytes, row, next));
+        }
+    }
+    println!("{tables} tables, {rows} rows\n{:>9} {:>9}  unsupported for", "rows", "with call");
+    for (reason, (rows, calls)) in counts {
+        println!("{rows:>9} {calls:>9}  {reason:?}");
+    }
+}
+
+/// Whether there is a call in the text that `row` covers, up to `next`.
+fn has_call(table: &UnwindTable, bytes: &[u8], row: Row, next: Row) -> bool {
+    let start = table.segments.text_base + u64::from(row.pc());
+    let inside = |segment: &&ExecSegment| start >= segment.vaddr && start - segment.vaddr < segment.len;
+    let Some(segment) = table.segments.segments.iter().find(inside) else { return false };
+    let offset = (start - segment.vaddr + segment.file_offset) as usize;
+    let code = bytes.get(offset..offset + (next.pc() - row.pc()) as usize).unwrap_or_default();
+    Decoder::with_ip(64, code, start, DecoderOptions::NONE).iter().any(|instruction| {
+        matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
+    })
 }
 
 fn build(path: &Path) -> Result<(Duration, UnwindTable), Box<dyn std::error::Error>> {

@@ -5,7 +5,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{
-    CommandFactory as _, FromArgMatches as _, Parser,
+    ArgMatches, CommandFactory as _, FromArgMatches as _, Parser,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
@@ -26,6 +26,19 @@ Examples:
   memleak --kernel 10                    the kernel's own allocations, a report every 10 seconds
   memleak -k --slab dentry --sort growth which paths of the kernel grow the dentry cache
   memleak --error-exitcode 99 -- ./test  for CI: 99 when something is still outstanding at the end
+  memleak -p 1234 --acquire 'libfoo.so:foo_open -> ret' --release 'libfoo.so:foo_close(arg1)'
+  memleak -p 1234 --acquire 'db:db_open(arg2 size) -> *arg1 if ret == 0' --release 'db:db_close(arg1)'
+
+Resources, in the words of --acquire and --release (in [] what may be left out, in {} one of several):
+  acquire:   [NAME=][OBJECT:]FUNCTION[(SIZE size)] -> HANDLE[, HANDLE] [counted] [releasing HANDLE] [if CONDITION]
+  release:   [NAME=][OBJECT:]FUNCTION(HANDLE) [if CONDITION]
+  SIZE:      {argN, argN*argN, a number of bytes}
+  HANDLE:    {ret, argN, *argN, *(argN+OFFSET)} [as int]; arguments count from 1; ret is for acquire alone
+  CONDITION: ret [as {int, long}] {==, !=, <, <=, >, >=} NUMBER
+  counted: the same handle may be handed out several times (dlopen); releasing: what the same call takes back (realloc)
+  Without a condition a call has succeeded when its handle is neither 0 nor -1, or, as int, not negative.
+  FUNCTION is a symbol as nm prints it; OBJECT a path or a library's name as with -O, any object where it is left out.
+  A release belongs to the acquire before it, an acquire right behind another one to the same resource.
 
 Ctrl-C, SIGTERM, the end of COUNT and the target's end all give one last report and remove all probes.
 A process given with -p is never signalled and goes on.
@@ -36,6 +49,17 @@ Exit status:
   2  the command line is wrong: one line says what to type
   N  with --error-exitcode N, where the last report holds an outstanding allocation
   A command that ends by itself passes on its own status (128+N for signal N).";
+
+const RESOURCES: &str = "Resources (what is acquired and released)";
+
+/// One `--acquire` or `--release`, as it was typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pair {
+    /// The value of `--acquire`.
+    Acquire(String),
+    /// The value of `--release`.
+    Release(String),
+}
 
 /// Heading of the options that go with --kernel.
 const KERNEL_MODE: &str = "Kernel mode (with --kernel)";
@@ -78,6 +102,34 @@ pub struct Cli {
     /// Trace the children that the target forks, too
     #[arg(long, help_heading = "Target (exactly one kind)")]
     pub follow_forks: bool,
+
+    /// Trace these resources; repeatable, or a comma list [default: heap,mmap, or all of --resources-file]
+    #[arg(short = 'r', long = "resource", value_name = "NAME", help_heading = RESOURCES)]
+    pub resources: Vec<String>,
+
+    /// Print the resources that can be named with -r, one a line, and exit
+    #[arg(long, help_heading = RESOURCES)]
+    pub list_resources: bool,
+
+    /// A function that hands out a resource of yours: 'OBJECT:FUNCTION -> ret' (see Resources below); repeatable
+    #[arg(long, value_name = "SPEC", help_heading = RESOURCES)]
+    pub acquire: Vec<String>,
+
+    /// A function that takes it back: 'OBJECT:FUNCTION(arg1)'; belongs to the --acquire before it; repeatable
+    #[arg(long, value_name = "SPEC", help_heading = RESOURCES)]
+    pub release: Vec<String>,
+
+    /// Both of the above, in the order in which they were typed
+    #[arg(skip)]
+    pub pairs: Vec<Pair>,
+
+    /// Take resources from this TOML file, too; repeatable
+    #[arg(long = "resources-file", value_name = "FILE", help_heading = RESOURCES)]
+    pub resources_files: Vec<PathBuf>,
+
+    /// Count descriptors at the C library's functions, and not at system calls
+    #[arg(long, hide = true)]
+    pub library_calls: bool,
 
     /// Capture allocations of SIZE bytes and more; suffixes K, M, G (1024-based)
     #[arg(short = 'z', long, value_name = "SIZE", help_heading = "What is captured")]
@@ -202,8 +254,22 @@ where
     });
     command
         .try_get_matches_from(args)
-        .and_then(|matches| Cli::from_arg_matches(&matches))
+        .and_then(|matches| {
+            let mut cli = Cli::from_arg_matches(&matches)?;
+            cli.pairs = pairs(&cli, &matches);
+            Ok(cli)
+        })
         .map_err(|error| exit_message(&error))
+}
+
+/// `--acquire` and `--release` in the order of the command line.
+fn pairs(cli: &Cli, matches: &ArgMatches) -> Vec<Pair> {
+    let places = |id: &str| matches.indices_of(id).into_iter().flatten();
+    let acquires = places("acquire").zip(cli.acquire.iter().cloned().map(Pair::Acquire));
+    let releases = places("release").zip(cli.release.iter().cloned().map(Pair::Release));
+    let mut pairs: Vec<(usize, Pair)> = acquires.chain(releases).collect();
+    pairs.sort_by_key(|(place, _)| *place);
+    pairs.into_iter().map(|(_, pair)| pair).collect()
 }
 
 /// One line for what clap says in several.

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod escape;
 pub mod exit;
 pub mod kernel_labels;
+pub mod near;
 pub mod probe;
 pub mod proc;
 pub mod report;

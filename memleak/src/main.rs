@@ -10,15 +10,30 @@ use memleak::{
 };
 
 fn main() -> ExitCode {
+    give_back_large_blocks();
     let settings = match Settings::from_args(std::env::args_os()) {
         Ok(settings) => settings,
         Err(message) => return ExitCode::from(message.emit()),
     };
     let error_exitcode = settings.error_exitcode;
     StderrLog::install(settings.verbosity);
+    for warning in &settings.warnings {
+        log::warn!("{warning}");
+    }
     match run(settings) {
         Ok(ended) => ExitCode::from(exit::of_run(error_exitcode, ended.outstanding, ended.command)),
         Err(error) => ExitCode::from(ExitMessage::error(exit::FAILED, &error.to_string()).emit()),
+    }
+}
+
+/// Parts of files and unwind tables are blocks of megabytes that come and go. glibc raises the size from which blocks are
+/// mapped by themselves with each that is freed, and then keeps them for itself (mallopt(3), M_MMAP_THRESHOLD): for a
+/// process of 200 MB of code that was 27 of 140 MB.
+fn give_back_large_blocks() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: two integers, and there is no other thread yet. Where it fails the threshold stays as it is.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
     }
 }
 

@@ -1,17 +1,25 @@
 //! Checked, resolved settings: what the rest of the program works with.
 
 mod kernel;
+mod resources;
 
 use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
+use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
+
 pub use kernel::{KernelProbes, KernelSettings};
 use kernel::{refuse_kernel_options, resolve_kernel};
-use memleak_common::stack::MAX_STACK_DEPTH;
 
 use crate::{
     cli::{self, Cli},
-    exit::{self, ExitMessage},
+    escape::printable,
+    exit::{self, ExitMessage, Stream},
+    probe::{
+        resource::{Catalog, ResourceInfo},
+        spec::UserResource,
+        table::Row,
+    },
 };
 
 /// What is traced.
@@ -85,6 +93,12 @@ pub struct ReportSettings {
 /// What is captured, in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureSettings {
+    /// What is traced (`-r`): built-in resources, and behind them those that users have described.
+    pub resources: Vec<Resource>,
+    /// Those that users have described, by the number of [`Resource::Custom`].
+    pub user_resources: Vec<UserResource>,
+    /// Their rows of the probe table.
+    pub user_rows: Vec<Row>,
     /// Smallest size in bytes (`-z`).
     pub min_size: u64,
     /// Largest size in bytes (`-Z`).
@@ -107,9 +121,22 @@ pub struct CaptureSettings {
     pub symbols_prefix: Option<String>,
     /// Attach programs that do nothing: what the traps alone cost (`--traps-only`, for the bench).
     pub traps_only: bool,
+    /// Count descriptors at the C library's functions, and not at system calls (`--library-calls`).
+    pub library_calls: bool,
 }
 
 impl CaptureSettings {
+    /// The resources that are traced.
+    pub fn catalog(&self) -> Catalog {
+        Catalog::new(self.resources.iter().map(|resource| match resource {
+            Resource::Custom(number) => match self.user_resources.get(usize::from(*number)) {
+                Some(user) => ResourceInfo::of_user(*resource, user),
+                None => ResourceInfo::built_in(*resource),
+            },
+            built_in => ResourceInfo::built_in(*built_in),
+        }))
+    }
+
     /// Stacks are walked by unwind tables.
     pub fn walks_tables(&self) -> bool {
         matches!(self.unwind, UnwindMode::Auto | UnwindMode::Dwarf) && !self.traps_only
@@ -133,6 +160,8 @@ pub struct Settings {
     pub error_exitcode: Option<u8>,
     /// `-v`: 0, 1, 2...
     pub verbosity: u8,
+    /// What the user should know before all else, a line each.
+    pub warnings: Vec<String>,
 }
 
 /// A command line that cannot be obeyed: one line, `<what>: <why>; <what to do>`.
@@ -152,6 +181,15 @@ pub struct UsageError {
 impl UsageError {
     fn new(what: &str, why: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { what: what.to_owned(), why: why.into(), remedy: remedy.into(), status: exit::USAGE }
+    }
+}
+
+impl UsageError {
+    /// From a line of the form `<why>; <what to do>`.
+    fn of_line(what: &str, line: &impl std::fmt::Display) -> Self {
+        let line = line.to_string();
+        let (why, remedy) = line.rsplit_once("; ").unwrap_or((&line, "see memleak --help"));
+        Self::new(what, why, remedy)
     }
 }
 
@@ -252,16 +290,31 @@ impl Settings {
         I: IntoIterator<Item = T>,
         T: Into<OsString> + Clone,
     {
-        Ok(Self::resolve(cli::parse(args)?)?)
+        let cli = cli::parse(args)?;
+        if cli.list_resources {
+            let (text, warnings) = resources::list(&cli)?;
+            for warning in warnings {
+                eprintln!("memleak: warning: {}", printable(&warning));
+            }
+            return Err(ExitMessage { status: exit::DONE, stream: Stream::Stdout, text });
+        }
+        Ok(Self::resolve(cli)?)
     }
 
-    /// Checks what was typed. Looks at nothing but the command line: whether a process or a file exists shows later.
+    /// Checks what was typed. Besides the command line it looks at files of resources alone: whether a process or
+    /// another file exists shows later.
     pub fn resolve(cli: Cli) -> Result<Self, UsageError> {
         let interval = parse_interval(&cli.interval)?;
         let count = cli.count.as_deref().map(|text| COUNT.parse(text)).transpose()?;
         let error_exitcode =
             cli.error_exitcode.as_deref().map(|text| ERROR_EXITCODE.parse(text)).transpose()?;
-        let capture = resolve_capture(&cli)?;
+        let selection = resources::select(&cli)?;
+        let capture = CaptureSettings {
+            resources: selection.resources,
+            user_resources: selection.user,
+            user_rows: selection.rows,
+            ..resolve_capture(&cli)?
+        };
         let report = resolve_report(&cli)?;
         Ok(Self {
             target: resolve_target(&cli)?,
@@ -272,6 +325,7 @@ impl Settings {
             // As with valgrind, 0 turns it off.
             error_exitcode: error_exitcode.filter(|code| *code != exit::DONE),
             verbosity: cli.verbose,
+            warnings: selection.warnings,
         })
     }
 }
@@ -351,6 +405,9 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         return Err(UsageError::new("-z/--min-size", why, "exchange the two, or leave one out"));
     }
     Ok(CaptureSettings {
+        resources: Vec::new(),
+        user_resources: Vec::new(),
+        user_rows: Vec::new(),
         min_size,
         max_size,
         trace: cli.trace,
@@ -369,6 +426,7 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
             cli.symbols_prefix.as_deref(),
         )?,
         traps_only: cli.traps_only,
+        library_calls: cli.library_calls,
     })
 }
 

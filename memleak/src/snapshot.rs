@@ -1,6 +1,6 @@
 //! The maps, read once, as plain data.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use memleak_common::{probe::Resource, unwind::Step};
 
@@ -100,11 +100,13 @@ pub struct Snapshot {
     pub lost: Lost,
 }
 
-/// A range that was unmapped, or mapped over.
+/// A range that was unmapped, or mapped over; or a span of handles that was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unmap {
     /// Process.
     pub pid: u32,
+    /// What was released.
+    pub resource: Resource,
     /// Its first address.
     pub start: u64,
     /// The address after its last.
@@ -136,6 +138,8 @@ pub fn apply_unmaps(records: Vec<Outstanding>, unmaps: &mut Vec<Unmap>) -> Appli
     if unmaps.is_empty() {
         return Applied { outstanding: records, dead: Vec::new() };
     }
+    let mut dead = Vec::new();
+    let records = apply_spans(records, unmaps, &mut dead);
     let (ranges, mut outstanding): (Vec<_>, Vec<_>) =
         records.into_iter().partition(|record| record.resource == Resource::Mmap);
     // Several records may begin at one address only after a loss; each is cut all the same.
@@ -158,7 +162,6 @@ pub fn apply_unmaps(records: Vec<Outstanding>, unmaps: &mut Vec<Unmap>) -> Appli
         }
         unmap.idle < IDLE
     });
-    let mut dead = Vec::new();
     for (range, cuts) in by_start.into_values().flatten() {
         let before = outstanding.len();
         outstanding.extend(pieces(&range, cuts));
@@ -167,6 +170,32 @@ pub fn apply_unmaps(records: Vec<Outstanding>, unmaps: &mut Vec<Unmap>) -> Appli
         }
     }
     Applied { outstanding, dead }
+}
+
+/// Takes out what was released by spans of handles (close_range), and the spans with it: `unmaps` keeps ranges of
+/// addresses.
+fn apply_spans(
+    records: Vec<Outstanding>,
+    unmaps: &mut Vec<Unmap>,
+    dead: &mut Vec<Outstanding>,
+) -> Vec<Outstanding> {
+    let spans: Vec<Unmap> = unmaps.extract_if(.., |unmap| unmap.resource != Resource::Mmap).collect();
+    if spans.is_empty() {
+        return records;
+    }
+    let released_by_span: HashSet<Resource> = spans.iter().map(|span| span.resource).collect();
+    let (concerned, mut others): (Vec<_>, Vec<_>) =
+        records.into_iter().partition(|record| released_by_span.contains(&record.resource));
+    let key = |record: &Outstanding| (record.pid, record.resource, record.handle);
+    let mut left: BTreeMap<_, _> = concerned.into_iter().map(|record| (key(&record), record)).collect();
+    for span in spans {
+        let first = (span.pid, span.resource, span.start);
+        let covered = first..(span.pid, span.resource, span.end.max(span.start));
+        let released = left.extract_if(covered, |_, record| record.time_ns < span.time_ns);
+        dead.extend(released.map(|(_, record)| record));
+    }
+    others.extend(left.into_values());
+    others
 }
 
 /// Bytes of a page.
@@ -206,7 +235,7 @@ mod tests {
     }
 
     fn unmap(start: u64, end: u64, time_ns: u64) -> Unmap {
-        Unmap { pid: 1, start, end, time_ns, idle: 0 }
+        Unmap { pid: 1, resource: Resource::Mmap, start, end, time_ns, idle: 0 }
     }
 
     fn apply(records: &[Outstanding], unmaps: &mut Vec<Unmap>) -> (Vec<(u64, u64)>, usize) {
@@ -273,5 +302,25 @@ mod tests {
         let mut heap = range(0x10000, 0x1000, 1);
         heap.resource = Resource::Heap;
         assert_eq!(apply(&[heap], &mut vec![unmap(0, u64::MAX, 2)]), (vec![(0x10000, 0x1000)], 0));
+    }
+
+    #[test]
+    fn a_span_releases_handles_and_no_other_resource() {
+        let fd = |handle: u64, time_ns| Outstanding {
+            resource: Resource::Fd,
+            handle,
+            address: handle,
+            size: 0,
+            ..range(0, 0, time_ns)
+        };
+        let file = Outstanding { resource: Resource::File, ..fd(4, 1) };
+        let records = vec![fd(3, 1), fd(4, 1), fd(5, 1), fd(6, 9), range(4096, 4096, 1), file];
+        let mut spans = vec![Unmap { resource: Resource::Fd, ..unmap(4, 1 << 32, 5) }];
+        let applied = apply_unmaps(records.clone(), &mut spans);
+        assert_eq!(applied.dead, [fd(4, 1), fd(5, 1)]);
+        let mut left = applied.outstanding;
+        left.sort_by_key(|record| (record.address, record.resource));
+        assert_eq!(left, [fd(3, 1), file, fd(6, 9), range(4096, 4096, 1)]);
+        assert!(spans.is_empty(), "it is done with");
     }
 }

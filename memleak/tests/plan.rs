@@ -14,7 +14,7 @@ use memleak::{
             AttachPoint, Plan, PlanError, PlanOptions, ProgramKind, SkipReason, check_object_argument, plan,
             symbol_names,
         },
-        table::{Role, TABLE},
+        table::{DEFAULT_RESOURCES, Role, TABLE},
     },
     proc::{maps::read_maps, memory::ProcessMemory},
     target::{
@@ -23,6 +23,7 @@ use memleak::{
         object::{Object, read_objects},
     },
 };
+use memleak_common::probe::Resource;
 
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 const C_LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
@@ -63,15 +64,26 @@ fn check_against_nm(plan: &Plan, file: &Path, symbols: &[NmSymbol], applies: imp
 }
 
 fn check_against_symbols(plan: &Plan, file: &Path, symbols: &[&NmSymbol], applies: impl Fn(&str) -> bool) {
+    check_resources(DEFAULT_RESOURCES, plan, file, symbols, applies);
+}
+
+fn check_resources(
+    resources: &[Resource],
+    plan: &Plan,
+    file: &Path,
+    symbols: &[&NmSymbol],
+    applies: impl Fn(&str) -> bool,
+) {
     let by_role = |wanted: &[Role]| -> BTreeSet<u64> {
         let names: HashSet<_> = TABLE
             .iter()
-            .filter(|row| wanted.contains(&row.role) && applies(row.function))
-            .map(|row| row.function)
+            .filter(|row| row.serves(resources))
+            .filter(|row| wanted.contains(&row.role) && applies(&row.function))
+            .map(|row| &*row.function)
             .collect();
         symbols.iter().filter(|symbol| names.contains(&*symbol.name)).map(|symbol| symbol.vaddr).collect()
     };
-    let acquires = by_role(&[Role::Acquire, Role::Resize, Role::FallibleRelease]);
+    let acquires = by_role(&[Role::Acquire, Role::Resize, Role::FallibleRelease, Role::Shield]);
     let expected = [
         (ProgramKind::AcquireEnter, acquires.clone()),
         (ProgramKind::AcquireExit, acquires),
@@ -122,6 +134,54 @@ fn probes_the_c_library_of_a_running_program() {
     assert_eq!(skip_reasons(&whole, "cfree"), [&SkipReason::SameCode("free".to_owned())]);
     assert_eq!(skip_reasons(&whole, "mmap64"), [&SkipReason::SameCode("mmap".to_owned())]);
     assert_eq!(skip_reasons(&whole, "free_sized"), [&SkipReason::NotDefined]);
+}
+
+/// Each resource is looked for in its libraries, with all functions that nm finds, and with no other's.
+#[test]
+fn probes_each_resource_in_its_library() {
+    for (resource, library) in [
+        (Resource::Fd, "libc.so.6"),
+        (Resource::File, "libc.so.6"),
+        (Resource::Dir, "libc.so.6"),
+        (Resource::Thread, "libc.so.6"),
+        (Resource::Mutex, "libc.so.6"),
+        (Resource::Dl, "libc.so.6"),
+        (Resource::Sqlite, "libsqlite3.so.0"),
+        (Resource::SqliteStmt, "libsqlite3.so.0"),
+        (Resource::Ssl, "libssl.so.3"),
+        (Resource::Ssl, "libcrypto.so.3"),
+        (Resource::Python, "libpython3.11.so.1.0"),
+    ] {
+        let file = Path::new(LIBRARIES).join(library);
+        let resources = [resource];
+        let options = PlanOptions { resources: &resources, ..PlanOptions::default() };
+        let plan = plan_of_file(&file, &options);
+        assert!(!plan.is_empty() && plan.allocators.is_empty(), "{library}");
+        let symbols = dynamic_symbols(&file);
+        let symbols: Vec<_> = symbols.iter().filter(|symbol| matches!(symbol.kind, 'T' | 'W')).collect();
+        check_resources(&resources, &plan, &file, &symbols, |_| true);
+    }
+}
+
+/// A program's own `open` or `accept` is not the C library's.
+#[test]
+fn leaves_functions_alone_that_only_have_the_name() {
+    let own = "int open(int a) { return a; }\nint accept(int a) { return open(a); }\n\
+               void *fopen(void) { return 0; }\nint main(void) { return accept(0); }";
+    let program = compile("gcc", "plan_own_open", own, &["-fno-builtin", "-rdynamic"]);
+    let resources = [Resource::Fd, Resource::File];
+    let options = PlanOptions { resources: &resources, ..PlanOptions::default() };
+    let objects = [open(&program, &options)];
+    let plan = plan(&objects, &options, None);
+    assert!(plan.is_empty() && plan.is_final(), "{:?}", plan.points);
+    let missing = PlanError::resources_missing(&objects, &options, &plan);
+    let [PlanError::NoResource { resource: "fd", .. }, PlanError::NoResource { resource: "file", .. }] =
+        missing.as_slice()
+    else {
+        panic!("{missing:?}");
+    };
+    let words = missing[1].to_string();
+    assert!(words.starts_with("no function of the resource file (fopen, fopen64, fdopen) in "), "{words}");
 }
 
 #[test]

@@ -6,14 +6,16 @@ use std::{
     collections::BTreeSet,
     fs,
     path::Path,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use jiff::tz::{TimeZone, offset};
 use memleak::{
     aggregate::{Group, GroupKey},
+    probe::resource::ResourceInfo,
     report::{
-        AllocationLine, Report, StackReport, TargetInfo, Totals,
+        AllocationLine, Report, ResourceTotal, StackReport, TargetInfo, Totals,
         json::write_json,
         text::{TextOptions, write_text},
         trace::{EventKind, EventLine, write_event_json, write_event_text},
@@ -70,7 +72,7 @@ fn unknown(ip: u64, module: Option<&str>, offset: Option<u64>, reason: NoSymbol)
 fn leaky() -> StackReport {
     StackReport {
         pid: 123,
-        resource: Resource::Heap,
+        resource: info(Resource::Heap),
         bytes: 80,
         count: 5,
         oldest_ms: Some(4000),
@@ -84,13 +86,14 @@ fn leaky() -> StackReport {
             },
             frame(0x55fc_a689_a1cc, "main", 0x2e, Some(("/home/me/src/leak.c", 7))),
         ],
+        now: None,
         allocations: None,
     }
 }
 
 fn mapping() -> StackReport {
     StackReport {
-        resource: Resource::Mmap,
+        resource: info(Resource::Mmap),
         bytes: 4096,
         count: 1,
         oldest_ms: Some(1000),
@@ -100,8 +103,25 @@ fn mapping() -> StackReport {
     }
 }
 
+fn info(resource: Resource) -> Arc<ResourceInfo> {
+    Arc::new(ResourceInfo::built_in(resource))
+}
+
 fn report(stacks: Vec<StackReport>) -> Report {
+    report_of(&[Resource::Heap, Resource::Mmap].map(info), stacks)
+}
+
+fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<StackReport>) -> Report {
+    let total = |resource: &Arc<ResourceInfo>| {
+        let of_it = || stacks.iter().filter(|stack| stack.resource == *resource);
+        ResourceTotal {
+            resource: resource.clone(),
+            bytes: of_it().map(|stack| stack.bytes).sum(),
+            count: of_it().map(|stack| stack.count).sum(),
+        }
+    };
     Report {
+        by_resource: resources.iter().map(total).collect(),
         time: time(),
         elapsed_ms: 5000,
         is_final: false,
@@ -116,6 +136,52 @@ fn report(stacks: Vec<StackReport>) -> Report {
         sampled: None,
         stacks,
     }
+}
+
+/// What a user has described: without a size, its handles numbers or addresses.
+fn user(name: &str, unit: &str, is_number: bool) -> Arc<ResourceInfo> {
+    Arc::new(ResourceInfo {
+        resource: Resource::Custom(u16::from(is_number)),
+        name: name.to_owned(),
+        description: String::new(),
+        unit: unit.to_owned(),
+        has_size: false,
+        is_number,
+        is_descriptor: false,
+    })
+}
+
+fn line(address: u64, age_ms: u64, now: Option<&str>) -> AllocationLine {
+    AllocationLine { address, size: 0, age_ms, now: now.map(str::to_owned) }
+}
+
+/// Three tables: that of memory, descriptors with what they are now, and a user's own.
+fn resources() -> Report {
+    let fd = info(Resource::Fd);
+    let lease = user("lease", "leases \x1b[1m", false);
+    let unused = user("slot", "slot", true);
+    let resources = [info(Resource::Heap), fd.clone(), info(Resource::Mmap), lease.clone(), unused];
+    let opened = StackReport {
+        resource: fd,
+        bytes: 0,
+        now: Some("1 file (/tmp/a\nb), 1 socket".to_owned()),
+        count: 3,
+        frames: vec![frame(0x55fc_a689_a200, "open_it", 0x10, None)],
+        allocations: Some(vec![
+            line(5, 84_000, Some("socket:[123]")),
+            line(6, 1200, Some("/tmp/a\nb")),
+            line(7, 900, None),
+        ]),
+        ..leaky()
+    };
+    let leased = StackReport { resource: lease, bytes: 0, count: 1, allocations: None, ..leaky() };
+    let leased_more = StackReport {
+        count: 2,
+        allocations: Some(vec![line(0x7f00, 5, None), line(0x7f10, 4, None)]),
+        ..leased.clone()
+    };
+    let lost = Lost { allocations: 1, ..Lost::default() };
+    Report { lost, ..report_of(&resources, vec![leaky(), mapping(), opened, leased_more, leased]) }
 }
 
 fn inlined() -> Report {
@@ -158,7 +224,7 @@ fn kernel() -> Report {
     };
     let of = |resource, bytes, count, label: Option<&str>, frames| StackReport {
         pid: KERNEL_PID,
-        resource,
+        resource: info(resource),
         bytes,
         count,
         label: label.map(str::to_owned),
@@ -172,13 +238,15 @@ fn kernel() -> Report {
     ];
     let table = vec![frame(0xffff_ffff_c0a0_1010, "nft_do_chain", 0x10, "[nf_tables]")];
     let pages = vec![unknown(0xffff_ffff_c030_0100, None, None, NoSymbol::NotInSymbolTable)];
-    let mut report = report(vec![
+    let resources = [Resource::Slab, Resource::Pages, Resource::Vmalloc].map(info);
+    let stacks = vec![
         of(Resource::Slab, 4096, 16, Some("kmalloc-256"), epoll),
         of(Resource::Pages, 16384, 1, Some("order 2"), pages),
         of(Resource::Slab, 192, 1, Some("dentry"), table.clone()),
         of(Resource::Slab, 16, 1, Some("a\n\t9 bytes\x1b[2J"), vec![]),
         of(Resource::Vmalloc, 8192, 1, None, table),
-    ]);
+    ];
+    let mut report = report_of(&resources, stacks);
     report.target = TargetInfo::kernel();
     report
 }
@@ -202,8 +270,8 @@ fn hostile() -> Report {
 fn cases() -> Vec<(&'static str, Report)> {
     let with_allocations = StackReport {
         allocations: Some(vec![
-            AllocationLine { address: 0x55_fca0, size: 16, age_ms: 4000 },
-            AllocationLine { address: 0x55_fcc0, size: 64, age_ms: 900 },
+            AllocationLine { address: 0x55_fca0, size: 16, age_ms: 4000, now: None },
+            AllocationLine { address: 0x55_fcc0, size: 64, age_ms: 900, now: None },
         ]),
         ..leaky()
     };
@@ -221,6 +289,8 @@ fn cases() -> Vec<(&'static str, Report)> {
         ("combined", Report { is_final: true, ..report(vec![combined]) }),
         ("no_symbols", no_symbols()),
         ("hostile", hostile()),
+        ("resources", resources()),
+        ("user", report_of(&[user("lease", "leases", false)], vec![])),
         ("kernel", kernel()),
         ("processes", {
             let mut two = report(vec![leaky(), StackReport { pid: 124, ..leaky() }]);
@@ -301,8 +371,11 @@ fn the_json_of_the_spec() {
     .expect("the spec's object");
     let mut stack = leaky();
     stack.frames.truncate(1);
-    stack.allocations = Some(vec![AllocationLine { address: 0x55_fca0, size: 16, age_ms: 900 }]);
+    stack.allocations = Some(vec![AllocationLine { address: 0x55_fca0, size: 16, age_ms: 900, now: None }]);
     let mut actual: Value = serde_json::from_str(&json_of(&report(vec![stack]))).expect("JSON");
+    let by_resource = serde_json::json!({"heap":{"bytes":80,"count":5},"mmap":{"bytes":0,"count":0}});
+    let totals = actual["totals"].as_object_mut().expect("totals");
+    assert_eq!(totals.remove("by_resource"), Some(by_resource));
     let added = &mut actual["stacks"][0];
     assert_eq!(added.as_object_mut().and_then(|stack| stack.remove("pid")), Some(123.into()));
     let frame = added["frames"][0].as_object_mut().expect("a frame");
@@ -310,7 +383,7 @@ fn the_json_of_the_spec() {
     assert_eq!(actual, spec);
 }
 
-/// What a script written for bcc's memleak gets out of a report: bytes, allocations and addresses of each stack.
+/// What a script written for bcc's memleak gets out of a report of memory: bytes, allocations and addresses of each stack.
 fn read_as_bcc_script(text: &str) -> (usize, Vec<(u64, u64, Vec<u64>)>) {
     let heading =
         Regex::new(r"^\[\d\d:\d\d:\d\d\] Top (\d+) stacks with outstanding allocations").expect("regex");
@@ -318,7 +391,7 @@ fn read_as_bcc_script(text: &str) -> (usize, Vec<(u64, u64, Vec<u64>)>) {
     let address = Regex::new(r"^\t\t0x([0-9a-f]{16})\t").expect("regex");
     let mut top = None;
     let mut stacks: Vec<(u64, u64, Vec<u64>)> = Vec::new();
-    for line in text.lines() {
+    for line in memory_lines(text) {
         if let Some(found) = heading.captures(line) {
             assert_eq!(top.replace(found[1].parse().expect("a number")), None, "two headings");
         } else if let Some(found) = stack.captures(line) {
@@ -332,9 +405,19 @@ fn read_as_bcc_script(text: &str) -> (usize, Vec<(u64, u64, Vec<u64>)>) {
     (top.expect("a heading"), stacks)
 }
 
+/// The lines of the table of memory: it comes first where there is one.
+fn memory_lines(text: &str) -> impl Iterator<Item = &str> {
+    let other = |line: &&str| line.starts_with('[') && !line.contains(" outstanding allocations");
+    text.lines().take_while(move |line| !other(line))
+}
+
+fn is_memory(stack: &&StackReport) -> bool {
+    stack.resource.has_size
+}
+
 /// The lines that a cruder script takes for stacks: those of one tab whose first word is a number.
 fn read_first_words(text: &str) -> Vec<u64> {
-    let of_one_tab = text.lines().filter_map(|line| line.strip_prefix('\t'));
+    let of_one_tab = memory_lines(text).filter_map(|line| line.strip_prefix('\t'));
     of_one_tab.filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect()
 }
 
@@ -342,24 +425,42 @@ fn read_first_words(text: &str) -> Vec<u64> {
 fn a_script_for_bcc_reads_every_report() {
     for (name, report) in cases() {
         let text = text_of(&report);
+        if !text.contains("outstanding allocations") {
+            continue; // nothing of memory in it
+        }
         let (top, stacks) = read_as_bcc_script(&text);
         let expected: Vec<_> = report
             .stacks
             .iter()
+            .filter(is_memory)
             .map(|stack| (stack.bytes, stack.count, stack.frames.iter().map(|frame| frame.ip).collect()))
             .collect();
         assert_eq!((top, stacks), (10, expected), "{name}:\n{text}");
-        let bytes: Vec<u64> = report.stacks.iter().map(|stack| stack.bytes).collect();
+        let bytes: Vec<u64> = report.stacks.iter().filter(is_memory).map(|stack| stack.bytes).collect();
         assert_eq!(read_first_words(&text), bytes, "{name}:\n{text}");
     }
+}
+
+/// Bytes and number of each stack's heading, of whatever resource.
+fn read_numbers(text: &str) -> Vec<(u64, u64)> {
+    let heading =
+        Regex::new(r"^\t(?:(\d+) bytes in (\d+) allocations|(\d+) outstanding) from stack(?: \(.*\))?$")
+            .expect("regex");
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    let found = text.lines().filter_map(|line| heading.captures(line));
+    found
+        .map(|found| match found.get(3) {
+            Some(count) => (0, number(count.as_str())),
+            None => (number(&found[1]), number(&found[2])),
+        })
+        .collect()
 }
 
 #[test]
 fn both_forms_say_the_same() {
     for (name, report) in cases() {
         let json: Value = serde_json::from_str(&json_of(&report)).expect("JSON");
-        let (_, stacks) = read_as_bcc_script(&text_of(&report));
-        let numbers: Vec<_> = stacks.iter().map(|(bytes, count, _)| (*bytes, *count)).collect();
+        let numbers = read_numbers(&text_of(&report));
         let in_json = json["stacks"].as_array().expect("a list").iter();
         let in_json: Vec<_> =
             in_json.filter_map(|stack| Some((stack["bytes"].as_u64()?, stack["count"].as_u64()?))).collect();
@@ -403,7 +504,7 @@ fn acquire() -> EventLine {
         kind: EventKind::Acquire,
         pid: 123,
         tid: 125,
-        resource: Resource::Heap,
+        resource: info(Resource::Heap),
         address: 0x7f12_3456_7890,
         size: 128,
         label: None,
@@ -434,19 +535,25 @@ fn check_trace(name: &str, events: &[EventLine]) -> String {
 fn trace_lines() {
     let release = EventLine {
         kind: EventKind::Release,
-        resource: Resource::Mmap,
+        resource: info(Resource::Mmap),
         size: 0,
         frames: vec![],
         ..acquire()
     };
-    let text = check_trace("trace", &[acquire(), release]);
+    let opened = EventLine { resource: info(Resource::Fd), address: 5, size: 0, frames: vec![], ..acquire() };
+    let leased = EventLine { resource: user("lease", "leases", false), address: 0x7f00, ..opened.clone() };
+    let text = check_trace("trace", &[acquire(), release, opened, leased]);
     assert_eq!(text.lines().next(), Some("[05:04:05.678] 123/125 acquire heap 0x7f1234567890 128 bytes"));
+    let last: Vec<&str> = text.lines().rev().take(2).collect();
+    let expected =
+        ["acquire lease 0x7f00", "acquire fd 5"].map(|what| format!("[05:04:05.678] 123/125 {what}"));
+    assert_eq!(last, expected);
 }
 
 #[test]
 fn trace_lines_of_the_kernel() {
     let slab = EventLine {
-        resource: Resource::Slab,
+        resource: info(Resource::Slab),
         address: 0xffff_8881_0234_5600,
         label: Some("kmalloc-128".to_owned()),
         comm: Some("kworker/0:1".to_owned()),
@@ -454,7 +561,7 @@ fn trace_lines_of_the_kernel() {
         ..acquire()
     };
     let pages = EventLine {
-        resource: Resource::Pages,
+        resource: info(Resource::Pages),
         size: 16384,
         label: Some("order 2".to_owned()),
         comm: Some("a\n\x1b[2Jb".to_owned()),
@@ -522,11 +629,12 @@ fn a_group_becomes_a_stack_of_the_report() {
         allocations: None,
     };
     let cut = Stack { ips: vec![1], cut: Some(Cut::TooDeep), label: Some("dentry".to_owned()) };
-    let stack = StackReport::new(group.clone(), Some(&cut), leaky().frames, &settings(false));
-    assert_eq!((stack.pid, stack.resource, stack.bytes, stack.count), (9, Resource::Mmap, 10, 2));
+    let stack =
+        StackReport::new(group.clone(), info(Resource::Mmap), Some(&cut), leaky().frames, &settings(false));
+    assert_eq!((stack.pid, stack.resource.resource, stack.bytes, stack.count), (9, Resource::Mmap, 10, 2));
     assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut), (Some(2), Some(1), Some(Cut::TooDeep)));
     assert_eq!((stack.frames, stack.label.as_deref()), (leaky().frames, Some("dentry")));
-    let stack = StackReport::new(group, None, vec![], &settings(true));
+    let stack = StackReport::new(group, info(Resource::Mmap), None, vec![], &settings(true));
     assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut), (None, None, None));
 }
 

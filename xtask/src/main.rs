@@ -3,6 +3,7 @@
 mod bench;
 mod build_ebpf;
 mod demo;
+mod fuzz;
 mod packages;
 mod privilege;
 mod run;
@@ -30,6 +31,8 @@ enum Task {
     BuildEbpf(build_ebpf::Options),
     /// Traces a leaking program for a few reports and says what there is to see in them
     Demo,
+    /// Fuzzes the parsers that read what a target wrote
+    Fuzz(fuzz::Options),
     /// Checks format and lints, runs all tests, the live ones as root
     Test(test::Options),
     /// Runs live tests on other kernels, in virtual machines under software emulation
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Demo => demo::run(),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Vm(options) => vm::run(&options),
     };

@@ -89,6 +89,11 @@ pub fn memleak_binary() -> Result<PathBuf> {
     Ok(memleak.context("cargo built no `memleak`")?.path)
 }
 
+/// The folder of the Rust toolchain in use.
+pub fn rust_sysroot() -> Result<PathBuf> {
+    Ok(output(Command::new("rustc").current_dir(root()).args(["--print", "sysroot"]))?.trim().into())
+}
+
 /// Where on PATH (or in sbin, which a user's PATH leaves out) a program is.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

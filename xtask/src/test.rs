@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What the live tests build and trace.
-pub const LIVE_PACKAGES: [Package; 11] = [
+pub const LIVE_PACKAGES: [Package; 15] = [
     Package { names: &["g++"], purpose: "compiles the traced programs" },
     Package { names: &["libc6-dev"], purpose: "static glibc programs" },
     Package { names: &["musl-tools"], purpose: "static musl programs" },
@@ -34,6 +34,13 @@ pub const LIVE_PACKAGES: [Package; 11] = [
     Package { names: &["redis-tools"], purpose: "redis-benchmark and redis-cli" },
     Package { names: &["gdb"], purpose: "a second opinion on symbols" },
     Package { names: &["binutils"], purpose: "objcopy and strip, for separate debug files" },
+    Package { names: &["libsqlite3-0"], purpose: "a real library, with databases to leave open" },
+    Package { names: &["libssl3", "libssl3t64"], purpose: "a real library, with objects that are counted" },
+    Package {
+        names: &["libpython3.11", "libpython3.12t64", "libpython3.13"],
+        purpose: "a real library, with allocators of its own",
+    },
+    Package { names: &["python3"], purpose: "a real program that opens files and sockets" },
     Package { names: &["bpftool"], purpose: "shows that nothing stays attached" },
 ];
 

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::probe::{
     plan::{AttachPoint, PointKey, ProgramKind},
-    table::{Scope as RowScope, TABLE},
+    table::Scope as RowScope,
 };
 
 /// The processes in which a probe fires.
@@ -151,10 +151,7 @@ impl Probes {
 
     /// An exception that leaves one of these calls would end the process, since its stack cannot be mended here.
     pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<&'a AttachPoint> {
-        let throws = |point: &&AttachPoint| {
-            point.program.is_return()
-                && TABLE.get(point.row as usize).is_some_and(|row| row.scope == RowScope::Operator)
-        };
+        let throws = |point: &&AttachPoint| point.program.is_return() && point.scope == RowScope::Operator;
         if self.mends_stack { None } else { points.iter().find(throws) }
     }
 

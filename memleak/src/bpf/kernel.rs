@@ -52,7 +52,7 @@ pub fn load(
 ) -> Result<Loaded, BpfError> {
     load::check_kernel()?;
     let object = preallocate(OBJECT, PREALLOCATED).ok_or(BpfError::Missing("section maps"))?;
-    let settings = load::kernel_settings(capture, report)?;
+    let settings = load::kernel_settings(capture, report, &[])?;
     let mut loader = EbpfLoader::new();
     for name in UNUSED {
         loader.map_max_entries(name, 1);

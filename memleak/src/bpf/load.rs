@@ -1,6 +1,6 @@
 //! Loads the BPF object: settings in, programs verified, lifecycle programs attached.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::{collections::HashSet, os::unix::fs::MetadataExt as _};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -9,7 +9,7 @@ use aya::{
     util::KernelVersion,
 };
 use memleak_common::{
-    probe::{MAX_PROBES, ProbeRow},
+    probe::{MAX_PROBES, ProbeRow, Resource, handle},
     settings::{Settings as KernelSettings, flags},
     thread::Target,
 };
@@ -22,6 +22,7 @@ use super::{
     unwind,
 };
 use crate::{
+    probe::table::{Row, system_calls},
     proc::btf,
     settings::{CaptureSettings, ReportSettings, UnwindMode},
 };
@@ -66,13 +67,15 @@ pub struct Loaded {
     pub mends_stack: bool,
     /// Stacks are walked by unwind tables.
     pub walks_tables: bool,
+    /// Resources that system calls tell of: no function of the target's is probed for them.
+    pub by_system_calls: &'static [Resource],
 }
 
 /// Loads the programs with these settings and fills the map of rows. `unwind_words`: entries of `UNWIND_WORDS`.
 pub fn load(
     capture: &CaptureSettings,
     report: &ReportSettings,
-    rows: &[ProbeRow],
+    rows: &[Row],
     unwind_words: u32,
     verbosity: u8,
 ) -> Result<Loaded, BpfError> {
@@ -95,11 +98,11 @@ pub fn load(
 fn load_with(
     capture: &CaptureSettings,
     report: &ReportSettings,
-    rows: &[ProbeRow],
+    rows: &[Row],
     unwind_words: u32,
     verbosity: u8,
 ) -> Result<Loaded, BpfError> {
-    let settings = kernel_settings(capture, report)?;
+    let settings = kernel_settings(capture, report, rows)?;
     let walks_tables = capture.walks_tables();
     // What is not used takes no memory.
     let room = |entries: u32, is_used: bool| if is_used { entries } else { 1 };
@@ -124,7 +127,17 @@ fn load_with(
     let events = ebpf.take_map("EVENTS").ok_or(BpfError::Missing("map EVENTS"))?;
     let events =
         RingBuf::try_from(events).map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;
-    Ok(Loaded { ebpf, events, uprobes, mends_stack, walks_tables })
+    let mut by_system_calls: &[Resource] = &[];
+    let by_kernel = !capture.traps_only && !capture.library_calls;
+    if by_kernel && system_calls::RESOURCES.iter().any(|one| capture.resources.contains(one)) {
+        match trace_system_calls(&mut ebpf, rows) {
+            Ok(()) => by_system_calls = system_calls::RESOURCES,
+            Err(error) => log::warn!(
+                "descriptors are counted at the C library's functions, so that raw system calls are missed: {error}"
+            ),
+        }
+    }
+    Ok(Loaded { ebpf, events, uprobes, mends_stack, walks_tables, by_system_calls })
 }
 
 /// No log at first: aya would retry a failed load with ever larger ones, which takes long. With -v -v the user wants the
@@ -147,14 +160,24 @@ pub(super) fn check_kernel() -> Result<(), BpfError> {
     Ok(())
 }
 
+/// The rows are of several groups: calls of one can be made while one of another is pending.
+fn has_several_groups(rows: &[Row], resources: &[Resource]) -> bool {
+    let acquiring = rows.iter().filter(|row| row.probe.handle != handle::NONE && row.serves(resources));
+    acquiring.map(|row| row.probe.group).collect::<HashSet<_>>().len() > 1
+}
+
 pub(super) fn kernel_settings(
     capture: &CaptureSettings,
     report: &ReportSettings,
+    rows: &[Row],
 ) -> Result<KernelSettings, BpfError> {
     let mut bits = 0;
     let mut task_tgid_offset = 0;
     if capture.trace {
         bits |= flags::TRACE;
+    }
+    if has_several_groups(rows, &capture.resources) {
+        bits |= flags::READ_RETURNS;
     }
     if capture.follow_forks {
         bits |= flags::FOLLOW_FORKS;
@@ -180,7 +203,10 @@ pub(super) fn kernel_settings(
         flags: bits,
         max_depth: capture.max_depth,
         task_tgid_offset,
-        reserved: 0,
+        features: rows
+            .iter()
+            .filter(|row| row.serves(&capture.resources))
+            .fold(0, |features, row| features | row.probe.features()),
     })
 }
 
@@ -193,7 +219,7 @@ fn own_pid_namespace() -> (u64, u64) {
     }
 }
 
-fn fill_rows(ebpf: &mut Ebpf, rows: &[ProbeRow]) -> Result<(), BpfError> {
+fn fill_rows(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
     const MAP: &str = "PROBES";
     if rows.len() > MAX_PROBES as usize {
         return Err(BpfError::Map { map: MAP, reason: format!("more than {MAX_PROBES} rows") });
@@ -202,8 +228,27 @@ fn fill_rows(ebpf: &mut Ebpf, rows: &[ProbeRow]) -> Result<(), BpfError> {
     let error = |error: aya::maps::MapError| BpfError::Map { map: MAP, reason: chain(&error) };
     let mut probes: Array<_, ProbeRow> = Array::try_from(map).map_err(error)?;
     for (index, row) in (0..).zip(rows) {
-        probes.set(index, row, 0).map_err(error)?;
+        probes.set(index, row.probe, 0).map_err(error)?;
     }
+    Ok(())
+}
+
+/// Has the programs run at each system call of any process; all but those that are of interest end at once.
+fn trace_system_calls(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
+    const MAP: &str = "SYSTEM_CALLS";
+    let map = ebpf.map_mut(MAP).ok_or(BpfError::Missing("map SYSTEM_CALLS"))?;
+    let error = |error: aya::maps::MapError| BpfError::Map { map: MAP, reason: chain(&error) };
+    let mut map: Array<_, u32> = Array::try_from(map).map_err(error)?;
+    for (number, entry) in system_calls::entries(rows) {
+        map.set(number, entry, 0).map_err(error)?;
+    }
+    // A return before its entry, which makes it expected.
+    for (name, tracepoint) in [("system_exit", "sys_exit"), ("system_enter", "sys_enter")] {
+        let program: &mut RawTracePoint = program(ebpf, name)?;
+        program.load().map_err(|error| load_error(&error))?;
+        program.attach(tracepoint).map_err(|error| load_error(&error))?;
+    }
+    log::info!("descriptors are counted at system calls");
     Ok(())
 }
 

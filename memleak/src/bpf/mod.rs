@@ -2,6 +2,7 @@
 //! to aya and to the `bpf` system call.
 
 pub mod attach;
+mod descriptors;
 pub mod kernel;
 pub mod load;
 pub mod maps;

@@ -15,23 +15,27 @@ use rustc_hash::FxHashMap;
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
     kernel::Label,
-    probe::Resource,
+    probe::{ProbeRow, Resource, flags},
     stack::{NO_STACK, StackRecord},
     stats::Stat,
     thread::{MAX_PENDING, Target, ThreadRecord},
     unwind::Step,
 };
 
-use super::{BpfError, attach::Probes, chain, kernel::cache_name, maps};
+use super::{BpfError, attach::Probes, chain, descriptors::Descriptors, kernel::cache_name, maps};
 use crate::{
     kernel_labels::label_name,
-    probe::{kernel::TWIN, table::TABLE},
+    probe::kernel::TWIN,
+    proc::descriptors::open_descriptors,
     snapshot::{Cut, Lost, Outstanding, PAGE_SIZE, Snapshot, Stack, Unmap, apply_unmaps},
 };
 
 /// What is kept from one snapshot to the next.
-#[derive(Default)]
 pub struct Reader {
+    /// By attach cookie.
+    rows: Vec<ProbeRow>,
+    /// `None` where descriptors are not traced, or not all of them.
+    descriptors: Option<Descriptors>,
     /// Stacks read before: a stored stack never changes.
     stacks: HashMap<u64, Stack>,
     /// Ranges unmapped in part, as long as a record overlaps one.
@@ -44,18 +48,58 @@ pub struct Reader {
     pids: HashMap<u32, u32>,
 }
 
+/// [`memleak_common::thread::PendingCall::has_released`]: a record was taken out.
+const TAKEN_OUT: u16 = 1;
+
 impl Reader {
+    /// Has read nothing yet. `rows` are those that the kernel side has. `checks_descriptors`: all descriptors are traced, and
+    /// are to be compared with what the processes have open.
+    pub fn new(rows: Vec<ProbeRow>, checks_descriptors: bool) -> Self {
+        let descriptors = checks_descriptors.then(Descriptors::default);
+        Self {
+            rows,
+            descriptors,
+            stacks: HashMap::new(),
+            unmaps: Vec::new(),
+            removed: 0,
+            skipped_runs: 0,
+            pids: HashMap::new(),
+        }
+    }
+
+    /// A process is about to be traced.
+    pub fn add_target(&mut self, pid: u32) {
+        if let Some(descriptors) = &mut self.descriptors {
+            descriptors.remember(pid);
+        }
+    }
+
+    /// A process has ended: its number can be another's by now.
+    pub fn target_ended(&mut self, pid: u32) {
+        if let Some(descriptors) = &mut self.descriptors {
+            descriptors.forget(pid);
+        }
+    }
+
     /// Remembers that a range was unmapped.
     pub fn unmapped(&mut self, unmap: Unmap) {
         self.unmaps.push(unmap);
     }
 
-    /// Removes records that an exec has made void, which would fill the table.
-    pub fn remove_void(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
+    /// Removes records that the exec of process `pid` has made void. Of its descriptors those that are still open stay.
+    pub fn remove_void(&mut self, ebpf: &Ebpf, pid: u32) -> Result<(), BpfError> {
         let targets = targets(ebpf)?;
+        let open = open_descriptors(pid).unwrap_or_default();
         // A newer one is of a program that has replaced this one since the generations were read.
         let is_void = |key: &AllocationKey, allocation: &Allocation| {
-            targets.0.get(&key.tgid).is_some_and(|(_, target)| allocation.generation < target.generation)
+            let survives = |of: u32| {
+                key.resource == Resource::Fd.number()
+                    && (of != pid || open.contains_key(&(key.handle as u32)))
+            };
+            targets
+                .0
+                .get(&key.tgid)
+                .is_some_and(|(of, target)| allocation.generation < target.generation && !survives(*of))
         };
         let mut void = Vec::new();
         maps::for_each_entry(fd(ebpf, "ALLOCATIONS")?, |key, allocation| {
@@ -82,7 +126,7 @@ impl Reader {
         const MANY: usize = 500_000;
         if self.unmaps.len() > MANY {
             let targets = targets(ebpf)?;
-            let applied = apply_unmaps(outstanding(ebpf, &targets)?, &mut self.unmaps);
+            let applied = apply_unmaps(outstanding(ebpf, &targets, &self.rows)?, &mut self.unmaps);
             remove_dead(ebpf, &targets, &applied.dead)?;
             self.removed += applied.dead.len() as u64;
         }
@@ -115,12 +159,17 @@ impl Reader {
     /// Reads everything. Events that were sent before must have been handed to [`Self::unmapped`].
     pub fn snapshot(&mut self, ebpf: &Ebpf, probes: &Probes) -> Result<Snapshot, BpfError> {
         let targets = targets(ebpf)?;
-        let raw = outstanding(ebpf, &targets)?;
+        let raw = outstanding(ebpf, &targets, &self.rows)?;
         let time_ns = monotonic_ns();
         let applied = apply_unmaps(raw, &mut self.unmaps);
         remove_dead(ebpf, &targets, &applied.dead)?;
         self.removed += applied.dead.len() as u64;
         let mut outstanding = applied.outstanding;
+        if let Some(descriptors) = &mut self.descriptors {
+            let closed = descriptors.reconcile(&mut outstanding);
+            remove_dead(ebpf, &targets, &closed)?;
+            self.removed += closed.len() as u64;
+        }
         let mut known: FxHashMap<u64, bool> = FxHashMap::default();
         for allocation in &mut outstanding {
             let id = allocation.stack_id;
@@ -141,12 +190,14 @@ impl Reader {
         let stats = Stats::read(ebpf)?;
         // What a program's twin did in its stead was not lost.
         self.skipped_runs = self.skipped_runs.max(skipped.saturating_sub(stats.get(Stat::RescuedRuns)));
+        let (found, closed) =
+            self.descriptors.as_ref().map_or((0, 0), |descriptors| descriptors.found_and_closed);
         Ok(Snapshot {
             time_ns,
             outstanding,
             stacks: self.stacks.clone(),
-            acquired: stats.get(Stat::Acquired),
-            released: stats.get(Stat::Released) + self.removed,
+            acquired: stats.get(Stat::Acquired) + found,
+            released: stats.get(Stat::Released) + self.removed + closed,
             lost: Lost {
                 allocations: stats.get(Stat::LostAllocations),
                 stacks: stats.get(Stat::LostStacks),
@@ -192,13 +243,13 @@ fn targets(ebpf: &Ebpf) -> Result<Targets, BpfError> {
     Ok(Targets(targets))
 }
 
-fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfError> {
+fn outstanding(ebpf: &Ebpf, targets: &Targets, rows: &[ProbeRow]) -> Result<Vec<Outstanding>, BpfError> {
     let mut all = Vec::new();
     let mut add = |key: &AllocationKey, allocation: &Allocation| {
         // Records of a program that exec has replaced are void.
         if let Some((pid, target)) = targets.0.get(&key.tgid)
-            && target.generation == allocation.generation
             && let Some(resource) = Resource::from_u32(key.resource)
+            && is_current(resource, allocation, target)
         {
             all.push(Outstanding {
                 pid: *pid,
@@ -216,20 +267,25 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfEr
     // Blocks that a call in progress has taken out (realloc): still acquired, until it returns.
     let mut pending = Vec::new();
     maps::for_each_entry(fd(ebpf, "THREADS")?, |_: &u64, thread: &ThreadRecord| {
-        for call in thread.pending.iter().take((thread.depth as usize).min(MAX_PENDING)) {
-            if call.has_released != 0 {
+        let calls = thread.pending.iter().take((thread.depth as usize).min(MAX_PENDING));
+        let system_call = (thread.in_system_call != 0).then_some(&thread.system_call);
+        for call in calls.chain(system_call) {
+            if call.has_released == TAKEN_OUT {
                 pending.push((thread.tgid, *call));
             }
         }
     })
     .map_err(|error| map_error("THREADS", &error))?;
     if !pending.is_empty() {
-        let seen: HashSet<(u32, u64)> = all.iter().map(|found| (found.pid, found.address)).collect();
+        let seen: HashSet<(u32, Resource, u64)> =
+            all.iter().map(|found| (found.pid, found.resource, found.address)).collect();
         for (tgid, call) in pending {
             let Some((pid, target)) = targets.0.get(&tgid) else { continue };
-            let Some(row) = TABLE.get(call.row as usize) else { continue };
-            let Some(resource) = Resource::from_u32(row.probe.resource) else { continue };
-            if target.generation == call.released.generation && !seen.contains(&(*pid, call.released_handle))
+            let Some(row) = rows.get(call.row as usize) else { continue };
+            let Some(resource) = Resource::from_u32(row.resource) else { continue };
+            if is_current(resource, &call.released, target)
+                && row.flags & flags::GONE_WHILE_PENDING == 0
+                && !seen.contains(&(*pid, resource, call.released_handle))
             {
                 all.push(Outstanding {
                     pid: *pid,
@@ -246,6 +302,13 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets) -> Result<Vec<Outstanding>, BpfEr
     Ok(all)
 }
 
+/// What an exec has not made void: memory and all that is in it goes, descriptors stay, but for those that
+/// [`Reader::remove_void`] finds closed.
+fn is_current(resource: Resource, allocation: &Allocation, target: &Target) -> bool {
+    allocation.generation == target.generation
+        || (resource == Resource::Fd && allocation.generation < target.generation)
+}
+
 /// Where a record's range begins: the end of a range that was released in part may have a key within its first page.
 fn start_of(resource: Resource, handle: u64) -> u64 {
     if resource == Resource::Mmap { handle & !(PAGE_SIZE - 1) } else { handle }
@@ -258,7 +321,7 @@ fn remove_dead(ebpf: &Ebpf, targets: &Targets, dead: &[Outstanding]) -> Result<(
         else {
             continue;
         };
-        let key = AllocationKey { tgid, resource: record.resource as u32, handle: record.handle };
+        let key = AllocationKey { tgid, resource: record.resource.number(), handle: record.handle };
         let taken: Option<Allocation> =
             maps::take(fd(ebpf, "ALLOCATIONS")?, &key).map_err(|error| map_error("ALLOCATIONS", &error))?;
         // The address may have been handed out again since it was read: then it is not the one that is dead.

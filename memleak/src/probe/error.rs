@@ -1,12 +1,17 @@
 //! Why there is nothing to probe, in one line that says what to do.
 
 use std::{
+    collections::HashSet,
     io::{self, Read as _},
     path::Path,
 };
 
-use super::plan::PlanOptions;
+use super::{
+    plan::{Plan, PlanOptions},
+    table::{DEFAULT_RESOURCES, Role, Row, Scope},
+};
 use crate::target::object::{Object, ObjectError, ObjectId};
+use memleak_common::probe::Resource;
 
 /// Most objects named in a message.
 const NAMED: usize = 8;
@@ -61,6 +66,48 @@ pub enum PlanError {
         /// What was looked at.
         objects: String,
     },
+    /// No function that acquires a built-in resource other than memory.
+    #[error(
+        "no function of the resource {resource} ({functions}) in {objects}; trace a program that calls one, or name \
+         other resources with -r (see --list-resources)"
+    )]
+    NoResource {
+        /// Its name.
+        resource: &'static str,
+        /// Some of the functions that acquire it.
+        functions: String,
+        /// What was looked at.
+        objects: String,
+    },
+    /// A user's specification names an object that is not mapped.
+    #[error(
+        "no object named {object} is mapped, so {function} is not probed; name one of these, or leave the object out: \
+         {candidates}"
+    )]
+    NoUserObject {
+        /// As the user gave it.
+        object: String,
+        /// The function that was to be probed.
+        function: String,
+        /// File names of what is mapped.
+        candidates: String,
+    },
+    /// A user's specification names a function that is not there.
+    #[error(
+        "{objects}: no function {function} to probe; write it as nm or nm -D prints it, a C++ function mangled"
+    )]
+    NoUserFunction {
+        /// What was looked at.
+        objects: String,
+        /// The function.
+        function: String,
+    },
+    /// A user's function cannot be probed.
+    #[error("{skip}; name another function")]
+    UserFunctionSkipped {
+        /// Which, where and why.
+        skip: String,
+    },
     /// No allocator.
     #[error(
         "no allocator (malloc, free, mmap) in {objects}; name the object that has one with -O, and the prefix \
@@ -73,6 +120,63 @@ pub enum PlanError {
 }
 
 impl PlanError {
+    /// Built-in resources, memory left out, of which `plan`, a plan for all that the target has mapped, attaches to no
+    /// acquiring function: one error for each.
+    pub fn resources_missing(objects: &[Object], options: &PlanOptions<'_>, plan: &Plan) -> Vec<Self> {
+        let acquires = |row: &&Row| matches!(row.role, Role::Acquire | Role::Resize);
+        let planned: HashSet<u32> = plan.points.iter().map(|point| point.row).collect();
+        let of = |resource: Resource| {
+            (0..)
+                .zip(options.rows)
+                .filter(move |(_, row)| acquires(row) && row.probe.resource == resource.number())
+        };
+        let is_memory = |resource: &Resource| {
+            DEFAULT_RESOURCES.contains(resource) || matches!(resource, Resource::Custom(_))
+        };
+        options
+            .resources
+            .iter()
+            .filter(|resource| {
+                !is_memory(resource) && !of(**resource).any(|(index, _)| planned.contains(&index))
+            })
+            .map(|resource| Self::NoResource {
+                resource: resource.name(),
+                functions: of(*resource)
+                    .take(3)
+                    .map(|(_, row)| &*row.function)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                objects: list(objects.iter()),
+            })
+            .collect()
+    }
+
+    /// Why the user's functions that `plan`, a plan for all that the target has mapped, does not attach to are not
+    /// probed: one error for each row.
+    pub fn users_missing(objects: &[Object], options: &PlanOptions<'_>, plan: &Plan) -> Vec<Self> {
+        let planned: HashSet<u32> = plan.points.iter().map(|point| point.row).collect();
+        let missing = (0..).zip(options.rows).filter(|(index, row)| {
+            row.scope == Scope::User && row.serves(options.resources) && !planned.contains(index)
+        });
+        missing.map(|(_, row)| Self::user_missing(objects, row, plan)).collect()
+    }
+
+    fn user_missing(objects: &[Object], row: &Row, plan: &Plan) -> Self {
+        let function = row.function.to_string();
+        let is_meant = |object: &&Object| row.object.as_deref().is_none_or(|name| names_object(name, object));
+        let meant: Vec<&Object> = objects.iter().filter(is_meant).collect();
+        let skipped = plan.skipped.iter().find(|skip| {
+            skip.function == function && meant.iter().any(|object| object.to_string() == skip.object)
+        });
+        match (skipped, &row.object) {
+            (Some(skip), _) => Self::UserFunctionSkipped { skip: skip.to_string() },
+            (None, Some(object)) if meant.is_empty() => {
+                Self::NoUserObject { object: object.clone(), function, candidates: list(objects.iter()) }
+            }
+            _ => Self::NoUserFunction { objects: list(meant.into_iter()), function },
+        }
+    }
+
     /// Why a plan for `objects`, all that the target has mapped, found nothing to acquire from.
     pub fn nothing_found(objects: &[Object], options: &PlanOptions<'_>) -> Self {
         let chosen: Vec<_> = match options.object {

@@ -322,7 +322,7 @@ impl KernelPlan {
     fn acquires(&self, resource: Resource) -> bool {
         self.tracepoints.iter().any(|row| row.resource == resource && !row.size.is_empty())
             || self.functions.iter().any(|function| {
-                function.row.resource == resource as u32 && function.row.role == role::ACQUIRE
+                function.row.resource == resource.number() && function.row.role == role::ACQUIRE
             })
     }
 }
@@ -367,7 +367,7 @@ fn plan_function(btf: &Btf, facts: &dyn KernelFacts, row: &FunctionRow, plan: &m
     let acquires = matches!(row.role, role::ACQUIRE | role::ACQUIRE_ARRAY);
     let only = |wanted: bool, names| if wanted { position(&arguments, names) } else { NO_ARG };
     let kernel_row = KernelRow {
-        resource: row.resource as u32,
+        resource: row.resource.number(),
         scratch: (TRACEPOINTS + plan.functions.len()) as u32,
         role: row.role,
         handle_arg: position(&arguments, row.handle),
@@ -387,24 +387,30 @@ fn plan_function(btf: &Btf, facts: &dyn KernelFacts, row: &FunctionRow, plan: &m
     }
 }
 
-/// Where `kfree_rcu` keeps what it will free, from Linux 6.3 on.
+/// Where `kfree_rcu` keeps what it will free: two lists of blocks, which have other names and links before Linux 6.3.
 fn deferred_frees(btf: &Btf, facts: &dyn KernelFacts) -> Option<DeferredFrees> {
+    const BLOCK: &str = "kvfree_rcu_bulk_data";
+    const POINTER: u32 = 8;
+    btf.tracepoint_arguments(WORK_START)?;
+    let (waiting, going, next, list_size) = match btf.member_offset(BLOCK, "list") {
+        Some(list) => ("bulk_head", "bulk_head_free", list, 2 * POINTER), // struct list_head
+        None => ("bkvhead", "bkvhead_free", btf.member_offset(BLOCK, "next")?, POINTER),
+    };
     let way = |structure, work, lists| {
         let (work, lists) = (btf.member_offset(structure, work)?, btf.member_offset(structure, lists)?);
         Some(i64::from(lists) - i64::from(work))
     };
-    btf.tracepoint_arguments(WORK_START)?;
-    // The blocks' list is what they begin with.
-    (btf.member_offset("kvfree_rcu_bulk_data", "list")? == 0).then_some(())?;
     Some(DeferredFrees {
         functions: [facts.function("kfree_rcu_monitor")?.1, facts.function("kfree_rcu_work")?.1],
         lists: [
-            way("kfree_rcu_cpu", "monitor_work", "bulk_head")?,
-            way("kfree_rcu_cpu_work", "rcu_work", "bulk_head_free")?,
+            way("kfree_rcu_cpu", "monitor_work", waiting)?,
+            way("kfree_rcu_cpu_work", "rcu_work", going)?,
         ],
         function_offset: btf.member_offset("work_struct", "func")?,
-        count_offset: btf.member_offset("kvfree_rcu_bulk_data", "nr_records")?,
-        records_offset: btf.member_offset("kvfree_rcu_bulk_data", "records")?,
+        count_offset: btf.member_offset(BLOCK, "nr_records")?,
+        records_offset: btf.member_offset(BLOCK, "records")?,
+        next_offset: next,
+        list_size,
         reserved: 0,
     })
 }
@@ -418,4 +424,117 @@ fn page_users(facts: &dyn KernelFacts, plan: &KernelPlan) -> [CodeRange; CODE_RA
         *place = CodeRange { start: code.start, end: code.end };
     }
     ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, sync::LazyLock};
+
+    use super::*;
+
+    /// A kernel with all functions of its type information, a page apart.
+    struct Fake {
+        btf: &'static Btf,
+        has_kprobes: bool,
+    }
+
+    static BTF: LazyLock<Btf> = LazyLock::new(|| Btf::kernel().expect("the kernel has type information"));
+
+    impl KernelFacts for Fake {
+        fn function(&self, name: &str) -> Option<(String, u64)> {
+            [name.to_owned(), format!("{name}_noprof")]
+                .into_iter()
+                .find(|name| self.btf.has_function(name))
+                .map(|name| (name, 0xffff_ffff_8100_0000))
+        }
+
+        fn code(&self, names: &[&str]) -> Vec<Range<u64>> {
+            (1..=names.len() as u64).map(|at| at * 4096..at * 4096 + 100).collect()
+        }
+
+        fn has_kprobes(&self) -> bool {
+            self.has_kprobes
+        }
+    }
+
+    fn running(has_kprobes: bool) -> Fake {
+        Fake { btf: &BTF, has_kprobes }
+    }
+
+    #[test]
+    fn every_tracepoint_has_a_place_and_a_program_of_its_own() {
+        let places: HashSet<u32> = TRACEPOINT_TABLE.iter().map(|row| row.tracepoint as u32).collect();
+        assert_eq!(places, (0..TRACEPOINTS as u32).collect());
+        let programs: HashSet<&str> =
+            TRACEPOINT_TABLE.iter().flat_map(|row| std::iter::once(row.program).chain(row.twin)).collect();
+        let twins = TRACEPOINT_TABLE.iter().filter(|row| row.twin.is_some()).count();
+        assert_eq!(programs.len(), TRACEPOINTS + twins);
+        assert!(TRACEPOINT_TABLE.iter().filter_map(|row| row.twin).all(|twin| twin.ends_with(TWIN)));
+    }
+
+    #[test]
+    fn releases_are_attached_before_acquires() {
+        let acquires = |row: &TracepointRow| !row.size.is_empty() || !row.cache.is_empty();
+        assert!(TRACEPOINT_TABLE.is_sorted_by_key(acquires));
+        let acquires = |row: &FunctionRow| matches!(row.role, role::ACQUIRE | role::ACQUIRE_ARRAY);
+        assert!(FUNCTION_TABLE.is_sorted_by_key(acquires));
+    }
+
+    /// The arguments' names, as bpftool and the kernel's headers have them, at the places that the plan gives.
+    #[test]
+    fn arguments_are_found_by_name() {
+        let fake = running(false);
+        let plan = plan(fake.btf, &fake, KernelProbes::Auto, true).expect("a plan");
+        for row in &plan.tracepoints {
+            let names = fake.btf.tracepoint_arguments(row.name).expect("its arguments");
+            let args = plan.settings.tracepoints[row.tracepoint as usize];
+            let name = |position: u8| names.get(position as usize).map(String::as_str);
+            assert!(["ptr", "page"].contains(&name(args.handle).expect("a handle")), "{}", row.name);
+            assert!([None, Some("bytes_alloc"), Some("order")].contains(&name(args.size)), "{}", row.name);
+            assert!([None, Some("s")].contains(&name(args.cache)), "{}", row.name);
+        }
+        let has = |tracepoint| plan.tracepoints.iter().any(|row| row.tracepoint == tracepoint);
+        assert!(has(Tracepoint::Kmalloc) && has(Tracepoint::PageFree) && has(Tracepoint::PercpuAlloc));
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_said() {
+        let fake = running(false);
+        let without = plan(fake.btf, &fake, KernelProbes::Auto, false).expect("a plan");
+        assert!(without.functions.is_empty());
+        assert!(without.unseen.iter().any(|line| line.contains("vmalloc") && line.contains("no kprobes")));
+        assert!(without.tracepoints.iter().all(|row| row.resource != Resource::Percpu), "-P was not given");
+        let error = plan(fake.btf, &fake, KernelProbes::Kprobe, false).expect_err("no kprobes");
+        assert_eq!(error, KernelPlanError::NoKprobes);
+    }
+
+    #[test]
+    fn functions_are_for_what_has_no_tracepoint() {
+        let fake = running(true);
+        let auto = plan(fake.btf, &fake, KernelProbes::Auto, false).expect("a plan");
+        assert!(auto.unseen.is_empty(), "{:?}", auto.unseen);
+        let names = |plan: &KernelPlan| -> HashSet<String> {
+            plan.functions.iter().map(|f| f.name.trim_end_matches("_noprof").to_owned()).collect()
+        };
+        let expected = ["vfree", "__vmalloc_node_range", "kmem_cache_free_bulk", "kmem_cache_alloc_bulk"];
+        assert!(expected.iter().all(|name| names(&auto).contains(*name)), "{:?}", names(&auto));
+        assert!(!names(&auto).contains("kfree"), "it has a tracepoint");
+        let kprobe = plan(fake.btf, &fake, KernelProbes::Kprobe, false).expect("a plan");
+        assert!(["kfree", "kmem_cache_alloc", "__kmalloc"].iter().all(|name| names(&kprobe).contains(*name)));
+        assert!(kprobe.tracepoints.iter().all(|row| row.resource == Resource::Pages));
+        let scratch: HashSet<u32> = kprobe.functions.iter().map(|function| function.row.scratch).collect();
+        assert_eq!(scratch.len(), kprobe.functions.len(), "scratch space is one program's");
+    }
+
+    #[test]
+    fn pages_of_allocators_that_are_not_traced_count_as_pages() {
+        let fake = running(false);
+        let ranges = |percpu| {
+            let plan = plan(fake.btf, &fake, KernelProbes::Tracepoint, percpu).expect("a plan");
+            plan.settings.page_users.iter().filter(|range| range.end != 0).count()
+        };
+        let of = |resource| PAGE_USERS.iter().filter(|(_, user)| *user == resource).count();
+        assert_eq!(ranges(false), of(Resource::Slab));
+        assert_eq!(ranges(true), of(Resource::Slab) + of(Resource::Percpu));
+    }
 }

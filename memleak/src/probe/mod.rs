@@ -5,4 +5,6 @@ mod error;
 pub mod kernel;
 pub mod placement;
 pub mod plan;
+pub mod resource;
+pub mod spec;
 pub mod table;

@@ -6,12 +6,12 @@ use std::{
     path::PathBuf,
 };
 
-use memleak_common::probe::ProbeRow;
+use memleak_common::probe::{ProbeRow, Resource};
 
 use super::{
     error::names_object,
     placement::{self, Placement, Reason},
-    table::{Role, Row, Scope, TABLE},
+    table::{DEFAULT_RESOURCES, Role, Row, Scope, TABLE},
 };
 use crate::{
     proc::memory::ReadMemory,
@@ -60,7 +60,9 @@ impl ProgramKind {
     /// The programs that serve a role.
     pub const fn of(role: Role) -> &'static [Self] {
         match role {
-            Role::Acquire | Role::Resize | Role::FallibleRelease => &[Self::AcquireExit, Self::AcquireEnter],
+            Role::Acquire | Role::Resize | Role::FallibleRelease | Role::Shield => {
+                &[Self::AcquireExit, Self::AcquireEnter]
+            }
             Role::Release => &[Self::ReleaseEnter],
             Role::Abandon => &[Self::AbandonEnter],
             Role::Notice => &[Self::MappingsEnter],
@@ -76,8 +78,12 @@ pub type PointKey = (ObjectId, u64, ProgramKind);
 pub struct AttachPoint {
     /// Which program.
     pub program: ProgramKind,
-    /// Index in [`TABLE`]: the attach cookie.
+    /// Index in [`PlanOptions::rows`]: the attach cookie.
     pub row: u32,
+    /// What the row's function does.
+    pub role: Role,
+    /// Where the row applies.
+    pub scope: Scope,
     /// Which object.
     pub object: ObjectId,
     /// Path that opens the object.
@@ -153,8 +159,12 @@ impl fmt::Display for Skip {
 }
 
 /// What the user asked for, and what is already attached.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct PlanOptions<'a> {
+    /// All rows: those of [`TABLE`], and behind them the user's own.
+    pub rows: &'a [Row],
+    /// What is traced by probes: rows of other resources are left out.
+    pub resources: &'a [Resource],
     /// `-O`: take the allocator functions from this object only: a path, a file name, or a library's name without
     /// `lib` and `.so` (`c`, `jemalloc`).
     pub object: Option<&'a str>,
@@ -163,6 +173,24 @@ pub struct PlanOptions<'a> {
     pub symbols_prefix: Option<&'a str>,
     /// Points of earlier plans: they are not planned again.
     pub already: Option<&'a HashSet<PointKey>>,
+}
+
+impl Default for PlanOptions<'_> {
+    fn default() -> Self {
+        Self { rows: &TABLE, resources: DEFAULT_RESOURCES, object: None, symbols_prefix: None, already: None }
+    }
+}
+
+impl<'a> PlanOptions<'a> {
+    /// Rows that the resources need, each with its index.
+    fn selected(&self) -> impl Iterator<Item = (u32, &'a Row)> + use<'a> {
+        let resources = self.resources;
+        (0_u32..).zip(self.rows).filter(move |(_, row)| row.serves(resources))
+    }
+
+    fn rows_of(&self, scope: Scope) -> impl Iterator<Item = &'a Row> + use<'a> {
+        self.selected().map(|(_, row)| row).filter(move |row| row.scope == scope)
+    }
 }
 
 /// What to attach.
@@ -183,20 +211,25 @@ impl Plan {
     /// objects are mapped.
     pub fn is_empty(&self) -> bool {
         !self.points.iter().any(|point| {
-            point.program == ProgramKind::AcquireEnter
-                && (!self.needs_heap || TABLE.get(point.row as usize).is_some_and(is_prefixed))
+            point.program == ProgramKind::AcquireEnter && (!self.needs_heap || is_prefixed(point.scope))
         })
+    }
+
+    /// It is empty, and nothing will tell of objects that are mapped later.
+    pub fn is_final(&self) -> bool {
+        self.is_empty() && !self.points.iter().any(|point| point.program == ProgramKind::MappingsEnter)
     }
 }
 
 /// The symbols that a plan needs of each object: to read the objects with.
 pub fn symbol_names(options: &PlanOptions<'_>) -> SymbolNames {
-    let prefixed = TABLE
-        .iter()
-        .filter(|row| is_prefixed(row))
+    let rows = || options.selected().map(|(_, row)| row);
+    let prefixed = rows()
+        .filter(|row| is_prefixed(row.scope))
         .flat_map(|row| prefixes(options).iter().map(move |prefix| format!("{prefix}{}", row.function)));
-    let plain = TABLE.iter().map(|row| row.function).chain(allocator::marker_names());
-    prefixed.chain(plain.map(str::to_owned)).collect()
+    let markers = allocator::marker_names().chain([C_LIBRARY_MARKER]);
+    let plain = rows().map(|row| row.function.to_string()).chain(markers.map(str::to_owned));
+    prefixed.chain(plain).collect()
 }
 
 /// Plans for `objects`: all that a target has mapped, or those that are new. Objects are read with [`symbol_names`] of
@@ -216,20 +249,23 @@ pub fn plan(objects: &[Object], options: &PlanOptions<'_>, memory: Option<&dyn R
         }
     }
     // A release that can fail is attached by the programs of an acquire: among these it comes first.
-    plan.points.sort_by_key(|point| (point.program, role_rank(point.row)));
+    plan.points.sort_by_key(|point| (point.program, role_rank(point.role)));
     plan
 }
 
-fn role_rank(row: u32) -> u8 {
-    match TABLE.get(row as usize).map(|row| row.role) {
-        Some(Role::FallibleRelease) => 0,
-        Some(Role::Resize) => 1,
+fn role_rank(role: Role) -> u8 {
+    match role {
+        Role::FallibleRelease => 0,
+        Role::Resize => 1,
         _ => 2,
     }
 }
 
-fn is_prefixed(row: &Row) -> bool {
-    matches!(row.scope, Scope::Heap | Scope::HeapExtension)
+/// A function that glibc and musl define, and nobody else (where `errno` is).
+const C_LIBRARY_MARKER: &str = "__errno_location";
+
+fn is_prefixed(scope: Scope) -> bool {
+    matches!(scope, Scope::Heap | Scope::HeapExtension)
 }
 
 /// Prefixes to look for.
@@ -272,7 +308,7 @@ impl<'a> Planner<'a> {
             plan.allocators.push((self.object.to_string(), kind));
         }
         for prefix in &families {
-            self.add_rows(plan, prefix, |scope| matches!(scope, Scope::Heap | Scope::HeapExtension), None);
+            self.add_rows(plan, prefix, is_prefixed, None);
         }
         if !families.is_empty() {
             let reason = (!kind.has_own_operators()).then_some(SkipReason::CallsMalloc(kind));
@@ -281,7 +317,10 @@ impl<'a> Planner<'a> {
         if self.has_mapping_functions() {
             self.add_rows(plan, "", |scope| scope == Scope::Mapping, None);
         }
-        self.add_rows(plan, "", |scope| scope == Scope::Anywhere, None);
+        if self.elf.is_static() || self.elf.defines(C_LIBRARY_MARKER) {
+            self.add_rows(plan, "", |scope| scope == Scope::CLibrary, None);
+        }
+        self.add_rows(plan, "", |scope| matches!(scope, Scope::Anywhere | Scope::User), None);
     }
 
     /// Prefixes under which the object defines an allocator. A linker takes from a static library only what is called,
@@ -304,24 +343,23 @@ impl<'a> Planner<'a> {
     }
 
     fn defines_acquire(&self, prefix: &str) -> bool {
-        TABLE
-            .iter()
-            .filter(|row| row.scope == Scope::Heap && matches!(row.role, Role::Acquire | Role::Resize))
+        self.options
+            .rows_of(Scope::Heap)
+            .filter(|row| matches!(row.role, Role::Acquire | Role::Resize))
             .any(|row| self.elf.defines(&format!("{prefix}{}", row.function)))
     }
 
     /// The object is a C library, or holds one: it defines functions of each role, or is static and has some of them.
     fn has_mapping_functions(&self) -> bool {
-        let mut rows = TABLE.iter().filter(|row| row.scope == Scope::Mapping);
+        let mut rows = self.options.rows_of(Scope::Mapping);
         let defines = |role: Role| {
-            TABLE
-                .iter()
-                .filter(|row| row.scope == Scope::Mapping && row.role == role)
-                .any(|row| self.elf.defines(row.function))
+            self.options
+                .rows_of(Scope::Mapping)
+                .any(|row| row.role == role && self.elf.defines(&row.function))
         };
         self.is_chosen
             && if self.elf.is_static() {
-                rows.any(|row| self.elf.defines(row.function))
+                rows.any(|row| self.elf.defines(&row.function))
             } else {
                 defines(Role::Acquire) && defines(Role::FallibleRelease)
             }
@@ -335,7 +373,10 @@ impl<'a> Planner<'a> {
         applies: impl Fn(Scope) -> bool,
         reason: Option<SkipReason>,
     ) {
-        for (index, row) in (0_u32..).zip(TABLE).filter(|(_, row)| applies(row.scope)) {
+        for (index, row) in self.options.selected().filter(|(_, row)| applies(row.scope)) {
+            if row.object.as_deref().is_some_and(|name| !names_object(name, self.object)) {
+                continue;
+            }
             let function = format!("{prefix}{}", row.function);
             let symbols = self.elf.symbols_named(&function);
             if symbols.is_empty() && matches!(row.scope, Scope::Heap | Scope::Mapping) {
@@ -397,6 +438,8 @@ impl<'a> Planner<'a> {
             .map(|program| AttachPoint {
                 program: *program,
                 row: index,
+                role: row.role,
+                scope: row.scope,
                 object: self.object.id,
                 open_path: self.object.open_path.clone(),
                 file_offset,

@@ -1,8 +1,11 @@
 //! What a process has mapped: /proc/PID/maps.
 
-use std::{io, os::unix::ffi::OsStrExt as _, path::PathBuf};
-
-use procfs::process::{MMPermissions, MMapPath, Process};
+use std::{
+    ffi::OsStr,
+    fs, io,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+};
 
 /// What backs a mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +48,7 @@ pub struct Mapping {
 
 impl Mapping {
     /// The file's path as the target's mount namespace names it.
-    pub fn path(&self) -> Option<&std::path::Path> {
+    pub fn path(&self) -> Option<&Path> {
         match &self.backing {
             Backing::File { path, .. } => Some(path),
             Backing::Vdso | Backing::Other => None,
@@ -61,35 +64,65 @@ impl Mapping {
 
 /// Reads what `pid` has mapped now, in order of address. A zombie has nothing mapped: an empty list.
 pub fn read_maps(pid: u32) -> io::Result<Vec<Mapping>> {
-    let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::NotFound))?;
-    let maps = Process::new(pid).and_then(|process| process.maps()).map_err(to_io_error)?;
-    Ok(maps
-        .into_iter()
-        .map(|map| Mapping {
-            start: map.address.0,
-            end: map.address.1,
-            executable: map.perms.contains(MMPermissions::EXECUTE),
-            readable: map.perms.contains(MMPermissions::READ),
-            writable: map.perms.contains(MMPermissions::WRITE),
-            file_offset: map.offset,
-            device: map.dev,
-            inode: map.inode,
-            backing: match map.pathname {
-                MMapPath::Path(path) => file_backing(path),
-                MMapPath::Vdso => Backing::Vdso,
-                _ => Backing::Other,
-            },
-        })
-        .collect())
+    parse_maps(&fs::read(format!("/proc/{pid}/maps"))?)
 }
 
-fn file_backing(path: PathBuf) -> Backing {
-    const DELETED: &[u8] = b" (deleted)";
-    let bytes = path.as_os_str().as_bytes();
-    match bytes.strip_suffix(DELETED) {
-        Some(stem) => Backing::File { path: PathBuf::from(std::ffi::OsStr::from_bytes(stem)), deleted: true },
-        None => Backing::File { path, deleted: false },
+/// Mappings from the text of a maps file (fs/proc/task_mmu.c, `show_map_vma`). An error: a line is none that the kernel
+/// writes. Paths are the target's words, any bytes but a line's end, which the kernel writes as `\012`.
+pub fn parse_maps(text: &[u8]) -> io::Result<Vec<Mapping>> {
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines
+        .map(|line| {
+            parse_line(line).ok_or_else(|| {
+                let line = String::from_utf8_lossy(line).escape_default().to_string();
+                io::Error::new(io::ErrorKind::InvalidData, format!("not a line of a maps file: {line}"))
+            })
+        })
+        .collect()
+}
+
+/// `START-END PERMISSIONS OFFSET MAJOR:MINOR INODE PATH`, all numbers but the inode hexadecimal, spaces before the path.
+fn parse_line(line: &[u8]) -> Option<Mapping> {
+    let mut parts = line.splitn(6, |byte| *byte == b' ');
+    let mut part = || str::from_utf8(parts.next()?).ok();
+    let hexadecimal = |text: &str| u64::from_str_radix(text, 16).ok();
+    let (start, end) = part()?.split_once('-')?;
+    let permissions = part()?;
+    let file_offset = hexadecimal(part()?)?;
+    let (major, minor) = part()?.split_once(':')?;
+    let device = |text: &str| i32::from_str_radix(text, 16).ok();
+    let inode = part()?.parse().ok()?;
+    Some(Mapping {
+        start: hexadecimal(start)?,
+        end: hexadecimal(end)?,
+        executable: permissions.contains('x'),
+        readable: permissions.contains('r'),
+        writable: permissions.contains('w'),
+        file_offset,
+        device: (device(major)?, device(minor)?),
+        inode,
+        backing: backing(parts.next().unwrap_or_default().trim_ascii_start()),
+    })
+}
+
+const DELETED: &[u8] = b" (deleted)";
+
+fn backing(path: &[u8]) -> Backing {
+    if path == b"[vdso]" {
+        return Backing::Vdso;
     }
+    if path.is_empty() || path.starts_with(b"[") || is_shared_memory(path) {
+        return Backing::Other;
+    }
+    let stem = path.strip_suffix(DELETED);
+    let name = OsStr::from_bytes(stem.unwrap_or(path));
+    Backing::File { path: PathBuf::from(name), deleted: stem.is_some() }
+}
+
+/// Whether it is the name of a segment of System V shared memory: `/SYSV`, its key of 8 digits, deleted.
+fn is_shared_memory(path: &[u8]) -> bool {
+    let key = path.strip_prefix(b"/SYSV").and_then(|rest| rest.strip_suffix(DELETED));
+    key.is_some_and(|key| key.len() == 8 && key.iter().all(u8::is_ascii_hexdigit))
 }
 
 pub(super) fn to_io_error(error: procfs::ProcError) -> io::Error {
@@ -98,5 +131,67 @@ pub(super) fn to_io_error(error: procfs::ProcError) -> io::Error {
         procfs::ProcError::NotFound(_) => io::ErrorKind::NotFound.into(),
         procfs::ProcError::Io(error, _) => error,
         other => io::Error::other(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backing_of(path: &[u8]) -> Backing {
+        let line =
+            [b"55d0000-55d1000 r-xp 00001000 fe:1f 42                 ".as_slice(), path, b"\n"].concat();
+        let [mapping] = parse_maps(&line).unwrap().try_into().unwrap();
+        assert_eq!((mapping.start, mapping.end, mapping.file_offset), (0x55d_0000, 0x55d_1000, 0x1000));
+        assert_eq!((mapping.device, mapping.inode), ((0xfe, 0x1f), 42));
+        assert_eq!((mapping.readable, mapping.writable, mapping.executable), (true, false, true));
+        mapping.backing
+    }
+
+    fn file(path: &[u8], deleted: bool) -> Backing {
+        Backing::File { path: OsStr::from_bytes(path).into(), deleted }
+    }
+
+    #[test]
+    fn what_backs_a_mapping_is_told_by_its_name() {
+        assert_eq!(backing_of(b"/usr/bin/a b"), file(b"/usr/bin/a b", false));
+        assert_eq!(backing_of(b"/tmp/x (deleted)"), file(b"/tmp/x", true));
+        assert_eq!(backing_of(b"[vdso]"), Backing::Vdso);
+        for name in [&b""[..], b"[heap]", b"[anon:x]", b"[stack:", b"/SYSV0000ab1f (deleted)"] {
+            assert_eq!(backing_of(name), Backing::Other, "{name:?}");
+        }
+    }
+
+    /// Found by fuzzing: names that are nearly those of shared memory, or no UTF-8, ended the reading of all mappings.
+    #[test]
+    fn no_name_of_a_file_is_in_the_way_of_the_others() {
+        for name in [&b"/SYSV"[..], b"/SYSVzzzzzzzz (deleted)", b"/SYSV\xc3\xa9", b"/\xff\xfe"] {
+            let deleted = name.ends_with(DELETED);
+            let stem = name.strip_suffix(DELETED).unwrap_or(name);
+            assert_eq!(backing_of(name), file(stem, deleted), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_line_is_an_error() {
+        for line in
+            ["1000-2000 r-xp 0 0:0", "1000 r-xp 0 0:0 0 /x", "1000-g r-xp 0 0:0 0 /x", "1-2 r 0 00 0 /x"]
+        {
+            assert_eq!(parse_maps(line.as_bytes()).unwrap_err().kind(), io::ErrorKind::InvalidData, "{line}");
+        }
+        assert_eq!(parse_maps(b"").unwrap(), []);
+    }
+
+    /// Against another reader of the same text.
+    #[test]
+    fn our_own_mappings_are_those_that_procfs_reads() {
+        let theirs = procfs::process::Process::myself().unwrap().maps().unwrap().0;
+        let ours = read_maps(std::process::id()).unwrap();
+        let executable = |mapping: &&Mapping| mapping.executable && mapping.path().is_some();
+        let ours: Vec<_> = ours.iter().filter(executable).map(|it| (it.start, it.end, it.inode)).collect();
+        let theirs = theirs.iter().map(|map| (map.address.0, map.address.1, map.inode));
+        let theirs: Vec<_> = theirs.filter(|map| ours.iter().any(|our| our.0 == map.0)).collect();
+        assert!(ours.len() > 1);
+        assert_eq!(ours, theirs);
     }
 }

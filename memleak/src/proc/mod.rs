@@ -1,6 +1,7 @@
 //! Reading /proc and another process's memory. Nothing else in the program does.
 
 pub mod btf;
+pub mod descriptors;
 pub mod kallsyms;
 pub mod limits;
 pub mod maps;

@@ -2,6 +2,8 @@
 //!
 //! Addresses are strings in hexadecimal, since JSON's numbers lose bits above 2^53. In a frame, a value that is not
 //! known is null; in a stack, ages are null with `-C`. `sampled` and `allocations` are there only with `-s` and `-a`.
+//! The address of what has a number for a handle (a descriptor) is that number; where a resource has no size, `bytes`
+//! and `size` are 0. `now` says what descriptors are at the time of the report.
 //! Beyond the spec: a stack has `pid` (0 for the kernel's), one of whole pages `order` (2^order pages each), and a frame `no_symbol`, which says why it has no function, else null.
 
 use std::{
@@ -10,10 +12,10 @@ use std::{
 };
 
 use jiff::{Timestamp, tz::TimeZone};
-use serde::{Serialize, Serializer};
+use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::ser::Formatter;
 
-use super::{AllocationLine, Report, StackReport, TargetInfo, Totals};
+use super::{AllocationLine, Report, ResourceTotal, StackReport, TargetInfo, Totals};
 use crate::{
     escape::acts_on_terminal,
     kernel_labels::order_of_pages,
@@ -34,7 +36,7 @@ pub fn write_json(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             elapsed_ms: report.elapsed_ms,
             is_final: report.is_final,
             sampled: report.sampled,
-            totals: report.totals,
+            totals: JsonTotals { all: report.totals, by_resource: ByResource(&report.by_resource) },
             lost: report.lost,
             stacks: report.stacks.iter().map(JsonStack::from).collect(),
         },
@@ -92,7 +94,7 @@ struct JsonReport<'a> {
     is_final: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     sampled: Option<u64>,
-    totals: Totals,
+    totals: JsonTotals<'a>,
     lost: Lost,
     stacks: Vec<JsonStack<'a>>,
 }
@@ -111,8 +113,33 @@ impl<'a> From<&'a TargetInfo> for JsonTarget<'a> {
 }
 
 #[derive(Serialize)]
+struct JsonTotals<'a> {
+    #[serde(flatten)]
+    all: Totals,
+    by_resource: ByResource<'a>,
+}
+
+/// `{"heap":{"bytes":80,"count":5},"fd":{"bytes":0,"count":3}}`
+struct ByResource<'a>(&'a [ResourceTotal]);
+
+impl Serialize for ByResource<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Amount {
+            bytes: u64,
+            count: u64,
+        }
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for ResourceTotal { resource, bytes, count } in self.0 {
+            map.serialize_entry(&resource.name, &Amount { bytes: *bytes, count: *count })?;
+        }
+        map.end()
+    }
+}
+
+#[derive(Serialize)]
 struct JsonStack<'a> {
-    resource: &'static str,
+    resource: &'a str,
     bytes: u64,
     count: u64,
     oldest_ms: Option<u64>,
@@ -125,13 +152,15 @@ struct JsonStack<'a> {
     label: JsonLabel<'a>,
     frames: Vec<JsonFrame<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    allocations: Option<Vec<JsonAllocation>>,
+    now: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocations: Option<Vec<JsonAllocation<'a>>>,
 }
 
 impl<'a> From<&'a StackReport> for JsonStack<'a> {
     fn from(stack: &'a StackReport) -> Self {
         Self {
-            resource: stack.resource.name(),
+            resource: &stack.resource.name,
             bytes: stack.bytes,
             count: stack.count,
             oldest_ms: stack.oldest_ms,
@@ -141,6 +170,7 @@ impl<'a> From<&'a StackReport> for JsonStack<'a> {
             pid: stack.pid,
             label: JsonLabel::from(stack.label.as_deref()),
             frames: frames(&stack.frames),
+            now: stack.now.as_deref(),
             allocations: stack
                 .allocations
                 .as_ref()
@@ -176,15 +206,22 @@ fn cut_name(cut: Cut) -> &'static str {
 }
 
 #[derive(Serialize)]
-struct JsonAllocation {
+struct JsonAllocation<'a> {
     address: Hex,
     size: u64,
     age_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    now: Option<&'a str>,
 }
 
-impl From<&AllocationLine> for JsonAllocation {
-    fn from(allocation: &AllocationLine) -> Self {
-        Self { address: Hex(allocation.address), size: allocation.size, age_ms: allocation.age_ms }
+impl<'a> From<&'a AllocationLine> for JsonAllocation<'a> {
+    fn from(allocation: &'a AllocationLine) -> Self {
+        Self {
+            address: Hex(allocation.address),
+            size: allocation.size,
+            age_ms: allocation.age_ms,
+            now: allocation.now.as_deref(),
+        }
     }
 }
 

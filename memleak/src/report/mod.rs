@@ -1,17 +1,17 @@
 //! A report: a snapshot, aggregated and symbolized, and the ways to write it.
 
+pub mod descriptors;
 pub mod json;
 pub mod sink;
 pub mod text;
 pub mod trace;
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
-use memleak_common::probe::Resource;
-
-pub use crate::aggregate::{AllocationLine, Totals};
+pub use crate::aggregate::{AllocationLine, ResourceTotal, Totals};
 use crate::{
     aggregate::{Group, NANOSECONDS_PER_MS},
+    probe::resource::ResourceInfo,
     settings::ReportSettings,
     snapshot::{Cut, Lost, Stack},
     symbolize::Frame,
@@ -41,7 +41,7 @@ pub struct StackReport {
     /// Whose it is.
     pub pid: u32,
     /// What it holds.
-    pub resource: Resource,
+    pub resource: Arc<ResourceInfo>,
     /// Outstanding bytes.
     pub bytes: u64,
     /// Outstanding allocations.
@@ -56,6 +56,8 @@ pub struct StackReport {
     pub cut: Option<Cut>,
     /// Callee first. Empty where the stack is not known.
     pub frames: Vec<Frame>,
+    /// What its descriptors are now, in a few words; `None` where there is nothing to say.
+    pub now: Option<String>,
     /// With `-a` only.
     pub allocations: Option<Vec<AllocationLine>>,
 }
@@ -63,11 +65,17 @@ pub struct StackReport {
 impl StackReport {
     /// Puts a group, its stack (`None` where its id is not in the snapshot) and that stack's frames together, and
     /// leaves out what the settings leave out.
-    pub fn new(group: Group, stack: Option<&Stack>, frames: Vec<Frame>, settings: &ReportSettings) -> Self {
+    pub fn new(
+        group: Group,
+        resource: Arc<ResourceInfo>,
+        stack: Option<&Stack>,
+        frames: Vec<Frame>,
+        settings: &ReportSettings,
+    ) -> Self {
         let age_ms = |age_ns: u64| (!settings.combined_only).then_some(age_ns / NANOSECONDS_PER_MS);
         Self {
             pid: group.key.pid,
-            resource: group.key.resource,
+            resource,
             bytes: group.bytes,
             count: group.count,
             oldest_ms: age_ms(group.oldest_ns),
@@ -75,7 +83,8 @@ impl StackReport {
             label: stack.and_then(|stack| stack.label.clone()),
             cut: stack.and_then(|stack| stack.cut).filter(|cut| !is_whole(*cut, &frames)),
             frames,
-            allocations: group.allocations.filter(|_| !settings.combined_only),
+            now: None,
+            allocations: group.allocations.filter(|_| settings.show_allocs),
         }
     }
 }
@@ -98,10 +107,12 @@ pub struct Report {
     pub target: TargetInfo,
     /// Sums (scaled, where sampling is on).
     pub totals: Totals,
+    /// The same for each resource that is traced, in the order of the tables.
+    pub by_resource: Vec<ResourceTotal>,
     /// What was lost.
     pub lost: Lost,
     /// One acquire in this many was captured, where that is not 1: numbers are estimates.
     pub sampled: Option<u64>,
-    /// The top stacks, in order.
+    /// The top stacks of each table, in order.
     pub stacks: Vec<StackReport>,
 }

@@ -4,15 +4,18 @@
 //! and what stands above a stack begin with exactly one tab.
 
 use std::{
+    collections::HashSet,
+    fmt,
     io::{self, Write},
     time::SystemTime,
 };
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::{Report, StackReport};
+use super::{AllocationLine, Report, StackReport};
 use crate::{
     escape::printable,
+    probe::resource::ResourceInfo,
     settings::ReportSettings,
     snapshot::{Cut, KERNEL_PID, Lost},
     symbolize::{Frame, NoSymbol},
@@ -44,20 +47,37 @@ impl TextOptions {
 /// Writes a report.
 pub fn write_text(report: &Report, options: &TextOptions, out: &mut dyn Write) -> io::Result<()> {
     let time = options.time_of_day(report.time, "%H:%M:%S");
-    write!(out, "[{time}] Top {} stacks with outstanding allocations", options.top)?;
-    match report.sampled {
-        Some(rate) => writeln!(out, " (estimated from 1 in {rate}):")?,
-        None => writeln!(out, ":")?,
-    }
-    write_lost(&report.lost, out)?;
     // bcc's form has no place for the process; with one process it needs none.
     let first_pid = report.target.pids.first().copied();
     let several =
         report.target.pids.len() > 1 || report.stacks.iter().any(|stack| Some(stack.pid) != first_pid);
-    for stack in &report.stacks {
-        write_stack(stack, several && stack.pid != KERNEL_PID, out)?;
+    for (number, (unit, stacks)) in tables(report).into_iter().enumerate() {
+        write!(out, "[{time}] Top {} stacks with outstanding {}", options.top, printable(unit))?;
+        match report.sampled {
+            Some(rate) => writeln!(out, " (estimated from 1 in {rate}):")?,
+            None => writeln!(out, ":")?,
+        }
+        if number == 0 {
+            write_lost(&report.lost, out)?;
+        }
+        for stack in stacks {
+            write_stack(stack, several && stack.pid != KERNEL_PID, out)?;
+        }
     }
     Ok(())
+}
+
+/// The tables of a report, each with what it counts and its stacks: that of memory as bcc's memleak has it, and one for
+/// each other resource.
+fn tables(report: &Report) -> Vec<(&str, Vec<&StackReport>)> {
+    let traced = report.by_resource.iter().map(|total| &total.resource);
+    let mut seen = HashSet::new();
+    let first_of_tables = traced.filter(|resource| seen.insert(resource.table()));
+    let tables = first_of_tables.map(|resource| {
+        let is_in = |stack: &&StackReport| stack.resource.table() == resource.table();
+        (resource.unit.as_str(), report.stacks.iter().filter(is_in).collect())
+    });
+    tables.collect()
 }
 
 /// One line that says how much of what was lost and what to do about it; none where nothing was.
@@ -86,11 +106,12 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
 
 fn write_stack(stack: &StackReport, names_process: bool, out: &mut dyn Write) -> io::Result<()> {
     for allocation in stack.allocations.iter().flatten() {
-        let (address, size, age_ms) = (allocation.address, allocation.size, allocation.age_ms);
-        writeln!(out, "\taddr = {address:#x} size = {size} age = {age_ms} ms")?;
+        write_allocation(allocation, &stack.resource, out)?;
     }
-    // What bcc's scripts read stands in front, as they know it.
-    write!(out, "\t{} bytes in {} allocations from stack", stack.bytes, stack.count)?;
+    match stack.resource.has_size {
+        true => write!(out, "\t{} bytes in {} allocations from stack", stack.bytes, stack.count)?,
+        false => write!(out, "\t{} outstanding from stack", stack.count)?,
+    }
     match &stack.label {
         Some(label) => writeln!(out, " ({})", printable(label))?,
         None => writeln!(out)?,
@@ -98,13 +119,52 @@ fn write_stack(stack: &StackReport, names_process: bool, out: &mut dyn Write) ->
     if names_process {
         writeln!(out, "\t\t[process {}]", stack.pid)?;
     }
+    if let Some(now) = &stack.now {
+        match stack.oldest_ms {
+            Some(ms) => writeln!(out, "\t\t[now: {}; open for {ms} ms at most]", printable(now))?,
+            None => writeln!(out, "\t\t[now: {}]", printable(now))?,
+        }
+    }
     if stack.frames.is_empty() {
-        writeln!(out, "\t\t[stack not recorded: raise --stack-storage-size]")?;
+        let why = match stack.resource.is_descriptor {
+            true => "stack not known: received in a message, or made by io_uring or another process",
+            false => "stack not recorded: raise --stack-storage-size",
+        };
+        writeln!(out, "\t\t[{why}]")?;
     }
     write_frames(&stack.frames, out)?;
     match stack.cut {
         None => Ok(()),
         Some(cut) => writeln!(out, "\t\t(cut: {})", why_cut(cut, stack.frames.last())),
+    }
+}
+
+/// One line of `-a`: `addr = 0x1000 size = 16 age = 900 ms`; where there is no size, `handle = 5 age = 900 ms`.
+fn write_allocation(
+    allocation: &AllocationLine,
+    resource: &ResourceInfo,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let AllocationLine { address, size, age_ms, now } = allocation;
+    match resource.has_size {
+        true => write!(out, "\taddr = {} size = {size} age = {age_ms} ms", Handle(*address, resource))?,
+        false => write!(out, "\thandle = {} age = {age_ms} ms", Handle(*address, resource))?,
+    }
+    match now {
+        Some(now) => writeln!(out, " now = {}", printable(now)),
+        None => writeln!(out),
+    }
+}
+
+/// A handle as people know it: a descriptor is a decimal number, an address a hexadecimal one.
+pub(super) struct Handle<'a>(pub u64, pub &'a ResourceInfo);
+
+impl fmt::Display for Handle<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1.is_number {
+            true => write!(f, "{}", self.0),
+            false => write!(f, "{:#x}", self.0),
+        }
     }
 }
 

@@ -2,14 +2,20 @@
 
 use std::{
     io::{self, Write},
+    sync::Arc,
     time::SystemTime,
 };
 
-use memleak_common::probe::Resource;
 use serde::Serialize;
 
 use super::{json, text};
-use crate::{escape::printable, report::text::TextOptions, snapshot::KERNEL_PID, symbolize::Frame};
+use crate::{
+    escape::printable,
+    probe::resource::ResourceInfo,
+    report::text::{Handle, TextOptions},
+    snapshot::KERNEL_PID,
+    symbolize::Frame,
+};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,10 +48,10 @@ pub struct EventLine {
     /// Thread.
     pub tid: u32,
     /// What was acquired or released.
-    pub resource: Resource,
-    /// Address of the block.
+    pub resource: Arc<ResourceInfo>,
+    /// Address of the block, or another handle.
     pub address: u64,
-    /// Bytes.
+    /// Bytes; 0 where the resource has no size.
     pub size: u64,
     /// Kernel mode: the slab cache of what was acquired, or the order of its pages, as in a report.
     pub label: Option<String>,
@@ -55,9 +61,9 @@ pub struct EventLine {
     pub frames: Vec<Frame>,
 }
 
-/// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes`, then a line for each frame. In kernel mode what is
-/// known of cache and thread follows the bytes: `(kmalloc-128) by nginx`; the idle process, on which interrupts run, is
-/// `kernel`.
+/// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes` or, where there is no size, `... acquire fd 5`; then a
+/// line for each frame. In kernel mode what is known of cache and thread follows the bytes: `(kmalloc-128) by nginx`; the
+/// idle process, on which interrupts run, is `kernel`.
 pub fn write_event_text(event: &EventLine, options: &TextOptions, out: &mut dyn Write) -> io::Result<()> {
     write!(out, "[{}] ", options.time_of_day(event.time, "%H:%M:%S%.3f"))?;
     match event.pid {
@@ -66,13 +72,15 @@ pub fn write_event_text(event: &EventLine, options: &TextOptions, out: &mut dyn 
     }
     write!(
         out,
-        "/{} {} {} {:#x} {} bytes",
+        "/{} {} {} {}",
         event.tid,
         event.kind.name(),
-        event.resource.name(),
-        event.address,
-        event.size,
+        event.resource.name,
+        Handle(event.address, &event.resource),
     )?;
+    if event.resource.has_size {
+        write!(out, " {} bytes", event.size)?;
+    }
     if let Some(label) = &event.label {
         write!(out, " ({})", printable(label))?;
     }
@@ -92,7 +100,7 @@ pub fn write_event_json(event: &EventLine, out: &mut dyn Write) -> io::Result<()
             time: json::rfc3339(event.time),
             pid: event.pid,
             tid: event.tid,
-            resource: event.resource.name(),
+            resource: &event.resource.name,
             address: json::Hex(event.address),
             size: event.size,
             label: json::JsonLabel::from(event.label.as_deref()),
@@ -111,7 +119,7 @@ struct JsonEvent<'a> {
     time: String,
     pid: u32,
     tid: u32,
-    resource: &'static str,
+    resource: &'a str,
     address: json::Hex,
     size: u64,
     #[serde(flatten)]

@@ -7,7 +7,7 @@ use memleak_common::kernel::{CACHE_NAME_WORDS, COMM_WORDS, KernelSettings as Bpf
 
 use super::{Session, SessionError, Start, wait::millis};
 use crate::{
-    bpf::{BpfError, kernel},
+    bpf::{BpfError, kernel, read::Reader},
     kernel_labels::label_name,
     probe::kernel::{KernelFacts, plan},
     proc::{btf::Btf, slab::SlabCaches},
@@ -73,8 +73,15 @@ impl Session {
         }
         info!("{} tracepoints, kprobes at {} functions", plan.tracepoints.len(), plan.functions.len());
         let attached = (loaded.probes.len(), begin.elapsed());
-        let start =
-            Start { ebpf: loaded.ebpf, events: loaded.events, probes: loaded.probes, unwinding: None };
+        let start = Start {
+            ebpf: loaded.ebpf,
+            events: loaded.events,
+            probes: loaded.probes,
+            reader: Reader::new(Vec::new(), false),
+            rows: Vec::new(),
+            probed: Vec::new(),
+            unwinding: None,
+        };
         let mut session = Self::new(settings, sink, start)?;
         session.symbolizer.set_kernel(symbols);
         session.attached = attached;

@@ -1,5 +1,6 @@
 //! A run, from the first probe to the last report.
 
+mod checks;
 mod error;
 mod kernel;
 mod reporting;
@@ -17,9 +18,10 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use log::{debug, info, warn};
-use memleak_common::{event::kind, probe::ProbeRow};
+use memleak_common::{event::kind, probe::Resource};
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 
+use checks::{check_interval, check_plan};
 pub use error::SessionError;
 use wait::{
     Signals, bpf_log, end_command, event_line, flush_log, is_kernels, millis, next_event, readable, ticks,
@@ -30,12 +32,13 @@ use crate::{
     bpf::{
         attach::{Probes, Scope},
         load,
-        read::Reader,
+        read::{Reader, monotonic_ns},
         unwind::{Unwinding, words_for},
     },
     probe::{
-        plan::{Plan, PlanError, PlanOptions, check_object_argument, plan, symbol_names},
-        table::TABLE,
+        plan::{Plan, PlanOptions, check_object_argument, plan, symbol_names},
+        resource::Catalog,
+        table::{Row, TABLE},
     },
     proc::{
         limits::raise_open_files,
@@ -77,20 +80,6 @@ enum Reason {
     ReaderGone,
 }
 
-/// The shell makes two words of two process ids, and the second would be taken for INTERVAL.
-fn check_interval(settings: &Settings, processes: &[Process]) -> Result<(), SessionError> {
-    let (Some(process), Ok(interval)) = (processes.first(), u32::try_from(settings.interval.as_secs()))
-    else {
-        return Ok(());
-    };
-    match read_status(interval) {
-        Ok(status) if status.comm == process.comm && interval != process.pid => {
-            Err(SessionError::IntervalIsProcess { interval, pid: process.pid, comm: status.comm })
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Which of a process's objects are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Objects {
@@ -116,10 +105,16 @@ pub struct Session {
     log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
     probes: Probes,
     reader: Reader,
+    /// The table of this run.
+    rows: Vec<Row>,
+    /// Resources that functions of the target's are probed for.
+    probed: Vec<Resource>,
     symbolizer: Symbolizer,
     /// `None` where stacks are walked otherwise.
     unwinding: Option<Unwinding>,
     sink: Sink,
+    /// What is traced.
+    catalog: Catalog,
     history: History,
     traced: BTreeMap<u32, Traced>,
     ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
@@ -138,6 +133,9 @@ struct Start {
     ebpf: Ebpf,
     events: RingBuf<MapData>,
     probes: Probes,
+    reader: Reader,
+    rows: Vec<Row>,
+    probed: Vec<Resource>,
     unwinding: Option<Unwinding>,
 }
 
@@ -189,7 +187,7 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
 impl Session {
     /// Loads the programs, and enters the unwind tables of `processes`.
     fn load(settings: Settings, sink: Sink, processes: &[Process]) -> Result<Self, SessionError> {
-        let rows: Vec<ProbeRow> = TABLE.iter().map(|row| row.probe).collect();
+        let rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
         // The tables first: an array's size is set when it is made.
         let mut tables = ProcessTables::default();
         let mut objects = Vec::new();
@@ -200,6 +198,11 @@ impl Session {
         let begin = Instant::now();
         let mut loaded = load::load(&settings.capture, &settings.report, &rows, words, settings.verbosity)?;
         info!("loaded the BPF programs in {} ms", millis(begin.elapsed()));
+        // What was left out by sampling is open, too.
+        let checks_descriptors =
+            settings.capture.resources.contains(&Resource::Fd) && settings.report.sample_rate == 1;
+        let is_probed = |resource: &Resource| !loaded.by_system_calls.contains(resource);
+        let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
         let mut unwinding = loaded.walks_tables.then(|| Unwinding::open(&loaded.ebpf, tables)).transpose()?;
         if let Some(unwinding) = &mut unwinding {
             for (pid, objects) in &objects {
@@ -207,11 +210,14 @@ impl Session {
             }
         }
         let probes = Probes::new(loaded.uprobes, loaded.mends_stack);
-        Self::new(settings, sink, Start { ebpf: loaded.ebpf, events: loaded.events, probes, unwinding })
+        let reader = Reader::new(rows.iter().map(|row| row.probe).collect(), checks_descriptors);
+        let (ebpf, events) = (loaded.ebpf, loaded.events);
+        Self::new(settings, sink, Start { ebpf, events, probes, reader, rows, probed, unwinding })
     }
 
     /// Nothing is traced yet.
     fn new(settings: Settings, sink: Sink, mut start: Start) -> Result<Self, SessionError> {
+        let catalog = settings.capture.catalog();
         let log = (settings.verbosity > 0).then(|| bpf_log(&mut start.ebpf)).flatten();
         let events =
             readable(start.events).map_err(|error| SessionError::System("cannot wait for events", error))?;
@@ -221,10 +227,13 @@ impl Session {
             events,
             log,
             probes: start.probes,
-            reader: Reader::default(),
+            reader: start.reader,
+            rows: start.rows,
+            probed: start.probed,
             symbolizer: Symbolizer::new(),
             unwinding: start.unwinding,
             sink,
+            catalog,
             history: History::default(),
             traced: BTreeMap::new(),
             ends: mpsc::unbounded_channel(),
@@ -297,6 +306,7 @@ impl Session {
     /// Makes a process known to the kernel side and waits for its end.
     fn add_target(&mut self, pid: u32, comm: String, end: PidFd) -> Result<(), SessionError> {
         load::add_target(&self.ebpf, pid)?;
+        self.reader.add_target(pid);
         let watch =
             readable(end).map_err(|error| SessionError::System("cannot wait for a process", error))?;
         let ended = self.ends.0.clone();
@@ -314,19 +324,29 @@ impl Session {
     fn plan(&mut self, pid: u32, which: Objects) -> Result<Plan, SessionError> {
         let capture = &self.settings.capture;
         let options = PlanOptions {
+            rows: &self.rows,
+            resources: &self.probed,
             object: capture.object.as_deref(),
             symbols_prefix: capture.symbols_prefix.as_deref(),
             already: None,
         };
-        let mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
+        let mut mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
+        if which == Objects::New
+            && let Some(traced) = self.traced.get(&pid)
+        {
+            // Before they are read, which takes milliseconds, in which the target goes on and the next notice waits.
+            mappings.retain(|mapping| {
+                !traced.planned.contains(&ObjectId { device: mapping.device, inode: mapping.inode })
+            });
+        }
         let mut objects = read_objects(pid, &mappings, &symbol_names(&options));
         if let Some(traced) = self.traced.get_mut(&pid) {
             objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
         }
         let memory = ProcessMemory::open(pid).ok();
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
-        if which == Objects::All && plan.is_empty() {
-            return Err(PlanError::nothing_found(&objects, &options).into());
+        if which == Objects::All {
+            check_plan(pid, &plan, &objects, &options, self.probed == capture.resources)?;
         }
         for (path, allocator) in &plan.allocators {
             info!("{path}: {allocator}");
@@ -433,6 +453,7 @@ impl Session {
                     if let Some(unwinding) = &mut self.unwinding {
                         unwinding.remove(&mut self.ebpf, pid);
                     }
+                    self.reader.target_ended(pid);
                     if self.all_ended() {
                         return Ok(Reason::TargetsEnded);
                     }
@@ -467,6 +488,8 @@ impl Session {
         const TIME: Duration = Duration::from_millis(50);
         let deadline = Instant::now() + TIME;
         let mut lines = Vec::new();
+        // What is mapped now is read, so that one reading answers all notices up to it: none waits behind another.
+        let mut noticed = BTreeMap::new();
         let mut taken = 0;
         while taken < AT_ONCE
             && Instant::now() < deadline
@@ -476,9 +499,9 @@ impl Session {
             let pid = self.reader.pid_of(&self.ebpf, event.tgid)?;
             match event.kind {
                 kind::ACQUIRE | kind::RELEASE => {
-                    let mut line = event_line(&event, pid);
+                    let mut line = event_line(&event, pid, &self.catalog);
                     if let Some(line) = &mut line
-                        && is_kernels(line.resource)
+                        && is_kernels(line.resource.resource)
                     {
                         line.label =
                             self.reader.stack(&self.ebpf, event.stack_id)?.and_then(|s| s.label.clone());
@@ -487,16 +510,22 @@ impl Session {
                 }
                 kind::UNMAP => self.reader.unmapped(Unmap {
                     pid,
+                    resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
                     start: event.handle,
                     end: event.handle.saturating_add(event.size),
                     time_ns: event.time_ns,
                     idle: 0,
                 }),
-                kind::MAPPINGS => self.mappings_changed(pid),
+                kind::MAPPINGS => {
+                    noticed.entry(pid).or_insert(event.time_ns);
+                }
                 kind::EXEC => self.program_replaced(pid, event.handle != 0)?,
                 kind::FORK => self.follow(pid, event.handle as u32),
                 _ => {}
             }
+        }
+        for (pid, time_ns) in noticed {
+            self.mappings_changed(pid, time_ns);
         }
         self.reader.forget_unmaps(&self.ebpf)?;
         let more = taken == AT_ONCE || Instant::now() >= deadline;
@@ -515,13 +544,15 @@ impl Session {
         }
     }
 
-    /// The target has loaded or unloaded objects: an allocator may be among them.
-    fn mappings_changed(&mut self, pid: u32) {
+    /// The target has loaded or unloaded objects, at `time_ns` (CLOCK_MONOTONIC): an allocator may be among them.
+    fn mappings_changed(&mut self, pid: u32, time_ns: u64) {
         if !self.traced.contains_key(&pid) {
             return;
         }
         // Tables first: the new code runs as soon as the dynamic linker is done.
         self.observe(pid);
+        let late = monotonic_ns().saturating_sub(time_ns) / 1000;
+        debug!("process {pid}: unwind tables in place {late} us after the notice");
         let planned = self.plan(pid, Objects::New).and_then(|plan| self.attach(pid, &plan));
         if let Err(error) = planned {
             // It may have ended meanwhile; what was attached before stays.
@@ -534,7 +565,7 @@ impl Session {
         if by_another_thread {
             self.probes.forget(pid);
         }
-        self.reader.remove_void(&self.ebpf)?;
+        self.reader.remove_void(&self.ebpf, pid)?;
         self.symbolizer.forget(pid);
         if let Some(unwinding) = &mut self.unwinding {
             unwinding.forget(pid);
@@ -546,7 +577,7 @@ impl Session {
             }
         }
         info!("process {pid} has replaced its program: its allocations are gone");
-        self.mappings_changed(pid);
+        self.mappings_changed(pid, monotonic_ns());
         Ok(())
     }
 

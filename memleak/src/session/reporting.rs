@@ -1,13 +1,17 @@
 //! Making a report: a snapshot, aggregated and symbolized.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant, SystemTime},
+};
 
 use log::info;
 
 use super::{Session, SessionError, wait::millis};
 use crate::{
     aggregate::aggregate,
-    report::{Report, StackReport, TargetInfo, sink::Delivery},
+    proc::descriptors::open_descriptors,
+    report::{Report, StackReport, TargetInfo, descriptors::describe, sink::Delivery},
     settings::TargetSpec,
     snapshot::{Lost, Snapshot},
 };
@@ -41,13 +45,24 @@ impl Session {
 
     pub(super) fn make_report(&mut self, snapshot: &Snapshot, time: SystemTime, is_final: bool) -> Report {
         let settings = &self.settings.report;
-        let aggregated = aggregate(snapshot, settings, is_final && self.all_ended(), &mut self.history);
+        let aggregated =
+            aggregate(snapshot, &self.catalog, settings, is_final && self.all_ended(), &mut self.history);
         let mut stacks = Vec::with_capacity(aggregated.groups.len());
-        for group in aggregated.groups {
+        let mut open: HashMap<u32, BTreeMap<u32, String>> = HashMap::new();
+        for mut group in aggregated.groups {
             let stack = snapshot.stacks.get(&group.key.stack_id);
             let frames =
                 stack.map_or_else(Vec::new, |stack| self.symbolizer.symbolize(group.key.pid, &stack.ips));
-            stacks.push(StackReport::new(group, stack, frames, settings));
+            let resource = self.catalog.get(group.key.resource);
+            let pid = group.key.pid;
+            let lists = if resource.is_descriptor { group.allocations.as_deref_mut() } else { None };
+            // The number of a process that has ended may be another's by now.
+            let lives = self.traced.get(&pid).is_some_and(|traced| !traced.ended);
+            let now = lists.filter(|_| lives).and_then(|lines| {
+                let open = open.entry(pid).or_insert_with(|| open_descriptors(pid).unwrap_or_default());
+                describe(lines, open)
+            });
+            stacks.push(StackReport { now, ..StackReport::new(group, resource, stack, frames, settings) });
         }
         self.reports += 1;
         let cut_stacks = stacks.iter().filter(|stack| stack.cut.is_some()).count() as u64;
@@ -57,6 +72,7 @@ impl Session {
             is_final,
             target: self.target_info(),
             totals: aggregated.totals,
+            by_resource: aggregated.by_resource,
             lost: Lost { cut_stacks, ..snapshot.lost },
             sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
             stacks,

@@ -26,6 +26,7 @@ use tokio::{
 use super::SessionError;
 use crate::{
     bpf::read::monotonic_ns,
+    probe::resource::Catalog,
     proc::status::thread_comm,
     report::trace::{EventKind, EventLine},
     target::process::PidFd,
@@ -91,7 +92,7 @@ pub(super) fn next_event(events: &mut RingBuf<MapData>) -> Option<Event> {
     (item.len() >= size_of::<Event>()).then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast()) })
 }
 
-pub(super) fn event_line(event: &Event, pid: u32) -> Option<EventLine> {
+pub(super) fn event_line(event: &Event, pid: u32, catalog: &Catalog) -> Option<EventLine> {
     let age = Duration::from_nanos(monotonic_ns().saturating_sub(event.time_ns));
     let resource = Resource::from_u32(event.resource)?;
     Some(EventLine {
@@ -99,7 +100,7 @@ pub(super) fn event_line(event: &Event, pid: u32) -> Option<EventLine> {
         kind: if event.kind == kind::ACQUIRE { EventKind::Acquire } else { EventKind::Release },
         pid,
         tid: event.tid,
-        resource,
+        resource: catalog.get(resource),
         address: event.handle,
         size: event.size,
         label: None,

@@ -1,9 +1,11 @@
 //! Names as people write them: C++ (Itanium ABI) and Rust (legacy and v0) undone, and made safe to print.
 
 use std::{
+    cell::Cell,
     fmt::{self, Write},
     path::Path,
     thread,
+    time::Instant,
 };
 
 use cpp_demangle::{DemangleOptions, ParseOptions, Symbol};
@@ -17,8 +19,12 @@ const MAX_DEMANGLED: usize = 64 << 10;
 /// Nesting that the caller's stack is good for: under 1.5 MiB in a build without optimization, a fraction with it.
 const SHALLOW: u32 = 64;
 
-/// Nesting that a name may have at most, for which there is a stack of its own (bytes).
-const DEEP: (u32, usize) = (1024, 64 << 20);
+/// Nesting that a name may have at most, for which there is a stack of its own (bytes). The parser tries one reading after
+/// the other, so that its time can double with every few levels: a name of 208 bytes took ten seconds at 144.
+const DEEP: (u32, usize) = (112, 64 << 20);
+
+/// Time (ns) that names deeper than [`SHALLOW`] may take a thread in all: a file can have thousands of bad ones.
+const DEEP_TIME: u64 = 2_000_000_000;
 
 /// The demangled form of `name`, or `name` itself where it is no mangled one (or one that is out of bounds).
 pub fn demangle(name: &str) -> String {
@@ -61,13 +67,30 @@ fn cpp(name: &str) -> Option<String> {
         return None;
     }
     match cpp_within(name, SHALLOW) {
-        Err(Refusal::TooDeep) => thread::scope(|scope| {
-            let deep = thread::Builder::new().stack_size(DEEP.1);
-            deep.spawn_scoped(scope, || cpp_within(name, DEEP.0).ok()).ok()?.join().ok()?
-        }),
+        Err(Refusal::TooDeep) => cpp_deep(name),
         Err(Refusal::NoName) => cpp_without_signature(name),
         Ok(demangled) => Some(demangled),
     }
+}
+
+fn cpp_deep(name: &str) -> Option<String> {
+    thread_local! {
+        static SPENT: Cell<u64> = const { Cell::new(0) };
+    }
+    if SPENT.get() > DEEP_TIME {
+        return None;
+    }
+    let begin = Instant::now();
+    let demangled = thread::scope(|scope| {
+        let deep = thread::Builder::new().stack_size(DEEP.1);
+        deep.spawn_scoped(scope, || cpp_within(name, DEEP.0).ok()).ok()?.join().ok()?
+    });
+    let took = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    // A name that reads well takes microseconds, and the thread some tens of them.
+    if took > 1_000_000 {
+        SPENT.set(SPENT.get().saturating_add(took));
+    }
+    demangled
 }
 
 /// The name of a function template whose signature the parser cannot read (g++ writes `std::enable_if` conditions in a
@@ -118,7 +141,7 @@ impl Write for Bounded {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::*;
 
@@ -201,10 +224,24 @@ mod tests {
     #[test]
     fn names_that_are_deep_for_a_reason_are_demangled() {
         // A template of a template of a template...
-        let depth = 50;
+        let depth = 20;
         let name = format!("_Z1f{}i{}", "1AI".repeat(depth), "E".repeat(depth));
         let expected = format!("f({}int{})", "A<".repeat(depth), " >".repeat(depth).replacen(' ', "", 1));
         assert_eq!(demangle(&name), expected);
+    }
+
+    /// Found by fuzzing: each template's arguments were read in two ways, and those in them again.
+    #[test]
+    fn a_name_with_many_readings_does_not_hang() {
+        let unit = "ozIS_ozIS_IctozIS_IS_IiSaIS_ozIS_IiSt6vectEESaII8pathN1";
+        for count in 1..20 {
+            let took = time(format!("_ZNSt6vect{}_E_EpOT_", unit.repeat(count)));
+            assert!(took < Duration::from_secs(3), "{count}: {took:?}");
+        }
+        let found = "_ZNSt6vectozIS_ozIS_IctozIS_IS_IiSaIS_ozIS_IiSt6vectEESaII8pathN1tozIS_IS_IiSaIS_ozIS_IiSt6vectEESaII8pat\
+                     hNiSt6vectozIS_IS_IiSaIS_ozIS_IiSt6vectEESaII8pathN1tozIS_IS_IiSaIS_ozIS_IiSt6vectEESaII8pathN1_E_EpOT_";
+        let took = time(found.to_owned());
+        assert!(took < Duration::from_secs(3), "{took:?}");
     }
 
     #[test]

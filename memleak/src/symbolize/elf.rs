@@ -170,7 +170,7 @@ impl Elf {
     /// Reads the headers of `source`. What is read and held, now and later, is charged to `budget`.
     pub fn parse(source: Source, budget: &Budget) -> io::Result<Self> {
         let ident = source.part(0, 16, budget)?;
-        let format = match ident.as_ref() {
+        let format = match &*ident {
             [0x7f, b'E', b'L', b'F', class @ (1 | 2), data @ (1 | 2), ..] => {
                 Format { is_64: *class == 2, little_endian: *data == 1 }
             }

@@ -61,6 +61,48 @@ enum Saved {
     Other,
 }
 
+/// Why a rule is in no row. A row of [`Kind::UNSUPPORTED`] says it in its slot field.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+#[repr(i8)]
+pub enum Unsupported {
+    /// The CFA is an offset from a register that a walk does not have: gcc's realigned frames before their frame pointer
+    /// is set (`r10`), hand-written assembly.
+    CfaRegister = 1,
+    /// The CFA is an expression of another form: OpenSSL's `[rsp + o] + 8`.
+    CfaExpression,
+    /// The CFA's offset is no multiple of 8, or too large.
+    CfaOffset,
+    /// The frame pointer is saved beyond a slot's reach, or found by an expression.
+    FramePointer,
+    /// The return address is not where a call puts it.
+    ReturnAddress,
+    /// The entry could not be read from here on.
+    Malformed,
+}
+
+impl Unsupported {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::CfaRegister,
+        Self::CfaExpression,
+        Self::CfaOffset,
+        Self::FramePointer,
+        Self::ReturnAddress,
+        Self::Malformed,
+    ];
+
+    /// Why there is no better row than this one; `None` where it is a rule.
+    pub fn of(row: Row) -> Option<Self> {
+        let is_it = |reason: &Self| row.kind() == Kind::UNSUPPORTED && row.slot() == *reason as i8;
+        Self::ALL.into_iter().find(is_it)
+    }
+
+    /// The row's bits that say it.
+    fn rule(self) -> u32 {
+        Row::new(0, Kind::UNSUPPORTED, 0, self as i8).unwrap_or(Row::bare(0, Kind::UNSUPPORTED)).rule()
+    }
+}
+
 /// The rules of a row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
@@ -85,7 +127,28 @@ impl Rules {
             (Machine::Aarch64, _) if signal_frame => Some(Row::bare(0, Kind::SIGNAL)),
             (Machine::Aarch64, _) => self.pack_aarch64(),
         };
-        row.unwrap_or(Row::bare(0, Kind::UNSUPPORTED)).rule()
+        row.map_or_else(|| self.unsupported(machine).rule(), Row::rule)
+    }
+
+    /// Why there is no row for it.
+    fn unsupported(&self, machine: Machine) -> Unsupported {
+        let Registers { sp, fp, .. } = machine.registers();
+        let return_address = match machine {
+            Machine::X86_64 => self.ra == Saved::At(-8),
+            Machine::Aarch64 => matches!(self.ra, Saved::Same | Saved::At(_)),
+        };
+        let frame_pointer = match self.fp {
+            Saved::At(offset) => slot_of(offset).is_some(),
+            other => other != Saved::Other,
+        };
+        match self.cfa {
+            _ if !return_address => Unsupported::ReturnAddress,
+            Cfa::Offset(register, _) if register != sp && register != fp => Unsupported::CfaRegister,
+            Cfa::DerefSp(_) | Cfa::Other => Unsupported::CfaExpression,
+            _ if !frame_pointer => Unsupported::FramePointer,
+            Cfa::Plt { .. } => Unsupported::CfaExpression,
+            _ => Unsupported::CfaOffset,
+        }
     }
 
     fn pack_x86_64(&self) -> Option<Row> {
@@ -221,7 +284,7 @@ impl<'s, 'input: 's, S: UnwindSection<Slice<'input>>> Entry<'s, S> {
         match result {
             Ok(()) => row(address, evaluation.rules.pack(self.machine, self.signal_frame)),
             // What holds from here on is unknown.
-            Err(Malformed) => row(address, Row::bare(0, Kind::UNSUPPORTED).rule()),
+            Err(Malformed) => row(address, Unsupported::Malformed.rule()),
         }
         result
     }

@@ -15,7 +15,7 @@ mod table;
 mod walk;
 
 pub use cache::{Source, TableCache, TableResult};
-pub use cfi::Machine;
+pub use cfi::{Machine, Unsupported};
 pub use layout::{Arrays, Layout, LayoutError, MappedObject, Store};
 pub use object::{ExecSegment, ExecSegments};
 pub use process::{ProcessTables, Sums};

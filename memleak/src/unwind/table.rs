@@ -42,26 +42,16 @@ pub struct UnwindTable {
 impl UnwindTable {
     /// Builds the table of an ELF file. It is read, not mapped: the target could truncate it meanwhile.
     pub fn from_file(file: &File) -> Result<Self, UnwindError> {
-        let cache = ReadCache::new(BufReader::with_capacity(4096, file));
-        Self::build(&cache)
+        let mut cache = ReadCache::new(BufReader::with_capacity(4096, file));
+        let parts = Parts::read(&cache)?;
+        // Megabytes of `.eh_frame` that nothing refers to any more, before as much again is asked for.
+        cache.clear();
+        Ok(parts.into_table())
     }
 
     /// Builds the table of an ELF image: the vdso's, as it is in the target's memory.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, UnwindError> {
-        Self::build(bytes)
-    }
-
-    fn build<'a, R: ReadRef<'a>>(data: R) -> Result<Self, UnwindError> {
-        let Object { machine, build_id, segments, sections, entry } = Object::parse(data)?;
-        let mut runs = read_entries(&sections, &segments, machine);
-        if machine == Machine::X86_64 {
-            add_signal_returns(&mut runs, &segments, data);
-        }
-        add_entry(&mut runs, &segments, entry);
-        let (rows, overlapping) = merge(&runs);
-        let stats = BuildStats { overlapping: runs.stats.overlapping + overlapping, ..runs.stats };
-        let pages = index_pages(&rows);
-        Ok(Self { machine, build_id, segments, rows, pages, stats })
+        Ok(Parts::read(bytes)?.into_table())
     }
 
     /// The row that covers `pc` (relative to the text base), found as a walk finds it.
@@ -81,6 +71,35 @@ impl UnwindTable {
     /// Words that the table takes where it is laid out: rows and page index.
     pub fn words(&self) -> usize {
         self.rows.len() + self.pages.len()
+    }
+}
+
+/// What was read of an object, before its rows are put in order.
+struct Parts {
+    machine: Machine,
+    build_id: Option<Vec<u8>>,
+    segments: ExecSegments,
+    runs: Runs,
+}
+
+impl Parts {
+    fn read<'a, R: ReadRef<'a>>(data: R) -> Result<Self, UnwindError> {
+        let Object { machine, build_id, segments, sections, entry } = Object::parse(data)?;
+        let mut runs = read_entries(&sections, &segments, machine);
+        if machine == Machine::X86_64 {
+            add_signal_returns(&mut runs, &segments, data);
+        }
+        add_entry(&mut runs, &segments, entry);
+        Ok(Self { machine, build_id, segments, runs })
+    }
+
+    fn into_table(self) -> UnwindTable {
+        let Self { machine, build_id, segments, runs } = self;
+        let (rows, overlapping) = merge(&runs);
+        let stats = BuildStats { overlapping: runs.stats.overlapping + overlapping, ..runs.stats };
+        drop(runs);
+        let pages = index_pages(&rows);
+        UnwindTable { machine, build_id, segments, rows, pages, stats }
     }
 }
 
@@ -111,10 +130,14 @@ fn add_signal_returns<'a, R: ReadRef<'a>>(runs: &mut Runs, segments: &ExecSegmen
         let bytes = segments.file_offset(vaddr).and_then(|at| data.read_bytes_at(at, len.into()).ok());
         let Some(bytes) = bytes else { continue };
         let places = bytes.windows(SIGRETURN.len()).enumerate().filter(|(_, window)| *window == SIGRETURN);
-        found.extend(places.map(|(at, _)| start + at as u32));
+        // A handler's return address is its first byte, and a walk looks up the byte before.
+        found.extend(places.map(|(at, _)| {
+            let pc = start + at as u32;
+            (pc - u32::from(at > 0), pc + SIGRETURN.len() as u32)
+        }));
     }
-    for pc in found {
-        runs.push(pc, pc + SIGRETURN.len() as u32, &[Row::bare(pc, Kind::SIGNAL)]);
+    for (pc, end) in found {
+        runs.push(pc, end, &[Row::bare(pc, Kind::SIGNAL)]);
     }
     runs.runs.sort_unstable_by_key(|run| (run.start, run.first));
 }

@@ -15,6 +15,8 @@ const PROGRAMS: &[&str] = &[
     "release_enter",
     "abandon_enter",
     "mappings_enter",
+    "system_enter",
+    "system_exit",
     "kfree",
     "kmem_cache_allo",
     "kernel_exit",

@@ -2,13 +2,13 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader},
     os::unix::process::CommandExt as _,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
 use crate::{
+    ends::read_one_line,
     errors::assert_one_line,
     guard::{alone, assert_no_links_left, assert_nothing_left},
     process::{Running, code, patience, wait_for_end},
@@ -180,26 +180,8 @@ fn the_tracer_is_killed() {
 fn nobody_reads_the_reports() {
     let _alone = alone();
     for format in [&["--json"][..], &[], &["-t"]] {
-        let mut child = Command::new(MEMLEAK)
-            .arg("-k")
-            .args(format)
-            .arg("0.2")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("memleak");
-        let mut first_line = String::new();
-        let mut reports = BufReader::new(child.stdout.take().expect("piped"));
-        reports.read_line(&mut first_line).expect("reading");
-        drop(reports);
-        let ended = wait_for_end(child.id(), patience());
-        if !ended {
-            child.kill().expect("killing");
-        }
-        let output = child.wait_with_output().expect("waiting");
-        assert!(!first_line.is_empty(), "it never printed anything: {output:?}");
-        assert!(ended, "it goes on although nobody reads: {output:?}");
-        assert_eq!(code(output.status), 0, "{output:?}");
+        let said = read_one_line(&[&["-k"], format, &["0.2"]].concat());
+        assert!(said.lines().all(|line| line.contains("warning: not seen")), "{said}");
         assert_all_gone();
     }
 }

@@ -1,6 +1,7 @@
 """The truth of a whole run: gdb stops at each call of an allocator function and prints the callers' addresses.
 
 Run as: gdb -nx -q -batch -ex "python FUNCTIONS='malloc calloc'; LIMIT=500" -x gdb_stacks.py --args program arguments
+With PID set (python PID=1234) it attaches to a running process instead, and prints READY when it waits for calls.
 Prints one line for each different stack: STACK and its frames, the caller of the function first, each as the name of
 its file and the address in it; then DONE and the number of stops. A stack ends where gdb goes on to words that are in
 no file's text: behind the outermost frame it takes whatever lies there.
@@ -62,10 +63,16 @@ def callers():
     return " ".join(addresses)
 
 
+attached = "PID" in globals()
+if attached:
+    gdb.execute("attach %d" % PID, to_string=True)
 for function in FUNCTIONS.split():
     gdb.execute("break -qualified " + function, to_string=True)
 seen, stops = set(), 0
-gdb.execute("run", to_string=True)
+if attached:
+    print("READY")
+    gdb.flush()
+gdb.execute("continue" if attached else "run", to_string=True)
 while gdb.selected_thread() is not None and gdb.selected_thread().is_valid() and stops < LIMIT:
     stack = callers()
     stops += 1

@@ -13,10 +13,12 @@ use super::{
     sections,
     table::{self, QUIET},
 };
-use crate::run;
 
-/// The part of BENCHMARKS.md and of README.md that this bench writes.
-pub const SECTION: &str = "bench kernel";
+/// The section of BENCHMARKS.md.
+pub const TITLE: &str = "The kernel's allocators, by the clock of a program that has it allocate";
+
+/// The part of README.md that this bench writes.
+const SECTION: &str = "bench kernel";
 
 /// What the program does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,13 +109,13 @@ struct Bench {
     seconds: Duration,
 }
 
-/// Measures and prints; with `--write` into BENCHMARKS.md and README.md too.
-pub fn run(options: &Options) -> Result<()> {
+/// Measures, and gives the section; with `--write` the lines of README.md are written too.
+pub fn section(options: &Options, memleak: PathBuf) -> Result<String> {
     let mut results = Results::default();
     let bcc = bcc::Bcc::find().map_err(|error| results.without_bcc = Some(format!("{error:#}"))).ok();
     let mut bench = Bench {
         program: processes::compile("kernel.c", &[])?,
-        memleak: run::memleak_binary()?,
+        memleak,
         bcc,
         seconds: Duration::from_secs(options.seconds.into()),
     };
@@ -126,12 +128,10 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     let text = markdown(&results, options)?;
-    println!("{text}");
     if options.write {
-        sections::write("BENCHMARKS.md", SECTION, &text)?;
         sections::write("README.md", SECTION, &summary(&results))?;
     }
-    Ok(())
+    Ok(text)
 }
 
 impl Bench {
@@ -204,7 +204,7 @@ fn micros(nanoseconds: Option<f64>) -> String {
 /// The section of BENCHMARKS.md.
 fn markdown(results: &Results, options: &Options) -> Result<String> {
     let mut text = format!(
-        "## The kernel's allocators, by the clock of a program that has it allocate\n\nMade by `cargo xtask bench \
+        "## {TITLE}\n\nMade by `cargo xtask bench \
          --kernel --write`. {}\n\nMedians over {} rounds, {} s of traced time each.\n\n| a turn |",
         table::machine()?,
         options.rounds,

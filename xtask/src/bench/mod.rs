@@ -5,19 +5,22 @@
 //! C library of its own: none inherits another's probes, which the kernel takes away some time after their tracer has
 //! gone. Figures are medians over the rounds.
 
+mod attach;
 mod bcc;
 mod kernel;
 mod processes;
+mod rustc;
 mod sections;
 mod table;
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use crate::{
@@ -45,6 +48,12 @@ pub struct Options {
     /// Outstanding allocations of the big report
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     allocations: u64,
+    /// Measure attaching to a process that maps 150 MB of code, and nothing else
+    #[arg(long, conflicts_with = "rustc")]
+    attach: bool,
+    /// Measure whole runs of rustc, and nothing else
+    #[arg(long)]
+    rustc: bool,
     /// Measure kernel mode: what tracing costs those who have the kernel allocate
     #[arg(long)]
     kernel: bool,
@@ -124,8 +133,8 @@ struct Bench<'a> {
 pub fn run(options: &Options) -> Result<()> {
     packages::ensure(&[COMPILER])?;
     privilege::as_root("true", INSTEAD)?;
-    if options.kernel {
-        return kernel::run(options);
+    if options.attach || options.rustc || options.kernel {
+        return run_part(options);
     }
     let mut results = Results::default();
     let bcc = bcc::Bcc::find().map_err(|error| results.without_bcc = Some(format!("{error:#}"))).ok();
@@ -139,12 +148,47 @@ pub fn run(options: &Options) -> Result<()> {
         }
         results.reports.push(bench.big_report()?);
     }
-    let text = table::markdown(&results, options)?;
+    let mut text = table::markdown(&results, options)?;
     println!("{text}");
-    if options.write {
-        sections::write_all_but("BENCHMARKS.md", kernel::SECTION, &text)?;
+    // The parts that were not measured stay as they are.
+    let old = read_benchmarks();
+    for title in [attach::TITLE, rustc::TITLE, kernel::TITLE] {
+        if let Some(section) = table::section_of(&old, title) {
+            text = table::with_section(&text, title, section);
+        }
     }
-    Ok(())
+    write_benchmarks(options, &text)
+}
+
+/// One of the parts that are measured when they are asked for.
+fn run_part(options: &Options) -> Result<()> {
+    let memleak = run::memleak_binary()?;
+    let (title, section) = if options.attach {
+        (attach::TITLE, attach::section(options, &memleak)?)
+    } else if options.rustc {
+        (rustc::TITLE, rustc::section(options, &memleak)?)
+    } else {
+        (kernel::TITLE, kernel::section(options, memleak)?)
+    };
+    println!("{section}");
+    write_benchmarks(options, &table::with_section(&read_benchmarks(), title, &section))
+}
+
+fn benchmarks() -> PathBuf {
+    run::root().join("BENCHMARKS.md")
+}
+
+/// What was measured before; empty where nothing was.
+fn read_benchmarks() -> String {
+    fs::read_to_string(benchmarks()).unwrap_or_default()
+}
+
+fn write_benchmarks(options: &Options, text: &str) -> Result<()> {
+    let path = benchmarks();
+    match options.write {
+        true => fs::write(&path, text).with_context(|| format!("cannot write {}", path.display())),
+        false => Ok(()),
+    }
 }
 
 impl Bench<'_> {

@@ -204,7 +204,9 @@ impl Tracer {
             // one that has ended.
             let _ = child.kill();
         }
-        let (status, peak_rss_bytes) = wait_with_peak_rss(&child)?;
+        let (status, usage) = wait_with_usage(&child)?;
+        // getrusage(2): ru_maxrss is in kilobytes.
+        let peak_rss_bytes = usage.ru_maxrss.unsigned_abs() * 1024;
         let (marked, lines) = collected.with_context(|| format!("`{shown}`"))?;
         let said = || lines.iter().rev().take(3).rev().cloned().collect::<Vec<_>>().join(" / ");
         ensure!(status.success(), "`{shown}` failed ({status}): {}", said());
@@ -302,8 +304,8 @@ fn collect(
     }
 }
 
-/// Waits for a child; gives its peak resident memory (or that of its own child, where sudo stands between).
-fn wait_with_peak_rss(child: &Child) -> Result<(ExitStatus, u64)> {
+/// Waits for a child; gives what it used, the children that it waited for included.
+pub fn wait_with_usage(child: &Child) -> Result<(ExitStatus, libc::rusage)> {
     use std::os::unix::process::ExitStatusExt;
     let pid = libc::pid_t::try_from(child.id())?;
     let mut status = 0;
@@ -312,8 +314,7 @@ fn wait_with_peak_rss(child: &Child) -> Result<(ExitStatus, u64)> {
     // SAFETY: both pointers are valid for the length of the call; the child is ours and not waited for yet.
     let waited = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
     ensure!(waited == pid, "cannot wait for a tracer: {}", std::io::Error::last_os_error());
-    // getrusage(2): ru_maxrss is in kilobytes.
-    Ok((ExitStatus::from_raw(status), usage.ru_maxrss.unsigned_abs() * 1024))
+    Ok((ExitStatus::from_raw(status), usage))
 }
 
 impl Traced {
@@ -340,8 +341,13 @@ impl Traced {
         })
     }
 
+    /// Most memory that it had resident (or sudo, where it stands between).
+    pub fn peak_rss_bytes(&self) -> u64 {
+        self.peak_rss_bytes
+    }
+
     /// The number after `before` in the first line that starts with `prefix`.
-    fn number(&self, prefix: &str, before: &str) -> Result<f64> {
+    pub fn number(&self, prefix: &str, before: &str) -> Result<f64> {
         let line = self.lines.iter().find(|line| line.starts_with(prefix));
         let line = line.with_context(|| format!("memleak -v did not say `{prefix}...`"))?;
         let (_, rest) = line.split_once(before).with_context(|| format!("no `{before}` in: {line}"))?;

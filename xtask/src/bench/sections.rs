@@ -12,13 +12,6 @@ pub fn write(document: &str, name: &str, text: &str) -> Result<()> {
     store(document, &replaced(&old, name, text))
 }
 
-/// Replaces all of a document but one section, which is kept at its end.
-pub fn write_all_but(document: &str, kept: &str, text: &str) -> Result<()> {
-    let old = read(document)?;
-    let kept = place(&old, kept).and_then(|place| old.get(place));
-    store(document, &kept.map_or_else(|| text.to_owned(), |kept| format!("{}\n\n{kept}\n", text.trim_end())))
-}
-
 fn read(document: &str) -> Result<String> {
     fs::read_to_string(run::root().join(document)).with_context(|| format!("cannot read {document}"))
 }

@@ -146,3 +146,35 @@ pub fn machine() -> Result<String> {
         commit.trim()
     ))
 }
+
+/// `text` with a section (`## TITLE` to the next title) replaced, or added at the end.
+pub fn with_section(text: &str, title: &str, section: &str) -> String {
+    let heading = format!("## {title}\n");
+    let (before, rest) = text.split_once(&heading).unwrap_or((text, ""));
+    let after = rest.find("\n## ").map_or("", |at| &rest[at + 1..]);
+    let parts = [before.trim_end(), section.trim(), after.trim()];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n\n") + "\n"
+}
+
+/// A section of `text`, its title included; `None` where there is none of that title.
+pub fn section_of<'t>(text: &'t str, title: &str) -> Option<&'t str> {
+    let start = text.find(&format!("## {title}\n"))?;
+    let rest = &text[start..];
+    Some(rest.find("\n## ").map_or(rest, |at| &rest[..at]).trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_are_replaced_and_added() {
+        let text = "# All\n\n## A\n\none\n\n## B\n\ntwo\n";
+        assert_eq!(with_section(text, "A", "## A\n\nnew\n"), "# All\n\n## A\n\nnew\n\n## B\n\ntwo\n");
+        assert_eq!(with_section(text, "B", "## B\nnew"), "# All\n\n## A\n\none\n\n## B\nnew\n");
+        assert_eq!(with_section(text, "C", "## C\nnew"), format!("{text}\n## C\nnew\n"));
+        assert_eq!(section_of(text, "A"), Some("## A\n\none"));
+        assert_eq!(section_of(text, "B"), Some("## B\n\ntwo"));
+        assert_eq!(section_of(text, "C"), None);
+    }
+}

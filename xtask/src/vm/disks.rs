@@ -28,12 +28,13 @@ const LEFT_OUT: [&str; 6] = [
 ];
 
 /// Files that no package owns and programs need.
-const UNOWNED: [&str; 6] = [
+const UNOWNED: [&str; 7] = [
     "/etc/alternatives",
-    "/etc/passwd",
     "/etc/group",
-    "/etc/nsswitch.conf",
+    "/etc/hostname",
     "/etc/ld.so.cache",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
     "/usr/bin/awk",
 ];
 
@@ -181,7 +182,8 @@ fn closure<'a>(database: &'a str, wanted: &[&'a str]) -> BTreeMap<&'a str, &'a s
             continue;
         };
         installed.insert(name, (version, depends));
-        providers.extend(provides.split(',').map(|provided| (bare(provided), name)));
+        let provided = provides.split(',').map(bare).filter(|provided| !provided.is_empty());
+        providers.extend(provided.map(|provided| (provided, name)));
     }
     let resolve = |name: &'a str| {
         installed.get_key_value(name).map(|(name, _)| *name).or_else(|| providers.get(name).copied())

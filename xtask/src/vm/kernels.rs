@@ -115,16 +115,28 @@ fn fetch(series: &str, release: &str, cache: &Path, unpacked: &Path) -> Result<(
     let work = cache.join(format!("fetch-{}", std::process::id()));
     let fetched = fetch_into(series, release, &work).and_then(|()| {
         let kernel = work.join("kernel");
-        // Newer packages unpack to usr/lib, for systems where lib is a link.
-        if !kernel.join("lib").exists() {
-            symlink("usr/lib", kernel.join("lib"))?;
-        }
+        arrange(&kernel)?;
         run::run(Command::new("depmod").arg("-b").arg(&kernel).arg(version_in(&kernel)?))?;
         fs::rename(kernel, unpacked).context("cannot name the unpacked kernel")
     });
     let removed = fs::remove_dir_all(&work);
     fetched?;
     removed.context("cannot remove the folder that apt worked in")
+}
+
+/// Gives what newer packages unpack the places of older ones: modules in usr/lib, and from 7.0 on the kernel beside them.
+fn arrange(kernel: &Path) -> Result<()> {
+    if !kernel.join("lib").exists() {
+        symlink("usr/lib", kernel.join("lib"))?;
+    }
+    if !kernel.join("boot").exists() {
+        let modules = only_entry(&kernel.join("lib/modules"), "")?;
+        let version = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        fs::create_dir(kernel.join("boot"))?;
+        let image = Path::new("../lib/modules").join(&version).join("vmlinuz");
+        symlink(image, kernel.join(format!("boot/vmlinuz-{version}")))?;
+    }
+    Ok(())
 }
 
 /// `VERSION` of `boot/vmlinuz-VERSION`.
@@ -226,7 +238,9 @@ fn compare_versions(left: &str, right: &str) -> Ordering {
 /// What newer kernels have in packages of their own, in the output of `apt-cache depends`.
 fn parts(depends: &str) -> impl Iterator<Item = &str> {
     let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-    names.filter(|name| ["linux-binary-", "linux-modules-"].iter().any(|part| name.starts_with(part)))
+    names.filter(|name| {
+        ["linux-base-", "linux-binary-", "linux-modules-"].iter().any(|part| name.starts_with(part))
+    })
 }
 
 #[cfg(test)]
@@ -258,9 +272,10 @@ mod tests {
 
     #[test]
     fn modules_in_packages_of_their_own_are_found() {
-        let depends = "linux-image-7.3.4-cloud-amd64\n |Depends: dracut\n  Depends: linux-base-7.3.4\n  \
+        let depends = "linux-image-7.3.4-cloud-amd64\n |Depends: dracut\n  Depends: linux-base\n  Depends: linux-base-7.3.4\n  \
                        Depends: linux-binary-7.3.4-cloud-amd64\n  Depends: linux-modules-7.3.4-cloud-amd64\n";
-        let expected = ["linux-binary-7.3.4-cloud-amd64", "linux-modules-7.3.4-cloud-amd64"];
+        let expected =
+            ["linux-base-7.3.4", "linux-binary-7.3.4-cloud-amd64", "linux-modules-7.3.4-cloud-amd64"];
         assert_eq!(parts(depends).collect::<Vec<_>>(), expected);
     }
 }

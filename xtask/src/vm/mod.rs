@@ -97,7 +97,7 @@ pub struct Options {
     #[arg(long)]
     release: bool,
     /// How long each machine may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1500)]
     limit: u64,
     /// Only live tests whose names have one of these in them, and what libtest takes
     #[arg(last = true, value_name = "TEST-FILTER")]

@@ -1,0 +1,372 @@
+//! The records of what is outstanding (map `ALLOCATIONS`): entered, taken out, put back, removed.
+//!
+//! What a call may release (realloc, munmap) is taken out of the table at entry and put back if the call fails. Were it
+//! taken out at the return, another thread could have acquired the same address in between.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    },
+};
+use memleak_common::{
+    allocation::{Allocation, AllocationKey, RELEASED_EARLY},
+    event::{self, Event},
+    probe::{ProbeRow, flags, size},
+    settings::flags as setting_flags,
+    stats::Stat,
+    thread::{PendingCall, ThreadRecord},
+};
+
+use crate::{
+    args::Caller,
+    maps::{ALLOCATIONS, PROBES, Wake, add, count, has, send, setting},
+    stack,
+};
+
+/// [`PendingCall::has_released`].
+pub const NOTHING: u16 = 0;
+/// `released` holds a record that was taken out of the table.
+pub const RECORD: u16 = 1;
+/// One reference of several was given back; the record is still in the table.
+const REFERENCE: u16 = 2;
+
+const PAGE_SIZE: u64 = 4096;
+const EEXIST: i32 = -17;
+/// Records of ranges that can seem to begin in one page.
+const RANGES_IN_A_PAGE: u64 = 8;
+
+/// What a call has acquired.
+pub struct Acquired {
+    /// The handle.
+    pub handle: u64,
+    /// Its bytes.
+    pub size: u64,
+    /// When the call was entered, for rows with [`flags::EARLY_RELEASE`].
+    pub entered_ns: u64,
+}
+
+/// Enters a new record, if it passes the filters.
+#[inline(always)]
+pub fn record(caller: &Caller, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
+    let &Acquired { handle, size, .. } = acquired;
+    let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle };
+    if has(row, flags::COUNTED) && add_reference(thread, &key) {
+        return None;
+    }
+    let sample_rate = setting!(sample_rate);
+    let in_range = row.size == size::NONE || (size >= setting!(min_size) && size <= setting!(max_size));
+    if !in_range || (sample_rate > 1 && !sampled(thread, sample_rate)) {
+        // The address may be one whose release we did not see: its older record is void.
+        let _ = ALLOCATIONS.remove(&key);
+        return None;
+    }
+    let stack_id = stack::capture(caller, thread);
+    enter(thread, row, &key, size, stack_id, acquired.entered_ns)
+}
+
+/// The same for a further handle of the same call.
+#[inline(always)]
+pub fn record_another(thread: &ThreadRecord, row: &ProbeRow, handle: u64) {
+    let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle };
+    let _ = enter(thread, row, &key, 0, thread.stack_id, 0);
+}
+
+#[inline(always)]
+fn enter(
+    thread: &ThreadRecord,
+    row: &ProbeRow,
+    key: &AllocationKey,
+    size: u64,
+    stack_id: u64,
+    entered_ns: u64,
+) -> Option<()> {
+    let time_ns = now();
+    let allocation =
+        Allocation { size, stack_id, time_ns, tid: thread.tid, generation: thread.generation, count: 1 };
+    if has(row, flags::EARLY_RELEASE) {
+        enter_unless_released(key, &allocation, entered_ns)?;
+    } else if ALLOCATIONS.insert(key, &allocation, BPF_ANY as u64).is_err() {
+        count(Stat::LostAllocations);
+        return None;
+    }
+    count(Stat::Acquired);
+    if setting!(flags) & setting_flags::TRACE != 0 {
+        let event = Event {
+            kind: event::kind::ACQUIRE,
+            tgid: thread.tgid,
+            tid: thread.tid,
+            resource: row.resource,
+            handle: key.handle,
+            size,
+            time_ns,
+            stack_id,
+        };
+        send(&event, Wake::Soon);
+    }
+    Some(())
+}
+
+/// One more reference to what is outstanding already. Says whether it is.
+#[inline(always)]
+fn add_reference(thread: &ThreadRecord, key: &AllocationKey) -> bool {
+    let Some(found) = ALLOCATIONS.get_ptr_mut(key) else { return false };
+    // SAFETY: an aligned map value; its count is only ever added to atomically.
+    unsafe {
+        if (*found).generation != thread.generation {
+            return false;
+        }
+        add(&raw mut (*found).count, 1);
+    }
+    true
+}
+
+/// Enters a record, unless its handle was released after the call that acquired it was entered.
+#[inline(always)]
+fn enter_unless_released(key: &AllocationKey, allocation: &Allocation, entered_ns: u64) -> Option<()> {
+    if ALLOCATIONS.insert(key, allocation, BPF_NOEXIST as u64).is_ok() {
+        return Some(());
+    }
+    if let Some(found) = ALLOCATIONS.get_ptr(key) {
+        // SAFETY: an aligned map value that only this handle's users change.
+        let (generation, time_ns) = unsafe { ((*found).generation, (*found).time_ns) };
+        if generation == RELEASED_EARLY && time_ns >= entered_ns {
+            let _ = ALLOCATIONS.remove(key);
+            return None;
+        }
+    }
+    if ALLOCATIONS.insert(key, allocation, BPF_ANY as u64).is_err() {
+        count(Stat::LostAllocations);
+        return None;
+    }
+    Some(())
+}
+
+/// A handle is released: removes its record.
+#[inline(always)]
+pub fn remove(row: &ProbeRow, handle: u64) -> Option<()> {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let key = AllocationKey { tgid: (pid_tgid >> 32) as u32, resource: row.resource, handle };
+    if has(row, flags::COUNTED) && drop_reference(&key) {
+        return Some(());
+    }
+    if setting!(flags) & setting_flags::TRACE == 0 {
+        ALLOCATIONS.remove(&key).ok()?;
+        count(Stat::Released);
+        return Some(());
+    }
+    let size = ALLOCATIONS.get_ptr(&key).map_or(0, |found| {
+        // SAFETY: a record changes only while its block is acquired, and this thread is about to release it.
+        unsafe { (*found).size }
+    });
+    ALLOCATIONS.remove(&key).ok()?;
+    count(Stat::Released);
+    send_release(key.tgid, pid_tgid as u32, row, handle, size);
+    Some(())
+}
+
+/// One reference less to what has several. Says whether any is left.
+#[inline(always)]
+fn drop_reference(key: &AllocationKey) -> bool {
+    let Some(found) = ALLOCATIONS.get_ptr_mut(key) else { return false };
+    // SAFETY: an aligned map value; its count is only ever added to atomically.
+    unsafe {
+        add(&raw mut (*found).count, u64::MAX);
+        core::ptr::read_volatile(&raw const (*found).count) as i64 > 0
+    }
+}
+
+/// Takes the record that begins at the released handle out of the table and into the call.
+#[inline(always)]
+pub fn take_out(tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
+    let key = AllocationKey { tgid, resource: row.resource, handle: call.released_handle };
+    if has(row, flags::COUNTED) && drop_reference(&key) {
+        call.has_released = REFERENCE;
+        return;
+    }
+    if let Some(found) = ALLOCATIONS.get_ptr(&key) {
+        // SAFETY: a record changes only while its block is acquired, and this thread is about to release it.
+        call.released = unsafe { *found };
+        if call.released.generation == RELEASED_EARLY {
+            return;
+        }
+        call.released.count = 1;
+        if ALLOCATIONS.remove(&key).is_ok() {
+            call.has_released = RECORD;
+        }
+    }
+}
+
+/// The call did not release what it had taken out.
+#[inline(always)]
+pub fn put_back(tgid: u32, call: &PendingCall) {
+    if call.has_released == NOTHING {
+        return;
+    }
+    let Some(row) = PROBES.get(call.row) else { return };
+    let key = AllocationKey { tgid, resource: row.resource, handle: call.released_handle };
+    if has(row, flags::COUNTED)
+        && let Some(found) = ALLOCATIONS.get_ptr_mut(&key)
+    {
+        // SAFETY: an aligned map value; its count is only ever added to atomically.
+        unsafe { add(&raw mut (*found).count, 1) };
+        return;
+    }
+    if call.has_released != RECORD {
+        return;
+    }
+    // After a return that we missed the address may be another block's by now.
+    if !matches!(ALLOCATIONS.insert(&key, &call.released, BPF_NOEXIST as u64), Ok(()) | Err(EEXIST)) {
+        count(Stat::LostAllocations);
+    }
+}
+
+/// The call has released its handle or range.
+///
+/// Of ranges only the record that begins where the release begins is found here. What else the release covers (the end of
+/// one range, several, one mapped into another) user space cuts out, which can search: it is told of every release.
+#[inline(always)]
+pub fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
+    let is_range = has(row, flags::RANGE);
+    let is_span = has(row, flags::SPAN);
+    let pages = if is_span { call.released_len } else { pages(call.released_len) };
+    if call.has_released == RECORD {
+        if is_range && pages_of(&call.released) > pages {
+            keep_rest(thread.tgid, row, call, pages);
+        } else {
+            released(thread, row, call.released_handle, call.released.size);
+        }
+    }
+    if has(row, flags::EARLY_RELEASE) && call.has_released == NOTHING {
+        release_early(thread, row, call);
+    }
+    if (is_range || is_span) && pages > 0 {
+        let event = Event {
+            kind: event::kind::UNMAP,
+            tgid: thread.tgid,
+            tid: thread.tid,
+            resource: row.resource,
+            handle: call.released_handle,
+            size: pages,
+            time_ns: call.time_ns,
+            stack_id: 0,
+        };
+        send(&event, Wake::Lazily);
+    }
+}
+
+/// What is released is not known: it may be handed out yet, by a call that has not returned. So a mark is left for it.
+#[inline(always)]
+fn release_early(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
+    let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle: call.released_handle };
+    let mark =
+        Allocation { generation: RELEASED_EARLY, time_ns: call.time_ns, count: 1, ..Allocation::default() };
+    for _ in 0..2 {
+        if let Some(found) = ALLOCATIONS.get_ptr(&key) {
+            // SAFETY: an aligned map value that only this handle's users change.
+            let (is_mark, size) = unsafe { ((*found).generation == RELEASED_EARLY, (*found).size) };
+            if ALLOCATIONS.remove(&key).is_ok() && !is_mark {
+                released(thread, row, call.released_handle, size);
+                return;
+            }
+        }
+        if ALLOCATIONS.insert(&key, &mark, BPF_NOEXIST as u64).is_ok() {
+            return;
+        }
+    }
+}
+
+/// The first `pages` bytes of a range are released: the end stays, as it was acquired.
+#[inline(always)]
+fn keep_rest(tgid: u32, row: &ProbeRow, call: &PendingCall, pages: u64) {
+    let start = call.released_handle.wrapping_add(pages);
+    let rest = Allocation { size: call.released.size - pages, ..call.released };
+    // The place may be taken, by a range that was mapped into this one. No range begins within a page, so its other
+    // bytes serve as keys too; user space rounds down.
+    for within in 0..RANGES_IN_A_PAGE {
+        let key = AllocationKey { tgid, resource: row.resource, handle: start.wrapping_add(within) };
+        if ALLOCATIONS.insert(&key, &rest, BPF_NOEXIST as u64).is_ok() {
+            return;
+        }
+    }
+    count(Stat::LostAllocations);
+}
+
+/// MAP_FIXED: the new range has replaced whatever was there.
+#[inline(always)]
+pub fn replace_range(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall, handle: u64) {
+    let mut replaced = PendingCall {
+        row: call.row,
+        released_handle: handle,
+        released_len: call.size,
+        time_ns: now(),
+        ..PendingCall::default()
+    };
+    take_out(thread.tgid, row, &mut replaced);
+    finish_release(thread, row, &replaced);
+}
+
+/// Bytes of the whole pages that a length covers.
+#[inline(always)]
+fn pages(len: u64) -> u64 {
+    len.wrapping_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1)
+}
+
+#[inline(always)]
+fn pages_of(allocation: &Allocation) -> u64 {
+    pages(allocation.size)
+}
+
+/// Counts, and with `-t` tells, that a record taken out is released for good.
+#[inline(always)]
+fn released(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
+    count(Stat::Released);
+    if setting!(flags) & setting_flags::TRACE != 0 {
+        send_release(thread.tgid, thread.tid, row, handle, size);
+    }
+}
+
+#[inline(always)]
+fn send_release(tgid: u32, tid: u32, row: &ProbeRow, handle: u64, size: u64) {
+    let event = Event {
+        kind: event::kind::RELEASE,
+        tgid,
+        tid,
+        resource: row.resource,
+        handle,
+        size,
+        time_ns: now(),
+        stack_id: 0,
+    };
+    send(&event, Wake::Soon);
+}
+
+/// One in `rate`: counted for each thread, the gaps drawn evenly from 1 to 2 `rate` - 1, so that a pattern in the
+/// program's own calls cannot keep step with the sampling. A thread's first gap is what is left of one that began before
+/// it did: of length k with probability (2 `rate` - k) / (`rate` (2 `rate` - 1)), the smaller of two even draws.
+#[inline(always)]
+fn sampled(thread: &mut ThreadRecord, rate: u64) -> bool {
+    if thread.sample_countdown == 0 {
+        thread.sample_countdown = up_to(2 * rate - 1).min(up_to(2 * rate));
+    }
+    thread.sample_countdown -= 1;
+    if thread.sample_countdown > 0 {
+        return false;
+    }
+    thread.sample_countdown = up_to(2 * rate - 1);
+    true
+}
+
+/// An even draw from 1 to `limit`, which must not be 0.
+#[inline(always)]
+fn up_to(limit: u64) -> u64 {
+    // SAFETY: the helper takes nothing.
+    1 + unsafe { bpf_get_prandom_u32() } as u64 % limit.max(1)
+}
+
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_ktime_get_ns() }
+}

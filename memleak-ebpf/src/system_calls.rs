@@ -1,0 +1,64 @@
+//! Calls of the kernel, by the tracepoints that it passes at the entry and the exit of each (include/trace/events/syscalls.h,
+//! `sys_enter` and `sys_exit`): whoever made them, a C library or not. What they acquire and release is entered as that of
+//! functions is, by rows of the same kind.
+
+use aya_ebpf::{EbpfContext as _, helpers::bpf_get_current_pid_tgid, programs::RawTracePointContext};
+use memleak_common::{
+    probe::{ProbeRow, only},
+    system_call::{RELEASES, ROW},
+    thread::{PendingCall, ThreadRecord},
+};
+
+use crate::{
+    args::{Caller, Registers},
+    lifecycle,
+    maps::{PROBES, SYSTEM_CALLS, THREADS},
+    track,
+};
+
+/// A system call is entered.
+#[inline(always)]
+pub fn enter(ctx: &RawTracePointContext) -> Option<()> {
+    let (cookie, releases, row) = row(ctx.arg::<u64>(1))?;
+    let thread = lifecycle::current_thread()?;
+    let args = Registers(ctx.arg::<u64>(0)).arguments();
+    if row.only != only::ALL && !track::applies(row, &args) {
+        return None;
+    }
+    if releases {
+        return track::release(row, &args);
+    }
+    thread.system_call = PendingCall { row: cookie, ..PendingCall::default() };
+    thread.in_system_call = 1;
+    track::read_arguments(&args, thread.tgid, row, &mut thread.system_call);
+    Some(())
+}
+
+/// A system call returns.
+#[inline(always)]
+pub fn exit(ctx: &RawTracePointContext) -> Option<()> {
+    let registers = Registers(ctx.arg::<u64>(0));
+    let (cookie, _, row) = row(registers.system_call())?;
+    let pid_tgid = bpf_get_current_pid_tgid();
+    // SAFETY: only this thread's own programs touch its record.
+    let thread: &mut ThreadRecord = unsafe { &mut *THREADS.get_ptr_mut(&pid_tgid)? };
+    if thread.in_system_call == 0 || thread.system_call.row != cookie {
+        return None;
+    }
+    thread.in_system_call = 0;
+    // SAFETY: the entry stays as it is until this thread's next system call.
+    let call = unsafe { &*core::ptr::from_ref(&thread.system_call) };
+    let caller: Caller = registers.caller(ctx.as_ptr());
+    track::commit(&caller, thread, row, call, ctx.arg::<u64>(1))
+}
+
+/// The row of a system call that is traced: its index, and whether it releases and cannot fail.
+#[inline(always)]
+fn row(number: u64) -> Option<(u32, bool, &'static ProbeRow)> {
+    if number > u32::MAX as u64 {
+        return None;
+    }
+    let entry = *SYSTEM_CALLS.get(number as u32)?;
+    let cookie = (entry & ROW).checked_sub(1)?;
+    Some((cookie, entry & RELEASES != 0, PROBES.get(cookie)?))
+}

@@ -1,0 +1,324 @@
+//! Aggregation by hand, and against the plainest way.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use memleak_common::stack::NO_STACK;
+
+use super::*;
+use crate::{settings::Format, snapshot::Stack};
+
+const MS: u64 = 1_000_000;
+const NOW: u64 = 10_000 * MS;
+
+fn settings() -> ReportSettings {
+    ReportSettings {
+        format: Format::Text,
+        top: 10,
+        sort: SortKey::Size,
+        show_allocs: false,
+        combined_only: false,
+        older: Duration::ZERO,
+        sample_rate: 1,
+        output: None,
+    }
+}
+
+fn outstanding(stack_id: u64, address: u64, size: u64, age_ns: u64) -> Outstanding {
+    Outstanding {
+        pid: 1,
+        resource: Resource::Heap,
+        address,
+        handle: address,
+        size,
+        stack_id,
+        time_ns: NOW - age_ns,
+    }
+}
+
+/// Stack N has the one address 0x1000 - N, so that addresses and ids are in opposite orders.
+fn snapshot(outstanding: Vec<Outstanding>) -> Snapshot {
+    let ids = outstanding.iter().map(|one| one.stack_id).filter(|id| *id != NO_STACK);
+    let stacks = ids.map(|id| (id, Stack { ips: vec![0x1000 - id], ..Stack::default() })).collect();
+    Snapshot { time_ns: NOW, outstanding, stacks, acquired: 20, released: 7, ..Snapshot::default() }
+}
+
+fn run(snapshot: &Snapshot, settings: &ReportSettings) -> Aggregated {
+    aggregate(snapshot, &catalog(), settings, false, &mut History::default())
+}
+
+fn catalog() -> Catalog {
+    Catalog::new([Resource::Heap, Resource::Mmap, Resource::Fd].map(ResourceInfo::built_in))
+}
+
+fn by_resource(aggregated: &Aggregated) -> Vec<(&str, u64, u64)> {
+    let totals = aggregated.by_resource.iter();
+    totals.map(|total| (total.resource.name.as_str(), total.bytes, total.count)).collect()
+}
+
+fn ids(aggregated: &Aggregated) -> Vec<u64> {
+    aggregated.groups.iter().map(|group| group.key.stack_id).collect()
+}
+
+#[test]
+fn nothing_outstanding_is_an_empty_report() {
+    let totals = Totals { acquired: 20, released: 7, ..Totals::default() };
+    let empty = run(&snapshot(vec![]), &settings());
+    assert_eq!((empty.totals, empty.groups.len()), (totals, 0));
+    assert_eq!(by_resource(&empty), [("heap", 0, 0), ("mmap", 0, 0), ("fd", 0, 0)]);
+}
+
+#[test]
+fn a_group_is_one_process_one_resource_one_stack() {
+    let one = outstanding(1, 0x10, 8, 5);
+    let other_process = Outstanding { pid: 2, ..one };
+    let other_resource = Outstanding { resource: Resource::Mmap, ..one };
+    let no_stack = Outstanding { stack_id: NO_STACK, ..one };
+    let again = Outstanding { address: 0x20, time_ns: NOW - 3, ..one };
+    let result = run(&snapshot(vec![one, other_process, other_resource, no_stack, again]), &settings());
+    assert_eq!(result.totals, Totals { bytes: 40, count: 5, acquired: 20, released: 7 });
+    assert_eq!(result.groups.len(), 4);
+    let first = &result.groups[0];
+    assert_eq!(first.key, GroupKey { pid: 1, resource: Resource::Heap, stack_id: 1 });
+    assert_eq!((first.bytes, first.count, first.oldest_ns, first.newest_ns), (16, 2, 5, 3));
+    assert!(result.groups.iter().all(|group| group.allocations.is_none()));
+}
+
+#[test]
+fn the_young_are_left_out_but_not_at_a_targets_end() {
+    let settings = ReportSettings { older: Duration::from_millis(500), ..settings() };
+    let snapshot = snapshot(vec![
+        outstanding(1, 1, 8, 500 * MS), // as old as asked for: in
+        outstanding(1, 2, 16, 500 * MS - 1),
+        outstanding(2, 3, 32, 0),
+    ]);
+    let result = run(&snapshot, &settings);
+    assert_eq!((result.totals.bytes, result.totals.count, ids(&result)), (8, 1, vec![1]));
+    let last = aggregate(&snapshot, &catalog(), &settings, true, &mut History::default());
+    assert_eq!((last.totals.bytes, last.totals.count, ids(&last)), (56, 3, vec![2, 1]));
+}
+
+#[test]
+fn a_record_newer_than_the_snapshot_is_of_age_0() {
+    let newer = Outstanding { time_ns: NOW + 5, ..outstanding(1, 1, 8, 0) };
+    assert_eq!(run(&snapshot(vec![newer]), &settings()).groups[0].oldest_ns, 0);
+    let settings = ReportSettings { older: Duration::from_millis(1), ..settings() };
+    assert_eq!(run(&snapshot(vec![newer]), &settings).groups.len(), 0);
+}
+
+#[test]
+fn each_sort_key_has_its_order() {
+    let snapshot = snapshot(vec![
+        outstanding(1, 1, 100, 10),
+        outstanding(2, 2, 30, 20),
+        outstanding(2, 3, 30, 5),
+        outstanding(3, 4, 10, 30),
+        outstanding(3, 5, 10, 1),
+        outstanding(3, 6, 10, 1),
+    ]);
+    let order = |sort| ids(&run(&snapshot, &ReportSettings { sort, ..settings() }));
+    assert_eq!(order(SortKey::Size), [1, 2, 3]);
+    assert_eq!(order(SortKey::Count), [3, 2, 1]);
+    assert_eq!(order(SortKey::Age), [3, 2, 1]);
+    assert_eq!(order(SortKey::Growth), [1, 2, 3]);
+}
+
+#[test]
+fn ties_go_by_size_then_count_then_the_stacks_addresses() {
+    let tied = snapshot(vec![
+        outstanding(1, 1, 10, 7),
+        outstanding(2, 2, 10, 7),
+        outstanding(3, 3, 12, 7),
+        outstanding(4, 4, 5, 7),
+        outstanding(4, 5, 5, 7),
+    ]);
+    for sort in [SortKey::Size, SortKey::Age, SortKey::Growth] {
+        // 1 and 2 hold the same; the address of 2 is the smaller one.
+        assert_eq!(ids(&run(&tied, &ReportSettings { sort, ..settings() })), [3, 4, 2, 1], "{sort:?}");
+    }
+}
+
+#[test]
+fn growth_is_against_the_report_before() {
+    let settings = ReportSettings { sort: SortKey::Growth, ..settings() };
+    let mut history = History::default();
+    let grown = |snapshot: &Snapshot, history: &mut History| -> Vec<(u64, i128)> {
+        let groups = aggregate(snapshot, &catalog(), &settings, false, history).groups;
+        groups.iter().map(|group| (group.key.stack_id, group.growth)).collect()
+    };
+    let first = snapshot(vec![outstanding(1, 1, 100, 1), outstanding(2, 2, 50, 1)]);
+    assert_eq!(grown(&first, &mut history), [(1, 100), (2, 50)]);
+    let second = snapshot(vec![outstanding(1, 1, 90, 1), outstanding(2, 2, 70, 1), outstanding(3, 3, 5, 1)]);
+    assert_eq!(grown(&second, &mut history), [(2, 20), (3, 5), (1, -10)]);
+    // Against the one before, not the first; and what was gone begins at 0 again.
+    assert_eq!(grown(&first, &mut history), [(1, 10), (2, -20)]);
+    assert_eq!(grown(&second, &mut history), [(2, 20), (3, 5), (1, -10)]);
+}
+
+#[test]
+fn growth_counts_stacks_that_were_not_among_the_top() {
+    let settings = ReportSettings { top: 1, ..settings() };
+    let mut history = History::default();
+    let before = snapshot(vec![outstanding(1, 1, 100, 1), outstanding(2, 2, 50, 1)]);
+    assert_eq!(ids(&aggregate(&before, &catalog(), &settings, false, &mut history)), [1]);
+    let now = snapshot(vec![outstanding(1, 1, 100, 1), outstanding(2, 2, 110, 1)]);
+    let group = aggregate(&now, &catalog(), &settings, false, &mut history).groups.remove(0);
+    assert_eq!((group.key.stack_id, group.growth), (2, 60));
+}
+
+fn descriptor(stack_id: u64, handle: u64) -> Outstanding {
+    Outstanding { resource: Resource::Fd, ..outstanding(stack_id, handle, 0, handle * MS) }
+}
+
+#[test]
+fn each_table_has_its_own_top_and_what_has_no_size_goes_by_count() {
+    let mapping = Outstanding { resource: Resource::Mmap, ..outstanding(3, 7, 4096, 1) };
+    let snapshot = snapshot(vec![
+        descriptor(1, 3),
+        descriptor(2, 4),
+        descriptor(2, 5),
+        outstanding(1, 1, 1, 1),
+        outstanding(2, 2, 2, 1),
+        mapping,
+    ]);
+    let result = run(&snapshot, &ReportSettings { top: 2, ..settings() });
+    let groups = result.groups.iter();
+    let groups: Vec<_> = groups.map(|group| (group.key.resource, group.key.stack_id, group.count)).collect();
+    let (heap, mmap, fd) = (Resource::Heap, Resource::Mmap, Resource::Fd);
+    assert_eq!(groups, [(mmap, 3, 1), (heap, 2, 1), (fd, 2, 2), (fd, 1, 1)]);
+    assert_eq!(by_resource(&result), [("heap", 3, 2), ("mmap", 4096, 1), ("fd", 0, 3)]);
+    assert_eq!((result.totals.bytes, result.totals.count), (4099, 6));
+    // Descriptors are listed without -a, too: their summary needs them.
+    let listed: Vec<bool> = result.groups.iter().map(|group| group.allocations.is_some()).collect();
+    assert_eq!(listed, [false, false, true, true]);
+    let combined = run(&snapshot, &ReportSettings { combined_only: true, ..settings() });
+    assert!(combined.groups.iter().all(|group| group.allocations.is_none()));
+}
+
+#[test]
+fn what_is_not_traced_has_a_table_of_its_own() {
+    let dir = Outstanding { resource: Resource::Dir, ..outstanding(1, 1, 0, 1) };
+    let result = run(&snapshot(vec![dir, descriptor(1, 3)]), &settings());
+    let names: Vec<_> = by_resource(&result).into_iter().map(|(name, ..)| name.to_owned()).collect();
+    assert_eq!(names, ["heap", "mmap", "fd", "dir"]);
+    assert_eq!(result.groups.len(), 2);
+}
+
+#[test]
+fn growth_of_what_has_no_size_is_in_numbers() {
+    let settings = ReportSettings { sort: SortKey::Growth, ..settings() };
+    let mut history = History::default();
+    let mut grown = |snapshot: Snapshot| -> Vec<i128> {
+        let groups = aggregate(&snapshot, &catalog(), &settings, false, &mut history).groups;
+        groups.iter().map(|group| group.growth).collect()
+    };
+    assert_eq!(grown(snapshot(vec![descriptor(1, 3), descriptor(1, 4)])), [2]);
+    assert_eq!(grown(snapshot(vec![descriptor(1, 3), descriptor(2, 4)])), [1, -1]);
+}
+
+#[test]
+fn sampling_scales_all_that_is_counted_and_nothing_else() {
+    let settings = ReportSettings { sample_rate: 10, show_allocs: true, ..settings() };
+    let result = run(&snapshot(vec![outstanding(1, 0xa, 8, 5 * MS)]), &settings);
+    assert_eq!(result.totals, Totals { bytes: 80, count: 10, acquired: 200, released: 70 });
+    let group = &result.groups[0];
+    assert_eq!((group.bytes, group.count, group.growth, group.oldest_ns), (80, 10, 80, 5 * MS));
+    let lines = vec![AllocationLine { address: 0xa, size: 8, age_ms: 5, now: None }];
+    assert_eq!(group.allocations, Some(lines));
+}
+
+#[test]
+fn allocations_are_listed_oldest_first_for_the_top_stacks() {
+    let settings = ReportSettings { show_allocs: true, top: 1, ..settings() };
+    let snapshot = snapshot(vec![
+        outstanding(1, 0x30, 100, MS),
+        outstanding(2, 0x99, 1, MS),
+        outstanding(1, 0x20, 100, 9 * MS),
+        outstanding(1, 0x10, 100, MS),
+    ]);
+    let result = run(&snapshot, &settings);
+    let lines: Vec<_> = result.groups[0].allocations.iter().flatten().collect();
+    let expected = [(0x20, 9), (0x10, 1), (0x30, 1)];
+    assert_eq!(lines.iter().map(|line| (line.address, line.age_ms)).collect::<Vec<_>>(), expected);
+    assert_eq!(result.groups.len(), 1);
+}
+
+#[test]
+fn sums_that_leave_64_bits_stay_at_their_end() {
+    let settings = ReportSettings { sample_rate: u64::MAX, ..settings() };
+    let huge = snapshot(vec![outstanding(1, 1, u64::MAX, 0), outstanding(1, 2, u64::MAX, 0)]);
+    assert_eq!(run(&huge, &settings).totals.bytes, u64::MAX);
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): the same numbers on each run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % end
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
+        let list = (0..self.below(300))
+            .map(|address| Outstanding {
+                pid: 1 + self.below(2) as u32,
+                resource: if self.below(3) == 0 { Resource::Mmap } else { Resource::Heap },
+                ..outstanding(self.below(9), address, self.below(4) * 8, self.below(4) * 250 * MS)
+            })
+            .collect();
+        snapshot(list)
+    }
+}
+
+/// The same by the plainest means: collect everything, sort by one tuple, cut.
+fn truth(snapshot: &Snapshot, settings: &ReportSettings) -> (Vec<(GroupKey, u64, u64)>, u64, u64) {
+    let older = settings.older.as_nanos() as u64;
+    let mut by_key: BTreeMap<GroupKey, Vec<Outstanding>> = BTreeMap::new();
+    for one in snapshot.outstanding.iter().filter(|one| one.time_ns <= NOW - older) {
+        by_key.entry(key_of(one)).or_default().push(*one);
+    }
+    let bytes = |list: &[Outstanding]| list.iter().map(|one| one.size).sum::<u64>();
+    let mut all: Vec<_> = by_key.iter().map(|(key, list)| (*key, bytes(list), list.len() as u64)).collect();
+    let totals = (all.iter().map(|group| group.1).sum(), all.iter().map(|group| group.2).sum());
+    all.sort_by_key(|(key, bytes, count)| {
+        let oldest = by_key[key].iter().map(|one| NOW - one.time_ns).max();
+        let first = match settings.sort {
+            SortKey::Size | SortKey::Growth => Some(*bytes),
+            SortKey::Count => Some(*count),
+            SortKey::Age => oldest,
+        };
+        // Addresses of stacks fall as their ids grow; no stack at all goes first.
+        let stack = if key.stack_id == NO_STACK { 0 } else { 0x1000 - key.stack_id };
+        (Reverse((first, *bytes, *count)), stack, *key)
+    });
+    all.truncate(settings.top);
+    (all, totals.0, totals.1)
+}
+
+#[test]
+fn any_snapshot_agrees_with_the_plain_way() {
+    let mut random = Random(2);
+    for round in 0..400 {
+        let snapshot = random.snapshot();
+        let settings = ReportSettings {
+            top: 1 + random.below(40) as usize,
+            older: Duration::from_millis(random.below(4) * 250),
+            show_allocs: true,
+            sort: [SortKey::Size, SortKey::Count, SortKey::Age, SortKey::Growth][random.below(4) as usize],
+            ..settings()
+        };
+        let result = run(&snapshot, &settings);
+        let groups: Vec<_> =
+            result.groups.iter().map(|group| (group.key, group.bytes, group.count)).collect();
+        let (expected, bytes, count) = truth(&snapshot, &settings);
+        assert_eq!(groups, expected, "round {round}, {settings:?}");
+        assert_eq!((result.totals.bytes, result.totals.count), (bytes, count), "round {round}");
+        for group in &result.groups {
+            let lines = group.allocations.as_deref().unwrap_or_default();
+            let (sum, len) = (lines.iter().map(|line| line.size).sum::<u64>(), lines.len() as u64);
+            assert_eq!((sum, len), (group.bytes, group.count), "round {round}");
+        }
+    }
+}

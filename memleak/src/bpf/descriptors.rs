@@ -1,0 +1,136 @@
+//! What a process says itself of its descriptors (/proc/PID/fd), against what was counted.
+//!
+//! Calls are counted when they are entered and when they return, and other threads' calls may come between: a descriptor
+//! that another thread closes before the call that made it has returned is entered all the same. And some are made in
+//! ways that are not traced: io_uring, an ioctl. So a snapshot is put right by the process's own list.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use memleak_common::{probe::Resource, stack::NO_STACK};
+
+use super::read::monotonic_ns;
+use crate::{
+    proc::{descriptors::open_descriptors, maps::read_maps},
+    snapshot::Outstanding,
+};
+
+/// What is known of processes' descriptors beside the counted ones.
+#[derive(Default)]
+pub struct Descriptors {
+    /// Of each process: those that were open before it was traced, and what they were.
+    before: HashMap<u32, BTreeMap<u32, String>>,
+    /// Those that were not seen to be made: when they were first found, and what they were.
+    found: HashMap<(u32, u32), (u64, String)>,
+    /// Found so far, and of these found closed.
+    pub found_and_closed: (u64, u64),
+}
+
+impl Descriptors {
+    /// Remembers what process `pid` has open now: it is about to be traced.
+    pub fn remember(&mut self, pid: u32) {
+        self.before.insert(pid, open_descriptors(pid).unwrap_or_default());
+    }
+
+    /// Leaves the records of process `pid` as they are from now on.
+    pub fn forget(&mut self, pid: u32) {
+        self.before.remove(&pid);
+    }
+
+    /// Puts the records of descriptors right. Gives those of descriptors that are closed, to be removed from the kernel's
+    /// table. Processes that have ended are left as they were counted.
+    pub fn reconcile(&mut self, outstanding: &mut Vec<Outstanding>) -> Vec<Outstanding> {
+        let mut dead = Vec::new();
+        for (pid, before) in &mut self.before {
+            // What is acquired from here on may not be in the list.
+            let listed_ns = monotonic_ns();
+            let Ok(open) = open_descriptors(*pid) else { continue };
+            // One that ends loses its memory first, and then its descriptors, all at once (kernel/exit.c, `do_exit`).
+            if open.is_empty() && read_maps(*pid).map_or(true, |maps| maps.is_empty()) {
+                continue;
+            }
+            let open = (&open, listed_ns);
+            let (found, closed) =
+                reconcile_one((*pid, before), open, &mut self.found, outstanding, &mut dead);
+            self.found_and_closed.0 += found;
+            self.found_and_closed.1 += closed;
+        }
+        dead
+    }
+}
+
+/// For one process, whose list was made at `listed_ns`. Gives how many descriptors are newly found, and how many of those
+/// found before are closed.
+fn reconcile_one(
+    (pid, before): (u32, &mut BTreeMap<u32, String>),
+    (open, listed_ns): (&BTreeMap<u32, String>, u64),
+    found: &mut HashMap<(u32, u32), (u64, String)>,
+    outstanding: &mut Vec<Outstanding>,
+    dead: &mut Vec<Outstanding>,
+) -> (u64, u64) {
+    let is_ours = |record: &Outstanding| record.pid == pid && record.resource == Resource::Fd;
+    dead.extend(outstanding.extract_if(.., |record| {
+        is_ours(record) && record.time_ns < listed_ns && !open.contains_key(&(record.handle as u32))
+    }));
+    let counted: HashSet<u32> =
+        outstanding.iter().filter(|record| is_ours(record)).map(|record| record.handle as u32).collect();
+    // A number that has another file now is not what it was.
+    before.retain(|fd, file| open.get(fd) == Some(file) && !counted.contains(fd));
+    let known = found.len();
+    found.retain(|(of, fd), (_, file)| *of != pid || (open.get(fd) == Some(file) && !counted.contains(fd)));
+    let left = found.len();
+    for (fd, file) in open {
+        if counted.contains(fd) || before.contains_key(fd) {
+            continue;
+        }
+        let (time_ns, _) = found.entry((pid, *fd)).or_insert_with(|| (listed_ns, file.clone()));
+        outstanding.push(Outstanding {
+            pid,
+            resource: Resource::Fd,
+            address: u64::from(*fd),
+            handle: u64::from(*fd),
+            size: 0,
+            stack_id: NO_STACK,
+            time_ns: *time_ns,
+        });
+    }
+    ((found.len() - left) as u64, (known - left) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(fd: u32, time_ns: u64) -> Outstanding {
+        let handle = u64::from(fd);
+        Outstanding { pid: 1, resource: Resource::Fd, address: handle, handle, size: 0, stack_id: 7, time_ns }
+    }
+
+    fn files(files: &[(u32, &str)]) -> BTreeMap<u32, String> {
+        files.iter().map(|(fd, file)| (*fd, (*file).to_owned())).collect()
+    }
+
+    #[test]
+    fn drops_what_is_closed_and_finds_what_was_not_seen() {
+        let mut before = files(&[(0, "tty"), (1, "tty"), (2, "tty")]);
+        let mut found = HashMap::new();
+        let memory = Outstanding { resource: Resource::Heap, ..record(9, 1) };
+        let mut outstanding = vec![record(3, 10), record(4, 10), record(9, 10), record(8, 60), memory];
+        let mut dead = Vec::new();
+        // 9 is closed, 8 is newer than the list, 1 is another file than before, 5 was made unseen.
+        let open = files(&[(0, "tty"), (1, "socket"), (2, "tty"), (3, "a"), (4, "b"), (5, "c")]);
+        let counts = reconcile_one((1, &mut before), (&open, 50), &mut found, &mut outstanding, &mut dead);
+        assert_eq!(counts, (2, 0));
+        assert_eq!(dead, [record(9, 10)]);
+        let unseen = |fd, time_ns| Outstanding { stack_id: NO_STACK, ..record(fd, time_ns) };
+        let seen = [record(3, 10), record(4, 10), record(8, 60), memory];
+        assert_eq!(outstanding, [&seen[..], &[unseen(1, 50), unseen(5, 50)]].concat());
+        // The next time 1 has been counted, and 5 is as old as it was.
+        let mut outstanding = vec![record(1, 70), record(3, 10)];
+        let open = files(&[(0, "tty"), (1, "socket"), (3, "a"), (5, "c")]);
+        let counts = reconcile_one((1, &mut before), (&open, 90), &mut found, &mut outstanding, &mut dead);
+        assert_eq!(counts, (0, 1));
+        assert_eq!(outstanding, [record(1, 70), record(3, 10), unseen(5, 50)]);
+        assert_eq!(dead.len(), 1);
+        assert!(!before.contains_key(&2), "closed: the next one of that number is new");
+    }
+}

@@ -1,0 +1,61 @@
+//! What can be said to be wrong before anything is traced.
+
+use log::warn;
+use memleak_common::probe::Resource;
+
+use super::SessionError;
+use crate::{
+    probe::{
+        plan::{Plan, PlanError, PlanOptions},
+        table::DEFAULT_RESOURCES,
+    },
+    proc::status::read_status,
+    settings::Settings,
+    target::{object::Object, process::Process},
+};
+
+/// The shell makes two words of two process ids, and the second would be taken for INTERVAL.
+pub(super) fn check_interval(settings: &Settings, processes: &[Process]) -> Result<(), SessionError> {
+    let (Some(process), Ok(interval)) = (processes.first(), u32::try_from(settings.interval.as_secs()))
+    else {
+        return Ok(());
+    };
+    match read_status(interval) {
+        Ok(status) if status.comm == process.comm && interval != process.pid => {
+            Err(SessionError::IntervalIsProcess { interval, pid: process.pid, comm: status.comm })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A plan for all that process `pid` has mapped must attach something, where anything is probed. What is not there is
+/// warned of: it may come with a library that is yet to be loaded. `is_all`: nothing is traced but by the plan.
+pub(super) fn check_plan(
+    pid: u32,
+    plan: &Plan,
+    objects: &[Object],
+    options: &PlanOptions<'_>,
+    is_all: bool,
+) -> Result<(), PlanError> {
+    let is_users = |resource: &Resource| matches!(resource, Resource::Custom(_));
+    let mut missing = PlanError::users_missing(objects, options, plan).into_iter();
+    if plan.is_empty()
+        && options.resources.iter().all(is_users)
+        && let Some(error) = missing.next()
+    {
+        return Err(error);
+    }
+    let mut missing = missing.chain(PlanError::resources_missing(objects, options, plan));
+    if plan.is_final()
+        && is_all
+        && let Some(error) = missing.next()
+    {
+        return Err(error);
+    }
+    missing.for_each(|missing| warn!("process {pid}: {missing}"));
+    let is_memory = |resource: &Resource| DEFAULT_RESOURCES.contains(resource);
+    match plan.is_empty() && options.resources.iter().any(is_memory) {
+        true => Err(PlanError::nothing_found(objects, options)),
+        false => Ok(()),
+    }
+}
