@@ -18,12 +18,15 @@ use memleak_common::{
 };
 
 use crate::{
-    maps::{KERNEL_SCRATCH, KERNEL_WINDOWS, REMEMBERED, count, kernel_setting},
+    maps::{KERNEL_SCRATCH, KERNEL_WINDOWS, REMEMBERED, count, kernel_setting, setting},
     stack::{self, Hash},
 };
 
 /// Frames, from the callee on, in which a page's user is looked for.
 const NEAR: u32 = 16;
+/// Frames of the tracer's own behind the program, at a tracepoint: `bpf_trace_run`; with other tracers there it may be one
+/// more. A stack never has more frames of the kernel than `--max-depth`.
+const OWN_FRAMES: u32 = 1;
 /// Bytes of a task's or an interrupt's stack, which is aligned to them (arch/x86/include/asm/page_64_types.h).
 const STACK_SIZE: u64 = 16_384;
 const WINDOW_MASK: u64 = KERNEL_WINDOW as u64 - 1;
@@ -70,23 +73,26 @@ fn answer(id: u64) -> Option<u64> {
 /// The kernel's own walk.
 #[inline(always)]
 fn walk(ctx: *mut c_void, place: &Place) -> u64 {
-    const BYTES: u32 = 8 * MAX_STACK_DEPTH as u32;
+    // A tracepoint's stack begins with the program, and where in it it is asked for: not the same for each of the compiler's
+    // copies of this. A function's begins with the function.
+    let (skipped, own) = if place.scratch < TRACEPOINTS as u32 { (1, OWN_FRAMES) } else { (0, 0) };
+    // The kernel's unwinder is most of what an allocation costs, so it is asked for no more frames than are wanted.
+    let wanted = (setting!(max_depth) + own).min(MAX_STACK_DEPTH as u32);
+    let needed = if place.is_pages { NEAR } else { 0 };
     let Some(record) = KERNEL_SCRATCH.get_ptr_mut(place.scratch) else { return NO_STACK };
     // SAFETY: this program's own on this CPU, and programs are not nested in themselves.
     let record = unsafe { &mut *record };
-    // A tracepoint's stack begins with the program, and where in it it is asked for: not the same for each of the compiler's
-    // copies of this. A function's begins with the function.
-    let skipped = if place.scratch < TRACEPOINTS as u32 { 1 } else { 0 };
     // SAFETY: the record has room for what is read.
-    let bytes = unsafe { bpf_get_stack(ctx, record.ips.as_mut_ptr().cast(), BYTES, skipped) };
+    let bytes =
+        unsafe { bpf_get_stack(ctx, record.ips.as_mut_ptr().cast(), 8 * wanted.max(needed), skipped) };
     if bytes < 0 {
         return NO_STACK;
     }
     record.len = (bytes as u32 / 8).min(MAX_STACK_DEPTH as u32);
-    record.end = if record.len < MAX_STACK_DEPTH as u32 { Step::Complete } else { Step::TooDeep } as u16;
+    record.end = if record.len < wanted { Step::Complete } else { Step::TooDeep } as u16;
     record.by_pointer = 0;
     record.label = place.label;
-    store_stack(place.scratch, place.is_pages as u64)
+    store_stack(place.scratch, wanted, place.is_pages as u64)
 }
 
 /// The first of the places where a stack for this may be remembered.
@@ -299,13 +305,14 @@ const LEAVE_OUT: u64 = 2;
 /// [`LEAVE_OUT`]. A global function, which the verifier checks once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn store_stack(scratch: u32, is_pages: u64) -> u64 {
-    let Some(record) = KERNEL_SCRATCH.get_ptr(scratch) else { return NO_STACK };
+pub extern "C" fn store_stack(scratch: u32, wanted: u32, is_pages: u64) -> u64 {
+    let Some(record) = KERNEL_SCRATCH.get_ptr_mut(scratch) else { return NO_STACK };
     // SAFETY: the caller's own.
-    let record = unsafe { &*record };
+    let record = unsafe { &mut *record };
     if is_pages != 0 && is_taken_by_allocator(record) {
         return LEAVE_OUT;
     }
+    record.len = record.len.min(wanted);
     let mut hash = Hash::default();
     hash.add(record.label);
     for depth in 0..MAX_STACK_DEPTH as u32 {

@@ -7,30 +7,19 @@
 // it had a CPU (1: no other program was in its way).
 
 #include <fcntl.h>
-#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "clock.h"
 
 enum { WINDOW_NS = 250000000, TURNS_BETWEEN_CLOCKS = 64, BLOCK = 4096 };
 
 static const char *path;
 static char block[BLOCK];
-
-static uint64_t clock_ns(clockid_t clock) {
-    struct timespec time;
-    clock_gettime(clock, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
-
-static int input_has_ended(void) {
-    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
-    return poll(&input, 1, 0) > 0 && (input.revents & POLLHUP);
-}
 
 static void check(int good, const char *what) {
     if (!good) {

@@ -8,26 +8,15 @@
 //
 // Built with -O2 -fno-omit-frame-pointer.
 
-#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
+
 enum { WINDOW_NS = 250000000, PAIRS_BETWEEN_CLOCKS = 1024, BLOCK = 64, STACKS = 64 };
-
-static uint64_t clock_ns(clockid_t clock) {
-    struct timespec time;
-    clock_gettime(clock, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
-
-static int input_has_ended(void) {
-    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
-    return poll(&input, 1, 0) > 0 && (input.revents & POLLHUP);
-}
 
 // Keeps the compiler from dropping a pair of calls whose result nobody uses.
 static void use(void *block) { __asm__ volatile("" : : "r"(block) : "memory"); }

@@ -42,6 +42,8 @@ pub struct Reader {
     unmaps: Vec<Unmap>,
     /// Ranges of which nothing was left: released, though not by their own start.
     removed: u64,
+    /// Runs that were lost, as far as they were seen.
+    skipped_runs: u64,
     /// Numbers of processes, ours by the kernel side's.
     pids: HashMap<u32, u32>,
 }
@@ -60,6 +62,7 @@ impl Reader {
             stacks: HashMap::new(),
             unmaps: Vec::new(),
             removed: 0,
+            skipped_runs: 0,
             pids: HashMap::new(),
         }
     }
@@ -182,11 +185,15 @@ impl Reader {
                 allocation.stack_id = NO_STACK;
             }
         }
+        // Skipped runs first: those that a twin makes good between the two readings are then not told as lost.
+        let skipped = skipped_runs(ebpf, probes)?;
         let stats = Stats::read(ebpf)?;
         let wrong = stats.get(Stat::WrongStacks);
         if wrong > 0 {
             log::warn!("{wrong} stacks are not what was remembered of them");
         }
+        // What a program's twin did in its stead was not lost.
+        self.skipped_runs = self.skipped_runs.max(skipped.saturating_sub(stats.get(Stat::RescuedRuns)));
         let (found, closed) =
             self.descriptors.as_ref().map_or((0, 0), |descriptors| descriptors.found_and_closed);
         Ok(Snapshot {
@@ -201,8 +208,7 @@ impl Reader {
                 cut_stacks: 0,
                 events: stats.get(Stat::LostEvents),
                 missed_returns: stats.get(Stat::MissedReturns),
-                // What a program's twin did in its stead was not lost.
-                skipped_runs: skipped_runs(ebpf, probes)?.saturating_sub(stats.get(Stat::RescuedRuns)),
+                skipped_runs: self.skipped_runs,
             },
         })
     }

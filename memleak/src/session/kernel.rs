@@ -3,7 +3,7 @@
 use std::{ops::Range, path::Path, time::Instant};
 
 use log::{debug, info, warn};
-use memleak_common::kernel::{CACHE_NAME_WORDS, COMM_WORDS, KernelSettings as BpfSettings};
+use memleak_common::kernel::{CACHE_NAME_WORDS, COMM_WORDS, KernelSettings as BpfSettings, Tracepoint};
 
 use super::{Session, SessionError, Start, wait::millis};
 use crate::{
@@ -44,7 +44,9 @@ impl Session {
     ) -> Result<Self, SessionError> {
         let cache = options.slab.as_deref().map(|name| find_cache(name, &SlabCaches::read())).transpose()?;
         if let Some(pid) = options.only_pid {
-            info!("what process {pid} ({}) allocates", check_only_pid(pid)?);
+            // Not within info!, which asks for nothing where it says nothing.
+            let comm = check_only_pid(pid)?;
+            info!("what process {pid} ({comm}) allocates");
         }
         let begin = Instant::now();
         let btf = Btf::kernel().map_err(|error| BpfError::NoKernelTypes(error.to_string()))?;
@@ -52,6 +54,9 @@ impl Session {
         let mut plan = plan(&btf, &Running(&symbols), options.probes, options.percpu)?;
         plan.settings.checks_stacks = options.check_stacks.into();
         set_filters(&mut plan.settings, options, cache.as_ref());
+        if let Some(cache) = &cache {
+            plan.tracepoints.retain(|row| may_tell_of(row.tracepoint, cache));
+        }
         info!("read the kernel's types and symbols in {} ms", millis(begin.elapsed()));
         for unseen in &plan.unseen {
             warn!("not seen: {unseen}");
@@ -82,6 +87,19 @@ impl Session {
         session.symbolizer.set_kernel(symbols);
         session.attached = attached;
         Ok(session)
+    }
+}
+
+/// Whether a tracepoint may tell of objects of a cache: what cannot need not cost anything.
+fn may_tell_of(tracepoint: Tracepoint, cache: &CacheFilter) -> bool {
+    match tracepoint {
+        Tracepoint::Kfree | Tracepoint::CacheFree | Tracepoint::CacheAlloc | Tracepoint::CacheAllocNode => {
+            true
+        }
+        Tracepoint::Kmalloc | Tracepoint::KmallocNode => matches!(cache, CacheFilter::Kmalloc(_)),
+        Tracepoint::PageAlloc | Tracepoint::PageFree | Tracepoint::PercpuAlloc | Tracepoint::PercpuFree => {
+            false
+        }
     }
 }
 

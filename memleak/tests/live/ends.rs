@@ -222,29 +222,36 @@ fn nobody_reads_the_reports() {
     let _alone = alone();
     for format in [&["--json"][..], &[], &["-t"]] {
         let mut target = loops();
-        let mut child = Command::new(MEMLEAK)
-            .args(format)
-            .args(["-o", "0", "-p", &target.pid().to_string(), "0.2"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("memleak");
-        let mut first_line = String::new();
-        let mut reports = BufReader::new(child.stdout.take().expect("piped"));
-        reports.read_line(&mut first_line).expect("reading");
-        drop(reports);
-        let ended = wait_for_end(child.id(), crate::process::patience());
-        if !ended {
-            child.kill().expect("killing");
-        }
-        let output = child.wait_with_output().expect("waiting");
-        assert!(!first_line.is_empty(), "it never printed anything: {output:?}");
-        assert!(ended, "it goes on although nobody reads: {output:?}");
-        assert_eq!(code(output.status), 0, "{output:?}");
-        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        let pid = target.pid().to_string();
+        let said = read_one_line(&[format, &["-o", "0", "-p", &pid, "0.2"]].concat());
+        assert!(said.is_empty(), "{said}");
         assert_nothing_left();
         assert_goes_on(&mut target);
     }
+}
+
+/// Runs memleak, reads a line and closes the pipe, upon which it is to end with status 0: `memleak ... | head -1`. Gives
+/// what it wrote to standard error.
+pub fn read_one_line(arguments: &[&str]) -> String {
+    let mut child = Command::new(MEMLEAK)
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("memleak");
+    let mut first_line = String::new();
+    let mut reports = BufReader::new(child.stdout.take().expect("piped"));
+    reports.read_line(&mut first_line).expect("reading");
+    drop(reports);
+    let ended = wait_for_end(child.id(), crate::process::patience());
+    if !ended {
+        child.kill().expect("killing");
+    }
+    let output = child.wait_with_output().expect("waiting");
+    assert!(!first_line.is_empty(), "it never printed anything: {output:?}");
+    assert!(ended, "it goes on although nobody reads: {output:?}");
+    assert_eq!(code(output.status), 0, "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Tracing a process twice in a row, and by two tracers at once, tells the same.

@@ -120,6 +120,25 @@ fn a_cache_alone_is_traced() {
     }
 }
 
+/// `--max-depth` holds for the kernel's stacks, too, and what is cut says so.
+#[test]
+fn stacks_are_as_deep_as_asked_for() {
+    let _alone = alone();
+    for way in ways() {
+        let mut target = descriptors();
+        let pid = target.pid().to_string();
+        let tracer = trace(&["--kernel-probes", way, "--only-pid", &pid, "--max-depth", "3", NEVER]);
+        tell(&mut target, &format!("event {DESCRIPTORS}"));
+        let report = tracer.stop_with_report();
+        let lengths: Vec<usize> = report.stacks.iter().map(|stack| stack.frames.len()).collect();
+        // One less where another tracer is at the same tracepoint.
+        assert!(lengths.iter().all(|len| (2..=3).contains(len)), "{way}: {lengths:?} {}", report.describe());
+        assert!(report.stacks.iter().all(|stack| stack.truncated), "{way}: {}", report.describe());
+        let count: u64 = report.stacks.iter().map(|stack| stack.count).sum();
+        assert!(count >= 3 * DESCRIPTORS, "{way}: {count}");
+    }
+}
+
 /// `slab_size` of a cache, as the kernel says.
 fn slab_size(cache: &str) -> u64 {
     let path = format!("/sys/kernel/slab/{cache}/slab_size");
