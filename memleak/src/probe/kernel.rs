@@ -300,7 +300,13 @@ pub fn plan(
         plan.watches_work = deferred.is_some();
         plan.settings.deferred = deferred.unwrap_or_default();
         let why = if facts.has_kprobes() { "--kernel-probes" } else { "this kernel has no kprobes" };
-        let rcu = if plan.watches_work { "" } else { "kfree_rcu, " };
+        // From 6.18 on some caches keep what kfree_rcu frees to hand it out again (mm/slub.c, sheaves).
+        let has_sheaves = btf.member_offset("kmem_cache", "cpu_sheaves").is_some();
+        let rcu = match (plan.watches_work, has_sheaves) {
+            (false, _) => "kfree_rcu, ",
+            (true, true) => "kfree_rcu of maple_node and its like, ",
+            (true, false) => "",
+        };
         plan.unseen
             .push(format!("vmalloc, and objects that are freed in bulk ({rcu}network buffers): {why}"));
     } else {
