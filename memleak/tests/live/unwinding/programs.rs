@@ -143,7 +143,8 @@ fn frames_are_gdbs_in_redis_under_load() {
     let command: Vec<&str> = ["/usr/bin/redis-server"].into_iter().chain(settings).collect();
     let is_ready = |line: &str| line.contains("eady to accept connections");
     let score = score_server("redis-server under load", &command, 20, is_ready, || load(&socket));
-    score.assert_equal("redis-server");
+    // Two runs of a server do not do the same at the same time: a table grows now by the clock, now by a command.
+    assert!(score.whole + 1 >= score.stacks && score.cut == 0, "{score:?}");
     fs::remove_dir_all(&dir).expect("removing redis' folder");
 }
 
