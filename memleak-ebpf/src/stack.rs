@@ -39,33 +39,76 @@ pub fn capture(caller: &Caller, thread: &mut ThreadRecord) -> u64 {
         return if id < 0 { NO_STACK } else { id as u64 + 1 };
     }
     // SAFETY: the current thread's record.
-    let id = unsafe { capture_stack(thread, caller.ip, caller.sp, caller.fp) };
-    if id == NO_STACK {
+    let hash = unsafe { walk_stack(thread, caller.ip, caller.sp, caller.fp) };
+    if hash != UNCHANGED {
+        thread.stack_id = store_walked(hash, thread);
+    }
+    if thread.stack_id == NO_STACK {
         count(Stat::LostStacks);
     }
-    id
+    thread.stack_id
 }
 
-/// The same for a walk of our own, from these registers on. A global function, which the verifier checks once and not
-/// for each way that leads to it.
+/// What [`walk_stack`] says of the very stack that the thread's record held before, which is stored. No hash is even.
+const UNCHANGED: u64 = 0;
+
+/// Walks the stack from these registers on, into the thread's record. Gives its hash, or [`UNCHANGED`]. A global function,
+/// which the verifier checks once and not for each way that leads to it.
 ///
 /// # Safety
 /// `thread` is null or the record of the current thread.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn capture_stack(thread: *mut ThreadRecord, ip: u64, sp: u64, fp: u64) -> u64 {
+pub unsafe extern "C" fn walk_stack(thread: *mut ThreadRecord, ip: u64, sp: u64, fp: u64) -> u64 {
     // SAFETY: the caller says so.
-    let Some(thread) = (unsafe { thread.as_mut() }) else { return NO_STACK };
+    let Some(thread) = (unsafe { thread.as_mut() }) else { return UNCHANGED };
     let regs = Regs { ip, sp, fp, lr: 0 };
     let Walk { hash, unchanged } = if setting!(flags) & flags::UNWIND_TABLES != 0 {
         unwind::walk(regs, thread)
     } else {
         walk(ip, fp, thread)
     };
-    if !unchanged || thread.stack_id == NO_STACK {
-        thread.stack_id = store(hash, &thread.stack);
+    if unchanged && thread.stack_id != NO_STACK { UNCHANGED } else { hash }
+}
+
+/// As [`store`], of the stack in the thread's record. Comparing is a global function's; storing is not, since up to 6.1 no
+/// map takes a value from what a global function was handed.
+#[inline(always)]
+fn store_walked(hash: u64, thread: &mut ThreadRecord) -> u64 {
+    let mut id = hash;
+    for _ in 0..MAX_PROBING {
+        // SAFETY: the current thread's record.
+        match unsafe { compare_stored(thread, id) } {
+            SAME => return id,
+            OTHER => id = id.wrapping_add(1) | 1,
+            _ => match STACKS.insert(&id, &thread.stack, BPF_NOEXIST as u64) {
+                Ok(()) => return id,
+                // Another CPU was faster: look again.
+                Err(-17) => {}
+                Err(_) => return NO_STACK,
+            },
+        }
     }
-    thread.stack_id
+    NO_STACK
+}
+
+/// [`compare_stored`]: the stack of this id is the thread's.
+const SAME: u64 = 1;
+/// [`compare_stored`]: it is another one.
+const OTHER: u64 = 2;
+
+/// Whether the stack in the thread's record is stored under this id: 0 where none is.
+///
+/// # Safety
+/// `thread` is null or the record of the current thread.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn compare_stored(thread: *const ThreadRecord, id: u64) -> u64 {
+    // SAFETY: the caller says so.
+    let Some(thread) = (unsafe { thread.as_ref() }) else { return OTHER };
+    let Some(stored) = STACKS.get_ptr(&id) else { return 0 };
+    // SAFETY: a stored stack is never changed or removed while programs run.
+    if same(unsafe { &*stored }, &thread.stack) { SAME } else { OTHER }
 }
 
 /// What a walk gives beside the record.
