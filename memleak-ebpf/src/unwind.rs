@@ -193,7 +193,11 @@ fn published_list(thread: &mut ThreadRecord) -> PublishedList {
     {
         return published;
     }
-    let Some(slot) = UNWIND_SLOTS.get_ptr(&thread.pid) else { return PublishedList::default() };
+    let pid = &raw const thread.pid;
+    // SAFETY: a member of the record. A copy on the program's stack, since up to 6.1 a global function may hand no other
+    // memory to a map; volatile, so that it is one.
+    let pid = unsafe { pid.read_volatile() };
+    let Some(slot) = UNWIND_SLOTS.get_ptr(&pid) else { return PublishedList::default() };
     // SAFETY: an aligned map value.
     thread.list_slot = unsafe { *slot };
     read_list(thread.list_slot).unwrap_or_default()
