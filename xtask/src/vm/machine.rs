@@ -128,7 +128,10 @@ impl Machine<'_> {
             format!("file={},format=raw,if=virtio,cache=unsafe,snapshot={snapshot}", path.display())
         };
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"])
+        // One thread for both processors. With a thread for each, one may run a stale copy of code that the other has just
+        // patched, and the kernel comes upon a breakpoint of its own that is long gone ("Oops: int3", seen in 6.12 where
+        // tracepoints were attached and detached under load).
+        qemu.args(["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "2048"])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .arg("-kernel")
             .arg(&self.kernel.image)
