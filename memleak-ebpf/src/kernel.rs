@@ -9,7 +9,7 @@ use aya_ebpf::{
     bindings::BPF_ANY,
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel,
-        generated::{bpf_get_func_ip, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_probe_read_kernel_str},
+        generated::{bpf_get_func_ip, bpf_get_prandom_u32, bpf_probe_read_kernel_str},
     },
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
@@ -18,8 +18,9 @@ use memleak_common::{
     allocation::{Allocation, AllocationKey},
     event::{self, Event},
     kernel::{
-        CACHE_NAME_LEN, CACHE_NAME_WORDS, COMM_WORDS, DEFERRED_FUNCTIONS, KMALLOC_MAX_CACHE, LAST_RELEASED as LAST_RELEASED_LEN, KernelCall, KernelRow,
-        KmallocType, Label, TRACEPOINTS, Tracepoint, kmalloc_size, role,
+        CACHE_NAME_LEN, CACHE_NAME_WORDS, COMM_WORDS, DEFERRED_FUNCTIONS, KMALLOC_MAX_CACHE, KernelCall,
+        KernelRow, KmallocType, LAST_RELEASED as LAST_RELEASED_LEN, Label, TRACEPOINTS, Tracepoint,
+        kmalloc_size, role,
     },
     probe::Resource,
     settings::flags as setting_flags,
@@ -29,15 +30,15 @@ use memleak_common::{
 
 use crate::{
     args::{Arguments, entry_sp, exit_sp},
+    kernel_stack::{self, Place},
     lifecycle,
     maps::{
         ALLOCATIONS, CACHES, KERNEL_CALLS, KERNEL_ROWS, LAST_RELEASED, Wake, count, kernel_setting, send,
         setting,
     },
-    kernel_stack::{self, Place},
+    records::{PAGE_SIZE, now},
 };
 
-const PAGE_SIZE: u64 = 4096;
 // include/linux/gfp_types.h: these have not moved since 5.14.
 const GFP_DMA: u64 = 0x01;
 const GFP_RECLAIMABLE: u64 = 0x10;
@@ -249,13 +250,19 @@ pub extern "C" fn release_block(block: u64, resource: u64) -> u64 {
     let Some(resource) = resource_by_number(resource as u32) else { return 0 };
     let entries = word(block.wrapping_add(kernel_setting!(deferred.count_offset) as u64));
     let records = block.wrapping_add(kernel_setting!(deferred.records_offset) as u64);
+    release_array(resource, records, entries);
+    entries
+}
+
+/// Releases what an array of pointers holds.
+#[inline(always)]
+fn release_array(resource: Resource, array: u64, entries: u64) {
     for index in 0..MAX_RELEASED {
         if index >= entries {
             break;
         }
-        release(resource, array_entry(records, index));
+        release(resource, array_entry(array, index));
     }
-    entries
 }
 
 /// The 8 bytes at an address of the kernel; 0 where it has none.
@@ -282,7 +289,15 @@ fn returned(ctx: *mut c_void, row: &KernelRow, call: &KernelCall, value: u64) {
         size = kmalloc_size(size).max(if size > KMALLOC_MAX_CACHE { PAGE_SIZE } else { 0 });
         label = kmalloc_label(size, call.gfp);
     }
-    let mut acquired = Acquired { resource, handle: value, size, cache: call.cache, label, since_ns: call.time_ns, call_site: 0 };
+    let mut acquired = Acquired {
+        resource,
+        handle: value,
+        size,
+        cache: call.cache,
+        label,
+        since_ns: call.time_ns,
+        call_site: 0,
+    };
     let is_array = row.role == role::ACQUIRE_ARRAY;
     let entries = value & 0xffff_ffff; // an int
     if value == 0 || (is_array && entries == 0) {
@@ -308,15 +323,10 @@ fn returned(ctx: *mut c_void, row: &KernelRow, call: &KernelCall, value: u64) {
 #[inline(always)]
 fn release_by_row(row: &KernelRow, handle: u64, entries: u64) {
     let Some(resource) = resource_by_number(row.resource) else { return };
-    if row.role != role::RELEASE_ARRAY {
+    if row.role == role::RELEASE_ARRAY {
+        release_array(resource, handle, entries);
+    } else {
         release(resource, handle);
-        return;
-    }
-    for index in 0..MAX_RELEASED {
-        if index >= entries {
-            break;
-        }
-        release(resource, array_entry(handle, index));
     }
 }
 
@@ -388,15 +398,16 @@ fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u6
     if !passes(acquired) {
         return None;
     }
-    if acquired.cache != 0 && CACHES.get_ptr(&acquired.cache).is_none() {
-        learn_name(acquired.cache);
-    }
-    let stack_id = kernel_stack::capture(ctx, &Place {
-        scratch,
-        is_pages: acquired.resource == Resource::Pages,
-        label: acquired.label,
-        call_site: acquired.call_site,
-    })?;
+    let stack_id = kernel_stack::capture(
+        ctx,
+        &Place {
+            scratch,
+            is_pages: acquired.resource == Resource::Pages,
+            label: acquired.label,
+            cache: acquired.cache,
+            call_site: acquired.call_site,
+        },
+    )?;
     if stack_id == NO_STACK {
         count(Stat::LostStacks);
     }
@@ -535,9 +546,7 @@ fn has_comm(wanted: &[u64; COMM_WORDS]) -> bool {
 
 #[inline(always)]
 fn has_name(cache: u64, wanted: &[u64; CACHE_NAME_WORDS]) -> bool {
-    if CACHES.get_ptr(&cache).is_none() {
-        learn_name(cache);
-    }
+    learn_name(cache);
     let Some(name) = CACHES.get_ptr(&cache) else { return false };
     // SAFETY: an aligned map value, written once.
     let name = unsafe { &*name };
@@ -548,9 +557,12 @@ fn has_name(cache: u64, wanted: &[u64; CACHE_NAME_WORDS]) -> bool {
     differs == 0
 }
 
-/// Enters a cache's name.
+/// Enters a cache's name, unless it is known.
 #[inline(always)]
 pub fn learn_name(cache: u64) {
+    if CACHES.get_ptr(&cache).is_some() {
+        return;
+    }
     let mut name = [0u64; CACHE_NAME_WORDS];
     let offset = kernel_setting!(cache_name_offset) as u64;
     // SAFETY: `name` has room for what is read; the helper checks the address.
@@ -563,12 +575,6 @@ pub fn learn_name(cache: u64) {
     }
     // A name that finds no room is not shown; nothing else depends on it.
     let _ = CACHES.insert(&cache, &name, BPF_ANY as u64);
-}
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: the helper takes nothing.
-    unsafe { bpf_ktime_get_ns() }
 }
 
 const _: () = assert!(TRACEPOINTS == Tracepoint::CacheAllocNode as usize + 1);

@@ -18,6 +18,7 @@ use memleak_common::{
 };
 
 use crate::{
+    kernel::learn_name,
     maps::{KERNEL_SCRATCH, KERNEL_WINDOWS, REMEMBERED, count, kernel_setting, setting},
     stack::{self, Hash},
 };
@@ -41,6 +42,8 @@ pub struct Place {
     pub is_pages: bool,
     /// Of the objects.
     pub label: u64,
+    /// The objects' `struct kmem_cache *`, or 0.
+    pub cache: u64,
     /// Who has called the allocator, where that is known: stacks are remembered by it.
     pub call_site: u64,
 }
@@ -92,6 +95,10 @@ fn walk(ctx: *mut c_void, place: &Place) -> u64 {
     record.end = if record.len < wanted { Step::Complete } else { Step::TooDeep } as u16;
     record.by_pointer = 0;
     record.label = place.label;
+    // A stack that is remembered was walked before: its cache's name is known.
+    if place.cache != 0 {
+        learn_name(place.cache);
+    }
     store_stack(place.scratch, wanted, place.is_pages as u64)
 }
 
@@ -139,7 +146,9 @@ pub extern "C" fn recall(scratch: u32, first: u32, label: u64) -> u64 {
     // SAFETY: this program's own on this CPU.
     let window = unsafe { &*window };
     for way in 0..REMEMBERED_WAYS {
-        let Some(stack) = REMEMBERED.get_ptr(first.wrapping_add(way) & (REMEMBERED_STACKS - 1)) else { continue };
+        let Some(stack) = REMEMBERED.get_ptr(first.wrapping_add(way) & (REMEMBERED_STACKS - 1)) else {
+            continue;
+        };
         // SAFETY: this CPU's own. An interrupt's program may write it meanwhile: `id` is cleared first and written last.
         let stack = unsafe { &*stack };
         let id = id_of(stack);

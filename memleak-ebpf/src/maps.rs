@@ -10,7 +10,10 @@ use aya_ebpf::{
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
     event::Event,
-    kernel::{CACHE_NAME_WORDS, KernelCall, KernelRow, KernelSettings, LastReleased, MAX_KERNEL_ROWS, REMEMBERED_STACKS, RememberedStack, StackWindow, TRACEPOINTS},
+    kernel::{
+        CACHE_NAME_WORDS, KernelCall, KernelRow, KernelSettings, LastReleased, MAX_KERNEL_ROWS,
+        REMEMBERED_STACKS, RememberedStack, StackWindow, TRACEPOINTS,
+    },
     probe::{MAX_PROBES, ProbeRow},
     settings::Settings,
     stack::StackRecord,
@@ -95,8 +98,7 @@ pub static KERNEL_WINDOWS: PerCpuArray<StackWindow> =
 
 /// Kernel mode: stacks that were walked before.
 #[map]
-pub static REMEMBERED: PerCpuArray<RememberedStack> =
-    PerCpuArray::with_max_entries(REMEMBERED_STACKS, 0);
+pub static REMEMBERED: PerCpuArray<RememberedStack> = PerCpuArray::with_max_entries(REMEMBERED_STACKS, 0);
 
 /// Kernel mode: what each release's program was last run for, by tracepoint.
 #[map]

@@ -32,7 +32,8 @@ pub const RECORD: u16 = 1;
 /// One reference of several was given back; the record is still in the table.
 const REFERENCE: u16 = 2;
 
-const PAGE_SIZE: u64 = 4096;
+/// Bytes of a page.
+pub const PAGE_SIZE: u64 = 4096;
 const EEXIST: i32 = -17;
 /// Records of ranges that can seem to begin in one page.
 const RANGES_IN_A_PAGE: u64 = 8;
