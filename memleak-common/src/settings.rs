@@ -39,4 +39,7 @@ pub struct Settings {
     pub task_tgid_offset: u32,
     /// What the rows that are probed need: all their [`crate::probe::ProbeRow::features`].
     pub features: u32,
+    /// A CPU tells of the stacks that it has stored when their number has none of these bits: each time that it has stored
+    /// this many and one more. Some low bits, all set.
+    pub stored_mask: u64,
 }

@@ -112,6 +112,8 @@ fn load_with(
         .override_global(aya_log::LEVEL, &bpf_log_level(verbosity), false)
         .map_max_entries("ALLOCATIONS", capture.max_allocs)
         .map_max_entries("STACKS", capture.stack_storage_size)
+        .map_max_entries("SHORT_STACKS", capture.stack_storage_size)
+        .map_max_entries("REMEMBERED", 1)
         .map_max_entries("UNWIND_WORDS", room(unwind_words, walks_tables))
         .map_max_entries("UNWIND_MAPPINGS", room(unwind::MAPPINGS, walks_tables))
         .map_max_entries("UNWIND_LISTS", room(unwind::LISTS, walks_tables))
@@ -207,7 +209,15 @@ pub(super) fn kernel_settings(
             .iter()
             .filter(|row| row.serves(&capture.resources))
             .fold(0, |features, row| features | row.probe.features()),
+        stored_mask: stored_mask(capture.stack_storage_size),
     })
+}
+
+/// How many stacks a CPU stores before it says so, less one: all CPUs together an eighth of the room.
+fn stored_mask(stack_storage_size: u32) -> u64 {
+    let cpus = aya::util::nr_cpus().unwrap_or(1).max(1) as u64;
+    let wanted = (u64::from(stack_storage_size) / 8 / cpus).max(1);
+    (1 << wanted.ilog2()) - 1
 }
 
 /// Device and inode of our PID namespace, or zeroes in the kernel's first one, where no translation is needed.
