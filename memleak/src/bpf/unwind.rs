@@ -13,7 +13,7 @@ use aya::{
     Ebpf,
     maps::{HashMap as BpfHashMap, Map, MapError},
 };
-use memleak_common::unwind::{Mapping, MappingList, PublishedList};
+use memleak_common::unwind::{MAX_MAPPINGS, Mapping, MappingList, PublishedList};
 
 use super::{BpfError, chain};
 use crate::{
@@ -98,12 +98,15 @@ impl Unwinding {
         if let Err(error) = &result
             && !std::mem::replace(&mut self.full, true)
         {
-            log::warn!(
-                "process {pid}: {error}; stacks through what they are for are cut; start anew while it runs, and there \
-                 will be room for all that is mapped then"
-            );
+            let remedy = match error {
+                LayoutError::Words { .. } => {
+                    "start anew while it runs, and there will be room for what it maps then"
+                }
+                _ => "walk by frame pointers (--unwind fp) if it has them",
+            };
+            log::warn!("process {pid}: {error}; stacks through the rest are cut; {remedy}");
         }
-        if let Err(LayoutError::Words { .. }) = result {
+        if let Err(LayoutError::Words { .. } | LayoutError::Mappings { .. }) = result {
             result = self.layout.set_process(pid, objects, Shortage::LeaveOut, &mut self.store);
         }
         match result {
@@ -119,7 +122,7 @@ impl Unwinding {
             LayoutError::Words { words } => {
                 self.layout.free_words() + self.layout.retired_words() >= *words as u64
             }
-            LayoutError::Mappings { .. } => true,
+            LayoutError::Mappings { count } => *count <= MAX_MAPPINGS as usize,
             LayoutError::Elsewhere | LayoutError::Store(_) => false,
         }
     }

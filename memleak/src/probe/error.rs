@@ -33,6 +33,14 @@ pub enum PlanError {
         /// Its path.
         object: String,
     },
+    /// A program of 32 bits, or of another machine.
+    #[error(
+        "{object} is no 64-bit program of this machine, and no other can be traced; trace a 64-bit build of it"
+    )]
+    Foreign {
+        /// Its path.
+        object: String,
+    },
     /// An object cannot be read.
     #[error("{object} {reason}; run as root, or name another object with -O")]
     Unreadable {
@@ -201,6 +209,7 @@ impl PlanError {
             // Files of other kinds are mapped for execution, too (JIT compilers do): no matter, unless it was named.
             Err(ObjectError::NotElf) if options.object.is_none() => None,
             Err(ObjectError::NotElf) => Some(Self::NotElf { object: object.to_string() }),
+            Err(ObjectError::ForeignMachine) => Some(Self::Foreign { object: object.to_string() }),
             Err(error) => Some(Self::Unreadable { object: object.to_string(), reason: error.to_string() }),
         };
         find(&go).or_else(|| find(&stripped)).or_else(|| find(&unreadable)).unwrap_or_else(|| {

@@ -391,8 +391,10 @@ impl Session {
         {
             return Err(error.into());
         }
-        for error in failed {
-            warn!("{error}");
+        if failed.len() > 0 && read_status(pid).is_err() {
+            info!("process {pid} has ended before it had all its probes");
+        } else {
+            failed.for_each(|error| warn!("{error}"));
         }
         self.attached.0 += outcome.attached;
         self.attached.1 += outcome.took;

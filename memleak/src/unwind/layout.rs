@@ -7,7 +7,7 @@
 //! before it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -57,7 +57,8 @@ pub enum LayoutError<E> {
 pub enum Shortage {
     /// Give up: reclaiming may help.
     Fail,
-    /// List its object without rows: walks through it go by the frame pointer, and the others are found.
+    /// List its object without rows: walks through it go by the frame pointer, and the others are found. Of mappings
+    /// that are too many for a list those that repeat a table are left out.
     LeaveOut,
 }
 
@@ -196,9 +197,15 @@ impl Layout {
         store: &mut S,
     ) -> Result<MappingList, LayoutError<S::Error>> {
         let too_many = LayoutError::Mappings { count: objects.len() };
-        if objects.len() > MAX_MAPPINGS as usize {
+        let few;
+        let objects = if objects.len() <= MAX_MAPPINGS as usize {
+            objects
+        } else if shortage == Shortage::LeaveOut {
+            few = most_different(objects, MAX_MAPPINGS as usize);
+            &few
+        } else {
             return Err(too_many);
-        }
+        };
         let Some(list) = self.mappings.allocate(objects.len()) else { return Err(too_many) };
         let mut tables = Vec::with_capacity(objects.len());
         let written = self.write_objects(list, objects, shortage, store, &mut tables).and_then(|()| {
@@ -334,6 +341,14 @@ impl Layout {
             }
         }
     }
+}
+
+/// `count` of the objects: the first of each table, and others as they come.
+fn most_different(objects: &[MappedObject], count: usize) -> Vec<MappedObject> {
+    let mut seen = HashSet::new();
+    let (first, again): (Vec<_>, Vec<_>) =
+        objects.iter().partition(|object| seen.insert(key_of(&object.table)));
+    first.into_iter().chain(again).take(count).cloned().collect()
 }
 
 fn key_of(table: &Arc<SharedTable>) -> TableKey {

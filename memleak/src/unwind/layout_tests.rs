@@ -126,6 +126,24 @@ fn a_table_without_room_keeps_no_other_one_out() {
 }
 
 #[test]
+fn too_many_mappings_leave_out_those_that_repeat_a_table() {
+    let (mut layout, mut arrays) = (Layout::new(250, 20_000), Arrays::default());
+    let (library, last) = (table(20), table(30));
+    let mut objects: Vec<_> = (0..u64::from(MAX_MAPPINGS) + 9).map(|at| mapped(at << 24, &library)).collect();
+    objects.push(mapped(1 << 40, &last));
+    let count = objects.len();
+    let error = layout.set_process(1, &objects, Shortage::Fail, &mut arrays);
+    assert_eq!(error, Err(LayoutError::Mappings { count }));
+    let list = layout.set_process(1, &objects, Shortage::LeaveOut, &mut arrays).unwrap();
+    assert_eq!(list.count(), MAX_MAPPINGS);
+    let at_end = arrays.mapping(list.first() + list.count() - 1).unwrap();
+    assert_eq!((at_end.start, at_end.page_count), (1 << 40, 30));
+    let starts: Vec<_> =
+        (0..list.count()).map(|at| arrays.mapping(list.first() + at).unwrap().start).collect();
+    assert!(starts.is_sorted());
+}
+
+#[test]
 fn without_room_the_old_list_stays() {
     let (mut layout, mut arrays) = (Layout::new(250, 4), Arrays::default());
     let old = layout.set_process(1, &[mapped(0x1_0000, &table(100))], Shortage::Fail, &mut arrays).unwrap();

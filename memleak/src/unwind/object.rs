@@ -196,7 +196,24 @@ fn read_sections<'a, R: ReadRef<'a>>(table: &SectionTable<'a, Header, R>, data: 
         }
         compressed.decompress().ok()
     });
+    let debug_frame = debug_frame.or_else(|| gnu_compressed(table, data).map(Cow::Owned));
     Sections { eh_frame, debug_frame }
+}
+
+/// `.zdebug_frame`, as binutils before 2.26 and Go before 1.19 compress it: "ZLIB", its length (8 bytes, big-endian), data
+/// (gdb/dwarf2, bfd/compress.c).
+fn gnu_compressed<'a, R: ReadRef<'a>>(table: &SectionTable<'a, Header, R>, data: R) -> Option<Vec<u8>> {
+    const MAGIC: &[u8] = b"ZLIB";
+    let (_, section) = table.section_by_name(LittleEndian, b".zdebug_frame")?;
+    let bytes = section.data(LittleEndian, data).ok()?.strip_prefix(MAGIC)?;
+    let (length, packed) = bytes.split_first_chunk()?;
+    let uncompressed_size = u64::from_be_bytes(*length);
+    if uncompressed_size > MAX_SECTION_BYTES {
+        return None;
+    }
+    let compressed =
+        object::CompressedData { format: CompressionFormat::Zlib, data: packed, uncompressed_size };
+    compressed.decompress().ok().map(Cow::into_owned)
 }
 
 /// `.eh_frame` of a file without section headers: `.eh_frame_hdr`, which the loader needs, points to it (LSB Core
