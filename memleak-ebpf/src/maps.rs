@@ -20,7 +20,7 @@ use memleak_common::{
     stats::{STATS as STAT_COUNT, Stat},
     system_call::MAX_SYSTEM_CALLS,
     thread::{Target, ThreadRecord},
-    unwind::{Mapping, PublishedList},
+    unwind::{KNOWN_RULES, KnownRule, Mapping, PublishedList},
 };
 
 /// What a map says of a key that is there already.
@@ -69,6 +69,10 @@ pub static UNWIND_WORDS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE)
 /// Executable mappings of processes, with their tables.
 #[map]
 pub static UNWIND_MAPPINGS: Array<Mapping> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Rules that walks have found, by address.
+#[map]
+pub static KNOWN: Array<KnownRule> = Array::with_max_entries(KNOWN_RULES, 0);
 
 /// Processes' lists of mappings.
 #[map]
