@@ -188,6 +188,7 @@ pub struct Traced {
     /// When the marked line came (CLOCK_MONOTONIC).
     pub marked: Duration,
     lines: Vec<String>,
+    /// Most that it had resident (or sudo, where it stands between).
     peak_rss_bytes: u64,
 }
 
@@ -358,11 +359,6 @@ impl Traced {
             snapshot_ms: self.number(PREFIX, "snapshot ")?,
             peak_rss_bytes: self.peak_rss_bytes,
         })
-    }
-
-    /// Most memory that it had resident (or sudo, where it stands between).
-    pub fn peak_rss_bytes(&self) -> u64 {
-        self.peak_rss_bytes
     }
 
     /// How many lines have `text` in them.
