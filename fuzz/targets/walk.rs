@@ -6,7 +6,7 @@ use std::{io, sync::Arc};
 
 use memleak::{
     proc::memory::ReadMemory,
-    unwind::{Arrays, Layout, MappedObject, UnwindTable, walk},
+    unwind::{Arrays, Layout, MappedObject, SharedTable, UnwindTable, walk},
 };
 use memleak_common::unwind::{Mapping, NO_MASK, Regs, Step, Tables};
 use memleak_fuzz::{MAPPED_AT, TEXT, elf_with_frames};
@@ -49,8 +49,9 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let Some((&[stack_words], rest)) = rest.split_first_chunk::<1>() else { return };
     let (stack, section) = rest.split_at((usize::from(stack_words) * 8).min(rest.len()));
     let Some(file) = elf_with_frames(section) else { return };
-    let table = Arc::new(UnwindTable::from_bytes(&file).expect("the file around it is sound"));
+    let table = UnwindTable::from_bytes(&file).expect("the file around it is sound");
     let machine = table.machine;
+    let table = Arc::new(SharedTable::from(table));
     // Words that look like addresses of the text's first pages, whatever their upper half says.
     let mut stack = stack.to_vec();
     for word in stack.chunks_exact_mut(8) {

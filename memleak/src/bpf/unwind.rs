@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -57,12 +57,12 @@ const RECLAIM_AFTER: Duration = Duration::from_secs(1);
 impl Unwinding {
     /// Maps the programs' arrays. `tables` may hold tables already.
     pub fn open(ebpf: &Ebpf, tables: ProcessTables) -> Result<Self, BpfError> {
-        let words = Array::open(ebpf, "UNWIND_WORDS")?;
+        let words = WordArray::open(ebpf)?;
         let mappings = Array::open(ebpf, "UNWIND_MAPPINGS")?;
         let lists = Array::open(ebpf, "UNWIND_LISTS")?;
         Ok(Self {
             tables,
-            layout: Layout::new(words.len(), mappings.len()),
+            layout: Layout::new(words.len, mappings.len()),
             store: MapStore {
                 words,
                 mappings,
@@ -115,9 +115,9 @@ impl Unwinding {
 
     /// Frees what no walk uses any more.
     fn reclaim(&mut self) {
-        self.layout.reclaim();
-        if wait_for_walks().is_ok() {
-            self.layout.reclaim();
+        let reclaimed = self.layout.reclaim(&self.store).and_then(|()| wait_for_walks());
+        if let Err(error) = reclaimed.and_then(|()| self.layout.reclaim(&self.store)) {
+            log::debug!("unwind tables that nobody uses stay for now: {error}");
         }
         self.reclaimed = Instant::now();
     }
@@ -148,7 +148,7 @@ impl Unwinding {
             sums.rows,
             sums.took.as_secs_f64() * 1000.0,
             megabytes(sums.words as u64 * 8),
-            megabytes(u64::from(self.store.words.len()) * 8),
+            megabytes(u64::from(self.store.words.len) * 8),
         ))
     }
 }
@@ -176,15 +176,9 @@ impl<T: aya::Pod> Array<T> {
 
     fn open(ebpf: &Ebpf, name: &'static str) -> Result<Self, BpfError> {
         let () = Self::IS_DENSE;
-        let Some(Map::Array(map)) = ebpf.map(name) else { return Err(BpfError::Missing(name)) };
-        let failed = |error: &dyn std::error::Error| BpfError::Map { map: name, reason: chain(error) };
-        let info = map.info().map_err(|error| failed(&error))?;
-        if info.value_size() as usize != size_of::<T>() {
-            return Err(BpfError::Missing(name));
-        }
-        let len = info.max_entries();
+        let (fd, len) = array(ebpf, name, size_of::<T>())?;
         let bytes = size_of::<T>() * len as usize;
-        let start = map_memory(map.fd().as_fd(), bytes).map_err(|error| failed(&error))?;
+        let start = map_memory(fd, 0, bytes).map_err(|error| map_error(name, &error))?;
         Ok(Self { start: start.cast(), len })
     }
 
@@ -213,20 +207,93 @@ impl<T> Drop for Array<T> {
     }
 }
 
-fn map_memory(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<NonNull<libc::c_void>> {
+/// An array map with values of `value_bytes`: its descriptor and how many it has.
+fn array<'e>(
+    ebpf: &'e Ebpf,
+    name: &'static str,
+    value_bytes: usize,
+) -> Result<(BorrowedFd<'e>, u32), BpfError> {
+    let Some(Map::Array(map)) = ebpf.map(name) else { return Err(BpfError::Missing(name)) };
+    let info = map.info().map_err(|error| map_error(name, &error))?;
+    if info.value_size() as usize != value_bytes {
+        return Err(BpfError::Missing(name));
+    }
+    Ok((map.fd().as_fd(), info.max_entries()))
+}
+
+fn map_error(map: &'static str, error: &dyn std::error::Error) -> BpfError {
+    BpfError::Map { map, reason: chain(error) }
+}
+
+/// Maps `bytes` of an array from byte `offset`, a multiple of the page size, on.
+fn map_memory(fd: BorrowedFd<'_>, offset: usize, bytes: usize) -> io::Result<NonNull<libc::c_void>> {
+    let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new memory map at a place of the kernel's choice.
     let start =
-        unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
+        unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd.as_raw_fd(), offset) };
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
     NonNull::new(start).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// `UNWIND_WORDS`. The kernel holds these megabytes; we map the part that is written or read, while it is.
+struct WordArray {
+    fd: OwnedFd,
+    len: u32,
+    page_bytes: usize,
+}
+
+impl WordArray {
+    fn open(ebpf: &Ebpf) -> Result<Self, BpfError> {
+        const NAME: &str = "UNWIND_WORDS";
+        let (fd, len) = array(ebpf, NAME, size_of::<u64>())?;
+        let fd = fd.try_clone_to_owned().map_err(|error| map_error(NAME, &error))?;
+        // SAFETY: sysconf(3) takes an integer.
+        let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        Ok(Self { fd, len, page_bytes: usize::try_from(page_bytes).unwrap_or(4096).max(4096) })
+    }
+
+    fn write(&mut self, index: u32, words: &[u64]) -> io::Result<()> {
+        self.with_mapped(index, words.len(), |start| {
+            // SAFETY: so many words are mapped there. Programs may read them meanwhile, by single loads whose result they
+            // take for what it is: user space writes to places that no list names.
+            unsafe { start.as_ptr().copy_from_nonoverlapping(words.as_ptr(), words.len()) };
+        })
+    }
+
+    fn read(&self, index: u32, count: u32) -> io::Result<Vec<u64>> {
+        let mut words = vec![0; count as usize];
+        self.with_mapped(index, words.len(), |start| {
+            // SAFETY: so many words are mapped there, and nobody writes to them but we.
+            unsafe { words.as_mut_ptr().copy_from_nonoverlapping(start.as_ptr(), words.len()) };
+        })?;
+        Ok(words)
+    }
+
+    /// Calls `with` with the place where `count` words from `index` on are mapped.
+    fn with_mapped(&self, index: u32, count: usize, with: impl FnOnce(NonNull<u64>)) -> io::Result<()> {
+        let first = index as usize;
+        let end = first.checked_add(count).filter(|end| *end <= self.len as usize);
+        let Some(end) = end else { return Err(io::ErrorKind::InvalidInput.into()) };
+        if count == 0 {
+            return Ok(());
+        }
+        let (first, end) = (first * size_of::<u64>(), end * size_of::<u64>());
+        let from = first - first % self.page_bytes;
+        let mapped = map_memory(self.fd.as_fd(), from, end - from)?;
+        // SAFETY: `first - from` is less than the bytes that are mapped, and a multiple of 8.
+        with(unsafe { mapped.byte_add(first - from).cast() });
+        // SAFETY: the memory map from above; nothing refers to it after this.
+        unsafe { libc::munmap(mapped.as_ptr(), end - from) };
+        Ok(())
+    }
+}
+
 /// [`Store`] in the programs' maps.
 struct MapStore {
-    words: Array<u64>,
+    words: WordArray,
     mappings: Array<Mapping>,
     lists: Array<PublishedList>,
     /// Places in `lists` by process.
@@ -268,6 +335,10 @@ impl Store for MapStore {
 
     fn write_words(&mut self, index: u32, words: &[u64]) -> io::Result<()> {
         self.words.write(index, words)
+    }
+
+    fn read_words(&self, index: u32, count: u32) -> io::Result<Vec<u64>> {
+        self.words.read(index, count)
     }
 
     fn write_mappings(&mut self, index: u32, mappings: &[Mapping]) -> io::Result<()> {
