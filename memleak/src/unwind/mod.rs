@@ -17,7 +17,7 @@ mod walk;
 
 pub use cache::{Source, TableCache, TableResult};
 pub use cfi::{Machine, Unsupported};
-pub use layout::{Arrays, Layout, LayoutError, MappedObject, Store};
+pub use layout::{Arrays, Layout, LayoutError, MappedObject, Shortage, Store};
 pub use object::{ExecSegment, ExecSegments};
 pub use process::{ProcessTables, Sums};
 pub use shared::SharedTable;
