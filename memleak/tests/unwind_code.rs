@@ -80,7 +80,12 @@ fn compare(path: &Path) -> Score {
                 continue;
             }
             score.calls += 1;
-            let Some(found) = code.lookup(looked_up).filter(|row| row.kind() != Kind::NONE) else { continue };
+            let Some(found) = code.lookup(looked_up).filter(|row| row.kind() != Kind::NONE) else {
+                if std::env::var_os("UNCOVERED").is_some() {
+                    println!("uncovered {looked_up:#x} {}", describe(expected));
+                }
+                continue;
+            };
             score.covered += 1;
             if found.rule() == expected.rule() {
                 score.agree += 1;
@@ -89,7 +94,6 @@ fn compare(path: &Path) -> Score {
                 let vaddr = truth.segments.text_base + u64::from(looked_up);
                 score.differences.entry(what).or_insert((0, vaddr)).0 += 1;
             }
-            if std::env::var_os("UNCOVERED").is_some() {}
         }
     }
     score

@@ -20,6 +20,10 @@ const MAX_ATTEMPTS: u32 = 8;
 const MAX_PADDING: u32 = 64;
 /// `int3`: nothing runs into it.
 const INT3: u8 = 0xcc;
+/// The CFA and a caller's stack pointer are multiples of this.
+const STACK_ALIGNMENT: i32 = 16;
+/// `call` of a relative address.
+const CALL: u8 = 0xe8;
 /// Instructions behind a system call (clone) where a zeroed `rbp` says that a thread begins.
 const CHILD_INSTRUCTIONS: u32 = 6;
 
@@ -56,6 +60,10 @@ pub(super) struct Evidence {
     pub good: u32,
     /// One did not.
     pub bad: bool,
+    /// Calls with the stack pointer aligned as the psABI has it (3.2.2): from a wrong begin it is not.
+    pub aligned: u32,
+    /// Other calls.
+    pub misaligned: u32,
     /// The state that would have fitted.
     pub hint: Option<State>,
     /// Index behind the first straight stretch.
@@ -105,6 +113,8 @@ pub(super) struct Flow<'t> {
     /// Where calls may lead: bytes that look like one, in whatever they are.
     hints: Bits,
     queue: Vec<u32>,
+    /// Functions that never return: `pc`s.
+    no_returns: FxHashSet<u64>,
     /// Calls of what is in other windows: `pc`s.
     pub outside: Vec<u64>,
     /// In order of index.
@@ -114,7 +124,8 @@ pub(super) struct Flow<'t> {
 }
 
 impl<'t> Flow<'t> {
-    pub(super) fn new(text: &'t Text, budget: u64) -> Self {
+    /// `parts`: where code begins, too, but with a function's frame.
+    pub(super) fn new(text: &'t Text, parts: impl Iterator<Item = u32>, budget: u64) -> Self {
         let len = text.bytes.len();
         let mut flow = Self {
             text,
@@ -123,27 +134,55 @@ impl<'t> Flow<'t> {
             starts: Bits::new(len),
             hints: Bits::new(len),
             queue: Vec::new(),
+            no_returns: FxHashSet::default(),
             outside: Vec::new(),
             switches: Vec::new(),
             budget,
         };
+        parts.for_each(|index| {
+            flow.hints.insert(index);
+        });
         flow.find_hints();
+        flow.find_no_returns();
         flow
     }
 
+    /// Bytes that look like a call: index behind it, `pc` of what is called.
+    fn likely_calls(text: &Text) -> impl Iterator<Item = (u32, u64)> {
+        text.regions.iter().flat_map(|region| {
+            let bytes = text.tail(region.at).get(..region.len as usize).unwrap_or_default();
+            let calls = bytes.windows(5).zip(5u32..).filter(|(window, _)| window.first() == Some(&CALL));
+            calls.filter_map(|(window, end)| {
+                let distance = i32::from_le_bytes(window.get(1..)?.try_into().ok()?);
+                let next = u64::from(region.pc) + u64::from(end);
+                Some((region.at + end, next.wrapping_add_signed(distance.into())))
+            })
+        })
+    }
+
     fn find_hints(&mut self) {
-        for region in &self.text.regions {
-            let bytes = self.text.tail(region.at).get(..region.len as usize).unwrap_or_default();
-            let calls = bytes.windows(5).zip(0u64..).filter(|(window, _)| window.first() == Some(&0xe8));
-            for (window, within) in calls {
-                let Some(Ok(distance)) = window.get(1..).map(<[u8; 4]>::try_from) else { continue };
-                let next = u64::from(region.pc) + within + 5;
-                let target = next.wrapping_add_signed(i32::from_le_bytes(distance).into());
-                if let Some(index) = self.text.index(target) {
-                    self.hints.insert(index);
-                }
+        for (_, target) in Self::likely_calls(self.text) {
+            if let Some(index) = self.text.index(target) {
+                self.hints.insert(index);
             }
         }
+    }
+
+    /// What is called where the caller's last instruction is never returns to it.
+    fn find_no_returns(&mut self) {
+        for (behind, target) in Self::likely_calls(self.text) {
+            let mut at = behind;
+            while let len @ 1.. = padding_len(self.text.tail(at)) {
+                at += len;
+            }
+            if self.is_likely_start(at) {
+                self.no_returns.insert(target);
+            }
+        }
+    }
+
+    fn is_likely_start(&self, index: u32) -> bool {
+        self.starts.contains(index) || self.hints.contains(index)
     }
 
     /// Notes a function, to be followed by [`Flow::follow_starts`].
@@ -319,7 +358,7 @@ impl<'t> Flow<'t> {
         loop {
             let is_end = at >= region.at + region.len || at - behind > MAX_PADDING;
             let code = self.text.tail(at);
-            if is_end || self.starts.contains(at) || self.hints.contains(at) || code.first() == Some(&INT3) {
+            if is_end || self.is_likely_start(at) || code.first() == Some(&INT3) {
                 return None;
             }
             match padding_len(code) {
@@ -400,7 +439,9 @@ impl<'t> Flow<'t> {
                     Some(target) => run.called.push(target),
                     None => run.outside.push(instruction.near_branch_target()),
                 }
-                self.call(run, at, instruction, *state);
+                if !self.no_returns.contains(&instruction.near_branch_target()) {
+                    self.call(run, at, instruction, *state);
+                }
                 Next::Stop
             }
             FlowControl::IndirectCall => {
@@ -428,6 +469,11 @@ impl<'t> Flow<'t> {
 
     fn call(&mut self, run: &mut Run, at: u32, instruction: &Instruction, mut state: State) {
         run.made.push((at, state.sp));
+        if let Place::Cfa(below) = state.sp {
+            let is_aligned = below % STACK_ALIGNMENT == 0;
+            run.evidence.aligned += u32::from(is_aligned);
+            run.evidence.misaligned += u32::from(!is_aligned);
+        }
         if run.no_return.contains(&at) {
             return;
         }

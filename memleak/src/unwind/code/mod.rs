@@ -44,8 +44,6 @@ const WORK: u64 = 4;
 /// Ways back from signal handlers, `mov $15, %rax; syscall` and `mov $15, %eax; syscall`: rt_sigreturn.
 const SIGRETURNS: [&[u8]; 2] =
     [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
-/// Functions are aligned to so many bytes where they are aligned.
-const ALIGNMENT: u32 = 16;
 /// How far behind an indirect jump its targets are looked for, bytes.
 const MAX_SWITCH: u32 = 1 << 16;
 
@@ -54,8 +52,10 @@ const MAX_SWITCH: u32 = 1 << 16;
 pub(super) struct Gaps {
     /// First `pc`, `pc` behind the last.
     gaps: Vec<(u32, u32)>,
-    /// Where functions begin: `pc`s, in order.
+    /// Where functions begin: `pc`s.
     starts: Vec<u32>,
+    /// Where the parts of functions begin that compilers moved elsewhere.
+    parts: Vec<u32>,
     /// Where the kernel starts it.
     entry: Option<u32>,
 }
@@ -94,10 +94,9 @@ impl Gaps {
                 symbols.code.iter().filter_map(|(start, end)| segments.clip(*start, *end)).collect();
             gaps = intersect(&gaps, &code);
         }
-        let mut starts: Vec<u32> = symbols.functions.iter().filter_map(|vaddr| pc(*vaddr)).collect();
-        starts.sort_unstable();
-        starts.dedup();
-        Self { gaps, starts, entry: Some(entry).filter(|entry| *entry != 0).and_then(pc) }
+        let starts = symbols.functions.iter().filter_map(|vaddr| pc(*vaddr)).collect();
+        let parts = symbols.parts.iter().filter_map(|vaddr| pc(*vaddr)).collect();
+        Self { gaps, starts, parts, entry: Some(entry).filter(|entry| *entry != 0).and_then(pc) }
     }
 
     /// Adds rows to the runs, which are in order, before and after; gives how many. `read` fills a buffer with the
@@ -149,7 +148,8 @@ impl Gaps {
 
     /// Rows of each region. `outside`: functions of other windows that are called, so far.
     fn analyse(&self, text: &Text, outside: &mut Vec<u64>) -> Vec<Vec<Row>> {
-        let mut flow = Flow::new(text, WORK * text.bytes.len() as u64);
+        let parts = self.parts.iter().filter_map(|pc| text.index((*pc).into()));
+        let mut flow = Flow::new(text, parts, WORK * text.bytes.len() as u64);
         mark_signal_returns(text, &mut flow);
         if let Some(entry) = self.entry.and_then(|pc| text.index(pc.into())) {
             flow.follow_function(entry, State::OUTERMOST);
@@ -218,47 +218,40 @@ fn mark_signal_returns(text: &Text, flow: &mut Flow<'_>) {
 fn try_rest(region: Region, text: &Text, flow: &mut Flow<'_>) {
     let end = region.at + region.len;
     let mut at = region.at;
-    let mut behind_padding = true;
     while at < end && flow.budget > 0 {
-        let seen = flow.marks.get(at);
-        if seen.is_marked() {
+        if flow.marks.get(at).is_marked() {
             at += 1;
-            behind_padding = false;
             continue;
         }
         let code = text.tail(at);
         let padding = if code.first() == Some(&0) { 1 } else { padding_len(code) };
         if padding > 0 {
             at += padding;
-            behind_padding = true;
             continue;
         }
-        let is_aligned = (region.pc + (at - region.at)) % ALIGNMENT == 0 && behind_padding;
-        match try_at(at, is_aligned, flow) {
+        match try_at(at, flow) {
             // It is marked now.
             None => flow.follow_starts(),
-            Some(next) => {
-                at = next.max(at + 1);
-                behind_padding = false;
-            }
+            Some(next) => at = next.max(at + 1),
         }
     }
 }
 
 /// Tries guesses at what holds at an index. Gives where to try next if none is right.
-fn try_at(at: u32, is_aligned: bool, flow: &mut Flow<'_>) -> Option<u32> {
+fn try_at(at: u32, flow: &mut Flow<'_>) -> Option<u32> {
     let fits = |evidence: &Evidence| evidence.good > 0;
     let Err(entry) = flow.try_out(at, State::ENTRY, fits) else { return None };
     let after = flow.switches.partition_point(|(index, _)| *index < at);
     let switch = after.checked_sub(1).and_then(|last| flow.switches.get(last).copied());
     let switch = switch.filter(|(index, _)| at - index <= MAX_SWITCH).map(|(_, state)| state);
-    for guess in entry.hint.into_iter().chain(switch) {
+    for guess in switch.into_iter().chain(entry.hint) {
         if flow.try_out(at, guess, fits).is_ok() {
             return None;
         }
     }
-    // A function that never returns proves nothing.
-    if is_aligned && !entry.bad && flow.try_out(at, State::ENTRY, |_| true).is_ok() {
+    // A function that never returns proves itself by its calls alone.
+    let calls = |evidence: &Evidence| evidence.aligned > 0 && evidence.misaligned == 0;
+    if calls(&entry) && flow.try_out(at, State::ENTRY, calls).is_ok() {
         return None;
     }
     Some(entry.end)

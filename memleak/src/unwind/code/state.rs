@@ -37,6 +37,10 @@ impl Place {
         if self == other { self } else { Self::Unknown }
     }
 
+    fn is_cfa(self) -> bool {
+        matches!(self, Self::Cfa(_))
+    }
+
     fn is_known(self) -> bool {
         self != Self::Unknown
     }
@@ -147,8 +151,10 @@ impl State {
             Some(_) => return None,
         };
         match (self.fp, self.stored_cfa) {
-            // A compiler that sets a frame pointer goes by it; it holds whatever the stack pointer does.
-            (Some(Place::Cfa(below)), _) if below > 0 => Row::new(0, Kind::FP, below.into(), slot),
+            // A frame pointer holds whatever the stack pointer does. One that points elsewhere is a variable's address.
+            (Some(Place::Cfa(below)), _) if below > 0 && (self.fp == self.saved || !self.sp.is_cfa()) => {
+                Row::new(0, Kind::FP, below.into(), slot)
+            }
             (Some(Place::Base(below)), Place::Base(stored)) => {
                 Row::new(0, Kind::DEREF_FP, i64::from(below) - i64::from(stored), slot)
             }

@@ -19,6 +19,8 @@ pub(in super::super) struct Symbols {
     pub code: Vec<(u64, u64)>,
     /// vaddrs of functions.
     pub functions: Vec<u64>,
+    /// vaddrs of what gcc moves out of functions: it is jumped to.
+    pub parts: Vec<u64>,
 }
 
 impl Symbols {
@@ -46,11 +48,12 @@ impl Symbols {
             let Ok(symbols) = sections.symbols(endian, data, kind) else { continue };
             for symbol in symbols.iter() {
                 let is_function = [STT_FUNC, STT_GNU_IFUNC].contains(&symbol.st_type());
-                // The parts that gcc moves out of functions are jumped to.
-                let is_part = || symbol.name(endian, symbols.strings()).is_ok_and(|name| contains(name, b".cold"));
-                if is_function && !symbol.is_undefined(endian) && !is_part() {
-                    found.functions.push(symbol.st_value(endian));
+                if !is_function || symbol.is_undefined(endian) {
+                    continue;
                 }
+                let name = symbol.name(endian, symbols.strings()).unwrap_or_default();
+                let list = if contains(name, b".cold") { &mut found.parts } else { &mut found.functions };
+                list.push(symbol.st_value(endian));
             }
         }
         Some(found)
