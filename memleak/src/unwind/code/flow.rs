@@ -76,6 +76,8 @@ struct Run {
     /// Nothing is settled until the end, and what is there already stays.
     trial: bool,
     start: u32,
+    /// What is left of the budget when it has taken too long.
+    last: u64,
     jumps: Vec<Item>,
     /// What follows calls: index, and which of `behind`.
     calls: BinaryHeap<Reverse<(u32, usize)>>,
@@ -90,8 +92,6 @@ struct Run {
     called: Vec<u32>,
     /// Indirect jumps, and the state there.
     switches: Vec<(u32, State)>,
-    /// Functions elsewhere that are called: `pc`s.
-    outside: Vec<u64>,
     /// Another attempt will do better.
     again: bool,
     /// The stack is not used as compilers do.
@@ -115,8 +115,6 @@ pub(super) struct Flow<'t> {
     queue: Vec<u32>,
     /// Functions that never return: `pc`s.
     no_returns: FxHashSet<u64>,
-    /// Calls of what is in other windows: `pc`s.
-    pub outside: Vec<u64>,
     /// In order of index.
     pub switches: Vec<(u32, State)>,
     /// Instructions that may still be decoded.
@@ -135,7 +133,6 @@ impl<'t> Flow<'t> {
             hints: Bits::new(len),
             queue: Vec::new(),
             no_returns: FxHashSet::default(),
-            outside: Vec::new(),
             switches: Vec::new(),
             budget,
         };
@@ -143,7 +140,6 @@ impl<'t> Flow<'t> {
             flow.hints.insert(index);
         });
         flow.find_hints();
-        flow.find_no_returns();
         flow
     }
 
@@ -160,17 +156,13 @@ impl<'t> Flow<'t> {
         })
     }
 
+    /// Notes where calls may lead, and what is called where the caller's last instruction is: it never returns there.
     fn find_hints(&mut self) {
-        for (_, target) in Self::likely_calls(self.text) {
-            if let Some(index) = self.text.index(target) {
-                self.hints.insert(index);
-            }
+        let calls: Vec<_> = Self::likely_calls(self.text).collect();
+        for target in calls.iter().filter_map(|(_, target)| self.text.index(*target)) {
+            self.hints.insert(target);
         }
-    }
-
-    /// What is called where the caller's last instruction is never returns to it.
-    fn find_no_returns(&mut self) {
-        for (behind, target) in Self::likely_calls(self.text) {
+        for (behind, target) in calls {
             let mut at = behind;
             while let len @ 1.. = padding_len(self.text.tail(at)) {
                 at += len;
@@ -201,21 +193,23 @@ impl<'t> Flow<'t> {
 
     /// Follows a function whose state at its begin is certain.
     pub(super) fn follow_function(&mut self, start: u32, state: State) {
-        let run = self.attempts(start, state, false);
+        let run = self.attempts(start, state, None);
         if run.odd {
             self.take_back(&run);
         }
         self.keep(run);
     }
 
-    /// Follows code whose state is a guess, and takes it back unless `is_right` says that it has proved right.
+    /// Follows code whose state is a guess for so many instructions, and takes it back unless it comes to an end and
+    /// `is_right` says that it has proved right.
     pub(super) fn try_out(
         &mut self,
         start: u32,
         state: State,
+        limit: u64,
         is_right: impl FnOnce(&Evidence) -> bool,
     ) -> Result<(), Evidence> {
-        let run = self.attempts(start, state, true);
+        let run = self.attempts(start, state, Some(limit));
         if run.evidence.bad || !is_right(&run.evidence) {
             self.take_back(&run);
             return Err(run.evidence);
@@ -227,9 +221,11 @@ impl<'t> Flow<'t> {
         Ok(())
     }
 
-    fn attempts(&mut self, start: u32, state: State, trial: bool) -> Run {
+    fn attempts(&mut self, start: u32, state: State, limit: Option<u64>) -> Run {
+        let trial = limit.is_some();
         let mut run = Run { trial, start, ..Run::default() };
         for _ in 0..MAX_ATTEMPTS {
+            run.last = self.budget.saturating_sub(limit.unwrap_or(self.budget));
             run.jumps.push(Item { at: start, edge: Edge::Entry, state, may_begin: 0 });
             self.run(&mut run);
             if !run.again || self.budget == 0 {
@@ -256,7 +252,6 @@ impl<'t> Flow<'t> {
             let at = self.switches.partition_point(|(other, _)| *other < index);
             self.switches.insert(at, (index, state));
         }
-        self.outside.extend(run.outside);
     }
 
     fn run(&mut self, run: &mut Run) {
@@ -268,6 +263,7 @@ impl<'t> Flow<'t> {
                     None => return,
                 },
             };
+            run.evidence.bad |= self.budget <= run.last;
             // What is bad once stays so.
             if self.budget == 0 || run.again || (run.trial && run.evidence.bad) {
                 return;
@@ -296,7 +292,7 @@ impl<'t> Flow<'t> {
         }
         let mut mark = self.marks.mark_of(&mut state);
         let mut marked_state = state;
-        let mut is_first = true;
+        let (mut is_first, mut changed) = (true, false);
         let mut instruction = Instruction::default();
         while at < region.at + region.len && self.budget > 0 {
             self.budget -= 1;
@@ -306,11 +302,11 @@ impl<'t> Flow<'t> {
             let seen = self.marks.get(at);
             if seen.is_seen() {
                 match self.meet(run, at, edge, seen, &state) {
-                    Some(lowered) => state = lowered,
+                    Some(lowered) => (state, changed) = (lowered, true),
                     None => return,
                 }
             }
-            if state != marked_state {
+            if changed && state != marked_state {
                 mark = self.marks.mark_of(&mut state);
                 marked_state = state;
             }
@@ -330,6 +326,7 @@ impl<'t> Flow<'t> {
             } else {
                 may_begin.saturating_sub(1)
             };
+            changed = state.is_concerned(&instruction);
             match self.step(run, at, &instruction, &mut state, may_begin) {
                 Next::On => at += len,
                 Next::At(target) => {
@@ -435,10 +432,7 @@ impl<'t> Flow<'t> {
                     state.push_address();
                     return Next::On;
                 }
-                match self.text.index(instruction.near_branch_target()) {
-                    Some(target) => run.called.push(target),
-                    None => run.outside.push(instruction.near_branch_target()),
-                }
+                run.called.extend(self.text.index(instruction.near_branch_target()));
                 if !self.no_returns.contains(&instruction.near_branch_target()) {
                     self.call(run, at, instruction, *state);
                 }

@@ -41,6 +41,12 @@ const MAX_GAPS: usize = 2048;
 /// Instructions that are decoded for each byte: compilers' code takes less than one, and what is hard to make sense of
 /// some more.
 const WORK: u64 = 4;
+/// Most windows that are analysed at a time.
+const MAX_THREADS: usize = 4;
+/// Most instructions of a trial.
+const MAX_TRIAL: u64 = 20_000;
+/// Instructions of a trial where many have failed.
+const MIN_TRIAL: u64 = 64;
 /// Ways back from signal handlers, `mov $15, %rax; syscall` and `mov $15, %eax; syscall`: rt_sigreturn.
 const SIGRETURNS: [&[u8]; 2] =
     [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
@@ -107,12 +113,11 @@ impl Gaps {
         segments: &ExecSegments,
         read: &mut dyn FnMut(u64, &mut [u8]) -> bool,
     ) -> u64 {
-        let mut outside = Vec::new();
         let (mut count, before) = (0, runs.runs.len());
-        for window in self.windows() {
-            let text = read_text(&window, segments, read);
-            let rows = self.analyse(&text, &mut outside);
-            for (region, rows) in text.regions.iter().zip(rows) {
+        let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().min(MAX_THREADS));
+        for windows in self.windows().chunks(threads) {
+            let texts: Vec<Text> = windows.iter().map(|window| read_text(window, segments, read)).collect();
+            for (region, rows) in self.analyse_all(&texts) {
                 let known = rows.iter().filter(|row| row.kind() != Kind::NONE).count();
                 if known > 0 {
                     runs.push(region.pc, region.pc + region.len, &rows);
@@ -146,26 +151,34 @@ impl Gaps {
         windows
     }
 
-    /// Rows of each region. `outside`: functions of other windows that are called, so far.
-    fn analyse(&self, text: &Text, outside: &mut Vec<u64>) -> Vec<Vec<Row>> {
+    /// Rows of each region, one thread for each text.
+    fn analyse_all(&self, texts: &[Text]) -> Vec<(Region, Vec<Row>)> {
+        match texts {
+            [text] => self.analyse(text),
+            _ => std::thread::scope(|scope| {
+                let workers: Vec<_> =
+                    texts.iter().map(|text| scope.spawn(move || self.analyse(text))).collect();
+                workers.into_iter().filter_map(|worker| worker.join().ok()).flatten().collect()
+            }),
+        }
+    }
+
+    /// Rows of each region.
+    fn analyse(&self, text: &Text) -> Vec<(Region, Vec<Row>)> {
         let parts = self.parts.iter().filter_map(|pc| text.index((*pc).into()));
         let mut flow = Flow::new(text, parts, WORK * text.bytes.len() as u64);
         mark_signal_returns(text, &mut flow);
         if let Some(entry) = self.entry.and_then(|pc| text.index(pc.into())) {
             flow.follow_function(entry, State::OUTERMOST);
         }
-        let called = outside.iter().filter_map(|pc| text.index(*pc));
-        for start in self.starts.iter().filter_map(|pc| text.index((*pc).into())).chain(called) {
+        for start in self.starts.iter().filter_map(|pc| text.index((*pc).into())) {
             flow.add_start(start);
         }
         flow.follow_starts();
         for region in &text.regions {
             try_rest(*region, text, &mut flow);
         }
-        outside.append(&mut flow.outside);
-        outside.sort_unstable();
-        outside.dedup();
-        text.regions.iter().map(|region| flow.marks.rows(*region)).collect()
+        text.regions.iter().map(|region| (*region, flow.marks.rows(*region))).collect()
     }
 }
 
@@ -218,6 +231,8 @@ fn mark_signal_returns(text: &Text, flow: &mut Flow<'_>) {
 fn try_rest(region: Region, text: &Text, flow: &mut Flow<'_>) {
     let end = region.at + region.len;
     let mut at = region.at;
+    // Code that makes no sense from its begin makes none from the middle, and costs as much each time.
+    let mut limit = MAX_TRIAL;
     while at < end && flow.budget > 0 {
         if flow.marks.get(at).is_marked() {
             at += 1;
@@ -227,31 +242,38 @@ fn try_rest(region: Region, text: &Text, flow: &mut Flow<'_>) {
         let padding = if code.first() == Some(&0) { 1 } else { padding_len(code) };
         if padding > 0 {
             at += padding;
+            limit = MAX_TRIAL;
             continue;
         }
-        match try_at(at, flow) {
+        match try_at(at, limit, flow) {
             // It is marked now.
-            None => flow.follow_starts(),
-            Some(next) => at = next.max(at + 1),
+            None => {
+                flow.follow_starts();
+                limit = MAX_TRIAL;
+            }
+            Some(next) => {
+                at = next.max(at + 1);
+                limit = (limit / 2).max(MIN_TRIAL);
+            }
         }
     }
 }
 
 /// Tries guesses at what holds at an index. Gives where to try next if none is right.
-fn try_at(at: u32, flow: &mut Flow<'_>) -> Option<u32> {
+fn try_at(at: u32, limit: u64, flow: &mut Flow<'_>) -> Option<u32> {
     let fits = |evidence: &Evidence| evidence.good > 0;
-    let Err(entry) = flow.try_out(at, State::ENTRY, fits) else { return None };
+    let Err(entry) = flow.try_out(at, State::ENTRY, limit, fits) else { return None };
     let after = flow.switches.partition_point(|(index, _)| *index < at);
     let switch = after.checked_sub(1).and_then(|last| flow.switches.get(last).copied());
     let switch = switch.filter(|(index, _)| at - index <= MAX_SWITCH).map(|(_, state)| state);
     for guess in switch.into_iter().chain(entry.hint) {
-        if flow.try_out(at, guess, fits).is_ok() {
+        if flow.try_out(at, guess, limit, fits).is_ok() {
             return None;
         }
     }
     // A function that never returns proves itself by its calls alone.
     let calls = |evidence: &Evidence| evidence.aligned > 0 && evidence.misaligned == 0;
-    if calls(&entry) && flow.try_out(at, State::ENTRY, calls).is_ok() {
+    if calls(&entry) && flow.try_out(at, State::ENTRY, limit, calls).is_ok() {
         return None;
     }
     Some(entry.end)

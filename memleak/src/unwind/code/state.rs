@@ -165,9 +165,23 @@ impl State {
         }
     }
 
+    /// Whether an instruction may change it: most do not.
+    pub(super) fn is_concerned(&self, instruction: &Instruction) -> bool {
+        let is_pointer = |register: Register| matches!(register.full_register(), Register::RSP | Register::RBP);
+        self.copy.is_some()
+            || self.stored_cfa.is_known()
+            || instruction.is_stack_instruction()
+            || is_pointer(instruction.op0_register())
+            || is_pointer(instruction.op1_register())
+            || (instruction.mnemonic() == Mnemonic::Lea && is_pointer(instruction.memory_base()))
+    }
+
     /// Follows an instruction that is no jump, call or return. `may_begin`: nothing says yet that there is a caller, so
     /// that a zeroed `rbp` says that there is none (System V psABI x86_64 3.4.1).
     pub(super) fn apply(&mut self, instruction: &Instruction, may_begin: bool) {
+        if !self.is_concerned(instruction) {
+            return;
+        }
         let first = instruction.op0_register();
         if instruction.is_stack_instruction() {
             return self.apply_stack(instruction, first);
