@@ -158,10 +158,10 @@ def set_breakpoints():
         if address in entries:
             continue
         probed = read(address, 1) == b"\xcc"
-        hardware += probed
-        if hardware > MOST_HARDWARE_BREAKPOINTS:
+        if probed and hardware == MOST_HARDWARE_BREAKPOINTS:
             print("no breakpoint is left for " + function)
             continue
+        hardware += probed
         kind = gdb.BP_HARDWARE_BREAKPOINT if probed else gdb.BP_BREAKPOINT
         gdb.Breakpoint("*%d" % address, type=kind).silent = True
         entries[address] = function
