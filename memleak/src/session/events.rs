@@ -20,6 +20,9 @@ use crate::{
     target::process::Process,
 };
 
+/// From an exec until the records that it has made void are removed, which many execs share. No report has them.
+const VOID_AFTER: Duration = Duration::from_secs(1);
+
 impl Session {
     /// Handles what the kernel side has sent: some of it, so that a target that is faster than we are leaves time for
     /// signals and reports. Says whether there may be more.
@@ -115,7 +118,8 @@ impl Session {
         if by_another_thread {
             self.probes.forget(pid);
         }
-        self.reader.remove_void(&self.ebpf, pid)?;
+        self.reader.replaced(pid);
+        self.void_due.get_or_insert_with(|| Instant::now() + VOID_AFTER);
         self.symbolizer.forget(pid);
         if let Some(unwinding) = &mut self.unwinding {
             unwinding.forget(pid);
@@ -155,6 +159,12 @@ impl Session {
             // Its unwind tables' list is its parent's until it has one of its own.
             self.observe(pid);
         }
+    }
+
+    /// Removes what execs have made void.
+    pub(super) fn remove_void(&mut self) -> Result<(), SessionError> {
+        self.void_due = None;
+        Ok(self.reader.remove_void(&self.ebpf)?)
     }
 
     /// Makes room for stacks. Another time is set where it was not enough.
