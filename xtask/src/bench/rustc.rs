@@ -35,15 +35,9 @@ struct Variant {
 const VARIANTS: [Variant; 4] = [
     Variant { name: "untraced", options: None, counts: false },
     Variant { name: "traps alone", options: Some(&["--traps-only"]), counts: false },
-    Variant {
-        name: "memleak --unwind fp",
-        options: Some(&["--unwind", "fp", ROOM[0], ROOM[1]]),
-        counts: true,
-    },
-    Variant { name: "memleak", options: Some(&ROOM), counts: true },
+    Variant { name: "memleak --unwind fp", options: Some(&["--unwind", "fp"]), counts: true },
+    Variant { name: "memleak", options: Some(&[]), counts: true },
 ];
-/// Where the table of stacks is full, most of the work is left out: rustc has several times more than the default.
-const ROOM: [&str; 2] = ["--stack-storage-size", "1000000"];
 /// What the cost of a call is told beyond.
 const TRAPS: usize = 1;
 
@@ -108,7 +102,7 @@ fn markdown(
 ) -> Result<String> {
     let mut text = format!(
         "## {TITLE}\n\n{}\n\nMedians over {} rounds of whole runs, attaching and reporting included, of rustc compiling \
-         {CRATE} {}: `cargo xtask bench --rustc`. memleak has room for all stacks (`{} {}`); its last words of unwind tables: {tables}. Calls are what was \
+         {CRATE} {}: `cargo xtask bench --rustc`. memleak's last words of its unwind tables: {tables}. Calls are what was \
          acquired and released, by the last report; what a call costs is the compiler's CPU time beyond that with the \
          traps alone, divided by them. Frames are those of the {STACKS} stacks with the most allocations that are \
          outstanding at each second of one more run, each counted as often as it has allocations, inlined ones left out; that \
@@ -117,9 +111,7 @@ fn markdown(
          | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
         table::machine()?,
         options.rounds,
-        compile.version,
-        ROOM[0],
-        ROOM[1]
+        compile.version
     );
     let of = |at: usize, value: fn(&Cost) -> f64| median(costs[at].iter().map(value)).context("no rounds");
     let untraced = of(0, |cost| cost.wall)?;
