@@ -4,16 +4,19 @@
 use std::{
     fmt::Write as _,
     fs::{self, File},
-    io,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Instant,
 };
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{Options, median, memleak_command, table};
+use super::{
+    Options,
+    cpu::{self, Cpu},
+    median, memleak_command, table,
+};
 use crate::{privilege, run};
 
 /// What is compiled: no small crate, one that needs no other, and one that our own tests need anyway.
@@ -49,19 +52,6 @@ struct Cost {
     tracer: Cpu,
     /// Acquired and released, where they are counted.
     calls: f64,
-}
-
-/// Seconds.
-#[derive(Clone, Copy, Default)]
-struct Cpu {
-    user: f64,
-    system: f64,
-}
-
-impl Cpu {
-    fn sum(self) -> f64 {
-        self.user + self.system
-    }
 }
 
 /// Measures; gives the section.
@@ -219,7 +209,7 @@ impl Compile {
         let begin = Instant::now();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(words).spawn();
         let mut child = child.with_context(|| format!("cannot start `{shown}`"))?;
-        let [own, children] = cpu_at_end(&child)?;
+        let [own, children] = cpu::at_end(&child)?;
         let wall = begin.elapsed().as_secs_f64();
         let status = child.wait()?;
         ensure!(status.success(), "`{shown}` failed: {status}");
@@ -263,40 +253,9 @@ impl Compile {
     }
 }
 
-/// Waits until a child has ended, and leaves it to be waited for. Gives the CPU time of itself, and of those that it has
-/// waited for.
-fn cpu_at_end(child: &Child) -> Result<[Cpu; 2]> {
-    let pid = child.id();
-    // SAFETY: siginfo_t is plain data, for which zero is a value.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the pointer is valid for the length of the call; the child is ours and not waited for yet.
-    let waited = unsafe { libc::waitid(libc::P_PID, pid, &raw mut info, libc::WEXITED | libc::WNOWAIT) };
-    ensure!(waited == 0, "cannot wait for process {pid}: {}", io::Error::last_os_error());
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // SAFETY: sysconf(3) takes an integer.
-    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
-    cpu_times(&stat, ticks).with_context(|| format!("cannot read /proc/{pid}/stat"))
-}
-
-/// proc_pid_stat(5): utime, stime, cutime and cstime are the fields 14 to 17; the second is a name in parentheses.
-fn cpu_times(stat: &str, ticks: f64) -> Option<[Cpu; 2]> {
-    let (_, rest) = stat.rsplit_once(") ")?;
-    let mut times = rest.split(' ').skip(11).map(|field| field.parse::<f64>().ok());
-    let mut time = || Some(times.next()?? / ticks);
-    Some([Cpu { user: time()?, system: time()? }, Cpu { user: time()?, system: time()? }])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_told_apart() {
-        let stat = "71 (a) b) Z 1 71 1 0 -1 4 97 0 0 0 150 25 1000 7 20 0 1 0 6 0";
-        let [own, children] = cpu_times(stat, 100.0).unwrap_or_default();
-        assert_eq!((own.user, own.system, children.user, children.system), (1.5, 0.25, 10.0, 0.07));
-        assert!(cpu_times("71 (a) Z 1 71", 100.0).is_none());
-    }
 
     #[test]
     fn frames_are_weighted() {
