@@ -7,7 +7,6 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
 };
 
 use aya::{
@@ -20,7 +19,7 @@ use super::{BpfError, chain};
 use crate::{
     proc::maps::Mapping as ProcessMapping,
     symbolize::Target,
-    unwind::{Layout, LayoutError, MappedObject, ProcessTables, Store, Sums},
+    unwind::{Layout, LayoutError, MappedObject, ProcessTables, Shortage, Store, Sums},
 };
 
 /// Entries of `UNWIND_MAPPINGS`: a process has 20 to 300, twice while they change.
@@ -33,12 +32,13 @@ const WORDS_UNKNOWN: u32 = 5 << 20;
 /// Words for what may be loaded later, and for tables on their way out.
 const WORDS_SPARE: u32 = 1 << 20;
 
-/// Entries that `UNWIND_WORDS` gets, when tables of so many words are known to be needed.
+/// Entries that `UNWIND_WORDS` gets, when tables of so many words are known to be needed. A process that runs may load
+/// as much as a command (a database that begins to compile its queries loads all of LLVM).
 pub fn words_for(sums: Option<Sums>) -> u32 {
     let Some(sums) = sums else { return WORDS_UNKNOWN };
     // 32 GB of tables would be 4 billion rows: more text than an address space holds.
     let known = u32::try_from(sums.words).unwrap_or(u32::MAX / 2).min(u32::MAX / 2);
-    known + known / 4 + WORDS_SPARE
+    (known + known / 4 + WORDS_SPARE).max(WORDS_UNKNOWN)
 }
 
 /// The tables of all processes, in the programs' maps.
@@ -46,13 +46,9 @@ pub struct Unwinding {
     tables: ProcessTables,
     layout: Layout,
     store: MapStore,
-    reclaimed: Instant,
     told: Option<Sums>,
     full: bool,
 }
-
-/// Between two reclaims, where nothing is short: many changes share the wait.
-const RECLAIM_AFTER: Duration = Duration::from_secs(1);
 
 impl Unwinding {
     /// Maps the programs' arrays. `tables` may hold tables already.
@@ -71,7 +67,6 @@ impl Unwinding {
                 slots: HashMap::new(),
                 generation: 0,
             },
-            reclaimed: Instant::now(),
             told: None,
             full: false,
         })
@@ -93,33 +88,50 @@ impl Unwinding {
 
     /// Enters objects that [`ProcessTables::observe`] gave.
     pub fn set(&mut self, ebpf: &mut Ebpf, pid: u32, objects: &[MappedObject]) -> Result<(), BpfError> {
-        if self.reclaimed.elapsed() > RECLAIM_AFTER {
+        let mut result = self.layout.set_process(pid, objects, Shortage::Fail, &mut self.store);
+        if let Err(error) = &result
+            && self.reclaiming_may_help(error)
+        {
             self.reclaim();
+            result = self.layout.set_process(pid, objects, Shortage::Fail, &mut self.store);
         }
-        let mut result = self.layout.set_process(pid, objects, &mut self.store);
-        if matches!(result, Err(LayoutError::Words { .. } | LayoutError::Mappings { .. })) {
-            self.reclaim();
-            result = self.layout.set_process(pid, objects, &mut self.store);
+        if let Err(error) = &result
+            && !std::mem::replace(&mut self.full, true)
+        {
+            log::warn!(
+                "process {pid}: {error}; stacks through what they are for are cut; start anew while it runs, and there \
+                 will be room for all that is mapped then"
+            );
+        }
+        if let Err(LayoutError::Words { .. }) = result {
+            result = self.layout.set_process(pid, objects, Shortage::LeaveOut, &mut self.store);
         }
         match result {
             Ok(_) => self.store.enter(ebpf, pid),
-            Err(error) => {
-                // The old list stays. What is new is walked by the frame pointer, or cut and counted.
-                if !std::mem::replace(&mut self.full, true) {
-                    log::warn!("process {pid}: {error}; stacks through what it has loaded since are cut");
-                }
-                Ok(())
-            }
+            // The old list stays. What is new is walked by the frame pointer, or cut and counted.
+            Err(_) => Ok(()),
         }
     }
 
-    /// Frees what no walk uses any more.
+    /// Whether reclaiming, which takes milliseconds in which the target goes on, can bring the room that was missing.
+    fn reclaiming_may_help(&self, error: &LayoutError<io::Error>) -> bool {
+        match error {
+            LayoutError::Words { words } => {
+                self.layout.free_words() + self.layout.retired_words() >= *words as u64
+            }
+            LayoutError::Mappings { .. } => true,
+            LayoutError::Elsewhere | LayoutError::Store(_) => false,
+        }
+    }
+
+    /// Frees what no walk uses any more. That waits for a grace period, so it is done when room is short and not before:
+    /// until then tables that nobody uses are at hand when the next process maps their objects.
     fn reclaim(&mut self) {
         let reclaimed = self.layout.reclaim(&self.store).and_then(|()| wait_for_walks());
         if let Err(error) = reclaimed.and_then(|()| self.layout.reclaim(&self.store)) {
             log::debug!("unwind tables that nobody uses stay for now: {error}");
         }
-        self.reclaimed = Instant::now();
+        self.tables.forget_unused();
     }
 
     /// A process has replaced its program. The programs have dropped its list already.

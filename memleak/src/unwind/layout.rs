@@ -52,6 +52,15 @@ pub enum LayoutError<E> {
     Store(#[source] E),
 }
 
+/// What to do about a table that finds no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// Give up: reclaiming may help.
+    Fail,
+    /// List its object without rows: walks through it go by the frame pointer, and the others are found.
+    LeaveOut,
+}
+
 /// An executable mapping and the table of what it maps.
 #[derive(Clone, Debug)]
 pub struct MappedObject {
@@ -177,11 +186,13 @@ impl Layout {
         }
     }
 
-    /// Makes `objects` what `pid` has mapped, in place of what it had. On an error the old list stays as it is.
+    /// Makes `objects` what `pid` has mapped, in place of what it had. On an error the old list stays as it is. Where a
+    /// table finds no room, that is an error, or with [`Shortage::LeaveOut`] its object is listed without rows.
     pub fn set_process<S: Store>(
         &mut self,
         pid: u32,
         objects: &[MappedObject],
+        shortage: Shortage,
         store: &mut S,
     ) -> Result<MappingList, LayoutError<S::Error>> {
         let too_many = LayoutError::Mappings { count: objects.len() };
@@ -190,7 +201,7 @@ impl Layout {
         }
         let Some(list) = self.mappings.allocate(objects.len()) else { return Err(too_many) };
         let mut tables = Vec::with_capacity(objects.len());
-        let written = self.write_objects(list, objects, store, &mut tables).and_then(|()| {
+        let written = self.write_objects(list, objects, shortage, store, &mut tables).and_then(|()| {
             let published = MappingList::new(list.start, list.len);
             store.publish(pid, published).map_err(LayoutError::Store)?;
             Ok(published)
@@ -243,6 +254,12 @@ impl Layout {
         Ok(())
     }
 
+    /// Words that [`Layout::reclaim`], called twice, adds to the free ones.
+    pub fn retired_words(&self) -> u64 {
+        let retired = self.retired.tables.iter().chain(&self.retired_before.tables);
+        retired.map(|placed| u64::from(placed.extent.len)).sum()
+    }
+
     /// Words that are free now.
     pub fn free_words(&self) -> u64 {
         self.words.free_len()
@@ -257,13 +274,17 @@ impl Layout {
         &mut self,
         list: Extent,
         objects: &[MappedObject],
+        shortage: Shortage,
         store: &mut S,
         tables: &mut Vec<TableKey>,
     ) -> Result<(), LayoutError<S::Error>> {
         let mut mappings = Vec::with_capacity(objects.len());
         for object in objects {
-            let extent = self.place(&object.table, store)?;
-            tables.push(key_of(&object.table));
+            let extent = match self.place(&object.table, store) {
+                Err(LayoutError::Words { .. }) if shortage == Shortage::LeaveOut => None,
+                placed => Some(placed?),
+            };
+            tables.extend(extent.map(|_| key_of(&object.table)));
             mappings.push(describe(object, extent));
         }
         mappings.sort_by_key(|mapping| mapping.start);
@@ -319,18 +340,20 @@ fn key_of(table: &Arc<SharedTable>) -> TableKey {
     Arc::as_ptr(table).addr()
 }
 
-/// The descriptor of an object's mapping, its table at `extent`. One that is of no executable segment has no rows: it
-/// still says that this is a file's text.
-fn describe(object: &MappedObject, extent: Extent) -> Mapping {
-    let bias = object.table.segments().bias(object.start, object.file_offset);
+/// The descriptor of an object's mapping, its table at `extent`. One that is of no executable segment, or whose table has
+/// no place, has no rows: it still says that this is a file's text.
+fn describe(object: &MappedObject, extent: Option<Extent>) -> Mapping {
+    let MappedObject { start, end, file_offset, ref table } = *object;
+    let without_rows = Mapping { start, end, ..Mapping::default() };
+    let Some((extent, bias)) = extent.zip(table.segments().bias(start, file_offset)) else {
+        return without_rows;
+    };
     Mapping {
-        start: object.start,
-        end: object.end,
-        bias: bias.unwrap_or(0),
+        bias,
         rows: extent.start,
-        pages: extent.start + object.table.rows(),
-        page_count: if bias.is_some() { object.table.pages() } else { 0 },
-        reserved: 0,
+        pages: extent.start + table.rows(),
+        page_count: table.pages(),
+        ..without_rows
     }
 }
 

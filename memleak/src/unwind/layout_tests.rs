@@ -60,8 +60,10 @@ fn processes_share_a_table_and_its_place_outlives_the_first() {
         words[..table.rows() as usize].to_vec()
     };
     let (shared_rows, own_rows) = (rows(&shared), rows(&own));
-    layout.set_process(1, &[mapped(0x9_0000, &own), mapped(0x1_0000, &shared)], &mut arrays).unwrap();
-    layout.set_process(2, &[mapped(0x5_0000, &shared)], &mut arrays).unwrap();
+    layout
+        .set_process(1, &[mapped(0x9_0000, &own), mapped(0x1_0000, &shared)], Shortage::Fail, &mut arrays)
+        .unwrap();
+    layout.set_process(2, &[mapped(0x5_0000, &shared)], Shortage::Fail, &mut arrays).unwrap();
     assert_eq!(layout.free_words(), 1000 - 260);
     let shared_at = |start| (start, start, shared_rows.clone());
     assert_eq!(reached(&arrays, arrays.list(1)), [shared_at(0x1_0000), (0x9_0000, 0x9_0000, own_rows)]);
@@ -77,11 +79,11 @@ fn processes_share_a_table_and_its_place_outlives_the_first() {
 #[test]
 fn an_old_list_reads_right_until_it_is_reclaimed() {
     let (mut layout, mut arrays) = (Layout::new(2000, 16), Arrays::default());
-    let first = layout.set_process(1, &[mapped(0x1_0000, &table(50))], &mut arrays).unwrap();
+    let first = layout.set_process(1, &[mapped(0x1_0000, &table(50))], Shortage::Fail, &mut arrays).unwrap();
     let before = reached(&arrays, first);
-    layout.set_process(1, &[mapped(0x1_0000, &table(60))], &mut arrays).unwrap();
+    layout.set_process(1, &[mapped(0x1_0000, &table(60))], Shortage::Fail, &mut arrays).unwrap();
     layout.reclaim(&arrays).unwrap();
-    layout.set_process(1, &[mapped(0x1_0000, &table(70))], &mut arrays).unwrap();
+    layout.set_process(1, &[mapped(0x1_0000, &table(70))], Shortage::Fail, &mut arrays).unwrap();
     assert_eq!(reached(&arrays, first), before);
 }
 
@@ -89,13 +91,13 @@ fn an_old_list_reads_right_until_it_is_reclaimed() {
 fn a_plugin_that_comes_and_goes_leaves_nothing() {
     let (mut layout, mut arrays) = (Layout::new(1000, 16), Arrays::default());
     let main = mapped(0x1_0000, &table(100));
-    layout.set_process(1, std::slice::from_ref(&main), &mut arrays).unwrap();
+    layout.set_process(1, std::slice::from_ref(&main), Shortage::Fail, &mut arrays).unwrap();
     let free = layout.free_words();
     for _ in 0..1000 {
         let plugin = mapped(0x90_0000, &table(40));
-        layout.set_process(1, &[main.clone(), plugin], &mut arrays).unwrap();
+        layout.set_process(1, &[main.clone(), plugin], Shortage::Fail, &mut arrays).unwrap();
         layout.reclaim(&arrays).unwrap();
-        layout.set_process(1, std::slice::from_ref(&main), &mut arrays).unwrap();
+        layout.set_process(1, std::slice::from_ref(&main), Shortage::Fail, &mut arrays).unwrap();
         layout.reclaim(&arrays).unwrap();
     }
     layout.reclaim(&arrays).unwrap();
@@ -104,15 +106,39 @@ fn a_plugin_that_comes_and_goes_leaves_nothing() {
 }
 
 #[test]
+fn a_table_without_room_keeps_no_other_one_out() {
+    let (mut layout, mut arrays) = (Layout::new(250, 8), Arrays::default());
+    let (main, large, small) = (table(90), table(300), table(30));
+    let objects = [mapped(0x1_0000, &main), mapped(0x20_0000, &large), mapped(0x40_0000, &small)];
+    let error = layout.set_process(1, &objects, Shortage::Fail, &mut arrays);
+    assert_eq!(error, Err(LayoutError::Words { words: 600 }));
+    assert_eq!(layout.retired_words(), 180);
+    let list = layout.set_process(1, &objects, Shortage::LeaveOut, &mut arrays).unwrap();
+    assert_eq!(layout.retired_words(), 0);
+    let rows: Vec<_> = reached(&arrays, list).iter().map(|(start, _, rows)| (*start, rows.len())).collect();
+    assert_eq!(rows, [(0x1_0000, 90), (0x20_0000, 0), (0x40_0000, 30)]);
+    let left_out = arrays.mapping(list.first() + 1).unwrap();
+    assert_eq!((left_out.end, left_out.page_count), (0x30_0000, 0));
+    layout.remove_process(1, &mut arrays).unwrap();
+    layout.reclaim(&arrays).unwrap();
+    layout.reclaim(&arrays).unwrap();
+    assert_eq!((layout.free_words(), layout.retired_words()), (250, 0));
+}
+
+#[test]
 fn without_room_the_old_list_stays() {
     let (mut layout, mut arrays) = (Layout::new(250, 4), Arrays::default());
-    let old = layout.set_process(1, &[mapped(0x1_0000, &table(100))], &mut arrays).unwrap();
+    let old = layout.set_process(1, &[mapped(0x1_0000, &table(100))], Shortage::Fail, &mut arrays).unwrap();
     let before = reached(&arrays, old);
-    let error = layout.set_process(1, &[mapped(0, &table(10)), mapped(9, &table(90))], &mut arrays);
+    let error =
+        layout.set_process(1, &[mapped(0, &table(10)), mapped(9, &table(90))], Shortage::Fail, &mut arrays);
     assert_eq!(error, Err(LayoutError::Words { words: 180 }));
     assert_eq!((arrays.list(1), reached(&arrays, old)), (old, before));
     let five: Vec<_> = (0..5).map(|at| mapped(at << 24, &table(1))).collect();
-    assert_eq!(layout.set_process(1, &five, &mut arrays), Err(LayoutError::Mappings { count: 5 }));
+    assert_eq!(
+        layout.set_process(1, &five, Shortage::Fail, &mut arrays),
+        Err(LayoutError::Mappings { count: 5 })
+    );
     layout.reclaim(&arrays).unwrap();
     layout.reclaim(&arrays).unwrap();
     assert_eq!((layout.free_words(), layout.tables()), (50, 1));
@@ -124,17 +150,17 @@ fn words_are_in_one_place_and_survive_the_way_there_and_back() {
     let (plugin, other) = (table(40), table(30));
     let words = plugin.take_words().unwrap();
     plugin.put_words(words.clone());
-    let first = layout.set_process(1, &[mapped(0x1_0000, &plugin)], &mut arrays).unwrap();
+    let first = layout.set_process(1, &[mapped(0x1_0000, &plugin)], Shortage::Fail, &mut arrays).unwrap();
     let before = reached(&arrays, first);
     assert_eq!(plugin.take_words(), None, "they are in the arrays");
 
     // It goes and comes back before its place is free: nothing is written.
-    layout.set_process(1, &[mapped(0x5_0000, &other)], &mut arrays).unwrap();
-    let again = layout.set_process(1, &[mapped(0x1_0000, &plugin)], &mut arrays).unwrap();
+    layout.set_process(1, &[mapped(0x5_0000, &other)], Shortage::Fail, &mut arrays).unwrap();
+    let again = layout.set_process(1, &[mapped(0x1_0000, &plugin)], Shortage::Fail, &mut arrays).unwrap();
     assert_eq!(reached(&arrays, again), before);
-    layout.set_process(1, &[mapped(0x5_0000, &other)], &mut arrays).unwrap();
+    layout.set_process(1, &[mapped(0x5_0000, &other)], Shortage::Fail, &mut arrays).unwrap();
     layout.reclaim(&arrays).unwrap();
-    let again = layout.set_process(1, &[mapped(0x1_0000, &plugin)], &mut arrays).unwrap();
+    let again = layout.set_process(1, &[mapped(0x1_0000, &plugin)], Shortage::Fail, &mut arrays).unwrap();
     assert_eq!(reached(&arrays, again), before);
 
     // It goes for good: its words come back, and another's take the place.
@@ -142,7 +168,7 @@ fn words_are_in_one_place_and_survive_the_way_there_and_back() {
     layout.reclaim(&arrays).unwrap();
     layout.reclaim(&arrays).unwrap();
     assert_eq!((layout.free_words(), layout.tables()), (1000, 0));
-    layout.set_process(2, &[mapped(0x5_0000, &table(90))], &mut arrays).unwrap();
+    layout.set_process(2, &[mapped(0x5_0000, &table(90))], Shortage::Fail, &mut arrays).unwrap();
     assert_eq!(plugin.take_words(), Some(words));
 }
 
@@ -150,9 +176,9 @@ fn words_are_in_one_place_and_survive_the_way_there_and_back() {
 fn a_table_of_another_layout_is_refused() {
     let (mut layout, mut arrays) = (Layout::new(1000, 16), Arrays::default());
     let shared = table(40);
-    layout.set_process(1, &[mapped(0x1_0000, &shared)], &mut arrays).unwrap();
+    layout.set_process(1, &[mapped(0x1_0000, &shared)], Shortage::Fail, &mut arrays).unwrap();
     let (mut other, mut others) = (Layout::new(1000, 16), Arrays::default());
-    let refused = other.set_process(1, &[mapped(0x1_0000, &shared)], &mut others);
+    let refused = other.set_process(1, &[mapped(0x1_0000, &shared)], Shortage::Fail, &mut others);
     assert_eq!(refused, Err(LayoutError::Elsewhere));
     assert_eq!(other.free_words(), 1000);
 }

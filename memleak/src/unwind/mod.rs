@@ -7,6 +7,7 @@
 
 mod cache;
 mod cfi;
+mod code;
 pub mod eh_frame;
 mod layout;
 mod object;
@@ -17,7 +18,7 @@ mod walk;
 
 pub use cache::{Source, TableCache, TableResult};
 pub use cfi::{Machine, Unsupported};
-pub use layout::{Arrays, Layout, LayoutError, MappedObject, Store};
+pub use layout::{Arrays, Layout, LayoutError, MappedObject, Shortage, Store};
 pub use object::{ExecSegment, ExecSegments};
 pub use process::{ProcessTables, Sums};
 pub use shared::SharedTable;

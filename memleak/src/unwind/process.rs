@@ -94,6 +94,11 @@ impl ProcessTables {
     /// Forgets a process that has ended or replaced its program, and the tables that nobody else maps.
     pub fn forget(&mut self, pid: u32) {
         self.processes.remove(&pid);
+        self.forget_unused();
+    }
+
+    /// Forgets the tables that nobody holds any more.
+    pub fn forget_unused(&self) {
         self.cache.forget_unused();
     }
 
