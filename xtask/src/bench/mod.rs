@@ -8,6 +8,7 @@
 mod attach;
 mod bcc;
 mod kernel;
+mod memory;
 mod processes;
 mod rustc;
 mod sections;
