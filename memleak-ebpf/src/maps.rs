@@ -20,7 +20,7 @@ use memleak_common::{
     stats::{STATS as STAT_COUNT, Stat},
     system_call::MAX_SYSTEM_CALLS,
     thread::{Target, ThreadRecord},
-    unwind::{Mapping, PublishedList},
+    unwind::{KNOWN_RULES, KnownRule, Mapping, PublishedList},
 };
 
 /// What a map says of a key that is there already.
@@ -70,6 +70,10 @@ pub static UNWIND_WORDS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE)
 #[map]
 pub static UNWIND_MAPPINGS: Array<Mapping> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
+/// Rules that walks have found, by address.
+#[map]
+pub static KNOWN: Array<KnownRule> = Array::with_max_entries(KNOWN_RULES, 0);
+
 /// Processes' lists of mappings.
 #[map]
 pub static UNWIND_LISTS: Array<PublishedList> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -111,6 +115,10 @@ pub static REMEMBERED: PerCpuArray<RememberedStack> = PerCpuArray::with_max_entr
 /// Kernel mode: what each release's program was last run for, by tracepoint.
 #[map]
 pub static LAST_RELEASED: PerCpuArray<LastReleased> = PerCpuArray::with_max_entries(TRACEPOINTS as u32, 0);
+
+/// The time (`bpf_ktime_get_ns`) of the last notice of new mappings that user space has answered.
+#[map]
+pub static ANSWERED: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Counters by [`Stat`].
 #[map]

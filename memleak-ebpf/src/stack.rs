@@ -182,7 +182,7 @@ fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> Walk {
         let mut at = frame.wrapping_sub(base) / 8;
         if at + 1 >= words || words == 0 {
             (base, at) = (frame, 0);
-            words = read_window(frame, window);
+            words = read_window(frame, window, words == 0);
             if words == 0 {
                 record.end = Step::Complete as u16;
                 break;
@@ -221,17 +221,21 @@ pub fn replaced(depth: u32, pending: &[PendingCall; MAX_PENDING], place: u64, fo
     real
 }
 
-/// Reads the stack from `address` on: as much as the window holds or, near the end of what is mapped, one frame.
-/// Gives the number of words read.
+/// Reads the stack from `address` on: `words` of it or, near the end of what is mapped, one frame. Gives the number of
+/// words read.
+///
+/// To read costs more than what is read: the first time half a window, which many stacks fit into, then whole ones.
 #[inline(always)]
-pub fn read_window(address: u64, window: &mut [u64; STACK_WINDOW]) -> u64 {
-    let bytes = size_of_val(window) as u32;
+pub fn read_window(address: u64, window: &mut [u64; STACK_WINDOW], is_first: bool) -> u64 {
     // SAFETY: the window has room for what is read; the helper checks the address.
-    let mut read =
-        |bytes| unsafe { bpf_probe_read_user(window.as_mut_ptr().cast(), bytes, address as *const _) };
-    if read(bytes) == 0 {
+    let mut read = |words: usize| unsafe {
+        bpf_probe_read_user(window.as_mut_ptr().cast(), 8 * words as u32, address as *const _) == 0
+    };
+    if is_first && read(STACK_WINDOW / 2) {
+        STACK_WINDOW as u64 / 2
+    } else if !is_first && read(STACK_WINDOW) {
         STACK_WINDOW as u64
-    } else if read(16) == 0 {
+    } else if read(2) {
         2
     } else {
         0

@@ -49,6 +49,12 @@ pub enum PlanError {
         /// From [`ObjectError`].
         reason: String,
     },
+    /// Code of another kind of processor, or of its 32-bit kind.
+    #[error("{object} is no 64-bit program for this machine; trace a 64-bit build of it")]
+    Foreign {
+        /// Its path.
+        object: String,
+    },
     /// A Go program without an allocator in C.
     #[error("{object} is a Go program: its heap is not malloc's; use Go's own heap profile (go tool pprof)")]
     Go {

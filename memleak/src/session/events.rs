@@ -13,7 +13,10 @@ use super::{
     wait::{event_line, is_kernels, millis, next_event},
 };
 use crate::{
-    bpf::read::monotonic_ns, proc::status::read_status, report::sink::Delivery, snapshot::Unmap,
+    bpf::{load, read::monotonic_ns},
+    proc::status::read_status,
+    report::sink::Delivery,
+    snapshot::Unmap,
     target::process::Process,
 };
 
@@ -30,7 +33,7 @@ impl Session {
         let deadline = Instant::now() + TIME;
         let mut lines = Vec::new();
         // What is mapped now is read, so that one reading answers all notices up to it: none waits behind another.
-        let mut noticed = BTreeMap::new();
+        let (mut noticed, mut last_notice) = (BTreeMap::new(), None);
         let mut taken = 0;
         let mut stacks_stored = false;
         while taken < AT_ONCE
@@ -60,6 +63,7 @@ impl Session {
                 }),
                 kind::MAPPINGS => {
                     noticed.entry(pid).or_insert(event.time_ns);
+                    last_notice = last_notice.max(Some(event.time_ns));
                 }
                 kind::EXEC => self.program_replaced(pid, event.handle != 0)?,
                 kind::STACKS => stacks_stored = true,
@@ -69,6 +73,9 @@ impl Session {
         }
         for (pid, time_ns) in noticed {
             self.mappings_changed(pid, time_ns);
+        }
+        if let Some(time_ns) = last_notice {
+            load::answer(&mut self.ebpf, time_ns)?;
         }
         self.reader.forget_unmaps(&self.ebpf)?;
         if stacks_stored {

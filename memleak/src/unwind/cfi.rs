@@ -195,7 +195,7 @@ impl Rules {
 }
 
 /// The slot field for "at CFA + `offset` bytes".
-fn slot_of(offset: i64) -> Option<i8> {
+pub(super) fn slot_of(offset: i64) -> Option<i8> {
     let slot = offset >> 3;
     // The CFA itself is the caller's: 0 has its own meaning, and nothing is saved there.
     (offset & 7 == 0 && slot != 0 && SLOT_RANGE.contains(&slot)).then_some(slot as i8)

@@ -31,6 +31,8 @@ pub struct BuildStats {
     pub outside: u64,
     /// Entries that cover what another one covers: cut to the part before it, or left out.
     pub overlapping: u64,
+    /// Rows that were read from machine code, where no entry is.
+    pub code_rows: u64,
 }
 
 impl BuildStats {
@@ -39,6 +41,7 @@ impl BuildStats {
         self.malformed += other.malformed;
         self.outside += other.outside;
         self.overlapping += other.overlapping;
+        self.code_rows += other.code_rows;
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod cache;
 mod cfi;
+mod code;
 pub mod eh_frame;
 mod layout;
 mod object;

@@ -1,6 +1,6 @@
 //! The unwind table of an object, as plain data.
 
-use std::{fs::File, io::BufReader};
+use std::{fs::File, io::BufReader, os::unix::fs::FileExt as _};
 
 use memleak_common::unwind::{Kind, PAGE_BYTES, Row, page_word};
 use object::{ReadCache, ReadRef};
@@ -8,19 +8,13 @@ use object::{ReadCache, ReadRef};
 use super::{
     UnwindError,
     cfi::Machine,
+    code::{Gaps, Symbols},
     eh_frame::{BuildStats, Run, Runs, read_entries},
-    object::{ExecSegments, Object},
+    object::{ExecSegments, Object, Sections},
 };
 
-/// `mov $15, %rax; syscall`: rt_sigreturn, where a handler returns to. musl and Go describe theirs by no row, and
-/// debuggers know it by these bytes.
-const SIGRETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
-/// Text without rows that is searched for them: shorter stretches pad functions, longer ones are cut.
-const GAP_BYTES: std::ops::RangeInclusive<u32> = 64..=(4 << 20);
 /// Code at the entry that nothing describes: both C libraries' is shorter.
 const ENTRY_BYTES: u32 = 256;
-/// Most stretches that are searched.
-const MAX_GAPS: usize = 256;
 
 /// Rows for all text of an object.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,12 +40,19 @@ impl UnwindTable {
         let parts = Parts::read(&cache)?;
         // Megabytes of `.eh_frame` that nothing refers to any more, before as much again is asked for.
         cache.clear();
-        Ok(parts.into_table())
+        Ok(parts.into_table(&mut |offset, buffer| file.read_exact_at(buffer, offset).is_ok()))
     }
 
     /// Builds the table of an ELF image: the vdso's, as it is in the target's memory.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, UnwindError> {
-        Ok(Parts::read(bytes)?.into_table())
+        Ok(Parts::read(bytes)?.into_table(&mut read_from(bytes)))
+    }
+
+    /// Builds the table that the ELF image would have if it had no unwind information: all rows are read from its
+    /// machine code.
+    pub fn from_code(bytes: &[u8]) -> Result<Self, UnwindError> {
+        let object = Object { sections: Sections::default(), ..Object::parse(bytes)? };
+        Ok(Parts::of(object, bytes).into_table(&mut read_from(bytes)))
     }
 
     /// The row that covers `pc` (relative to the text base), found as a walk finds it.
@@ -69,26 +70,45 @@ struct Parts {
     build_id: Option<Vec<u8>>,
     segments: ExecSegments,
     runs: Runs,
+    /// Text that no entry describes.
+    gaps: Gaps,
 }
 
 impl Parts {
     fn read<'a, R: ReadRef<'a>>(data: R) -> Result<Self, UnwindError> {
-        let Object { machine, build_id, segments, sections, entry } = Object::parse(data)?;
-        let mut runs = read_entries(&sections, &segments, machine);
-        if machine == Machine::X86_64 {
-            add_signal_returns(&mut runs, &segments, data);
-        }
-        add_entry(&mut runs, &segments, entry);
-        Ok(Self { machine, build_id, segments, runs })
+        Ok(Self::of(Object::parse(data)?, data))
     }
 
-    fn into_table(self) -> UnwindTable {
-        let Self { machine, build_id, segments, runs } = self;
+    fn of<'a, R: ReadRef<'a>>(object: Object<'_>, data: R) -> Self {
+        let Object { machine, build_id, segments, sections, entry } = object;
+        let mut runs = read_entries(&sections, &segments, machine);
+        let gaps = if machine == Machine::X86_64 {
+            Gaps::find(&runs, &segments, entry, |limit| Symbols::read(data, limit))
+        } else {
+            add_entry(&mut runs, &segments, entry);
+            Gaps::default()
+        };
+        Self { machine, build_id, segments, runs, gaps }
+    }
+
+    /// `read` as in [`Gaps::add_rows`].
+    fn into_table(self, read: &mut dyn FnMut(u64, &mut [u8]) -> bool) -> UnwindTable {
+        let Self { machine, build_id, segments, mut runs, gaps } = self;
+        runs.stats.code_rows = gaps.add_rows(&mut runs, &segments, read);
         let (rows, overlapping) = merge(&runs);
         let stats = BuildStats { overlapping: runs.stats.overlapping + overlapping, ..runs.stats };
         drop(runs);
         let pages = index_pages(&rows);
         UnwindTable { machine, build_id, segments, rows, pages, stats }
+    }
+}
+
+/// Reads from an image in memory.
+fn read_from(bytes: &[u8]) -> impl FnMut(u64, &mut [u8]) -> bool {
+    |offset, buffer| {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let found = start.checked_add(buffer.len()).and_then(|end| bytes.get(start..end));
+        found.map(|found| buffer.copy_from_slice(found)).is_some()
     }
 }
 
@@ -102,33 +122,6 @@ fn add_entry(runs: &mut Runs, segments: &ExecSegments, entry: u64) {
         runs.push(pc, end.min(pc + ENTRY_BYTES), &[Row::bare(pc, Kind::END)]);
         runs.runs.sort_unstable_by_key(|run| (run.start, run.first));
     }
-}
-
-/// Adds a row for each rt_sigreturn in text that has none. The runs are in order, before and after.
-fn add_signal_returns<'a, R: ReadRef<'a>>(runs: &mut Runs, segments: &ExecSegments, data: R) {
-    let gaps = runs.gaps(segments.text_len());
-    let searched = gaps.into_iter().filter(|(start, end)| end - start >= *GAP_BYTES.start()).take(MAX_GAPS);
-    let mut budget = *GAP_BYTES.end();
-    let mut found = Vec::new();
-    for (start, end) in searched {
-        let vaddr = segments.text_base + u64::from(start);
-        // A gap can reach over the hole between two segments: what is read is this segment's part.
-        let Some((_, end)) = segments.clip(vaddr, segments.text_base + u64::from(end)) else { continue };
-        let len = (end - start).min(budget);
-        budget -= len;
-        let bytes = segments.file_offset(vaddr).and_then(|at| data.read_bytes_at(at, len.into()).ok());
-        let Some(bytes) = bytes else { continue };
-        let places = bytes.windows(SIGRETURN.len()).enumerate().filter(|(_, window)| *window == SIGRETURN);
-        // A handler's return address is its first byte, and a walk looks up the byte before.
-        found.extend(places.map(|(at, _)| {
-            let pc = start + at as u32;
-            (pc - u32::from(at > 0), pc + SIGRETURN.len() as u32)
-        }));
-    }
-    for (pc, end) in found {
-        runs.push(pc, end, &[Row::bare(pc, Kind::SIGNAL)]);
-    }
-    runs.runs.sort_unstable_by_key(|run| (run.start, run.first));
 }
 
 /// Makes one ascending list of rows, and counts the runs that overlapped. Where two cover the same text, the one that
