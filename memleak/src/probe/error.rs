@@ -33,14 +33,6 @@ pub enum PlanError {
         /// Its path.
         object: String,
     },
-    /// A program of 32 bits, or of another machine.
-    #[error(
-        "{object} is no 64-bit program of this machine, and no other can be traced; trace a 64-bit build of it"
-    )]
-    Foreign {
-        /// Its path.
-        object: String,
-    },
     /// An object cannot be read.
     #[error("{object} {reason}; run as root, or name another object with -O")]
     Unreadable {
