@@ -220,13 +220,13 @@ fn a_store_that_fails_loses_no_words() {
     plugin.put_words(words.clone());
 
     let mut failing = Failing { arrays: &mut arrays, reads: false };
-    let refused = layout.set_process(1, &[mapped(0x1_0000, &plugin)], &mut failing);
+    let refused = layout.set_process(1, &[mapped(0x1_0000, &plugin)], Shortage::Fail, &mut failing);
     assert_eq!(refused, Err(LayoutError::Store("no writing")));
     assert_eq!(layout.free_words(), 1000);
     assert_eq!(plugin.take_words().as_ref(), Some(&words), "not written, so still here");
     plugin.put_words(words.clone());
 
-    layout.set_process(1, &[mapped(0x1_0000, &plugin)], &mut arrays).unwrap();
+    layout.set_process(1, &[mapped(0x1_0000, &plugin)], Shortage::Fail, &mut arrays).unwrap();
     layout.remove_process(1, &mut arrays).unwrap();
     let failing = Failing { arrays: &mut arrays, reads: true };
     layout.reclaim(&failing).unwrap();
