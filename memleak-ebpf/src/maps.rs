@@ -116,6 +116,10 @@ pub static REMEMBERED: PerCpuArray<RememberedStack> = PerCpuArray::with_max_entr
 #[map]
 pub static LAST_RELEASED: PerCpuArray<LastReleased> = PerCpuArray::with_max_entries(TRACEPOINTS as u32, 0);
 
+/// The time (`bpf_ktime_get_ns`) of the last notice of new mappings that user space has answered.
+#[map]
+pub static ANSWERED: Array<u64> = Array::with_max_entries(1, 0);
+
 /// Counters by [`Stat`].
 #[map]
 pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STAT_COUNT, 0);

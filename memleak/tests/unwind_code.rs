@@ -73,7 +73,10 @@ fn compare(path: &Path) -> Score {
             let is_call =
                 instruction.is_call_near() || instruction.flow_control() == FlowControl::IndirectCall;
             let looked_up = (instruction.next_ip() - 1) as u32;
-            let Some(expected) = truth.lookup(looked_up).filter(|row| row.kind() != Kind::NONE && row.kind() != Kind::UNSUPPORTED) else {
+            let Some(expected) = truth
+                .lookup(looked_up)
+                .filter(|row| row.kind() != Kind::NONE && row.kind() != Kind::UNSUPPORTED)
+            else {
                 continue;
             };
             if !is_call {

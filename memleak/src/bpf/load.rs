@@ -181,6 +181,9 @@ pub(super) fn kernel_settings(
     if has_several_groups(rows, &capture.resources) {
         bits |= flags::READ_RETURNS;
     }
+    if may_hold() {
+        bits |= flags::HOLD;
+    }
     if capture.follow_forks {
         bits |= flags::FOLLOW_FORKS;
         task_tgid_offset = btf::kernel_member_offset("task_struct", "tgid")
@@ -211,6 +214,20 @@ pub(super) fn kernel_settings(
             .fold(0, |features, row| features | row.probe.features()),
         stored_mask: stored_mask(capture.stack_storage_size),
     })
+}
+
+/// Threads of the target can wait for us: the kernel has `bpf_loop`, and there is another CPU for us to answer on.
+fn may_hold() -> bool {
+    let has_loop = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 17, 0));
+    has_loop && std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1)
+}
+
+/// Answers all notices of new mappings up to this time: threads that wait for it go on.
+pub fn answer(ebpf: &mut Ebpf, time_ns: u64) -> Result<(), BpfError> {
+    let map = ebpf.map_mut("ANSWERED").ok_or(BpfError::Missing("map ANSWERED"))?;
+    let error = |error: aya::maps::MapError| BpfError::Map { map: "ANSWERED", reason: chain(&error) };
+    let mut answered: Array<_, u64> = Array::try_from(map).map_err(error)?;
+    answered.set(0, time_ns, 0).map_err(error)
 }
 
 /// How many stacks a CPU stores before it says so, less one: all CPUs together an eighth of the room.

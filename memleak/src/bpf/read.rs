@@ -1,7 +1,7 @@
 //! Reading the tables out: a snapshot as plain data.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     os::fd::{AsFd as _, BorrowedFd},
     time::{Duration, Instant},
 };
@@ -43,6 +43,9 @@ pub struct Reader {
     skipped_runs: u64,
     /// Numbers of processes, ours by the kernel side's.
     pids: HashMap<u32, u32>,
+    /// Processes that have replaced their programs, and the descriptors that were open after that: the records that this
+    /// has made void are still there.
+    replaced: HashMap<u32, BTreeSet<u32>>,
 }
 
 /// [`memleak_common::thread::PendingCall::has_released`]: a record was taken out.
@@ -61,6 +64,7 @@ impl Reader {
             removed: 0,
             skipped_runs: 0,
             pids: HashMap::new(),
+            replaced: HashMap::new(),
         }
     }
 
@@ -83,15 +87,28 @@ impl Reader {
         self.unmaps.push(unmap);
     }
 
-    /// Removes records that the exec of process `pid` has made void. Of its descriptors those that are still open stay.
-    pub fn remove_void(&mut self, ebpf: &Ebpf, pid: u32) -> Result<(), BpfError> {
+    /// A process has replaced its program: what it had acquired is void but for the descriptors that it has open now.
+    /// [`Reader::remove_void`] is to be called some time.
+    pub fn replaced(&mut self, pid: u32) {
+        let traces_descriptors = self.rows.iter().any(|row| row.resource == Resource::Fd.number());
+        let open =
+            if traces_descriptors { open_descriptors(pid).unwrap_or_default() } else { BTreeMap::new() };
+        self.replaced.insert(pid, open.into_keys().collect());
+    }
+
+    /// Removes the records that execs have made void since the last call. Reads all records, so one call serves many
+    /// execs: a build has hundreds in a second.
+    pub fn remove_void(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
+        let replaced = std::mem::take(&mut self.replaced);
+        if replaced.is_empty() {
+            return Ok(());
+        }
         let targets = targets(ebpf)?;
-        let open = open_descriptors(pid).unwrap_or_default();
         // A newer one is of a program that has replaced this one since the generations were read.
         let is_void = |key: &AllocationKey, allocation: &Allocation| {
             let survives = |of: u32| {
                 key.resource == Resource::Fd.number()
-                    && (of != pid || open.contains_key(&(key.handle as u32)))
+                    && replaced.get(&of).is_none_or(|open| open.contains(&(key.handle as u32)))
             };
             targets
                 .0

@@ -13,9 +13,15 @@ use super::{
     wait::{event_line, is_kernels, millis, next_event},
 };
 use crate::{
-    bpf::read::monotonic_ns, proc::status::read_status, report::sink::Delivery, snapshot::Unmap,
+    bpf::{load, read::monotonic_ns},
+    proc::status::read_status,
+    report::sink::Delivery,
+    snapshot::Unmap,
     target::process::Process,
 };
+
+/// From an exec until the records that it has made void are removed, which many execs share. No report has them.
+const VOID_AFTER: Duration = Duration::from_secs(1);
 
 impl Session {
     /// Handles what the kernel side has sent: some of it, so that a target that is faster than we are leaves time for
@@ -27,7 +33,7 @@ impl Session {
         let deadline = Instant::now() + TIME;
         let mut lines = Vec::new();
         // What is mapped now is read, so that one reading answers all notices up to it: none waits behind another.
-        let mut noticed = BTreeMap::new();
+        let (mut noticed, mut last_notice) = (BTreeMap::new(), None);
         let mut taken = 0;
         let mut stacks_stored = false;
         while taken < AT_ONCE
@@ -57,6 +63,7 @@ impl Session {
                 }),
                 kind::MAPPINGS => {
                     noticed.entry(pid).or_insert(event.time_ns);
+                    last_notice = last_notice.max(Some(event.time_ns));
                 }
                 kind::EXEC => self.program_replaced(pid, event.handle != 0)?,
                 kind::STACKS => stacks_stored = true,
@@ -66,6 +73,9 @@ impl Session {
         }
         for (pid, time_ns) in noticed {
             self.mappings_changed(pid, time_ns);
+        }
+        if let Some(time_ns) = last_notice {
+            load::answer(&mut self.ebpf, time_ns)?;
         }
         self.reader.forget_unmaps(&self.ebpf)?;
         if stacks_stored {
@@ -108,7 +118,8 @@ impl Session {
         if by_another_thread {
             self.probes.forget(pid);
         }
-        self.reader.remove_void(&self.ebpf, pid)?;
+        self.reader.replaced(pid);
+        self.void_due.get_or_insert_with(|| Instant::now() + VOID_AFTER);
         self.symbolizer.forget(pid);
         if let Some(unwinding) = &mut self.unwinding {
             unwinding.forget(pid);
@@ -148,6 +159,12 @@ impl Session {
             // Its unwind tables' list is its parent's until it has one of its own.
             self.observe(pid);
         }
+    }
+
+    /// Removes what execs have made void.
+    pub(super) fn remove_void(&mut self) -> Result<(), SessionError> {
+        self.void_due = None;
+        Ok(self.reader.remove_void(&self.ebpf)?)
     }
 
     /// Makes room for stacks. Another time is set where it was not enough.

@@ -120,6 +120,8 @@ pub struct Session {
     command: Option<Child>,
     /// When stacks that nothing refers to are to be removed.
     collection: Option<Instant>,
+    /// When what execs have made void is to be removed.
+    void_due: Option<Instant>,
     /// The danger of exceptions was told.
     warned: bool,
     /// Probes attached, and the time that it took, since it was last said.
@@ -242,6 +244,7 @@ impl Session {
             held: None,
             command: None,
             collection: None,
+            void_due: None,
             warned: false,
             attached: (0, Duration::ZERO),
             start: Instant::now(),
@@ -474,6 +477,7 @@ impl Session {
                     more_events = more;
                 }
                 () = moment(self.collection) => self.collect_stacks()?,
+                () = moment(self.void_due) => self.remove_void()?,
                 () = flush_log(&mut self.log) => {}
             }
         }

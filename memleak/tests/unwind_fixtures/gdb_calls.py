@@ -8,7 +8,7 @@ the program's end it prints
 
 - STACK, a number, and the frames' addresses, the function's caller first,
 - BLOCK, heap or mmap, an address that calls returned, and of the last of them the bytes asked for and the stack's number,
-- DONE and the number of calls.
+- DONE and the number of calls that got what they asked for.
 """
 import os
 import subprocess
@@ -16,7 +16,7 @@ import sys
 import gdb
 
 for setting in ("pagination off", "confirm off", "width 0", "debuginfod enabled off", "inferior-tty /dev/null",
-                "print thread-events off", "print inferior-events off", "print frame-info location",
+                "print thread-events off", "print inferior-events off",
                 "backtrace past-main on", "backtrace past-entry on", "backtrace limit 400",
                 # As the process would run without gdb.
                 "disable-randomization off",
@@ -33,6 +33,7 @@ SIZES = {
     "memalign": lambda a, b, c: b, "mmap": lambda a, b, c: b, "mremap": lambda a, b, c: c,
 }
 MOST_HARDWARE_BREAKPOINTS = 4
+SET_TID_ADDRESS = 218
 
 
 def pid():
@@ -118,43 +119,62 @@ def callers():
     return None if text.is_trampoline(beyond) else addresses
 
 
+def files():
+    """The files that are mapped, the program first and libc last, with the addresses of their first bytes."""
+    program, found = os.readlink("/proc/%d/exe" % pid()), {}
+    for start, _, _, name in mappings():
+        if name[:1] == "/":
+            found.setdefault(name, start)
+    return [(name, found[name]) for name in sorted(found, key=lambda name: (name != program, "/libc." in name))]
+
+
+def is_linker(name):
+    return "/ld-" in name
+
+
+def symbols(name, start):
+    """Name and address of each function of a file."""
+    with open(name, "rb") as file:
+        identification = file.read(18)
+    if identification[:4] != b"\x7fELF":
+        return
+    bias = start if identification[16] == 3 else 0  # ET_DYN
+    for table in ([], ["-D"]):
+        listed = subprocess.run(["nm", "--defined-only", *table, name], capture_output=True, text=True).stdout
+        for words in map(str.split, listed.splitlines()):
+            if len(words) == 3 and words[1] in "TtWw":
+                yield words[2].split("@")[0], bias + int(words[0], 16)
+
+
 def start():
     """Runs up to where all objects are mapped, and no constructor has run."""
     if "PID" in globals():
         gdb.execute("attach %d" % PID, to_string=True)
         return
     gdb.execute("starti", to_string=True)
-    if any("/ld-" in name for _, _, _, name in mappings()):
-        gdb.execute("set stop-on-solib-events 1")
-        gdb.execute("continue", to_string=True)  # the dynamic linker is about to map objects
-        gdb.execute("continue", to_string=True)  # it has
-        gdb.execute("set stop-on-solib-events 0")
+    if any(is_linker(name) for name, _ in files()):
+        # By then it has mapped what the program is linked with, and relocates it next. gdb would not see its notice where
+        # a tracer, of whatever process, has a probe at it.
+        gdb.execute("catch syscall %d" % SET_TID_ADDRESS, to_string=True)
+        gdb.execute("continue", to_string=True)
+        gdb.execute("delete")
+        gdb.execute("sharedlibrary", to_string=True)
 
 
 def functions():
     """Where the functions are: in the program, else in a library of an allocator, else in libc."""
-    program, objects, found = os.readlink("/proc/%d/exe" % pid()), {}, {}
-    for start, _, _, name in mappings():
-        if name[:1] == "/" and "/ld-" not in name:
-            objects.setdefault(name, start)
-    for name in sorted(objects, key=lambda name: (name != program, "/libc." in name)):
-        with open(name, "rb") as file:
-            identification = file.read(18)
-        if identification[:4] != b"\x7fELF":
-            continue
-        bias = objects[name] if identification[16] == 3 else 0  # ET_DYN
-        for table in ([], ["-D"]):
-            listed = subprocess.run(["nm", "--defined-only", *table, name], capture_output=True, text=True).stdout
-            for words in map(str.split, listed.splitlines()):
-                if len(words) == 3 and words[1] in "TtWw":
-                    found.setdefault(words[2].split("@")[0], bias + int(words[0], 16))
-    return {function: found[function] for function in FUNCTIONS.split() if function in found}
+    found = {}
+    for name, start in files():
+        if not is_linker(name):
+            for function, address in symbols(name, start):
+                found.setdefault(function, address)
+    return [(function, found[function]) for function in FUNCTIONS.split() if function in found]
 
 
 def set_breakpoints():
     """By address, what is called there. Where the tracer's probe is, the processor breaks before it."""
     entries, hardware = {}, 0
-    for function, address in functions().items():
+    for function, address in functions():
         if address in entries:
             continue
         probed = read(address, 1) == b"\xcc"
@@ -172,10 +192,7 @@ class Return(gdb.Breakpoint):
     """Where calls return to, which they have begun with a stack pointer of 8 less."""
 
     def stop(self):
-        call = calls.pending.pop((gdb.selected_thread().ptid[1], register("rsp") - 8), None)
-        if call is not None:  # else it came here by another way
-            resource, out, size, stack = call
-            calls.blocks[resource, register("rax") if out is None else read_word(out)] = (size, stack)
+        calls.leave(gdb.selected_thread().ptid[1], register("rsp") - 8)
         return False
 
 
@@ -187,7 +204,6 @@ class Calls:
         stack = callers()
         if stack is None:
             return
-        self.number += 1
         arguments = [register(name) for name in ("rdi", "rsi", "rdx")]
         out = arguments[0] if function == "posix_memalign" else None
         number = self.stacks.setdefault(stack, len(self.stacks))
@@ -196,6 +212,18 @@ class Calls:
         if stack[0] not in self.returns:
             self.returns.add(stack[0])
             Return("*%d" % stack[0]).silent = True
+
+    def leave(self, thread, slot):
+        call = self.pending.pop((thread, slot), None)
+        if call is None:
+            return  # it came to this place by another way
+        resource, out, size, stack = call
+        address = register("rax")
+        if out is not None:
+            address = read_word(out) if address == 0 else 0
+        if address not in (0, 2**64 - 1):  # null, MAP_FAILED
+            self.number += 1
+            self.blocks[resource, address] = (size, stack)
 
 
 start()

@@ -568,7 +568,8 @@ pub(super) fn padding_len(bytes: &[u8]) -> u32 {
     match bytes {
         [0x90 | INT3, ..] => 1,
         [0x66 | 0x0f | 0x2e, ..] => {
-            let instruction = Decoder::new(64, bytes.get(..15).unwrap_or(bytes), DecoderOptions::NONE).decode();
+            let instruction =
+                Decoder::new(64, bytes.get(..15).unwrap_or(bytes), DecoderOptions::NONE).decode();
             if instruction.mnemonic() == Mnemonic::Nop { instruction.len() as u32 } else { 0 }
         }
         _ => 0,

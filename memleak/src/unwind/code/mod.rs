@@ -114,7 +114,8 @@ impl Gaps {
         read: &mut dyn FnMut(u64, &mut [u8]) -> bool,
     ) -> u64 {
         let (mut count, before) = (0, runs.runs.len());
-        let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().min(MAX_THREADS));
+        let threads =
+            std::thread::available_parallelism().map_or(1, |threads| threads.get().min(MAX_THREADS));
         for windows in self.windows().chunks(threads) {
             let texts: Vec<Text> = windows.iter().map(|window| read_text(window, segments, read)).collect();
             for (region, rows) in self.analyse_all(&texts) {

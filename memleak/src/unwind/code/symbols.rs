@@ -34,7 +34,9 @@ impl Symbols {
         let endian = header.endian().ok()?;
         let sections = header.sections(endian, data).ok()?;
         let mut found = Self::default();
-        for section in sections.iter().filter(|section| section.sh_flags(endian).0 & u64::from(SHF_EXECINSTR.0) != 0) {
+        for section in
+            sections.iter().filter(|section| section.sh_flags(endian).0 & u64::from(SHF_EXECINSTR.0) != 0)
+        {
             let start = section.sh_addr(endian);
             found.code.push((start, start.checked_add(section.sh_size(endian))?));
         }

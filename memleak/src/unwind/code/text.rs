@@ -112,7 +112,12 @@ pub(super) struct Marks {
 
 impl Marks {
     pub(super) fn new(len: usize) -> Self {
-        Self { marks: vec![Mark::UNSEEN; len], states: Vec::new(), rules: Vec::new(), numbers: FxHashMap::default() }
+        Self {
+            marks: vec![Mark::UNSEEN; len],
+            states: Vec::new(),
+            rules: Vec::new(),
+            numbers: FxHashMap::default(),
+        }
     }
 
     /// The mark for a state. So many are different in no program: where they run out nothing is known.
