@@ -182,3 +182,57 @@ fn a_table_of_another_layout_is_refused() {
     assert_eq!(refused, Err(LayoutError::Elsewhere));
     assert_eq!(other.free_words(), 1000);
 }
+
+/// Arrays whose reads or writes of words fail.
+struct Failing<'a> {
+    arrays: &'a mut Arrays,
+    reads: bool,
+}
+
+impl Store for Failing<'_> {
+    type Error = &'static str;
+
+    fn write_words(&mut self, index: u32, words: &[u64]) -> Result<(), Self::Error> {
+        if !self.reads {
+            return Err("no writing");
+        }
+        self.arrays.write_words(index, words).map_err(|error| match error {})
+    }
+
+    fn read_words(&self, _index: u32, _count: u32) -> Result<Vec<u64>, Self::Error> {
+        Err("no reading")
+    }
+
+    fn write_mappings(&mut self, index: u32, mappings: &[Mapping]) -> Result<(), Self::Error> {
+        self.arrays.write_mappings(index, mappings).map_err(|error| match error {})
+    }
+
+    fn publish(&mut self, pid: u32, list: MappingList) -> Result<(), Self::Error> {
+        self.arrays.publish(pid, list).map_err(|error| match error {})
+    }
+}
+
+#[test]
+fn a_store_that_fails_loses_no_words() {
+    let (mut layout, mut arrays) = (Layout::new(1000, 16), Arrays::default());
+    let plugin = table(40);
+    let words = plugin.take_words().unwrap();
+    plugin.put_words(words.clone());
+
+    let mut failing = Failing { arrays: &mut arrays, reads: false };
+    let refused = layout.set_process(1, &[mapped(0x1_0000, &plugin)], Shortage::Fail, &mut failing);
+    assert_eq!(refused, Err(LayoutError::Store("no writing")));
+    assert_eq!(layout.free_words(), 1000);
+    assert_eq!(plugin.take_words().as_ref(), Some(&words), "not written, so still here");
+    plugin.put_words(words.clone());
+
+    layout.set_process(1, &[mapped(0x1_0000, &plugin)], Shortage::Fail, &mut arrays).unwrap();
+    layout.remove_process(1, &mut arrays).unwrap();
+    let failing = Failing { arrays: &mut arrays, reads: true };
+    layout.reclaim(&failing).unwrap();
+    assert_eq!(layout.reclaim(&failing), Err("no reading"));
+    assert_eq!(layout.free_words(), 920, "not read back, so they keep their place");
+    layout.reclaim(&arrays).unwrap();
+    layout.reclaim(&arrays).unwrap();
+    assert_eq!((plugin.take_words(), layout.free_words()), (Some(words), 1000));
+}

@@ -12,7 +12,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Options, Target, Tracer, median, memleak_command, memory::Memory, processes, table};
+use super::{
+    Options, Target, Tracer, cpu, median, memleak_command,
+    memory::{Memory, tracer},
+    processes, table,
+};
 use crate::run;
 
 /// Bytes of text of the first process: what the issue asks for.
@@ -26,7 +30,9 @@ pub const TITLE: &str = "Attaching to a process of much code";
 struct Round {
     /// From the start of the tracer to the message that its probes are in, milliseconds.
     attach_ms: f64,
-    /// Of which building unwind tables.
+    /// CPU time that it took, milliseconds: other work on the machine changes it less.
+    cpu_ms: f64,
+    /// Of the time by the clock, building unwind tables.
     tables_ms: f64,
     rows: f64,
     /// When its probes are in.
@@ -62,10 +68,11 @@ pub fn section(options: &Options, memleak: &Path) -> Result<String> {
         for case in &mut cases {
             let one = case.measure(&program, memleak)?;
             eprintln!(
-                "  round {round}, {:.0} MB: {:.0} ms, of which tables {:.0} ms; peak {}, then {}, kernel {}; \
+                "  round {round}, {:.0} MB: {:.0} ms (CPU {:.0} ms), of which tables {:.0} ms; peak {}, then {}, kernel {}; \
                  a report {:.0} ms, then {}, peak {}",
                 case.text.bytes as f64 / 1e6,
                 one.attach_ms,
+                one.cpu_ms,
                 one.tables_ms,
                 megabytes(one.attached.peak),
                 megabytes(one.attached.resident()),
@@ -90,9 +97,10 @@ fn markdown(options: &Options, cases: &[Case]) -> Result<String> {
     type Value = fn(&Round) -> f64;
     type Shown = fn(f64) -> String;
     let ms: Shown = |value| format!("{value:.0} ms");
-    let rows: [(&str, Value, Shown); 16] = [
+    let rows: [(&str, Value, Shown); 17] = [
         ("from memleak's start until its probes are in", |round| round.attach_ms, ms),
         ("of which unwind tables", |round| round.tables_ms, ms),
+        ("CPU time until then, user and system, on all CPUs", |round| round.cpu_ms, ms),
         ("their rows", |round| round.rows, |value| format!("{value:.0}")),
         ("peak of resident memory until then (VmHWM)", |round| round.attached.peak, megabytes),
         ("resident when its probes are in", |round| round.attached.resident(), megabytes),
@@ -191,14 +199,16 @@ impl Case {
 
         let mut command = memleak_command(memleak)?;
         command.args(["-o", "0", "-p", &target.pid().to_string(), "1", "2"]);
-        let (mut attached, mut reported) = (None, None);
+        let (mut attached, mut reported, mut cpu_ms) = (None, None, 0.0);
         const ATTACHED: &str = "memleak: attached ";
         const REPORT: &str = "memleak: report over ";
         let start = processes::now();
-        let tracer = Tracer { command, mark: ATTACHED };
-        let traced = tracer.run_watched(Duration::from_secs(2), |pid, line| {
+        let run = Tracer { command, mark: ATTACHED };
+        let traced = run.run_watched(Duration::from_secs(2), |pid, line| {
             if line.starts_with(ATTACHED) && attached.is_none() {
                 attached = Some(Memory::of(pid)?);
+                let [own, _] = cpu::of(tracer(pid)?)?;
+                cpu_ms = own.sum() * 1e3;
                 target.go()?;
                 target.expect("made")?;
             } else if line.starts_with(REPORT) && reported.is_none() {
@@ -212,6 +222,7 @@ impl Case {
         const TABLES: &str = "memleak: unwind tables: ";
         Ok(Round {
             attach_ms: traced.marked.saturating_sub(start).as_secs_f64() * 1e3,
+            cpu_ms,
             tables_ms: traced.number(TABLES, "built in ")?,
             rows: traced.number(TABLES, " with ")?,
             attached: attached.context("memleak -v did not say that it is attached")?,

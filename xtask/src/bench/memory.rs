@@ -59,7 +59,7 @@ impl Memory {
 }
 
 /// memleak's process: `pid`, or the youngest of what it has started.
-fn tracer(mut pid: u32) -> Result<u32> {
+pub fn tracer(mut pid: u32) -> Result<u32> {
     while fs::read_to_string(format!("/proc/{pid}/comm"))?.trim_end() == "sudo" {
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
         let child = children.split_whitespace().next_back().context("sudo has started nothing")?;

@@ -7,6 +7,7 @@
 
 mod attach;
 mod bcc;
+mod cpu;
 mod kernel;
 mod memory;
 mod processes;

@@ -4,16 +4,19 @@
 use std::{
     fmt::Write as _,
     fs::{self, File},
-    io,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Instant,
 };
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{Options, median, memleak_command, table};
+use super::{
+    Options,
+    cpu::{self, Cpu},
+    median, memleak_command, table,
+};
 use crate::{privilege, run};
 
 /// What is compiled: no small crate, one that needs no other, and one that our own tests need anyway.
@@ -35,15 +38,9 @@ struct Variant {
 const VARIANTS: [Variant; 4] = [
     Variant { name: "untraced", options: None, counts: false },
     Variant { name: "traps alone", options: Some(&["--traps-only"]), counts: false },
-    Variant {
-        name: "memleak --unwind fp",
-        options: Some(&["--unwind", "fp", ROOM[0], ROOM[1]]),
-        counts: true,
-    },
-    Variant { name: "memleak", options: Some(&ROOM), counts: true },
+    Variant { name: "memleak --unwind fp", options: Some(&["--unwind", "fp"]), counts: true },
+    Variant { name: "memleak", options: Some(&[]), counts: true },
 ];
-/// Where the table of stacks is full, most of the work is left out: rustc has several times more than the default.
-const ROOM: [&str; 2] = ["--stack-storage-size", "1000000"];
 /// What the cost of a call is told beyond.
 const TRAPS: usize = 1;
 
@@ -55,19 +52,6 @@ struct Cost {
     tracer: Cpu,
     /// Acquired and released, where they are counted.
     calls: f64,
-}
-
-/// Seconds.
-#[derive(Clone, Copy, Default)]
-struct Cpu {
-    user: f64,
-    system: f64,
-}
-
-impl Cpu {
-    fn sum(self) -> f64 {
-        self.user + self.system
-    }
 }
 
 /// Measures; gives the section.
@@ -108,7 +92,7 @@ fn markdown(
 ) -> Result<String> {
     let mut text = format!(
         "## {TITLE}\n\n{}\n\nMedians over {} rounds of whole runs, attaching and reporting included, of rustc compiling \
-         {CRATE} {}: `cargo xtask bench --rustc`. memleak has room for all stacks (`{} {}`); its last words of unwind tables: {tables}. Calls are what was \
+         {CRATE} {}: `cargo xtask bench --rustc`. memleak's last words of its unwind tables: {tables}. Calls are what was \
          acquired and released, by the last report; what a call costs is the compiler's CPU time beyond that with the \
          traps alone, divided by them. Frames are those of the {STACKS} stacks with the most allocations that are \
          outstanding at each second of one more run, each counted as often as it has allocations, inlined ones left out; that \
@@ -117,9 +101,7 @@ fn markdown(
          | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
         table::machine()?,
         options.rounds,
-        compile.version,
-        ROOM[0],
-        ROOM[1]
+        compile.version
     );
     let of = |at: usize, value: fn(&Cost) -> f64| median(costs[at].iter().map(value)).context("no rounds");
     let untraced = of(0, |cost| cost.wall)?;
@@ -227,7 +209,7 @@ impl Compile {
         let begin = Instant::now();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(words).spawn();
         let mut child = child.with_context(|| format!("cannot start `{shown}`"))?;
-        let [own, children] = cpu_at_end(&child)?;
+        let [own, children] = cpu::at_end(&child)?;
         let wall = begin.elapsed().as_secs_f64();
         let status = child.wait()?;
         ensure!(status.success(), "`{shown}` failed: {status}");
@@ -271,40 +253,9 @@ impl Compile {
     }
 }
 
-/// Waits until a child has ended, and leaves it to be waited for. Gives the CPU time of itself, and of those that it has
-/// waited for.
-fn cpu_at_end(child: &Child) -> Result<[Cpu; 2]> {
-    let pid = child.id();
-    // SAFETY: siginfo_t is plain data, for which zero is a value.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the pointer is valid for the length of the call; the child is ours and not waited for yet.
-    let waited = unsafe { libc::waitid(libc::P_PID, pid, &raw mut info, libc::WEXITED | libc::WNOWAIT) };
-    ensure!(waited == 0, "cannot wait for process {pid}: {}", io::Error::last_os_error());
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // SAFETY: sysconf(3) takes an integer.
-    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
-    cpu_times(&stat, ticks).with_context(|| format!("cannot read /proc/{pid}/stat"))
-}
-
-/// proc_pid_stat(5): utime, stime, cutime and cstime are the fields 14 to 17; the second is a name in parentheses.
-fn cpu_times(stat: &str, ticks: f64) -> Option<[Cpu; 2]> {
-    let (_, rest) = stat.rsplit_once(") ")?;
-    let mut times = rest.split(' ').skip(11).map(|field| field.parse::<f64>().ok());
-    let mut time = || Some(times.next()?? / ticks);
-    Some([Cpu { user: time()?, system: time()? }, Cpu { user: time()?, system: time()? }])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_told_apart() {
-        let stat = "71 (a) b) Z 1 71 1 0 -1 4 97 0 0 0 150 25 1000 7 20 0 1 0 6 0";
-        let [own, children] = cpu_times(stat, 100.0).unwrap_or_default();
-        assert_eq!((own.user, own.system, children.user, children.system), (1.5, 0.25, 10.0, 0.07));
-        assert!(cpu_times("71 (a) Z 1 71", 100.0).is_none());
-    }
 
     #[test]
     fn frames_are_weighted() {
