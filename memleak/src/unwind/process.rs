@@ -106,6 +106,7 @@ impl ProcessTables {
         Sums {
             tables: seen.len(),
             rows: seen.values().map(|table| table.rows.len()).sum(),
+            code_rows: seen.values().map(|table| table.stats.code_rows).sum(),
             words: seen.values().map(|table| table.words()).sum(),
             took: self.took,
         }
@@ -119,6 +120,8 @@ pub struct Sums {
     pub tables: usize,
     /// Their rows.
     pub rows: usize,
+    /// Those of them that were read from machine code.
+    pub code_rows: u64,
     /// Words of 8 bytes that they take.
     pub words: usize,
     /// Time that building took, so far.

@@ -351,6 +351,11 @@ impl<'t> Flow<'t> {
         mut state: State,
         region: Region,
     ) -> Option<u32> {
+        // Another way has come to the call since, and what follows it is noted again.
+        let now = self.marks.state(self.marks.get(call))?;
+        if (now.sp, now.fp, now.saved) != (state.sp, state.fp, state.saved) {
+            return None;
+        }
         let mut at = behind;
         loop {
             let is_end = at >= region.at + region.len || at - behind > MAX_PADDING;

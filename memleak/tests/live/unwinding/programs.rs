@@ -1,19 +1,20 @@
 //! Programs of many compilers and of the distribution: their stacks are gdb's.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::Path,
     process::{Command, Stdio},
 };
 
 use super::{
-    compare::{assert_equal, score, score_server},
+    compare::{assert_equal, score, score_server, traced},
     compile, stack_through,
 };
 use crate::{
     guard::alone,
     programs::{scratch_dir, text},
-    report::Report,
+    report::{Report, Stack},
 };
 
 /// Where stacks end: a program's or a thread's first function, or a coroutine's.
@@ -70,10 +71,6 @@ fn frames_are_gdbs_in_cpp() {
 #[test]
 fn frames_are_gdbs_in_c() {
     let _alone = alone();
-    let program = compile("musl", "musl-gcc", "kept.c", "-O2 -fomit-frame-pointer -static");
-    // Debian's musl has no unwind information: what is in it is cut, and said to be. gdb gets no further there.
-    let (_, score) = score("musl-gcc -O2 -static", &[text(&program)], 4);
-    assert!(score.wrong == 0, "{score:?}");
     for (name, flags) in [
         ("gcc -O2 -static", "-O2 -fomit-frame-pointer -static"),
         ("gcc -O2 -static-pie", "-O2 -fomit-frame-pointer -static-pie"),
@@ -84,6 +81,54 @@ fn frames_are_gdbs_in_c() {
         let report = assert_equal(name, &[text(&program)], 4);
         assert_all_reach_the_first_function(name, &report);
     }
+}
+
+/// What `musl.c` keeps: functions of its stacks, callee first, that it knows itself. The C library's come between.
+const MUSL_STACKS: [&[&str]; 4] = [
+    &["keep", "compare", "sort", "main"],
+    &["keep", "handler", "interrupt", "main"],
+    &["keep", "thread"],
+    &["keep", "at_end"],
+];
+
+/// Whether the functions are among the stack's, in their order.
+fn comes_by(stack: &Stack, functions: &[&str]) -> bool {
+    let mut frames = stack.frames.iter();
+    functions.iter().all(|function| frames.any(|frame| frame.bare_function() == *function))
+}
+
+fn is_cut_or_silent(stack: &Stack) -> bool {
+    let last = stack.frames.last().map_or("", |frame| frame.bare_function());
+    stack.truncated || !["_start", "__clone", "_dlstart", ""].contains(&last)
+}
+
+/// Debian's musl has no unwind information, and gdb gets lost in it. The program knows who called whom.
+#[test]
+fn stacks_through_musl_are_whole() {
+    let _alone = alone();
+    let static_flags = "-O2 -fomit-frame-pointer -static";
+    let program = compile("musl", "musl-gcc", "musl.c", static_flags);
+    let (report, found) = score("musl-gcc -O2 -static", &[text(&program)], 4);
+    assert!(found.wrong == 0 && found.cut == 0 && found.whole + found.beyond == found.stacks, "{found:?}");
+    let addresses = |report: &Report| -> BTreeSet<Vec<Option<String>>> {
+        let of_stack = |stack: &Stack| stack.frames.iter().map(|frame| frame.offset.clone()).collect();
+        report.stacks.iter().map(of_stack).collect()
+    };
+    let dynamic = compile("musl-dynamic", "musl-gcc", "musl.c", "-O2 -fomit-frame-pointer");
+    let dynamic_report = traced(&[], &[text(&dynamic)]);
+    println!("musl-gcc -O2, dynamic: {} stacks", dynamic_report.stacks.len());
+    for report in [&report, &dynamic_report] {
+        for functions in MUSL_STACKS {
+            let stack = report.stacks.iter().find(|stack| comes_by(stack, functions));
+            assert!(stack.is_some(), "{functions:?}\n{}", report.describe());
+        }
+        assert!(!report.stacks.iter().any(is_cut_or_silent), "{}", report.describe());
+    }
+    // The same program without symbols has the same stacks.
+    let stripped = compile("musl-stripped", "musl-gcc", "musl.c", &format!("{static_flags} -Wl,-s"));
+    let stripped_report = traced(&[], &[text(&stripped)]);
+    assert!(stripped_report.stacks.iter().all(|stack| !stack.truncated), "{}", stripped_report.describe());
+    assert_eq!(addresses(&stripped_report), addresses(&report));
 }
 
 #[test]
