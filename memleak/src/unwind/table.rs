@@ -94,9 +94,7 @@ impl Parts {
         let Object { machine, build_id, segments, sections, entry } = object;
         let mut runs = read_entries(&sections, &segments, machine);
         let gaps = if machine == Machine::X86_64 {
-            Gaps::find(&runs, &segments, entry, |limit, is_wanted| {
-                Symbols::read(data, limit, is_wanted)
-            })
+            Gaps::find(&runs, &segments, entry, |limit, is_wanted| Symbols::read(data, limit, is_wanted))
         } else {
             add_entry(&mut runs, &segments, entry);
             Gaps::default()

@@ -118,7 +118,8 @@ impl Gaps {
         read: &mut dyn FnMut(u64, &mut [u8]) -> bool,
     ) -> u64 {
         let (mut count, before) = (0, runs.runs.len());
-        let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().min(MAX_THREADS));
+        let threads =
+            std::thread::available_parallelism().map_or(1, |threads| threads.get().min(MAX_THREADS));
         for windows in self.windows().chunks(threads) {
             let texts: Vec<Text> = windows.iter().map(|window| read_text(window, segments, read)).collect();
             for (region, rows) in self.analyse_all(&texts) {
@@ -256,9 +257,9 @@ fn try_rest(region: Region, text: &Text, flow: &mut Flow<'_>) {
             continue;
         }
         match try_at(at, limit, flow) {
-            // It is marked now.
             None => {
                 flow.follow_starts();
+                at += u32::from(!flow.marks.get(at).is_marked());
                 limit = MAX_TRIAL;
             }
             Some(next) => {
@@ -281,9 +282,10 @@ fn try_at(at: u32, limit: u64, flow: &mut Flow<'_>) -> Option<u32> {
             return None;
         }
     }
-    // A function that never returns proves itself by its calls alone.
+    // A function that never returns proves itself by its calls alone: it is followed as one, and so known for it.
     let calls = |evidence: &Evidence| evidence.aligned > 0 && evidence.misaligned == 0;
-    if calls(&entry) && flow.try_out(at, State::ENTRY, limit, calls).is_ok() {
+    if !entry.bad && calls(&entry) {
+        flow.add_start(at);
         return None;
     }
     Some(entry.end)

@@ -73,14 +73,8 @@ pub(super) struct State {
 
 impl State {
     /// At a function's first instruction: the return address is on top.
-    pub(super) const ENTRY: Self = Self {
-        sp: Place::Cfa(8),
-        fp: None,
-        saved: None,
-        stored_cfa: Place::Unknown,
-        copy: None,
-        end: false,
-    };
+    pub(super) const ENTRY: Self =
+        Self { sp: Place::Cfa(8), fp: None, saved: None, stored_cfa: Place::Unknown, copy: None, end: false };
 
     /// Where nobody has called.
     pub(super) const OUTERMOST: Self = Self { sp: Place::Unknown, end: true, ..Self::ENTRY };
@@ -167,7 +161,8 @@ impl State {
 
     /// Whether an instruction may change it: most do not.
     pub(super) fn is_concerned(&self, instruction: &Instruction) -> bool {
-        let is_pointer = |register: Register| matches!(register.full_register(), Register::RSP | Register::RBP);
+        let is_pointer =
+            |register: Register| matches!(register.full_register(), Register::RSP | Register::RBP);
         self.copy.is_some()
             || self.stored_cfa.is_known()
             || instruction.is_stack_instruction()
@@ -323,9 +318,7 @@ impl State {
                 Place::Unknown
             }
             (Mnemonic::Lea, _) if whole => self.place(instruction),
-            (Mnemonic::Add, Some(bytes)) if whole => {
-                self.value(Register::RBP).down(bytes.saturating_neg())
-            }
+            (Mnemonic::Add, Some(bytes)) if whole => self.value(Register::RBP).down(bytes.saturating_neg()),
             (Mnemonic::Sub, Some(bytes)) if whole => self.value(Register::RBP).down(bytes),
             (Mnemonic::Xor, _) if may_begin && instruction.op1_register() == instruction.op0_register() => {
                 self.end |= self.fp.is_none() && self.saved.is_none();

@@ -73,7 +73,8 @@ impl Symbols {
                 continue;
             }
             let name = names.get(symbol.st_name(endian) as usize..).unwrap_or_default();
-            let name = name.iter().take(MAX_NAME as usize).position(|byte| *byte == 0).map(|end| &name[..end]);
+            let name =
+                name.iter().take(MAX_NAME as usize).position(|byte| *byte == 0).map(|end| &name[..end]);
             let is_part = symbol.st_bind() == STB_LOCAL && name.is_some_and(|name| contains(name, b".cold"));
             if is_part { &mut self.parts } else { &mut self.functions }.push(vaddr);
         }

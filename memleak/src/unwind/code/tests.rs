@@ -169,7 +169,10 @@ fn the_entry_is_the_end_of_each_stack() {
 fn gaps_are_cut_into_windows_and_at_sections() {
     let gaps = Gaps { gaps: vec![(0, 10), (100, 100 + WINDOW_BYTES)], ..Gaps::default() };
     let windows = gaps.windows();
-    assert_eq!(windows, [vec![(0, 10), (100, 90 + WINDOW_BYTES)], vec![(90 + WINDOW_BYTES, 100 + WINDOW_BYTES)]]);
+    assert_eq!(
+        windows,
+        [vec![(0, 10), (100, 90 + WINDOW_BYTES)], vec![(90 + WINDOW_BYTES, 100 + WINDOW_BYTES)]]
+    );
     let all = Gaps { gaps: vec![(0, u32::MAX)], ..Gaps::default() }.windows();
     assert_eq!(all.iter().flatten().map(|(start, end)| end - start).sum::<u32>(), MAX_BYTES);
     assert_eq!(intersect(&[(0, 10), (20, 30)], &[(5, 22), (25, 26)]), [(5, 10), (20, 22), (25, 26)]);

@@ -124,10 +124,6 @@ pub struct Score {
     /// Stacks that are gdb's from the first frame to the last.
     pub whole: usize,
     pub cut: usize,
-    /// Stacks that are gdb's and go on where it gives up: it guesses at code that nothing describes.
-    pub beyond: usize,
-    /// Stacks with a frame that is not gdb's; one that is merely cut has none, and one that goes beyond.
-    pub wrong: usize,
     differences: Vec<String>,
 }
 
@@ -148,8 +144,6 @@ fn compare(report: &Report, truth: &BTreeSet<Addresses>) -> Score {
         score.frames += len.max(ours.len());
         score.equal += same;
         score.whole += usize::from(same == len && same == ours.len());
-        score.beyond += usize::from(same == len && same < ours.len());
-        score.wrong += usize::from(same < len.min(ours.len()));
         if (same != len || same != ours.len()) && score.differences.len() < 5 {
             let likest = truth.iter().max_by_key(|theirs| likeness(theirs).0);
             score.differences.push(format!("ours {ours:?}\ngdb  {likest:?}"));

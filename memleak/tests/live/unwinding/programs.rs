@@ -1,7 +1,7 @@
 //! Programs of many compilers and of the distribution: their stacks are gdb's.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
     process::{Command, Stdio},
@@ -102,21 +102,66 @@ fn is_cut_or_silent(stack: &Stack) -> bool {
     stack.truncated || !["_start", "__clone", "_dlstart", ""].contains(&last)
 }
 
-/// Debian's musl has no unwind information, and gdb gets lost in it. The program knows who called whom.
+/// Functions of musl's that go on by a jump to another one.
+const JUMPS: [(&str, &str); 2] = [("_start_c", "libc_start_main_stage2"), ("qsort", "__qsort_r")];
+
+/// What the program's calls return to, and which functions they call: `None` where a register says it.
+fn calls_of(program: &Path) -> BTreeMap<u64, Option<String>> {
+    let output = Command::new("objdump")
+        .args(["-d", "--no-show-raw-insn", text(program)])
+        .output()
+        .expect("binutils is installed");
+    let mut calls = BTreeMap::new();
+    let mut call = None;
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Some((address, instruction)) = line.split_once(":\t") else { continue };
+        let address = u64::from_str_radix(address.trim(), 16).expect("objdump prints hexadecimal numbers");
+        if let Some(called) = call.take() {
+            calls.insert(address, called);
+        }
+        if let Some(target) = instruction.strip_prefix("call ") {
+            let name = target.split_once('<').map(|(_, name)| name.trim_end_matches('>').to_owned());
+            call = Some(name.filter(|_| !target.contains('*')));
+        }
+    }
+    calls
+}
+
+/// Each frame's address is behind a call of the frame before. Gives how many of the calls name it.
+fn assert_called(report: &Report, calls: &BTreeMap<u64, Option<String>>) -> usize {
+    let mut named = 0;
+    for pair in report.stacks.iter().flat_map(|stack| stack.frames.windows(2)) {
+        let [callee, caller] = [pair[0].bare_function(), pair[1].bare_function()];
+        if [callee, caller].contains(&"") {
+            continue; // the signal's way back has no name: the kernel has called, and it returns to what was interrupted
+        }
+        let offset = pair[1].offset.as_deref().unwrap_or_default().trim_start_matches("0x");
+        let address = u64::from_str_radix(offset, 16).expect("an offset is a hexadecimal number");
+        let call = calls.get(&address);
+        let call =
+            call.unwrap_or_else(|| panic!("{caller}: no call is before {address:#x}\n{}", report.describe()));
+        if let Some(called) = call {
+            let called = JUMPS.iter().find(|(from, _)| from == called).map_or(called.as_str(), |(_, to)| *to);
+            assert_eq!(called, callee, "{caller}+{address:#x}\n{}", report.describe());
+            named += 1;
+        }
+    }
+    named
+}
+
+/// Debian's musl has no unwind information, and gdb gets lost in it. The program knows who called whom, and so does its
+/// code: before each return address there is a call of the frame above.
 #[test]
 fn stacks_through_musl_are_whole() {
     let _alone = alone();
     let static_flags = "-O2 -fomit-frame-pointer -static";
     let program = compile("musl", "musl-gcc", "musl.c", static_flags);
-    let (report, found) = score("musl-gcc -O2 -static", &[text(&program)], 4);
-    assert!(found.wrong == 0 && found.cut == 0 && found.whole + found.beyond == found.stacks, "{found:?}");
-    let addresses = |report: &Report| -> BTreeSet<Vec<Option<String>>> {
-        let of_stack = |stack: &Stack| stack.frames.iter().map(|frame| frame.offset.clone()).collect();
-        report.stacks.iter().map(of_stack).collect()
-    };
+    let report = traced(&[], &[text(&program)]);
+    let named = assert_called(&report, &calls_of(&program));
+    println!("musl-gcc -O2 -static: {} stacks, {named} calls\n{}", report.stacks.len(), report.describe());
+    assert!(named >= 12, "{named}");
     let dynamic = compile("musl-dynamic", "musl-gcc", "musl.c", "-O2 -fomit-frame-pointer");
     let dynamic_report = traced(&[], &[text(&dynamic)]);
-    println!("musl-gcc -O2, dynamic: {} stacks", dynamic_report.stacks.len());
     for report in [&report, &dynamic_report] {
         for functions in MUSL_STACKS {
             let stack = report.stacks.iter().find(|stack| comes_by(stack, functions));
@@ -125,6 +170,10 @@ fn stacks_through_musl_are_whole() {
         assert!(!report.stacks.iter().any(is_cut_or_silent), "{}", report.describe());
     }
     // The same program without symbols has the same stacks.
+    let addresses = |report: &Report| -> BTreeSet<Vec<Option<String>>> {
+        let of_stack = |stack: &Stack| stack.frames.iter().map(|frame| frame.offset.clone()).collect();
+        report.stacks.iter().map(of_stack).collect()
+    };
     let stripped = compile("musl-stripped", "musl-gcc", "musl.c", &format!("{static_flags} -Wl,-s"));
     let stripped_report = traced(&[], &[text(&stripped)]);
     assert!(stripped_report.stacks.iter().all(|stack| !stack.truncated), "{}", stripped_report.describe());
