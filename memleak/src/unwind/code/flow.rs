@@ -4,12 +4,13 @@
 //! address: by then the jumps have said what holds at the places where functions go on. Where the two differ, or where
 //! the way behind a call comes to a `ret` too high or too low on the stack, the call does not return.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::cmp::Reverse;
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
-use rustc_hash::{FxHashMap, FxHashSet};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use rustc_hash::FxHashSet;
 
 use super::{
+    run::{Edge, Evidence, Item, Run, shifted},
     state::{Place, State},
     text::{Bits, Mark, Marks, Region, Text},
 };
@@ -29,84 +30,11 @@ const CALL: u8 = 0xe8;
 /// Instructions behind a system call (clone) where a zeroed `rbp` says that a thread begins.
 const CHILD_INSTRUCTIONS: u32 = 6;
 
-/// How a place was come to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Edge {
-    Entry,
-    Jump,
-    /// Behind the call at an index.
-    Call(u32),
-}
-
-/// Where to go on.
-#[derive(Clone, Copy, Debug)]
-struct Item {
-    at: u32,
-    edge: Edge,
-    state: State,
-    /// Instructions in which a thread may begin.
-    may_begin: u32,
-}
-
 /// What an instruction leads to.
 enum Next {
     On,
     At(u32),
     Stop,
-}
-
-/// What following a piece of code has shown of the state that it was begun with.
-#[derive(Debug, Default)]
-pub(super) struct Evidence {
-    /// Ways that ended as they should: a return from where the function was entered, code that is known and agrees.
-    pub good: u32,
-    /// One did not.
-    pub bad: bool,
-    /// Calls with the stack pointer aligned as the psABI has it (3.2.2): from a wrong begin it is not.
-    pub aligned: u32,
-    /// Other calls.
-    pub misaligned: u32,
-    /// The state that would have fitted.
-    pub hint: Option<State>,
-    /// Index behind the first straight stretch.
-    pub end: u32,
-}
-
-/// One function (or piece of code) that is followed.
-#[derive(Debug, Default)]
-struct Run {
-    /// Nothing is settled until the end, and what is there already stays.
-    trial: bool,
-    start: u32,
-    /// What is left of the budget when it has taken too long.
-    last: u64,
-    jumps: Vec<Item>,
-    /// What follows calls: index, and which of `behind`, where the function that is called is, too.
-    calls: BinaryHeap<Reverse<(u32, usize)>>,
-    behind: Vec<(Item, Option<u32>)>,
-    /// Instructions that were marked: index, length.
-    marked: Vec<(u32, u8)>,
-    /// Where the way behind a call was the first: the call.
-    fallen: FxHashMap<u32, u32>,
-    /// Calls, and where the stack pointer was.
-    made: Vec<(u32, Place)>,
-    /// Functions of the window that are called.
-    called: Vec<u32>,
-    /// Indirect jumps, and the state there.
-    switches: Vec<(u32, State)>,
-    /// It may come back to its caller, by itself or by what it goes on in.
-    returns: bool,
-    /// Functions that it calls and that wait for it: whether they return was not known yet.
-    unsure: Vec<u32>,
-    /// Another attempt will do better.
-    again: bool,
-    /// The stack is not used as compilers do.
-    odd: bool,
-    /// Calls that proved not to return.
-    no_return: FxHashSet<u32>,
-    /// Where `rbp` was popped that had not been pushed.
-    popped: Option<i32>,
-    evidence: Evidence,
 }
 
 /// A function, those that it calls of which nothing was known, and its marks.
@@ -307,11 +235,11 @@ impl<'t> Flow<'t> {
                     None => return,
                 },
             };
-            if let Some(called) = called.filter(|_| !run.trial) {
+            if let Some(called) = called {
                 if self.never_returns(called) {
                     continue;
                 }
-                if self.pending.contains(&called) && called != run.start {
+                if self.pending.contains(&called) || !self.followed.contains(called) {
                     run.unsure.push(called);
                 }
             }
@@ -584,77 +512,6 @@ impl<'t> Flow<'t> {
                 None
             }
         }
-    }
-}
-
-impl Run {
-    fn stop_at(&mut self, end: u32, bad: bool) {
-        if self.evidence.end == 0 {
-            self.evidence.end = end;
-        }
-        self.evidence.bad |= bad;
-        self.returns |= bad;
-    }
-
-    /// An end of a function that undoes what a trial has not seen done says what was.
-    fn is_hinted_by(&mut self, instruction: &Instruction, state: &State) -> bool {
-        if !self.trial {
-            return false;
-        }
-        match instruction.mnemonic() {
-            Mnemonic::Pop if instruction.op0_register() == Register::RBP => {
-                if let Place::Cfa(below) = state.sp
-                    && state.saved != Some(state.sp)
-                {
-                    self.popped = self.popped.or(Some(below));
-                }
-                false
-            }
-            Mnemonic::Leave if !matches!(state.fp, Some(Place::Cfa(_) | Place::Base(_))) => {
-                let frame = Some(Place::Cfa(16));
-                self.evidence.hint = Some(State::inside(Place::Unknown, frame, frame));
-                self.evidence.bad = true;
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn check_return(&mut self, at: u32, state: &State) {
-        if state.end {
-            return;
-        }
-        let Place::Cfa(below) = state.sp else { return };
-        if below == 8 {
-            let is_whole = state.fp.is_none();
-            self.evidence.good += u32::from(is_whole);
-            self.evidence.bad |= !is_whole;
-            return;
-        }
-        // A call at this height that does not return, and the function behind it: it returns from there.
-        let before = self.made.iter().filter(|(call, sp)| *sp == state.sp && *call < at);
-        if let Some((call, _)) = before.max_by_key(|(call, _)| *call) {
-            self.again |= self.no_return.insert(*call);
-            return;
-        }
-        self.odd = true;
-        self.evidence.bad = true;
-        let shift = 8 - below;
-        let saved = self.popped.map(|popped| Place::Cfa(popped + shift));
-        let fp = saved.map(|_| Place::Unknown);
-        self.evidence.hint = self.evidence.hint.or(Some(State::inside(Place::Cfa(8 + shift), fp, saved)));
-    }
-}
-
-/// What a trial from [`State::ENTRY`] should have begun with to be at `known` where it was at `found`.
-fn shifted(known: &State, found: &State) -> Option<State> {
-    match (known.sp, found.sp) {
-        (Place::Cfa(known_below), Place::Cfa(found_below)) => {
-            let sp = Place::Cfa(8 + known_below - found_below);
-            Some(State::inside(sp, known.fp, known.saved))
-        }
-        (Place::Unknown, _) if known.is_row() => Some(State::inside(Place::Unknown, known.fp, known.saved)),
-        _ => None,
     }
 }
 

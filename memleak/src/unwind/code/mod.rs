@@ -14,6 +14,7 @@
 //! is read but the bytes of executable segments.
 
 mod flow;
+mod run;
 mod state;
 mod symbols;
 #[cfg(test)]
@@ -24,7 +25,8 @@ use memleak_common::unwind::{Kind, Row};
 pub(super) use symbols::Symbols;
 
 use self::{
-    flow::{Evidence, Flow, padding_len},
+    flow::{Flow, padding_len},
+    run::Evidence,
     state::State,
     text::{Region, Text},
 };

@@ -84,7 +84,7 @@ impl Symbols {
 fn code_sections<'a, R: ReadRef<'a>>(sections: &SectionTable<'a, Header, R>) -> Vec<(u64, u64)> {
     let mut code: Vec<_> = sections
         .iter()
-        .filter(|section| section.sh_flags(LittleEndian).0 & u64::from(SHF_EXECINSTR.0) != 0)
+        .filter(|section| section.sh_flags(LittleEndian).0 & SHF_EXECINSTR.0 != 0)
         .map(|section| {
             let start = section.sh_addr(LittleEndian);
             (start, start.saturating_add(section.sh_size(LittleEndian)))
