@@ -140,9 +140,9 @@ fn strip(path: &Path) -> PathBuf {
 /// four other rows two are its entry point's, where a stack ends.
 #[test]
 fn files_of_the_distribution_agree() {
-    assert_score(&library("libc.so.6"), 97.0, 99.9);
+    assert_score(&library("libc.so.6"), 98.0, 99.9);
     assert_score(&library("libstdc++.so.6"), 80.0, 99.9);
-    assert_score(Path::new("/usr/bin/python3"), 96.0, 99.9);
+    assert_score(Path::new("/usr/bin/python3"), 98.5, 99.9);
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn compilers_agree() {
         ("code-rust", "rustc", "kept.rs", "-O --edition 2024"),
     ] {
         let program = compile(name, compiler, source, flags);
-        let (covered, agreed) = if compiler == "rustc" { (80.0, 99.9) } else { (92.0, 99.9) };
+        let (covered, agreed) = if compiler == "rustc" { (80.0, 99.9) } else { (96.5, 99.9) };
         assert_score(&program, covered, agreed);
         assert_score(&strip(&program), covered, agreed);
     }
@@ -167,7 +167,7 @@ fn cpp_agrees() {
     for (name, compiler) in [("code-g++", "g++"), ("code-clang++", "clang++")] {
         let program = compile(name, compiler, "torture.cc", "-O2 -fomit-frame-pointer -DKEEP -pthread");
         assert_score(&program, 90.0, 99.9);
-        assert_score(&strip(&program), 90.0, 92.0);
+        assert_score(&strip(&program), 75.0, 90.0);
     }
 }
 

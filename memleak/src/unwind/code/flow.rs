@@ -295,7 +295,7 @@ impl<'t> Flow<'t> {
             }
             let seen = self.marks.get(at);
             if seen.is_seen() {
-                match self.meet(run, at, edge, seen, &state) {
+                match self.meet(run, at, seen, &state) {
                     Some(lowered) => (state, changed) = (lowered, true),
                     None => return,
                 }
@@ -380,21 +380,21 @@ impl<'t> Flow<'t> {
     }
 
     /// Two ways meet: the state to go on with, or `None` where there is nothing new.
-    fn meet(&mut self, run: &mut Run, at: u32, edge: Edge, seen: Mark, state: &State) -> Option<State> {
+    fn meet(&mut self, run: &mut Run, at: u32, seen: Mark, state: &State) -> Option<State> {
         run.returns |= !seen.is_trial();
         let known = self.marks.state(seen)?;
-        let is_same = known.is_same_frame(state);
-        if run.trial && is_same && !seen.is_trial() {
+        let is_alike = known.is_alike(state);
+        if run.trial && is_alike && !seen.is_trial() {
             run.evidence.good += u32::from(known.is_row());
         }
-        if known == *state || matches!(edge, Edge::Call(_)) || (run.trial && is_same) {
+        if known == *state || (run.trial && is_alike && !seen.is_trial()) {
             return None;
         }
-        if !is_same && let Some(call) = run.fallen.get(&at) {
+        if !is_alike && let Some(call) = run.fallen.get(&at) {
             run.again |= run.no_return.insert(*call);
             return None;
         }
-        if run.trial {
+        if run.trial && !is_alike {
             run.evidence.bad = true;
             if !seen.is_trial() {
                 run.evidence.hint = run.evidence.hint.or(shifted(&known, state));
