@@ -6,7 +6,7 @@ use std::{io, sync::Arc};
 
 use memleak::{
     proc::memory::ReadMemory,
-    unwind::{Arrays, Layout, MappedObject, UnwindTable, walk},
+    unwind::{Arrays, Layout, MappedObject, SharedTable, Shortage, UnwindTable, walk},
 };
 use memleak_common::unwind::{Mapping, NO_MASK, Regs, Step, Tables};
 use memleak_fuzz::{MAPPED_AT, TEXT, elf_with_frames};
@@ -49,8 +49,9 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let Some((&[stack_words], rest)) = rest.split_first_chunk::<1>() else { return };
     let (stack, section) = rest.split_at((usize::from(stack_words) * 8).min(rest.len()));
     let Some(file) = elf_with_frames(section) else { return };
-    let table = Arc::new(UnwindTable::from_bytes(&file).expect("the file around it is sound"));
+    let table = UnwindTable::from_bytes(&file).expect("the file around it is sound");
     let machine = table.machine;
+    let table = Arc::new(SharedTable::from(table));
     // Words that look like addresses of the text's first pages, whatever their upper half says.
     let mut stack = stack.to_vec();
     for word in stack.chunks_exact_mut(8) {
@@ -80,7 +81,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
         object(MAPPED_AT + TEXT.start, MAPPED_AT + TEXT.start + 0x800, TEXT.start),
         object(MAPPED_AT + TEXT.start + 0x900, MAPPED_AT + TEXT.end, TEXT.start + 0x900),
     ];
-    let list = layout.set_process(1, &objects, &mut arrays).expect("there is room");
+    let list = layout.set_process(1, &objects, Shortage::Fail, &mut arrays).expect("there is room");
     let register = |at: usize| u64::from(u16::from_le_bytes([registers[at], registers[at + 1]]));
     let regs = Regs {
         ip: MAPPED_AT + (register(0) & 0x1fff),

@@ -16,6 +16,9 @@ pub mod kind {
     /// A range was unmapped (or mapped over), or a span of handles released: whatever of the resource was acquired
     /// before [`Event::time_ns`] in `handle..handle + size` is released.
     pub const UNMAP: u32 = 6;
+    /// Many stacks were stored since this was last said ([`crate::settings::Settings::stored_mask`]): those that nothing
+    /// refers to any more may take the room of others.
+    pub const STACKS: u32 = 7;
 }
 
 /// One event.

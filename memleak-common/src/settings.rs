@@ -15,6 +15,8 @@ pub mod flags {
     /// Calls of several groups are probed, or the kernel's functions: a stack is walked while calls are pending, whose
     /// return addresses the kernel has replaced. So they are read at entry.
     pub const READ_RETURNS: u32 = 32;
+    /// A thread that has told of new mappings waits until user space has answered (`bpf_loop`: Linux 5.17).
+    pub const HOLD: u32 = 64;
 }
 
 /// What the programs are told.
@@ -39,4 +41,7 @@ pub struct Settings {
     pub task_tgid_offset: u32,
     /// What the rows that are probed need: all their [`crate::probe::ProbeRow::features`].
     pub features: u32,
+    /// A CPU tells of the stacks that it has stored when their number has none of these bits: each time that it has stored
+    /// this many and one more. Some low bits, all set.
+    pub stored_mask: u64,
 }

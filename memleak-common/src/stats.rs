@@ -20,7 +20,9 @@ pub enum Stat {
     RescuedRuns = 6,
     /// Kernel mode: stacks that were not what was remembered of them (a test asks).
     WrongStacks = 7,
+    /// Stacks that were new.
+    StoredStacks = 8,
 }
 
 /// Number of counters.
-pub const STATS: u32 = 8;
+pub const STATS: u32 = 9;

@@ -11,7 +11,7 @@ use crate::{
 pub const MAX_PENDING: usize = 8;
 
 /// Words of a thread's stack that are read at a time. A power of two.
-pub const STACK_WINDOW: usize = 64;
+pub const STACK_WINDOW: usize = 128;
 
 /// A traced process.
 #[repr(C)]

@@ -216,6 +216,52 @@ pub struct PublishedList {
     pub reserved: u32,
 }
 
+/// A rule that was found, for whoever comes by the same address next (map `KNOWN_RULES`). Several CPUs write a place at once,
+/// word by word, so each word says whose it is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KnownRule {
+    /// The address, and above its 48 bits the last ones of the list's generation.
+    pub key: u64,
+    /// The rule and, in the upper half, a hash of address and generation.
+    pub rule: u64,
+}
+
+/// Places for known rules. A power of two.
+pub const KNOWN_RULES: u32 = 1 << KNOWN_RULES_BITS;
+const KNOWN_RULES_BITS: u32 = 13;
+
+impl KnownRule {
+    /// What is known at `address` by the list of this generation.
+    #[inline(always)]
+    pub const fn new(address: u64, generation: u64, rule: u32) -> Self {
+        Self {
+            key: address ^ (generation << 48),
+            rule: rule as u64 | (Self::hash(address, generation) & !(u32::MAX as u64)),
+        }
+    }
+
+    /// Where it is kept.
+    #[inline(always)]
+    pub const fn place(address: u64) -> u32 {
+        (Self::hash(address, 0) >> (64 - KNOWN_RULES_BITS)) as u32
+    }
+
+    /// The rule, if `found` is what [`Self::new`] made of the same address and generation; else 0.
+    #[inline(always)]
+    pub const fn rule_of(address: u64, generation: u64, found: Self) -> u32 {
+        let rule = found.rule as u32;
+        let wanted = Self::new(address, generation, rule);
+        if found.key == wanted.key && found.rule == wanted.rule { rule } else { 0 }
+    }
+
+    #[inline(always)]
+    const fn hash(address: u64, generation: u64) -> u64 {
+        const K: u64 = 0x9e37_79b9_7f4a_7c15; // 2^64 / golden ratio, odd
+        (address ^ generation.wrapping_mul(K).rotate_left(32)).wrapping_mul(K)
+    }
+}
+
 /// Reads of the traced thread's memory.
 pub trait Reads {
     /// The word at `address`; `None` where it cannot be read.
@@ -248,15 +294,16 @@ pub trait Tables {
     /// A mapping.
     fn mapping(&self, index: u32) -> Option<Mapping>;
 
-    /// [`Row::rule`] for the state's `ip` where the driver knows it from an earlier walk over the same tables, else 0.
+    /// [`Row::rule`] for `address` (the state's `ip`, or the byte before) where the driver knows it from an earlier walk
+    /// over the same tables, else 0.
     #[inline(always)]
-    fn known_rule(&self) -> u32 {
+    fn known_rule(&self, _address: u64) -> u32 {
         0
     }
 
-    /// Tells the driver the rule for the state's `ip`; 0 where there is none.
+    /// Tells the driver the rule for `address`; 0 where there is none.
     #[inline(always)]
-    fn found_rule(&self, _rule: u32) {}
+    fn found_rule(&self, _address: u64, _rule: u32) {}
 }
 
 /// The registers a walk starts from.
@@ -399,19 +446,19 @@ const NO_ROW: Row = Row::bare(0, Kind::NONE);
 /// The row for the state's `ip`; one of kind [`Kind::NONE`] where there is none.
 #[inline(always)]
 fn find_row<T: Tables>(state: &mut State, tables: &T) -> Row {
-    let known = tables.known_rule();
-    if known != 0 {
-        return Row::from_rule(0, known);
-    }
     // A return address can be the first byte of the next function, where the callee never returns: the call itself is
     // one byte before. An interrupted instruction can be a function's first.
     let address = if state.exact != 0 { state.regs.ip } else { state.regs.ip.wrapping_sub(1) };
+    let known = tables.known_rule(address);
+    if known != 0 {
+        return Row::from_rule(0, known);
+    }
     let row = if find_mapping(state, address, tables) {
         search_rows(&state.mapping, address, tables)
     } else {
         NO_ROW
     };
-    tables.found_rule(row.rule());
+    tables.found_rule(address, row.rule());
     row
 }
 

@@ -330,7 +330,7 @@ pub extern "C" fn store_stack(scratch: u32, wanted: u32, is_pages: u64) -> u64 {
         }
         hash.add(ip_at(record, depth));
     }
-    stack::store(hash.finish(), record)
+    stack::store(hash.finish(), record, |id| stack::compare(id, record))
 }
 
 /// Entries of a stack. Volatile, so that the compiler makes no countdown from it: up to 6.6 the verifier learns no bound

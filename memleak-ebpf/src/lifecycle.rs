@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST, bpf_pidns_info},
     helpers::{
         bpf_get_current_pid_tgid, bpf_probe_read_kernel,
-        generated::{bpf_get_ns_current_pid_tgid, bpf_ktime_get_ns},
+        generated::{bpf_get_ns_current_pid_tgid, bpf_ktime_get_ns, bpf_loop},
     },
     programs::RawTracePointContext,
 };
@@ -17,7 +17,7 @@ use memleak_common::{
 };
 
 use crate::{
-    maps::{EMPTY_THREAD, TARGETS, THREADS, UNWIND_SLOTS, Wake, count, send, setting},
+    maps::{ANSWERED, EMPTY_THREAD, TARGETS, THREADS, UNWIND_SLOTS, Wake, count, send, setting},
     track,
 };
 
@@ -149,11 +149,47 @@ pub fn process_fork(ctx: &RawTracePointContext) {
 #[inline(always)]
 pub fn mappings_changed() {
     let pid_tgid = bpf_get_current_pid_tgid();
-    tell(kind::MAPPINGS, (pid_tgid >> 32) as u32, pid_tgid as u32, 0);
+    let Some(id) = target_id(pid_tgid) else { return };
+    if TARGETS.get_ptr(&id).is_none() {
+        return;
+    }
+    let time_ns = tell(kind::MAPPINGS, (pid_tgid >> 32) as u32, pid_tgid as u32, 0);
+    if setting!(flags) & flags::HOLD != 0 {
+        hold(time_ns);
+    }
 }
 
+/// Longest time that a thread waits for an answer, ns. Most come within one or two milliseconds; where a new allocator is
+/// to be probed it is ten. A thread of a tracer that is stopped, or busy, is not waited for longer than this.
+const HOLD_NS: u64 = 20_000_000;
+/// Turns of the wait, each of 30 ns and more: time is what ends it.
+const HOLD_TURNS: u32 = 1 << 20;
+
+/// Waits until user space has answered the notice of this time: until then the thread runs no code that was mapped, whose
+/// calls would not be seen and whose stacks would be cut. A program cannot sleep, so it turns, while user space is on
+/// another CPU.
 #[inline(always)]
-fn tell(kind: u32, tgid: u32, tid: u32, handle: u64) {
+fn hold(mut time_ns: u64) {
+    // SAFETY: the callback takes the number of the turn and the place that is handed on here, which outlives the call.
+    unsafe { bpf_loop(HOLD_TURNS, hold_turn as *mut _, (&raw mut time_ns).cast(), 0) };
+}
+
+/// One turn of [`hold`]; 1 ends it.
+unsafe extern "C" fn hold_turn(_turn: u32, time_ns: *const u64) -> i64 {
+    // SAFETY: `hold` hands it on.
+    let time_ns = unsafe { *time_ns };
+    // SAFETY: the helper takes nothing.
+    if unsafe { bpf_ktime_get_ns() }.wrapping_sub(time_ns) > HOLD_NS {
+        return 1;
+    }
+    let Some(answered) = ANSWERED.get_ptr(0) else { return 1 };
+    // SAFETY: an aligned word of a map value, which user space stores.
+    i64::from(unsafe { answered.read_volatile() } >= time_ns)
+}
+
+/// Sends an event about a process; gives its time.
+#[inline(always)]
+fn tell(kind: u32, tgid: u32, tid: u32, handle: u64) -> u64 {
     let event = Event {
         kind,
         tgid,
@@ -164,4 +200,5 @@ fn tell(kind: u32, tgid: u32, tid: u32, handle: u64) {
         ..Event::default()
     };
     send(&event, Wake::Now);
+    event.time_ns
 }

@@ -15,13 +15,16 @@ use memleak_common::{
         REMEMBERED_STACKS, RememberedStack, StackWindow, TRACEPOINTS,
     },
     probe::{MAX_PROBES, ProbeRow},
-    settings::Settings,
-    stack::StackRecord,
+    settings::{Settings, flags},
+    stack::{ShortStackRecord, StackRecord},
     stats::{STATS as STAT_COUNT, Stat},
     system_call::MAX_SYSTEM_CALLS,
     thread::{Target, ThreadRecord},
-    unwind::{Mapping, PublishedList},
+    unwind::{KNOWN_RULES, KnownRule, Mapping, PublishedList},
 };
+
+/// What a map says of a key that is there already.
+pub const EEXIST: i32 = -17;
 
 // Sizes of tables that a user can set are set by the loader. NO_PREALLOC: no memory is taken before it is needed.
 
@@ -50,9 +53,14 @@ pub static EMPTY_THREAD: Array<ThreadRecord> = Array::with_max_entries(1, 0);
 pub static ALLOCATIONS: HashMap<AllocationKey, Allocation> =
     HashMap::with_max_entries(1_000_000, BPF_F_NO_PREALLOC);
 
-/// Stacks by id.
+/// Long stacks by id.
 #[map]
 pub static STACKS: HashMap<u64, StackRecord> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+
+/// Short stacks by id.
+#[map]
+pub static SHORT_STACKS: HashMap<u64, ShortStackRecord> =
+    HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
 /// Rows and page indices of unwind tables (`memleak_common::unwind`). User space writes it, and the next two, by mmap.
 #[map]
@@ -61,6 +69,10 @@ pub static UNWIND_WORDS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE)
 /// Executable mappings of processes, with their tables.
 #[map]
 pub static UNWIND_MAPPINGS: Array<Mapping> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Rules that walks have found, by address.
+#[map]
+pub static KNOWN: Array<KnownRule> = Array::with_max_entries(KNOWN_RULES, 0);
 
 /// Processes' lists of mappings.
 #[map]
@@ -104,6 +116,10 @@ pub static REMEMBERED: PerCpuArray<RememberedStack> = PerCpuArray::with_max_entr
 #[map]
 pub static LAST_RELEASED: PerCpuArray<LastReleased> = PerCpuArray::with_max_entries(TRACEPOINTS as u32, 0);
 
+/// The time (`bpf_ktime_get_ns`) of the last notice of new mappings that user space has answered.
+#[map]
+pub static ANSWERED: Array<u64> = Array::with_max_entries(1, 0);
+
 /// Counters by [`Stat`].
 #[map]
 pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STAT_COUNT, 0);
@@ -124,6 +140,7 @@ pub static SETTINGS: Settings = Settings {
     max_depth: 127,
     task_tgid_offset: 0,
     features: 0,
+    stored_mask: u64::MAX,
 };
 
 /// As [`SETTINGS`], for kernel mode.
@@ -201,13 +218,15 @@ pub fn send(event: &Event, wake: Wake) {
     const BPF_RB_FORCE_WAKEUP: u64 = 2;
     const BPF_RB_AVAIL_DATA: u64 = 0;
     const HALF_FULL: u64 = 2 << 20;
-    let flags = match wake {
+    let wakeup = match wake {
         Wake::Now => BPF_RB_FORCE_WAKEUP,
         Wake::Soon => 0,
+        // What is sent soon behind it would wake nobody as long as it is not read.
+        Wake::Lazily if setting!(flags) & flags::TRACE != 0 => 0,
         Wake::Lazily if EVENTS.query(BPF_RB_AVAIL_DATA) > HALF_FULL => BPF_RB_FORCE_WAKEUP,
         Wake::Lazily => BPF_RB_NO_WAKEUP,
     };
-    if EVENTS.output::<Event>(event, flags).is_err() {
+    if EVENTS.output::<Event>(event, wakeup).is_err() {
         count(Stat::LostEvents);
     }
 }

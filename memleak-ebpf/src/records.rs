@@ -21,7 +21,7 @@ use memleak_common::{
 
 use crate::{
     args::Caller,
-    maps::{ALLOCATIONS, PROBES, Wake, add, count, has, send, setting},
+    maps::{ALLOCATIONS, EEXIST, PROBES, Wake, add, count, has, send, setting},
     stack,
 };
 
@@ -34,7 +34,6 @@ const REFERENCE: u16 = 2;
 
 /// Bytes of a page.
 pub const PAGE_SIZE: u64 = 4096;
-const EEXIST: i32 = -17;
 /// Records of ranges that can seem to begin in one page.
 const RANGES_IN_A_PAGE: u64 = 8;
 

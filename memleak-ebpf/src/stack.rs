@@ -5,8 +5,11 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_stackid, bpf_probe_read_user},
 };
 use memleak_common::{
+    event::{self, Event},
     settings::flags,
-    stack::{MAX_STACK_DEPTH, NO_STACK, StackRecord},
+    stack::{
+        MAX_STACK_DEPTH, NO_STACK, Record, ShortStackRecord, StackRecord, is_long, next_stack_id, stack_id,
+    },
     stats::Stat,
     thread::{MAX_PENDING, PendingCall, STACK_WINDOW, ThreadRecord},
     unwind::{Regs, Step},
@@ -14,7 +17,7 @@ use memleak_common::{
 
 use crate::{
     args::Caller,
-    maps::{KERNEL_STACKS, STACKS, count, setting},
+    maps::{EEXIST, KERNEL_STACKS, SHORT_STACKS, STACKS, STATS, Wake, count, send, setting},
     unwind,
 };
 
@@ -41,7 +44,9 @@ pub fn capture(caller: &Caller, thread: &mut ThreadRecord) -> u64 {
     // SAFETY: the current thread's record.
     let hash = unsafe { walk_stack(thread, caller.ip, caller.sp, caller.fp) };
     if hash != UNCHANGED {
-        thread.stack_id = store_walked(hash, thread);
+        let walked: *const ThreadRecord = &raw const *thread;
+        // SAFETY: the current thread's record.
+        thread.stack_id = store(hash, &thread.stack, |id| unsafe { compare_stored(walked, id) });
     }
     if thread.stack_id == NO_STACK {
         count(Stat::LostStacks);
@@ -71,33 +76,12 @@ pub unsafe extern "C" fn walk_stack(thread: *mut ThreadRecord, ip: u64, sp: u64,
     if unchanged && thread.stack_id != NO_STACK { UNCHANGED } else { hash }
 }
 
-/// As [`store`], of the stack in the thread's record. Comparing is a global function's; storing is not, since up to 6.1 no
-/// map takes a value from what a global function was handed.
-#[inline(always)]
-fn store_walked(hash: u64, thread: &mut ThreadRecord) -> u64 {
-    let mut id = hash;
-    for _ in 0..MAX_PROBING {
-        // SAFETY: the current thread's record.
-        match unsafe { compare_stored(thread, id) } {
-            SAME => return id,
-            OTHER => id = id.wrapping_add(1) | 1,
-            _ => match STACKS.insert(&id, &thread.stack, BPF_NOEXIST as u64) {
-                Ok(()) => return id,
-                // Another CPU was faster: look again.
-                Err(-17) => {}
-                Err(_) => return NO_STACK,
-            },
-        }
-    }
-    NO_STACK
-}
-
-/// [`compare_stored`]: the stack of this id is the thread's.
+/// [`compare`]: the stack of this id is the thread's.
 const SAME: u64 = 1;
-/// [`compare_stored`]: it is another one.
+/// [`compare`]: it is another one.
 const OTHER: u64 = 2;
 
-/// Whether the stack in the thread's record is stored under this id: 0 where none is.
+/// [`compare`], of the stack in the thread's record.
 ///
 /// # Safety
 /// `thread` is null or the record of the current thread.
@@ -106,9 +90,36 @@ const OTHER: u64 = 2;
 pub unsafe extern "C" fn compare_stored(thread: *const ThreadRecord, id: u64) -> u64 {
     // SAFETY: the caller says so.
     let Some(thread) = (unsafe { thread.as_ref() }) else { return OTHER };
-    let Some(stored) = STACKS.get_ptr(&id) else { return 0 };
-    // SAFETY: a stored stack is never changed or removed while programs run.
-    if same(unsafe { &*stored }, &thread.stack) { SAME } else { OTHER }
+    compare(id, &thread.stack)
+}
+
+/// Whether this stack is stored under this id: [`SAME`], [`OTHER`], or 0 where none is.
+#[inline(always)]
+pub fn compare(id: u64, record: &StackRecord) -> u64 {
+    // SAFETY, of both: a stored stack is never changed, and its memory is a stack's as long as the program runs. If it is
+    // removed and its place taken by another, what is compared is this stack all the same, or it is not.
+    let same = if is_long(id) {
+        let Some(stored) = STACKS.get_ptr(&id) else { return 0 };
+        same(unsafe { &*stored }, record)
+    } else {
+        let Some(stored) = SHORT_STACKS.get_ptr(&id) else { return 0 };
+        same(unsafe { &*stored }, record)
+    };
+    if same { SAME } else { OTHER }
+}
+
+/// Stores a stack under an id that was free.
+#[inline(always)]
+fn insert(id: u64, record: &StackRecord) -> Result<(), i32> {
+    if is_long(id) {
+        STACKS.insert(&id, record, BPF_NOEXIST as u64)?;
+    } else {
+        // SAFETY: a short record is the beginning of a long one.
+        let record = unsafe { &*(&raw const *record).cast::<ShortStackRecord>() };
+        SHORT_STACKS.insert(&id, record, BPF_NOEXIST as u64)?;
+    }
+    count_stored();
+    Ok(())
 }
 
 /// What a walk gives beside the record.
@@ -171,7 +182,7 @@ fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> Walk {
         let mut at = frame.wrapping_sub(base) / 8;
         if at + 1 >= words || words == 0 {
             (base, at) = (frame, 0);
-            words = read_window(frame, window);
+            words = read_window(frame, window, words == 0);
             if words == 0 {
                 record.end = Step::Complete as u16;
                 break;
@@ -210,17 +221,21 @@ pub fn replaced(depth: u32, pending: &[PendingCall; MAX_PENDING], place: u64, fo
     real
 }
 
-/// Reads the stack from `address` on: as much as the window holds or, near the end of what is mapped, one frame.
-/// Gives the number of words read.
+/// Reads the stack from `address` on: `words` of it or, near the end of what is mapped, one frame. Gives the number of
+/// words read.
+///
+/// To read costs more than what is read: the first time half a window, which many stacks fit into, then whole ones.
 #[inline(always)]
-pub fn read_window(address: u64, window: &mut [u64; STACK_WINDOW]) -> u64 {
-    let bytes = size_of_val(window) as u32;
+pub fn read_window(address: u64, window: &mut [u64; STACK_WINDOW], is_first: bool) -> u64 {
     // SAFETY: the window has room for what is read; the helper checks the address.
-    let mut read =
-        |bytes| unsafe { bpf_probe_read_user(window.as_mut_ptr().cast(), bytes, address as *const _) };
-    if read(bytes) == 0 {
+    let mut read = |words: usize| unsafe {
+        bpf_probe_read_user(window.as_mut_ptr().cast(), 8 * words as u32, address as *const _) == 0
+    };
+    if is_first && read(STACK_WINDOW / 2) {
+        STACK_WINDOW as u64 / 2
+    } else if !is_first && read(STACK_WINDOW) {
         STACK_WINDOW as u64
-    } else if read(16) == 0 {
+    } else if read(2) {
         2
     } else {
         0
@@ -228,36 +243,47 @@ pub fn read_window(address: u64, window: &mut [u64; STACK_WINDOW]) -> u64 {
 }
 
 /// Finds the stack's id, or gives it one. Two stacks never share an id: where a hash is taken by another stack, the
-/// next one is tried.
+/// next one is tried. `compare` is [`compare`]. In user mode that is a global function; storing cannot be, since up to 6.1 no
+/// map takes a value from what such a function was handed.
 #[inline(always)]
-pub fn store(hash: u64, record: &StackRecord) -> u64 {
-    let mut id = hash;
+pub fn store(hash: u64, record: &StackRecord, compare: impl Fn(u64) -> u64) -> u64 {
+    let mut id = stack_id(hash, record.len);
     for _ in 0..MAX_PROBING {
-        if let Some(stored) = STACKS.get_ptr(&id) {
-            // SAFETY: a stored stack is never changed or removed while programs run.
-            if same(unsafe { &*stored }, record) {
-                return id;
-            }
-            id = id.wrapping_add(1) | 1;
-            continue;
-        }
-        match STACKS.insert(&id, record, BPF_NOEXIST as u64) {
-            Ok(()) => return id,
-            // Another CPU was faster: look again.
-            Err(-17) => {}
-            Err(_) => return NO_STACK,
+        match compare(id) {
+            SAME => return id,
+            OTHER => id = next_stack_id(id),
+            _ => match insert(id, record) {
+                Ok(()) => return id,
+                // Another CPU was faster: look again.
+                Err(EEXIST) => {}
+                Err(_) => return NO_STACK,
+            },
         }
     }
     NO_STACK
 }
 
+/// A stack was new. Now and then user space is told, which removes those that nothing refers to: a program that runs for
+/// long comes by more stacks than there is room for, though few hold anything at a time.
 #[inline(always)]
-fn same(a: &StackRecord, b: &StackRecord) -> bool {
+fn count_stored() {
+    count(Stat::StoredStacks);
+    let Some(stored) = STATS.get_ptr(Stat::StoredStacks as u32) else { return };
+    // SAFETY: a valid, aligned map value; volatile, since it was changed behind the compiler's back.
+    if unsafe { stored.read_volatile() } & setting!(stored_mask) == 0 {
+        let event = Event { kind: event::kind::STACKS, ..Event::default() };
+        // Not soon: that wakes nobody while there is an event that is sent lazily and not read yet.
+        send(&event, Wake::Now);
+    }
+}
+
+#[inline(always)]
+fn same<const DEPTH: usize>(a: &Record<DEPTH>, b: &StackRecord) -> bool {
     if a.len != b.len || a.label != b.label {
         return false;
     }
     let len = &raw const b.len;
-    for i in 0..MAX_STACK_DEPTH as u32 {
+    for i in 0..DEPTH as u32 {
         // SAFETY: a member of a record that is borrowed. Volatile, so that the compiler makes no countdown from the
         // length of this: up to 6.6 the verifier learns no bound from a comparison with zero.
         if i >= unsafe { len.read_volatile() } {

@@ -7,11 +7,11 @@ use memleak_common::{
     settings::flags,
     stack::MAX_STACK_DEPTH,
     thread::{RULES, STACK_WINDOW, ThreadRecord, Unwind, Window},
-    unwind::{Mapping, PublishedList, Reads, Regs, State, Step, Tables},
+    unwind::{KnownRule, Mapping, PublishedList, Reads, Regs, State, Step, Tables},
 };
 
 use crate::{
-    maps::{UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_SLOTS, UNWIND_WORDS, setting},
+    maps::{KNOWN, UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_SLOTS, UNWIND_WORDS, setting},
     stack::{self, Hash, Walk},
 };
 
@@ -52,7 +52,7 @@ impl Stack {
         }
         // A step reads the lower address first: what it asks for next is above.
         window.base = address;
-        window.bytes = stack::read_window(address, &mut window.words) * 8;
+        window.bytes = stack::read_window(address, &mut window.words, window.bytes == 0) * 8;
         if window.bytes >= bytes { Some(0) } else { None }
     }
 
@@ -91,6 +91,7 @@ impl Reads for Stack {
 /// The tables.
 struct Maps {
     rule: *mut u32,
+    generation: u64,
 }
 
 impl Tables for Maps {
@@ -110,15 +111,38 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn known_rule(&self) -> u32 {
+    fn known_rule(&self, address: u64) -> u32 {
         // SAFETY: a member of the record that the walk is about.
-        unsafe { *self.rule }
+        let rule = unsafe { *self.rule };
+        if rule != 0 {
+            return rule;
+        }
+        let Some(place) = KNOWN.get_ptr(KnownRule::place(address)) else { return 0 };
+        // SAFETY: aligned words of a map value, which others may be writing.
+        let found = unsafe {
+            let (key, rule) = (&raw const (*place).key, &raw const (*place).rule);
+            KnownRule { key: key.read_volatile(), rule: rule.read_volatile() }
+        };
+        let rule = KnownRule::rule_of(address, self.generation, found);
+        // SAFETY: as above.
+        unsafe { *self.rule = rule };
+        rule
     }
 
     #[inline(always)]
-    fn found_rule(&self, rule: u32) {
+    fn found_rule(&self, address: u64, rule: u32) {
         // SAFETY: as above.
         unsafe { *self.rule = rule };
+        if rule != 0
+            && let Some(place) = KNOWN.get_ptr_mut(KnownRule::place(address))
+        {
+            let known = KnownRule::new(address, self.generation, rule);
+            // SAFETY: aligned words of a map value; whoever reads them finds out whether they belong together.
+            unsafe {
+                (&raw mut (*place).key).write_volatile(known.key);
+                (&raw mut (*place).rule).write_volatile(known.rule);
+            }
+        }
     }
 }
 
@@ -137,7 +161,7 @@ pub unsafe extern "C" fn unwind_step(thread: *mut ThreadRecord) -> u64 {
     unsafe {
         let unwind: *mut Unwind = &raw mut (*thread).unwind;
         let stack = Stack { window: &raw mut (*unwind).window, thread };
-        let maps = Maps { rule: &raw mut (*unwind).rule };
+        let maps = Maps { rule: &raw mut (*unwind).rule, generation: (*unwind).generation };
         machine_step(&mut (*unwind).state, &stack, &maps) as u64
     }
 }

@@ -35,7 +35,7 @@ fn main() {
                 time.as_secs_f64() * 1e3,
                 table.rows.len(),
                 table.stats.entries,
-                (table.words() * 8) as f64 / f64::from(1 << 20),
+                ((table.rows.len() + table.pages.len()) * 8) as f64 / f64::from(1 << 20),
                 file.display()
             ),
             Err(error) => println!("{error}: {}", file.display()),
@@ -44,7 +44,7 @@ fn main() {
     let sources: Vec<_> = files.iter().filter_map(|file| File::open(file).ok()).map(Source::File).collect();
     let begin = Instant::now();
     let tables = TableCache::default().get_many(&sources);
-    let rows: usize = tables.iter().flatten().map(|table| table.rows.len()).sum();
+    let rows: usize = tables.iter().flatten().map(|table| table.rows() as usize).sum();
     println!("{:>9.2} {rows:>9} {:>28} all, together", begin.elapsed().as_secs_f64() * 1e3, "");
 }
 

@@ -180,9 +180,9 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value = "127", help_heading = "What is captured")]
     pub max_depth: String,
 
-    /// Room for different stacks
-    #[arg(long, value_name = "N", default_value = "16384", help_heading = "What is captured")]
-    pub stack_storage_size: String,
+    /// Room for different stacks of what is outstanding [default: 65536, of the kernel's 16384]
+    #[arg(long, value_name = "N", help_heading = "What is captured")]
+    pub stack_storage_size: Option<String>,
 
     /// Room for outstanding allocations
     #[arg(long, value_name = "N", default_value = "1000000", help_heading = "What is captured")]

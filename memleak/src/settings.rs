@@ -413,7 +413,12 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         trace: cli.trace,
         follow_forks: cli.follow_forks,
         max_allocs: MAX_ALLOCS.parse(&cli.max_allocs)?,
-        stack_storage_size: STACK_STORAGE_SIZE.parse(&cli.stack_storage_size)?,
+        stack_storage_size: match &cli.stack_storage_size {
+            Some(text) => STACK_STORAGE_SIZE.parse(text)?,
+            // The kernel has fewer, and kernel mode takes the memory for them in advance.
+            None if cli.kernel => 16_384,
+            None => 65_536,
+        },
         max_depth: MAX_DEPTH.parse(&cli.max_depth)?,
         unwind: cli
             .unwind

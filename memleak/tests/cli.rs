@@ -35,7 +35,7 @@ fn defaults_are_those_of_the_spec() {
     assert_eq!(settings.verbosity, 0);
     let capture = settings.capture;
     assert_eq!((capture.min_size, capture.max_size), (0, u64::MAX));
-    assert_eq!((capture.max_allocs, capture.stack_storage_size, capture.max_depth), (1_000_000, 16_384, 127));
+    assert_eq!((capture.max_allocs, capture.stack_storage_size, capture.max_depth), (1_000_000, 65_536, 127));
     assert_eq!((capture.trace, capture.follow_forks, capture.traps_only), (false, false, false));
     assert_eq!((capture.object, capture.symbols_prefix), (None, None));
     let report = settings.report;

@@ -521,9 +521,11 @@ fn says_what_is_wrong_with_an_object() {
 
     let mut foreign = std::fs::read(C_LIBRARY).unwrap();
     foreign[4] = 1; // ELFCLASS32
-    let foreign = plan_of_file(&write("plan_foreign", &foreign), &PlanOptions::default());
-    let reason = foreign.skipped[0].reason.to_string();
+    let foreign = write("plan_foreign", &foreign);
+    let reason = plan_of_file(&foreign, &PlanOptions::default()).skipped[0].reason.to_string();
     assert_eq!(reason, "the object is no 64-bit ELF file for this machine");
+    let (objects, object) = ([open(&foreign, &no_object)], foreign.display().to_string());
+    assert_eq!(PlanError::nothing_found(&objects, &no_object), PlanError::Foreign { object });
 }
 
 #[test]

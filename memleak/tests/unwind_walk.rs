@@ -18,7 +18,7 @@ use memleak::{
         maps::{Backing, read_maps},
         memory::{ProcessMemory, ReadMemory as _},
     },
-    unwind::{Arrays, Layout, Machine, MappedObject, Source, TableCache, Walk, walk},
+    unwind::{Arrays, Layout, Machine, MappedObject, Shortage, Source, TableCache, Walk, walk},
 };
 use memleak_common::unwind::{MappingList, NO_MASK, Regs, Step};
 use unwind_fixtures::{compile, source};
@@ -151,7 +151,7 @@ impl Tables {
             })
             .collect();
         self.known = ranges;
-        self.layout.set_process(pid, &objects, &mut self.arrays).expect("there is room")
+        self.layout.set_process(pid, &objects, Shortage::Fail, &mut self.arrays).expect("there is room")
     }
 
     /// Walks from a stop. gdb goes on from the bottom of a makecontext stack to words that happen to lie there: what is

@@ -44,6 +44,14 @@ pub const LIVE_PACKAGES: [Package; 15] = [
     Package { names: &["bpftool"], purpose: "shows that nothing stays attached" },
 ];
 
+/// What the comparison of stacks with gdb's compiles and runs beside these. It is left out of the virtual machines.
+const COMPARED_PACKAGES: [Package; 4] = [
+    Package { names: &["clang"], purpose: "compiles programs whose stacks are compared with gdb's" },
+    Package { names: &["git"], purpose: "a real program whose stacks are compared with gdb's" },
+    Package { names: &["nginx"], purpose: "a real server whose stacks are compared with gdb's" },
+    Package { names: &["sqlite3"], purpose: "a real program whose stacks are compared with gdb's" },
+];
+
 const INSTEAD: &str = "run `cargo xtask test --no-root` for the tests that need none";
 
 /// Options of `test`.
@@ -59,6 +67,7 @@ pub fn run(options: &Options) -> Result<()> {
     if !options.no_root {
         privilege::as_root("true", INSTEAD)?;
         packages::ensure(&LIVE_PACKAGES)?;
+        packages::ensure(&COMPARED_PACKAGES)?;
     }
     let live = live_targets()?;
     run::run(run::cargo().args(["fmt", "--all", "--check"]))?;

@@ -250,6 +250,28 @@ fn a_walk_from_the_caller_needs_no_row_for_the_callee() {
 
 /// The row of every pc in tables of all densities, against a plain scan.
 #[test]
+fn a_known_rule_is_of_its_address_and_list() {
+    let (here, there) = (0x7f12_3456_789a, 0x7f12_3456_789c);
+    let known = KnownRule::new(here, 7, 0x1234_5678);
+    assert_eq!(KnownRule::rule_of(here, 7, known), 0x1234_5678);
+    assert_eq!(KnownRule::rule_of(there, 7, known), 0, "another address");
+    assert_eq!(KnownRule::rule_of(here, 8, known), 0, "another list");
+    assert_eq!(
+        KnownRule::rule_of(here, 7 + (1 << 16), known),
+        0,
+        "a list that differs beyond the key's bits"
+    );
+    let other = KnownRule::new(there, 7, 0x4321);
+    for torn in
+        [KnownRule { key: other.key, rule: known.rule }, KnownRule { key: known.key, rule: other.rule }]
+    {
+        assert_eq!((KnownRule::rule_of(here, 7, torn), KnownRule::rule_of(there, 7, torn)), (0, 0));
+    }
+    assert_eq!(KnownRule::rule_of(0, 0, KnownRule::default()), 0, "nothing is known at first");
+    assert!(KnownRule::place(u64::MAX) < KNOWN_RULES);
+}
+
+#[test]
 fn search_finds_every_row() {
     for distance in [1, 2, 3, 7, 64, 255, 256, 257, 600] {
         let rows: Vec<Row> =

@@ -26,7 +26,7 @@ use crate::{
 
 /// Maps that the programs of this mode write to: their entries are made in advance, since a program that allocates would
 /// trace itself.
-const PREALLOCATED: &[&str] = &["ALLOCATIONS", "STACKS"];
+const PREALLOCATED: &[&str] = &["ALLOCATIONS", "STACKS", "SHORT_STACKS"];
 /// Maps that this mode has no use for.
 const UNUSED: &[&str] =
     &["THREADS", "UNWIND_WORDS", "UNWIND_MAPPINGS", "UNWIND_LISTS", "UNWIND_SLOTS", "KERNEL_STACKS"];
@@ -64,6 +64,7 @@ pub fn load(
         .override_global(aya_log::LEVEL, &load::bpf_log_level(verbosity), false)
         .map_max_entries("ALLOCATIONS", capture.max_allocs)
         .map_max_entries("STACKS", capture.stack_storage_size)
+        .map_max_entries("SHORT_STACKS", capture.stack_storage_size)
         .load(&object)
         .map_err(|error| load_error(&error))?;
     fill_rows(&ebpf, &plan.functions)?;

@@ -112,6 +112,8 @@ fn load_with(
         .override_global(aya_log::LEVEL, &bpf_log_level(verbosity), false)
         .map_max_entries("ALLOCATIONS", capture.max_allocs)
         .map_max_entries("STACKS", capture.stack_storage_size)
+        .map_max_entries("SHORT_STACKS", capture.stack_storage_size)
+        .map_max_entries("REMEMBERED", 1)
         .map_max_entries("UNWIND_WORDS", room(unwind_words, walks_tables))
         .map_max_entries("UNWIND_MAPPINGS", room(unwind::MAPPINGS, walks_tables))
         .map_max_entries("UNWIND_LISTS", room(unwind::LISTS, walks_tables))
@@ -179,6 +181,9 @@ pub(super) fn kernel_settings(
     if has_several_groups(rows, &capture.resources) {
         bits |= flags::READ_RETURNS;
     }
+    if may_hold() {
+        bits |= flags::HOLD;
+    }
     if capture.follow_forks {
         bits |= flags::FOLLOW_FORKS;
         task_tgid_offset = btf::kernel_member_offset("task_struct", "tgid")
@@ -207,7 +212,29 @@ pub(super) fn kernel_settings(
             .iter()
             .filter(|row| row.serves(&capture.resources))
             .fold(0, |features, row| features | row.probe.features()),
+        stored_mask: stored_mask(capture.stack_storage_size),
     })
+}
+
+/// Threads of the target can wait for us: the kernel has `bpf_loop`, and there is another CPU for us to answer on.
+fn may_hold() -> bool {
+    let has_loop = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 17, 0));
+    has_loop && std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1)
+}
+
+/// Answers all notices of new mappings up to this time: threads that wait for it go on.
+pub fn answer(ebpf: &mut Ebpf, time_ns: u64) -> Result<(), BpfError> {
+    let map = ebpf.map_mut("ANSWERED").ok_or(BpfError::Missing("map ANSWERED"))?;
+    let error = |error: aya::maps::MapError| BpfError::Map { map: "ANSWERED", reason: chain(&error) };
+    let mut answered: Array<_, u64> = Array::try_from(map).map_err(error)?;
+    answered.set(0, time_ns, 0).map_err(error)
+}
+
+/// How many stacks a CPU stores before it says so, less one: all CPUs together an eighth of the room.
+fn stored_mask(stack_storage_size: u32) -> u64 {
+    let cpus = aya::util::nr_cpus().unwrap_or(1).max(1) as u64;
+    let wanted = (u64::from(stack_storage_size) / 8 / cpus).max(1);
+    (1 << wanted.ilog2()) - 1
 }
 
 /// Device and inode of our PID namespace, or zeroes in the kernel's first one, where no translation is needed.

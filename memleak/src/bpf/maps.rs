@@ -38,8 +38,10 @@ const BPF_MAP_UPDATE_ELEM: i32 = 2;
 const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: i32 = 21;
 const BPF_MAP_LOOKUP_BATCH: i32 = 24;
-/// Entries asked for in one call, at first.
+const BPF_MAP_DELETE_BATCH: i32 = 27;
+/// Entries asked for in one call, at first: no more than this many, of no more bytes than this.
 const BATCH: usize = 16_384;
+const BATCH_BYTES: usize = 2 << 20;
 
 /// bpf(2). Gives what the command returns.
 pub(super) fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i64> {
@@ -52,7 +54,7 @@ pub(super) fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i64> {
 /// Calls `each` for every entry of a hash map with this key and value (the map's own sizes must be theirs). Entries that
 /// come or go meanwhile may be seen or not; no other is missed or seen twice.
 pub fn for_each_entry<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V)) -> io::Result<()> {
-    let mut batch = BATCH;
+    let mut batch = BATCH.min(BATCH_BYTES / (size_of::<K>() + size_of::<V>()).max(1)).max(1);
     let mut keys: Vec<K> = Vec::with_capacity(batch);
     let mut values: Vec<V> = Vec::with_capacity(batch);
     // The place to go on at: opaque, of at most a key's size and at least 4 bytes.
@@ -100,6 +102,20 @@ pub fn for_each_entry<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(
         values.clear();
         started = true;
     }
+}
+
+/// Removes the entries of these keys, which only the caller removes.
+pub fn remove_all<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<()> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut attributes = BatchAttributes {
+        keys: keys.as_ptr() as u64,
+        count: u32::try_from(keys.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?,
+        map_fd: map.as_raw_fd() as u32,
+        ..BatchAttributes::default()
+    };
+    bpf(BPF_MAP_DELETE_BATCH, &mut attributes).map(drop)
 }
 
 /// Enters `value` under `key`, unless there is something already, which is no error.

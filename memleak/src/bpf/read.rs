@@ -1,33 +1,30 @@
 //! Reading the tables out: a snapshot as plain data.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     os::fd::{AsFd as _, BorrowedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::{
     Ebpf,
     maps::{HashMap as BpfHashMap, Map, MapData, PerCpuArray},
 };
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
-    kernel::Label,
     probe::{ProbeRow, Resource, flags},
-    stack::{NO_STACK, StackRecord},
+    stack::NO_STACK,
     stats::Stat,
     thread::{MAX_PENDING, Target, ThreadRecord},
-    unwind::Step,
 };
 
-use super::{BpfError, attach::Probes, chain, descriptors::Descriptors, kernel::cache_name, maps};
+use super::{BpfError, attach::Probes, chain, descriptors::Descriptors, maps, stacks, stacks::Stacks};
 use crate::{
-    kernel_labels::label_name,
     probe::kernel::TWIN,
     proc::descriptors::open_descriptors,
-    snapshot::{Cut, Lost, Outstanding, PAGE_SIZE, Snapshot, Stack, Unmap, apply_unmaps},
+    snapshot::{Lost, Outstanding, PAGE_SIZE, Snapshot, Stack, Unmap, apply_unmaps},
 };
 
 /// What is kept from one snapshot to the next.
@@ -36,8 +33,8 @@ pub struct Reader {
     rows: Vec<ProbeRow>,
     /// `None` where descriptors are not traced, or not all of them.
     descriptors: Option<Descriptors>,
-    /// Stacks read before: a stored stack never changes.
-    stacks: HashMap<u64, Stack>,
+    /// Stacks that were stored.
+    stacks: Stacks,
     /// Ranges unmapped in part, as long as a record overlaps one.
     unmaps: Vec<Unmap>,
     /// Ranges of which nothing was left: released, though not by their own start.
@@ -46,6 +43,9 @@ pub struct Reader {
     skipped_runs: u64,
     /// Numbers of processes, ours by the kernel side's.
     pids: HashMap<u32, u32>,
+    /// Processes that have replaced their programs, and the descriptors that were open after that: the records that this
+    /// has made void are still there.
+    replaced: HashMap<u32, BTreeSet<u32>>,
 }
 
 /// [`memleak_common::thread::PendingCall::has_released`]: a record was taken out.
@@ -53,17 +53,18 @@ const TAKEN_OUT: u16 = 1;
 
 impl Reader {
     /// Has read nothing yet. `rows` are those that the kernel side has. `checks_descriptors`: all descriptors are traced, and
-    /// are to be compared with what the processes have open.
-    pub fn new(rows: Vec<ProbeRow>, checks_descriptors: bool) -> Self {
+    /// are to be compared with what the processes have open. `stack_storage_size`: entries of the map `STACKS`.
+    pub fn new(rows: Vec<ProbeRow>, checks_descriptors: bool, stack_storage_size: u32) -> Self {
         let descriptors = checks_descriptors.then(Descriptors::default);
         Self {
             rows,
             descriptors,
-            stacks: HashMap::new(),
+            stacks: Stacks::new(stack_storage_size),
             unmaps: Vec::new(),
             removed: 0,
             skipped_runs: 0,
             pids: HashMap::new(),
+            replaced: HashMap::new(),
         }
     }
 
@@ -86,15 +87,28 @@ impl Reader {
         self.unmaps.push(unmap);
     }
 
-    /// Removes records that the exec of process `pid` has made void. Of its descriptors those that are still open stay.
-    pub fn remove_void(&mut self, ebpf: &Ebpf, pid: u32) -> Result<(), BpfError> {
+    /// A process has replaced its program: what it had acquired is void but for the descriptors that it has open now.
+    /// [`Reader::remove_void`] is to be called some time.
+    pub fn replaced(&mut self, pid: u32) {
+        let traces_descriptors = self.rows.iter().any(|row| row.resource == Resource::Fd.number());
+        let open =
+            if traces_descriptors { open_descriptors(pid).unwrap_or_default() } else { BTreeMap::new() };
+        self.replaced.insert(pid, open.into_keys().collect());
+    }
+
+    /// Removes the records that execs have made void since the last call. Reads all records, so one call serves many
+    /// execs: a build has hundreds in a second.
+    pub fn remove_void(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
+        let replaced = std::mem::take(&mut self.replaced);
+        if replaced.is_empty() {
+            return Ok(());
+        }
         let targets = targets(ebpf)?;
-        let open = open_descriptors(pid).unwrap_or_default();
         // A newer one is of a program that has replaced this one since the generations were read.
         let is_void = |key: &AllocationKey, allocation: &Allocation| {
             let survives = |of: u32| {
                 key.resource == Resource::Fd.number()
-                    && (of != pid || open.contains_key(&(key.handle as u32)))
+                    && replaced.get(&of).is_none_or(|open| open.contains(&(key.handle as u32)))
             };
             targets
                 .0
@@ -126,7 +140,7 @@ impl Reader {
         const MANY: usize = 500_000;
         if self.unmaps.len() > MANY {
             let targets = targets(ebpf)?;
-            let applied = apply_unmaps(outstanding(ebpf, &targets, &self.rows)?, &mut self.unmaps);
+            let applied = apply_unmaps(outstanding(ebpf, &targets, &self.rows)?.0, &mut self.unmaps);
             remove_dead(ebpf, &targets, &applied.dead)?;
             self.removed += applied.dead.len() as u64;
         }
@@ -143,23 +157,39 @@ impl Reader {
 
     /// One stack.
     pub fn stack(&mut self, ebpf: &Ebpf, id: u64) -> Result<Option<&Stack>, BpfError> {
-        if id != NO_STACK && !self.stacks.contains_key(&id) {
-            let map: BpfHashMap<&MapData, u64, StackRecord> = hash_map(ebpf, "STACKS")?;
-            match map.get(&id, 0) {
-                Ok(record) => {
-                    self.stacks.insert(id, to_stack(ebpf, &record));
-                }
-                Err(aya::maps::MapError::KeyNotFound) => return Ok(None),
-                Err(error) => return Err(map_error("STACKS", &error)),
-            }
-        }
-        Ok(self.stacks.get(&id))
+        self.stacks.get(ebpf, id)
+    }
+
+    /// When [`Self::collect_stacks`] is to be called; `None` while there is room for stacks.
+    pub fn collection_due(&self, ebpf: &Ebpf) -> Result<Option<Instant>, BpfError> {
+        Ok(self.stacks.due(Stats::read(ebpf)?.get(Stat::StoredStacks)))
+    }
+
+    /// Removes stacks that nothing refers to. Gives how many.
+    pub fn collect_stacks(&mut self, ebpf: &Ebpf) -> Result<u64, BpfError> {
+        let began = Instant::now();
+        let (outstanding, last_stacks) = outstanding(ebpf, &targets(ebpf)?, &self.rows)?;
+        self.collect(ebpf, &outstanding, last_stacks, began)
+    }
+
+    fn collect(
+        &mut self,
+        ebpf: &Ebpf,
+        outstanding: &[Outstanding],
+        last_stacks: FxHashSet<u64>,
+        began: Instant,
+    ) -> Result<u64, BpfError> {
+        let mut referenced = last_stacks;
+        referenced.extend(outstanding.iter().map(|found| found.stack_id));
+        stacks::remembered(ebpf, &mut referenced)?;
+        self.stacks.collect(ebpf, &referenced, began)
     }
 
     /// Reads everything. Events that were sent before must have been handed to [`Self::unmapped`].
     pub fn snapshot(&mut self, ebpf: &Ebpf, probes: &Probes) -> Result<Snapshot, BpfError> {
+        let began = Instant::now();
         let targets = targets(ebpf)?;
-        let raw = outstanding(ebpf, &targets, &self.rows)?;
+        let (raw, last_stacks) = outstanding(ebpf, &targets, &self.rows)?;
         let time_ns = monotonic_ns();
         let applied = apply_unmaps(raw, &mut self.unmaps);
         remove_dead(ebpf, &targets, &applied.dead)?;
@@ -170,21 +200,7 @@ impl Reader {
             remove_dead(ebpf, &targets, &closed)?;
             self.removed += closed.len() as u64;
         }
-        let mut known: FxHashMap<u64, bool> = FxHashMap::default();
-        for allocation in &mut outstanding {
-            let id = allocation.stack_id;
-            let is_known = match known.get(&id) {
-                Some(is_known) => *is_known,
-                None => {
-                    let is_known = self.stack(ebpf, id)?.is_some();
-                    known.insert(id, is_known);
-                    is_known
-                }
-            };
-            if !is_known {
-                allocation.stack_id = NO_STACK;
-            }
-        }
+        let (stacks, unknown) = self.stacks_of(ebpf, &mut outstanding)?;
         // Skipped runs first: those that a twin makes good between the two readings are then not told as lost.
         let skipped = skipped_runs(ebpf, probes)?;
         let stats = Stats::read(ebpf)?;
@@ -194,23 +210,50 @@ impl Reader {
         }
         // What a program's twin did in its stead was not lost.
         self.skipped_runs = self.skipped_runs.max(skipped.saturating_sub(stats.get(Stat::RescuedRuns)));
+        if self.stacks.due(stats.get(Stat::StoredStacks)).is_some() {
+            self.collect(ebpf, &outstanding, last_stacks, began)?;
+        }
         let (found, closed) =
             self.descriptors.as_ref().map_or((0, 0), |descriptors| descriptors.found_and_closed);
         Ok(Snapshot {
             time_ns,
             outstanding,
-            stacks: self.stacks.clone(),
+            stacks,
             acquired: stats.get(Stat::Acquired) + found,
             released: stats.get(Stat::Released) + self.removed + closed,
             lost: Lost {
                 allocations: stats.get(Stat::LostAllocations),
-                stacks: stats.get(Stat::LostStacks),
+                stacks: stats.get(Stat::LostStacks) + unknown,
                 cut_stacks: 0,
                 events: stats.get(Stat::LostEvents),
                 missed_returns: stats.get(Stat::MissedReturns),
                 skipped_runs: self.skipped_runs,
             },
         })
+    }
+
+    /// The stacks that are referred to. A reference to one that is not known is removed, and counted.
+    fn stacks_of(
+        &mut self,
+        ebpf: &Ebpf,
+        outstanding: &mut [Outstanding],
+    ) -> Result<(HashMap<u64, Stack>, u64), BpfError> {
+        let mut known: HashMap<u64, Stack> = HashMap::new();
+        let mut unknown = 0;
+        for allocation in outstanding {
+            let id = allocation.stack_id;
+            if id == NO_STACK || known.contains_key(&id) {
+                continue;
+            }
+            match self.stack(ebpf, id)? {
+                Some(stack) => drop(known.insert(id, stack.clone())),
+                None => {
+                    unknown += 1;
+                    allocation.stack_id = NO_STACK;
+                }
+            }
+        }
+        Ok((known, unknown))
     }
 }
 
@@ -247,8 +290,14 @@ fn targets(ebpf: &Ebpf) -> Result<Targets, BpfError> {
     Ok(Targets(targets))
 }
 
-fn outstanding(ebpf: &Ebpf, targets: &Targets, rows: &[ProbeRow]) -> Result<Vec<Outstanding>, BpfError> {
+/// What is outstanding, and the stacks of the threads' last allocations.
+fn outstanding(
+    ebpf: &Ebpf,
+    targets: &Targets,
+    rows: &[ProbeRow],
+) -> Result<(Vec<Outstanding>, FxHashSet<u64>), BpfError> {
     let mut all = Vec::new();
+    let mut last_stacks = FxHashSet::default();
     let mut add = |key: &AllocationKey, allocation: &Allocation| {
         // Records of a program that exec has replaced are void.
         if let Some((pid, target)) = targets.0.get(&key.tgid)
@@ -271,6 +320,7 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets, rows: &[ProbeRow]) -> Result<Vec<
     // Blocks that a call in progress has taken out (realloc): still acquired, until it returns.
     let mut pending = Vec::new();
     maps::for_each_entry(fd(ebpf, "THREADS")?, |_: &u64, thread: &ThreadRecord| {
+        last_stacks.insert(thread.stack_id);
         let calls = thread.pending.iter().take((thread.depth as usize).min(MAX_PENDING));
         let system_call = (thread.in_system_call != 0).then_some(&thread.system_call);
         for call in calls.chain(system_call) {
@@ -303,7 +353,7 @@ fn outstanding(ebpf: &Ebpf, targets: &Targets, rows: &[ProbeRow]) -> Result<Vec<
             }
         }
     }
-    Ok(all)
+    Ok((all, last_stacks))
 }
 
 /// What an exec has not made void: memory and all that is in it goes, descriptors stay, but for those that
@@ -369,14 +419,6 @@ pub fn monotonic_ns() -> u64 {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32).as_nanos() as u64
 }
 
-fn to_stack(ebpf: &Ebpf, record: &StackRecord) -> Stack {
-    let len = (record.len as usize).min(record.ips.len());
-    let cut = Step::from_u32(record.end.into()).and_then(Cut::from_end);
-    let label =
-        Label::decode(record.label).and_then(|label| label_name(label, |address| cache_name(ebpf, address)));
-    Stack { ips: record.ips[..len].to_vec(), cut, label }
-}
-
 pub(super) fn map_error(map: &'static str, error: &dyn std::error::Error) -> BpfError {
     BpfError::Map { map, reason: chain(error) }
 }
@@ -388,7 +430,7 @@ pub(super) fn fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a
     }
 }
 
-fn hash_map<'a, V: aya::Pod>(
+pub(super) fn hash_map<'a, V: aya::Pod>(
     ebpf: &'a Ebpf,
     name: &'static str,
 ) -> Result<BpfHashMap<&'a MapData, u64, V>, BpfError> {

@@ -4,10 +4,9 @@
 use std::{
     collections::{BTreeSet, HashMap},
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
 };
 
 use aya::{
@@ -20,7 +19,7 @@ use super::{BpfError, chain};
 use crate::{
     proc::maps::Mapping as ProcessMapping,
     symbolize::Target,
-    unwind::{Layout, LayoutError, MappedObject, ProcessTables, Store, Sums},
+    unwind::{Layout, LayoutError, MappedObject, ProcessTables, Shortage, Store, Sums},
 };
 
 /// Entries of `UNWIND_MAPPINGS`: a process has 20 to 300, twice while they change.
@@ -33,12 +32,13 @@ const WORDS_UNKNOWN: u32 = 5 << 20;
 /// Words for what may be loaded later, and for tables on their way out.
 const WORDS_SPARE: u32 = 1 << 20;
 
-/// Entries that `UNWIND_WORDS` gets, when tables of so many words are known to be needed.
+/// Entries that `UNWIND_WORDS` gets, when tables of so many words are known to be needed. A process that runs may load
+/// as much as a command (a database that begins to compile its queries loads all of LLVM).
 pub fn words_for(sums: Option<Sums>) -> u32 {
     let Some(sums) = sums else { return WORDS_UNKNOWN };
     // 32 GB of tables would be 4 billion rows: more text than an address space holds.
     let known = u32::try_from(sums.words).unwrap_or(u32::MAX / 2).min(u32::MAX / 2);
-    known + known / 4 + WORDS_SPARE
+    (known + known / 4 + WORDS_SPARE).max(WORDS_UNKNOWN)
 }
 
 /// The tables of all processes, in the programs' maps.
@@ -46,23 +46,19 @@ pub struct Unwinding {
     tables: ProcessTables,
     layout: Layout,
     store: MapStore,
-    reclaimed: Instant,
     told: Option<Sums>,
     full: bool,
 }
 
-/// Between two reclaims, where nothing is short: many changes share the wait.
-const RECLAIM_AFTER: Duration = Duration::from_secs(1);
-
 impl Unwinding {
     /// Maps the programs' arrays. `tables` may hold tables already.
     pub fn open(ebpf: &Ebpf, tables: ProcessTables) -> Result<Self, BpfError> {
-        let words = Array::open(ebpf, "UNWIND_WORDS")?;
+        let words = WordArray::open(ebpf)?;
         let mappings = Array::open(ebpf, "UNWIND_MAPPINGS")?;
         let lists = Array::open(ebpf, "UNWIND_LISTS")?;
         Ok(Self {
             tables,
-            layout: Layout::new(words.len(), mappings.len()),
+            layout: Layout::new(words.len, mappings.len()),
             store: MapStore {
                 words,
                 mappings,
@@ -71,7 +67,6 @@ impl Unwinding {
                 slots: HashMap::new(),
                 generation: 0,
             },
-            reclaimed: Instant::now(),
             told: None,
             full: false,
         })
@@ -93,33 +88,50 @@ impl Unwinding {
 
     /// Enters objects that [`ProcessTables::observe`] gave.
     pub fn set(&mut self, ebpf: &mut Ebpf, pid: u32, objects: &[MappedObject]) -> Result<(), BpfError> {
-        if self.reclaimed.elapsed() > RECLAIM_AFTER {
+        let mut result = self.layout.set_process(pid, objects, Shortage::Fail, &mut self.store);
+        if let Err(error) = &result
+            && self.reclaiming_may_help(error)
+        {
             self.reclaim();
+            result = self.layout.set_process(pid, objects, Shortage::Fail, &mut self.store);
         }
-        let mut result = self.layout.set_process(pid, objects, &mut self.store);
-        if matches!(result, Err(LayoutError::Words { .. } | LayoutError::Mappings { .. })) {
-            self.reclaim();
-            result = self.layout.set_process(pid, objects, &mut self.store);
+        if let Err(error) = &result
+            && !std::mem::replace(&mut self.full, true)
+        {
+            log::warn!(
+                "process {pid}: {error}; stacks through what they are for are cut; start anew while it runs, and there \
+                 will be room for all that is mapped then"
+            );
+        }
+        if let Err(LayoutError::Words { .. }) = result {
+            result = self.layout.set_process(pid, objects, Shortage::LeaveOut, &mut self.store);
         }
         match result {
             Ok(_) => self.store.enter(ebpf, pid),
-            Err(error) => {
-                // The old list stays. What is new is walked by the frame pointer, or cut and counted.
-                if !std::mem::replace(&mut self.full, true) {
-                    log::warn!("process {pid}: {error}; stacks through what it has loaded since are cut");
-                }
-                Ok(())
-            }
+            // The old list stays. What is new is walked by the frame pointer, or cut and counted.
+            Err(_) => Ok(()),
         }
     }
 
-    /// Frees what no walk uses any more.
-    fn reclaim(&mut self) {
-        self.layout.reclaim();
-        if wait_for_walks().is_ok() {
-            self.layout.reclaim();
+    /// Whether reclaiming, which takes milliseconds in which the target goes on, can bring the room that was missing.
+    fn reclaiming_may_help(&self, error: &LayoutError<io::Error>) -> bool {
+        match error {
+            LayoutError::Words { words } => {
+                self.layout.free_words() + self.layout.retired_words() >= *words as u64
+            }
+            LayoutError::Mappings { .. } => true,
+            LayoutError::Elsewhere | LayoutError::Store(_) => false,
         }
-        self.reclaimed = Instant::now();
+    }
+
+    /// Frees what no walk uses any more. That waits for a grace period, so it is done when room is short and not before:
+    /// until then tables that nobody uses are at hand when the next process maps their objects.
+    fn reclaim(&mut self) {
+        let reclaimed = self.layout.reclaim(&self.store).and_then(|()| wait_for_walks());
+        if let Err(error) = reclaimed.and_then(|()| self.layout.reclaim(&self.store)) {
+            log::debug!("unwind tables that nobody uses stay for now: {error}");
+        }
+        self.tables.forget_unused();
     }
 
     /// A process has replaced its program. The programs have dropped its list already.
@@ -149,7 +161,7 @@ impl Unwinding {
             sums.code_rows,
             sums.took.as_secs_f64() * 1000.0,
             megabytes(sums.words as u64 * 8),
-            megabytes(u64::from(self.store.words.len()) * 8),
+            megabytes(u64::from(self.store.words.len) * 8),
         ))
     }
 }
@@ -177,15 +189,9 @@ impl<T: aya::Pod> Array<T> {
 
     fn open(ebpf: &Ebpf, name: &'static str) -> Result<Self, BpfError> {
         let () = Self::IS_DENSE;
-        let Some(Map::Array(map)) = ebpf.map(name) else { return Err(BpfError::Missing(name)) };
-        let failed = |error: &dyn std::error::Error| BpfError::Map { map: name, reason: chain(error) };
-        let info = map.info().map_err(|error| failed(&error))?;
-        if info.value_size() as usize != size_of::<T>() {
-            return Err(BpfError::Missing(name));
-        }
-        let len = info.max_entries();
+        let (fd, len) = array(ebpf, name, size_of::<T>())?;
         let bytes = size_of::<T>() * len as usize;
-        let start = map_memory(map.fd().as_fd(), bytes).map_err(|error| failed(&error))?;
+        let start = map_memory(fd, 0, bytes).map_err(|error| map_error(name, &error))?;
         Ok(Self { start: start.cast(), len })
     }
 
@@ -214,20 +220,93 @@ impl<T> Drop for Array<T> {
     }
 }
 
-fn map_memory(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<NonNull<libc::c_void>> {
+/// An array map with values of `value_bytes`: its descriptor and how many it has.
+fn array<'e>(
+    ebpf: &'e Ebpf,
+    name: &'static str,
+    value_bytes: usize,
+) -> Result<(BorrowedFd<'e>, u32), BpfError> {
+    let Some(Map::Array(map)) = ebpf.map(name) else { return Err(BpfError::Missing(name)) };
+    let info = map.info().map_err(|error| map_error(name, &error))?;
+    if info.value_size() as usize != value_bytes {
+        return Err(BpfError::Missing(name));
+    }
+    Ok((map.fd().as_fd(), info.max_entries()))
+}
+
+fn map_error(map: &'static str, error: &dyn std::error::Error) -> BpfError {
+    BpfError::Map { map, reason: chain(error) }
+}
+
+/// Maps `bytes` of an array from byte `offset`, a multiple of the page size, on.
+fn map_memory(fd: BorrowedFd<'_>, offset: usize, bytes: usize) -> io::Result<NonNull<libc::c_void>> {
+    let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new memory map at a place of the kernel's choice.
     let start =
-        unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
+        unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd.as_raw_fd(), offset) };
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
     NonNull::new(start).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// `UNWIND_WORDS`. The kernel holds these megabytes; we map the part that is written or read, while it is.
+struct WordArray {
+    fd: OwnedFd,
+    len: u32,
+    page_bytes: usize,
+}
+
+impl WordArray {
+    fn open(ebpf: &Ebpf) -> Result<Self, BpfError> {
+        const NAME: &str = "UNWIND_WORDS";
+        let (fd, len) = array(ebpf, NAME, size_of::<u64>())?;
+        let fd = fd.try_clone_to_owned().map_err(|error| map_error(NAME, &error))?;
+        // SAFETY: sysconf(3) takes an integer.
+        let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        Ok(Self { fd, len, page_bytes: usize::try_from(page_bytes).unwrap_or(4096).max(4096) })
+    }
+
+    fn write(&mut self, index: u32, words: &[u64]) -> io::Result<()> {
+        self.with_mapped(index, words.len(), |start| {
+            // SAFETY: so many words are mapped there. Programs may read them meanwhile, by single loads whose result they
+            // take for what it is: user space writes to places that no list names.
+            unsafe { start.as_ptr().copy_from_nonoverlapping(words.as_ptr(), words.len()) };
+        })
+    }
+
+    fn read(&self, index: u32, count: u32) -> io::Result<Vec<u64>> {
+        let mut words = vec![0; count as usize];
+        self.with_mapped(index, words.len(), |start| {
+            // SAFETY: so many words are mapped there, and nobody writes to them but we.
+            unsafe { words.as_mut_ptr().copy_from_nonoverlapping(start.as_ptr(), words.len()) };
+        })?;
+        Ok(words)
+    }
+
+    /// Calls `with` with the place where `count` words from `index` on are mapped.
+    fn with_mapped(&self, index: u32, count: usize, with: impl FnOnce(NonNull<u64>)) -> io::Result<()> {
+        let first = index as usize;
+        let end = first.checked_add(count).filter(|end| *end <= self.len as usize);
+        let Some(end) = end else { return Err(io::ErrorKind::InvalidInput.into()) };
+        if count == 0 {
+            return Ok(());
+        }
+        let (first, end) = (first * size_of::<u64>(), end * size_of::<u64>());
+        let from = first - first % self.page_bytes;
+        let mapped = map_memory(self.fd.as_fd(), from, end - from)?;
+        // SAFETY: `first - from` is less than the bytes that are mapped, and a multiple of 8.
+        with(unsafe { mapped.byte_add(first - from).cast() });
+        // SAFETY: the memory map from above; nothing refers to it after this.
+        unsafe { libc::munmap(mapped.as_ptr(), end - from) };
+        Ok(())
+    }
+}
+
 /// [`Store`] in the programs' maps.
 struct MapStore {
-    words: Array<u64>,
+    words: WordArray,
     mappings: Array<Mapping>,
     lists: Array<PublishedList>,
     /// Places in `lists` by process.
@@ -269,6 +348,10 @@ impl Store for MapStore {
 
     fn write_words(&mut self, index: u32, words: &[u64]) -> io::Result<()> {
         self.words.write(index, words)
+    }
+
+    fn read_words(&self, index: u32, count: u32) -> io::Result<Vec<u64>> {
+        self.words.read(index, count)
     }
 
     fn write_mappings(&mut self, index: u32, mappings: &[Mapping]) -> io::Result<()> {

@@ -41,6 +41,12 @@ pub enum PlanError {
         /// From [`ObjectError`].
         reason: String,
     },
+    /// Code of another kind of processor, or of its 32-bit kind.
+    #[error("{object} is no 64-bit program for this machine; trace a 64-bit build of it")]
+    Foreign {
+        /// Its path.
+        object: String,
+    },
     /// A Go program without an allocator in C.
     #[error("{object} is a Go program: its heap is not malloc's; use Go's own heap profile (go tool pprof)")]
     Go {
@@ -201,6 +207,7 @@ impl PlanError {
             // Files of other kinds are mapped for execution, too (JIT compilers do): no matter, unless it was named.
             Err(ObjectError::NotElf) if options.object.is_none() => None,
             Err(ObjectError::NotElf) => Some(Self::NotElf { object: object.to_string() }),
+            Err(ObjectError::ForeignMachine) => Some(Self::Foreign { object: object.to_string() }),
             Err(error) => Some(Self::Unreadable { object: object.to_string(), reason: error.to_string() }),
         };
         find(&go).or_else(|| find(&stripped)).or_else(|| find(&unreadable)).unwrap_or_else(|| {

@@ -91,7 +91,7 @@ impl StackReport {
 
 /// The program's own part is there: what calls `main` is start code, of which musl's and a few others' say nothing.
 fn is_whole(cut: Cut, frames: &[Frame]) -> bool {
-    cut != Cut::TooDeep && frames.iter().any(|frame| frame.symbol.as_deref() == Some("main"))
+    cut != Cut::TooDeep && frames.last().is_some_and(|frame| frame.symbol.as_deref() == Some("main"))
 }
 
 /// One report.

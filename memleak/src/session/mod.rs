@@ -2,6 +2,7 @@
 
 mod checks;
 mod error;
+mod events;
 mod kernel;
 mod reporting;
 mod wait;
@@ -18,21 +19,19 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use log::{debug, info, warn};
-use memleak_common::{event::kind, probe::Resource};
+use memleak_common::probe::Resource;
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 
 use checks::{check_interval, check_plan};
 pub use error::SessionError;
-use wait::{
-    Signals, bpf_log, end_command, event_line, flush_log, is_kernels, millis, next_event, readable, ticks,
-};
+use wait::{Signals, bpf_log, end_command, flush_log, millis, moment, readable, ticks};
 
 use crate::{
     aggregate::History,
     bpf::{
         attach::{Probes, Scope},
         load,
-        read::{Reader, monotonic_ns},
+        read::Reader,
         unwind::{Unwinding, words_for},
     },
     probe::{
@@ -48,7 +47,6 @@ use crate::{
     },
     report::sink::{Delivery, Sink},
     settings::{Settings, TargetSpec},
-    snapshot::Unmap,
     symbolize::{LiveTarget, Symbolizer},
     target::{
         command::{CommandError, Held, HeldCommand},
@@ -120,6 +118,10 @@ pub struct Session {
     ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
     held: Option<HeldCommand>,
     command: Option<Child>,
+    /// When stacks that nothing refers to are to be removed.
+    collection: Option<Instant>,
+    /// When what execs have made void is to be removed.
+    void_due: Option<Instant>,
     /// The danger of exceptions was told.
     warned: bool,
     /// Probes attached, and the time that it took, since it was last said.
@@ -209,8 +211,10 @@ impl Session {
                 unwinding.set(&mut loaded.ebpf, *pid, objects)?;
             }
         }
+        let stack_storage_size = settings.capture.stack_storage_size;
         let probes = Probes::new(loaded.uprobes, loaded.mends_stack);
-        let reader = Reader::new(rows.iter().map(|row| row.probe).collect(), checks_descriptors);
+        let reader =
+            Reader::new(rows.iter().map(|row| row.probe).collect(), checks_descriptors, stack_storage_size);
         let (ebpf, events) = (loaded.ebpf, loaded.events);
         Self::new(settings, sink, Start { ebpf, events, probes, reader, rows, probed, unwinding })
     }
@@ -239,6 +243,8 @@ impl Session {
             ends: mpsc::unbounded_channel(),
             held: None,
             command: None,
+            collection: None,
+            void_due: None,
             warned: false,
             attached: (0, Duration::ZERO),
             start: Instant::now(),
@@ -470,6 +476,8 @@ impl Session {
                     }
                     more_events = more;
                 }
+                () = moment(self.collection) => self.collect_stacks()?,
+                () = moment(self.void_due) => self.remove_void()?,
                 () = flush_log(&mut self.log) => {}
             }
         }
@@ -478,133 +486,6 @@ impl Session {
     /// Not so of the kernel.
     fn all_ended(&self) -> bool {
         !self.traced.is_empty() && self.traced.values().all(|traced| traced.ended)
-    }
-
-    /// Handles what the kernel side has sent: some of it, so that a target that is faster than we are leaves time for
-    /// signals and reports. Says whether there may be more.
-    fn take_events(&mut self) -> Result<(Delivery, bool), SessionError> {
-        /// Events handled at a time, and the time given to them; one that brings new objects takes milliseconds.
-        const AT_ONCE: usize = 16_384;
-        const TIME: Duration = Duration::from_millis(50);
-        let deadline = Instant::now() + TIME;
-        let mut lines = Vec::new();
-        // What is mapped now is read, so that one reading answers all notices up to it: none waits behind another.
-        let mut noticed = BTreeMap::new();
-        let mut taken = 0;
-        while taken < AT_ONCE
-            && Instant::now() < deadline
-            && let Some(event) = next_event(self.events.get_mut())
-        {
-            taken += 1;
-            let pid = self.reader.pid_of(&self.ebpf, event.tgid)?;
-            match event.kind {
-                kind::ACQUIRE | kind::RELEASE => {
-                    let mut line = event_line(&event, pid, &self.catalog);
-                    if let Some(line) = &mut line
-                        && is_kernels(line.resource.resource)
-                    {
-                        line.label =
-                            self.reader.stack(&self.ebpf, event.stack_id)?.and_then(|s| s.label.clone());
-                    }
-                    lines.extend(line);
-                }
-                kind::UNMAP => self.reader.unmapped(Unmap {
-                    pid,
-                    resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
-                    start: event.handle,
-                    end: event.handle.saturating_add(event.size),
-                    time_ns: event.time_ns,
-                    idle: 0,
-                }),
-                kind::MAPPINGS => {
-                    noticed.entry(pid).or_insert(event.time_ns);
-                }
-                kind::EXEC => self.program_replaced(pid, event.handle != 0)?,
-                kind::FORK => self.follow(pid, event.handle as u32),
-                _ => {}
-            }
-        }
-        for (pid, time_ns) in noticed {
-            self.mappings_changed(pid, time_ns);
-        }
-        self.reader.forget_unmaps(&self.ebpf)?;
-        let more = taken == AT_ONCE || Instant::now() >= deadline;
-        if lines.is_empty() { Ok((Delivery::Written, more)) } else { Ok((self.sink.events(&lines)?, more)) }
-    }
-
-    /// Handles what was sent before this moment, or as much of it as a report can wait for.
-    fn take_events_before_report(&mut self) -> Result<Delivery, SessionError> {
-        const TIME: Duration = Duration::from_millis(500);
-        let deadline = Instant::now() + TIME;
-        loop {
-            let (delivery, more) = self.take_events()?;
-            if delivery == Delivery::ReaderGone || !more || Instant::now() >= deadline {
-                return Ok(delivery);
-            }
-        }
-    }
-
-    /// The target has loaded or unloaded objects, at `time_ns` (CLOCK_MONOTONIC): an allocator may be among them.
-    fn mappings_changed(&mut self, pid: u32, time_ns: u64) {
-        if !self.traced.contains_key(&pid) {
-            return;
-        }
-        // Tables first: the new code runs as soon as the dynamic linker is done.
-        self.observe(pid);
-        let late = monotonic_ns().saturating_sub(time_ns) / 1000;
-        debug!("process {pid}: unwind tables in place {late} us after the notice");
-        let planned = self.plan(pid, Objects::New).and_then(|plan| self.attach(pid, &plan));
-        if let Err(error) = planned {
-            // It may have ended meanwhile; what was attached before stays.
-            info!("{error}");
-        }
-        self.tell_attached();
-    }
-
-    fn program_replaced(&mut self, pid: u32, by_another_thread: bool) -> Result<(), SessionError> {
-        if by_another_thread {
-            self.probes.forget(pid);
-        }
-        self.reader.remove_void(&self.ebpf, pid)?;
-        self.symbolizer.forget(pid);
-        if let Some(unwinding) = &mut self.unwinding {
-            unwinding.forget(pid);
-        }
-        if let Some(traced) = self.traced.get_mut(&pid) {
-            traced.planned.clear();
-            if let Ok(status) = read_status(pid) {
-                traced.comm = status.comm;
-            }
-        }
-        info!("process {pid} has replaced its program: its allocations are gone");
-        self.mappings_changed(pid, monotonic_ns());
-        Ok(())
-    }
-
-    /// A traced process has made a child, which the kernel side traces already.
-    fn follow(&mut self, parent: u32, pid: u32) {
-        if self.traced.contains_key(&pid) {
-            return;
-        }
-        // It begins with its parent's mappings and probes, and may be gone before it can be looked at.
-        self.symbolizer.inherit(parent, pid);
-        let (comm, planned) = self
-            .traced
-            .get(&parent)
-            .map_or_else(Default::default, |traced| (traced.comm.clone(), traced.planned.clone()));
-        let followed = Process::open(pid).map_err(SessionError::from).and_then(|process| {
-            let end =
-                process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
-            self.add_target(pid, process.comm, end)
-        });
-        if let Err(error) = followed {
-            debug!("a child has ended already: {error}");
-            self.traced.insert(pid, Traced { comm, ended: true, planned: HashSet::new() });
-        } else if let Some(traced) = self.traced.get_mut(&pid) {
-            traced.planned = planned;
-            // Its unwind tables' list is its parent's until it has one of its own.
-            self.observe(pid);
-        }
     }
 
     /// The last report; gives the number of allocations in it. The target is relieved of its probes before the work of

@@ -34,6 +34,7 @@ impl Session {
             self.traced.iter().filter(|(_, traced)| !traced.ended).map(|(pid, _)| *pid).collect();
         let begin = Instant::now();
         let time = SystemTime::now();
+        self.remove_void()?;
         let snapshot = self.reader.snapshot(&self.ebpf, &self.probes)?;
         let took = begin.elapsed();
         for pid in pids {

@@ -4,7 +4,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd},
     process::{Child, ExitStatus},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use aya::{
@@ -84,6 +84,14 @@ pub(super) fn ticks(period: Duration) -> Interval {
     // A report that takes longer than the interval is followed by one pause, not by a burst.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
+}
+
+/// Waits until a moment; for ever where there is none.
+pub(super) async fn moment(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 pub(super) fn next_event(events: &mut RingBuf<MapData>) -> Option<Event> {

@@ -2,14 +2,20 @@
 //!
 //! Read field by field from parts of the file, each checked against its length: offsets and sizes are the target's word.
 
-use std::io::{self, Read as _};
+use std::{
+    io::{self, Read as _},
+    sync::Arc,
+};
 
 use object::{
     elf,
     read::{CompressedData, CompressionFormat},
 };
 
-use super::bytes::{Budget, Bytes, Source};
+use super::{
+    bytes::{Budget, Bytes, Source},
+    strings::Strings,
+};
 
 /// More sections or segments than any linker writes.
 const MAX_HEADERS: u64 = 1 << 18;
@@ -83,7 +89,7 @@ pub struct AltLink {
 /// An ELF file.
 #[derive(Debug)]
 pub struct Elf {
-    source: Source,
+    source: Arc<Source>,
     budget: Budget,
     /// Class and byte order.
     pub format: Format,
@@ -177,8 +183,13 @@ impl Elf {
             _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "not an ELF file")),
         };
         let header = source.part(0, format.pick(64, 52), budget)?;
-        let mut elf =
-            Self { source, budget: budget.clone(), format, segments: Vec::new(), sections: Vec::new() };
+        let mut elf = Self {
+            source: Arc::new(source),
+            budget: budget.clone(),
+            format,
+            segments: Vec::new(),
+            sections: Vec::new(),
+        };
         // A file may have lost its section headers (or its program headers) and still be good for the rest.
         let first = elf.parse_sections(&header).unwrap_or_default();
         elf.parse_segments(&header, &first).unwrap_or_default();
@@ -286,6 +297,11 @@ impl Elf {
             true => Ok(Bytes::default()),
             false => self.source.part(section.offset, section.size, &self.budget),
         }
+    }
+
+    /// The section's strings, which are `all`, for later look-ups.
+    pub fn strings(&self, section: &Section, all: Bytes) -> Strings {
+        Strings::new(&self.source, section.offset, all, &self.budget)
     }
 
     /// A section's bytes, unpacked where they are compressed (`SHF_COMPRESSED`, or the older `.zdebug_` sections).
@@ -415,7 +431,7 @@ mod tests {
             executable,
         };
         Elf {
-            source: Source::Memory(Bytes::default()),
+            source: Arc::new(Source::Memory(Bytes::default())),
             budget: Budget::new(1 << 20),
             format: Format { is_64: true, little_endian: true },
             segments: segments.iter().map(segment).collect(),
@@ -437,7 +453,7 @@ mod tests {
             link: 0,
         };
         let format = Format { is_64: true, little_endian: true };
-        Elf { source, budget, format, segments: Vec::new(), sections: vec![section] }
+        Elf { source: Arc::new(source), budget, format, segments: Vec::new(), sections: vec![section] }
     }
 
     /// What ip - bias must be, from how the kernel maps a segment: at page boundaries, the page that holds its first byte

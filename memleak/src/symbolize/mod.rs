@@ -10,6 +10,7 @@ mod object;
 mod perf_map;
 mod reader;
 mod regions;
+mod strings;
 mod symbolizer;
 mod symbols;
 mod target;

@@ -159,7 +159,7 @@ impl Names {
     /// Puts together what DWARF says of `vaddr` and what the symbol table says, which names the last one.
     fn calls(&self, vaddr: u64, frames: Vec<SourceFrame>) -> Vec<Call> {
         let symbol = self.symbols.find(vaddr);
-        let start = symbol.map(|symbol| symbol.start);
+        let start = symbol.as_ref().map(|symbol| symbol.start);
         let mut calls: Vec<Call> = frames
             .into_iter()
             .map(|frame| {
@@ -180,8 +180,8 @@ impl Names {
         if let Some(last) = calls.last_mut() {
             last.inlined = false;
             if let Some(symbol) = symbol {
-                last.function = Some(demangle(&String::from_utf8_lossy(symbol.name)));
-                last.symbol = Some(printable_bytes(symbol.name));
+                last.function = Some(demangle(&String::from_utf8_lossy(&symbol.name)));
+                last.symbol = Some(printable_bytes(&symbol.name));
             }
         }
         calls

@@ -7,13 +7,11 @@ use object::elf;
 use super::{
     bytes::{Budget, Bytes, Charge},
     elf::{Elf, RawSymbol, Section},
+    strings::{Strings, string_at},
 };
 
 /// Most symbols of one object that are indexed. A browser with all its local symbols has 1.5 million.
 const MAX_SYMBOLS: usize = 8 << 20;
-
-/// Longest name that is looked at, bytes; longer ones are cut.
-const MAX_NAME: usize = 1 << 16;
 
 /// Deepest nesting of functions that a look-up climbs out of.
 const MAX_NESTING: usize = 64;
@@ -22,19 +20,19 @@ const MAX_NESTING: usize = 64;
 const NO_PARENT: u32 = u32::MAX;
 
 /// A function found by address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Function<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
     /// vaddr of its first byte.
     pub start: u64,
     /// Name, without a version.
-    pub name: &'a [u8],
+    pub name: Vec<u8>,
 }
 
 /// Sorted functions: 32 bytes each.
 #[derive(Debug, Default)]
 pub struct Symbols {
     entries: Vec<Entry>,
-    strings: Vec<Bytes>,
+    strings: Vec<Strings>,
     charge: Option<Charge>,
 }
 
@@ -59,67 +57,62 @@ impl Symbols {
     /// Indexes the functions in all symbol tables of `files`. A table that cannot be read is left out.
     pub fn read(files: &[&Elf]) -> Self {
         let mut symbols = Self::default();
+        // All names, while they are compared.
+        let mut names = Vec::new();
         for elf in files {
             for section in &elf.sections {
                 if section.kind == elf::SHT_SYMTAB.0 || section.kind == elf::SHT_DYNSYM.0 {
-                    symbols.add_table(elf, section);
+                    symbols.add_table(elf, section, &mut names);
                 }
             }
         }
-        symbols.finish(files.first().map(|elf| elf.budget()));
+        symbols.finish(files.first().map(|elf| elf.budget()), &names);
         symbols
     }
 
     /// The function that covers `vaddr`: the one that begins last, where several do.
-    pub fn find(&self, vaddr: u64) -> Option<Function<'_>> {
+    pub fn find(&self, vaddr: u64) -> Option<Function> {
         let mut index = self.entries.partition_point(|entry| entry.start <= vaddr).checked_sub(1)?;
         for _ in 0..MAX_NESTING {
             let entry = self.entries.get(index)?;
             if vaddr < entry.end {
-                return Some(Function { start: entry.start, name: self.name(entry) });
+                let mut name = self.strings.get(usize::from(entry.strings))?.get(entry.name)?;
+                name.truncate(without_version(&name).len());
+                return Some(Function { start: entry.start, name });
             }
             index = entry.parent as usize;
         }
         None
     }
 
-    fn name(&self, entry: &Entry) -> &[u8] {
-        let strings = self.strings.get(usize::from(entry.strings));
-        let name = strings.and_then(|strings| bounded_string(strings, entry.name)).unwrap_or_default();
-        // A versioned name is `name@VERSION` or `name@@VERSION` in the .symtab of a static or an older linker's file.
-        match name.iter().position(|&byte| byte == b'@') {
-            Some(at) if at > 0 => name.get(..at).unwrap_or(name),
-            _ => name,
-        }
-    }
-
-    fn add_table(&mut self, elf: &Elf, section: &Section) {
+    fn add_table(&mut self, elf: &Elf, section: &Section, names: &mut Vec<Bytes>) {
         let Some(strings) = elf.sections.get(section.link as usize) else { return };
-        let (Ok(table), Ok(strings)) = (elf.raw_data(section), elf.raw_data(strings)) else { return };
+        let (Ok(table), Ok(all)) = (elf.raw_data(section), elf.raw_data(strings)) else { return };
         let Ok(index) = u16::try_from(self.strings.len()) else { return };
         let before = self.entries.len();
         for bytes in table.chunks_exact(elf.format.symbol_size()) {
             let symbol = elf.format.symbol(bytes);
             if self.entries.len() < MAX_SYMBOLS
-                && let Some(entry) = function(elf, &strings, symbol, index)
+                && let Some(entry) = function(elf, &all, symbol, index)
             {
                 self.entries.push(entry);
             }
         }
         if self.entries.len() > before {
-            self.strings.push(strings);
+            self.strings.push(elf.strings(strings, all.clone()));
+            names.push(all);
         }
     }
 
     /// Sorts, leaves one name for each address, gives an end to what has none and links what nests.
-    fn finish(&mut self, budget: Option<&Budget>) {
+    fn finish(&mut self, budget: Option<&Budget>, names: &[Bytes]) {
         let mut entries = std::mem::take(&mut self.entries);
         // What a table of names costs is only known when it is read; too large a one is given up as a whole.
         match budget.map(|budget| budget.charge((entries.len() * size_of::<Entry>()) as u64)) {
             Some(Ok(charge)) => self.charge = Some(charge),
             _ => return,
         }
-        entries.sort_unstable_by(|a, b| a.start.cmp(&b.start).then_with(|| self.better(a, b)));
+        entries.sort_unstable_by(|a, b| a.start.cmp(&b.start).then_with(|| better(a, b, names)));
         entries.dedup_by(|alias, chosen| {
             let same = alias.start == chosen.start;
             if same && alias.sized && (!chosen.sized || alias.end > chosen.end) {
@@ -141,23 +134,28 @@ impl Symbols {
         entries.shrink_to_fit();
         self.entries = entries;
     }
-
-    /// `Less` where `a` is the better name for the address that both have.
-    fn better(&self, a: &Entry, b: &Entry) -> Ordering {
-        let key = |entry: &Entry| {
-            let name = self.name(entry);
-            let underscores = name.iter().take_while(|&&byte| byte == b'_').count();
-            (entry.label, entry.rank, underscores, name.len())
-        };
-        key(a).cmp(&key(b)).then_with(|| self.name(a).cmp(self.name(b))).then_with(|| b.end.cmp(&a.end))
-    }
 }
 
-/// The string at `offset`, of which no more than [`MAX_NAME`] bytes are looked at.
-fn bounded_string(strings: &Bytes, offset: u32) -> Option<&[u8]> {
-    let rest = strings.get(offset as usize..)?;
-    let rest = rest.get(..MAX_NAME).unwrap_or(rest);
-    rest.split(|&byte| byte == 0).next()
+/// `Less` where `a` is the better name for the address that both have.
+fn better(a: &Entry, b: &Entry, names: &[Bytes]) -> Ordering {
+    let name = |entry: &Entry| {
+        let strings = names.get(usize::from(entry.strings));
+        without_version(strings.and_then(|strings| string_at(strings, entry.name)).unwrap_or_default())
+    };
+    let key = |entry: &Entry| {
+        let name = name(entry);
+        let underscores = name.iter().take_while(|&&byte| byte == b'_').count();
+        (entry.label, entry.rank, underscores, name.len())
+    };
+    key(a).cmp(&key(b)).then_with(|| name(a).cmp(name(b))).then_with(|| b.end.cmp(&a.end))
+}
+
+/// A versioned name is `name@VERSION` or `name@@VERSION` in the .symtab of a static or an older linker's file.
+fn without_version(name: &[u8]) -> &[u8] {
+    match name.iter().position(|&byte| byte == b'@') {
+        Some(at) if at > 0 => name.get(..at).unwrap_or(name),
+        _ => name,
+    }
 }
 
 /// The entry for a symbol that names code, `None` for any other.
@@ -175,7 +173,7 @@ fn function(elf: &Elf, strings: &Bytes, symbol: RawSymbol, table: u16) -> Option
         kind if kind == elf::STT_NOTYPE.0 && section?.executable() && !hidden => true,
         _ => return None,
     };
-    let name = bounded_string(strings, symbol.name)?;
+    let name = string_at(strings, symbol.name)?;
     if name.is_empty() || (label && is_mapping_symbol(name)) {
         return None;
     }

@@ -3,6 +3,8 @@
 //! A file is read, never mapped: whoever owns it can cut it short at any time, and a mapping would then end us with
 //! SIGBUS. What is kept is small (symbols that were asked for); the rest is read again when it is needed.
 
+mod symbols;
+
 use std::{
     cell::Cell,
     collections::{BTreeMap, HashSet},
@@ -24,13 +26,12 @@ use object::{
 
 use super::object::{ObjectError, open_regular};
 use crate::proc::maps::Mapping;
+use symbols::{collect_symbols, name_in};
 
 /// Most bytes read of one file while it is parsed. A large browser with all its symbols has some 300 MB of them.
 const READ_BUDGET: u64 = 1 << 30;
 /// Longest function whose body is read.
 const MAX_CODE: u64 = 1 << 20;
-/// Longest symbol name compared.
-const MAX_NAME: usize = 512;
 /// Most program headers kept; real files have about a dozen.
 const MAX_SEGMENTS: usize = 256;
 /// Most relocation slots of one symbol; a linker makes two or three.
@@ -118,19 +119,27 @@ struct Bounded<'a> {
     budget: &'a Cell<u64>,
 }
 
+impl Bounded<'_> {
+    /// Counts bytes that are about to be read.
+    fn spend(self, bytes: u64) -> Result<(), ()> {
+        self.budget.set(self.budget.get().checked_sub(bytes).ok_or(())?);
+        Ok(())
+    }
+}
+
 impl<'a> ReadRef<'a> for Bounded<'a> {
     fn len(self) -> Result<u64, ()> {
         self.cache.len()
     }
 
     fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'a [u8], ()> {
-        self.budget.set(self.budget.get().checked_sub(size).ok_or(())?);
+        self.spend(size)?;
         self.cache.read_bytes_at(offset, size)
     }
 
     fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'a [u8], ()> {
         // Section names; the cache reads 4096 bytes at most.
-        self.budget.set(self.budget.get().checked_sub(4096).ok_or(())?);
+        self.spend(4096)?;
         self.cache.read_bytes_at_until(range, delimiter)
     }
 }
@@ -193,7 +202,7 @@ impl Elf {
         }
         let segments = segments(parsed);
         let mut symbols = BTreeMap::new();
-        collect_symbols(parsed, names, &segments, &mut symbols);
+        collect_symbols(parsed, &file, names, &segments, &mut symbols);
         let has_interpreter =
             parsed.elf_program_headers().iter().any(|header| header.p_type(endian) == elf::PT_INTERP);
         // DF_1_PIE tells a static-pie program from a shared object such as the dynamic linker; a name of its own tells
@@ -226,7 +235,7 @@ impl Elf {
         let has_symbols = with_parsed(&file, |parsed| {
             let same = parsed.build_id().ok().flatten() == self.build_id.as_deref();
             if same {
-                collect_symbols(parsed, names, &self.segments, &mut symbols);
+                collect_symbols(parsed, &file, names, &self.segments, &mut symbols);
             }
             Ok(same && !parsed.elf_symbol_table().is_empty())
         });
@@ -411,50 +420,6 @@ fn segments(parsed: &Parsed<'_>) -> Vec<Segment> {
         .collect()
 }
 
-/// Adds the functions named in `names` that `parsed` defines for others to call, within the code of `segments`.
-///
-/// Where a program is position-independent its linker makes hidden functions local ones: glibc's `malloc` is one in a
-/// static-pie program. gold and lld leave the visibility to tell them by; GNU ld does not, and puts them behind those of
-/// all source files, under an `STT_FILE` without a name (bfd/elflink.c, `elf_link_output_extsym`).
-fn collect_symbols(
-    parsed: &Parsed<'_>,
-    names: &SymbolNames,
-    segments: &[Segment],
-    symbols: &mut BTreeMap<(String, u64), FunctionSymbol>,
-) {
-    let endian = parsed.endian();
-    for table in [parsed.elf_dynamic_symbol_table(), parsed.elf_symbol_table()] {
-        let strings = string_bytes(parsed, table.string_section());
-        let mut in_a_source_file = true;
-        for symbol in table.iter() {
-            let kind = match symbol.st_type() {
-                elf::STT_FUNC => SymbolKind::Function,
-                elf::STT_GNU_IFUNC => SymbolKind::Indirect,
-                elf::STT_FILE => {
-                    in_a_source_file = name_at(strings, symbol.st_name(endian)) != Some(b"");
-                    continue;
-                }
-                _ => continue,
-            };
-            let was_global = match symbol.st_bind() {
-                elf::STB_GLOBAL | elf::STB_WEAK | elf::STB_GNU_UNIQUE => true,
-                _ => !in_a_source_file || symbol.st_visibility() != elf::STV_DEFAULT,
-            };
-            let vaddr = symbol.st_value(endian);
-            let is_code = |segment: &Segment| segment.executable && segment.offset_of(vaddr).is_some();
-            if !was_global || symbol.is_undefined(endian) || !segments.iter().any(is_code) {
-                continue;
-            }
-            let name = name_at(strings, symbol.st_name(endian)).filter(|name| names.0.contains(*name));
-            let Some(name) = name.map(|name| String::from_utf8_lossy(name).into_owned()) else { continue };
-            let size = symbol.st_size(endian);
-            let known =
-                symbols.entry((name.clone(), vaddr)).or_insert(FunctionSymbol { name, vaddr, size, kind });
-            known.size = known.size.max(size);
-        }
-    }
-}
-
 /// The bytes of a string table, read at once: names looked up one by one would be a read each.
 fn string_bytes<'a>(parsed: &Parsed<'a>, section: object::SectionIndex) -> &'a [u8] {
     let section = parsed.elf_section_table().section(section);
@@ -463,9 +428,7 @@ fn string_bytes<'a>(parsed: &Parsed<'a>, section: object::SectionIndex) -> &'a [
 
 /// The name at `offset`, without the version that `.symtab` has in it.
 fn name_at(strings: &[u8], offset: u32) -> Option<&[u8]> {
-    let rest = strings.get(offset as usize..)?;
-    let len = rest.iter().take(MAX_NAME).position(|byte| matches!(byte, 0 | b'@'))?;
-    rest.get(..len)
+    name_in(strings.get(offset as usize..)?)
 }
 
 /// The value of the first entry with `tag` in the dynamic table.
@@ -542,13 +505,5 @@ mod tests {
         assert_eq!(debug_file_path(directory, &[0xab]), None);
         assert_eq!(debug_file_path(directory, &[]), None);
         assert_eq!(debug_file_path(directory, &[0; 4096]), None);
-    }
-
-    #[test]
-    fn cuts_a_name_at_its_version() {
-        assert_eq!(name_at(b"\0memalign@@GLIBC_2.2.5\0free\0", 1), Some(&b"memalign"[..]));
-        assert_eq!(name_at(b"\0memalign@@GLIBC_2.2.5\0free\0", 23), Some(&b"free"[..]));
-        assert_eq!(name_at(b"\0free", 1), None);
-        assert_eq!(name_at(b"", 7), None);
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use memleak_common::unwind::{MAX_MAPPINGS, Mapping, MappingList, Tables};
 
-use super::table::UnwindTable;
+use super::shared::SharedTable;
 
 /// The arrays: maps of the BPF programs, or [`Arrays`].
 pub trait Store {
@@ -21,6 +21,8 @@ pub trait Store {
     type Error;
     /// Writes rows or page indices from word `index` on.
     fn write_words(&mut self, index: u32, words: &[u64]) -> Result<(), Self::Error>;
+    /// The `count` words from `index` on.
+    fn read_words(&self, index: u32, count: u32) -> Result<Vec<u64>, Self::Error>;
     /// Writes mappings from entry `index` on.
     fn write_mappings(&mut self, index: u32, mappings: &[Mapping]) -> Result<(), Self::Error>;
     /// Publishes a process's list, with one store; an empty list where it has gone.
@@ -42,9 +44,21 @@ pub enum LayoutError<E> {
         /// How many were asked for.
         count: usize,
     },
+    /// A table's words lie in another layout's arrays.
+    #[error("unwind tables of another layout")]
+    Elsewhere,
     /// The store refused.
     #[error("cannot write unwind tables")]
     Store(#[source] E),
+}
+
+/// What to do about a table that finds no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// Give up: reclaiming may help.
+    Fail,
+    /// List its object without rows: walks through it go by the frame pointer, and the others are found.
+    LeaveOut,
 }
 
 /// An executable mapping and the table of what it maps.
@@ -57,7 +71,7 @@ pub struct MappedObject {
     /// Offset in the file of the byte at `start`.
     pub file_offset: u64,
     /// The object's table.
-    pub table: Arc<UnwindTable>,
+    pub table: Arc<SharedTable>,
 }
 
 /// A part of an array.
@@ -115,17 +129,25 @@ impl Extents {
     }
 }
 
-/// Extents whose last user may still be walking.
+/// What has lost its last user, who may still be walking.
 #[derive(Debug, Default)]
 struct Retired {
-    words: Vec<Extent>,
+    tables: Vec<Placed>,
     mappings: Vec<Extent>,
+}
+
+impl Retired {
+    /// Takes out a table that gets a user again: what lies in its place is still good.
+    fn revive(&mut self, key: TableKey) -> Option<Placed> {
+        let at = self.tables.iter().position(|placed| key_of(&placed.table) == key)?;
+        Some(self.tables.swap_remove(at))
+    }
 }
 
 #[derive(Debug)]
 struct Placed {
-    /// Held so that no other table can get its address, which is its key.
-    _table: Arc<UnwindTable>,
+    /// Its words are in `extent` and nowhere else. Held so that no other table can get its address, which is its key.
+    table: Arc<SharedTable>,
     extent: Extent,
     users: usize,
 }
@@ -164,11 +186,13 @@ impl Layout {
         }
     }
 
-    /// Makes `objects` what `pid` has mapped, in place of what it had. On an error the old list stays as it is.
+    /// Makes `objects` what `pid` has mapped, in place of what it had. On an error the old list stays as it is. Where a
+    /// table finds no room, that is an error, or with [`Shortage::LeaveOut`] its object is listed without rows.
     pub fn set_process<S: Store>(
         &mut self,
         pid: u32,
         objects: &[MappedObject],
+        shortage: Shortage,
         store: &mut S,
     ) -> Result<MappingList, LayoutError<S::Error>> {
         let too_many = LayoutError::Mappings { count: objects.len() };
@@ -177,7 +201,7 @@ impl Layout {
         }
         let Some(list) = self.mappings.allocate(objects.len()) else { return Err(too_many) };
         let mut tables = Vec::with_capacity(objects.len());
-        let written = self.write_objects(list, objects, store, &mut tables).and_then(|()| {
+        let written = self.write_objects(list, objects, shortage, store, &mut tables).and_then(|()| {
             let published = MappingList::new(list.start, list.len);
             store.publish(pid, published).map_err(LayoutError::Store)?;
             Ok(published)
@@ -207,12 +231,33 @@ impl Layout {
     }
 
     /// Frees what was retired before the call before this one. Between two calls every walk that ran at the first has
-    /// to come to its end: the driver waits for a grace period, or for a report's interval.
-    pub fn reclaim(&mut self) {
-        let Retired { words, mappings } =
+    /// to come to its end: the driver waits for a grace period, or for a report's interval. Tables that somebody still
+    /// holds get their words back.
+    pub fn reclaim<S: Store>(&mut self, store: &S) -> Result<(), S::Error> {
+        let Retired { mut tables, mappings } =
             std::mem::replace(&mut self.retired_before, std::mem::take(&mut self.retired));
-        words.into_iter().for_each(|extent| self.words.release(extent));
         mappings.into_iter().for_each(|extent| self.mappings.release(extent));
+        while let Some(Placed { table, extent, .. }) = tables.last() {
+            if Arc::strong_count(table) > 1 {
+                match store.read_words(extent.start, extent.len) {
+                    Ok(words) => table.put_words(words),
+                    Err(error) => {
+                        // Another time: they are nowhere else.
+                        self.retired.tables.append(&mut tables);
+                        return Err(error);
+                    }
+                }
+            }
+            self.words.release(*extent);
+            tables.pop();
+        }
+        Ok(())
+    }
+
+    /// Words that [`Layout::reclaim`], called twice, adds to the free ones.
+    pub fn retired_words(&self) -> u64 {
+        let retired = self.retired.tables.iter().chain(&self.retired_before.tables);
+        retired.map(|placed| u64::from(placed.extent.len)).sum()
     }
 
     /// Words that are free now.
@@ -229,13 +274,17 @@ impl Layout {
         &mut self,
         list: Extent,
         objects: &[MappedObject],
+        shortage: Shortage,
         store: &mut S,
         tables: &mut Vec<TableKey>,
     ) -> Result<(), LayoutError<S::Error>> {
         let mut mappings = Vec::with_capacity(objects.len());
         for object in objects {
-            let extent = self.place(&object.table, store)?;
-            tables.push(key_of(&object.table));
+            let extent = match self.place(&object.table, store) {
+                Err(LayoutError::Words { .. }) if shortage == Shortage::LeaveOut => None,
+                placed => Some(placed?),
+            };
+            tables.extend(extent.map(|_| key_of(&object.table)));
             mappings.push(describe(object, extent));
         }
         mappings.sort_by_key(|mapping| mapping.start);
@@ -245,24 +294,33 @@ impl Layout {
     /// The place of a table, which gets one (and is written there) if it has none, and a user more.
     fn place<S: Store>(
         &mut self,
-        table: &Arc<UnwindTable>,
+        table: &Arc<SharedTable>,
         store: &mut S,
     ) -> Result<Extent, LayoutError<S::Error>> {
-        if let Some(placed) = self.tables.get_mut(&key_of(table)) {
+        let key = key_of(table);
+        if let Some(placed) = self.tables.get_mut(&key) {
             placed.users += 1;
             return Ok(placed.extent);
         }
-        let words = table.words();
-        let extent = self.words.allocate(words).ok_or(LayoutError::Words { words })?;
-        let pages = extent.start + table.rows.len() as u32;
-        let written = store
-            .write_words(extent.start, table.row_words())
-            .and_then(|()| store.write_words(pages, &table.pages));
+        if let Some(placed) = self.retired.revive(key).or_else(|| self.retired_before.revive(key)) {
+            let extent = placed.extent;
+            self.tables.insert(key, Placed { users: 1, ..placed });
+            return Ok(extent);
+        }
+        let count = table.words();
+        let extent = self.words.allocate(count).ok_or(LayoutError::Words { words: count })?;
+        let written = match table.take_words() {
+            None => Err(LayoutError::Elsewhere),
+            Some(words) => store.write_words(extent.start, &words).map_err(|error| {
+                table.put_words(words);
+                LayoutError::Store(error)
+            }),
+        };
         if let Err(error) = written {
             self.words.release(extent);
-            return Err(LayoutError::Store(error));
+            return Err(error);
         }
-        self.tables.insert(key_of(table), Placed { _table: Arc::clone(table), extent, users: 1 });
+        self.tables.insert(key, Placed { table: Arc::clone(table), extent, users: 1 });
         Ok(extent)
     }
 
@@ -272,29 +330,30 @@ impl Layout {
             let Some(placed) = self.tables.get_mut(&key) else { continue };
             placed.users -= 1;
             if placed.users == 0 {
-                self.retired.words.push(placed.extent);
-                self.tables.remove(&key);
+                self.retired.tables.extend(self.tables.remove(&key));
             }
         }
     }
 }
 
-fn key_of(table: &Arc<UnwindTable>) -> TableKey {
+fn key_of(table: &Arc<SharedTable>) -> TableKey {
     Arc::as_ptr(table).addr()
 }
 
-/// The descriptor of an object's mapping, its table at `extent`. One that is of no executable segment has no rows: it
-/// still says that this is a file's text.
-fn describe(object: &MappedObject, extent: Extent) -> Mapping {
-    let bias = object.table.segments.bias(object.start, object.file_offset);
+/// The descriptor of an object's mapping, its table at `extent`. One that is of no executable segment, or whose table has
+/// no place, has no rows: it still says that this is a file's text.
+fn describe(object: &MappedObject, extent: Option<Extent>) -> Mapping {
+    let MappedObject { start, end, file_offset, ref table } = *object;
+    let without_rows = Mapping { start, end, ..Mapping::default() };
+    let Some((extent, bias)) = extent.zip(table.segments().bias(start, file_offset)) else {
+        return without_rows;
+    };
     Mapping {
-        start: object.start,
-        end: object.end,
-        bias: bias.unwrap_or(0),
+        bias,
         rows: extent.start,
-        pages: extent.start + object.table.rows.len() as u32,
-        page_count: if bias.is_some() { object.table.pages.len() as u32 } else { 0 },
-        reserved: 0,
+        pages: extent.start + table.rows(),
+        page_count: table.pages(),
+        ..without_rows
     }
 }
 
@@ -327,6 +386,11 @@ impl Store for Arrays {
     fn write_words(&mut self, index: u32, words: &[u64]) -> Result<(), Self::Error> {
         write(&mut self.words, index, words);
         Ok(())
+    }
+
+    fn read_words(&self, index: u32, count: u32) -> Result<Vec<u64>, Self::Error> {
+        let from = self.words.get(index as usize..).unwrap_or_default();
+        Ok(from.get(..count as usize).unwrap_or(from).to_vec())
     }
 
     fn write_mappings(&mut self, index: u32, mappings: &[Mapping]) -> Result<(), Self::Error> {

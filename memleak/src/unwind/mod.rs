@@ -2,7 +2,7 @@
 //!
 //! An [`UnwindTable`] holds the rows of one object, made from its `.eh_frame` ([`eh_frame`]). A [`TableCache`] builds
 //! those of a process's objects in parallel, once for each build id. A [`Layout`] gives tables and processes their
-//! places in the arrays that the BPF programs search, and [`walk`] walks a stopped thread's stack with the very step
+//! places in the arrays that the BPF programs search (their words are there then, and no longer here), and [`walk`] walks a stopped thread's stack with the very step
 //! they use. All of it is plain data: no aya, no root.
 
 mod cache;
@@ -12,14 +12,16 @@ pub mod eh_frame;
 mod layout;
 mod object;
 mod process;
+mod shared;
 mod table;
 mod walk;
 
 pub use cache::{Source, TableCache, TableResult};
 pub use cfi::{Machine, Unsupported};
-pub use layout::{Arrays, Layout, LayoutError, MappedObject, Store};
+pub use layout::{Arrays, Layout, LayoutError, MappedObject, Shortage, Store};
 pub use object::{ExecSegment, ExecSegments};
 pub use process::{ProcessTables, Sums};
+pub use shared::SharedTable;
 pub use table::UnwindTable;
 pub use walk::{Frame, ReadsFrom, Walk, walk};
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{MappedObject, Source, TableCache, UnwindTable};
+use super::{MappedObject, SharedTable, Source, TableCache};
 use crate::{
     proc::maps::{Backing, Mapping, read_maps},
     symbolize::{LiveTarget, Target},
@@ -16,7 +16,7 @@ use crate::{
 const MAX_VDSO: u64 = 1 << 20;
 
 /// An executable mapping, and the table of what it maps.
-type Known = (Mapping, Option<Arc<UnwindTable>>);
+type Known = (Mapping, Option<Arc<SharedTable>>);
 
 /// Executable mappings of processes, and their tables.
 #[derive(Debug, Default)]
@@ -94,19 +94,24 @@ impl ProcessTables {
     /// Forgets a process that has ended or replaced its program, and the tables that nobody else maps.
     pub fn forget(&mut self, pid: u32) {
         self.processes.remove(&pid);
+        self.forget_unused();
+    }
+
+    /// Forgets the tables that nobody holds any more.
+    pub fn forget_unused(&self) {
         self.cache.forget_unused();
     }
 
-    /// Different tables in use, their rows, their words ([`UnwindTable::words`]) and the time that building took.
+    /// Different tables in use, their rows, their words ([`SharedTable::words`]) and the time that building took.
     pub fn sums(&self) -> Sums {
-        let mut seen: HashMap<usize, &UnwindTable> = HashMap::new();
+        let mut seen: HashMap<usize, &SharedTable> = HashMap::new();
         for table in self.processes.values().flatten().filter_map(|(_, table)| table.as_ref()) {
             seen.insert(Arc::as_ptr(table).addr(), table);
         }
         Sums {
             tables: seen.len(),
-            rows: seen.values().map(|table| table.rows.len()).sum(),
-            code_rows: seen.values().map(|table| table.stats.code_rows).sum(),
+            rows: seen.values().map(|table| table.rows() as usize).sum(),
+            code_rows: seen.values().map(|table| table.code_rows()).sum(),
             words: seen.values().map(|table| table.words()).sum(),
             took: self.took,
         }

@@ -62,17 +62,6 @@ impl UnwindTable {
         let after = rows.partition_point(|row| row.pc() <= pc);
         rows.get(after.checked_sub(1)?).copied()
     }
-
-    /// The rows, as the words of the array that is searched.
-    pub fn row_words(&self) -> &[u64] {
-        // SAFETY: `Row` is `repr(transparent)` over `u64`: same size, alignment and valid values.
-        unsafe { std::slice::from_raw_parts(self.rows.as_ptr().cast(), self.rows.len()) }
-    }
-
-    /// Words that the table takes where it is laid out: rows and page index.
-    pub fn words(&self) -> usize {
-        self.rows.len() + self.pages.len()
-    }
 }
 
 /// What was read of an object, before its rows are put in order.

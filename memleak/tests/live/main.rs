@@ -9,6 +9,7 @@ mod ledger;
 mod process;
 mod programs;
 mod report;
+mod stack_storage;
 mod tracer;
 
 mod allocators;

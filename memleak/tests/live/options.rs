@@ -166,6 +166,23 @@ fn trace_prints_each_event() {
     }
 }
 
+/// No line waits for the next report, whatever was sent before it.
+#[test]
+fn trace_prints_at_once() {
+    let _alone = alone();
+    let mut target = sizes();
+    let pid = target.pid().to_string();
+    let mut tracer = Tracer::start(&["-v", "-t", "-p", &pid, NEVER]);
+    tracer.wait_attached();
+    for _ in 0..10 {
+        target.tell("u");
+        target.expect("UNMAPPED");
+        for (address, _, _) in tell_addresses(&mut target) {
+            tracer.running().expect_line("the block", |line| line.contains(&address));
+        }
+    }
+}
+
 #[test]
 fn count_is_the_number_of_reports() {
     let _alone = alone();

@@ -60,6 +60,7 @@ pub struct Frame {
     pub function: Option<String>,
     pub file: Option<String>,
     pub line: Option<u32>,
+    pub inlined: bool,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]

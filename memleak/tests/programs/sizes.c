@@ -5,6 +5,7 @@
 //   p         acquires three blocks, releases one, and tells their addresses
 //   a         100000 pairs: one block of site_even, one of site_odd
 //   o y       an old batch, a young batch
+//   u         unmaps a page that was mapped before READY
 //   g         more for site_growing
 //   q         the ledger, then waits;  x: ends at once
 #include "ledger.h"
@@ -14,6 +15,7 @@
 #include <linux/seccomp.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 
 #define MALLOC(name)                                                                                              \
     SITE(site_##name, "heap")                                                                                     \
@@ -58,9 +60,26 @@ static void map(const char *path) {
     CHECK(file >= 0 && mmap(NULL, 1, PROT_READ | PROT_EXEC, MAP_PRIVATE, file, 0) != MAP_FAILED);
 }
 
+enum { PAGES = 16, PAGE = 4096 };
+
+static char *pages;
+
+static void map_pages(void) {
+    // By no function that is probed.
+    pages = (char *)syscall(SYS_mmap, NULL, PAGES * PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(pages != MAP_FAILED);
+}
+
+static void unmap_page(void) {
+    static int next;
+    CHECK(next < PAGES && munmap(pages + PAGE * next++, PAGE) == 0);
+    say("UNMAPPED");
+}
+
 int main(int argc, char **argv) {
     if (argc > 1 && !strcmp(argv[1], "seccomp")) allow_all();
     if (argc > 2 && !strcmp(argv[1], "map")) map(argv[2]);
+    map_pages();
     say("READY");
     for (;;) {
         switch (hear()) {
@@ -75,6 +94,7 @@ int main(int argc, char **argv) {
         case 'a':
             for (int i = 0; i < 100000; i++) CHECK(site_even(64) && site_odd(64));
             break;
+        case 'u': unmap_page(); break;
         case 'q': say_ledger(); break;
         case 'x': return 0;
         default: die("no such phase");

@@ -1,9 +1,14 @@
-// Leaks twice each time it is asked to, once before and once after a while.
+// Leaks when it is loaded, and twice when it is asked to.
 #include <stdlib.h>
 
 void keep(size_t size);
 
 void *volatile plugin_sink;
+
+__attribute__((constructor)) static void plugin_starts(void) {
+    keep(16);
+    plugin_sink = 0;
+}
 
 __attribute__((noinline, noclone)) void plugin_leak(void) {
     keep(24);

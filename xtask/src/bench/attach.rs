@@ -1,21 +1,28 @@
-//! `cargo xtask bench --attach`: the time until a process that maps a great deal of code is traced, and the tracer's
-//! memory for it.
+//! `cargo xtask bench --attach`: the time until a process that maps a great deal of code is traced, and the memory that
+//! it takes: until then, and for a first report.
 
 use std::{
+    fmt::Write as _,
     fs,
-    io::{BufRead as _, BufReader},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Options, Tracer, median, memleak_command, processes, table};
+use super::{
+    Options, Target, Tracer, cpu, median, memleak_command,
+    memory::{Memory, tracer},
+    processes, table,
+};
 use crate::run;
 
-/// What the issue asks for: at least so much text.
-const TEXT_BYTES: u64 = 150_000_000;
+/// Bytes of text of the first process: what the issue asks for.
+const TEXT: RangeInclusive<u64> = 150_000_000..=160_000_000;
+/// Stacks that the report shows.
+const STACKS: usize = 10;
 /// Title of the section in BENCHMARKS.md.
 pub const TITLE: &str = "Attaching to a process of much code";
 
@@ -23,129 +30,269 @@ pub const TITLE: &str = "Attaching to a process of much code";
 struct Round {
     /// From the start of the tracer to the message that its probes are in, milliseconds.
     attach_ms: f64,
-    /// Of which building unwind tables.
+    /// CPU time that it took, milliseconds: other work on the machine changes it less.
+    cpu_ms: f64,
+    /// Of the time by the clock, building unwind tables.
     tables_ms: f64,
     rows: f64,
-    peak_mib: f64,
+    /// When its probes are in.
+    attached: Memory,
+    /// After the first report.
+    reported: Memory,
+    /// What that took, milliseconds.
+    report_ms: f64,
+}
+
+/// A process to attach to.
+struct Case {
+    /// Arguments of maps.c.
+    arguments: Vec<PathBuf>,
+    /// What it has mapped: the bytes of text, and the files with the most of it.
+    text: Text,
+    rounds: Vec<Round>,
+}
+
+/// Executable mappings.
+#[derive(Default)]
+struct Text {
+    bytes: u64,
+    /// Of more than 1 MB, the largest first.
+    files: Vec<(u64, String)>,
 }
 
 /// Measures; gives the section.
 pub fn section(options: &Options, memleak: &Path) -> Result<String> {
-    let program = compile()?;
-    let libraries = libraries()?;
-    let mut rounds = Vec::new();
-    let mut text_bytes = 0;
+    let program = processes::compile("maps.c", &[])?;
+    let mut cases = [Case::some_libraries()?, Case::the_compiler()?];
     for round in 1..=options.rounds {
-        let target = Mapped::start(&program, &libraries)?;
-        text_bytes = target.text_bytes()?;
-        let one = measure(memleak, target.child.id())?;
-        eprintln!(
-            "  round {round}: {:.0} ms, of which tables {:.0} ms; {:.0} MiB; {} rows",
-            one.attach_ms, one.tables_ms, one.peak_mib, one.rows
-        );
-        rounds.push(one);
+        for case in &mut cases {
+            let one = case.measure(&program, memleak)?;
+            eprintln!(
+                "  round {round}, {:.0} MB: {:.0} ms (CPU {:.0} ms), of which tables {:.0} ms; peak {}, then {}, kernel {}; \
+                 a report {:.0} ms, then {}, peak {}",
+                case.text.bytes as f64 / 1e6,
+                one.attach_ms,
+                one.cpu_ms,
+                one.tables_ms,
+                megabytes(one.attached.peak),
+                megabytes(one.attached.resident()),
+                megabytes(one.attached.maps()),
+                one.report_ms,
+                megabytes(one.reported.resident()),
+                megabytes(one.reported.peak),
+            );
+            case.rounds.push(one);
+        }
     }
-    ensure!(
-        text_bytes >= TEXT_BYTES,
-        "the process maps {text_bytes} bytes of text only: use a rustc that has LLVM in a library, as rustup's"
-    );
-    let of = |value: fn(&Round) -> f64| median(rounds.iter().map(value)).context("no rounds");
-    let names: Vec<_> = libraries.iter().filter_map(|path| path.file_name()?.to_str()).collect();
-    Ok(format!(
-        "## {TITLE}\n\n{}\n\nMedians over {} rounds, of a process that maps {:.0} MB of text ({} and what it needs): `cargo xtask bench --attach`.\n\n| what | median |\n| --- | ---: |\n\
-         | from memleak's start until its probes are in | {:.0} ms |\n| of which unwind tables ({} rows) | {:.0} ms |\n\
-         | memleak's peak resident memory | {:.0} MiB |\n",
+    let text = cases[0].text.bytes;
+    ensure!(TEXT.contains(&text), "the first process maps {text} bytes of text: there are too few libraries");
+    markdown(options, &cases)
+}
+
+fn megabytes(bytes: f64) -> String {
+    format!("{:.1} MB", bytes / 1e6)
+}
+
+fn markdown(options: &Options, cases: &[Case]) -> Result<String> {
+    type Value = fn(&Round) -> f64;
+    type Shown = fn(f64) -> String;
+    let ms: Shown = |value| format!("{value:.0} ms");
+    let rows: [(&str, Value, Shown); 17] = [
+        ("from memleak's start until its probes are in", |round| round.attach_ms, ms),
+        ("of which unwind tables", |round| round.tables_ms, ms),
+        ("CPU time until then, user and system, on all CPUs", |round| round.cpu_ms, ms),
+        ("their rows", |round| round.rows, |value| format!("{value:.0}")),
+        ("peak of resident memory until then (VmHWM)", |round| round.attached.peak, megabytes),
+        ("resident when its probes are in", |round| round.attached.resident(), megabytes),
+        ("of which its own (RssAnon)", |round| round.attached.anonymous, megabytes),
+        ("of which files: its own program (RssFile)", |round| round.attached.file, megabytes),
+        ("of which shared (RssShmem)", |round| round.attached.shared, megabytes),
+        ("in the kernel: unwind tables and room for more", |round| round.attached.unwind_maps, megabytes),
+        ("in the kernel: all other maps", |round| round.attached.other_maps, megabytes),
+        (
+            "**resident and in the kernel, together**",
+            |round| round.attached.resident() + round.attached.maps(),
+            megabytes,
+        ),
+        ("the first report, of ten stacks through LLVM", |round| round.report_ms, ms),
+        ("peak of resident memory by then", |round| round.reported.peak, megabytes),
+        ("resident after it", |round| round.reported.resident(), megabytes),
+        ("of which its own (RssAnon)", |round| round.reported.anonymous, megabytes),
+        (
+            "**resident and in the kernel, together, after it**",
+            |round| round.reported.resident() + round.reported.maps(),
+            megabytes,
+        ),
+    ];
+    let mut text = format!(
+        "## {TITLE}\n\n{}\n\nMedians over {} rounds: `cargo xtask bench --attach`. Text is the sum of executable \
+         mappings; MB are 10^6 bytes. The kernel's memory for BPF maps is as `/proc/PID/fdinfo` says (memlock); it is no part of \
+         what is resident, since memleak maps no more of it than it is writing.\n\n",
         table::machine()?,
         options.rounds,
-        text_bytes as f64 / 1e6,
-        names.join(", "),
-        of(|round| round.attach_ms)?,
-        of(|round| round.rows)?,
-        of(|round| round.tables_ms)?,
-        of(|round| round.peak_mib)?,
-    ))
-}
-
-fn measure(memleak: &Path, pid: u32) -> Result<Round> {
-    let mut command = memleak_command(memleak)?;
-    command.args(["-p", &pid.to_string(), "1", "1"]);
-    let start = processes::now();
-    let traced = Tracer { command, mark: "memleak: attached " }.run(Duration::from_secs(1))?;
-    const TABLES: &str = "memleak: unwind tables: ";
-    Ok(Round {
-        attach_ms: traced.marked.saturating_sub(start).as_secs_f64() * 1e3,
-        tables_ms: traced.number(TABLES, "built in ")?,
-        rows: traced.number(TABLES, " with ")?,
-        peak_mib: traced.peak_rss_bytes() as f64 / f64::from(1 << 20),
-    })
-}
-
-/// A process that has mapped libraries. Dropping it ends it.
-struct Mapped {
-    child: Child,
-}
-
-impl Mapped {
-    fn start(program: &Path, libraries: &[PathBuf]) -> Result<Self> {
-        let mut command = Command::new(program);
-        // librustc_driver's own libraries are beside it.
-        let folders = libraries.iter().filter_map(|path| path.parent());
-        let child = command
-            .args(libraries)
-            .env("LD_LIBRARY_PATH", std::env::join_paths(folders)?)
-            // The compiler's library wants more thread-local storage than dlopen has at hand (ld.so(8)).
-            .env("GLIBC_TUNABLES", "glibc.rtld.optional_static_tls=65536")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        let mut mapped = Self { child };
-        let mut line = String::new();
-        BufReader::new(mapped.child.stdout.take().context("no pipe")?).read_line(&mut line)?;
-        ensure!(line == "mapped\n", "{} cannot map {libraries:?}", program.display());
-        Ok(mapped)
+    );
+    for case in cases {
+        let files = case.text.files.iter().map(|(bytes, name)| format!("{name} {:.1}", *bytes as f64 / 1e6));
+        let files = files.collect::<Vec<_>>().join(", ");
+        writeln!(text, "- {:.1} MB: {files}, and less than 1 MB each", case.text.bytes as f64 / 1e6)?;
     }
+    text += "\n| text |";
+    for case in cases {
+        write!(text, " {:.0} MB |", case.text.bytes as f64 / 1e6)?;
+    }
+    text += "\n| --- |";
+    text += &" ---: |".repeat(cases.len());
+    for (name, value, shown) in rows {
+        write!(text, "\n| {name} |")?;
+        for case in cases {
+            write!(text, " {} |", shown(median(case.rounds.iter().map(value)).context("no rounds")?))?;
+        }
+    }
+    text.push('\n');
+    Ok(text)
+}
 
-    /// Bytes of executable mappings.
-    fn text_bytes(&self) -> Result<u64> {
-        let maps = fs::read_to_string(format!("/proc/{}/maps", self.child.id()))?;
-        let range = |line: &str| -> Option<u64> {
-            let (range, rest) = line.split_once(' ')?;
-            let (start, end) = range.split_once('-')?;
-            let size = u64::from_str_radix(end, 16).ok()? - u64::from_str_radix(start, 16).ok()?;
-            (rest.as_bytes().get(2) == Some(&b'x')).then_some(size)
+impl Case {
+    /// LLVM as rustc brings it along, and as many of the machine's libraries as make 150 MB of text.
+    fn some_libraries() -> Result<Self> {
+        let libraries = run::rust_sysroot()?.join("lib");
+        let llvm = largest_first(&[libraries])?
+            .into_iter()
+            .find(|path| name_of(path).starts_with("libLLVM"))
+            .context("this rustc has no LLVM library: use rustup's")?;
+        // The system's libraries, and gcc's own programs.
+        let folder_of = |option: &str| -> Result<PathBuf> {
+            let path = PathBuf::from(run::output(Command::new("gcc").arg(option))?.trim());
+            let folder = path.parent().with_context(|| format!("gcc knows no {option}"))?;
+            Ok(folder.canonicalize()?)
         };
-        Ok(maps.lines().filter_map(range).sum())
+        let folders = [folder_of("-print-file-name=libc.so.6")?, folder_of("-print-prog-name=cc1")?];
+        let limits = [TEXT.start().to_string().into(), TEXT.end().to_string().into(), llvm];
+        let arguments = limits.into_iter().chain(largest_first(&folders)?).collect();
+        Ok(Self { arguments, text: Text::default(), rounds: Vec::new() })
+    }
+
+    /// rustc's own library, with the LLVM that it needs.
+    fn the_compiler() -> Result<Self> {
+        let folder = run::rust_sysroot()?.join("lib");
+        let files = largest_first(std::slice::from_ref(&folder))?;
+        let driver = files.into_iter().find(|path| name_of(path).starts_with("librustc_driver-"));
+        let driver = driver.with_context(|| format!("no librustc_driver in {}", folder.display()))?;
+        Ok(Self {
+            arguments: vec!["0".into(), "0".into(), driver],
+            text: Text::default(),
+            rounds: Vec::new(),
+        })
+    }
+
+    fn measure(&mut self, program: &Path, memleak: &Path) -> Result<Round> {
+        let mut command = Command::new(program);
+        command
+            .args(&self.arguments)
+            // librustc_driver's own libraries are beside it.
+            .env("LD_LIBRARY_PATH", run::rust_sysroot()?.join("lib"))
+            // It wants more thread-local storage than dlopen has at hand (ld.so(8)).
+            .env("GLIBC_TUNABLES", "glibc.rtld.optional_static_tls=65536");
+        let mut target = Target::start(&mut command)?;
+        target.expect("mapped")?;
+        self.text = Text::of(target.pid())?;
+
+        let mut command = memleak_command(memleak)?;
+        command.args(["-o", "0", "-p", &target.pid().to_string(), "1", "2"]);
+        let (mut attached, mut reported, mut cpu_ms) = (None, None, 0.0);
+        const ATTACHED: &str = "memleak: attached ";
+        const REPORT: &str = "memleak: report over ";
+        let start = processes::now();
+        let run = Tracer { command, mark: ATTACHED };
+        let traced = run.run_watched(Duration::from_secs(2), |pid, line| {
+            if line.starts_with(ATTACHED) && attached.is_none() {
+                attached = Some(Memory::of(pid)?);
+                let [own, _] = cpu::of(tracer(pid)?)?;
+                cpu_ms = own.sum() * 1e3;
+                target.go()?;
+                target.expect("made")?;
+            } else if line.starts_with(REPORT) && reported.is_none() {
+                reported = Some(Memory::of(pid)?);
+            }
+            Ok(())
+        })?;
+        const HEADING: &str = " allocations from stack";
+        let stacks = traced.count(HEADING);
+        ensure!(stacks >= STACKS, "two reports show {stacks} stacks with more than one allocation");
+        const TABLES: &str = "memleak: unwind tables: ";
+        Ok(Round {
+            attach_ms: traced.marked.saturating_sub(start).as_secs_f64() * 1e3,
+            cpu_ms,
+            tables_ms: traced.number(TABLES, "built in ")?,
+            rows: traced.number(TABLES, " with ")?,
+            attached: attached.context("memleak -v did not say that it is attached")?,
+            reported: reported.context("memleak -v did not say that it has reported")?,
+            report_ms: traced.number(REPORT, "took ")?,
+        })
     }
 }
 
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        let _ = self.child.kill(); // fails only where it has ended
-        let _ = self.child.wait();
+fn name_of(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+/// The regular files of folders, the largest first.
+fn largest_first(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for folder in folders {
+        for entry in folder.read_dir().with_context(|| format!("cannot read {}", folder.display()))? {
+            let entry = entry?;
+            // Of the file itself: links would bring it a second time.
+            let metadata = entry.metadata()?;
+            if metadata.is_file() {
+                files.push((metadata.len(), entry.path()));
+            }
+        }
+    }
+    files.sort_by(|one, other| other.cmp(one));
+    // The rest is small; a command line has room for so many.
+    Ok(files.into_iter().take(300).map(|(_, path)| path).collect())
+}
+
+impl Text {
+    fn of(pid: u32) -> Result<Self> {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+        let mut text = Self::default();
+        for line in maps.lines() {
+            let Some((bytes, path)) = executable(line) else { continue };
+            text.bytes += bytes;
+            let name = name_of(Path::new(path));
+            match text.files.iter_mut().find(|(_, other)| other == name) {
+                Some((sum, _)) => *sum += bytes,
+                None => text.files.push((bytes, name.to_owned())),
+            }
+        }
+        text.files.retain(|(bytes, _)| *bytes >= 1_000_000);
+        text.files.sort_by(|one, other| other.cmp(one));
+        Ok(text)
     }
 }
 
-fn compile() -> Result<PathBuf> {
-    let directory = run::root().join("target/bench");
-    fs::create_dir_all(&directory)?;
-    let program = directory.join("maps");
-    let mut compiler = Command::new("gcc");
-    compiler.current_dir(run::root()).args(["-O2", "-Wall", "-Wextra", "xtask/bench/maps.c", "-o"]);
-    run::run(compiler.arg(&program))?;
-    Ok(program)
+/// Bytes and path of a line of /proc/PID/maps (proc_pid_maps(5)) that can be executed.
+fn executable(line: &str) -> Option<(u64, &str)> {
+    let (range, rest) = line.split_once(' ')?;
+    let (start, end) = range.split_once('-')?;
+    let bytes = u64::from_str_radix(end, 16).ok()?.checked_sub(u64::from_str_radix(start, 16).ok()?)?;
+    let path = rest.split_whitespace().nth(4).unwrap_or_default();
+    (rest.as_bytes().get(2) == Some(&b'x')).then_some((bytes, path))
 }
 
-/// The largest library of a machine with Rust: the compiler's, which brings its own LLVM along.
-fn libraries() -> Result<Vec<PathBuf>> {
-    let folder = run::rust_sysroot()?.join("lib");
-    let is_it = |path: &PathBuf| {
-        path.file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.starts_with("librustc_driver-"))
-    };
-    let mut entries = folder.read_dir()?.flatten().map(|entry| entry.path());
-    let driver =
-        entries.find(is_it).with_context(|| format!("no librustc_driver in {}", folder.display()))?;
-    Ok(vec![driver])
+#[cfg(test)]
+mod tests {
+    use super::executable;
+
+    #[test]
+    fn executable_mappings_are_told() {
+        let line =
+            "7f8ea0426000-7f8ea057c000 r-xp 00026000 fe:00 326279                     /usr/lib/libc.so.6";
+        assert_eq!(executable(line), Some((0x15_6000, "/usr/lib/libc.so.6")));
+        assert_eq!(executable(&line.replace("r-xp", "r--p")), None);
+        assert_eq!(executable("1000-3000 rwxp 00000000 00:00 0"), Some((0x2000, "")));
+        assert_eq!(executable(""), None);
+    }
 }

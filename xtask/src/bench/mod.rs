@@ -7,7 +7,9 @@
 
 mod attach;
 mod bcc;
+mod cpu;
 mod kernel;
+mod memory;
 mod processes;
 mod rustc;
 mod sections;

@@ -117,6 +117,13 @@ impl Target {
         Ok(writeln!(self.input, "go")?)
     }
 
+    /// Waits for its next line, which has to be this one.
+    pub fn expect(&self, text: &str) -> Result<()> {
+        let line = self.lines.recv_timeout(PATIENCE).context("the traced program says nothing")?;
+        ensure!(line.text == text, "the traced program says `{}` where it should say `{text}`", line.text);
+        Ok(())
+    }
+
     /// Medians of the windows within `length` from `start`, less a margin at both ends; waits for the last of them.
     pub fn pace(&self, start: Duration, length: Duration, margin: Duration) -> Result<Pace> {
         let (from, to) = (start + margin, start + length - margin);
@@ -181,6 +188,7 @@ pub struct Traced {
     /// When the marked line came (CLOCK_MONOTONIC).
     pub marked: Duration,
     lines: Vec<String>,
+    /// Most that it had resident (or sudo, where it stands between).
     peak_rss_bytes: u64,
 }
 
@@ -191,14 +199,28 @@ impl Tracer {
     }
 
     /// Runs it to its end; calls `at_mark` when the marked line comes.
-    pub fn run_with(mut self, seconds: Duration, at_mark: impl FnOnce() -> Result<()>) -> Result<Traced> {
+    pub fn run_with(self, seconds: Duration, at_mark: impl FnOnce() -> Result<()>) -> Result<Traced> {
+        let (mark, mut at_mark) = (self.mark, Some(at_mark));
+        self.run_watched(seconds, |_, line| match at_mark.take_if(|_| line.contains(mark)) {
+            Some(at_mark) => at_mark(),
+            None => Ok(()),
+        })
+    }
+
+    /// Runs it to its end; calls `at_line` with the process that was started and each line, when it comes.
+    pub fn run_watched(
+        mut self,
+        seconds: Duration,
+        mut at_line: impl FnMut(u32, &str) -> Result<()>,
+    ) -> Result<Traced> {
         let shown = run::shown(&self.command);
         let command = self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start `{shown}`"))?;
         let (sender, receiver) = mpsc::channel();
         lines(child.stdout.take().context("no pipe")?, sender.clone());
         lines(child.stderr.take().context("no pipe")?, sender);
-        let collected = collect(&receiver, self.mark, Instant::now() + seconds + PATIENCE, at_mark);
+        let deadline = Instant::now() + seconds + PATIENCE;
+        let collected = collect(&receiver, self.mark, deadline, |line| at_line(child.id(), line));
         if collected.is_err() {
             // It hangs, or we cannot go on: it must not stay attached. Fails for a tracer that sudo raised, and for
             // one that has ended.
@@ -284,18 +306,16 @@ fn collect(
     lines: &Receiver<Line>,
     mark: &str,
     deadline: Instant,
-    at_mark: impl FnOnce() -> Result<()>,
+    mut at_line: impl FnMut(&str) -> Result<()>,
 ) -> Result<(Option<Duration>, Vec<String>)> {
-    let (mut marked, mut texts, mut at_mark) = (None, Vec::new(), Some(at_mark));
+    let (mut marked, mut texts) = (None, Vec::new());
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => {
-                if line.text.contains(mark)
-                    && let Some(at_mark) = at_mark.take()
-                {
+                if marked.is_none() && line.text.contains(mark) {
                     marked = Some(line.time);
-                    at_mark()?;
                 }
+                at_line(&line.text)?;
                 texts.push(line.text);
             }
             Err(RecvTimeoutError::Disconnected) => return Ok((marked, texts)),
@@ -341,9 +361,9 @@ impl Traced {
         })
     }
 
-    /// Most memory that it had resident (or sudo, where it stands between).
-    pub fn peak_rss_bytes(&self) -> u64 {
-        self.peak_rss_bytes
+    /// How many lines have `text` in them.
+    pub fn count(&self, text: &str) -> usize {
+        self.lines.iter().filter(|line| line.contains(text)).count()
     }
 
     /// The number after `before` in the first line that starts with `prefix`.

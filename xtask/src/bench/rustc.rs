@@ -2,65 +2,161 @@
 //! more, and an allocation every few hundred nanoseconds.
 
 use std::{
-    fs,
+    fmt::Write as _,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
-use super::{Options, median, memleak_command, processes, table};
-use crate::run;
+use super::{
+    Options,
+    cpu::{self, Cpu},
+    median, memleak_command, table,
+};
+use crate::{privilege, run};
 
 /// What is compiled: no small crate, one that needs no other, and one that our own tests need anyway.
 const CRATE: &str = "memchr";
 /// Title of the section in BENCHMARKS.md.
 pub const TITLE: &str = "rustc compiling a crate";
+/// Stacks of which the frames are counted: those with the most allocations.
+const STACKS: &str = "1000";
 
-const VARIANTS: [(&str, Option<&[&str]>); 4] = [
-    ("untraced", None),
-    ("traps alone", Some(&["--traps-only"])),
-    ("memleak --unwind fp", Some(&["--unwind", "fp"])),
-    ("memleak", Some(&[])),
+/// A way to compile.
+struct Variant {
+    name: &'static str,
+    /// memleak's options; `None`: untraced.
+    options: Option<&'static [&'static str]>,
+    /// Its reports count something.
+    counts: bool,
+}
+
+const VARIANTS: [Variant; 4] = [
+    Variant { name: "untraced", options: None, counts: false },
+    Variant { name: "traps alone", options: Some(&["--traps-only"]), counts: false },
+    Variant { name: "memleak --unwind fp", options: Some(&["--unwind", "fp"]), counts: true },
+    Variant { name: "memleak", options: Some(&[]), counts: true },
 ];
+/// What the cost of a call is told beyond.
+const TRAPS: usize = 1;
 
-/// A run: seconds.
-#[derive(Clone, Copy)]
+/// A run: seconds of the clock, and of CPUs.
+#[derive(Clone, Copy, Default)]
 struct Cost {
     wall: f64,
-    user: f64,
-    system: f64,
+    compiler: Cpu,
+    tracer: Cpu,
+    /// Acquired and released, where they are counted.
+    calls: f64,
 }
 
 /// Measures; gives the section.
 pub fn section(options: &Options, memleak: &Path) -> Result<String> {
+    ensure!(privilege::is_root(), "run it as root: below sudo, tracer and compiler cannot be told apart");
     let compile = Compile::find()?;
     let mut costs: [Vec<Cost>; VARIANTS.len()] = Default::default();
     for round in 1..=options.rounds {
-        for (cost, (name, tracer)) in costs.iter_mut().zip(VARIANTS) {
-            let one = compile.run(memleak, tracer)?;
-            let Cost { wall, user, system } = one;
-            eprintln!("  round {round}, {name}: {wall:.2} s, user {user:.2} s, system {system:.2} s");
-            cost.push(one);
+        for (costs, variant) in costs.iter_mut().zip(VARIANTS) {
+            let cost = compile.run(memleak, &variant, &[], "3600")?;
+            eprintln!(
+                "  round {round}, {}: {:.2} s, compiler {:.2} s, tracer {:.2} s, {} calls",
+                variant.name,
+                cost.wall,
+                cost.compiler.sum(),
+                cost.tracer.sum(),
+                cost.calls
+            );
+            costs.push(cost);
         }
     }
+    let mut frames = [None; VARIANTS.len()];
+    for (frames, variant) in frames.iter_mut().zip(VARIANTS).filter(|(_, variant)| variant.counts) {
+        compile.run(memleak, &variant, &["-o", "0", "-T", STACKS, "--sort", "count"], "1")?;
+        *frames = Some(Frames::of(&compile.reports()?)?);
+    }
+    // The last run was one with tables.
+    let tables = compile.tables()?;
+    markdown(options, &compile, &tables, &costs, &frames)
+}
+
+fn markdown(
+    options: &Options,
+    compile: &Compile,
+    tables: &str,
+    costs: &[Vec<Cost>],
+    frames: &[Option<Frames>],
+) -> Result<String> {
     let mut text = format!(
         "## {TITLE}\n\n{}\n\nMedians over {} rounds of whole runs, attaching and reporting included, of rustc compiling \
-         {CRATE} {}: `cargo xtask bench --rustc`. User and system time are the tracer's and the \
-         compiler's together.\n\n| | wall | user | system | wall / untraced |\n| --- | ---: | ---: | ---: | ---: |\n",
+         {CRATE} {}: `cargo xtask bench --rustc`. memleak's last words of its unwind tables: {tables}. Calls are what was \
+         acquired and released, by the last report; what a call costs is the compiler's CPU time beyond that with the \
+         traps alone, divided by them. Frames are those of the {STACKS} stacks with the most allocations that are \
+         outstanding at each second of one more run, each counted as often as it has allocations, inlined ones left out; that \
+         is no mean over all calls, of which most are gone by then.\n\n| | wall | wall / untraced \
+         | compiler: user | system | memleak: user | system | calls | a call, beyond the traps | frames of a stack |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
         table::machine()?,
         options.rounds,
         compile.version
     );
-    let of = |costs: &[Cost], value: fn(&Cost) -> f64| median(costs.iter().map(value)).context("no rounds");
-    let untraced = of(&costs[0], |cost| cost.wall)?;
-    for (costs, (name, _)) in costs.iter().zip(VARIANTS) {
-        let wall = of(costs, |cost| cost.wall)?;
-        let (user, system) = (of(costs, |cost| cost.user)?, of(costs, |cost| cost.system)?);
-        text += &format!("| {name} | {wall:.2} s | {user:.2} s | {system:.2} s | {:.2} |\n", wall / untraced);
+    let of = |at: usize, value: fn(&Cost) -> f64| median(costs[at].iter().map(value)).context("no rounds");
+    let untraced = of(0, |cost| cost.wall)?;
+    let traps = of(TRAPS, |cost| cost.compiler.sum())?;
+    for (at, variant) in VARIANTS.iter().enumerate() {
+        let wall = of(at, |cost| cost.wall)?;
+        write!(text, "| {} | {wall:.2} s | {:.2} |", variant.name, wall / untraced)?;
+        write!(text, " {:.2} s |", of(at, |cost| cost.compiler.user)?)?;
+        write!(text, " {:.2} s |", of(at, |cost| cost.compiler.system)?)?;
+        match variant.options {
+            Some(_) => {
+                write!(text, " {:.2} s |", of(at, |cost| cost.tracer.user)?)?;
+                write!(text, " {:.2} s |", of(at, |cost| cost.tracer.system)?)?;
+            }
+            None => text += " | |",
+        }
+        let calls = of(at, |cost| cost.calls)?;
+        match frames[at] {
+            Some(Frames { mean, share }) => {
+                let beyond = (of(at, |cost| cost.compiler.sum())? - traps) / calls * 1e9;
+                write!(text, " {calls:.0} | {beyond:.0} ns | {mean:.1} (of {:.0} %) |", share * 100.0)?;
+            }
+            None => text += " | | |",
+        }
+        text.push('\n');
     }
     Ok(text)
+}
+
+/// Frames of the stacks of a report.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Frames {
+    /// Of a stack, weighted by its allocations.
+    mean: f64,
+    /// Share of all outstanding allocations that these stacks have.
+    share: f64,
+}
+
+impl Frames {
+    /// Of objects of `--json`.
+    fn of(reports: &[Value]) -> Result<Self> {
+        let (mut allocations, mut frames, mut all) = (0.0, 0.0, 0.0);
+        for report in reports {
+            for stack in report["stacks"].as_array().context("no stacks")? {
+                let count = stack["count"].as_f64().context("no count")?;
+                let list = stack["frames"].as_array().context("no frames")?;
+                let physical = list.iter().filter(|frame| frame["inlined"] != true).count();
+                allocations += count;
+                frames += count * physical as f64;
+            }
+            all += report["totals"]["count"].as_f64().context("no totals")?;
+        }
+        ensure!(allocations > 0.0, "nothing was outstanding");
+        Ok(Self { mean: frames / allocations, share: allocations / all })
+    }
 }
 
 /// How the crate is compiled.
@@ -76,7 +172,7 @@ impl Compile {
     fn find() -> Result<Self> {
         let mut cargo = run::cargo();
         let metadata = run::output(cargo.args(["metadata", "--format-version", "1", "--locked"]))?;
-        let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
+        let metadata: Value = serde_json::from_str(&metadata)?;
         let packages = metadata["packages"].as_array().context("no packages")?;
         let package = packages.iter().find(|package| package["name"] == CRATE);
         let package = package.with_context(|| format!("{CRATE} is no dependency any more"))?;
@@ -94,13 +190,14 @@ impl Compile {
         })
     }
 
-    /// Compiles once, under the tracer with these options.
-    fn run(&self, memleak: &Path, tracer: Option<&[&str]>) -> Result<Cost> {
-        let mut command = match tracer {
+    /// Compiles once, under the tracer with the variant's options and these, reporting each `interval` seconds.
+    fn run(&self, memleak: &Path, variant: &Variant, more: &[&str], interval: &str) -> Result<Cost> {
+        let mut command = match variant.options {
             None => Command::new(&self.rustc),
             Some(options) => {
                 let mut command = memleak_command(memleak)?;
-                command.args(options).args(["--output", "/dev/null", "3600", "--"]).arg(&self.rustc);
+                command.args(options).args(more).args(["--json", "--output"]).arg(self.report());
+                command.args([interval, "--"]).arg(&self.rustc);
                 command
             }
         };
@@ -108,15 +205,66 @@ impl Compile {
         command.args(["--cap-lints", "allow", "--cfg", "feature=\"std\"", "--cfg", "feature=\"alloc\""]);
         command.arg("--out-dir").arg(&self.output).arg(&self.source);
         let shown = run::shown(&command);
+        let words = File::create(self.words())?;
         let begin = Instant::now();
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let child = child.with_context(|| format!("cannot start `{shown}`"))?;
-        let (status, usage) = processes::wait_with_usage(&child)?;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(words).spawn();
+        let mut child = child.with_context(|| format!("cannot start `{shown}`"))?;
+        let [own, children] = cpu::at_end(&child)?;
         let wall = begin.elapsed().as_secs_f64();
+        let status = child.wait()?;
         ensure!(status.success(), "`{shown}` failed: {status}");
-        let seconds = |time: libc::timeval| {
-            Duration::new(time.tv_sec.unsigned_abs(), 0).as_secs_f64() + time.tv_usec as f64 / 1e6
+        let (compiler, tracer) = match variant.options {
+            Some(_) => (children, own),
+            None => (own, Cpu::default()),
         };
-        Ok(Cost { wall, user: seconds(usage.ru_utime), system: seconds(usage.ru_stime) })
+        let mut calls = 0.0;
+        if variant.counts {
+            let reports = self.reports()?;
+            let last = reports.last().context("no report")?;
+            let lost = &last["lost"];
+            ensure!(lost["stacks"] == 0 && lost["allocations"] == 0, "`{shown}` has lost some: {lost}");
+            let totals = &last["totals"];
+            let number = |name: &str| totals[name].as_f64().with_context(|| format!("no {name} in totals"));
+            calls = number("acquired")? + number("released")?;
+        }
+        Ok(Cost { wall, compiler, tracer, calls })
+    }
+
+    /// Where reports go.
+    fn report(&self) -> PathBuf {
+        self.output.join("report.json")
+    }
+
+    /// Where standard error goes.
+    fn words(&self) -> PathBuf {
+        self.output.join("words")
+    }
+
+    fn reports(&self) -> Result<Vec<Value>> {
+        let reports = fs::read_to_string(self.report())?;
+        Ok(reports.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    }
+
+    /// What memleak said last of its tables.
+    fn tables(&self) -> Result<String> {
+        let words = fs::read_to_string(self.words())?;
+        let mut said = words.lines().filter_map(|line| line.strip_prefix("memleak: unwind tables: "));
+        said.next_back().map(str::to_owned).context("memleak -v did not say what tables it has")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_weighted() {
+        let report = serde_json::json!({"totals": {"count": 8}, "stacks": [
+            {"count": 3, "frames": [{"inlined": false}, {"inlined": true}, {"inlined": false}]},
+            {"count": 1, "frames": [{"inlined": false}, {}, {}, {}, {}, {}]},
+        ]});
+        let empty = serde_json::json!({"totals": {"count": 0}, "stacks": []});
+        assert_eq!(Frames::of(&[report, empty.clone()]).ok(), Some(Frames { mean: 3.0, share: 0.5 }));
+        assert!(Frames::of(&[empty]).is_err());
     }
 }

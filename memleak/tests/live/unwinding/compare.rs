@@ -1,206 +1,155 @@
-//! A run of a program under the tracer, beside the same run under gdb.
+//! A program that is traced and debugged in one run: the tracer's stacks beside gdb's, at the very same calls.
+//!
+//! gdb stops at each call of an allocator's function before the tracer's probe in it, takes the stack, and sees what the
+//! call returns. So each block that the tracer reports in the end is the one of a call, by its address, and so is its stack.
 
 use std::{
-    collections::BTreeSet,
-    io,
-    os::unix::process::CommandExt as _,
-    process::{Command, Stdio},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::File,
+    os::unix::fs::FileExt as _,
+    process::Command,
 };
 
 use super::fixture;
 use crate::{
     process::Running,
-    programs::{scratch_dir, text},
-    report::{Frame, Report, Stack},
-    tracer::{MEMLEAK, NEVER, Tracer},
+    report::{Allocation, Frame, Report, Stack},
+    tracer::{NEVER, Tracer},
 };
 
-/// No address randomization, for the command and what it starts (personality(2)).
-fn without_randomization(command: &mut Command) -> &mut Command {
-    // SAFETY: personality(2) may be called between fork and exec.
-    unsafe {
-        command.pre_exec(|| match libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong) {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        })
+/// What gdb stops at: all that acquires memory, by the tracer's count. The usual ones first, since the processor has four
+/// breakpoints for functions that are probed at their first byte.
+const FUNCTIONS: &str =
+    "malloc calloc realloc mmap reallocarray mremap posix_memalign aligned_alloc memalign";
+
+/// A stack's return addresses, the caller of the allocator's function first.
+type Addresses = Vec<u64>;
+
+/// What gdb saw.
+#[derive(Default)]
+struct Truth {
+    stacks: HashMap<usize, Addresses>,
+    /// By resource and the address that calls returned, of the last of them: the bytes asked for and the stack's number.
+    blocks: BTreeMap<(String, u64), (u64, usize)>,
+    calls: u64,
+}
+
+impl Truth {
+    /// Reads what `gdb_calls.py` prints.
+    fn parse(lines: &[String]) -> Self {
+        let hex = |word: &str| u64::from_str_radix(word, 16).expect(word);
+        let mut truth = Self::default();
+        for line in lines {
+            match line.split(' ').collect::<Vec<_>>()[..] {
+                ["STACK", number, ref addresses @ ..] => {
+                    let addresses = addresses.iter().map(|word| hex(word)).collect();
+                    truth.stacks.insert(number.parse().expect(line), addresses);
+                }
+                ["BLOCK", resource, address, size, stack] => {
+                    let call = (size.parse().expect(line), stack.parse().expect(line));
+                    truth.blocks.insert((resource.to_owned(), hex(address)), call);
+                }
+                ["DONE", calls] => truth.calls = calls.parse().expect(line),
+                _ => {}
+            }
+        }
+        assert!(truth.calls > 0, "gdb saw no calls: {lines:?}");
+        truth
+    }
+
+    /// The number of the stack of the call that acquired a block. Of a mapping it can be a part that is left.
+    fn call(&self, resource: &str, block: &Allocation) -> Option<usize> {
+        let address = hexadecimal(&block.address);
+        let upto = (resource.to_owned(), address);
+        let ((found, start), (size, number)) = self.blocks.range(..=upto).next_back()?;
+        let is_whole = (*start, *size) == (address, block.size);
+        let is_part = resource == "mmap" && address + block.size <= start + size;
+        (found == resource && (is_whole || is_part)).then_some(*number)
     }
 }
 
-/// A stack's return addresses, the caller of the allocator's function first: file and address in it, as `libc.so.6+2a4f`.
-type Addresses = Vec<String>;
-
-fn addresses(stack: &Stack) -> Addresses {
-    let place = |frame: &Frame| {
-        let module = frame.module.as_deref().unwrap_or("?");
-        let name = module.rsplit('/').next().unwrap_or(module);
-        format!("{name}+{}", frame.offset.as_deref().unwrap_or("?").trim_start_matches("0x"))
-    };
-    let mut places: Addresses = stack.frames.iter().map(place).collect();
-    places.dedup(); // inlined functions share their caller's address
-    places
-}
-
-/// The environment of both runs, the whole of it: a variable more, and a dictionary of Python's grows elsewhere. Its
-/// dictionaries have the same order, too.
-const SAME_EACH_TIME: [(&str, &str); 7] = [
-    ("PYTHONHASHSEED", "0"),
-    ("PYTHONDONTWRITEBYTECODE", "1"),
-    ("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin"),
-    ("HOME", "/root"),
-    ("SHELL", "/bin/sh"), // gdb's way to start a program, which says PWD
-    ("PWD", "/"),
-    ("DEBUGINFOD_URLS", ""),
-];
-
-/// gdb, to be told of a program by `setting` (python) and more arguments.
+/// gdb, to be told of a program by more arguments. `setting`: python.
 fn gdb(setting: &str) -> Command {
-    const FUNCTIONS: &str = "malloc calloc realloc posix_memalign aligned_alloc memalign mmap";
     let mut gdb = Command::new("gdb");
-    gdb.args([
-        "-nx",
-        "-q",
-        "-batch",
-        "-ex",
-        "unset environment LINES",
-        "-ex",
-        "unset environment COLUMNS",
-        "-ex",
-    ])
-    .arg(format!("python FUNCTIONS='{FUNCTIONS}'; LIMIT=20000{setting}"))
-    .arg("-x")
-    .arg(fixture("gdb_stacks.py"));
-    gdb.env_clear().envs(SAME_EACH_TIME).current_dir("/");
+    gdb.args(["-nx", "-q", "-batch", "-ex"]).arg(format!("python FUNCTIONS='{FUNCTIONS}'{setting}"));
+    gdb.arg("-x").arg(fixture("gdb_calls.py"));
     gdb
 }
 
-/// All different stacks of the run, as gdb sees them.
-fn truth(command: &[&str]) -> BTreeSet<Addresses> {
-    let output = gdb("").arg("--args").args(command).stdin(Stdio::null()).output().expect("gdb is installed");
-    stacks_of(&String::from_utf8_lossy(&output.stdout))
-}
-
-/// The same of a running process, from now to its end, which `drive` brings about.
-fn truth_of_running(pid: u32, drive: impl FnOnce()) -> BTreeSet<Addresses> {
-    let mut gdb = Running::start(&mut gdb(&format!("; PID={pid}")));
-    gdb.expect("READY");
-    drive();
-    stacks_of(&gdb.end().stdout.join("\n"))
-}
-
-fn stacks_of(printed: &str) -> BTreeSet<Addresses> {
-    let stacks: BTreeSet<Addresses> = printed
-        .lines()
-        .filter_map(|line| line.strip_prefix("STACK "))
-        .map(|line| {
-            let mut places: Addresses = line.split(' ').map(str::to_owned).collect();
-            places.dedup(); // as ours are
-            places
-        })
-        .collect();
-    assert!(printed.contains("\nDONE ") && !stacks.is_empty(), "gdb: {printed}");
-    stacks
-}
-
-/// The last report on the run, all stacks.
-pub fn traced(options: &[&str], command: &[&str]) -> Report {
-    let file = scratch_dir().join(format!("unwinding-{}", std::process::id()));
-    let mut tracer = Command::new(MEMLEAK);
-    tracer.args(["--json", "-o", "0", "-T", "100000", "--output", text(&file)]);
-    tracer.args(options).arg(NEVER).arg("--").args(command);
-    tracer.env_clear().envs(SAME_EACH_TIME).current_dir("/");
-    let ended = Running::start(without_randomization(&mut tracer)).end();
-    assert!(ended.status.success(), "{ended:?}");
-    let report = std::fs::read_to_string(&file).expect("the report can be read");
-    std::fs::remove_file(&file).expect("removing the report");
-    Report::parse(report.lines().last().unwrap_or_else(|| panic!("a report: {ended:?}")))
+/// Has gdb and the tracer watch a process from before its first call, or from now on, to its end, which `drive` (told the
+/// process's id) may bring about.
+fn watch(gdb: &mut Command, drive: impl FnOnce(u32)) -> (Report, Truth) {
+    let mut gdb = Running::start(gdb);
+    let ready = gdb.expect_line("READY", |line| line.starts_with("READY "));
+    let pid = ready.split(' ').nth(1).and_then(|pid| pid.parse().ok()).expect("gdb says which process");
+    let tracer = Tracer::attach_with(pid, &["-a", "-o", "0", "-T", "100000", NEVER]);
+    gdb.tell("go on");
+    drive(pid);
+    let report = tracer.wait().into_final_report();
+    (report, Truth::parse(&gdb.end().stdout))
 }
 
 /// How the tracer's stacks compared with gdb's.
 #[derive(Debug, Default)]
 pub struct Score {
+    /// Calls whose blocks were left.
+    blocks: usize,
     pub stacks: usize,
     frames: usize,
     equal: usize,
     /// Stacks that are gdb's from the first frame to the last.
     pub whole: usize,
     pub cut: usize,
+    /// Stacks with another frame where gdb's have one; where one of the two is merely cut there is none.
+    pub wrong: usize,
     differences: Vec<String>,
 }
 
-/// Compares: a stack of the tracer's has to be one of gdb's; of one that is none, the frames count that the likest one
-/// begins with.
-fn compare(report: &Report, truth: &BTreeSet<Addresses>) -> Score {
-    let mut score = Score::default();
-    for stack in &report.stacks {
-        let ours = addresses(stack);
-        score.stacks += 1;
-        score.cut += usize::from(stack.truncated);
-        let likeness = |theirs: &Addresses| {
-            let same = ours.iter().zip(theirs).take_while(|(a, b)| a == b).count();
-            (same, theirs.len())
-        };
-        let best = truth.iter().map(likeness).max_by_key(|(same, len)| (*same, std::cmp::Reverse(*len)));
-        let (same, len) = best.unwrap_or_default();
-        score.frames += len.max(ours.len());
-        score.equal += same;
-        score.whole += usize::from(same == len && same == ours.len());
-        if (same != len || same != ours.len()) && score.differences.len() < 5 {
-            let likest = truth.iter().max_by_key(|theirs| likeness(theirs).0);
-            score.differences.push(format!("ours {ours:?}\ngdb  {likest:?}"));
+impl Score {
+    fn new(name: &str, report: &Report, truth: &Truth) -> Self {
+        assert_eq!(report.totals.acquired, truth.calls, "{name}: the tracer and gdb see the same calls");
+        let mut score = Self::default();
+        for stack in &report.stacks {
+            score.add(name, stack, truth);
+        }
+        score
+    }
+
+    /// Compares a stack with gdb's of each call whose block it stands for.
+    fn add(&mut self, name: &str, stack: &Stack, truth: &Truth) {
+        let ours: Addresses = outer_frames(stack).map(|frame| hexadecimal(&frame.ip)).collect();
+        let blocks = stack.allocations.as_deref().unwrap_or_default();
+        let numbers: BTreeSet<usize> = blocks
+            .iter()
+            .map(|block| {
+                let call = truth.call(&stack.resource, block);
+                call.unwrap_or_else(|| panic!("{name}: gdb saw no call for {block:?}: {stack:?}"))
+            })
+            .collect();
+        assert!(!numbers.is_empty(), "{name}: a stack without blocks: {stack:?}");
+        self.blocks += blocks.len();
+        self.stacks += 1;
+        self.cut += usize::from(stack.truncated);
+        let theirs: Vec<&Addresses> = numbers.iter().map(|number| &truth.stacks[number]).collect();
+        for theirs in &theirs {
+            let same = ours.iter().zip(*theirs).take_while(|(a, b)| a == b).count();
+            self.frames += theirs.len().max(ours.len());
+            self.equal += same;
+            self.wrong += usize::from(same < ours.len().min(theirs.len()));
+        }
+        if theirs.iter().all(|theirs| **theirs == ours) {
+            self.whole += 1;
+        } else if self.differences.len() < 5 {
+            self.differences.push(format!("ours {ours:x?}\ngdb  {theirs:x?}"));
         }
     }
-    score
-}
 
-/// Runs a command under the tracer and under gdb, and compares. `at_least`: stacks.
-pub fn score(name: &str, command: &[&str], at_least: usize) -> (Report, Score) {
-    let report = traced(&[], command);
-    let score = compare(&report, &truth(command));
-    score.tell(name, at_least, &report);
-    (report, score)
-}
-
-/// The same of a server that is attached to when it is ready (a line that `is_ready`), once by the tracer and once by
-/// gdb, and that `drive` makes work and end.
-pub fn score_server(
-    name: &str,
-    command: &[&str],
-    at_least: usize,
-    is_ready: impl Fn(&str) -> bool,
-    drive: impl Fn(),
-) -> Score {
-    let start = || {
-        let (program, arguments) = command.split_first().expect("a command");
-        let mut server = Command::new(program);
-        server.args(arguments).env_clear().envs(SAME_EACH_TIME);
-        let mut server = Running::start(without_randomization(&mut server));
-        server.expect_line("readiness", &is_ready);
-        server
-    };
-    let server = start();
-    let tracer = Tracer::attach(server.pid());
-    drive();
-    let report = tracer.wait().into_final_report();
-    server.end();
-    let server = start();
-    let score = compare(&report, &truth_of_running(server.pid(), drive));
-    server.end();
-    score.tell(name, at_least, &report);
-    score
-}
-
-/// At least 99 % of the frames are gdb's, and as many stacks are gdb's from end to end.
-pub fn assert_equal(name: &str, command: &[&str], at_least: usize) -> Report {
-    let (report, score) = score(name, command, at_least);
-    score.assert_equal(name);
-    report
-}
-
-impl Score {
     /// Prints a row of the table in `tests/unwind_fixtures/README.md`.
     fn tell(&self, name: &str, at_least: usize, report: &Report) {
         println!(
-            "| {name} | {} | {} | {:.2} % | {} | {} |",
+            "| {name} | {} | {} | {} | {} | {:.2} % | {} | {} |",
+            report.totals.acquired,
+            self.blocks,
             self.stacks,
             self.frames,
             100.0 * self.equal as f64 / self.frames.max(1) as f64,
@@ -210,8 +159,93 @@ impl Score {
         assert!(self.stacks >= at_least, "{name}: {} stacks\n{}", self.stacks, report.describe());
     }
 
-    pub fn assert_equal(&self, name: &str) {
-        assert!(self.equal * 100 >= self.frames * 99, "{name}: {self:?}");
-        assert!(self.whole * 100 >= self.stacks * 99 && self.cut * 100 <= self.stacks, "{name}: {self:?}");
+    /// Every frame is gdb's, and no stack is cut.
+    fn assert_equal(&self, name: &str) {
+        let differences = self.differences.join("\n");
+        assert!(self.equal == self.frames && self.whole == self.stacks, "{name}: {self:?}\n{differences}");
+        assert!(self.cut == 0, "{name}: {self:?}");
     }
+}
+
+fn hexadecimal(text: &str) -> u64 {
+    u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+/// Frames that are on the stack: an inlined function has its caller's.
+fn outer_frames(stack: &Stack) -> impl DoubleEndedIterator<Item = &Frame> {
+    stack.frames.iter().filter(|frame| !frame.inlined)
+}
+
+/// Runs a command under both, and compares. `at_least`: stacks.
+pub fn score(name: &str, command: &[&str], at_least: usize) -> (Report, Score) {
+    score_driven(name, command, at_least, drop)
+}
+
+/// The same of a command that `drive` (told the process's id) makes work and end.
+fn score_driven(name: &str, command: &[&str], at_least: usize, drive: impl FnOnce(u32)) -> (Report, Score) {
+    let (report, truth) = watch(gdb("").arg("--args").args(command), drive);
+    let score = Score::new(name, &report, &truth);
+    score.tell(name, at_least, &report);
+    (report, score)
+}
+
+/// All frames are gdb's, and all stacks end where stacks begin.
+pub fn assert_equal(name: &str, command: &[&str], at_least: usize) -> Report {
+    assert_equal_driven(name, command, at_least, drop)
+}
+
+/// The same of a command that `drive` (told the process's id) makes work and end.
+pub fn assert_equal_driven(name: &str, command: &[&str], at_least: usize, drive: impl FnOnce(u32)) -> Report {
+    let (report, score) = score_driven(name, command, at_least, drive);
+    score.assert_equal(name);
+    assert_all_end(name, &report);
+    report
+}
+
+/// The same of a server that is attached to when it is ready (a line that `is_ready`), and that `drive` makes work and end.
+pub fn assert_server_equal(
+    name: &str,
+    command: &mut Command,
+    at_least: usize,
+    is_ready: impl Fn(&str) -> bool,
+    drive: impl FnOnce(u32),
+) {
+    let mut server = Running::start(command);
+    server.expect_line("readiness", is_ready);
+    let (report, truth) = watch(&mut gdb(&format!("; PID={}", server.pid())), drive);
+    server.end();
+    let score = Score::new(name, &report, &truth);
+    score.tell(name, at_least, &report);
+    score.assert_equal(name);
+    assert_all_end(name, &report);
+}
+
+/// Where stacks end: a program's or a thread's first function, or a coroutine's.
+const FIRST_FUNCTIONS: [&str; 7] =
+    ["_start", "_dl_start_user", "clone", "__clone", "clone3", "__clone3", "__start_context"];
+
+/// Each stack goes to a first function, or to the entry point of a program that does not name it.
+fn assert_all_end(name: &str, report: &Report) {
+    let ends = |stack: &Stack| {
+        let mut frames = outer_frames(stack).rev();
+        let (Some(last), Some(before)) = (frames.next(), frames.next()) else { return false };
+        FIRST_FUNCTIONS.contains(&last.bare_function())
+            || is_entry(last)
+            // What a coroutine returns to is the middle of no function. A stripped program does not name the coroutine.
+            || last.function.is_none() && ["coroutine", ""].contains(&before.bare_function())
+    };
+    for stack in &report.stacks {
+        let functions: Vec<&str> = stack.frames.iter().map(Frame::bare_function).collect();
+        assert!(ends(stack), "{name}: ends too early: {functions:?} {:?}", stack.frames.last());
+    }
+}
+
+/// The frame is in the first instructions of its file (ELF header, `e_entry`).
+fn is_entry(frame: &Frame) -> bool {
+    const LONGEST: u64 = 0x40;
+    let (Some(module), Some(offset)) = (&frame.module, &frame.offset) else { return false };
+    let mut entry = [0; 8];
+    let read = File::open(module).and_then(|file| file.read_exact_at(&mut entry, 24));
+    let entry = u64::from_le_bytes(entry);
+    read.is_ok() && (entry..entry + LONGEST).contains(&hexadecimal(offset))
 }

@@ -1,0 +1,182 @@
+//! The stacks that the programs have stored (maps `STACKS` and `SHORT_STACKS`): read when they are wanted, removed when nothing refers to them.
+//!
+//! A program that runs for long comes by any number of stacks (a compiler by 70,000 in the first second), though what is
+//! outstanding hangs on few of them. So when the map is half full, the stacks that no record, no pending call and no
+//! thread's last allocation refers to are removed. The programs need not know: a stack that comes again is stored again,
+//! under the same id, which is its hash.
+//!
+//! A program may be about to enter a record for a stack that is being removed, and a record may move while the tables are
+//! read, so that it is not seen. So what is removed is kept here, until it was found without a reference
+//! [`UNREFERENCED_MAX`] times: a record that refers to it has its stack.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{HashMap as BpfHashMap, MapData, MapError, PerCpuArray},
+};
+use memleak_common::{
+    kernel::{Label, RememberedStack},
+    stack::{MAX_STACK_DEPTH, NO_STACK, Record, SHORT_STACK_DEPTH, is_long},
+    unwind::Step,
+};
+use rustc_hash::FxHashSet;
+
+use super::{
+    BpfError,
+    kernel::cache_name,
+    maps,
+    read::{fd, hash_map, map_error},
+};
+use crate::{
+    kernel_labels::label_name,
+    snapshot::{Cut, Stack},
+};
+
+/// Maps of stacks.
+const LONG: &str = "STACKS";
+const SHORT: &str = "SHORT_STACKS";
+/// How often a stack is found without a reference before it is forgotten.
+const UNREFERENCED_MAX: u8 = 3;
+/// Collecting takes at most one part in this many of the time.
+const PAUSE: u32 = 5;
+/// Shortest pause between two collections.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// Stacks, the programs' and ours.
+pub struct Stacks {
+    /// Room in the map.
+    capacity: u64,
+    /// Those that were read, or removed, by id.
+    kept: HashMap<u64, Kept>,
+    /// Stacks that were removed.
+    removed: u64,
+    /// Stacks that are stored before it is worth looking for references again.
+    wanted: u64,
+    /// When they may be collected again.
+    next: Instant,
+}
+
+struct Kept {
+    stack: Stack,
+    /// Collections, the last ones, that found no reference to it.
+    unreferenced: u8,
+}
+
+impl Stacks {
+    /// None was read yet. `capacity`: entries of the map.
+    pub fn new(capacity: u32) -> Self {
+        let capacity = capacity.into();
+        Self {
+            capacity,
+            kept: HashMap::new(),
+            removed: 0,
+            wanted: capacity.div_ceil(2),
+            next: Instant::now(),
+        }
+    }
+
+    /// One stack; `None` where it is not known.
+    pub fn get(&mut self, ebpf: &Ebpf, id: u64) -> Result<Option<&Stack>, BpfError> {
+        if id != NO_STACK && !self.kept.contains_key(&id) {
+            let stack = if is_long(id) {
+                read::<MAX_STACK_DEPTH>(ebpf, LONG, id)?
+            } else {
+                read::<SHORT_STACK_DEPTH>(ebpf, SHORT, id)?
+            };
+            let Some(stack) = stack else { return Ok(None) };
+            self.kept.insert(id, Kept { stack, unreferenced: 0 });
+        }
+        Ok(self.kept.get(&id).map(|kept| &kept.stack))
+    }
+
+    /// When the stacks are to be collected, where `stored` were stored so far; `None` while there is room.
+    pub fn due(&self, stored: u64) -> Option<Instant> {
+        (stored.saturating_sub(self.removed) >= self.wanted).then_some(self.next)
+    }
+
+    /// Removes the stacks that are not `referenced`, and forgets those that have not been for long. `began`: when the
+    /// references began to be read. Gives how many were removed.
+    pub fn collect(
+        &mut self,
+        ebpf: &Ebpf,
+        referenced: &FxHashSet<u64>,
+        began: Instant,
+    ) -> Result<u64, BpfError> {
+        self.kept.retain(|id, kept| {
+            kept.unreferenced = if referenced.contains(id) { 0 } else { kept.unreferenced + 1 };
+            kept.unreferenced < UNREFERENCED_MAX
+        });
+        let (mut left, mut removed) = (0, 0);
+        self.remove::<MAX_STACK_DEPTH>(ebpf, LONG, referenced, (&mut left, &mut removed))?;
+        self.remove::<SHORT_STACK_DEPTH>(ebpf, SHORT, referenced, (&mut left, &mut removed))?;
+        self.removed += removed;
+        self.wanted = (left + self.capacity / 8).clamp(self.capacity.div_ceil(2), self.capacity);
+        self.next = Instant::now() + (began.elapsed() * PAUSE).max(SHORTEST_PAUSE);
+        Ok(removed)
+    }
+
+    /// Removes from one map what is not referenced, and adds up what is left there and what was removed.
+    fn remove<const DEPTH: usize>(
+        &mut self,
+        ebpf: &Ebpf,
+        name: &'static str,
+        referenced: &FxHashSet<u64>,
+        (left, removed): (&mut u64, &mut u64),
+    ) -> Result<(), BpfError>
+    where
+        Record<DEPTH>: Pod,
+    {
+        let map = fd(ebpf, name)?;
+        let mut unreferenced = Vec::new();
+        maps::for_each_entry(map, |id: &u64, record: &Record<DEPTH>| {
+            if referenced.contains(id) {
+                *left += 1;
+            } else {
+                unreferenced.push(*id);
+                // A program may have found it a moment ago.
+                self.kept.insert(*id, Kept { stack: to_stack(ebpf, record), unreferenced: 0 });
+            }
+        })
+        .map_err(|error| map_error(name, &error))?;
+        maps::remove_all(map, &unreferenced).map_err(|error| map_error(name, &error))?;
+        *removed += unreferenced.len() as u64;
+        Ok(())
+    }
+}
+
+/// Reads one stack from a map.
+fn read<const DEPTH: usize>(ebpf: &Ebpf, name: &'static str, id: u64) -> Result<Option<Stack>, BpfError>
+where
+    Record<DEPTH>: Pod,
+{
+    let map: BpfHashMap<&MapData, u64, Record<DEPTH>> = hash_map(ebpf, name)?;
+    match map.get(&id, 0) {
+        Ok(record) => Ok(Some(to_stack(ebpf, &record))),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(map_error(name, &error)),
+    }
+}
+
+/// Stacks that the kernel mode's programs remember, and may refer to without looking them up.
+pub fn remembered(ebpf: &Ebpf, ids: &mut FxHashSet<u64>) -> Result<(), BpfError> {
+    let map = ebpf.map("REMEMBERED").ok_or(BpfError::Missing("map REMEMBERED"))?;
+    let map: PerCpuArray<&MapData, RememberedStack> =
+        PerCpuArray::try_from(map).map_err(|error| map_error("REMEMBERED", &error))?;
+    for place in map.iter() {
+        let place = place.map_err(|error| map_error("REMEMBERED", &error))?;
+        ids.extend(place.iter().map(|stack| stack.id));
+    }
+    Ok(())
+}
+
+fn to_stack<const DEPTH: usize>(ebpf: &Ebpf, record: &Record<DEPTH>) -> Stack {
+    let len = (record.len as usize).min(record.ips.len());
+    let cut = Step::from_u32(record.end.into()).and_then(Cut::from_end);
+    let label =
+        Label::decode(record.label).and_then(|label| label_name(label, |address| cache_name(ebpf, address)));
+    Stack { ips: record.ips[..len].to_vec(), cut, label }
+}

@@ -1,0 +1,287 @@
+//! Reports to write: one for each thing that can be in them.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use jiff::tz::{TimeZone, offset};
+use memleak::{
+    probe::resource::ResourceInfo,
+    report::{AllocationLine, Report, ResourceTotal, StackReport, TargetInfo, Totals, text::TextOptions},
+    snapshot::{Cut, KERNEL_PID, Lost},
+    symbolize::{Frame, NoSymbol},
+};
+use memleak_common::probe::Resource;
+
+/// 2026-01-02T03:04:05.678Z
+pub fn time() -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(1_767_323_045_678)
+}
+
+/// A place two hours east of Greenwich: its time of day is no UTC.
+pub fn options(top: usize) -> TextOptions {
+    TextOptions { top, time_zone: TimeZone::fixed(offset(2)) }
+}
+
+fn frame(ip: u64, function: &str, function_offset: u64, place: Option<(&str, u32)>) -> Frame {
+    Frame {
+        ip,
+        module: Some("/tmp/leak".to_owned()),
+        offset: Some(ip - 0x55fc_a689_9000),
+        function: Some(function.to_owned()),
+        symbol: Some(function.to_owned()),
+        function_offset: Some(function_offset),
+        file: place.map(|(file, _)| file.to_owned()),
+        line: place.map(|(_, line)| line),
+        inlined: false,
+        no_symbol: None,
+    }
+}
+
+fn unknown(ip: u64, module: Option<&str>, offset: Option<u64>, reason: NoSymbol) -> Frame {
+    Frame {
+        ip,
+        module: module.map(str::to_owned),
+        offset,
+        function: None,
+        symbol: None,
+        function_offset: None,
+        file: None,
+        line: None,
+        inlined: false,
+        no_symbol: Some(reason),
+    }
+}
+
+/// The stack of spec section 2.
+pub fn leaky() -> StackReport {
+    StackReport {
+        pid: 123,
+        resource: info(Resource::Heap),
+        bytes: 80,
+        count: 5,
+        oldest_ms: Some(4000),
+        newest_ms: Some(900),
+        label: None,
+        cut: None,
+        frames: vec![
+            Frame {
+                symbol: Some("_Z5leakym".to_owned()),
+                ..frame(0x55fc_a689_a188, "leaky(unsigned long)", 15, Some(("leak.c", 5)))
+            },
+            frame(0x55fc_a689_a1cc, "main", 0x2e, Some(("/home/me/src/leak.c", 7))),
+        ],
+        now: None,
+        allocations: None,
+    }
+}
+
+fn mapping() -> StackReport {
+    StackReport {
+        resource: info(Resource::Mmap),
+        bytes: 4096,
+        count: 1,
+        oldest_ms: Some(1000),
+        newest_ms: Some(1000),
+        frames: vec![frame(0x55fc_a689_a200, "map_it", 0x10, None)],
+        ..leaky()
+    }
+}
+
+pub fn info(resource: Resource) -> Arc<ResourceInfo> {
+    Arc::new(ResourceInfo::built_in(resource))
+}
+
+pub fn report(stacks: Vec<StackReport>) -> Report {
+    report_of(&[Resource::Heap, Resource::Mmap].map(info), stacks)
+}
+
+fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<StackReport>) -> Report {
+    let total = |resource: &Arc<ResourceInfo>| {
+        let of_it = || stacks.iter().filter(|stack| stack.resource == *resource);
+        ResourceTotal {
+            resource: resource.clone(),
+            bytes: of_it().map(|stack| stack.bytes).sum(),
+            count: of_it().map(|stack| stack.count).sum(),
+        }
+    };
+    Report {
+        by_resource: resources.iter().map(total).collect(),
+        time: time(),
+        elapsed_ms: 5000,
+        is_final: false,
+        target: TargetInfo { kind: "process", pids: vec![123], comm: "leak".to_owned() },
+        totals: Totals {
+            bytes: stacks.iter().map(|stack| stack.bytes).sum(),
+            count: stacks.iter().map(|stack| stack.count).sum(),
+            acquired: 12,
+            released: 7,
+        },
+        lost: Lost::default(),
+        sampled: None,
+        stacks,
+    }
+}
+
+/// What a user has described: without a size, its handles numbers or addresses.
+pub fn user(name: &str, unit: &str, is_number: bool) -> Arc<ResourceInfo> {
+    Arc::new(ResourceInfo {
+        resource: Resource::Custom(u16::from(is_number)),
+        name: name.to_owned(),
+        description: String::new(),
+        unit: unit.to_owned(),
+        has_size: false,
+        is_number,
+        is_descriptor: false,
+    })
+}
+
+fn line(address: u64, age_ms: u64, now: Option<&str>) -> AllocationLine {
+    AllocationLine { address, size: 0, age_ms, now: now.map(str::to_owned) }
+}
+
+/// Three tables: that of memory, descriptors with what they are now, and a user's own.
+fn resources() -> Report {
+    let fd = info(Resource::Fd);
+    let lease = user("lease", "leases \x1b[1m", false);
+    let unused = user("slot", "slot", true);
+    let resources = [info(Resource::Heap), fd.clone(), info(Resource::Mmap), lease.clone(), unused];
+    let opened = StackReport {
+        resource: fd,
+        bytes: 0,
+        now: Some("1 file (/tmp/a\nb), 1 socket".to_owned()),
+        count: 3,
+        frames: vec![frame(0x55fc_a689_a200, "open_it", 0x10, None)],
+        allocations: Some(vec![
+            line(5, 84_000, Some("socket:[123]")),
+            line(6, 1200, Some("/tmp/a\nb")),
+            line(7, 900, None),
+        ]),
+        ..leaky()
+    };
+    let leased = StackReport { resource: lease, bytes: 0, count: 1, allocations: None, ..leaky() };
+    let leased_more = StackReport {
+        count: 2,
+        allocations: Some(vec![line(0x7f00, 5, None), line(0x7f10, 4, None)]),
+        ..leased.clone()
+    };
+    let lost = Lost { allocations: 1, ..Lost::default() };
+    Report { lost, ..report_of(&resources, vec![leaky(), mapping(), opened, leased_more, leased]) }
+}
+
+fn inlined() -> Report {
+    let push = Frame {
+        inlined: true,
+        file: Some("/usr/include/c++/12/bits/stl_vector.h".to_owned()),
+        line: Some(1287),
+        ..frame(0x55fc_a689_a1f0, "std::vector<int>::push_back(int&&)", 0x40, None)
+    };
+    let no_line = Frame { file: Some("gen.c".to_owned()), ..frame(0x55fc_a689_a2f0, "generated", 4, None) };
+    let no_offset = Frame { function_offset: None, ..frame(0x55fc_a689_a3f0, "plt_entry", 0, None) };
+    let host = frame(0x55fc_a689_a1f0, "fill(std::vector<int>&)", 0x40, Some(("fill.cc", 12)));
+    report(vec![StackReport { frames: vec![push, host, no_line, no_offset], ..leaky() }])
+}
+
+fn no_symbols() -> Report {
+    let frames = vec![
+        unknown(0x7f00_0000_1234, Some("/usr/lib/libfoo.so.1"), Some(0x1234), NoSymbol::NotInSymbolTable),
+        unknown(0x7f00_0000_2345, Some("/gone/libbar.so"), Some(0x2345), NoSymbol::UnreadableObject),
+        unknown(0x7f00_0000_3456, Some("/gone/libbar.so"), None, NoSymbol::UnreadableObject),
+        unknown(0x7ffd_0000_0a10, Some("[vdso]"), Some(0xa10), NoSymbol::NotInSymbolTable),
+        unknown(0x7f11_0000_0000, None, None, NoSymbol::Anonymous),
+        unknown(0x3, None, None, NoSymbol::Unmapped),
+        Frame {
+            module: Some("[perf map]".to_owned()),
+            offset: None,
+            ..frame(0x7f11_0000_1000, "LazyCompile:~f /app/x.js:3", 0x10, None)
+        },
+    ];
+    let no_stack = StackReport { bytes: 16, count: 1, frames: vec![], ..leaky() };
+    report(vec![StackReport { frames, cut: Some(Cut::TooDeep), ..leaky() }, no_stack])
+}
+
+/// What kernel mode gives: no process, and stacks that say what their objects are.
+pub fn kernel() -> Report {
+    let frame = |ip: u64, function: &str, function_offset, module: &str| Frame {
+        module: Some(module.to_owned()),
+        offset: Some(ip & 0xff_ffff),
+        ..frame(ip, function, function_offset, None)
+    };
+    let of = |resource, bytes, count, label: Option<&str>, frames| StackReport {
+        pid: KERNEL_PID,
+        resource: info(resource),
+        bytes,
+        count,
+        label: label.map(str::to_owned),
+        frames,
+        ..leaky()
+    };
+    let epoll = vec![
+        frame(0xffff_ffff_815c_9f4a, "__kmalloc_cache_noprof", 0x2aa, "[kernel]"),
+        frame(0xffff_ffff_8173_1b2c, "do_epoll_create", 0x2c, "[kernel]"),
+        frame(0xffff_ffff_8100_012b, "entry_SYSCALL_64_after_hwframe", 0x71, "[kernel]"),
+    ];
+    let table = vec![frame(0xffff_ffff_c0a0_1010, "nft_do_chain", 0x10, "[nf_tables]")];
+    let pages = vec![unknown(0xffff_ffff_c030_0100, None, None, NoSymbol::NotInSymbolTable)];
+    let resources = [Resource::Slab, Resource::Pages, Resource::Vmalloc].map(info);
+    let stacks = vec![
+        of(Resource::Slab, 4096, 16, Some("kmalloc-256"), epoll),
+        of(Resource::Pages, 16384, 1, Some("order 2"), pages),
+        of(Resource::Slab, 192, 1, Some("dentry"), table.clone()),
+        of(Resource::Slab, 16, 1, Some("a\n\t9 bytes\x1b[2J"), vec![]),
+        of(Resource::Vmalloc, 8192, 1, None, table),
+    ];
+    let mut report = report_of(&resources, stacks);
+    report.target = TargetInfo::kernel();
+    report
+}
+
+pub fn hostile() -> Report {
+    let forged = "x\n\t999 bytes in 9 allocations from stack\n\t\t0x0000000000000000\ty";
+    let frames = vec![
+        frame(0x55fc_a689_a188, forged, 1, Some(("/a/\x1b]0;owned\x07.c", 1))),
+        Frame {
+            module: Some("/tmp/\u{9b}31m\r[evil]".to_owned()),
+            ..frame(0x55fc_a689_a189, "\u{202e}gnp.exe \"quoted\\\"", 2, Some(("/", 2)))
+        },
+        Frame { module: Some("/tmp/dir\n/".to_owned()), ..unknown(1, None, Some(1), NoSymbol::Unmapped) },
+        Frame { module: Some(String::new()), ..frame(0x55fc_a689_a18a, "\u{fffd}", 3, Some(("", 3))) },
+    ];
+    let mut report = report(vec![StackReport { frames, ..leaky() }]);
+    report.target.comm = "a\x1b[2J\"\n\u{2028}\u{85}".to_owned();
+    report
+}
+
+pub fn cases() -> Vec<(&'static str, Report)> {
+    let with_allocations = StackReport {
+        allocations: Some(vec![
+            AllocationLine { address: 0x55_fca0, size: 16, age_ms: 4000, now: None },
+            AllocationLine { address: 0x55_fcc0, size: 64, age_ms: 900, now: None },
+        ]),
+        ..leaky()
+    };
+    let combined = StackReport { oldest_ms: None, newest_ms: None, ..leaky() };
+    let all_lost =
+        Lost { allocations: 12, stacks: 1, events: 34, missed_returns: 2, skipped_runs: 5, cut_stacks: 3 };
+    vec![
+        ("plain", report(vec![mapping(), leaky()])),
+        ("empty", report(vec![])),
+        ("inlined", inlined()),
+        ("sampled", Report { sampled: Some(100), ..report(vec![leaky()]) }),
+        ("lost", Report { lost: all_lost, ..report(vec![leaky()]) }),
+        ("lost_one", Report { lost: Lost { allocations: 1, ..Lost::default() }, ..report(vec![]) }),
+        ("allocations", report(vec![with_allocations])),
+        ("combined", Report { is_final: true, ..report(vec![combined]) }),
+        ("no_symbols", no_symbols()),
+        ("hostile", hostile()),
+        ("resources", resources()),
+        ("user", report_of(&[user("lease", "leases", false)], vec![])),
+        ("kernel", kernel()),
+        ("processes", {
+            let mut two = report(vec![leaky(), StackReport { pid: 124, ..leaky() }]);
+            two.target.kind = "command";
+            two
+        }),
+    ]
+}
