@@ -24,14 +24,18 @@ use crate::{
     lifecycle,
     maps::{PROBES, THREADS, count, has, setting},
     records::{
-        self, Acquired, NOTHING, finish_release, now, put_back, record, record_another, replace_range,
+        self, Acquired, NOTHING, PAGE_SIZE, finish_release, now, put_back, record, record_another, replace_range,
         take_out,
     },
 };
 
-/// Where the kernel's return trampoline is: the last page of the address space (kernel/events/uprobes.c,
-/// `xol_add_vma`), of 47 bits or with five-level page tables 56.
-const TRAMPOLINES: [u64; 2] = [0x7fff_ffff_e000, 0x00ff_ffff_ffff_e000];
+/// What the kernel's return trampoline begins with: a breakpoint (kernel/events/uprobes.c, `xol_get_insn_slot`'s page) or,
+/// from 6.11 on, `push %rax` (arch/x86/kernel/uprobes.c, `uretprobe_trampoline_entry`).
+#[cfg(bpf_target_arch = "x86_64")]
+const TRAMPOLINE: [u8; 2] = [0xcc, 0x50];
+/// The same: `brk` (arch/arm64/include/asm/uprobes.h, `UPROBE_SWBP_INSN`), its lowest byte.
+#[cfg(bpf_target_arch = "aarch64")]
+const TRAMPOLINE: [u8; 2] = [0xa0, 0xa0];
 
 /// Pushes a pending call.
 #[inline(always)]
@@ -158,12 +162,18 @@ fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall)
     false
 }
 
-/// The return address there is the kernel's: that of a call which is still pending.
+/// The return address there is the kernel's: that of a call which is still pending. Its trampoline is at the beginning of a
+/// page of its own: the address space's last, unless the stack is there (where addresses are not randomized). The page is
+/// not there before it has been used.
 #[inline(always)]
 fn is_trampoline(sp: u64) -> bool {
     // SAFETY: the helper checks the address.
     let found = unsafe { bpf_probe_read_user(sp as *const u64) }.unwrap_or(0);
-    found == TRAMPOLINES[0] || found == TRAMPOLINES[1]
+    if found == 0 || found & (PAGE_SIZE - 1) != 0 {
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe { bpf_probe_read_user(found as *const u8) }.map_or(true, |byte| TRAMPOLINE.contains(&byte))
 }
 
 /// A call of the row's group is pending.

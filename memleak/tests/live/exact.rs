@@ -91,6 +91,22 @@ fn each_function_alone_with_static_musl() {
     each_function_alone(Link::Musl, &POSIX_FUNCTIONS);
 }
 
+/// There the stack is at the end of the address space, and the kernel's return trampoline elsewhere.
+#[test]
+fn a_function_jumps_to_another_where_addresses_are_not_randomized() {
+    let _alone = alone();
+    let program = build("one_function.c", Link::Dynamic, &[]);
+    let mut target =
+        Running::start(Command::new("setarch").arg("-R").arg(program).args(["reallocarray", "wait"]));
+    target.expect("READY");
+    let tracer = Tracer::attach(target.pid());
+    target.tell("go");
+    let ledger = ledger::hear(&mut target);
+    let report = tracer.stop_with_report();
+    report.assert_equals(&ledger);
+    report.assert_nothing_lost();
+}
+
 #[test]
 fn ranges_are_split_moved_and_replaced() {
     let _alone = alone();

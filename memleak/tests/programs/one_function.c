@@ -1,6 +1,6 @@
 // Acquires through one function, releases some of it, tells its ledger and ends at once.
 //
-// usage: one_function FUNCTION       phases: <ledger> END
+// usage: one_function FUNCTION [wait]   phases: [READY,] <ledger> END
 #include "ledger.h"
 
 #include <malloc.h>
@@ -203,11 +203,17 @@ static const struct {
 };
 
 int main(int argc, char **argv) {
-    CHECK(argc == 2);
+    int waits = argc == 3 && !strcmp(argv[2], "wait");
+    CHECK(argc == 2 || waits);
+    if (waits) {
+        say("READY");
+        hear();
+    }
     for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
         if (strcmp(functions[i].name, argv[1]) != 0) continue;
         functions[i].run();
         say_ledger();
+        if (waits) hear();
         return 0;
     }
     die("no such function");

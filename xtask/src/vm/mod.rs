@@ -59,7 +59,7 @@ const GUEST_PACKAGES: [&str; 17] = [
 
 /// The live tests that say something about a kernel, as the beginnings of their names, and what they show. A run of all
 /// would take too long under emulation; what is left out is much the same on every kernel, or has gdb single-step.
-const TESTS: [(&str, &str); 12] = [
+const TESTS: [(&str, &str); 13] = [
     ("commands::", "ptrace, exec, constructors"),
     ("ends::", "nothing stays in the kernel or the target, whoever is killed when"),
     ("errors::", "refusals"),
@@ -70,6 +70,7 @@ const TESTS: [(&str, &str); 12] = [
     ("kernel::", "kernel mode: tracepoints and kprobes"),
     ("kernel_facts::", "what BTF says of the kernel"),
     ("losses::", "full tables, counted"),
+    ("stack_storage::", "stacks that come and go, short and long"),
     ("unwinding::the_direct_caller_of_operator_new_is_there", "the unwinder"),
     ("unwinding::wordcounts_stacks_name_word_count_and_main", "the unwinder"),
 ];
