@@ -158,9 +158,10 @@ impl Unwinding {
         }
         let megabytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         Some(format!(
-            "unwind tables: {} with {} rows, built in {:.1} ms, {:.1} MiB of {:.1} MiB",
+            "unwind tables: {} with {} rows ({} read from code), built in {:.1} ms, {:.1} MiB of {:.1} MiB",
             sums.tables,
             sums.rows,
+            sums.code_rows,
             sums.took.as_secs_f64() * 1000.0,
             megabytes(sums.words as u64 * 8),
             megabytes(u64::from(self.store.words.len) * 8),

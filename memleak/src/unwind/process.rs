@@ -111,6 +111,7 @@ impl ProcessTables {
         Sums {
             tables: seen.len(),
             rows: seen.values().map(|table| table.rows() as usize).sum(),
+            code_rows: seen.values().map(|table| table.code_rows()).sum(),
             words: seen.values().map(|table| table.words()).sum(),
             took: self.took,
         }
@@ -124,6 +125,8 @@ pub struct Sums {
     pub tables: usize,
     /// Their rows.
     pub rows: usize,
+    /// Those of them that were read from machine code.
+    pub code_rows: u64,
     /// Words of 8 bytes that they take.
     pub words: usize,
     /// Time that building took, so far.

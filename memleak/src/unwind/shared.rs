@@ -13,6 +13,7 @@ pub struct SharedTable {
     segments: ExecSegments,
     rows: u32,
     pages: u32,
+    code_rows: u64,
     words: Mutex<Option<Vec<u64>>>,
 }
 
@@ -24,7 +25,8 @@ impl From<UnwindTable> for SharedTable {
         let mut words: Vec<u64> = table.rows.into_iter().map(|Row(word)| word).collect();
         words.reserve_exact(table.pages.len());
         words.extend_from_slice(&table.pages);
-        Self { segments: table.segments, rows, pages, words: Mutex::new(Some(words)) }
+        let code_rows = table.stats.code_rows;
+        Self { segments: table.segments, rows, pages, code_rows, words: Mutex::new(Some(words)) }
     }
 }
 
@@ -37,6 +39,11 @@ impl SharedTable {
     /// Rows.
     pub fn rows(&self) -> u32 {
         self.rows
+    }
+
+    /// Those of them that were read from machine code.
+    pub fn code_rows(&self) -> u64 {
+        self.code_rows
     }
 
     /// Words of the page index, which follow the rows.

@@ -83,7 +83,7 @@ impl Parts {
         let Object { machine, build_id, segments, sections, entry } = object;
         let mut runs = read_entries(&sections, &segments, machine);
         let gaps = if machine == Machine::X86_64 {
-            Gaps::find(&runs, &segments, entry, |limit| Symbols::read(data, limit))
+            Gaps::find(&runs, &segments, entry, |limit, is_wanted| Symbols::read(data, limit, is_wanted))
         } else {
             add_entry(&mut runs, &segments, entry);
             Gaps::default()

@@ -86,6 +86,11 @@ impl Seeds {
                     fs::write(named(corpus, name), [&[3], code.as_slice()].concat())?;
                 }
             }
+            "unwind_code" => {
+                for (name, path) in &self.objects {
+                    fs::write(named(corpus, name), self.section(path, ".text")?)?;
+                }
+            }
             "demangle" => {
                 for (number, name) in NAMES.iter().enumerate() {
                     fs::write(named(corpus, &number.to_string()), name)?;

@@ -4,12 +4,13 @@
 //! address: by then the jumps have said what holds at the places where functions go on. Where the two differ, or where
 //! the way behind a call comes to a `ret` too high or too low on the stack, the call does not return.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::cmp::Reverse;
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
-use rustc_hash::{FxHashMap, FxHashSet};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use rustc_hash::FxHashSet;
 
 use super::{
+    run::{Edge, Evidence, Item, Run, shifted},
     state::{Place, State},
     text::{Bits, Mark, Marks, Region, Text},
 };
@@ -20,31 +21,14 @@ const MAX_ATTEMPTS: u32 = 8;
 const MAX_PADDING: u32 = 64;
 /// `int3`: nothing runs into it.
 const INT3: u8 = 0xcc;
+/// Most functions that are followed to see whether they return, each called by the one before.
+const MAX_DEPTH: usize = 64;
 /// The CFA and a caller's stack pointer are multiples of this.
 const STACK_ALIGNMENT: i32 = 16;
 /// `call` of a relative address.
 const CALL: u8 = 0xe8;
 /// Instructions behind a system call (clone) where a zeroed `rbp` says that a thread begins.
 const CHILD_INSTRUCTIONS: u32 = 6;
-
-/// How a place was come to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Edge {
-    Entry,
-    Jump,
-    /// Behind the call at an index.
-    Call(u32),
-}
-
-/// Where to go on.
-#[derive(Clone, Copy, Debug)]
-struct Item {
-    at: u32,
-    edge: Edge,
-    state: State,
-    /// Instructions in which a thread may begin.
-    may_begin: u32,
-}
 
 /// What an instruction leads to.
 enum Next {
@@ -53,54 +37,12 @@ enum Next {
     Stop,
 }
 
-/// What following a piece of code has shown of the state that it was begun with.
-#[derive(Debug, Default)]
-pub(super) struct Evidence {
-    /// Ways that ended as they should: a return from where the function was entered, code that is known and agrees.
-    pub good: u32,
-    /// One did not.
-    pub bad: bool,
-    /// Calls with the stack pointer aligned as the psABI has it (3.2.2): from a wrong begin it is not.
-    pub aligned: u32,
-    /// Other calls.
-    pub misaligned: u32,
-    /// The state that would have fitted.
-    pub hint: Option<State>,
-    /// Index behind the first straight stretch.
-    pub end: u32,
-}
-
-/// One function (or piece of code) that is followed.
-#[derive(Debug, Default)]
-struct Run {
-    /// Nothing is settled until the end, and what is there already stays.
-    trial: bool,
+/// A function, those that it calls of which nothing was known, and its marks.
+#[derive(Debug)]
+struct Unsure {
     start: u32,
-    /// What is left of the budget when it has taken too long.
-    last: u64,
-    jumps: Vec<Item>,
-    /// What follows calls: index, and which of `behind`.
-    calls: BinaryHeap<Reverse<(u32, usize)>>,
-    behind: Vec<Item>,
-    /// Instructions that were marked: index, length.
-    marked: Vec<(u32, u8)>,
-    /// Where the way behind a call was the first: the call.
-    fallen: FxHashMap<u32, u32>,
-    /// Calls, and where the stack pointer was.
-    made: Vec<(u32, Place)>,
-    /// Functions of the window that are called.
     called: Vec<u32>,
-    /// Indirect jumps, and the state there.
-    switches: Vec<(u32, State)>,
-    /// Another attempt will do better.
-    again: bool,
-    /// The stack is not used as compilers do.
-    odd: bool,
-    /// Calls that proved not to return.
-    no_return: FxHashSet<u32>,
-    /// Where `rbp` was popped that had not been pushed.
-    popped: Option<i32>,
-    evidence: Evidence,
+    marked: Vec<(u32, u8)>,
 }
 
 /// The analysis of a window's code.
@@ -113,6 +55,14 @@ pub(super) struct Flow<'t> {
     /// Where calls may lead: bytes that look like one, in whatever they are.
     hints: Bits,
     queue: Vec<u32>,
+    /// Functions that were followed, or are being.
+    followed: Bits,
+    /// Functions that are being followed, each for the one before.
+    pending: Vec<u32>,
+    /// Functions that were followed without knowing of others whether they return, and what was marked.
+    unsure: Vec<Unsure>,
+    /// Where parts of functions begin.
+    parts: Bits,
     /// Functions that never return: `pc`s.
     no_returns: FxHashSet<u64>,
     /// In order of index.
@@ -131,13 +81,17 @@ impl<'t> Flow<'t> {
             marks: Marks::new(len),
             starts: Bits::new(len),
             hints: Bits::new(len),
+            parts: Bits::new(len),
             queue: Vec::new(),
+            followed: Bits::new(len),
+            pending: Vec::new(),
+            unsure: Vec::new(),
             no_returns: FxHashSet::default(),
             switches: Vec::new(),
             budget,
         };
         parts.for_each(|index| {
-            flow.hints.insert(index);
+            flow.parts.insert(index);
         });
         flow.find_hints();
         flow
@@ -174,7 +128,7 @@ impl<'t> Flow<'t> {
     }
 
     fn is_likely_start(&self, index: u32) -> bool {
-        self.starts.contains(index) || self.hints.contains(index)
+        self.starts.contains(index) || self.hints.contains(index) || self.parts.contains(index)
     }
 
     /// Notes a function, to be followed by [`Flow::follow_starts`].
@@ -187,15 +141,33 @@ impl<'t> Flow<'t> {
     /// Follows all functions that are known, and those that they call.
     pub(super) fn follow_starts(&mut self) {
         while let Some(start) = self.queue.pop() {
-            self.follow_function(start, State::ENTRY);
+            if !self.followed.contains(start) {
+                self.follow_function(start, State::ENTRY);
+            }
+            // The functions that call each other are all known now.
+            for Unsure { start, called, marked } in std::mem::take(&mut self.unsure) {
+                if called.iter().any(|called| self.is_no_return(*called)) {
+                    marked.iter().for_each(|(index, len)| self.marks.clear(*index, (*len).into()));
+                    self.follow_function(start, State::ENTRY);
+                }
+            }
         }
     }
 
     /// Follows a function whose state at its begin is certain.
     pub(super) fn follow_function(&mut self, start: u32, state: State) {
-        let run = self.attempts(start, state, None);
+        self.followed.insert(start);
+        self.pending.push(start);
+        let mut run = self.attempts(start, state, None);
+        self.pending.pop();
         if run.odd {
             self.take_back(&run);
+        } else if !run.returns && !run.again && self.budget > 0 {
+            self.no_returns.extend(self.text.pc(start));
+        }
+        if !run.unsure.is_empty() && !run.odd && !state.end {
+            let called = std::mem::take(&mut run.unsure);
+            self.unsure.push(Unsure { start, called, marked: run.marked.clone() });
         }
         self.keep(run);
     }
@@ -213,9 +185,6 @@ impl<'t> Flow<'t> {
         if run.evidence.bad || !is_right(&run.evidence) {
             self.take_back(&run);
             return Err(run.evidence);
-        }
-        for (index, _) in &run.marked {
-            self.marks.confirm(*index);
         }
         self.keep(run);
         Ok(())
@@ -245,6 +214,9 @@ impl<'t> Flow<'t> {
 
     /// Takes over what a run has found besides marks.
     fn keep(&mut self, run: Run) {
+        if !run.odd {
+            run.marked.iter().for_each(|(index, _)| self.marks.confirm(*index));
+        }
         for called in run.called {
             self.add_start(called);
         }
@@ -256,13 +228,21 @@ impl<'t> Flow<'t> {
 
     fn run(&mut self, run: &mut Run) {
         loop {
-            let item = match run.jumps.pop() {
-                Some(item) => item,
+            let (item, called) = match run.jumps.pop() {
+                Some(item) => (item, None),
                 None => match run.calls.pop().and_then(|Reverse((_, at))| run.behind.get(at).copied()) {
-                    Some(item) => item,
+                    Some(behind) => behind,
                     None => return,
                 },
             };
+            if let Some(called) = called {
+                if self.never_returns(called) {
+                    continue;
+                }
+                if self.pending.contains(&called) || !self.followed.contains(called) {
+                    run.unsure.push(called);
+                }
+            }
             run.evidence.bad |= self.budget <= run.last;
             // What is bad once stays so.
             if self.budget == 0 || run.again || (run.trial && run.evidence.bad) {
@@ -270,6 +250,19 @@ impl<'t> Flow<'t> {
             }
             self.follow(run, item);
         }
+    }
+
+    /// Whether a function is known to, once it has been followed.
+    fn never_returns(&mut self, called: u32) -> bool {
+        if self.pending.len() < MAX_DEPTH && !self.followed.contains(called) {
+            self.starts.insert(called);
+            self.follow_function(called, State::ENTRY);
+        }
+        self.is_no_return(called)
+    }
+
+    fn is_no_return(&self, index: u32) -> bool {
+        self.text.pc(index).is_some_and(|pc| self.no_returns.contains(&pc))
     }
 
     fn seek(&mut self, at: u32, region: Region) -> bool {
@@ -297,11 +290,12 @@ impl<'t> Flow<'t> {
         while at < region.at + region.len && self.budget > 0 {
             self.budget -= 1;
             if !is_first && edge != Edge::Jump && self.starts.contains(at) && !state.end {
+                run.returns = true;
                 return;
             }
             let seen = self.marks.get(at);
             if seen.is_seen() {
-                match self.meet(run, at, edge, seen, &state) {
+                match self.meet(run, at, seen, &state) {
                     Some(lowered) => (state, changed) = (lowered, true),
                     None => return,
                 }
@@ -316,7 +310,7 @@ impl<'t> Flow<'t> {
                 run.stop_at(at + 1, true);
                 return;
             }
-            self.marks.set(at, len, if run.trial { mark.as_trial() } else { mark });
+            self.marks.set(at, len, mark.as_trial());
             if !seen.is_seen() {
                 run.marked.push((at, len as u8));
             }
@@ -351,11 +345,18 @@ impl<'t> Flow<'t> {
         mut state: State,
         region: Region,
     ) -> Option<u32> {
+        // Another way has come to the call since, and what follows it is noted again.
+        let now = self.marks.state(self.marks.get(call))?;
+        if (now.sp, now.fp, now.saved) != (state.sp, state.fp, state.saved) {
+            return None;
+        }
         let mut at = behind;
         loop {
             let is_end = at >= region.at + region.len || at - behind > MAX_PADDING;
             let code = self.text.tail(at);
             if is_end || self.is_likely_start(at) || code.first() == Some(&INT3) {
+                // What only looks like the next function's begin proves nothing.
+                run.returns |= !is_end && !self.starts.contains(at);
                 return None;
             }
             match padding_len(code) {
@@ -364,12 +365,14 @@ impl<'t> Flow<'t> {
             }
         }
         // What is known here is so by a jump. Where it is another state, the call does not return.
-        if self.marks.get(at).is_seen() {
+        let seen = self.marks.get(at);
+        if seen.is_seen() {
+            run.returns |= !seen.is_trial();
             return None;
         }
         if at > behind {
             let mark = self.marks.mark_of(&mut state);
-            self.marks.set(behind, at - behind, if run.trial { mark.as_trial() } else { mark });
+            self.marks.set(behind, at - behind, mark.as_trial());
             run.marked.push((behind, (at - behind) as u8));
         }
         run.fallen.insert(at, call);
@@ -377,20 +380,21 @@ impl<'t> Flow<'t> {
     }
 
     /// Two ways meet: the state to go on with, or `None` where there is nothing new.
-    fn meet(&mut self, run: &mut Run, at: u32, edge: Edge, seen: Mark, state: &State) -> Option<State> {
+    fn meet(&mut self, run: &mut Run, at: u32, seen: Mark, state: &State) -> Option<State> {
+        run.returns |= !seen.is_trial();
         let known = self.marks.state(seen)?;
-        let is_same = known.is_same_frame(state);
-        if run.trial && is_same && !seen.is_trial() {
+        let is_alike = known.is_alike(state);
+        if run.trial && is_alike && !seen.is_trial() {
             run.evidence.good += u32::from(known.is_row());
         }
-        if known == *state || matches!(edge, Edge::Call(_)) || (run.trial && is_same) {
+        if known == *state || (run.trial && is_alike && !seen.is_trial()) {
             return None;
         }
-        if !is_same && let Some(call) = run.fallen.get(&at) {
+        if !is_alike && let Some(call) = run.fallen.get(&at) {
             run.again |= run.no_return.insert(*call);
             return None;
         }
-        if run.trial {
+        if run.trial && !is_alike {
             run.evidence.bad = true;
             if !seen.is_trial() {
                 run.evidence.hint = run.evidence.hint.or(shifted(&known, state));
@@ -432,23 +436,26 @@ impl<'t> Flow<'t> {
                     state.push_address();
                     return Next::On;
                 }
-                run.called.extend(self.text.index(instruction.near_branch_target()));
+                let called = self.text.index(instruction.near_branch_target());
+                run.called.extend(called);
                 if !self.no_returns.contains(&instruction.near_branch_target()) {
-                    self.call(run, at, instruction, *state);
+                    self.call(run, at, instruction, *state, called);
                 }
                 Next::Stop
             }
             FlowControl::IndirectCall => {
-                self.call(run, at, instruction, *state);
+                self.call(run, at, instruction, *state, None);
                 Next::Stop
             }
             FlowControl::IndirectBranch => {
+                run.returns = true;
                 if !state.end && state.is_row() {
                     run.switches.push((at, *state));
                 }
                 Next::Stop
             }
             FlowControl::Return => {
+                run.returns = true;
                 run.check_return(at, state);
                 Next::Stop
             }
@@ -461,7 +468,14 @@ impl<'t> Flow<'t> {
         }
     }
 
-    fn call(&mut self, run: &mut Run, at: u32, instruction: &Instruction, mut state: State) {
+    fn call(
+        &mut self,
+        run: &mut Run,
+        at: u32,
+        instruction: &Instruction,
+        mut state: State,
+        called: Option<u32>,
+    ) {
         run.made.push((at, state.sp));
         if let Place::Cfa(below) = state.sp {
             let is_aligned = below % STACK_ALIGNMENT == 0;
@@ -474,14 +488,22 @@ impl<'t> Flow<'t> {
         state.after_call();
         let behind = at + instruction.len() as u32;
         run.calls.push(Reverse((behind, run.behind.len())));
-        run.behind.push(Item { at: behind, edge: Edge::Call(at), state, may_begin: 0 });
+        run.behind.push((Item { at: behind, edge: Edge::Call(at), state, may_begin: 0 }, called));
     }
 
     /// Where a jump leads to within this function; another one returns to this one's caller.
     fn target(&self, run: &mut Run, instruction: &Instruction, state: &State) -> Option<u32> {
-        match self.text.index(instruction.near_branch_target()) {
-            Some(target) if state.end || target == run.start || !self.starts.contains(target) => Some(target),
+        let target = self.text.index(instruction.near_branch_target());
+        // What is called elsewhere, too, is a function of its own.
+        let is_other = |target: u32| {
+            target != run.start
+                && (self.starts.contains(target) || (state.is_balanced() && self.hints.contains(target)))
+        };
+        match target {
+            Some(target) if state.end || !is_other(target) => Some(target),
             _ => {
+                run.called.extend(target);
+                run.returns |= !self.no_returns.contains(&instruction.near_branch_target());
                 if state.is_balanced() {
                     run.evidence.good += 1;
                 } else if matches!(state.sp, Place::Cfa(_)) {
@@ -490,76 +512,6 @@ impl<'t> Flow<'t> {
                 None
             }
         }
-    }
-}
-
-impl Run {
-    fn stop_at(&mut self, end: u32, bad: bool) {
-        if self.evidence.end == 0 {
-            self.evidence.end = end;
-        }
-        self.evidence.bad |= bad;
-    }
-
-    /// An end of a function that undoes what a trial has not seen done says what was.
-    fn is_hinted_by(&mut self, instruction: &Instruction, state: &State) -> bool {
-        if !self.trial {
-            return false;
-        }
-        match instruction.mnemonic() {
-            Mnemonic::Pop if instruction.op0_register() == Register::RBP => {
-                if let Place::Cfa(below) = state.sp
-                    && state.saved != Some(state.sp)
-                {
-                    self.popped = self.popped.or(Some(below));
-                }
-                false
-            }
-            Mnemonic::Leave if !matches!(state.fp, Some(Place::Cfa(_) | Place::Base(_))) => {
-                let frame = Some(Place::Cfa(16));
-                self.evidence.hint = Some(State::inside(Place::Unknown, frame, frame));
-                self.evidence.bad = true;
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn check_return(&mut self, at: u32, state: &State) {
-        if state.end {
-            return;
-        }
-        let Place::Cfa(below) = state.sp else { return };
-        if below == 8 {
-            let is_whole = state.fp.is_none();
-            self.evidence.good += u32::from(is_whole);
-            self.evidence.bad |= !is_whole;
-            return;
-        }
-        // A call at this height that does not return, and the function behind it: it returns from there.
-        let before = self.made.iter().filter(|(call, sp)| *sp == state.sp && *call < at);
-        if let Some((call, _)) = before.max_by_key(|(call, _)| *call) {
-            self.again |= self.no_return.insert(*call);
-            return;
-        }
-        self.odd = true;
-        self.evidence.bad = true;
-        let shift = 8 - below;
-        let saved = self.popped.map(|popped| Place::Cfa(popped + shift));
-        let fp = saved.map(|_| Place::Unknown);
-        self.evidence.hint = self.evidence.hint.or(Some(State::inside(Place::Cfa(8 + shift), fp, saved)));
-    }
-}
-
-/// What a trial from [`State::ENTRY`] should have begun with to be at `known` where it was at `found`.
-fn shifted(known: &State, found: &State) -> Option<State> {
-    match (known.sp, found.sp) {
-        (Place::Cfa(known_below), Place::Cfa(found_below)) => {
-            let sp = Place::Cfa(8 + known_below - found_below);
-            Some(State::inside(sp, known.fp, known.saved))
-        }
-        (Place::Unknown, _) if known.is_row() => Some(State::inside(Place::Unknown, known.fp, known.saved)),
-        _ => None,
     }
 }
 

@@ -14,6 +14,7 @@
 //! is read but the bytes of executable segments.
 
 mod flow;
+mod run;
 mod state;
 mod symbols;
 #[cfg(test)]
@@ -24,7 +25,8 @@ use memleak_common::unwind::{Kind, Row};
 pub(super) use symbols::Symbols;
 
 use self::{
-    flow::{Evidence, Flow, padding_len},
+    flow::{Flow, padding_len},
+    run::Evidence,
     state::State,
     text::{Region, Text},
 };
@@ -36,6 +38,9 @@ const MAX_BYTES: u32 = 64 << 20;
 const WINDOW_BYTES: u32 = 4 << 20;
 /// Shorter stretches between functions are padding.
 const MIN_GAP: u32 = 16;
+/// Symbols are read where there are no more than one for so many bytes, and these.
+const BYTES_PER_SYMBOL: u64 = 64;
+const MIN_SYMBOLS: u64 = 4096;
 /// Most stretches, the longest.
 const MAX_GAPS: usize = 2048;
 /// Instructions that are decoded for each byte: compilers' code takes less than one, and what is hard to make sense of
@@ -67,13 +72,13 @@ pub(super) struct Gaps {
 }
 
 impl Gaps {
-    /// What the runs, which are in order, leave of the text. Symbols are read where they are not many more than there
-    /// are bytes to analyse.
+    /// What the runs, which are in order, leave of the text. `read_symbols` is called with a limit ([`Symbols::read`]):
+    /// most symbols of a file with little text to analyse are of no use.
     pub(super) fn find(
         runs: &Runs,
         segments: &ExecSegments,
         entry: u64,
-        symbols: impl FnOnce(u64) -> Symbols,
+        read_symbols: impl FnOnce(u64, &dyn Fn(u64) -> bool) -> Symbols,
     ) -> Self {
         let mut gaps: Vec<(u32, u32)> = Vec::new();
         for (start, end) in runs.gaps(segments.text_len()) {
@@ -89,12 +94,13 @@ impl Gaps {
             gaps.truncate(MAX_GAPS);
         }
         gaps.sort_unstable();
-        let bytes = gaps.iter().map(|(start, end)| u64::from(end - start)).sum();
+        let bytes: u64 = gaps.iter().map(|(start, end)| u64::from(end - start)).sum();
         if bytes == 0 {
             return Self::default();
         }
-        let symbols = symbols(bytes);
         let pc = |vaddr: u64| segments.clip(vaddr, vaddr.saturating_add(1)).map(|(pc, _)| pc);
+        let is_in_gap = |vaddr: u64| pc(vaddr).is_some_and(|pc| gap_at(&gaps, pc));
+        let symbols = read_symbols(bytes / BYTES_PER_SYMBOL + MIN_SYMBOLS, &is_in_gap);
         if !symbols.code.is_empty() {
             let code: Vec<_> =
                 symbols.code.iter().filter_map(|(start, end)| segments.clip(*start, *end)).collect();
@@ -183,6 +189,12 @@ impl Gaps {
     }
 }
 
+/// Whether one of the gaps, which are in order, holds `pc`.
+fn gap_at(gaps: &[(u32, u32)], pc: u32) -> bool {
+    let after = gaps.partition_point(|(start, _)| *start <= pc);
+    after.checked_sub(1).and_then(|at| gaps.get(at)).is_some_and(|(_, end)| pc < *end)
+}
+
 /// What is in both lists of stretches.
 fn intersect(left: &[(u32, u32)], right: &[(u32, u32)]) -> Vec<(u32, u32)> {
     let mut both = Vec::new();
@@ -247,9 +259,9 @@ fn try_rest(region: Region, text: &Text, flow: &mut Flow<'_>) {
             continue;
         }
         match try_at(at, limit, flow) {
-            // It is marked now.
             None => {
                 flow.follow_starts();
+                at += u32::from(!flow.marks.get(at).is_marked());
                 limit = MAX_TRIAL;
             }
             Some(next) => {
@@ -272,9 +284,10 @@ fn try_at(at: u32, limit: u64, flow: &mut Flow<'_>) -> Option<u32> {
             return None;
         }
     }
-    // A function that never returns proves itself by its calls alone.
+    // A function that never returns proves itself by its calls alone: it is followed as one, and so known for it.
     let calls = |evidence: &Evidence| evidence.aligned > 0 && evidence.misaligned == 0;
-    if calls(&entry) && flow.try_out(at, State::ENTRY, limit, calls).is_ok() {
+    if !entry.bad && calls(&entry) {
+        flow.add_start(at);
         return None;
     }
     Some(entry.end)

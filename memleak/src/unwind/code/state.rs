@@ -97,9 +97,10 @@ impl State {
         self.end || self.row().is_some()
     }
 
-    /// The two give equal rows here and wherever the same instructions lead.
-    pub(super) fn is_same_frame(&self, other: &Self) -> bool {
-        (self.sp, self.fp, self.saved, self.end) == (other.sp, other.fp, other.saved, other.end)
+    /// The two are of one frame; `rbp` may have been put to use on one of the ways alone.
+    pub(super) fn is_alike(&self, other: &Self) -> bool {
+        (self.sp, self.saved, self.end) == (other.sp, other.saved, other.end)
+            && (self.sp != Place::Unknown || self.fp == other.fp)
     }
 
     /// What holds where two ways meet.

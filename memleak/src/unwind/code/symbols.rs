@@ -1,11 +1,18 @@
 //! Where an ELF file says that code is and functions begin.
 
 use object::{
-    LittleEndian, ReadRef,
-    elf::{FileHeader64, SHF_EXECINSTR, SHT_DYNSYM, SHT_SYMTAB, STT_FUNC, STT_GNU_IFUNC},
-    read::elf::{FileHeader as _, SectionHeader as _, Sym as _},
+    LittleEndian, ReadRef, SectionIndex,
+    elf::{
+        FileHeader64, SHF_EXECINSTR, SHT_DYNSYM, SHT_SYMTAB, STB_LOCAL, STT_FUNC, STT_GNU_IFUNC,
+        SectionHeader64, Sym64,
+    },
+    read::elf::{FileHeader as _, SectionHeader as _, SectionTable, Sym as _},
 };
 
+type Header = FileHeader64<LittleEndian>;
+
+/// Longest name that is looked at, and bytes of names for each symbol that are read.
+const MAX_NAME: u64 = 256;
 /// Most sections of code that are believed.
 const MAX_SECTIONS: usize = 1 << 16;
 
@@ -24,42 +31,68 @@ pub(in super::super) struct Symbols {
 }
 
 impl Symbols {
-    /// Reads them; a symbol table with more than `limit` symbols is left out.
-    pub(in super::super) fn read<'a, R: ReadRef<'a>>(data: R, limit: u64) -> Self {
-        Self::try_read(data, limit).unwrap_or_default()
+    /// Reads them, functions where `is_wanted` alone; a symbol table with more than `limit` symbols is left out.
+    pub(in super::super) fn read<'a, R: ReadRef<'a>>(
+        data: R,
+        limit: u64,
+        is_wanted: &dyn Fn(u64) -> bool,
+    ) -> Self {
+        let mut found = Self::default();
+        let Ok(header) = Header::parse(data) else { return found };
+        let Ok(sections) = header.sections(LittleEndian, data) else { return found };
+        found.code = code_sections(&sections);
+        for kind in [SHT_SYMTAB, SHT_DYNSYM] {
+            let table = sections.iter().find(|section| section.sh_type(LittleEndian) == kind);
+            if let Some(table) = table.filter(|table| table.sh_size(LittleEndian) / SYMBOL_BYTES <= limit) {
+                found.add(&sections, table, data, limit, is_wanted);
+            }
+        }
+        found
     }
 
-    fn try_read<'a, R: ReadRef<'a>>(data: R, limit: u64) -> Option<Self> {
-        let header = FileHeader64::<LittleEndian>::parse(data).ok()?;
-        let endian = header.endian().ok()?;
-        let sections = header.sections(endian, data).ok()?;
-        let mut found = Self::default();
-        for section in
-            sections.iter().filter(|section| section.sh_flags(endian).0 & u64::from(SHF_EXECINSTR.0) != 0)
-        {
-            let start = section.sh_addr(endian);
-            found.code.push((start, start.checked_add(section.sh_size(endian))?));
-        }
-        found.code.truncate(MAX_SECTIONS);
-        found.code.sort_unstable();
-        for kind in [SHT_SYMTAB, SHT_DYNSYM] {
-            let table = sections.iter().find(|section| section.sh_type(endian) == kind);
-            if table.is_none_or(|table| table.sh_size(endian) / SYMBOL_BYTES > limit) {
+    fn add<'a, R: ReadRef<'a>>(
+        &mut self,
+        sections: &SectionTable<'a, Header, R>,
+        table: &SectionHeader64<LittleEndian>,
+        data: R,
+        limit: u64,
+        is_wanted: &dyn Fn(u64) -> bool,
+    ) {
+        let endian = LittleEndian;
+        let Ok(symbols) = table.data_as_array::<Sym64<LittleEndian>, _>(endian, data) else { return };
+        // All names at once: one by one each would be a read of the file.
+        let names = sections
+            .section(SectionIndex(table.sh_link(endian) as usize))
+            .ok()
+            .filter(|names| names.sh_size(endian) <= limit.saturating_mul(MAX_NAME))
+            .and_then(|names| names.data(endian, data).ok())
+            .unwrap_or_default();
+        for symbol in symbols.iter().filter(|symbol| !symbol.is_undefined(endian)) {
+            let vaddr = symbol.st_value(endian);
+            if ![STT_FUNC, STT_GNU_IFUNC].contains(&symbol.st_type()) || !is_wanted(vaddr) {
                 continue;
             }
-            let Ok(symbols) = sections.symbols(endian, data, kind) else { continue };
-            for symbol in symbols.iter() {
-                let is_function = [STT_FUNC, STT_GNU_IFUNC].contains(&symbol.st_type());
-                if !is_function || symbol.is_undefined(endian) {
-                    continue;
-                }
-                let name = symbol.name(endian, symbols.strings()).unwrap_or_default();
-                let list = if contains(name, b".cold") { &mut found.parts } else { &mut found.functions };
-                list.push(symbol.st_value(endian));
-            }
+            let name = names.get(symbol.st_name(endian) as usize..).unwrap_or_default();
+            let name =
+                name.iter().take(MAX_NAME as usize).position(|byte| *byte == 0).map(|end| &name[..end]);
+            let is_part = symbol.st_bind() == STB_LOCAL && name.is_some_and(|name| contains(name, b".cold"));
+            if is_part { &mut self.parts } else { &mut self.functions }.push(vaddr);
         }
-        Some(found)
     }
+}
+
+fn code_sections<'a, R: ReadRef<'a>>(sections: &SectionTable<'a, Header, R>) -> Vec<(u64, u64)> {
+    let mut code: Vec<_> = sections
+        .iter()
+        .filter(|section| section.sh_flags(LittleEndian).0 & SHF_EXECINSTR.0 != 0)
+        .map(|section| {
+            let start = section.sh_addr(LittleEndian);
+            (start, start.saturating_add(section.sh_size(LittleEndian)))
+        })
+        .take(MAX_SECTIONS)
+        .collect();
+    code.sort_unstable();
+    code
 }
 
 fn contains(name: &[u8], part: &[u8]) -> bool {

@@ -39,6 +39,11 @@ impl Text {
         self.regions.get(after.checked_sub(1)?).copied()
     }
 
+    /// `pc` of the byte at an index.
+    pub(super) fn pc(&self, index: u32) -> Option<u64> {
+        self.region(index).map(|region| u64::from(region.pc) + u64::from(index - region.at))
+    }
+
     /// The bytes from `index` on.
     pub(super) fn tail(&self, index: u32) -> &[u8] {
         self.bytes.get(index as usize..).unwrap_or_default()

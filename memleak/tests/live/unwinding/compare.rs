@@ -176,12 +176,7 @@ fn outer_frames(stack: &Stack) -> impl DoubleEndedIterator<Item = &Frame> {
     stack.frames.iter().filter(|frame| !frame.inlined)
 }
 
-/// Runs a command under both, and compares. `at_least`: stacks.
-pub fn score(name: &str, command: &[&str], at_least: usize) -> (Report, Score) {
-    score_driven(name, command, at_least, drop)
-}
-
-/// The same of a command that `drive` (told the process's id) makes work and end.
+/// Runs a command that `drive` (told the process's id) makes work and end under both, and compares. `at_least`: stacks.
 fn score_driven(name: &str, command: &[&str], at_least: usize, drive: impl FnOnce(u32)) -> (Report, Score) {
     let (report, truth) = watch(gdb("").arg("--args").args(command), drive);
     let score = Score::new(name, &report, &truth);

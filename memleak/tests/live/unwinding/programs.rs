@@ -1,6 +1,7 @@
 //! Programs of many compilers and of the distribution: their stacks are gdb's.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{Read as _, Write as _},
     os::unix::net::{UnixDatagram, UnixStream},
@@ -9,13 +10,14 @@ use std::{
 };
 
 use super::{
-    compare::{assert_equal, assert_equal_driven, assert_server_equal, score},
-    compile, stack_through,
+    compare::{assert_equal, assert_equal_driven, assert_server_equal},
+    compile, stack_through, traced,
 };
 use crate::{
     guard::alone,
     process::patience,
     programs::{scratch_dir, text},
+    report::{Report, Stack},
 };
 
 #[test]
@@ -56,10 +58,6 @@ fn frames_are_gdbs_in_cpp() {
 #[test]
 fn frames_are_gdbs_in_c() {
     let _alone = alone();
-    let program = compile("musl", "musl-gcc", "kept.c", "-O2 -fomit-frame-pointer -static");
-    // Debian's musl has no unwind information: what is in it is cut, and said to be. gdb gets no further there.
-    let (_, score) = score("musl-gcc -O2 -static", &[text(&program)], 4);
-    assert!(score.wrong == 0, "{score:?}");
     for (name, flags) in [
         ("gcc -O2 -static", "-O2 -fomit-frame-pointer -static"),
         ("gcc -O2 -static-pie", "-O2 -fomit-frame-pointer -static-pie"),
@@ -84,6 +82,110 @@ fn frames_are_gdbs_in_cpp_coroutines() {
         let functions = stack_through(&report, "keep");
         assert!(functions.iter().any(|function| function == "main"), "{name}: {functions:?}");
     }
+}
+
+/// What `musl.c` keeps: functions of its stacks, callee first, that it knows itself. The C library's come between.
+const MUSL_STACKS: [&[&str]; 4] = [
+    &["keep", "compare", "sort", "main"],
+    &["keep", "handler", "interrupt", "main"],
+    &["keep", "thread"],
+    &["keep", "at_end"],
+];
+
+/// Whether the functions are among the stack's, in their order.
+fn comes_by(stack: &Stack, functions: &[&str]) -> bool {
+    let mut frames = stack.frames.iter();
+    functions.iter().all(|function| frames.any(|frame| frame.bare_function() == *function))
+}
+
+fn ends_at_the_first(stack: &Stack) -> bool {
+    stack.frames.last().is_some_and(|frame| ["_start", "__clone"].contains(&frame.bare_function()))
+}
+
+/// Functions of musl's that go on by a jump to another one.
+const JUMPS: [(&str, &str); 2] = [("_start_c", "libc_start_main_stage2"), ("qsort", "__qsort_r")];
+
+/// What the program's calls return to, and which functions they call: `None` where a register says it.
+fn calls_of(program: &Path) -> BTreeMap<u64, Option<String>> {
+    let output = Command::new("objdump")
+        .args(["-d", "--no-show-raw-insn", text(program)])
+        .output()
+        .expect("binutils is installed");
+    let mut calls = BTreeMap::new();
+    let mut call = None;
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Some((address, instruction)) = line.split_once(":\t") else { continue };
+        let address = u64::from_str_radix(address.trim(), 16).expect("objdump prints hexadecimal numbers");
+        if let Some(called) = call.take() {
+            calls.insert(address, called);
+        }
+        if let Some(target) = instruction.strip_prefix("call ") {
+            let name = target.split_once('<').map(|(_, name)| name.trim_end_matches('>').to_owned());
+            call = Some(name.filter(|_| !target.contains('*')));
+        }
+    }
+    calls
+}
+
+/// Each frame's address is behind a call of the frame before. Gives how many of the calls name it.
+fn assert_called(report: &Report, calls: &BTreeMap<u64, Option<String>>) -> usize {
+    let mut named = 0;
+    for pair in report.stacks.iter().flat_map(|stack| stack.frames.windows(2)) {
+        let [callee, caller] = [pair[0].bare_function(), pair[1].bare_function()];
+        if [callee, caller].contains(&"") {
+            continue; // the signal's way back has no name: the kernel has called, and it returns to what was interrupted
+        }
+        let offset = pair[1].offset.as_deref().unwrap_or_default().trim_start_matches("0x");
+        let address = u64::from_str_radix(offset, 16).expect("an offset is a hexadecimal number");
+        let call = calls.get(&address);
+        let call =
+            call.unwrap_or_else(|| panic!("{caller}: no call is before {address:#x}\n{}", report.describe()));
+        if let Some(called) = call {
+            let called = JUMPS.iter().find(|(from, _)| from == called).map_or(called.as_str(), |(_, to)| *to);
+            assert_eq!(called, callee, "{caller}+{address:#x}\n{}", report.describe());
+            named += 1;
+        }
+    }
+    named
+}
+
+/// Debian's musl has no unwind information, and gdb gets lost in it. The program knows who called whom, and so does its
+/// code: before each return address there is a call of the frame above.
+#[test]
+fn stacks_through_musl_are_whole() {
+    let _alone = alone();
+    let static_flags = "-O2 -fomit-frame-pointer -static";
+    let program = compile("musl", "musl-gcc", "musl.c", static_flags);
+    let report = traced(&[], &[text(&program)]);
+    let named = assert_called(&report, &calls_of(&program));
+    println!("musl-gcc -O2 -static: {} stacks, {named} calls\n{}", report.stacks.len(), report.describe());
+    assert!(named >= 12, "{named}");
+    let dynamic = compile("musl-dynamic", "musl-gcc", "musl.c", "-O2 -fomit-frame-pointer");
+    let dynamic_report = traced(&[], &[text(&dynamic)]);
+    for report in [&report, &dynamic_report] {
+        for functions in MUSL_STACKS {
+            let stack = report.stacks.iter().find(|stack| comes_by(stack, functions));
+            assert!(stack.is_some(), "{functions:?}\n{}", report.describe());
+        }
+        assert!(report.stacks.iter().all(|stack| !stack.truncated), "{}", report.describe());
+    }
+    // The dynamic one's clone has no name.
+    assert!(report.stacks.iter().all(ends_at_the_first), "{}", report.describe());
+    // The same program without symbols (but those that are traced) has the same stacks.
+    let addresses = |report: &Report| -> BTreeSet<Vec<Option<String>>> {
+        let of_stack = |stack: &Stack| stack.frames.iter().map(|frame| frame.offset.clone()).collect();
+        report.stacks.iter().map(of_stack).collect()
+    };
+    let stripped = program.with_extension("stripped");
+    let mut strip = Command::new("strip");
+    for function in ["malloc", "calloc", "realloc", "free"] {
+        strip.args(["-K", function]);
+    }
+    strip.arg("-o").arg(&stripped).arg(&program);
+    assert!(strip.status().expect("binutils is installed").success());
+    let stripped_report = traced(&[], &[text(&stripped)]);
+    assert!(stripped_report.stacks.iter().all(|stack| !stack.truncated), "{}", stripped_report.describe());
+    assert_eq!(addresses(&stripped_report), addresses(&report));
 }
 
 #[test]
