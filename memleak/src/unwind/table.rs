@@ -8,7 +8,7 @@ use object::{ReadCache, ReadRef};
 use super::{
     UnwindError,
     cfi::Machine,
-    code::{Gaps, Symbols},
+    code::{Gaps, Symbols, code_sections},
     eh_frame::{BuildStats, Run, Runs, read_entries},
     object::{ExecSegments, Object, Sections},
 };
@@ -83,7 +83,8 @@ impl Parts {
         let Object { machine, build_id, segments, sections, entry } = object;
         let mut runs = read_entries(&sections, &segments, machine);
         let gaps = if machine == Machine::X86_64 {
-            Gaps::find(&runs, &segments, entry, |limit, is_wanted| Symbols::read(data, limit, is_wanted))
+            let read_symbols = |limit, is_wanted: &dyn Fn(u64) -> bool| Symbols::read(data, limit, is_wanted);
+            Gaps::find(&runs, &segments, entry, || code_sections(data), read_symbols)
         } else {
             add_entry(&mut runs, &segments, entry);
             Gaps::default()

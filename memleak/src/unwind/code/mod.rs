@@ -22,7 +22,7 @@ mod tests;
 mod text;
 
 use memleak_common::unwind::{Kind, Row};
-pub(super) use symbols::Symbols;
+pub(super) use symbols::{Symbols, code_sections};
 
 use self::{
     flow::{Flow, padding_len},
@@ -72,12 +72,14 @@ pub(super) struct Gaps {
 }
 
 impl Gaps {
-    /// What the runs, which are in order, leave of the text. `read_symbols` is called with a limit ([`Symbols::read`]):
+    /// What the runs, which are in order, leave of the text, as far as it is in one of the `code_sections`, where there are
+    /// any. `read_symbols` is called with a limit ([`Symbols::read`]):
     /// most symbols of a file with little text to analyse are of no use.
     pub(super) fn find(
         runs: &Runs,
         segments: &ExecSegments,
         entry: u64,
+        code_sections: impl FnOnce() -> Vec<(u64, u64)>,
         read_symbols: impl FnOnce(u64, &dyn Fn(u64) -> bool) -> Symbols,
     ) -> Self {
         let mut gaps: Vec<(u32, u32)> = Vec::new();
@@ -94,6 +96,13 @@ impl Gaps {
             gaps.truncate(MAX_GAPS);
         }
         gaps.sort_unstable();
+        let code: Vec<_> = match gaps.is_empty() {
+            true => return Self::default(),
+            false => code_sections().iter().filter_map(|(start, end)| segments.clip(*start, *end)).collect(),
+        };
+        if !code.is_empty() {
+            gaps = intersect(&gaps, &code);
+        }
         let bytes: u64 = gaps.iter().map(|(start, end)| u64::from(end - start)).sum();
         if bytes == 0 {
             return Self::default();
@@ -101,11 +110,6 @@ impl Gaps {
         let pc = |vaddr: u64| segments.clip(vaddr, vaddr.saturating_add(1)).map(|(pc, _)| pc);
         let is_in_gap = |vaddr: u64| pc(vaddr).is_some_and(|pc| gap_at(&gaps, pc));
         let symbols = read_symbols(bytes / BYTES_PER_SYMBOL + MIN_SYMBOLS, &is_in_gap);
-        if !symbols.code.is_empty() {
-            let code: Vec<_> =
-                symbols.code.iter().filter_map(|(start, end)| segments.clip(*start, *end)).collect();
-            gaps = intersect(&gaps, &code);
-        }
         let starts = symbols.functions.iter().filter_map(|vaddr| pc(*vaddr)).collect();
         let parts = symbols.parts.iter().filter_map(|vaddr| pc(*vaddr)).collect();
         Self { gaps, starts, parts, entry: Some(entry).filter(|entry| *entry != 0).and_then(pc) }

@@ -19,11 +19,9 @@ const MAX_SECTIONS: usize = 1 << 16;
 /// Bytes of an entry of a symbol table.
 const SYMBOL_BYTES: u64 = 24;
 
-/// What sections and symbol tables say; all of it can be gone, or lie.
+/// What symbol tables say; all of it can be gone, or lie.
 #[derive(Debug, Default)]
 pub(in super::super) struct Symbols {
-    /// vaddrs of executable sections, first and behind the last, in order.
-    pub code: Vec<(u64, u64)>,
     /// vaddrs of functions.
     pub functions: Vec<u64>,
     /// vaddrs of what gcc moves out of functions: it is jumped to.
@@ -40,7 +38,6 @@ impl Symbols {
         let mut found = Self::default();
         let Ok(header) = Header::parse(data) else { return found };
         let Ok(sections) = header.sections(LittleEndian, data) else { return found };
-        found.code = code_sections(&sections);
         for kind in [SHT_SYMTAB, SHT_DYNSYM] {
             let table = sections.iter().find(|section| section.sh_type(LittleEndian) == kind);
             if let Some(table) = table.filter(|table| table.sh_size(LittleEndian) / SYMBOL_BYTES <= limit) {
@@ -81,10 +78,22 @@ impl Symbols {
     }
 }
 
-fn code_sections<'a, R: ReadRef<'a>>(sections: &SectionTable<'a, Header, R>) -> Vec<(u64, u64)> {
+/// What LLVM's BOLT leaves of the code that it has laid out anew elsewhere: 60 MB in rustc's libraries that nothing runs.
+const LEFT_BEHIND: &[u8] = b".bolt.org.";
+
+/// vaddrs of executable sections, first and behind the last, in order; none where the file does not say.
+pub(in super::super) fn code_sections<'a, R: ReadRef<'a>>(data: R) -> Vec<(u64, u64)> {
+    let header = Header::parse(data);
+    let Ok(sections) = header.and_then(|header| header.sections(LittleEndian, data)) else {
+        return Vec::new();
+    };
     let mut code: Vec<_> = sections
         .iter()
         .filter(|section| section.sh_flags(LittleEndian).0 & SHF_EXECINSTR.0 != 0)
+        .filter(|section| {
+            let name = sections.section_name(LittleEndian, section);
+            name.is_ok_and(|name| !name.starts_with(LEFT_BEHIND))
+        })
         .map(|section| {
             let start = section.sh_addr(LittleEndian);
             (start, start.saturating_add(section.sh_size(LittleEndian)))
