@@ -17,7 +17,7 @@ use crate::{
     proc::status::read_status,
     report::sink::Delivery,
     snapshot::Unmap,
-    target::process::Process,
+    target::process::{Process, check_program},
 };
 
 /// From an exec until the records that it has made void are removed, which many execs share. No report has them.
@@ -115,6 +115,7 @@ impl Session {
     }
 
     pub(super) fn program_replaced(&mut self, pid: u32, by_another_thread: bool) -> Result<(), SessionError> {
+        check_program(pid)?;
         if by_another_thread {
             self.probes.forget(pid);
         }

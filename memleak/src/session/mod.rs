@@ -51,7 +51,7 @@ use crate::{
     target::{
         command::{CommandError, Held, HeldCommand},
         object::{ObjectId, read_objects},
-        process::{PidFd, Process, ProcessError},
+        process::{PidFd, Process, ProcessError, check_program},
     },
     unwind::ProcessTables,
 };
@@ -275,6 +275,7 @@ impl Session {
         // After the start, since a command would inherit it.
         raise_open_files();
         let pid = held.pid();
+        check_program(pid)?;
         let end = PidFd::open(pid).map_err(system)?;
         let comm = read_status(pid).map(|status| status.comm).unwrap_or_default();
         self.add_target(pid, comm, end)?;

@@ -38,6 +38,17 @@ pub enum ProcessError {
     /// It is this very process.
     #[error("process {0} is memleak itself; name another")]
     Itself(u32),
+    /// It translates another program's code, ours in it included.
+    #[error(
+        "process {pid} is {program}, which reads the code of the program that it runs, and would find breakpoints \
+         in it; trace the program without {program}"
+    )]
+    Translator {
+        /// Process.
+        pid: u32,
+        /// What runs in it.
+        program: String,
+    },
     /// /proc does not let us look.
     #[error(
         "cannot look into process {pid}: {source}; run as root (sudo memleak ...) or give CAP_SYS_PTRACE"
@@ -81,6 +92,7 @@ impl Process {
         }
         let status = read_status(pid).map_err(|error| ProcessError::of(pid, error))?;
         check(pid, &status)?;
+        check_program(pid)?;
         let pidfd = PidFd::open(pid).map_err(|error| ProcessError::of(pid, error))?;
         Ok(Self { pid, comm: status.comm, seccomp: status.seccomp, pidfd })
     }
@@ -121,6 +133,21 @@ fn check(pid: u32, status: &Status) -> Result<(), ProcessError> {
         return Err(ProcessError::Gone(pid));
     }
     Ok(())
+}
+
+/// Refuses a process that runs a program by translating its code. The kernel puts probes into whatever has mapped the
+/// probed file; the translator reads the breakpoint in place of the code, and the program is killed by it.
+pub fn check_program(pid: u32) -> Result<(), ProcessError> {
+    let Ok(path) = std::fs::read_link(format!("/proc/{pid}/exe")) else { return Ok(()) };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let is_valgrind = name.ends_with("-amd64-linux") && path.iter().any(|part| part == "valgrind");
+    let program = match name.as_ref() {
+        _ if is_valgrind => "valgrind",
+        // The system emulator, which runs no file of ours, has another name.
+        "qemu-x86_64" | "qemu-x86_64-static" => "qemu-x86_64",
+        _ => return Ok(()),
+    };
+    Err(ProcessError::Translator { pid, program: program.to_owned() })
 }
 
 /// A descriptor of a process: readable once it has ended (pidfd_open(2)).

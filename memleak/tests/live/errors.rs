@@ -104,6 +104,23 @@ fn targets_that_cannot_be_traced() {
     fs::remove_file(&stripped).expect("removing");
 }
 
+/// They would come upon our breakpoints in the code that they read, and the program would be killed.
+#[test]
+fn programs_that_translate_others() {
+    let _alone = alone();
+    let valgrind = ["valgrind", "-q", "--tool=none"];
+    let by_command = memleak(&[&["--"], &valgrind[..], &["true"]].concat());
+    assert_one_line(&by_command, 1, &["valgrind"], "a command that becomes valgrind");
+
+    let program = build("sizes.c", Link::Dynamic, &[]);
+    let mut target = Running::start(Command::new(valgrind[0]).args(&valgrind[1..]).arg(program));
+    target.expect("READY");
+    let pid = target.pid().to_string();
+    assert_one_line(&memleak(&["-p", &pid]), 1, &[&pid, "valgrind"], "a process that is valgrind");
+    target.tell("q");
+    target.expect("END");
+}
+
 /// What `-O` may name wrongly: files that are not there, not mapped, no ELF, or without an allocator.
 #[test]
 fn objects_that_are_of_no_use() {
