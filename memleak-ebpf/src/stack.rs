@@ -182,7 +182,8 @@ fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> Walk {
         let mut at = frame.wrapping_sub(base) / 8;
         if at + 1 >= words || words == 0 {
             (base, at) = (frame, 0);
-            words = read_window(frame, window, words == 0);
+            // Always as much: up to 6.1 the verifier follows each number of words by itself.
+            words = read_window(frame, window, false);
             if words == 0 {
                 record.end = Step::Complete as u16;
                 break;

@@ -181,7 +181,8 @@ pub(super) fn kernel_settings(
     if has_several_groups(rows, &capture.resources) {
         bits |= flags::READ_RETURNS;
     }
-    if may_hold() {
+    // Not by frame pointers, which is also the way where the kernel takes no BTF: `bpf_loop` needs it.
+    if capture.walks_tables() && may_hold() {
         bits |= flags::HOLD;
     }
     if capture.follow_forks {
