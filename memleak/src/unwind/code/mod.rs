@@ -100,6 +100,7 @@ impl Gaps {
             true => return Self::default(),
             false => code_sections().iter().filter_map(|(start, end)| segments.clip(*start, *end)).collect(),
         };
+        let code = join(code);
         if !code.is_empty() {
             gaps = intersect(&gaps, &code);
         }
@@ -199,7 +200,20 @@ fn gap_at(gaps: &[(u32, u32)], pc: u32) -> bool {
     after.checked_sub(1).and_then(|at| gaps.get(at)).is_some_and(|(_, end)| pc < *end)
 }
 
-/// What is in both lists of stretches.
+/// Stretches, which a damaged file has overlap, as ones that do not: in order, and apart.
+fn join(mut stretches: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
+    stretches.sort_unstable();
+    let mut joined: Vec<(u32, u32)> = Vec::with_capacity(stretches.len());
+    for (start, end) in stretches {
+        match joined.last_mut() {
+            Some((_, last)) if start <= *last => *last = end.max(*last),
+            _ => joined.push((start, end)),
+        }
+    }
+    joined
+}
+
+/// What is in both lists of stretches, which are in order and apart.
 fn intersect(left: &[(u32, u32)], right: &[(u32, u32)]) -> Vec<(u32, u32)> {
     let mut both = Vec::new();
     for &(start, end) in left {
