@@ -200,7 +200,7 @@ fn nonsense_is_survived() {
 
 #[test]
 fn sections_that_overlap_are_joined() {
-    let joined = super::join(vec![(30, 40), (0, 100), (10, 20), (100, 110), (200, 210)]);
+    let joined = join(vec![(30, 40), (0, 100), (10, 20), (100, 110), (200, 210)]);
     assert_eq!(joined, [(0, 110), (200, 210)]);
-    assert_eq!(super::intersect(&[(5, 35), (105, 205)], &joined), [(5, 35), (105, 110), (200, 205)]);
+    assert_eq!(intersect(&[(5, 35), (105, 205)], &joined), [(5, 35), (105, 110), (200, 205)]);
 }
