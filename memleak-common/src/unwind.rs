@@ -216,7 +216,7 @@ pub struct PublishedList {
     pub reserved: u32,
 }
 
-/// A rule that was found, for whoever comes by the same address next (map `KNOWN_RULES`). Several CPUs write a place at once,
+/// A rule that was found, for whoever comes by the same address next (map `KNOWN`). Several CPUs write a place at once,
 /// word by word, so each word says whose it is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]

@@ -248,7 +248,6 @@ fn a_walk_from_the_caller_needs_no_row_for_the_callee() {
     assert_eq!((from.regs.ip, from.regs.sp, from.regs.fp, from.exact), (TEXT + 0x40, STACK + 8, 5, 0));
 }
 
-/// The row of every pc in tables of all densities, against a plain scan.
 #[test]
 fn a_known_rule_is_of_its_address_and_list() {
     let (here, there) = (0x7f12_3456_789a, 0x7f12_3456_789c);
@@ -271,6 +270,7 @@ fn a_known_rule_is_of_its_address_and_list() {
     assert!(KnownRule::place(u64::MAX) < KNOWN_RULES);
 }
 
+/// The row of every pc in tables of all densities, against a plain scan.
 #[test]
 fn search_finds_every_row() {
     for distance in [1, 2, 3, 7, 64, 255, 256, 257, 600] {

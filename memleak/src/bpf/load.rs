@@ -226,9 +226,8 @@ fn may_hold() -> bool {
 /// Answers all notices of new mappings up to this time: threads that wait for it go on.
 pub fn answer(ebpf: &mut Ebpf, time_ns: u64) -> Result<(), BpfError> {
     let map = ebpf.map_mut("ANSWERED").ok_or(BpfError::Missing("map ANSWERED"))?;
-    let error = |error: aya::maps::MapError| BpfError::Map { map: "ANSWERED", reason: chain(&error) };
-    let mut answered: Array<_, u64> = Array::try_from(map).map_err(error)?;
-    answered.set(0, time_ns, 0).map_err(error)
+    let mut answered: Array<_, u64> = Array::try_from(map).map_err(|error| map_error("ANSWERED", &error))?;
+    answered.set(0, time_ns, 0).map_err(|error| map_error("ANSWERED", &error))
 }
 
 /// How many stacks a CPU stores before it says so, less one: all CPUs together an eighth of the room.

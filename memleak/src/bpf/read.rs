@@ -1,7 +1,7 @@
 //! Reading the tables out: a snapshot as plain data.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     os::fd::{AsFd as _, BorrowedFd},
     time::{Duration, Instant},
 };
@@ -238,22 +238,20 @@ impl Reader {
         ebpf: &Ebpf,
         outstanding: &mut [Outstanding],
     ) -> Result<(HashMap<u64, Stack>, u64), BpfError> {
-        let mut known: HashMap<u64, Stack> = HashMap::new();
+        let mut stacks: HashMap<u64, Option<Stack>> = HashMap::new();
         let mut unknown = 0;
         for allocation in outstanding {
             let id = allocation.stack_id;
-            if id == NO_STACK || known.contains_key(&id) {
-                continue;
+            // Asked for once, known or not.
+            if let Entry::Vacant(entry) = stacks.entry(id) {
+                entry.insert(self.stack(ebpf, id)?.cloned());
             }
-            match self.stack(ebpf, id)? {
-                Some(stack) => drop(known.insert(id, stack.clone())),
-                None => {
-                    unknown += 1;
-                    allocation.stack_id = NO_STACK;
-                }
+            if id != NO_STACK && stacks.get(&id).is_none_or(Option::is_none) {
+                unknown += 1;
+                allocation.stack_id = NO_STACK;
             }
         }
-        Ok((known, unknown))
+        Ok((stacks.into_iter().filter_map(|(id, stack)| Some((id, stack?))).collect(), unknown))
     }
 }
 

@@ -15,7 +15,7 @@ use aya::{
 };
 use memleak_common::unwind::{MAX_MAPPINGS, Mapping, MappingList, PublishedList};
 
-use super::{BpfError, chain};
+use super::{BpfError, read::map_error};
 use crate::{
     proc::maps::Mapping as ProcessMapping,
     symbolize::Target,
@@ -237,10 +237,6 @@ fn array<'e>(
     Ok((map.fd().as_fd(), info.max_entries()))
 }
 
-fn map_error(map: &'static str, error: &dyn std::error::Error) -> BpfError {
-    BpfError::Map { map, reason: chain(error) }
-}
-
 /// Maps `bytes` of an array from byte `offset`, a multiple of the page size, on.
 fn map_memory(fd: BorrowedFd<'_>, offset: usize, bytes: usize) -> io::Result<NonNull<libc::c_void>> {
     let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -343,7 +339,7 @@ fn slots(ebpf: &mut Ebpf) -> Result<BpfHashMap<&mut aya::maps::MapData, u32, u32
 }
 
 fn slots_error(error: &MapError) -> BpfError {
-    BpfError::Map { map: SLOTS, reason: chain(error) }
+    map_error(SLOTS, error)
 }
 
 impl Store for MapStore {

@@ -168,9 +168,13 @@ impl Session {
         Ok(self.reader.remove_void(&self.ebpf)?)
     }
 
-    /// Makes room for stacks. Another time is set where it was not enough.
+    /// Makes room for stacks, unless a report has done so meanwhile. Another time is set where it was not enough.
     pub(super) fn collect_stacks(&mut self) -> Result<(), SessionError> {
         let begin = Instant::now();
+        self.collection = self.reader.collection_due(&self.ebpf)?;
+        if self.collection.is_none_or(|at| at > begin) {
+            return Ok(());
+        }
         let removed = self.reader.collect_stacks(&self.ebpf)?;
         self.collection = self.reader.collection_due(&self.ebpf)?;
         info!("removed {removed} stacks that nothing refers to in {} ms", millis(begin.elapsed()));
