@@ -357,26 +357,37 @@ pub fn abandon_pending(mend: bool) {
             let _ = unsafe { bpf_probe_write_user(call.sp as *mut u64, &raw const call.return_address) };
         }
     }
-    abandon_all(thread);
+    abandon_all(thread, false);
 }
 
 /// The thread ends: neither its pending calls nor its system call will return.
 #[inline(always)]
 pub fn thread_ends(thread: &mut ThreadRecord) {
-    abandon_all(thread);
+    abandon_all(thread, true);
     if thread.in_system_call != 0 {
         put_back(thread.tgid, &thread.system_call);
     }
 }
 
 /// Drops all pending calls of a thread; what they had taken out is still acquired.
+///
+/// A thread that ends while it waits for a condition does not hold the mutex. One that is cancelled there takes it again
+/// before its handlers run (POSIX, pthread_cond_wait), and is abandoned first.
 #[inline(always)]
-fn abandon_all(thread: &mut ThreadRecord) {
+fn abandon_all(thread: &mut ThreadRecord, ends: bool) {
     for _ in 0..MAX_PENDING {
         let Some(call) = top(thread) else { break };
-        put_back(thread.tgid, call);
+        if !ends || !is_gone_while_pending(call) {
+            put_back(thread.tgid, call);
+        }
         thread.depth -= 1;
     }
+}
+
+/// What the call has released is not held while it is pending.
+#[inline(always)]
+fn is_gone_while_pending(call: &PendingCall) -> bool {
+    PROBES.get(call.row).is_some_and(|row| has(row, flags::GONE_WHILE_PENDING))
 }
 
 /// The row that the attach cookie names.
