@@ -4,7 +4,10 @@ use core::{ffi::c_void, mem::offset_of};
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::bpf_probe_read_kernel,
+    helpers::{
+        bpf_probe_read_kernel, bpf_probe_read_user,
+        generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    },
     programs::{ProbeContext, RetProbeContext},
 };
 use memleak_common::probe::NO_ARG;
@@ -44,9 +47,24 @@ impl Registers {
     }
 }
 
+impl Registers {
+    /// Those of the current thread.
+    #[inline(always)]
+    pub fn of_current() -> Self {
+        // SAFETY: the helpers take nothing, and the task that the first one gives.
+        Self(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64)
+    }
+}
+
 /// arch/x86/include/asm/ptrace.h; System V ABI, AMD64, appendix A.2.1.
 #[cfg(bpf_target_arch = "x86_64")]
 impl Registers {
+    /// The stack pointer.
+    #[inline(always)]
+    pub fn stack_pointer(&self) -> u64 {
+        self.read(offset_of!(pt_regs, rsp))
+    }
+
     /// The arguments of a system call.
     #[inline(always)]
     pub fn arguments(&self) -> Arguments {
@@ -76,6 +94,12 @@ impl Registers {
 /// arch/arm64/include/asm/ptrace.h: `user_pt_regs`, then the first argument and the number of the system call.
 #[cfg(bpf_target_arch = "aarch64")]
 impl Registers {
+    /// The stack pointer.
+    #[inline(always)]
+    pub fn stack_pointer(&self) -> u64 {
+        self.read(offset_of!(user_pt_regs, sp))
+    }
+
     /// The arguments of a system call.
     #[inline(always)]
     pub fn arguments(&self) -> Arguments {
@@ -117,6 +141,14 @@ pub fn exit_sp(ctx: &RetProbeContext) -> u64 {
     unsafe { (*ctx.regs).rsp.wrapping_sub(8) }
 }
 
+/// Where the thread is.
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+pub fn instruction_pointer(ctx: &ProbeContext) -> u64 {
+    // SAFETY: as above.
+    unsafe { (*ctx.regs).rip }
+}
+
 /// Where a walk begins: the registers of the frame that comes first.
 pub struct Caller {
     /// The program's context, for the kernel's own walk.
@@ -130,6 +162,29 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// The caller of a function that is entered: the return address is at the stack pointer, unless it cannot be read.
+    #[cfg(bpf_target_arch = "x86_64")]
+    #[inline(always)]
+    pub fn of_entered(ctx: &ProbeContext) -> Self {
+        let sp = entry_sp(ctx);
+        // SAFETY: the helper checks the address; the context is as above.
+        unsafe {
+            let ip = bpf_probe_read_user(sp as *const u64).unwrap_or(0);
+            Self { ctx: ctx.as_ptr(), ip, sp: sp.wrapping_add(8), fp: (*ctx.regs).rbp }
+        }
+    }
+
+    /// The caller of a function that is entered.
+    #[cfg(bpf_target_arch = "aarch64")]
+    #[inline(always)]
+    pub fn of_entered(ctx: &ProbeContext) -> Self {
+        // SAFETY: the context is as above.
+        unsafe {
+            let regs = &*ctx.regs;
+            Self { ctx: ctx.as_ptr(), ip: regs.regs[30], sp: regs.sp, fp: regs.regs[29] }
+        }
+    }
+
     /// The caller of a function that returns: the registers are its own already.
     #[cfg(bpf_target_arch = "x86_64")]
     #[inline(always)]
@@ -163,4 +218,12 @@ pub fn entry_sp(ctx: &ProbeContext) -> u64 {
 pub fn exit_sp(ctx: &RetProbeContext) -> u64 {
     // SAFETY: as above.
     unsafe { (*ctx.regs).sp }
+}
+
+/// Where the thread is.
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+pub fn instruction_pointer(ctx: &ProbeContext) -> u64 {
+    // SAFETY: as above.
+    unsafe { (*ctx.regs).pc }
 }

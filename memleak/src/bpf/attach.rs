@@ -22,7 +22,7 @@ use aya::{
 
 use super::{
     BpfError, chain,
-    load::{ABANDON, Uprobes, program},
+    load::{ABANDON, ACQUIRE_PLAIN, EMPTY_SESSION, SESSION, Uprobes, program},
     multi::MultiPrograms,
     os_error,
 };
@@ -101,6 +101,10 @@ impl Probes {
             points.iter().filter(|point| self.attached.insert((scope, point.key()))).collect();
         for group in new.chunk_by(|a, b| a.program == b.program && a.object == b.object) {
             let Some(first) = group.first() else { continue };
+            if first.program.is_return() && self.serves_both_ends() {
+                outcome.attached += group.len(); // with their entries
+                continue;
+            }
             let name = self.program_name(first.program, traps_only);
             let whole = match &self.uprobes {
                 Uprobes::Multi(programs) => attach_many(programs, name, scope, group),
@@ -139,9 +143,17 @@ impl Probes {
         self.attached.retain(|(scope, _)| *scope != Scope::Process(pid));
     }
 
+    /// The program at a call's entry runs at its return, too.
+    fn serves_both_ends(&self) -> bool {
+        matches!(&self.uprobes, Uprobes::Multi(programs) if programs.serves_both_ends())
+    }
+
     fn program_name(&self, kind: ProgramKind, traps_only: bool) -> &'static str {
         let [_, abandon_plain] = ABANDON;
         match (traps_only, kind) {
+            (false, ProgramKind::AcquireEnter) if self.serves_both_ends() => SESSION,
+            (true, ProgramKind::AcquireEnter) if self.serves_both_ends() => EMPTY_SESSION,
+            (false, ProgramKind::AcquireEnter) if !self.mends_stack => ACQUIRE_PLAIN,
             (false, ProgramKind::AbandonEnter) if !self.mends_stack => abandon_plain,
             (false, kind) => kind.name(),
             (true, ProgramKind::AcquireExit) => "empty_exit",

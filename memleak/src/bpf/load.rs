@@ -16,7 +16,7 @@ use memleak_common::{
 
 use super::{
     BpfError, chain, maps,
-    multi::MultiPrograms,
+    multi::{Ends, MultiPrograms},
     os_error,
     read::{fd, map_error},
     unwind,
@@ -33,15 +33,26 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memlea
 #[cfg(target_arch = "aarch64")]
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-aarch64.bpf.o");
 
-/// Uprobe programs, all of one kind to the loader.
-const UPROBES: &[&str] = &["acquire_enter", "acquire_exit", "release_enter", "mappings_enter"];
+/// Uprobe programs at one end of calls.
+const UPROBES: &[&str] = &["release_enter", "mappings_enter"];
+/// Of both ends of calls; and the two programs where the kernel has none for both.
+const ACQUIRE: (&str, [&str; 2]) = (SESSION, ["acquire_exit", "acquire_enter"]);
+/// The same on kernels that forbid to write to a process.
+const ACQUIRE_WITHOUT_MENDING: (&str, [&str; 2]) = (SESSION, ["acquire_exit", ACQUIRE_PLAIN]);
+/// One program for both ends of a call.
+pub(super) const SESSION: &str = "acquire_session";
+/// In place of `acquire_enter`.
+pub(super) const ACQUIRE_PLAIN: &str = "acquire_enter_plain";
 /// Mends the stack for an unwinder; and the same without, for kernels that forbid to write to a process.
 pub(super) const ABANDON: [&str; 2] = ["abandon_enter", "abandon_enter_plain"];
 /// The uprobe programs that `--traps-only` attaches in their place.
-const EMPTY_UPROBES: &[&str] = &["empty_enter", "empty_exit"];
+const EMPTY_UPROBES: &[&str] = &["empty_enter"];
+const EMPTY_ACQUIRE: (&str, [&str; 2]) = (EMPTY_SESSION, ["empty_exit", "empty_enter"]);
+pub(super) const EMPTY_SESSION: &str = "empty_session";
 /// Raw tracepoint programs: program, tracepoint.
 const LIFECYCLE: &[(&str, &str)] = &[
     ("thread_exit", "sched_process_exit"),
+    ("signal_deliver", "signal_deliver"),
     ("process_exec", "sched_process_exec"),
     ("process_fork", "sched_process_fork"),
 ];
@@ -307,9 +318,31 @@ impl Uprobes {
     fn load(&mut self, ebpf: &mut Ebpf, name: &'static str) -> Result<(), BpfError> {
         match self {
             Self::Single => program::<UProbe>(ebpf, name)?.load().map_err(|error| load_error(&error)),
-            Self::Multi(programs) => programs.load(name).map_err(|error| load_error(&error)),
+            Self::Multi(programs) => programs.load(name, Ends::One).map_err(|error| load_error(&error)),
         }
     }
+
+    /// Loads a program for both ends of calls, or else one for each end. Says whether it did the former.
+    fn load_both_ends(
+        &mut self,
+        ebpf: &mut Ebpf,
+        (both, each): (&'static str, [&'static str; 2]),
+    ) -> Result<bool, BpfError> {
+        if let Self::Multi(programs) = self
+            && may_serve_both_ends()
+        {
+            match programs.load(both, Ends::Both) {
+                Ok(()) => return Ok(true),
+                Err(error) => log::debug!("a program for each end of a call: {}", load_error(&error)),
+            }
+        }
+        each.into_iter().try_for_each(|name| self.load(ebpf, name)).map(|()| false)
+    }
+}
+
+/// Uprobe sessions came with 6.13.
+fn may_serve_both_ends() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 13, 0))
 }
 
 /// Loads what will be attached. Gives whether the kernel lets us mend a stack: not where it is locked down (integrity),
@@ -324,6 +357,7 @@ fn load_programs(ebpf: &mut Ebpf, uprobes: &mut Uprobes, traps_only: bool) -> Re
         program.attach(tracepoint).map_err(|error| load_error(&error))?;
     }
     if traps_only {
+        uprobes.load_both_ends(ebpf, EMPTY_ACQUIRE)?;
         return Ok(true);
     }
     let [mending, plain] = ABANDON;
@@ -332,6 +366,8 @@ fn load_programs(ebpf: &mut Ebpf, uprobes: &mut Uprobes, traps_only: bool) -> Re
         log::debug!("{mending} is not to be had here: {error}");
         uprobes.load(ebpf, plain)?;
     }
+    let acquire = if mends.is_ok() { ACQUIRE } else { ACQUIRE_WITHOUT_MENDING };
+    uprobes.load_both_ends(ebpf, acquire)?;
     Ok(mends.is_ok())
 }
 
