@@ -21,23 +21,16 @@ use memleak_common::{
 };
 
 use crate::{
-    args::{Arguments, Caller, Registers, entry_sp, exit_sp, instruction_pointer},
-    lifecycle,
+    arch::{TRAMPOLINE, caller_of, entered_caller, entry_sp, exit_sp, instruction_pointer},
+    args::{Arguments, Caller},
     maps::{PROBES, THREADS, count, has, setting},
     records::{
-        self, Acquired, NOTHING, PAGE_SIZE, finish_release, now, put_back, record, record_another, replace_range,
-        take_out,
+        self, Acquired, NOTHING, PAGE_SIZE, finish_release, now, put_back, record, record_another,
+        replace_range, take_out,
     },
+    thread::{current_registers, current_thread},
     unwind,
 };
-
-/// What the kernel's return trampoline begins with: a breakpoint (kernel/events/uprobes.c, `xol_get_insn_slot`'s page) or,
-/// from 6.11 on, `push %rax` (arch/x86/kernel/uprobes.c, `uretprobe_trampoline_entry`).
-#[cfg(bpf_target_arch = "x86_64")]
-const TRAMPOLINE: [u8; 2] = [0xcc, 0x50];
-/// The same: `brk` (arch/arm64/include/asm/uprobes.h, `UPROBE_SWBP_INSN`), its lowest byte.
-#[cfg(bpf_target_arch = "aarch64")]
-const TRAMPOLINE: [u8; 2] = [0xa0, 0xa0];
 
 /// How the kernel has our programs run at a call's return.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,7 +47,7 @@ pub enum Mode {
 #[inline(always)]
 pub fn acquire_enter(ctx: &ProbeContext, mode: Mode) -> Option<()> {
     let (cookie, row) = row(ctx.regs.cast())?;
-    let thread = lifecycle::current_thread()?;
+    let thread = current_thread()?;
     let mut call = PendingCall { sp: entry_sp(ctx), row: cookie, ..PendingCall::default() };
     if drop_stale(thread, row, &mut call, mode) {
         return None;
@@ -244,7 +237,7 @@ pub fn interrupted() {
     // SAFETY: only this thread's own programs touch its record.
     let thread = unsafe { &mut *thread };
     let Some(top) = top(thread) else { return };
-    let (top_sp, sp) = (top.sp, Registers::of_current().stack_pointer());
+    let (top_sp, sp) = (top.sp, current_registers().stack_pointer());
     thread.interrupted = 1;
     // `ret` has taken the address off the stack, and the trampoline writes to its place. At the function's entry the stack
     // pointer is there as well: then the address is, too.
@@ -257,7 +250,7 @@ pub fn interrupted() {
 /// The stack is walked to know: only where a signal was delivered while calls were pending.
 #[inline(always)]
 fn is_callee(ctx: &ProbeContext, thread: &mut ThreadRecord, row: &ProbeRow) -> bool {
-    let Caller { ip, sp, fp, .. } = Caller::of_entered(ctx);
+    let Caller { ip, sp, fp, .. } = entered_caller(ctx);
     // SAFETY: the current thread's record.
     match unsafe { unwind::find_caller(thread, row.group, ip, sp, fp) } {
         unwind::CALLED => true,
@@ -318,7 +311,7 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     if call.nested != 0 {
         return None;
     }
-    commit(&Caller::of(ctx), thread, row, call, ctx.ret())
+    commit(&caller_of(ctx), thread, row, call, ctx.ret())
 }
 
 /// A pending call returned: does to the table what the call did.
