@@ -7,7 +7,7 @@ pub const NO_ARG: u8 = 255;
 pub const MAX_PROBES: u32 = 1024;
 
 /// Numbers of [`Resource::Custom`] begin here: those below are built in.
-const FIRST_CUSTOM: u32 = 256;
+pub const FIRST_CUSTOM: u32 = 256;
 
 /// What is acquired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -19,7 +19,7 @@ use memleak_common::{
     stack::{ShortStackRecord, StackRecord},
     stats::{STATS as STAT_COUNT, Stat},
     system_call::MAX_SYSTEM_CALLS,
-    thread::{Target, ThreadRecord},
+    thread::{CallKey, OpenCall, Target, ThreadRecord},
     unwind::{KNOWN_RULES, KnownRule, Mapping, PublishedList},
 };
 
@@ -43,6 +43,14 @@ pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16_384, BPF
 /// Threads of traced processes that have called a probed function.
 #[map]
 pub static THREADS: HashMap<u64, ThreadRecord> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Pending calls of functions whose `ret` instructions are probed.
+#[map]
+pub static CALLS: HashMap<CallKey, OpenCall> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// 1 once such a call has been left by another thread than had entered it.
+#[map]
+pub static SWITCHED: Array<u32> = Array::with_max_entries(1, 0);
 
 /// All zeroes: what a thread's record starts as. It is too large for a program's stack.
 #[map]

@@ -1,4 +1,5 @@
-//! The records of what is outstanding (map `ALLOCATIONS`), and those that calls in progress have taken out (map `THREADS`).
+//! The records of what is outstanding (map `ALLOCATIONS`), and those that calls in progress have taken out (maps `THREADS` and
+//! `CALLS`).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -6,7 +7,7 @@ use aya::Ebpf;
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
     probe::{ProbeRow, Resource, flags},
-    thread::{MAX_PENDING, Target, ThreadRecord},
+    thread::{CallKey, MAX_PENDING, OpenCall, Target, ThreadRecord},
 };
 use rustc_hash::FxHashSet;
 
@@ -61,6 +62,12 @@ pub(super) fn outstanding(
         }
     })
     .map_err(|error| map_error("THREADS", &error))?;
+    sys::for_each_entry(fd(ebpf, "CALLS")?, |key: &CallKey, open: &OpenCall| {
+        if open.call.has_released == TAKEN_OUT {
+            pending.push((key.tgid, open.call));
+        }
+    })
+    .map_err(|error| map_error("CALLS", &error))?;
     if !pending.is_empty() {
         let seen: HashSet<(u32, Resource, u64)> =
             all.iter().map(|found| (found.pid, found.resource, found.address)).collect();

@@ -6,5 +6,6 @@ pub mod kernel;
 pub mod placement;
 pub mod plan;
 pub mod resource;
+pub mod returns;
 pub mod spec;
 pub mod table;
