@@ -54,11 +54,11 @@ pub struct AllocationLine {
     pub now: Option<String>,
 }
 
-/// What one group is made of: a stack of one process that acquired one kind of resource.
+/// What one group is made of: a stack of one address space that acquired one kind of resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupKey {
-    /// Process.
-    pub pid: u32,
+    /// Whose it is: [`Outstanding::space`].
+    pub space: u32,
     /// What it acquired.
     pub resource: Resource,
     /// Key into [`Snapshot::stacks`]; one that is missing there has no known stack.
@@ -215,7 +215,7 @@ fn group(snapshot: &Snapshot, youngest_ns: u64) -> (Vec<Group>, FxHashMap<GroupK
 }
 
 fn key_of(outstanding: &Outstanding) -> GroupKey {
-    GroupKey { pid: outstanding.pid, resource: outstanding.resource, stack_id: outstanding.stack_id }
+    GroupKey { space: outstanding.space, resource: outstanding.resource, stack_id: outstanding.stack_id }
 }
 
 /// What is outstanding for `youngest_ns` at least, each with its age in nanoseconds. A record that was made while the

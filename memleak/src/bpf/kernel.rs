@@ -5,10 +5,7 @@ use aya::{
     maps::{HashMap as BpfHashMap, MapData, RingBuf},
     programs::{KProbe, RawTracePoint},
 };
-use memleak_common::{
-    kernel::{CACHE_NAME_LEN, CACHE_NAME_WORDS, KernelRow, role},
-    thread::Target,
-};
+use memleak_common::kernel::{CACHE_NAME_LEN, CACHE_NAME_WORDS, KernelRow, role};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::{
@@ -28,8 +25,15 @@ use crate::{
 /// trace itself.
 const PREALLOCATED: &[&str] = &["ALLOCATIONS", "STACKS", "SHORT_STACKS"];
 /// Maps that this mode has no use for.
-const UNUSED: &[&str] =
-    &["THREADS", "UNWIND_WORDS", "UNWIND_MAPPINGS", "UNWIND_LISTS", "UNWIND_SLOTS", "KERNEL_STACKS"];
+const UNUSED: &[&str] = &[
+    "THREADS",
+    "TARGETS",
+    "TARGET_SLOTS",
+    "UNWIND_WORDS",
+    "UNWIND_MAPPINGS",
+    "UNWIND_LISTS",
+    "KERNEL_STACKS",
+];
 
 /// What was loaded and attached.
 pub struct Loaded {
@@ -68,9 +72,6 @@ pub fn load(
         .load(&object)
         .map_err(|error| load_error(&error))?;
     fill_rows(&ebpf, &plan.functions)?;
-    // The kernel's records are those of process 0.
-    maps::put_new(fd(&ebpf, "TARGETS")?, &0, &Target::default())
-        .map_err(|error| map_error("TARGETS", &error))?;
     let events = ebpf.take_map("EVENTS").ok_or(BpfError::Missing("map EVENTS"))?;
     let events =
         RingBuf::try_from(events).map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;

@@ -1,6 +1,6 @@
 //! Loads the BPF object: settings in, programs verified, lifecycle programs attached.
 
-use std::{collections::HashSet, os::unix::fs::MetadataExt as _};
+use std::{collections::HashSet, io, os::unix::fs::MetadataExt as _};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -10,17 +10,10 @@ use aya::{
 };
 use memleak_common::{
     probe::{MAX_PROBES, ProbeRow, Resource, handle},
-    settings::{Settings as KernelSettings, flags},
-    thread::Target,
+    settings::{Settings as KernelSettings, TaskOffsets, flags},
 };
 
-use super::{
-    BpfError, chain, maps,
-    multi::MultiPrograms,
-    os_error,
-    read::{fd, map_error},
-    unwind,
-};
+use super::{BpfError, chain, multi::MultiPrograms, os_error, read::map_error, unwind};
 use crate::{
     probe::table::{Row, system_calls},
     proc::btf,
@@ -174,7 +167,6 @@ pub(super) fn kernel_settings(
     rows: &[Row],
 ) -> Result<KernelSettings, BpfError> {
     let mut bits = 0;
-    let mut task_tgid_offset = 0;
     if capture.trace {
         bits |= flags::TRACE;
     }
@@ -187,9 +179,11 @@ pub(super) fn kernel_settings(
     }
     if capture.follow_forks {
         bits |= flags::FOLLOW_FORKS;
-        task_tgid_offset = btf::kernel_member_offset("task_struct", "tgid")
-            .map_err(|error| BpfError::NoBtf(error.to_string()))?;
     }
+    let task = match task_offsets() {
+        Err(error) if capture.follow_forks => return Err(BpfError::NoBtf(error.to_string())),
+        offsets => offsets.unwrap_or_default(),
+    };
     bits |= match capture.unwind {
         UnwindMode::Auto => flags::UNWIND_TABLES | flags::UNWIND_POINTER,
         UnwindMode::Dwarf => flags::UNWIND_TABLES,
@@ -208,7 +202,7 @@ pub(super) fn kernel_settings(
         pid_ns_ino,
         flags: bits,
         max_depth: capture.max_depth,
-        task_tgid_offset,
+        task,
         features: rows
             .iter()
             .filter(|row| row.serves(&capture.resources))
@@ -279,14 +273,20 @@ fn trace_system_calls(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// Makes a process (its number in our PID namespace) known to the programs.
-pub fn add_target(ebpf: &Ebpf, pid: u32) -> Result<(), BpfError> {
-    const MAP: &str = "TARGETS";
-    // In a PID namespace the kernel side learns its own number for it when it first sees one of its threads.
-    let kernel_tgid = if own_pid_namespace() == (0, 0) { pid } else { 0 };
-    // The fork that made it may have entered it already.
-    maps::put_new(fd(ebpf, MAP)?, &pid, &Target { generation: 0, kernel_tgid })
-        .map_err(|error| map_error(MAP, &error))
+/// Where the running kernel keeps what the programs ask of processes.
+fn task_offsets() -> io::Result<TaskOffsets> {
+    let btf = btf::Btf::kernel()?;
+    let offset = |structure: &str, member: &str| {
+        btf.member_offset(structure, member)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no {structure}.{member}")))
+    };
+    Ok(TaskOffsets {
+        tgid: offset("task_struct", "tgid")?,
+        mm: offset("task_struct", "mm")?,
+        files: offset("task_struct", "files")?,
+        signal: offset("task_struct", "signal")?,
+        signal_live: offset("signal_struct", "live")?,
+    })
 }
 
 /// Links for many places came with 6.6; up to 6.10 one for a process fires in its first thread alone.

@@ -9,6 +9,7 @@ pub mod maps;
 pub mod multi;
 pub mod read;
 mod stacks;
+pub mod targets;
 pub mod unwind;
 
 use aya::programs::ProgramError;

@@ -1,7 +1,7 @@
 //! Reading the tables out: a snapshot as plain data.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeSet, HashMap, HashSet, hash_map::Entry},
     os::fd::{AsFd as _, BorrowedFd},
     time::{Duration, Instant},
 };
@@ -13,18 +13,20 @@ use aya::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use memleak_common::{
-    allocation::{Allocation, AllocationKey},
+    allocation::{Allocation, AllocationKey, RELEASED_EARLY},
     probe::{ProbeRow, Resource, flags},
     stack::NO_STACK,
     stats::Stat,
-    thread::{MAX_PENDING, Target, ThreadRecord},
+    thread::{MAX_PENDING, Owner, ThreadRecord},
 };
 
 use super::{BpfError, attach::Probes, chain, descriptors::Descriptors, maps, stacks, stacks::Stacks};
 use crate::{
     probe::kernel::TWIN,
     proc::descriptors::open_descriptors,
-    snapshot::{Lost, Outstanding, PAGE_SIZE, Snapshot, Stack, Unmap, apply_unmaps},
+    snapshot::{KERNEL_SPACE, Lost, Outstanding, PAGE_SIZE, Snapshot, Stack, Unmap, apply_unmaps},
+    target::process::PidFd,
+    targets::Ended,
 };
 
 /// What is kept from one snapshot to the next.
@@ -41,11 +43,25 @@ pub struct Reader {
     removed: u64,
     /// Runs that were lost, as far as they were seen.
     skipped_runs: u64,
-    /// Numbers of processes, ours by the kernel side's.
-    pids: HashMap<u32, u32>,
-    /// Processes that have replaced their programs, and the descriptors that were open after that: the records that this
-    /// has made void are still there.
-    replaced: HashMap<u32, BTreeSet<u32>>,
+    /// Numbers of owners whose records count.
+    owners: FxHashMap<u32, State>,
+    /// Numbers of owners that are gone: their records are still there.
+    void: FxHashSet<u32>,
+    /// Processes that have replaced their programs, by number: when, and the descriptors that were open after that.
+    replaced: FxHashMap<u32, (u64, BTreeSet<u32>)>,
+    /// What those held that have ended.
+    ended: Ended,
+}
+
+/// What is known of an owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It may acquire and release.
+    Living,
+    /// It has ended; what it held is in the kernel's table still.
+    Ended,
+    /// It has ended, and what it held is ours ([`Reader::ended`]).
+    Folded,
 }
 
 /// [`memleak_common::thread::PendingCall::has_released`]: a record was taken out.
@@ -63,23 +79,48 @@ impl Reader {
             unmaps: Vec::new(),
             removed: 0,
             skipped_runs: 0,
-            pids: HashMap::new(),
-            replaced: HashMap::new(),
+            owners: FxHashMap::default(),
+            void: FxHashSet::default(),
+            replaced: FxHashMap::default(),
+            ended: Ended::default(),
         }
     }
 
-    /// A process is about to be traced.
-    pub fn add_target(&mut self, pid: u32) {
+    /// The kernel's own things count.
+    pub fn of_kernel(stack_storage_size: u32) -> Self {
+        let mut reader = Self::new(Vec::new(), false, stack_storage_size);
+        reader.owners.insert(KERNEL_SPACE, State::Living);
+        reader
+    }
+
+    /// A process is about to be traced: who owns what it acquires.
+    pub fn add_target(&mut self, owner: Owner, pid: u32, end: &PidFd) {
+        self.owners.insert(owner.space, State::Living);
+        self.owners.insert(owner.process, State::Living);
         if let Some(descriptors) = &mut self.descriptors {
-            descriptors.remember(pid);
+            descriptors.remember(owner.process, pid, end);
         }
     }
 
-    /// A process has ended: its number can be another's by now.
-    pub fn target_ended(&mut self, pid: u32) {
-        if let Some(descriptors) = &mut self.descriptors {
-            descriptors.forget(pid);
+    /// Owners that have ended with a process. What they held is theirs for good; [`Reader::clear`] is to be called some
+    /// time.
+    pub fn ended(&mut self, owners: &[u32]) {
+        for owner in owners {
+            self.owners.insert(*owner, State::Ended);
+            if let Some(descriptors) = &mut self.descriptors {
+                descriptors.forget(*owner);
+            }
         }
+    }
+
+    /// Owners that have ended and hold nothing, as far as is known for good; they are forgotten here.
+    pub fn take_released(&mut self) -> Vec<u32> {
+        let holding = self.ended.owners();
+        let folded = |state: &State| *state == State::Folded;
+        self.owners
+            .extract_if(|owner, state| folded(state) && !holding.contains(owner))
+            .map(|(owner, _)| owner)
+            .collect()
     }
 
     /// Remembers that a range was unmapped.
@@ -87,51 +128,78 @@ impl Reader {
         self.unmaps.push(unmap);
     }
 
-    /// A process has replaced its program: what it had acquired is void but for the descriptors that it has open now.
-    /// [`Reader::remove_void`] is to be called some time.
-    pub fn replaced(&mut self, pid: u32) {
-        let traces_descriptors = self.rows.iter().any(|row| row.resource == Resource::Fd.number());
-        let open =
-            if traces_descriptors { open_descriptors(pid).unwrap_or_default() } else { BTreeMap::new() };
-        self.replaced.insert(pid, open.into_keys().collect());
+    /// A process has replaced its program and owns memory by a new number from now on. What was acquired in the `old` space,
+    /// if nobody else lives there, is void, and so are the descriptors that are not open any more. [`Reader::clear`] is to be
+    /// called some time.
+    pub fn replaced(&mut self, pid: u32, owner: Owner, old: Option<u32>) {
+        self.owners.insert(owner.space, State::Living);
+        if let Some(old) = old {
+            self.void.insert(old);
+            // A process's number still names its descriptors.
+            if old != owner.process {
+                self.owners.remove(&old);
+            }
+        }
+        if self.rows.iter().any(|row| row.resource == Resource::Fd.number()) {
+            let time_ns = monotonic_ns();
+            let open = open_descriptors(pid).unwrap_or_default();
+            self.replaced.insert(owner.process, (time_ns, open.into_keys().collect()));
+        }
     }
 
-    /// Removes the records that execs have made void since the last call. Reads all records, so one call serves many
-    /// execs: a build has hundreds in a second.
-    pub fn remove_void(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
-        let replaced = std::mem::take(&mut self.replaced);
-        if replaced.is_empty() {
-            return Ok(());
-        }
-        let targets = targets(ebpf)?;
-        // A newer one is of a program that has replaced this one since the generations were read.
-        let is_void = |key: &AllocationKey, allocation: &Allocation| {
-            let survives = |of: u32| {
-                key.resource == Resource::Fd.number()
-                    && replaced.get(&of).is_none_or(|open| open.contains(&(key.handle as u32)))
-            };
-            targets
-                .0
-                .get(&key.tgid)
-                .is_some_and(|(of, target)| allocation.generation < target.generation && !survives(*of))
-        };
-        let mut void = Vec::new();
-        maps::for_each_entry(fd(ebpf, "ALLOCATIONS")?, |key, allocation| {
-            if is_void(key, allocation) {
-                void.push(*key);
-            }
-        })
-        .map_err(|error| map_error("ALLOCATIONS", &error))?;
-        for key in void {
-            let taken = maps::take(fd(ebpf, "ALLOCATIONS")?, &key)
-                .map_err(|error| map_error("ALLOCATIONS", &error))?;
-            if let Some(taken) = taken
-                && !is_void(&key, &taken)
-            {
-                put_new(ebpf, &key, &taken)?;
-            }
+    /// Something is to be done by [`Self::clear`].
+    pub fn is_unclear(&self) -> bool {
+        !self.void.is_empty()
+            || !self.replaced.is_empty()
+            || self.owners.values().any(|state| *state == State::Ended)
+    }
+
+    /// Takes the records out of the kernel's table that nobody can release any more: those that execs have made void go,
+    /// those of owners that have ended become ours. Reads all records, so one call serves many processes: a build has
+    /// hundreds in a second. Events that were sent before must have been handed to [`Self::unmapped`].
+    pub fn clear(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
+        if self.is_unclear() {
+            let (raw, _) = self.outstanding(ebpf)?;
+            self.settle(ebpf, raw)?;
         }
         Ok(())
+    }
+
+    /// The same, of all records: gives those that are outstanding in the kernel's table after that.
+    fn settle(&mut self, ebpf: &Ebpf, raw: Vec<Outstanding>) -> Result<Vec<Outstanding>, BpfError> {
+        let applied = apply_unmaps(raw, &mut self.unmaps);
+        remove_dead(ebpf, &applied.dead)?;
+        self.removed += applied.dead.len() as u64;
+        let mut outstanding = applied.outstanding;
+        if !self.is_unclear() {
+            return Ok(outstanding);
+        }
+        let (void, replaced, owners) = (&self.void, &self.replaced, &self.owners);
+        let is_void = |record: &Outstanding| {
+            if record.resource == Resource::Fd {
+                return replaced.get(&record.space).is_some_and(|(time_ns, open)| {
+                    record.time_ns < *time_ns && !open.contains(&(record.handle as u32))
+                });
+            }
+            void.contains(&record.space)
+        };
+        let has_ended = |record: &Outstanding| owners.get(&record.space) == Some(&State::Ended);
+        let voided: Vec<_> = outstanding.extract_if(.., |record| is_void(record)).collect();
+        let mut ended: Vec<_> = outstanding.extract_if(.., |record| has_ended(record)).collect();
+        // Nobody acquires or releases in their name any more.
+        let keys: Vec<AllocationKey> = voided.iter().chain(&ended).map(key_of).collect();
+        maps::remove_all(fd(ebpf, "ALLOCATIONS")?, &keys)
+            .map_err(|error| map_error("ALLOCATIONS", &error))?;
+        for (id, stack) in self.stacks_of(ebpf, &mut ended)?.0 {
+            self.ended.add_stack(id, &stack);
+        }
+        self.ended.add(ended);
+        self.void.clear();
+        self.replaced.clear();
+        for state in self.owners.values_mut().filter(|state| **state == State::Ended) {
+            *state = State::Folded;
+        }
+        Ok(outstanding)
     }
 
     /// Forgets unmaps that concern no record, where so many have come up that they weigh.
@@ -139,20 +207,10 @@ impl Reader {
         /// 16 MB of them.
         const MANY: usize = 500_000;
         if self.unmaps.len() > MANY {
-            let targets = targets(ebpf)?;
-            let applied = apply_unmaps(outstanding(ebpf, &targets, &self.rows)?.0, &mut self.unmaps);
-            remove_dead(ebpf, &targets, &applied.dead)?;
-            self.removed += applied.dead.len() as u64;
+            let (raw, _) = self.outstanding(ebpf)?;
+            self.settle(ebpf, raw)?;
         }
         Ok(())
-    }
-
-    /// The number in our PID namespace of the process that the kernel side calls `tgid`.
-    pub fn pid_of(&mut self, ebpf: &Ebpf, tgid: u32) -> Result<u32, BpfError> {
-        if !self.pids.contains_key(&tgid) {
-            self.pids = targets(ebpf)?.0.into_iter().map(|(tgid, (pid, _))| (tgid, pid)).collect();
-        }
-        Ok(self.pids.get(&tgid).copied().unwrap_or(tgid))
     }
 
     /// One stack.
@@ -168,7 +226,7 @@ impl Reader {
     /// Removes stacks that nothing refers to. Gives how many.
     pub fn collect_stacks(&mut self, ebpf: &Ebpf) -> Result<u64, BpfError> {
         let began = Instant::now();
-        let (outstanding, last_stacks) = outstanding(ebpf, &targets(ebpf)?, &self.rows)?;
+        let (outstanding, last_stacks) = self.outstanding(ebpf)?;
         self.collect(ebpf, &outstanding, last_stacks, began)
     }
 
@@ -188,19 +246,15 @@ impl Reader {
     /// Reads everything. Events that were sent before must have been handed to [`Self::unmapped`].
     pub fn snapshot(&mut self, ebpf: &Ebpf, probes: &Probes) -> Result<Snapshot, BpfError> {
         let began = Instant::now();
-        let targets = targets(ebpf)?;
-        let (raw, last_stacks) = outstanding(ebpf, &targets, &self.rows)?;
+        let (raw, last_stacks) = self.outstanding(ebpf)?;
         let time_ns = monotonic_ns();
-        let applied = apply_unmaps(raw, &mut self.unmaps);
-        remove_dead(ebpf, &targets, &applied.dead)?;
-        self.removed += applied.dead.len() as u64;
-        let mut outstanding = applied.outstanding;
+        let mut outstanding = self.settle(ebpf, raw)?;
         if let Some(descriptors) = &mut self.descriptors {
             let closed = descriptors.reconcile(&mut outstanding);
-            remove_dead(ebpf, &targets, &closed)?;
+            remove_dead(ebpf, &closed)?;
             self.removed += closed.len() as u64;
         }
-        let (stacks, unknown) = self.stacks_of(ebpf, &mut outstanding)?;
+        let (mut stacks, unknown) = self.stacks_of(ebpf, &mut outstanding)?;
         // Skipped runs first: those that a twin makes good between the two readings are then not told as lost.
         let skipped = skipped_runs(ebpf, probes)?;
         let stats = Stats::read(ebpf)?;
@@ -213,6 +267,12 @@ impl Reader {
         if self.stacks.due(stats.get(Stat::StoredStacks)).is_some() {
             self.collect(ebpf, &outstanding, last_stacks, began)?;
         }
+        for record in self.ended.records() {
+            if let Some(stack) = self.ended.stack(record.stack_id) {
+                stacks.entry(record.stack_id).or_insert_with(|| stack.clone());
+            }
+        }
+        outstanding.extend(self.ended.records());
         let (found, closed) =
             self.descriptors.as_ref().map_or((0, 0), |descriptors| descriptors.found_and_closed);
         Ok(Snapshot {
@@ -226,9 +286,74 @@ impl Reader {
                 stacks: stats.get(Stat::LostStacks) + unknown,
                 cut_stacks: 0,
                 events: stats.get(Stat::LostEvents),
+                processes: stats.get(Stat::LostProcesses),
                 missed_returns: stats.get(Stat::MissedReturns),
                 skipped_runs: self.skipped_runs,
             },
+        })
+    }
+
+    /// What is outstanding in the kernel's table, and the stacks of the threads' last allocations.
+    fn outstanding(&self, ebpf: &Ebpf) -> Result<(Vec<Outstanding>, FxHashSet<u64>), BpfError> {
+        let mut all = Vec::new();
+        let mut last_stacks = FxHashSet::default();
+        let mut add = |key: &AllocationKey, allocation: &Allocation| {
+            if allocation.count != RELEASED_EARLY
+                && let Some(found) = self.found(key, allocation)
+            {
+                all.push(found);
+            }
+        };
+        maps::for_each_entry(fd(ebpf, "ALLOCATIONS")?, &mut add)
+            .map_err(|error| map_error("ALLOCATIONS", &error))?;
+        // Blocks that a call in progress has taken out (realloc): still acquired, until it returns.
+        let mut pending = Vec::new();
+        maps::for_each_entry(fd(ebpf, "THREADS")?, |_: &u64, thread: &ThreadRecord| {
+            last_stacks.insert(thread.stack_id);
+            let calls = thread.pending.iter().take((thread.depth as usize).min(MAX_PENDING));
+            let system_call = (thread.in_system_call != 0).then_some(&thread.system_call);
+            for call in calls.chain(system_call) {
+                if call.has_released == TAKEN_OUT {
+                    pending.push((thread.owner, *call));
+                }
+            }
+        })
+        .map_err(|error| map_error("THREADS", &error))?;
+        if pending.is_empty() {
+            return Ok((all, last_stacks));
+        }
+        let seen: HashSet<(u32, Resource, u64)> =
+            all.iter().map(|found| (found.space, found.resource, found.address)).collect();
+        for (owner, call) in pending {
+            let Some(row) = self.rows.get(call.row as usize) else { continue };
+            if row.flags & flags::GONE_WHILE_PENDING != 0 {
+                continue;
+            }
+            let (space, resource, handle) = (owner.of(row.resource), row.resource, call.released_handle);
+            if let Some(found) = self.found(&AllocationKey { space, resource, handle }, &call.released)
+                && !seen.contains(&(found.space, found.resource, found.address))
+            {
+                all.push(found);
+            }
+        }
+        Ok((all, last_stacks))
+    }
+
+    /// A record as plain data; `None` for what is not known, of an owner that has gone, say.
+    fn found(&self, key: &AllocationKey, allocation: &Allocation) -> Option<Outstanding> {
+        let resource = Resource::from_u32(key.resource)?;
+        // What is void is to be removed.
+        if !self.owners.contains_key(&key.space) && !self.void.contains(&key.space) {
+            return None;
+        }
+        Some(Outstanding {
+            space: key.space,
+            resource,
+            address: start_of(resource, key.handle),
+            handle: key.handle,
+            size: allocation.size,
+            stack_id: allocation.stack_id,
+            time_ns: allocation.time_ns,
         })
     }
 
@@ -275,105 +400,19 @@ fn skipped_runs(ebpf: &Ebpf, probes: &Probes) -> Result<u64, BpfError> {
     Ok(sum)
 }
 
-/// Traced processes: by their number in the kernel's first PID namespace, the number that /proc gives them here and the
-/// generation of their program.
-struct Targets(FxHashMap<u32, (u32, Target)>);
-
-fn targets(ebpf: &Ebpf) -> Result<Targets, BpfError> {
-    let mut targets = FxHashMap::default();
-    maps::for_each_entry(fd(ebpf, "TARGETS")?, |&pid: &u32, target: &Target| {
-        targets.insert(target.kernel_tgid, (pid, *target));
-    })
-    .map_err(|error| map_error("TARGETS", &error))?;
-    Ok(Targets(targets))
-}
-
-/// What is outstanding, and the stacks of the threads' last allocations.
-fn outstanding(
-    ebpf: &Ebpf,
-    targets: &Targets,
-    rows: &[ProbeRow],
-) -> Result<(Vec<Outstanding>, FxHashSet<u64>), BpfError> {
-    let mut all = Vec::new();
-    let mut last_stacks = FxHashSet::default();
-    let mut add = |key: &AllocationKey, allocation: &Allocation| {
-        // Records of a program that exec has replaced are void.
-        if let Some((pid, target)) = targets.0.get(&key.tgid)
-            && let Some(resource) = Resource::from_u32(key.resource)
-            && is_current(resource, allocation, target)
-        {
-            all.push(Outstanding {
-                pid: *pid,
-                resource,
-                address: start_of(resource, key.handle),
-                handle: key.handle,
-                size: allocation.size,
-                stack_id: allocation.stack_id,
-                time_ns: allocation.time_ns,
-            });
-        }
-    };
-    maps::for_each_entry(fd(ebpf, "ALLOCATIONS")?, &mut add)
-        .map_err(|error| map_error("ALLOCATIONS", &error))?;
-    // Blocks that a call in progress has taken out (realloc): still acquired, until it returns.
-    let mut pending = Vec::new();
-    maps::for_each_entry(fd(ebpf, "THREADS")?, |_: &u64, thread: &ThreadRecord| {
-        last_stacks.insert(thread.stack_id);
-        let calls = thread.pending.iter().take((thread.depth as usize).min(MAX_PENDING));
-        let system_call = (thread.in_system_call != 0).then_some(&thread.system_call);
-        for call in calls.chain(system_call) {
-            if call.has_released == TAKEN_OUT {
-                pending.push((thread.tgid, *call));
-            }
-        }
-    })
-    .map_err(|error| map_error("THREADS", &error))?;
-    if !pending.is_empty() {
-        let seen: HashSet<(u32, Resource, u64)> =
-            all.iter().map(|found| (found.pid, found.resource, found.address)).collect();
-        for (tgid, call) in pending {
-            let Some((pid, target)) = targets.0.get(&tgid) else { continue };
-            let Some(row) = rows.get(call.row as usize) else { continue };
-            let Some(resource) = Resource::from_u32(row.resource) else { continue };
-            if is_current(resource, &call.released, target)
-                && row.flags & flags::GONE_WHILE_PENDING == 0
-                && !seen.contains(&(*pid, resource, call.released_handle))
-            {
-                all.push(Outstanding {
-                    pid: *pid,
-                    resource,
-                    address: call.released_handle,
-                    handle: call.released_handle,
-                    size: call.released.size,
-                    stack_id: call.released.stack_id,
-                    time_ns: call.released.time_ns,
-                });
-            }
-        }
-    }
-    Ok((all, last_stacks))
-}
-
-/// What an exec has not made void: memory and all that is in it goes, descriptors stay, but for those that
-/// [`Reader::remove_void`] finds closed.
-fn is_current(resource: Resource, allocation: &Allocation, target: &Target) -> bool {
-    allocation.generation == target.generation
-        || (resource == Resource::Fd && allocation.generation < target.generation)
-}
-
 /// Where a record's range begins: the end of a range that was released in part may have a key within its first page.
 fn start_of(resource: Resource, handle: u64) -> u64 {
     if resource == Resource::Mmap { handle & !(PAGE_SIZE - 1) } else { handle }
 }
 
-/// Removes records of ranges of which nothing is mapped any more.
-fn remove_dead(ebpf: &Ebpf, targets: &Targets, dead: &[Outstanding]) -> Result<(), BpfError> {
+fn key_of(record: &Outstanding) -> AllocationKey {
+    AllocationKey { space: record.space, resource: record.resource.number(), handle: record.handle }
+}
+
+/// Removes records that are dead: ranges of which nothing is mapped any more, descriptors that are closed.
+fn remove_dead(ebpf: &Ebpf, dead: &[Outstanding]) -> Result<(), BpfError> {
     for record in dead {
-        let Some(tgid) = targets.0.iter().find_map(|(tgid, (pid, _))| (*pid == record.pid).then_some(*tgid))
-        else {
-            continue;
-        };
-        let key = AllocationKey { tgid, resource: record.resource.number(), handle: record.handle };
+        let key = key_of(record);
         let taken: Option<Allocation> =
             maps::take(fd(ebpf, "ALLOCATIONS")?, &key).map_err(|error| map_error("ALLOCATIONS", &error))?;
         // The address may have been handed out again since it was read: then it is not the one that is dead.

@@ -63,9 +63,10 @@ pub struct StackReport {
 }
 
 impl StackReport {
-    /// Puts a group, its stack (`None` where its id is not in the snapshot) and that stack's frames together, and
+    /// Puts a group of process `pid`, its stack (`None` where its id is not in the snapshot) and that stack's frames together, and
     /// leaves out what the settings leave out.
     pub fn new(
+        pid: u32,
         group: Group,
         resource: Arc<ResourceInfo>,
         stack: Option<&Stack>,
@@ -74,7 +75,7 @@ impl StackReport {
     ) -> Self {
         let age_ms = |age_ns: u64| (!settings.combined_only).then_some(age_ns / NANOSECONDS_PER_MS);
         Self {
-            pid: group.key.pid,
+            pid,
             resource,
             bytes: group.bytes,
             count: group.count,

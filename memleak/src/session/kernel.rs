@@ -78,7 +78,7 @@ impl Session {
             ebpf: loaded.ebpf,
             events: loaded.events,
             probes: loaded.probes,
-            reader: Reader::new(Vec::new(), false, settings.capture.stack_storage_size),
+            reader: Reader::of_kernel(settings.capture.stack_storage_size),
             rows: Vec::new(),
             probed: Vec::new(),
             unwinding: None,

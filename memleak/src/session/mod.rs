@@ -8,7 +8,6 @@ mod reporting;
 mod wait;
 
 use std::{
-    collections::{BTreeMap, HashSet},
     process::{Child, ExitStatus},
     time::{Duration, Instant},
 };
@@ -32,6 +31,7 @@ use crate::{
         attach::{Probes, Scope},
         load,
         read::Reader,
+        targets,
         unwind::{Unwinding, words_for},
     },
     probe::{
@@ -51,8 +51,9 @@ use crate::{
     target::{
         command::{CommandError, Held, HeldCommand},
         object::{ObjectId, read_objects},
-        process::{PidFd, Process, ProcessError, check_program},
+        process::{Process, ProcessError},
     },
+    targets::{Shared, TargetId, Targets},
     unwind::ProcessTables,
 };
 
@@ -87,14 +88,6 @@ enum Objects {
     New,
 }
 
-/// One traced process.
-struct Traced {
-    comm: String,
-    ended: bool,
-    /// Its objects that were looked at.
-    planned: HashSet<ObjectId>,
-}
-
 /// Everything of a run.
 pub struct Session {
     settings: Settings,
@@ -114,14 +107,14 @@ pub struct Session {
     /// What is traced.
     catalog: Catalog,
     history: History,
-    traced: BTreeMap<u32, Traced>,
+    targets: Targets,
     ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
     held: Option<HeldCommand>,
     command: Option<Child>,
     /// When stacks that nothing refers to are to be removed.
     collection: Option<Instant>,
-    /// When what execs have made void is to be removed.
-    void_due: Option<Instant>,
+    /// When the kernel's table is to be cleared of what nobody can release any more.
+    clearing: Option<Instant>,
     /// The danger of exceptions was told.
     warned: bool,
     /// Probes attached, and the time that it took, since it was last said.
@@ -194,11 +187,12 @@ impl Session {
         let mut tables = ProcessTables::default();
         let mut objects = Vec::new();
         if settings.capture.walks_tables() {
-            objects = tables.observe_running(processes.iter().map(|process| process.pid));
+            // They will be the first that are taken in.
+            objects = tables.observe_running((0..).zip(processes.iter().map(|process| process.pid)));
         }
         let words = words_for((!objects.is_empty()).then(|| tables.sums()));
         let begin = Instant::now();
-        let mut loaded = load::load(&settings.capture, &settings.report, &rows, words, settings.verbosity)?;
+        let loaded = load::load(&settings.capture, &settings.report, &rows, words, settings.verbosity)?;
         info!("loaded the BPF programs in {} ms", millis(begin.elapsed()));
         // What was left out by sampling is open, too.
         let checks_descriptors =
@@ -207,8 +201,8 @@ impl Session {
         let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
         let mut unwinding = loaded.walks_tables.then(|| Unwinding::open(&loaded.ebpf, tables)).transpose()?;
         if let Some(unwinding) = &mut unwinding {
-            for (pid, objects) in &objects {
-                unwinding.set(&mut loaded.ebpf, *pid, objects)?;
+            for (slot, objects) in &objects {
+                unwinding.set(*slot, objects);
             }
         }
         let stack_storage_size = settings.capture.stack_storage_size;
@@ -239,12 +233,12 @@ impl Session {
             sink,
             catalog,
             history: History::default(),
-            traced: BTreeMap::new(),
+            targets: Targets::default(),
             ends: mpsc::unbounded_channel(),
             held: None,
             command: None,
             collection: None,
-            void_due: None,
+            clearing: None,
             warned: false,
             attached: (0, Duration::ZERO),
             start: Instant::now(),
@@ -257,14 +251,11 @@ impl Session {
         if let Some(warning) = process.warning() {
             warn!("{warning}");
         }
-        let pid = process.pid;
-        let end =
-            process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
-        self.add_target(pid, process.comm, end)?;
-        let plan = self.plan(pid, Objects::All)?;
+        let target = self.add_target(&process, None)?;
+        let plan = self.plan(target, Objects::All)?;
         // Reads what is mapped, and keeps it: the process may end at any time. Before the probes are in, for the walks.
-        self.observe(pid);
-        self.attach(pid, &plan)?;
+        self.observe(target);
+        self.attach(target, &plan)?;
         Ok(())
     }
 
@@ -275,17 +266,17 @@ impl Session {
         // After the start, since a command would inherit it.
         raise_open_files();
         let pid = held.pid();
-        check_program(pid)?;
-        let end = PidFd::open(pid).map_err(system)?;
-        let comm = read_status(pid).map(|status| status.comm).unwrap_or_default();
-        self.add_target(pid, comm, end)?;
+        let target = self.add_target(&Process::open(pid)?, None)?;
         loop {
-            let plan = self.plan(pid, Objects::New)?;
-            self.observe(pid);
-            self.attach(pid, &plan)?;
+            let plan = self.plan(target, Objects::New)?;
+            self.observe(target);
+            self.attach(target, &plan)?;
             match held.advance().map_err(system)? {
                 Held::Mapped => {}
-                Held::Replaced => self.program_replaced(pid, false)?,
+                // The kernel side has told of it before the command stopped.
+                Held::Replaced => {
+                    let _ = self.take_events()?;
+                }
                 Held::Entry => break,
                 Held::Ended(status) => {
                     return Err(CommandError::ended_early(argv, status).into());
@@ -293,9 +284,9 @@ impl Session {
             }
         }
         // What IFUNC resolvers have chosen is known by now, and so is whether there is an allocator at all.
-        let plan = self.plan(pid, Objects::All)?;
-        self.observe(pid);
-        self.attach(pid, &plan)?;
+        let plan = self.plan(target, Objects::All)?;
+        self.observe(target);
+        self.attach(target, &plan)?;
         self.held = Some(held);
         Ok(())
     }
@@ -311,24 +302,29 @@ impl Session {
     }
 
     /// Makes a process known to the kernel side and waits for its end.
-    fn add_target(&mut self, pid: u32, comm: String, end: PidFd) -> Result<(), SessionError> {
-        load::add_target(&self.ebpf, pid)?;
-        self.reader.add_target(pid);
-        let watch =
-            readable(end).map_err(|error| SessionError::System("cannot wait for a process", error))?;
+    fn add_target(&mut self, process: &Process, parent: Option<(u32, Shared)>) -> Result<u32, SessionError> {
+        let cannot_wait = |error| SessionError::System("cannot wait for a process", error);
+        let end = process.end_fd().map_err(cannot_wait)?;
+        let watch = readable(end.try_clone().map_err(cannot_wait)?).map_err(cannot_wait)?;
+        let id = TargetId { pid: process.pid, start_time: process.start_time };
+        let (target, entry) =
+            self.targets.add(id, process.comm.clone(), parent).ok_or(ProcessError::TooMany(process.pid))?;
+        self.reader.add_target(entry.owner, process.pid, &end);
+        let slot = self.targets.get(target).map_or(0, |traced| traced.slot);
+        targets::enter(&mut self.ebpf, slot, process.pid, entry)?;
         let ended = self.ends.0.clone();
         tokio::spawn(async move {
             // An error would mean that it can no longer be waited for: as good as ended.
             let _ = watch.readable().await;
-            let _ = ended.send(pid);
+            let _ = ended.send(target);
         });
-        self.traced.insert(pid, Traced { comm, ended: false, planned: HashSet::new() });
-        Ok(())
+        Ok(target)
     }
 
     /// Plans probes for what a process has mapped: for all of it, where that must hold an allocator, or for the
     /// objects that were not looked at yet.
-    fn plan(&mut self, pid: u32, which: Objects) -> Result<Plan, SessionError> {
+    fn plan(&mut self, target: u32, which: Objects) -> Result<Plan, SessionError> {
+        let pid = self.pid_of(target);
         let capture = &self.settings.capture;
         let options = PlanOptions {
             rows: &self.rows,
@@ -339,7 +335,7 @@ impl Session {
         };
         let mut mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
         if which == Objects::New
-            && let Some(traced) = self.traced.get(&pid)
+            && let Some(traced) = self.targets.get(target)
         {
             // Before they are read, which takes milliseconds, in which the target goes on and the next notice waits.
             mappings.retain(|mapping| {
@@ -347,7 +343,7 @@ impl Session {
             });
         }
         let mut objects = read_objects(pid, &mappings, &symbol_names(&options));
-        if let Some(traced) = self.traced.get_mut(&pid) {
+        if let Some(traced) = self.targets.get_mut(target) {
             objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
         }
         let memory = ProcessMemory::open(pid).ok();
@@ -366,12 +362,13 @@ impl Session {
         Ok(plan)
     }
 
-    fn attach(&mut self, pid: u32, plan: &Plan) -> Result<(), SessionError> {
-        if plan.points.is_empty() {
+    fn attach(&mut self, target: u32, plan: &Plan) -> Result<(), SessionError> {
+        let Some(traced) = self.targets.get(target).filter(|_| !plan.points.is_empty()) else {
             return Ok(());
-        }
+        };
+        let pid = traced.id.pid;
+        let scope = Scope { pid, slot: traced.slot };
         let capture = &self.settings.capture;
-        let scope = if capture.follow_forks { Scope::All } else { Scope::Process(pid) };
         if !self.warned
             && let Some(point) = self.probes.dangers(&plan.points)
         {
@@ -416,7 +413,9 @@ impl Session {
     }
 
     /// Takes over what a process has mapped now: the unwind tables at once, since it goes on.
-    fn observe(&mut self, pid: u32) {
+    fn observe(&mut self, target: u32) {
+        let Some(traced) = self.targets.get(target) else { return };
+        let pid = traced.id.pid;
         let mappings = match read_maps(pid) {
             Ok(mappings) => mappings,
             Err(error) => {
@@ -427,11 +426,10 @@ impl Session {
         // One that has ended has nothing mapped; its last stacks have been walked.
         if let Some(unwinding) = &mut self.unwinding
             && !mappings.is_empty()
-            && let Err(error) = unwinding.observe(&mut self.ebpf, pid, &mappings, &LiveTarget(pid))
         {
-            warn!("{error}");
+            unwinding.observe(traced.slot, &mappings, &LiveTarget(pid));
         }
-        self.symbolizer.observe_mappings(pid, mappings, &LiveTarget(pid));
+        self.symbolizer.observe_mappings(traced.owner.space, mappings, &LiveTarget(pid));
     }
 
     /// Reports at each interval until a reason for the last report comes up.
@@ -451,19 +449,13 @@ impl Session {
                         return Ok(Reason::ReaderGone);
                     }
                 }
-                Some(pid) = self.ends.1.recv() => {
+                Some(target) = self.ends.1.recv() => {
                     // What it did last may have been to make a child that is followed.
                     if self.take_events_before_report()? == Delivery::ReaderGone {
                         return Ok(Reason::ReaderGone);
                     }
-                    if let Some(traced) = self.traced.get_mut(&pid) {
-                        traced.ended = true;
-                    }
-                    if let Some(unwinding) = &mut self.unwinding {
-                        unwinding.remove(&mut self.ebpf, pid);
-                    }
-                    self.reader.target_ended(pid);
-                    if self.all_ended() {
+                    self.target_ended(target)?;
+                    if self.targets.all_ended() {
                         return Ok(Reason::TargetsEnded);
                     }
                 }
@@ -480,15 +472,15 @@ impl Session {
                     more_events = more;
                 }
                 () = moment(self.collection) => self.collect_stacks()?,
-                () = moment(self.void_due) => self.remove_void()?,
+                () = moment(self.clearing) => self.clear()?,
                 () = flush_log(&mut self.log) => {}
             }
         }
     }
 
-    /// Not so of the kernel.
-    fn all_ended(&self) -> bool {
-        !self.traced.is_empty() && self.traced.values().all(|traced| traced.ended)
+    /// The PID of a target; 0 if it is not known.
+    fn pid_of(&self, target: u32) -> u32 {
+        self.targets.get(target).map_or(0, |traced| traced.id.pid)
     }
 
     /// The last report; gives the number of allocations in it. The target is relieved of its probes before the work of

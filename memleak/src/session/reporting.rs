@@ -13,7 +13,7 @@ use crate::{
     proc::descriptors::open_descriptors,
     report::{Report, StackReport, TargetInfo, descriptors::describe, sink::Delivery},
     settings::TargetSpec,
-    snapshot::{Lost, Snapshot},
+    snapshot::{KERNEL_PID, Lost, Snapshot},
 };
 
 impl Session {
@@ -30,15 +30,15 @@ impl Session {
     }
 
     pub(super) fn snapshot(&mut self) -> Result<(Snapshot, SystemTime, (Instant, Duration)), SessionError> {
-        let pids: Vec<u32> =
-            self.traced.iter().filter(|(_, traced)| !traced.ended).map(|(pid, _)| *pid).collect();
+        let living: Vec<u32> = self.targets.living().map(|(target, _)| target).collect();
         let begin = Instant::now();
         let time = SystemTime::now();
-        self.remove_void()?;
+        self.clearing = None;
         let snapshot = self.reader.snapshot(&self.ebpf, &self.probes)?;
         let took = begin.elapsed();
-        for pid in pids {
-            self.observe(pid);
+        self.forget_released();
+        for target in living {
+            self.observe(target);
         }
         self.symbolizer.observe_kernel();
         Ok((snapshot, time, (begin, took)))
@@ -46,24 +46,31 @@ impl Session {
 
     pub(super) fn make_report(&mut self, snapshot: &Snapshot, time: SystemTime, is_final: bool) -> Report {
         let settings = &self.settings.report;
-        let aggregated =
-            aggregate(snapshot, &self.catalog, settings, is_final && self.all_ended(), &mut self.history);
+        let aggregated = aggregate(
+            snapshot,
+            &self.catalog,
+            settings,
+            is_final && self.targets.all_ended(),
+            &mut self.history,
+        );
         let mut stacks = Vec::with_capacity(aggregated.groups.len());
         let mut open: HashMap<u32, BTreeMap<u32, String>> = HashMap::new();
         for mut group in aggregated.groups {
             let stack = snapshot.stacks.get(&group.key.stack_id);
             let frames =
-                stack.map_or_else(Vec::new, |stack| self.symbolizer.symbolize(group.key.pid, &stack.ips));
+                stack.map_or_else(Vec::new, |stack| self.symbolizer.symbolize(group.key.space, &stack.ips));
             let resource = self.catalog.get(group.key.resource);
-            let pid = group.key.pid;
+            let owner = self.targets.owner_of(group.key.space);
+            let pid = owner.map_or(KERNEL_PID, |traced| traced.id.pid);
             let lists = if resource.is_descriptor { group.allocations.as_deref_mut() } else { None };
             // The number of a process that has ended may be another's by now.
-            let lives = self.traced.get(&pid).is_some_and(|traced| !traced.ended);
+            let lives = owner.is_some_and(|traced| !traced.ended);
             let now = lists.filter(|_| lives).and_then(|lines| {
                 let open = open.entry(pid).or_insert_with(|| open_descriptors(pid).unwrap_or_default());
                 describe(lines, open)
             });
-            stacks.push(StackReport { now, ..StackReport::new(group, resource, stack, frames, settings) });
+            stacks
+                .push(StackReport { now, ..StackReport::new(pid, group, resource, stack, frames, settings) });
         }
         self.reports += 1;
         let cut_stacks = stacks.iter().filter(|stack| stack.cut.is_some()).count() as u64;
@@ -88,8 +95,8 @@ impl Session {
         };
         TargetInfo {
             kind,
-            pids: self.traced.keys().copied().collect(),
-            comm: self.traced.values().next().map_or_else(String::new, |traced| traced.comm.clone()),
+            pids: self.targets.iter().map(|(_, traced)| traced.id.pid).collect(),
+            comm: self.targets.iter().next().map_or_else(String::new, |(_, traced)| traced.comm.clone()),
         }
     }
 
