@@ -1,0 +1,95 @@
+//! The current thread, its record and its process.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, bpf_pidns_info},
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_ns_current_pid_tgid},
+};
+use memleak_common::{
+    stats::Stat,
+    thread::{Owner, ThreadRecord},
+};
+
+use crate::maps::{EMPTY_THREAD, TARGET_SLOTS, TARGETS, THREADS, count, setting};
+
+/// Who owns what the process with this slot acquires.
+#[inline(always)]
+pub fn owner(slot: u32) -> Option<Owner> {
+    Some(TARGETS.get(slot)?.owner)
+}
+
+/// The record of the current thread, made when it is first seen, of the process with this slot. `None` if nobody has it.
+#[inline(always)]
+pub fn current_thread(slot: u32) -> Option<&'static mut ThreadRecord> {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let thread = match THREADS.get_ptr_mut(&pid_tgid) {
+        Some(thread) => thread,
+        None => new_thread(pid_tgid, slot)?,
+    };
+    // SAFETY: only this thread's own programs touch its record.
+    Some(unsafe { &mut *thread })
+}
+
+/// The same for a program that runs for all processes. `None` if the current one is not traced.
+#[inline(always)]
+pub fn current_thread_of_tracepoint() -> Option<&'static mut ThreadRecord> {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let thread = match THREADS.get_ptr_mut(&pid_tgid) {
+        Some(thread) => thread,
+        None => new_thread(pid_tgid, slot_of_process(pid_tgid)?)?,
+    };
+    // SAFETY: only this thread's own programs touch its record.
+    Some(unsafe { &mut *thread })
+}
+
+#[inline(always)]
+fn new_thread(pid_tgid: u64, slot: u32) -> Option<*mut ThreadRecord> {
+    let owner = owner(slot)?;
+    if owner.space == 0 {
+        return None;
+    }
+    if THREADS.insert(&pid_tgid, EMPTY_THREAD.get(0)?, BPF_ANY as u64).is_err() {
+        count(Stat::LostAllocations);
+        return None;
+    }
+    let thread = THREADS.get_ptr_mut(&pid_tgid)?;
+    // SAFETY: as in `current_thread`.
+    let record = unsafe { &mut *thread };
+    record.owner = owner;
+    record.tid = pid_tgid as u32;
+    record.slot = slot;
+    Some(thread)
+}
+
+/// The current process's slot; `None` if it is not traced.
+#[inline(always)]
+pub fn slot_of_process(pid_tgid: u64) -> Option<u32> {
+    let pid = target_id(pid_tgid)?;
+    let slot = TARGET_SLOTS.get_ptr(&pid)?;
+    // SAFETY: an aligned map value.
+    Some(unsafe { *slot })
+}
+
+/// The current process's number in the tool's PID namespace; `None` where it has none there.
+#[inline(always)]
+pub fn current_target_id() -> Option<u32> {
+    target_id(bpf_get_current_pid_tgid())
+}
+
+/// The current process as the map `TARGET_SLOTS` knows it: in the tool's own PID namespace.
+#[inline(always)]
+pub fn target_id(pid_tgid: u64) -> Option<u32> {
+    if setting!(pid_ns_ino) == 0 {
+        return Some((pid_tgid >> 32) as u32);
+    }
+    let mut info = bpf_pidns_info { pid: 0, tgid: 0 };
+    // SAFETY: `info` has the size given.
+    let result = unsafe {
+        bpf_get_ns_current_pid_tgid(
+            setting!(pid_ns_dev),
+            setting!(pid_ns_ino),
+            &raw mut info,
+            size_of::<bpf_pidns_info>() as u32,
+        )
+    };
+    (result == 0).then_some(info.tgid)
+}
