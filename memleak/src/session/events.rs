@@ -12,12 +12,13 @@ use memleak_common::{
 };
 
 use super::{
-    Objects, Session, SessionError,
-    wait::{event_line, is_kernels, millis, next_event},
+    SessionError,
+    state::Session,
+    user_mode::Objects,
+    wait::{event_line, is_kernels, millis},
 };
 use crate::{
-    bpf::{load, read::monotonic_ns, targets},
-    proc::status::read_status,
+    proc::{clock::monotonic_ns, status::read_status},
     report::sink::Delivery,
     snapshot::Unmap,
     target::process::{Process, check_program},
@@ -42,7 +43,7 @@ impl Session {
         let mut stacks_stored = false;
         while taken < AT_ONCE
             && Instant::now() < deadline
-            && let Some(event) = next_event(self.events.get_mut())
+            && let Some(event) = self.tracer.next_event()
         {
             taken += 1;
             match event.kind {
@@ -50,15 +51,15 @@ impl Session {
                     // The kernel's own events name a process as they are.
                     let owner = self.targets.owner_of(event.owner);
                     let pid = owner.map_or(event.owner, |traced| traced.id.pid);
-                    let mut line = event_line(&event, pid, &self.catalog);
+                    let mut line = event_line(&event, pid, &self.reporter.catalog);
                     if let Some(line) = &mut line
                         && is_kernels(line.resource.resource)
                     {
-                        line.tag = self.reader.stack(&self.ebpf, event.stack_id)?.and_then(|s| s.tag.clone());
+                        line.tag = self.tracer.stack(event.stack_id)?.and_then(|s| s.tag.clone());
                     }
                     lines.extend(line);
                 }
-                kind::UNMAP => self.reader.unmapped(Unmap {
+                kind::UNMAP => self.tracer.unmapped(Unmap {
                     space: event.owner,
                     resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
                     start: event.handle,
@@ -86,14 +87,18 @@ impl Session {
             self.mappings_changed(target, time_ns);
         }
         if let Some(time_ns) = last_notice {
-            load::answer(&mut self.ebpf, time_ns)?;
+            self.tracer.answer(time_ns)?;
         }
-        self.reader.forget_unmaps(&self.ebpf)?;
+        self.tracer.forget_unmaps()?;
         if stacks_stored {
-            self.collection = self.reader.collection_due(&self.ebpf)?;
+            self.due.collection = self.tracer.collection_due()?;
         }
         let more = taken == AT_ONCE || Instant::now() >= deadline;
-        if lines.is_empty() { Ok((Delivery::Written, more)) } else { Ok((self.sink.events(&lines)?, more)) }
+        if lines.is_empty() {
+            Ok((Delivery::Written, more))
+        } else {
+            Ok((self.reporter.sink.events(&lines)?, more))
+        }
     }
 
     /// Handles what was sent before this moment, or as much of it as a report can wait for.
@@ -110,16 +115,13 @@ impl Session {
 
     /// The target has loaded or unloaded objects, at `time_ns` (CLOCK_MONOTONIC): an allocator may be among them.
     fn mappings_changed(&mut self, target: u32, time_ns: u64) {
-        if self.targets.get(target).is_none_or(|traced| traced.ended) {
-            return;
-        }
-        let pid = self.pid_of(target);
+        let Some(traced) = self.targets.get(target).filter(|traced| !traced.ended) else { return };
+        let pid = traced.id.pid;
         // Tables first: the new code runs as soon as the dynamic linker is done.
         self.observe(target);
         let late = monotonic_ns().saturating_sub(time_ns) / 1000;
         debug!("process {pid}: unwind tables in place {late} us after the notice");
-        let planned = self.plan(target, Objects::New).and_then(|plan| self.attach(target, &plan));
-        if let Err(error) = planned {
+        if let Err(error) = self.probe(target, Objects::New) {
             // It may have ended meanwhile; what was attached before stays.
             info!("{error}");
         }
@@ -135,22 +137,16 @@ impl Session {
     ) -> Result<(), SessionError> {
         let old = self.targets.replaced(target, space);
         let Some(traced) = self.targets.get_mut(target) else { return Ok(()) };
-        let (pid, slot, owner) = (traced.id.pid, traced.slot, traced.owner);
+        let pid = traced.id.pid;
         check_program(pid)?;
-        if by_another_thread {
-            self.probes.forget(slot);
-        }
         traced.planned.clear();
         if let Ok(status) = read_status(pid) {
             traced.comm = status.comm;
         }
-        self.reader.replaced(pid, owner, old);
-        self.clearing.get_or_insert_with(|| Instant::now() + CLEAR_AFTER);
+        self.tracer.program_replaced(traced, old, by_another_thread);
+        self.due.clearing.get_or_insert_with(|| Instant::now() + CLEAR_AFTER);
         if let Some(old) = old {
-            self.symbolizer.forget(old);
-        }
-        if let Some(unwinding) = &mut self.unwinding {
-            unwinding.forget(slot);
+            self.reporter.symbolizer.forget(old);
         }
         info!("process {pid} has replaced its program: its allocations are gone");
         self.mappings_changed(target, monotonic_ns());
@@ -159,18 +155,18 @@ impl Session {
 
     /// A target has made a child.
     fn follow(&mut self, parent: u32, pid: u32, shared: Shared) {
+        let Some(of_parent) = self.targets.get(parent) else { return };
+        let from = of_parent.owner.space;
         if self.targets.with_pid(pid).is_some() {
             return;
         }
-        let Some(of_parent) = self.targets.get(parent) else { return };
-        let from = of_parent.owner.space;
         let followed = Process::open(pid)
             .map_err(SessionError::from)
             .and_then(|process| self.add_target(&process, Some((parent, shared))));
         match followed {
             Ok(target) => {
                 if let Some(traced) = self.targets.get(target) {
-                    self.symbolizer.inherit(from, traced.owner.space);
+                    self.reporter.symbolizer.inherit(from, traced.owner.space);
                 }
                 self.mappings_changed(target, monotonic_ns());
             }
@@ -180,19 +176,14 @@ impl Session {
 
     /// A target has ended. What it held is kept, and room is made for others.
     pub(super) fn target_ended(&mut self, target: u32) -> Result<(), SessionError> {
-        let ended = self.targets.end(target);
+        let owners = self.targets.end(target);
         let Some(traced) = self.targets.get(target) else { return Ok(()) };
-        let (pid, slot) = (traced.id.pid, traced.slot);
-        targets::forget_pid(&mut self.ebpf, slot, pid)?;
-        if let Some(unwinding) = &mut self.unwinding {
-            unwinding.remove(slot);
-        }
-        self.reader.ended(&ended);
-        self.clearing.get_or_insert_with(|| Instant::now() + CLEAR_AFTER);
+        let slot = traced.slot;
+        self.tracer.target_ended(slot, traced.id.pid, &owners)?;
+        self.due.clearing.get_or_insert_with(|| Instant::now() + CLEAR_AFTER);
         // One that ends with the run takes its probes along.
         if !self.targets.all_ended() {
-            self.probes.forget(slot);
-            let last = targets::remove(&mut self.ebpf, slot)?;
+            let last = self.tracer.release_slot(slot)?;
             self.targets.release_slot(slot, last);
         }
         Ok(())
@@ -200,28 +191,28 @@ impl Session {
 
     /// Takes out of the kernel's table what nobody can release any more.
     pub(super) fn clear(&mut self) -> Result<(), SessionError> {
-        self.clearing = None;
-        self.reader.clear(&self.ebpf)?;
+        self.due.clearing = None;
+        self.tracer.clear()?;
         self.forget_released();
         Ok(())
     }
 
     /// Forgets what was known for the sake of things that are no longer held.
     pub(super) fn forget_released(&mut self) {
-        let released = self.reader.take_released();
-        self.symbolizer.forget_all(&released);
+        let released = self.tracer.take_released();
+        self.reporter.symbolizer.forget_all(&released);
         self.targets.forget(&released);
     }
 
     /// Makes room for stacks, unless a report has done so meanwhile. Another time is set where it was not enough.
     pub(super) fn collect_stacks(&mut self) -> Result<(), SessionError> {
         let begin = Instant::now();
-        self.collection = self.reader.collection_due(&self.ebpf)?;
-        if self.collection.is_none_or(|at| at > begin) {
+        self.due.collection = self.tracer.collection_due()?;
+        if self.due.collection.is_none_or(|at| at > begin) {
             return Ok(());
         }
-        let removed = self.reader.collect_stacks(&self.ebpf)?;
-        self.collection = self.reader.collection_due(&self.ebpf)?;
+        let removed = self.tracer.collect_stacks()?;
+        self.due.collection = self.tracer.collection_due()?;
         info!("removed {removed} stacks that nothing refers to in {} ms", millis(begin.elapsed()));
         Ok(())
     }

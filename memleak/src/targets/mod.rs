@@ -62,14 +62,14 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// Takes a process in. Gives its number and what the kernel side is to know of it; `None` if all slots are taken.
+    /// Takes a process in. Gives its number, its slot and what the kernel side is to know of it; `None` if all slots are taken.
     /// `parent`: the process that made it, and what the two share.
     pub fn add(
         &mut self,
         id: TargetId,
         comm: String,
         parent: Option<(u32, Shared)>,
-    ) -> Option<(u32, Target)> {
+    ) -> Option<(u32, u32, Target)> {
         let (slot, number) = self.slots.claim()?;
         let mut owner = Owner { space: number, process: number };
         if let Some((parent, shared)) =
@@ -90,7 +90,7 @@ impl Targets {
             Traced { id, comm, slot, owner, named: parent.is_none(), ended: false, planned: HashSet::new() },
         );
         let next_space = number.checked_add(MAX_TARGETS).unwrap_or(0);
-        Some((number, Target { owner, number, next_space }))
+        Some((number, slot, Target { owner, number, next_space }))
     }
 
     /// The process of this number.
@@ -214,7 +214,8 @@ mod tests {
     }
 
     fn add(targets: &mut Targets, pid: u32, parent: Option<(u32, Shared)>) -> (u32, Target) {
-        targets.add(id(pid), "test".to_owned(), parent).unwrap()
+        let (number, _, target) = targets.add(id(pid), "test".to_owned(), parent).unwrap();
+        (number, target)
     }
 
     #[test]

@@ -23,10 +23,10 @@ use aya::{
 use memleak_common::probe::cookie;
 
 use super::{
-    BpfError, chain,
-    load::{ABANDON, Uprobes, program},
+    access::program,
+    error::{BpfError, chain, os_error},
     multi::MultiPrograms,
-    os_error,
+    uprobes::{ABANDON, Uprobes},
 };
 use crate::probe::{
     plan::{AttachPoint, PointKey, ProgramKind},
@@ -45,7 +45,7 @@ pub struct Scope {
 /// What is attached.
 pub struct Probes {
     uprobes: Uprobes,
-    /// See [`super::load::Loaded::mends_stack`].
+    /// See [`super::user_mode::Loaded::mends_stack`].
     mends_stack: bool,
     /// By the process's slot.
     processes: HashMap<u32, Attached>,
@@ -173,11 +173,6 @@ impl Probes {
     /// Number of probes.
     pub fn len(&self) -> usize {
         self.count
-    }
-
-    /// Nothing is attached.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
     }
 
     /// Ends all links, and waits until the last one has.

@@ -14,7 +14,7 @@ use memleak_common::{
     unwind::{MAX_MAPPINGS, Mapping, MappingList, PublishedList},
 };
 
-use super::{BpfError, read::map_error};
+use super::error::{BpfError, map_error};
 use crate::{
     proc::maps::Mapping as ProcessMapping,
     symbolize::Target,

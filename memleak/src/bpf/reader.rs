@@ -1,30 +1,31 @@
 //! Reading the tables out: a snapshot as plain data.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, hash_map::Entry},
-    os::fd::{AsFd as _, BorrowedFd},
-    time::{Duration, Instant},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
+    time::Instant,
 };
 
-use aya::{
-    Ebpf,
-    maps::{HashMap as BpfHashMap, Map, MapData, PerCpuArray},
+use aya::Ebpf;
+use memleak_common::{
+    probe::{ProbeRow, Resource},
+    stack::NO_STACK,
+    stats::Stat,
+    thread::Owner,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use memleak_common::{
-    allocation::{Allocation, AllocationKey, RELEASED_EARLY},
-    probe::{ProbeRow, Resource, flags},
-    stack::NO_STACK,
-    stats::Stat,
-    thread::{MAX_PENDING, Owner, ThreadRecord},
+use super::{
+    error::BpfError,
+    links::Probes,
+    records::{self, remove_dead, remove_for_good},
+    stack_store::{self, StackStore},
+    stats::{Stats, skipped_runs},
 };
-
-use super::{BpfError, attach::Probes, chain, descriptors::Descriptors, maps, stacks, stacks::Stacks};
 use crate::{
-    probe::kernel::TWIN,
-    proc::descriptors::open_descriptors,
-    snapshot::{KERNEL_SPACE, Lost, Outstanding, PAGE_SIZE, Snapshot, Stack, Unmap, apply_unmaps},
+    proc::{clock::monotonic_ns, descriptors::open_descriptors},
+    snapshot::{
+        KERNEL_SPACE, Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps, descriptors::Descriptors,
+    },
     target::process::PidFd,
     targets::Ended,
 };
@@ -36,7 +37,7 @@ pub struct Reader {
     /// `None` where descriptors are not traced, or not all of them.
     descriptors: Option<Descriptors>,
     /// Stacks that were stored.
-    stacks: Stacks,
+    stacks: StackStore,
     /// Ranges unmapped in part, as long as a record overlaps one.
     unmaps: Vec<Unmap>,
     /// Ranges of which nothing was left: released, though not by their own start.
@@ -64,9 +65,6 @@ enum State {
     Folded,
 }
 
-/// [`memleak_common::thread::PendingCall::has_released`]: a record was taken out.
-const TAKEN_OUT: u16 = 1;
-
 impl Reader {
     /// Has read nothing yet. `rows` are those that the kernel side has. `checks_descriptors`: all descriptors are traced, and
     /// are to be compared with what the processes have open. `stack_storage_size`: entries of the map `STACKS`.
@@ -75,7 +73,7 @@ impl Reader {
         Self {
             rows,
             descriptors,
-            stacks: Stacks::new(stack_storage_size),
+            stacks: StackStore::new(stack_storage_size),
             unmaps: Vec::new(),
             removed: 0,
             skipped_runs: 0,
@@ -186,10 +184,7 @@ impl Reader {
         let has_ended = |record: &Outstanding| owners.get(&record.space) == Some(&State::Ended);
         let voided: Vec<_> = outstanding.extract_if(.., |record| is_void(record)).collect();
         let mut ended: Vec<_> = outstanding.extract_if(.., |record| has_ended(record)).collect();
-        // Nobody acquires or releases in their name any more.
-        let keys: Vec<AllocationKey> = voided.iter().chain(&ended).map(key_of).collect();
-        maps::remove_all(fd(ebpf, "ALLOCATIONS")?, &keys)
-            .map_err(|error| map_error("ALLOCATIONS", &error))?;
+        remove_for_good(ebpf, voided.iter().chain(&ended))?;
         for (id, stack) in self.stacks_of(ebpf, &mut ended)?.0 {
             self.ended.add_stack(id, &stack);
         }
@@ -211,6 +206,12 @@ impl Reader {
             self.settle(ebpf, raw)?;
         }
         Ok(())
+    }
+
+    /// What is outstanding in the kernel's table, what is void included, and the stacks of the threads' last allocations.
+    fn outstanding(&self, ebpf: &Ebpf) -> Result<(Vec<Outstanding>, FxHashSet<u64>), BpfError> {
+        let known = |owner| self.owners.contains_key(&owner) || self.void.contains(&owner);
+        records::outstanding(ebpf, known, &self.rows)
     }
 
     /// One stack.
@@ -239,7 +240,7 @@ impl Reader {
     ) -> Result<u64, BpfError> {
         let mut referenced = last_stacks;
         referenced.extend(outstanding.iter().map(|found| found.stack_id));
-        stacks::remembered(ebpf, &mut referenced)?;
+        stack_store::remembered(ebpf, &mut referenced)?;
         self.stacks.collect(ebpf, &referenced, began)
     }
 
@@ -293,70 +294,6 @@ impl Reader {
         })
     }
 
-    /// What is outstanding in the kernel's table, and the stacks of the threads' last allocations.
-    fn outstanding(&self, ebpf: &Ebpf) -> Result<(Vec<Outstanding>, FxHashSet<u64>), BpfError> {
-        let mut all = Vec::new();
-        let mut last_stacks = FxHashSet::default();
-        let mut add = |key: &AllocationKey, allocation: &Allocation| {
-            if allocation.count != RELEASED_EARLY
-                && let Some(found) = self.found(key, allocation)
-            {
-                all.push(found);
-            }
-        };
-        maps::for_each_entry(fd(ebpf, "ALLOCATIONS")?, &mut add)
-            .map_err(|error| map_error("ALLOCATIONS", &error))?;
-        // Blocks that a call in progress has taken out (realloc): still acquired, until it returns.
-        let mut pending = Vec::new();
-        maps::for_each_entry(fd(ebpf, "THREADS")?, |_: &u64, thread: &ThreadRecord| {
-            last_stacks.insert(thread.stack_id);
-            let calls = thread.pending.iter().take((thread.depth as usize).min(MAX_PENDING));
-            let system_call = (thread.in_system_call != 0).then_some(&thread.system_call);
-            for call in calls.chain(system_call) {
-                if call.has_released == TAKEN_OUT {
-                    pending.push((thread.owner, *call));
-                }
-            }
-        })
-        .map_err(|error| map_error("THREADS", &error))?;
-        if pending.is_empty() {
-            return Ok((all, last_stacks));
-        }
-        let seen: HashSet<(u32, Resource, u64)> =
-            all.iter().map(|found| (found.space, found.resource, found.address)).collect();
-        for (owner, call) in pending {
-            let Some(row) = self.rows.get(call.row as usize) else { continue };
-            if row.flags & flags::GONE_WHILE_PENDING != 0 {
-                continue;
-            }
-            let (space, resource, handle) = (owner.of(row.resource), row.resource, call.released_handle);
-            if let Some(found) = self.found(&AllocationKey { space, resource, handle }, &call.released)
-                && !seen.contains(&(found.space, found.resource, found.address))
-            {
-                all.push(found);
-            }
-        }
-        Ok((all, last_stacks))
-    }
-
-    /// A record as plain data; `None` for what is not known, of an owner that has gone, say.
-    fn found(&self, key: &AllocationKey, allocation: &Allocation) -> Option<Outstanding> {
-        let resource = Resource::from_u32(key.resource)?;
-        // What is void is to be removed.
-        if !self.owners.contains_key(&key.space) && !self.void.contains(&key.space) {
-            return None;
-        }
-        Some(Outstanding {
-            space: key.space,
-            resource,
-            address: start_of(resource, key.handle),
-            handle: key.handle,
-            size: allocation.size,
-            stack_id: allocation.stack_id,
-            time_ns: allocation.time_ns,
-        })
-    }
-
     /// The stacks that are referred to. A reference to one that is not known is removed, and counted.
     fn stacks_of(
         &mut self,
@@ -378,99 +315,4 @@ impl Reader {
         }
         Ok((stacks.into_iter().filter_map(|(id, stack)| Some((id, stack?))).collect(), unknown))
     }
-}
-
-/// Runs that the kernel skipped, of all our programs (`bpf_prog_info.recursion_misses`).
-fn skipped_runs(ebpf: &Ebpf, probes: &Probes) -> Result<u64, BpfError> {
-    let misses = |fd: BorrowedFd<'_>| {
-        maps::recursion_misses(fd).map_err(|error| map_error("(program information)", &error))
-    };
-    let mut sum = 0;
-    for (name, program) in ebpf.programs() {
-        // A program that was not loaded has not skipped anything; a twin has nothing to do but where another was skipped.
-        if !name.ends_with(TWIN)
-            && let Ok(fd) = program.fd()
-        {
-            sum += misses(fd.as_fd())?;
-        }
-    }
-    for fd in probes.programs() {
-        sum += misses(fd.as_fd())?;
-    }
-    Ok(sum)
-}
-
-/// Where a record's range begins: the end of a range that was released in part may have a key within its first page.
-fn start_of(resource: Resource, handle: u64) -> u64 {
-    if resource == Resource::Mmap { handle & !(PAGE_SIZE - 1) } else { handle }
-}
-
-fn key_of(record: &Outstanding) -> AllocationKey {
-    AllocationKey { space: record.space, resource: record.resource.number(), handle: record.handle }
-}
-
-/// Removes records that are dead: ranges of which nothing is mapped any more, descriptors that are closed.
-fn remove_dead(ebpf: &Ebpf, dead: &[Outstanding]) -> Result<(), BpfError> {
-    for record in dead {
-        let key = key_of(record);
-        let taken: Option<Allocation> =
-            maps::take(fd(ebpf, "ALLOCATIONS")?, &key).map_err(|error| map_error("ALLOCATIONS", &error))?;
-        // The address may have been handed out again since it was read: then it is not the one that is dead.
-        if let Some(taken) = taken
-            && taken.time_ns != record.time_ns
-        {
-            put_new(ebpf, &key, &taken)?;
-        }
-    }
-    Ok(())
-}
-
-/// Puts back a record that was taken out by mistake, unless there is a newer one.
-fn put_new(ebpf: &Ebpf, key: &AllocationKey, record: &Allocation) -> Result<(), BpfError> {
-    maps::put_new(fd(ebpf, "ALLOCATIONS")?, key, record).map_err(|error| map_error("ALLOCATIONS", &error))
-}
-
-/// Sums of the counters over all CPUs.
-struct Stats(Vec<u64>);
-
-impl Stats {
-    fn read(ebpf: &Ebpf) -> Result<Self, BpfError> {
-        let map = ebpf.map("STATS").ok_or(BpfError::Missing("map STATS"))?;
-        let map: PerCpuArray<&MapData, u64> =
-            PerCpuArray::try_from(map).map_err(|error| map_error("STATS", &error))?;
-        let sums =
-            map.iter().map(|values| Ok(values?.iter().sum())).collect::<Result<_, aya::maps::MapError>>();
-        sums.map(Self).map_err(|error| map_error("STATS", &error))
-    }
-
-    fn get(&self, stat: Stat) -> u64 {
-        self.0.get(stat as usize).copied().unwrap_or(0)
-    }
-}
-
-/// CLOCK_MONOTONIC in nanoseconds: the clock of `bpf_ktime_get_ns`.
-pub fn monotonic_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is valid; the clock exists on every Linux.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32).as_nanos() as u64
-}
-
-pub(super) fn map_error(map: &'static str, error: &dyn std::error::Error) -> BpfError {
-    BpfError::Map { map, reason: chain(error) }
-}
-
-pub(super) fn fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, BpfError> {
-    match ebpf.map(name) {
-        Some(Map::HashMap(map)) => Ok(map.fd().as_fd()),
-        _ => Err(BpfError::Missing(name)),
-    }
-}
-
-pub(super) fn hash_map<'a, V: aya::Pod>(
-    ebpf: &'a Ebpf,
-    name: &'static str,
-) -> Result<BpfHashMap<&'a MapData, u64, V>, BpfError> {
-    let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
-    BpfHashMap::try_from(map).map_err(|error| map_error(name, &error))
 }

@@ -8,10 +8,9 @@ use std::collections::{BTreeMap, HashMap, HashSet, hash_map::Entry};
 
 use memleak_common::{probe::Resource, stack::NO_STACK};
 
-use super::read::monotonic_ns;
+use super::Outstanding;
 use crate::{
-    proc::{descriptors::open_descriptors, maps::read_maps},
-    snapshot::Outstanding,
+    proc::{clock::monotonic_ns, descriptors::open_descriptors, maps::read_maps},
     target::process::PidFd,
 };
 
@@ -35,7 +34,7 @@ pub struct Descriptors {
 }
 
 impl Descriptors {
-    /// Remembers what process `pid` has open now: it is about to be traced.
+    /// Remembers what process `pid` has open now: it is about to be traced. `end` is readable when it has ended.
     pub fn remember(&mut self, owner: u32, pid: u32, end: &PidFd) {
         let before = open_descriptors(pid).unwrap_or_default();
         // Several processes may share one list.

@@ -1,0 +1,168 @@
+//! The state of a run, and what its parts do together.
+
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+use tokio::sync::mpsc;
+
+use super::{
+    SessionError,
+    kernel_mode::KernelStart,
+    reporter::Reporter,
+    user_mode::{Objects, UserMode},
+    wait::millis,
+};
+use crate::{
+    bpf::{Scope, Tracer},
+    probe::plan::Plan,
+    proc::{maps::read_maps, readable::readable, status::read_status},
+    report::sink::Sink,
+    settings::Settings,
+    symbolize::LiveTarget,
+    target::process::{Process, ProcessError},
+    targets::{Shared, TargetId, Targets},
+};
+
+/// What is traced.
+pub(super) enum Mode {
+    /// Processes.
+    User(UserMode),
+    /// The kernel: all is attached when it begins.
+    Kernel,
+}
+
+/// What is to be done some time.
+#[derive(Default)]
+pub(super) struct Due {
+    /// When stacks that nothing refers to are to be removed.
+    pub(super) collection: Option<Instant>,
+    /// When the kernel's table is to be cleared of what nobody can release any more.
+    pub(super) clearing: Option<Instant>,
+}
+
+/// Everything of a run.
+pub(super) struct Session {
+    pub(super) settings: Settings,
+    pub(super) mode: Mode,
+    pub(super) tracer: Tracer,
+    pub(super) targets: Targets,
+    pub(super) reporter: Reporter,
+    pub(super) due: Due,
+    /// Numbers of targets that have ended.
+    pub(super) ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
+    /// Probes attached, and the time that it took, since it was last said.
+    attached: (usize, Duration),
+}
+
+impl Session {
+    /// Of processes: nothing is traced yet.
+    pub(super) fn of_processes(settings: Settings, sink: Sink, mode: UserMode, tracer: Tracer) -> Self {
+        Self::new(settings, sink, Mode::User(mode), tracer)
+    }
+
+    /// Of the kernel.
+    pub(super) fn of_kernel(settings: Settings, sink: Sink, start: KernelStart) -> Self {
+        let mut session = Self::new(settings, sink, Mode::Kernel, start.tracer);
+        session.reporter.symbolizer.set_kernel(start.symbols);
+        session.attached = (session.tracer.probes(), start.took);
+        session
+    }
+
+    fn new(settings: Settings, sink: Sink, mode: Mode, tracer: Tracer) -> Self {
+        let reporter = Reporter::new(settings.capture.catalog(), sink);
+        let (targets, due, ends) = (Targets::default(), Due::default(), mpsc::unbounded_channel());
+        Self { settings, mode, tracer, targets, reporter, due, ends, attached: (0, Duration::ZERO) }
+    }
+
+    /// Makes a process known to the programs and waits for its end. `parent`: the target that made it, and what the two
+    /// share. Gives its number.
+    pub(super) fn add_target(
+        &mut self,
+        process: &Process,
+        parent: Option<(u32, Shared)>,
+    ) -> Result<u32, SessionError> {
+        let cannot_wait = |error| SessionError::System("cannot wait for a process", error);
+        let end = process.end_fd().map_err(cannot_wait)?;
+        let watch = readable(end.try_clone().map_err(cannot_wait)?).map_err(cannot_wait)?;
+        let id = TargetId { pid: process.pid, start_time: process.start_time };
+        let (number, slot, target) =
+            self.targets.add(id, process.comm.clone(), parent).ok_or(ProcessError::TooMany(process.pid))?;
+        self.tracer.add_target(slot, process.pid, target, &end)?;
+        let ended = self.ends.0.clone();
+        tokio::spawn(async move {
+            // An error would mean that it can no longer be waited for: as good as ended.
+            let _ = watch.readable().await;
+            let _ = ended.send(number);
+        });
+        Ok(number)
+    }
+
+    /// Plans and attaches probes for what a target has mapped.
+    pub(super) fn probe(&mut self, target: u32, which: Objects) -> Result<(), SessionError> {
+        let Mode::User(mode) = &mut self.mode else { return Ok(()) };
+        let Some(traced) = self.targets.get_mut(target) else { return Ok(()) };
+        let plan = mode.plan(&self.settings.capture, traced, which)?;
+        if plan.points.is_empty() {
+            return Ok(());
+        }
+        let scope = Scope { pid: traced.id.pid, slot: traced.slot };
+        mode.warn_of_dangers(&self.tracer, scope.pid, &plan.points);
+        self.attach(scope, &plan)
+    }
+
+    fn attach(&mut self, scope: Scope, plan: &Plan) -> Result<(), SessionError> {
+        let pid = scope.pid;
+        let outcome = self.tracer.attach(scope, &plan.points)?;
+        for point in &plan.points {
+            debug!("{point}");
+        }
+        let mut failed = outcome.failed.into_iter();
+        if outcome.attached == 0
+            && let Some(error) = failed.next()
+        {
+            return Err(error.into());
+        }
+        if failed.len() > 0 && read_status(pid).is_err() {
+            info!("process {pid} has ended before it had all its probes");
+        } else {
+            failed.for_each(|error| warn!("{error}"));
+        }
+        self.attached.0 += outcome.attached;
+        self.attached.1 += outcome.took;
+        Ok(())
+    }
+
+    /// Says what was attached since it was last said: all that was asked for is in by now.
+    pub(super) fn tell_attached(&mut self) {
+        if self.settings.verbosity > 0
+            && let Some(news) = self.tracer.unwinding_news()
+        {
+            info!("{news}");
+        }
+        let (count, took) = std::mem::take(&mut self.attached);
+        if count > 0 {
+            info!("attached {count} probes in {} ms", millis(took));
+        }
+    }
+
+    /// Takes over what a process has mapped now: the unwind tables at once, since it goes on.
+    pub(super) fn observe(&mut self, target: u32) {
+        let Some(traced) = self.targets.get(target) else { return };
+        let pid = traced.id.pid;
+        let mappings = match read_maps(pid) {
+            Ok(mappings) => mappings,
+            Err(error) => {
+                debug!("cannot read what process {pid} has mapped: {error}");
+                return;
+            }
+        };
+        self.tracer.observe(traced.slot, &mappings, &LiveTarget(pid));
+        self.reporter.symbolizer.observe_mappings(traced.owner.space, mappings, &LiveTarget(pid));
+    }
+
+    pub(super) fn detach(&mut self) {
+        if let Some((count, took)) = self.tracer.detach() {
+            info!("detached {count} probes in {} ms", millis(took));
+        }
+    }
+}
