@@ -18,7 +18,10 @@ use super::{
 use crate::{
     probe::plan::check_object_argument,
     proc::limits::raise_open_files,
-    report::sink::{Delivery, Sink},
+    report::{
+        format::Options,
+        sink::{Delivery, Sink},
+    },
     settings::{Settings, TargetSpec},
     snapshot::Snapshot,
     target::process::Process,
@@ -48,7 +51,8 @@ enum Reason {
 
 /// Traces what the settings name until there is nothing more to do.
 pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
-    let sink = Sink::open(&settings.report)?;
+    let format = (settings.report.format.new)(&Options::new(settings.report.top));
+    let sink = Sink::open(settings.report.output.as_deref(), format)?;
     if let Some(object) = &settings.capture.object {
         check_object_argument(object)?;
     }
