@@ -14,6 +14,7 @@ use super::{
     cfi::{Entry, Rules, Slice},
     object::{ExecSegments, Sections},
 };
+use crate::arch::Machine;
 
 /// Sections of at least this many entries are read by several threads.
 const PARALLEL_ENTRIES: usize = 20_000;

@@ -25,7 +25,7 @@ pub const SYSTEM_CALLS: &[(i64, &str)] = &[
 /// A breakpoint at the entry point, in the processor's debug registers: a child that a constructor forks does not
 /// inherit it, as it would a changed instruction.
 #[derive(Debug)]
-struct Breakpoint {
+pub struct Breakpoint {
     vaddr: u64,
 }
 
