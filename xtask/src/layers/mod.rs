@@ -81,10 +81,11 @@ fn listed(files: &BTreeSet<std::path::PathBuf>) -> String {
 fn misplaced(source: &Crate) -> Vec<String> {
     let mut wrong = Vec::new();
     for file in source.files() {
+        let module = file.path.with_extension("");
         for (word, place) in PLACES {
             let is_wrong = match place {
-                Place::In(folder) => !file.path.starts_with(folder),
-                Place::NotIn(folder) => file.path.starts_with(folder),
+                Place::In(folder) => !module.starts_with(folder),
+                Place::NotIn(folder) => module.starts_with(folder),
             };
             if is_wrong && file.source.words.contains(*word) {
                 let path = source.folder.join(&file.path);
