@@ -11,8 +11,7 @@ use crate::{
     arch,
     args::Caller,
     maps::{SWITCHED, THREADS, count},
-    thread::current_registers,
-    track::{group, top},
+    thread::{current_registers, group, top},
     unwind,
 };
 

@@ -20,22 +20,22 @@ use crate::{
     maps::{CALLS, PROBES, SWITCHED, count, has},
     nesting::{is_nested, open_index},
     records::put_back,
-    thread::current_thread,
-    track::{applies, commit, group, read_arguments, row},
+    thread::{current_thread, group},
+    track::{applies, commit, read_arguments, row},
 };
 
 /// Such a function is entered.
 #[inline(always)]
 pub fn call_enter(ctx: &ProbeContext) -> Option<()> {
-    let (cookie, row) = row(ctx.regs.cast())?;
-    let thread = current_thread()?;
+    let (cookie, slot, row) = row(ctx.regs.cast())?;
+    let thread = current_thread(slot)?;
     let args = Arguments::of(ctx);
     if row.only != only::ALL && !applies(row, &args) {
         return None;
     }
     let sp = entry_sp(ctx);
     let return_address = entered_caller(ctx).ip;
-    let key = CallKey { sp, tgid: thread.tgid, reserved: 0 };
+    let key = CallKey { sp, space: thread.owner.space, reserved: 0 };
     if let Some(found) = CALLS.get_ptr(&key) {
         // SAFETY: an aligned map value, which whoever runs on this stack writes.
         let found = unsafe { &(*found).call };
@@ -43,7 +43,7 @@ pub fn call_enter(ctx: &ProbeContext) -> Option<()> {
             return None; // it has jumped to this one, which returns in its stead
         }
         count(Stat::MissedReturns);
-        put_back(thread.tgid, found);
+        put_back(thread.owner, found);
         let _ = CALLS.remove(&key);
     }
     if thread.depth == 0 {
@@ -54,13 +54,14 @@ pub fn call_enter(ctx: &ProbeContext) -> Option<()> {
     }
     let mut open = OpenCall {
         call: PendingCall { sp, return_address, row: cookie, ..PendingCall::default() },
+        owner: thread.owner,
         tid: thread.tid,
         reserved: 0,
     };
-    read_arguments(&args, thread.tgid, row, &mut open.call);
+    read_arguments(&args, thread.owner, row, &mut open.call);
     if CALLS.insert(&key, &open, BPF_ANY as u64).is_err() {
         count(Stat::LostAllocations);
-        put_back(thread.tgid, &open.call);
+        put_back(thread.owner, &open.call);
         return None;
     }
     thread.open[open_index(row)] += 1;
@@ -70,8 +71,9 @@ pub fn call_enter(ctx: &ProbeContext) -> Option<()> {
 /// A `ret` of such a function, or of one that it has jumped to, is about to be executed.
 #[inline(always)]
 pub fn call_exit(ctx: &ProbeContext) -> Option<()> {
-    let thread = current_thread()?;
-    let key = CallKey { sp: entry_sp(ctx), tgid: thread.tgid, reserved: 0 };
+    let (_, slot, _) = row(ctx.regs.cast())?;
+    let thread = current_thread(slot)?;
+    let key = CallKey { sp: entry_sp(ctx), space: thread.owner.space, reserved: 0 };
     // SAFETY: an aligned map value, which whoever runs on this stack writes.
     let open = unsafe { &*CALLS.get_ptr(&key)? };
     let row = PROBES.get(open.call.row)?;

@@ -14,10 +14,10 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use memleak_common::{
-    probe::{NO_ARG, ProbeRow, flags, handle, only, size, success},
+    probe::{NO_ARG, ProbeRow, flags, handle, only, row_of, size, slot_of, success},
     settings::flags as setting_flags,
     stats::Stat,
-    thread::{MAX_PENDING, PendingCall, ThreadRecord},
+    thread::{MAX_PENDING, Owner, PendingCall, ThreadRecord},
 };
 
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
         self, Acquired, NOTHING, PAGE_SIZE, finish_release, now, put_back, record, record_another,
         replace_range, take_out,
     },
-    thread::current_thread,
+    thread::{current_thread, group, owner, top},
     unwind,
 };
 
@@ -47,8 +47,8 @@ pub enum Mode {
 /// Pushes a pending call. `None` for one whose return is of no interest, or must not be probed.
 #[inline(always)]
 pub fn acquire_enter(ctx: &ProbeContext, mode: Mode) -> Option<()> {
-    let (cookie, row) = row(ctx.regs.cast())?;
-    let thread = current_thread()?;
+    let (cookie, slot, row) = row(ctx.regs.cast())?;
+    let thread = current_thread(slot)?;
     let mut call = PendingCall { sp: entry_sp(ctx), row: cookie, ..PendingCall::default() };
     if drop_stale(thread, row, &mut call, mode) {
         return None;
@@ -82,7 +82,7 @@ pub fn acquire_enter(ctx: &ProbeContext, mode: Mode) -> Option<()> {
         return None;
     }
     if call.nested == 0 {
-        read_arguments(&args, thread.tgid, row, &mut call);
+        read_arguments(&args, thread.owner, row, &mut call);
     }
     let slot = thread.pending.get_mut(thread.depth as usize & (MAX_PENDING - 1))?;
     *slot = call;
@@ -122,7 +122,7 @@ pub fn applies(row: &ProbeRow, args: &Arguments) -> bool {
 }
 
 #[inline(always)]
-pub fn read_arguments(args: &Arguments, tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
+pub fn read_arguments(args: &Arguments, owner: Owner, row: &ProbeRow, call: &mut PendingCall) {
     call.size = requested_size(row, args);
     call.out_pointer = args.get(row.handle_arg);
     call.call_flags = args.get(row.flags_arg);
@@ -142,7 +142,7 @@ pub fn read_arguments(args: &Arguments, tgid: u32, row: &ProbeRow, call: &mut Pe
         let nothing =
             is_none(row, call.released_handle) || (has(row, flags::RANGE) && call.released_len == 0);
         if call.has_released == NOTHING && !nothing {
-            take_out(tgid, row, call);
+            take_out(owner, row, call);
         }
     }
 }
@@ -200,7 +200,7 @@ fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall,
         }
         if top.nested == 0 {
             count(Stat::MissedReturns);
-            put_back(thread.tgid, top);
+            put_back(thread.owner, top);
         }
         thread.depth -= 1;
     }
@@ -247,13 +247,13 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
         }
         if call.nested == 0 {
             count(Stat::MissedReturns);
-            put_back(thread.tgid, call);
+            put_back(thread.owner, call);
         }
         thread.depth -= 1;
     }
     let call = top(thread)?;
     // SAFETY: the helper takes the program's context.
-    let cookie = unsafe { bpf_get_attach_cookie(ctx.regs.cast()) } as u32;
+    let cookie = row_of(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
     if call.sp != sp || call.row != cookie {
         return None; // the return of a function that a pending one has jumped to
     }
@@ -282,7 +282,7 @@ pub fn commit(
         if zero_size_release || has(row, flags::RELEASES_ANYWAY) {
             finish_release(thread, row, call);
         } else {
-            put_back(thread.tgid, call);
+            put_back(thread.owner, call);
         }
         return None;
     };
@@ -366,18 +366,18 @@ fn descriptors_in(message: u64) -> Option<Handles> {
 /// Removes the record of what is released.
 #[inline(always)]
 pub fn release_enter(ctx: &ProbeContext) -> Option<()> {
-    let (_, row) = row(ctx.regs.cast())?;
-    release(row, &Arguments::of(ctx))
+    let (_, slot, row) = row(ctx.regs.cast())?;
+    release(owner(slot)?, row, &Arguments::of(ctx))
 }
 
 /// The same, for a call with these arguments.
 #[inline(always)]
-pub fn release(row: &ProbeRow, args: &Arguments) -> Option<()> {
+pub fn release(owner: Owner, row: &ProbeRow, args: &Arguments) -> Option<()> {
     let handle = handle_to_release(row, args);
     if is_none(row, handle) {
         return None;
     }
-    records::remove(row, handle)
+    records::remove(owner, row, handle)
 }
 
 /// The thread's pending calls will not return. `mend` puts their return addresses back on the stack: an unwinder that
@@ -403,7 +403,7 @@ pub fn abandon_pending(mend: bool) {
 pub fn thread_ends(thread: &mut ThreadRecord) {
     abandon_all(thread, true);
     if thread.in_system_call != 0 {
-        put_back(thread.tgid, &thread.system_call);
+        put_back(thread.owner, &thread.system_call);
     }
 }
 
@@ -416,7 +416,7 @@ fn abandon_all(thread: &mut ThreadRecord, ends: bool) {
     for _ in 0..MAX_PENDING {
         let Some(call) = top(thread) else { break };
         if !ends || !is_gone_while_pending(call) {
-            put_back(thread.tgid, call);
+            put_back(thread.owner, call);
         }
         thread.depth -= 1;
     }
@@ -428,25 +428,13 @@ fn is_gone_while_pending(call: &PendingCall) -> bool {
     PROBES.get(call.row).is_some_and(|row| has(row, flags::GONE_WHILE_PENDING))
 }
 
-/// The row that the attach cookie names.
+/// What the attach cookie names: a row (its index first) and the slot of the process.
 #[inline(always)]
-pub fn row(ctx: *mut core::ffi::c_void) -> Option<(u32, &'static ProbeRow)> {
+pub fn row(ctx: *mut core::ffi::c_void) -> Option<(u32, u32, &'static ProbeRow)> {
     // SAFETY: the helper takes the program's context.
-    let cookie = unsafe { bpf_get_attach_cookie(ctx.cast()) } as u32;
-    Some((cookie, PROBES.get(cookie)?))
-}
-
-/// The innermost pending call.
-#[inline(always)]
-pub fn top(thread: &ThreadRecord) -> Option<&PendingCall> {
-    let depth = thread.depth as usize;
-    if depth == 0 { None } else { thread.pending.get((depth - 1) & (MAX_PENDING - 1)) }
-}
-
-/// The group of the row with this index.
-#[inline(always)]
-pub fn group(row: u32) -> u32 {
-    PROBES.get(row).map_or(0, |row| row.group)
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.cast()) };
+    let row = row_of(cookie);
+    Some((row, slot_of(cookie), PROBES.get(row)?))
 }
 
 #[inline(always)]

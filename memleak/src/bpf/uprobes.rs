@@ -6,8 +6,8 @@ use super::{
     access::program,
     error::{BpfError, load_error},
     multi::{Ends, MultiPrograms},
-    object::OBJECT,
 };
+use crate::arch::OBJECT;
 
 /// Uprobe programs at one end of calls.
 const UPROBES: &[&str] = &["release_enter", "mappings_enter", "call_exit", "call_enter"];

@@ -3,9 +3,7 @@
 
 mod error;
 pub mod kernel;
-pub mod placement;
 pub mod plan;
 pub mod resource;
-pub mod returns;
 pub mod spec;
 pub mod table;

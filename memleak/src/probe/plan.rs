@@ -8,18 +8,18 @@ use std::{
 
 use memleak_common::probe::{ProbeRow, Resource};
 
-use super::{
-    error::names_object,
-    placement::{self, Placement, Reason},
-    returns::{self, Unclear},
-    table::{DEFAULT_RESOURCES, Role, Row, Scope, TABLE},
-};
+use super::table::{DEFAULT_RESOURCES, Role, Row, Scope, TABLE};
 use crate::{
+    arch::{
+        self,
+        placement::{Placement, Reason},
+        returns::Unclear,
+    },
     proc::memory::ReadMemory,
     target::{
         allocator::{self, AllocatorKind},
         ifunc::{self, IfuncError},
-        object::{Elf, FunctionSymbol, Object, ObjectId, SymbolKind, SymbolNames},
+        object::{Elf, FunctionSymbol, Object, ObjectId, SymbolKind, SymbolNames, names_object},
     },
 };
 
@@ -449,9 +449,9 @@ impl<'a> Planner<'a> {
         let (mut programs, mut unclear) = (ProgramKind::of(row.role), None);
         let mut returns = BTreeSet::new();
         if self.leaves_addresses_alone(row) {
-            match returns::returns(vaddr, |other| {
-                self.whole_function(other, if other == vaddr { size } else { 0 })
-            }) {
+            match arch::HOST
+                .returns(vaddr, |other| self.whole_function(other, if other == vaddr { size } else { 0 }))
+            {
                 Ok(found) => (programs, returns) = (&[ProgramKind::CallEnter], found),
                 Err(why) => unclear = Some(why),
             }
@@ -498,7 +498,7 @@ impl<'a> Planner<'a> {
             Scope::Operator => !self.options.mends_stack,
             _ => false,
         };
-        followed && may_leave && self.elf.is_x86_64()
+        followed && may_leave
     }
 
     /// All code of the function at `vaddr`, whose size is this or, where it is 0, a symbol's.
@@ -508,9 +508,9 @@ impl<'a> Planner<'a> {
     }
 
     fn place(&self, vaddr: u64, size: u64, row: &Row) -> Placement {
-        let code = self.elf.is_x86_64().then(|| self.elf.whole_function(vaddr, size)).flatten();
-        match code {
-            Some(code) => placement::place(&code, vaddr, row.probe.arguments_read()),
+        // Only objects of this machine are planned for (`ObjectError::ForeignMachine`).
+        match self.elf.whole_function(vaddr, size) {
+            Some(code) => arch::HOST.place(&code, vaddr, row.probe.arguments_read()),
             None => Placement::entry(Reason::BodyUnknown),
         }
     }

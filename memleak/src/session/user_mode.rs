@@ -5,12 +5,12 @@ use std::process::Child;
 use log::{info, warn};
 use memleak_common::probe::Resource;
 
-use super::{SessionError, checks::check_plan, config::config, targets::Targets, wait::millis};
+use super::{SessionError, checks::check_plan, config::config, wait::millis};
 use crate::{
-    bpf::{Scope, Tracer, UserStart},
+    bpf::{Tracer, UserStart},
     probe::{
         plan::{AttachPoint, Plan, PlanOptions, plan, symbol_names},
-        table::{Row, TABLE},
+        table::{Row, Scope, TABLE},
     },
     proc::{
         maps::read_maps,
@@ -23,6 +23,7 @@ use crate::{
         object::{ObjectId, read_objects},
         process::{Process, ProcessError},
     },
+    targets::Traced,
 };
 
 /// Which of a process's objects are looked at.
@@ -40,7 +41,9 @@ pub(super) struct UserMode {
     rows: Vec<Row>,
     /// Resources that functions of the target's are probed for.
     probed: Vec<Resource>,
-    /// The danger of exceptions was told.
+    /// Replaced return addresses can be put back on a target's stack.
+    mends_stack: bool,
+    /// The danger of replaced return addresses was told.
     warned: bool,
     /// A command that does not run yet.
     pub(super) held: Option<HeldCommand>,
@@ -56,7 +59,8 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
     info!("loaded the BPF programs in {} ms", millis(took));
     let is_probed = |resource: &Resource| !by_system_calls.contains(resource);
     let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
-    Ok((UserMode { rows, probed, warned: false, held: None, command: None }, tracer))
+    let mends_stack = tracer.mends_stack();
+    Ok((UserMode { rows, probed, mends_stack, warned: false, held: None, command: None }, tracer))
 }
 
 impl UserMode {
@@ -65,30 +69,27 @@ impl UserMode {
     pub(super) fn plan(
         &self,
         capture: &CaptureSettings,
-        targets: &mut Targets,
-        pid: u32,
+        traced: &mut Traced,
         which: Objects,
     ) -> Result<Plan, SessionError> {
+        let pid = traced.id.pid;
         let options = PlanOptions {
             rows: &self.rows,
             resources: &self.probed,
             object: capture.object.as_deref(),
             symbols_prefix: capture.symbols_prefix.as_deref(),
+            mends_stack: self.mends_stack,
             already: None,
         };
         let mut mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
-        if which == Objects::New
-            && let Some(traced) = targets.get(pid)
-        {
+        if which == Objects::New {
             // Before they are read, which takes milliseconds, in which the target goes on and the next notice waits.
             mappings.retain(|mapping| {
                 !traced.planned.contains(&ObjectId { device: mapping.device, inode: mapping.inode })
             });
         }
         let mut objects = read_objects(pid, &mappings, &symbol_names(&options));
-        if let Some(traced) = targets.get_mut(pid) {
-            objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
-        }
+        objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
         let memory = ProcessMemory::open(pid).ok();
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
         if which == Objects::All {
@@ -105,13 +106,21 @@ impl UserMode {
         Ok(plan)
     }
 
-    /// Says once that an exception out of one of these calls ends the process.
+    /// Says once which call could be the end of the process: its return address is replaced while it is pending.
     pub(super) fn warn_of_dangers(&mut self, tracer: &Tracer, pid: u32, points: &[AttachPoint]) {
-        if !self.warned
-            && let Some(point) = tracer.dangers(points)
-        {
-            self.warned = true;
-            let name = demangle(&point.function);
+        if self.warned {
+            return;
+        }
+        let Some((point, why)) = tracer.dangers(points) else { return };
+        self.warned = true;
+        let name = demangle(&point.function);
+        if point.scope == Scope::User {
+            let exception = if self.mends_stack { "" } else { "throws an exception or " };
+            warn!(
+                "process {pid}: if {name} {exception}switches stacks, the process can be ended while it is traced, since its \
+                 returns cannot be found ({why}); to be safe name another function"
+            );
+        } else {
             warn!(
                 "process {pid}: an exception thrown out of {name} (out of memory) will end it while it is traced, since \
                  this kernel is locked down and forbids to mend the stack; to be safe boot without lockdown"
@@ -128,9 +137,4 @@ impl UserMode {
         }
         Ok(())
     }
-}
-
-/// The processes in which probes for process `pid` fire.
-pub(super) fn scope(capture: &CaptureSettings, pid: u32) -> Scope {
-    if capture.follow_forks { Scope::All } else { Scope::Process(pid) }
 }

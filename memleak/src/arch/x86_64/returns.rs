@@ -8,29 +8,14 @@ use std::collections::{BTreeSet, HashSet};
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
+use crate::arch::returns::Unclear;
+
 /// A function jumps to no more functions than this.
 const MAX_FUNCTIONS: usize = 16;
 /// They have no more bytes in all than this.
 const MAX_BYTES: usize = 1 << 16;
 /// They have no more `ret` instructions than this: each is a probe.
 const MAX_RETURNS: usize = 64;
-
-/// Why a function's returns are not known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unclear {
-    /// The size of the function, or of one that it jumps to, is not in a symbol table.
-    #[error("the end of its code is not known")]
-    NoSize,
-    /// Some bytes are no instruction, or a jump comes to the middle of one.
-    #[error("not all of it is code")]
-    NotCode,
-    /// It ends by a jump to an address that is known at run time only.
-    #[error("it jumps to another function by its address")]
-    Leaves,
-    /// It has no `ret`, or too many.
-    #[error("it is too large, or does not return")]
-    Extent,
-}
 
 /// Addresses (`vaddr`) of the instructions by which the function at `vaddr` returns. `whole_function` gives all code of the
 /// function at an address: x86_64 code.
