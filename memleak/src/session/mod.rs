@@ -22,7 +22,7 @@ use log::{debug, info, warn};
 use memleak_common::probe::Resource;
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 
-use checks::{check_interval, check_plan};
+use checks::{check_interval, check_plan, tell_gaps};
 pub use error::SessionError;
 use wait::{Signals, bpf_log, end_command, flush_log, millis, moment, readable, ticks};
 
@@ -35,6 +35,7 @@ use crate::{
         unwind::{Unwinding, words_for},
     },
     probe::{
+        gaps::Gap,
         plan::{Plan, PlanOptions, check_object_argument, plan, symbol_names},
         resource::Catalog,
         table::{Row, TABLE},
@@ -124,6 +125,8 @@ pub struct Session {
     void_due: Option<Instant>,
     /// The danger of exceptions was told.
     warned: bool,
+    /// What is not seen of allocators, as far as it was told.
+    told_gaps: HashSet<Gap>,
     /// Probes attached, and the time that it took, since it was last said.
     attached: (usize, Duration),
     start: Instant,
@@ -246,6 +249,7 @@ impl Session {
             collection: None,
             void_due: None,
             warned: false,
+            told_gaps: HashSet::new(),
             attached: (0, Duration::ZERO),
             start: Instant::now(),
             reports: 0,
@@ -354,6 +358,9 @@ impl Session {
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
         if which == Objects::All {
             check_plan(pid, &plan, &objects, &options, self.probed == capture.resources)?;
+            if capture.resources.contains(&Resource::Heap) {
+                tell_gaps(pid, &plan, &objects, &mut self.told_gaps);
+            }
         }
         for (path, allocator) in &plan.allocators {
             info!("{path}: {allocator}");

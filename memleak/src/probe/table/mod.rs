@@ -1,6 +1,7 @@
 //! Every function that is probed: one row each, data only. A row's index is the attach cookie and its place in the map
 //! `PROBES`. Nothing else in the program knows a function by name.
 
+mod allocators;
 mod c_library;
 mod control;
 mod libraries;
@@ -40,6 +41,9 @@ pub enum Scope {
     Heap,
     /// As `Heap`, but only some allocators have it: that it is missing is not worth a word.
     HeapExtension,
+    /// Every object that defines the function, unless `-O` or `-S` says otherwise: an allocator's function that is named
+    /// as nobody else's is. The name is whole.
+    Allocator,
     /// Objects of allocators whose C++ operators do not call malloc ([`crate::target::allocator`]). Never prefixed.
     Operator,
     /// Objects that define the C library's mmap and munmap. Never prefixed.
@@ -79,8 +83,9 @@ impl Row {
 pub const DEFAULT_RESOURCES: &[Resource] = &[Resource::Heap, Resource::Mmap];
 
 /// The table of all built-in resources. Users' rows come behind.
-pub static TABLE: LazyLock<Vec<Row>> =
-    LazyLock::new(|| [memory::ROWS, c_library::ROWS, threads::ROWS, libraries::ROWS, control::ROWS].concat());
+pub static TABLE: LazyLock<Vec<Row>> = LazyLock::new(|| {
+    [memory::ROWS, allocators::ROWS, c_library::ROWS, threads::ROWS, libraries::ROWS, control::ROWS].concat()
+});
 
 const fn row(function: &'static str, role: Role, scope: Scope, probe: ProbeRow) -> Row {
     Row { function: Cow::Borrowed(function), role, scope, object: None, probe }
