@@ -4,7 +4,6 @@
 mod error;
 pub mod gaps;
 pub mod kernel;
-pub mod placement;
 pub mod plan;
 pub mod resource;
 pub mod spec;
