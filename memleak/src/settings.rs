@@ -13,13 +13,13 @@ use kernel::{refuse_kernel_options, resolve_kernel};
 
 use crate::{
     cli::{self, Cli},
-    escape::printable,
     exit::{self, ExitMessage, Stream},
     probe::{
         resource::{Catalog, ResourceInfo},
         spec::UserResource,
         table::Row,
     },
+    stderr,
 };
 
 /// What is traced.
@@ -294,7 +294,7 @@ impl Settings {
         if cli.list_resources {
             let (text, warnings) = resources::list(&cli)?;
             for warning in warnings {
-                eprintln!("memleak: warning: {}", printable(&warning));
+                stderr::line(&format!("warning: {warning}"));
             }
             return Err(ExitMessage { status: exit::DONE, stream: Stream::Stdout, text });
         }

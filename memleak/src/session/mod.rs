@@ -3,6 +3,7 @@
 mod checks;
 mod error;
 mod events;
+mod guard;
 mod kernel;
 mod reporting;
 mod wait;
@@ -22,8 +23,9 @@ use log::{debug, info, warn};
 use memleak_common::probe::Resource;
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 
-use checks::{check_interval, check_plan};
+use checks::{check_interval, check_mounts, check_plan};
 pub use error::SessionError;
+use guard::{first_error, guarded};
 use wait::{Signals, bpf_log, end_command, flush_log, millis, moment, readable, ticks};
 
 use crate::{
@@ -143,6 +145,7 @@ struct Start {
 
 /// Traces what the settings name until there is nothing more to do.
 pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
+    check_mounts()?;
     let sink = Sink::open(&settings.report)?;
     if let Some(object) = &settings.capture.object {
         check_object_argument(object)?;
@@ -173,17 +176,21 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
     session.tell_attached();
     session.release_command()?;
-    let outcome = match session.report_until_done(&mut signals).await {
-        Ok(reason) => session.last_report(reason),
-        Err(error) => Err(error),
+    let ended = guarded(session.report_until_done(&mut signals)).await;
+    let outstanding = match ended {
+        Ok(Reason::ReaderGone) => Ok(0),
+        // What was collected is reported, whatever has happened.
+        _ => guarded(async { session.last_report() }).await,
     };
+    let outstanding = first_error(ended, outstanding, "the last report is missing");
     // Whatever has happened: no probe stays, and a command is not left behind.
     session.detach();
     let command = match session.command.take() {
-        Some(child) => end_command(child, &mut signals).await?,
-        None => None,
+        Some(child) => guarded(end_command(child, &mut signals)).await,
+        None => Ok(None),
     };
-    Ok(Ended { outstanding: outcome?, command })
+    let outstanding = outstanding?;
+    Ok(Ended { outstanding, command: command? })
 }
 
 impl Session {
@@ -492,20 +499,19 @@ impl Session {
     }
 
     /// The last report; gives the number of allocations in it. The target is relieved of its probes before the work of
-    /// making it begins.
-    fn last_report(&mut self, reason: Reason) -> Result<u64, SessionError> {
-        if reason == Reason::ReaderGone {
-            return Ok(0);
-        }
-        let delivery = self.take_events_before_report()?;
-        let (snapshot, time, began) = self.snapshot()?;
+    /// making it begins. What fails on the way is told after it, if it can be made.
+    fn last_report(&mut self) -> Result<u64, SessionError> {
+        let delivery = self.take_events_before_report();
+        let void = self.remove_void();
+        let snapshot = self.snapshot();
         self.detach();
+        let (snapshot, time, began) = snapshot?;
         let report = self.make_report(&snapshot, time, true);
-        if delivery == Delivery::Written {
+        if !matches!(delivery, Ok(Delivery::ReaderGone)) {
             let _ = self.sink.report(&report)?; // the last one: nobody to read it changes nothing
         }
         self.tell_time(&snapshot, began);
-        Ok(report.totals.count)
+        delivery.and(void).map(|()| report.totals.count)
     }
 
     fn detach(&mut self) {

@@ -24,6 +24,7 @@ mod kernel_facts;
 mod losses;
 mod options;
 mod resources;
+mod robust;
 mod sampling;
 mod targets;
 mod unusual;
