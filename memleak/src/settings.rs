@@ -87,7 +87,16 @@ pub struct ReportSettings {
     /// One acquire in this many was captured (`-s`); 1 for all.
     pub sample_rate: u64,
     /// Reports go here instead of standard output.
-    pub output: Option<PathBuf>,
+    pub output: Option<OutputSettings>,
+}
+
+/// A file for reports (`--output`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputSettings {
+    /// Its name.
+    pub path: PathBuf,
+    /// What is there stays, and is added to (`--append`).
+    pub append: bool,
 }
 
 /// What is captured, in the kernel.
@@ -440,6 +449,10 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         let why = "-a lists ages and addresses, and -C keeps them out of the report";
         return Err(UsageError::new("-a with -C", why, "keep one of them"));
     }
+    if cli.append && cli.output.is_none() {
+        let why = "there is no file to append to";
+        return Err(UsageError::new("--append", why, "name it with --output FILE, or leave --append out"));
+    }
     Ok(ReportSettings {
         format: if cli.json { Format::Json } else { Format::Text },
         top: TOP.parse(&cli.top)?,
@@ -448,7 +461,7 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         combined_only: cli.combined_only,
         older: Duration::from_millis(OLDER.parse(&cli.older)?),
         sample_rate: SAMPLE_RATE.parse(&cli.sample_rate)?,
-        output: cli.output.clone(),
+        output: cli.output.clone().map(|path| OutputSettings { path, append: cli.append }),
     })
 }
 

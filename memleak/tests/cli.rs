@@ -1,12 +1,12 @@
 //! The command line: what is read, and what is refused in one line.
 
-use std::{
-    collections::BTreeSet, ffi::OsString, os::unix::ffi::OsStringExt as _, path::Path, time::Duration,
-};
+use std::{collections::BTreeSet, ffi::OsString, os::unix::ffi::OsStringExt as _, time::Duration};
 
 use memleak::{
     exit::{self, ExitMessage, Stream},
-    settings::{Format, KernelProbes, KernelSettings, Settings, SortKey, TargetSpec, UnwindMode},
+    settings::{
+        Format, KernelProbes, KernelSettings, OutputSettings, Settings, SortKey, TargetSpec, UnwindMode,
+    },
 };
 
 fn parse(arguments: &[&str]) -> Result<Settings, ExitMessage> {
@@ -129,7 +129,10 @@ fn every_option_has_its_effect() {
     assert_eq!(with(&["-S", "je_"]).capture.symbols_prefix.as_deref(), Some("je_"));
     assert_eq!(with(&["--symbols-prefix", "mi_"]).capture.symbols_prefix.as_deref(), Some("mi_"));
     assert_eq!(with(&["--json"]).report.format, Format::Json);
-    assert_eq!(with(&["--output", "f"]).report.output.as_deref(), Some(Path::new("f")));
+    let output = |append| Some(OutputSettings { path: "f".into(), append });
+    assert_eq!(with(&["--output", "f"]).report.output, output(false));
+    assert_eq!(with(&["--append", "--output", "f"]).report.output, output(true));
+    assert!(parse(&["-p", "7", "--append"]).is_err_and(|message| message.text.contains("--output FILE")));
     assert_eq!(with(&["--max-depth", "1"]).capture.max_depth, 1);
     assert_eq!(with(&["--max-depth", "127"]).capture.max_depth, 127);
     assert_eq!(with(&["--stack-storage-size", "10"]).capture.stack_storage_size, 10);

@@ -2,6 +2,7 @@
 
 pub mod descriptors;
 pub mod json;
+pub mod output;
 pub mod sink;
 pub mod text;
 pub mod trace;

@@ -122,6 +122,7 @@ impl Session {
         self.reader.replaced(pid);
         self.void_due.get_or_insert_with(|| Instant::now() + VOID_AFTER);
         self.symbolizer.forget(pid);
+        self.sink.protect_process(pid);
         if let Some(unwinding) = &mut self.unwinding {
             unwinding.forget(pid);
         }

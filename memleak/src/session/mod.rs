@@ -146,7 +146,7 @@ struct Start {
 /// Traces what the settings name until there is nothing more to do.
 pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
     check_mounts()?;
-    let sink = Sink::open(&settings.report)?;
+    let mut sink = Sink::open(&settings.report)?;
     if let Some(object) = &settings.capture.object {
         check_object_argument(object)?;
     }
@@ -158,6 +158,13 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         TargetSpec::Command(_) | TargetSpec::Kernel(_) => Vec::new(),
     };
     check_interval(&settings, &processes)?;
+    processes.iter().for_each(|process| sink.protect_process(process.pid));
+    if let TargetSpec::Command(argv) = &settings.target
+        && let Some(program) = argv.first()
+    {
+        sink.protect_command(program);
+    }
+    sink.check()?;
     let mut session = match settings.target.clone() {
         TargetSpec::Kernel(options) => Session::trace_kernel(settings, &options, sink)?,
         TargetSpec::Pids(_) | TargetSpec::Command(_) => Session::load(settings, sink, &processes)?,
@@ -321,6 +328,7 @@ impl Session {
     fn add_target(&mut self, pid: u32, comm: String, end: PidFd) -> Result<(), SessionError> {
         load::add_target(&self.ebpf, pid)?;
         self.reader.add_target(pid);
+        self.sink.protect_process(pid);
         let watch =
             readable(end).map_err(|error| SessionError::System("cannot wait for a process", error))?;
         let ended = self.ends.0.clone();

@@ -23,6 +23,7 @@ mod kernel_ends;
 mod kernel_facts;
 mod losses;
 mod options;
+mod outputs;
 mod resources;
 mod robust;
 mod sampling;

@@ -13,7 +13,7 @@ use crate::{
     ledger,
     options::sizes,
     process::code,
-    programs::{Link, build, scratch_dir, text},
+    programs::{Link, build, scratch_dir},
     report::Report,
     tracer::{MEMLEAK, Outcome, Tracer},
 };
