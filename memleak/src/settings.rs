@@ -3,7 +3,7 @@
 mod kernel;
 mod resources;
 
-use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, ffi::OsString, time::Duration};
 
 use clap::ValueEnum;
 use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
@@ -18,6 +18,10 @@ use crate::{
         resource::{Catalog, ResourceInfo},
         spec::UserResource,
         table::Row,
+    },
+    report::{
+        format::{KINDS, Kind, folded, json},
+        output::OutputFile,
     },
     stderr,
 };
@@ -60,20 +64,11 @@ pub enum UnwindMode {
     Kernel,
 }
 
-/// How a report is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// Spec section 2.
-    Text,
-    /// Spec section 5: one object a line.
-    Json,
-}
-
 /// What a report holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportSettings {
-    /// Text or JSON.
-    pub format: Format,
+    /// How it is written.
+    pub format: Kind,
     /// How many stacks at most.
     pub top: usize,
     /// Order of the stacks.
@@ -87,16 +82,7 @@ pub struct ReportSettings {
     /// One acquire in this many was captured (`-s`); 1 for all.
     pub sample_rate: u64,
     /// Reports go here instead of standard output.
-    pub output: Option<OutputSettings>,
-}
-
-/// A file for reports (`--output`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OutputSettings {
-    /// Its name.
-    pub path: PathBuf,
-    /// What is there stays, and is added to (`--append`).
-    pub append: bool,
+    pub output: Option<OutputFile>,
 }
 
 /// What is captured, in the kernel.
@@ -454,15 +440,39 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         return Err(UsageError::new("--append", why, "name it with --output FILE, or leave --append out"));
     }
     Ok(ReportSettings {
-        format: if cli.json { Format::Json } else { Format::Text },
+        format: resolve_format(cli)?,
         top: TOP.parse(&cli.top)?,
         sort: one_of("--sort", "sort key", &cli.sort)?,
         show_allocs: cli.show_allocs,
         combined_only: cli.combined_only,
         older: Duration::from_millis(OLDER.parse(&cli.older)?),
         sample_rate: SAMPLE_RATE.parse(&cli.sample_rate)?,
-        output: cli.output.clone().map(|path| OutputSettings { path, append: cli.append }),
+        output: cli.output.clone().map(|path| OutputFile { path, append: cli.append }),
     })
+}
+
+/// The form that is asked for, by its name or by an option of its own.
+fn resolve_format(cli: &Cli) -> Result<Kind, UsageError> {
+    const WHAT: &str = "--format";
+    let named = cli.format.as_deref().map(|name| {
+        Kind::named(name).ok_or_else(|| {
+            let names = KINDS.map(|kind| kind.name).join(", ");
+            UsageError::new(WHAT, format!("'{name}' is not a format"), format!("give one of {names}"))
+        })
+    });
+    let asked = [named.transpose()?, cli.json.then_some(json::KIND), cli.folded.then_some(folded::KIND)];
+    let mut asked = asked.into_iter().flatten();
+    let [default, ..] = KINDS;
+    let kind = asked.next().unwrap_or(default);
+    if let Some(other) = asked.find(|other| *other != kind) {
+        let why = format!("{} and {} were both asked for", kind.name, other.name);
+        return Err(UsageError::new(WHAT, why, "keep one of them"));
+    }
+    if cli.trace && !kind.has_events {
+        let why = format!("{} has no lines for the events of -t/--trace", kind.name);
+        return Err(UsageError::new(WHAT, why, "leave out -t, or take another format"));
+    }
+    Ok(kind)
 }
 
 /// A value of a set of names.

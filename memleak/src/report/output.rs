@@ -13,7 +13,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::{ffi::OsStrExt as _, ffi::OsStringExt as _, fs::MetadataExt as _},
     },
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
 };
 
 use rustix::{
@@ -57,6 +57,15 @@ impl From<Errno> for OutputError {
     fn from(error: Errno) -> Self {
         Self::System(error.into())
     }
+}
+
+/// A file for reports, as it is named on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputFile {
+    /// Its name.
+    pub path: PathBuf,
+    /// What is there stays, and is added to (`--append`).
+    pub append: bool,
 }
 
 /// Files that are never written over, by device and inode: the traced programs' own.

@@ -8,13 +8,11 @@ use std::{
 };
 
 use super::{
-    Report,
-    json::write_json,
-    output::{self, OutputError, Protected},
-    text::{TextOptions, write_text},
-    trace::{EventLine, write_event_json, write_event_text},
+    format::{Format, Occasion, Scope},
+    model::Report,
+    output::{self, OutputError, OutputFile, Protected, WholeFile},
+    trace::EventLine,
 };
-use crate::settings::{Format, OutputSettings, ReportSettings};
 
 /// Why reports cannot be written: one line, `<what>: <why>; <what to do>`.
 #[derive(Debug, thiserror::Error)]
@@ -50,12 +48,11 @@ pub enum Delivery {
     ReaderGone,
 }
 
-/// Writes reports and events, in the form that the settings ask for.
+/// Writes reports and events, in the form that is asked for.
 #[derive(Debug)]
 pub struct Sink {
     output: Output,
-    format: Format,
-    text: TextOptions,
+    format: Box<dyn Format>,
     /// One delivery, made in full before any of it is written. Its memory is used again.
     buffer: Vec<u8>,
     /// The last write has failed within a line.
@@ -68,26 +65,20 @@ enum Output {
     /// Standard output, or a file that is open.
     Open { file: File, name: String },
     /// To be opened when there is something to write: until then what is there stays as it is.
-    Named { settings: OutputSettings, protected: Protected },
+    Named { output: OutputFile, protected: Protected },
 }
 
 impl Sink {
-    /// Opens and changes nothing yet that is on a disk.
-    pub fn open(settings: &ReportSettings) -> Result<Self, SinkError> {
-        let output = match &settings.output {
+    /// For standard output, or the file `output`, which is not touched yet.
+    pub fn open(output: Option<&OutputFile>, format: Box<dyn Format>) -> Result<Self, SinkError> {
+        let output = match output {
             None => {
                 let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(SinkError::Stdout)?;
                 Output::Open { file: stdout.into(), name: "standard output".to_owned() }
             }
-            Some(settings) => Output::Named { settings: settings.clone(), protected: Protected::default() },
+            Some(output) => Output::Named { output: output.clone(), protected: Protected::default() },
         };
-        Ok(Self {
-            output,
-            format: settings.format,
-            text: TextOptions::new(settings),
-            buffer: Vec::new(),
-            within_line: false,
-        })
+        Ok(Self { output, format, buffer: Vec::new(), within_line: false })
     }
 
     /// The program of process `pid` is traced from now on: nothing is written over it.
@@ -108,78 +99,102 @@ impl Sink {
     pub fn check(&self) -> Result<(), SinkError> {
         match &self.output {
             Output::Open { .. } => Ok(()),
-            Output::Named { settings, protected } => output::check(&settings.path, protected)
-                .map_err(|source| SinkError::Output { name: name_of(settings), source }),
+            Output::Named { output, protected } => output::check(&output.path, protected)
+                .map_err(|source| SinkError::Output { name: name_of(output), source }),
         }
     }
 
-    /// Writes one report.
+    /// The stacks that it writes.
+    pub fn scope(&self) -> Scope {
+        self.format.scope()
+    }
+
+    /// Writes one report, if the form writes those that are not the last.
     pub fn report(&mut self, report: &Report) -> Result<Delivery, SinkError> {
-        self.deliver(|format, text, out| match format {
-            Format::Text => write_text(report, text, out),
-            Format::Json => write_json(report, out),
-        })
+        if !report.is_final && self.format.occasion() == Occasion::Last {
+            return Ok(Delivery::Written);
+        }
+        self.deliver(|format, out| format.report(report, out))
     }
 
     /// Writes events that came in together.
     pub fn events(&mut self, events: &[EventLine]) -> Result<Delivery, SinkError> {
-        self.deliver(|format, text, out| {
-            events.iter().try_for_each(|event| match format {
-                Format::Text => write_event_text(event, text, out),
-                Format::Json => write_event_json(event, out),
-            })
-        })
+        self.deliver(|format, out| events.iter().try_for_each(|event| format.event(event, out)))
     }
 
     fn deliver(
         &mut self,
-        make: impl FnOnce(Format, &TextOptions, &mut dyn Write) -> io::Result<()>,
+        make: impl FnOnce(&dyn Format, &mut dyn Write) -> io::Result<()>,
     ) -> Result<Delivery, SinkError> {
         self.buffer.clear();
         if self.within_line {
             self.buffer.push(b'\n');
         }
-        let made = make(self.format, &self.text, &mut self.buffer);
+        let made = make(&*self.format, &mut self.buffer);
+        if self.format.occasion() == Occasion::Last
+            && let Output::Named { output, protected } = &self.output
+            && !output.append
+        {
+            return write_whole(output, protected, made, &self.buffer);
+        }
         let (file, name) = self.output.opened()?;
         let mut written = 0;
         let result = made.and_then(|()| write_all(file, &self.buffer, &mut written));
         if let Some(last) = written.checked_sub(1) {
             self.within_line = self.buffer.get(last) != Some(&b'\n');
         }
-        match result {
-            Ok(()) => Ok(Delivery::Written),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Delivery::ReaderGone),
-            Err(source) => Err(SinkError::Write { name: name.to_owned(), source }),
-        }
+        delivery(name, result)
     }
 }
 
 impl Output {
     /// Opens it the first time; gives it and its name.
     fn opened(&mut self) -> Result<(&File, &str), SinkError> {
-        if let Self::Named { settings, protected } = self {
-            let name = name_of(settings);
-            match output::open_stream(&settings.path, settings.append, protected) {
+        if let Self::Named { output, protected } = self {
+            let name = name_of(output);
+            match output::open_stream(&output.path, output.append, protected) {
                 Ok(file) => *self = Self::Open { file, name },
                 Err(source) => return Err(SinkError::Output { name, source }),
             }
         }
         match self {
             Self::Open { file, name } => Ok((file, name)),
-            Self::Named { settings, .. } => Err(SinkError::Output {
-                name: name_of(settings),
+            Self::Named { output, .. } => Err(SinkError::Output {
+                name: name_of(output),
                 source: io::Error::from(io::ErrorKind::NotFound).into(),
             }),
         }
     }
 }
 
-fn name_of(settings: &OutputSettings) -> String {
-    format!("--output {}", settings.path.display())
+/// The file of one report.
+fn write_whole(
+    output: &OutputFile,
+    protected: &Protected,
+    made: io::Result<()>,
+    bytes: &[u8],
+) -> Result<Delivery, SinkError> {
+    let name = name_of(output);
+    let mut file = WholeFile::create(&output.path, protected)
+        .map_err(|source| SinkError::Output { name: name.clone(), source })?;
+    let written = made.and_then(|()| file.write_all(bytes)).and_then(|()| file.commit());
+    delivery(&name, written)
+}
+
+fn delivery(name: &str, written: io::Result<()>) -> Result<Delivery, SinkError> {
+    match written {
+        Ok(()) => Ok(Delivery::Written),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Delivery::ReaderGone),
+        Err(source) => Err(SinkError::Write { name: name.to_owned(), source }),
+    }
+}
+
+fn name_of(output: &OutputFile) -> String {
+    format!("--output {}", output.path.display())
 }
 
 /// Like [`Write::write_all`], but for a descriptor that may be set to non-blocking: a command shares our standard
-/// output, and some (Node.js) set that flag on the open file that we both write to. `written` counts bytes also where it
+/// output, and some (Node.js) set that flag on the open file that we both write to. `written` counts bytes also when it
 /// fails.
 fn write_all(mut file: &File, mut bytes: &[u8], written: &mut usize) -> io::Result<()> {
     while !bytes.is_empty() {
@@ -218,24 +233,16 @@ mod tests {
     };
 
     use super::*;
-    use crate::settings::SortKey;
+    use crate::report::format::{Options, folded, text};
 
-    fn settings(output: Option<PathBuf>) -> ReportSettings {
-        ReportSettings {
-            format: Format::Text,
-            top: 10,
-            sort: SortKey::Size,
-            show_allocs: false,
-            combined_only: false,
-            older: std::time::Duration::ZERO,
-            sample_rate: 1,
-            output: output.map(|path| OutputSettings { path, append: false }),
-        }
+    fn open(output: Option<PathBuf>) -> Result<Sink, SinkError> {
+        let output = output.map(|path| OutputFile { path, append: false });
+        Sink::open(output.as_ref(), (text::KIND.new)(&Options::new(10)))
     }
 
     fn into_pipe() -> (PipeReader, Sink) {
         let (reader, writer): (PipeReader, PipeWriter) = io::pipe().expect("a pipe");
-        let mut sink = Sink::open(&settings(None)).expect("standard output");
+        let mut sink = open(None).expect("standard output");
         sink.output = Output::Open { file: OwnedFd::from(writer).into(), name: "a pipe".to_owned() };
         (reader, sink)
     }
@@ -244,7 +251,7 @@ mod tests {
     fn a_closed_pipe_is_a_reader_that_is_gone() {
         let (reader, mut sink) = into_pipe();
         drop(reader);
-        let delivery = sink.deliver(|_, _, out| out.write_all(b"x\n")).expect("no error");
+        let delivery = sink.deliver(|_, out| out.write_all(b"x\n")).expect("no error");
         assert_eq!(delivery, Delivery::ReaderGone);
     }
 
@@ -261,7 +268,7 @@ mod tests {
             let mut all = Vec::new();
             reader.read_to_end(&mut all).map(|_| all.len())
         });
-        let delivery = sink.deliver(|_, _, out| out.write_all(&large)).expect("no error");
+        let delivery = sink.deliver(|_, out| out.write_all(&large)).expect("no error");
         drop(sink);
         assert_eq!(delivery, Delivery::Written);
         assert_eq!(received.join().expect("the reader ends").expect("it reads"), expected);
@@ -272,11 +279,11 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("out");
         std::fs::write(&path, "old").expect("written");
-        let mut sink = Sink::open(&settings(Some(path.clone()))).expect("opens");
+        let mut sink = open(Some(path.clone())).expect("opens");
         sink.check().expect("may be written");
         assert_eq!(std::fs::read_to_string(&path).expect("read"), "old");
         for line in ["one\n", "two\n"] {
-            let delivery = sink.deliver(|_, _, out| out.write_all(line.as_bytes())).expect("no error");
+            let delivery = sink.deliver(|_, out| out.write_all(line.as_bytes())).expect("no error");
             assert_eq!(delivery, Delivery::Written);
             assert!(std::fs::read_to_string(&path).expect("read").ends_with(line), "not flushed");
         }
@@ -285,9 +292,9 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_made_is_one_line() {
-        let mut sink = Sink::open(&settings(Some("/proc/nowhere/out".into()))).expect("not looked at yet");
+        let mut sink = open(Some("/proc/nowhere/out".into())).expect("not looked at yet");
         let line = sink.check().expect_err("no such directory").to_string();
-        let again = sink.deliver(|_, _, out| out.write_all(b"x")).expect_err("no such directory");
+        let again = sink.deliver(|_, out| out.write_all(b"x")).expect_err("no such directory");
         assert_eq!(again.to_string(), line);
         assert!(line.starts_with("--output /proc/nowhere/out: cannot be opened: No such file"), "{line}");
         assert!(!line.contains('\n'));
@@ -295,8 +302,8 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_an_error_and_no_quiet_end() {
-        let mut sink = Sink::open(&settings(Some("/dev/full".into()))).expect("opens");
-        let error = sink.deliver(|_, _, out| out.write_all(b"x")).expect_err("no room");
+        let mut sink = open(Some("/dev/full".into())).expect("opens");
+        let error = sink.deliver(|_, out| out.write_all(b"x")).expect_err("no room");
         assert!(error.to_string().contains("--output /dev/full: cannot be written to: No space"), "{error}");
     }
 
@@ -306,7 +313,7 @@ mod tests {
         let (mut reader, mut sink) = into_pipe();
         sink.within_line = true;
         for text in ["one\n", "two"] {
-            let delivery = sink.deliver(|_, _, out| out.write_all(text.as_bytes())).expect("no error");
+            let delivery = sink.deliver(|_, out| out.write_all(text.as_bytes())).expect("no error");
             assert_eq!(delivery, Delivery::Written);
         }
         assert!(sink.within_line, "two is no line");
@@ -314,5 +321,25 @@ mod tests {
         let mut all = String::new();
         reader.read_to_string(&mut all).expect("reads");
         assert_eq!(all, "\none\ntwo");
+    }
+
+    /// A form that is written once has its file whole or not at all.
+    #[test]
+    fn a_file_of_one_report_is_not_half_written() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("out");
+        std::fs::write(&path, "old").expect("written");
+        let output = OutputFile { path: path.clone(), append: false };
+        let mut sink = Sink::open(Some(&output), (folded::KIND.new)(&Options::new(10))).expect("opens");
+        let failed = sink.deliver(|_, out| {
+            out.write_all(b"half")?;
+            Err(io::ErrorKind::OutOfMemory.into())
+        });
+        assert!(failed.is_err());
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), "old");
+        let delivery = sink.deliver(|_, out| out.write_all(b"whole")).expect("no error");
+        assert_eq!(delivery, Delivery::Written);
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), "whole");
+        assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 1);
     }
 }

@@ -4,7 +4,6 @@ use std::{
         fd::AsRawFd as _,
         unix::fs::{PermissionsExt as _, symlink},
     },
-    path::PathBuf,
 };
 
 use rustix::fs::{FileType, Mode, mknodat};
