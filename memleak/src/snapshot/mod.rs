@@ -1,5 +1,7 @@
 //! The maps, read once, as plain data.
 
+pub mod descriptors;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use memleak_common::{probe::Resource, unwind::Step};
