@@ -20,4 +20,5 @@ pub mod snapshot;
 pub mod stderr;
 pub mod symbolize;
 pub mod target;
+pub mod targets;
 pub mod unwind;

@@ -141,13 +141,12 @@ impl Session {
                         return Ok(Reason::ReaderGone);
                     }
                 }
-                Some(pid) = self.targets.next_end() => {
+                Some(target) = self.ends.1.recv() => {
                     // What it did last may have been to make a child that is followed.
                     if self.take_events_before_report()? == Delivery::ReaderGone {
                         return Ok(Reason::ReaderGone);
                     }
-                    self.targets.set_ended(pid);
-                    self.tracer.target_ended(pid);
+                    self.target_ended(target)?;
                     if self.targets.all_ended() {
                         return Ok(Reason::TargetsEnded);
                     }
@@ -165,7 +164,7 @@ impl Session {
                     more_events = more;
                 }
                 () = moment(self.due.collection) => self.collect_stacks()?,
-                () = moment(self.due.void) => self.remove_void()?,
+                () = moment(self.due.clearing) => self.clear()?,
             }
         }
     }
@@ -186,7 +185,6 @@ impl Session {
     /// making it begins. What fails on the way is told after it, if it can be made.
     fn last_report(&mut self) -> Result<u64, SessionError> {
         let delivery = self.take_events_before_report();
-        let void = self.remove_void();
         let snapshot = self.snapshot();
         self.detach();
         let (snapshot, time, began) = snapshot?;
@@ -195,19 +193,20 @@ impl Session {
             let _ = self.reporter.sink.report(&report)?; // the last one: nobody to read it changes nothing
         }
         tell_time(&snapshot, began);
-        delivery.and(void).map(|()| report.totals.count)
+        delivery.map(|_| report.totals.count)
     }
 
     /// Reads the tables, and what is needed to name what is in them: the mappings and the kernel's symbols as they are now.
     fn snapshot(&mut self) -> Result<(Snapshot, SystemTime, (Instant, Duration)), SessionError> {
-        let pids = self.targets.living();
+        let living: Vec<u32> = self.targets.living().map(|(target, _)| target).collect();
         let begin = Instant::now();
         let time = SystemTime::now();
-        self.remove_void()?;
+        self.due.clearing = None;
         let snapshot = self.tracer.snapshot()?;
         let took = begin.elapsed();
-        for pid in pids {
-            self.observe(pid);
+        self.forget_released();
+        for target in living {
+            self.observe(target);
         }
         self.reporter.symbolizer.observe_kernel();
         Ok((snapshot, time, (begin, took)))
