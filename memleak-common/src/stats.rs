@@ -12,7 +12,7 @@ pub enum Stat {
     LostAllocations = 2,
     /// Allocations recorded without their stack: table full, unreadable, or two stacks of one hash.
     LostStacks = 3,
-    /// Events that found the ring buffer full.
+    /// Events that found the ring buffer `EVENTS` full.
     LostEvents = 4,
     /// Calls whose return was not seen.
     MissedReturns = 5,
@@ -22,7 +22,9 @@ pub enum Stat {
     WrongStacks = 7,
     /// Stacks that were new.
     StoredStacks = 8,
+    /// Lines of `-t` that found the ring buffer `TRACE` full.
+    LostLines = 9,
 }
 
 /// Number of counters.
-pub const STATS: u32 = 9;
+pub const STATS: u32 = 10;

@@ -33,7 +33,7 @@ use crate::{
     kernel_stack::{self, Place},
     lifecycle,
     maps::{
-        ALLOCATIONS, CACHES, KERNEL_CALLS, KERNEL_ROWS, LAST_RELEASED, Wake, count, kernel_setting, send,
+        ALLOCATIONS, CACHES, KERNEL_CALLS, KERNEL_ROWS, LAST_RELEASED, count, kernel_setting, send_line,
         setting,
     },
     records::{PAGE_SIZE, now},
@@ -493,7 +493,7 @@ fn tell(kind: u32, key: &AllocationKey, allocation: &Allocation) {
         time_ns: now(),
         stack_id: allocation.stack_id,
     };
-    send(&event, Wake::Soon);
+    send_line(&event);
 }
 
 /// Bytes of a cache's objects (`struct kmem_cache::size`); `otherwise` where they cannot be read.

@@ -2,7 +2,7 @@
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap as BpfHashMap, MapData, RingBuf},
+    maps::{HashMap as BpfHashMap, MapData},
     programs::{KProbe, RawTracePoint},
 };
 use memleak_common::{
@@ -18,6 +18,7 @@ use super::{
     load::{self, OBJECT, load_error, program},
     maps,
     read::{fd, map_error},
+    rings::Events,
 };
 use crate::{
     probe::kernel::{KernelFunction, KernelPlan, WORK_START},
@@ -35,8 +36,8 @@ const UNUSED: &[&str] =
 pub struct Loaded {
     /// Programs and maps.
     pub ebpf: Ebpf,
-    /// Reader of the map `EVENTS`.
-    pub events: RingBuf<MapData>,
+    /// What the programs tell.
+    pub events: Events,
     /// All links.
     pub probes: Probes,
     /// Functions that could not be probed, and why.
@@ -63,6 +64,7 @@ pub fn load(
         .override_global("KERNEL_SETTINGS", &plan.settings, true)
         .override_global(aya_log::LEVEL, &load::bpf_log_level(verbosity), false)
         .map_max_entries("ALLOCATIONS", capture.max_allocs)
+        .map_max_entries("TRACE", load::trace_bytes(capture))
         .map_max_entries("STACKS", capture.stack_storage_size)
         .map_max_entries("SHORT_STACKS", capture.stack_storage_size)
         .load(&object)
@@ -71,9 +73,7 @@ pub fn load(
     // The kernel's records are those of process 0.
     maps::put_new(fd(&ebpf, "TARGETS")?, &0, &Target::default())
         .map_err(|error| map_error("TARGETS", &error))?;
-    let events = ebpf.take_map("EVENTS").ok_or(BpfError::Missing("map EVENTS"))?;
-    let events =
-        RingBuf::try_from(events).map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;
+    let events = Events::take(&mut ebpf)?;
     let mut links = Vec::new();
     let mut failed = Vec::new();
     // Functions first: what is released in bulk must not be missed.

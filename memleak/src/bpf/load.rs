@@ -4,7 +4,7 @@ use std::{collections::HashSet, os::unix::fs::MetadataExt as _};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Array, MapData, RingBuf},
+    maps::Array,
     programs::{Program, RawTracePoint, UProbe},
     util::KernelVersion,
 };
@@ -19,6 +19,7 @@ use super::{
     multi::MultiPrograms,
     os_error,
     read::{fd, map_error},
+    rings::Events,
     unwind,
 };
 use crate::{
@@ -58,8 +59,8 @@ pub enum Uprobes {
 pub struct Loaded {
     /// Programs, maps and, as they are attached, links: all of them end with it.
     pub ebpf: Ebpf,
-    /// Reader of the map `EVENTS`.
-    pub events: RingBuf<MapData>,
+    /// What the programs tell.
+    pub events: Events,
     /// The uprobe programs.
     pub uprobes: Uprobes,
     /// The stack is mended when an exception leaves a probed call. Without it the C++ runtime finds no caller there and
@@ -114,6 +115,7 @@ fn load_with(
         .map_max_entries("STACKS", capture.stack_storage_size)
         .map_max_entries("SHORT_STACKS", capture.stack_storage_size)
         .map_max_entries("REMEMBERED", 1)
+        .map_max_entries("TRACE", trace_bytes(capture))
         .map_max_entries("UNWIND_WORDS", room(unwind_words, walks_tables))
         .map_max_entries("UNWIND_MAPPINGS", room(unwind::MAPPINGS, walks_tables))
         .map_max_entries("UNWIND_LISTS", room(unwind::LISTS, walks_tables))
@@ -126,9 +128,7 @@ fn load_with(
     fill_rows(&mut ebpf, rows)?;
     let mut uprobes = choose_uprobes(&ebpf);
     let mends_stack = load_programs(&mut ebpf, &mut uprobes, capture.traps_only)?;
-    let events = ebpf.take_map("EVENTS").ok_or(BpfError::Missing("map EVENTS"))?;
-    let events =
-        RingBuf::try_from(events).map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;
+    let events = Events::take(&mut ebpf)?;
     let mut by_system_calls: &[Resource] = &[];
     let by_kernel = !capture.traps_only && !capture.library_calls;
     if by_kernel && system_calls::RESOURCES.iter().any(|one| capture.resources.contains(one)) {
@@ -160,6 +160,11 @@ pub(super) fn check_kernel() -> Result<(), BpfError> {
         return Err(BpfError::KernelTooOld(release.trim().to_owned()));
     }
     Ok(())
+}
+
+/// Bytes of the ring buffer of lines: the least that there can be, a page, if no line is to be printed.
+pub(super) fn trace_bytes(capture: &CaptureSettings) -> u32 {
+    if capture.trace { 4 << 20 } else { 4096 }
 }
 
 /// The rows are of several groups: calls of one can be made while one of another is pending.

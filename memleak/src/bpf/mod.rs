@@ -8,6 +8,7 @@ pub mod load;
 pub mod maps;
 pub mod multi;
 pub mod read;
+pub mod rings;
 mod stacks;
 pub mod unwind;
 

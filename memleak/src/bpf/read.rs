@@ -24,7 +24,10 @@ use super::{BpfError, attach::Probes, chain, descriptors::Descriptors, maps, sta
 use crate::{
     probe::kernel::TWIN,
     proc::descriptors::open_descriptors,
-    snapshot::{Lost, Outstanding, PAGE_SIZE, Snapshot, Stack, Unmap, apply_unmaps},
+    snapshot::{
+        Lost, Outstanding, PAGE_SIZE, Snapshot, Stack,
+        ranges::{Ranges, Release},
+    },
 };
 
 /// What is kept from one snapshot to the next.
@@ -35,8 +38,8 @@ pub struct Reader {
     descriptors: Option<Descriptors>,
     /// Stacks that were stored.
     stacks: Stacks,
-    /// Ranges unmapped in part, as long as a record overlaps one.
-    unmaps: Vec<Unmap>,
+    /// What was released by range.
+    ranges: Ranges,
     /// Ranges of which nothing was left: released, though not by their own start.
     removed: u64,
     /// Runs that were lost, as far as they were seen.
@@ -60,7 +63,7 @@ impl Reader {
             rows,
             descriptors,
             stacks: Stacks::new(stack_storage_size),
-            unmaps: Vec::new(),
+            ranges: Ranges::default(),
             removed: 0,
             skipped_runs: 0,
             pids: HashMap::new(),
@@ -82,9 +85,9 @@ impl Reader {
         }
     }
 
-    /// Remembers that a range was unmapped.
-    pub fn unmapped(&mut self, unmap: Unmap) {
-        self.unmaps.push(unmap);
+    /// A range was released.
+    pub fn released(&mut self, release: &Release) {
+        self.ranges.release(release);
     }
 
     /// A process has replaced its program: what it had acquired is void but for the descriptors that it has open now.
@@ -134,17 +137,26 @@ impl Reader {
         Ok(())
     }
 
-    /// Forgets unmaps that concern no record, where so many have come up that they weigh.
-    pub fn forget_unmaps(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
-        /// 16 MB of them.
-        const MANY: usize = 500_000;
-        if self.unmaps.len() > MANY {
+    /// Uses up the releases of ranges between two reports, if so many have come that they weigh.
+    pub fn apply_releases(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
+        if self.ranges.is_large() {
             let targets = targets(ebpf)?;
-            let applied = apply_unmaps(outstanding(ebpf, &targets, &self.rows)?.0, &mut self.unmaps);
-            remove_dead(ebpf, &targets, &applied.dead)?;
-            self.removed += applied.dead.len() as u64;
+            self.cut_ranges(ebpf, &targets, outstanding(ebpf, &targets, &self.rows)?.0)?;
         }
         Ok(())
+    }
+
+    /// Cuts what was released by range out of the records; gives what is left.
+    fn cut_ranges(
+        &mut self,
+        ebpf: &Ebpf,
+        targets: &Targets,
+        records: Vec<Outstanding>,
+    ) -> Result<Vec<Outstanding>, BpfError> {
+        let applied = self.ranges.apply(records);
+        remove_dead(ebpf, targets, &applied.dead)?;
+        self.removed += applied.dead.len() as u64;
+        Ok(applied.outstanding)
     }
 
     /// The number in our PID namespace of the process that the kernel side calls `tgid`.
@@ -185,16 +197,13 @@ impl Reader {
         self.stacks.collect(ebpf, &referenced, began)
     }
 
-    /// Reads everything. Events that were sent before must have been handed to [`Self::unmapped`].
+    /// Reads everything. Events that were sent before must have been handed to [`Self::released`].
     pub fn snapshot(&mut self, ebpf: &Ebpf, probes: &Probes) -> Result<Snapshot, BpfError> {
         let began = Instant::now();
         let targets = targets(ebpf)?;
         let (raw, last_stacks) = outstanding(ebpf, &targets, &self.rows)?;
         let time_ns = monotonic_ns();
-        let applied = apply_unmaps(raw, &mut self.unmaps);
-        remove_dead(ebpf, &targets, &applied.dead)?;
-        self.removed += applied.dead.len() as u64;
-        let mut outstanding = applied.outstanding;
+        let mut outstanding = self.cut_ranges(ebpf, &targets, raw)?;
         if let Some(descriptors) = &mut self.descriptors {
             let closed = descriptors.reconcile(&mut outstanding);
             remove_dead(ebpf, &targets, &closed)?;
@@ -225,7 +234,8 @@ impl Reader {
                 allocations: stats.get(Stat::LostAllocations),
                 stacks: stats.get(Stat::LostStacks) + unknown,
                 cut_stacks: 0,
-                events: stats.get(Stat::LostEvents),
+                events: stats.get(Stat::LostEvents) + stats.get(Stat::LostLines),
+                trace_lines: stats.get(Stat::LostLines),
                 missed_returns: stats.get(Stat::MissedReturns),
                 skipped_runs: self.skipped_runs,
             },

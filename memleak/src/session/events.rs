@@ -10,13 +10,13 @@ use memleak_common::{event::kind, probe::Resource};
 
 use super::{
     Objects, Session, SessionError, Traced,
-    wait::{event_line, is_kernels, millis, next_event},
+    wait::{event_line, is_kernels, millis},
 };
 use crate::{
     bpf::{load, read::monotonic_ns},
     proc::status::read_status,
     report::sink::Delivery,
-    snapshot::Unmap,
+    snapshot::ranges::Release,
     target::process::{Process, check_program},
 };
 
@@ -31,35 +31,23 @@ impl Session {
         const AT_ONCE: usize = 16_384;
         const TIME: Duration = Duration::from_millis(50);
         let deadline = Instant::now() + TIME;
-        let mut lines = Vec::new();
         // What is mapped now is read, so that one reading answers all notices up to it: none waits behind another.
         let (mut noticed, mut last_notice) = (BTreeMap::new(), None);
-        let mut taken = 0;
         let mut stacks_stored = false;
+        let mut taken = 0;
         while taken < AT_ONCE
             && Instant::now() < deadline
-            && let Some(event) = next_event(self.events.get_mut())
+            && let Some(event) = self.events.get_mut().next_control()
         {
             taken += 1;
             let pid = self.reader.pid_of(&self.ebpf, event.tgid)?;
             match event.kind {
-                kind::ACQUIRE | kind::RELEASE => {
-                    let mut line = event_line(&event, pid, &self.catalog);
-                    if let Some(line) = &mut line
-                        && is_kernels(line.resource.resource)
-                    {
-                        line.label =
-                            self.reader.stack(&self.ebpf, event.stack_id)?.and_then(|s| s.label.clone());
-                    }
-                    lines.extend(line);
-                }
-                kind::UNMAP => self.reader.unmapped(Unmap {
+                kind::RELEASE_RANGE => self.reader.released(&Release {
                     pid,
                     resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
                     start: event.handle,
                     end: event.handle.saturating_add(event.size),
                     time_ns: event.time_ns,
-                    idle: 0,
                 }),
                 kind::MAPPINGS => {
                     noticed.entry(pid).or_insert(event.time_ns);
@@ -77,11 +65,34 @@ impl Session {
         if let Some(time_ns) = last_notice {
             load::answer(&mut self.ebpf, time_ns)?;
         }
-        self.reader.forget_unmaps(&self.ebpf)?;
+        self.reader.apply_releases(&self.ebpf)?;
         if stacks_stored {
             self.collection = self.reader.collection_due(&self.ebpf)?;
         }
         let more = taken == AT_ONCE || Instant::now() >= deadline;
+        let (delivery, more_lines) = self.print_lines(AT_ONCE, deadline)?;
+        Ok((delivery, more || more_lines))
+    }
+
+    /// Prints the lines of `-t` that were sent, at most `at_once` and until `deadline`. Says whether there may be more.
+    fn print_lines(&mut self, at_once: usize, deadline: Instant) -> Result<(Delivery, bool), SessionError> {
+        let mut lines = Vec::new();
+        let mut taken = 0;
+        while taken < at_once
+            && Instant::now() < deadline
+            && let Some(event) = self.events.get_mut().next_line()
+        {
+            taken += 1;
+            let pid = self.reader.pid_of(&self.ebpf, event.tgid)?;
+            let mut line = event_line(&event, pid, &self.catalog);
+            if let Some(line) = &mut line
+                && is_kernels(line.resource.resource)
+            {
+                line.label = self.reader.stack(&self.ebpf, event.stack_id)?.and_then(|s| s.label.clone());
+            }
+            lines.extend(line);
+        }
+        let more = taken == at_once || Instant::now() >= deadline;
         if lines.is_empty() { Ok((Delivery::Written, more)) } else { Ok((self.sink.events(&lines)?, more)) }
     }
 

@@ -13,10 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::{
-    Ebpf,
-    maps::{MapData, RingBuf},
-};
+use aya::Ebpf;
 use aya_log::EbpfLogger;
 use log::{debug, info, warn};
 use memleak_common::probe::Resource;
@@ -32,6 +29,7 @@ use crate::{
         attach::{Probes, Scope},
         load,
         read::Reader,
+        rings::Events,
         unwind::{Unwinding, words_for},
     },
     probe::{
@@ -99,7 +97,7 @@ struct Traced {
 pub struct Session {
     settings: Settings,
     ebpf: Ebpf,
-    events: AsyncFd<RingBuf<MapData>>,
+    events: AsyncFd<Events>,
     log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
     probes: Probes,
     reader: Reader,
@@ -133,7 +131,7 @@ pub struct Session {
 /// What a session begins with.
 struct Start {
     ebpf: Ebpf,
-    events: RingBuf<MapData>,
+    events: Events,
     probes: Probes,
     reader: Reader,
     rows: Vec<Row>,

@@ -7,10 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use aya::{
-    Ebpf,
-    maps::{MapData, RingBuf},
-};
+use aya::Ebpf;
 use aya_log::EbpfLogger;
 use log::{debug, warn};
 use memleak_common::{
@@ -92,12 +89,6 @@ pub(super) async fn moment(at: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
-}
-
-pub(super) fn next_event(events: &mut RingBuf<MapData>) -> Option<Event> {
-    let item = events.next()?;
-    // SAFETY: `Event` is made of integers alone, and the item's length is checked.
-    (item.len() >= size_of::<Event>()).then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast()) })
 }
 
 pub(super) fn event_line(event: &Event, pid: u32, catalog: &Catalog) -> Option<EventLine> {

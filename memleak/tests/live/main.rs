@@ -8,6 +8,7 @@ mod guard;
 mod ledger;
 mod process;
 mod programs;
+mod ranges;
 mod report;
 mod stack_storage;
 mod tracer;

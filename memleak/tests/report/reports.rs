@@ -262,8 +262,15 @@ pub fn cases() -> Vec<(&'static str, Report)> {
         ..leaky()
     };
     let combined = StackReport { oldest_ms: None, newest_ms: None, ..leaky() };
-    let all_lost =
-        Lost { allocations: 12, stacks: 1, events: 34, missed_returns: 2, skipped_runs: 5, cut_stacks: 3 };
+    let all_lost = Lost {
+        allocations: 12,
+        stacks: 1,
+        events: 34,
+        trace_lines: 30,
+        missed_returns: 2,
+        skipped_runs: 5,
+        cut_stacks: 3,
+    };
     vec![
         ("plain", report(vec![mapping(), leaky()])),
         ("empty", report(vec![])),
