@@ -32,7 +32,7 @@ use super::{
     read::{fd, hash_map, map_error},
 };
 use crate::{
-    kernel_labels::label_name,
+    kernel_labels::tag_of,
     snapshot::{Cut, Stack},
 };
 
@@ -176,7 +176,7 @@ pub fn remembered(ebpf: &Ebpf, ids: &mut FxHashSet<u64>) -> Result<(), BpfError>
 fn to_stack<const DEPTH: usize>(ebpf: &Ebpf, record: &Record<DEPTH>) -> Stack {
     let len = (record.len as usize).min(record.ips.len());
     let cut = Step::from_u32(record.end.into()).and_then(Cut::from_end);
-    let label =
-        Label::decode(record.label).and_then(|label| label_name(label, |address| cache_name(ebpf, address)));
-    Stack { ips: record.ips[..len].to_vec(), cut, label }
+    let tag =
+        Label::decode(record.label).and_then(|label| tag_of(label, |address| cache_name(ebpf, address)));
+    Stack { ips: record.ips[..len].to_vec(), cut, tag }
 }

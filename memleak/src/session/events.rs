@@ -88,7 +88,7 @@ impl Session {
             if let Some(line) = &mut line
                 && is_kernels(line.resource.resource)
             {
-                line.label = self.reader.stack(&self.ebpf, event.stack_id)?.and_then(|s| s.label.clone());
+                line.tag = self.reader.stack(&self.ebpf, event.stack_id)?.and_then(|s| s.tag.clone());
             }
             lines.extend(line);
         }

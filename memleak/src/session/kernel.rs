@@ -8,7 +8,7 @@ use memleak_common::kernel::{CACHE_NAME_WORDS, COMM_WORDS, KernelSettings as Bpf
 use super::{Session, SessionError, Start, wait::millis};
 use crate::{
     bpf::{BpfError, kernel, read::Reader},
-    kernel_labels::label_name,
+    kernel_labels::tag_of,
     probe::kernel::{KernelFacts, plan},
     proc::{btf::Btf, slab::SlabCaches},
     report::sink::Sink,
@@ -115,7 +115,7 @@ fn set_filters(settings: &mut BpfSettings, options: &KernelSettings, cache: Opti
         Some(CacheFilter::Kmalloc(label)) => {
             // A kprobe is told the cache, a tracepoint the size alone.
             settings.only_label = label.encode();
-            let name = label_name(*label, |_| None).unwrap_or_default();
+            let name = tag_of(*label, |_| None).map(|tag| tag.to_string()).unwrap_or_default();
             settings.only_cache = words::<CACHE_NAME_WORDS>(&name);
         }
         Some(CacheFilter::Named(cache)) => {

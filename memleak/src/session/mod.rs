@@ -43,7 +43,10 @@ use crate::{
         memory::{ProcessMemory, ReadMemory},
         status::read_status,
     },
-    report::sink::{Delivery, Sink},
+    report::{
+        format::Options,
+        sink::{Delivery, Sink},
+    },
     settings::{Settings, TargetSpec},
     symbolize::{LiveTarget, Symbolizer},
     target::{
@@ -141,7 +144,8 @@ struct Start {
 
 /// Traces what the settings name until there is nothing more to do.
 pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
-    let sink = Sink::open(&settings.report)?;
+    let format = (settings.report.format.new)(&Options::new(settings.report.top));
+    let sink = Sink::open(settings.report.output.as_deref(), format)?;
     if let Some(object) = &settings.capture.object {
         check_object_argument(object)?;
     }

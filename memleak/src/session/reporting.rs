@@ -11,9 +11,15 @@ use super::{Session, SessionError, wait::millis};
 use crate::{
     aggregate::aggregate,
     proc::descriptors::open_descriptors,
-    report::{Report, StackReport, TargetInfo, descriptors::describe, sink::Delivery},
+    report::{
+        descriptors::describe,
+        format::Scope,
+        model::{Frames, Note, Report, TargetInfo},
+        sink::Delivery,
+    },
     settings::TargetSpec,
-    snapshot::{Lost, Snapshot},
+    snapshot::{Cut, Lost, Snapshot},
+    symbolize::Frame,
 };
 
 impl Session {
@@ -48,14 +54,12 @@ impl Session {
         let settings = &self.settings.report;
         let aggregated =
             aggregate(snapshot, &self.catalog, settings, is_final && self.all_ended(), &mut self.history);
-        let mut stacks = Vec::with_capacity(aggregated.groups.len());
+        let mut frames = Frames::default();
         let mut open: HashMap<u32, BTreeMap<u32, String>> = HashMap::new();
+        let (mut stacks, mut cut_stacks) = (Vec::with_capacity(aggregated.groups.len()), 0);
         for mut group in aggregated.groups {
-            let stack = snapshot.stacks.get(&group.key.stack_id);
-            let frames =
-                stack.map_or_else(Vec::new, |stack| self.symbolizer.symbolize(group.key.pid, &stack.ips));
-            let resource = self.catalog.get(group.key.resource);
             let pid = group.key.pid;
+            let resource = self.catalog.get(group.key.resource);
             let lists = if resource.is_descriptor { group.allocations.as_deref_mut() } else { None };
             // The number of a process that has ended may be another's by now.
             let lives = self.traced.get(&pid).is_some_and(|traced| !traced.ended);
@@ -63,10 +67,19 @@ impl Session {
                 let open = open.entry(pid).or_insert_with(|| open_descriptors(pid).unwrap_or_default());
                 describe(lines, open)
             });
-            stacks.push(StackReport { now, ..StackReport::new(group, resource, stack, frames, settings) });
+            let is_written = group.is_top || self.sink.scope() == Scope::All;
+            let stack = snapshot.stacks.get(&group.key.stack_id);
+            let mut report = group.report(resource, stack, settings);
+            report.notes.extend(now.map(Note::Now));
+            if let Some(stack) = stack.filter(|_| is_written) {
+                let of_stack = self.symbolizer.symbolize(pid, &stack.ips);
+                report.notes.retain(|note| !is_no_loss(note, &of_stack));
+                cut_stacks += u64::from(report.cut().is_some());
+                report.frames = of_stack.into_iter().map(|frame| frames.intern(frame)).collect();
+            }
+            stacks.push(report);
         }
         self.reports += 1;
-        let cut_stacks = stacks.iter().filter(|stack| stack.cut.is_some()).count() as u64;
         Report {
             time,
             elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -76,6 +89,7 @@ impl Session {
             by_resource: aggregated.by_resource,
             lost: Lost { cut_stacks, ..snapshot.lost },
             sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
+            frames,
             stacks,
         }
     }
@@ -101,4 +115,11 @@ impl Session {
             millis(took)
         );
     }
+}
+
+/// The stack is cut, but the program's own part is there: what calls `main` is start code, of which musl's and a few others'
+/// say nothing.
+fn is_no_loss(note: &Note, frames: &[Frame]) -> bool {
+    matches!(note, Note::Cut(cut) if *cut != Cut::TooDeep)
+        && frames.last().is_some_and(|frame| frame.symbol.as_deref() == Some("main"))
 }

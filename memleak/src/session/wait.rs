@@ -102,10 +102,9 @@ pub(super) fn event_line(event: &Event, pid: u32, catalog: &Catalog) -> Option<E
         resource: catalog.get(resource),
         address: event.handle,
         size: event.size,
-        label: None,
+        tag: None,
         // In user mode the process is what was asked for; in the kernel it may be any.
         comm: is_kernels(resource).then(|| thread_comm(event.tid)).flatten(),
-        frames: Vec::new(),
     })
 }
 
