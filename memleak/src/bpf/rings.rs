@@ -11,7 +11,11 @@ use aya::{
 };
 use memleak_common::event::Event;
 
-use super::{BpfError, chain};
+use super::{
+    access::ring,
+    config::Config,
+    error::{BpfError, map_error},
+};
 
 /// Readers of the ring buffers of events.
 pub struct Events {
@@ -26,9 +30,9 @@ pub struct Events {
 impl Events {
     /// Takes the maps out of the loaded object.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
-        let (control, trace) = (take(ebpf, "EVENTS")?, take(ebpf, "TRACE")?);
-        let either = watch(&[control.as_raw_fd(), trace.as_raw_fd()])
-            .map_err(|error| BpfError::Map { map: "EVENTS", reason: error.to_string() })?;
+        let (control, trace) = (ring(ebpf, "EVENTS")?, ring(ebpf, "TRACE")?);
+        let either =
+            watch(&[control.as_raw_fd(), trace.as_raw_fd()]).map_err(|error| map_error("EVENTS", &error))?;
         Ok(Self { control, trace, either })
     }
 
@@ -55,9 +59,9 @@ impl AsFd for Events {
     }
 }
 
-fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, BpfError> {
-    let map = ebpf.take_map(name).ok_or(BpfError::Missing(name))?;
-    RingBuf::try_from(map).map_err(|error| BpfError::Map { map: name, reason: chain(&error) })
+/// Bytes of the ring buffer of lines: the least that there can be, a page, if no line is to be printed.
+pub(super) fn trace_bytes(config: &Config) -> u32 {
+    if config.trace { 4 << 20 } else { 4096 }
 }
 
 fn next(ring: &mut RingBuf<MapData>) -> Option<Event> {

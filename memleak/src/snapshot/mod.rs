@@ -1,5 +1,6 @@
 //! The maps, read once, as plain data.
 
+pub mod descriptors;
 pub mod ranges;
 
 use std::collections::HashMap;

@@ -2,58 +2,70 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
-use log::info;
-
-use super::{Session, SessionError, wait::millis};
+use super::targets::Targets;
 use crate::{
-    aggregate::aggregate,
+    aggregate::{History, aggregate},
+    probe::resource::Catalog,
     proc::descriptors::open_descriptors,
     report::{
         descriptors::describe,
         format::Scope,
         model::{Frames, Note, Report, TargetInfo},
-        sink::Delivery,
+        sink::Sink,
     },
-    settings::TargetSpec,
+    settings::{Settings, TargetSpec},
     snapshot::{Cut, Lost, Snapshot},
-    symbolize::Frame,
+    symbolize::{Frame, Symbolizer},
 };
 
-impl Session {
-    /// Makes and writes one report.
-    pub(super) fn report(&mut self, is_final: bool) -> Result<Delivery, SessionError> {
-        if self.take_events_before_report()? == Delivery::ReaderGone {
-            return Ok(Delivery::ReaderGone);
+/// What makes reports, and where they go.
+pub(super) struct Reporter {
+    /// What is traced.
+    pub(super) catalog: Catalog,
+    pub(super) symbolizer: Symbolizer,
+    pub(super) sink: Sink,
+    history: History,
+    /// When tracing began.
+    start: Instant,
+    /// Reports made so far.
+    pub(super) reports: u64,
+}
+
+impl Reporter {
+    /// Has made no report yet.
+    pub(super) fn new(catalog: Catalog, sink: Sink) -> Self {
+        Self {
+            catalog,
+            symbolizer: Symbolizer::new(),
+            sink,
+            history: History::default(),
+            start: Instant::now(),
+            reports: 0,
         }
-        let (snapshot, time, began) = self.snapshot()?;
-        let report = self.make_report(&snapshot, time, is_final);
-        let delivery = self.sink.report(&report)?;
-        self.tell_time(&snapshot, began);
-        Ok(delivery)
     }
 
-    pub(super) fn snapshot(&mut self) -> Result<(Snapshot, SystemTime, (Instant, Duration)), SessionError> {
-        let pids: Vec<u32> =
-            self.traced.iter().filter(|(_, traced)| !traced.ended).map(|(pid, _)| *pid).collect();
-        let begin = Instant::now();
-        let time = SystemTime::now();
-        self.remove_void()?;
-        let snapshot = self.reader.snapshot(&self.ebpf, &self.probes)?;
-        let took = begin.elapsed();
-        for pid in pids {
-            self.observe(pid);
-        }
-        self.symbolizer.observe_kernel();
-        Ok((snapshot, time, (begin, took)))
+    /// Tracing begins.
+    pub(super) fn begin(&mut self) {
+        self.start = Instant::now();
     }
 
-    pub(super) fn make_report(&mut self, snapshot: &Snapshot, time: SystemTime, is_final: bool) -> Report {
-        let settings = &self.settings.report;
+    /// Makes a report of a snapshot that was taken at `time`.
+    pub(super) fn make_report(
+        &mut self,
+        settings: &Settings,
+        targets: &Targets,
+        snapshot: &Snapshot,
+        time: SystemTime,
+        is_final: bool,
+    ) -> Report {
+        let target = target_info(&settings.target, targets);
+        let settings = &settings.report;
+        let all_ended = targets.all_ended();
         let aggregated =
-            aggregate(snapshot, &self.catalog, settings, is_final && self.all_ended(), &mut self.history);
+            aggregate(snapshot, &self.catalog, settings, is_final && all_ended, &mut self.history);
         let mut frames = Frames::default();
         let mut open: HashMap<u32, BTreeMap<u32, String>> = HashMap::new();
         let (mut stacks, mut cut_stacks) = (Vec::with_capacity(aggregated.groups.len()), 0);
@@ -62,8 +74,7 @@ impl Session {
             let resource = self.catalog.get(group.key.resource);
             let lists = if resource.is_descriptor { group.allocations.as_deref_mut() } else { None };
             // The number of a process that has ended may be another's by now.
-            let lives = self.traced.get(&pid).is_some_and(|traced| !traced.ended);
-            let now = lists.filter(|_| lives).and_then(|lines| {
+            let now = lists.filter(|_| targets.lives(pid)).and_then(|lines| {
                 let open = open.entry(pid).or_insert_with(|| open_descriptors(pid).unwrap_or_default());
                 describe(lines, open)
             });
@@ -84,7 +95,7 @@ impl Session {
             time,
             elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
             is_final,
-            target: self.target_info(),
+            target,
             totals: aggregated.totals,
             by_resource: aggregated.by_resource,
             lost: Lost { cut_stacks, ..snapshot.lost },
@@ -93,28 +104,6 @@ impl Session {
             stacks,
         }
     }
-
-    pub(super) fn target_info(&self) -> TargetInfo {
-        let kind = match self.settings.target {
-            TargetSpec::Pids(_) => "process",
-            TargetSpec::Command(_) => "command",
-            TargetSpec::Kernel(_) => return TargetInfo::kernel(),
-        };
-        TargetInfo {
-            kind,
-            pids: self.traced.keys().copied().collect(),
-            comm: self.traced.values().next().map_or_else(String::new, |traced| traced.comm.clone()),
-        }
-    }
-
-    pub(super) fn tell_time(&self, snapshot: &Snapshot, (begin, took): (Instant, Duration)) {
-        info!(
-            "report over {} allocations took {} ms (snapshot {} ms)",
-            snapshot.outstanding.len(),
-            millis(begin.elapsed()),
-            millis(took)
-        );
-    }
 }
 
 /// The stack is cut, but the program's own part is there: what calls `main` is start code, of which musl's and a few others'
@@ -122,4 +111,13 @@ impl Session {
 fn is_no_loss(note: &Note, frames: &[Frame]) -> bool {
     matches!(note, Note::Cut(cut) if *cut != Cut::TooDeep)
         && frames.last().is_some_and(|frame| frame.symbol.as_deref() == Some("main"))
+}
+
+fn target_info(target: &TargetSpec, targets: &Targets) -> TargetInfo {
+    let kind = match target {
+        TargetSpec::Pids(_) => "process",
+        TargetSpec::Command(_) => "command",
+        TargetSpec::Kernel(_) => return TargetInfo::kernel(),
+    };
+    TargetInfo { kind, pids: targets.pids(), comm: targets.comm() }
 }
