@@ -4,6 +4,7 @@
 //! snapshot -> aggregate -> symbolize -> report. ARCHITECTURE.md draws it.
 
 pub mod aggregate;
+pub mod arch;
 pub mod bpf;
 pub mod cli;
 pub mod escape;

@@ -11,11 +11,12 @@ use super::{
     config::{Config, program_settings},
     error::{BpfError, chain, load_error, map_error},
     links::{Link, Probes},
-    object::{OBJECT, bpf_log_level, check_kernel, log_level, preallocate},
+    object::{bpf_log_level, check_kernel, log_level, preallocate},
     rings::{Events, trace_bytes},
     sys,
     targets::add_kernel,
 };
+use crate::arch::OBJECT;
 use crate::probe::kernel::{KernelFunction, KernelPlan, WORK_START};
 
 /// Maps that the programs of this mode write to: their entries are made in advance, since a program that allocates would

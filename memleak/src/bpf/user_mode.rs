@@ -7,11 +7,12 @@ use super::{
     access::{array_mut, program},
     config::{Config, Walk, program_settings},
     error::{BpfError, load_error, map_error},
-    object::{OBJECT, bpf_log_level, check_kernel, log_level},
+    object::{bpf_log_level, check_kernel, log_level},
     rings::{Events, trace_bytes},
     unwind_maps,
     uprobes::Uprobes,
 };
+use crate::arch::OBJECT;
 use crate::probe::table::{Row, system_calls};
 
 /// Raw tracepoint programs: program, tracepoint.
