@@ -22,9 +22,11 @@ pub enum Stat {
     WrongStacks = 7,
     /// Stacks that were new.
     StoredStacks = 8,
+    /// Processes whose beginning was not told, or that have no number left.
+    LostProcesses = 9,
     /// Lines of `-t` that found the ring buffer `TRACE` full.
-    LostLines = 9,
+    LostLines = 10,
 }
 
 /// Number of counters.
-pub const STATS: u32 = 10;
+pub const STATS: u32 = 11;

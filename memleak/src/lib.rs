@@ -19,4 +19,5 @@ pub mod settings;
 pub mod snapshot;
 pub mod symbolize;
 pub mod target;
+pub mod targets;
 pub mod unwind;

@@ -14,7 +14,6 @@ use super::{
     object::{bpf_log_level, check_kernel, log_level, preallocate},
     rings::{Events, trace_bytes},
     sys,
-    targets::add_kernel,
 };
 use crate::arch::OBJECT;
 use crate::probe::kernel::{KernelFunction, KernelPlan, WORK_START};
@@ -23,8 +22,15 @@ use crate::probe::kernel::{KernelFunction, KernelPlan, WORK_START};
 /// trace itself.
 const PREALLOCATED: &[&str] = &["ALLOCATIONS", "STACKS", "SHORT_STACKS"];
 /// Maps that this mode has no use for.
-const UNUSED: &[&str] =
-    &["THREADS", "UNWIND_WORDS", "UNWIND_MAPPINGS", "UNWIND_LISTS", "UNWIND_SLOTS", "KERNEL_STACKS"];
+const UNUSED: &[&str] = &[
+    "THREADS",
+    "TARGETS",
+    "TARGET_SLOTS",
+    "UNWIND_WORDS",
+    "UNWIND_MAPPINGS",
+    "UNWIND_LISTS",
+    "KERNEL_STACKS",
+];
 
 /// What was loaded and attached.
 pub struct Loaded {
@@ -59,7 +65,6 @@ pub fn load(config: &Config, plan: &KernelPlan) -> Result<Loaded, BpfError> {
         .load(&object)
         .map_err(|error| load_error(&error))?;
     fill_rows(&ebpf, &plan.functions)?;
-    add_kernel(&ebpf)?;
     let events = Events::take(&mut ebpf)?;
     let mut links = Vec::new();
     let mut failed = Vec::new();

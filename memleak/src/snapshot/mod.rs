@@ -12,11 +12,14 @@ use crate::kernel_labels::Tag;
 /// The process whose things are the kernel's own: no process has this id.
 pub const KERNEL_PID: u32 = 0;
 
+/// The number of the kernel's address space.
+pub const KERNEL_SPACE: u32 = 0;
+
 /// One outstanding thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outstanding {
-    /// Process that owns it (thread group id, as `/proc` names it).
-    pub pid: u32,
+    /// The address space or process that owns it: a number of the run's own, or [`KERNEL_SPACE`].
+    pub space: u32,
     /// What it is.
     pub resource: Resource,
     /// Address of the block or range.
@@ -82,6 +85,8 @@ pub struct Lost {
     pub events: u64,
     /// Those of the events that are lines of `-t`, not printed.
     pub trace_lines: u64,
+    /// Processes that were not traced, or not from their beginning.
+    pub processes: u64,
     /// Calls whose return was not seen.
     pub missed_returns: u64,
     /// Runs of our programs that the kernel skipped.

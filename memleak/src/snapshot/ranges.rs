@@ -20,8 +20,8 @@ use super::{Outstanding, PAGE_SIZE};
 /// A range of addresses, or a span of handles, was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Release {
-    /// Process.
-    pub pid: u32,
+    /// Whose: [`Outstanding::space`].
+    pub space: u32,
     /// What was released.
     pub resource: Resource,
     /// Its first address.
@@ -48,7 +48,7 @@ const KEPT: u8 = 3;
 #[derive(Debug, Default)]
 pub struct Ranges {
     releases: HashMap<(u32, Resource), Releases>,
-    /// By process, and time at which the record was made: the rest of a range has its time, and another address.
+    /// By owner, and time at which the record was made: the rest of a range has its time, and another address.
     holes: HashMap<(u32, u64), Holed>,
     /// Entries of `releases` that the last call of [`Self::apply`] has left.
     used: usize,
@@ -64,7 +64,7 @@ struct Holed {
 impl Ranges {
     /// Takes in a release that is to be applied to the records.
     pub fn release(&mut self, release: &Release) {
-        let releases = self.releases.entry((release.pid, release.resource)).or_default();
+        let releases = self.releases.entry((release.space, release.resource)).or_default();
         releases.add(release.start, release.end, release.time_ns);
     }
 
@@ -95,7 +95,7 @@ impl Ranges {
         let touched: Vec<Outstanding> = outstanding.extract_if(.., is_touched).collect();
         for record in touched {
             let before = pieces.len();
-            if let Some(holed) = self.holes.get(&(record.pid, record.time_ns))
+            if let Some(holed) = self.holes.get(&(record.space, record.time_ns))
                 && record.resource == Resource::Mmap
             {
                 pieces.extend(pieces_of(&record, &holed.holes));
@@ -106,7 +106,7 @@ impl Ranges {
         }
         outstanding.extend(pieces);
         for record in &dead {
-            self.holes.remove(&(record.pid, record.time_ns));
+            self.holes.remove(&(record.space, record.time_ns));
         }
         self.holes.retain(|_, holed| holed.missed < KEPT);
         self.releases.retain(|_, releases| releases.count_use());
@@ -116,7 +116,7 @@ impl Ranges {
 
     /// The handle of this record was released in a span.
     fn releases_span(&self, record: &Outstanding) -> bool {
-        self.releases.get(&(record.pid, record.resource)).is_some_and(|releases| {
+        self.releases.get(&(record.space, record.resource)).is_some_and(|releases| {
             let end = record.handle.saturating_add(1);
             releases.overlapping(record.handle, end).any(|(_, released)| released.time_ns > record.time_ns)
         })
@@ -124,9 +124,9 @@ impl Ranges {
 
     /// Enters the holes that releases have made in this range. Says whether it has any.
     fn cut(&mut self, range: &Outstanding) -> bool {
-        let key = (range.pid, range.time_ns);
+        let key = (range.space, range.time_ns);
         let end = page_end(range);
-        let releases = self.releases.get(&(range.pid, range.resource));
+        let releases = self.releases.get(&(range.space, range.resource));
         let overlapping = releases.into_iter().flat_map(|releases| releases.overlapping(range.address, end));
         for (start, released) in overlapping.filter(|(_, released)| released.time_ns > range.time_ns) {
             let holes = &mut self.holes.entry(key).or_default().holes;

@@ -308,6 +308,7 @@ pub fn cases() -> Vec<(&'static str, Report)> {
         stacks: 1,
         events: 34,
         trace_lines: 30,
+        processes: 6,
         missed_returns: 2,
         skipped_runs: 5,
         cut_stacks: 3,

@@ -114,6 +114,11 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
             "mmap totals may be too high: report more often",
         ),
         (lost.trace_lines, "line", "of -t not printed: write to a file with --output"),
+        (
+            lost.processes,
+            "process",
+            "not traced, or not from their beginning: what they acquired then is missing",
+        ),
         (lost.missed_returns, "return", "what these calls acquired is not counted: tracing anew may help"),
         (
             lost.skipped_runs,
@@ -126,7 +131,12 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
         .iter()
         .filter(|(number, ..)| *number > 0)
         .map(|(number, what, remedy)| {
-            format!("{number} {what}{} ({remedy})", if *number == 1 { "" } else { "s" })
+            let plural = match what.ends_with('s') {
+                _ if *number == 1 => "",
+                true => "es",
+                false => "s",
+            };
+            format!("{number} {what}{plural} ({remedy})")
         })
         .collect();
     if parts.is_empty() { Ok(()) } else { writeln!(out, "\tlost: {}", parts.join(", ")) }

@@ -5,11 +5,11 @@ use proptest::prelude::*;
 use super::*;
 
 fn range(address: u64, size: u64, time_ns: u64) -> Outstanding {
-    Outstanding { pid: 1, resource: Resource::Mmap, address, handle: address, size, stack_id: 7, time_ns }
+    Outstanding { space: 1, resource: Resource::Mmap, address, handle: address, size, stack_id: 7, time_ns }
 }
 
 fn release(start: u64, end: u64, time_ns: u64) -> Release {
-    Release { pid: 1, resource: Resource::Mmap, start, end, time_ns }
+    Release { space: 1, resource: Resource::Mmap, start, end, time_ns }
 }
 
 fn ranges(releases: &[Release]) -> Ranges {
@@ -40,7 +40,7 @@ fn cuts_tail_middle_and_all() {
 #[test]
 fn spans_several_and_spares_other_processes() {
     let mut other = range(0x10000, 0x1000, 1);
-    other.pid = 2;
+    other.space = 2;
     let records = [range(0x10000, 0x2000, 1), range(0x12000, 0x2000, 2), other];
     assert_eq!(
         apply(&records, &mut ranges(&[release(0x11000, 0x13000, 5)])),
