@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 
 use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
 
-pub use kernel::{KernelProbes, KernelSettings};
+pub use kernel::{KernelOptions, KernelProbes};
 use kernel::{refuse_kernel_options, resolve_kernel};
 pub use usage::UsageError;
 use usage::{MAX_PID, WholeNumber, non_empty, one_of};
@@ -33,7 +33,7 @@ pub enum TargetSpec {
     /// A command to start: program and arguments.
     Command(Vec<OsString>),
     /// The kernel's allocators.
-    Kernel(KernelSettings),
+    Kernel(KernelOptions),
 }
 
 /// Order of the stacks in a report; ties are broken by size, then count, then the stack itself.

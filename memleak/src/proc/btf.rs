@@ -10,7 +10,6 @@ const MAGIC: u16 = 0xeb9f;
 mod kind {
     pub const STRUCT: u32 = 4;
     pub const UNION: u32 = 5;
-    pub const TYPEDEF: u32 = 8;
     pub const FUNC: u32 = 12;
     pub const FUNC_PROTO: u32 = 13;
 }
@@ -132,17 +131,6 @@ impl Btf {
         Some(parameters)
     }
 
-    /// Whether the kernel has a function of this name that type information was kept of. (Of functions that exist
-    /// several times, or are called in ways of their own, it is not: an address in kallsyms says more.)
-    pub fn has_function(&self, name: &str) -> bool {
-        self.find(kind::FUNC, name).is_some()
-    }
-
-    /// Whether the kernel has the tracepoint `name`: `btf_trace_NAME` (include/trace/bpf_probe.h).
-    pub fn has_tracepoint(&self, name: &str) -> bool {
-        self.find(kind::TYPEDEF, &format!("btf_trace_{name}")).is_some()
-    }
-
     fn find(&self, kind: u32, name: &str) -> Option<Type> {
         self.types
             .iter()
@@ -189,13 +177,6 @@ fn trailing_bytes(kind: u32, vlen: usize) -> Option<usize> {
         4 | 5 | 15 | 19 => 12 * vlen, // STRUCT, UNION, DATASEC, ENUM64
         6 | 13 => 8 * vlen,           // ENUM, FUNC_PROTO
         _ => return None,
-    })
-}
-
-/// Byte offset of `member` in the running kernel's `struct name`.
-pub fn kernel_member_offset(name: &str, member: &str) -> io::Result<u32> {
-    Btf::kernel()?.member_offset(name, member).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("no member {member} of struct {name} in it"))
     })
 }
 
@@ -282,7 +263,7 @@ mod tests {
         btf.function("__traceiter_kmalloc", &["__data", "call_site", "ptr"]);
         btf.function("plain", &[]);
         btf.function("__traceiter_odd", &["call_site"]);
-        btf.add("btf_trace_kmalloc", &[kind::TYPEDEF << 24, 1]);
+        btf.add("btf_trace_kmalloc", &[8 << 24, 1]);
         btf.bytes()
     }
 
@@ -316,8 +297,6 @@ mod tests {
         assert_eq!(btf.tracepoint_arguments("kmalloc"), Some(vec!["call_site".to_owned(), "ptr".to_owned()]));
         assert_eq!(btf.tracepoint_arguments("odd"), None, "not what we know: no __data");
         assert_eq!(btf.tracepoint_arguments("kfree"), None);
-        assert!(btf.has_function("plain") && !btf.has_function("kmalloc"));
-        assert!(btf.has_tracepoint("kmalloc") && !btf.has_tracepoint("plain"));
     }
 
     #[test]
