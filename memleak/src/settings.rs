@@ -192,7 +192,7 @@ const OLDER: WholeNumber = WholeNumber {
 const SAMPLE_RATE: WholeNumber = WholeNumber {
     what: "-s/--sample-rate",
     min: 1,
-    max: 1 << 31, // the kernel side draws 32 random bits
+    max: 1 << 31, // the BPF side draws 32 random bits
     remedy: "give N to trace one allocation in N, 1 for all",
 };
 const MAX_DEPTH: WholeNumber = WholeNumber {

@@ -459,7 +459,7 @@ fn help_and_version_go_to_standard_output() {
     assert_eq!(version, format!("memleak {}\n", env!("CARGO_PKG_VERSION")));
 }
 
-/// The table of spec section 1: every letter of bcc's memleak, with its long name.
+/// Every letter of bcc's memleak, with its long name.
 #[test]
 fn every_option_of_bcc_keeps_its_letter_and_its_name() {
     let help = parse(&["--help"]).expect_err("ends the program").text;

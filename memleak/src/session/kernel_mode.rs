@@ -125,7 +125,7 @@ fn set_filters(settings: &mut KernelSettings, options: &KernelOptions, cache: Op
     }
 }
 
-/// A text as the kernel side compares it: its bytes, a zero, and zeroes up to the end.
+/// A text as the BPF side compares it: its bytes, a zero, and zeroes up to the end.
 fn words<const N: usize>(text: &str) -> [u64; N] {
     let mut words = [0; N];
     for (index, byte) in text.bytes().take(8 * N - 1).enumerate() {
