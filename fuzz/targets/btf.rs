@@ -6,5 +6,9 @@ use memleak::proc::btf::Btf;
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let Some(btf) = Btf::parse(input.to_vec()) else { return };
     let _ = (btf.member_offset("Event", "kind"), btf.member_offset("task_struct", "pid"));
-    let _ = (btf.function_parameters("acquire_enter"), btf.tracepoint_arguments("kmalloc"));
+    let _ = (
+        btf.function_parameters("acquire_enter"),
+        btf.tracepoint_arguments("kmalloc"),
+        btf.has_function("f"),
+    );
 });

@@ -452,7 +452,7 @@ mod tests {
         fn function(&self, name: &str) -> Option<(String, u64)> {
             [name.to_owned(), format!("{name}_noprof")]
                 .into_iter()
-                .find(|name| self.btf.function_parameters(name).is_some())
+                .find(|name| self.btf.has_function(name))
                 .map(|name| (name, 0xffff_ffff_8100_0000))
         }
 

@@ -10,6 +10,7 @@ const MAGIC: u16 = 0xeb9f;
 mod kind {
     pub const STRUCT: u32 = 4;
     pub const UNION: u32 = 5;
+    pub const TYPEDEF: u32 = 8;
     pub const FUNC: u32 = 12;
     pub const FUNC_PROTO: u32 = 13;
 }
@@ -129,6 +130,17 @@ impl Btf {
         }
         parameters.remove(0);
         Some(parameters)
+    }
+
+    /// Whether the kernel has a function of this name that type information was kept of. (Of functions that exist
+    /// several times, or are called in ways of their own, it is not: an address in kallsyms says more.)
+    pub fn has_function(&self, name: &str) -> bool {
+        self.find(kind::FUNC, name).is_some()
+    }
+
+    /// Whether the kernel has the tracepoint `name`: `btf_trace_NAME` (include/trace/bpf_probe.h).
+    pub fn has_tracepoint(&self, name: &str) -> bool {
+        self.find(kind::TYPEDEF, &format!("btf_trace_{name}")).is_some()
     }
 
     fn find(&self, kind: u32, name: &str) -> Option<Type> {
@@ -263,7 +275,7 @@ mod tests {
         btf.function("__traceiter_kmalloc", &["__data", "call_site", "ptr"]);
         btf.function("plain", &[]);
         btf.function("__traceiter_odd", &["call_site"]);
-        btf.add("btf_trace_kmalloc", &[8 << 24, 1]);
+        btf.add("btf_trace_kmalloc", &[kind::TYPEDEF << 24, 1]);
         btf.bytes()
     }
 
@@ -297,6 +309,8 @@ mod tests {
         assert_eq!(btf.tracepoint_arguments("kmalloc"), Some(vec!["call_site".to_owned(), "ptr".to_owned()]));
         assert_eq!(btf.tracepoint_arguments("odd"), None, "not what we know: no __data");
         assert_eq!(btf.tracepoint_arguments("kfree"), None);
+        assert!(btf.has_function("plain") && !btf.has_function("kmalloc"));
+        assert!(btf.has_tracepoint("kmalloc") && !btf.has_tracepoint("plain"));
     }
 
     #[test]
