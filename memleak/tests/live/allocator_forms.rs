@@ -94,3 +94,43 @@ fn allocators_in_c_programs() {
         check(form, &mut Command::new(program), *expected);
     }
 }
+
+/// What glibc maps in `free` is its own; what the program maps is not, and neither are its threads' stacks.
+#[test]
+fn an_arena_that_free_maps_is_the_allocators() {
+    const THREADS: usize = 4;
+    let _alone = alone();
+    let mut target = Running::start(Command::new(build("first_free.c", Link::Dynamic, &[])).arg("4"));
+    target.expect("READY");
+    let mut tracer = Tracer::attach(target.pid());
+    target.tell("go");
+    let ledger = ledger::hear(&mut target);
+    // A thread's number as an interval is an interval.
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", target.pid())).expect("its threads");
+    let names = tasks.map(|task| task.expect("a thread").file_name().into_string().expect("a number"));
+    let thread = names.filter(|name| *name != target.pid().to_string()).min().expect("a thread");
+    let second = Tracer::attach_with(target.pid(), &[&thread]);
+    assert_eq!(second.stop().code, 0);
+    tracer.running().signal(libc::SIGINT);
+    let note = tracer.wait_note(|note| note.contains("mappings that allocators made for themselves"));
+    let outcome = tracer.wait();
+    assert!(note.contains("left out ") && !note.contains("left out 0 bytes"), "{note}");
+    let report = outcome.into_final_report();
+    report.assert_equals(&ledger);
+    let sites = |wanted: &str| {
+        let has = |stack: &&crate::report::Stack| {
+            stack.frames.iter().any(|frame| frame.bare_function().starts_with(wanted))
+        };
+        report.stacks.iter().filter(has).fold((0, 0), |sum, stack| (sum.0 + stack.bytes, sum.1 + stack.count))
+    };
+    assert_eq!(sites("free"), (0, 0), "{}", report.describe());
+    assert_eq!(report.site("site_mmap"), (8192, 1));
+    assert_eq!(
+        sites("pthread_create").1,
+        THREADS as u64 * 2,
+        "stacks and their records: {}",
+        report.describe()
+    );
+    target.tell("end");
+    assert!(target.wait_status().success());
+}
