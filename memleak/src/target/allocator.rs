@@ -83,7 +83,7 @@ const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Snmalloc,
         name: "snmalloc",
-        words: None,
+        words: Some("/src/snmalloc/"),
         has_more_functions: true,
         markers: &["sn_rust_alloc", "sn_rust_dealloc", "sn_malloc"],
         own_operators: true,

@@ -1,7 +1,7 @@
 //! Allocators in the forms in which people ship them: linked in, prefixed, without symbols. Each is exact, or a warning
 //! says what is missing.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 use crate::{
     guard::alone,
@@ -14,11 +14,13 @@ use crate::{
 
 /// What a form must come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Seen {
+pub enum Seen {
     /// The report equals the ledger.
     Exactly,
     /// The report cannot, and a warning has these words.
     InPart(&'static str),
+    /// The allocator is not known: what it maps is listed.
+    AsMappings,
 }
 
 /// Bytes and count of the heap: by the program's ledger, by the report. And what was said.
@@ -43,7 +45,8 @@ fn trace(command: &mut Command) -> Outcome {
     Outcome { ledger, report, warnings }
 }
 
-fn check(form: &str, command: &mut Command, expected: Seen) {
+/// Traces the program and compares its ledger with the report, or the warnings with what they must say.
+pub fn check(form: &str, command: &mut Command, expected: Seen) {
     let outcome = trace(command);
     let told = outcome.report.sum("heap");
     let words = outcome.warnings.join("\n");
@@ -59,11 +62,24 @@ fn check(form: &str, command: &mut Command, expected: Seen) {
             );
         }
         Seen::InPart(wanted) => assert!(words.contains(wanted), "{form}: no word of {wanted}: {words}"),
+        Seen::AsMappings => {
+            assert!(outcome.report.sum("mmap").0 >= outcome.ledger.0, "{}", outcome.report.describe())
+        }
     }
 }
 
 const NOTHING_FREES: &str = "je_malloc, but no function that frees";
 const JEMALLOC_HIDDEN: &str = "contains jemalloc, but is stripped";
+
+/// Debian has it among clang's run-time libraries, of one version or another.
+fn scudo() -> PathBuf {
+    let versions =
+        std::fs::read_dir("/usr/lib/llvm-14/lib/clang").or_else(|_| std::fs::read_dir("/usr/lib/clang"));
+    let versions = versions.expect("clang's run-time libraries: is libclang-rt-dev installed?");
+    let library = "lib/linux/libclang_rt.scudo_standalone-x86_64.so";
+    let mut found = versions.map(|version| version.expect("a version").path().join(library));
+    found.find(|library| library.exists()).expect("scudo's library: is libclang-rt-dev installed?")
+}
 
 #[test]
 fn allocators_in_c_programs() {
@@ -93,6 +109,8 @@ fn allocators_in_c_programs() {
         let program = build("allocator_forms.cc", *link, flags);
         check(form, &mut Command::new(program), *expected);
     }
+    let program = build("allocator_forms.cc", Dynamic, &[]);
+    check("scudo, preloaded", Command::new(program).env("LD_PRELOAD", scudo()), Exactly);
 }
 
 /// What glibc maps in `free` is its own; what the program maps is not, and neither are its threads' stacks.

@@ -25,6 +25,7 @@ mod kernel_facts;
 mod losses;
 mod options;
 mod resources;
+mod rust_allocators;
 mod sampling;
 mod targets;
 mod unusual;
