@@ -29,6 +29,7 @@ mod options;
 mod outputs;
 mod resources;
 mod robust;
+mod rust_allocators;
 mod sampling;
 mod targets;
 mod unusual;
