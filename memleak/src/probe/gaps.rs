@@ -62,7 +62,7 @@ pub enum Gap {
 pub fn gaps(objects: &[Object], plan: &Plan) -> Vec<Gap> {
     let is_freed_elsewhere = plan.families.iter().any(|family| family.is_plain && family.releases);
     let halves =
-        plan.families.iter().filter(|family| !family.releases && !(family.is_plain && is_freed_elsewhere));
+        plan.families.iter().filter(|family| !(family.releases || family.is_plain && is_freed_elsewhere));
     let halves = halves
         .map(|family| Gap::NothingFrees { object: family.object.clone(), acquires: family.acquires.clone() });
     halves.chain(objects.iter().filter_map(|object| hidden(object, plan))).collect()

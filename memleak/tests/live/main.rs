@@ -20,6 +20,7 @@ mod ends;
 mod errors;
 mod exact;
 mod fallback;
+mod harm;
 mod kernel;
 mod kernel_ends;
 mod kernel_facts;
