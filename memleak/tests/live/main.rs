@@ -6,6 +6,7 @@
 
 mod guard;
 mod ledger;
+mod machine;
 mod process;
 mod programs;
 mod ranges;
