@@ -5,10 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::{
-    Ebpf,
-    maps::{MapData, RingBuf},
-};
+use aya::Ebpf;
 use aya_log::EbpfLogger;
 use log::debug;
 use memleak_common::{event::Event, probe::Resource, thread::Target};
@@ -21,6 +18,7 @@ use super::{
     kernel_mode,
     links::{Outcome, Probes, Scope},
     reader::Reader,
+    rings::Events,
     targets,
     unwind_maps::{Unwinding, words_for},
     user_mode,
@@ -28,7 +26,7 @@ use super::{
 use crate::{
     probe::{kernel::KernelPlan, plan::AttachPoint, table::Row},
     proc::{maps::Mapping, readable::readable},
-    snapshot::{Snapshot, Stack, Unmap},
+    snapshot::{Snapshot, Stack, ranges::Release},
     symbolize::Target as SymbolTarget,
     target::process::PidFd,
     targets::Traced,
@@ -40,7 +38,7 @@ type Logger = EbpfLogger<&'static dyn log::Log>;
 /// What runs in the kernel for a session. Its links end with it.
 pub struct Tracer {
     ebpf: Ebpf,
-    events: AsyncFd<RingBuf<MapData>>,
+    events: AsyncFd<Events>,
     log: Option<AsyncFd<Logger>>,
     probes: Probes,
     reader: Reader,
@@ -101,7 +99,7 @@ impl Tracer {
     fn new(
         config: &Config,
         mut ebpf: Ebpf,
-        events: RingBuf<MapData>,
+        events: Events,
         probes: Probes,
         reader: Reader,
         unwinding: Option<Unwinding>,
@@ -195,11 +193,14 @@ impl Tracer {
         }
     }
 
-    /// The next event.
+    /// The next event that is not a line of `-t`.
     pub fn next_event(&mut self) -> Option<Event> {
-        let item = self.events.get_mut().next()?;
-        // SAFETY: `Event` is made of integers alone, and the item's length is checked.
-        (item.len() >= size_of::<Event>()).then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast()) })
+        self.events.get_mut().next_control()
+    }
+
+    /// The next line of `-t`.
+    pub fn next_line(&mut self) -> Option<Event> {
+        self.events.get_mut().next_line()
     }
 
     /// Answers all notices of new mappings up to this time: threads that wait for it go on.
@@ -208,14 +209,14 @@ impl Tracer {
         array_mut(&mut self.ebpf, MAP)?.set(0, time_ns, 0).map_err(|error| map_error(MAP, &error))
     }
 
-    /// Remembers that a range was unmapped.
-    pub fn unmapped(&mut self, unmap: Unmap) {
-        self.reader.unmapped(unmap);
+    /// A range was released.
+    pub fn released(&mut self, release: &Release) {
+        self.reader.released(release);
     }
 
-    /// Forgets unmaps that concern no record, where so many have come up that they weigh.
-    pub fn forget_unmaps(&mut self) -> Result<(), BpfError> {
-        self.reader.forget_unmaps(&self.ebpf)
+    /// Uses up the releases of ranges between two reports, if so many have come that they weigh.
+    pub fn apply_releases(&mut self) -> Result<(), BpfError> {
+        self.reader.apply_releases(&self.ebpf)
     }
 
     /// Takes the records out of the kernel's table that nobody can release any more.
@@ -243,7 +244,7 @@ impl Tracer {
         self.reader.collect_stacks(&self.ebpf)
     }
 
-    /// Reads everything. Events that were sent before must have been handed to [`Self::unmapped`].
+    /// Reads everything. Events that were sent before must have been handed to [`Self::released`].
     pub fn snapshot(&mut self) -> Result<Snapshot, BpfError> {
         self.reader.snapshot(&self.ebpf, &self.probes)
     }

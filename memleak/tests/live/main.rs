@@ -6,8 +6,10 @@
 
 mod guard;
 mod ledger;
+mod machine;
 mod process;
 mod programs;
+mod ranges;
 mod report;
 mod stack_storage;
 mod tracer;
@@ -28,6 +30,7 @@ mod options;
 mod outputs;
 mod resources;
 mod robust;
+mod rust_allocators;
 mod sampling;
 mod targets;
 mod unusual;

@@ -71,7 +71,8 @@ pub struct Allocation {
 }
 
 /// The ways to lose something that every report has a counter for.
-const LOSSES: [&str; 6] = ["allocations", "stacks", "events", "missed_returns", "skipped_runs", "cut_stacks"];
+const LOSSES: [&str; 7] =
+    ["allocations", "stacks", "events", "trace_lines", "missed_returns", "skipped_runs", "cut_stacks"];
 
 impl Frame {
     /// The function's name without its parameters.

@@ -92,7 +92,7 @@ impl Stack {
     }
 }
 
-/// A stack in bcc's form.
+/// The stack of the documented text form.
 pub fn leaky() -> Stack {
     Stack {
         pid: 123,
@@ -307,6 +307,7 @@ pub fn cases() -> Vec<(&'static str, Report)> {
         allocations: 12,
         stacks: 1,
         events: 34,
+        trace_lines: 30,
         processes: 6,
         missed_returns: 2,
         skipped_runs: 5,

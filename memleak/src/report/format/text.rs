@@ -107,20 +107,25 @@ pub fn write_event(event: &EventLine, options: &Options, out: &mut dyn Write) ->
 fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
     let ways = [
         (lost.allocations, "allocation", "table full: raise --max-allocs, or trace fewer with -z or -s"),
-        (lost.stacks, "stack", "counted, but where is not known: raise --stack-storage-size"),
-        (lost.events, "event", "of -t: printed too slowly, write to a file with --output"),
+        (lost.stacks, "stack", "counted, but their stacks are unknown: raise --stack-storage-size"),
+        (
+            lost.events.saturating_sub(lost.trace_lines),
+            "control event",
+            "mmap totals may be too high: report more often",
+        ),
+        (lost.trace_lines, "line", "of -t not printed: write to a file with --output"),
         (
             lost.processes,
             "process",
             "not traced, or not from their beginning: what they acquired then is missing",
         ),
-        (lost.missed_returns, "return", "what these calls acquired is not counted: tracing anew may help"),
+        (lost.missed_returns, "return", "allocations by these calls are missing: restart the trace"),
         (
             lost.skipped_runs,
             "program run",
             "skipped by the kernel, numbers may be off: trace fewer with -z or -s",
         ),
-        (lost.cut_stacks, "stack", "known in part: the line behind its last frame says why"),
+        (lost.cut_stacks, "stack", "truncated: see the line after the last frame"),
     ];
     let parts: Vec<String> = ways
         .iter()
