@@ -176,7 +176,7 @@ fn to_stack<const DEPTH: usize>(ebpf: &Ebpf, record: &Record<DEPTH>) -> Stack {
     let cut = Step::from_u32(record.end.into()).and_then(Cut::from_end);
     let tag =
         Label::decode(record.label).and_then(|label| tag_of(label, |address| cache_name(ebpf, address)));
-    Stack { ips: record.ips[..len].to_vec(), cut, tag }
+    Stack { ips: record.ips[..len].to_vec(), generation: 0, cut, tag }
 }
 
 /// Name of a slab cache, as the programs have read it.

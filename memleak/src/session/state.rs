@@ -134,7 +134,7 @@ impl Session {
         if let Err(error) = self.tracer.observe(pid, &mappings, &LiveTarget(pid)) {
             warn!("{error}");
         }
-        self.reporter.symbolizer.observe_mappings(pid, mappings, &LiveTarget(pid));
+        self.reporter.symbolizer.observe_mappings(pid, 0, mappings, &LiveTarget(pid));
     }
 
     pub(super) fn detach(&mut self) {
