@@ -109,7 +109,7 @@ impl Found<'_> {
     fn key_of(&self, outstanding: &Outstanding) -> GroupKey {
         GroupKey {
             resource: outstanding.resource,
-            site: self.sites.of(outstanding.pid, outstanding.stack_id),
+            site: self.sites.of(outstanding.space, outstanding.stack_id),
         }
     }
 }
@@ -210,7 +210,7 @@ fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
         FxHashMap::with_capacity_and_hasher(found.snapshot.stacks.len(), FxBuildHasher);
     let mut places: FxHashMap<GroupKey, usize> = FxHashMap::default();
     for (outstanding, age_ns) in old_enough(found.snapshot, youngest_ns) {
-        let stack = (outstanding.pid, outstanding.resource, outstanding.stack_id);
+        let stack = (outstanding.space, outstanding.resource, outstanding.stack_id);
         let (at, part) = *index.entry(stack).or_insert_with(|| {
             let key = found.key_of(outstanding);
             let at = *places.entry(key).or_insert_with(|| {
@@ -218,7 +218,7 @@ fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
                 groups.len() - 1
             });
             let processes = &mut groups[at].processes;
-            processes.push(ProcessCount { pid: (found.pid_of)(outstanding.pid), bytes: 0, count: 0 });
+            processes.push(ProcessCount { pid: (found.pid_of)(outstanding.space), bytes: 0, count: 0 });
             (at, processes.len() - 1)
         });
         let group = &mut groups[at];
@@ -309,7 +309,7 @@ fn list_allocations(
     let mut lists = vec![Vec::new(); groups.len()];
     for (outstanding, age_ns) in old_enough(found.snapshot, youngest_ns) {
         if let Some(&at) = index.get(&found.key_of(outstanding)) {
-            let pid = (found.pid_of)(outstanding.pid);
+            let pid = (found.pid_of)(outstanding.space);
             lists[at].push((Reverse(age_ns), pid, outstanding.address, outstanding.size));
         }
     }

@@ -4,6 +4,7 @@
 //! snapshot -> aggregate -> symbolize -> report. ARCHITECTURE.md draws it.
 
 pub mod aggregate;
+pub mod arch;
 pub mod bpf;
 pub mod cli;
 pub mod escape;
@@ -19,4 +20,5 @@ pub mod sites;
 pub mod snapshot;
 pub mod symbolize;
 pub mod target;
+pub mod targets;
 pub mod unwind;

@@ -33,7 +33,7 @@ fn settings() -> ReportSettings {
 
 fn outstanding(stack_id: u64, address: u64, size: u64, age_ns: u64) -> Outstanding {
     Outstanding {
-        pid: 1,
+        space: 1,
         resource: Resource::Heap,
         address,
         handle: address,
@@ -125,7 +125,7 @@ fn nothing_outstanding_is_an_empty_report() {
 #[test]
 fn a_group_is_one_resource_at_one_site_in_all_processes() {
     let one = outstanding(1, 0x10, 8, 5);
-    let other_process = Outstanding { pid: 2, size: 9, ..one };
+    let other_process = Outstanding { space: 2, size: 9, ..one };
     let other_resource = Outstanding { resource: Resource::Mmap, ..one };
     let no_stack = Outstanding { stack_id: NO_STACK, ..one };
     let again = Outstanding { address: 0x20, time_ns: NOW - 3, ..one };
@@ -148,7 +148,7 @@ fn a_group_is_one_resource_at_one_site_in_all_processes() {
 
 #[test]
 fn a_site_of_many_processes_names_those_first_that_hold_most() {
-    let held = |pid: u32, size: u64| Outstanding { pid, ..outstanding(1, size, size, 1) };
+    let held = |space: u32, size: u64| Outstanding { space, ..outstanding(1, size, size, 1) };
     let settings = ReportSettings { show_allocs: true, sample_rate: 2, ..settings() };
     let result = run(&snapshot(vec![held(7, 1), held(3, 5), held(9, 5), held(7, 3)]), &settings);
     let processes: Vec<_> =
@@ -345,7 +345,7 @@ impl Random {
     fn snapshot(&mut self) -> Snapshot {
         let list = (0..self.below(300))
             .map(|address| Outstanding {
-                pid: 1 + self.below(2) as u32,
+                space: 1 + self.below(2) as u32,
                 resource: if self.below(3) == 0 { Resource::Mmap } else { Resource::Heap },
                 ..outstanding(self.below(9), address, self.below(4) * 8, self.below(4) * 250 * MS)
             })

@@ -2,7 +2,6 @@
 
 use std::time::{Instant, SystemTime};
 
-use super::targets::Targets;
 use crate::{
     aggregate::{Found, History, aggregate},
     probe::resource::Catalog,
@@ -15,8 +14,9 @@ use crate::{
     },
     settings::{Settings, TargetSpec},
     sites::Sites,
-    snapshot::{Cut, Lost, Snapshot},
+    snapshot::{Cut, KERNEL_PID, Lost, Snapshot},
     symbolize::{Frame, Symbolizer},
+    targets::Targets,
 };
 
 /// What makes reports, and where they go.
@@ -65,7 +65,8 @@ impl Reporter {
         let settings = &settings.report;
         let all_ended = targets.all_ended();
         self.sites.update(snapshot, &mut self.symbolizer);
-        let found = Found { snapshot, sites: &self.sites, pid_of: &|space| space };
+        let pid_of = |space| targets.owner_of(space).map_or(KERNEL_PID, |traced| traced.id.pid);
+        let found = Found { snapshot, sites: &self.sites, pid_of: &pid_of };
         let aggregated = aggregate(found, &self.catalog, settings, is_final && all_ended, &mut self.history);
         let mut frames = Frames::default();
         let mut open = Open::new();
@@ -108,7 +109,8 @@ impl Reporter {
 /// Reads what the processes of these descriptors have open, where that was not read yet. The number of a process that has
 /// ended may be another's by now.
 fn add_open(open: &mut Open, lines: &[AllocationLine], targets: &Targets) {
-    for pid in lines.iter().map(|line| line.pid).filter(|pid| targets.lives(*pid)) {
+    let lives = |pid: &u32| targets.with_pid(*pid).is_some();
+    for pid in lines.iter().map(|line| line.pid).filter(lives) {
         open.entry(pid).or_insert_with(|| open_descriptors(pid).unwrap_or_default());
     }
 }
@@ -126,5 +128,9 @@ fn target_info(target: &TargetSpec, targets: &Targets) -> TargetInfo {
         TargetSpec::Command(_) => "command",
         TargetSpec::Kernel(_) => return TargetInfo::kernel(),
     };
-    TargetInfo { kind, pids: targets.pids(), comm: targets.comm() }
+    TargetInfo {
+        kind,
+        pids: targets.iter().map(|(_, traced)| traced.id.pid).collect(),
+        comm: targets.iter().next().map_or_else(String::new, |(_, traced)| traced.comm.clone()),
+    }
 }

@@ -102,7 +102,7 @@ impl Sites {
     pub fn update(&mut self, snapshot: &Snapshot, locate: &mut dyn Locate) {
         let mut used = FxHashSet::default();
         for outstanding in &snapshot.outstanding {
-            let at = (outstanding.pid, outstanding.stack_id);
+            let at = (outstanding.space, outstanding.stack_id);
             if used.insert(at)
                 && let Some(stack) = snapshot.stacks.get(&outstanding.stack_id)
             {
@@ -207,7 +207,7 @@ mod tests {
 
     fn snapshot(stacks: &[(u32, u64, &[u64])]) -> Snapshot {
         let record = |(space, id, _): &(u32, u64, &[u64])| Outstanding {
-            pid: *space,
+            space: *space,
             resource: Resource::Heap,
             address: 1,
             handle: 1,

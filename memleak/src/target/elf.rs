@@ -25,7 +25,10 @@ use object::{
 };
 
 use super::object::{ObjectError, open_regular};
-use crate::proc::maps::Mapping;
+use crate::{
+    arch::{self, Machine, RelocationTypes},
+    proc::maps::Mapping,
+};
 use symbols::{collect_symbols, name_in};
 
 /// Most bytes read of one file while it is parsed. A large browser with all its symbols has some 300 MB of them.
@@ -105,7 +108,6 @@ pub struct Elf {
     /// In order of name, then address; each pair once.
     symbols: Vec<FunctionSymbol>,
     build_id: Option<Vec<u8>>,
-    machine: u16,
     is_static: bool,
     is_go: bool,
     has_symbol_table: bool,
@@ -163,24 +165,6 @@ fn with_parsed<T>(
     use_it(&Parsed::parse(data).map_err(ObjectError::Damaged)?)
 }
 
-/// Relocation types, psABI of each machine: IRELATIVE, and those that store a symbol's plain address.
-fn relocation_types(machine: elf::Machine) -> Option<(elf::RelocationType, [elf::RelocationType; 3])> {
-    match machine {
-        elf::EM_X86_64 => Some((
-            elf::R_X86_64_IRELATIVE,
-            [elf::R_X86_64_JUMP_SLOT, elf::R_X86_64_GLOB_DAT, elf::R_X86_64_64],
-        )),
-        elf::EM_AARCH64 => Some((
-            elf::R_AARCH64_IRELATIVE,
-            [elf::R_AARCH64_JUMP_SLOT, elf::R_AARCH64_GLOB_DAT, elf::R_AARCH64_ABS64],
-        )),
-        _ => None,
-    }
-}
-
-const HOST_MACHINE: elf::Machine =
-    if cfg!(target_arch = "aarch64") { elf::EM_AARCH64 } else { elf::EM_X86_64 };
-
 impl Elf {
     pub(super) fn read(file: File, names: &SymbolNames) -> Result<Self, ObjectError> {
         let mut this = with_parsed(&file, |parsed| Self::from_parsed(parsed, names, file.try_clone()?))?;
@@ -193,7 +177,8 @@ impl Elf {
     fn from_parsed(parsed: &Parsed<'_>, names: &SymbolNames, file: File) -> Result<Self, ObjectError> {
         let (endian, header) = (parsed.endian(), parsed.elf_header());
         let machine = header.e_machine(endian);
-        if machine != HOST_MACHINE || parsed.is_little_endian() != cfg!(target_endian = "little") {
+        let is_hosts = Machine::from_elf(machine) == Some(arch::HOST);
+        if !is_hosts || parsed.is_little_endian() != cfg!(target_endian = "little") {
             return Err(ObjectError::ForeignMachine);
         }
         let file_type = header.e_type(endian);
@@ -215,7 +200,6 @@ impl Elf {
             segments,
             symbols: symbols.into_values().collect(),
             build_id: parsed.build_id().ok().flatten().map(<[u8]>::to_vec),
-            machine: machine.0,
             is_static,
             is_go: is_go(parsed),
             has_symbol_table: !parsed.elf_symbol_table().is_empty(),
@@ -281,11 +265,6 @@ impl Elf {
         self.has_symbol_table
     }
 
-    /// Its code is x86_64 code.
-    pub fn is_x86_64(&self) -> bool {
-        self.machine == elf::EM_X86_64.0
-    }
-
     /// Offset in the file of the code at `vaddr`, by the executable `PT_LOAD` segments.
     pub fn file_offset_of(&self, vaddr: u64) -> Option<u64> {
         self.code_segment(vaddr).map(|segment| (vaddr - segment.vaddr).wrapping_add(segment.offset))
@@ -334,9 +313,7 @@ impl Elf {
 
     fn read_slots(&self, parsed: &Parsed<'_>, which: Slots<'_>) -> Vec<Slot> {
         let (endian, data) = (parsed.endian(), parsed.data());
-        let Some((irelative, by_symbol)) = relocation_types(parsed.elf_header().e_machine(endian)) else {
-            return Vec::new();
-        };
+        let RelocationTypes { irelative, plain } = arch::HOST.relocation_types();
         let dynamic_symbols = parsed.elf_dynamic_symbol_table();
         let strings = string_bytes(parsed, dynamic_symbols.string_section());
         let matches = |relocation: &elf::Rela64<Endianness>| {
@@ -346,7 +323,7 @@ impl Elf {
                     r_type == irelative && relocation.r_addend(endian) == vaddr.cast_signed()
                 }
                 Slots::OfSymbol(name) => {
-                    by_symbol.contains(&r_type)
+                    plain.contains(&r_type)
                         && relocation
                             .symbol(endian, false)
                             .and_then(|index| dynamic_symbols.symbol(index).ok())

@@ -149,3 +149,23 @@ pub(super) fn open_regular(path: &Path) -> io::Result<File> {
     }
     File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)
 }
+
+/// `-O name` means `object`: the same path, the same file by another path, its file name, or the library's name as
+/// `-l` would have it, whatever its version (`c`, `libc.so`, `libc.so.6`; `libc-2.31.so`).
+pub fn names_object(name: &str, object: &Object) -> bool {
+    if name.contains('/') {
+        let same_file = Path::new(name).metadata().is_ok_and(|metadata| object.id == ObjectId::of(&metadata));
+        return object.path == Path::new(name) || same_file;
+    }
+    let file_name = object.file_name();
+    let stem = match file_name.split_once(".so") {
+        Some((stem, rest)) if rest.is_empty() || rest.starts_with('.') => stem,
+        _ => return file_name == name,
+    };
+    let unversioned = stem.split_once('-').filter(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()));
+    let stem = unversioned.map_or(stem, |(stem, _)| stem);
+    file_name == name
+        || file_name.strip_prefix(name).is_some_and(|rest| name.ends_with(".so") && rest.starts_with('.'))
+        || stem == name
+        || stem.strip_prefix("lib") == Some(name)
+}

@@ -6,18 +6,18 @@
 //! they use. All of it is plain data: no aya, no root.
 
 mod cache;
-mod cfi;
-mod code;
+pub(crate) mod cfi;
 pub mod eh_frame;
 mod layout;
-mod object;
+pub(crate) mod object;
 mod process;
 mod shared;
 mod table;
 mod walk;
 
+pub use crate::arch::Machine;
 pub use cache::{Source, TableCache, TableResult};
-pub use cfi::{Machine, Unsupported};
+pub use cfi::Unsupported;
 pub use layout::{Arrays, Layout, LayoutError, MappedObject, Shortage, Store};
 pub use object::{ExecSegment, ExecSegments};
 pub use process::{ProcessTables, Sums};

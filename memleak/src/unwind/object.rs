@@ -5,15 +5,16 @@ use std::borrow::Cow;
 use object::{
     CompressionFormat, LittleEndian, ReadRef,
     elf::{
-        ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, EM_AARCH64, EM_X86_64, FileHeader64, NT_GNU_BUILD_ID, PF_X,
-        PT_GNU_EH_FRAME, PT_LOAD, ProgramHeader64,
+        ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, FileHeader64, NT_GNU_BUILD_ID, PF_X, PT_GNU_EH_FRAME, PT_LOAD,
+        ProgramHeader64,
     },
     read::elf::{
         CompressionHeader as _, FileHeader as _, ProgramHeader as _, SectionHeader as _, SectionTable,
     },
 };
 
-use super::{UnwindError, cfi::Machine};
+use super::UnwindError;
+use crate::arch::Machine;
 
 type Header = FileHeader64<LittleEndian>;
 type Segment = ProgramHeader64<LittleEndian>;
@@ -79,7 +80,7 @@ impl ExecSegments {
     }
 
     /// The `pc`s of `start..end` (vaddrs), cut off where their segment ends. `None`: in no segment.
-    pub(super) fn clip(&self, start: u64, end: u64) -> Option<(u32, u32)> {
+    pub(crate) fn clip(&self, start: u64, end: u64) -> Option<(u32, u32)> {
         let at = self.segments.partition_point(|segment| segment.vaddr <= start);
         let segment = self.segments.get(at.checked_sub(1)?)?;
         let end = end.min(segment.vaddr.checked_add(segment.len)?);
@@ -88,7 +89,7 @@ impl ExecSegments {
     }
 
     /// Offset in the file of the byte at `vaddr`.
-    pub(super) fn file_offset(&self, vaddr: u64) -> Option<u64> {
+    pub(crate) fn file_offset(&self, vaddr: u64) -> Option<u64> {
         let at = self.segments.partition_point(|segment| segment.vaddr <= vaddr);
         let segment = self.segments.get(at.checked_sub(1)?)?;
         let within = vaddr - segment.vaddr;
@@ -134,11 +135,8 @@ impl<'a> Object<'a> {
     pub(super) fn parse<R: ReadRef<'a>>(data: R) -> Result<Self, UnwindError> {
         let header = Header::parse(data).map_err(|_| UnwindError::NotElf)?;
         let endian = header.endian().map_err(|_| UnwindError::NotElf)?;
-        let machine = match header.e_machine(endian) {
-            EM_X86_64 => Machine::X86_64,
-            EM_AARCH64 => Machine::Aarch64,
-            other => return Err(UnwindError::Machine(other.0)),
-        };
+        let machine = header.e_machine(endian);
+        let machine = Machine::from_elf(machine).ok_or(UnwindError::Machine(machine.0))?;
         let file_len = data.len().map_err(|()| UnwindError::NotElf)?;
         let program_headers = header.program_headers(endian, data).map_err(|_| UnwindError::NotElf)?;
         let segments = ExecSegments::read(program_headers, file_len)?;

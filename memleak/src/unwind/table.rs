@@ -7,10 +7,12 @@ use object::{ReadCache, ReadRef};
 
 use super::{
     UnwindError,
-    cfi::Machine,
-    code::{Gaps, Symbols, code_sections},
     eh_frame::{BuildStats, Run, Runs, read_entries},
     object::{ExecSegments, Object, Sections},
+};
+use crate::arch::{
+    Machine,
+    x86_64::code::{Gaps, Symbols, code_sections},
 };
 
 /// Code at the entry that nothing describes: both C libraries' is shorter.

@@ -21,7 +21,7 @@ const SYMBOL_BYTES: u64 = 24;
 
 /// What symbol tables say; all of it can be gone, or lie.
 #[derive(Debug, Default)]
-pub(in super::super) struct Symbols {
+pub(crate) struct Symbols {
     /// vaddrs of functions.
     pub functions: Vec<u64>,
     /// vaddrs of what gcc moves out of functions: it is jumped to.
@@ -30,11 +30,7 @@ pub(in super::super) struct Symbols {
 
 impl Symbols {
     /// Reads them, functions where `is_wanted` alone; a symbol table with more than `limit` symbols is left out.
-    pub(in super::super) fn read<'a, R: ReadRef<'a>>(
-        data: R,
-        limit: u64,
-        is_wanted: &dyn Fn(u64) -> bool,
-    ) -> Self {
+    pub(crate) fn read<'a, R: ReadRef<'a>>(data: R, limit: u64, is_wanted: &dyn Fn(u64) -> bool) -> Self {
         let mut found = Self::default();
         let Ok(header) = Header::parse(data) else { return found };
         let Ok(sections) = header.sections(LittleEndian, data) else { return found };
@@ -82,7 +78,7 @@ impl Symbols {
 const LEFT_BEHIND: &[u8] = b".bolt.org.";
 
 /// vaddrs of executable sections, first and behind the last, in order; none where the file does not say.
-pub(in super::super) fn code_sections<'a, R: ReadRef<'a>>(data: R) -> Vec<(u64, u64)> {
+pub(crate) fn code_sections<'a, R: ReadRef<'a>>(data: R) -> Vec<(u64, u64)> {
     let header = Header::parse(data);
     let Ok(sections) = header.and_then(|header| header.sections(LittleEndian, data)) else {
         return Vec::new();
