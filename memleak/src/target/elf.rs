@@ -26,7 +26,7 @@ use object::{
 
 use super::object::{ObjectError, open_regular};
 use crate::{
-    arch::{self, Machine, RelocationTypes},
+    arch::{self, Machine, relocations::RelocationTypes},
     proc::maps::Mapping,
 };
 use symbols::{collect_symbols, name_in};
