@@ -1,6 +1,9 @@
 //! Making a report: a snapshot, aggregated and symbolized.
 
-use std::time::{Instant, SystemTime};
+use std::{
+    collections::HashSet,
+    time::{Instant, SystemTime},
+};
 
 use crate::{
     aggregate::{Found, History, aggregate},
@@ -13,9 +16,9 @@ use crate::{
         sink::Sink,
     },
     settings::{Settings, TargetSpec},
-    sites::Sites,
-    snapshot::{Cut, KERNEL_PID, Lost, Snapshot},
-    symbolize::{Frame, Symbolizer},
+    sites::{Locate, Sites},
+    snapshot::{Cut, KERNEL_PID, KERNEL_SPACE, Lost, Snapshot, Stack},
+    symbolize::{Anchor, Frame, Location, ObjectNumber, Symbolizer},
     targets::Targets,
 };
 
@@ -64,7 +67,7 @@ impl Reporter {
         let target = target_info(&settings.target, targets);
         let settings = &settings.report;
         let all_ended = targets.all_ended();
-        self.sites.update(snapshot, &mut self.symbolizer);
+        self.sites.update(snapshot, &mut ByProcess { symbolizer: &mut self.symbolizer, targets });
         let pid_of = |space| targets.owner_of(space).map_or(KERNEL_PID, |traced| traced.id.pid);
         let found = Found { snapshot, sites: &self.sites, pid_of: &pid_of };
         let aggregated = aggregate(found, &self.catalog, settings, is_final && all_ended, &mut self.history);
@@ -103,6 +106,27 @@ impl Reporter {
             frames,
             stacks,
         }
+    }
+}
+
+/// What is outstanding names owners; mappings are known by process, whose generations go on over an exec.
+struct ByProcess<'a> {
+    symbolizer: &'a mut Symbolizer,
+    targets: &'a Targets,
+}
+
+impl Locate for ByProcess<'_> {
+    fn locations(&mut self, space: u32, stack: &Stack) -> Vec<Location> {
+        let process = self.targets.process_of(space).unwrap_or(KERNEL_SPACE);
+        self.symbolizer.locate(process, stack.generation, &stack.ips)
+    }
+
+    fn anchors(&mut self, locations: &[Location]) -> Vec<Anchor> {
+        self.symbolizer.anchors(locations)
+    }
+
+    fn keep(&mut self, used: &HashSet<ObjectNumber>) {
+        self.symbolizer.forget_located(used);
     }
 }
 

@@ -12,7 +12,7 @@ pub use stack_id::StackDigest;
 use crate::{
     kernel_labels::Tag,
     snapshot::{Cut, Snapshot, Stack},
-    symbolize::{Anchor, Location, ObjectNumber, Symbolizer},
+    symbolize::{Anchor, Location, ObjectNumber},
 };
 
 /// Names a site for as long as something is outstanding there.
@@ -34,20 +34,6 @@ pub trait Locate {
 
     /// Nothing else is located any more but in these objects.
     fn keep(&mut self, used: &HashSet<ObjectNumber>);
-}
-
-impl Locate for Symbolizer {
-    fn locations(&mut self, space: u32, stack: &Stack) -> Vec<Location> {
-        self.locate(space, stack.generation, &stack.ips)
-    }
-
-    fn anchors(&mut self, locations: &[Location]) -> Vec<Anchor> {
-        Symbolizer::anchors(self, locations)
-    }
-
-    fn keep(&mut self, used: &HashSet<ObjectNumber>) {
-        self.forget_located(used);
-    }
 }
 
 /// What makes a site.

@@ -8,13 +8,22 @@
 //! A reading may come too late, so that a generation has none, or none that has all that ran in it. What is then not
 //! certain is not guessed.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc};
+use std::{
+    collections::VecDeque,
+    ops::{Range, RangeInclusive},
+    sync::Arc,
+};
+
+use memleak_common::mappings::NEW_PROGRAM;
 
 /// Most readings that are kept of one process: what is older than all of them is not known any more.
 const MAX_READINGS: usize = 4096;
 
 /// Readings that stay when all that is outstanding was looked up: a stack may have been recorded a moment ago.
 const KEPT: usize = 16;
+
+/// Programs of one process that are kept.
+const PROGRAMS: usize = 4;
 
 /// Generations from a reading that has an object to the first that can have it again after another one was in its place: the
 /// object may be about to be unmapped when it is read (one generation), and the other one is unmapped after that (two).
@@ -64,13 +73,21 @@ pub enum Observed {
 pub struct Mapped<T> {
     /// In order of generation, one each.
     readings: VecDeque<Reading<T>>,
-    /// What is never unmapped: the program itself.
-    permanent: Vec<Region<T>>,
+    /// Programs, the last ones.
+    programs: VecDeque<Program<T>>,
+}
+
+/// A program itself, which is mapped as long as it runs.
+#[derive(Clone, Debug)]
+struct Program<T> {
+    regions: Vec<Region<T>>,
+    /// The first generation in which it was read, and the last.
+    seen: RangeInclusive<u64>,
 }
 
 impl<T> Default for Mapped<T> {
     fn default() -> Self {
-        Self { readings: VecDeque::new(), permanent: Vec::new() }
+        Self { readings: VecDeque::new(), programs: VecDeque::new() }
     }
 }
 
@@ -98,17 +115,34 @@ impl<T: Clone + PartialEq> Mapped<T> {
         Observed::Grown
     }
 
-    /// Takes over what stays mapped as long as the program runs.
-    pub fn keep(&mut self, region: Region<T>) {
-        if !self.permanent.contains(&region) {
-            self.permanent.push(region);
+    /// Takes over where the program itself is mapped in `generation`: it stays there until there is another one.
+    pub fn keep(&mut self, generation: u64, regions: &[Region<T>]) {
+        match self.programs.back_mut() {
+            Some(last) if last.regions == regions => {
+                last.seen = *last.seen.start()..=generation.max(*last.seen.end());
+            }
+            _ => {
+                self.programs.push_back(Program { regions: regions.to_vec(), seen: generation..=generation })
+            }
         }
+        if self.programs.len() > PROGRAMS {
+            self.programs.pop_front();
+        }
+    }
+
+    /// What of a program was mapped at `address`, as far as no other one can have been there.
+    fn find_program(&self, generation: u64, address: u64) -> Option<&T> {
+        let ran = |program: &&Program<T>| {
+            (*program.seen.start()..program.seen.end().saturating_add(NEW_PROGRAM)).contains(&generation)
+        };
+        let regions = self.programs.iter().filter(ran).flat_map(|program| &program.regions);
+        regions.into_iter().find(|region| region.range.contains(&address)).map(|region| &region.code)
     }
 
     /// What was mapped at `address` in `generation`.
     pub fn find(&self, generation: u64, address: u64) -> Found<'_, T> {
-        if let Some(region) = self.permanent.iter().find(|region| region.range.contains(&address)) {
-            return Found::Code(&region.code);
+        if let Some(code) = self.find_program(generation, address) {
+            return Found::Code(code);
         }
         let from = self.readings.partition_point(|reading| reading.generation < generation);
         let own = self.readings.get(from).filter(|reading| reading.generation == generation);
@@ -143,7 +177,8 @@ impl<T: Clone + PartialEq> Mapped<T> {
     /// All code that may still be found, some of it several times.
     pub fn code(&self) -> impl Iterator<Item = &T> {
         let regions = self.readings.iter().flat_map(|reading| reading.regions.iter());
-        regions.chain(&self.permanent).map(|region| &region.code)
+        let programs = self.programs.iter().flat_map(|program| &program.regions);
+        regions.chain(programs).map(|region| &region.code)
     }
 }
 
@@ -299,10 +334,15 @@ mod tests {
     }
 
     #[test]
-    fn the_program_itself_is_known_at_any_time() {
+    fn a_program_is_known_as_long_as_it_runs() {
         let mut mapped = mapped(&[(9, &[(10, 20, 'm')])]);
-        mapped.keep(region(10, 20, 'm'));
-        assert_eq!([0, 9, 99].map(|generation| at(&mapped, generation, 10)), [Some('m'); 3]);
+        mapped.keep(9, &[region(10, 20, 'm')]);
+        mapped.keep(19, &[region(10, 20, 'm')]);
+        // Before it was first seen, and when another one may run, nobody knows.
+        let found = [8, 9, 14, 22, 23].map(|generation| at(&mapped, generation, 10));
+        assert_eq!(found, [None, Some('m'), Some('m'), Some('m'), None]);
+        mapped.keep(23, &[region(10, 20, 'n')]);
+        assert_eq!([22, 23].map(|generation| at(&mapped, generation, 10)), [Some('m'), Some('n')]);
     }
 
     #[test]

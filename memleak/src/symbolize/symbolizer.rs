@@ -105,6 +105,8 @@ struct Process {
     latest: Vec<Mapping>,
     /// The executable mappings of `latest`.
     regions: Vec<Region<Arc<Code>>>,
+    /// Those of the program itself.
+    program: Vec<Region<Arc<Code>>>,
     /// Those of all times.
     code: Mapped<Arc<Code>>,
     roots: Roots,
@@ -211,11 +213,12 @@ impl Symbolizer {
                     }
                 }
                 process.latest = mappings;
-                if let Some(exe) = target.executable() {
-                    let is_it = |region: &&Region<Arc<Code>>| region.code.is_at(&exe);
-                    process.regions.iter().filter(is_it).for_each(|region| process.code.keep(region.clone()));
-                }
+                let exe = target.executable();
+                let is_program =
+                    |region: &&Region<Arc<Code>>| exe.as_ref().is_some_and(|exe| region.code.is_at(exe));
+                process.program = process.regions.iter().filter(is_program).cloned().collect();
             }
+            process.code.keep(generation, &process.program);
             // Generated code comes and goes, and is not located in anything.
             observed = process.code.observe(generation, &process.regions, |code| code.object.is_some());
             if changed {
@@ -241,6 +244,7 @@ impl Symbolizer {
             let process = Process {
                 latest: parent.latest.clone(),
                 regions: parent.regions.clone(),
+                program: parent.program.clone(),
                 code: parent.code.clone(),
                 roots: parent.roots.clone(),
                 perf_map: None,
@@ -249,9 +253,9 @@ impl Symbolizer {
         }
     }
 
-    /// Forgets all that `pid` had mapped: after an exec none of it is there any more.
-    pub fn forget(&mut self, pid: u32) {
-        self.processes.remove(&pid);
+    /// Forgets all that `process` had mapped.
+    pub fn forget(&mut self, process: u32) {
+        self.processes.remove(&process);
         self.drop_unused_objects();
     }
 
@@ -263,9 +267,11 @@ impl Symbolizer {
         self.drop_unused_objects();
     }
 
-    /// The same, of many.
-    pub fn forget_all(&mut self, processes: &[u32]) {
-        if processes.iter().filter_map(|one| self.processes.remove(one)).count() > 0 {
+    /// Forgets what processes had mapped that are not to be kept.
+    pub fn retain(&mut self, is_kept: impl Fn(u32) -> bool) {
+        let before = self.processes.len();
+        self.processes.retain(|process, _| is_kept(*process));
+        if self.processes.len() < before {
             self.drop_unused_objects();
         }
     }
