@@ -26,6 +26,7 @@ mod losses;
 mod options;
 mod resources;
 mod sampling;
+mod sites;
 mod targets;
 mod unusual;
 mod unwinding;
