@@ -220,7 +220,6 @@ fn count_stored() {
     // SAFETY: a valid, aligned map value; volatile, since it was changed behind the compiler's back.
     if unsafe { stored.read_volatile() } & setting!(stored_mask) == 0 {
         let event = Event { kind: event::kind::STACKS, ..Event::default() };
-        // Not soon: that wakes nobody while there is an event that is sent lazily and not read yet.
         send(&event, Wake::Now);
     }
 }

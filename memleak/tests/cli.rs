@@ -1,13 +1,14 @@
 //! The command line: what is read, and what is refused in one line.
 
-use std::{
-    collections::BTreeSet, ffi::OsString, os::unix::ffi::OsStringExt as _, path::Path, time::Duration,
-};
+use std::{collections::BTreeSet, ffi::OsString, os::unix::ffi::OsStringExt as _, time::Duration};
 
 use memleak::{
     exit::{self, ExitMessage, Stream},
-    report::format::{folded, json, text},
-    settings::{KernelProbes, KernelSettings, Settings, SortKey, TargetSpec, UnwindMode},
+    report::{
+        format::{folded, json, text},
+        output::OutputFile,
+    },
+    settings::{KernelOptions, KernelProbes, Settings, SortKey, TargetSpec, UnwindMode},
 };
 
 fn parse(arguments: &[&str]) -> Result<Settings, ExitMessage> {
@@ -133,7 +134,10 @@ fn every_option_has_its_effect() {
     assert_eq!(with(&["--folded"]).report.format, folded::KIND);
     assert_eq!(with(&["--format", "text"]).report.format, text::KIND);
     assert_eq!(with(&["--format", "JSON", "--json"]).report.format, json::KIND);
-    assert_eq!(with(&["--output", "f"]).report.output.as_deref(), Some(Path::new("f")));
+    let output = |append| Some(OutputFile { path: "f".into(), append });
+    assert_eq!(with(&["--output", "f"]).report.output, output(false));
+    assert_eq!(with(&["--append", "--output", "f"]).report.output, output(true));
+    assert!(parse(&["-p", "7", "--append"]).is_err_and(|message| message.text.contains("--output FILE")));
     assert_eq!(with(&["--max-depth", "1"]).capture.max_depth, 1);
     assert_eq!(with(&["--max-depth", "127"]).capture.max_depth, 127);
     assert_eq!(with(&["--stack-storage-size", "10"]).capture.stack_storage_size, 10);
@@ -357,7 +361,7 @@ fn control_characters_of_an_argument_do_not_reach_the_terminal() {
     }
 }
 
-fn kernel(arguments: &[&str]) -> KernelSettings {
+fn kernel(arguments: &[&str]) -> KernelOptions {
     match settings(arguments).target {
         TargetSpec::Kernel(kernel) => kernel,
         other => panic!("{arguments:?}: {other:?}"),
@@ -366,7 +370,7 @@ fn kernel(arguments: &[&str]) -> KernelSettings {
 
 #[test]
 fn the_kernel_is_a_target() {
-    let all = KernelSettings {
+    let all = KernelOptions {
         probes: KernelProbes::Auto,
         slab: None,
         only_pid: None,
@@ -378,14 +382,14 @@ fn the_kernel_is_a_target() {
         assert_eq!(kernel(arguments), all, "{arguments:?}");
     }
     for arguments in [["-k", "-P"], ["--kernel", "--percpu"]] {
-        assert_eq!(kernel(&arguments), KernelSettings { percpu: true, ..all.clone() });
+        assert_eq!(kernel(&arguments), KernelOptions { percpu: true, ..all.clone() });
     }
     for (name, probes) in [
         ("auto", KernelProbes::Auto),
         ("tracepoint", KernelProbes::Tracepoint),
         ("kprobe", KernelProbes::Kprobe),
     ] {
-        assert_eq!(kernel(&["-k", "--kernel-probes", name]), KernelSettings { probes, ..all.clone() });
+        assert_eq!(kernel(&["-k", "--kernel-probes", name]), KernelOptions { probes, ..all.clone() });
     }
     let narrowed = kernel(&["-k", "--slab", "kmalloc-64", "--only-pid", "12", "--only-comm", "kworker/0:1"]);
     assert_eq!((narrowed.slab.as_deref(), narrowed.only_pid), (Some("kmalloc-64"), Some(12)));
@@ -455,7 +459,7 @@ fn help_and_version_go_to_standard_output() {
     assert_eq!(version, format!("memleak {}\n", env!("CARGO_PKG_VERSION")));
 }
 
-/// The table of spec section 1: every letter of bcc's memleak, with its long name.
+/// Every letter of bcc's memleak, with its long name.
 #[test]
 fn every_option_of_bcc_keeps_its_letter_and_its_name() {
     let help = parse(&["--help"]).expect_err("ends the program").text;

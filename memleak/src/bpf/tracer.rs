@@ -5,10 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::{
-    Ebpf,
-    maps::{MapData, RingBuf},
-};
+use aya::Ebpf;
 use aya_log::EbpfLogger;
 use log::debug;
 use memleak_common::{event::Event, probe::Resource, thread::Target};
@@ -22,6 +19,7 @@ use super::{
     links::{Outcome, Probes, Scope},
     mapping_states::MappingStates,
     reader::Reader,
+    rings::Events,
     targets,
     unwind_maps::{Unwinding, words_for},
     user_mode,
@@ -29,7 +27,7 @@ use super::{
 use crate::{
     probe::{kernel::KernelPlan, plan::AttachPoint, table::Row},
     proc::{maps::Mapping, readable::readable},
-    snapshot::{Snapshot, Stack, Unmap},
+    snapshot::{Snapshot, Stack, ranges::Release},
     symbolize::Target as SymbolTarget,
     target::process::PidFd,
     targets::Traced,
@@ -41,7 +39,7 @@ type Logger = EbpfLogger<&'static dyn log::Log>;
 /// What runs in the kernel for a session. Its links end with it.
 pub struct Tracer {
     ebpf: Ebpf,
-    events: AsyncFd<RingBuf<MapData>>,
+    events: AsyncFd<Events>,
     log: Option<AsyncFd<Logger>>,
     probes: Probes,
     reader: Reader,
@@ -106,7 +104,7 @@ impl Tracer {
     fn new(
         config: &Config,
         mut ebpf: Ebpf,
-        events: RingBuf<MapData>,
+        events: Events,
         probes: Probes,
         reader: Reader,
         unwinding: Option<Unwinding>,
@@ -232,11 +230,14 @@ impl Tracer {
         }
     }
 
-    /// The next event.
+    /// The next event that is not a line of `-t`.
     pub fn next_event(&mut self) -> Option<Event> {
-        let item = self.events.get_mut().next()?;
-        // SAFETY: `Event` is made of integers alone, and the item's length is checked.
-        (item.len() >= size_of::<Event>()).then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast()) })
+        self.events.get_mut().next_control()
+    }
+
+    /// The next line of `-t`.
+    pub fn next_line(&mut self) -> Option<Event> {
+        self.events.get_mut().next_line()
     }
 
     /// Answers all notices of new mappings up to this time: threads that wait for it go on.
@@ -245,14 +246,14 @@ impl Tracer {
         array_mut(&mut self.ebpf, MAP)?.set(0, time_ns, 0).map_err(|error| map_error(MAP, &error))
     }
 
-    /// Remembers that a range was unmapped.
-    pub fn unmapped(&mut self, unmap: Unmap) {
-        self.reader.unmapped(unmap);
+    /// A range was released.
+    pub fn released(&mut self, release: &Release) {
+        self.reader.released(release);
     }
 
-    /// Forgets unmaps that concern no record, where so many have come up that they weigh.
-    pub fn forget_unmaps(&mut self) -> Result<(), BpfError> {
-        self.reader.forget_unmaps(&self.ebpf)
+    /// Uses up the releases of ranges between two reports, if so many have come that they weigh.
+    pub fn apply_releases(&mut self) -> Result<(), BpfError> {
+        self.reader.apply_releases(&self.ebpf)
     }
 
     /// Takes the records out of the kernel's table that nobody can release any more.
@@ -280,7 +281,7 @@ impl Tracer {
         self.reader.collect_stacks(&self.ebpf)
     }
 
-    /// Reads everything. Events that were sent before must have been handed to [`Self::unmapped`].
+    /// Reads everything. Events that were sent before must have been handed to [`Self::released`].
     pub fn snapshot(&mut self) -> Result<Snapshot, BpfError> {
         self.reader.snapshot(&self.ebpf, &self.probes)
     }

@@ -64,7 +64,7 @@ fn every_golden_file_belongs_to_a_case() {
     assert_eq!(found, expected);
 }
 
-/// The very text of spec section 2, with K and the time as here.
+/// The text form to the letter, with K and the time as here.
 #[test]
 fn the_text_of_the_spec() {
     let expected = "\
@@ -76,14 +76,14 @@ fn the_text_of_the_spec() {
     assert_eq!(text_of(&report(vec![leaky()])), expected);
 }
 
-/// The very object of spec section 5, but for what was added since: read as JSON and compared field by field.
+/// The JSON form to the letter, but for what was added since: read as JSON and compared field by field.
 #[test]
 fn the_json_of_the_spec() {
     let spec: Value = serde_json::from_str(
         r#"{"schema":1,"time":"2026-01-02T03:04:05.678Z","target":{"kind":"process","pids":[123],"comm":"leak"},
          "elapsed_ms":5000,"final":false,
          "totals":{"bytes":80,"count":5,"acquired":12,"released":7},
-         "lost":{"allocations":0,"stacks":0,"events":0,"processes":0,"missed_returns":0,"skipped_runs":0,"cut_stacks":0},
+         "lost":{"allocations":0,"stacks":0,"events":0,"trace_lines":0,"processes":0,"missed_returns":0,"skipped_runs":0,"cut_stacks":0},
          "stacks":[{"resource":"heap","bytes":80,"count":5,"oldest_ms":4000,"newest_ms":900,"truncated":false,
            "frames":[{"ip":"0x55fca689a188","module":"/tmp/leak","offset":"0x1188","function":"leaky(unsigned long)",
                       "symbol":"_Z5leakym","function_offset":15,"file":"leak.c","line":5,"inlined":false}],
@@ -225,7 +225,7 @@ fn json_escapes_change_no_value() {
     }
 }
 
-/// What spec section 5 says of a stack of the kernel's, and that the text form has it behind what bcc's scripts read.
+/// What the JSON form says of a stack of the kernel's, and that the text form has it behind what bcc's scripts read.
 #[test]
 fn stacks_of_the_kernel_say_what_they_hold() {
     let report = kernel();

@@ -99,7 +99,7 @@ impl Stack {
     }
 }
 
-/// The stack of spec section 2.
+/// A stack in bcc's form.
 pub fn leaky() -> Stack {
     Stack {
         pid: 123,
@@ -343,6 +343,7 @@ pub fn cases() -> Vec<(&'static str, Report)> {
         allocations: 12,
         stacks: 1,
         events: 34,
+        trace_lines: 30,
         processes: 6,
         missed_returns: 2,
         skipped_runs: 5,

@@ -108,7 +108,12 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
     let ways = [
         (lost.allocations, "allocation", "table full: raise --max-allocs, or trace fewer with -z or -s"),
         (lost.stacks, "stack", "counted, but where is not known: raise --stack-storage-size"),
-        (lost.events, "event", "of -t: printed too slowly, write to a file with --output"),
+        (
+            lost.events.saturating_sub(lost.trace_lines),
+            "control event",
+            "mmap totals may be too high: report more often",
+        ),
+        (lost.trace_lines, "line", "of -t not printed: write to a file with --output"),
         (
             lost.processes,
             "process",
