@@ -151,6 +151,7 @@ impl Session {
         let pid = traced.id.pid;
         check_program(pid)?;
         traced.planned.clear();
+        traced.allocator_code.clear();
         if let Ok(status) = read_status(pid) {
             traced.comm = status.comm;
         }

@@ -32,7 +32,7 @@ pub enum NoSymbol {
     Anonymous,
     /// What was mapped there when the stack was recorded was not seen in time.
     Uncertain,
-    /// The file could not be opened or is no ELF file that we can read.
+    /// The file could not be opened or is not an ELF file that we can read.
     UnreadableObject,
     /// The object has no symbol that covers the address (stripped, no debug file found).
     NotInSymbolTable,

@@ -6,6 +6,7 @@
 
 mod guard;
 mod ledger;
+mod machine;
 mod process;
 mod programs;
 mod ranges;
@@ -29,6 +30,7 @@ mod options;
 mod outputs;
 mod resources;
 mod robust;
+mod rust_allocators;
 mod sampling;
 mod sites;
 mod targets;

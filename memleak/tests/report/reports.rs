@@ -99,7 +99,7 @@ impl Stack {
     }
 }
 
-/// A stack in bcc's form.
+/// The stack of the documented text form.
 pub fn leaky() -> Stack {
     Stack {
         pid: 123,
