@@ -28,8 +28,8 @@ pub enum PlanError {
         /// File names of what is mapped.
         candidates: String,
     },
-    /// `-O` names a file that is no ELF file.
-    #[error("{object} is no ELF file; give -O the allocator's shared library or the program itself")]
+    /// `-O` names a file that is not an ELF file.
+    #[error("{object} is not an ELF file; give -O the allocator's shared library or the program itself")]
     NotElf {
         /// Its path.
         object: String,
@@ -43,7 +43,7 @@ pub enum PlanError {
         reason: String,
     },
     /// Code of another kind of processor, or of its 32-bit kind.
-    #[error("{object} is no 64-bit program for this machine; trace a 64-bit build of it")]
+    #[error("{object} is not a 64-bit program for this machine; trace a 64-bit build of it")]
     Foreign {
         /// Its path.
         object: String,

@@ -39,13 +39,13 @@ pub enum ObjectError {
     #[error("was replaced or deleted since it was mapped; CAP_SYS_ADMIN is needed to read it all the same")]
     Replaced,
     /// No ELF header.
-    #[error("is no ELF file")]
+    #[error("is not an ELF file")]
     NotElf,
     /// An ELF header, but a broken file.
     #[error("is a damaged ELF file: {0}")]
     Damaged(object::read::Error),
     /// For another machine, or for 32 bits: arguments are found elsewhere.
-    #[error("is no 64-bit ELF file for this machine")]
+    #[error("is not a 64-bit ELF file for this machine")]
     ForeignMachine,
     /// An object file or core dump.
     #[error("is neither an executable nor a shared object")]
