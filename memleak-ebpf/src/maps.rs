@@ -14,6 +14,7 @@ use memleak_common::{
         CACHE_NAME_WORDS, KernelCall, KernelRow, KernelSettings, LastReleased, MAX_KERNEL_ROWS,
         REMEMBERED_STACKS, RememberedStack, StackWindow, TRACEPOINTS,
     },
+    mappings::MappingState,
     probe::{MAX_PROBES, ProbeRow},
     settings::{Settings, TaskOffsets},
     stack::{ShortStackRecord, StackRecord},
@@ -43,6 +44,10 @@ pub static TARGETS: Array<Target> = Array::with_max_entries(MAX_TARGETS, 0);
 /// Slots of traced processes by their number in the tool's PID namespace, for programs that run for all processes.
 #[map]
 pub static TARGET_SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGETS, BPF_F_NO_PREALLOC);
+
+/// When what address spaces have mapped changes. User space reads and writes it by mmap.
+#[map]
+pub static MAPPING_STATES: Array<MappingState> = Array::with_max_entries(MAX_TARGETS, BPF_F_MMAPABLE);
 
 /// Threads of traced processes that have called a probed function.
 #[map]

@@ -75,7 +75,7 @@ impl Reader {
         Self {
             rows,
             descriptors,
-            stacks: StackStore::new(stack_storage_size),
+            stacks: StackStore::new(stack_storage_size, false),
             ranges: Ranges::default(),
             removed: 0,
             skipped_runs: 0,
@@ -89,6 +89,7 @@ impl Reader {
     /// The kernel's own things count.
     pub fn of_kernel(stack_storage_size: u32) -> Self {
         let mut reader = Self::new(Vec::new(), false, stack_storage_size);
+        reader.stacks = StackStore::new(stack_storage_size, true);
         reader.owners.insert(KERNEL_SPACE, State::Living);
         reader
     }

@@ -17,6 +17,7 @@ use super::{
     error::{BpfError, map_error},
     kernel_mode,
     links::{Outcome, Probes, Scope},
+    mapping_states::MappingStates,
     reader::Reader,
     rings::Events,
     targets,
@@ -45,6 +46,8 @@ pub struct Tracer {
     reader: Reader,
     /// `None` where stacks are walked otherwise.
     unwinding: Option<Unwinding>,
+    /// `None` in kernel mode.
+    mapping_states: Option<MappingStates>,
     traps_only: bool,
 }
 
@@ -85,7 +88,9 @@ impl Tracer {
         let probes = Probes::new(loaded.uprobes, loaded.mends_stack);
         let rows = rows.iter().map(|row| row.probe).collect();
         let reader = Reader::new(rows, checks_descriptors, config.stack_storage_size);
-        let tracer = Self::new(config, loaded.ebpf, loaded.events, probes, reader, unwinding)?;
+        let mapping_states = MappingStates::open(&loaded.ebpf)?;
+        let mut tracer = Self::new(config, loaded.ebpf, loaded.events, probes, reader, unwinding)?;
+        tracer.mapping_states = Some(mapping_states);
         Ok(UserStart { tracer, by_system_calls: loaded.by_system_calls, took })
     }
 
@@ -107,7 +112,8 @@ impl Tracer {
     ) -> Result<Self, BpfError> {
         let log = (config.verbosity > 0).then(|| logger(&mut ebpf)).flatten();
         let events = readable(events).map_err(|error| map_error("EVENTS", &error))?;
-        Ok(Self { ebpf, events, log, probes, reader, unwinding, traps_only: config.traps_only })
+        let (mapping_states, traps_only) = (None, config.traps_only);
+        Ok(Self { ebpf, events, log, probes, reader, unwinding, mapping_states, traps_only })
     }
 
     /// Makes the process `pid` known to the programs, in this slot. `end` is readable when it has ended.
@@ -151,6 +157,37 @@ impl Tracer {
             && !mappings.is_empty()
         {
             unwinding.observe(slot, mappings, target);
+        }
+    }
+
+    /// The generation of what is mapped in an address space: what is read between two equal answers was mapped all that
+    /// time, or came meanwhile.
+    pub fn generation(&self, space: u32) -> u64 {
+        self.mapping_states.as_ref().map_or(0, |states| states.generation(space))
+    }
+
+    /// Something was unmapped in an address space of which nobody has told.
+    pub fn end_generation(&self, space: u32) {
+        if let Some(states) = &self.mapping_states {
+            states.end_generation(space);
+        }
+    }
+
+    /// A process that lives in `parent` has made one that lives in `child`.
+    pub fn inherit_mappings(&self, parent: u32, child: u32) {
+        if let Some(states) = self.mapping_states.as_ref().filter(|_| parent != child) {
+            states.inherit(parent, child);
+        }
+    }
+
+    /// Has the programs ask the dynamic linker what it is doing, once it is known where (`find`: the address of its
+    /// `struct r_debug`).
+    pub fn find_dynamic_linker(&self, space: u32, find: impl FnOnce() -> Option<u64>) {
+        if let Some(states) = &self.mapping_states
+            && states.debug(space) == 0
+            && let Some(address) = find()
+        {
+            states.set_debug(space, address);
         }
     }
 
