@@ -6,10 +6,12 @@
 pub mod aggregate;
 pub mod bpf;
 pub mod cli;
+pub mod elf;
 pub mod escape;
 pub mod exit;
 pub mod kernel_labels;
 pub mod near;
+pub mod objects;
 pub mod probe;
 pub mod proc;
 pub mod report;

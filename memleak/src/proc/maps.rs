@@ -8,7 +8,7 @@ use std::{
 };
 
 /// What backs a mapping.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Backing {
     /// A file, by the path the kernel prints (in the target's mount namespace), without ` (deleted)`.
     File {
@@ -24,7 +24,7 @@ pub enum Backing {
 }
 
 /// One line of /proc/PID/maps.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Mapping {
     /// First address.
     pub start: u64,

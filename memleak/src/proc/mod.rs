@@ -9,3 +9,4 @@ pub mod memory;
 pub mod root;
 pub mod slab;
 pub mod status;
+pub mod target;

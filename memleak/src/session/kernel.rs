@@ -75,6 +75,7 @@ impl Session {
         info!("{} tracepoints, kprobes at {} functions", plan.tracepoints.len(), plan.functions.len());
         let attached = (loaded.probes.len(), begin.elapsed());
         let start = Start {
+            objects: crate::objects::ObjectStore::default(),
             ebpf: loaded.ebpf,
             events: loaded.events,
             probes: loaded.probes,

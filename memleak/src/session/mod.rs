@@ -34,6 +34,7 @@ use crate::{
         read::Reader,
         unwind::{Unwinding, words_for},
     },
+    objects::ObjectStore,
     probe::{
         plan::{Plan, PlanOptions, check_object_argument, plan, symbol_names},
         resource::Catalog,
@@ -107,6 +108,8 @@ pub struct Session {
     rows: Vec<Row>,
     /// Resources that functions of the target's are probed for.
     probed: Vec<Resource>,
+    /// What is mapped, open.
+    objects: ObjectStore,
     symbolizer: Symbolizer,
     /// `None` where stacks are walked otherwise.
     unwinding: Option<Unwinding>,
@@ -132,6 +135,7 @@ pub struct Session {
 
 /// What a session begins with.
 struct Start {
+    objects: ObjectStore,
     ebpf: Ebpf,
     events: RingBuf<MapData>,
     probes: Probes,
@@ -191,7 +195,8 @@ impl Session {
     fn load(settings: Settings, sink: Sink, processes: &[Process]) -> Result<Self, SessionError> {
         let rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
         // The tables first: an array's size is set when it is made.
-        let mut tables = ProcessTables::default();
+        let store = ObjectStore::default();
+        let mut tables = ProcessTables::new(store.clone());
         let mut objects = Vec::new();
         if settings.capture.walks_tables() {
             objects = tables.observe_running(processes.iter().map(|process| process.pid));
@@ -216,7 +221,11 @@ impl Session {
         let reader =
             Reader::new(rows.iter().map(|row| row.probe).collect(), checks_descriptors, stack_storage_size);
         let (ebpf, events) = (loaded.ebpf, loaded.events);
-        Self::new(settings, sink, Start { ebpf, events, probes, reader, rows, probed, unwinding })
+        Self::new(
+            settings,
+            sink,
+            Start { objects: store, ebpf, events, probes, reader, rows, probed, unwinding },
+        )
     }
 
     /// Nothing is traced yet.
@@ -234,7 +243,8 @@ impl Session {
             reader: start.reader,
             rows: start.rows,
             probed: start.probed,
-            symbolizer: Symbolizer::new(),
+            symbolizer: Symbolizer::with_objects(start.objects.clone()),
+            objects: start.objects,
             unwinding: start.unwinding,
             sink,
             catalog,
@@ -346,7 +356,7 @@ impl Session {
                 !traced.planned.contains(&ObjectId { device: mapping.device, inode: mapping.inode })
             });
         }
-        let mut objects = read_objects(pid, &mappings, &symbol_names(&options));
+        let mut objects = read_objects(&self.objects, pid, &mappings, &symbol_names(&options));
         if let Some(traced) = self.traced.get_mut(&pid) {
             objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
         }

@@ -1,23 +1,19 @@
 //! Addresses of a process, or of the kernel, turned into frames: function, offset, source line, inlined callers.
 
-mod bytes;
-mod debug_files;
 pub mod demangle;
 mod dwarf;
-mod elf;
 mod kernel;
 mod object;
 mod perf_map;
 mod reader;
 mod regions;
-mod strings;
 mod symbolizer;
 mod symbols;
-mod target;
 
 pub use kernel::{KernelSymbols, KernelSymbolsError, KernelTexts};
 pub use symbolizer::{Symbolizer, SymbolizerOptions};
-pub use target::{LiveTarget, Target};
+
+pub use crate::proc::target::{LiveTarget, Target};
 
 /// Why a frame has no function name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::{borrow::Cow, cell::Cell};
 
 use gimli::{EndianReader, ReaderOffsetId, RunTimeEndian};
 
-use super::bytes::Bytes;
+use crate::elf::Bytes;
 
 type Inner = EndianReader<RunTimeEndian, Bytes>;
 

@@ -3,33 +3,26 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
 use super::{
     Frame, NoSymbol,
-    bytes::{Budget, Bytes, Source},
-    debug_files::Roots,
     kernel::KernelSymbols,
     object::{Call, Object},
     perf_map::PerfMap,
     regions::Regions,
-    target::{LiveTarget, Target},
 };
 use crate::{
+    elf::debug_files::Roots,
+    objects::{MEMORY, ObjectFile, ObjectStore, place_of},
     proc::{
         maps::{Backing, Mapping, read_maps},
-        root::Root,
+        target::{LiveTarget, Target},
     },
     snapshot::KERNEL_PID,
 };
-
-/// Most objects that are held open, for all processes together.
-const MAX_OBJECTS: usize = 16 << 10;
-
-/// Largest vdso, bytes. They are a few pages.
-const MAX_VDSO: u64 = 1 << 20;
 
 /// What a [`Symbolizer`] may use.
 #[derive(Clone, Debug)]
@@ -42,7 +35,7 @@ pub struct SymbolizerOptions {
 
 impl Default for SymbolizerOptions {
     fn default() -> Self {
-        Self { debug_directory: "/usr/lib/debug".into(), memory: 2 << 30 }
+        Self { debug_directory: "/usr/lib/debug".into(), memory: MEMORY }
     }
 }
 
@@ -52,18 +45,11 @@ impl Default for SymbolizerOptions {
 /// address first asks for it.
 #[derive(Debug)]
 pub struct Symbolizer {
-    budget: Budget,
-    host_debug: Option<Arc<Root>>,
+    store: ObjectStore,
     processes: HashMap<u32, Process>,
-    objects: HashMap<ObjectKey, Object>,
+    /// By [`ObjectFile::id`].
+    objects: HashMap<u64, Object>,
     kernel: Option<KernelSymbols>,
-}
-
-/// The path is part of it: subvolumes of one btrfs have the same device in /proc/PID/maps, and inodes of their own.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum ObjectKey {
-    File { device: (i32, i32), inode: u64, path: Arc<Path> },
-    Vdso(u32),
 }
 
 #[derive(Debug, Default)]
@@ -79,12 +65,10 @@ struct Process {
 #[derive(Debug)]
 struct Code {
     /// `None` for anonymous memory.
-    object: Option<ObjectKey>,
+    object: Option<Arc<ObjectFile>>,
     module: Option<String>,
-    start: u64,
-    file_offset: u64,
-    /// Where the file's first byte is mapped, or would be: the load bias of most objects, for when they cannot be read.
-    base: u64,
+    /// Its load bias; of one that cannot be read where the file's first byte is mapped, or would be, which it is of most.
+    bias: u64,
 }
 
 impl Default for Symbolizer {
@@ -101,13 +85,12 @@ impl Symbolizer {
 
     /// The same, with other limits and places.
     pub fn with_options(options: &SymbolizerOptions) -> Self {
-        Self {
-            budget: Budget::new(options.memory),
-            host_debug: Root::at(&options.debug_directory).ok().map(Arc::new),
-            processes: HashMap::new(),
-            objects: HashMap::new(),
-            kernel: None,
-        }
+        Self::with_objects(ObjectStore::new(options.memory, &options.debug_directory))
+    }
+
+    /// One that shares what is open with others.
+    pub fn with_objects(store: ObjectStore) -> Self {
+        Self { store, processes: HashMap::new(), objects: HashMap::new(), kernel: None }
     }
 
     /// Makes stacks of process [`KERNEL_PID`] the kernel's.
@@ -138,19 +121,19 @@ impl Symbolizer {
     pub fn observe_mappings(&mut self, pid: u32, mappings: Vec<Mapping>, target: &dyn Target) {
         let process = self.processes.entry(pid).or_default();
         if mappings != process.latest && !mappings.is_empty() {
-            if let Ok(root) = target.root() {
-                process.roots = Roots { target: Some(Arc::new(root)), host_debug: self.host_debug.clone() };
+            let roots = self.store.roots(target);
+            if roots.target.is_some() {
+                process.roots = roots;
             }
-            for mapping in mappings.iter().filter(|mapping| mapping.executable) {
-                let code = Code::new(pid, mapping, &mappings);
-                if let Some(key) = &code.object
-                    && self.objects.get(key).is_none_or(Object::is_unreadable)
-                    && self.objects.len() < MAX_OBJECTS
-                {
-                    let object = open_object(mapping, target, &process.roots, &self.budget);
-                    self.objects.insert(key.clone(), object);
+            let bases = bases(&mappings);
+            for (mapping, base) in mappings.iter().zip(bases).filter(|(mapping, _)| mapping.executable) {
+                let object = (mapping.backing != Backing::Other).then(|| self.store.open(mapping, target));
+                if let Some(object) = &object {
+                    self.objects
+                        .entry(object.id())
+                        .or_insert_with(|| Object::new(Arc::clone(object), process.roots.clone()));
                 }
-                process.code.insert(mapping.start, mapping.end, Arc::new(code));
+                process.code.insert(mapping.start, mapping.end, Arc::new(Code::new(mapping, object, base)));
             }
             process.latest = mappings;
             self.drop_unused_objects();
@@ -187,13 +170,14 @@ impl Symbolizer {
     }
 
     fn drop_unused_objects(&mut self) {
-        let used: HashSet<&ObjectKey> = self
+        let used: HashSet<u64> = self
             .processes
             .values()
             .flat_map(|process| process.code.values())
-            .filter_map(|code| code.object.as_ref())
+            .filter_map(|code| code.object.as_ref().map(|object| object.id()))
             .collect();
-        self.objects.retain(|key, _| used.contains(key));
+        self.objects.retain(|id, _| used.contains(id));
+        self.store.drop_unused();
     }
 
     /// Frames of a list of return addresses, callee first. An address with inlined calls gives several, innermost first;
@@ -225,26 +209,27 @@ impl Symbolizer {
             frames.push(unknown(ip, None, None, NoSymbol::Unmapped));
             return;
         };
-        let Some(code) = process.code.get(call).cloned().or_else(|| process.data(pid, call)) else {
+        let Some(code) = process.code.get(call).cloned().or_else(|| process.data(call, &self.store)) else {
             frames.push(process.generated(ip).unwrap_or_else(|| unknown(ip, None, None, NoSymbol::Unmapped)));
             return;
         };
-        let Some(key) = &code.object else {
+        let Some(object) = &code.object else {
             frames
                 .push(process.generated(ip).unwrap_or_else(|| unknown(ip, None, None, NoSymbol::Anonymous)));
             return;
         };
-        let module = code.module.clone();
-        let file_offset = (call - code.start).wrapping_add(code.file_offset);
-        let object = self.objects.get_mut(key);
-        let placed = object.and_then(|object| object.vaddr_of(file_offset).map(|vaddr| (object, vaddr)));
-        let Some((object, vaddr)) = placed else {
-            let offset = Some(ip.wrapping_sub(code.base));
+        let (module, offset) = (code.module.clone(), ip.wrapping_sub(code.bias));
+        if object.elf().is_err() {
             let named = process.generated(ip);
-            frames.push(named.unwrap_or_else(|| unknown(ip, module, offset, NoSymbol::UnreadableObject)));
+            let unreadable = || unknown(ip, module, Some(offset), NoSymbol::UnreadableObject);
+            frames.push(named.unwrap_or_else(unreadable));
             return;
-        };
-        let offset = vaddr.wrapping_add(1);
+        }
+        let vaddr = offset.wrapping_sub(1);
+        let object = self
+            .objects
+            .entry(object.id())
+            .or_insert_with(|| Object::new(Arc::clone(object), process.roots.clone()));
         let calls = object.calls(vaddr);
         match &*calls {
             [] => frames.push(unknown(ip, module, Some(offset), NoSymbol::NotInSymbolTable)),
@@ -272,44 +257,41 @@ impl Process {
     }
 
     /// The mapping of an address where no code is or was: what a walk makes of a register that is no frame pointer.
-    fn data(&self, pid: u32, address: u64) -> Option<Arc<Code>> {
+    fn data(&self, address: u64, store: &ObjectStore) -> Option<Arc<Code>> {
         let index = self.latest.partition_point(|mapping| mapping.end <= address);
         let mapping = self.latest.get(index).filter(|mapping| mapping.start <= address)?;
-        Some(Arc::new(Code::new(pid, mapping, &self.latest)))
+        let base = bases(&self.latest).nth(index)?;
+        Some(Arc::new(Code::new(mapping, store.known(mapping), base)))
     }
 }
 
 impl Code {
-    fn new(pid: u32, mapping: &Mapping, all: &[Mapping]) -> Self {
-        let object = match &mapping.backing {
-            Backing::File { path, .. } => Some(ObjectKey::File {
-                device: mapping.device,
-                inode: mapping.inode,
-                path: path.as_path().into(),
-            }),
-            Backing::Vdso => Some(ObjectKey::Vdso(pid)),
-            Backing::Other => None,
-        };
-        Self {
-            object,
-            module: module_name(mapping),
-            start: mapping.start,
-            file_offset: mapping.file_offset,
-            base: base(mapping, all),
-        }
+    fn new(mapping: &Mapping, object: Option<Arc<ObjectFile>>, base: u64) -> Self {
+        let elf = object.as_ref().and_then(|object| object.elf().ok());
+        let bias = elf.and_then(|elf| elf.load_bias(&place_of(mapping))).unwrap_or(base);
+        Self { object, module: module_name(mapping), bias }
     }
 }
 
-/// Where the first byte of the file is mapped: by the nearest mapping of it before this one, or where it would be.
-fn base(mapping: &Mapping, all: &[Mapping]) -> u64 {
-    let before = all.partition_point(|other| other.start <= mapping.start);
-    all.get(..before)
-        .unwrap_or_default()
-        .iter()
-        .rev()
-        .take_while(|other| other.backing == Backing::Other || other.inode == mapping.inode)
-        .find(|other| other.file_offset == 0 && other.backing == mapping.backing)
-        .map_or_else(|| mapping.start.wrapping_sub(mapping.file_offset), |first| first.start)
+/// For each mapping where the first byte of its file is mapped: by the nearest mapping of it before this one, or where it
+/// would be.
+fn bases(mappings: &[Mapping]) -> impl Iterator<Item = u64> {
+    let mut first: Option<&Mapping> = None;
+    mappings.iter().map(move |mapping| {
+        if mapping.backing != Backing::Other {
+            let same =
+                first.is_some_and(|first| first.backing == mapping.backing && first.inode == mapping.inode);
+            if mapping.file_offset == 0 {
+                first = Some(mapping);
+            } else if !same {
+                first = None;
+            }
+        }
+        match first {
+            Some(first) if mapping.backing != Backing::Other => first.start,
+            _ => mapping.start.wrapping_sub(mapping.file_offset),
+        }
+    })
 }
 
 fn module_name(mapping: &Mapping) -> Option<String> {
@@ -318,18 +300,6 @@ fn module_name(mapping: &Mapping) -> Option<String> {
         Backing::Vdso => Some("[vdso]".to_owned()),
         Backing::Other => None,
     }
-}
-
-fn open_object(mapping: &Mapping, target: &dyn Target, roots: &Roots, budget: &Budget) -> Object {
-    let source = match mapping.backing {
-        Backing::Vdso => {
-            let size = (mapping.end - mapping.start).min(MAX_VDSO) as usize;
-            let memory = target.memory(mapping.start, size);
-            memory.and_then(|memory| Bytes::new(memory, budget)).map(Source::Memory)
-        }
-        _ => target.open(mapping).and_then(Source::from_file),
-    };
-    Object::new(source, mapping.path().unwrap_or(Path::new("[vdso]")), roots.clone(), budget)
 }
 
 fn unknown(ip: u64, module: Option<String>, offset: Option<u64>, why: NoSymbol) -> Frame {

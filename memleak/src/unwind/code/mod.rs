@@ -30,7 +30,7 @@ use self::{
     state::State,
     text::{Region, Text},
 };
-use super::{eh_frame::Runs, object::ExecSegments};
+use super::{eh_frame::Runs, segments::ExecSegments};
 
 /// Most bytes of an object that are analysed.
 const MAX_BYTES: u32 = 64 << 20;
