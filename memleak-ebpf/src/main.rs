@@ -7,16 +7,18 @@
 #![allow(internal_features)]
 #![feature(core_intrinsics)] // atomic_xadd, see maps.rs
 
+mod arch;
 mod args;
-mod kernel;
-mod kernel_stack;
+mod kernel_mode;
 mod lifecycle;
 mod maps;
 mod records;
 mod stack;
 mod system_calls;
+mod thread;
 mod track;
 mod unwind;
+mod window;
 
 use aya_ebpf::{
     macros::{kprobe, kretprobe, raw_tracepoint, uprobe, uretprobe},
@@ -116,119 +118,119 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
 /// `kmalloc`.
 #[raw_tracepoint(tracepoint = "kmalloc")]
 pub fn kmalloc(ctx: RawTracePointContext) -> i32 {
-    kernel::tracepoint_acquire(&ctx, Tracepoint::Kmalloc);
+    kernel_mode::tracepoint_acquire(&ctx, Tracepoint::Kmalloc);
     0
 }
 
 /// `kfree`.
 #[raw_tracepoint(tracepoint = "kfree")]
 pub fn kfree(ctx: RawTracePointContext) -> i32 {
-    kernel::tracepoint_release(&ctx, Tracepoint::Kfree);
+    kernel_mode::tracepoint_release(&ctx, Tracepoint::Kfree);
     0
 }
 
 /// `kmem_cache_alloc`.
 #[raw_tracepoint(tracepoint = "kmem_cache_alloc")]
 pub fn kmem_cache_alloc(ctx: RawTracePointContext) -> i32 {
-    kernel::tracepoint_acquire(&ctx, Tracepoint::CacheAlloc);
+    kernel_mode::tracepoint_acquire(&ctx, Tracepoint::CacheAlloc);
     0
 }
 
 /// `kmem_cache_free`.
 #[raw_tracepoint(tracepoint = "kmem_cache_free")]
 pub fn kmem_cache_free(ctx: RawTracePointContext) -> i32 {
-    kernel::tracepoint_release(&ctx, Tracepoint::CacheFree);
+    kernel_mode::tracepoint_release(&ctx, Tracepoint::CacheFree);
     0
 }
 
 /// `mm_page_alloc`.
 #[raw_tracepoint(tracepoint = "mm_page_alloc")]
 pub fn mm_page_alloc(ctx: RawTracePointContext) -> i32 {
-    kernel::tracepoint_acquire(&ctx, Tracepoint::PageAlloc);
+    kernel_mode::tracepoint_acquire(&ctx, Tracepoint::PageAlloc);
     0
 }
 
 /// `mm_page_free`.
 #[raw_tracepoint(tracepoint = "mm_page_free")]
 pub fn mm_page_free(ctx: RawTracePointContext) -> i32 {
-    kernel::tracepoint_release(&ctx, Tracepoint::PageFree);
+    kernel_mode::tracepoint_release(&ctx, Tracepoint::PageFree);
     0
 }
 
 /// `percpu_alloc_percpu`.
 #[raw_tracepoint(tracepoint = "percpu_alloc_percpu")]
 pub fn percpu_alloc(ctx: RawTracePointContext) -> i32 {
-    kernel::tracepoint_acquire(&ctx, Tracepoint::PercpuAlloc);
+    kernel_mode::tracepoint_acquire(&ctx, Tracepoint::PercpuAlloc);
     0
 }
 
 /// `percpu_free_percpu`.
 #[raw_tracepoint(tracepoint = "percpu_free_percpu")]
 pub fn percpu_free(ctx: RawTracePointContext) -> i32 {
-    kernel::tracepoint_release(&ctx, Tracepoint::PercpuFree);
+    kernel_mode::tracepoint_release(&ctx, Tracepoint::PercpuFree);
     0
 }
 
 /// `kmalloc_node`.
 #[raw_tracepoint(tracepoint = "kmalloc_node")]
 pub fn kmalloc_node(ctx: RawTracePointContext) -> i32 {
-    kernel::tracepoint_acquire(&ctx, Tracepoint::KmallocNode);
+    kernel_mode::tracepoint_acquire(&ctx, Tracepoint::KmallocNode);
     0
 }
 
 /// `kmem_cache_alloc_node`.
 #[raw_tracepoint(tracepoint = "kmem_cache_alloc_node")]
 pub fn kmem_cache_alloc_node(ctx: RawTracePointContext) -> i32 {
-    kernel::tracepoint_acquire(&ctx, Tracepoint::CacheAllocNode);
+    kernel_mode::tracepoint_acquire(&ctx, Tracepoint::CacheAllocNode);
     0
 }
 
 /// `kfree`, where the program before was skipped.
 #[raw_tracepoint(tracepoint = "kfree")]
 pub fn kfree_twin(ctx: RawTracePointContext) -> i32 {
-    kernel::tracepoint_release_twin(&ctx, Tracepoint::Kfree);
+    kernel_mode::tracepoint_release_twin(&ctx, Tracepoint::Kfree);
     0
 }
 
 /// `kmem_cache_free`, where the program before was skipped.
 #[raw_tracepoint(tracepoint = "kmem_cache_free")]
 pub fn kmem_cache_free_twin(ctx: RawTracePointContext) -> i32 {
-    kernel::tracepoint_release_twin(&ctx, Tracepoint::CacheFree);
+    kernel_mode::tracepoint_release_twin(&ctx, Tracepoint::CacheFree);
     0
 }
 
 /// `mm_page_free`, where the program before was skipped.
 #[raw_tracepoint(tracepoint = "mm_page_free")]
 pub fn mm_page_free_twin(ctx: RawTracePointContext) -> i32 {
-    kernel::tracepoint_release_twin(&ctx, Tracepoint::PageFree);
+    kernel_mode::tracepoint_release_twin(&ctx, Tracepoint::PageFree);
     0
 }
 
 /// A piece of work begins: perhaps that of `kfree_rcu`.
 #[raw_tracepoint(tracepoint = "workqueue_execute_start")]
 pub fn work_start(ctx: RawTracePointContext) -> i32 {
-    kernel::work_start(&ctx);
+    kernel_mode::work_start(&ctx);
     0
 }
 
 /// A function of the kernel that acquires is entered.
 #[kprobe]
 pub fn kernel_enter(ctx: ProbeContext) -> u32 {
-    let _ = kernel::function_enter(&ctx);
+    let _ = kernel_mode::function_enter(&ctx);
     0
 }
 
 /// Such a function returns.
 #[kretprobe]
 pub fn kernel_exit(ctx: RetProbeContext) -> u32 {
-    let _ = kernel::function_exit(&ctx);
+    let _ = kernel_mode::function_exit(&ctx);
     0
 }
 
 /// A function of the kernel that releases is entered.
 #[kprobe]
 pub fn kernel_release(ctx: ProbeContext) -> u32 {
-    let _ = kernel::function_release(&ctx);
+    let _ = kernel_mode::function_release(&ctx);
     0
 }
 

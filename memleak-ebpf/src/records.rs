@@ -370,3 +370,43 @@ pub fn now() -> u64 {
     // SAFETY: the helper takes nothing.
     unsafe { bpf_ktime_get_ns() }
 }
+
+/// Enters a record in place of any other of its key. Says whether there was room; counts it as lost if not.
+#[inline(always)]
+pub fn replace(key: &AllocationKey, allocation: &Allocation) -> bool {
+    let entered = ALLOCATIONS.insert(key, allocation, BPF_ANY as u64).is_ok();
+    if !entered {
+        count(Stat::LostAllocations);
+    }
+    entered
+}
+
+/// Removes the record of what is released, and counts it. Says whether there was one.
+#[inline(always)]
+pub fn take(key: &AllocationKey) -> bool {
+    let taken = ALLOCATIONS.remove(key).is_ok();
+    if taken {
+        count(Stat::Released);
+    }
+    taken
+}
+
+/// Removes a record that may be there: the address may be one whose release we did not see.
+#[inline(always)]
+pub fn discard(key: &AllocationKey) {
+    let _ = ALLOCATIONS.remove(key);
+}
+
+/// The record of this key, which only whoever holds what it is about changes.
+#[inline(always)]
+pub fn get(key: &AllocationKey) -> Option<Allocation> {
+    // SAFETY: an aligned map value; a record changes only while its block is acquired.
+    ALLOCATIONS.get_ptr(key).map(|found| unsafe { *found })
+}
+
+/// When the record of this key was made, if there is one.
+#[inline(always)]
+pub fn time_of(key: &AllocationKey) -> Option<u64> {
+    // SAFETY: as above.
+    ALLOCATIONS.get_ptr(key).map(|found| unsafe { (*found).time_ns })
+}

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_USER_STACK, BPF_NOEXIST},
-    helpers::generated::{bpf_get_stackid, bpf_probe_read_user},
+    helpers::generated::bpf_get_stackid,
 };
 use memleak_common::{
     event::{self, Event},
@@ -11,7 +11,7 @@ use memleak_common::{
         MAX_STACK_DEPTH, NO_STACK, Record, ShortStackRecord, StackRecord, is_long, next_stack_id, stack_id,
     },
     stats::Stat,
-    thread::{MAX_PENDING, PendingCall, STACK_WINDOW, ThreadRecord},
+    thread::{STACK_WINDOW, ThreadRecord},
     unwind::{Regs, Step},
 };
 
@@ -19,6 +19,7 @@ use crate::{
     args::Caller,
     maps::{EEXIST, KERNEL_STACKS, SHORT_STACKS, STACKS, STATS, Wake, count, send, setting},
     unwind,
+    window::{Hash, Walk, read_window, replaced},
 };
 
 /// Keeps an index within `ips` where the verifier can see it.
@@ -122,33 +123,6 @@ fn insert(id: u64, record: &StackRecord) -> Result<(), i32> {
     Ok(())
 }
 
-/// What a walk gives beside the record.
-pub struct Walk {
-    /// Hash of the stack, never [`NO_STACK`].
-    pub hash: u64,
-    /// The record held this very stack before.
-    pub unchanged: bool,
-}
-
-/// The hash of a stack, made while it is walked.
-#[derive(Clone, Copy, Default)]
-pub struct Hash(u64);
-
-impl Hash {
-    /// Takes in the next frame.
-    #[inline(always)]
-    pub fn add(&mut self, ip: u64) {
-        const K: u64 = 0x9e37_79b9_7f4a_7c15; // 2^64 / golden ratio, odd
-        self.0 = (self.0.rotate_left(23) ^ ip).wrapping_mul(K);
-    }
-
-    /// Never [`NO_STACK`].
-    #[inline(always)]
-    pub fn finish(self) -> u64 {
-        (self.0 ^ (self.0 >> 32)) | 1
-    }
-}
-
 /// Fills `record` by frame pointers. At a return the instruction pointer and
 /// the frame pointer already are the caller's, so that the caller of the probed function comes first. It is walked
 /// here and not by `bpf_get_stack`, whose fixed cost is that of many frames.
@@ -202,45 +176,6 @@ fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> Walk {
         (ip, frame) = (return_address, next);
     }
     Walk { hash: hash.finish(), unchanged: changed == 0 && record.len == old_len }
-}
-
-/// The return address that belongs at `place` on the stack, where `found` is: that of a pending call the kernel has
-/// replaced.
-#[inline(always)]
-pub fn replaced(depth: u32, pending: &[PendingCall; MAX_PENDING], place: u64, found: u64) -> u64 {
-    let mut real = found;
-    if depth > 0 {
-        for (i, call) in (0..).zip(pending) {
-            if i >= depth {
-                break;
-            }
-            if call.sp == place && call.return_address != 0 {
-                real = call.return_address;
-            }
-        }
-    }
-    real
-}
-
-/// Reads the stack from `address` on: `words` of it or, near the end of what is mapped, one frame. Gives the number of
-/// words read.
-///
-/// To read costs more than what is read: the first time half a window, which many stacks fit into, then whole ones.
-#[inline(always)]
-pub fn read_window(address: u64, window: &mut [u64; STACK_WINDOW], is_first: bool) -> u64 {
-    // SAFETY: the window has room for what is read; the helper checks the address.
-    let mut read = |words: usize| unsafe {
-        bpf_probe_read_user(window.as_mut_ptr().cast(), 8 * words as u32, address as *const _) == 0
-    };
-    if is_first && read(STACK_WINDOW / 2) {
-        STACK_WINDOW as u64 / 2
-    } else if !is_first && read(STACK_WINDOW) {
-        STACK_WINDOW as u64
-    } else if read(2) {
-        2
-    } else {
-        0
-    }
 }
 
 /// Finds the stack's id, or gives it one. Two stacks never share an id: where a hash is taken by another stack, the

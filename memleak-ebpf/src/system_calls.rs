@@ -10,9 +10,10 @@ use memleak_common::{
 };
 
 use crate::{
-    args::{Caller, Registers},
-    lifecycle,
+    arch::Registers,
+    args::Caller,
     maps::{PROBES, SYSTEM_CALLS, THREADS},
+    thread::current_thread,
     track,
 };
 
@@ -20,7 +21,7 @@ use crate::{
 #[inline(always)]
 pub fn enter(ctx: &RawTracePointContext) -> Option<()> {
     let (cookie, releases, row) = row(ctx.arg::<u64>(1))?;
-    let thread = lifecycle::current_thread()?;
+    let thread = current_thread()?;
     let args = Registers(ctx.arg::<u64>(0)).arguments();
     if row.only != only::ALL && !track::applies(row, &args) {
         return None;

@@ -20,28 +20,21 @@ use memleak_common::{
 };
 
 use crate::{
-    args::{Arguments, Caller, entry_sp, exit_sp},
-    lifecycle,
+    arch::{TRAMPOLINE, caller_of, entry_sp, exit_sp},
+    args::{Arguments, Caller},
     maps::{PROBES, THREADS, count, has, setting},
     records::{
-        self, Acquired, NOTHING, PAGE_SIZE, finish_release, now, put_back, record, record_another, replace_range,
-        take_out,
+        self, Acquired, NOTHING, PAGE_SIZE, finish_release, now, put_back, record, record_another,
+        replace_range, take_out,
     },
+    thread::current_thread,
 };
-
-/// What the kernel's return trampoline begins with: a breakpoint (kernel/events/uprobes.c, `xol_get_insn_slot`'s page) or,
-/// from 6.11 on, `push %rax` (arch/x86/kernel/uprobes.c, `uretprobe_trampoline_entry`).
-#[cfg(bpf_target_arch = "x86_64")]
-const TRAMPOLINE: [u8; 2] = [0xcc, 0x50];
-/// The same: `brk` (arch/arm64/include/asm/uprobes.h, `UPROBE_SWBP_INSN`), its lowest byte.
-#[cfg(bpf_target_arch = "aarch64")]
-const TRAMPOLINE: [u8; 2] = [0xa0, 0xa0];
 
 /// Pushes a pending call.
 #[inline(always)]
 pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
     let (cookie, row) = row(ctx.regs.cast())?;
-    let thread = lifecycle::current_thread()?;
+    let thread = current_thread()?;
     let mut call = PendingCall { sp: entry_sp(ctx), row: cookie, ..PendingCall::default() };
     if drop_stale(thread, row, &mut call) {
         return None;
@@ -224,7 +217,7 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     if call.nested != 0 {
         return None;
     }
-    commit(&Caller::of(ctx), thread, row, call, ctx.ret())
+    commit(&caller_of(ctx), thread, row, call, ctx.ret())
 }
 
 /// A pending call returned: does to the table what the call did.

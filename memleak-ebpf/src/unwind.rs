@@ -11,21 +11,10 @@ use memleak_common::{
 };
 
 use crate::{
+    arch,
     maps::{KNOWN, UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_SLOTS, UNWIND_WORDS, setting},
-    stack::{self, Hash, Walk},
+    window::{Hash, Walk, read_window, replaced},
 };
-
-#[cfg(bpf_target_arch = "aarch64")]
-use memleak_common::unwind::step_aarch64 as machine_step;
-#[cfg(bpf_target_arch = "x86_64")]
-use memleak_common::unwind::step_x86_64 as machine_step;
-
-/// Bits of a return address that are address.
-#[cfg(bpf_target_arch = "x86_64")]
-const ADDRESS_MASK: u64 = memleak_common::unwind::NO_MASK;
-/// Pointer authentication has what is above a user address of 48 bits (Documentation/arch/arm64/pointer-authentication).
-#[cfg(bpf_target_arch = "aarch64")]
-const ADDRESS_MASK: u64 = (1 << 48) - 1;
 
 const DEPTH_MASK: u32 = RULES as u32 - 1;
 const WINDOW_MASK: u64 = STACK_WINDOW as u64 - 1;
@@ -52,7 +41,7 @@ impl Stack {
         }
         // A step reads the lower address first: what it asks for next is above.
         window.base = address;
-        window.bytes = stack::read_window(address, &mut window.words, window.bytes == 0) * 8;
+        window.bytes = read_window(address, &mut window.words, window.bytes == 0) * 8;
         if window.bytes >= bytes { Some(0) } else { None }
     }
 
@@ -79,7 +68,7 @@ impl Reads for Stack {
     fn return_address(&self, cfa: u64, found: u64) -> u64 {
         // SAFETY: as above; nothing writes to the pending calls during a walk.
         let thread = unsafe { &*self.thread };
-        stack::replaced(thread.depth, &thread.pending, cfa.wrapping_sub(8), found)
+        replaced(thread.depth, &thread.pending, cfa.wrapping_sub(8), found)
     }
 
     #[inline(always)]
@@ -162,7 +151,7 @@ pub unsafe extern "C" fn unwind_step(thread: *mut ThreadRecord) -> u64 {
         let unwind: *mut Unwind = &raw mut (*thread).unwind;
         let stack = Stack { window: &raw mut (*unwind).window, thread };
         let maps = Maps { rule: &raw mut (*unwind).rule, generation: (*unwind).generation };
-        machine_step(&mut (*unwind).state, &stack, &maps) as u64
+        arch::unwind_step(&mut (*unwind).state, &stack, &maps) as u64
     }
 }
 
@@ -172,7 +161,7 @@ pub unsafe extern "C" fn unwind_step(thread: *mut ThreadRecord) -> u64 {
 pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> Walk {
     let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
     let PublishedList { list, generation, .. } = published_list(thread);
-    thread.unwind.state = State::new(regs, list, ADDRESS_MASK);
+    thread.unwind.state = State::new(regs, list, arch::ADDRESS_MASK);
     thread.unwind.state.exact = 0;
     thread.unwind.window.bytes = 0;
     let same_tables = thread.unwind.generation == generation;

@@ -9,50 +9,14 @@ use memleak_common::probe::Resource;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::{
-    probe::resource::{Catalog, ResourceInfo, table_of},
+    probe::resource::{Catalog, ResourceInfo, TopOfTables, table_of},
+    report::model::{AllocationLine, FrameId, Note, ResourceTotal, StackReport, Totals},
     settings::{ReportSettings, SortKey},
-    snapshot::{Outstanding, Snapshot},
+    snapshot::{Outstanding, Snapshot, Stack},
 };
 
 /// For ages: the kernel counts nanoseconds, reports show milliseconds.
-pub(crate) const NANOSECONDS_PER_MS: u64 = 1_000_000;
-
-/// Sums over all stacks that pass the filters, not only the top ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
-pub struct Totals {
-    /// Outstanding bytes.
-    pub bytes: u64,
-    /// Outstanding allocations.
-    pub count: u64,
-    /// Acquires so far.
-    pub acquired: u64,
-    /// Releases so far.
-    pub released: u64,
-}
-
-/// What one resource sums up to, over all stacks that pass the filters.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResourceTotal {
-    /// Which.
-    pub resource: Arc<ResourceInfo>,
-    /// Outstanding bytes; 0 where it has no size.
-    pub bytes: u64,
-    /// How many are outstanding.
-    pub count: u64,
-}
-
-/// One outstanding allocation, for `-a`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AllocationLine {
-    /// Address of the block.
-    pub address: u64,
-    /// Bytes asked for.
-    pub size: u64,
-    /// Milliseconds since it was acquired.
-    pub age_ms: u64,
-    /// What a descriptor is now: `socket:[123]`, a path. `None` where that is not known, or it is no descriptor.
-    pub now: Option<String>,
-}
+const NANOSECONDS_PER_MS: u64 = 1_000_000;
 
 /// What one group is made of: a stack of one process that acquired one kind of resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -80,9 +44,36 @@ pub struct Group {
     pub newest_ns: u64,
     /// Bytes (of a resource without size: how many) now minus those in the report before (0 where it was not in it).
     pub growth: i128,
-    /// With `-a`, and of descriptors: one for each outstanding allocation that was captured, oldest first, then by
-    /// address. Not scaled.
+    /// It is among the top groups of its table.
+    pub is_top: bool,
+    /// Of the top groups with `-a`, and of descriptors: one for each outstanding allocation that was captured, oldest
+    /// first, then by address. Not scaled.
     pub allocations: Option<Vec<AllocationLine>>,
+}
+
+impl Group {
+    /// What a report says of it, given its stack (`None` where its id is not in the snapshot), and what the settings leave
+    /// in. Its frames are looked up by whoever writes it.
+    pub fn report(
+        self,
+        resource: Arc<ResourceInfo>,
+        stack: Option<&Stack>,
+        settings: &ReportSettings,
+    ) -> StackReport {
+        let age_ms = |age_ns: u64| (!settings.combined_only).then_some(age_ns / NANOSECONDS_PER_MS);
+        StackReport {
+            pid: self.key.pid,
+            resource,
+            bytes: self.bytes,
+            count: self.count,
+            oldest_ms: age_ms(self.oldest_ns),
+            newest_ms: age_ms(self.newest_ns),
+            tag: stack.and_then(|stack| stack.tag.clone()),
+            frames: Vec::<FrameId>::new(),
+            notes: stack.and_then(|stack| stack.cut).map(Note::Cut).into_iter().collect(),
+            allocations: self.allocations.filter(|_| settings.show_allocs),
+        }
+    }
 }
 
 /// What the report before held: bytes, or how many, by group, for [`SortKey::Growth`]. Starts empty.
@@ -92,16 +83,17 @@ pub struct History(FxHashMap<GroupKey, u64>);
 /// A snapshot in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Aggregated {
-    /// Sums over all groups, also those that are not in `groups`.
+    /// Sums over all groups.
     pub totals: Totals,
     /// The same for each resource that is traced or was found.
     pub by_resource: Vec<ResourceTotal>,
-    /// The top groups of each table, in the order of the settings' sort key; table by table.
+    /// All groups, table by table. The top ones of each table come first, in the order of the settings' sort key; the
+    /// others in none.
     pub groups: Vec<Group>,
 }
 
-/// Groups what is outstanding in `snapshot` by process, resource and stack, and keeps the top groups of each table: that
-/// of memory, and one for each other resource ([`table_of`]).
+/// Groups what is outstanding in `snapshot` by process, resource and stack, and puts the top groups of each table first:
+/// that of memory, and one for each other resource ([`table_of`]).
 ///
 /// `ignore_older` takes allocations of any age in, whatever `-o` says: in the last report of a target that has ended
 /// nothing is young. `history` is what the call before left there; it is brought up to date.
@@ -138,9 +130,11 @@ pub fn aggregate(
         totals.count = totals.count.saturating_add(group.count);
     }
     history.0 = amounts;
-    let mut groups = top_of_each_table(snapshot, settings, &by_resource, groups);
+    let mut groups = in_order(snapshot, settings, &by_resource, groups);
     if !settings.combined_only {
-        let is_listed = |group: &Group| settings.show_allocs || catalog.get(group.key.resource).is_descriptor;
+        let is_listed = |group: &Group| {
+            group.is_top && (settings.show_allocs || catalog.get(group.key.resource).is_descriptor)
+        };
         list_allocations(snapshot, youngest_ns, index, &mut groups, is_listed);
     }
     Aggregated { totals, by_resource, groups }
@@ -159,31 +153,33 @@ fn total_of<'a>(
     &mut totals[at]
 }
 
-/// Table by table, the groups that are to be shown of each, in order.
-fn top_of_each_table(
+/// All groups, table by table, the top ones of each first and in order.
+fn in_order(
     snapshot: &Snapshot,
     settings: &ReportSettings,
     resources: &[ResourceTotal],
     mut groups: Vec<Group>,
 ) -> Vec<Group> {
     let order = |a: &Group, b: &Group| compare(snapshot, settings.sort, a, b);
-    let mut shown = Vec::new();
+    let mut ordered = Vec::with_capacity(groups.len());
     for total in resources {
         let table = total.resource.table();
         let (mut of_table, rest): (Vec<_>, Vec<_>) =
             groups.into_iter().partition(|group| table_of(group.key.resource) == table);
         groups = rest;
-        if settings.top == 0 {
-            of_table.clear();
-        } else if of_table.len() > settings.top {
-            // Only the top is put in order: most groups of a large target are never printed.
-            of_table.select_nth_unstable_by(settings.top - 1, order);
-            of_table.truncate(settings.top);
+        let top = settings.top.min(of_table.len());
+        // Only the top is put in order: most groups of a large target are never printed.
+        if top > 0 && top < of_table.len() {
+            of_table.select_nth_unstable_by(top - 1, order);
         }
-        of_table.sort_unstable_by(order);
-        shown.append(&mut of_table);
+        if let Some(top) = of_table.get_mut(..top) {
+            top.sort_unstable_by(order);
+        }
+        ordered.append(&mut of_table);
     }
-    shown
+    let mut top = TopOfTables::new(settings.top);
+    ordered.iter_mut().for_each(|group| group.is_top = top.takes(group.key.resource));
+    ordered
 }
 
 /// All groups (not scaled, in no order that matters), and the place that each key had among them.
@@ -201,6 +197,7 @@ fn group(snapshot: &Snapshot, youngest_ns: u64) -> (Vec<Group>, FxHashMap<GroupK
                 oldest_ns: age_ns,
                 newest_ns: age_ns,
                 growth: 0,
+                is_top: false,
                 allocations: None,
             });
             groups.len() - 1

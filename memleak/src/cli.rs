@@ -23,6 +23,7 @@ Examples:
   memleak -p 1234 -a -o 0 1 1            every outstanding allocation, once, and end
   memleak -p 1234 -s 100                 a busy program: one allocation in 100, scaled up
   memleak -p 1234 --json --output a.jsonl
+  memleak -p 1234 --folded 60 1 | flamegraph.pl --countname bytes > held.svg
   memleak --kernel 10                    the kernel's own allocations, a report every 10 seconds
   memleak -k --slab dentry --sort growth which paths of the kernel grow the dentry cache
   memleak --error-exitcode 99 -- ./test  for CI: 99 when something is still outstanding at the end
@@ -225,9 +226,17 @@ pub struct Cli {
     #[arg(long, value_name = "KEY", default_value = "size", help_heading = "What is reported")]
     pub sort: String,
 
-    /// One JSON object a line for each report
+    /// How reports are written: text, json or folded [default: text]
+    #[arg(long, value_name = "NAME", help_heading = "What is reported")]
+    pub format: Option<String>,
+
+    /// One JSON object a line for each report: --format json
     #[arg(long, help_heading = "What is reported")]
     pub json: bool,
+
+    /// The last report as folded stacks, which flame graphs are made of: --format folded
+    #[arg(long, help_heading = "What is reported")]
+    pub folded: bool,
 
     /// Write reports to FILE, not to standard output
     #[arg(long, value_name = "FILE", help_heading = "What is reported")]

@@ -1,5 +1,7 @@
 //! What objects of the kernel are, in words: `kmalloc-64`, `dentry`, `order 2`.
 
+use std::fmt;
+
 use memleak_common::kernel::{KmallocType, Label};
 
 /// What stands before the size in the names of kmalloc's caches (`kmalloc_info` in mm/slab_common.c).
@@ -12,19 +14,36 @@ const fn kmalloc_prefix(kind: KmallocType) -> &'static str {
     }
 }
 
-/// What stands before the order in the name of a block of pages.
-const ORDER: &str = "order ";
+/// What the objects of a stack of the kernel's are. Its text form is the cache's name, or `order 2`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Tag {
+    /// Objects of the slab cache of this name.
+    Cache(String),
+    /// Blocks of 2^N pages.
+    Pages(u8),
+}
 
-/// Largest order that a block of pages could have: 2^52 pages are all that 64 bits can address.
-const MAX_ORDER: u8 = 52;
-
-/// The name of `label`; `cache_name` gives that of a cache by the address of its `struct kmem_cache`.
-pub fn label_name(label: Label, cache_name: impl FnOnce(u64) -> Option<String>) -> Option<String> {
-    match label {
-        Label::Cache(address) => cache_name(address),
-        Label::Kmalloc(kind, bytes) => Some(format!("{}{}", kmalloc_prefix(kind), kmalloc_bytes(bytes))),
-        Label::Pages(order) => Some(format!("{ORDER}{order}")),
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cache(name) => f.write_str(name),
+            Self::Pages(order) => write!(f, "order {order}"),
+        }
     }
+}
+
+/// What `label` stands for; `cache_name` gives the name of a cache by the address of its `struct kmem_cache`.
+pub fn tag_of(label: Label, cache_name: impl FnOnce(u64) -> Option<String>) -> Option<Tag> {
+    match label {
+        Label::Cache(address) => cache_name(address).map(Tag::Cache),
+        Label::Kmalloc(kind, bytes) => Some(Tag::Cache(kmalloc_name(kind, bytes))),
+        Label::Pages(order) => Some(Tag::Pages(order)),
+    }
+}
+
+/// The name of the cache of kmalloc's for objects of so many bytes.
+fn kmalloc_name(kind: KmallocType, bytes: u64) -> String {
+    format!("{}{}", kmalloc_prefix(kind), kmalloc_bytes(bytes))
 }
 
 /// As the kernel writes sizes in these names: 512, 1k, 2M.
@@ -50,14 +69,8 @@ pub fn kmalloc_label(name: &str) -> Option<Label> {
         let bytes = digits.parse::<u64>().ok()?.checked_mul(1 << shift)?;
         let label = Label::Kmalloc(*kind, bytes);
         // One name for each: neither `kmalloc-1024` nor `kmalloc-+8`.
-        (label_name(label, |_| None).as_deref() == Some(name) && Label::decode(label.encode()) == Some(label))
-            .then_some(label)
+        (kmalloc_name(*kind, bytes) == name && Label::decode(label.encode()) == Some(label)).then_some(label)
     })
-}
-
-/// N of `order N`, the name of a block of 2^N pages; `None` for all other names.
-pub fn order_of_pages(name: &str) -> Option<u8> {
-    name.strip_prefix(ORDER)?.parse().ok().filter(|order| *order <= MAX_ORDER)
 }
 
 #[cfg(test)]
@@ -65,7 +78,8 @@ mod tests {
     use super::*;
 
     fn name(label: Label) -> Option<String> {
-        label_name(label, |address| (address == 0xffff_8881_0000_0000).then(|| "dentry".to_owned()))
+        let cache = |address| (address == 0xffff_8881_0000_0000).then(|| "dentry".to_owned());
+        tag_of(label, cache).map(|tag| tag.to_string())
     }
 
     #[test]
@@ -106,10 +120,13 @@ mod tests {
         ] {
             assert_eq!(kmalloc_label(name), None, "{name}");
         }
-        assert_eq!(order_of_pages("order 3"), Some(3));
-        for name in ["order", "order ", "order x", "order 300", "order 53", "kmalloc-8"] {
-            assert_eq!(order_of_pages(name), None, "{name}");
-        }
+    }
+
+    #[test]
+    fn a_cache_that_is_called_as_pages_are_stays_a_cache() {
+        let tag = tag_of(Label::Cache(1), |_| Some("order 2".to_owned()));
+        assert_eq!(tag, Some(Tag::Cache("order 2".to_owned())));
+        assert_ne!(tag, tag_of(Label::Pages(2), |_| None));
     }
 
     /// The running kernel's own names, all of them, back and forth.

@@ -20,6 +20,7 @@ use crate::{
         spec::UserResource,
         table::Row,
     },
+    report::format::{KINDS, Kind, folded, json},
 };
 
 /// What is traced.
@@ -60,20 +61,11 @@ pub enum UnwindMode {
     Kernel,
 }
 
-/// How a report is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// Spec section 2.
-    Text,
-    /// Spec section 5: one object a line.
-    Json,
-}
-
 /// What a report holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportSettings {
-    /// Text or JSON.
-    pub format: Format,
+    /// How it is written.
+    pub format: Kind,
     /// How many stacks at most.
     pub top: usize,
     /// Order of the stacks.
@@ -441,7 +433,7 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         return Err(UsageError::new("-a with -C", why, "keep one of them"));
     }
     Ok(ReportSettings {
-        format: if cli.json { Format::Json } else { Format::Text },
+        format: resolve_format(cli)?,
         top: TOP.parse(&cli.top)?,
         sort: one_of("--sort", "sort key", &cli.sort)?,
         show_allocs: cli.show_allocs,
@@ -450,6 +442,30 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         sample_rate: SAMPLE_RATE.parse(&cli.sample_rate)?,
         output: cli.output.clone(),
     })
+}
+
+/// The form that is asked for, by its name or by an option of its own.
+fn resolve_format(cli: &Cli) -> Result<Kind, UsageError> {
+    const WHAT: &str = "--format";
+    let named = cli.format.as_deref().map(|name| {
+        Kind::named(name).ok_or_else(|| {
+            let names = KINDS.map(|kind| kind.name).join(", ");
+            UsageError::new(WHAT, format!("'{name}' is not a format"), format!("give one of {names}"))
+        })
+    });
+    let asked = [named.transpose()?, cli.json.then_some(json::KIND), cli.folded.then_some(folded::KIND)];
+    let mut asked = asked.into_iter().flatten();
+    let [default, ..] = KINDS;
+    let kind = asked.next().unwrap_or(default);
+    if let Some(other) = asked.find(|other| *other != kind) {
+        let why = format!("{} and {} were both asked for", kind.name, other.name);
+        return Err(UsageError::new(WHAT, why, "keep one of them"));
+    }
+    if cli.trace && !kind.has_events {
+        let why = format!("{} has no lines for the events of -t/--trace", kind.name);
+        return Err(UsageError::new(WHAT, why, "leave out -t, or take another format"));
+    }
+    Ok(kind)
 }
 
 /// A value of a set of names.

@@ -6,7 +6,8 @@ use std::{
 
 use memleak::{
     exit::{self, ExitMessage, Stream},
-    settings::{Format, KernelProbes, KernelSettings, Settings, SortKey, TargetSpec, UnwindMode},
+    report::format::{folded, json, text},
+    settings::{KernelProbes, KernelSettings, Settings, SortKey, TargetSpec, UnwindMode},
 };
 
 fn parse(arguments: &[&str]) -> Result<Settings, ExitMessage> {
@@ -39,7 +40,7 @@ fn defaults_are_those_of_the_spec() {
     assert_eq!((capture.trace, capture.follow_forks, capture.traps_only), (false, false, false));
     assert_eq!((capture.object, capture.symbols_prefix), (None, None));
     let report = settings.report;
-    assert_eq!((report.format, report.top, report.sort), (Format::Text, 10, SortKey::Size));
+    assert_eq!((report.format, report.top, report.sort), (text::KIND, 10, SortKey::Size));
     assert_eq!((report.show_allocs, report.combined_only), (false, false));
     assert_eq!((report.older, report.sample_rate), (Duration::from_millis(500), 1));
     assert_eq!(report.output, None);
@@ -128,7 +129,10 @@ fn every_option_has_its_effect() {
     assert_eq!(with(&["--obj", "/x/y"]).capture.object.as_deref(), Some("/x/y"));
     assert_eq!(with(&["-S", "je_"]).capture.symbols_prefix.as_deref(), Some("je_"));
     assert_eq!(with(&["--symbols-prefix", "mi_"]).capture.symbols_prefix.as_deref(), Some("mi_"));
-    assert_eq!(with(&["--json"]).report.format, Format::Json);
+    assert_eq!(with(&["--json"]).report.format, json::KIND);
+    assert_eq!(with(&["--folded"]).report.format, folded::KIND);
+    assert_eq!(with(&["--format", "text"]).report.format, text::KIND);
+    assert_eq!(with(&["--format", "JSON", "--json"]).report.format, json::KIND);
     assert_eq!(with(&["--output", "f"]).report.output.as_deref(), Some(Path::new("f")));
     assert_eq!(with(&["--max-depth", "1"]).capture.max_depth, 1);
     assert_eq!(with(&["--max-depth", "127"]).capture.max_depth, 127);
@@ -314,6 +318,9 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["-p", "1", "--follow-fork"], "--follow-fork: no such option", "did you mean --follow-forks"),
     (&["-p", "1", "--qqq"], "--qqq: no such option", "memleak --help"),
     (&["-p", "1", "-q"], "-q: no such option", "memleak --help"),
+    (&["-p", "1", "--format", "xml"], "'xml' is not a format", "give one of text, json, folded"),
+    (&["-p", "1", "--format", "text", "--json"], "text and json were both", "keep one"),
+    (&["-p", "1", "--folded", "-t"], "folded has no lines for the events", "another format"),
     (&["-p", "1", "--json=yes"], "--json: takes no value, but 'yes'", "leave the value out"),
 ];
 

@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, time::Duration};
 use memleak_common::stack::NO_STACK;
 
 use super::*;
-use crate::{settings::Format, snapshot::Stack};
+use crate::{report::format::text, snapshot::Stack};
 
 const MS: u64 = 1_000_000;
 const NOW: u64 = 10_000 * MS;
 
 fn settings() -> ReportSettings {
     ReportSettings {
-        format: Format::Text,
+        format: text::KIND,
         top: 10,
         sort: SortKey::Size,
         show_allocs: false,
@@ -55,8 +55,13 @@ fn by_resource(aggregated: &Aggregated) -> Vec<(&str, u64, u64)> {
     totals.map(|total| (total.resource.name.as_str(), total.bytes, total.count)).collect()
 }
 
+/// The groups that are printed.
+fn top(aggregated: &Aggregated) -> impl Iterator<Item = &Group> {
+    aggregated.groups.iter().filter(|group| group.is_top)
+}
+
 fn ids(aggregated: &Aggregated) -> Vec<u64> {
-    aggregated.groups.iter().map(|group| group.key.stack_id).collect()
+    top(aggregated).map(|group| group.key.stack_id).collect()
 }
 
 #[test]
@@ -181,15 +186,18 @@ fn each_table_has_its_own_top_and_what_has_no_size_goes_by_count() {
         mapping,
     ]);
     let result = run(&snapshot, &ReportSettings { top: 2, ..settings() });
-    let groups = result.groups.iter();
-    let groups: Vec<_> = groups.map(|group| (group.key.resource, group.key.stack_id, group.count)).collect();
+    let groups: Vec<_> =
+        top(&result).map(|group| (group.key.resource, group.key.stack_id, group.count)).collect();
     let (heap, mmap, fd) = (Resource::Heap, Resource::Mmap, Resource::Fd);
     assert_eq!(groups, [(mmap, 3, 1), (heap, 2, 1), (fd, 2, 2), (fd, 1, 1)]);
     assert_eq!(by_resource(&result), [("heap", 3, 2), ("mmap", 4096, 1), ("fd", 0, 3)]);
     assert_eq!((result.totals.bytes, result.totals.count), (4099, 6));
     // Descriptors are listed without -a, too: their summary needs them.
-    let listed: Vec<bool> = result.groups.iter().map(|group| group.allocations.is_some()).collect();
+    let listed: Vec<bool> = top(&result).map(|group| group.allocations.is_some()).collect();
     assert_eq!(listed, [false, false, true, true]);
+    // The others follow in their table.
+    let all: Vec<_> = result.groups.iter().map(|group| (group.key.resource, group.is_top)).collect();
+    assert_eq!(all, [(mmap, true), (heap, true), (heap, false), (fd, true), (fd, true)]);
     let combined = run(&snapshot, &ReportSettings { combined_only: true, ..settings() });
     assert!(combined.groups.iter().all(|group| group.allocations.is_none()));
 }
@@ -239,7 +247,7 @@ fn allocations_are_listed_oldest_first_for_the_top_stacks() {
     let lines: Vec<_> = result.groups[0].allocations.iter().flatten().collect();
     let expected = [(0x20, 9), (0x10, 1), (0x30, 1)];
     assert_eq!(lines.iter().map(|line| (line.address, line.age_ms)).collect::<Vec<_>>(), expected);
-    assert_eq!(result.groups.len(), 1);
+    assert_eq!(result.groups.iter().filter(|group| group.allocations.is_some()).count(), 1);
 }
 
 #[test]
@@ -310,12 +318,13 @@ fn any_snapshot_agrees_with_the_plain_way() {
             ..settings()
         };
         let result = run(&snapshot, &settings);
-        let groups: Vec<_> =
-            result.groups.iter().map(|group| (group.key, group.bytes, group.count)).collect();
+        let groups: Vec<_> = top(&result).map(|group| (group.key, group.bytes, group.count)).collect();
         let (expected, bytes, count) = truth(&snapshot, &settings);
         assert_eq!(groups, expected, "round {round}, {settings:?}");
         assert_eq!((result.totals.bytes, result.totals.count), (bytes, count), "round {round}");
-        for group in &result.groups {
+        let all = result.groups.iter().fold((0, 0), |sum, group| (sum.0 + group.bytes, sum.1 + group.count));
+        assert_eq!(all, (bytes, count), "round {round}");
+        for group in top(&result) {
             let lines = group.allocations.as_deref().unwrap_or_default();
             let (sum, len) = (lines.iter().map(|line| line.size).sum::<u64>(), lines.len() as u64);
             assert_eq!((sum, len), (group.bytes, group.count), "round {round}");

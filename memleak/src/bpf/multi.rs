@@ -24,7 +24,10 @@ use aya_obj::{
     },
 };
 
-use super::{BpfError, chain, maps::bpf};
+use super::{
+    error::{BpfError, chain},
+    sys::bpf,
+};
 
 /// Programs of the object, loaded for `uprobe_multi`.
 pub struct MultiPrograms {

@@ -137,7 +137,7 @@ impl Deref for Bytes {
 
 impl fmt::Debug for Bytes {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Bytes({})", self.len())
+        write!(formatter, "Bytes({})", self.length())
     }
 }
 
@@ -164,7 +164,7 @@ impl Source {
     }
 
     /// Length in bytes.
-    pub fn len(&self) -> u64 {
+    pub fn length(&self) -> u64 {
         match self {
             Self::File(_, length) => *length,
             Self::Memory(bytes) => bytes.len() as u64,
@@ -174,7 +174,7 @@ impl Source {
     /// Fills `buffer` from `offset` on.
     pub fn read(&self, offset: u64, buffer: &mut [u8], budget: &Budget) -> io::Result<()> {
         let end = offset.checked_add(buffer.len() as u64);
-        let end = end.filter(|end| *end <= self.len()).ok_or_else(truncated)?;
+        let end = end.filter(|end| *end <= self.length()).ok_or_else(truncated)?;
         budget.spend(buffer.len() as u64)?;
         match self {
             Self::File(file, _) => file.read_exact_at(buffer, offset),
@@ -187,7 +187,7 @@ impl Source {
 
     /// `size` bytes from `offset` on, copied.
     pub fn part(&self, offset: u64, size: u64, budget: &Budget) -> io::Result<Bytes> {
-        offset.checked_add(size).filter(|end| *end <= self.len()).ok_or_else(truncated)?;
+        offset.checked_add(size).filter(|end| *end <= self.length()).ok_or_else(truncated)?;
         let charge = budget.charge(size)?;
         let mut data = Vec::new();
         data.try_reserve_exact(size as usize).map_err(|_| budget.exceeded())?;
@@ -206,7 +206,7 @@ impl Source {
         budget: &Budget,
         mut with: impl FnMut(&[u8]) -> bool,
     ) -> io::Result<()> {
-        let end = offset.checked_add(size).filter(|end| *end <= self.len()).ok_or_else(truncated)?;
+        let end = offset.checked_add(size).filter(|end| *end <= self.length()).ok_or_else(truncated)?;
         let mut buffer = vec![0; (CHUNK - CHUNK % unit.clamp(1, CHUNK)).min(size as usize)];
         let mut at = offset;
         while at < end {
@@ -223,7 +223,7 @@ impl Source {
     /// CRC-32 of the whole (the one of `.gnu_debuglink`).
     pub fn crc32(&self, budget: &Budget) -> io::Result<u32> {
         let mut hasher = crc32fast::Hasher::new();
-        self.pieces(0, self.len(), 1, budget, |piece| {
+        self.pieces(0, self.length(), 1, budget, |piece| {
             hasher.update(piece);
             true
         })?;

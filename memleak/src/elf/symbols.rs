@@ -51,13 +51,13 @@ impl ElfFile {
 
 impl<'a> SymbolTable<'a> {
     /// How many symbols it has.
-    pub fn len(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         self.section.size / self.elf.format.symbol_size() as u64
     }
 
     /// Calls `with` with each symbol and its index. What cannot be read, or is more than is allowed, ends it.
     pub fn for_each(&self, budget: &Budget, mut with: impl FnMut(u32, RawSymbol)) {
-        if self.len() > MAX_SYMBOLS {
+        if self.count() > MAX_SYMBOLS {
             budget.exceeded();
             return;
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use memleak_common::probe::Resource;
+use rustc_hash::FxHashMap;
 
 use super::spec::{Size, UserResource, Width};
 
@@ -108,6 +109,27 @@ pub fn table_of(resource: Resource) -> Resource {
         | Resource::Vmalloc
         | Resource::Percpu => Resource::Heap,
         other => other,
+    }
+}
+
+/// Picks the first entries of each table out of a list that is in order.
+#[derive(Clone, Debug)]
+pub struct TopOfTables {
+    top: usize,
+    seen: FxHashMap<Resource, usize>,
+}
+
+impl TopOfTables {
+    /// So many of each table.
+    pub fn new(top: usize) -> Self {
+        Self { top, seen: FxHashMap::default() }
+    }
+
+    /// Whether the next entry, which is one of `resource`, is among them.
+    pub fn takes(&mut self, resource: Resource) -> bool {
+        let seen = self.seen.entry(table_of(resource)).or_default();
+        *seen += 1;
+        *seen <= self.top
     }
 }
 

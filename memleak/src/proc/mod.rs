@@ -1,11 +1,13 @@
 //! Reading /proc and another process's memory. Nothing else in the program does.
 
 pub mod btf;
+pub mod clock;
 pub mod descriptors;
 pub mod kallsyms;
 pub mod limits;
 pub mod maps;
 pub mod memory;
+pub mod readable;
 pub mod root;
 pub mod slab;
 pub mod status;

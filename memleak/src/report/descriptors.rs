@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::AllocationLine;
+use super::model::AllocationLine;
 
 /// Most paths named for a stack.
 const PATHS: usize = 3;

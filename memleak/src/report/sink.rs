@@ -8,12 +8,10 @@ use std::{
 };
 
 use super::{
-    Report,
-    json::write_json,
-    text::{TextOptions, write_text},
-    trace::{EventLine, write_event_json, write_event_text},
+    format::{Format, Occasion, Scope},
+    model::Report,
+    trace::EventLine,
 };
-use crate::settings::{Format, ReportSettings};
 
 /// Why reports cannot be written: one line, `<what>: <why>; <what to do>`.
 #[derive(Debug, thiserror::Error)]
@@ -46,22 +44,21 @@ pub enum Delivery {
     ReaderGone,
 }
 
-/// Writes reports and events, in the form that the settings ask for.
+/// Writes reports and events, in the form that is asked for.
 #[derive(Debug)]
 pub struct Sink {
     /// Not buffered: what is delivered is with the reader at once.
     output: File,
     name: String,
-    format: Format,
-    text: TextOptions,
+    format: Box<dyn Format>,
     /// One delivery, made in full before any of it is written. Its memory is used again.
     buffer: Vec<u8>,
 }
 
 impl Sink {
-    /// Opens what the settings name. A file is created, or emptied, here and never again.
-    pub fn open(settings: &ReportSettings) -> Result<Self, SinkError> {
-        let (output, name) = match settings.output.as_deref() {
+    /// Opens `output`, or standard output. A file is created, or emptied, here and never again.
+    pub fn open(output: Option<&Path>, format: Box<dyn Format>) -> Result<Self, SinkError> {
+        let (output, name) = match output {
             None => {
                 let stdout = io::stdout().as_fd().try_clone_to_owned().map(File::from);
                 (stdout, "standard output".to_owned())
@@ -69,41 +66,35 @@ impl Sink {
             Some(path) => (File::create(path), name_of(path)),
         };
         match output {
-            Ok(output) => Ok(Self {
-                output,
-                name,
-                format: settings.format,
-                text: TextOptions::new(settings),
-                buffer: Vec::new(),
-            }),
+            Ok(output) => Ok(Self { output, name, format, buffer: Vec::new() }),
             Err(source) => Err(SinkError::Open { name, source }),
         }
     }
 
-    /// Writes one report.
+    /// The stacks that it writes.
+    pub fn scope(&self) -> Scope {
+        self.format.scope()
+    }
+
+    /// Writes one report, if the form writes those that are not the last.
     pub fn report(&mut self, report: &Report) -> Result<Delivery, SinkError> {
-        self.deliver(|format, text, out| match format {
-            Format::Text => write_text(report, text, out),
-            Format::Json => write_json(report, out),
-        })
+        if !report.is_final && self.format.occasion() == Occasion::Last {
+            return Ok(Delivery::Written);
+        }
+        self.deliver(|format, out| format.report(report, out))
     }
 
     /// Writes events that came in together.
     pub fn events(&mut self, events: &[EventLine]) -> Result<Delivery, SinkError> {
-        self.deliver(|format, text, out| {
-            events.iter().try_for_each(|event| match format {
-                Format::Text => write_event_text(event, text, out),
-                Format::Json => write_event_json(event, out),
-            })
-        })
+        self.deliver(|format, out| events.iter().try_for_each(|event| format.event(event, out)))
     }
 
     fn deliver(
         &mut self,
-        make: impl FnOnce(Format, &TextOptions, &mut dyn Write) -> io::Result<()>,
+        make: impl FnOnce(&dyn Format, &mut dyn Write) -> io::Result<()>,
     ) -> Result<Delivery, SinkError> {
         self.buffer.clear();
-        let made = make(self.format, &self.text, &mut self.buffer);
+        let made = make(&*self.format, &mut self.buffer);
         match made.and_then(|()| write_all(&self.output, &self.buffer)) {
             Ok(()) => Ok(Delivery::Written),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Delivery::ReaderGone),
@@ -152,24 +143,15 @@ mod tests {
     };
 
     use super::*;
-    use crate::settings::SortKey;
+    use crate::report::format::{Options, text};
 
-    fn settings(output: Option<PathBuf>) -> ReportSettings {
-        ReportSettings {
-            format: Format::Text,
-            top: 10,
-            sort: SortKey::Size,
-            show_allocs: false,
-            combined_only: false,
-            older: std::time::Duration::ZERO,
-            sample_rate: 1,
-            output,
-        }
+    fn open(output: Option<PathBuf>) -> Result<Sink, SinkError> {
+        Sink::open(output.as_deref(), (text::KIND.new)(&Options::new(10)))
     }
 
     fn into_pipe() -> (PipeReader, Sink) {
         let (reader, writer): (PipeReader, PipeWriter) = io::pipe().expect("a pipe");
-        let mut sink = Sink::open(&settings(None)).expect("standard output");
+        let mut sink = open(None).expect("standard output");
         sink.output = File::from(OwnedFd::from(writer));
         (reader, sink)
     }
@@ -178,7 +160,7 @@ mod tests {
     fn a_closed_pipe_is_a_reader_that_is_gone() {
         let (reader, mut sink) = into_pipe();
         drop(reader);
-        let delivery = sink.deliver(|_, _, out| out.write_all(b"x\n")).expect("no error");
+        let delivery = sink.deliver(|_, out| out.write_all(b"x\n")).expect("no error");
         assert_eq!(delivery, Delivery::ReaderGone);
     }
 
@@ -194,7 +176,7 @@ mod tests {
             let mut all = Vec::new();
             reader.read_to_end(&mut all).map(|_| all.len())
         });
-        let delivery = sink.deliver(|_, _, out| out.write_all(&large)).expect("no error");
+        let delivery = sink.deliver(|_, out| out.write_all(&large)).expect("no error");
         drop(sink);
         assert_eq!(delivery, Delivery::Written);
         assert_eq!(received.join().expect("the reader ends").expect("it reads"), expected);
@@ -205,9 +187,9 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("out");
         std::fs::write(&path, "old").expect("written");
-        let mut sink = Sink::open(&settings(Some(path.clone()))).expect("opens");
+        let mut sink = open(Some(path.clone())).expect("opens");
         for line in ["one\n", "two\n"] {
-            let delivery = sink.deliver(|_, _, out| out.write_all(line.as_bytes())).expect("no error");
+            let delivery = sink.deliver(|_, out| out.write_all(line.as_bytes())).expect("no error");
             assert_eq!(delivery, Delivery::Written);
             assert!(std::fs::read_to_string(&path).expect("read").ends_with(line), "not flushed");
         }
@@ -216,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_made_is_one_line() {
-        let error = Sink::open(&settings(Some("/proc/nowhere/out".into()))).expect_err("no such directory");
+        let error = open(Some("/proc/nowhere/out".into())).expect_err("no such directory");
         let line = error.to_string();
         assert!(line.starts_with("--output /proc/nowhere/out: cannot be opened: No such file"), "{line}");
         assert!(!line.contains('\n'));
@@ -224,8 +206,8 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_an_error_and_no_quiet_end() {
-        let mut sink = Sink::open(&settings(Some("/dev/full".into()))).expect("opens");
-        let error = sink.deliver(|_, _, out| out.write_all(b"x")).expect_err("no room");
+        let mut sink = open(Some("/dev/full".into())).expect("opens");
+        let error = sink.deliver(|_, out| out.write_all(b"x")).expect_err("no room");
         assert!(error.to_string().contains("--output /dev/full: cannot be written to: No space"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! What the kernel side tells at once, and what follows from it.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -9,12 +9,13 @@ use log::{debug, info};
 use memleak_common::{event::kind, probe::Resource};
 
 use super::{
-    Objects, Session, SessionError, Traced,
-    wait::{event_line, is_kernels, millis, next_event},
+    SessionError,
+    state::Session,
+    user_mode::Objects,
+    wait::{event_line, is_kernels, millis},
 };
 use crate::{
-    bpf::{load, read::monotonic_ns},
-    proc::status::read_status,
+    proc::clock::monotonic_ns,
     report::sink::Delivery,
     snapshot::Unmap,
     target::process::{Process, check_program},
@@ -38,22 +39,21 @@ impl Session {
         let mut stacks_stored = false;
         while taken < AT_ONCE
             && Instant::now() < deadline
-            && let Some(event) = next_event(self.events.get_mut())
+            && let Some(event) = self.tracer.next_event()
         {
             taken += 1;
-            let pid = self.reader.pid_of(&self.ebpf, event.tgid)?;
+            let pid = self.tracer.pid_of(event.tgid)?;
             match event.kind {
                 kind::ACQUIRE | kind::RELEASE => {
-                    let mut line = event_line(&event, pid, &self.catalog);
+                    let mut line = event_line(&event, pid, &self.reporter.catalog);
                     if let Some(line) = &mut line
                         && is_kernels(line.resource.resource)
                     {
-                        line.label =
-                            self.reader.stack(&self.ebpf, event.stack_id)?.and_then(|s| s.label.clone());
+                        line.tag = self.tracer.stack(event.stack_id)?.and_then(|s| s.tag.clone());
                     }
                     lines.extend(line);
                 }
-                kind::UNMAP => self.reader.unmapped(Unmap {
+                kind::UNMAP => self.tracer.unmapped(Unmap {
                     pid,
                     resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
                     start: event.handle,
@@ -75,14 +75,18 @@ impl Session {
             self.mappings_changed(pid, time_ns);
         }
         if let Some(time_ns) = last_notice {
-            load::answer(&mut self.ebpf, time_ns)?;
+            self.tracer.answer(time_ns)?;
         }
-        self.reader.forget_unmaps(&self.ebpf)?;
+        self.tracer.forget_unmaps()?;
         if stacks_stored {
-            self.collection = self.reader.collection_due(&self.ebpf)?;
+            self.due.collection = self.tracer.collection_due()?;
         }
         let more = taken == AT_ONCE || Instant::now() >= deadline;
-        if lines.is_empty() { Ok((Delivery::Written, more)) } else { Ok((self.sink.events(&lines)?, more)) }
+        if lines.is_empty() {
+            Ok((Delivery::Written, more))
+        } else {
+            Ok((self.reporter.sink.events(&lines)?, more))
+        }
     }
 
     /// Handles what was sent before this moment, or as much of it as a report can wait for.
@@ -99,15 +103,14 @@ impl Session {
 
     /// The target has loaded or unloaded objects, at `time_ns` (CLOCK_MONOTONIC): an allocator may be among them.
     fn mappings_changed(&mut self, pid: u32, time_ns: u64) {
-        if !self.traced.contains_key(&pid) {
+        if self.targets.get(pid).is_none() {
             return;
         }
         // Tables first: the new code runs as soon as the dynamic linker is done.
         self.observe(pid);
         let late = monotonic_ns().saturating_sub(time_ns) / 1000;
         debug!("process {pid}: unwind tables in place {late} us after the notice");
-        let planned = self.plan(pid, Objects::New).and_then(|plan| self.attach(pid, &plan));
-        if let Err(error) = planned {
+        if let Err(error) = self.probe(pid, Objects::New) {
             // It may have ended meanwhile; what was attached before stays.
             info!("{error}");
         }
@@ -116,21 +119,10 @@ impl Session {
 
     pub(super) fn program_replaced(&mut self, pid: u32, by_another_thread: bool) -> Result<(), SessionError> {
         check_program(pid)?;
-        if by_another_thread {
-            self.probes.forget(pid);
-        }
-        self.reader.replaced(pid);
-        self.void_due.get_or_insert_with(|| Instant::now() + VOID_AFTER);
-        self.symbolizer.forget(pid);
-        if let Some(unwinding) = &mut self.unwinding {
-            unwinding.forget(pid);
-        }
-        if let Some(traced) = self.traced.get_mut(&pid) {
-            traced.planned.clear();
-            if let Ok(status) = read_status(pid) {
-                traced.comm = status.comm;
-            }
-        }
+        self.tracer.program_replaced(pid, by_another_thread);
+        self.due.void.get_or_insert_with(|| Instant::now() + VOID_AFTER);
+        self.reporter.symbolizer.forget(pid);
+        self.targets.program_replaced(pid);
         info!("process {pid} has replaced its program: its allocations are gone");
         self.mappings_changed(pid, monotonic_ns());
         Ok(())
@@ -138,14 +130,14 @@ impl Session {
 
     /// A traced process has made a child, which the kernel side traces already.
     fn follow(&mut self, parent: u32, pid: u32) {
-        if self.traced.contains_key(&pid) {
+        if self.targets.get(pid).is_some() {
             return;
         }
         // It begins with its parent's mappings and probes, and may be gone before it can be looked at.
-        self.symbolizer.inherit(parent, pid);
+        self.reporter.symbolizer.inherit(parent, pid);
         let (comm, planned) = self
-            .traced
-            .get(&parent)
+            .targets
+            .get(parent)
             .map_or_else(Default::default, |traced| (traced.comm.clone(), traced.planned.clone()));
         let followed = Process::open(pid).map_err(SessionError::from).and_then(|process| {
             let end =
@@ -154,8 +146,8 @@ impl Session {
         });
         if let Err(error) = followed {
             debug!("a child has ended already: {error}");
-            self.traced.insert(pid, Traced { comm, ended: true, planned: HashSet::new() });
-        } else if let Some(traced) = self.traced.get_mut(&pid) {
+            self.targets.add_ended(pid, comm);
+        } else if let Some(traced) = self.targets.get_mut(pid) {
             traced.planned = planned;
             // Its unwind tables' list is its parent's until it has one of its own.
             self.observe(pid);
@@ -164,19 +156,19 @@ impl Session {
 
     /// Removes what execs have made void.
     pub(super) fn remove_void(&mut self) -> Result<(), SessionError> {
-        self.void_due = None;
-        Ok(self.reader.remove_void(&self.ebpf)?)
+        self.due.void = None;
+        Ok(self.tracer.remove_void()?)
     }
 
     /// Makes room for stacks, unless a report has done so meanwhile. Another time is set where it was not enough.
     pub(super) fn collect_stacks(&mut self) -> Result<(), SessionError> {
         let begin = Instant::now();
-        self.collection = self.reader.collection_due(&self.ebpf)?;
-        if self.collection.is_none_or(|at| at > begin) {
+        self.due.collection = self.tracer.collection_due()?;
+        if self.due.collection.is_none_or(|at| at > begin) {
             return Ok(());
         }
-        let removed = self.reader.collect_stacks(&self.ebpf)?;
-        self.collection = self.reader.collection_due(&self.ebpf)?;
+        let removed = self.tracer.collect_stacks()?;
+        self.due.collection = self.tracer.collection_due()?;
         info!("removed {removed} stacks that nothing refers to in {} ms", millis(begin.elapsed()));
         Ok(())
     }

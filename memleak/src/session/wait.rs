@@ -2,32 +2,24 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd},
     process::{Child, ExitStatus},
     time::{Duration, Instant, SystemTime},
 };
 
-use aya::{
-    Ebpf,
-    maps::{MapData, RingBuf},
-};
-use aya_log::EbpfLogger;
-use log::{debug, warn};
+use log::warn;
 use memleak_common::{
     event::{Event, kind},
     probe::Resource,
 };
 use tokio::{
-    io::{Interest, unix::AsyncFd},
     signal::unix::{Signal, SignalKind, signal},
     time::{Interval, MissedTickBehavior, interval_at},
 };
 
 use super::SessionError;
 use crate::{
-    bpf::read::monotonic_ns,
     probe::resource::Catalog,
-    proc::status::thread_comm,
+    proc::{clock::monotonic_ns, readable::readable, status::thread_comm},
     report::trace::{EventKind, EventLine},
     target::process::PidFd,
 };
@@ -73,12 +65,6 @@ impl Signals {
     }
 }
 
-/// Registers a descriptor of ours for waiting until it is readable.
-pub(super) fn readable<F: AsFd + AsRawFd>(source: F) -> io::Result<AsyncFd<F>> {
-    // SAFETY: `AsFd` says that the source holds its descriptor open; it is moved into what is returned.
-    unsafe { AsyncFd::register_with_interest(source, Interest::READABLE) }.map_err(io::Error::from)
-}
-
 pub(super) fn ticks(period: Duration) -> Interval {
     let mut ticks = interval_at(tokio::time::Instant::now() + period, period);
     // A report that takes longer than the interval is followed by one pause, not by a burst.
@@ -94,12 +80,6 @@ pub(super) async fn moment(at: Option<Instant>) {
     }
 }
 
-pub(super) fn next_event(events: &mut RingBuf<MapData>) -> Option<Event> {
-    let item = events.next()?;
-    // SAFETY: `Event` is made of integers alone, and the item's length is checked.
-    (item.len() >= size_of::<Event>()).then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast()) })
-}
-
 pub(super) fn event_line(event: &Event, pid: u32, catalog: &Catalog) -> Option<EventLine> {
     let age = Duration::from_nanos(monotonic_ns().saturating_sub(event.time_ns));
     let resource = Resource::from_u32(event.resource)?;
@@ -111,35 +91,15 @@ pub(super) fn event_line(event: &Event, pid: u32, catalog: &Catalog) -> Option<E
         resource: catalog.get(resource),
         address: event.handle,
         size: event.size,
-        label: None,
+        tag: None,
         // In user mode the process is what was asked for; in the kernel it may be any.
         comm: is_kernels(resource).then(|| thread_comm(event.tid)).flatten(),
-        frames: Vec::new(),
     })
 }
 
 /// It is the kernel that acquires it.
 pub(super) fn is_kernels(resource: Resource) -> bool {
     matches!(resource, Resource::Slab | Resource::Pages | Resource::Vmalloc | Resource::Percpu)
-}
-
-pub(super) fn bpf_log(ebpf: &mut Ebpf) -> Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>> {
-    let logger =
-        EbpfLogger::init(ebpf).inspect_err(|error| debug!("no diagnostics of the BPF side: {error}")).ok()?;
-    readable(logger).ok()
-}
-
-/// Passes on what the BPF side has logged; waits for ever where it does not log.
-pub(super) async fn flush_log(log: &mut Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>) {
-    match log {
-        None => std::future::pending().await,
-        Some(log) => {
-            if let Ok(mut ready) = log.readable_mut().await {
-                ready.get_inner_mut().flush();
-                ready.clear_ready();
-            }
-        }
-    }
 }
 
 pub(super) fn millis(time: Duration) -> String {

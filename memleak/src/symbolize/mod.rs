@@ -16,7 +16,7 @@ pub use symbolizer::{Symbolizer, SymbolizerOptions};
 pub use crate::proc::target::{LiveTarget, Target};
 
 /// Why a frame has no function name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NoSymbol {
     /// No mapping of the process held the address.
     Unmapped,
@@ -29,7 +29,7 @@ pub enum NoSymbol {
 }
 
 /// One frame, symbolized. An address with inlined calls gives several, innermost first, all but the last `inlined`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Frame {
     /// The return address.
     pub ip: u64,

@@ -30,7 +30,7 @@ enum TableKey {
 fn key_of(object: &ObjectFile) -> Result<TableKey, UnwindError> {
     let elf = read(object)?;
     Ok(match (elf.build_id(), object.stamp()) {
-        (Some(build_id), _) => TableKey::BuildId(build_id, elf.source().len()),
+        (Some(build_id), _) => TableKey::BuildId(build_id, elf.source().length()),
         (None, Some(stamp)) => TableKey::File(stamp),
         (None, None) => TableKey::Image(object.id()),
     })
@@ -68,7 +68,7 @@ impl TableCache {
             }
         }
         let mut missing: Vec<_> = missing.into_iter().collect();
-        let len = |object: &ObjectFile| object.elf().map_or(0, |elf| elf.source().len());
+        let len = |object: &ObjectFile| object.elf().map_or(0, |elf| elf.source().length());
         missing.sort_by_key(|(_, object)| std::cmp::Reverse(len(object)));
         let built = build_all(&missing);
         let mut known = self.lock();

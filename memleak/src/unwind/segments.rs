@@ -17,7 +17,7 @@ pub struct ExecSegments {
 
 impl ExecSegments {
     pub(super) fn read(elf: &ElfFile) -> Result<Self, UnwindError> {
-        let file_len = elf.source().len();
+        let file_len = elf.source().length();
         let mut segments: Vec<_> = elf
             .segments
             .iter()

@@ -9,17 +9,17 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use memleak::{
     aggregate::{Group, GroupKey},
+    kernel_labels::Tag,
     report::{
-        AllocationLine, Report, StackReport,
-        json::write_json,
-        text::{TextOptions, write_text},
+        format::{KINDS, Options, folded::write_folded, json::write_json, text, text::write_text},
+        model::{AllocationLine, Report, StackReport},
     },
-    settings::{Format, ReportSettings, SortKey},
+    settings::{ReportSettings, SortKey},
     snapshot::{Cut, Stack},
 };
 use memleak_common::probe::Resource;
 use regex::Regex;
-use reports::{cases, hostile, info, kernel, leaky, options, report};
+use reports::{cases, hostile, info, kernel, leaky, mapping, no_symbols, options, report, resources};
 use serde_json::Value;
 
 fn text_of(report: &Report) -> String {
@@ -30,7 +30,7 @@ fn text_of(report: &Report) -> String {
 
 fn json_of(report: &Report) -> String {
     let mut out = Vec::new();
-    write_json(report, &mut out).expect("a Vec takes all");
+    write_json(report, 10, &mut out).expect("a Vec takes all");
     String::from_utf8(out).expect("UTF-8")
 }
 
@@ -155,7 +155,7 @@ fn a_script_for_bcc_reads_every_report() {
             .stacks
             .iter()
             .filter(is_memory)
-            .map(|stack| (stack.bytes, stack.count, stack.frames.iter().map(|frame| frame.ip).collect()))
+            .map(|stack| (stack.bytes, stack.count, report.frames_of(stack).map(|frame| frame.ip).collect()))
             .collect();
         assert_eq!((top, stacks), (10, expected), "{name}:\n{text}");
         let bytes: Vec<u64> = report.stacks.iter().filter(is_memory).map(|stack| stack.bytes).collect();
@@ -211,8 +211,11 @@ fn json_escapes_change_no_value() {
     let report = hostile();
     let json: Value = serde_json::from_str(&json_of(&report)).expect("JSON");
     assert_eq!(json["target"]["comm"], report.target.comm.as_str());
-    for (read, written) in
-        json["stacks"][0]["frames"].as_array().expect("frames").iter().zip(&report.stacks[0].frames)
+    for (read, written) in json["stacks"][0]["frames"]
+        .as_array()
+        .expect("frames")
+        .iter()
+        .zip(report.frames_of(&report.stacks[0]))
     {
         assert_eq!(read["function"].as_str(), written.function.as_deref());
         assert_eq!(read["module"].as_str(), written.module.as_deref());
@@ -242,7 +245,7 @@ fn stacks_of_the_kernel_say_what_they_hold() {
 
 fn settings(combined_only: bool) -> ReportSettings {
     ReportSettings {
-        format: Format::Text,
+        format: text::KIND,
         top: 3,
         sort: SortKey::Size,
         show_allocs: false,
@@ -262,22 +265,89 @@ fn a_group_becomes_a_stack_of_the_report() {
         oldest_ns: 2_999_999,
         newest_ns: 1_000_000,
         growth: 10,
+        is_top: true,
         allocations: None,
     };
-    let cut = Stack { ips: vec![1], cut: Some(Cut::TooDeep), label: Some("dentry".to_owned()) };
-    let stack =
-        StackReport::new(group.clone(), info(Resource::Mmap), Some(&cut), leaky().frames, &settings(false));
+    let tag = Some(Tag::Cache("dentry".to_owned()));
+    let cut = Stack { ips: vec![1], cut: Some(Cut::TooDeep), tag: tag.clone() };
+    let stack = group.clone().report(info(Resource::Mmap), Some(&cut), &settings(false));
     assert_eq!((stack.pid, stack.resource.resource, stack.bytes, stack.count), (9, Resource::Mmap, 10, 2));
-    assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut), (Some(2), Some(1), Some(Cut::TooDeep)));
-    assert_eq!((stack.frames, stack.label.as_deref()), (leaky().frames, Some("dentry")));
-    let stack = StackReport::new(group, info(Resource::Mmap), None, vec![], &settings(true));
-    assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut), (None, None, None));
+    assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut()), (Some(2), Some(1), Some(Cut::TooDeep)));
+    assert_eq!(stack.tag, tag);
+    let stack = group.report(info(Resource::Mmap), None, &settings(true));
+    assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut()), (None, None, None));
 }
 
 #[test]
 fn the_heading_names_the_number_that_was_asked_for() {
-    let options = TextOptions::new(&settings(false));
     let mut out = Vec::new();
-    write_text(&report(vec![leaky()]), &options, &mut out).expect("a Vec takes all");
+    write_text(&report(vec![leaky()]), &Options::new(3), &mut out).expect("a Vec takes all");
     assert_eq!(read_as_bcc_script(&String::from_utf8_lossy(&out)).0, 3);
+}
+
+#[test]
+fn lists_have_the_top_of_each_table_and_sums_all() {
+    let report = resources();
+    let mut text = Vec::new();
+    write_text(&report, &options(1), &mut text).expect("a Vec takes all");
+    assert_eq!(read_numbers(&String::from_utf8_lossy(&text)), [(80, 5), (0, 3), (0, 2)]);
+    let mut json = Vec::new();
+    write_json(&report, 1, &mut json).expect("a Vec takes all");
+    let json: Value = serde_json::from_slice(&json).expect("JSON");
+    let bytes: Vec<_> =
+        json["stacks"].as_array().expect("a list").iter().map(|stack| stack["bytes"].as_u64()).collect();
+    assert_eq!((bytes, &json["totals"]["bytes"]), (vec![Some(80), Some(0), Some(0)], &4176.into()));
+}
+
+fn folded_of(report: &Report) -> String {
+    let mut out = Vec::new();
+    write_folded(report, &mut out).expect("a Vec takes all");
+    String::from_utf8(out).expect("UTF-8")
+}
+
+#[test]
+fn folded_stacks_sum_up_to_the_totals() {
+    for (name, report) in cases() {
+        let folded = folded_of(&report);
+        let numbers = folded.lines().map(|line| {
+            let (stack, number) = line.rsplit_once(' ').expect("a number at the end");
+            assert!(
+                !stack.is_empty() && !stack.contains(memleak::escape::acts_on_terminal),
+                "{name}: {line:?}"
+            );
+            number.parse::<u64>().expect("a whole number")
+        });
+        let has_size = |stack: &&StackReport| stack.resource.has_size;
+        let counted: u64 =
+            report.stacks.iter().filter(|stack| !has_size(stack)).map(|stack| stack.count).sum();
+        assert_eq!(numbers.sum::<u64>(), report.totals.bytes + counted, "{name}:\n{folded}");
+    }
+}
+
+#[test]
+fn folded_stacks_begin_with_the_outermost_frame() {
+    let mut odd = leaky();
+    odd.frames[0].function = Some("lambda;1 2".to_owned());
+    let twice = report(vec![leaky(), mapping(), odd, leaky()]);
+    assert_eq!(folded_of(&twice), "main;lambda:1 2 80\nmain;leaky(unsigned long) 160\nmap_it 4096\n");
+    // Equal stacks of different resources stay apart.
+    let several = resources();
+    let last = folded_of(&several);
+    assert_eq!(last.lines().find(|line| line.starts_with("fd;")), Some("fd;open_it 3"), "{last}");
+    let cut = no_symbols();
+    let folded = folded_of(&cut);
+    assert!(folded.contains("[unknown stack] 16\n"), "{folded}");
+    assert!(
+        folded.contains("\n[cut];LazyCompile:~f /app/x.js:3;") || folded.starts_with("[cut];"),
+        "{folded}"
+    );
+    assert!(folded.contains(";[libbar.so]+0x2345;[libfoo.so.1]+0x1234 80\n"), "{folded}");
+}
+
+#[test]
+fn formats_are_told_apart_by_name() {
+    let names: BTreeSet<_> = KINDS.iter().map(|kind| kind.name).collect();
+    assert_eq!(names.len(), KINDS.len());
+    let help = memleak::cli::parse(["memleak", "--help"]).expect_err("help ends the program").text;
+    assert!(names.iter().all(|name| help.contains(name)), "{names:?}");
 }

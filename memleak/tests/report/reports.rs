@@ -7,8 +7,12 @@ use std::{
 
 use jiff::tz::{TimeZone, offset};
 use memleak::{
+    kernel_labels::Tag,
     probe::resource::ResourceInfo,
-    report::{AllocationLine, Report, ResourceTotal, StackReport, TargetInfo, Totals, text::TextOptions},
+    report::{
+        format::Options,
+        model::{AllocationLine, Frames, Note, Report, ResourceTotal, StackReport, TargetInfo, Totals},
+    },
     snapshot::{Cut, KERNEL_PID, Lost},
     symbolize::{Frame, NoSymbol},
 };
@@ -20,8 +24,8 @@ pub fn time() -> SystemTime {
 }
 
 /// A place two hours east of Greenwich: its time of day is no UTC.
-pub fn options(top: usize) -> TextOptions {
-    TextOptions { top, time_zone: TimeZone::fixed(offset(2)) }
+pub fn options(top: usize) -> Options {
+    Options { top, time_zone: TimeZone::fixed(offset(2)) }
 }
 
 fn frame(ip: u64, function: &str, function_offset: u64, place: Option<(&str, u32)>) -> Frame {
@@ -54,16 +58,50 @@ fn unknown(ip: u64, module: Option<&str>, offset: Option<u64>, reason: NoSymbol)
     }
 }
 
+/// A stack of a report, with its frames.
+#[derive(Clone)]
+pub struct Stack {
+    pub pid: u32,
+    pub resource: Arc<ResourceInfo>,
+    pub bytes: u64,
+    pub count: u64,
+    pub oldest_ms: Option<u64>,
+    pub newest_ms: Option<u64>,
+    pub tag: Option<Tag>,
+    pub cut: Option<Cut>,
+    pub frames: Vec<Frame>,
+    pub now: Option<String>,
+    pub allocations: Option<Vec<AllocationLine>>,
+}
+
+impl Stack {
+    fn report(self, frames: &mut Frames) -> StackReport {
+        let notes = [self.cut.map(Note::Cut), self.now.map(Note::Now)];
+        StackReport {
+            pid: self.pid,
+            resource: self.resource,
+            bytes: self.bytes,
+            count: self.count,
+            oldest_ms: self.oldest_ms,
+            newest_ms: self.newest_ms,
+            tag: self.tag,
+            frames: self.frames.into_iter().map(|frame| frames.intern(frame)).collect(),
+            notes: notes.into_iter().flatten().collect(),
+            allocations: self.allocations,
+        }
+    }
+}
+
 /// The stack of spec section 2.
-pub fn leaky() -> StackReport {
-    StackReport {
+pub fn leaky() -> Stack {
+    Stack {
         pid: 123,
         resource: info(Resource::Heap),
         bytes: 80,
         count: 5,
         oldest_ms: Some(4000),
         newest_ms: Some(900),
-        label: None,
+        tag: None,
         cut: None,
         frames: vec![
             Frame {
@@ -77,8 +115,8 @@ pub fn leaky() -> StackReport {
     }
 }
 
-fn mapping() -> StackReport {
-    StackReport {
+pub fn mapping() -> Stack {
+    Stack {
         resource: info(Resource::Mmap),
         bytes: 4096,
         count: 1,
@@ -93,11 +131,11 @@ pub fn info(resource: Resource) -> Arc<ResourceInfo> {
     Arc::new(ResourceInfo::built_in(resource))
 }
 
-pub fn report(stacks: Vec<StackReport>) -> Report {
+pub fn report(stacks: Vec<Stack>) -> Report {
     report_of(&[Resource::Heap, Resource::Mmap].map(info), stacks)
 }
 
-fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<StackReport>) -> Report {
+fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
     let total = |resource: &Arc<ResourceInfo>| {
         let of_it = || stacks.iter().filter(|stack| stack.resource == *resource);
         ResourceTotal {
@@ -106,6 +144,7 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<StackReport>) -> Repor
             count: of_it().map(|stack| stack.count).sum(),
         }
     };
+    let mut frames = Frames::default();
     Report {
         by_resource: resources.iter().map(total).collect(),
         time: time(),
@@ -120,7 +159,8 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<StackReport>) -> Repor
         },
         lost: Lost::default(),
         sampled: None,
-        stacks,
+        stacks: stacks.into_iter().map(|stack| stack.report(&mut frames)).collect(),
+        frames,
     }
 }
 
@@ -142,12 +182,12 @@ fn line(address: u64, age_ms: u64, now: Option<&str>) -> AllocationLine {
 }
 
 /// Three tables: that of memory, descriptors with what they are now, and a user's own.
-fn resources() -> Report {
+pub fn resources() -> Report {
     let fd = info(Resource::Fd);
     let lease = user("lease", "leases \x1b[1m", false);
     let unused = user("slot", "slot", true);
     let resources = [info(Resource::Heap), fd.clone(), info(Resource::Mmap), lease.clone(), unused];
-    let opened = StackReport {
+    let opened = Stack {
         resource: fd,
         bytes: 0,
         now: Some("1 file (/tmp/a\nb), 1 socket".to_owned()),
@@ -160,8 +200,8 @@ fn resources() -> Report {
         ]),
         ..leaky()
     };
-    let leased = StackReport { resource: lease, bytes: 0, count: 1, allocations: None, ..leaky() };
-    let leased_more = StackReport {
+    let leased = Stack { resource: lease, bytes: 0, count: 1, allocations: None, ..leaky() };
+    let leased_more = Stack {
         count: 2,
         allocations: Some(vec![line(0x7f00, 5, None), line(0x7f10, 4, None)]),
         ..leased.clone()
@@ -180,10 +220,10 @@ fn inlined() -> Report {
     let no_line = Frame { file: Some("gen.c".to_owned()), ..frame(0x55fc_a689_a2f0, "generated", 4, None) };
     let no_offset = Frame { function_offset: None, ..frame(0x55fc_a689_a3f0, "plt_entry", 0, None) };
     let host = frame(0x55fc_a689_a1f0, "fill(std::vector<int>&)", 0x40, Some(("fill.cc", 12)));
-    report(vec![StackReport { frames: vec![push, host, no_line, no_offset], ..leaky() }])
+    report(vec![Stack { frames: vec![push, host, no_line, no_offset], ..leaky() }])
 }
 
-fn no_symbols() -> Report {
+pub fn no_symbols() -> Report {
     let frames = vec![
         unknown(0x7f00_0000_1234, Some("/usr/lib/libfoo.so.1"), Some(0x1234), NoSymbol::NotInSymbolTable),
         unknown(0x7f00_0000_2345, Some("/gone/libbar.so"), Some(0x2345), NoSymbol::UnreadableObject),
@@ -197,8 +237,8 @@ fn no_symbols() -> Report {
             ..frame(0x7f11_0000_1000, "LazyCompile:~f /app/x.js:3", 0x10, None)
         },
     ];
-    let no_stack = StackReport { bytes: 16, count: 1, frames: vec![], ..leaky() };
-    report(vec![StackReport { frames, cut: Some(Cut::TooDeep), ..leaky() }, no_stack])
+    let no_stack = Stack { bytes: 16, count: 1, frames: vec![], ..leaky() };
+    report(vec![Stack { frames, cut: Some(Cut::TooDeep), ..leaky() }, no_stack])
 }
 
 /// What kernel mode gives: no process, and stacks that say what their objects are.
@@ -208,15 +248,16 @@ pub fn kernel() -> Report {
         offset: Some(ip & 0xff_ffff),
         ..frame(ip, function, function_offset, None)
     };
-    let of = |resource, bytes, count, label: Option<&str>, frames| StackReport {
+    let of = |resource, bytes, count, tag: Option<Tag>, frames| Stack {
         pid: KERNEL_PID,
         resource: info(resource),
         bytes,
         count,
-        label: label.map(str::to_owned),
+        tag,
         frames,
         ..leaky()
     };
+    let cache = |name: &str| Some(Tag::Cache(name.to_owned()));
     let epoll = vec![
         frame(0xffff_ffff_815c_9f4a, "__kmalloc_cache_noprof", 0x2aa, "[kernel]"),
         frame(0xffff_ffff_8173_1b2c, "do_epoll_create", 0x2c, "[kernel]"),
@@ -226,10 +267,10 @@ pub fn kernel() -> Report {
     let pages = vec![unknown(0xffff_ffff_c030_0100, None, None, NoSymbol::NotInSymbolTable)];
     let resources = [Resource::Slab, Resource::Pages, Resource::Vmalloc].map(info);
     let stacks = vec![
-        of(Resource::Slab, 4096, 16, Some("kmalloc-256"), epoll),
-        of(Resource::Pages, 16384, 1, Some("order 2"), pages),
-        of(Resource::Slab, 192, 1, Some("dentry"), table.clone()),
-        of(Resource::Slab, 16, 1, Some("a\n\t9 bytes\x1b[2J"), vec![]),
+        of(Resource::Slab, 4096, 16, cache("kmalloc-256"), epoll),
+        of(Resource::Pages, 16384, 1, Some(Tag::Pages(2)), pages),
+        of(Resource::Slab, 192, 1, cache("dentry"), table.clone()),
+        of(Resource::Slab, 16, 1, cache("a\n\t9 bytes\x1b[2J"), vec![]),
         of(Resource::Vmalloc, 8192, 1, None, table),
     ];
     let mut report = report_of(&resources, stacks);
@@ -248,20 +289,20 @@ pub fn hostile() -> Report {
         Frame { module: Some("/tmp/dir\n/".to_owned()), ..unknown(1, None, Some(1), NoSymbol::Unmapped) },
         Frame { module: Some(String::new()), ..frame(0x55fc_a689_a18a, "\u{fffd}", 3, Some(("", 3))) },
     ];
-    let mut report = report(vec![StackReport { frames, ..leaky() }]);
+    let mut report = report(vec![Stack { frames, ..leaky() }]);
     report.target.comm = "a\x1b[2J\"\n\u{2028}\u{85}".to_owned();
     report
 }
 
 pub fn cases() -> Vec<(&'static str, Report)> {
-    let with_allocations = StackReport {
+    let with_allocations = Stack {
         allocations: Some(vec![
             AllocationLine { address: 0x55_fca0, size: 16, age_ms: 4000, now: None },
             AllocationLine { address: 0x55_fcc0, size: 64, age_ms: 900, now: None },
         ]),
         ..leaky()
     };
-    let combined = StackReport { oldest_ms: None, newest_ms: None, ..leaky() };
+    let combined = Stack { oldest_ms: None, newest_ms: None, ..leaky() };
     let all_lost =
         Lost { allocations: 12, stacks: 1, events: 34, missed_returns: 2, skipped_runs: 5, cut_stacks: 3 };
     vec![
@@ -279,7 +320,7 @@ pub fn cases() -> Vec<(&'static str, Report)> {
         ("user", report_of(&[user("lease", "leases", false)], vec![])),
         ("kernel", kernel()),
         ("processes", {
-            let mut two = report(vec![leaky(), StackReport { pid: 124, ..leaky() }]);
+            let mut two = report(vec![leaky(), Stack { pid: 124, ..leaky() }]);
             two.target.kind = "command";
             two
         }),

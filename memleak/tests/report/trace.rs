@@ -1,7 +1,11 @@
 //! Lines of `-t`, in both forms.
 
 use memleak::{
-    report::trace::{EventKind, EventLine, write_event_json, write_event_text},
+    kernel_labels::Tag,
+    report::{
+        format::{json, text},
+        trace::{EventKind, EventLine},
+    },
     snapshot::KERNEL_PID,
 };
 use memleak_common::probe::Resource;
@@ -9,7 +13,7 @@ use serde_json::Value;
 
 use super::{
     check_golden,
-    reports::{info, leaky, options, time, user},
+    reports::{info, options, time, user},
 };
 
 fn acquire() -> EventLine {
@@ -21,9 +25,8 @@ fn acquire() -> EventLine {
         resource: info(Resource::Heap),
         address: 0x7f12_3456_7890,
         size: 128,
-        label: None,
+        tag: None,
         comm: None,
-        frames: leaky().frames,
     }
 }
 
@@ -31,8 +34,8 @@ fn acquire() -> EventLine {
 fn check_trace(name: &str, events: &[EventLine]) -> String {
     let (mut text, mut json) = (Vec::new(), Vec::new());
     for event in events {
-        write_event_text(event, &options(10), &mut text).expect("a Vec takes all");
-        write_event_json(event, &mut json).expect("a Vec takes all");
+        text::write_event(event, &options(10), &mut text).expect("a Vec takes all");
+        json::write_event(event, &mut json).expect("a Vec takes all");
     }
     let json = String::from_utf8(json).expect("UTF-8");
     for line in json.lines() {
@@ -47,14 +50,9 @@ fn check_trace(name: &str, events: &[EventLine]) -> String {
 
 #[test]
 fn trace_lines() {
-    let release = EventLine {
-        kind: EventKind::Release,
-        resource: info(Resource::Mmap),
-        size: 0,
-        frames: vec![],
-        ..acquire()
-    };
-    let opened = EventLine { resource: info(Resource::Fd), address: 5, size: 0, frames: vec![], ..acquire() };
+    let release =
+        EventLine { kind: EventKind::Release, resource: info(Resource::Mmap), size: 0, ..acquire() };
+    let opened = EventLine { resource: info(Resource::Fd), address: 5, size: 0, ..acquire() };
     let leased = EventLine { resource: user("lease", "leases", false), address: 0x7f00, ..opened.clone() };
     let text = check_trace("trace", &[acquire(), release, opened, leased]);
     assert_eq!(text.lines().next(), Some("[05:04:05.678] 123/125 acquire heap 0x7f1234567890 128 bytes"));
@@ -69,15 +67,14 @@ fn trace_lines_of_the_kernel() {
     let slab = EventLine {
         resource: info(Resource::Slab),
         address: 0xffff_8881_0234_5600,
-        label: Some("kmalloc-128".to_owned()),
+        tag: Some(Tag::Cache("kmalloc-128".to_owned())),
         comm: Some("kworker/0:1".to_owned()),
-        frames: vec![],
         ..acquire()
     };
     let pages = EventLine {
         resource: info(Resource::Pages),
         size: 16384,
-        label: Some("order 2".to_owned()),
+        tag: Some(Tag::Pages(2)),
         comm: Some("a\n\x1b[2Jb".to_owned()),
         ..slab.clone()
     };
@@ -86,7 +83,7 @@ fn trace_lines_of_the_kernel() {
         kind: EventKind::Release,
         pid: KERNEL_PID,
         tid: 0,
-        label: None,
+        tag: None,
         comm: None,
         ..slab.clone()
     };

@@ -20,7 +20,7 @@ impl Symbols {
     /// Reads them, functions where `is_wanted` alone; a symbol table with more than `limit` symbols is left out.
     pub(in super::super) fn read(elf: &ElfFile, limit: u64, is_wanted: &dyn Fn(u64) -> bool) -> Self {
         let mut found = Self::default();
-        for table in elf.symbol_tables().filter(|table| table.len() <= limit) {
+        for table in elf.symbol_tables().filter(|table| table.count() <= limit) {
             found.add(elf, table, is_wanted);
         }
         found

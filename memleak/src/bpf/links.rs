@@ -21,10 +21,10 @@ use aya::{
 };
 
 use super::{
-    BpfError, chain,
-    load::{ABANDON, Uprobes, program},
+    access::program,
+    error::{BpfError, chain, os_error},
     multi::MultiPrograms,
-    os_error,
+    uprobes::{ABANDON, Uprobes},
 };
 use crate::probe::{
     plan::{AttachPoint, PointKey, ProgramKind},
@@ -43,7 +43,7 @@ pub enum Scope {
 /// What is attached.
 pub struct Probes {
     uprobes: Uprobes,
-    /// See [`super::load::Loaded::mends_stack`].
+    /// See [`super::user_mode::Loaded::mends_stack`].
     mends_stack: bool,
     links: Vec<(Scope, Link)>,
     /// Places with a probe.
@@ -158,11 +158,6 @@ impl Probes {
     /// Number of probes.
     pub fn len(&self) -> usize {
         self.count
-    }
-
-    /// Nothing is attached.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
     }
 
     /// Ends all links, and waits until the last one has.

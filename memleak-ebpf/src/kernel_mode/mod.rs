@@ -4,12 +4,15 @@
 //! are made in advance (no program may allocate from what it traces), and scratch space belongs to a program and a CPU:
 //! the kernel never nests a program in itself on one CPU, but an interrupt brings others.
 
+mod slab;
+mod stack;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::BPF_ANY,
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel,
-        generated::{bpf_get_func_ip, bpf_get_prandom_u32, bpf_probe_read_kernel_str},
+        bpf_get_current_comm, bpf_get_current_pid_tgid,
+        generated::{bpf_get_func_ip, bpf_get_prandom_u32},
     },
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
@@ -18,9 +21,8 @@ use memleak_common::{
     allocation::{Allocation, AllocationKey},
     event::{self, Event},
     kernel::{
-        CACHE_NAME_LEN, CACHE_NAME_WORDS, COMM_WORDS, DEFERRED_FUNCTIONS, KMALLOC_MAX_CACHE, KernelCall,
-        KernelRow, KmallocType, LAST_RELEASED as LAST_RELEASED_LEN, Label, TRACEPOINTS, Tracepoint,
-        kmalloc_size, role,
+        COMM_WORDS, DEFERRED_FUNCTIONS, KMALLOC_MAX_CACHE, KernelCall, KernelRow, KmallocType,
+        LAST_RELEASED as LAST_RELEASED_LEN, Label, TRACEPOINTS, Tracepoint, kmalloc_size, role,
     },
     probe::Resource,
     settings::flags as setting_flags,
@@ -28,15 +30,16 @@ use memleak_common::{
     stats::Stat,
 };
 
+use self::{
+    slab::{cache_size, has_name, word},
+    stack::Place,
+};
 use crate::{
-    args::{Arguments, entry_sp, exit_sp},
-    kernel_stack::{self, Place},
-    lifecycle,
-    maps::{
-        ALLOCATIONS, CACHES, KERNEL_CALLS, KERNEL_ROWS, LAST_RELEASED, Wake, count, kernel_setting, send,
-        setting,
-    },
-    records::{PAGE_SIZE, now},
+    arch::{entry_sp, exit_sp},
+    args::Arguments,
+    maps::{KERNEL_CALLS, KERNEL_ROWS, LAST_RELEASED, Wake, count, kernel_setting, send, setting},
+    records::{self, PAGE_SIZE, now},
+    thread,
 };
 
 // include/linux/gfp_types.h: these have not moved since 5.14.
@@ -265,13 +268,6 @@ fn release_array(resource: Resource, array: u64, entries: u64) {
     }
 }
 
-/// The 8 bytes at an address of the kernel; 0 where it has none.
-#[inline(always)]
-pub fn word(address: u64) -> u64 {
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_kernel(address as *const u64) }.unwrap_or(0)
-}
-
 /// Address of the function that the program is attached to.
 #[inline(always)]
 fn function_of(ctx: *mut c_void) -> u64 {
@@ -398,7 +394,7 @@ fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u6
     if !passes(acquired) {
         return None;
     }
-    let stack_id = kernel_stack::capture(
+    let stack_id = stack::capture(
         ctx,
         &Place {
             scratch,
@@ -419,8 +415,7 @@ fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u6
 fn enter(acquired: &Acquired, stack_id: Option<u64>) {
     let key = AllocationKey { tgid: 0, resource: acquired.resource.number(), handle: acquired.handle };
     let Some(stack_id) = stack_id else {
-        // The address may be one whose release we did not see: its older record is void.
-        let _ = ALLOCATIONS.remove(&key);
+        records::discard(&key);
         return;
     };
     let allocation = Allocation {
@@ -433,12 +428,8 @@ fn enter(acquired: &Acquired, stack_id: Option<u64>) {
     };
     // An allocator's function that has called another: the outer one's stack is the one to keep, and it counts once.
     let is_outer = acquired.since_ns != 0
-        && ALLOCATIONS.get_ptr(&key).is_some_and(|inner| {
-            // SAFETY: an aligned map value; a record changes only while its block is acquired.
-            unsafe { (*inner).time_ns >= acquired.since_ns }
-        });
-    if ALLOCATIONS.insert(&key, &allocation, BPF_ANY as u64).is_err() {
-        count(Stat::LostAllocations);
+        && records::time_of(&key).is_some_and(|inner_ns| inner_ns >= acquired.since_ns);
+    if !records::replace(&key, &allocation) {
         return;
     }
     if is_outer {
@@ -463,19 +454,12 @@ fn release(resource: Resource, handle: u64) {
 pub extern "C" fn release_handle(resource: u64, handle: u64) -> u64 {
     let key = AllocationKey { tgid: 0, resource: resource as u32, handle };
     if setting!(flags) & setting_flags::TRACE == 0 {
-        if ALLOCATIONS.remove(&key).is_err() {
-            return 0;
-        }
-        count(Stat::Released);
-        return 1;
+        return records::take(&key) as u64;
     }
-    let Some(found) = ALLOCATIONS.get_ptr(&key) else { return 0 };
-    // SAFETY: an aligned map value; the one who releases a block is the only one to do so.
-    let allocation = unsafe { *found };
-    if ALLOCATIONS.remove(&key).is_err() {
+    let Some(allocation) = records::get(&key) else { return 0 };
+    if !records::take(&key) {
         return 0;
     }
-    count(Stat::Released);
     tell(event::kind::RELEASE, &key, &allocation);
     1
 }
@@ -496,17 +480,6 @@ fn tell(kind: u32, key: &AllocationKey, allocation: &Allocation) {
     send(&event, Wake::Soon);
 }
 
-/// Bytes of a cache's objects (`struct kmem_cache::size`); `otherwise` where they cannot be read.
-#[inline(always)]
-fn cache_size(cache: u64, otherwise: u64) -> u64 {
-    let offset = kernel_setting!(cache_size_offset) as u64;
-    if offset == 0 {
-        return otherwise;
-    }
-    // SAFETY: the helper checks the address; the offset is the running kernel's own (BTF).
-    unsafe { bpf_probe_read_kernel((cache + offset) as *const u32) }.map_or(otherwise, u64::from)
-}
-
 /// All that can be said without the stack.
 #[inline(always)]
 fn passes(acquired: &Acquired) -> bool {
@@ -514,7 +487,7 @@ fn passes(acquired: &Acquired) -> bool {
         return false;
     }
     // What runs in no process of our PID namespace is none of those asked for, nor ours.
-    let tgid = lifecycle::current_target_id().unwrap_or(u32::MAX);
+    let tgid = thread::current_target_id().unwrap_or(u32::MAX);
     let only_tgid = kernel_setting!(only_tgid);
     if tgid == kernel_setting!(own_tgid) || (only_tgid != 0 && tgid != only_tgid) {
         return false;
@@ -542,39 +515,6 @@ fn has_comm(wanted: &[u64; COMM_WORDS]) -> bool {
     // SAFETY: as many bytes; the helper fills up with zeroes (strscpy_pad).
     let comm: [u64; COMM_WORDS] = unsafe { core::mem::transmute(comm) };
     comm[0] == wanted[0] && comm[1] == wanted[1]
-}
-
-#[inline(always)]
-fn has_name(cache: u64, wanted: &[u64; CACHE_NAME_WORDS]) -> bool {
-    learn_name(cache);
-    let Some(name) = CACHES.get_ptr(&cache) else { return false };
-    // SAFETY: an aligned map value, written once.
-    let name = unsafe { &*name };
-    let mut differs = 0;
-    for word in 0..CACHE_NAME_WORDS {
-        differs |= name[word] ^ wanted[word];
-    }
-    differs == 0
-}
-
-/// Enters a cache's name, unless it is known.
-#[inline(always)]
-pub fn learn_name(cache: u64) {
-    if CACHES.get_ptr(&cache).is_some() {
-        return;
-    }
-    let mut name = [0u64; CACHE_NAME_WORDS];
-    let offset = kernel_setting!(cache_name_offset) as u64;
-    // SAFETY: `name` has room for what is read; the helper checks the address.
-    unsafe {
-        bpf_probe_read_kernel_str(
-            name.as_mut_ptr().cast(),
-            CACHE_NAME_LEN as u32,
-            word(cache + offset) as *const c_void,
-        );
-    }
-    // A name that finds no room is not shown; nothing else depends on it.
-    let _ = CACHES.insert(&cache, &name, BPF_ANY as u64);
 }
 
 const _: () = assert!(TRACEPOINTS == Tracepoint::CacheAllocNode as usize + 1);

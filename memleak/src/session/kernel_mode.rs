@@ -1,17 +1,20 @@
-//! Kernel mode: what a run does there otherwise than for processes.
+//! Kernel mode: what is probed in the kernel.
 
-use std::{ops::Range, path::Path, time::Instant};
+use std::{
+    ops::Range,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use log::{debug, info, warn};
 use memleak_common::kernel::{CACHE_NAME_WORDS, COMM_WORDS, KernelSettings as BpfSettings, Tracepoint};
 
-use super::{Session, SessionError, Start, wait::millis};
+use super::{SessionError, config::config, wait::millis};
 use crate::{
-    bpf::{BpfError, kernel, read::Reader},
-    kernel_labels::label_name,
+    bpf::{BpfError, Tracer},
+    kernel_labels::tag_of,
     probe::kernel::{KernelFacts, plan},
     proc::{btf::Btf, slab::SlabCaches},
-    report::sink::Sink,
     settings::{KernelSettings, Settings},
     symbolize::KernelSymbols,
     target::kernel::{CacheFilter, check_only_pid, find_cache},
@@ -35,60 +38,50 @@ impl KernelFacts for Running<'_> {
     }
 }
 
-impl Session {
-    /// Loads and attaches what the settings ask for.
-    pub(super) fn trace_kernel(
-        settings: Settings,
-        options: &KernelSettings,
-        sink: Sink,
-    ) -> Result<Self, SessionError> {
-        let cache = options.slab.as_deref().map(|name| find_cache(name, &SlabCaches::read())).transpose()?;
-        if let Some(pid) = options.only_pid {
-            // Not within info!, which asks for nothing where it says nothing.
-            let comm = check_only_pid(pid)?;
-            info!("what process {pid} ({comm}) allocates");
-        }
-        let begin = Instant::now();
-        let btf = Btf::kernel().map_err(|error| BpfError::NoKernelTypes(error.to_string()))?;
-        let symbols = KernelSymbols::read()?;
-        let mut plan = plan(&btf, &Running(&symbols), options.probes, options.percpu)?;
-        plan.settings.checks_stacks = options.check_stacks.into();
-        set_filters(&mut plan.settings, options, cache.as_ref());
-        if let Some(cache) = &cache {
-            plan.tracepoints.retain(|row| may_tell_of(row.tracepoint, cache));
-        }
-        info!("read the kernel's types and symbols in {} ms", millis(begin.elapsed()));
-        for unseen in &plan.unseen {
-            warn!("not seen: {unseen}");
-        }
-        let begin = Instant::now();
-        let loaded = kernel::load(&settings.capture, &settings.report, &plan, settings.verbosity)?;
-        for row in &plan.tracepoints {
-            debug!("{} at the tracepoint {}", row.program, row.name);
-        }
-        for function in &plan.functions {
-            debug!("kprobe at {} ({:#x})", function.name, function.address);
-        }
-        for error in &loaded.failed {
-            warn!("{error}");
-        }
-        info!("{} tracepoints, kprobes at {} functions", plan.tracepoints.len(), plan.functions.len());
-        let attached = (loaded.probes.len(), begin.elapsed());
-        let start = Start {
-            objects: crate::objects::ObjectStore::default(),
-            ebpf: loaded.ebpf,
-            events: loaded.events,
-            probes: loaded.probes,
-            reader: Reader::new(Vec::new(), false, settings.capture.stack_storage_size),
-            rows: Vec::new(),
-            probed: Vec::new(),
-            unwinding: None,
-        };
-        let mut session = Self::new(settings, sink, start)?;
-        session.symbolizer.set_kernel(symbols);
-        session.attached = attached;
-        Ok(session)
+/// What kernel mode begins with.
+pub(super) struct KernelStart {
+    /// With everything attached.
+    pub(super) tracer: Tracer,
+    /// The kernel's symbols.
+    pub(super) symbols: KernelSymbols,
+    /// How long attaching took.
+    pub(super) took: Duration,
+}
+
+/// Loads and attaches what the settings ask for.
+pub(super) fn load(settings: &Settings, options: &KernelSettings) -> Result<KernelStart, SessionError> {
+    let cache = options.slab.as_deref().map(|name| find_cache(name, &SlabCaches::read())).transpose()?;
+    if let Some(pid) = options.only_pid {
+        // Not within info!, which asks for nothing where it says nothing.
+        let comm = check_only_pid(pid)?;
+        info!("what process {pid} ({comm}) allocates");
     }
+    let begin = Instant::now();
+    let btf = Btf::kernel().map_err(|error| BpfError::NoKernelTypes(error.to_string()))?;
+    let symbols = KernelSymbols::read()?;
+    let mut plan = plan(&btf, &Running(&symbols), options.probes, options.percpu)?;
+    plan.settings.checks_stacks = options.check_stacks.into();
+    set_filters(&mut plan.settings, options, cache.as_ref());
+    if let Some(cache) = &cache {
+        plan.tracepoints.retain(|row| may_tell_of(row.tracepoint, cache));
+    }
+    info!("read the kernel's types and symbols in {} ms", millis(begin.elapsed()));
+    for unseen in &plan.unseen {
+        warn!("not seen: {unseen}");
+    }
+    let begin = Instant::now();
+    let (tracer, failed) = Tracer::of_kernel(&config(settings), &plan)?;
+    for row in &plan.tracepoints {
+        debug!("{} at the tracepoint {}", row.program, row.name);
+    }
+    for function in &plan.functions {
+        debug!("kprobe at {} ({:#x})", function.name, function.address);
+    }
+    for error in &failed {
+        warn!("{error}");
+    }
+    info!("{} tracepoints, kprobes at {} functions", plan.tracepoints.len(), plan.functions.len());
+    Ok(KernelStart { tracer, symbols, took: begin.elapsed() })
 }
 
 /// Whether a tracepoint may tell of objects of a cache: what cannot need not cost anything.
@@ -116,7 +109,7 @@ fn set_filters(settings: &mut BpfSettings, options: &KernelSettings, cache: Opti
         Some(CacheFilter::Kmalloc(label)) => {
             // A kprobe is told the cache, a tracepoint the size alone.
             settings.only_label = label.encode();
-            let name = label_name(*label, |_| None).unwrap_or_default();
+            let name = tag_of(*label, |_| None).map(|tag| tag.to_string()).unwrap_or_default();
             settings.only_cache = words::<CACHE_NAME_WORDS>(&name);
         }
         Some(CacheFilter::Named(cache)) => {

@@ -2,27 +2,21 @@
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap as BpfHashMap, MapData, RingBuf},
+    maps::{MapData, RingBuf},
     programs::{KProbe, RawTracePoint},
 };
-use memleak_common::{
-    kernel::{CACHE_NAME_LEN, CACHE_NAME_WORDS, KernelRow, role},
-    thread::Target,
-};
-use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
+use memleak_common::kernel::{KernelRow, role};
 
 use super::{
-    BpfError,
-    attach::{Link, Probes},
-    chain,
-    load::{self, OBJECT, load_error, program},
-    maps,
-    read::{fd, map_error},
+    access::{fd, program, ring},
+    config::{Config, program_settings},
+    error::{BpfError, chain, load_error, map_error},
+    links::{Link, Probes},
+    object::{OBJECT, bpf_log_level, check_kernel, log_level, preallocate},
+    sys,
+    targets::add_kernel,
 };
-use crate::{
-    probe::kernel::{KernelFunction, KernelPlan, WORK_START},
-    settings::{CaptureSettings, ReportSettings},
-};
+use crate::probe::kernel::{KernelFunction, KernelPlan, WORK_START};
 
 /// Maps that the programs of this mode write to: their entries are made in advance, since a program that allocates would
 /// trace itself.
@@ -44,36 +38,27 @@ pub struct Loaded {
 }
 
 /// Loads the programs of a plan, and attaches them.
-pub fn load(
-    capture: &CaptureSettings,
-    report: &ReportSettings,
-    plan: &KernelPlan,
-    verbosity: u8,
-) -> Result<Loaded, BpfError> {
-    load::check_kernel()?;
+pub fn load(config: &Config, plan: &KernelPlan) -> Result<Loaded, BpfError> {
+    check_kernel()?;
     let object = preallocate(OBJECT, PREALLOCATED).ok_or(BpfError::Missing("section maps"))?;
-    let settings = load::kernel_settings(capture, report, &[])?;
+    let settings = program_settings(config, &[])?;
     let mut loader = EbpfLoader::new();
     for name in UNUSED {
         loader.map_max_entries(name, 1);
     }
     let mut ebpf = loader
-        .verifier_log_level(load::log_level(verbosity))
+        .verifier_log_level(log_level(config.verbosity))
         .override_global("SETTINGS", &settings, true)
         .override_global("KERNEL_SETTINGS", &plan.settings, true)
-        .override_global(aya_log::LEVEL, &load::bpf_log_level(verbosity), false)
-        .map_max_entries("ALLOCATIONS", capture.max_allocs)
-        .map_max_entries("STACKS", capture.stack_storage_size)
-        .map_max_entries("SHORT_STACKS", capture.stack_storage_size)
+        .override_global(aya_log::LEVEL, &bpf_log_level(config.verbosity), false)
+        .map_max_entries("ALLOCATIONS", config.max_allocs)
+        .map_max_entries("STACKS", config.stack_storage_size)
+        .map_max_entries("SHORT_STACKS", config.stack_storage_size)
         .load(&object)
         .map_err(|error| load_error(&error))?;
     fill_rows(&ebpf, &plan.functions)?;
-    // The kernel's records are those of process 0.
-    maps::put_new(fd(&ebpf, "TARGETS")?, &0, &Target::default())
-        .map_err(|error| map_error("TARGETS", &error))?;
-    let events = ebpf.take_map("EVENTS").ok_or(BpfError::Missing("map EVENTS"))?;
-    let events =
-        RingBuf::try_from(events).map_err(|error| BpfError::Map { map: "EVENTS", reason: chain(&error) })?;
+    add_kernel(&ebpf)?;
+    let events = ring(&mut ebpf, "EVENTS")?;
     let mut links = Vec::new();
     let mut failed = Vec::new();
     // Functions first: what is released in bulk must not be missed.
@@ -89,30 +74,11 @@ pub fn load(
     Ok(Loaded { ebpf, events, probes: Probes::of_kernel(links), failed })
 }
 
-/// A copy of the object in which these maps' entries are made in advance: `map_flags` (the fifth of the 32-bit words of
-/// `struct bpf_map_def`) without BPF_F_NO_PREALLOC.
-fn preallocate(object: &[u8], names: &[&str]) -> Option<Vec<u8>> {
-    const FLAGS_OFFSET: usize = 16;
-    let mut copy = object.to_vec();
-    let file = object::File::parse(object).ok()?;
-    let section = file.section_by_name("maps")?;
-    let (section_offset, _) = section.file_range()?;
-    let mut patched = 0;
-    for symbol in file.symbols() {
-        if symbol.section_index() == Some(section.index()) && names.contains(&symbol.name().ok()?) {
-            let at = usize::try_from(section_offset + symbol.address()).ok()? + FLAGS_OFFSET;
-            copy.get_mut(at..at + 4)?.fill(0);
-            patched += 1;
-        }
-    }
-    (patched == names.len()).then_some(copy)
-}
-
 fn fill_rows(ebpf: &Ebpf, functions: &[KernelFunction]) -> Result<(), BpfError> {
     const MAP: &str = "KERNEL_ROWS";
     for function in functions {
         let row: &KernelRow = &function.row;
-        maps::put_new(fd(ebpf, MAP)?, &function.address, row).map_err(|error| map_error(MAP, &error))?;
+        sys::put_new(fd(ebpf, MAP)?, &function.address, row).map_err(|error| map_error(MAP, &error))?;
     }
     Ok(())
 }
@@ -163,15 +129,4 @@ fn attach_kprobes<'a>(
         }
     }
     Ok(())
-}
-
-/// Name of a slab cache, as the programs have read it.
-pub(super) fn cache_name(ebpf: &Ebpf, address: u64) -> Option<String> {
-    let map: BpfHashMap<&MapData, u64, [u64; CACHE_NAME_WORDS]> =
-        BpfHashMap::try_from(ebpf.map("CACHES")?).ok()?;
-    let words = map.get(&address, 0).ok()?;
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    let len = bytes.iter().position(|byte| *byte == 0).unwrap_or(CACHE_NAME_LEN);
-    let name = String::from_utf8_lossy(bytes.get(..len)?).into_owned();
-    (!name.is_empty()).then_some(name)
 }

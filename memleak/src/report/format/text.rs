@@ -1,10 +1,9 @@
-//! The text form (spec section 2), which scripts written for bcc's memleak read.
+//! The text form, which scripts written for bcc's memleak read.
 //!
 //! Every line that is no stack's heading begins with something that is no plain integer, and only a stack's heading
 //! and what stands above a stack begin with exactly one tab.
 
 use std::{
-    collections::HashSet,
     fmt,
     io::{self, Write},
     time::SystemTime,
@@ -12,47 +11,55 @@ use std::{
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::{AllocationLine, Report, StackReport};
+use super::{Format, Kind, Options};
 use crate::{
     escape::printable,
     probe::resource::ResourceInfo,
-    settings::ReportSettings,
+    report::{
+        model::{AllocationLine, Note, Report, StackReport},
+        trace::EventLine,
+    },
     snapshot::{Cut, KERNEL_PID, Lost},
     symbolize::{Frame, NoSymbol},
 };
 
-/// What the text form depends on besides the report.
-#[derive(Clone, Debug)]
-pub struct TextOptions {
-    /// How many stacks were asked for (`-T`): the K of the heading, as in bcc's.
-    pub top: usize,
-    /// Whose time of day the heading shows.
-    pub time_zone: TimeZone,
+/// `--format text`.
+pub const KIND: Kind = Kind { name: "text", has_events: true, new };
+
+fn new(options: &Options) -> Box<dyn Format> {
+    Box::new(Text(options.clone()))
 }
 
-impl TextOptions {
-    /// The settings' options, in the system's time zone (`TZ` or /etc/localtime; UTC where neither can be read).
-    pub fn new(settings: &ReportSettings) -> Self {
-        Self { top: settings.top, time_zone: TimeZone::system() }
+/// See the module.
+#[derive(Debug)]
+struct Text(Options);
+
+impl Format for Text {
+    fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
+        write_text(report, &self.0, out)
     }
 
-    /// Time of day in `format` (strftime(3)).
-    pub(super) fn time_of_day(&self, time: SystemTime, format: &str) -> String {
-        // A clock set outside of jiff's years -9999 to 9999 shows as 1970.
-        let time = Timestamp::try_from(time).unwrap_or_default();
-        time.to_zoned(self.time_zone.clone()).strftime(format).to_string()
+    fn event(&self, event: &EventLine, out: &mut dyn Write) -> io::Result<()> {
+        write_event(event, &self.0, out)
     }
+}
+
+/// Time of day in `format` (strftime(3)).
+fn time_of_day(time: SystemTime, zone: &TimeZone, format: &str) -> String {
+    // A clock set outside of jiff's years -9999 to 9999 shows as 1970.
+    let time = Timestamp::try_from(time).unwrap_or_default();
+    time.to_zoned(zone.clone()).strftime(format).to_string()
 }
 
 /// Writes a report.
-pub fn write_text(report: &Report, options: &TextOptions, out: &mut dyn Write) -> io::Result<()> {
-    let time = options.time_of_day(report.time, "%H:%M:%S");
+pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io::Result<()> {
+    let time = time_of_day(report.time, &options.time_zone, "%H:%M:%S");
     // bcc's form has no place for the process; with one process it needs none.
     let first_pid = report.target.pids.first().copied();
     let several =
         report.target.pids.len() > 1 || report.stacks.iter().any(|stack| Some(stack.pid) != first_pid);
-    for (number, (unit, stacks)) in tables(report).into_iter().enumerate() {
-        write!(out, "[{time}] Top {} stacks with outstanding {}", options.top, printable(unit))?;
+    for (number, table) in report.tables().enumerate() {
+        write!(out, "[{time}] Top {} stacks with outstanding {}", options.top, printable(&table.unit))?;
         match report.sampled {
             Some(rate) => writeln!(out, " (estimated from 1 in {rate}):")?,
             None => writeln!(out, ":")?,
@@ -60,24 +67,40 @@ pub fn write_text(report: &Report, options: &TextOptions, out: &mut dyn Write) -
         if number == 0 {
             write_lost(&report.lost, out)?;
         }
-        for stack in stacks {
-            write_stack(stack, several && stack.pid != KERNEL_PID, out)?;
+        for stack in report.top(options.top).filter(|stack| stack.resource.table() == table.table()) {
+            write_stack(report, stack, several && stack.pid != KERNEL_PID, out)?;
         }
     }
     Ok(())
 }
 
-/// The tables of a report, each with what it counts and its stacks: that of memory as bcc's memleak has it, and one for
-/// each other resource.
-fn tables(report: &Report) -> Vec<(&str, Vec<&StackReport>)> {
-    let traced = report.by_resource.iter().map(|total| &total.resource);
-    let mut seen = HashSet::new();
-    let first_of_tables = traced.filter(|resource| seen.insert(resource.table()));
-    let tables = first_of_tables.map(|resource| {
-        let is_in = |stack: &&StackReport| stack.resource.table() == resource.table();
-        (resource.unit.as_str(), report.stacks.iter().filter(is_in).collect())
-    });
-    tables.collect()
+/// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes` or, where there is no size, `... acquire fd 5`. In kernel
+/// mode what is known of cache and thread follows the bytes: `(kmalloc-128) by nginx`; the idle process, on which
+/// interrupts run, is `kernel`.
+pub fn write_event(event: &EventLine, options: &Options, out: &mut dyn Write) -> io::Result<()> {
+    write!(out, "[{}] ", time_of_day(event.time, &options.time_zone, "%H:%M:%S%.3f"))?;
+    match event.pid {
+        KERNEL_PID => write!(out, "kernel")?,
+        pid => write!(out, "{pid}")?,
+    }
+    write!(
+        out,
+        "/{} {} {} {}",
+        event.tid,
+        event.kind.name(),
+        event.resource.name,
+        Handle(event.address, &event.resource),
+    )?;
+    if event.resource.has_size {
+        write!(out, " {} bytes", event.size)?;
+    }
+    if let Some(tag) = &event.tag {
+        write!(out, " ({})", printable(&tag.to_string()))?;
+    }
+    if let Some(comm) = &event.comm {
+        write!(out, " by {}", printable(comm))?;
+    }
+    writeln!(out)
 }
 
 /// One line that says how much of what was lost and what to do about it; none where nothing was.
@@ -104,7 +127,12 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
     if parts.is_empty() { Ok(()) } else { writeln!(out, "\tlost: {}", parts.join(", ")) }
 }
 
-fn write_stack(stack: &StackReport, names_process: bool, out: &mut dyn Write) -> io::Result<()> {
+fn write_stack(
+    report: &Report,
+    stack: &StackReport,
+    names_process: bool,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     for allocation in stack.allocations.iter().flatten() {
         write_allocation(allocation, &stack.resource, out)?;
     }
@@ -112,19 +140,14 @@ fn write_stack(stack: &StackReport, names_process: bool, out: &mut dyn Write) ->
         true => write!(out, "\t{} bytes in {} allocations from stack", stack.bytes, stack.count)?,
         false => write!(out, "\t{} outstanding from stack", stack.count)?,
     }
-    match &stack.label {
-        Some(label) => writeln!(out, " ({})", printable(label))?,
+    match &stack.tag {
+        Some(tag) => writeln!(out, " ({})", printable(&tag.to_string()))?,
         None => writeln!(out)?,
     }
     if names_process {
         writeln!(out, "\t\t[process {}]", stack.pid)?;
     }
-    if let Some(now) = &stack.now {
-        match stack.oldest_ms {
-            Some(ms) => writeln!(out, "\t\t[now: {}; open for {ms} ms at most]", printable(now))?,
-            None => writeln!(out, "\t\t[now: {}]", printable(now))?,
-        }
-    }
+    stack.notes.iter().try_for_each(|note| write_note_above(note, stack, out))?;
     if stack.frames.is_empty() {
         let why = match stack.resource.is_descriptor {
             true => "stack not known: received in a message, or made by io_uring or another process",
@@ -132,10 +155,27 @@ fn write_stack(stack: &StackReport, names_process: bool, out: &mut dyn Write) ->
         };
         writeln!(out, "\t\t[{why}]")?;
     }
-    write_frames(&stack.frames, out)?;
-    match stack.cut {
-        None => Ok(()),
-        Some(cut) => writeln!(out, "\t\t(cut: {})", why_cut(cut, stack.frames.last())),
+    report.frames_of(stack).try_for_each(|frame| write_frame(frame, out))?;
+    let last = report.frames_of(stack).next_back();
+    stack.notes.iter().try_for_each(|note| write_note_below(note, last, out))
+}
+
+/// What stands between a stack's heading and its frames.
+fn write_note_above(note: &Note, stack: &StackReport, out: &mut dyn Write) -> io::Result<()> {
+    match (note, stack.oldest_ms) {
+        (Note::Now(now), Some(ms)) => {
+            writeln!(out, "\t\t[now: {}; open for {ms} ms at most]", printable(now))
+        }
+        (Note::Now(now), None) => writeln!(out, "\t\t[now: {}]", printable(now)),
+        (Note::Cut(_), _) => Ok(()),
+    }
+}
+
+/// What follows a stack's frames, of which `last` is the last.
+fn write_note_below(note: &Note, last: Option<&Frame>, out: &mut dyn Write) -> io::Result<()> {
+    match note {
+        Note::Cut(cut) => writeln!(out, "\t\t(cut: {})", why_cut(*cut, last)),
+        Note::Now(_) => Ok(()),
     }
 }
 
@@ -157,7 +197,7 @@ fn write_allocation(
 }
 
 /// A handle as people know it: a descriptor is a decimal number, an address a hexadecimal one.
-pub(super) struct Handle<'a>(pub u64, pub &'a ResourceInfo);
+struct Handle<'a>(u64, &'a ResourceInfo);
 
 impl fmt::Display for Handle<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -183,20 +223,11 @@ fn why_cut(cut: Cut, last: Option<&Frame>) -> String {
     }
 }
 
-/// One line a frame.
-pub(super) fn write_frames(frames: &[Frame], out: &mut dyn Write) -> io::Result<()> {
-    frames.iter().try_for_each(|frame| write_frame(frame, out))
-}
-
+/// One line for a frame.
 fn write_frame(frame: &Frame, out: &mut dyn Write) -> io::Result<()> {
     write!(out, "\t\t0x{:016x}\t", frame.ip)?;
-    let module = frame.module.as_deref().map(bracketed);
     let Some(function) = &frame.function else {
-        return match (module, frame.offset) {
-            (Some(module), Some(offset)) => writeln!(out, "{module}+{offset:#x}"),
-            (Some(module), None) => writeln!(out, "{module}"),
-            (None, _) => writeln!(out, "[unknown]{}", why_unknown(frame.no_symbol)),
-        };
+        return writeln!(out, "{}", frame_without_symbol(frame));
     };
     write!(out, "{}", printable(function))?;
     match frame.function_offset {
@@ -210,9 +241,18 @@ fn write_frame(frame: &Frame, out: &mut dyn Write) -> io::Result<()> {
         (Some(file), None) => write!(out, " at {}", printable(file))?,
         (None, _) => {}
     }
-    match module {
+    match frame.module.as_deref().map(bracketed) {
         Some(module) => writeln!(out, " {module}"),
         None => writeln!(out),
+    }
+}
+
+/// What a frame is called that has no function: `[libfoo.so]+0x1234`.
+pub(super) fn frame_without_symbol(frame: &Frame) -> String {
+    match (frame.module.as_deref().map(bracketed), frame.offset) {
+        (Some(module), Some(offset)) => format!("{module}+{offset:#x}"),
+        (Some(module), None) => module,
+        (None, _) => format!("[unknown]{}", why_unknown(frame.no_symbol)),
     }
 }
 

@@ -1,4 +1,5 @@
-//! The stacks that the programs have stored (maps `STACKS` and `SHORT_STACKS`): read when they are wanted, removed when nothing refers to them.
+//! The stacks that the programs have stored (maps `STACKS` and `SHORT_STACKS`): read when they are wanted,
+//! removed when nothing refers to them.
 //!
 //! A program that runs for long comes by any number of stacks (a compiler by 70,000 in the first second), though what is
 //! outstanding hangs on few of them. So when the map is half full, the stacks that no record, no pending call and no
@@ -19,20 +20,19 @@ use aya::{
     maps::{HashMap as BpfHashMap, MapData, MapError, PerCpuArray},
 };
 use memleak_common::{
-    kernel::{Label, RememberedStack},
+    kernel::{CACHE_NAME_LEN, CACHE_NAME_WORDS, Label, RememberedStack},
     stack::{MAX_STACK_DEPTH, NO_STACK, Record, SHORT_STACK_DEPTH, is_long},
     unwind::Step,
 };
 use rustc_hash::FxHashSet;
 
 use super::{
-    BpfError,
-    kernel::cache_name,
-    maps,
-    read::{fd, hash_map, map_error},
+    access::{fd, hash_map, per_cpu},
+    error::{BpfError, map_error},
+    sys,
 };
 use crate::{
-    kernel_labels::label_name,
+    kernel_labels::tag_of,
     snapshot::{Cut, Stack},
 };
 
@@ -47,7 +47,7 @@ const PAUSE: u32 = 5;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Stacks, the programs' and ours.
-pub struct Stacks {
+pub struct StackStore {
     /// Room in the map.
     capacity: u64,
     /// Those that were read, or removed, by id.
@@ -66,7 +66,7 @@ struct Kept {
     unreferenced: u8,
 }
 
-impl Stacks {
+impl StackStore {
     /// None was read yet. `capacity`: entries of the map.
     pub fn new(capacity: u32) -> Self {
         let capacity = capacity.into();
@@ -132,7 +132,7 @@ impl Stacks {
     {
         let map = fd(ebpf, name)?;
         let mut unreferenced = Vec::new();
-        maps::for_each_entry(map, |id: &u64, record: &Record<DEPTH>| {
+        sys::for_each_entry(map, |id: &u64, record: &Record<DEPTH>| {
             if referenced.contains(id) {
                 *left += 1;
             } else {
@@ -142,7 +142,7 @@ impl Stacks {
             }
         })
         .map_err(|error| map_error(name, &error))?;
-        maps::remove_all(map, &unreferenced).map_err(|error| map_error(name, &error))?;
+        sys::remove_all(map, &unreferenced).map_err(|error| map_error(name, &error))?;
         *removed += unreferenced.len() as u64;
         Ok(())
     }
@@ -163,9 +163,7 @@ where
 
 /// Stacks that the kernel mode's programs remember, and may refer to without looking them up.
 pub fn remembered(ebpf: &Ebpf, ids: &mut FxHashSet<u64>) -> Result<(), BpfError> {
-    let map = ebpf.map("REMEMBERED").ok_or(BpfError::Missing("map REMEMBERED"))?;
-    let map: PerCpuArray<&MapData, RememberedStack> =
-        PerCpuArray::try_from(map).map_err(|error| map_error("REMEMBERED", &error))?;
+    let map: PerCpuArray<&MapData, RememberedStack> = per_cpu(ebpf, "REMEMBERED")?;
     for place in map.iter() {
         let place = place.map_err(|error| map_error("REMEMBERED", &error))?;
         ids.extend(place.iter().map(|stack| stack.id));
@@ -176,7 +174,17 @@ pub fn remembered(ebpf: &Ebpf, ids: &mut FxHashSet<u64>) -> Result<(), BpfError>
 fn to_stack<const DEPTH: usize>(ebpf: &Ebpf, record: &Record<DEPTH>) -> Stack {
     let len = (record.len as usize).min(record.ips.len());
     let cut = Step::from_u32(record.end.into()).and_then(Cut::from_end);
-    let label =
-        Label::decode(record.label).and_then(|label| label_name(label, |address| cache_name(ebpf, address)));
-    Stack { ips: record.ips[..len].to_vec(), cut, label }
+    let tag =
+        Label::decode(record.label).and_then(|label| tag_of(label, |address| cache_name(ebpf, address)));
+    Stack { ips: record.ips[..len].to_vec(), cut, tag }
+}
+
+/// Name of a slab cache, as the programs have read it.
+fn cache_name(ebpf: &Ebpf, address: u64) -> Option<String> {
+    let map: BpfHashMap<&MapData, u64, [u64; CACHE_NAME_WORDS]> = hash_map(ebpf, "CACHES").ok()?;
+    let words = map.get(&address, 0).ok()?;
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let len = bytes.iter().position(|byte| *byte == 0).unwrap_or(CACHE_NAME_LEN);
+    let name = String::from_utf8_lossy(bytes.get(..len)?).into_owned();
+    (!name.is_empty()).then_some(name)
 }

@@ -1,4 +1,5 @@
-//! Reading maps in batches: a million records in a fraction of a second, where a key by key iteration takes seconds.
+//! bpf(2) as aya does not call it. Maps are read in batches: a million records in a fraction of a second, where a key by
+//! key iteration takes seconds.
 
 use std::{
     io,

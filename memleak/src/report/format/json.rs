@@ -1,10 +1,11 @@
-//! The JSON form (spec section 5): one object a line.
+//! The JSON form: one object a line.
 //!
 //! Addresses are strings in hexadecimal, since JSON's numbers lose bits above 2^53. In a frame, a value that is not
 //! known is null; in a stack, ages are null with `-C`. `sampled` and `allocations` are there only with `-s` and `-a`.
 //! The address of what has a number for a handle (a descriptor) is that number; where a resource has no size, `bytes`
 //! and `size` are 0. `now` says what descriptors are at the time of the report.
-//! Beyond the spec: a stack has `pid` (0 for the kernel's), one of whole pages `order` (2^order pages each), and a frame `no_symbol`, which says why it has no function, else null.
+//! A stack has `pid` (0 for the kernel's), one of whole pages `order` (2^order pages each), and a frame `no_symbol`, which
+//! says why it has no function, else null.
 
 use std::{
     io::{self, Write},
@@ -15,19 +16,46 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::ser::Formatter;
 
-use super::{AllocationLine, Report, ResourceTotal, StackReport, TargetInfo, Totals};
+use super::{Format, Kind, Options};
 use crate::{
     escape::acts_on_terminal,
-    kernel_labels::order_of_pages,
+    kernel_labels::Tag,
+    report::{
+        model::{AllocationLine, Report, ResourceTotal, StackReport, TargetInfo, Totals},
+        trace::EventLine,
+    },
     snapshot::{Cut, Lost},
     symbolize::{Frame, NoSymbol},
 };
 
-/// Version of the form: grows when a field changes its meaning, not when one is added.
-pub(super) const SCHEMA: u32 = 1;
+/// `--format json`.
+pub const KIND: Kind = Kind { name: "json", has_events: true, new };
 
-/// Writes a report: one line.
-pub fn write_json(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+fn new(options: &Options) -> Box<dyn Format> {
+    Box::new(Json { top: options.top })
+}
+
+/// See the module.
+#[derive(Debug)]
+struct Json {
+    top: usize,
+}
+
+impl Format for Json {
+    fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
+        write_json(report, self.top, out)
+    }
+
+    fn event(&self, event: &EventLine, out: &mut dyn Write) -> io::Result<()> {
+        write_event(event, out)
+    }
+}
+
+/// Version of the form: grows when a field changes its meaning, not when one is added.
+const SCHEMA: u32 = 1;
+
+/// Writes a report with the first `top` stacks of each table: one line.
+pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Result<()> {
     write_line(
         &JsonReport {
             schema: SCHEMA,
@@ -38,21 +66,40 @@ pub fn write_json(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             sampled: report.sampled,
             totals: JsonTotals { all: report.totals, by_resource: ByResource(&report.by_resource) },
             lost: report.lost,
-            stacks: report.stacks.iter().map(JsonStack::from).collect(),
+            stacks: report.top(top).map(|stack| JsonStack::new(report, stack)).collect(),
+        },
+        out,
+    )
+}
+
+/// Writes an event, one line: `{"event":"acquire","schema":1,"time":...}`. A report has no field `event`.
+pub fn write_event(event: &EventLine, out: &mut dyn Write) -> io::Result<()> {
+    write_line(
+        &JsonEvent {
+            event: event.kind.name(),
+            schema: SCHEMA,
+            time: rfc3339(event.time),
+            pid: event.pid,
+            tid: event.tid,
+            resource: &event.resource.name,
+            address: Hex(event.address),
+            size: event.size,
+            tag: JsonTag::from(event.tag.as_ref()),
+            comm: event.comm.as_deref(),
         },
         out,
     )
 }
 
 /// Writes `value` and a newline.
-pub(super) fn write_line(value: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
+fn write_line(value: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
     let mut serializer = serde_json::Serializer::with_formatter(&mut *out, OneLine);
     value.serialize(&mut serializer).map_err(io::Error::from)?;
     out.write_all(b"\n")
 }
 
 /// `time` in UTC with milliseconds (RFC 3339).
-pub(super) fn rfc3339(time: SystemTime) -> String {
+fn rfc3339(time: SystemTime) -> String {
     // As in the text form: a clock set outside of jiff's years shows as 1970.
     let time = Timestamp::try_from(time).unwrap_or_default();
     time.to_zoned(TimeZone::UTC).strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
@@ -75,7 +122,7 @@ impl Formatter for OneLine {
 }
 
 /// An address or offset: `"0x55fca0"`.
-pub(super) struct Hex(pub u64);
+struct Hex(u64);
 
 impl Serialize for Hex {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -149,7 +196,7 @@ struct JsonStack<'a> {
     cut: Option<&'static str>,
     pid: u32,
     #[serde(flatten)]
-    label: JsonLabel<'a>,
+    tag: JsonTag<'a>,
     frames: Vec<JsonFrame<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     now: Option<&'a str>,
@@ -157,41 +204,43 @@ struct JsonStack<'a> {
     allocations: Option<Vec<JsonAllocation<'a>>>,
 }
 
-impl<'a> From<&'a StackReport> for JsonStack<'a> {
-    fn from(stack: &'a StackReport) -> Self {
+impl<'a> JsonStack<'a> {
+    fn new(report: &'a Report, stack: &'a StackReport) -> Self {
+        let cut = stack.cut();
+        let list = |list: &'a Vec<AllocationLine>| list.iter().map(JsonAllocation::from).collect();
         Self {
             resource: &stack.resource.name,
             bytes: stack.bytes,
             count: stack.count,
             oldest_ms: stack.oldest_ms,
             newest_ms: stack.newest_ms,
-            truncated: stack.cut.is_some(),
-            cut: stack.cut.map(cut_name),
+            truncated: cut.is_some(),
+            cut: cut.map(cut_name),
             pid: stack.pid,
-            label: JsonLabel::from(stack.label.as_deref()),
-            frames: frames(&stack.frames),
-            now: stack.now.as_deref(),
-            allocations: stack
-                .allocations
-                .as_ref()
-                .map(|list| list.iter().map(JsonAllocation::from).collect()),
+            tag: JsonTag::from(stack.tag.as_ref()),
+            frames: report.frames_of(stack).map(JsonFrame::from).collect(),
+            now: stack.now(),
+            allocations: stack.allocations.as_ref().map(list),
         }
     }
 }
 
 /// What the objects of a stack of the kernel's are, where it is known.
 #[derive(Serialize)]
-pub(super) struct JsonLabel<'a> {
+struct JsonTag<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order: Option<u8>,
 }
 
-impl<'a> From<Option<&'a str>> for JsonLabel<'a> {
-    fn from(label: Option<&'a str>) -> Self {
-        let order = label.and_then(order_of_pages);
-        Self { cache: label.filter(|_| order.is_none()), order }
+impl<'a> From<Option<&'a Tag>> for JsonTag<'a> {
+    fn from(tag: Option<&'a Tag>) -> Self {
+        match tag {
+            Some(Tag::Cache(name)) => Self { cache: Some(name), order: None },
+            Some(Tag::Pages(order)) => Self { cache: None, order: Some(*order) },
+            None => Self { cache: None, order: None },
+        }
     }
 }
 
@@ -226,7 +275,7 @@ impl<'a> From<&'a AllocationLine> for JsonAllocation<'a> {
 }
 
 #[derive(Serialize)]
-pub(super) struct JsonFrame<'a> {
+struct JsonFrame<'a> {
     ip: Hex,
     module: Option<&'a str>,
     offset: Option<Hex>,
@@ -239,11 +288,9 @@ pub(super) struct JsonFrame<'a> {
     no_symbol: Option<&'static str>,
 }
 
-/// The frames of a stack.
-pub(super) fn frames(frames: &[Frame]) -> Vec<JsonFrame<'_>> {
-    frames
-        .iter()
-        .map(|frame| JsonFrame {
+impl<'a> From<&'a Frame> for JsonFrame<'a> {
+    fn from(frame: &'a Frame) -> Self {
+        Self {
             ip: Hex(frame.ip),
             module: frame.module.as_deref(),
             offset: frame.offset.map(Hex),
@@ -253,12 +300,33 @@ pub(super) fn frames(frames: &[Frame]) -> Vec<JsonFrame<'_>> {
             file: frame.file.as_deref(),
             line: frame.line,
             inlined: frame.inlined,
-            no_symbol: frame.no_symbol.map(|reason| match reason {
-                NoSymbol::Unmapped => "unmapped",
-                NoSymbol::Anonymous => "anonymous",
-                NoSymbol::UnreadableObject => "unreadable_object",
-                NoSymbol::NotInSymbolTable => "not_in_symbol_table",
-            }),
-        })
-        .collect()
+            no_symbol: frame.no_symbol.map(reason_name),
+        }
+    }
+}
+
+fn reason_name(reason: NoSymbol) -> &'static str {
+    match reason {
+        NoSymbol::Unmapped => "unmapped",
+        NoSymbol::Anonymous => "anonymous",
+        NoSymbol::UnreadableObject => "unreadable_object",
+        NoSymbol::NotInSymbolTable => "not_in_symbol_table",
+    }
+}
+
+// The fields stand in the order in which they are written.
+#[derive(Serialize)]
+struct JsonEvent<'a> {
+    event: &'static str,
+    schema: u32,
+    time: String,
+    pid: u32,
+    tid: u32,
+    resource: &'a str,
+    address: Hex,
+    size: u64,
+    #[serde(flatten)]
+    tag: JsonTag<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comm: Option<&'a str>,
 }

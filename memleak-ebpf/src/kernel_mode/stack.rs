@@ -17,10 +17,12 @@ use memleak_common::{
     unwind::Step,
 };
 
+use super::slab::learn_name;
 use crate::{
-    kernel::learn_name,
+    arch::{KERNEL_CODE, KERNEL_STACK_SIZE},
     maps::{KERNEL_SCRATCH, KERNEL_WINDOWS, REMEMBERED, count, kernel_setting, setting},
-    stack::{self, Hash},
+    stack,
+    window::Hash,
 };
 
 /// Frames, from the callee on, in which a page's user is looked for.
@@ -28,11 +30,7 @@ const NEAR: u32 = 16;
 /// Frames of the tracer's own behind the program, at a tracepoint: `bpf_trace_run`; with other tracers there it may be one
 /// more. A stack never has more frames of the kernel than `--max-depth`.
 const OWN_FRAMES: u32 = 1;
-/// Bytes of a task's or an interrupt's stack, which is aligned to them (arch/x86/include/asm/page_64_types.h).
-const STACK_SIZE: u64 = 16_384;
 const WINDOW_MASK: u64 = KERNEL_WINDOW as u64 - 1;
-/// Code is above (Documentation/arch/x86/x86_64/mm.rst: the kernel, modules and BPF programs).
-const CODE: u64 = 0xffff_ffff_8000_0000;
 
 /// What a stack is taken for.
 pub struct Place {
@@ -128,7 +126,7 @@ pub extern "C" fn read_window(scratch: u32) -> u64 {
         start.write_volatile(&raw const here as u64);
         start.read_volatile()
     };
-    let left = STACK_SIZE - (start & (STACK_SIZE - 1));
+    let left = KERNEL_STACK_SIZE - (start & (KERNEL_STACK_SIZE - 1));
     let bytes = left.min(8 * KERNEL_WINDOW as u64) & !7;
     // SAFETY: the window has room for it; the helper checks the address.
     let result = unsafe {
@@ -191,7 +189,7 @@ fn holds(window: &StackWindow, word: u16, value: u64) -> bool {
 /// The word that many bytes below the top of the stack; 0 where it is not in the window.
 #[inline(always)]
 fn at_top(window: &StackWindow, bytes: u64) -> u64 {
-    let left = STACK_SIZE - (window.start & (STACK_SIZE - 1));
+    let left = KERNEL_STACK_SIZE - (window.start & (KERNEL_STACK_SIZE - 1));
     let word = left.wrapping_sub(bytes) >> 3;
     if word < window.len { window.words[(word & WINDOW_MASK) as usize] } else { 0 }
 }
@@ -244,7 +242,7 @@ pub extern "C" fn collect(scratch: u32, place: u32) -> u64 {
     let Some(stack) = REMEMBERED.get_ptr_mut(place) else { return 0 };
     // SAFETY: as in `recall`.
     let (window, stack) = unsafe { (&mut *window, &mut *stack) };
-    let left = STACK_SIZE - (window.start & (STACK_SIZE - 1));
+    let left = KERNEL_STACK_SIZE - (window.start & (KERNEL_STACK_SIZE - 1));
     set_found(window, 0);
     stack.from_top = 0;
     for word in 0..KERNEL_WINDOW {
@@ -252,7 +250,7 @@ pub extern "C" fn collect(scratch: u32, place: u32) -> u64 {
             break;
         }
         let value = window.words[word];
-        if value < CODE {
+        if value < KERNEL_CODE {
             continue;
         }
         if value == stack.last_ip {

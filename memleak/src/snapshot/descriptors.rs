@@ -8,11 +8,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use memleak_common::{probe::Resource, stack::NO_STACK};
 
-use super::read::monotonic_ns;
-use crate::{
-    proc::{descriptors::open_descriptors, maps::read_maps},
-    snapshot::Outstanding,
-};
+use super::Outstanding;
+use crate::proc::{clock::monotonic_ns, descriptors::open_descriptors, maps::read_maps};
 
 /// What is known of processes' descriptors beside the counted ones.
 #[derive(Default)]

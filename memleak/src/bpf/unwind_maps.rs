@@ -15,7 +15,7 @@ use aya::{
 };
 use memleak_common::unwind::{MAX_MAPPINGS, Mapping, MappingList, PublishedList};
 
-use super::{BpfError, read::map_error};
+use super::error::{BpfError, map_error};
 use crate::{
     proc::maps::Mapping as ProcessMapping,
     symbolize::Target,

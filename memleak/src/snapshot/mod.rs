@@ -1,8 +1,12 @@
 //! The maps, read once, as plain data.
 
+pub mod descriptors;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use memleak_common::{probe::Resource, unwind::Step};
+
+use crate::kernel_labels::Tag;
 
 /// The process whose things are the kernel's own: no process has this id.
 pub const KERNEL_PID: u32 = 0;
@@ -33,8 +37,8 @@ pub struct Stack {
     pub ips: Vec<u64>,
     /// Callers are missing, and why.
     pub cut: Option<Cut>,
-    /// Kernel mode: the slab cache of its objects (`kmalloc-256`), or the order of its pages (`order 2`).
-    pub label: Option<String>,
+    /// Kernel mode: what its objects are.
+    pub tag: Option<Tag>,
 }
 
 /// Why a walk ended before the outermost frame.

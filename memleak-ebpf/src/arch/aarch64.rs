@@ -1,0 +1,71 @@
+//! aarch64: arch/arm64/include/asm/ptrace.h, `user_pt_regs`, then the first argument and the number of the system call.
+
+use core::{ffi::c_void, mem::offset_of};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::user_pt_regs,
+    programs::{ProbeContext, RetProbeContext},
+};
+pub use memleak_common::unwind::step_aarch64 as unwind_step;
+
+use super::Registers;
+use crate::args::{Arguments, Caller};
+
+/// Bits of a return address that are address: pointer authentication has what is above a user address of 48 bits
+/// (Documentation/arch/arm64/pointer-authentication).
+pub const ADDRESS_MASK: u64 = (1 << 48) - 1;
+/// What the kernel's return trampoline begins with: `brk` (arch/arm64/include/asm/uprobes.h, `UPROBE_SWBP_INSN`), its lowest
+/// byte.
+pub const TRAMPOLINE: [u8; 2] = [0xa0, 0xa0];
+/// Bytes of a task's stack, which is aligned to them (arch/arm64/include/asm/memory.h, `THREAD_SIZE` with pages of 4 KiB).
+pub const KERNEL_STACK_SIZE: u64 = 16_384;
+/// The kernel's code is above, with addresses of 48 bits: modules, then the kernel (Documentation/arch/arm64/memory.rst).
+pub const KERNEL_CODE: u64 = 0xffff_8000_0000_0000;
+
+impl Registers {
+    /// The arguments of a system call.
+    #[inline(always)]
+    pub fn arguments(&self) -> Arguments {
+        let [a, b, c, d, e, f]: [u64; 6] = self.read(offset_of!(user_pt_regs, regs));
+        Arguments([a, b, c, d, e, f, 0, 0])
+    }
+
+    /// The number of the system call.
+    #[inline(always)]
+    pub fn system_call(&self) -> u64 {
+        self.read::<u32>(size_of::<user_pt_regs>() + 8) as u64
+    }
+
+    /// Where the thread is in its own code.
+    #[inline(always)]
+    pub fn caller(&self, ctx: *mut c_void) -> Caller {
+        Caller {
+            ctx,
+            ip: self.read(offset_of!(user_pt_regs, pc)),
+            sp: self.read(offset_of!(user_pt_regs, sp)),
+            fp: self.read(offset_of!(user_pt_regs, regs) + 29 * 8),
+        }
+    }
+}
+
+/// The stack pointer at entry, which no call instruction has changed.
+#[inline(always)]
+pub fn entry_sp(ctx: &ProbeContext) -> u64 {
+    // SAFETY: the context of a uprobe program is the thread's registers.
+    unsafe { (*ctx.regs).sp }
+}
+
+/// What [`entry_sp`] was for the call that returns.
+#[inline(always)]
+pub fn exit_sp(ctx: &RetProbeContext) -> u64 {
+    // SAFETY: as above.
+    unsafe { (*ctx.regs).sp }
+}
+
+/// The caller of a function that returns: the registers are its own already.
+#[inline(always)]
+pub fn caller_of(ctx: &RetProbeContext) -> Caller {
+    // SAFETY: as above.
+    unsafe { Caller { ctx: ctx.as_ptr(), ip: (*ctx.regs).pc, sp: (*ctx.regs).sp, fp: (*ctx.regs).regs[29] } }
+}

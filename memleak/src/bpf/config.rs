@@ -1,0 +1,144 @@
+//! What a run asks of the programs, as plain values, and the settings that they read.
+
+use std::{collections::HashSet, os::unix::fs::MetadataExt as _};
+
+use aya::util::KernelVersion;
+use memleak_common::{
+    probe::{Resource, handle},
+    settings::{Settings, flags},
+};
+
+use super::error::BpfError;
+use crate::{probe::table::Row, proc::btf};
+
+/// How stacks are walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Walk {
+    /// By unwind tables.
+    Tables {
+        /// Frames that no table describes are left by the frame pointer. A kernel that refuses the walk is no error: then
+        /// all are.
+        or_pointer: bool,
+    },
+    /// By frame pointers.
+    Pointer,
+    /// By the kernel's own walk.
+    Kernel,
+}
+
+/// What a run asks of the programs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What is traced.
+    pub resources: Vec<Resource>,
+    /// Smallest size, bytes.
+    pub min_size: u64,
+    /// Largest size, bytes.
+    pub max_size: u64,
+    /// One acquire in this many is captured.
+    pub sample_rate: u64,
+    /// Each acquire and release is sent as an event.
+    pub trace: bool,
+    /// Children are traced from their fork on.
+    pub follow_forks: bool,
+    /// Room for outstanding allocations.
+    pub max_allocs: u32,
+    /// Room for stacks.
+    pub stack_storage_size: u32,
+    /// Most frames of a stack.
+    pub max_depth: u32,
+    /// How stacks are walked.
+    pub walk: Walk,
+    /// Programs that do nothing are attached.
+    pub traps_only: bool,
+    /// Descriptors are counted at the C library's functions, and not at system calls.
+    pub library_calls: bool,
+    /// `-v`: 0, 1, 2...
+    pub verbosity: u8,
+}
+
+impl Config {
+    /// Stacks are walked by unwind tables.
+    pub fn walks_tables(&self) -> bool {
+        matches!(self.walk, Walk::Tables { .. }) && !self.traps_only
+    }
+}
+
+/// The rows are of several groups: calls of one can be made while one of another is pending.
+fn has_several_groups(rows: &[Row], resources: &[Resource]) -> bool {
+    let acquiring = rows.iter().filter(|row| row.probe.handle != handle::NONE && row.serves(resources));
+    acquiring.map(|row| row.probe.group).collect::<HashSet<_>>().len() > 1
+}
+
+/// The settings that the programs read, for a run with these rows.
+pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings, BpfError> {
+    let mut bits = 0;
+    let mut task_tgid_offset = 0;
+    if config.trace {
+        bits |= flags::TRACE;
+    }
+    if has_several_groups(rows, &config.resources) {
+        bits |= flags::READ_RETURNS;
+    }
+    // Not by frame pointers, which is also the way where the kernel takes no BTF: `bpf_loop` needs it.
+    if config.walks_tables() && may_hold() {
+        bits |= flags::HOLD;
+    }
+    if config.follow_forks {
+        bits |= flags::FOLLOW_FORKS;
+        task_tgid_offset = btf::kernel_member_offset("task_struct", "tgid")
+            .map_err(|error| BpfError::NoBtf(error.to_string()))?;
+    }
+    bits |= match config.walk {
+        Walk::Tables { or_pointer: true } => flags::UNWIND_TABLES | flags::UNWIND_POINTER,
+        Walk::Tables { or_pointer: false } => flags::UNWIND_TABLES,
+        Walk::Pointer => 0,
+        Walk::Kernel => flags::KERNEL_WALK,
+    };
+    let (pid_ns_dev, pid_ns_ino) = own_pid_namespace();
+    if config.follow_forks && pid_ns_ino != 0 {
+        return Err(BpfError::ForksInNamespace);
+    }
+    Ok(Settings {
+        min_size: config.min_size,
+        max_size: config.max_size,
+        sample_rate: config.sample_rate,
+        pid_ns_dev,
+        pid_ns_ino,
+        flags: bits,
+        max_depth: config.max_depth,
+        task_tgid_offset,
+        features: rows
+            .iter()
+            .filter(|row| row.serves(&config.resources))
+            .fold(0, |features, row| features | row.probe.features()),
+        stored_mask: stored_mask(config.stack_storage_size),
+    })
+}
+
+/// Threads of the target can wait for us: the kernel has `bpf_loop`, and there is another CPU for us to answer on.
+fn may_hold() -> bool {
+    let has_loop = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 17, 0));
+    has_loop && std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1)
+}
+
+/// How many stacks a CPU stores before it says so, less one: all CPUs together an eighth of the room.
+fn stored_mask(stack_storage_size: u32) -> u64 {
+    let cpus = aya::util::nr_cpus().unwrap_or(1).max(1) as u64;
+    let wanted = (u64::from(stack_storage_size) / 8 / cpus).max(1);
+    (1 << wanted.ilog2()) - 1
+}
+
+/// Device and inode of our PID namespace, or zeroes in the kernel's first one, where no translation is needed.
+fn own_pid_namespace() -> (u64, u64) {
+    const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC; // PROC_PID_INIT_INO, include/linux/proc_ns.h
+    match std::fs::metadata("/proc/self/ns/pid") {
+        Ok(namespace) if namespace.ino() != FIRST_PID_NAMESPACE => (namespace.dev(), namespace.ino()),
+        _ => (0, 0),
+    }
+}
+
+/// Ours is the kernel's first PID namespace: its numbers are the programs' own.
+pub(super) fn is_first_pid_namespace() -> bool {
+    own_pid_namespace() == (0, 0)
+}

@@ -1,0 +1,262 @@
+//! The kernel's side of a run: the loaded object, its links, its ring buffer and what its programs log.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf,
+    maps::{MapData, RingBuf},
+};
+use aya_log::EbpfLogger;
+use log::debug;
+use memleak_common::{event::Event, probe::Resource};
+use tokio::io::unix::AsyncFd;
+
+use super::{
+    access::array_mut,
+    config::Config,
+    error::{BpfError, map_error},
+    kernel_mode,
+    links::{Outcome, Probes, Scope},
+    reader::Reader,
+    targets::add_target,
+    unwind_maps::{Unwinding, words_for},
+    user_mode,
+};
+use crate::{
+    objects::ObjectStore,
+    probe::{kernel::KernelPlan, plan::AttachPoint, table::Row},
+    proc::{maps::Mapping, readable::readable},
+    snapshot::{Snapshot, Stack, Unmap},
+    symbolize::Target,
+    unwind::ProcessTables,
+};
+
+type Logger = EbpfLogger<&'static dyn log::Log>;
+
+/// What runs in the kernel for a session. Its links end with it.
+pub struct Tracer {
+    ebpf: Ebpf,
+    events: AsyncFd<RingBuf<MapData>>,
+    log: Option<AsyncFd<Logger>>,
+    probes: Probes,
+    reader: Reader,
+    /// `None` where stacks are walked otherwise.
+    unwinding: Option<Unwinding>,
+    traps_only: bool,
+}
+
+/// A tracer of processes that has nothing attached yet.
+pub struct UserStart {
+    /// The tracer.
+    pub tracer: Tracer,
+    /// Resources that system calls tell of: no function of the target's is probed for them.
+    pub by_system_calls: &'static [Resource],
+    /// How long the kernel took to take the programs in.
+    pub took: Duration,
+}
+
+impl Tracer {
+    /// Loads the programs that trace processes by these rows, and enters the unwind tables of the processes `pids`, whose
+    /// objects `store` opens.
+    pub fn of_processes(
+        config: &Config,
+        rows: &[Row],
+        pids: impl Iterator<Item = u32>,
+        store: &ObjectStore,
+    ) -> Result<UserStart, BpfError> {
+        // The tables first: an array's size is set when it is made.
+        let mut tables = ProcessTables::new(store.clone());
+        let objects = if config.walks_tables() { tables.observe_running(pids) } else { Vec::new() };
+        let words = words_for((!objects.is_empty()).then(|| tables.sums()));
+        let begin = Instant::now();
+        let mut loaded = user_mode::load(config, rows, words)?;
+        let took = begin.elapsed();
+        // What was left out by sampling is open, too.
+        let checks_descriptors = config.resources.contains(&Resource::Fd) && config.sample_rate == 1;
+        let mut unwinding = loaded.walks_tables.then(|| Unwinding::open(&loaded.ebpf, tables)).transpose()?;
+        if let Some(unwinding) = &mut unwinding {
+            for (pid, objects) in &objects {
+                unwinding.set(&mut loaded.ebpf, *pid, objects)?;
+            }
+        }
+        let probes = Probes::new(loaded.uprobes, loaded.mends_stack);
+        let rows = rows.iter().map(|row| row.probe).collect();
+        let reader = Reader::new(rows, checks_descriptors, config.stack_storage_size);
+        let tracer = Self::new(config, loaded.ebpf, loaded.events, probes, reader, unwinding)?;
+        Ok(UserStart { tracer, by_system_calls: loaded.by_system_calls, took })
+    }
+
+    /// Loads and attaches the programs of a plan for the kernel. Gives also why some functions could not be probed.
+    pub fn of_kernel(config: &Config, plan: &KernelPlan) -> Result<(Self, Vec<BpfError>), BpfError> {
+        let loaded = kernel_mode::load(config, plan)?;
+        let reader = Reader::new(Vec::new(), false, config.stack_storage_size);
+        let tracer = Self::new(config, loaded.ebpf, loaded.events, loaded.probes, reader, None)?;
+        Ok((tracer, loaded.failed))
+    }
+
+    fn new(
+        config: &Config,
+        mut ebpf: Ebpf,
+        events: RingBuf<MapData>,
+        probes: Probes,
+        reader: Reader,
+        unwinding: Option<Unwinding>,
+    ) -> Result<Self, BpfError> {
+        let log = (config.verbosity > 0).then(|| logger(&mut ebpf)).flatten();
+        let events = readable(events).map_err(|error| map_error("EVENTS", &error))?;
+        Ok(Self { ebpf, events, log, probes, reader, unwinding, traps_only: config.traps_only })
+    }
+
+    /// Makes a process known to the programs.
+    pub fn add_target(&mut self, pid: u32) -> Result<(), BpfError> {
+        add_target(&self.ebpf, pid)?;
+        self.reader.add_target(pid);
+        Ok(())
+    }
+
+    /// A process has ended: its number can be another's by now.
+    pub fn target_ended(&mut self, pid: u32) {
+        if let Some(unwinding) = &mut self.unwinding {
+            unwinding.remove(&mut self.ebpf, pid);
+        }
+        self.reader.target_ended(pid);
+    }
+
+    /// A process has replaced its program. `by_another_thread`: by another than its first, so that it is another task, to
+    /// which nothing is attached. [`Self::remove_void`] is to be called some time.
+    pub fn program_replaced(&mut self, pid: u32, by_another_thread: bool) {
+        if by_another_thread {
+            self.probes.forget(pid);
+        }
+        self.reader.replaced(pid);
+        if let Some(unwinding) = &mut self.unwinding {
+            unwinding.forget(pid);
+        }
+    }
+
+    /// Brings the unwind tables of process `pid` up to date with what it has mapped.
+    pub fn observe(&mut self, pid: u32, mappings: &[Mapping], target: &dyn Target) -> Result<(), BpfError> {
+        match &mut self.unwinding {
+            // One that has ended has nothing mapped; its last stacks have been walked.
+            Some(unwinding) if !mappings.is_empty() => {
+                unwinding.observe(&mut self.ebpf, pid, mappings, target)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What is new of the unwind tables, in words.
+    pub fn unwinding_news(&mut self) -> Option<String> {
+        self.unwinding.as_mut()?.news()
+    }
+
+    /// An exception that leaves one of these calls would end the process, since its stack cannot be mended here.
+    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<&'a AttachPoint> {
+        self.probes.dangers(points)
+    }
+
+    /// Attaches what is not attached yet, in the plan's order.
+    pub fn attach(&mut self, scope: Scope, points: &[AttachPoint]) -> Result<Outcome, BpfError> {
+        self.probes.attach(&mut self.ebpf, scope, points, self.traps_only)
+    }
+
+    /// Number of probes.
+    pub fn probes(&self) -> usize {
+        self.probes.len()
+    }
+
+    /// Ends all links, and waits until the last one has. Gives how many there were and how long it took.
+    pub fn detach(&mut self) -> Option<(usize, Duration)> {
+        let count = self.probes.len();
+        (count > 0).then(|| (count, self.probes.detach()))
+    }
+
+    /// Waits until there may be events to take, if `for_events`; passes on what the programs log meanwhile.
+    pub async fn ready(&mut self, for_events: bool) -> io::Result<()> {
+        loop {
+            tokio::select! {
+                biased;
+                ready = self.events.readable_mut(), if for_events => {
+                    ready?.clear_ready();
+                    return Ok(());
+                }
+                () = flush_log(&mut self.log) => {}
+            }
+        }
+    }
+
+    /// The next event.
+    pub fn next_event(&mut self) -> Option<Event> {
+        let item = self.events.get_mut().next()?;
+        // SAFETY: `Event` is made of integers alone, and the item's length is checked.
+        (item.len() >= size_of::<Event>()).then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast()) })
+    }
+
+    /// The number in our PID namespace of the process that the programs call `tgid`.
+    pub fn pid_of(&mut self, tgid: u32) -> Result<u32, BpfError> {
+        self.reader.pid_of(&self.ebpf, tgid)
+    }
+
+    /// Answers all notices of new mappings up to this time: threads that wait for it go on.
+    pub fn answer(&mut self, time_ns: u64) -> Result<(), BpfError> {
+        const MAP: &str = "ANSWERED";
+        array_mut(&mut self.ebpf, MAP)?.set(0, time_ns, 0).map_err(|error| map_error(MAP, &error))
+    }
+
+    /// Remembers that a range was unmapped.
+    pub fn unmapped(&mut self, unmap: Unmap) {
+        self.reader.unmapped(unmap);
+    }
+
+    /// Forgets unmaps that concern no record, where so many have come up that they weigh.
+    pub fn forget_unmaps(&mut self) -> Result<(), BpfError> {
+        self.reader.forget_unmaps(&self.ebpf)
+    }
+
+    /// Removes the records that execs have made void since the last call.
+    pub fn remove_void(&mut self) -> Result<(), BpfError> {
+        self.reader.remove_void(&self.ebpf)
+    }
+
+    /// One stack.
+    pub fn stack(&mut self, id: u64) -> Result<Option<&Stack>, BpfError> {
+        self.reader.stack(&self.ebpf, id)
+    }
+
+    /// When [`Self::collect_stacks`] is to be called; `None` while there is room for stacks.
+    pub fn collection_due(&self) -> Result<Option<Instant>, BpfError> {
+        self.reader.collection_due(&self.ebpf)
+    }
+
+    /// Removes stacks that nothing refers to. Gives how many.
+    pub fn collect_stacks(&mut self) -> Result<u64, BpfError> {
+        self.reader.collect_stacks(&self.ebpf)
+    }
+
+    /// Reads everything. Events that were sent before must have been handed to [`Self::unmapped`].
+    pub fn snapshot(&mut self) -> Result<Snapshot, BpfError> {
+        self.reader.snapshot(&self.ebpf, &self.probes)
+    }
+}
+
+fn logger(ebpf: &mut Ebpf) -> Option<AsyncFd<Logger>> {
+    let logger =
+        EbpfLogger::init(ebpf).inspect_err(|error| debug!("no diagnostics of the BPF side: {error}")).ok()?;
+    readable(logger).ok()
+}
+
+/// Passes on what the programs have logged; waits for ever where they do not log.
+async fn flush_log(log: &mut Option<AsyncFd<Logger>>) {
+    match log {
+        None => std::future::pending().await,
+        Some(log) => {
+            if let Ok(mut ready) = log.readable_mut().await {
+                ready.get_inner_mut().flush();
+                ready.clear_ready();
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The uprobe programs: loaded by aya or by us, as they are to be attached.
+
+use aya::{Ebpf, programs::UProbe, util::KernelVersion};
+
+use super::{
+    access::program,
+    error::{BpfError, load_error},
+    multi::MultiPrograms,
+    object::OBJECT,
+};
+
+/// Uprobe programs, all of one kind to the loader.
+const UPROBES: &[&str] = &["acquire_enter", "acquire_exit", "release_enter", "mappings_enter"];
+/// Mends the stack for an unwinder; and the same without, for kernels that forbid to write to a process.
+pub(super) const ABANDON: [&str; 2] = ["abandon_enter", "abandon_enter_plain"];
+/// The uprobe programs that `--traps-only` attaches in their place.
+const EMPTY_UPROBES: &[&str] = &["empty_enter", "empty_exit"];
+/// How uprobe programs are loaded, and so attached.
+pub enum Uprobes {
+    /// By aya: one link for each place.
+    Single,
+    /// One link for all places of a file.
+    Multi(Box<MultiPrograms>),
+}
+
+impl Uprobes {
+    /// Links for many places came with 6.6; up to 6.10 one for a process fires in its first thread alone.
+    pub(super) fn choose(ebpf: &Ebpf) -> Self {
+        if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 11, 0)) {
+            return Self::Single;
+        }
+        match MultiPrograms::prepare(OBJECT, ebpf) {
+            Ok(programs) => Self::Multi(Box::new(programs)),
+            Err(error) => {
+                log::debug!("one link for each probe: {error}");
+                Self::Single
+            }
+        }
+    }
+
+    /// Loads a program.
+    pub(super) fn load(&mut self, ebpf: &mut Ebpf, name: &'static str) -> Result<(), BpfError> {
+        match self {
+            Self::Single => program::<UProbe>(ebpf, name)?.load().map_err(|error| load_error(&error)),
+            Self::Multi(programs) => programs.load(name).map_err(|error| load_error(&error)),
+        }
+    }
+
+    /// Loads what will be attached. Gives whether the kernel lets us mend a stack: not where it is locked down (integrity),
+    /// nor without CAP_SYS_ADMIN (kernel/trace/bpf_trace.c, `bpf_get_probe_write_proto`).
+    pub(super) fn load_all(&mut self, ebpf: &mut Ebpf, traps_only: bool) -> Result<bool, BpfError> {
+        for &name in if traps_only { EMPTY_UPROBES } else { UPROBES } {
+            self.load(ebpf, name)?;
+        }
+        if traps_only {
+            return Ok(true);
+        }
+        let [mending, plain] = ABANDON;
+        let mends = self.load(ebpf, mending);
+        if let Err(error) = &mends {
+            log::debug!("{mending} is not to be had here: {error}");
+            self.load(ebpf, plain)?;
+        }
+        Ok(mends.is_ok())
+    }
+}

@@ -1,0 +1,136 @@
+//! User mode: loads the programs that trace processes.
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, MapData, RingBuf},
+    programs::RawTracePoint,
+};
+use memleak_common::probe::{MAX_PROBES, ProbeRow, Resource};
+
+use super::{
+    access::{array_mut, program, ring},
+    config::{Config, Walk, program_settings},
+    error::{BpfError, load_error, map_error},
+    object::{OBJECT, bpf_log_level, check_kernel, log_level},
+    unwind_maps,
+    uprobes::Uprobes,
+};
+use crate::probe::table::{Row, system_calls};
+
+/// Raw tracepoint programs: program, tracepoint.
+const LIFECYCLE: &[(&str, &str)] = &[
+    ("thread_exit", "sched_process_exit"),
+    ("process_exec", "sched_process_exec"),
+    ("process_fork", "sched_process_fork"),
+];
+
+/// What was loaded.
+pub struct Loaded {
+    /// Programs, maps and, as they are attached, links: all of them end with it.
+    pub ebpf: Ebpf,
+    /// Reader of the map `EVENTS`.
+    pub events: RingBuf<MapData>,
+    /// The uprobe programs.
+    pub uprobes: Uprobes,
+    /// The stack is mended when an exception leaves a probed call. Without it the C++ runtime finds no caller there and
+    /// ends the process.
+    pub mends_stack: bool,
+    /// Stacks are walked by unwind tables.
+    pub walks_tables: bool,
+    /// Resources that system calls tell of: no function of the target's is probed for them.
+    pub by_system_calls: &'static [Resource],
+}
+
+/// Loads the programs for this run and fills the map of rows. `unwind_words`: entries of `UNWIND_WORDS`.
+pub fn load(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded, BpfError> {
+    check_kernel()?;
+    match load_with(config, rows, unwind_words) {
+        Err(BpfError::Load(reason)) if config.walk == (Walk::Tables { or_pointer: true }) => {
+            let by_pointer = Config { walk: Walk::Pointer, ..config.clone() };
+            // Where this fails as well, unwinding was not what was wrong.
+            let loaded = load_with(&by_pointer, rows, unwind_words)?;
+            log::warn!(
+                "stacks are walked by frame pointers, since this kernel refuses the unwinder: {reason}; code built \
+                 without them is cut"
+            );
+            Ok(loaded)
+        }
+        result => result,
+    }
+}
+
+fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded, BpfError> {
+    let settings = program_settings(config, rows)?;
+    let walks_tables = config.walks_tables();
+    // What is not used takes no memory.
+    let room = |entries: u32, is_used: bool| if is_used { entries } else { 1 };
+    let mut ebpf = EbpfLoader::new()
+        .verifier_log_level(log_level(config.verbosity))
+        .override_global("SETTINGS", &settings, true)
+        .override_global(aya_log::LEVEL, &bpf_log_level(config.verbosity), false)
+        .map_max_entries("ALLOCATIONS", config.max_allocs)
+        .map_max_entries("STACKS", config.stack_storage_size)
+        .map_max_entries("SHORT_STACKS", config.stack_storage_size)
+        .map_max_entries("REMEMBERED", 1)
+        .map_max_entries("UNWIND_WORDS", room(unwind_words, walks_tables))
+        .map_max_entries("UNWIND_MAPPINGS", room(unwind_maps::MAPPINGS, walks_tables))
+        .map_max_entries("UNWIND_LISTS", room(unwind_maps::LISTS, walks_tables))
+        .map_max_entries("KERNEL_STACKS", room(config.stack_storage_size, config.walk == Walk::Kernel))
+        .load(OBJECT)
+        .map_err(|error| load_error(&error))?;
+    fill_rows(&mut ebpf, rows)?;
+    let mut uprobes = Uprobes::choose(&ebpf);
+    let mends_stack = uprobes.load_all(&mut ebpf, config.traps_only)?;
+    attach_lifecycle(&mut ebpf)?;
+    let events = ring(&mut ebpf, "EVENTS")?;
+    let mut by_system_calls: &[Resource] = &[];
+    let by_kernel = !config.traps_only && !config.library_calls;
+    if by_kernel && system_calls::RESOURCES.iter().any(|one| config.resources.contains(one)) {
+        match trace_system_calls(&mut ebpf, rows) {
+            Ok(()) => by_system_calls = system_calls::RESOURCES,
+            Err(error) => log::warn!(
+                "descriptors are counted at the C library's functions, so that raw system calls are missed: {error}"
+            ),
+        }
+    }
+    Ok(Loaded { ebpf, events, uprobes, mends_stack, walks_tables, by_system_calls })
+}
+
+fn fill_rows(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
+    const MAP: &str = "PROBES";
+    if rows.len() > MAX_PROBES as usize {
+        return Err(BpfError::Map { map: MAP, reason: format!("more than {MAX_PROBES} rows") });
+    }
+    let mut probes: Array<_, ProbeRow> = array_mut(ebpf, MAP)?;
+    for (index, row) in (0..).zip(rows) {
+        probes.set(index, row.probe, 0).map_err(|error| map_error(MAP, &error))?;
+    }
+    Ok(())
+}
+
+/// Has the programs run at each system call of any process; all but those that are of interest end at once.
+fn trace_system_calls(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
+    const MAP: &str = "SYSTEM_CALLS";
+    let mut map: Array<_, u32> = array_mut(ebpf, MAP)?;
+    for (number, entry) in system_calls::entries(rows) {
+        map.set(number, entry, 0).map_err(|error| map_error(MAP, &error))?;
+    }
+    // A return before its entry, which makes it expected.
+    for (name, tracepoint) in [("system_exit", "sys_exit"), ("system_enter", "sys_enter")] {
+        let program: &mut RawTracePoint = program(ebpf, name)?;
+        program.load().map_err(|error| load_error(&error))?;
+        program.attach(tracepoint).map_err(|error| load_error(&error))?;
+    }
+    log::info!("descriptors are counted at system calls");
+    Ok(())
+}
+
+/// Has the programs of processes' lives run.
+fn attach_lifecycle(ebpf: &mut Ebpf) -> Result<(), BpfError> {
+    for &(name, tracepoint) in LIFECYCLE {
+        let program: &mut RawTracePoint = program(ebpf, name)?;
+        program.load().map_err(|error| load_error(&error))?;
+        program.attach(tracepoint).map_err(|error| load_error(&error))?;
+    }
+    Ok(())
+}

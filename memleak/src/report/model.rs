@@ -1,0 +1,200 @@
+//! A report as plain data: what every form writes, and what `session` fills.
+
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
+
+use memleak_common::probe::Resource;
+
+use crate::{
+    kernel_labels::Tag,
+    probe::resource::{ResourceInfo, TopOfTables},
+    snapshot::{Cut, Lost},
+    symbolize::Frame,
+};
+
+/// What is traced, as reports name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetInfo {
+    /// `process`, `command` or `kernel` (`target.kind` of the JSON form).
+    pub kind: &'static str,
+    /// Processes.
+    pub pids: Vec<u32>,
+    /// Command name of the first.
+    pub comm: String,
+}
+
+impl TargetInfo {
+    /// The kernel: no process.
+    pub fn kernel() -> Self {
+        Self { kind: "kernel", pids: Vec::new(), comm: "kernel".to_owned() }
+    }
+}
+
+/// Sums over all stacks that pass the filters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Totals {
+    /// Outstanding bytes.
+    pub bytes: u64,
+    /// Outstanding allocations.
+    pub count: u64,
+    /// Acquires so far.
+    pub acquired: u64,
+    /// Releases so far.
+    pub released: u64,
+}
+
+/// What one resource sums up to, over all stacks that pass the filters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResourceTotal {
+    /// Which.
+    pub resource: Arc<ResourceInfo>,
+    /// Outstanding bytes; 0 where it has no size.
+    pub bytes: u64,
+    /// How many are outstanding.
+    pub count: u64,
+}
+
+/// One outstanding allocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllocationLine {
+    /// Address of the block.
+    pub address: u64,
+    /// Bytes asked for.
+    pub size: u64,
+    /// Milliseconds since it was acquired.
+    pub age_ms: u64,
+    /// What a descriptor is now: `socket:[123]`, a path. `None` where that is not known, or it is no descriptor.
+    pub now: Option<String>,
+}
+
+/// Something that is said of a stack beside its numbers and frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// What its descriptors are now, in a few words.
+    Now(String),
+    /// Callers are missing, and why.
+    Cut(Cut),
+}
+
+/// A frame's place in [`Frames`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FrameId(u32);
+
+/// The frames of a report's stacks, each once: most stacks have most of their frames in common.
+#[derive(Clone, Debug, Default)]
+pub struct Frames {
+    list: Vec<Arc<Frame>>,
+    ids: HashMap<Arc<Frame>, FrameId>,
+}
+
+impl Frames {
+    /// Enters a frame, or finds it.
+    pub fn intern(&mut self, frame: Frame) -> FrameId {
+        if let Some(id) = self.ids.get(&frame) {
+            return *id;
+        }
+        // A stack has 127 addresses at most: 4 billion frames are 30 million stacks that have nothing in common.
+        let id = FrameId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
+        let frame = Arc::new(frame);
+        self.list.push(frame.clone());
+        self.ids.insert(frame, id);
+        id
+    }
+
+    /// The frame of an id that this table gave; `None` for another table's.
+    pub fn get(&self, id: FrameId) -> Option<&Frame> {
+        self.list.get(id.0 as usize).map(|frame| &**frame)
+    }
+}
+
+/// One stack with what it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StackReport {
+    /// Whose it is.
+    pub pid: u32,
+    /// What it holds.
+    pub resource: Arc<ResourceInfo>,
+    /// Outstanding bytes.
+    pub bytes: u64,
+    /// Outstanding allocations.
+    pub count: u64,
+    /// Age of the oldest; `None` with `-C`.
+    pub oldest_ms: Option<u64>,
+    /// Age of the newest; `None` with `-C`.
+    pub newest_ms: Option<u64>,
+    /// Kernel mode: what its objects are.
+    pub tag: Option<Tag>,
+    /// Callee first. Empty where the stack is not known, or where the form does not write it
+    /// ([`super::format::Scope`]).
+    pub frames: Vec<FrameId>,
+    /// What else there is to say.
+    pub notes: Vec<Note>,
+    /// With `-a` only.
+    pub allocations: Option<Vec<AllocationLine>>,
+}
+
+impl StackReport {
+    /// Why callers are missing, where they are.
+    pub fn cut(&self) -> Option<Cut> {
+        self.notes.iter().find_map(|note| match note {
+            Note::Cut(cut) => Some(*cut),
+            Note::Now(_) => None,
+        })
+    }
+
+    /// What its descriptors are now, where that is known.
+    pub fn now(&self) -> Option<&str> {
+        self.notes.iter().find_map(|note| match note {
+            Note::Now(now) => Some(now.as_str()),
+            Note::Cut(_) => None,
+        })
+    }
+}
+
+/// One report.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// When its snapshot was taken.
+    pub time: SystemTime,
+    /// Milliseconds since tracing began.
+    pub elapsed_ms: u64,
+    /// The last one.
+    pub is_final: bool,
+    /// What is traced.
+    pub target: TargetInfo,
+    /// Sums (scaled, where sampling is on).
+    pub totals: Totals,
+    /// The same for each resource that is traced, in the order of the tables.
+    pub by_resource: Vec<ResourceTotal>,
+    /// What was lost.
+    pub lost: Lost,
+    /// One acquire in this many was captured, where that is not 1: numbers are estimates.
+    pub sampled: Option<u64>,
+    /// The frames of `stacks`.
+    pub frames: Frames,
+    /// All stacks, table by table. The top ones of each table come first and in order, the others in none.
+    pub stacks: Vec<StackReport>,
+}
+
+impl Report {
+    /// The first `top` stacks of each table.
+    pub fn top(&self, top: usize) -> impl Iterator<Item = &StackReport> {
+        let mut top = TopOfTables::new(top);
+        self.stacks.iter().filter(move |stack| top.takes(stack.resource.resource))
+    }
+
+    /// The frames of one of its stacks, callee first.
+    pub fn frames_of<'a>(&'a self, stack: &'a StackReport) -> impl DoubleEndedIterator<Item = &'a Frame> {
+        stack.frames.iter().filter_map(|id| self.frames.get(*id))
+    }
+
+    /// The tables, each by its first resource, in order: what scripts for bcc's memleak know comes as one of them.
+    pub fn tables(&self) -> impl Iterator<Item = &ResourceInfo> {
+        let mut seen: Vec<Resource> = Vec::new();
+        let traced = self.by_resource.iter().map(|total| &*total.resource);
+        traced.filter(move |resource| {
+            let is_new = !seen.contains(&resource.table());
+            seen.extend(is_new.then(|| resource.table()));
+            is_new
+        })
+    }
+}

@@ -1,0 +1,31 @@
+//! What the command line asks of the BPF programs.
+
+use crate::{
+    bpf::{Config, Walk},
+    settings::{Settings, UnwindMode},
+};
+
+/// The programs' part of the settings.
+pub(super) fn config(settings: &Settings) -> Config {
+    let capture = &settings.capture;
+    Config {
+        resources: capture.resources.clone(),
+        min_size: capture.min_size,
+        max_size: capture.max_size,
+        sample_rate: settings.report.sample_rate,
+        trace: capture.trace,
+        follow_forks: capture.follow_forks,
+        max_allocs: capture.max_allocs,
+        stack_storage_size: capture.stack_storage_size,
+        max_depth: capture.max_depth,
+        walk: match capture.unwind {
+            UnwindMode::Auto => Walk::Tables { or_pointer: true },
+            UnwindMode::Dwarf => Walk::Tables { or_pointer: false },
+            UnwindMode::Fp => Walk::Pointer,
+            UnwindMode::Kernel => Walk::Kernel,
+        },
+        traps_only: capture.traps_only,
+        library_calls: capture.library_calls,
+        verbosity: settings.verbosity,
+    }
+}

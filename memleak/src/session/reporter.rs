@@ -1,0 +1,124 @@
+//! Making a report: a snapshot, aggregated and symbolized.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Instant, SystemTime},
+};
+
+use super::targets::Targets;
+use crate::{
+    aggregate::{History, aggregate},
+    objects::ObjectStore,
+    probe::resource::Catalog,
+    proc::descriptors::open_descriptors,
+    report::{
+        descriptors::describe,
+        format::Scope,
+        model::{Frames, Note, Report, TargetInfo},
+        sink::Sink,
+    },
+    settings::{Settings, TargetSpec},
+    snapshot::{Cut, Lost, Snapshot},
+    symbolize::{Frame, Symbolizer},
+};
+
+/// What makes reports, and where they go.
+pub(super) struct Reporter {
+    /// What is traced.
+    pub(super) catalog: Catalog,
+    pub(super) symbolizer: Symbolizer,
+    pub(super) sink: Sink,
+    history: History,
+    /// When tracing began.
+    start: Instant,
+    /// Reports made so far.
+    pub(super) reports: u64,
+}
+
+impl Reporter {
+    /// Has made no report yet.
+    pub(super) fn new(catalog: Catalog, sink: Sink, store: ObjectStore) -> Self {
+        Self {
+            catalog,
+            symbolizer: Symbolizer::with_objects(store),
+            sink,
+            history: History::default(),
+            start: Instant::now(),
+            reports: 0,
+        }
+    }
+
+    /// Tracing begins.
+    pub(super) fn begin(&mut self) {
+        self.start = Instant::now();
+    }
+
+    /// Makes a report of a snapshot that was taken at `time`.
+    pub(super) fn make_report(
+        &mut self,
+        settings: &Settings,
+        targets: &Targets,
+        snapshot: &Snapshot,
+        time: SystemTime,
+        is_final: bool,
+    ) -> Report {
+        let target = target_info(&settings.target, targets);
+        let settings = &settings.report;
+        let all_ended = targets.all_ended();
+        let aggregated =
+            aggregate(snapshot, &self.catalog, settings, is_final && all_ended, &mut self.history);
+        let mut frames = Frames::default();
+        let mut open: HashMap<u32, BTreeMap<u32, String>> = HashMap::new();
+        let (mut stacks, mut cut_stacks) = (Vec::with_capacity(aggregated.groups.len()), 0);
+        for mut group in aggregated.groups {
+            let pid = group.key.pid;
+            let resource = self.catalog.get(group.key.resource);
+            let lists = if resource.is_descriptor { group.allocations.as_deref_mut() } else { None };
+            // The number of a process that has ended may be another's by now.
+            let now = lists.filter(|_| targets.lives(pid)).and_then(|lines| {
+                let open = open.entry(pid).or_insert_with(|| open_descriptors(pid).unwrap_or_default());
+                describe(lines, open)
+            });
+            let is_written = group.is_top || self.sink.scope() == Scope::All;
+            let stack = snapshot.stacks.get(&group.key.stack_id);
+            let mut report = group.report(resource, stack, settings);
+            report.notes.extend(now.map(Note::Now));
+            if let Some(stack) = stack.filter(|_| is_written) {
+                let of_stack = self.symbolizer.symbolize(pid, &stack.ips);
+                report.notes.retain(|note| !is_no_loss(note, &of_stack));
+                cut_stacks += u64::from(report.cut().is_some());
+                report.frames = of_stack.into_iter().map(|frame| frames.intern(frame)).collect();
+            }
+            stacks.push(report);
+        }
+        self.reports += 1;
+        Report {
+            time,
+            elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            is_final,
+            target,
+            totals: aggregated.totals,
+            by_resource: aggregated.by_resource,
+            lost: Lost { cut_stacks, ..snapshot.lost },
+            sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
+            frames,
+            stacks,
+        }
+    }
+}
+
+/// The stack is cut, but the program's own part is there: what calls `main` is start code, of which musl's and a few others'
+/// say nothing.
+fn is_no_loss(note: &Note, frames: &[Frame]) -> bool {
+    matches!(note, Note::Cut(cut) if *cut != Cut::TooDeep)
+        && frames.last().is_some_and(|frame| frame.symbol.as_deref() == Some("main"))
+}
+
+fn target_info(target: &TargetSpec, targets: &Targets) -> TargetInfo {
+    let kind = match target {
+        TargetSpec::Pids(_) => "process",
+        TargetSpec::Command(_) => "command",
+        TargetSpec::Kernel(_) => return TargetInfo::kernel(),
+    };
+    TargetInfo { kind, pids: targets.pids(), comm: targets.comm() }
+}

@@ -1,0 +1,207 @@
+//! The course of a run.
+
+use std::{
+    process::ExitStatus,
+    time::{Duration, Instant, SystemTime},
+};
+
+use log::info;
+
+use super::{
+    SessionError,
+    checks::check_interval,
+    kernel_mode,
+    state::{Mode, Session},
+    user_mode,
+    wait::{Signals, end_command, millis, moment, ticks},
+};
+use crate::{
+    probe::plan::check_object_argument,
+    proc::limits::raise_open_files,
+    report::{
+        format::Options,
+        sink::{Delivery, Sink},
+    },
+    settings::{Settings, TargetSpec},
+    snapshot::Snapshot,
+    target::process::Process,
+};
+
+/// How a run ended.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// Allocations in the last report.
+    pub outstanding: u64,
+    /// How the command ended, where it ended by itself.
+    pub command: Option<ExitStatus>,
+}
+
+/// Why the last report is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    /// COUNT reports were made: the one that was due is the last.
+    Count,
+    /// A signal.
+    Signal,
+    /// No traced process is left.
+    TargetsEnded,
+    /// Nobody reads the reports.
+    ReaderGone,
+}
+
+/// Traces what the settings name until there is nothing more to do.
+pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
+    let format = (settings.report.format.new)(&Options::new(settings.report.top));
+    let sink = Sink::open(settings.report.output.as_deref(), format)?;
+    if let Some(object) = &settings.capture.object {
+        check_object_argument(object)?;
+    }
+    // Targets first: a number that is none is worth no verifying of programs.
+    let processes = match &settings.target {
+        TargetSpec::Pids(pids) => {
+            pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?
+        }
+        TargetSpec::Command(_) | TargetSpec::Kernel(_) => Vec::new(),
+    };
+    check_interval(&settings, &processes)?;
+    let mut session = match &settings.target {
+        TargetSpec::Kernel(options) => {
+            let start = kernel_mode::load(&settings, options)?;
+            Session::of_kernel(settings, sink, start)
+        }
+        TargetSpec::Pids(_) | TargetSpec::Command(_) => {
+            let (mode, tracer) = user_mode::load(&settings, &processes)?;
+            Session::of_processes(settings, sink, mode, tracer)
+        }
+    };
+    if !processes.is_empty() {
+        raise_open_files();
+    }
+    for process in processes {
+        session.trace_running(process)?;
+    }
+    if let TargetSpec::Command(argv) = session.settings.target.clone() {
+        session.trace_command(&argv)?;
+    }
+    // Not before: while a command is held, a signal ends us both.
+    let mut signals =
+        Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
+    session.tell_attached();
+    session.release_command()?;
+    let outcome = match session.report_until_done(&mut signals).await {
+        Ok(reason) => session.last_report(reason),
+        Err(error) => Err(error),
+    };
+    // Whatever has happened: no probe stays, and a command is not left behind.
+    session.detach();
+    let command = match &mut session.mode {
+        Mode::User(mode) => mode.command.take(),
+        Mode::Kernel => None,
+    };
+    let command = match command {
+        Some(child) => end_command(child, &mut signals).await?,
+        None => None,
+    };
+    Ok(Ended { outstanding: outcome?, command })
+}
+
+impl Session {
+    /// Reports at each interval until a reason for the last report comes up.
+    async fn report_until_done(&mut self, signals: &mut Signals) -> Result<Reason, SessionError> {
+        self.reporter.begin();
+        let mut more_events = false;
+        let mut ticks = ticks(self.settings.interval);
+        loop {
+            tokio::select! {
+                biased;
+                () = signals.any() => return Ok(Reason::Signal),
+                _ = ticks.tick() => {
+                    if self.settings.count == Some(self.reporter.reports + 1) {
+                        return Ok(Reason::Count);
+                    }
+                    if self.report(false)? == Delivery::ReaderGone {
+                        return Ok(Reason::ReaderGone);
+                    }
+                }
+                Some(pid) = self.targets.next_end() => {
+                    // What it did last may have been to make a child that is followed.
+                    if self.take_events_before_report()? == Delivery::ReaderGone {
+                        return Ok(Reason::ReaderGone);
+                    }
+                    self.targets.set_ended(pid);
+                    self.tracer.target_ended(pid);
+                    if self.targets.all_ended() {
+                        return Ok(Reason::TargetsEnded);
+                    }
+                }
+                ready = self.tracer.ready(!more_events) => {
+                    ready.map_err(|error| SessionError::System("cannot wait for events", error))?;
+                    more_events = true;
+                }
+                // Yields, so that signals and the clock are looked at between two helpings.
+                () = tokio::task::yield_now(), if more_events => {
+                    let (delivery, more) = self.take_events()?;
+                    if delivery == Delivery::ReaderGone {
+                        return Ok(Reason::ReaderGone);
+                    }
+                    more_events = more;
+                }
+                () = moment(self.due.collection) => self.collect_stacks()?,
+                () = moment(self.due.void) => self.remove_void()?,
+            }
+        }
+    }
+
+    /// Makes and writes one report.
+    fn report(&mut self, is_final: bool) -> Result<Delivery, SessionError> {
+        if self.take_events_before_report()? == Delivery::ReaderGone {
+            return Ok(Delivery::ReaderGone);
+        }
+        let (snapshot, time, began) = self.snapshot()?;
+        let report = self.reporter.make_report(&self.settings, &self.targets, &snapshot, time, is_final);
+        let delivery = self.reporter.sink.report(&report)?;
+        tell_time(&snapshot, began);
+        Ok(delivery)
+    }
+
+    /// The last report; gives the number of allocations in it. The target is relieved of its probes before the work of
+    /// making it begins.
+    fn last_report(&mut self, reason: Reason) -> Result<u64, SessionError> {
+        if reason == Reason::ReaderGone {
+            return Ok(0);
+        }
+        let delivery = self.take_events_before_report()?;
+        let (snapshot, time, began) = self.snapshot()?;
+        self.detach();
+        let report = self.reporter.make_report(&self.settings, &self.targets, &snapshot, time, true);
+        if delivery == Delivery::Written {
+            let _ = self.reporter.sink.report(&report)?; // the last one: nobody to read it changes nothing
+        }
+        tell_time(&snapshot, began);
+        Ok(report.totals.count)
+    }
+
+    /// Reads the tables, and what is needed to name what is in them: the mappings and the kernel's symbols as they are now.
+    fn snapshot(&mut self) -> Result<(Snapshot, SystemTime, (Instant, Duration)), SessionError> {
+        let pids = self.targets.living();
+        let begin = Instant::now();
+        let time = SystemTime::now();
+        self.remove_void()?;
+        let snapshot = self.tracer.snapshot()?;
+        let took = begin.elapsed();
+        for pid in pids {
+            self.observe(pid);
+        }
+        self.reporter.symbolizer.observe_kernel();
+        Ok((snapshot, time, (begin, took)))
+    }
+}
+
+fn tell_time(snapshot: &Snapshot, (begin, took): (Instant, Duration)) {
+    info!(
+        "report over {} allocations took {} ms (snapshot {} ms)",
+        snapshot.outstanding.len(),
+        millis(begin.elapsed()),
+        millis(took)
+    );
+}

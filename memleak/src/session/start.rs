@@ -1,0 +1,74 @@
+//! Puts probes into what is traced from the beginning.
+
+use std::ffi::OsString;
+
+use log::warn;
+
+use super::{
+    SessionError,
+    state::{Mode, Session},
+    user_mode::Objects,
+};
+use crate::{
+    proc::{limits::raise_open_files, status::read_status},
+    target::{
+        command::{CommandError, Held, HeldCommand},
+        process::{PidFd, Process, check_program},
+    },
+};
+
+impl Session {
+    /// Puts probes into a running process.
+    pub(super) fn trace_running(&mut self, process: Process) -> Result<(), SessionError> {
+        if let Some(warning) = process.warning() {
+            warn!("{warning}");
+        }
+        let pid = process.pid;
+        let end =
+            process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
+        self.add_target(pid, process.comm, end)?;
+        // Reads what is mapped, and keeps it: the process may end at any time. Before the probes are in, for the walks.
+        self.observe(pid);
+        self.probe(pid, Objects::All)
+    }
+
+    /// Starts a command and puts probes into each object before its code runs.
+    pub(super) fn trace_command(&mut self, argv: &[OsString]) -> Result<(), SessionError> {
+        let system = |error| SessionError::System("cannot hold the command", error);
+        let mut held = HeldCommand::start(argv)?;
+        // After the start, since a command would inherit it.
+        raise_open_files();
+        let pid = held.pid();
+        check_program(pid)?;
+        let end = PidFd::open(pid).map_err(system)?;
+        let comm = read_status(pid).map(|status| status.comm).unwrap_or_default();
+        self.add_target(pid, comm, end)?;
+        loop {
+            self.observe(pid);
+            self.probe(pid, Objects::New)?;
+            match held.advance().map_err(system)? {
+                Held::Mapped => {}
+                Held::Replaced => self.program_replaced(pid, false)?,
+                Held::Entry => break,
+                Held::Ended(status) => {
+                    return Err(CommandError::ended_early(argv, status).into());
+                }
+            }
+        }
+        // What IFUNC resolvers have chosen is known by now, and so is whether there is an allocator at all.
+        self.observe(pid);
+        self.probe(pid, Objects::All)?;
+        if let Mode::User(mode) = &mut self.mode {
+            mode.held = Some(held);
+        }
+        Ok(())
+    }
+
+    /// Lets the command run free: the probes are in, and that was said.
+    pub(super) fn release_command(&mut self) -> Result<(), SessionError> {
+        match &mut self.mode {
+            Mode::User(mode) => mode.release_command(),
+            Mode::Kernel => Ok(()),
+        }
+    }
+}

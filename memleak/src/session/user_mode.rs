@@ -1,0 +1,141 @@
+//! User mode: what is probed in processes.
+
+use std::process::Child;
+
+use log::{info, warn};
+use memleak_common::probe::Resource;
+
+use super::{SessionError, checks::check_plan, config::config, targets::Targets, wait::millis};
+use crate::{
+    bpf::{Scope, Tracer, UserStart},
+    objects::ObjectStore,
+    probe::{
+        plan::{AttachPoint, Plan, PlanOptions, plan, symbol_names},
+        table::{Row, TABLE},
+    },
+    proc::{
+        maps::read_maps,
+        memory::{ProcessMemory, ReadMemory},
+    },
+    settings::{CaptureSettings, Settings},
+    symbolize::demangle::demangle,
+    target::{
+        command::HeldCommand,
+        object::{ObjectId, read_objects},
+        process::{Process, ProcessError},
+    },
+};
+
+/// Which of a process's objects are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Objects {
+    /// All.
+    All,
+    /// Those that were not looked at before.
+    New,
+}
+
+/// What is probed in processes, and the command that was started.
+pub(super) struct UserMode {
+    /// What processes have mapped, open.
+    pub(super) store: ObjectStore,
+    /// The table of this run.
+    rows: Vec<Row>,
+    /// Resources that functions of the target's are probed for.
+    probed: Vec<Resource>,
+    /// The danger of exceptions was told.
+    warned: bool,
+    /// A command that does not run yet.
+    pub(super) held: Option<HeldCommand>,
+    /// A command that runs.
+    pub(super) command: Option<Child>,
+}
+
+/// Loads the programs, and enters the unwind tables of `processes`.
+pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMode, Tracer), SessionError> {
+    let rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
+    let store = ObjectStore::default();
+    let pids = processes.iter().map(|process| process.pid);
+    let UserStart { tracer, by_system_calls, took } =
+        Tracer::of_processes(&config(settings), &rows, pids, &store)?;
+    info!("loaded the BPF programs in {} ms", millis(took));
+    let is_probed = |resource: &Resource| !by_system_calls.contains(resource);
+    let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
+    Ok((UserMode { store, rows, probed, warned: false, held: None, command: None }, tracer))
+}
+
+impl UserMode {
+    /// Plans probes for what a process has mapped: for all of it, where that must hold an allocator, or for the
+    /// objects that were not looked at yet.
+    pub(super) fn plan(
+        &self,
+        capture: &CaptureSettings,
+        targets: &mut Targets,
+        pid: u32,
+        which: Objects,
+    ) -> Result<Plan, SessionError> {
+        let options = PlanOptions {
+            rows: &self.rows,
+            resources: &self.probed,
+            object: capture.object.as_deref(),
+            symbols_prefix: capture.symbols_prefix.as_deref(),
+            already: None,
+        };
+        let mut mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
+        if which == Objects::New
+            && let Some(traced) = targets.get(pid)
+        {
+            // Before they are read, which takes milliseconds, in which the target goes on and the next notice waits.
+            mappings.retain(|mapping| {
+                !traced.planned.contains(&ObjectId { device: mapping.device, inode: mapping.inode })
+            });
+        }
+        let mut objects = read_objects(&self.store, pid, &mappings, &symbol_names(&options));
+        if let Some(traced) = targets.get_mut(pid) {
+            objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
+        }
+        let memory = ProcessMemory::open(pid).ok();
+        let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
+        if which == Objects::All {
+            check_plan(pid, &plan, &objects, &options, self.probed == capture.resources)?;
+        }
+        for (path, allocator) in &plan.allocators {
+            info!("{path}: {allocator}");
+        }
+        if which == Objects::All {
+            for skip in &plan.skipped {
+                info!("skipped: {skip}");
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Says once that an exception out of one of these calls ends the process.
+    pub(super) fn warn_of_dangers(&mut self, tracer: &Tracer, pid: u32, points: &[AttachPoint]) {
+        if !self.warned
+            && let Some(point) = tracer.dangers(points)
+        {
+            self.warned = true;
+            let name = demangle(&point.function);
+            warn!(
+                "process {pid}: an exception thrown out of {name} (out of memory) will end it while it is traced, since \
+                 this kernel is locked down and forbids to mend the stack; to be safe boot without lockdown"
+            );
+        }
+    }
+
+    /// Lets the command run free: the probes are in, and that was said.
+    pub(super) fn release_command(&mut self) -> Result<(), SessionError> {
+        if let Some(held) = self.held.take() {
+            let released = held.release();
+            self.command =
+                Some(released.map_err(|error| SessionError::System("cannot release the command", error))?);
+        }
+        Ok(())
+    }
+}
+
+/// The processes in which probes for process `pid` fire.
+pub(super) fn scope(capture: &CaptureSettings, pid: u32) -> Scope {
+    if capture.follow_forks { Scope::All } else { Scope::Process(pid) }
+}
