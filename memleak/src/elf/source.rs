@@ -137,7 +137,7 @@ impl Deref for Bytes {
 
 impl fmt::Debug for Bytes {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Bytes({})", self.length())
+        write!(formatter, "Bytes({})", self.len())
     }
 }
 
