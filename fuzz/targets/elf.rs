@@ -4,7 +4,7 @@
 use std::{os::fd::AsRawFd as _, path::PathBuf};
 
 use memleak::{
-    probe::placement::place,
+    arch::x86_64::placement::place,
     target::{
         allocator::{identify, marker_names},
         object::{Object, Slots, SymbolNames},

@@ -1,7 +1,7 @@
 //! Which instruction of a function to probe: any bytes may be code.
 #![no_main]
 
-use memleak::probe::placement::{is_emulated, place};
+use memleak::arch::x86_64::placement::{is_emulated, place};
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let Some((&arguments, code)) = input.split_first() else { return };

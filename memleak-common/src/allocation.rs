@@ -1,11 +1,12 @@
 //! What is outstanding: keys and records of the map `ALLOCATIONS`.
 
-/// Identifies one outstanding thing: an address (or descriptor) is one of a process and of a resource.
+/// Identifies one outstanding thing: an address is one of an address space and of a resource, a descriptor one of a
+/// process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AllocationKey {
-    /// Thread group id in the kernel's first PID namespace.
-    pub tgid: u32,
+    /// The number of the address space or process that owns it ([`crate::thread::Owner::of`]); 0 is the kernel.
+    pub space: u32,
     /// [`crate::probe::Resource::number`].
     pub resource: u32,
     /// Address of the block, or whatever number the resource's functions hand out.
@@ -24,12 +25,13 @@ pub struct Allocation {
     pub time_ns: u64,
     /// Thread that acquired it.
     pub tid: u32,
-    /// [`crate::thread::Target::generation`] of its process then: records from before an exec are void.
-    pub generation: u32,
-    /// How often it was acquired and not released, for resources that count ([`crate::probe::flags::COUNTED`]); else 1.
+    /// Fills up; 0.
+    pub reserved: u32,
+    /// How often it was acquired and not released, for resources that count ([`crate::probe::flags::COUNTED`]); else 1, or
+    /// [`RELEASED_EARLY`].
     pub count: u64,
 }
 
-/// [`Allocation::generation`] of what is no record: of a handle that was released before the call that acquires it has
+/// [`Allocation::count`] of what is not a record: of a handle that was released before the call that acquires it has
 /// returned ([`crate::probe::flags::EARLY_RELEASE`]).
-pub const RELEASED_EARLY: u32 = u32::MAX;
+pub const RELEASED_EARLY: u64 = 0;

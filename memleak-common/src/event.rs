@@ -8,10 +8,10 @@ pub mod kind {
     pub const RELEASE: u32 = 2;
     /// The target mapped or unmapped objects (`_dl_debug_state`).
     pub const MAPPINGS: u32 = 3;
-    /// The target replaced its program (exec). `handle` is 1 where a thread other than its first did, which took the
-    /// first one's place.
+    /// The target replaced its program (exec). `handle` is its new address space ([`crate::thread::Owner::space`]); `size`
+    /// is 1 if a thread other than its first did, which took the first one's place.
     pub const EXEC: u32 = 4;
-    /// A traced process forked; `handle` is the child's thread group id (`--follow-forks`).
+    /// A traced process made another; `handle` is the child's thread group id, `size` has the bits of [`super::shared`].
     pub const FORK: u32 = 5;
     /// A range was unmapped (or mapped over), or a span of handles released: whatever of the resource was acquired
     /// before [`Event::time_ns`] in `handle..handle + size` is released.
@@ -21,14 +21,23 @@ pub mod kind {
     pub const STACKS: u32 = 7;
 }
 
+/// Bits of [`Event::size`] for [`kind::FORK`]: what a child shares with its parent.
+pub mod shared {
+    /// Its memory (CLONE_VM).
+    pub const MEMORY: u64 = 1;
+    /// Its descriptors (CLONE_FILES).
+    pub const FILES: u64 = 2;
+}
+
 /// One event.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Event {
     /// One of [`kind`].
     pub kind: u32,
-    /// Thread group id.
-    pub tgid: u32,
+    /// Who acquired or released ([`crate::thread::Owner::of`]); for events about a process its number; in kernel mode the
+    /// thread group id.
+    pub owner: u32,
     /// Thread id.
     pub tid: u32,
     /// [`crate::probe::Resource::number`], for acquire, release and unmap.

@@ -6,6 +6,23 @@ pub const NO_ARG: u8 = 255;
 /// Capacity of the map `PROBES`.
 pub const MAX_PROBES: u32 = 1024;
 
+/// The attach cookie of a row in the process that has this slot of the map `TARGETS`.
+pub const fn cookie(row: u32, slot: u32) -> u64 {
+    row as u64 | (slot as u64) << 32
+}
+
+/// The row that an attach cookie names.
+#[inline(always)]
+pub const fn row_of(cookie: u64) -> u32 {
+    cookie as u32
+}
+
+/// The slot that an attach cookie names.
+#[inline(always)]
+pub const fn slot_of(cookie: u64) -> u32 {
+    (cookie >> 32) as u32
+}
+
 /// Numbers of [`Resource::Custom`] begin here: those below are built in.
 const FIRST_CUSTOM: u32 = 256;
 

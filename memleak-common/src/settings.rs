@@ -19,6 +19,22 @@ pub mod flags {
     pub const HOLD: u32 = 64;
 }
 
+/// Byte offsets of members of the kernel's structures (BTF); all 0 if they are not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TaskOffsets {
+    /// `task_struct::tgid`.
+    pub tgid: u32,
+    /// `task_struct::mm`.
+    pub mm: u32,
+    /// `task_struct::files`.
+    pub files: u32,
+    /// `task_struct::signal`.
+    pub signal: u32,
+    /// `signal_struct::live`: the threads of a process that have not ended.
+    pub signal_live: u32,
+}
+
 /// What the programs are told.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,10 +53,10 @@ pub struct Settings {
     pub flags: u32,
     /// Most frames of a stack.
     pub max_depth: u32,
-    /// Byte offset of `tgid` in the kernel's `task_struct` (BTF), for `--follow-forks`.
-    pub task_tgid_offset: u32,
     /// What the rows that are probed need: all their [`crate::probe::ProbeRow::features`].
     pub features: u32,
+    /// Where the kernel keeps what is asked of processes.
+    pub task: TaskOffsets,
     /// A CPU tells of the stacks that it has stored when their number has none of these bits: each time that it has stored
     /// this many and one more. Some low bits, all set.
     pub stored_mask: u64,

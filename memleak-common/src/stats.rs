@@ -22,7 +22,9 @@ pub enum Stat {
     WrongStacks = 7,
     /// Stacks that were new.
     StoredStacks = 8,
+    /// Processes whose beginning was not told, or that have no number left.
+    LostProcesses = 9,
 }
 
 /// Number of counters.
-pub const STATS: u32 = 9;
+pub const STATS: u32 = 10;

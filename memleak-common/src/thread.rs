@@ -1,7 +1,9 @@
-//! Records of traced processes (map `TARGETS`, key: thread group id in the tool's PID namespace) and threads (map `THREADS`, key: `pid_tgid`).
+//! Records of traced processes (map `TARGETS`, by slot, which attach cookies name) and threads (map `THREADS`, key:
+//! `pid_tgid`).
 
 use crate::{
     allocation::Allocation,
+    probe::Resource,
     stack::{MAX_STACK_DEPTH, StackRecord},
     unwind::State,
 };
@@ -13,15 +15,38 @@ pub const MAX_PENDING: usize = 8;
 /// Words of a thread's stack that are read at a time. A power of two.
 pub const STACK_WINDOW: usize = 128;
 
-/// A traced process.
+/// Processes that can be traced at once: slots of the map `TARGETS`.
+pub const MAX_TARGETS: u32 = 16_384;
+
+/// Who owns what a thread acquires: numbers that are never used again ([`Target`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Owner {
+    /// The address space. Processes that share it (CLONE_VM) share its number; an exec makes another one.
+    pub space: u32,
+    /// The process, which keeps its descriptors over an exec. Processes that share them (CLONE_FILES) share this number.
+    pub process: u32,
+}
+
+impl Owner {
+    /// The number that owns things of a resource ([`Resource::number`]).
+    #[inline(always)]
+    pub const fn of(self, resource: u32) -> u32 {
+        if resource == Resource::Fd.number() { self.process } else { self.space }
+    }
+}
+
+/// A traced process. A slot's numbers are itself and each [`MAX_TARGETS`] after that, so that no two slots have one in
+/// common; 0 is the kernel's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Target {
-    /// Grows by one with each exec: what was acquired before it is gone.
-    pub generation: u32,
-    /// Its thread group id in the kernel's first PID namespace, which keys and events carry; 0 until one of its
-    /// threads was seen.
-    pub kernel_tgid: u32,
+    /// Who owns what it acquires; all 0 while nobody has the slot.
+    pub owner: Owner,
+    /// Its own number: the first of the slot's that it had.
+    pub number: u32,
+    /// The number that its next program gets; 0 if there is none left.
+    pub next_space: u32,
 }
 
 /// A call that was entered and has not returned.
@@ -60,14 +85,12 @@ pub struct PendingCall {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ThreadRecord {
-    /// [`Target::generation`] when the record was made.
-    pub generation: u32,
-    /// Valid entries of `pending`, outermost first.
-    pub depth: u32,
+    /// Who owns what it acquires: [`Target::owner`] when the record was made.
+    pub owner: Owner,
     /// Acquires to go until the next sample.
     pub sample_countdown: u64,
-    /// The process, as keys and events carry it.
-    pub tgid: u32,
+    /// Valid entries of `pending`, outermost first.
+    pub depth: u32,
     /// The thread.
     pub tid: u32,
     /// Calls that were entered and have not returned.
@@ -82,10 +105,10 @@ pub struct ThreadRecord {
     pub stack: StackRecord,
     /// The id under which `stack` is stored, so that the same stack again need not be looked up; else 0.
     pub stack_id: u64,
-    /// The process's number in the tool's PID namespace.
-    pub pid: u32,
-    /// The process's place in `UNWIND_LISTS`, plus 1; 0 while not known.
-    pub list_slot: u32,
+    /// Its process's place in `TARGETS` and `UNWIND_LISTS`.
+    pub slot: u32,
+    /// Fills up; 0.
+    pub reserved_word: u32,
     /// What a walk needs.
     pub unwind: Unwind,
 }

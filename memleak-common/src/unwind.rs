@@ -210,10 +210,6 @@ pub struct PublishedList {
     pub list: MappingList,
     /// Another one for each list that was ever published: what was found by one says nothing under the next.
     pub generation: u64,
-    /// Whose it is: its number in the tool's PID namespace. A forked child walks by its parent's at first.
-    pub pid: u32,
-    /// Fills up; 0.
-    pub reserved: u32,
 }
 
 /// A rule that was found, for whoever comes by the same address next (map `KNOWN`). Several CPUs write a place at once,

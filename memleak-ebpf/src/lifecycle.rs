@@ -1,55 +1,89 @@
 //! Processes and threads that come, change and go.
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
     helpers::{
         bpf_get_current_pid_tgid, bpf_probe_read_kernel,
-        generated::{bpf_ktime_get_ns, bpf_loop},
+        generated::{bpf_get_attach_cookie, bpf_ktime_get_ns, bpf_loop},
     },
-    programs::RawTracePointContext,
+    programs::{ProbeContext, RawTracePointContext},
 };
-use aya_log_ebpf::{debug, warn};
 use memleak_common::{
-    event::{Event, kind},
+    event::{Event, kind, shared},
+    probe::slot_of,
     settings::flags,
     stats::Stat,
-    thread::Target,
+    thread::MAX_TARGETS,
+    unwind::MappingList,
 };
 
 use crate::{
-    maps::{ANSWERED, TARGETS, THREADS, UNWIND_SLOTS, Wake, count, send, setting},
-    thread::target_id,
+    maps::{ANSWERED, TARGET_SLOTS, TARGETS, THREADS, UNWIND_LISTS, Wake, count, send, setting},
+    thread::{slot_of_process, target_id},
     track,
 };
 
-/// The current thread ends.
+/// The current thread ends. With the last one its process does: its number can be another's soon.
 #[inline(always)]
-pub fn thread_exit() {
+pub fn thread_exit(ctx: &RawTracePointContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     if let Some(thread) = THREADS.get_ptr_mut(&pid_tgid) {
         // SAFETY: only this thread's own programs touch its record.
         track::thread_ends(unsafe { &mut *thread });
         let _ = THREADS.remove(&pid_tgid);
     }
+    if is_last_thread(ctx.arg(0))
+        && let Some(pid) = target_id(pid_tgid)
+    {
+        let _ = TARGET_SLOTS.remove(&pid);
+    }
 }
 
-/// The current process has replaced its program: what it had acquired is gone with its memory.
+/// No thread of the task's process is left. kernel/exit.c, `do_exit`: `signal->live` was decremented for this one.
+#[inline(always)]
+fn is_last_thread(task: *const u8) -> bool {
+    if setting!(task.signal_live) == 0 {
+        return false; // user space takes note of its end
+    }
+    let signal: u64 = member(task, setting!(task.signal));
+    signal != 0 && member::<u32>(signal as *const u8, setting!(task.signal_live)) == 0
+}
+
+/// A member of a structure of the kernel's; 0 if it cannot be read.
+#[inline(always)]
+fn member<T: Copy + Default>(structure: *const u8, offset: u32) -> T {
+    // SAFETY: the helper checks the address; the offset is the running kernel's own (BTF).
+    unsafe { bpf_probe_read_kernel(structure.wrapping_add(offset as usize).cast::<T>()) }.unwrap_or_default()
+}
+
+/// The current process has replaced its program: its memory, and all that was in it, is gone.
 #[inline(always)]
 pub fn process_exec(ctx: &RawTracePointContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(id) = target_id(pid_tgid) else { return };
-    let Some(target) = TARGETS.get_ptr_mut(&id) else { return };
+    let Some(slot) = slot_of_process(pid_tgid) else { return };
+    let Some(target) = TARGETS.get_ptr_mut(slot) else { return };
     // SAFETY: an aligned map value; exec has ended all other threads of the process.
-    unsafe { (*target).generation += 1 };
+    let target = unsafe { &mut *target };
+    let space = target.next_space;
+    if space == 0 {
+        count(Stat::LostProcesses);
+    }
+    target.owner.space = space;
+    target.next_space = space.checked_add(MAX_TARGETS).filter(|_| space != 0).unwrap_or(0);
     let _ = THREADS.remove(&pid_tgid);
     // What it had mapped is gone, too. User space enters it anew.
-    let _ = UNWIND_SLOTS.remove(&id);
+    if let Some(published) = UNWIND_LISTS.get_ptr_mut(slot) {
+        // SAFETY: aligned words of a map value.
+        unsafe {
+            (&raw mut (*published).list).write_volatile(MappingList::default());
+            (&raw mut (*published).generation).write_volatile(0);
+        }
+    }
     // Another thread than the first has become the process: probes are bound to the task that was the first.
     let old_tid: u32 = ctx.arg(1);
     let old = pid_tgid >> 32 << 32 | old_tid as u64;
     let _ = THREADS.remove(&old);
-    debug!(ctx, "process {} has replaced its program", id);
-    tell(kind::EXEC, (pid_tgid >> 32) as u32, pid_tgid as u32, (old != pid_tgid) as u64);
+    let by_another = (old != pid_tgid) as u64;
+    tell(kind::EXEC, target.number, pid_tgid as u32, space as u64, by_another);
 }
 
 /// The current process has made a thread or process: `--follow-forks` takes the latter in.
@@ -59,44 +93,31 @@ pub fn process_fork(ctx: &RawTracePointContext) {
         return;
     }
     let pid_tgid = bpf_get_current_pid_tgid();
-    let parent_tgid = (pid_tgid >> 32) as u32;
-    if TARGETS.get_ptr(&parent_tgid).is_none() {
-        return;
-    }
-    let child_task: *const u8 = ctx.arg(1);
-    // SAFETY: the helper checks the address; the offset is the running kernel's own (BTF).
-    let child =
-        unsafe { bpf_probe_read_kernel(child_task.add(setting!(task_tgid_offset) as usize).cast::<u32>()) };
-    let Ok(child_tgid) = child else {
-        count(Stat::LostEvents);
-        return;
-    };
-    if child_tgid == parent_tgid {
+    let Some(slot) = slot_of_process(pid_tgid) else { return };
+    let Some(parent) = TARGETS.get(slot) else { return };
+    let (task, child): (*const u8, *const u8) = (ctx.arg(0), ctx.arg(1));
+    let child_tgid: u32 = member(child, setting!(task.tgid));
+    if child_tgid == (pid_tgid >> 32) as u32 {
         return; // a thread
     }
-    let target = Target { generation: 0, kernel_tgid: child_tgid };
-    if TARGETS.insert(&child_tgid, &target, BPF_NOEXIST as u64).is_err() {
-        warn!(ctx, "child {} is not traced: too many processes", child_tgid);
-        count(Stat::LostEvents);
-        return;
+    let shares = |offset: u32| member::<u64>(task, offset) == member::<u64>(child, offset);
+    let mut shared_with = 0;
+    if shares(setting!(task.mm)) {
+        shared_with |= shared::MEMORY;
     }
-    // It has what its parent had mapped.
-    if let Some(slot) = UNWIND_SLOTS.get_ptr(&parent_tgid) {
-        // SAFETY: an aligned map value.
-        let _ = UNWIND_SLOTS.insert(&child_tgid, &unsafe { *slot }, BPF_NOEXIST as u64);
+    if shares(setting!(task.files)) {
+        shared_with |= shared::FILES;
     }
-    tell(kind::FORK, parent_tgid, pid_tgid as u32, child_tgid as u64);
+    tell(kind::FORK, parent.number, pid_tgid as u32, child_tgid as u64, shared_with);
 }
 
 /// The dynamic linker has mapped or unmapped objects.
 #[inline(always)]
-pub fn mappings_changed() {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(id) = target_id(pid_tgid) else { return };
-    if TARGETS.get_ptr(&id).is_none() {
-        return;
-    }
-    let time_ns = tell(kind::MAPPINGS, (pid_tgid >> 32) as u32, pid_tgid as u32, 0);
+pub fn mappings_changed(ctx: &ProbeContext) {
+    // SAFETY: the helper takes the program's context.
+    let slot = slot_of(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
+    let Some(target) = TARGETS.get(slot) else { return };
+    let time_ns = tell(kind::MAPPINGS, target.number, bpf_get_current_pid_tgid() as u32, 0, 0);
     if setting!(flags) & flags::HOLD != 0 {
         hold(time_ns);
     }
@@ -132,12 +153,13 @@ unsafe extern "C" fn hold_turn(_turn: u32, time_ns: *const u64) -> i64 {
 
 /// Sends an event about a process; gives its time.
 #[inline(always)]
-fn tell(kind: u32, tgid: u32, tid: u32, handle: u64) -> u64 {
+fn tell(kind: u32, process: u32, tid: u32, handle: u64, size: u64) -> u64 {
     let event = Event {
         kind,
-        tgid,
+        owner: process,
         tid,
         handle,
+        size,
         // SAFETY: the helper takes nothing.
         time_ns: unsafe { bpf_ktime_get_ns() },
         ..Event::default()

@@ -63,8 +63,8 @@ pub fn abandon_enter_plain(_ctx: ProbeContext) -> u32 {
 
 /// The dynamic linker tells debuggers that it mapped or unmapped objects.
 #[uprobe]
-pub fn mappings_enter(_ctx: ProbeContext) -> u32 {
-    lifecycle::mappings_changed();
+pub fn mappings_enter(ctx: ProbeContext) -> u32 {
+    lifecycle::mappings_changed(&ctx);
     0
 }
 
@@ -96,8 +96,8 @@ pub fn system_exit(ctx: RawTracePointContext) -> i32 {
 
 /// A thread ends.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
-pub fn thread_exit(_ctx: RawTracePointContext) -> i32 {
-    lifecycle::thread_exit();
+pub fn thread_exit(ctx: RawTracePointContext) -> i32 {
+    lifecycle::thread_exit(&ctx);
     0
 }
 

@@ -15,11 +15,11 @@ use memleak_common::{
         REMEMBERED_STACKS, RememberedStack, StackWindow, TRACEPOINTS,
     },
     probe::{MAX_PROBES, ProbeRow},
-    settings::{Settings, flags},
+    settings::{Settings, TaskOffsets, flags},
     stack::{ShortStackRecord, StackRecord},
     stats::{STATS as STAT_COUNT, Stat},
     system_call::MAX_SYSTEM_CALLS,
-    thread::{Target, ThreadRecord},
+    thread::{MAX_TARGETS, Target, ThreadRecord},
     unwind::{KNOWN_RULES, KnownRule, Mapping, PublishedList},
 };
 
@@ -36,9 +36,13 @@ pub static PROBES: Array<ProbeRow> = Array::with_max_entries(MAX_PROBES, 0);
 #[map]
 pub static SYSTEM_CALLS: Array<u32> = Array::with_max_entries(MAX_SYSTEM_CALLS, 0);
 
-/// Traced processes.
+/// Traced processes, by the slot that their links' cookies name.
 #[map]
-pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+pub static TARGETS: Array<Target> = Array::with_max_entries(MAX_TARGETS, 0);
+
+/// Slots of traced processes by their number in the tool's PID namespace, for programs that run for all processes.
+#[map]
+pub static TARGET_SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGETS, BPF_F_NO_PREALLOC);
 
 /// Threads of traced processes that have called a probed function.
 #[map]
@@ -74,13 +78,9 @@ pub static UNWIND_MAPPINGS: Array<Mapping> = Array::with_max_entries(1, BPF_F_MM
 #[map]
 pub static KNOWN: Array<KnownRule> = Array::with_max_entries(KNOWN_RULES, 0);
 
-/// Processes' lists of mappings.
+/// Processes' lists of mappings, by slot.
 #[map]
 pub static UNWIND_LISTS: Array<PublishedList> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-
-/// Places in `UNWIND_LISTS`, plus 1, by process (its number in the tool's PID namespace).
-#[map]
-pub static UNWIND_SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
 /// The kernel's own map of stacks, for the bench to compare with.
 #[map]
@@ -138,8 +138,8 @@ pub static SETTINGS: Settings = Settings {
     pid_ns_ino: 0,
     flags: 0,
     max_depth: 127,
-    task_tgid_offset: 0,
     features: 0,
+    task: TaskOffsets { tgid: 0, mm: 0, files: 0, signal: 0, signal_live: 0 },
     stored_mask: u64::MAX,
 };
 
@@ -149,8 +149,8 @@ pub static KERNEL_SETTINGS: KernelSettings = KernelSettings::EMPTY;
 
 /// One of the settings. A macro, so that only its own bytes are read.
 macro_rules! setting {
-    ($field:ident) => {
-        $crate::maps::read_setting(&$crate::maps::SETTINGS.$field)
+    ($($member:tt)+) => {
+        $crate::maps::read_setting(&$crate::maps::SETTINGS.$($member)+)
     };
 }
 pub(crate) use setting;

@@ -16,7 +16,7 @@ use memleak_common::{
     probe::{ProbeRow, flags, size},
     settings::flags as setting_flags,
     stats::Stat,
-    thread::{PendingCall, ThreadRecord},
+    thread::{Owner, PendingCall, ThreadRecord},
 };
 
 use crate::{
@@ -47,12 +47,18 @@ pub struct Acquired {
     pub entered_ns: u64,
 }
 
+/// The key of a handle that an owner has acquired by a row's function.
+#[inline(always)]
+fn key(owner: Owner, row: &ProbeRow, handle: u64) -> AllocationKey {
+    AllocationKey { space: owner.of(row.resource), resource: row.resource, handle }
+}
+
 /// Enters a new record, if it passes the filters.
 #[inline(always)]
 pub fn record(caller: &Caller, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
     let &Acquired { handle, size, .. } = acquired;
-    let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle };
-    if has(row, flags::COUNTED) && add_reference(thread, &key) {
+    let key = key(thread.owner, row, handle);
+    if has(row, flags::COUNTED) && add_reference(&key) {
         return None;
     }
     let sample_rate = setting!(sample_rate);
@@ -69,7 +75,7 @@ pub fn record(caller: &Caller, thread: &mut ThreadRecord, row: &ProbeRow, acquir
 /// The same for a further handle of the same call.
 #[inline(always)]
 pub fn record_another(thread: &ThreadRecord, row: &ProbeRow, handle: u64) {
-    let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle };
+    let key = key(thread.owner, row, handle);
     let _ = enter(thread, row, &key, 0, thread.stack_id, 0);
 }
 
@@ -83,8 +89,7 @@ fn enter(
     entered_ns: u64,
 ) -> Option<()> {
     let time_ns = now();
-    let allocation =
-        Allocation { size, stack_id, time_ns, tid: thread.tid, generation: thread.generation, count: 1 };
+    let allocation = Allocation { size, stack_id, time_ns, tid: thread.tid, reserved: 0, count: 1 };
     if has(row, flags::EARLY_RELEASE) {
         enter_unless_released(key, &allocation, entered_ns)?;
     } else if ALLOCATIONS.insert(key, &allocation, BPF_ANY as u64).is_err() {
@@ -95,7 +100,7 @@ fn enter(
     if setting!(flags) & setting_flags::TRACE != 0 {
         let event = Event {
             kind: event::kind::ACQUIRE,
-            tgid: thread.tgid,
+            owner: key.space,
             tid: thread.tid,
             resource: row.resource,
             handle: key.handle,
@@ -110,15 +115,10 @@ fn enter(
 
 /// One more reference to what is outstanding already. Says whether it is.
 #[inline(always)]
-fn add_reference(thread: &ThreadRecord, key: &AllocationKey) -> bool {
+fn add_reference(key: &AllocationKey) -> bool {
     let Some(found) = ALLOCATIONS.get_ptr_mut(key) else { return false };
     // SAFETY: an aligned map value; its count is only ever added to atomically.
-    unsafe {
-        if (*found).generation != thread.generation {
-            return false;
-        }
-        add(&raw mut (*found).count, 1);
-    }
+    unsafe { add(&raw mut (*found).count, 1) };
     true
 }
 
@@ -130,8 +130,8 @@ fn enter_unless_released(key: &AllocationKey, allocation: &Allocation, entered_n
     }
     if let Some(found) = ALLOCATIONS.get_ptr(key) {
         // SAFETY: an aligned map value that only this handle's users change.
-        let (generation, time_ns) = unsafe { ((*found).generation, (*found).time_ns) };
-        if generation == RELEASED_EARLY && time_ns >= entered_ns {
+        let (count, time_ns) = unsafe { ((*found).count, (*found).time_ns) };
+        if count == RELEASED_EARLY && time_ns >= entered_ns {
             let _ = ALLOCATIONS.remove(key);
             return None;
         }
@@ -145,9 +145,8 @@ fn enter_unless_released(key: &AllocationKey, allocation: &Allocation, entered_n
 
 /// A handle is released: removes its record.
 #[inline(always)]
-pub fn remove(row: &ProbeRow, handle: u64) -> Option<()> {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let key = AllocationKey { tgid: (pid_tgid >> 32) as u32, resource: row.resource, handle };
+pub fn remove(owner: Owner, row: &ProbeRow, handle: u64) -> Option<()> {
+    let key = key(owner, row, handle);
     if has(row, flags::COUNTED) && drop_reference(&key) {
         return Some(());
     }
@@ -162,7 +161,7 @@ pub fn remove(row: &ProbeRow, handle: u64) -> Option<()> {
     });
     ALLOCATIONS.remove(&key).ok()?;
     count(Stat::Released);
-    send_release(key.tgid, pid_tgid as u32, row, handle, size);
+    send_release(&key, bpf_get_current_pid_tgid() as u32, size);
     Some(())
 }
 
@@ -179,8 +178,8 @@ fn drop_reference(key: &AllocationKey) -> bool {
 
 /// Takes the record that begins at the released handle out of the table and into the call.
 #[inline(always)]
-pub fn take_out(tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
-    let key = AllocationKey { tgid, resource: row.resource, handle: call.released_handle };
+pub fn take_out(owner: Owner, row: &ProbeRow, call: &mut PendingCall) {
+    let key = key(owner, row, call.released_handle);
     if has(row, flags::COUNTED) && drop_reference(&key) {
         call.has_released = REFERENCE;
         return;
@@ -188,7 +187,7 @@ pub fn take_out(tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
     if let Some(found) = ALLOCATIONS.get_ptr(&key) {
         // SAFETY: a record changes only while its block is acquired, and this thread is about to release it.
         call.released = unsafe { *found };
-        if call.released.generation == RELEASED_EARLY {
+        if has(row, flags::EARLY_RELEASE) && call.released.count == RELEASED_EARLY {
             return;
         }
         call.released.count = 1;
@@ -200,12 +199,12 @@ pub fn take_out(tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
 
 /// The call did not release what it had taken out.
 #[inline(always)]
-pub fn put_back(tgid: u32, call: &PendingCall) {
+pub fn put_back(owner: Owner, call: &PendingCall) {
     if call.has_released == NOTHING {
         return;
     }
     let Some(row) = PROBES.get(call.row) else { return };
-    let key = AllocationKey { tgid, resource: row.resource, handle: call.released_handle };
+    let key = key(owner, row, call.released_handle);
     if has(row, flags::COUNTED)
         && let Some(found) = ALLOCATIONS.get_ptr_mut(&key)
     {
@@ -233,7 +232,7 @@ pub fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall)
     let pages = if is_span { call.released_len } else { pages(call.released_len) };
     if call.has_released == RECORD {
         if is_range && pages_of(&call.released) > pages {
-            keep_rest(thread.tgid, row, call, pages);
+            keep_rest(thread.owner, row, call, pages);
         } else {
             released(thread, row, call.released_handle, call.released.size);
         }
@@ -244,7 +243,7 @@ pub fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall)
     if (is_range || is_span) && pages > 0 {
         let event = Event {
             kind: event::kind::UNMAP,
-            tgid: thread.tgid,
+            owner: thread.owner.of(row.resource),
             tid: thread.tid,
             resource: row.resource,
             handle: call.released_handle,
@@ -259,13 +258,12 @@ pub fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall)
 /// What is released is not known: it may be handed out yet, by a call that has not returned. So a mark is left for it.
 #[inline(always)]
 fn release_early(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
-    let key = AllocationKey { tgid: thread.tgid, resource: row.resource, handle: call.released_handle };
-    let mark =
-        Allocation { generation: RELEASED_EARLY, time_ns: call.time_ns, count: 1, ..Allocation::default() };
+    let key = key(thread.owner, row, call.released_handle);
+    let mark = Allocation { time_ns: call.time_ns, count: RELEASED_EARLY, ..Allocation::default() };
     for _ in 0..2 {
         if let Some(found) = ALLOCATIONS.get_ptr(&key) {
             // SAFETY: an aligned map value that only this handle's users change.
-            let (is_mark, size) = unsafe { ((*found).generation == RELEASED_EARLY, (*found).size) };
+            let (is_mark, size) = unsafe { ((*found).count == RELEASED_EARLY, (*found).size) };
             if ALLOCATIONS.remove(&key).is_ok() && !is_mark {
                 released(thread, row, call.released_handle, size);
                 return;
@@ -279,13 +277,13 @@ fn release_early(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
 
 /// The first `pages` bytes of a range are released: the end stays, as it was acquired.
 #[inline(always)]
-fn keep_rest(tgid: u32, row: &ProbeRow, call: &PendingCall, pages: u64) {
+fn keep_rest(owner: Owner, row: &ProbeRow, call: &PendingCall, pages: u64) {
     let start = call.released_handle.wrapping_add(pages);
     let rest = Allocation { size: call.released.size - pages, ..call.released };
     // The place may be taken, by a range that was mapped into this one. No range begins within a page, so its other
     // bytes serve as keys too; user space rounds down.
     for within in 0..RANGES_IN_A_PAGE {
-        let key = AllocationKey { tgid, resource: row.resource, handle: start.wrapping_add(within) };
+        let key = key(owner, row, start.wrapping_add(within));
         if ALLOCATIONS.insert(&key, &rest, BPF_NOEXIST as u64).is_ok() {
             return;
         }
@@ -303,7 +301,7 @@ pub fn replace_range(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall, 
         time_ns: now(),
         ..PendingCall::default()
     };
-    take_out(thread.tgid, row, &mut replaced);
+    take_out(thread.owner, row, &mut replaced);
     finish_release(thread, row, &replaced);
 }
 
@@ -323,18 +321,18 @@ fn pages_of(allocation: &Allocation) -> u64 {
 fn released(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
     count(Stat::Released);
     if setting!(flags) & setting_flags::TRACE != 0 {
-        send_release(thread.tgid, thread.tid, row, handle, size);
+        send_release(&key(thread.owner, row, handle), thread.tid, size);
     }
 }
 
 #[inline(always)]
-fn send_release(tgid: u32, tid: u32, row: &ProbeRow, handle: u64, size: u64) {
+fn send_release(key: &AllocationKey, tid: u32, size: u64) {
     let event = Event {
         kind: event::kind::RELEASE,
-        tgid,
+        owner: key.space,
         tid,
-        resource: row.resource,
-        handle,
+        resource: key.resource,
+        handle: key.handle,
         size,
         time_ns: now(),
         stack_id: 0,

@@ -13,7 +13,7 @@ use crate::{
     arch::Registers,
     args::Caller,
     maps::{PROBES, SYSTEM_CALLS, THREADS},
-    thread::current_thread,
+    thread::current_thread_of_tracepoint,
     track,
 };
 
@@ -21,17 +21,17 @@ use crate::{
 #[inline(always)]
 pub fn enter(ctx: &RawTracePointContext) -> Option<()> {
     let (cookie, releases, row) = row(ctx.arg::<u64>(1))?;
-    let thread = current_thread()?;
+    let thread = current_thread_of_tracepoint()?;
     let args = Registers(ctx.arg::<u64>(0)).arguments();
     if row.only != only::ALL && !track::applies(row, &args) {
         return None;
     }
     if releases {
-        return track::release(row, &args);
+        return track::release(thread.owner, row, &args);
     }
     thread.system_call = PendingCall { row: cookie, ..PendingCall::default() };
     thread.in_system_call = 1;
-    track::read_arguments(&args, thread.tgid, row, &mut thread.system_call);
+    track::read_arguments(&args, thread.owner, row, &mut thread.system_call);
     Some(())
 }
 

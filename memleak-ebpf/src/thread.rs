@@ -4,29 +4,49 @@ use aya_ebpf::{
     bindings::{BPF_ANY, bpf_pidns_info},
     helpers::{bpf_get_current_pid_tgid, generated::bpf_get_ns_current_pid_tgid},
 };
-use memleak_common::{stats::Stat, thread::ThreadRecord};
+use memleak_common::{
+    stats::Stat,
+    thread::{Owner, ThreadRecord},
+};
 
-use crate::maps::{EMPTY_THREAD, TARGETS, THREADS, count, setting};
+use crate::maps::{EMPTY_THREAD, TARGET_SLOTS, TARGETS, THREADS, count, setting};
 
-/// The record of the current thread, made when it is first seen. `None` where its process is not traced (a vfork child
-/// runs in its parent's memory, a fork child has a copy of its probes).
+/// Who owns what the process with this slot acquires.
 #[inline(always)]
-pub fn current_thread() -> Option<&'static mut ThreadRecord> {
+pub fn owner(slot: u32) -> Option<Owner> {
+    Some(TARGETS.get(slot)?.owner)
+}
+
+/// The record of the current thread, made when it is first seen, of the process with this slot. `None` if nobody has it.
+#[inline(always)]
+pub fn current_thread(slot: u32) -> Option<&'static mut ThreadRecord> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let thread = match THREADS.get_ptr_mut(&pid_tgid) {
         Some(thread) => thread,
-        None => new_thread(pid_tgid)?,
+        None => new_thread(pid_tgid, slot)?,
+    };
+    // SAFETY: only this thread's own programs touch its record.
+    Some(unsafe { &mut *thread })
+}
+
+/// The same for a program that runs for all processes. `None` if the current one is not traced.
+#[inline(always)]
+pub fn current_thread_of_tracepoint() -> Option<&'static mut ThreadRecord> {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let thread = match THREADS.get_ptr_mut(&pid_tgid) {
+        Some(thread) => thread,
+        None => new_thread(pid_tgid, slot_of_process(pid_tgid)?)?,
     };
     // SAFETY: only this thread's own programs touch its record.
     Some(unsafe { &mut *thread })
 }
 
 #[inline(always)]
-fn new_thread(pid_tgid: u64) -> Option<*mut ThreadRecord> {
-    let pid = target_id(pid_tgid)?;
-    // SAFETY: only written by this program, and only ever with the same values.
-    let target = unsafe { &mut *TARGETS.get_ptr_mut(&pid)? };
-    target.kernel_tgid = (pid_tgid >> 32) as u32;
+fn new_thread(pid_tgid: u64, slot: u32) -> Option<*mut ThreadRecord> {
+    let owner = owner(slot)?;
+    if owner.space == 0 {
+        return None;
+    }
     if THREADS.insert(&pid_tgid, EMPTY_THREAD.get(0)?, BPF_ANY as u64).is_err() {
         count(Stat::LostAllocations);
         return None;
@@ -34,11 +54,19 @@ fn new_thread(pid_tgid: u64) -> Option<*mut ThreadRecord> {
     let thread = THREADS.get_ptr_mut(&pid_tgid)?;
     // SAFETY: as in `current_thread`.
     let record = unsafe { &mut *thread };
-    record.generation = target.generation;
-    record.tgid = (pid_tgid >> 32) as u32;
+    record.owner = owner;
     record.tid = pid_tgid as u32;
-    record.pid = pid;
+    record.slot = slot;
     Some(thread)
+}
+
+/// The current process's slot; `None` if it is not traced.
+#[inline(always)]
+pub fn slot_of_process(pid_tgid: u64) -> Option<u32> {
+    let pid = target_id(pid_tgid)?;
+    let slot = TARGET_SLOTS.get_ptr(&pid)?;
+    // SAFETY: an aligned map value.
+    Some(unsafe { *slot })
 }
 
 /// The current process's number in the tool's PID namespace; `None` where it has none there.
@@ -47,7 +75,7 @@ pub fn current_target_id() -> Option<u32> {
     target_id(bpf_get_current_pid_tgid())
 }
 
-/// The current process as the map `TARGETS` knows it: in the tool's own PID namespace.
+/// The current process as the map `TARGET_SLOTS` knows it: in the tool's own PID namespace.
 #[inline(always)]
 pub fn target_id(pid_tgid: u64) -> Option<u32> {
     if setting!(pid_ns_ino) == 0 {

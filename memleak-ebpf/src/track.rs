@@ -13,10 +13,10 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use memleak_common::{
-    probe::{NO_ARG, ProbeRow, flags, handle, only, size, success},
+    probe::{NO_ARG, ProbeRow, flags, handle, only, row_of, size, slot_of, success},
     settings::flags as setting_flags,
     stats::Stat,
-    thread::{MAX_PENDING, PendingCall, ThreadRecord},
+    thread::{MAX_PENDING, Owner, PendingCall, ThreadRecord},
 };
 
 use crate::{
@@ -27,14 +27,14 @@ use crate::{
         self, Acquired, NOTHING, PAGE_SIZE, finish_release, now, put_back, record, record_another,
         replace_range, take_out,
     },
-    thread::current_thread,
+    thread::{current_thread, owner},
 };
 
 /// Pushes a pending call.
 #[inline(always)]
 pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
-    let (cookie, row) = row(ctx.regs.cast())?;
-    let thread = current_thread()?;
+    let (cookie, slot, row) = row(ctx.regs.cast())?;
+    let thread = current_thread(slot)?;
     let mut call = PendingCall { sp: entry_sp(ctx), row: cookie, ..PendingCall::default() };
     if drop_stale(thread, row, &mut call) {
         return None;
@@ -58,7 +58,7 @@ pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
         return None;
     }
     if call.nested == 0 {
-        read_arguments(&args, thread.tgid, row, &mut call);
+        read_arguments(&args, thread.owner, row, &mut call);
     }
     let slot = thread.pending.get_mut(thread.depth as usize & (MAX_PENDING - 1))?;
     *slot = call;
@@ -85,7 +85,7 @@ pub fn applies(row: &ProbeRow, args: &Arguments) -> bool {
 }
 
 #[inline(always)]
-pub fn read_arguments(args: &Arguments, tgid: u32, row: &ProbeRow, call: &mut PendingCall) {
+pub fn read_arguments(args: &Arguments, owner: Owner, row: &ProbeRow, call: &mut PendingCall) {
     call.size = requested_size(row, args);
     call.out_pointer = args.get(row.handle_arg);
     call.call_flags = args.get(row.flags_arg);
@@ -105,7 +105,7 @@ pub fn read_arguments(args: &Arguments, tgid: u32, row: &ProbeRow, call: &mut Pe
         let nothing =
             is_none(row, call.released_handle) || (has(row, flags::RANGE) && call.released_len == 0);
         if call.has_released == NOTHING && !nothing {
-            take_out(tgid, row, call);
+            take_out(owner, row, call);
         }
     }
 }
@@ -148,7 +148,7 @@ fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall)
         }
         if top.nested == 0 {
             count(Stat::MissedReturns);
-            put_back(thread.tgid, top);
+            put_back(thread.owner, top);
         }
         thread.depth -= 1;
     }
@@ -200,13 +200,13 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
         }
         if call.nested == 0 {
             count(Stat::MissedReturns);
-            put_back(thread.tgid, call);
+            put_back(thread.owner, call);
         }
         thread.depth -= 1;
     }
     let call = top(thread)?;
     // SAFETY: the helper takes the program's context.
-    let cookie = unsafe { bpf_get_attach_cookie(ctx.regs.cast()) } as u32;
+    let cookie = row_of(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
     if call.sp != sp || call.row != cookie {
         return None; // the return of a function that a pending one has jumped to
     }
@@ -234,7 +234,7 @@ pub fn commit(
         if zero_size_release || has(row, flags::RELEASES_ANYWAY) {
             finish_release(thread, row, call);
         } else {
-            put_back(thread.tgid, call);
+            put_back(thread.owner, call);
         }
         return None;
     };
@@ -318,18 +318,18 @@ fn descriptors_in(message: u64) -> Option<Handles> {
 /// Removes the record of what is released.
 #[inline(always)]
 pub fn release_enter(ctx: &ProbeContext) -> Option<()> {
-    let (_, row) = row(ctx.regs.cast())?;
-    release(row, &Arguments::of(ctx))
+    let (_, slot, row) = row(ctx.regs.cast())?;
+    release(owner(slot)?, row, &Arguments::of(ctx))
 }
 
 /// The same, for a call with these arguments.
 #[inline(always)]
-pub fn release(row: &ProbeRow, args: &Arguments) -> Option<()> {
+pub fn release(owner: Owner, row: &ProbeRow, args: &Arguments) -> Option<()> {
     let handle = handle_to_release(row, args);
     if is_none(row, handle) {
         return None;
     }
-    records::remove(row, handle)
+    records::remove(owner, row, handle)
 }
 
 /// The thread's pending calls will not return. `mend` puts their return addresses back on the stack: an unwinder that
@@ -358,7 +358,7 @@ pub fn abandon_pending(mend: bool) {
 pub fn thread_ends(thread: &mut ThreadRecord) {
     abandon_all(thread);
     if thread.in_system_call != 0 {
-        put_back(thread.tgid, &thread.system_call);
+        put_back(thread.owner, &thread.system_call);
     }
 }
 
@@ -367,17 +367,18 @@ pub fn thread_ends(thread: &mut ThreadRecord) {
 fn abandon_all(thread: &mut ThreadRecord) {
     for _ in 0..MAX_PENDING {
         let Some(call) = top(thread) else { break };
-        put_back(thread.tgid, call);
+        put_back(thread.owner, call);
         thread.depth -= 1;
     }
 }
 
-/// The row that the attach cookie names.
+/// What the attach cookie names: a row (its index first) and the slot of the process.
 #[inline(always)]
-fn row(ctx: *mut core::ffi::c_void) -> Option<(u32, &'static ProbeRow)> {
+fn row(ctx: *mut core::ffi::c_void) -> Option<(u32, u32, &'static ProbeRow)> {
     // SAFETY: the helper takes the program's context.
-    let cookie = unsafe { bpf_get_attach_cookie(ctx.cast()) } as u32;
-    Some((cookie, PROBES.get(cookie)?))
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.cast()) };
+    let row = row_of(cookie);
+    Some((row, slot_of(cookie), PROBES.get(row)?))
 }
 
 /// The innermost pending call.

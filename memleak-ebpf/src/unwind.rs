@@ -12,7 +12,7 @@ use memleak_common::{
 
 use crate::{
     arch,
-    maps::{KNOWN, UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_SLOTS, UNWIND_WORDS, setting},
+    maps::{KNOWN, UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_WORDS, setting},
     window::{Hash, Walk, read_window, replaced},
 };
 
@@ -160,7 +160,7 @@ pub unsafe extern "C" fn unwind_step(thread: *mut ThreadRecord) -> u64 {
 #[inline(always)]
 pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> Walk {
     let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
-    let PublishedList { list, generation, .. } = published_list(thread);
+    let PublishedList { list, generation } = published_list(thread.slot);
     thread.unwind.state = State::new(regs, list, arch::ADDRESS_MASK);
     thread.unwind.state.exact = 0;
     thread.unwind.window.bytes = 0;
@@ -198,32 +198,14 @@ pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> Walk {
     Walk { hash: hash.finish(), unchanged: changed == 0 && thread.stack.len == old_len }
 }
 
-/// What the thread's process has mapped, and the generation of that.
+/// What the process with this slot has mapped, and the generation of that.
 #[inline(always)]
-fn published_list(thread: &mut ThreadRecord) -> PublishedList {
-    if let Some(published) = read_list(thread.list_slot)
-        && published.pid == thread.pid
-    {
-        return published;
-    }
-    let pid = &raw const thread.pid;
-    // SAFETY: a member of the record. A copy on the program's stack, since up to 6.1 a global function may hand no other
-    // memory to a map; volatile, so that it is one.
-    let pid = unsafe { pid.read_volatile() };
-    let Some(slot) = UNWIND_SLOTS.get_ptr(&pid) else { return PublishedList::default() };
-    // SAFETY: an aligned map value.
-    thread.list_slot = unsafe { *slot };
-    read_list(thread.list_slot).unwrap_or_default()
-}
-
-#[inline(always)]
-fn read_list(slot: u32) -> Option<PublishedList> {
-    let place: *const PublishedList = UNWIND_LISTS.get(slot.wrapping_sub(1))?;
+fn published_list(slot: u32) -> PublishedList {
+    let Some(place) = UNWIND_LISTS.get_ptr(slot) else { return PublishedList::default() };
     // SAFETY: aligned words of a map value, which user space stores one by one: the generation last.
     unsafe {
         let generation = core::ptr::read_volatile(&raw const (*place).generation);
         let list = core::ptr::read_volatile(&raw const (*place).list);
-        let pid = core::ptr::read_volatile(&raw const (*place).pid);
-        Some(PublishedList { list, generation, pid, reserved: 0 })
+        PublishedList { list, generation }
     }
 }

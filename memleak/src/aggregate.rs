@@ -18,11 +18,11 @@ use crate::{
 /// For ages: the kernel counts nanoseconds, reports show milliseconds.
 const NANOSECONDS_PER_MS: u64 = 1_000_000;
 
-/// What one group is made of: a stack of one process that acquired one kind of resource.
+/// What one group is made of: a stack of one address space that acquired one kind of resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupKey {
-    /// Process.
-    pub pid: u32,
+    /// Whose it is: [`Outstanding::space`].
+    pub space: u32,
     /// What it acquired.
     pub resource: Resource,
     /// Key into [`Snapshot::stacks`]; one that is missing there has no known stack.
@@ -52,17 +52,18 @@ pub struct Group {
 }
 
 impl Group {
-    /// What a report says of it, given its stack (`None` where its id is not in the snapshot), and what the settings leave
-    /// in. Its frames are looked up by whoever writes it.
+    /// What a report says of it: a group of process `pid`, given its stack (`None` if its id is not in the snapshot), and
+    /// what the settings leave in. Its frames are looked up by whoever writes it.
     pub fn report(
         self,
+        pid: u32,
         resource: Arc<ResourceInfo>,
         stack: Option<&Stack>,
         settings: &ReportSettings,
     ) -> StackReport {
         let age_ms = |age_ns: u64| (!settings.combined_only).then_some(age_ns / NANOSECONDS_PER_MS);
         StackReport {
-            pid: self.key.pid,
+            pid,
             resource,
             bytes: self.bytes,
             count: self.count,
@@ -212,7 +213,7 @@ fn group(snapshot: &Snapshot, youngest_ns: u64) -> (Vec<Group>, FxHashMap<GroupK
 }
 
 fn key_of(outstanding: &Outstanding) -> GroupKey {
-    GroupKey { pid: outstanding.pid, resource: outstanding.resource, stack_id: outstanding.stack_id }
+    GroupKey { space: outstanding.space, resource: outstanding.resource, stack_id: outstanding.stack_id }
 }
 
 /// What is outstanding for `youngest_ns` at least, each with its age in nanoseconds. A record that was made while the

@@ -4,6 +4,7 @@
 //! snapshot -> aggregate -> symbolize -> report. ARCHITECTURE.md draws it.
 
 pub mod aggregate;
+pub mod arch;
 pub mod bpf;
 pub mod cli;
 pub mod elf;
@@ -20,4 +21,5 @@ pub mod settings;
 pub mod snapshot;
 pub mod symbolize;
 pub mod target;
+pub mod targets;
 pub mod unwind;

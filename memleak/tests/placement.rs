@@ -7,8 +7,11 @@ use std::{collections::BTreeMap, path::Path};
 
 use fixture::{Segments, dynamic_symbols, run};
 use memleak::{
+    arch::{
+        placement::{Placement, Reason},
+        x86_64::placement::{is_emulated, place},
+    },
     probe::{
-        placement::{Placement, Reason, is_emulated, place},
         plan::{PlanOptions, plan, symbol_names},
         table::TABLE,
     },

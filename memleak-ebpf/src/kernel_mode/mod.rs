@@ -413,7 +413,7 @@ fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u6
 /// Enters one handle with what [`examine`] gave.
 #[inline(always)]
 fn enter(acquired: &Acquired, stack_id: Option<u64>) {
-    let key = AllocationKey { tgid: 0, resource: acquired.resource.number(), handle: acquired.handle };
+    let key = AllocationKey { space: 0, resource: acquired.resource.number(), handle: acquired.handle };
     let Some(stack_id) = stack_id else {
         records::discard(&key);
         return;
@@ -423,7 +423,7 @@ fn enter(acquired: &Acquired, stack_id: Option<u64>) {
         stack_id,
         time_ns: now(),
         tid: bpf_get_current_pid_tgid() as u32,
-        generation: 0,
+        reserved: 0,
         count: 1,
     };
     // An allocator's function that has called another: the outer one's stack is the one to keep, and it counts once.
@@ -452,7 +452,7 @@ fn release(resource: Resource, handle: u64) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn release_handle(resource: u64, handle: u64) -> u64 {
-    let key = AllocationKey { tgid: 0, resource: resource as u32, handle };
+    let key = AllocationKey { space: 0, resource: resource as u32, handle };
     if setting!(flags) & setting_flags::TRACE == 0 {
         return records::take(&key) as u64;
     }
@@ -469,7 +469,7 @@ fn tell(kind: u32, key: &AllocationKey, allocation: &Allocation) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let event = Event {
         kind,
-        tgid: (pid_tgid >> 32) as u32,
+        owner: (pid_tgid >> 32) as u32,
         tid: pid_tgid as u32,
         resource: key.resource,
         handle: key.handle,

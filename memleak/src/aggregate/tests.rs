@@ -25,7 +25,7 @@ fn settings() -> ReportSettings {
 
 fn outstanding(stack_id: u64, address: u64, size: u64, age_ns: u64) -> Outstanding {
     Outstanding {
-        pid: 1,
+        space: 1,
         resource: Resource::Heap,
         address,
         handle: address,
@@ -75,7 +75,7 @@ fn nothing_outstanding_is_an_empty_report() {
 #[test]
 fn a_group_is_one_process_one_resource_one_stack() {
     let one = outstanding(1, 0x10, 8, 5);
-    let other_process = Outstanding { pid: 2, ..one };
+    let other_process = Outstanding { space: 2, ..one };
     let other_resource = Outstanding { resource: Resource::Mmap, ..one };
     let no_stack = Outstanding { stack_id: NO_STACK, ..one };
     let again = Outstanding { address: 0x20, time_ns: NOW - 3, ..one };
@@ -83,7 +83,7 @@ fn a_group_is_one_process_one_resource_one_stack() {
     assert_eq!(result.totals, Totals { bytes: 40, count: 5, acquired: 20, released: 7 });
     assert_eq!(result.groups.len(), 4);
     let first = &result.groups[0];
-    assert_eq!(first.key, GroupKey { pid: 1, resource: Resource::Heap, stack_id: 1 });
+    assert_eq!(first.key, GroupKey { space: 1, resource: Resource::Heap, stack_id: 1 });
     assert_eq!((first.bytes, first.count, first.oldest_ns, first.newest_ns), (16, 2, 5, 3));
     assert!(result.groups.iter().all(|group| group.allocations.is_none()));
 }
@@ -271,7 +271,7 @@ impl Random {
     fn snapshot(&mut self) -> Snapshot {
         let list = (0..self.below(300))
             .map(|address| Outstanding {
-                pid: 1 + self.below(2) as u32,
+                space: 1 + self.below(2) as u32,
                 resource: if self.below(3) == 0 { Resource::Mmap } else { Resource::Heap },
                 ..outstanding(self.below(9), address, self.below(4) * 8, self.below(4) * 250 * MS)
             })

@@ -1,11 +1,11 @@
 //! What a run asks of the programs, as plain values, and the settings that they read.
 
-use std::{collections::HashSet, os::unix::fs::MetadataExt as _};
+use std::{collections::HashSet, io, os::unix::fs::MetadataExt as _};
 
 use aya::util::KernelVersion;
 use memleak_common::{
     probe::{Resource, handle},
-    settings::{Settings, flags},
+    settings::{Settings, TaskOffsets, flags},
 };
 
 use super::error::BpfError;
@@ -73,7 +73,6 @@ fn has_several_groups(rows: &[Row], resources: &[Resource]) -> bool {
 /// The settings that the programs read, for a run with these rows.
 pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings, BpfError> {
     let mut bits = 0;
-    let mut task_tgid_offset = 0;
     if config.trace {
         bits |= flags::TRACE;
     }
@@ -86,9 +85,11 @@ pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings
     }
     if config.follow_forks {
         bits |= flags::FOLLOW_FORKS;
-        task_tgid_offset = btf::kernel_member_offset("task_struct", "tgid")
-            .map_err(|error| BpfError::NoBtf(error.to_string()))?;
     }
+    let task = match task_offsets() {
+        Err(error) if config.follow_forks => return Err(BpfError::NoBtf(error.to_string())),
+        offsets => offsets.unwrap_or_default(),
+    };
     bits |= match config.walk {
         Walk::Tables { or_pointer: true } => flags::UNWIND_TABLES | flags::UNWIND_POINTER,
         Walk::Tables { or_pointer: false } => flags::UNWIND_TABLES,
@@ -107,12 +108,28 @@ pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings
         pid_ns_ino,
         flags: bits,
         max_depth: config.max_depth,
-        task_tgid_offset,
+        task,
         features: rows
             .iter()
             .filter(|row| row.serves(&config.resources))
             .fold(0, |features, row| features | row.probe.features()),
         stored_mask: stored_mask(config.stack_storage_size),
+    })
+}
+
+/// Where the running kernel keeps what the programs ask of processes.
+fn task_offsets() -> io::Result<TaskOffsets> {
+    let btf = btf::Btf::kernel()?;
+    let offset = |structure: &str, member: &str| {
+        btf.member_offset(structure, member)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no {structure}.{member}")))
+    };
+    Ok(TaskOffsets {
+        tgid: offset("task_struct", "tgid")?,
+        mm: offset("task_struct", "mm")?,
+        files: offset("task_struct", "files")?,
+        signal: offset("task_struct", "signal")?,
+        signal_live: offset("signal_struct", "live")?,
     })
 }
 
@@ -136,9 +153,4 @@ fn own_pid_namespace() -> (u64, u64) {
         Ok(namespace) if namespace.ino() != FIRST_PID_NAMESPACE => (namespace.dev(), namespace.ino()),
         _ => (0, 0),
     }
-}
-
-/// Ours is the kernel's first PID namespace: its numbers are the programs' own.
-pub(super) fn is_first_pid_namespace() -> bool {
-    own_pid_namespace() == (0, 0)
 }

@@ -12,18 +12,25 @@ use super::{
     config::{Config, program_settings},
     error::{BpfError, chain, load_error, map_error},
     links::{Link, Probes},
-    object::{OBJECT, bpf_log_level, check_kernel, log_level, preallocate},
+    object::{bpf_log_level, check_kernel, log_level, preallocate},
     sys,
-    targets::add_kernel,
 };
+use crate::arch::OBJECT;
 use crate::probe::kernel::{KernelFunction, KernelPlan, WORK_START};
 
 /// Maps that the programs of this mode write to: their entries are made in advance, since a program that allocates would
 /// trace itself.
 const PREALLOCATED: &[&str] = &["ALLOCATIONS", "STACKS", "SHORT_STACKS"];
 /// Maps that this mode has no use for.
-const UNUSED: &[&str] =
-    &["THREADS", "UNWIND_WORDS", "UNWIND_MAPPINGS", "UNWIND_LISTS", "UNWIND_SLOTS", "KERNEL_STACKS"];
+const UNUSED: &[&str] = &[
+    "THREADS",
+    "TARGETS",
+    "TARGET_SLOTS",
+    "UNWIND_WORDS",
+    "UNWIND_MAPPINGS",
+    "UNWIND_LISTS",
+    "KERNEL_STACKS",
+];
 
 /// What was loaded and attached.
 pub struct Loaded {
@@ -57,7 +64,6 @@ pub fn load(config: &Config, plan: &KernelPlan) -> Result<Loaded, BpfError> {
         .load(&object)
         .map_err(|error| load_error(&error))?;
     fill_rows(&ebpf, &plan.functions)?;
-    add_kernel(&ebpf)?;
     let events = ring(&mut ebpf, "EVENTS")?;
     let mut links = Vec::new();
     let mut failed = Vec::new();

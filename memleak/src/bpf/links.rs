@@ -2,7 +2,7 @@
 //! too when this process does, however it does.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     num::NonZeroU32,
     os::fd::{AsRawFd as _, OwnedFd},
@@ -20,6 +20,8 @@ use aya::{
     },
 };
 
+use memleak_common::probe::cookie;
+
 use super::{
     access::program,
     error::{BpfError, chain, os_error},
@@ -31,13 +33,13 @@ use crate::probe::{
     table::Scope as RowScope,
 };
 
-/// The processes in which a probe fires.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// One, and no child of it.
-    Process(u32),
-    /// All that map the object (`--follow-forks`: a child is born with the probes in it).
-    All,
+/// The process in which a probe fires: itself, and no child of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// Its number in our PID namespace.
+    pub pid: u32,
+    /// Its place in the map `TARGETS`, which attach cookies carry.
+    pub slot: u32,
 }
 
 /// What is attached.
@@ -45,10 +47,19 @@ pub struct Probes {
     uprobes: Uprobes,
     /// See [`super::user_mode::Loaded::mends_stack`].
     mends_stack: bool,
-    links: Vec<(Scope, Link)>,
+    /// By the process's slot.
+    processes: HashMap<u32, Attached>,
     /// Places with a probe.
     count: usize,
-    attached: HashSet<(Scope, PointKey)>,
+}
+
+/// What is attached to one process.
+#[derive(Default)]
+struct Attached {
+    links: Vec<Link>,
+    points: HashSet<PointKey>,
+    /// Places with a probe.
+    count: usize,
 }
 
 /// Ends when it is dropped.
@@ -77,14 +88,14 @@ pub struct Outcome {
 impl Probes {
     /// Nothing is attached yet.
     pub fn new(uprobes: Uprobes, mends_stack: bool) -> Self {
-        Self { uprobes, mends_stack, links: Vec::new(), count: 0, attached: HashSet::new() }
+        Self { uprobes, mends_stack, processes: HashMap::new(), count: 0 }
     }
 
     /// What kernel mode has attached.
     pub(super) fn of_kernel(links: Vec<Link>) -> Self {
         let count = links.len();
-        let links = links.into_iter().map(|link| (Scope::All, link)).collect();
-        Self { links, count, ..Self::new(Uprobes::Single, true) }
+        let kernel = Attached { links, points: HashSet::new(), count };
+        Self { processes: HashMap::from([(0, kernel)]), count, ..Self::new(Uprobes::Single, true) }
     }
 
     /// Attaches what is not attached yet, in the plan's order.
@@ -97,8 +108,9 @@ impl Probes {
     ) -> Result<Outcome, BpfError> {
         let start = Instant::now();
         let mut outcome = Outcome::default();
+        let mut attached = self.processes.remove(&scope.slot).unwrap_or_default();
         let new: Vec<&AttachPoint> =
-            points.iter().filter(|point| self.attached.insert((scope, point.key()))).collect();
+            points.iter().filter(|point| attached.points.insert(point.key())).collect();
         for group in new.chunk_by(|a, b| a.program == b.program && a.object == b.object) {
             let Some(first) = group.first() else { continue };
             let name = self.program_name(first.program, traps_only);
@@ -108,7 +120,7 @@ impl Probes {
             };
             match (whole, &self.uprobes) {
                 (Ok(link), _) => {
-                    self.links.push((scope, Link::Multi(link)));
+                    attached.links.push(Link::Multi(link));
                     outcome.attached += group.len();
                 }
                 (Err(error), Uprobes::Multi(_)) => {
@@ -119,7 +131,7 @@ impl Probes {
                     for point in group {
                         match attach_one(program, scope, point) {
                             Ok(link) => {
-                                self.links.push((scope, Link::Single(link)));
+                                attached.links.push(Link::Single(link));
                                 outcome.attached += 1;
                             }
                             Err(error) => outcome.failed.push(error),
@@ -128,15 +140,18 @@ impl Probes {
                 }
             }
         }
+        attached.count += outcome.attached;
         self.count += outcome.attached;
+        self.processes.insert(scope.slot, attached);
         outcome.took = start.elapsed();
         Ok(outcome)
     }
 
-    /// Ends what was attached to a process that has become another task. It is to be attached anew.
-    pub fn forget(&mut self, pid: u32) {
-        self.links.retain(|(scope, _)| *scope != Scope::Process(pid));
-        self.attached.retain(|(scope, _)| *scope != Scope::Process(pid));
+    /// Ends what was attached to the process with this slot, which has ended or become another task.
+    pub fn forget(&mut self, slot: u32) {
+        if let Some(attached) = self.processes.remove(&slot) {
+            self.count -= attached.count;
+        }
     }
 
     fn program_name(&self, kind: ProgramKind, traps_only: bool) -> &'static str {
@@ -181,7 +196,7 @@ impl Probes {
                     }
                 }
                 child if child > 0 => {
-                    self.links.clear();
+                    self.processes.clear();
                     drop(writer);
                     // SAFETY: the child is ours; its status is of no interest.
                     unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
@@ -189,7 +204,7 @@ impl Probes {
                 _ => {}
             }
         }
-        self.links.clear(); // where no child was to be had
+        self.processes.clear(); // where no child was to be had
         self.count = 0;
         start.elapsed()
     }
@@ -213,26 +228,18 @@ fn attach_many(
 ) -> io::Result<OwnedFd> {
     let first = points.first().ok_or(io::ErrorKind::InvalidInput)?;
     let places: Vec<(u64, u64)> =
-        points.iter().map(|point| (point.file_offset, u64::from(point.row))).collect();
-    let pid = match scope {
-        Scope::Process(pid) => Some(pid),
-        Scope::All => None,
-    };
-    programs.attach(name, first.program.is_return(), &first.open_path, &places, pid)
+        points.iter().map(|point| (point.file_offset, cookie(point.row, scope.slot))).collect();
+    programs.attach(name, first.program.is_return(), &first.open_path, &places, scope.pid)
 }
 
 fn attach_one(program: &mut UProbe, scope: Scope, point: &AttachPoint) -> Result<UProbeLink, BpfError> {
-    let scope = match scope {
-        Scope::All => UProbeScope::AllProcesses,
-        Scope::Process(pid) => UProbeScope::OneProcess(
-            NonZeroU32::new(pid).ok_or_else(|| attach_error(point, "there is no process 0".to_owned()))?,
-        ),
-    };
+    let pid =
+        NonZeroU32::new(scope.pid).ok_or_else(|| attach_error(point, "there is no process 0".to_owned()))?;
     let location = UProbeAttachLocation::AbsoluteOffset(point.file_offset);
-    let attach_point = UProbeAttachPoint { location, cookie: Some(u64::from(point.row)) };
+    let attach_point = UProbeAttachPoint { location, cookie: Some(cookie(point.row, scope.slot)) };
     let path: &Path = &point.open_path;
     program
-        .attach(attach_point, path, scope)
+        .attach(attach_point, path, UProbeScope::OneProcess(pid))
         .and_then(|id| program.take_link(id))
         .map_err(|error| attach_error(point, why(&error)))
 }

@@ -93,14 +93,14 @@ impl MultiPrograms {
         self.loaded.values()
     }
 
-    /// Attaches a program to places (offset in the file, cookie) of one file, in one process or in all.
+    /// Attaches a program to places (offset in the file, cookie) of one file, in one process.
     pub fn attach(
         &self,
         name: &str,
         is_return: bool,
         path: &Path,
         places: &[(u64, u64)],
-        pid: Option<u32>,
+        pid: u32,
     ) -> io::Result<OwnedFd> {
         const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
         let program = self.loaded.get(name).ok_or(io::ErrorKind::NotFound)?;
@@ -114,7 +114,7 @@ impl MultiPrograms {
             cookies: cookies.as_ptr() as u64,
             cnt: places.len() as u32,
             multi_flags: if is_return { BPF_F_UPROBE_MULTI_RETURN } else { 0 },
-            pid: pid.unwrap_or(0),
+            pid,
             ..LinkAttributes::default()
         };
         new_fd(bpf_cmd::BPF_LINK_CREATE, &mut attributes)

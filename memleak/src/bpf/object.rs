@@ -5,12 +5,6 @@ use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::error::BpfError;
 
-/// The BPF programs and maps, built from memleak-ebpf by `cargo xtask build-ebpf`.
-#[cfg(target_arch = "x86_64")]
-pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-x86_64.bpf.o");
-#[cfg(target_arch = "aarch64")]
-pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/memleak-aarch64.bpf.o");
-
 /// No log at first: aya would retry a failed load with ever larger ones, which takes long. With -v -v the user wants the
 /// words.
 pub(super) fn log_level(verbosity: u8) -> VerifierLogLevel {

@@ -1,7 +1,7 @@
 //! Reading the tables out: a snapshot as plain data.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     time::Instant,
 };
 
@@ -10,20 +10,24 @@ use memleak_common::{
     probe::{ProbeRow, Resource},
     stack::NO_STACK,
     stats::Stat,
+    thread::Owner,
 };
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     error::BpfError,
     links::Probes,
-    records::{self, outstanding, remove_dead},
+    records::{self, remove_dead, remove_for_good},
     stack_store::{self, StackStore},
     stats::{Stats, skipped_runs},
-    targets::targets,
 };
 use crate::{
     proc::{clock::monotonic_ns, descriptors::open_descriptors},
-    snapshot::{Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps, descriptors::Descriptors},
+    snapshot::{
+        KERNEL_SPACE, Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps, descriptors::Descriptors,
+    },
+    target::process::PidFd,
+    targets::Ended,
 };
 
 /// What is kept from one snapshot to the next.
@@ -40,11 +44,25 @@ pub struct Reader {
     removed: u64,
     /// Runs that were lost, as far as they were seen.
     skipped_runs: u64,
-    /// Numbers of processes, ours by the kernel side's.
-    pids: HashMap<u32, u32>,
-    /// Processes that have replaced their programs, and the descriptors that were open after that: the records that this
-    /// has made void are still there.
-    replaced: HashMap<u32, BTreeSet<u32>>,
+    /// Numbers of owners whose records count.
+    owners: FxHashMap<u32, State>,
+    /// Numbers of owners that are gone: their records are still there.
+    void: FxHashSet<u32>,
+    /// Processes that have replaced their programs, by number: when, and the descriptors that were open after that.
+    replaced: FxHashMap<u32, (u64, BTreeSet<u32>)>,
+    /// What those held that have ended.
+    ended: Ended,
+}
+
+/// What is known of an owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It may acquire and release.
+    Living,
+    /// It has ended; what it held is in the kernel's table still.
+    Ended,
+    /// It has ended, and what it held is ours ([`Reader::ended`]).
+    Folded,
 }
 
 impl Reader {
@@ -59,23 +77,48 @@ impl Reader {
             unmaps: Vec::new(),
             removed: 0,
             skipped_runs: 0,
-            pids: HashMap::new(),
-            replaced: HashMap::new(),
+            owners: FxHashMap::default(),
+            void: FxHashSet::default(),
+            replaced: FxHashMap::default(),
+            ended: Ended::default(),
         }
     }
 
-    /// A process is about to be traced.
-    pub fn add_target(&mut self, pid: u32) {
+    /// The kernel's own things count.
+    pub fn of_kernel(stack_storage_size: u32) -> Self {
+        let mut reader = Self::new(Vec::new(), false, stack_storage_size);
+        reader.owners.insert(KERNEL_SPACE, State::Living);
+        reader
+    }
+
+    /// A process is about to be traced: who owns what it acquires.
+    pub fn add_target(&mut self, owner: Owner, pid: u32, end: &PidFd) {
+        self.owners.insert(owner.space, State::Living);
+        self.owners.insert(owner.process, State::Living);
         if let Some(descriptors) = &mut self.descriptors {
-            descriptors.remember(pid);
+            descriptors.remember(owner.process, pid, end);
         }
     }
 
-    /// A process has ended: its number can be another's by now.
-    pub fn target_ended(&mut self, pid: u32) {
-        if let Some(descriptors) = &mut self.descriptors {
-            descriptors.forget(pid);
+    /// Owners that have ended with a process. What they held is theirs for good; [`Reader::clear`] is to be called some
+    /// time.
+    pub fn ended(&mut self, owners: &[u32]) {
+        for owner in owners {
+            self.owners.insert(*owner, State::Ended);
+            if let Some(descriptors) = &mut self.descriptors {
+                descriptors.forget(*owner);
+            }
         }
+    }
+
+    /// Owners that have ended and hold nothing, as far as is known for good; they are forgotten here.
+    pub fn take_released(&mut self) -> Vec<u32> {
+        let holding = self.ended.owners();
+        let folded = |state: &State| *state == State::Folded;
+        self.owners
+            .extract_if(|owner, state| folded(state) && !holding.contains(owner))
+            .map(|(owner, _)| owner)
+            .collect()
     }
 
     /// Remembers that a range was unmapped.
@@ -83,18 +126,75 @@ impl Reader {
         self.unmaps.push(unmap);
     }
 
-    /// A process has replaced its program: what it had acquired is void but for the descriptors that it has open now.
-    /// [`Reader::remove_void`] is to be called some time.
-    pub fn replaced(&mut self, pid: u32) {
-        let traces_descriptors = self.rows.iter().any(|row| row.resource == Resource::Fd.number());
-        let open =
-            if traces_descriptors { open_descriptors(pid).unwrap_or_default() } else { BTreeMap::new() };
-        self.replaced.insert(pid, open.into_keys().collect());
+    /// A process has replaced its program and owns memory by a new number from now on. What was acquired in the `old` space,
+    /// if nobody else lives there, is void, and so are the descriptors that are not open any more. [`Reader::clear`] is to be
+    /// called some time.
+    pub fn replaced(&mut self, pid: u32, owner: Owner, old: Option<u32>) {
+        self.owners.insert(owner.space, State::Living);
+        if let Some(old) = old {
+            self.void.insert(old);
+            // A process's number still names its descriptors.
+            if old != owner.process {
+                self.owners.remove(&old);
+            }
+        }
+        if self.rows.iter().any(|row| row.resource == Resource::Fd.number()) {
+            let time_ns = monotonic_ns();
+            let open = open_descriptors(pid).unwrap_or_default();
+            self.replaced.insert(owner.process, (time_ns, open.into_keys().collect()));
+        }
     }
 
-    /// Removes the records that execs have made void since the last call.
-    pub fn remove_void(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
-        records::remove_void(ebpf, &std::mem::take(&mut self.replaced))
+    /// Something is to be done by [`Self::clear`].
+    pub fn is_unclear(&self) -> bool {
+        !self.void.is_empty()
+            || !self.replaced.is_empty()
+            || self.owners.values().any(|state| *state == State::Ended)
+    }
+
+    /// Takes the records out of the kernel's table that nobody can release any more: those that execs have made void go,
+    /// those of owners that have ended become ours. Reads all records, so one call serves many processes: a build has
+    /// hundreds in a second. Events that were sent before must have been handed to [`Self::unmapped`].
+    pub fn clear(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
+        if self.is_unclear() {
+            let (raw, _) = self.outstanding(ebpf)?;
+            self.settle(ebpf, raw)?;
+        }
+        Ok(())
+    }
+
+    /// The same, of all records: gives those that are outstanding in the kernel's table after that.
+    fn settle(&mut self, ebpf: &Ebpf, raw: Vec<Outstanding>) -> Result<Vec<Outstanding>, BpfError> {
+        let applied = apply_unmaps(raw, &mut self.unmaps);
+        remove_dead(ebpf, &applied.dead)?;
+        self.removed += applied.dead.len() as u64;
+        let mut outstanding = applied.outstanding;
+        if !self.is_unclear() {
+            return Ok(outstanding);
+        }
+        let (void, replaced, owners) = (&self.void, &self.replaced, &self.owners);
+        let is_void = |record: &Outstanding| {
+            if record.resource == Resource::Fd {
+                return replaced.get(&record.space).is_some_and(|(time_ns, open)| {
+                    record.time_ns < *time_ns && !open.contains(&(record.handle as u32))
+                });
+            }
+            void.contains(&record.space)
+        };
+        let has_ended = |record: &Outstanding| owners.get(&record.space) == Some(&State::Ended);
+        let voided: Vec<_> = outstanding.extract_if(.., |record| is_void(record)).collect();
+        let mut ended: Vec<_> = outstanding.extract_if(.., |record| has_ended(record)).collect();
+        remove_for_good(ebpf, voided.iter().chain(&ended))?;
+        for (id, stack) in self.stacks_of(ebpf, &mut ended)?.0 {
+            self.ended.add_stack(id, &stack);
+        }
+        self.ended.add(ended);
+        self.void.clear();
+        self.replaced.clear();
+        for state in self.owners.values_mut().filter(|state| **state == State::Ended) {
+            *state = State::Folded;
+        }
+        Ok(outstanding)
     }
 
     /// Forgets unmaps that concern no record, where so many have come up that they weigh.
@@ -102,20 +202,16 @@ impl Reader {
         /// 16 MB of them.
         const MANY: usize = 500_000;
         if self.unmaps.len() > MANY {
-            let targets = targets(ebpf)?;
-            let applied = apply_unmaps(outstanding(ebpf, &targets, &self.rows)?.0, &mut self.unmaps);
-            remove_dead(ebpf, &targets, &applied.dead)?;
-            self.removed += applied.dead.len() as u64;
+            let (raw, _) = self.outstanding(ebpf)?;
+            self.settle(ebpf, raw)?;
         }
         Ok(())
     }
 
-    /// The number in our PID namespace of the process that the kernel side calls `tgid`.
-    pub fn pid_of(&mut self, ebpf: &Ebpf, tgid: u32) -> Result<u32, BpfError> {
-        if !self.pids.contains_key(&tgid) {
-            self.pids = targets(ebpf)?.0.into_iter().map(|(tgid, (pid, _))| (tgid, pid)).collect();
-        }
-        Ok(self.pids.get(&tgid).copied().unwrap_or(tgid))
+    /// What is outstanding in the kernel's table, what is void included, and the stacks of the threads' last allocations.
+    fn outstanding(&self, ebpf: &Ebpf) -> Result<(Vec<Outstanding>, FxHashSet<u64>), BpfError> {
+        let known = |owner| self.owners.contains_key(&owner) || self.void.contains(&owner);
+        records::outstanding(ebpf, known, &self.rows)
     }
 
     /// One stack.
@@ -131,7 +227,7 @@ impl Reader {
     /// Removes stacks that nothing refers to. Gives how many.
     pub fn collect_stacks(&mut self, ebpf: &Ebpf) -> Result<u64, BpfError> {
         let began = Instant::now();
-        let (outstanding, last_stacks) = outstanding(ebpf, &targets(ebpf)?, &self.rows)?;
+        let (outstanding, last_stacks) = self.outstanding(ebpf)?;
         self.collect(ebpf, &outstanding, last_stacks, began)
     }
 
@@ -151,19 +247,15 @@ impl Reader {
     /// Reads everything. Events that were sent before must have been handed to [`Self::unmapped`].
     pub fn snapshot(&mut self, ebpf: &Ebpf, probes: &Probes) -> Result<Snapshot, BpfError> {
         let began = Instant::now();
-        let targets = targets(ebpf)?;
-        let (raw, last_stacks) = outstanding(ebpf, &targets, &self.rows)?;
+        let (raw, last_stacks) = self.outstanding(ebpf)?;
         let time_ns = monotonic_ns();
-        let applied = apply_unmaps(raw, &mut self.unmaps);
-        remove_dead(ebpf, &targets, &applied.dead)?;
-        self.removed += applied.dead.len() as u64;
-        let mut outstanding = applied.outstanding;
+        let mut outstanding = self.settle(ebpf, raw)?;
         if let Some(descriptors) = &mut self.descriptors {
             let closed = descriptors.reconcile(&mut outstanding);
-            remove_dead(ebpf, &targets, &closed)?;
+            remove_dead(ebpf, &closed)?;
             self.removed += closed.len() as u64;
         }
-        let (stacks, unknown) = self.stacks_of(ebpf, &mut outstanding)?;
+        let (mut stacks, unknown) = self.stacks_of(ebpf, &mut outstanding)?;
         // Skipped runs first: those that a twin makes good between the two readings are then not told as lost.
         let skipped = skipped_runs(ebpf, probes)?;
         let stats = Stats::read(ebpf)?;
@@ -176,6 +268,12 @@ impl Reader {
         if self.stacks.due(stats.get(Stat::StoredStacks)).is_some() {
             self.collect(ebpf, &outstanding, last_stacks, began)?;
         }
+        for record in self.ended.records() {
+            if let Some(stack) = self.ended.stack(record.stack_id) {
+                stacks.entry(record.stack_id).or_insert_with(|| stack.clone());
+            }
+        }
+        outstanding.extend(self.ended.records());
         let (found, closed) =
             self.descriptors.as_ref().map_or((0, 0), |descriptors| descriptors.found_and_closed);
         Ok(Snapshot {
@@ -189,6 +287,7 @@ impl Reader {
                 stacks: stats.get(Stat::LostStacks) + unknown,
                 cut_stacks: 0,
                 events: stats.get(Stat::LostEvents),
+                processes: stats.get(Stat::LostProcesses),
                 missed_returns: stats.get(Stat::MissedReturns),
                 skipped_runs: self.skipped_runs,
             },

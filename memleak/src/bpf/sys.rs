@@ -105,18 +105,25 @@ pub fn for_each_entry<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(
     }
 }
 
-/// Removes the entries of these keys, which only the caller removes.
-pub fn remove_all<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<()> {
-    if keys.is_empty() {
-        return Ok(());
+/// Removes the entries of these keys. One that is not there is passed over.
+pub fn remove_all<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
+    while !keys.is_empty() {
+        let mut attributes = BatchAttributes {
+            keys: keys.as_ptr() as u64,
+            count: u32::try_from(keys.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?,
+            map_fd: map.as_raw_fd() as u32,
+            ..BatchAttributes::default()
+        };
+        match bpf(BPF_MAP_DELETE_BATCH, &mut attributes) {
+            Ok(_) => break,
+            // The kernel has stopped there, and says how many it has removed before.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                keys = keys.get(attributes.count as usize + 1..).unwrap_or_default();
+            }
+            Err(error) => return Err(error),
+        }
     }
-    let mut attributes = BatchAttributes {
-        keys: keys.as_ptr() as u64,
-        count: u32::try_from(keys.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?,
-        map_fd: map.as_raw_fd() as u32,
-        ..BatchAttributes::default()
-    };
-    bpf(BPF_MAP_DELETE_BATCH, &mut attributes).map(drop)
+    Ok(())
 }
 
 /// Enters `value` under `key`, unless there is something already, which is no error.

@@ -1,42 +1,46 @@
-//! The map of traced processes.
+//! Traced processes, as the programs know them (maps `TARGETS` and `TARGET_SLOTS`).
 
-use aya::Ebpf;
+use aya::{
+    Ebpf,
+    maps::{HashMap, MapData, MapError},
+};
 use memleak_common::thread::Target;
-use rustc_hash::FxHashMap;
 
 use super::{
-    access::fd,
-    config::is_first_pid_namespace,
+    access::array_mut,
     error::{BpfError, map_error},
-    sys,
 };
 
-const MAP: &str = "TARGETS";
+const TARGETS: &str = "TARGETS";
+const SLOTS: &str = "TARGET_SLOTS";
 
-/// Makes a process (its number in our PID namespace) known to the programs.
-pub(super) fn add_target(ebpf: &Ebpf, pid: u32) -> Result<(), BpfError> {
-    // In a PID namespace the kernel side learns its own number for it when it first sees one of its threads.
-    let kernel_tgid = if is_first_pid_namespace() { pid } else { 0 };
-    // The fork that made it may have entered it already.
-    sys::put_new(fd(ebpf, MAP)?, &pid, &Target { generation: 0, kernel_tgid })
-        .map_err(|error| map_error(MAP, &error))
+/// Makes a process known to the programs: `pid` is its number in our PID namespace.
+pub(super) fn enter(ebpf: &mut Ebpf, slot: u32, pid: u32, target: Target) -> Result<(), BpfError> {
+    array_mut(ebpf, TARGETS)?.set(slot, target, 0).map_err(|error| map_error(TARGETS, &error))?;
+    slots(ebpf)?.insert(pid, slot, 0).map_err(|error| map_error(SLOTS, &error))
 }
 
-/// Makes the kernel known, whose records are those of process 0.
-pub(super) fn add_kernel(ebpf: &Ebpf) -> Result<(), BpfError> {
-    sys::put_new(fd(ebpf, MAP)?, &0, &Target::default()).map_err(|error| map_error(MAP, &error))
+/// A process has ended: its number can be another's. The programs may have seen to it already.
+pub(super) fn forget_pid(ebpf: &mut Ebpf, slot: u32, pid: u32) -> Result<(), BpfError> {
+    let mut slots = slots(ebpf)?;
+    if slots.get(&pid, 0).is_ok_and(|of| of == slot) {
+        match slots.remove(&pid) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(map_error(SLOTS, &error)),
+        }
+    }
+    Ok(())
 }
 
-/// Traced processes: by their number in the kernel's first PID namespace, the number that /proc gives them here and the
-/// generation of their program.
-pub(super) struct Targets(pub(super) FxHashMap<u32, (u32, Target)>);
+/// Frees a slot that nothing names any more. Gives what the programs had there.
+pub(super) fn remove(ebpf: &mut Ebpf, slot: u32) -> Result<Target, BpfError> {
+    let mut targets = array_mut(ebpf, TARGETS)?;
+    let last = targets.get(&slot, 0).map_err(|error| map_error(TARGETS, &error))?;
+    targets.set(slot, Target::default(), 0).map_err(|error| map_error(TARGETS, &error))?;
+    Ok(last)
+}
 
-/// Reads them.
-pub(super) fn targets(ebpf: &Ebpf) -> Result<Targets, BpfError> {
-    let mut targets = FxHashMap::default();
-    sys::for_each_entry(fd(ebpf, MAP)?, |&pid: &u32, target: &Target| {
-        targets.insert(target.kernel_tgid, (pid, *target));
-    })
-    .map_err(|error| map_error(MAP, &error))?;
-    Ok(Targets(targets))
+fn slots(ebpf: &mut Ebpf) -> Result<HashMap<&mut MapData, u32, u32>, BpfError> {
+    let map = ebpf.map_mut(SLOTS).ok_or(BpfError::Missing(SLOTS))?;
+    HashMap::try_from(map).map_err(|error| map_error(SLOTS, &error))
 }

@@ -11,7 +11,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use log::debug;
-use memleak_common::{event::Event, probe::Resource};
+use memleak_common::{event::Event, probe::Resource, thread::Target};
 use tokio::io::unix::AsyncFd;
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
     kernel_mode,
     links::{Outcome, Probes, Scope},
     reader::Reader,
-    targets::add_target,
+    targets,
     unwind_maps::{Unwinding, words_for},
     user_mode,
 };
@@ -30,7 +30,9 @@ use crate::{
     probe::{kernel::KernelPlan, plan::AttachPoint, table::Row},
     proc::{maps::Mapping, readable::readable},
     snapshot::{Snapshot, Stack, Unmap},
-    symbolize::Target,
+    symbolize::Target as SymbolTarget,
+    target::process::PidFd,
+    targets::Traced,
     unwind::ProcessTables,
 };
 
@@ -59,8 +61,8 @@ pub struct UserStart {
 }
 
 impl Tracer {
-    /// Loads the programs that trace processes by these rows, and enters the unwind tables of the processes `pids`, whose
-    /// objects `store` opens.
+    /// Loads the programs that trace processes by these rows, and enters the unwind tables of the processes `pids`, which
+    /// will be the first that are taken in; `store` opens their objects.
     pub fn of_processes(
         config: &Config,
         rows: &[Row],
@@ -69,17 +71,18 @@ impl Tracer {
     ) -> Result<UserStart, BpfError> {
         // The tables first: an array's size is set when it is made.
         let mut tables = ProcessTables::new(store.clone());
-        let objects = if config.walks_tables() { tables.observe_running(pids) } else { Vec::new() };
+        let objects =
+            if config.walks_tables() { tables.observe_running((0..).zip(pids)) } else { Vec::new() };
         let words = words_for((!objects.is_empty()).then(|| tables.sums()));
         let begin = Instant::now();
-        let mut loaded = user_mode::load(config, rows, words)?;
+        let loaded = user_mode::load(config, rows, words)?;
         let took = begin.elapsed();
         // What was left out by sampling is open, too.
         let checks_descriptors = config.resources.contains(&Resource::Fd) && config.sample_rate == 1;
         let mut unwinding = loaded.walks_tables.then(|| Unwinding::open(&loaded.ebpf, tables)).transpose()?;
         if let Some(unwinding) = &mut unwinding {
-            for (pid, objects) in &objects {
-                unwinding.set(&mut loaded.ebpf, *pid, objects)?;
+            for (slot, objects) in &objects {
+                unwinding.set(*slot, objects);
             }
         }
         let probes = Probes::new(loaded.uprobes, loaded.mends_stack);
@@ -92,7 +95,7 @@ impl Tracer {
     /// Loads and attaches the programs of a plan for the kernel. Gives also why some functions could not be probed.
     pub fn of_kernel(config: &Config, plan: &KernelPlan) -> Result<(Self, Vec<BpfError>), BpfError> {
         let loaded = kernel_mode::load(config, plan)?;
-        let reader = Reader::new(Vec::new(), false, config.stack_storage_size);
+        let reader = Reader::of_kernel(config.stack_storage_size);
         let tracer = Self::new(config, loaded.ebpf, loaded.events, loaded.probes, reader, None)?;
         Ok((tracer, loaded.failed))
     }
@@ -110,41 +113,47 @@ impl Tracer {
         Ok(Self { ebpf, events, log, probes, reader, unwinding, traps_only: config.traps_only })
     }
 
-    /// Makes a process known to the programs.
-    pub fn add_target(&mut self, pid: u32) -> Result<(), BpfError> {
-        add_target(&self.ebpf, pid)?;
-        self.reader.add_target(pid);
-        Ok(())
+    /// Makes the process `pid` known to the programs, in this slot. `end` is readable when it has ended.
+    pub fn add_target(&mut self, slot: u32, pid: u32, target: Target, end: &PidFd) -> Result<(), BpfError> {
+        self.reader.add_target(target.owner, pid, end);
+        targets::enter(&mut self.ebpf, slot, pid, target)
     }
 
-    /// A process has ended: its number can be another's by now.
-    pub fn target_ended(&mut self, pid: u32) {
+    /// The process `pid`, which had this slot, has ended, and with it these owners. [`Self::clear`] is to be called some time.
+    pub fn target_ended(&mut self, slot: u32, pid: u32, owners: &[u32]) -> Result<(), BpfError> {
         if let Some(unwinding) = &mut self.unwinding {
-            unwinding.remove(&mut self.ebpf, pid);
+            unwinding.remove(slot);
         }
-        self.reader.target_ended(pid);
+        self.reader.ended(owners);
+        targets::forget_pid(&mut self.ebpf, slot, pid)
     }
 
-    /// A process has replaced its program. `by_another_thread`: by another than its first, so that it is another task, to
-    /// which nothing is attached. [`Self::remove_void`] is to be called some time.
-    pub fn program_replaced(&mut self, pid: u32, by_another_thread: bool) {
+    /// Ends what is attached to a process that has ended, and frees its slot. Gives what the programs had there.
+    pub fn release_slot(&mut self, slot: u32) -> Result<Target, BpfError> {
+        self.probes.forget(slot);
+        targets::remove(&mut self.ebpf, slot)
+    }
+
+    /// A process has replaced its program, and owns what it acquires by other numbers from now on: see
+    /// [`Reader::replaced`]. `by_another_thread`: by another than its first, so that it is another task, to which nothing is
+    /// attached. [`Self::clear`] is to be called some time.
+    pub fn program_replaced(&mut self, traced: &Traced, old: Option<u32>, by_another_thread: bool) {
         if by_another_thread {
-            self.probes.forget(pid);
+            self.probes.forget(traced.slot);
         }
-        self.reader.replaced(pid);
+        self.reader.replaced(traced.id.pid, traced.owner, old);
         if let Some(unwinding) = &mut self.unwinding {
-            unwinding.forget(pid);
+            unwinding.forget(traced.slot);
         }
     }
 
-    /// Brings the unwind tables of process `pid` up to date with what it has mapped.
-    pub fn observe(&mut self, pid: u32, mappings: &[Mapping], target: &dyn Target) -> Result<(), BpfError> {
-        match &mut self.unwinding {
-            // One that has ended has nothing mapped; its last stacks have been walked.
-            Some(unwinding) if !mappings.is_empty() => {
-                unwinding.observe(&mut self.ebpf, pid, mappings, target)
-            }
-            _ => Ok(()),
+    /// Brings the unwind tables of the process with this slot up to date with what it has mapped.
+    pub fn observe(&mut self, slot: u32, mappings: &[Mapping], target: &dyn SymbolTarget) {
+        // One that has ended has nothing mapped; its last stacks have been walked.
+        if let Some(unwinding) = &mut self.unwinding
+            && !mappings.is_empty()
+        {
+            unwinding.observe(slot, mappings, target);
         }
     }
 
@@ -195,11 +204,6 @@ impl Tracer {
         (item.len() >= size_of::<Event>()).then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast()) })
     }
 
-    /// The number in our PID namespace of the process that the programs call `tgid`.
-    pub fn pid_of(&mut self, tgid: u32) -> Result<u32, BpfError> {
-        self.reader.pid_of(&self.ebpf, tgid)
-    }
-
     /// Answers all notices of new mappings up to this time: threads that wait for it go on.
     pub fn answer(&mut self, time_ns: u64) -> Result<(), BpfError> {
         const MAP: &str = "ANSWERED";
@@ -216,9 +220,14 @@ impl Tracer {
         self.reader.forget_unmaps(&self.ebpf)
     }
 
-    /// Removes the records that execs have made void since the last call.
-    pub fn remove_void(&mut self) -> Result<(), BpfError> {
-        self.reader.remove_void(&self.ebpf)
+    /// Takes the records out of the kernel's table that nobody can release any more.
+    pub fn clear(&mut self) -> Result<(), BpfError> {
+        self.reader.clear(&self.ebpf)
+    }
+
+    /// Owners that have ended and hold nothing: nothing needs to be known of them any more.
+    pub fn take_released(&mut self) -> Vec<u32> {
+        self.reader.take_released()
     }
 
     /// One stack.

@@ -2,18 +2,17 @@
 //! time of one system call for each word.
 
 use std::{
-    collections::{BTreeSet, HashMap},
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use aya::{
-    Ebpf,
-    maps::{HashMap as BpfHashMap, Map, MapError},
+use aya::{Ebpf, maps::Map};
+use memleak_common::{
+    thread::MAX_TARGETS,
+    unwind::{MAX_MAPPINGS, Mapping, MappingList, PublishedList},
 };
-use memleak_common::unwind::{MAX_MAPPINGS, Mapping, MappingList, PublishedList};
 
 use super::error::{BpfError, map_error};
 use crate::{
@@ -24,8 +23,8 @@ use crate::{
 
 /// Entries of `UNWIND_MAPPINGS`: a process has 20 to 300, twice while they change.
 pub const MAPPINGS: u32 = 32_768;
-/// Entries of `UNWIND_LISTS`: as many processes as `TARGETS` has room for.
-pub const LISTS: u32 = 16_384;
+/// Entries of `UNWIND_LISTS`: one for each slot of a process.
+pub const LISTS: u32 = MAX_TARGETS;
 /// Words of `UNWIND_WORDS` where nothing is known of what will be mapped (a command): 4 million rows of rustc and LLVM
 /// fit in 40 MB.
 const WORDS_UNKNOWN: u32 = 5 << 20;
@@ -59,41 +58,27 @@ impl Unwinding {
         Ok(Self {
             tables,
             layout: Layout::new(words.len, mappings.len()),
-            store: MapStore {
-                words,
-                mappings,
-                free_slots: (0..lists.len()).collect(),
-                lists,
-                slots: HashMap::new(),
-                generation: 0,
-            },
+            store: MapStore { words, mappings, lists, generation: 0 },
             told: None,
             full: false,
         })
     }
 
-    /// Brings the tables of `pid` up to date with what it has mapped.
-    pub fn observe(
-        &mut self,
-        ebpf: &mut Ebpf,
-        pid: u32,
-        mappings: &[ProcessMapping],
-        target: &dyn Target,
-    ) -> Result<(), BpfError> {
-        if let Some(objects) = self.tables.observe(pid, mappings, target) {
-            self.set(ebpf, pid, &objects)?;
+    /// Brings the tables of the process with this slot up to date with what it has mapped.
+    pub fn observe(&mut self, slot: u32, mappings: &[ProcessMapping], target: &dyn Target) {
+        if let Some(objects) = self.tables.observe(slot, mappings, target) {
+            self.set(slot, &objects);
         }
-        Ok(())
     }
 
     /// Enters objects that [`ProcessTables::observe`] gave.
-    pub fn set(&mut self, ebpf: &mut Ebpf, pid: u32, objects: &[MappedObject]) -> Result<(), BpfError> {
-        let mut result = self.layout.set_process(pid, objects, Shortage::Fail, &mut self.store);
+    pub fn set(&mut self, slot: u32, objects: &[MappedObject]) {
+        let mut result = self.layout.set_process(slot, objects, Shortage::Fail, &mut self.store);
         if let Err(error) = &result
             && self.reclaiming_may_help(error)
         {
             self.reclaim();
-            result = self.layout.set_process(pid, objects, Shortage::Fail, &mut self.store);
+            result = self.layout.set_process(slot, objects, Shortage::Fail, &mut self.store);
         }
         if let Err(error) = &result
             && !std::mem::replace(&mut self.full, true)
@@ -104,15 +89,11 @@ impl Unwinding {
                 }
                 _ => "walk by frame pointers (--unwind fp) if it has them",
             };
-            log::warn!("process {pid}: {error}; stacks through the rest are cut; {remedy}");
+            log::warn!("unwind tables: {error}; stacks through the rest are cut; {remedy}");
         }
         if let Err(LayoutError::Words { .. } | LayoutError::Mappings { .. }) = result {
-            result = self.layout.set_process(pid, objects, Shortage::LeaveOut, &mut self.store);
-        }
-        match result {
-            Ok(_) => self.store.enter(ebpf, pid),
-            // The old list stays. What is new is walked by the frame pointer, or cut and counted.
-            Err(_) => Ok(()),
+            // If that fails as well, the old list stays. What is new is walked by the frame pointer, or cut and counted.
+            let _ = self.layout.set_process(slot, objects, Shortage::LeaveOut, &mut self.store);
         }
     }
 
@@ -137,17 +118,16 @@ impl Unwinding {
         self.tables.forget_unused();
     }
 
-    /// A process has replaced its program. The programs have dropped its list already.
-    pub fn forget(&mut self, pid: u32) {
-        self.tables.forget(pid);
+    /// The process with this slot has replaced its program. The programs have dropped its list already.
+    pub fn forget(&mut self, slot: u32) {
+        self.tables.forget(slot);
     }
 
-    /// A process has ended.
-    pub fn remove(&mut self, ebpf: &mut Ebpf, pid: u32) {
-        self.tables.forget(pid);
+    /// The process with this slot has ended.
+    pub fn remove(&mut self, slot: u32) {
+        self.tables.forget(slot);
         // Publishing into a memory map cannot fail.
-        let _ = self.layout.remove_process(pid, &mut self.store);
-        self.store.release(ebpf, pid);
+        let _ = self.layout.remove_process(slot, &mut self.store);
     }
 
     /// Tables, rows, time and memory, where they have changed since they were last asked for.
@@ -308,38 +288,8 @@ struct MapStore {
     words: WordArray,
     mappings: Array<Mapping>,
     lists: Array<PublishedList>,
-    /// Places in `lists` by process.
-    slots: HashMap<u32, u32>,
-    free_slots: BTreeSet<u32>,
     /// Lists published so far.
     generation: u64,
-}
-
-impl MapStore {
-    /// Tells the programs where the process's list is.
-    fn enter(&self, ebpf: &mut Ebpf, pid: u32) -> Result<(), BpfError> {
-        let Some(slot) = self.slots.get(&pid) else { return Ok(()) };
-        slots(ebpf)?.insert(pid, slot + 1, 0).map_err(|error| slots_error(&error))
-    }
-
-    fn release(&mut self, ebpf: &mut Ebpf, pid: u32) {
-        if let Some(slot) = self.slots.remove(&pid) {
-            self.free_slots.insert(slot);
-            // It may be gone: an exec drops it.
-            let _ = slots(ebpf).map(|mut slots| slots.remove(&pid));
-        }
-    }
-}
-
-const SLOTS: &str = "UNWIND_SLOTS";
-
-fn slots(ebpf: &mut Ebpf) -> Result<BpfHashMap<&mut aya::maps::MapData, u32, u32>, BpfError> {
-    let map = ebpf.map_mut(SLOTS).ok_or(BpfError::Missing(SLOTS))?;
-    BpfHashMap::try_from(map).map_err(|error| slots_error(&error))
-}
-
-fn slots_error(error: &MapError) -> BpfError {
-    map_error(SLOTS, error)
 }
 
 impl Store for MapStore {
@@ -357,22 +307,16 @@ impl Store for MapStore {
         self.mappings.write(index, mappings)
     }
 
-    fn publish(&mut self, pid: u32, list: MappingList) -> io::Result<()> {
-        let slot = match self.slots.get(&pid) {
-            Some(slot) => *slot,
-            None => {
-                let slot = self.free_slots.pop_first().ok_or(io::ErrorKind::StorageFull)?;
-                self.slots.insert(pid, slot);
-                slot
-            }
-        };
+    fn publish(&mut self, slot: u32, list: MappingList) -> io::Result<()> {
+        if slot >= self.lists.len() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.generation += 1;
-        // SAFETY: a slot is an index within the memory map; its members are aligned words, and all accesses from here
-        // are by single stores.
+        // SAFETY: the slot is within the memory map, by the check above; its members are aligned words, and all accesses
+        // from here are by single stores.
         unsafe {
             let entry = self.lists.start.add(slot as usize).as_ptr();
             AtomicU64::from_ptr((&raw mut (*entry).list).cast()).store(list.0, Ordering::Release);
-            AtomicU64::from_ptr((&raw mut (*entry).pid).cast()).store(u64::from(pid), Ordering::Release);
             AtomicU64::from_ptr(&raw mut (*entry).generation).store(self.generation, Ordering::Release);
         }
         Ok(())

@@ -6,8 +6,9 @@ use super::{
     access::program,
     error::{BpfError, load_error},
     multi::MultiPrograms,
-    object::OBJECT,
 };
+
+use crate::arch::OBJECT;
 
 /// Uprobe programs, all of one kind to the loader.
 const UPROBES: &[&str] = &["acquire_enter", "acquire_exit", "release_enter", "mappings_enter"];

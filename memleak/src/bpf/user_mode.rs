@@ -11,10 +11,11 @@ use super::{
     access::{array_mut, program, ring},
     config::{Config, Walk, program_settings},
     error::{BpfError, load_error, map_error},
-    object::{OBJECT, bpf_log_level, check_kernel, log_level},
+    object::{bpf_log_level, check_kernel, log_level},
     unwind_maps,
     uprobes::Uprobes,
 };
+use crate::arch::OBJECT;
 use crate::probe::table::{Row, system_calls};
 
 /// Raw tracepoint programs: program, tracepoint.

@@ -10,7 +10,7 @@ use super::{
     plan::{Plan, PlanOptions},
     table::{DEFAULT_RESOURCES, Role, Row, Scope},
 };
-use crate::target::object::{Object, ObjectError, ObjectId};
+use crate::target::object::{Object, ObjectError, names_object};
 use memleak_common::probe::Resource;
 
 /// Most objects named in a message.
@@ -240,26 +240,6 @@ pub fn check_object_argument(object: &str) -> Result<(), PlanError> {
         }),
         _ => Err(PlanError::NotElf { object: object.to_owned() }),
     }
-}
-
-/// `-O name` means `object`: the same path, the same file by another path, its file name, or the library's name as
-/// `-l` would have it, whatever its version (`c`, `libc.so`, `libc.so.6`; `libc-2.31.so`).
-pub(super) fn names_object(name: &str, object: &Object) -> bool {
-    if name.contains('/') {
-        let same_file = Path::new(name).metadata().is_ok_and(|metadata| object.id == ObjectId::of(&metadata));
-        return object.path == Path::new(name) || same_file;
-    }
-    let file_name = object.file_name();
-    let stem = match file_name.split_once(".so") {
-        Some((stem, rest)) if rest.is_empty() || rest.starts_with('.') => stem,
-        _ => return file_name == name,
-    };
-    let unversioned = stem.split_once('-').filter(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()));
-    let stem = unversioned.map_or(stem, |(stem, _)| stem);
-    file_name == name
-        || file_name.strip_prefix(name).is_some_and(|rest| name.ends_with(".so") && rest.starts_with('.'))
-        || stem == name
-        || stem.strip_prefix("lib") == Some(name)
 }
 
 fn list<'a>(objects: impl Iterator<Item = &'a Object>) -> String {

@@ -3,7 +3,6 @@
 
 mod error;
 pub mod kernel;
-pub mod placement;
 pub mod plan;
 pub mod resource;
 pub mod spec;

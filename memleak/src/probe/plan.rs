@@ -8,17 +8,17 @@ use std::{
 
 use memleak_common::probe::{ProbeRow, Resource};
 
-use super::{
-    error::names_object,
-    placement::{self, Placement, Reason},
-    table::{DEFAULT_RESOURCES, Role, Row, Scope, TABLE},
-};
+use super::table::{DEFAULT_RESOURCES, Role, Row, Scope, TABLE};
 use crate::{
+    arch::{
+        self,
+        placement::{Placement, Reason},
+    },
     proc::memory::ReadMemory,
     target::{
         allocator::{self, AllocatorKind},
         ifunc::{self, IfuncError},
-        object::{Elf, FunctionSymbol, Object, ObjectId, SymbolKind, SymbolNames},
+        object::{Elf, FunctionSymbol, Object, ObjectId, SymbolKind, SymbolNames, names_object},
     },
 };
 
@@ -450,9 +450,9 @@ impl<'a> Planner<'a> {
     }
 
     fn place(&self, vaddr: u64, size: u64, row: &Row) -> Placement {
-        let code = self.elf.is_x86_64().then(|| self.elf.whole_function(vaddr, size)).flatten();
-        match code {
-            Some(code) => placement::place(&code, vaddr, row.probe.arguments_read()),
+        // Only objects of this machine are planned for (`ObjectError::ForeignMachine`).
+        match self.elf.whole_function(vaddr, size) {
+            Some(code) => arch::HOST.place(&code, vaddr, row.probe.arguments_read()),
             None => Placement::entry(Reason::BodyUnknown),
         }
     }

@@ -7,6 +7,7 @@ pub mod kallsyms;
 pub mod limits;
 pub mod maps;
 pub mod memory;
+pub mod ptrace;
 pub mod readable;
 pub mod root;
 pub mod slab;

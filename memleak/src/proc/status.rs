@@ -21,6 +21,8 @@ pub struct Status {
     pub threads: u64,
     /// A kernel thread: no user memory at all.
     pub kernel_thread: bool,
+    /// When it began: clock ticks since the machine did.
+    pub start_time: u64,
 }
 
 /// Command name of thread `tid`, of whatever process; `None` where it has ended.
@@ -44,6 +46,7 @@ pub fn read_status(pid: u32) -> io::Result<Status> {
         zombie: matches!(stat.state, 'Z' | 'X'),
         threads: status.threads,
         kernel_thread: stat.flags & PF_KTHREAD != 0,
+        start_time: stat.starttime,
     })
 }
 

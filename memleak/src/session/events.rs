@@ -6,7 +6,10 @@ use std::{
 };
 
 use log::{debug, info};
-use memleak_common::{event::kind, probe::Resource};
+use memleak_common::{
+    event::{kind, shared},
+    probe::Resource,
+};
 
 use super::{
     SessionError,
@@ -15,14 +18,15 @@ use super::{
     wait::{event_line, is_kernels, millis},
 };
 use crate::{
-    proc::clock::monotonic_ns,
+    proc::{clock::monotonic_ns, status::read_status},
     report::sink::Delivery,
     snapshot::Unmap,
     target::process::{Process, check_program},
+    targets::Shared,
 };
 
-/// From an exec until the records that it has made void are removed, which many execs share. No report has them.
-const VOID_AFTER: Duration = Duration::from_secs(1);
+/// From an exec or the end of a process until its records are taken out of the kernel's table, which many share.
+const CLEAR_AFTER: Duration = Duration::from_secs(1);
 
 impl Session {
     /// Handles what the kernel side has sent: some of it, so that a target that is faster than we are leaves time for
@@ -42,9 +46,11 @@ impl Session {
             && let Some(event) = self.tracer.next_event()
         {
             taken += 1;
-            let pid = self.tracer.pid_of(event.tgid)?;
             match event.kind {
                 kind::ACQUIRE | kind::RELEASE => {
+                    // The kernel's own events name a process as they are.
+                    let owner = self.targets.owner_of(event.owner);
+                    let pid = owner.map_or(event.owner, |traced| traced.id.pid);
                     let mut line = event_line(&event, pid, &self.reporter.catalog);
                     if let Some(line) = &mut line
                         && is_kernels(line.resource.resource)
@@ -54,7 +60,7 @@ impl Session {
                     lines.extend(line);
                 }
                 kind::UNMAP => self.tracer.unmapped(Unmap {
-                    pid,
+                    space: event.owner,
                     resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
                     start: event.handle,
                     end: event.handle.saturating_add(event.size),
@@ -62,17 +68,23 @@ impl Session {
                     idle: 0,
                 }),
                 kind::MAPPINGS => {
-                    noticed.entry(pid).or_insert(event.time_ns);
+                    noticed.entry(event.owner).or_insert(event.time_ns);
                     last_notice = last_notice.max(Some(event.time_ns));
                 }
-                kind::EXEC => self.program_replaced(pid, event.handle != 0)?,
+                kind::EXEC => self.program_replaced(event.owner, event.handle as u32, event.size != 0)?,
                 kind::STACKS => stacks_stored = true,
-                kind::FORK => self.follow(pid, event.handle as u32),
+                kind::FORK => {
+                    let shared = Shared {
+                        memory: event.size & shared::MEMORY != 0,
+                        files: event.size & shared::FILES != 0,
+                    };
+                    self.follow(event.owner, event.handle as u32, shared);
+                }
                 _ => {}
             }
         }
-        for (pid, time_ns) in noticed {
-            self.mappings_changed(pid, time_ns);
+        for (target, time_ns) in noticed {
+            self.mappings_changed(target, time_ns);
         }
         if let Some(time_ns) = last_notice {
             self.tracer.answer(time_ns)?;
@@ -102,62 +114,94 @@ impl Session {
     }
 
     /// The target has loaded or unloaded objects, at `time_ns` (CLOCK_MONOTONIC): an allocator may be among them.
-    fn mappings_changed(&mut self, pid: u32, time_ns: u64) {
-        if self.targets.get(pid).is_none() {
-            return;
-        }
+    fn mappings_changed(&mut self, target: u32, time_ns: u64) {
+        let Some(traced) = self.targets.get(target).filter(|traced| !traced.ended) else { return };
+        let pid = traced.id.pid;
         // Tables first: the new code runs as soon as the dynamic linker is done.
-        self.observe(pid);
+        self.observe(target);
         let late = monotonic_ns().saturating_sub(time_ns) / 1000;
         debug!("process {pid}: unwind tables in place {late} us after the notice");
-        if let Err(error) = self.probe(pid, Objects::New) {
+        if let Err(error) = self.probe(target, Objects::New) {
             // It may have ended meanwhile; what was attached before stays.
             info!("{error}");
         }
         self.tell_attached();
     }
 
-    pub(super) fn program_replaced(&mut self, pid: u32, by_another_thread: bool) -> Result<(), SessionError> {
+    /// A target has replaced its program, and owns memory by the number `space` from now on.
+    fn program_replaced(
+        &mut self,
+        target: u32,
+        space: u32,
+        by_another_thread: bool,
+    ) -> Result<(), SessionError> {
+        let old = self.targets.replaced(target, space);
+        let Some(traced) = self.targets.get_mut(target) else { return Ok(()) };
+        let pid = traced.id.pid;
         check_program(pid)?;
-        self.tracer.program_replaced(pid, by_another_thread);
-        self.due.void.get_or_insert_with(|| Instant::now() + VOID_AFTER);
-        self.reporter.symbolizer.forget(pid);
-        self.targets.program_replaced(pid);
+        traced.planned.clear();
+        if let Ok(status) = read_status(pid) {
+            traced.comm = status.comm;
+        }
+        self.tracer.program_replaced(traced, old, by_another_thread);
+        self.due.clearing.get_or_insert_with(|| Instant::now() + CLEAR_AFTER);
+        if let Some(old) = old {
+            self.reporter.symbolizer.forget(old);
+        }
         info!("process {pid} has replaced its program: its allocations are gone");
-        self.mappings_changed(pid, monotonic_ns());
+        self.mappings_changed(target, monotonic_ns());
         Ok(())
     }
 
-    /// A traced process has made a child, which the kernel side traces already.
-    fn follow(&mut self, parent: u32, pid: u32) {
-        if self.targets.get(pid).is_some() {
+    /// A target has made a child.
+    fn follow(&mut self, parent: u32, pid: u32, shared: Shared) {
+        let Some(of_parent) = self.targets.get(parent) else { return };
+        let from = of_parent.owner.space;
+        if self.targets.with_pid(pid).is_some() {
             return;
         }
-        // It begins with its parent's mappings and probes, and may be gone before it can be looked at.
-        self.reporter.symbolizer.inherit(parent, pid);
-        let (comm, planned) = self
-            .targets
-            .get(parent)
-            .map_or_else(Default::default, |traced| (traced.comm.clone(), traced.planned.clone()));
-        let followed = Process::open(pid).map_err(SessionError::from).and_then(|process| {
-            let end =
-                process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
-            self.add_target(pid, process.comm, end)
-        });
-        if let Err(error) = followed {
-            debug!("a child has ended already: {error}");
-            self.targets.add_ended(pid, comm);
-        } else if let Some(traced) = self.targets.get_mut(pid) {
-            traced.planned = planned;
-            // Its unwind tables' list is its parent's until it has one of its own.
-            self.observe(pid);
+        let followed = Process::open(pid)
+            .map_err(SessionError::from)
+            .and_then(|process| self.add_target(&process, Some((parent, shared))));
+        match followed {
+            Ok(target) => {
+                if let Some(traced) = self.targets.get(target) {
+                    self.reporter.symbolizer.inherit(from, traced.owner.space);
+                }
+                self.mappings_changed(target, monotonic_ns());
+            }
+            Err(error) => debug!("a child is not traced: {error}"),
         }
     }
 
-    /// Removes what execs have made void.
-    pub(super) fn remove_void(&mut self) -> Result<(), SessionError> {
-        self.due.void = None;
-        Ok(self.tracer.remove_void()?)
+    /// A target has ended. What it held is kept, and room is made for others.
+    pub(super) fn target_ended(&mut self, target: u32) -> Result<(), SessionError> {
+        let owners = self.targets.end(target);
+        let Some(traced) = self.targets.get(target) else { return Ok(()) };
+        let slot = traced.slot;
+        self.tracer.target_ended(slot, traced.id.pid, &owners)?;
+        self.due.clearing.get_or_insert_with(|| Instant::now() + CLEAR_AFTER);
+        // One that ends with the run takes its probes along.
+        if !self.targets.all_ended() {
+            let last = self.tracer.release_slot(slot)?;
+            self.targets.release_slot(slot, last);
+        }
+        Ok(())
+    }
+
+    /// Takes out of the kernel's table what nobody can release any more.
+    pub(super) fn clear(&mut self) -> Result<(), SessionError> {
+        self.due.clearing = None;
+        self.tracer.clear()?;
+        self.forget_released();
+        Ok(())
+    }
+
+    /// Forgets what was known for the sake of things that are no longer held.
+    pub(super) fn forget_released(&mut self) {
+        let released = self.tracer.take_released();
+        self.reporter.symbolizer.forget_all(&released);
+        self.targets.forget(&released);
     }
 
     /// Makes room for stacks, unless a report has done so meanwhile. Another time is set where it was not enough.

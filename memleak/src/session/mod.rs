@@ -1,7 +1,7 @@
 //! A run, from the first probe to the last report.
 //!
 //! `run` is the loop; `start` puts probes into what is there when it begins, `events` follows what comes later. All of them
-//! work on a `Session` (`state`), which holds the kernel's side (`bpf::Tracer`), the traced processes (`targets`), the mode
+//! work on a `Session` (`state`), which holds the kernel's side (`bpf::Tracer`), the traced processes (`crate::targets`), the mode
 //! (`user_mode`, `kernel_mode`) and what makes reports (`reporter`).
 
 mod checks;
@@ -13,7 +13,6 @@ mod reporter;
 mod run;
 mod start;
 mod state;
-mod targets;
 mod user_mode;
 mod wait;
 

@@ -5,7 +5,6 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use super::targets::Targets;
 use crate::{
     aggregate::{History, aggregate},
     objects::ObjectStore,
@@ -18,8 +17,9 @@ use crate::{
         sink::Sink,
     },
     settings::{Settings, TargetSpec},
-    snapshot::{Cut, Lost, Snapshot},
+    snapshot::{Cut, KERNEL_PID, Lost, Snapshot},
     symbolize::{Frame, Symbolizer},
+    targets::Targets,
 };
 
 /// What makes reports, and where they go.
@@ -71,20 +71,22 @@ impl Reporter {
         let mut open: HashMap<u32, BTreeMap<u32, String>> = HashMap::new();
         let (mut stacks, mut cut_stacks) = (Vec::with_capacity(aggregated.groups.len()), 0);
         for mut group in aggregated.groups {
-            let pid = group.key.pid;
+            let space = group.key.space;
+            let owner = targets.owner_of(space);
+            let pid = owner.map_or(KERNEL_PID, |traced| traced.id.pid);
             let resource = self.catalog.get(group.key.resource);
             let lists = if resource.is_descriptor { group.allocations.as_deref_mut() } else { None };
             // The number of a process that has ended may be another's by now.
-            let now = lists.filter(|_| targets.lives(pid)).and_then(|lines| {
+            let now = lists.filter(|_| owner.is_some_and(|traced| !traced.ended)).and_then(|lines| {
                 let open = open.entry(pid).or_insert_with(|| open_descriptors(pid).unwrap_or_default());
                 describe(lines, open)
             });
             let is_written = group.is_top || self.sink.scope() == Scope::All;
             let stack = snapshot.stacks.get(&group.key.stack_id);
-            let mut report = group.report(resource, stack, settings);
+            let mut report = group.report(pid, resource, stack, settings);
             report.notes.extend(now.map(Note::Now));
             if let Some(stack) = stack.filter(|_| is_written) {
-                let of_stack = self.symbolizer.symbolize(pid, &stack.ips);
+                let of_stack = self.symbolizer.symbolize(space, &stack.ips);
                 report.notes.retain(|note| !is_no_loss(note, &of_stack));
                 cut_stacks += u64::from(report.cut().is_some());
                 report.frames = of_stack.into_iter().map(|frame| frames.intern(frame)).collect();
@@ -120,5 +122,9 @@ fn target_info(target: &TargetSpec, targets: &Targets) -> TargetInfo {
         TargetSpec::Command(_) => "command",
         TargetSpec::Kernel(_) => return TargetInfo::kernel(),
     };
-    TargetInfo { kind, pids: targets.pids(), comm: targets.comm() }
+    TargetInfo {
+        kind,
+        pids: targets.iter().map(|(_, traced)| traced.id.pid).collect(),
+        comm: targets.iter().next().map_or_else(String::new, |(_, traced)| traced.comm.clone()),
+    }
 }

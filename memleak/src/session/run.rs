@@ -123,13 +123,12 @@ impl Session {
                         return Ok(Reason::ReaderGone);
                     }
                 }
-                Some(pid) = self.targets.next_end() => {
+                Some(target) = self.ends.1.recv() => {
                     // What it did last may have been to make a child that is followed.
                     if self.take_events_before_report()? == Delivery::ReaderGone {
                         return Ok(Reason::ReaderGone);
                     }
-                    self.targets.set_ended(pid);
-                    self.tracer.target_ended(pid);
+                    self.target_ended(target)?;
                     if self.targets.all_ended() {
                         return Ok(Reason::TargetsEnded);
                     }
@@ -147,7 +146,7 @@ impl Session {
                     more_events = more;
                 }
                 () = moment(self.due.collection) => self.collect_stacks()?,
-                () = moment(self.due.void) => self.remove_void()?,
+                () = moment(self.due.clearing) => self.clear()?,
             }
         }
     }
@@ -183,14 +182,15 @@ impl Session {
 
     /// Reads the tables, and what is needed to name what is in them: the mappings and the kernel's symbols as they are now.
     fn snapshot(&mut self) -> Result<(Snapshot, SystemTime, (Instant, Duration)), SessionError> {
-        let pids = self.targets.living();
+        let living: Vec<u32> = self.targets.living().map(|(target, _)| target).collect();
         let begin = Instant::now();
         let time = SystemTime::now();
-        self.remove_void()?;
+        self.due.clearing = None;
         let snapshot = self.tracer.snapshot()?;
         let took = begin.elapsed();
-        for pid in pids {
-            self.observe(pid);
+        self.forget_released();
+        for target in living {
+            self.observe(target);
         }
         self.reporter.symbolizer.observe_kernel();
         Ok((snapshot, time, (begin, took)))

@@ -10,10 +10,10 @@ use super::{
     user_mode::Objects,
 };
 use crate::{
-    proc::{limits::raise_open_files, status::read_status},
+    proc::limits::raise_open_files,
     target::{
         command::{CommandError, Held, HeldCommand},
-        process::{PidFd, Process, check_program},
+        process::Process,
     },
 };
 
@@ -23,13 +23,10 @@ impl Session {
         if let Some(warning) = process.warning() {
             warn!("{warning}");
         }
-        let pid = process.pid;
-        let end =
-            process.end_fd().map_err(|error| SessionError::System("cannot wait for a process", error))?;
-        self.add_target(pid, process.comm, end)?;
+        let target = self.add_target(&process, None)?;
         // Reads what is mapped, and keeps it: the process may end at any time. Before the probes are in, for the walks.
-        self.observe(pid);
-        self.probe(pid, Objects::All)
+        self.observe(target);
+        self.probe(target, Objects::All)
     }
 
     /// Starts a command and puts probes into each object before its code runs.
@@ -38,17 +35,16 @@ impl Session {
         let mut held = HeldCommand::start(argv)?;
         // After the start, since a command would inherit it.
         raise_open_files();
-        let pid = held.pid();
-        check_program(pid)?;
-        let end = PidFd::open(pid).map_err(system)?;
-        let comm = read_status(pid).map(|status| status.comm).unwrap_or_default();
-        self.add_target(pid, comm, end)?;
+        let target = self.add_target(&Process::open(held.pid())?, None)?;
         loop {
-            self.observe(pid);
-            self.probe(pid, Objects::New)?;
+            self.observe(target);
+            self.probe(target, Objects::New)?;
             match held.advance().map_err(system)? {
                 Held::Mapped => {}
-                Held::Replaced => self.program_replaced(pid, false)?,
+                // The programs have told of it before the command stopped.
+                Held::Replaced => {
+                    let _ = self.take_events()?;
+                }
                 Held::Entry => break,
                 Held::Ended(status) => {
                     return Err(CommandError::ended_early(argv, status).into());
@@ -56,8 +52,8 @@ impl Session {
             }
         }
         // What IFUNC resolvers have chosen is known by now, and so is whether there is an allocator at all.
-        self.observe(pid);
-        self.probe(pid, Objects::All)?;
+        self.observe(target);
+        self.probe(target, Objects::All)?;
         if let Mode::User(mode) = &mut self.mode {
             mode.held = Some(held);
         }

@@ -3,24 +3,25 @@
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
+use tokio::sync::mpsc;
 
 use super::{
     SessionError,
     kernel_mode::KernelStart,
     reporter::Reporter,
-    targets::Targets,
-    user_mode::{Objects, UserMode, scope},
+    user_mode::{Objects, UserMode},
     wait::millis,
 };
 use crate::{
-    bpf::Tracer,
+    bpf::{Scope, Tracer},
     objects::ObjectStore,
     probe::plan::Plan,
-    proc::{maps::read_maps, status::read_status},
+    proc::{maps::read_maps, readable::readable, status::read_status},
     report::sink::Sink,
     settings::Settings,
     symbolize::LiveTarget,
-    target::process::PidFd,
+    target::process::{Process, ProcessError},
+    targets::{Shared, TargetId, Targets},
 };
 
 /// What is traced.
@@ -36,8 +37,8 @@ pub(super) enum Mode {
 pub(super) struct Due {
     /// When stacks that nothing refers to are to be removed.
     pub(super) collection: Option<Instant>,
-    /// When what execs have made void is to be removed.
-    pub(super) void: Option<Instant>,
+    /// When the kernel's table is to be cleared of what nobody can release any more.
+    pub(super) clearing: Option<Instant>,
 }
 
 /// Everything of a run.
@@ -48,6 +49,8 @@ pub(super) struct Session {
     pub(super) targets: Targets,
     pub(super) reporter: Reporter,
     pub(super) due: Due,
+    /// Numbers of targets that have ended.
+    pub(super) ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
     /// Probes attached, and the time that it took, since it was last said.
     attached: (usize, Duration),
 }
@@ -72,29 +75,49 @@ impl Session {
             Mode::Kernel => ObjectStore::default(),
         };
         let reporter = Reporter::new(settings.capture.catalog(), sink, store);
-        let (targets, due) = (Targets::new(), Due::default());
-        Self { settings, mode, tracer, targets, reporter, due, attached: (0, Duration::ZERO) }
+        let (targets, due, ends) = (Targets::default(), Due::default(), mpsc::unbounded_channel());
+        Self { settings, mode, tracer, targets, reporter, due, ends, attached: (0, Duration::ZERO) }
     }
 
-    /// Makes a process known to the programs and waits for its end.
-    pub(super) fn add_target(&mut self, pid: u32, comm: String, end: PidFd) -> Result<(), SessionError> {
-        self.tracer.add_target(pid)?;
-        self.targets.add(pid, comm, end)
+    /// Makes a process known to the programs and waits for its end. `parent`: the target that made it, and what the two
+    /// share. Gives its number.
+    pub(super) fn add_target(
+        &mut self,
+        process: &Process,
+        parent: Option<(u32, Shared)>,
+    ) -> Result<u32, SessionError> {
+        let cannot_wait = |error| SessionError::System("cannot wait for a process", error);
+        let end = process.end_fd().map_err(cannot_wait)?;
+        let watch = readable(end.try_clone().map_err(cannot_wait)?).map_err(cannot_wait)?;
+        let id = TargetId { pid: process.pid, start_time: process.start_time };
+        let (number, slot, target) =
+            self.targets.add(id, process.comm.clone(), parent).ok_or(ProcessError::TooMany(process.pid))?;
+        self.tracer.add_target(slot, process.pid, target, &end)?;
+        let ended = self.ends.0.clone();
+        tokio::spawn(async move {
+            // An error would mean that it can no longer be waited for: as good as ended.
+            let _ = watch.readable().await;
+            let _ = ended.send(number);
+        });
+        Ok(number)
     }
 
-    /// Plans and attaches probes for what process `pid` has mapped.
-    pub(super) fn probe(&mut self, pid: u32, which: Objects) -> Result<(), SessionError> {
+    /// Plans and attaches probes for what a target has mapped.
+    pub(super) fn probe(&mut self, target: u32, which: Objects) -> Result<(), SessionError> {
         let Mode::User(mode) = &mut self.mode else { return Ok(()) };
-        let plan = mode.plan(&self.settings.capture, &mut self.targets, pid, which)?;
+        let Some(traced) = self.targets.get_mut(target) else { return Ok(()) };
+        let plan = mode.plan(&self.settings.capture, traced, which)?;
         if plan.points.is_empty() {
             return Ok(());
         }
-        mode.warn_of_dangers(&self.tracer, pid, &plan.points);
-        self.attach(pid, &plan)
+        let scope = Scope { pid: traced.id.pid, slot: traced.slot };
+        mode.warn_of_dangers(&self.tracer, scope.pid, &plan.points);
+        self.attach(scope, &plan)
     }
 
-    fn attach(&mut self, pid: u32, plan: &Plan) -> Result<(), SessionError> {
-        let outcome = self.tracer.attach(scope(&self.settings.capture, pid), &plan.points)?;
+    fn attach(&mut self, scope: Scope, plan: &Plan) -> Result<(), SessionError> {
+        let pid = scope.pid;
+        let outcome = self.tracer.attach(scope, &plan.points)?;
         for point in &plan.points {
             debug!("{point}");
         }
@@ -128,7 +151,9 @@ impl Session {
     }
 
     /// Takes over what a process has mapped now: the unwind tables at once, since it goes on.
-    pub(super) fn observe(&mut self, pid: u32) {
+    pub(super) fn observe(&mut self, target: u32) {
+        let Some(traced) = self.targets.get(target) else { return };
+        let pid = traced.id.pid;
         let mappings = match read_maps(pid) {
             Ok(mappings) => mappings,
             Err(error) => {
@@ -136,10 +161,8 @@ impl Session {
                 return;
             }
         };
-        if let Err(error) = self.tracer.observe(pid, &mappings, &LiveTarget(pid)) {
-            warn!("{error}");
-        }
-        self.reporter.symbolizer.observe_mappings(pid, mappings, &LiveTarget(pid));
+        self.tracer.observe(traced.slot, &mappings, &LiveTarget(pid));
+        self.reporter.symbolizer.observe_mappings(traced.owner.space, mappings, &LiveTarget(pid));
     }
 
     pub(super) fn detach(&mut self) {

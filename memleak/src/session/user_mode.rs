@@ -5,9 +5,9 @@ use std::process::Child;
 use log::{info, warn};
 use memleak_common::probe::Resource;
 
-use super::{SessionError, checks::check_plan, config::config, targets::Targets, wait::millis};
+use super::{SessionError, checks::check_plan, config::config, wait::millis};
 use crate::{
-    bpf::{Scope, Tracer, UserStart},
+    bpf::{Tracer, UserStart},
     objects::ObjectStore,
     probe::{
         plan::{AttachPoint, Plan, PlanOptions, plan, symbol_names},
@@ -24,6 +24,7 @@ use crate::{
         object::{ObjectId, read_objects},
         process::{Process, ProcessError},
     },
+    targets::Traced,
 };
 
 /// Which of a process's objects are looked at.
@@ -70,10 +71,10 @@ impl UserMode {
     pub(super) fn plan(
         &self,
         capture: &CaptureSettings,
-        targets: &mut Targets,
-        pid: u32,
+        traced: &mut Traced,
         which: Objects,
     ) -> Result<Plan, SessionError> {
+        let pid = traced.id.pid;
         let options = PlanOptions {
             rows: &self.rows,
             resources: &self.probed,
@@ -82,18 +83,14 @@ impl UserMode {
             already: None,
         };
         let mut mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
-        if which == Objects::New
-            && let Some(traced) = targets.get(pid)
-        {
+        if which == Objects::New {
             // Before they are read, which takes milliseconds, in which the target goes on and the next notice waits.
             mappings.retain(|mapping| {
                 !traced.planned.contains(&ObjectId { device: mapping.device, inode: mapping.inode })
             });
         }
         let mut objects = read_objects(&self.store, pid, &mappings, &symbol_names(&options));
-        if let Some(traced) = targets.get_mut(pid) {
-            objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
-        }
+        objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
         let memory = ProcessMemory::open(pid).ok();
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
         if which == Objects::All {
@@ -133,9 +130,4 @@ impl UserMode {
         }
         Ok(())
     }
-}
-
-/// The processes in which probes for process `pid` fire.
-pub(super) fn scope(capture: &CaptureSettings, pid: u32) -> Scope {
-    if capture.follow_forks { Scope::All } else { Scope::Process(pid) }
 }

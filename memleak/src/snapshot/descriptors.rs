@@ -4,18 +4,29 @@
 //! that another thread closes before the call that made it has returned is entered all the same. And some are made in
 //! ways that are not traced: io_uring, an ioctl. So a snapshot is put right by the process's own list.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, hash_map::Entry};
 
 use memleak_common::{probe::Resource, stack::NO_STACK};
 
 use super::Outstanding;
-use crate::proc::{clock::monotonic_ns, descriptors::open_descriptors, maps::read_maps};
+use crate::{
+    proc::{clock::monotonic_ns, descriptors::open_descriptors, maps::read_maps},
+    target::process::PidFd,
+};
+
+/// A process whose descriptors are compared.
+struct Listed {
+    pid: u32,
+    end: PidFd,
+    /// What was open before it was traced.
+    before: BTreeMap<u32, String>,
+}
 
 /// What is known of processes' descriptors beside the counted ones.
 #[derive(Default)]
 pub struct Descriptors {
-    /// Of each process: those that were open before it was traced, and what they were.
-    before: HashMap<u32, BTreeMap<u32, String>>,
+    /// Processes, by the number that owns their descriptors.
+    processes: HashMap<u32, Listed>,
     /// Those that were not seen to be made: when they were first found, and what they were.
     found: HashMap<(u32, u32), (u64, String)>,
     /// Found so far, and of these found closed.
@@ -23,21 +34,25 @@ pub struct Descriptors {
 }
 
 impl Descriptors {
-    /// Remembers what process `pid` has open now: it is about to be traced.
-    pub fn remember(&mut self, pid: u32) {
-        self.before.insert(pid, open_descriptors(pid).unwrap_or_default());
+    /// Remembers what process `pid` has open now: it is about to be traced. `end` is readable when it has ended.
+    pub fn remember(&mut self, owner: u32, pid: u32, end: &PidFd) {
+        let before = open_descriptors(pid).unwrap_or_default();
+        // Several processes may share one list.
+        if let (Ok(end), Entry::Vacant(entry)) = (end.try_clone(), self.processes.entry(owner)) {
+            entry.insert(Listed { pid, end, before });
+        }
     }
 
-    /// Leaves the records of process `pid` as they are from now on.
-    pub fn forget(&mut self, pid: u32) {
-        self.before.remove(&pid);
+    /// Leaves the records of this owner as they are from now on.
+    pub fn forget(&mut self, owner: u32) {
+        self.processes.remove(&owner);
     }
 
     /// Puts the records of descriptors right. Gives those of descriptors that are closed, to be removed from the kernel's
     /// table. Processes that have ended are left as they were counted.
     pub fn reconcile(&mut self, outstanding: &mut Vec<Outstanding>) -> Vec<Outstanding> {
         let mut dead = Vec::new();
-        for (pid, before) in &mut self.before {
+        for (owner, Listed { pid, end, before }) in &mut self.processes {
             // What is acquired from here on may not be in the list.
             let listed_ns = monotonic_ns();
             let Ok(open) = open_descriptors(*pid) else { continue };
@@ -45,9 +60,13 @@ impl Descriptors {
             if open.is_empty() && read_maps(*pid).map_or(true, |maps| maps.is_empty()) {
                 continue;
             }
+            // The list may be that of another process which has its number by now.
+            if end.has_ended() {
+                continue;
+            }
             let open = (&open, listed_ns);
             let (found, closed) =
-                reconcile_one((*pid, before), open, &mut self.found, outstanding, &mut dead);
+                reconcile_one((*owner, before), open, &mut self.found, outstanding, &mut dead);
             self.found_and_closed.0 += found;
             self.found_and_closed.1 += closed;
         }
@@ -58,13 +77,13 @@ impl Descriptors {
 /// For one process, whose list was made at `listed_ns`. Gives how many descriptors are newly found, and how many of those
 /// found before are closed.
 fn reconcile_one(
-    (pid, before): (u32, &mut BTreeMap<u32, String>),
+    (owner, before): (u32, &mut BTreeMap<u32, String>),
     (open, listed_ns): (&BTreeMap<u32, String>, u64),
     found: &mut HashMap<(u32, u32), (u64, String)>,
     outstanding: &mut Vec<Outstanding>,
     dead: &mut Vec<Outstanding>,
 ) -> (u64, u64) {
-    let is_ours = |record: &Outstanding| record.pid == pid && record.resource == Resource::Fd;
+    let is_ours = |record: &Outstanding| record.space == owner && record.resource == Resource::Fd;
     dead.extend(outstanding.extract_if(.., |record| {
         is_ours(record) && record.time_ns < listed_ns && !open.contains_key(&(record.handle as u32))
     }));
@@ -73,15 +92,15 @@ fn reconcile_one(
     // A number that has another file now is not what it was.
     before.retain(|fd, file| open.get(fd) == Some(file) && !counted.contains(fd));
     let known = found.len();
-    found.retain(|(of, fd), (_, file)| *of != pid || (open.get(fd) == Some(file) && !counted.contains(fd)));
+    found.retain(|(of, fd), (_, file)| *of != owner || (open.get(fd) == Some(file) && !counted.contains(fd)));
     let left = found.len();
     for (fd, file) in open {
         if counted.contains(fd) || before.contains_key(fd) {
             continue;
         }
-        let (time_ns, _) = found.entry((pid, *fd)).or_insert_with(|| (listed_ns, file.clone()));
+        let (time_ns, _) = found.entry((owner, *fd)).or_insert_with(|| (listed_ns, file.clone()));
         outstanding.push(Outstanding {
-            pid,
+            space: owner,
             resource: Resource::Fd,
             address: u64::from(*fd),
             handle: u64::from(*fd),
@@ -99,7 +118,15 @@ mod tests {
 
     fn record(fd: u32, time_ns: u64) -> Outstanding {
         let handle = u64::from(fd);
-        Outstanding { pid: 1, resource: Resource::Fd, address: handle, handle, size: 0, stack_id: 7, time_ns }
+        Outstanding {
+            space: 1,
+            resource: Resource::Fd,
+            address: handle,
+            handle,
+            size: 0,
+            stack_id: 7,
+            time_ns,
+        }
     }
 
     fn files(files: &[(u32, &str)]) -> BTreeMap<u32, String> {

@@ -11,11 +11,14 @@ use crate::kernel_labels::Tag;
 /// The process whose things are the kernel's own: no process has this id.
 pub const KERNEL_PID: u32 = 0;
 
+/// The number of the kernel's address space.
+pub const KERNEL_SPACE: u32 = 0;
+
 /// One outstanding thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outstanding {
-    /// Process that owns it (thread group id, as `/proc` names it).
-    pub pid: u32,
+    /// The address space or process that owns it: a number of the run's own, or [`KERNEL_SPACE`].
+    pub space: u32,
     /// What it is.
     pub resource: Resource,
     /// Address of the block or range.
@@ -79,6 +82,8 @@ pub struct Lost {
     pub stacks: u64,
     /// Events dropped (`-t`).
     pub events: u64,
+    /// Processes that were not traced, or not from their beginning.
+    pub processes: u64,
     /// Calls whose return was not seen.
     pub missed_returns: u64,
     /// Runs of our programs that the kernel skipped.
@@ -107,8 +112,8 @@ pub struct Snapshot {
 /// A range that was unmapped, or mapped over; or a span of handles that was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unmap {
-    /// Process.
-    pub pid: u32,
+    /// Whose range it was: [`Outstanding::space`].
+    pub space: u32,
     /// What was released.
     pub resource: Resource,
     /// Its first address.
@@ -151,12 +156,12 @@ pub fn apply_unmaps(records: Vec<Outstanding>, unmaps: &mut Vec<Unmap>) -> Appli
     let mut longest = 0;
     for range in ranges {
         longest = longest.max(page_end(&range) - range.address);
-        by_start.entry((range.pid, range.address)).or_default().push((range, Vec::new()));
+        by_start.entry((range.space, range.address)).or_default().push((range, Vec::new()));
     }
     unmaps.retain_mut(|unmap| {
         unmap.idle += 1;
         let first = unmap.start.saturating_sub(longest);
-        for (_, found) in by_start.range_mut((unmap.pid, first)..(unmap.pid, unmap.end)) {
+        for (_, found) in by_start.range_mut((unmap.space, first)..(unmap.space, unmap.end)) {
             for (range, cuts) in found {
                 if page_end(range) > unmap.start && range.time_ns < unmap.time_ns {
                     unmap.idle = 0;
@@ -190,11 +195,11 @@ fn apply_spans(
     let released_by_span: HashSet<Resource> = spans.iter().map(|span| span.resource).collect();
     let (concerned, mut others): (Vec<_>, Vec<_>) =
         records.into_iter().partition(|record| released_by_span.contains(&record.resource));
-    let key = |record: &Outstanding| (record.pid, record.resource, record.handle);
+    let key = |record: &Outstanding| (record.space, record.resource, record.handle);
     let mut left: BTreeMap<_, _> = concerned.into_iter().map(|record| (key(&record), record)).collect();
     for span in spans {
-        let first = (span.pid, span.resource, span.start);
-        let covered = first..(span.pid, span.resource, span.end.max(span.start));
+        let first = (span.space, span.resource, span.start);
+        let covered = first..(span.space, span.resource, span.end.max(span.start));
         let released = left.extract_if(covered, |_, record| record.time_ns < span.time_ns);
         dead.extend(released.map(|(_, record)| record));
     }
@@ -235,11 +240,19 @@ mod tests {
     use super::*;
 
     fn range(address: u64, size: u64, time_ns: u64) -> Outstanding {
-        Outstanding { pid: 1, resource: Resource::Mmap, address, handle: address, size, stack_id: 7, time_ns }
+        Outstanding {
+            space: 1,
+            resource: Resource::Mmap,
+            address,
+            handle: address,
+            size,
+            stack_id: 7,
+            time_ns,
+        }
     }
 
     fn unmap(start: u64, end: u64, time_ns: u64) -> Unmap {
-        Unmap { pid: 1, resource: Resource::Mmap, start, end, time_ns, idle: 0 }
+        Unmap { space: 1, resource: Resource::Mmap, start, end, time_ns, idle: 0 }
     }
 
     fn apply(records: &[Outstanding], unmaps: &mut Vec<Unmap>) -> (Vec<(u64, u64)>, usize) {
@@ -265,7 +278,7 @@ mod tests {
     #[test]
     fn spans_several_and_spares_other_processes() {
         let mut other = range(0x10000, 0x1000, 1);
-        other.pid = 2;
+        other.space = 2;
         let records = [range(0x10000, 0x2000, 1), range(0x12000, 0x2000, 1), other];
         let mut unmaps = vec![unmap(0x11000, 0x13000, 5)];
         assert_eq!(

@@ -169,6 +169,13 @@ impl Symbolizer {
         self.drop_unused_objects();
     }
 
+    /// The same, of many.
+    pub fn forget_all(&mut self, processes: &[u32]) {
+        if processes.iter().filter_map(|one| self.processes.remove(one)).count() > 0 {
+            self.drop_unused_objects();
+        }
+    }
+
     fn drop_unused_objects(&mut self) {
         let used: HashSet<u64> = self
             .processes

@@ -11,6 +11,8 @@ use std::{
     process::{Child, Command, ExitStatus},
 };
 
+use crate::{arch::Breakpoint, proc::ptrace::ptrace};
+
 /// Why a command does not run. One line: what, why, what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot run {program}: {why}")]
@@ -51,13 +53,6 @@ pub struct HeldCommand {
     entry: Option<Breakpoint>,
     /// The system call it is in maps code.
     mapping_code: bool,
-}
-
-/// A breakpoint at the entry point, in the processor's debug registers: a child that a constructor forks does not
-/// inherit it, as it would a changed instruction.
-#[derive(Debug)]
-struct Breakpoint {
-    vaddr: u64,
 }
 
 impl HeldCommand {
@@ -158,37 +153,6 @@ impl HeldCommand {
     }
 }
 
-impl Breakpoint {
-    /// Debug registers 0, the address, and 7, the control: bit 0 enables the first one for this thread; kind 0 is
-    /// execution (Intel SDM, volume 3, section 18.2.4).
-    fn set(pid: u32, vaddr: u64) -> io::Result<Self> {
-        const ENABLE_FIRST: u64 = 1;
-        poke_debug_register(pid, 0, vaddr)?;
-        poke_debug_register(pid, 7, ENABLE_FIRST)?;
-        Ok(Self { vaddr })
-    }
-
-    fn was_hit(&self, pid: u32) -> bool {
-        registers(pid).is_ok_and(|registers| registers.rip == self.vaddr)
-    }
-
-    fn remove(self, pid: u32) -> io::Result<()> {
-        poke_debug_register(pid, 7, 0)
-    }
-}
-
-fn poke_debug_register(pid: u32, number: usize, value: u64) -> io::Result<()> {
-    let offset = std::mem::offset_of!(libc::user, u_debugreg) + number * size_of::<u64>();
-    ptrace(libc::PTRACE_POKEUSER, pid, offset as u64, value).map(drop)
-}
-
-fn registers(pid: u32) -> io::Result<libc::user_regs_struct> {
-    let mut registers = std::mem::MaybeUninit::<libc::user_regs_struct>::zeroed();
-    ptrace(libc::PTRACE_GETREGS, pid, 0, registers.as_mut_ptr() as u64)?;
-    // SAFETY: plain integers, zeroed and then filled by the kernel.
-    Ok(unsafe { registers.assume_init() })
-}
-
 /// Addresses of the program's entry point and of its dynamic linker (0 where it has none): /proc/PID/auxv, getauxval(3).
 fn auxiliary_vector(pid: u32) -> io::Result<(u64, u64)> {
     let bytes = std::fs::read(format!("/proc/{pid}/auxv"))?;
@@ -214,16 +178,6 @@ fn wait(pid: u32) -> io::Result<libc::c_int> {
             return Err(error);
         }
     }
-}
-
-/// ptrace(2); for PTRACE_PEEKTEXT the word read.
-fn ptrace(request: libc::c_uint, pid: u32, address: u64, data: u64) -> io::Result<libc::c_long> {
-    // SAFETY: errno is the thread's own. A word that was read may be -1, so errno alone tells of a failure.
-    unsafe { *libc::__errno_location() = 0 };
-    // SAFETY: the callers pass addresses of the child, or of buffers of the size that the request asks for.
-    let result = unsafe { libc::ptrace(request, pid as libc::pid_t, address, data) };
-    let error = io::Error::last_os_error();
-    if result == -1 && error.raw_os_error() != Some(0) { Err(error) } else { Ok(result) }
 }
 
 fn explain(error: &io::Error) -> String {

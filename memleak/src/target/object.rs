@@ -14,6 +14,7 @@ use object::elf;
 
 pub use crate::elf::symbols::{FunctionSymbol, SymbolKind, SymbolNames};
 use crate::{
+    arch::{self, Machine, RelocationTypes},
     elf::{ElfFile, debug_files::Roots, symbols::functions_named},
     objects::{ObjectFile, ObjectStore, place_of},
     proc::{
@@ -96,24 +97,6 @@ pub struct Elf {
     has_symbol_table: bool,
 }
 
-const HOST_MACHINE: elf::Machine =
-    if cfg!(target_arch = "aarch64") { elf::EM_AARCH64 } else { elf::EM_X86_64 };
-
-/// Relocation types, psABI of each machine: IRELATIVE, and those that store a symbol's plain address.
-fn relocation_types(machine: elf::Machine) -> Option<(elf::RelocationType, [elf::RelocationType; 3])> {
-    match machine {
-        elf::EM_X86_64 => Some((
-            elf::R_X86_64_IRELATIVE,
-            [elf::R_X86_64_JUMP_SLOT, elf::R_X86_64_GLOB_DAT, elf::R_X86_64_64],
-        )),
-        elf::EM_AARCH64 => Some((
-            elf::R_AARCH64_IRELATIVE,
-            [elf::R_AARCH64_JUMP_SLOT, elf::R_AARCH64_GLOB_DAT, elf::R_AARCH64_ABS64],
-        )),
-        _ => None,
-    }
-}
-
 impl Elf {
     /// The functions in `names` that the object defines: by its own symbols, and, of a program that was stripped, by its
     /// debug file's, which is looked for in `roots`.
@@ -127,7 +110,7 @@ impl Elf {
             // Opened once, and kept with its error.
             kind => ObjectError::Io(io::Error::new(kind, error.to_string())),
         })?;
-        if elf.machine != HOST_MACHINE.0
+        if Machine::from_elf(elf::Machine(elf.machine)) != Some(arch::HOST)
             || !elf.format.is_64
             || elf.format.little_endian != cfg!(target_endian = "little")
         {
@@ -195,11 +178,6 @@ impl Elf {
         self.has_symbol_table
     }
 
-    /// Its code is x86_64 code.
-    pub fn is_x86_64(&self) -> bool {
-        self.elf().is_some_and(|elf| elf.machine == elf::EM_X86_64.0)
-    }
-
     /// Offset in the file of the code at `vaddr`, by the executable `PT_LOAD` segments.
     pub fn file_offset_of(&self, vaddr: u64) -> Option<u64> {
         self.elf()?.code_segment(vaddr)?.offset_of(vaddr)
@@ -242,9 +220,8 @@ impl Elf {
 
     /// The relocation slots that `which` describes. None of a damaged file.
     pub fn slots(&self, which: Slots<'_>) -> Vec<Slot> {
-        let (Some(elf), Some((irelative, by_symbol))) = (self.elf(), relocation_types(HOST_MACHINE)) else {
-            return Vec::new();
-        };
+        let Some(elf) = self.elf() else { return Vec::new() };
+        let RelocationTypes { irelative, plain } = arch::HOST.relocation_types();
         let mut named = HashSet::new();
         if let (Slots::OfSymbol(name), Some(table)) = (which, elf.dynamic_symbols()) {
             table.for_each_named(
@@ -261,7 +238,7 @@ impl Elf {
             let r_type = elf::RelocationType(info as u32);
             match which {
                 Slots::OfResolver(vaddr) => r_type == irelative && addend == vaddr,
-                Slots::OfSymbol(_) => by_symbol.contains(&r_type) && named.contains(&((info >> 32) as u32)),
+                Slots::OfSymbol(_) => plain.contains(&r_type) && named.contains(&((info >> 32) as u32)),
             }
         };
         let mut vaddrs = Vec::new();
@@ -390,4 +367,24 @@ fn open_path(pid: u32, mapping: &Mapping, path: &Path) -> Result<PathBuf, Object
         true => Ok(below_root),
         false => Err(ObjectError::Replaced),
     }
+}
+
+/// `-O name` means `object`: the same path, the same file by another path, its file name, or the library's name as
+/// `-l` would have it, whatever its version (`c`, `libc.so`, `libc.so.6`; `libc-2.31.so`).
+pub fn names_object(name: &str, object: &Object) -> bool {
+    if name.contains('/') {
+        let same_file = Path::new(name).metadata().is_ok_and(|metadata| object.id == ObjectId::of(&metadata));
+        return object.path == Path::new(name) || same_file;
+    }
+    let file_name = object.file_name();
+    let stem = match file_name.split_once(".so") {
+        Some((stem, rest)) if rest.is_empty() || rest.starts_with('.') => stem,
+        _ => return file_name == name,
+    };
+    let unversioned = stem.split_once('-').filter(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()));
+    let stem = unversioned.map_or(stem, |(stem, _)| stem);
+    file_name == name
+        || file_name.strip_prefix(name).is_some_and(|rest| name.ends_with(".so") && rest.starts_with('.'))
+        || stem == name
+        || stem.strip_prefix("lib") == Some(name)
 }

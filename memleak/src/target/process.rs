@@ -35,6 +35,9 @@ pub enum ProcessError {
     /// No descriptor was to be had.
     #[error("cannot look into process {0}: too many open files; raise the limit (ulimit -n)")]
     TooManyFiles(u32),
+    /// There is no room for more.
+    #[error("process {0} is not traced: too many processes at once; trace fewer")]
+    TooMany(u32),
     /// It is this very process.
     #[error("process {0} is memleak itself; name another")]
     Itself(u32),
@@ -79,6 +82,8 @@ pub struct Process {
     pub pid: u32,
     /// Command name.
     pub comm: String,
+    /// When it began: clock ticks since the machine did.
+    pub start_time: u64,
     /// Seccomp mode of /proc/PID/status.
     pub seccomp: u32,
     pidfd: PidFd,
@@ -94,12 +99,12 @@ impl Process {
         check(pid, &status)?;
         check_program(pid)?;
         let pidfd = PidFd::open(pid).map_err(|error| ProcessError::of(pid, error))?;
-        Ok(Self { pid, comm: status.comm, seccomp: status.seccomp, pidfd })
+        Ok(Self { pid, comm: status.comm, start_time: status.start_time, seccomp: status.seccomp, pidfd })
     }
 
     /// A descriptor that is readable once the process has ended.
     pub fn end_fd(&self) -> io::Result<PidFd> {
-        self.pidfd.0.try_clone().map(PidFd)
+        self.pidfd.try_clone()
     }
 
     /// What a user should know before probes go into this process.
@@ -162,6 +167,18 @@ impl PidFd {
         let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
         // SAFETY: the system call has just made it for us.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Another descriptor of the same process.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
+    /// It has ended: its number may be another's by now.
+    pub fn has_ended(&self) -> bool {
+        let mut poll = libc::pollfd { fd: self.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd, which lives through the call.
+        unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
     }
 }
 

@@ -6,20 +6,13 @@
 use gimli::{CallFrameInstruction, EndianSlice, LittleEndian, Register, UnwindExpression, UnwindSection};
 use memleak_common::unwind::{Kind, Row, SLOT_AT_FP, SLOT_AT_SP, SLOT_RANGE};
 
+use crate::arch::Machine;
+
 /// Bytes of a section; every supported machine is little-endian.
 pub(super) type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
 /// Most states that `DW_CFA_remember_state` can stack; compilers use one or two.
 const MAX_REMEMBERED: usize = 64;
-
-/// The machines whose stacks can be walked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum Machine {
-    /// x86_64.
-    X86_64,
-    /// 64-bit ARM, little-endian.
-    Aarch64,
-}
 
 /// DWARF numbers of the registers (System V psABI x86_64 figure 3.36; AADWARF64 section 4.1).
 #[derive(Clone, Copy)]
@@ -29,12 +22,11 @@ struct Registers {
     ra: Register,
 }
 
-impl Machine {
-    const fn registers(self) -> Registers {
-        match self {
-            Self::X86_64 => Registers { sp: Register(7), fp: Register(6), ra: Register(16) },
-            Self::Aarch64 => Registers { sp: Register(31), fp: Register(29), ra: Register(30) },
-        }
+/// Those of a machine.
+const fn registers_of(machine: Machine) -> Registers {
+    match machine {
+        Machine::X86_64 => Registers { sp: Register(7), fp: Register(6), ra: Register(16) },
+        Machine::Aarch64 => Registers { sp: Register(31), fp: Register(29), ra: Register(30) },
     }
 }
 
@@ -132,7 +124,7 @@ impl Rules {
 
     /// Why there is no row for it.
     fn unsupported(&self, machine: Machine) -> Unsupported {
-        let Registers { sp, fp, .. } = machine.registers();
+        let Registers { sp, fp, .. } = registers_of(machine);
         let return_address = match machine {
             Machine::X86_64 => self.ra == Saved::At(-8),
             Machine::Aarch64 => matches!(self.ra, Saved::Same | Saved::At(_)),
@@ -159,7 +151,7 @@ impl Rules {
             Saved::AtFp => SLOT_AT_FP,
             Saved::Other => return None,
         };
-        let Registers { sp, fp, .. } = Machine::X86_64.registers();
+        let Registers { sp, fp, .. } = registers_of(Machine::X86_64);
         match self.cfa {
             Cfa::Offset(register, offset) if register == sp => Row::new(0, Kind::SP, offset, slot),
             Cfa::Offset(register, offset) if register == fp => Row::new(0, Kind::FP, offset, slot),
@@ -171,7 +163,7 @@ impl Rules {
     }
 
     fn pack_aarch64(&self) -> Option<Row> {
-        let Registers { sp, fp, .. } = Machine::Aarch64.registers();
+        let Registers { sp, fp, .. } = registers_of(Machine::Aarch64);
         let (kinds, base_slot, offset) = match self.cfa {
             Cfa::Offset(register, offset) if register == sp => {
                 ([Kind::SP_LEAF, Kind::SP_PAIR, Kind::SP_RA], SLOT_AT_SP, offset)
@@ -195,7 +187,7 @@ impl Rules {
 }
 
 /// The slot field for "at CFA + `offset` bytes".
-pub(super) fn slot_of(offset: i64) -> Option<i8> {
+pub(crate) fn slot_of(offset: i64) -> Option<i8> {
     let slot = offset >> 3;
     // The CFA itself is the caller's: 0 has its own meaning, and nothing is saved there.
     (offset & 7 == 0 && slot != 0 && SLOT_RANGE.contains(&slot)).then_some(slot as i8)
@@ -343,7 +335,7 @@ impl<'s, 'input: 's, S: UnwindSection<Slice<'input>>> Evaluation<'_, 's, S> {
             | I::ValOffsetSf { register, .. }
             | I::ValExpression { register, .. } => self.save(register, Saved::Other),
             I::Restore { register } => {
-                let Registers { fp, ra, .. } = self.entry.machine.registers();
+                let Registers { fp, ra, .. } = registers_of(self.entry.machine);
                 if register == fp {
                     self.rules.fp = self.initial.fp;
                 } else if register == ra {
@@ -359,7 +351,7 @@ impl<'s, 'input: 's, S: UnwindSection<Slice<'input>>> Evaluation<'_, 's, S> {
     }
 
     fn save(&mut self, register: Register, saved: Saved) {
-        let Registers { fp, ra, .. } = self.entry.machine.registers();
+        let Registers { fp, ra, .. } = registers_of(self.entry.machine);
         if register == fp {
             self.rules.fp = saved;
         } else if register == ra {
@@ -417,7 +409,7 @@ fn split_breg(bytes: &[u8]) -> Option<(u16, i64, &[u8])> {
 
 fn cfa_expression(bytes: &[u8], machine: Machine) -> Cfa {
     let Some((register, offset, rest)) = split_breg(bytes) else { return Cfa::Other };
-    let Registers { sp, fp, ra } = machine.registers();
+    let Registers { sp, fp, ra } = registers_of(machine);
     match rest {
         [] => Cfa::Offset(Register(register), offset),
         [op::DEREF] if register == fp.0 => Cfa::DerefFp(offset),
@@ -439,7 +431,7 @@ fn cfa_expression(bytes: &[u8], machine: Machine) -> Cfa {
 }
 
 fn saved_expression(bytes: &[u8], machine: Machine) -> Saved {
-    let Registers { sp, fp, .. } = machine.registers();
+    let Registers { sp, fp, .. } = registers_of(machine);
     match split_breg(bytes) {
         Some((register, 0, [])) if register == fp.0 => Saved::AtFp,
         Some((register, 0, [])) if register == sp.0 => Saved::AtSp,

@@ -14,11 +14,11 @@ use gimli::{
 use memleak_common::unwind::Row;
 
 use super::{
-    cfi::{Entry, Machine, Rules, Slice},
+    cfi::{Entry, Rules, Slice},
     sections::Sections,
     segments::ExecSegments,
 };
-use crate::elf::Budget;
+use crate::{arch::Machine, elf::Budget};
 
 /// Sections of at least this many entries are read by several threads.
 const PARALLEL_ENTRIES: usize = 20_000;
@@ -59,7 +59,7 @@ impl BuildStats {
 
 /// The rows of one entry, among [`Runs::rows`].
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Run {
+pub(crate) struct Run {
     /// First `pc`, relative to the text base.
     pub start: u32,
     /// `pc` after the last.
@@ -72,7 +72,7 @@ pub(super) struct Run {
 
 /// Entries in no order, with their rows.
 #[derive(Debug, Default)]
-pub(super) struct Runs {
+pub(crate) struct Runs {
     pub runs: Vec<Run>,
     pub rows: Vec<Row>,
     pub stats: BuildStats,
@@ -87,7 +87,7 @@ impl Runs {
     }
 
     /// Appends a run of rows for `start..end`.
-    pub(super) fn push(&mut self, start: u32, end: u32, rows: &[Row]) {
+    pub(crate) fn push(&mut self, start: u32, end: u32, rows: &[Row]) {
         self.runs.push(Run { start, end, first: self.rows.len() as u32, count: rows.len() as u32 });
         self.rows.extend_from_slice(rows);
     }
@@ -99,7 +99,7 @@ impl Runs {
     }
 
     /// The text between the runs, in `0..text_len`.
-    pub(super) fn gaps(&self, text_len: u32) -> Vec<(u32, u32)> {
+    pub(crate) fn gaps(&self, text_len: u32) -> Vec<(u32, u32)> {
         let mut gaps = Vec::new();
         let mut covered = 0;
         for run in &self.runs {

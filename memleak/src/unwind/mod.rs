@@ -6,8 +6,7 @@
 //! they use. All of it is plain data: no aya, no root.
 
 mod cache;
-mod cfi;
-mod code;
+pub(crate) mod cfi;
 pub mod eh_frame;
 mod layout;
 mod process;
@@ -17,8 +16,9 @@ mod shared;
 mod table;
 mod walk;
 
+pub use crate::arch::Machine;
 pub use cache::{TableCache, TableResult};
-pub use cfi::{Machine, Unsupported};
+pub use cfi::Unsupported;
 pub use layout::{Arrays, Layout, LayoutError, MappedObject, Shortage, Store};
 
 pub use process::{ProcessTables, Sums};

@@ -85,13 +85,17 @@ impl ProcessTables {
         Some(objects)
     }
 
-    /// Takes over what running processes have mapped. Gives their objects; one that cannot be read has none.
-    pub fn observe_running(&mut self, pids: impl Iterator<Item = u32>) -> Vec<(u32, Vec<MappedObject>)> {
-        pids.filter_map(|pid| {
+    /// Takes over what running processes, each with its slot and PID, have mapped. Gives their objects; one that cannot be
+    /// read has none.
+    pub fn observe_running(
+        &mut self,
+        processes: impl Iterator<Item = (u32, u32)>,
+    ) -> Vec<(u32, Vec<MappedObject>)> {
+        let observe = |(slot, pid)| {
             let mappings = read_maps(pid).ok()?;
-            Some((pid, self.observe(pid, &mappings, &LiveTarget(pid))?))
-        })
-        .collect()
+            Some((slot, self.observe(slot, &mappings, &LiveTarget(pid))?))
+        };
+        processes.filter_map(observe).collect()
     }
 
     /// Forgets a process that has ended or replaced its program, and the tables that nobody else maps.

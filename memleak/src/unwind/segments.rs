@@ -51,7 +51,7 @@ impl ExecSegments {
     }
 
     /// The `pc`s of `start..end` (vaddrs), cut off where their segment ends. `None`: in no segment.
-    pub(super) fn clip(&self, start: u64, end: u64) -> Option<(u32, u32)> {
+    pub(crate) fn clip(&self, start: u64, end: u64) -> Option<(u32, u32)> {
         let at = self.segments.partition_point(|segment| segment.vaddr <= start);
         let segment = self.segments.get(at.checked_sub(1)?)?;
         let end = end.min(segment.vaddr.checked_add(segment.len)?);
@@ -60,7 +60,7 @@ impl ExecSegments {
     }
 
     /// Offset in the file of the byte at `vaddr`.
-    pub(super) fn file_offset(&self, vaddr: u64) -> Option<u64> {
+    pub(crate) fn file_offset(&self, vaddr: u64) -> Option<u64> {
         let at = self.segments.partition_point(|segment| segment.vaddr <= vaddr);
         self.segments.get(at.checked_sub(1)?)?.offset_of(vaddr)
     }

@@ -3,17 +3,22 @@
 use std::{fs::File, path::Path};
 
 use memleak_common::unwind::{Kind, PAGE_BYTES, Row, page_word};
-use object::elf::{EM_AARCH64, EM_X86_64};
+use object::elf;
 
 use super::{
     UnwindError,
-    cfi::Machine,
-    code::{Gaps, Symbols, code_sections},
     eh_frame::{BuildStats, Run, Runs, read_entries},
     sections::Sections,
     segments::ExecSegments,
 };
-use crate::{elf::ElfFile, objects::ObjectFile};
+use crate::{
+    arch::{
+        Machine,
+        x86_64::code::{Gaps, Symbols, code_sections},
+    },
+    elf::ElfFile,
+    objects::ObjectFile,
+};
 
 /// Code at the entry that nothing describes: both C libraries' is shorter.
 const ENTRY_BYTES: u32 = 256;
@@ -84,11 +89,8 @@ impl Parts {
         if !elf.format.is_64 || !elf.format.little_endian {
             return Err(UnwindError::NotElf);
         }
-        let machine = match elf.machine {
-            machine if machine == EM_X86_64.0 => Machine::X86_64,
-            machine if machine == EM_AARCH64.0 => Machine::Aarch64,
-            other => return Err(UnwindError::Machine(other)),
-        };
+        let machine = elf::Machine(elf.machine);
+        let machine = Machine::from_elf(machine).ok_or(UnwindError::Machine(machine.0))?;
         let segments = ExecSegments::read(elf)?;
         // Megabytes of `.eh_frame`, which are given back before as much again is asked for.
         let mut runs = read_entries(&sections(elf), &segments, machine, &elf.budget());

@@ -2,8 +2,7 @@
 
 use memleak_common::unwind::{MappingList, Reads, Regs, State, Step, Tables, step_aarch64, step_x86_64};
 
-use super::cfi::Machine;
-use crate::proc::memory::ReadMemory;
+use crate::{arch::Machine, proc::memory::ReadMemory};
 
 /// One frame of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -84,7 +84,7 @@ fn the_json_of_the_spec() {
         r#"{"schema":1,"time":"2026-01-02T03:04:05.678Z","target":{"kind":"process","pids":[123],"comm":"leak"},
          "elapsed_ms":5000,"final":false,
          "totals":{"bytes":80,"count":5,"acquired":12,"released":7},
-         "lost":{"allocations":0,"stacks":0,"events":0,"missed_returns":0,"skipped_runs":0,"cut_stacks":0},
+         "lost":{"allocations":0,"stacks":0,"events":0,"processes":0,"missed_returns":0,"skipped_runs":0,"cut_stacks":0},
          "stacks":[{"resource":"heap","bytes":80,"count":5,"oldest_ms":4000,"newest_ms":900,"truncated":false,
            "frames":[{"ip":"0x55fca689a188","module":"/tmp/leak","offset":"0x1188","function":"leaky(unsigned long)",
                       "symbol":"_Z5leakym","function_offset":15,"file":"leak.c","line":5,"inlined":false}],
@@ -259,7 +259,7 @@ fn settings(combined_only: bool) -> ReportSettings {
 #[test]
 fn a_group_becomes_a_stack_of_the_report() {
     let group = Group {
-        key: GroupKey { pid: 9, resource: Resource::Mmap, stack_id: 5 },
+        key: GroupKey { space: 9, resource: Resource::Mmap, stack_id: 5 },
         bytes: 10,
         count: 2,
         oldest_ns: 2_999_999,
@@ -270,11 +270,11 @@ fn a_group_becomes_a_stack_of_the_report() {
     };
     let tag = Some(Tag::Cache("dentry".to_owned()));
     let cut = Stack { ips: vec![1], cut: Some(Cut::TooDeep), tag: tag.clone() };
-    let stack = group.clone().report(info(Resource::Mmap), Some(&cut), &settings(false));
+    let stack = group.clone().report(9, info(Resource::Mmap), Some(&cut), &settings(false));
     assert_eq!((stack.pid, stack.resource.resource, stack.bytes, stack.count), (9, Resource::Mmap, 10, 2));
     assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut()), (Some(2), Some(1), Some(Cut::TooDeep)));
     assert_eq!(stack.tag, tag);
-    let stack = group.report(info(Resource::Mmap), None, &settings(true));
+    let stack = group.report(9, info(Resource::Mmap), None, &settings(true));
     assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut()), (None, None, None));
 }
 

@@ -303,8 +303,15 @@ pub fn cases() -> Vec<(&'static str, Report)> {
         ..leaky()
     };
     let combined = Stack { oldest_ms: None, newest_ms: None, ..leaky() };
-    let all_lost =
-        Lost { allocations: 12, stacks: 1, events: 34, missed_returns: 2, skipped_runs: 5, cut_stacks: 3 };
+    let all_lost = Lost {
+        allocations: 12,
+        stacks: 1,
+        events: 34,
+        processes: 6,
+        missed_returns: 2,
+        skipped_runs: 5,
+        cut_stacks: 3,
+    };
     vec![
         ("plain", report(vec![mapping(), leaky()])),
         ("empty", report(vec![])),

@@ -4,25 +4,10 @@
 use memleak_common::{probe::Resource, system_call};
 
 use super::{Role, Row};
+use crate::arch;
 
-/// Number and function. All that only return a new descriptor are served by `open`.
+/// Number and function, of those that every machine has. All that only return a new descriptor are served by `open`.
 const SYSTEM_CALLS: &[(i64, &str)] = &[
-    #[cfg(target_arch = "x86_64")]
-    (libc::SYS_open, "open"),
-    #[cfg(target_arch = "x86_64")]
-    (libc::SYS_creat, "open"),
-    #[cfg(target_arch = "x86_64")]
-    (libc::SYS_dup2, "dup2"),
-    #[cfg(target_arch = "x86_64")]
-    (libc::SYS_pipe, "pipe"),
-    #[cfg(target_arch = "x86_64")]
-    (libc::SYS_eventfd, "open"),
-    #[cfg(target_arch = "x86_64")]
-    (libc::SYS_epoll_create, "open"),
-    #[cfg(target_arch = "x86_64")]
-    (libc::SYS_inotify_init, "open"),
-    #[cfg(target_arch = "x86_64")]
-    (libc::SYS_signalfd, "signalfd"),
     (libc::SYS_openat, "open"),
     (libc::SYS_openat2, "open"),
     (libc::SYS_open_by_handle_at, "open"),
@@ -63,8 +48,9 @@ pub const RESOURCES: &[Resource] = &[Resource::Fd];
 
 /// Entries of the map `SYSTEM_CALLS`: number, and what is entered under it. `rows` is the table.
 pub fn entries(rows: &[Row]) -> Vec<(u32, u32)> {
-    SYSTEM_CALLS
+    arch::SYSTEM_CALLS
         .iter()
+        .chain(SYSTEM_CALLS)
         .filter_map(|(number, function)| {
             let (index, row) = (1..).zip(rows).find(|(_, row)| row.function == *function)?;
             let releases = if row.role == Role::Release { system_call::RELEASES } else { 0 };
@@ -82,7 +68,7 @@ mod tests {
     #[test]
     fn every_system_call_has_a_row() {
         let entries = entries(&TABLE);
-        assert_eq!(entries.len(), SYSTEM_CALLS.len());
+        assert_eq!(entries.len(), arch::SYSTEM_CALLS.len() + SYSTEM_CALLS.len());
         let numbers: HashSet<u32> = entries.iter().map(|(number, _)| *number).collect();
         assert_eq!(numbers.len(), entries.len(), "each once");
         for (number, entry) in entries {

@@ -109,6 +109,11 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
         (lost.allocations, "allocation", "table full: raise --max-allocs, or trace fewer with -z or -s"),
         (lost.stacks, "stack", "counted, but where is not known: raise --stack-storage-size"),
         (lost.events, "event", "of -t: printed too slowly, write to a file with --output"),
+        (
+            lost.processes,
+            "process",
+            "not traced, or not from their beginning: what they acquired then is missing",
+        ),
         (lost.missed_returns, "return", "what these calls acquired is not counted: tracing anew may help"),
         (
             lost.skipped_runs,
@@ -121,7 +126,12 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
         .iter()
         .filter(|(number, ..)| *number > 0)
         .map(|(number, what, remedy)| {
-            format!("{number} {what}{} ({remedy})", if *number == 1 { "" } else { "s" })
+            let plural = match what.ends_with('s') {
+                _ if *number == 1 => "",
+                true => "es",
+                false => "s",
+            };
+            format!("{number} {what}{plural} ({remedy})")
         })
         .collect();
     if parts.is_empty() { Ok(()) } else { writeln!(out, "\tlost: {}", parts.join(", ")) }

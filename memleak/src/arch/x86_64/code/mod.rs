@@ -22,7 +22,7 @@ mod tests;
 mod text;
 
 use memleak_common::unwind::{Kind, Row};
-pub(super) use symbols::{Symbols, code_sections};
+pub(crate) use symbols::{Symbols, code_sections};
 
 use self::{
     flow::{Flow, padding_len},
@@ -30,7 +30,7 @@ use self::{
     state::State,
     text::{Region, Text},
 };
-use super::{eh_frame::Runs, segments::ExecSegments};
+use crate::unwind::{ExecSegments, eh_frame::Runs};
 
 /// Most bytes of an object that are analysed.
 const MAX_BYTES: u32 = 64 << 20;
@@ -60,7 +60,7 @@ const MAX_SWITCH: u32 = 1 << 16;
 
 /// Text that no entry describes, and what is known of it.
 #[derive(Debug, Default)]
-pub(super) struct Gaps {
+pub(crate) struct Gaps {
     /// First `pc`, `pc` behind the last.
     gaps: Vec<(u32, u32)>,
     /// Where functions begin: `pc`s.
@@ -75,7 +75,7 @@ impl Gaps {
     /// What the runs, which are in order, leave of the text, as far as it is in one of the `code_sections`, where there are
     /// any. `read_symbols` is called with a limit ([`Symbols::read`]):
     /// most symbols of a file with little text to analyse are of no use.
-    pub(super) fn find(
+    pub(crate) fn find(
         runs: &Runs,
         segments: &ExecSegments,
         entry: u64,
@@ -118,7 +118,7 @@ impl Gaps {
 
     /// Adds rows to the runs, which are in order, before and after; gives how many. `read` fills a buffer with the
     /// file's bytes from an offset on, or says that it cannot.
-    pub(super) fn add_rows(
+    pub(crate) fn add_rows(
         &self,
         runs: &mut Runs,
         segments: &ExecSegments,

@@ -15,6 +15,8 @@ use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register,
 };
 
+use crate::arch::placement::{Placement, Reason};
+
 /// No function's first instructions are followed further than this: in bytes.
 const REACH: usize = 64;
 
@@ -26,37 +28,6 @@ const ARGUMENTS: [Register; 6] =
 /// caller keeps in callee-saved registers (section 3.2.1), since its stack is walked from there.
 const PRESERVED: [Register; 7] =
     [Register::RSP, Register::RBP, Register::RBX, Register::R12, Register::R13, Register::R14, Register::R15];
-
-/// Why a place was chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// The instruction there is emulated.
-    Emulated,
-    /// The entry: no instruction of the first block is both emulated and early enough.
-    NoneEmulated,
-    /// The entry: the body jumps back to between the entry and the place, so a call could pass it twice.
-    JumpedOver,
-    /// The entry: a jump through a table, or bytes that are no code, could hide such a jump.
-    BodyUnclear,
-    /// The entry: the code or its extent is not known, or is for another machine.
-    BodyUnknown,
-}
-
-/// Where to probe a function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placement {
-    /// Bytes from the function's entry.
-    pub offset: u32,
-    /// Why there.
-    pub reason: Reason,
-}
-
-impl Placement {
-    /// At the entry.
-    pub const fn entry(reason: Reason) -> Self {
-        Self { offset: 0, reason }
-    }
-}
 
 /// Chooses the place for the probes of one function: `code` is the whole of it, x86_64 code found at `vaddr`. Bit N of
 /// `arguments_read` is set where the programs read argument N.

@@ -9,7 +9,7 @@ const MAX_NAME: usize = 256;
 
 /// What symbol tables say; all of it can be gone, or lie.
 #[derive(Debug, Default)]
-pub(in super::super) struct Symbols {
+pub(crate) struct Symbols {
     /// vaddrs of functions.
     pub functions: Vec<u64>,
     /// vaddrs of what gcc moves out of functions: it is jumped to.
@@ -18,7 +18,7 @@ pub(in super::super) struct Symbols {
 
 impl Symbols {
     /// Reads them, functions where `is_wanted` alone; a symbol table with more than `limit` symbols is left out.
-    pub(in super::super) fn read(elf: &ElfFile, limit: u64, is_wanted: &dyn Fn(u64) -> bool) -> Self {
+    pub(crate) fn read(elf: &ElfFile, limit: u64, is_wanted: &dyn Fn(u64) -> bool) -> Self {
         let mut found = Self::default();
         for table in elf.symbol_tables().filter(|table| table.count() <= limit) {
             found.add(elf, table, is_wanted);
@@ -50,7 +50,7 @@ impl Symbols {
 const LEFT_BEHIND: &[u8] = b".bolt.org.";
 
 /// vaddrs of executable sections, first and behind the last, in order; none where the file does not say.
-pub(in super::super) fn code_sections(elf: &ElfFile) -> Vec<(u64, u64)> {
+pub(crate) fn code_sections(elf: &ElfFile) -> Vec<(u64, u64)> {
     let mut code: Vec<_> = elf
         .sections
         .iter()

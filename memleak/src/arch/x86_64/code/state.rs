@@ -3,7 +3,7 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use memleak_common::unwind::{Kind, Row, SLOT_AT_FP, SLOT_AT_SP};
 
-use super::super::cfi::slot_of;
+use crate::unwind::cfi::slot_of;
 
 /// Farthest place from the CFA that is followed, bytes: a row reaches no farther.
 const MAX_DISTANCE: i64 = 4 << 20;

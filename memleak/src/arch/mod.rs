@@ -1,0 +1,63 @@
+//! What differs from machine to machine. Each has a folder with the same names in it: `RELOCATIONS`, `placement::place`, and
+//! in `host`, which is compiled for this machine alone, `MACHINE`, `OBJECT`, `SYSTEM_CALLS` and `Breakpoint`. Nothing outside
+//! of here asks for `target_arch` or decodes instructions.
+
+pub mod aarch64;
+pub mod placement;
+pub mod x86_64;
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("memleak knows x86_64 and aarch64");
+
+#[cfg(target_arch = "aarch64")]
+pub use aarch64::host::{Breakpoint, MACHINE as HOST, OBJECT, SYSTEM_CALLS};
+use object::elf;
+use placement::Placement;
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::host::{Breakpoint, MACHINE as HOST, OBJECT, SYSTEM_CALLS};
+
+/// The machines whose code can be traced and whose stacks can be walked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Machine {
+    /// x86_64.
+    X86_64,
+    /// 64-bit ARM, little-endian.
+    Aarch64,
+}
+
+/// Relocation types that store an address.
+#[derive(Clone, Copy, Debug)]
+pub struct RelocationTypes {
+    /// What a resolver returns.
+    pub irelative: elf::RelocationType,
+    /// A symbol's plain address.
+    pub plain: [elf::RelocationType; 3],
+}
+
+impl Machine {
+    /// By `e_machine` of an ELF file.
+    pub fn from_elf(machine: elf::Machine) -> Option<Self> {
+        match machine {
+            elf::EM_X86_64 => Some(Self::X86_64),
+            elf::EM_AARCH64 => Some(Self::Aarch64),
+            _ => None,
+        }
+    }
+
+    /// Relocation types, psABI of each machine.
+    pub fn relocation_types(self) -> RelocationTypes {
+        match self {
+            Self::X86_64 => x86_64::RELOCATIONS,
+            Self::Aarch64 => aarch64::RELOCATIONS,
+        }
+    }
+
+    /// Chooses the place for the probes of one function: `code` is the whole of it, this machine's code found at `vaddr`. Bit
+    /// N of `arguments_read` is set where the programs read argument N.
+    pub fn place(self, code: &[u8], vaddr: u64, arguments_read: u8) -> Placement {
+        match self {
+            Self::X86_64 => x86_64::placement::place(code, vaddr, arguments_read),
+            Self::Aarch64 => aarch64::placement::place(code, vaddr, arguments_read),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What a memleak for this machine needs of it.
+
+use std::io;
+
+use crate::{arch::Machine, proc::ptrace::ptrace};
+
+/// The machine that this memleak runs on.
+pub const MACHINE: Machine = Machine::X86_64;
+
+/// The BPF programs and maps, built from memleak-ebpf by `cargo xtask build-ebpf`.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/memleak-x86_64.bpf.o");
+
+/// System calls that only this machine and older ones have, with the function whose row serves them.
+pub const SYSTEM_CALLS: &[(i64, &str)] = &[
+    (libc::SYS_open, "open"),
+    (libc::SYS_creat, "open"),
+    (libc::SYS_dup2, "dup2"),
+    (libc::SYS_pipe, "pipe"),
+    (libc::SYS_eventfd, "open"),
+    (libc::SYS_epoll_create, "open"),
+    (libc::SYS_inotify_init, "open"),
+    (libc::SYS_signalfd, "signalfd"),
+];
+
+/// A breakpoint at the entry point, in the processor's debug registers: a child that a constructor forks does not
+/// inherit it, as it would a changed instruction.
+#[derive(Debug)]
+pub struct Breakpoint {
+    vaddr: u64,
+}
+
+impl Breakpoint {
+    /// Debug registers 0, the address, and 7, the control: bit 0 enables the first one for this thread; kind 0 is
+    /// execution (Intel SDM, volume 3, section 18.2.4).
+    pub fn set(pid: u32, vaddr: u64) -> io::Result<Self> {
+        const ENABLE_FIRST: u64 = 1;
+        poke_debug_register(pid, 0, vaddr)?;
+        poke_debug_register(pid, 7, ENABLE_FIRST)?;
+        Ok(Self { vaddr })
+    }
+
+    /// The thread has stopped at it.
+    pub fn was_hit(&self, pid: u32) -> bool {
+        registers(pid).is_ok_and(|registers| registers.rip == self.vaddr)
+    }
+
+    /// Takes it away.
+    pub fn remove(self, pid: u32) -> io::Result<()> {
+        poke_debug_register(pid, 7, 0)
+    }
+}
+
+fn poke_debug_register(pid: u32, number: usize, value: u64) -> io::Result<()> {
+    let offset = std::mem::offset_of!(libc::user, u_debugreg) + number * size_of::<u64>();
+    ptrace(libc::PTRACE_POKEUSER, pid, offset as u64, value).map(drop)
+}
+
+fn registers(pid: u32) -> io::Result<libc::user_regs_struct> {
+    let mut registers = std::mem::MaybeUninit::<libc::user_regs_struct>::zeroed();
+    ptrace(libc::PTRACE_GETREGS, pid, 0, registers.as_mut_ptr() as u64)?;
+    // SAFETY: plain integers, zeroed and then filled by the kernel.
+    Ok(unsafe { registers.assume_init() })
+}

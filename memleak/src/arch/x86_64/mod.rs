@@ -1,0 +1,16 @@
+//! x86_64.
+
+pub(crate) mod code;
+#[cfg(target_arch = "x86_64")]
+pub mod host;
+pub mod placement;
+
+use object::elf;
+
+use super::RelocationTypes;
+
+/// System V ABI, AMD64, section 4.4.
+pub const RELOCATIONS: RelocationTypes = RelocationTypes {
+    irelative: elf::R_X86_64_IRELATIVE,
+    plain: [elf::R_X86_64_JUMP_SLOT, elf::R_X86_64_GLOB_DAT, elf::R_X86_64_64],
+};
