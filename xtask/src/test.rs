@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::{
-    build_ebpf,
+    build_ebpf, layers,
     packages::{self, Package},
     privilege, run,
 };
@@ -71,6 +71,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let live = live_targets()?;
     run::run(run::cargo().args(["fmt", "--all", "--check"]))?;
+    layers::run()?;
     clippy(&live)?;
     build_ebpf::check()?;
     let mut tally = Tally::default();

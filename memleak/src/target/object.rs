@@ -14,7 +14,7 @@ use object::elf;
 
 pub use crate::elf::symbols::{FunctionSymbol, SymbolKind, SymbolNames};
 use crate::{
-    arch::{self, Machine, RelocationTypes},
+    arch::{self, Machine, relocations::RelocationTypes},
     elf::{ElfFile, debug_files::Roots, symbols::functions_named},
     objects::{ObjectFile, ObjectStore, place_of},
     proc::{

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use memleak_common::probe::{MAX_PROBES, NO_ARG, flags, handle, only, size, success};
+use memleak_common::probe::{MAX_PROBES, NO_ARG, ProbeRow, Resource, flags, handle, only, size, success};
 
 use super::*;
 
