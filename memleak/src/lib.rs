@@ -10,6 +10,7 @@ pub mod cli;
 pub mod elf;
 pub mod escape;
 pub mod exit;
+pub mod hurry;
 pub mod kernel_labels;
 pub mod near;
 pub mod objects;

@@ -18,6 +18,8 @@ use std::{
     },
 };
 
+use crate::hurry;
+
 /// Bytes of one object that are read at most for one purpose (probing, its unwind table, its names). A browser with all its
 /// symbols has 300 MB of names and 70 MB of symbols, of which each is read once.
 const READ: u64 = 640 << 20;
@@ -60,6 +62,9 @@ impl Budget {
 
     /// Counts `bytes` that are about to be read or looked through.
     pub fn spend(&self, bytes: u64) -> io::Result<()> {
+        if hurry::is_due() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         self.read
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes))
             .map(|_| ())

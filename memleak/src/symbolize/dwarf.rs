@@ -8,11 +8,13 @@ use gimli::{DwarfPackage, SectionId};
 use super::reader::{Reader, with_fuel};
 use crate::elf::{Bytes, ElfFile};
 
-/// Reads that a look-up may make at least, and for each byte of debug information over a whole object's life.
+/// Reads that a look-up may make at least, and for each byte of debug information over a whole object's life; and at most, which
+/// takes a second.
 const FUEL: (u64, u64) = (1 << 20, 16);
+const MOST_FUEL: u64 = 128 << 20;
 
 /// Longest section that is read, unpacked, bytes.
-const MAX_SECTION: u64 = 64 << 20;
+const MAX_SECTION: u64 = 128 << 20;
 
 /// Most frames for one address.
 const MAX_FRAMES: usize = 256;
@@ -67,7 +69,7 @@ impl Dwarf {
         if let Some(supplementary) = supplementary {
             sections.set_sup(load(supplementary, Form::Main, &mut bytes)?);
         }
-        let fuel = FUEL.0 + FUEL.1 * bytes;
+        let fuel = (FUEL.0 + FUEL.1 * bytes).min(MOST_FUEL);
         let package = package.and_then(|elf| {
             let empty = Reader::new(Bytes::default(), elf.format.little_endian);
             let section = |id: SectionId| Ok::<_, gimli::Error>(section(elf, id, Form::Package, &mut bytes));
@@ -77,6 +79,11 @@ impl Dwarf {
         Ok(Self { context: context.map_err(io::Error::other)?, fuel, package })
     }
 
+    /// Whether it was too much to read to the end.
+    pub fn is_exhausted(&self) -> bool {
+        self.fuel == 0
+    }
+
     /// The calls at `vaddr`, innermost first; the last one is the function itself. Empty where nothing is known.
     pub fn frames(&mut self, vaddr: u64, files: &dyn FindFile) -> Vec<SourceFrame> {
         if vaddr == u64::MAX {
@@ -84,7 +91,7 @@ impl Dwarf {
         }
         let mut more = 0;
         let (frames, left) = with_fuel(self.fuel, || self.look_up(vaddr, files, &mut more));
-        self.fuel = left + more * FUEL.1;
+        self.fuel = (left + more * FUEL.1).min(MOST_FUEL);
         frames.unwrap_or_default()
     }
 

@@ -69,11 +69,24 @@ impl Object {
         calls
     }
 
+    /// Whether its symbols and debug information are held in memory.
+    pub fn has_names(&self) -> bool {
+        self.names.is_some()
+    }
+
+    /// Gives back the memory of its names: they are read again when they are asked for.
+    pub fn forget_names(&mut self) {
+        self.names = None;
+    }
+
     fn look_up(&mut self, vaddr: u64) -> Option<Vec<Call>> {
         let elf = self.file.elf().ok()?;
         let names = self.names.get_or_insert_with(|| Names::read(elf, &self.file, &self.roots));
         let files = SplitFiles { roots: &self.roots, budget: &elf.budget() };
         let frames = names.dwarf.as_mut().map(|dwarf| dwarf.frames(vaddr, &files)).unwrap_or_default();
+        if names.dwarf.as_ref().is_some_and(Dwarf::is_exhausted) {
+            elf.budget().exceeded();
+        }
         self.file.tell_budget();
         Some(names.calls(vaddr, frames))
     }

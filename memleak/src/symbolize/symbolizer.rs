@@ -233,6 +233,10 @@ impl Symbolizer {
             return;
         }
         let vaddr = offset.wrapping_sub(1);
+        let is_held = |object: &Object| object.has_names();
+        if self.store.memory_left() < MEMORY / 2 && !self.objects.get(&object.id()).is_some_and(is_held) {
+            self.objects.values_mut().for_each(Object::forget_names);
+        }
         let object = self
             .objects
             .entry(object.id())

@@ -18,7 +18,7 @@ use super::{
     sections::Sections,
     segments::ExecSegments,
 };
-use crate::{arch::Machine, elf::Budget};
+use crate::{arch::Machine, elf::Budget, hurry};
 
 /// Sections of at least this many entries are read by several threads.
 const PARALLEL_ENTRIES: usize = 20_000;
@@ -164,10 +164,13 @@ impl Limits<'_> {
     fn take(&self, counter: &AtomicU64, amount: u64) -> bool {
         let left =
             counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(amount));
-        if left.is_err() {
-            self.budget.exceeded();
+        match left {
+            Ok(left) => left % 1024 != 0 || !hurry::is_due(),
+            Err(_) => {
+                self.budget.exceeded();
+                false
+            }
         }
-        left.is_ok()
     }
 
     /// An instruction.
@@ -249,7 +252,7 @@ where
         reader.runs.runs.reserve(offsets.len());
         reader.runs.rows.reserve(offsets.len() * 8);
         for &offset in offsets {
-            if limits.budget.is_exceeded() {
+            if limits.budget.is_exceeded() || hurry::is_due() {
                 break;
             }
             reader.read_entry(offset);

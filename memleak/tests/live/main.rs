@@ -18,6 +18,7 @@ mod ends;
 mod errors;
 mod exact;
 mod fallback;
+mod hostile;
 mod kernel;
 mod kernel_ends;
 mod kernel_facts;
