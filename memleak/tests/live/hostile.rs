@@ -164,7 +164,8 @@ fn entries(count: u32, len: u32, cie: impl Fn(u32) -> u32) -> Vec<u8> {
 fn packed(command: &[&str], input: &[u8]) -> Vec<u8> {
     let path = scratch_dir().join("hostile-input");
     fs::write(&path, input).expect("written");
-    let output = Command::new(command[0]).args(&command[1..]).stdin(File::open(&path).expect("is there")).output();
+    let output =
+        Command::new(command[0]).args(&command[1..]).stdin(File::open(&path).expect("is there")).output();
     output.unwrap_or_else(|error| panic!("{command:?}: {error}")).stdout
 }
 
@@ -382,7 +383,12 @@ fn check(what: &str, cost: &Cost, harmless: &Cost, file: &Path, kind: &Kind) {
 fn check_all(kinds: &[Kind]) {
     let _alone = alone();
     let harmless = trace(&program(), &[text(&library())]);
-    println!("harmless: {} MB, {:?}, answered after {:?}", harmless.memory >> 20, harmless.time, harmless.answer);
+    println!(
+        "harmless: {} MB, {:?}, answered after {:?}",
+        harmless.memory >> 20,
+        harmless.time,
+        harmless.answer
+    );
     let path = scratch_dir().join("hostile-file");
     for kind in kinds {
         let mut image = Image::read(&library());
@@ -476,8 +482,7 @@ fn perf_maps() {
         target.expect("READY");
         let map = PathBuf::from(format!("/tmp/perf-{}.map", target.pid()));
         make(&map);
-        let mut tracer =
-            Tracer::start(&["--json", "-v", "-o", "0", "-p", &target.pid().to_string(), "0.3"]);
+        let mut tracer = Tracer::start(&["--json", "-v", "-o", "0", "-p", &target.pid().to_string(), "0.3"]);
         tracer.wait_attached();
         target.tell("go");
         target.expect("DONE");
@@ -501,7 +506,8 @@ fn a_lease_does_not_hold_us() {
     let map = PathBuf::from(format!("/tmp/perf-{}.map", target.pid()));
     let file = File::create(&map).expect("a map");
     // SAFETY: two integers; the descriptor is open.
-    let leased = unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&file), libc::F_SETLEASE, libc::F_WRLCK) };
+    let leased =
+        unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&file), libc::F_SETLEASE, libc::F_WRLCK) };
     assert_eq!(leased, 0, "{}", std::io::Error::last_os_error());
     // The break of a lease is told by SIGIO.
     // SAFETY: ignoring a signal touches no memory.
@@ -544,7 +550,10 @@ fn limits_of_ours() {
             (output.status, said)
         };
         let (status, said) = run("");
-        assert!(matches!(status.code(), Some(0 | 1)) && !said.contains("panicked"), "{limit}: {status} {said}");
+        assert!(
+            matches!(status.code(), Some(0 | 1)) && !said.contains("panicked"),
+            "{limit}: {status} {said}"
+        );
         if status.code() == Some(1) {
             assert_eq!(said.lines().count(), 1, "{limit}: {said}");
             assert!(said.contains("--unwind fp") || said.contains("ulimit"), "{limit}: {said}");

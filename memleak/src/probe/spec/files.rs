@@ -182,7 +182,8 @@ mod tests {
         // A folder that all can write to, with files that only we can.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("mode");
         let refused = read_folder(folder.path());
-        let lines: Vec<String> = refused.into_iter().filter_map(Result::err).map(|it| it.to_string()).collect();
+        let lines: Vec<String> =
+            refused.into_iter().filter_map(Result::err).map(|it| it.to_string()).collect();
         assert!(lines.len() == 1 && lines[0].contains("is left out, since others"), "{lines:?}");
     }
 
