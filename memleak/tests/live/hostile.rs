@@ -434,7 +434,9 @@ fn debug_links() {
         // SAFETY: `path` is NUL-terminated and lives through the call.
         assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
     };
-    let make: [(&str, bool, &dyn Fn(&Path)); 3] = [
+    /// What it is, whether the object is named, and how it is made.
+    type Link<'a> = (&'a str, bool, &'a dyn Fn(&Path));
+    let make: [Link<'_>; 3] = [
         ("a link to 4 GiB", true, &|path| {
             let mut image = Image::read(&library());
             let at = image.section(".note.gnu.build-id") + SH_TYPE;
