@@ -435,8 +435,8 @@ fn debug_links() {
         assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
     };
     /// What it is, whether the object is named, and how it is made.
-    type Link<'a> = (&'a str, bool, &'a dyn Fn(&Path));
-    let make: [Link<'_>; 3] = [
+    type Made<'a> = (&'static str, bool, &'a dyn Fn(&Path));
+    let make: [Made<'_>; 3] = [
         ("a link to 4 GiB", true, &|path| {
             let mut image = Image::read(&library());
             let at = image.section(".note.gnu.build-id") + SH_TYPE;
