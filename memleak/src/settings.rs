@@ -4,7 +4,7 @@ mod kernel;
 mod resources;
 mod usage;
 
-use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, ffi::OsString, time::Duration};
 
 use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
 
@@ -15,14 +15,17 @@ use usage::{MAX_PID, WholeNumber, non_empty, one_of};
 
 use crate::{
     cli::{self, Cli},
-    escape::printable,
     exit::{self, ExitMessage, Stream},
     probe::{
         resource::{Catalog, ResourceInfo},
         spec::UserResource,
         table::Row,
     },
-    report::format::{self, KINDS, Kind, folded, json},
+    report::{
+        format::{self, KINDS, Kind, folded, json},
+        output::OutputFile,
+    },
+    stderr,
 };
 
 /// What is traced.
@@ -81,7 +84,7 @@ pub struct ReportSettings {
     /// One acquire in this many was captured (`-s`); 1 for all.
     pub sample_rate: u64,
     /// Reports go here instead of standard output.
-    pub output: Option<PathBuf>,
+    pub output: Option<OutputFile>,
 }
 
 /// What is captured, in the kernel.
@@ -228,7 +231,7 @@ impl Settings {
         if cli.list_resources {
             let (text, warnings) = resources::list(&cli)?;
             for warning in warnings {
-                eprintln!("memleak: warning: {}", printable(&warning));
+                stderr::line(&format!("warning: {warning}"));
             }
             return Err(ExitMessage { status: exit::DONE, stream: Stream::Stdout, text });
         }
@@ -374,6 +377,10 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         let why = "-a lists ages and addresses, and -C keeps them out of the report";
         return Err(UsageError::new("-a with -C", why, "keep one of them"));
     }
+    if cli.append && cli.output.is_none() {
+        let why = "there is no file to append to";
+        return Err(UsageError::new("--append", why, "name it with --output FILE, or leave --append out"));
+    }
     Ok(ReportSettings {
         format: resolve_format(cli)?,
         top: TOP.parse(&cli.top)?,
@@ -382,7 +389,7 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         combined_only: cli.combined_only,
         older: Duration::from_millis(OLDER.parse(&cli.older)?),
         sample_rate: SAMPLE_RATE.parse(&cli.sample_rate)?,
-        output: cli.output.clone(),
+        output: cli.output.clone().map(|path| OutputFile { path, append: cli.append }),
     })
 }
 

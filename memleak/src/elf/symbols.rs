@@ -207,11 +207,28 @@ pub struct FunctionSymbol {
 
 /// Names that are looked for: an object keeps the symbols named here and forgets the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SymbolNames(HashSet<Vec<u8>>);
+pub struct SymbolNames {
+    whole: HashSet<Vec<u8>>,
+    endings: Vec<Vec<u8>>,
+}
+
+impl SymbolNames {
+    /// The same, and every name that ends with one of `endings`.
+    pub fn with_endings<S: Into<String>>(self, endings: impl IntoIterator<Item = S>) -> Self {
+        let endings = endings.into_iter().map(|ending| ending.into().into_bytes()).collect();
+        Self { endings, ..self }
+    }
+
+    /// A symbol of this name is to be kept.
+    fn contains(&self, name: &[u8]) -> bool {
+        self.whole.contains(name) || self.endings.iter().any(|ending| name.ends_with(ending))
+    }
+}
 
 impl<S: Into<String>> FromIterator<S> for SymbolNames {
     fn from_iter<I: IntoIterator<Item = S>>(names: I) -> Self {
-        Self(names.into_iter().map(|name| name.into().into_bytes()).collect())
+        let whole = names.into_iter().map(|name| name.into().into_bytes()).collect();
+        Self { whole, endings: Vec::new() }
     }
 }
 
@@ -250,7 +267,7 @@ fn add_functions(
     };
     table.for_each_named(&table.elf.budget(), is_wanted, |index, name| {
         let name = without_version(name);
-        let Some(symbol) = table.symbol(index).filter(|_| names.0.contains(name)) else { return };
+        let Some(symbol) = table.symbol(index).filter(|_| names.contains(name)) else { return };
         let name = String::from_utf8_lossy(name).into_owned();
         let (vaddr, size) = (symbol.value, symbol.size);
         let kind = match symbol.kind == elf::STT_GNU_IFUNC.0 {

@@ -18,7 +18,7 @@ use crate::hurry;
 const MAX_FILE: u64 = 64 << 20;
 
 /// No more functions are kept.
-const MAX_ENTRIES: usize = 1 << 20;
+const MAX_ENTRIES: usize = 1 << 19;
 
 /// Bytes of names that are kept.
 const MAX_NAMES: usize = 32 << 20;

@@ -10,6 +10,7 @@ use std::{
     sync::Arc,
 };
 
+use memchr::memmem;
 use object::elf;
 
 pub use crate::elf::symbols::{FunctionSymbol, SymbolKind, SymbolNames};
@@ -26,6 +27,10 @@ use crate::{
 
 /// Longest function whose body is read.
 const MAX_CODE: u64 = 1 << 20;
+/// Bytes read at a time where a text is looked for.
+const SEARCH_WINDOW: usize = 1 << 20;
+/// Most bytes of a segment in which a text is looked for.
+const MAX_SEARCHED: u64 = 512 << 20;
 /// Most relocation slots of one symbol; a linker makes two or three.
 const MAX_SLOTS: usize = 256;
 /// Bytes of a relocation with addend, for 64 bits (`Elf64_Rela`).
@@ -95,6 +100,7 @@ pub struct Elf {
     is_static: bool,
     is_go: bool,
     has_symbol_table: bool,
+    is_program: bool,
 }
 
 impl Elf {
@@ -133,7 +139,7 @@ impl Elf {
         let files: Vec<&ElfFile> = [Some(elf)].into_iter().chain(others).flatten().collect();
         let (symbols, is_go) = (functions_named(&files, names), is_go(elf));
         let has_symbol_table = files.iter().any(|file| file.has_symbol_table());
-        Ok(Self { symbols, is_static, is_go, has_symbol_table, file })
+        Ok(Self { symbols, is_static, is_go, has_symbol_table, is_program, file })
     }
 
     fn elf(&self) -> Option<&ElfFile> {
@@ -173,6 +179,11 @@ impl Elf {
         self.is_go
     }
 
+    /// A program, static or not; no shared library.
+    pub fn is_program(&self) -> bool {
+        self.is_program
+    }
+
     /// It, or its separate debug file, has a `.symtab`.
     pub fn has_symbol_table(&self) -> bool {
         self.has_symbol_table
@@ -201,6 +212,34 @@ impl Elf {
     pub fn whole_function(&self, vaddr: u64, size: u64) -> Option<Vec<u8>> {
         let code = self.code(vaddr, size);
         (size > 0 && code.len() as u64 == size).then_some(code)
+    }
+
+    /// The first of `texts` (its index) that the file's data or code holds, in the order of `texts`. Reads the whole file, as
+    /// far as an object may cost.
+    pub fn find_first(&self, texts: &[&[u8]]) -> Option<usize> {
+        let elf = self.elf()?;
+        let overlap = texts.iter().map(|text| text.len()).max()?.saturating_sub(1);
+        let finders: Vec<_> = texts.iter().copied().map(memmem::Finder::new).collect();
+        let (mut found, budget): (Option<usize>, _) = (None, elf.budget());
+        let mut window = vec![0; SEARCH_WINDOW];
+        for segment in &elf.segments {
+            let end = segment.file_offset.saturating_add(segment.len.min(MAX_SEARCHED));
+            let mut offset = segment.file_offset;
+            while offset < end {
+                let len = (end - offset).min(SEARCH_WINDOW as u64) as usize;
+                let Some(bytes) = window.get_mut(..len) else { break };
+                if elf.source().read(offset, bytes, &budget).is_err() {
+                    break;
+                }
+                let earlier = finders.get(..found.unwrap_or(finders.len())).unwrap_or_default();
+                found = earlier.iter().position(|finder| finder.find(bytes).is_some()).or(found);
+                if found == Some(0) || len <= overlap {
+                    break;
+                }
+                offset += (len - overlap) as u64;
+            }
+        }
+        found
     }
 
     /// Size of the function that some symbol, a local one too, places at `vaddr`; 0 where there is none.

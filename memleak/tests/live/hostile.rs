@@ -342,7 +342,7 @@ fn trace(program: &Path, arguments: &[&str]) -> Cost {
     let mut target = Running::start(Command::new(program).args(arguments));
     target.expect("READY");
     let pid = target.pid().to_string();
-    let mut tracer = Tracer::start(&["--json", "-v", "-o", "0", "-p", &pid, "0.3"]);
+    let mut tracer = Tracer::start(&["--json", "-v", "-o", "0", "-z", "100", "-Z", "100", "-p", &pid, "0.3"]);
     tracer.wait_attached();
     target.tell("go");
     target.expect("DONE");
@@ -473,7 +473,7 @@ fn perf_maps() {
     let harmless = trace(&program(), &[]);
     let lines: &dyn Fn(&Path) = &|path| {
         let mut file = std::io::BufWriter::new(File::create(path).expect("a map"));
-        for number in 0..1_200_000_u64 {
+        for number in 0..600_000_u64 {
             let name = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
             writeln!(file, "{:x} 10 {name:032x}{name:016x}", 0x1000 + number * 16).expect("written");
         }

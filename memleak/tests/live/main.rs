@@ -12,6 +12,7 @@ mod report;
 mod stack_storage;
 mod tracer;
 
+mod allocator_forms;
 mod allocators;
 mod commands;
 mod ends;
@@ -24,7 +25,9 @@ mod kernel_ends;
 mod kernel_facts;
 mod losses;
 mod options;
+mod outputs;
 mod resources;
+mod robust;
 mod sampling;
 mod targets;
 mod unusual;

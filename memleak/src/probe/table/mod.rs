@@ -1,6 +1,7 @@
 //! Every function that is probed: one row each, data only. A row's index is the attach cookie and its place in the map
 //! `PROBES`. Nothing else in the program knows a function by name.
 
+mod allocators;
 mod c_library;
 mod control;
 mod libraries;
@@ -15,8 +16,9 @@ pub use row::{DEFAULT_RESOURCES, Role, Row, Scope};
 pub(in crate::probe::table) use row::{if_equal, of, releases, returns, row, stores, takes, with};
 
 /// The table of all built-in resources. Users' rows come behind.
-pub static TABLE: LazyLock<Vec<Row>> =
-    LazyLock::new(|| [memory::ROWS, c_library::ROWS, threads::ROWS, libraries::ROWS, control::ROWS].concat());
+pub static TABLE: LazyLock<Vec<Row>> = LazyLock::new(|| {
+    [memory::ROWS, allocators::ROWS, c_library::ROWS, threads::ROWS, libraries::ROWS, control::ROWS].concat()
+});
 
 #[cfg(test)]
 mod tests;
