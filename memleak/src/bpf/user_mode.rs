@@ -1,17 +1,14 @@
 //! User mode: loads the programs that trace processes.
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Array, MapData, RingBuf},
-    programs::RawTracePoint,
-};
+use aya::{Ebpf, EbpfLoader, maps::Array, programs::RawTracePoint};
 use memleak_common::probe::{MAX_PROBES, ProbeRow, Resource};
 
 use super::{
-    access::{array_mut, program, ring},
+    access::{array_mut, program},
     config::{Config, Walk, program_settings},
     error::{BpfError, load_error, map_error},
     object::{bpf_log_level, check_kernel, log_level},
+    rings::{Events, trace_bytes},
     unwind_maps,
     uprobes::Uprobes,
 };
@@ -24,13 +21,15 @@ const LIFECYCLE: &[(&str, &str)] = &[
     ("process_exec", "sched_process_exec"),
     ("process_fork", "sched_process_fork"),
 ];
+/// The same, where it is to be had: it asks for a kernel with type information.
+const SIGNALS: (&str, &str) = ("signal_deliver", "signal_deliver");
 
 /// What was loaded.
 pub struct Loaded {
     /// Programs, maps and, as they are attached, links: all of them end with it.
     pub ebpf: Ebpf,
-    /// Reader of the map `EVENTS`.
-    pub events: RingBuf<MapData>,
+    /// What the programs tell.
+    pub events: Events,
     /// The uprobe programs.
     pub uprobes: Uprobes,
     /// The stack is mended when an exception leaves a probed call. Without it the C++ runtime finds no caller there and
@@ -72,6 +71,7 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
         .map_max_entries("ALLOCATIONS", config.max_allocs)
         .map_max_entries("STACKS", config.stack_storage_size)
         .map_max_entries("SHORT_STACKS", config.stack_storage_size)
+        .map_max_entries("TRACE", trace_bytes(config))
         .map_max_entries("REMEMBERED", 1)
         .map_max_entries("UNWIND_WORDS", room(unwind_words, walks_tables))
         .map_max_entries("UNWIND_MAPPINGS", room(unwind_maps::MAPPINGS, walks_tables))
@@ -83,7 +83,7 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
     let mut uprobes = Uprobes::choose(&ebpf);
     let mends_stack = uprobes.load_all(&mut ebpf, config.traps_only)?;
     attach_lifecycle(&mut ebpf)?;
-    let events = ring(&mut ebpf, "EVENTS")?;
+    let events = Events::take(&mut ebpf)?;
     let mut by_system_calls: &[Resource] = &[];
     let by_kernel = !config.traps_only && !config.library_calls;
     if by_kernel && system_calls::RESOURCES.iter().any(|one| config.resources.contains(one)) {
@@ -129,9 +129,17 @@ fn trace_system_calls(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
 /// Has the programs of processes' lives run.
 fn attach_lifecycle(ebpf: &mut Ebpf) -> Result<(), BpfError> {
     for &(name, tracepoint) in LIFECYCLE {
-        let program: &mut RawTracePoint = program(ebpf, name)?;
-        program.load().map_err(|error| load_error(&error))?;
-        program.attach(tracepoint).map_err(|error| load_error(&error))?;
+        load_tracepoint(ebpf, name, tracepoint)?;
+    }
+    let (name, tracepoint) = SIGNALS;
+    if let Err(error) = load_tracepoint(ebpf, name, tracepoint) {
+        log::debug!("what signal handlers do within traced calls is taken for part of these: {error}");
     }
     Ok(())
+}
+
+fn load_tracepoint(ebpf: &mut Ebpf, name: &'static str, tracepoint: &str) -> Result<(), BpfError> {
+    let program: &mut RawTracePoint = program(ebpf, name)?;
+    program.load().map_err(|error| load_error(&error))?;
+    program.attach(tracepoint).map(|_| ()).map_err(|error| load_error(&error))
 }

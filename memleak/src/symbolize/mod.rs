@@ -2,7 +2,9 @@
 
 pub mod demangle;
 mod dwarf;
+mod identity;
 mod kernel;
+mod mapped;
 mod object;
 mod perf_map;
 mod reader;
@@ -10,10 +12,11 @@ mod regions;
 mod symbolizer;
 mod symbols;
 
-pub use kernel::{KernelSymbols, KernelSymbolsError, KernelTexts};
-pub use symbolizer::{Symbolizer, SymbolizerOptions};
-
 pub use crate::proc::target::{LiveTarget, Target};
+pub use identity::{Anchor, ObjectNumber};
+pub use kernel::{KernelSymbols, KernelSymbolsError, KernelTexts};
+pub use mapped::Observed;
+pub use symbolizer::{Location, Symbolizer, SymbolizerOptions};
 
 /// Why a frame has no function name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,7 +25,9 @@ pub enum NoSymbol {
     Unmapped,
     /// The mapping is no file and no perf map names it (JIT code).
     Anonymous,
-    /// The file could not be opened or is no ELF file that we can read.
+    /// What was mapped there when the stack was recorded was not seen in time.
+    Uncertain,
+    /// The file could not be opened or is not an ELF file that we can read.
     UnreadableObject,
     /// The object has no symbol that covers the address (stripped, no debug file found).
     NotInSymbolTable,

@@ -1,18 +1,19 @@
-//! The mappings of processes, with the objects behind them, and the way from an address to frames.
+//! The mappings of address spaces, with the objects behind them, and the way from an address to its object, and to frames.
 
 use std::{
     collections::{HashMap, HashSet},
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use super::{
     Frame, NoSymbol,
+    identity::{Anchor, Identities, Identity, ObjectNumber},
     kernel::KernelSymbols,
+    mapped::{Found, Mapped, Observed, Region},
     object::{Call, Object},
     perf_map::PerfMap,
-    regions::Regions,
 };
 use crate::{
     elf::debug_files::Roots,
@@ -49,14 +50,51 @@ pub struct Symbolizer {
     processes: HashMap<u32, Process>,
     /// By [`ObjectFile::id`].
     objects: HashMap<u64, Object>,
+    /// Objects in which something was located, by their files.
+    identities: Identities<u64, Arc<Code>>,
     kernel: Option<KernelSymbols>,
+}
+
+/// Where a frame is: equal of equal code, in whatever process, wherever it is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Location {
+    /// In an object.
+    Object {
+        /// Which.
+        object: ObjectNumber,
+        /// The return address as the object names it.
+        vaddr: u64,
+    },
+    /// In code that belongs to no object, or nowhere: an address means what it does in its own space alone.
+    Elsewhere {
+        /// Address space.
+        space: u32,
+        /// Return address.
+        ip: u64,
+    },
+    /// In an object that was not seen while it was mapped.
+    Uncertain {
+        /// Address space.
+        space: u32,
+        /// Return address.
+        ip: u64,
+    },
+    /// In the kernel.
+    Kernel {
+        /// Return address.
+        ip: u64,
+    },
 }
 
 #[derive(Debug, Default)]
 struct Process {
     latest: Vec<Mapping>,
-    /// Executable mappings, those of the past included.
-    code: Regions<Arc<Code>>,
+    /// The executable mappings of `latest`.
+    regions: Vec<Region<Arc<Code>>>,
+    /// Those of the program itself.
+    program: Vec<Region<Arc<Code>>>,
+    /// Those of all times.
+    code: Mapped<Arc<Code>>,
     roots: Roots,
     perf_map: Option<PerfMap>,
 }
@@ -69,6 +107,14 @@ struct Code {
     module: Option<String>,
     /// Its load bias; of one that cannot be read where the file's first byte is mapped, or would be, which it is of most.
     bias: u64,
+}
+
+impl PartialEq for Code {
+    /// The same code at the same place; all generated code counts as the same.
+    fn eq(&self, other: &Self) -> bool {
+        let id = |code: &Self| code.object.as_ref().map(|object| object.id());
+        id(self) == id(other) && (self.object.is_none() || self.bias == other.bias)
+    }
 }
 
 impl Default for Symbolizer {
@@ -90,7 +136,8 @@ impl Symbolizer {
 
     /// One that shares what is open with others.
     pub fn with_objects(store: ObjectStore) -> Self {
-        Self { store, processes: HashMap::new(), objects: HashMap::new(), kernel: None }
+        let (processes, objects, identities) = (HashMap::new(), HashMap::new(), Identities::default());
+        Self { store, processes, objects, identities, kernel: None }
     }
 
     /// Makes stacks of process [`KERNEL_PID`] the kernel's.
@@ -107,38 +154,63 @@ impl Symbolizer {
     }
 
     /// Takes over what `pid` has mapped now and keeps those files open, so that its addresses can be symbolized after it has
-    /// ended, after a dlclose and after the files were deleted or replaced. What was known before stays known, but
-    /// where something new is mapped. Cheap while nothing changes.
+    /// ended, after a dlclose and after the files were deleted or replaced. Cheap while nothing changes.
     ///
     /// An error means that /proc/PID/maps could not be read; what was known stays known.
     pub fn observe(&mut self, pid: u32) -> io::Result<()> {
         let mappings = read_maps(pid)?;
-        self.observe_mappings(pid, mappings, &LiveTarget(pid));
+        self.observe_mappings(pid, 0, mappings, &LiveTarget(pid));
         Ok(())
     }
 
-    /// The same, of any target, given what it has mapped (in order of address).
-    pub fn observe_mappings(&mut self, pid: u32, mappings: Vec<Mapping>, target: &dyn Target) {
-        let process = self.processes.entry(pid).or_default();
-        if mappings != process.latest && !mappings.is_empty() {
-            let roots = self.store.roots(target);
-            if roots.target.is_some() {
-                process.roots = roots;
-            }
-            let bases = bases(&mappings);
-            for (mapping, base) in mappings.iter().zip(bases).filter(|(mapping, _)| mapping.executable) {
-                let object = (mapping.backing != Backing::Other).then(|| self.store.open(mapping, target));
-                if let Some(object) = &object {
-                    self.objects
-                        .entry(object.id())
-                        .or_insert_with(|| Object::new(Arc::clone(object), process.roots.clone()));
+    /// The same, of any target, given what it has mapped (in order of address) in a generation ([`Mapped`]) that had not
+    /// ended when it was read.
+    pub fn observe_mappings(
+        &mut self,
+        space: u32,
+        generation: u64,
+        mappings: Vec<Mapping>,
+        target: &dyn Target,
+    ) -> Observed {
+        let mut observed = Observed::Grown;
+        let process = self.processes.entry(space).or_default();
+        if !mappings.is_empty() {
+            let changed = mappings != process.latest;
+            if changed {
+                let roots = self.store.roots(target);
+                if roots.target.is_some() {
+                    process.roots = roots;
                 }
-                process.code.insert(mapping.start, mapping.end, Arc::new(Code::new(mapping, object, base)));
+                process.regions = Vec::new();
+                for (mapping, base) in mappings.iter().zip(bases(&mappings)) {
+                    if !mapping.executable {
+                        continue;
+                    }
+                    let object =
+                        (mapping.backing != Backing::Other).then(|| self.store.open(mapping, target));
+                    if let Some(object) = &object {
+                        self.objects
+                            .entry(object.id())
+                            .or_insert_with(|| Object::new(Arc::clone(object), process.roots.clone()));
+                    }
+                    let code = Arc::new(Code::new(mapping, object, base));
+                    process.regions.push(Region { range: mapping.start..mapping.end, code });
+                }
+                process.latest = mappings;
+                let exe = target.executable();
+                let is_program =
+                    |region: &&Region<Arc<Code>>| exe.as_ref().is_some_and(|exe| region.code.is_at(exe));
+                process.program = process.regions.iter().filter(is_program).cloned().collect();
             }
-            process.latest = mappings;
-            self.drop_unused_objects();
+            process.code.keep(generation, &process.program);
+            // Generated code comes and goes, and is not located in anything.
+            observed = process.code.observe(generation, &process.regions, |code| code.object.is_some());
+            if changed {
+                self.drop_unused_objects();
+            }
         }
-        self.observe_perf_map(pid, target);
+        self.observe_perf_map(space, target);
+        observed
     }
 
     fn observe_perf_map(&mut self, pid: u32, target: &dyn Target) {
@@ -155,6 +227,8 @@ impl Symbolizer {
         if let Some(parent) = self.processes.get(&parent) {
             let process = Process {
                 latest: parent.latest.clone(),
+                regions: parent.regions.clone(),
+                program: parent.program.clone(),
                 code: parent.code.clone(),
                 roots: parent.roots.clone(),
                 perf_map: None,
@@ -163,90 +237,183 @@ impl Symbolizer {
         }
     }
 
-    /// Forgets all that `pid` had mapped: after an exec none of it is there any more.
-    pub fn forget(&mut self, pid: u32) {
-        self.processes.remove(&pid);
+    /// Forgets all that `process` had mapped.
+    pub fn forget(&mut self, process: u32) {
+        self.processes.remove(&process);
         self.drop_unused_objects();
     }
 
-    /// The same, of many.
-    pub fn forget_all(&mut self, processes: &[u32]) {
-        if processes.iter().filter_map(|one| self.processes.remove(one)).count() > 0 {
+    /// Forgets which objects nothing is located in but `used`, and what only addresses of generations that are over were
+    /// looked up in: all that is outstanding was located.
+    pub fn forget_located(&mut self, used: &HashSet<ObjectNumber>) {
+        self.identities.retain(used);
+        self.processes.values_mut().for_each(|process| process.code.forget_old());
+        self.drop_unused_objects();
+    }
+
+    /// Forgets what processes had mapped that are not to be kept.
+    pub fn retain(&mut self, is_kept: impl Fn(u32) -> bool) {
+        let before = self.processes.len();
+        self.processes.retain(|process, _| is_kept(*process));
+        if self.processes.len() < before {
             self.drop_unused_objects();
         }
     }
 
     fn drop_unused_objects(&mut self) {
-        let used: HashSet<u64> = self
-            .processes
-            .values()
-            .flat_map(|process| process.code.values())
-            .filter_map(|code| code.object.as_ref().map(|object| object.id()))
-            .collect();
+        let mapped = self.processes.values().flat_map(|process| process.code.code());
+        let located = self.identities.iter();
+        let object = |code: &Arc<Code>| code.object.as_ref().map(|object| object.id());
+        let used: HashSet<u64> = mapped.chain(located).filter_map(object).collect();
         self.objects.retain(|id, _| used.contains(id));
         self.store.drop_unused();
+    }
+
+    /// Where the return addresses of a stack of an address space are, which was recorded in a generation.
+    ///
+    /// What is looked up is the byte before each address: it belongs to the call, the address itself may be another
+    /// line's or another function's.
+    pub fn locate(&mut self, space: u32, generation: u64, ips: &[u64]) -> Vec<Location> {
+        if space == KERNEL_PID && self.kernel.is_some() {
+            return ips.iter().map(|ip| Location::Kernel { ip: *ip }).collect();
+        }
+        let Some(process) = self.processes.get(&space) else {
+            return ips.iter().map(|ip| Location::Elsewhere { space, ip: *ip }).collect();
+        };
+        let identities = &mut self.identities;
+        let locate = |ip: &u64| {
+            let ip = *ip;
+            match process.code.find(generation, ip.wrapping_sub(1)) {
+                Found::Code(code) => {
+                    let file =
+                        code.object.as_ref().and_then(|object| Some((object.id(), object.elf().ok()?)));
+                    let placed = file.and_then(|(id, elf)| {
+                        let object = identities.number(&id, code, || Some(Identity::of(elf)))?;
+                        Some(Location::Object { object, vaddr: ip.wrapping_sub(code.bias) })
+                    });
+                    // Where generated code is in a file, that is not an object.
+                    placed.unwrap_or(Location::Elsewhere { space, ip })
+                }
+                Found::Nothing => Location::Elsewhere { space, ip },
+                Found::Uncertain => Location::Uncertain { space, ip },
+            }
+        };
+        ips.iter().map(locate).collect()
+    }
+
+    /// What these locations are called on any machine. Of the kernel's stacks the frames that belong to tracing itself
+    /// have no name.
+    pub fn anchors(&mut self, locations: &[Location]) -> Vec<Anchor> {
+        if let (Some(kernel), Some(ips)) = (&mut self.kernel, kernel_ips(locations)) {
+            let frames = kernel.frames(&ips).into_iter();
+            let anchor = |frame: Frame| match (frame.module, frame.offset) {
+                (Some(module), Some(offset)) => Anchor::Kernel(module, offset),
+                _ => Anchor::Address(frame.ip),
+            };
+            return frames.map(anchor).collect();
+        }
+        let anchor = |location: &Location| match *location {
+            Location::Object { object, vaddr } => self.identities.anchor(object, vaddr),
+            Location::Elsewhere { ip, .. } | Location::Uncertain { ip, .. } | Location::Kernel { ip } => {
+                Anchor::Address(ip)
+            }
+        };
+        locations.iter().map(anchor).collect()
     }
 
     /// Frames of a list of return addresses, callee first. An address with inlined calls gives several, innermost first;
     /// each address gives at least one.
     ///
-    /// What is looked up is the byte before each address: it belongs to the call, the address itself may be another
-    /// line's or another function's.
-    ///
     /// Of the kernel's stacks the frames that belong to tracing itself are left out ([`KernelSymbols::frames`]).
-    pub fn symbolize(&mut self, pid: u32, ips: &[u64]) -> Vec<Frame> {
-        if pid == KERNEL_PID
-            && let Some(kernel) = &mut self.kernel
-        {
-            return kernel.frames(ips);
+    pub fn symbolize(&mut self, space: u32, generation: u64, ips: &[u64]) -> Vec<Frame> {
+        let locations = self.locate(space, generation, ips);
+        self.frames(&locations, ips)
+    }
+
+    /// The same, of what was located. `ips` are the addresses in one of the processes.
+    pub fn frames(&mut self, locations: &[Location], ips: &[u64]) -> Vec<Frame> {
+        if let (Some(kernel), Some(ips)) = (&mut self.kernel, kernel_ips(locations)) {
+            return kernel.frames(&ips);
         }
-        if let Some(perf_map) = self.processes.get_mut(&pid).and_then(|process| process.perf_map.as_mut()) {
+        let elsewhere = locations.iter().find_map(|location| match location {
+            Location::Elsewhere { space, .. } => Some(*space),
+            _ => None,
+        });
+        if let Some(process) = elsewhere.and_then(|space| self.processes.get_mut(&space))
+            && let Some(perf_map) = &mut process.perf_map
+        {
             // What cannot be read any more is as good as it was.
             let _ = perf_map.refresh();
         }
         let mut frames = Vec::with_capacity(ips.len());
-        for &ip in ips {
-            self.symbolize_one(pid, ip, &mut frames);
+        for (location, ip) in locations.iter().zip(ips) {
+            self.symbolize_one(location, *ip, &mut frames);
         }
         frames
     }
 
-    fn symbolize_one(&mut self, pid: u32, ip: u64, frames: &mut Vec<Frame>) {
-        let (Some(process), Some(call)) = (self.processes.get(&pid), ip.checked_sub(1)) else {
+    fn symbolize_one(&mut self, location: &Location, ip: u64, frames: &mut Vec<Frame>) {
+        match *location {
+            Location::Object { object, vaddr } => match self.identities.get(object).cloned() {
+                Some(code) => self.code_frames(&code, vaddr, ip, frames),
+                None => frames.push(unknown(ip, None, None, NoSymbol::Unmapped)),
+            },
+            Location::Uncertain { .. } => frames.push(unknown(ip, None, None, NoSymbol::Uncertain)),
+            Location::Elsewhere { space, ip } => self.elsewhere(space, ip, frames),
+            Location::Kernel { ip } => frames.push(unknown(ip, None, None, NoSymbol::Unmapped)),
+        }
+    }
+
+    /// Code of no object: the perf map may name it. What a walk makes of a register that is no frame pointer may be data.
+    fn elsewhere(&mut self, space: u32, ip: u64, frames: &mut Vec<Frame>) {
+        let (Some(process), Some(call)) = (self.processes.get(&space), ip.checked_sub(1)) else {
             frames.push(unknown(ip, None, None, NoSymbol::Unmapped));
             return;
         };
-        let Some(code) = process.code.get(call).cloned().or_else(|| process.data(call, &self.store)) else {
-            frames.push(process.generated(ip).unwrap_or_else(|| unknown(ip, None, None, NoSymbol::Unmapped)));
+        if let Some(named) = process.generated(ip) {
+            frames.push(named);
+            return;
+        }
+        let Some(code) = process.data(call, &self.store) else {
+            frames.push(unknown(ip, None, None, NoSymbol::Unmapped));
             return;
         };
         let Some(object) = &code.object else {
-            frames
-                .push(process.generated(ip).unwrap_or_else(|| unknown(ip, None, None, NoSymbol::Anonymous)));
+            frames.push(unknown(ip, None, None, NoSymbol::Anonymous));
             return;
         };
-        let (module, offset) = (code.module.clone(), ip.wrapping_sub(code.bias));
-        if object.elf().is_err() {
-            let named = process.generated(ip);
-            let unreadable = || unknown(ip, module, Some(offset), NoSymbol::UnreadableObject);
-            frames.push(named.unwrap_or_else(unreadable));
-            return;
-        }
-        let vaddr = offset.wrapping_sub(1);
-        let is_held = |object: &Object| object.has_names();
-        if self.store.memory_left() < MEMORY / 2 && !self.objects.get(&object.id()).is_some_and(is_held) {
-            self.objects.values_mut().for_each(Object::forget_names);
-        }
-        let object = self
-            .objects
-            .entry(object.id())
-            .or_insert_with(|| Object::new(Arc::clone(object), process.roots.clone()));
-        let calls = object.calls(vaddr);
-        match &*calls {
-            [] => frames.push(unknown(ip, module, Some(offset), NoSymbol::NotInSymbolTable)),
-            calls => frames.extend(calls.iter().map(|call| frame(ip, module.clone(), offset, call))),
+        let vaddr = ip.wrapping_sub(code.bias);
+        match object.elf() {
+            Ok(_) => self.code_frames(&code, vaddr, ip, frames),
+            Err(_) => {
+                frames.push(unknown(ip, code.module.clone(), Some(vaddr), NoSymbol::UnreadableObject));
+            }
         }
     }
+
+    fn code_frames(&mut self, code: &Code, vaddr: u64, ip: u64, frames: &mut Vec<Frame>) {
+        let id = code.object.as_ref().map(|object| object.id());
+        let is_held = id.is_some_and(|id| self.objects.get(&id).is_some_and(Object::has_names));
+        if !is_held && self.store.memory_left() < MEMORY / 2 {
+            self.objects.values_mut().for_each(Object::forget_names);
+        }
+        let object = id.and_then(|id| self.objects.get_mut(&id));
+        let calls = object.map(|object| object.calls(vaddr.wrapping_sub(1))).unwrap_or_default();
+        let module = code.module.clone();
+        match &*calls {
+            [] => frames.push(unknown(ip, module, Some(vaddr), NoSymbol::NotInSymbolTable)),
+            calls => frames.extend(calls.iter().map(|call| frame(ip, module.clone(), vaddr, call))),
+        }
+    }
+}
+
+/// The addresses of a stack of the kernel's.
+fn kernel_ips(locations: &[Location]) -> Option<Vec<u64>> {
+    let ip = |location: &Location| match location {
+        Location::Kernel { ip } => Some(*ip),
+        _ => None,
+    };
+    locations.iter().map(ip).collect()
 }
 
 impl Process {
@@ -282,6 +449,11 @@ impl Code {
         let bias = elf.and_then(|elf| elf.load_bias(&place_of(mapping))).unwrap_or(base);
         Self { object, module: module_name(mapping), bias }
     }
+
+    /// Its file is the one at this path.
+    fn is_at(&self, path: &Path) -> bool {
+        self.object.as_ref().is_some_and(|object| object.path() == path)
+    }
 }
 
 /// For each mapping where the first byte of its file is mapped: by the nearest mapping of it before this one, or where it
@@ -289,19 +461,12 @@ impl Code {
 fn bases(mappings: &[Mapping]) -> impl Iterator<Item = u64> {
     let mut first: Option<&Mapping> = None;
     mappings.iter().map(move |mapping| {
-        if mapping.backing != Backing::Other {
-            let same =
-                first.is_some_and(|first| first.backing == mapping.backing && first.inode == mapping.inode);
-            if mapping.file_offset == 0 {
-                first = Some(mapping);
-            } else if !same {
-                first = None;
-            }
+        if mapping.backing == Backing::Other {
+            return mapping.start.wrapping_sub(mapping.file_offset);
         }
-        match first {
-            Some(first) if mapping.backing != Backing::Other => first.start,
-            _ => mapping.start.wrapping_sub(mapping.file_offset),
-        }
+        let is_same = |first: &&Mapping| first.backing == mapping.backing && first.inode == mapping.inode;
+        first = if mapping.file_offset == 0 { Some(mapping) } else { first.filter(is_same) };
+        first.map_or_else(|| mapping.start.wrapping_sub(mapping.file_offset), |first| first.start)
     })
 }
 

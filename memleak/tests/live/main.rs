@@ -6,8 +6,10 @@
 
 mod guard;
 mod ledger;
+mod machine;
 mod process;
 mod programs;
+mod ranges;
 mod report;
 mod stack_storage;
 mod tracer;
@@ -19,6 +21,7 @@ mod ends;
 mod errors;
 mod exact;
 mod fallback;
+mod harm;
 mod hostile;
 mod kernel;
 mod kernel_ends;
@@ -28,6 +31,7 @@ mod options;
 mod outputs;
 mod resources;
 mod robust;
+mod rust_allocators;
 mod sampling;
 mod targets;
 mod unusual;

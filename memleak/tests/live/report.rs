@@ -1,4 +1,4 @@
-//! Reports in their JSON form (spec section 5), and how they compare with a ledger.
+//! Reports in their JSON form, and how they compare with a ledger.
 
 use std::collections::BTreeMap;
 
@@ -71,7 +71,8 @@ pub struct Allocation {
 }
 
 /// The ways to lose something that every report has a counter for.
-const LOSSES: [&str; 6] = ["allocations", "stacks", "events", "missed_returns", "skipped_runs", "cut_stacks"];
+const LOSSES: [&str; 7] =
+    ["allocations", "stacks", "events", "trace_lines", "missed_returns", "skipped_runs", "cut_stacks"];
 
 impl Frame {
     /// The function's name without its parameters.

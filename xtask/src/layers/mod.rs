@@ -145,7 +145,6 @@ mod tests {
     #[test]
     fn what_is_drawn_is_held() -> Result<()> {
         assert_eq!(said_of("same", &[])?, Vec::<String>::new());
-        /// A place, the files that are put there, and what is said of them.
         type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
         let cases: &[Case<'_>] = &[
             (
