@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     bpf::{Tracer, UserStart},
+    objects::ObjectStore,
     probe::{
         gaps::Gap,
         plan::{AttachPoint, Plan, PlanOptions, plan, symbol_names},
@@ -43,6 +44,8 @@ pub(super) enum Objects {
 
 /// What is probed in processes, and the command that was started.
 pub(super) struct UserMode {
+    /// What processes have mapped, open.
+    pub(super) store: ObjectStore,
     /// The table of this run.
     rows: Vec<Row>,
     /// Resources that functions of the target's are probed for.
@@ -62,14 +65,17 @@ pub(super) struct UserMode {
 /// Loads the programs, and enters the unwind tables of `processes`.
 pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMode, Tracer), SessionError> {
     let rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
+    let store = ObjectStore::default();
     let pids = processes.iter().map(|process| process.pid);
-    let UserStart { tracer, by_system_calls, took } = Tracer::of_processes(&config(settings), &rows, pids)?;
+    let UserStart { tracer, by_system_calls, took } =
+        Tracer::of_processes(&config(settings), &rows, pids, &store)?;
     info!("loaded the BPF programs in {} ms", millis(took));
     let is_probed = |resource: &Resource| !by_system_calls.contains(resource);
     let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
     let mends_stack = tracer.mends_stack();
     let told_gaps = HashSet::new();
-    let mode = UserMode { rows, probed, mends_stack, warned: false, told_gaps, held: None, command: None };
+    let mode =
+        UserMode { store, rows, probed, mends_stack, warned: false, told_gaps, held: None, command: None };
     Ok((mode, tracer))
 }
 
@@ -98,7 +104,7 @@ impl UserMode {
                 !traced.planned.contains(&ObjectId { device: mapping.device, inode: mapping.inode })
             });
         }
-        let mut objects = read_objects(pid, &mappings, &symbol_names(&options));
+        let mut objects = read_objects(&self.store, pid, &mappings, &symbol_names(&options));
         objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
         let memory = ProcessMemory::open(pid).ok();
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
