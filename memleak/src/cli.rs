@@ -100,7 +100,7 @@ pub struct Cli {
     #[arg(short = 'k', long, help_heading = "Target (exactly one kind)")]
     pub kernel: bool,
 
-    /// Trace the children that the target forks, too
+    /// Trace the target's children and theirs too, whatever programs they become
     #[arg(long, help_heading = "Target (exactly one kind)")]
     pub follow_forks: bool,
 

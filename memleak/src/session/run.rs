@@ -10,6 +10,7 @@ use log::info;
 use super::{
     SessionError,
     checks::check_interval,
+    follow::Birth,
     kernel_mode,
     state::{Mode, Session},
     user_mode,
@@ -86,6 +87,8 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
     // Not before: while a command is held, a signal ends us both.
     let mut signals =
         Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
+    // Whoever is told that the probes are in may make children at once.
+    session.arm(true);
     session.tell_attached();
     session.release_command()?;
     let outcome = match session.report_until_done(&mut signals).await {
@@ -123,11 +126,18 @@ impl Session {
                         return Ok(Reason::ReaderGone);
                     }
                 }
+                Some(birth) = next_birth(&mut self.mode) => {
+                    self.born(&birth, false);
+                    if self.targets.all_ended() {
+                        return Ok(Reason::TargetsEnded);
+                    }
+                }
                 Some(target) = self.ends.1.recv() => {
                     // What it did last may have been to make a child that is followed.
                     if self.take_events_before_report()? == Delivery::ReaderGone {
                         return Ok(Reason::ReaderGone);
                     }
+                    self.take_births(false);
                     self.target_ended(target)?;
                     if self.targets.all_ended() {
                         return Ok(Reason::TargetsEnded);
@@ -169,6 +179,8 @@ impl Session {
         if reason == Reason::ReaderGone {
             return Ok(0);
         }
+        self.arm(false);
+        self.take_births(false);
         let delivery = self.take_events_before_report()?;
         let (snapshot, time, began) = self.snapshot()?;
         self.detach();
@@ -186,7 +198,8 @@ impl Session {
         let begin = Instant::now();
         let time = SystemTime::now();
         self.due.clearing = None;
-        let snapshot = self.tracer.snapshot()?;
+        let mut snapshot = self.tracer.snapshot()?;
+        snapshot.lost.processes += self.lost_processes;
         let took = begin.elapsed();
         self.forget_released();
         for target in living {
@@ -194,6 +207,14 @@ impl Session {
         }
         self.reporter.symbolizer.observe_kernel();
         Ok((snapshot, time, (begin, took)))
+    }
+}
+
+/// The next child or new program; none of the kernel's.
+async fn next_birth(mode: &mut Mode) -> Option<Birth> {
+    match mode {
+        Mode::User(mode) => mode.follower.next().await,
+        Mode::Kernel => std::future::pending().await,
     }
 }
 

@@ -5,9 +5,9 @@ use std::process::Child;
 use log::{info, warn};
 use memleak_common::probe::Resource;
 
-use super::{SessionError, checks::check_plan, config::config, wait::millis};
+use super::{SessionError, checks::check_plan, config::config, follow::Follower, wait::millis};
 use crate::{
-    bpf::{Tracer, UserStart},
+    bpf::{Tracer, UserStart, answering_threads},
     probe::{
         plan::{AttachPoint, Plan, PlanOptions, plan, symbol_names},
         table::{Row, TABLE},
@@ -43,6 +43,8 @@ pub(super) struct UserMode {
     probed: Vec<Resource>,
     /// The danger of exceptions was told.
     warned: bool,
+    /// Follows children and new programs.
+    pub(super) follower: Follower,
     /// A command that does not run yet.
     pub(super) held: Option<HeldCommand>,
     /// A command that runs.
@@ -53,11 +55,14 @@ pub(super) struct UserMode {
 pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMode, Tracer), SessionError> {
     let rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
     let pids = processes.iter().map(|process| process.pid);
-    let UserStart { tracer, by_system_calls, took } = Tracer::of_processes(&config(settings), &rows, pids)?;
+    let UserStart { tracer, births, by_system_calls, took } =
+        Tracer::of_processes(&config(settings), &rows, pids)?;
     info!("loaded the BPF programs in {} ms", millis(took));
     let is_probed = |resource: &Resource| !by_system_calls.contains(resource);
     let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
-    Ok((UserMode { rows, probed, warned: false, held: None, command: None }, tracer))
+    let follower = Follower::start(births, answering_threads())
+        .map_err(|error| SessionError::System("cannot start a thread", error))?;
+    Ok((UserMode { rows, probed, warned: false, follower, held: None, command: None }, tracer))
 }
 
 impl UserMode {

@@ -21,6 +21,7 @@ mod fallback;
 mod kernel;
 mod kernel_ends;
 mod kernel_facts;
+mod life;
 mod losses;
 mod options;
 mod resources;
