@@ -238,9 +238,13 @@ pub struct Cli {
     #[arg(long, help_heading = "What is reported")]
     pub folded: bool,
 
-    /// Write reports to FILE, not to standard output
+    /// Write reports to FILE, not to standard output; what was in it is replaced when the first report is ready
     #[arg(long, value_name = "FILE", help_heading = "What is reported")]
     pub output: Option<PathBuf>,
+
+    /// With --output: add to what is in FILE
+    #[arg(long, help_heading = "What is reported")]
+    pub append: bool,
 
     /// Exit with N (1 to 255) where the last report holds an outstanding allocation
     #[arg(long, value_name = "N", help_heading = "What is reported")]

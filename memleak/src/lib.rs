@@ -17,6 +17,7 @@ pub mod report;
 pub mod session;
 pub mod settings;
 pub mod snapshot;
+pub mod stderr;
 pub mod symbolize;
 pub mod target;
 pub mod targets;

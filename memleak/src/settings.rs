@@ -2,25 +2,30 @@
 
 mod kernel;
 mod resources;
+mod usage;
 
-use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, ffi::OsString, time::Duration};
 
-use clap::ValueEnum;
 use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
 
 pub use kernel::{KernelProbes, KernelSettings};
 use kernel::{refuse_kernel_options, resolve_kernel};
+pub use usage::UsageError;
+use usage::{MAX_PID, WholeNumber, non_empty, one_of};
 
 use crate::{
     cli::{self, Cli},
-    escape::printable,
     exit::{self, ExitMessage, Stream},
     probe::{
         resource::{Catalog, ResourceInfo},
         spec::UserResource,
         table::Row,
     },
-    report::format::{KINDS, Kind, folded, json},
+    report::{
+        format::{self, KINDS, Kind, folded, json},
+        output::OutputFile,
+    },
+    stderr,
 };
 
 /// What is traced.
@@ -79,7 +84,7 @@ pub struct ReportSettings {
     /// One acquire in this many was captured (`-s`); 1 for all.
     pub sample_rate: u64,
     /// Reports go here instead of standard output.
-    pub output: Option<PathBuf>,
+    pub output: Option<OutputFile>,
 }
 
 /// What is captured, in the kernel.
@@ -156,41 +161,6 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
-/// A command line that cannot be obeyed: one line, `<what>: <why>; <what to do>`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: {why}; {remedy}")]
-pub struct UsageError {
-    /// The option or argument.
-    pub what: String,
-    /// What is wrong with it.
-    pub why: String,
-    /// What to type instead.
-    pub remedy: String,
-    /// Exit status: [`exit::USAGE`], or [`exit::FAILED`] where the command line is right but we cannot serve it.
-    pub status: u8,
-}
-
-impl UsageError {
-    fn new(what: &str, why: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { what: what.to_owned(), why: why.into(), remedy: remedy.into(), status: exit::USAGE }
-    }
-}
-
-impl UsageError {
-    /// From a line of the form `<why>; <what to do>`.
-    fn of_line(what: &str, line: &impl std::fmt::Display) -> Self {
-        let line = line.to_string();
-        let (why, remedy) = line.rsplit_once("; ").unwrap_or((&line, "see memleak --help"));
-        Self::new(what, why, remedy)
-    }
-}
-
-impl From<UsageError> for ExitMessage {
-    fn from(error: UsageError) -> Self {
-        Self::error(error.status, &error.to_string())
-    }
-}
-
 /// Most entries a BPF hash map can have: its buckets, a power of two, must number less than 2^32 / 16
 /// (`htab_map_alloc` in kernel/bpf/hashtab.c; 16 is the size of its `struct bucket`).
 const MAX_MAP_ENTRIES: u64 = 1 << 27;
@@ -200,17 +170,6 @@ const MAX_INTERVAL_SECONDS: f64 = u32::MAX as f64;
 
 /// Shortest INTERVAL in seconds: below it a report would follow on the other without a pause.
 const MIN_INTERVAL_SECONDS: f64 = 0.001;
-
-/// Largest process ID that the kernel could ever give: `pid_t` is an `int`.
-const MAX_PID: u64 = i32::MAX as u64;
-
-/// What a whole number on the command line may be.
-struct WholeNumber {
-    what: &'static str,
-    min: u64,
-    max: u64,
-    remedy: &'static str,
-}
 
 const COUNT: WholeNumber = WholeNumber {
     what: "COUNT",
@@ -261,20 +220,6 @@ const ERROR_EXITCODE: WholeNumber = WholeNumber {
     remedy: "give the exit status for a run that ends with something outstanding, such as 99",
 };
 
-impl WholeNumber {
-    /// `text` as a number of type `T`; the range of this row must be within that of `T`.
-    fn parse<T: TryFrom<u64>>(&self, text: &str) -> Result<T, UsageError> {
-        let number = text.trim().parse::<u64>().ok().filter(|number| (self.min..=self.max).contains(number));
-        number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| {
-            let range = match self.max {
-                u64::MAX => format!("from {} up", self.min),
-                max => format!("from {} to {max}", self.min),
-            };
-            UsageError::new(self.what, format!("'{text}' is no whole number {range}"), self.remedy)
-        })
-    }
-}
-
 impl Settings {
     /// Reads and checks a command line; `args` begins with the program's name.
     pub fn from_args<I, T>(args: I) -> Result<Self, ExitMessage>
@@ -286,7 +231,7 @@ impl Settings {
         if cli.list_resources {
             let (text, warnings) = resources::list(&cli)?;
             for warning in warnings {
-                eprintln!("memleak: warning: {}", printable(&warning));
+                stderr::line(&format!("warning: {warning}"));
             }
             return Err(ExitMessage { status: exit::DONE, stream: Stream::Stdout, text });
         }
@@ -432,6 +377,10 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         let why = "-a lists ages and addresses, and -C keeps them out of the report";
         return Err(UsageError::new("-a with -C", why, "keep one of them"));
     }
+    if cli.append && cli.output.is_none() {
+        let why = "there is no file to append to";
+        return Err(UsageError::new("--append", why, "name it with --output FILE, or leave --append out"));
+    }
     Ok(ReportSettings {
         format: resolve_format(cli)?,
         top: TOP.parse(&cli.top)?,
@@ -440,7 +389,7 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         combined_only: cli.combined_only,
         older: Duration::from_millis(OLDER.parse(&cli.older)?),
         sample_rate: SAMPLE_RATE.parse(&cli.sample_rate)?,
-        output: cli.output.clone(),
+        output: cli.output.clone().map(|path| OutputFile { path, append: cli.append }),
     })
 }
 
@@ -448,7 +397,7 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
 fn resolve_format(cli: &Cli) -> Result<Kind, UsageError> {
     const WHAT: &str = "--format";
     let named = cli.format.as_deref().map(|name| {
-        Kind::named(name).ok_or_else(|| {
+        format::named(name).ok_or_else(|| {
             let names = KINDS.map(|kind| kind.name).join(", ");
             UsageError::new(WHAT, format!("'{name}' is not a format"), format!("give one of {names}"))
         })
@@ -466,27 +415,6 @@ fn resolve_format(cli: &Cli) -> Result<Kind, UsageError> {
         return Err(UsageError::new(WHAT, why, "leave out -t, or take another format"));
     }
     Ok(kind)
-}
-
-/// A value of a set of names.
-fn one_of<T: ValueEnum>(what: &str, kind: &str, text: &str) -> Result<T, UsageError> {
-    T::from_str(text, true).map_err(|_| {
-        let names: Vec<String> = T::value_variants()
-            .iter()
-            .filter_map(T::to_possible_value)
-            .filter(|value| !value.is_hide_set())
-            .map(|value| value.get_name().to_owned())
-            .collect();
-        let why = format!("'{text}' is no {kind}");
-        UsageError::new(what, why, format!("give one of {}", names.join(", ")))
-    })
-}
-
-fn non_empty(what: &str, remedy: &str, value: Option<&str>) -> Result<Option<String>, UsageError> {
-    match value {
-        Some("") => Err(UsageError::new(what, "it is empty", remedy)),
-        other => Ok(other.map(str::to_owned)),
-    }
 }
 
 fn parse_interval(text: &str) -> Result<Duration, UsageError> {

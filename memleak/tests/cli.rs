@@ -1,12 +1,13 @@
 //! The command line: what is read, and what is refused in one line.
 
-use std::{
-    collections::BTreeSet, ffi::OsString, os::unix::ffi::OsStringExt as _, path::Path, time::Duration,
-};
+use std::{collections::BTreeSet, ffi::OsString, os::unix::ffi::OsStringExt as _, time::Duration};
 
 use memleak::{
     exit::{self, ExitMessage, Stream},
-    report::format::{folded, json, text},
+    report::{
+        format::{folded, json, text},
+        output::OutputFile,
+    },
     settings::{KernelProbes, KernelSettings, Settings, SortKey, TargetSpec, UnwindMode},
 };
 
@@ -133,7 +134,10 @@ fn every_option_has_its_effect() {
     assert_eq!(with(&["--folded"]).report.format, folded::KIND);
     assert_eq!(with(&["--format", "text"]).report.format, text::KIND);
     assert_eq!(with(&["--format", "JSON", "--json"]).report.format, json::KIND);
-    assert_eq!(with(&["--output", "f"]).report.output.as_deref(), Some(Path::new("f")));
+    let output = |append| Some(OutputFile { path: "f".into(), append });
+    assert_eq!(with(&["--output", "f"]).report.output, output(false));
+    assert_eq!(with(&["--append", "--output", "f"]).report.output, output(true));
+    assert!(parse(&["-p", "7", "--append"]).is_err_and(|message| message.text.contains("--output FILE")));
     assert_eq!(with(&["--max-depth", "1"]).capture.max_depth, 1);
     assert_eq!(with(&["--max-depth", "127"]).capture.max_depth, 127);
     assert_eq!(with(&["--stack-storage-size", "10"]).capture.stack_storage_size, 10);

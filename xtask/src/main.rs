@@ -4,6 +4,7 @@ mod bench;
 mod build_ebpf;
 mod demo;
 mod fuzz;
+mod layers;
 mod packages;
 mod privilege;
 mod run;
@@ -33,6 +34,8 @@ enum Task {
     Demo,
     /// Fuzzes the parsers that read what a target wrote
     Fuzz(fuzz::Options),
+    /// Checks that the source files keep to the layers that ARCHITECTURE.md draws
+    Layers,
     /// Checks format and lints, runs all tests, the live ones as root
     Test(test::Options),
     /// Runs live tests on other kernels, in virtual machines under software emulation
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Demo => demo::run(),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Layers => layers::run(),
         Task::Test(options) => test::run(&options),
         Task::Vm(options) => vm::run(&options),
     };

@@ -4,6 +4,7 @@
 
 pub mod aarch64;
 pub mod placement;
+pub mod relocations;
 pub mod x86_64;
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -13,6 +14,7 @@ compile_error!("memleak knows x86_64 and aarch64");
 pub use aarch64::host::{Breakpoint, MACHINE as HOST, OBJECT, SYSTEM_CALLS};
 use object::elf;
 use placement::Placement;
+use relocations::RelocationTypes;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::host::{Breakpoint, MACHINE as HOST, OBJECT, SYSTEM_CALLS};
 
@@ -23,15 +25,6 @@ pub enum Machine {
     X86_64,
     /// 64-bit ARM, little-endian.
     Aarch64,
-}
-
-/// Relocation types that store an address.
-#[derive(Clone, Copy, Debug)]
-pub struct RelocationTypes {
-    /// What a resolver returns.
-    pub irelative: elf::RelocationType,
-    /// A symbol's plain address.
-    pub plain: [elf::RelocationType; 3],
 }
 
 impl Machine {

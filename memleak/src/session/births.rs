@@ -138,6 +138,7 @@ impl Session {
         if let Some(old) = old {
             self.reporter.symbolizer.forget(old);
         }
+        self.reporter.sink.protect_process(pid);
         info!("process {pid} has replaced its program: its allocations are gone");
         self.mappings_changed(target, monotonic_ns());
         Ok(true)

@@ -1,11 +1,14 @@
 //! What can be said to be wrong before anything is traced.
 
+use std::{collections::HashSet, path::Path};
+
 use log::warn;
 use memleak_common::probe::Resource;
 
 use super::SessionError;
 use crate::{
     probe::{
+        gaps::{Gap, gaps},
         plan::{Plan, PlanError, PlanOptions},
         table::DEFAULT_RESOURCES,
     },
@@ -13,6 +16,19 @@ use crate::{
     settings::Settings,
     target::{object::Object, process::Process},
 };
+
+/// Without these nothing can be traced, and a report not be made: better said before anything is attached.
+pub(super) fn check_mounts() -> Result<(), SessionError> {
+    // A /proc that was mounted for another PID namespace has no `self` here.
+    if !Path::new("/proc/self/status").exists() {
+        return Err(SessionError::NotMounted { what: "/proc", kind: "proc" });
+    }
+    // aya takes the number of CPUs from it, and with that what per-CPU maps hold.
+    if !Path::new("/sys/devices/system/cpu/possible").exists() {
+        return Err(SessionError::NotMounted { what: "/sys", kind: "sysfs" });
+    }
+    Ok(())
+}
 
 /// The shell makes two words of two process ids, and the second would be taken for INTERVAL.
 pub(super) fn check_interval(settings: &Settings, processes: &[Process]) -> Result<(), SessionError> {
@@ -57,5 +73,14 @@ pub(super) fn check_plan(
     match plan.is_empty() && options.resources.iter().any(is_memory) {
         true => Err(PlanError::nothing_found(objects, options)),
         false => Ok(()),
+    }
+}
+
+/// Warns of what reports on process `pid` will lack, of each thing once in a run. `plan` is for all that it has mapped.
+pub(super) fn tell_gaps(pid: u32, plan: &Plan, objects: &[Object], told: &mut HashSet<Gap>) {
+    for gap in gaps(objects, plan) {
+        if told.insert(gap.clone()) {
+            warn!("process {pid}: {gap}");
+        }
     }
 }

@@ -10,6 +10,7 @@ mod config;
 mod error;
 mod events;
 mod follow;
+mod guard;
 mod kernel_mode;
 mod reporter;
 mod run;

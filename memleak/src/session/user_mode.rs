@@ -1,14 +1,21 @@
 //! User mode: what is probed in processes.
 
-use std::process::Child;
+use std::{collections::HashSet, process::Child};
 
 use log::{info, warn};
 use memleak_common::probe::Resource;
 
-use super::{SessionError, checks::check_plan, config::config, follow::Follower, wait::millis};
+use super::{
+    SessionError,
+    checks::{check_plan, tell_gaps},
+    config::config,
+    follow::Follower,
+    wait::millis,
+};
 use crate::{
     bpf::{Tracer, UserStart, answering_threads},
     probe::{
+        gaps::Gap,
         plan::{AttachPoint, Plan, PlanOptions, plan, symbol_names},
         table::{Row, TABLE},
     },
@@ -45,6 +52,8 @@ pub(super) struct UserMode {
     warned: bool,
     /// Follows children and new programs.
     pub(super) follower: Follower,
+    /// What is not seen of allocators, as far as it was told.
+    told_gaps: HashSet<Gap>,
     /// A command that does not run yet.
     pub(super) held: Option<HeldCommand>,
     /// A command that runs.
@@ -62,14 +71,16 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
     let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
     let follower = Follower::start(births, answering_threads())
         .map_err(|error| SessionError::System("cannot start a thread", error))?;
-    Ok((UserMode { rows, probed, warned: false, follower, held: None, command: None }, tracer))
+    let told_gaps = HashSet::new();
+    let mode = UserMode { rows, probed, warned: false, told_gaps, follower, held: None, command: None };
+    Ok((mode, tracer))
 }
 
 impl UserMode {
     /// Plans probes for what a process has mapped: for all of it, where that must hold an allocator, or for the
     /// objects that were not looked at yet.
     pub(super) fn plan(
-        &self,
+        &mut self,
         capture: &CaptureSettings,
         traced: &mut Traced,
         which: Objects,
@@ -95,6 +106,9 @@ impl UserMode {
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
         if which == Objects::All {
             check_plan(pid, &plan, &objects, &options, self.probed == capture.resources)?;
+            if capture.resources.contains(&Resource::Heap) {
+                tell_gaps(pid, &plan, &objects, &mut self.told_gaps);
+            }
         }
         for (path, allocator) in &plan.allocators {
             info!("{path}: {allocator}");

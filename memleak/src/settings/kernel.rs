@@ -1,6 +1,6 @@
 //! The options of kernel mode, and those that make no sense in it.
 
-use super::{MAX_PID, UsageError, WholeNumber, non_empty, one_of};
+use super::usage::{MAX_PID, UsageError, WholeNumber, non_empty, one_of};
 use crate::cli::Cli;
 pub use crate::probe::kernel::KernelProbes;
 

@@ -4,7 +4,7 @@ use std::{collections::HashSet, fmt::Write as _, path::PathBuf};
 
 use memleak_common::probe::Resource;
 
-use super::UsageError;
+use super::usage::UsageError;
 use crate::{
     cli::{Cli, Pair},
     near::nearest,

@@ -6,7 +6,7 @@ pub mod placement;
 
 use object::elf;
 
-use super::RelocationTypes;
+use super::relocations::RelocationTypes;
 
 /// ELF for the Arm 64-bit Architecture (AAELF64), section 5.7.
 pub const RELOCATIONS: RelocationTypes = RelocationTypes {

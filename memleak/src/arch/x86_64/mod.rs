@@ -7,7 +7,7 @@ pub mod placement;
 
 use object::elf;
 
-use super::RelocationTypes;
+use super::relocations::RelocationTypes;
 
 /// System V ABI, AMD64, section 4.4.
 pub const RELOCATIONS: RelocationTypes = RelocationTypes {

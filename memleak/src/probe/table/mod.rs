@@ -1,126 +1,24 @@
 //! Every function that is probed: one row each, data only. A row's index is the attach cookie and its place in the map
 //! `PROBES`. Nothing else in the program knows a function by name.
 
+mod allocators;
 mod c_library;
 mod control;
 mod libraries;
 mod memory;
+mod row;
 pub mod system_calls;
 mod threads;
 
-use std::{borrow::Cow, sync::LazyLock};
+use std::sync::LazyLock;
 
-use memleak_common::probe::{ProbeRow, Resource, handle, success};
-
-/// What a call of the function does to the resource, and so which programs are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Role {
-    /// Hands out something new: `acquire_enter` and `acquire_exit`.
-    Acquire,
-    /// Releases what it was given and hands out something instead, or fails and does neither (realloc, mremap):
-    /// `acquire_enter` and `acquire_exit`.
-    Resize,
-    /// Releases and cannot fail: `release_enter`.
-    Release,
-    /// Releases, unless it fails (munmap): `acquire_enter` and `acquire_exit`.
-    FallibleRelease,
-    /// Acquires for its own use, by functions of its group, and releases in other ways (sqlite3_exec): what it calls
-    /// does not count. `acquire_enter` and `acquire_exit`.
-    Shield,
-    /// Leaves frames behind without their return (longjmp, exceptions): `abandon_enter`.
-    Abandon,
-    /// Is called when the target's mappings have changed: `mappings_enter`.
-    Notice,
-}
-
-/// Which objects' symbols a row applies to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Scope {
-    /// Objects that define an allocator; the symbols may carry its prefix (`je_`).
-    Heap,
-    /// As `Heap`, but only some allocators have it: that it is missing is not worth a word.
-    HeapExtension,
-    /// Objects of allocators whose C++ operators do not call malloc ([`crate::target::allocator`]). Never prefixed.
-    Operator,
-    /// Objects that define the C library's mmap and munmap. Never prefixed.
-    Mapping,
-    /// Objects of the C library, or static programs: the name is too common to be looked for elsewhere.
-    CLibrary,
-    /// Every object that defines the function. Never prefixed.
-    Anywhere,
-    /// A user's: the objects that [`Row::object`] names, as `-O` would; without a name every object.
-    User,
-}
-
-/// One function.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row {
-    /// Name of the symbol, without version and without an allocator's prefix.
-    pub function: Cow<'static, str>,
-    /// What it does.
-    pub role: Role,
-    /// Where it is looked for.
-    pub scope: Scope,
-    /// For [`Scope::User`].
-    pub object: Option<String>,
-    /// What the BPF programs read.
-    pub probe: ProbeRow,
-}
-
-impl Row {
-    /// A run over these resources needs it.
-    pub fn serves(&self, resources: &[Resource]) -> bool {
-        matches!(self.role, Role::Abandon | Role::Notice)
-            || resources.iter().any(|resource| resource.number() == self.probe.resource)
-    }
-}
-
-/// What is traced where nothing else is asked for (spec section 3).
-pub const DEFAULT_RESOURCES: &[Resource] = &[Resource::Heap, Resource::Mmap];
+pub use row::{DEFAULT_RESOURCES, Role, Row, Scope};
+pub(in crate::probe::table) use row::{if_equal, of, releases, returns, row, stores, takes, with};
 
 /// The table of all built-in resources. Users' rows come behind.
-pub static TABLE: LazyLock<Vec<Row>> =
-    LazyLock::new(|| [memory::ROWS, c_library::ROWS, threads::ROWS, libraries::ROWS, control::ROWS].concat());
-
-const fn row(function: &'static str, role: Role, scope: Scope, probe: ProbeRow) -> Row {
-    Row { function: Cow::Borrowed(function), role, scope, object: None, probe }
-}
-
-/// Rows of a resource that is neither `heap` nor `mmap`. Those of different groups count each for itself.
-const fn of(resource: Resource, group: u8) -> ProbeRow {
-    let number = resource.number();
-    ProbeRow { resource: number, group: number << 8 | group as u32, ..ProbeRow::EMPTY }
-}
-
-/// Returns the handle, a pointer; null where it fails.
-const fn returns(row: ProbeRow) -> ProbeRow {
-    ProbeRow { handle: handle::RETURN, ..row }
-}
-
-/// Stores the handle, a pointer, where argument `handle_arg` says; null where it fails.
-const fn stores(row: ProbeRow, handle_arg: u8) -> ProbeRow {
-    ProbeRow { handle: handle::BEHIND_ARG, handle_arg, ..row }
-}
-
-/// Acquires what argument `handle_arg` is, where it returns `value`.
-const fn takes(row: ProbeRow, handle_arg: u8, value: i64) -> ProbeRow {
-    ProbeRow { handle: handle::ARG, handle_arg, ..if_equal(row, value) }
-}
-
-/// Releases argument `release_arg`.
-const fn releases(row: ProbeRow, release_arg: u8) -> ProbeRow {
-    ProbeRow { release_arg, ..row }
-}
-
-/// Where it returns this `int`.
-const fn if_equal(row: ProbeRow, success_value: i64) -> ProbeRow {
-    ProbeRow { success: success::EQUAL, success_value, ..row }
-}
-
-/// With more flags.
-const fn with(row: ProbeRow, more: u32) -> ProbeRow {
-    ProbeRow { flags: row.flags | more, ..row }
-}
+pub static TABLE: LazyLock<Vec<Row>> = LazyLock::new(|| {
+    [memory::ROWS, allocators::ROWS, c_library::ROWS, threads::ROWS, libraries::ROWS, control::ROWS].concat()
+});
 
 #[cfg(test)]
 mod tests;
