@@ -12,17 +12,15 @@ use std::{
     time::Duration,
 };
 
-use super::links::Link;
-
 /// Links of one process, and the slot that is free when they have ended.
-pub(super) struct Retired {
-    pub(super) links: Vec<Link>,
+pub(super) struct Retired<T> {
+    pub(super) links: Vec<T>,
     pub(super) slot: Option<u32>,
 }
 
 /// The thread that has links ended.
-pub(super) struct Closer {
-    retire: Option<Sender<Retired>>,
+pub(super) struct Closer<T> {
+    retire: Option<Sender<Retired<T>>>,
     closed: Receiver<u32>,
     thread: Option<JoinHandle<()>>,
 }
@@ -34,7 +32,7 @@ const BATCH: usize = 8;
 /// How often children are looked after.
 const PAUSE: Duration = Duration::from_millis(20);
 
-impl Closer {
+impl<T: Send + 'static> Closer<T> {
     pub(super) fn start() -> io::Result<Self> {
         let (retire, retired) = mpsc::channel();
         let (tell, closed) = mpsc::channel();
@@ -46,7 +44,7 @@ impl Closer {
     }
 
     /// Has these links ended.
-    pub(super) fn retire(&self, retired: Retired) {
+    pub(super) fn retire(&self, retired: Retired<T>) {
         // The thread lives as long as we.
         if let Some(Err(mpsc::SendError(retired))) = self.retire.as_ref().map(|retire| retire.send(retired)) {
             end_with_a_child(vec![retired]);
@@ -63,7 +61,9 @@ impl Closer {
         self.join();
         self.closed()
     }
+}
 
+impl<T> Closer<T> {
     fn join(&mut self) {
         drop(self.retire.take());
         if let Some(thread) = self.thread.take() {
@@ -72,14 +72,14 @@ impl Closer {
     }
 }
 
-impl Drop for Closer {
+impl<T> Drop for Closer<T> {
     fn drop(&mut self) {
         self.join();
     }
 }
 
-fn close_until_done(retired: &Receiver<Retired>, tell: &Sender<u32>) {
-    let mut waiting: Vec<Retired> = Vec::new();
+fn close_until_done<T>(retired: &Receiver<Retired<T>>, tell: &Sender<u32>) {
+    let mut waiting: Vec<Retired<T>> = Vec::new();
     let mut children: Vec<(libc::pid_t, Vec<u32>)> = Vec::new();
     let mut is_done = false;
     while !is_done || !waiting.is_empty() || !children.is_empty() {
@@ -101,7 +101,7 @@ fn close_until_done(retired: &Receiver<Retired>, tell: &Sender<u32>) {
         }
         waiting.extend(retired.try_iter());
         while !waiting.is_empty() && children.len() < MOST_CHILDREN {
-            let batch: Vec<Retired> = waiting.drain(..waiting.len().min(BATCH)).collect();
+            let batch: Vec<Retired<T>> = waiting.drain(..waiting.len().min(BATCH)).collect();
             let slots = batch.iter().filter_map(|one| one.slot).collect();
             children.push((end_with_a_child(batch), slots));
         }

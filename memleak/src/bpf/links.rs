@@ -55,7 +55,7 @@ pub struct Probes {
     /// Places with a probe.
     count: usize,
     /// `None` while nothing was to be ended yet.
-    closer: Option<Closer>,
+    closer: Option<Closer<Link>>,
     /// Slots that are free without it.
     freed: Vec<u32>,
 }

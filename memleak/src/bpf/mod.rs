@@ -4,7 +4,7 @@
 //! - `error`, `sys` (bpf(2)), `access` (maps and programs by name);
 //! - `config` (what a run asks for), `object` (the embedded object), `multi` and `uprobes` (programs), `links`;
 //! - `closer` (ends links beside the run), `births` (notices of children and new programs);
-//! - `targets`, `records`, `stack_store`, `unwind_maps`, `stats` (maps);
+//! - `targets`, `records`, `rings`, `stack_store`, `unwind_maps`, `mapping_states`, `stats` (maps);
 //! - `user_mode` and `kernel_mode` (loading), `reader` (snapshots);
 //! - `tracer`, which is all that a session sees.
 
@@ -15,10 +15,12 @@ mod config;
 mod error;
 mod kernel_mode;
 mod links;
+mod mapping_states;
 mod multi;
 mod object;
 mod reader;
 mod records;
+mod rings;
 mod stack_store;
 mod stats;
 mod sys;
@@ -33,7 +35,7 @@ use std::time::Duration;
 pub use births::Births;
 pub use config::{Config, Walk, answering_threads};
 pub use error::BpfError;
-pub use links::{Outcome, Scope};
+pub use links::Scope;
 pub use tracer::{Tracer, UserStart};
 
 /// Longest time that a process is held at its birth.

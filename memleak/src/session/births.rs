@@ -87,8 +87,9 @@ impl Session {
         let child = self.add_target(&Process::open(pid)?, Some((parent, shared)))?;
         let Some(traced) = self.targets.get(child) else { return Ok(false) };
         let scope = Scope { pid, slot: traced.slot };
+        self.reporter.symbolizer.inherit(parent, child);
         if !shared.memory {
-            self.reporter.symbolizer.inherit(from, traced.owner.space);
+            self.tracer.inherit_mappings(from, traced.owner.space);
         }
         if !self.tracer.inherit(slot, scope)? {
             self.mappings_changed(child, monotonic_ns());
@@ -130,14 +131,12 @@ impl Session {
             return Ok(false);
         }
         traced.planned.clear();
+        traced.allocator_code.clear();
         if let Ok(status) = read_status(pid) {
             traced.comm = status.comm;
         }
         self.tracer.program_replaced(traced, old, by_another_thread);
         self.due.clearing.get_or_insert_with(|| Instant::now() + CLEAR_AFTER);
-        if let Some(old) = old {
-            self.reporter.symbolizer.forget(old);
-        }
         self.reporter.sink.protect_process(pid);
         info!("process {pid} has replaced its program: its allocations are gone");
         self.mappings_changed(target, monotonic_ns());

@@ -14,7 +14,7 @@ use super::{
     user_mode::Objects,
     wait::{event_line, is_kernels, millis},
 };
-use crate::{proc::clock::monotonic_ns, report::sink::Delivery, snapshot::Unmap};
+use crate::{proc::clock::monotonic_ns, report::sink::Delivery, snapshot::ranges::Release};
 
 impl Session {
     /// Handles what the kernel side has sent: some of it, so that a target that is faster than we are leaves time for
@@ -24,7 +24,6 @@ impl Session {
         const AT_ONCE: usize = 16_384;
         const TIME: Duration = Duration::from_millis(50);
         let deadline = Instant::now() + TIME;
-        let mut lines = Vec::new();
         // What is mapped now is read, so that one reading answers all notices up to it: none waits behind another.
         let (mut noticed, mut last_notice) = (BTreeMap::new(), None);
         let mut taken = 0;
@@ -35,25 +34,12 @@ impl Session {
         {
             taken += 1;
             match event.kind {
-                kind::ACQUIRE | kind::RELEASE => {
-                    // The kernel's own events name a process as they are.
-                    let owner = self.targets.owner_of(event.owner);
-                    let pid = owner.map_or(event.owner, |traced| traced.id.pid);
-                    let mut line = event_line(&event, pid, &self.reporter.catalog);
-                    if let Some(line) = &mut line
-                        && is_kernels(line.resource.resource)
-                    {
-                        line.tag = self.tracer.stack(event.stack_id)?.and_then(|s| s.tag.clone());
-                    }
-                    lines.extend(line);
-                }
-                kind::UNMAP => self.tracer.unmapped(Unmap {
+                kind::RELEASE_RANGE => self.tracer.released(&Release {
                     space: event.owner,
                     resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
                     start: event.handle,
                     end: event.handle.saturating_add(event.size),
                     time_ns: event.time_ns,
-                    idle: 0,
                 }),
                 kind::MAPPINGS => {
                     noticed.entry(event.owner).or_insert(event.time_ns);
@@ -69,11 +55,36 @@ impl Session {
         if let Some(time_ns) = last_notice {
             self.tracer.answer(time_ns)?;
         }
-        self.tracer.forget_unmaps()?;
+        self.tracer.apply_releases()?;
         if stacks_stored {
             self.due.collection = self.tracer.collection_due()?;
         }
         let more = taken == AT_ONCE || Instant::now() >= deadline;
+        let (delivery, more_lines) = self.print_lines(AT_ONCE, deadline)?;
+        Ok((delivery, more || more_lines))
+    }
+
+    /// Prints the lines of `-t` that were sent, at most `at_once` and until `deadline`. Says whether there may be more.
+    fn print_lines(&mut self, at_once: usize, deadline: Instant) -> Result<(Delivery, bool), SessionError> {
+        let mut lines = Vec::new();
+        let mut taken = 0;
+        while taken < at_once
+            && Instant::now() < deadline
+            && let Some(event) = self.tracer.next_line()
+        {
+            taken += 1;
+            // The kernel's own events name a process as they are.
+            let owner = self.targets.owner_of(event.owner);
+            let pid = owner.map_or(event.owner, |traced| traced.id.pid);
+            let mut line = event_line(&event, pid, &self.reporter.catalog);
+            if let Some(line) = &mut line
+                && is_kernels(line.resource.resource)
+            {
+                line.tag = self.tracer.stack(event.stack_id)?.and_then(|s| s.tag.clone());
+            }
+            lines.extend(line);
+        }
+        let more = taken == at_once || Instant::now() >= deadline;
         if lines.is_empty() {
             Ok((Delivery::Written, more))
         } else {
@@ -122,8 +133,9 @@ impl Session {
     /// Forgets what was known for the sake of things that are no longer held.
     pub(super) fn forget_released(&mut self) {
         let released = self.tracer.take_released();
-        self.reporter.symbolizer.forget_all(&released);
         self.targets.forget(&released);
+        let targets = &self.targets;
+        self.reporter.symbolizer.retain(|process| targets.get(process).is_some());
     }
 
     /// Makes room for stacks, unless a report has done so meanwhile. Another time is set where it was not enough.
