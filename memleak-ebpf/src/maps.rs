@@ -20,7 +20,7 @@ use memleak_common::{
     stack::{ShortStackRecord, StackRecord},
     stats::{STATS as STAT_COUNT, Stat},
     system_call::MAX_SYSTEM_CALLS,
-    thread::{MAX_TARGETS, Target, ThreadRecord},
+    thread::{CallKey, MAX_TARGETS, OpenCall, Target, ThreadRecord},
     unwind::{KNOWN_RULES, KnownRule, Mapping, PublishedList},
 };
 
@@ -52,6 +52,14 @@ pub static MAPPING_STATES: Array<MappingState> = Array::with_max_entries(MAX_TAR
 /// Threads of traced processes that have called a probed function.
 #[map]
 pub static THREADS: HashMap<u64, ThreadRecord> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Pending calls of functions whose `ret` instructions are probed.
+#[map]
+pub static CALLS: HashMap<CallKey, OpenCall> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// 1 once such a call has been left by another thread than had entered it.
+#[map]
+pub static SWITCHED: Array<u32> = Array::with_max_entries(1, 0);
 
 /// All zeroes: what a thread's record starts as. It is too large for a program's stack.
 #[map]

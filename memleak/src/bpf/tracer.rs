@@ -26,6 +26,7 @@ use super::{
     user_mode,
 };
 use crate::{
+    arch::returns::Unclear,
     probe::{kernel::KernelPlan, plan::AttachPoint, table::Row},
     proc::{maps::Mapping, readable::readable},
     snapshot::{Snapshot, Stack, ranges::Release},
@@ -243,8 +244,13 @@ impl Tracer {
         self.probes.are_of_threads()
     }
 
-    /// An exception that leaves one of these calls would end the process, since its stack cannot be mended here.
-    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<&'a AttachPoint> {
+    /// See [`Probes::mends_stack`].
+    pub fn mends_stack(&self) -> bool {
+        self.probes.mends_stack()
+    }
+
+    /// See [`Probes::dangers`].
+    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<(&'a AttachPoint, Unclear)> {
         self.probes.dangers(points)
     }
 
