@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     arch::returns::Unclear,
+    objects::ObjectStore,
     probe::{kernel::KernelPlan, plan::AttachPoint, table::Row},
     proc::{maps::Mapping, readable::readable},
     snapshot::{Snapshot, Stack, ranges::Release},
@@ -66,14 +67,15 @@ pub struct UserStart {
 
 impl Tracer {
     /// Loads the programs that trace processes by these rows, and enters the unwind tables of the processes `pids`, which
-    /// will be the first that are taken in.
+    /// will be the first that are taken in; `store` opens their objects.
     pub fn of_processes(
         config: &Config,
         rows: &[Row],
         pids: impl Iterator<Item = u32>,
+        store: &ObjectStore,
     ) -> Result<UserStart, BpfError> {
         // The tables first: an array's size is set when it is made.
-        let mut tables = ProcessTables::default();
+        let mut tables = ProcessTables::new(store.clone());
         let objects =
             if config.walks_tables() { tables.observe_running((0..).zip(pids)) } else { Vec::new() };
         let words = words_for((!objects.is_empty()).then(|| tables.sums()));

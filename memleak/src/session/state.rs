@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     bpf::{Scope, Tracer},
+    objects::ObjectStore,
     probe::plan::Plan,
     proc::{
         dynamic_linker::debug_address, maps::read_maps, memory::ProcessMemory, readable::readable,
@@ -74,7 +75,11 @@ impl Session {
     }
 
     fn new(settings: Settings, sink: Sink, mode: Mode, tracer: Tracer) -> Self {
-        let reporter = Reporter::new(settings.capture.catalog(), sink);
+        let store = match &mode {
+            Mode::User(mode) => mode.store.clone(),
+            Mode::Kernel => ObjectStore::default(),
+        };
+        let reporter = Reporter::new(settings.capture.catalog(), sink, store);
         let (targets, due, ends) = (Targets::default(), Due::default(), mpsc::unbounded_channel());
         Self {
             settings,

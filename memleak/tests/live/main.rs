@@ -22,6 +22,7 @@ mod errors;
 mod exact;
 mod fallback;
 mod harm;
+mod hostile;
 mod kernel;
 mod kernel_ends;
 mod kernel_facts;
