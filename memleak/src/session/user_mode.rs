@@ -9,10 +9,11 @@ use super::{
     SessionError,
     checks::{check_plan, tell_gaps},
     config::config,
+    follow::Follower,
     wait::millis,
 };
 use crate::{
-    bpf::{Tracer, UserStart},
+    bpf::{Tracer, UserStart, answering_threads},
     objects::ObjectStore,
     probe::{
         gaps::Gap,
@@ -54,6 +55,8 @@ pub(super) struct UserMode {
     mends_stack: bool,
     /// The danger of replaced return addresses was told.
     warned: bool,
+    /// Follows children and new programs.
+    pub(super) follower: Follower,
     /// What is not seen of allocators, as far as it was told.
     told_gaps: HashSet<Gap>,
     /// A command that does not run yet.
@@ -67,15 +70,16 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
     let rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
     let store = ObjectStore::default();
     let pids = processes.iter().map(|process| process.pid);
-    let UserStart { tracer, by_system_calls, took } =
+    let UserStart { tracer, births, by_system_calls, took } =
         Tracer::of_processes(&config(settings), &rows, pids, &store)?;
     info!("loaded the BPF programs in {} ms", millis(took));
     let is_probed = |resource: &Resource| !by_system_calls.contains(resource);
     let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
-    let mends_stack = tracer.mends_stack();
-    let told_gaps = HashSet::new();
-    let mode =
-        UserMode { store, rows, probed, mends_stack, warned: false, told_gaps, held: None, command: None };
+    let follower = Follower::start(births, answering_threads())
+        .map_err(|error| SessionError::System("cannot start a thread", error))?;
+    let (mends_stack, told_gaps) = (tracer.mends_stack(), HashSet::new());
+    let (warned, held, command) = (false, None, None);
+    let mode = UserMode { store, rows, probed, mends_stack, warned, told_gaps, follower, held, command };
     Ok((mode, tracer))
 }
 

@@ -6,16 +6,13 @@
 
 mod ended;
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
-    ops::Range,
-};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use memleak_common::thread::{MAX_TARGETS, Owner, Target};
 
 pub use ended::Ended;
 
-use crate::target::object::ObjectId;
+use crate::{snapshot::own::Code, target::object::ObjectId};
 
 /// A process, told from every other one that has had its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,8 +49,8 @@ pub struct Traced {
     pub ended: bool,
     /// Its objects that were looked at.
     pub planned: HashSet<ObjectId>,
-    /// Where its allocators' code is mapped, for [`crate::snapshot::own`].
-    pub allocator_code: Vec<Range<u64>>,
+    /// Where its allocators' code is mapped, for [`crate::snapshot::own::take_out`].
+    pub allocator_code: Vec<Code>,
 }
 
 /// All traced processes, those that have ended included as long as something of theirs is known.
@@ -68,12 +65,13 @@ pub struct Targets {
 
 impl Targets {
     /// Takes a process in. Gives its number, its slot and what the kernel side is to know of it; `None` if all slots are taken.
-    /// `parent`: the process that made it, and what the two share.
+    /// `parent`: the process that made it, and what the two share; `descriptors`: what it opens counts.
     pub fn add(
         &mut self,
         id: TargetId,
         comm: String,
         parent: Option<(u32, Shared)>,
+        descriptors: bool,
     ) -> Option<(u32, u32, Target)> {
         let (slot, number) = self.slots.claim()?;
         let mut owner = Owner { space: number, process: number };
@@ -87,7 +85,10 @@ impl Targets {
                 owner.process = parent.owner.process;
             }
         }
-        for mine in [owner.space, owner.process] {
+        if !descriptors {
+            owner.process = 0;
+        }
+        for mine in [owner.space, owner.process].into_iter().filter(|mine| *mine != 0) {
             self.numbers.entry(mine).or_insert(number);
         }
         self.processes.insert(
@@ -165,6 +166,7 @@ impl Targets {
             self.living().any(|(_, other)| other.owner.space == number || other.owner.process == number)
         };
         let mut ended: Vec<u32> = [space, process].into_iter().filter(|number| !lives(*number)).collect();
+        ended.retain(|number| *number != 0);
         ended.dedup();
         ended
     }
@@ -233,7 +235,7 @@ mod tests {
     }
 
     fn add(targets: &mut Targets, pid: u32, parent: Option<(u32, Shared)>) -> (u32, Target) {
-        let (number, _, target) = targets.add(id(pid), "test".to_owned(), parent).unwrap();
+        let (number, _, target) = targets.add(id(pid), "test".to_owned(), parent, true).unwrap();
         (number, target)
     }
 

@@ -72,16 +72,16 @@ impl ProcessTables {
         let mut known = now;
         known.sort_by_key(|(mapping, _)| mapping.start);
         self.took += begin.elapsed();
-        let objects = known.iter().filter_map(|(mapping, table)| {
-            Some(MappedObject {
-                start: mapping.start,
-                end: mapping.end,
-                file_offset: mapping.file_offset,
-                table: Arc::clone(table.as_ref()?),
-            })
-        });
-        let objects = objects.collect();
+        let objects = objects_of(&known);
         self.processes.insert(pid, known);
+        Some(objects)
+    }
+
+    /// The process `child` was made by `parent`, and has what that has mapped. Gives its objects; `None` if nothing is known.
+    pub fn inherit(&mut self, parent: u32, child: u32) -> Option<Vec<MappedObject>> {
+        let known = self.processes.get(&parent)?.clone();
+        let objects = objects_of(&known);
+        self.processes.insert(child, known);
         Some(objects)
     }
 
@@ -138,4 +138,16 @@ pub struct Sums {
     pub words: usize,
     /// Time that building took, so far.
     pub took: Duration,
+}
+
+fn objects_of(known: &[Known]) -> Vec<MappedObject> {
+    let object = |(mapping, table): &Known| {
+        Some(MappedObject {
+            start: mapping.start,
+            end: mapping.end,
+            file_offset: mapping.file_offset,
+            table: Arc::clone(table.as_ref()?),
+        })
+    };
+    known.iter().filter_map(object).collect()
 }

@@ -26,6 +26,7 @@ mod hostile;
 mod kernel;
 mod kernel_ends;
 mod kernel_facts;
+mod life;
 mod losses;
 mod options;
 mod outputs;
