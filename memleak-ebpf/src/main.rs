@@ -15,6 +15,7 @@ mod maps;
 mod records;
 mod stack;
 mod system_calls;
+mod table;
 mod thread;
 mod track;
 mod unwind;

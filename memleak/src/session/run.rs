@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     probe::plan::check_object_argument,
-    proc::limits::raise_open_files,
+    proc::{clock::monotonic_ns, limits::raise_open_files},
     report::{
         format::Options,
         sink::{Delivery, Sink},
@@ -184,10 +184,11 @@ impl Session {
     fn snapshot(&mut self) -> Result<(Snapshot, SystemTime, (Instant, Duration)), SessionError> {
         let living: Vec<u32> = self.targets.living().map(|(target, _)| target).collect();
         let begin = Instant::now();
-        let time = SystemTime::now();
         self.due.clearing = None;
         let snapshot = self.tracer.snapshot()?;
         let took = begin.elapsed();
+        let ago = Duration::from_nanos(monotonic_ns().saturating_sub(snapshot.time_ns));
+        let time = SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
         self.forget_released();
         for target in living {
             self.observe(target);
