@@ -6,6 +6,8 @@ use std::{
     process::ExitStatus,
 };
 
+use crate::stderr;
+
 /// The work is done; or nobody reads the reports any more.
 pub const DONE: u8 = 0;
 /// The work could not be done.
@@ -60,12 +62,22 @@ impl ExitMessage {
         Self { status, stream: Stream::Stderr, text }
     }
 
-    /// Writes the text and gives the status. A stream that is closed changes nothing: there is nobody to tell.
+    /// Writes the text and gives the status. Nobody to read it changes nothing; help that could not be written for
+    /// another reason (a full disk) is a failure, and standard error that cannot be written is not.
     pub fn emit(&self) -> u8 {
-        let _ = match self.stream {
-            Stream::Stdout => io::stdout().write_all(self.text.as_bytes()),
-            Stream::Stderr => io::stderr().write_all(self.text.as_bytes()),
-        };
+        match self.stream {
+            Stream::Stderr => stderr::write(&self.text),
+            Stream::Stdout => {
+                let mut stdout = io::stdout();
+                let written = stdout.write_all(self.text.as_bytes()).and_then(|()| stdout.flush());
+                if let Err(error) = written
+                    && error.kind() != io::ErrorKind::BrokenPipe
+                {
+                    stderr::line(&format!("standard output: cannot be written to: {error}; make room"));
+                    return FAILED;
+                }
+            }
+        }
         self.status
     }
 }

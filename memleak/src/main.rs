@@ -1,19 +1,28 @@
 //! Parses the command line, runs, and turns the outcome into an exit status.
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::ExitCode;
 
 use memleak::{
-    escape::printable,
     exit::{self, ExitMessage},
-    session,
+    session::{self, SessionError},
     settings::Settings,
+    stderr::{self, StderrLog},
 };
 
 fn main() -> ExitCode {
     give_back_large_blocks();
+    outlive_file_size_limit();
+    stderr::install_panic_hook();
+    // A panic has said its line by then; what it leaves behind (links, maps) ends with us.
+    ExitCode::from(std::panic::catch_unwind(status).unwrap_or(exit::FAILED))
+}
+
+/// Does what the command line says; gives the exit status.
+fn status() -> u8 {
     let settings = match Settings::from_args(std::env::args_os()) {
         Ok(settings) => settings,
-        Err(message) => return ExitCode::from(message.emit()),
+        Err(message) => return message.emit(),
     };
     let error_exitcode = settings.error_exitcode;
     StderrLog::install(settings.verbosity);
@@ -21,8 +30,9 @@ fn main() -> ExitCode {
         log::warn!("{warning}");
     }
     match run(settings) {
-        Ok(ended) => ExitCode::from(exit::of_run(error_exitcode, ended.outstanding, ended.command)),
-        Err(error) => ExitCode::from(ExitMessage::error(exit::FAILED, &error.to_string()).emit()),
+        Ok(ended) => exit::of_run(error_exitcode, ended.outstanding, ended.command),
+        Err(error) if matches!(error.downcast_ref(), Some(SessionError::Internal)) => exit::FAILED,
+        Err(error) => ExitMessage::error(exit::FAILED, &error.to_string()).emit(),
     }
 }
 
@@ -37,42 +47,19 @@ fn give_back_large_blocks() {
     }
 }
 
+/// A report beyond the limit on the size of files (`ulimit -f`) is to be an error, EFBIG, and not our end by SIGXFSZ. By a
+/// handler, since a command that we start would inherit that the signal is ignored (signal(7)).
+fn outlive_file_size_limit() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let handler: extern "C" fn(libc::c_int) = nothing;
+    // SAFETY: the handler does nothing, which is safe wherever it interrupts. If this fails the limit ends us as before.
+    unsafe { libc::signal(libc::SIGXFSZ, handler as libc::sighandler_t) };
+}
+
 fn run(settings: Settings) -> anyhow::Result<session::Ended> {
     // One thread: ptrace(2) ties a held command to the thread that started it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
         anyhow::anyhow!("cannot start: {error}; raise the limit on open files (ulimit -n)")
     })?;
     Ok(runtime.block_on(session::run(settings))?)
-}
-
-/// Warnings, and with `-v` what goes on, as lines on standard error.
-struct StderrLog;
-
-impl StderrLog {
-    fn install(verbosity: u8) {
-        let level = match verbosity {
-            0 => log::LevelFilter::Warn,
-            1 => log::LevelFilter::Info,
-            _ => log::LevelFilter::Debug,
-        };
-        if log::set_logger(&StderrLog).is_ok() {
-            log::set_max_level(level);
-        }
-    }
-}
-
-impl log::Log for StderrLog {
-    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        // What aya has to say of its own work is for its developers.
-        metadata.level() <= log::max_level() && !metadata.target().starts_with("aya")
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
-            let kind = if record.level() <= log::Level::Warn { "warning: " } else { "" };
-            eprintln!("memleak: {kind}{}", printable(&record.args().to_string()));
-        }
-    }
-
-    fn flush(&self) {}
 }

@@ -4,25 +4,28 @@ mod kernel;
 mod resources;
 mod usage;
 
-use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, ffi::OsString, time::Duration};
 
 use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
 
-pub use kernel::{KernelProbes, KernelSettings};
+pub use kernel::{KernelOptions, KernelProbes};
 use kernel::{refuse_kernel_options, resolve_kernel};
 pub use usage::UsageError;
 use usage::{MAX_PID, WholeNumber, non_empty, one_of};
 
 use crate::{
     cli::{self, Cli},
-    escape::printable,
     exit::{self, ExitMessage, Stream},
     probe::{
         resource::{Catalog, ResourceInfo},
         spec::UserResource,
         table::Row,
     },
-    report::format::{self, KINDS, Kind, folded, json},
+    report::{
+        format::{self, KINDS, Kind, folded, json},
+        output::OutputFile,
+    },
+    stderr,
 };
 
 /// What is traced.
@@ -33,7 +36,7 @@ pub enum TargetSpec {
     /// A command to start: program and arguments.
     Command(Vec<OsString>),
     /// The kernel's allocators.
-    Kernel(KernelSettings),
+    Kernel(KernelOptions),
 }
 
 /// Order of the stacks in a report; ties are broken by size, then count, then the stack itself.
@@ -81,7 +84,7 @@ pub struct ReportSettings {
     /// One acquire in this many was captured (`-s`); 1 for all.
     pub sample_rate: u64,
     /// Reports go here instead of standard output.
-    pub output: Option<PathBuf>,
+    pub output: Option<OutputFile>,
 }
 
 /// What is captured, in the kernel.
@@ -189,7 +192,7 @@ const OLDER: WholeNumber = WholeNumber {
 const SAMPLE_RATE: WholeNumber = WholeNumber {
     what: "-s/--sample-rate",
     min: 1,
-    max: 1 << 31, // the kernel side draws 32 random bits
+    max: 1 << 31, // the BPF side draws 32 random bits
     remedy: "give N to trace one allocation in N, 1 for all",
 };
 const MAX_DEPTH: WholeNumber = WholeNumber {
@@ -228,7 +231,7 @@ impl Settings {
         if cli.list_resources {
             let (text, warnings) = resources::list(&cli)?;
             for warning in warnings {
-                eprintln!("memleak: warning: {}", printable(&warning));
+                stderr::line(&format!("warning: {warning}"));
             }
             return Err(ExitMessage { status: exit::DONE, stream: Stream::Stdout, text });
         }
@@ -308,7 +311,7 @@ fn parse_pids(values: &[String]) -> Result<BTreeSet<u32>, UsageError> {
         }
         let pid = text.parse::<u64>().ok().filter(|pid| (1..=MAX_PID).contains(pid));
         let pid = pid.and_then(|pid| u32::try_from(pid).ok());
-        pids.insert(pid.ok_or_else(|| UsageError::new(WHAT, format!("'{text}' is no process ID"), HOW))?);
+        pids.insert(pid.ok_or_else(|| UsageError::new(WHAT, format!("'{text}' is not a process ID"), HOW))?);
     }
     if pids.is_empty() {
         return Err(UsageError::new(WHAT, "it is empty", "is the program running? Try: pidof NAME"));
@@ -374,6 +377,10 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         let why = "-a lists ages and addresses, and -C keeps them out of the report";
         return Err(UsageError::new("-a with -C", why, "keep one of them"));
     }
+    if cli.append && cli.output.is_none() {
+        let why = "there is no file to append to";
+        return Err(UsageError::new("--append", why, "name it with --output FILE, or leave --append out"));
+    }
     Ok(ReportSettings {
         format: resolve_format(cli)?,
         top: TOP.parse(&cli.top)?,
@@ -382,7 +389,7 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         combined_only: cli.combined_only,
         older: Duration::from_millis(OLDER.parse(&cli.older)?),
         sample_rate: SAMPLE_RATE.parse(&cli.sample_rate)?,
-        output: cli.output.clone(),
+        output: cli.output.clone().map(|path| OutputFile { path, append: cli.append }),
     })
 }
 
@@ -415,8 +422,9 @@ fn parse_interval(text: &str) -> Result<Duration, UsageError> {
     let seconds = seconds.filter(|seconds| (MIN_INTERVAL_SECONDS..=MAX_INTERVAL_SECONDS).contains(seconds));
     // The range leaves out NaN and whatever no Duration can hold.
     seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {
-        let why =
-            format!("'{text}' is no number of seconds from {MIN_INTERVAL_SECONDS} to {MAX_INTERVAL_SECONDS}");
+        let why = format!(
+            "'{text}' is not a number of seconds from {MIN_INTERVAL_SECONDS} to {MAX_INTERVAL_SECONDS}"
+        );
         UsageError::new("INTERVAL", why, "give one such as 5 or 0.5; a command to trace goes behind --")
     })
 }
@@ -432,6 +440,6 @@ fn parse_size(what: &str, text: &str) -> Result<u64, UsageError> {
     };
     let size = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
     size.ok_or_else(|| {
-        UsageError::new(what, format!("'{text}' is no size"), "give bytes, such as 4096, 64K, 16M or 1G")
+        UsageError::new(what, format!("'{text}' is not a size"), "give bytes, such as 4096, 64K, 16M or 1G")
     })
 }

@@ -49,7 +49,10 @@ impl Btf {
     pub fn kernel() -> io::Result<Self> {
         let bytes = std::fs::read(PATH)?;
         Self::parse(bytes).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{PATH} is no type information that we know"))
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{PATH} is not type information in a known form"),
+            )
         })
     }
 
@@ -189,13 +192,6 @@ fn trailing_bytes(kind: u32, vlen: usize) -> Option<usize> {
         4 | 5 | 15 | 19 => 12 * vlen, // STRUCT, UNION, DATASEC, ENUM64
         6 | 13 => 8 * vlen,           // ENUM, FUNC_PROTO
         _ => return None,
-    })
-}
-
-/// Byte offset of `member` in the running kernel's `struct name`.
-pub fn kernel_member_offset(name: &str, member: &str) -> io::Result<u32> {
-    Btf::kernel()?.member_offset(name, member).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("no member {member} of struct {name} in it"))
     })
 }
 

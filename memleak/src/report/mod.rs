@@ -5,5 +5,6 @@
 pub mod descriptors;
 pub mod format;
 pub mod model;
+pub mod output;
 pub mod sink;
 pub mod trace;

@@ -1,29 +1,33 @@
 //! Where reports go: standard output, or the file of `--output`.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io::{self, Write},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
-    path::Path,
 };
 
 use super::{
     format::{Format, Occasion, Scope},
     model::Report,
+    output::{self, OutputError, OutputFile, Protected, WholeFile},
     trace::EventLine,
 };
 
 /// Why reports cannot be written: one line, `<what>: <why>; <what to do>`.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
-    /// The file of `--output` cannot be created, or there is no standard output to be had.
-    #[error("{name}: cannot be opened: {source}; name a file that can be written to with --output")]
-    Open {
-        /// The file, or `standard output`.
+    /// The file of `--output` cannot be written to, or must not be.
+    #[error("{name}: {source}")]
+    Output {
+        /// The option and its value.
         name: String,
-        /// Why.
-        source: io::Error,
+        /// Why, and what to do.
+        source: OutputError,
     },
+    /// There is no standard output to be had.
+    #[error("standard output: cannot be opened: {0}; name a file with --output")]
+    Stdout(io::Error),
     /// A write failed, and not for want of a reader.
     #[error("{name}: cannot be written to: {source}; make room, or name another file with --output")]
     Write {
@@ -47,27 +51,56 @@ pub enum Delivery {
 /// Writes reports and events, in the form that is asked for.
 #[derive(Debug)]
 pub struct Sink {
-    /// Not buffered: what is delivered is with the reader at once.
-    output: File,
-    name: String,
+    output: Output,
     format: Box<dyn Format>,
     /// One delivery, made in full before any of it is written. Its memory is used again.
     buffer: Vec<u8>,
+    /// The last write has failed within a line.
+    within_line: bool,
+}
+
+/// Where deliveries go. Not buffered: what is delivered is with the reader at once.
+#[derive(Debug)]
+enum Output {
+    /// Standard output, or a file that is open.
+    Open { file: File, name: String },
+    /// To be opened when there is something to write: until then what is there stays as it is.
+    Named { output: OutputFile, protected: Protected },
 }
 
 impl Sink {
-    /// Opens `output`, or standard output. A file is created, or emptied, here and never again.
-    pub fn open(output: Option<&Path>, format: Box<dyn Format>) -> Result<Self, SinkError> {
-        let (output, name) = match output {
+    /// For standard output, or the file `output`, which is not touched yet.
+    pub fn open(output: Option<&OutputFile>, format: Box<dyn Format>) -> Result<Self, SinkError> {
+        let output = match output {
             None => {
-                let stdout = io::stdout().as_fd().try_clone_to_owned().map(File::from);
-                (stdout, "standard output".to_owned())
+                let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(SinkError::Stdout)?;
+                Output::Open { file: stdout.into(), name: "standard output".to_owned() }
             }
-            Some(path) => (File::create(path), name_of(path)),
+            Some(output) => Output::Named { output: output.clone(), protected: Protected::default() },
         };
-        match output {
-            Ok(output) => Ok(Self { output, name, format, buffer: Vec::new() }),
-            Err(source) => Err(SinkError::Open { name, source }),
+        Ok(Self { output, format, buffer: Vec::new(), within_line: false })
+    }
+
+    /// The program of process `pid` is traced from now on: nothing is written over it.
+    pub fn protect_process(&mut self, pid: u32) {
+        if let Output::Named { protected, .. } = &mut self.output {
+            protected.add_process(pid);
+        }
+    }
+
+    /// The same, of a command that is about to be started.
+    pub fn protect_command(&mut self, program: &OsStr) {
+        if let Output::Named { protected, .. } = &mut self.output {
+            protected.add_command(program);
+        }
+    }
+
+    /// What is wrong with the file of `--output`, as far as this can be known before anything is traced.
+    pub fn check(&self) -> Result<(), SinkError> {
+        match &self.output {
+            Output::Open { .. } => Ok(()),
+            Output::Named { output, protected } => output::check(&output.path, protected)
+                .map_err(|source| SinkError::Output { name: name_of(output), source }),
         }
     }
 
@@ -94,26 +127,83 @@ impl Sink {
         make: impl FnOnce(&dyn Format, &mut dyn Write) -> io::Result<()>,
     ) -> Result<Delivery, SinkError> {
         self.buffer.clear();
+        if self.within_line {
+            self.buffer.push(b'\n');
+        }
         let made = make(&*self.format, &mut self.buffer);
-        match made.and_then(|()| write_all(&self.output, &self.buffer)) {
-            Ok(()) => Ok(Delivery::Written),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Delivery::ReaderGone),
-            Err(source) => Err(SinkError::Write { name: self.name.clone(), source }),
+        if self.format.occasion() == Occasion::Last
+            && let Output::Named { output, protected } = &self.output
+            && !output.append
+        {
+            return write_whole(output, protected, made, &self.buffer);
+        }
+        let (file, name) = self.output.opened()?;
+        let mut written = 0;
+        let result = made.and_then(|()| write_all(file, &self.buffer, &mut written));
+        if let Some(last) = written.checked_sub(1) {
+            self.within_line = self.buffer.get(last) != Some(&b'\n');
+        }
+        delivery(name, result)
+    }
+}
+
+impl Output {
+    /// Opens it the first time; gives it and its name.
+    fn opened(&mut self) -> Result<(&File, &str), SinkError> {
+        if let Self::Named { output, protected } = self {
+            let name = name_of(output);
+            match output::open_stream(&output.path, output.append, protected) {
+                Ok(file) => *self = Self::Open { file, name },
+                Err(source) => return Err(SinkError::Output { name, source }),
+            }
+        }
+        match self {
+            Self::Open { file, name } => Ok((file, name)),
+            Self::Named { output, .. } => Err(SinkError::Output {
+                name: name_of(output),
+                source: io::Error::from(io::ErrorKind::NotFound).into(),
+            }),
         }
     }
 }
 
-fn name_of(path: &Path) -> String {
-    format!("--output {}", path.display())
+/// The file of one report.
+fn write_whole(
+    output: &OutputFile,
+    protected: &Protected,
+    made: io::Result<()>,
+    bytes: &[u8],
+) -> Result<Delivery, SinkError> {
+    let name = name_of(output);
+    let mut file = WholeFile::create(&output.path, protected)
+        .map_err(|source| SinkError::Output { name: name.clone(), source })?;
+    let written = made.and_then(|()| file.write_all(bytes)).and_then(|()| file.commit());
+    delivery(&name, written)
+}
+
+fn delivery(name: &str, written: io::Result<()>) -> Result<Delivery, SinkError> {
+    match written {
+        Ok(()) => Ok(Delivery::Written),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Delivery::ReaderGone),
+        Err(source) => Err(SinkError::Write { name: name.to_owned(), source }),
+    }
+}
+
+fn name_of(output: &OutputFile) -> String {
+    format!("--output {}", output.path.display())
 }
 
 /// Like [`Write::write_all`], but for a descriptor that may be set to non-blocking: a command shares our standard
-/// output, and some (Node.js) set that flag on the open file that we both write to.
-fn write_all(mut file: &File, mut bytes: &[u8]) -> io::Result<()> {
+/// output, and some (Node.js) set that flag on the open file that we both write to. `written` counts bytes also when it
+/// fails.
+fn write_all(mut file: &File, mut bytes: &[u8], written: &mut usize) -> io::Result<()> {
     while !bytes.is_empty() {
         match file.write(bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Ok(some) => {
+                *written += some;
+                bytes = bytes.get(some..).unwrap_or_default();
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_until_writable(file.as_fd())?,
             Err(error) => return Err(error),
@@ -143,16 +233,17 @@ mod tests {
     };
 
     use super::*;
-    use crate::report::format::{Options, text};
+    use crate::report::format::{Options, folded, text};
 
     fn open(output: Option<PathBuf>) -> Result<Sink, SinkError> {
-        Sink::open(output.as_deref(), (text::KIND.new)(&Options::new(10)))
+        let output = output.map(|path| OutputFile { path, append: false });
+        Sink::open(output.as_ref(), (text::KIND.new)(&Options::new(10)))
     }
 
     fn into_pipe() -> (PipeReader, Sink) {
         let (reader, writer): (PipeReader, PipeWriter) = io::pipe().expect("a pipe");
         let mut sink = open(None).expect("standard output");
-        sink.output = File::from(OwnedFd::from(writer));
+        sink.output = Output::Open { file: OwnedFd::from(writer).into(), name: "a pipe".to_owned() };
         (reader, sink)
     }
 
@@ -167,8 +258,9 @@ mod tests {
     #[test]
     fn a_non_blocking_pipe_gets_all_of_a_large_report() {
         let (mut reader, mut sink) = into_pipe();
+        let (file, _) = sink.output.opened().expect("a pipe");
         // SAFETY: fcntl on a descriptor that `sink` owns.
-        let set = unsafe { libc::fcntl(sink.output.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+        let set = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
         assert_eq!(set, 0);
         let large = vec![b'x'; 3 << 20]; // a pipe holds 64 KiB
         let expected = large.len();
@@ -183,11 +275,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_emptied_once() {
+    fn a_file_is_emptied_once_and_not_before_there_is_a_report() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("out");
         std::fs::write(&path, "old").expect("written");
         let mut sink = open(Some(path.clone())).expect("opens");
+        sink.check().expect("may be written");
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), "old");
         for line in ["one\n", "two\n"] {
             let delivery = sink.deliver(|_, out| out.write_all(line.as_bytes())).expect("no error");
             assert_eq!(delivery, Delivery::Written);
@@ -198,8 +292,10 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_made_is_one_line() {
-        let error = open(Some("/proc/nowhere/out".into())).expect_err("no such directory");
-        let line = error.to_string();
+        let mut sink = open(Some("/proc/nowhere/out".into())).expect("not looked at yet");
+        let line = sink.check().expect_err("no such directory").to_string();
+        let again = sink.deliver(|_, out| out.write_all(b"x")).expect_err("no such directory");
+        assert_eq!(again.to_string(), line);
         assert!(line.starts_with("--output /proc/nowhere/out: cannot be opened: No such file"), "{line}");
         assert!(!line.contains('\n'));
     }
@@ -209,5 +305,41 @@ mod tests {
         let mut sink = open(Some("/dev/full".into())).expect("opens");
         let error = sink.deliver(|_, out| out.write_all(b"x")).expect_err("no room");
         assert!(error.to_string().contains("--output /dev/full: cannot be written to: No space"), "{error}");
+    }
+
+    /// What could be written of a report before the disk was full is no beginning of the next one.
+    #[test]
+    fn after_half_a_line_comes_a_new_one() {
+        let (mut reader, mut sink) = into_pipe();
+        sink.within_line = true;
+        for text in ["one\n", "two"] {
+            let delivery = sink.deliver(|_, out| out.write_all(text.as_bytes())).expect("no error");
+            assert_eq!(delivery, Delivery::Written);
+        }
+        assert!(sink.within_line, "two is no line");
+        drop(sink);
+        let mut all = String::new();
+        reader.read_to_string(&mut all).expect("reads");
+        assert_eq!(all, "\none\ntwo");
+    }
+
+    /// A form that is written once has its file whole or not at all.
+    #[test]
+    fn a_file_of_one_report_is_not_half_written() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("out");
+        std::fs::write(&path, "old").expect("written");
+        let output = OutputFile { path: path.clone(), append: false };
+        let mut sink = Sink::open(Some(&output), (folded::KIND.new)(&Options::new(10))).expect("opens");
+        let failed = sink.deliver(|_, out| {
+            out.write_all(b"half")?;
+            Err(io::ErrorKind::OutOfMemory.into())
+        });
+        assert!(failed.is_err());
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), "old");
+        let delivery = sink.deliver(|_, out| out.write_all(b"whole")).expect("no error");
+        assert_eq!(delivery, Delivery::Written);
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), "whole");
+        assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 1);
     }
 }

@@ -1,6 +1,6 @@
 //! What can be said to be wrong before anything is traced.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, path::Path};
 
 use log::warn;
 use memleak_common::probe::Resource;
@@ -17,6 +17,19 @@ use crate::{
     target::{object::Object, process::Process},
 };
 
+/// Without these nothing can be traced, and a report not be made: better said before anything is attached.
+pub(super) fn check_mounts() -> Result<(), SessionError> {
+    // A /proc that was mounted for another PID namespace has no `self` here.
+    if !Path::new("/proc/self/status").exists() {
+        return Err(SessionError::NotMounted { what: "/proc", kind: "proc" });
+    }
+    // aya takes the number of CPUs from it, and with that what per-CPU maps hold.
+    if !Path::new("/sys/devices/system/cpu/possible").exists() {
+        return Err(SessionError::NotMounted { what: "/sys", kind: "sysfs" });
+    }
+    Ok(())
+}
+
 /// The shell makes two words of two process ids, and the second would be taken for INTERVAL.
 pub(super) fn check_interval(settings: &Settings, processes: &[Process]) -> Result<(), SessionError> {
     let (Some(process), Ok(interval)) = (processes.first(), u32::try_from(settings.interval.as_secs()))
@@ -24,7 +37,8 @@ pub(super) fn check_interval(settings: &Settings, processes: &[Process]) -> Resu
         return Ok(());
     };
     match read_status(interval) {
-        Ok(status) if status.comm == process.comm && interval != process.pid => {
+        // A thread of a process has its name, and is not what was meant by a second number.
+        Ok(status) if status.comm == process.comm && interval != process.pid && status.tgid == interval => {
             Err(SessionError::IntervalIsProcess { interval, pid: process.pid, comm: status.comm })
         }
         _ => Ok(()),

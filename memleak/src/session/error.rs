@@ -13,7 +13,7 @@ use crate::{
 /// Why a run cannot go on. One line each: what, why, what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The kernel side.
+    /// The BPF side.
     #[error(transparent)]
     Bpf(#[from] BpfError),
     /// A process that cannot be traced.
@@ -47,9 +47,22 @@ pub enum SessionError {
         /// The name of both.
         comm: String,
     },
+    /// A file system of the kernel's that we cannot do without.
+    #[error(
+        "cannot trace: {what} is not mounted in this mount and PID namespace; type mount -t {kind} {kind} {what}"
+    )]
+    NotMounted {
+        /// Where it belongs.
+        what: &'static str,
+        /// Its type.
+        kind: &'static str,
+    },
     /// Reports cannot be written.
     #[error(transparent)]
     Sink(#[from] SinkError),
+    /// A panic, which has been told where it happened.
+    #[error("internal error; this is a bug: please report it")]
+    Internal,
     /// A system call that does not fail on a sound system.
     #[error("{0}: {1}; try again")]
     System(&'static str, io::Error),

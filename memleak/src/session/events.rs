@@ -142,6 +142,7 @@ impl Session {
         let pid = traced.id.pid;
         check_program(pid)?;
         traced.planned.clear();
+        traced.allocator_code.clear();
         if let Ok(status) = read_status(pid) {
             traced.comm = status.comm;
         }
@@ -150,6 +151,7 @@ impl Session {
         if let Some(old) = old {
             self.reporter.symbolizer.forget(old);
         }
+        self.reporter.sink.protect_process(pid);
         info!("process {pid} has replaced its program: its allocations are gone");
         self.mappings_changed(target, monotonic_ns());
         Ok(())

@@ -8,6 +8,7 @@ mod checks;
 mod config;
 mod error;
 mod events;
+mod guard;
 mod kernel_mode;
 mod reporter;
 mod run;

@@ -9,7 +9,8 @@ use log::info;
 
 use super::{
     SessionError,
-    checks::check_interval,
+    checks::{check_interval, check_mounts},
+    guard::{first_error, guarded},
     kernel_mode,
     state::{Mode, Session},
     user_mode,
@@ -23,7 +24,7 @@ use crate::{
         sink::{Delivery, Sink},
     },
     settings::{Settings, TargetSpec},
-    snapshot::Snapshot,
+    snapshot::{Snapshot, own},
     target::process::Process,
 };
 
@@ -51,8 +52,9 @@ enum Reason {
 
 /// Traces what the settings name until there is nothing more to do.
 pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
+    check_mounts()?;
     let format = (settings.report.format.new)(&Options::new(settings.report.top));
-    let sink = Sink::open(settings.report.output.as_deref(), format)?;
+    let mut sink = Sink::open(settings.report.output.as_ref(), format)?;
     if let Some(object) = &settings.capture.object {
         check_object_argument(object)?;
     }
@@ -64,6 +66,7 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         TargetSpec::Command(_) | TargetSpec::Kernel(_) => Vec::new(),
     };
     check_interval(&settings, &processes)?;
+    check_output(&mut sink, &settings.target, &processes)?;
     let mut session = match &settings.target {
         TargetSpec::Kernel(options) => {
             let start = kernel_mode::load(&settings, options)?;
@@ -88,10 +91,13 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
     session.tell_attached();
     session.release_command()?;
-    let outcome = match session.report_until_done(&mut signals).await {
-        Ok(reason) => session.last_report(reason),
-        Err(error) => Err(error),
+    let ended = guarded(session.report_until_done(&mut signals)).await;
+    let outstanding = match ended {
+        Ok(Reason::ReaderGone) => Ok(0),
+        // What was collected is reported, whatever has happened.
+        _ => guarded(async { session.last_report() }).await,
     };
+    let outstanding = first_error(ended, outstanding, "the last report is missing");
     // Whatever has happened: no probe stays, and a command is not left behind.
     session.detach();
     let command = match &mut session.mode {
@@ -99,10 +105,22 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         Mode::Kernel => None,
     };
     let command = match command {
-        Some(child) => end_command(child, &mut signals).await?,
-        None => None,
+        Some(child) => guarded(end_command(child, &mut signals)).await,
+        None => Ok(None),
     };
-    Ok(Ended { outstanding: outcome?, command })
+    let outstanding = outstanding?;
+    Ok(Ended { outstanding, command: command? })
+}
+
+/// What is wrong with the file for reports, before anything is traced.
+fn check_output(sink: &mut Sink, target: &TargetSpec, processes: &[Process]) -> Result<(), SessionError> {
+    processes.iter().for_each(|process| sink.protect_process(process.pid));
+    if let TargetSpec::Command(argv) = target
+        && let Some(program) = argv.first()
+    {
+        sink.protect_command(program);
+    }
+    Ok(sink.check()?)
 }
 
 impl Session {
@@ -164,20 +182,18 @@ impl Session {
     }
 
     /// The last report; gives the number of allocations in it. The target is relieved of its probes before the work of
-    /// making it begins.
-    fn last_report(&mut self, reason: Reason) -> Result<u64, SessionError> {
-        if reason == Reason::ReaderGone {
-            return Ok(0);
-        }
-        let delivery = self.take_events_before_report()?;
-        let (snapshot, time, began) = self.snapshot()?;
+    /// making it begins. What fails on the way is told after it, if it can be made.
+    fn last_report(&mut self) -> Result<u64, SessionError> {
+        let delivery = self.take_events_before_report();
+        let snapshot = self.snapshot();
         self.detach();
+        let (snapshot, time, began) = snapshot?;
         let report = self.reporter.make_report(&self.settings, &self.targets, &snapshot, time, true);
-        if delivery == Delivery::Written {
+        if !matches!(delivery, Ok(Delivery::ReaderGone)) {
             let _ = self.reporter.sink.report(&report)?; // the last one: nobody to read it changes nothing
         }
         tell_time(&snapshot, began);
-        Ok(report.totals.count)
+        delivery.map(|_| report.totals.count)
     }
 
     /// Reads the tables, and what is needed to name what is in them: the mappings and the kernel's symbols as they are now.
@@ -185,10 +201,20 @@ impl Session {
         let living: Vec<u32> = self.targets.living().map(|(target, _)| target).collect();
         let begin = Instant::now();
         self.due.clearing = None;
-        let snapshot = self.tracer.snapshot()?;
+        let mut snapshot = self.tracer.snapshot()?;
         let took = begin.elapsed();
         let ago = Duration::from_nanos(monotonic_ns().saturating_sub(snapshot.time_ns));
         let time = SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
+        let targets = &self.targets;
+        let own = own::take_out(&mut snapshot, |space| {
+            targets.owner_of(space).map(|traced| traced.allocator_code.as_slice()).unwrap_or_default()
+        });
+        if own.count > 0 {
+            info!(
+                "left out {} bytes in {} mappings that allocators made for themselves",
+                own.bytes, own.count
+            );
+        }
         self.forget_released();
         for target in living {
             self.observe(target);

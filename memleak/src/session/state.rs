@@ -88,6 +88,7 @@ impl Session {
         let (number, slot, target) =
             self.targets.add(id, process.comm.clone(), parent).ok_or(ProcessError::TooMany(process.pid))?;
         self.tracer.add_target(slot, process.pid, target, &end)?;
+        self.reporter.sink.protect_process(process.pid);
         let ended = self.ends.0.clone();
         tokio::spawn(async move {
             // An error would mean that it can no longer be waited for: as good as ended.

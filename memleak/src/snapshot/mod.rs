@@ -1,6 +1,7 @@
 //! The maps, read once, as plain data.
 
 pub mod descriptors;
+pub mod own;
 pub mod ranges;
 
 use std::collections::HashMap;

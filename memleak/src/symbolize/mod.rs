@@ -26,7 +26,7 @@ pub enum NoSymbol {
     Unmapped,
     /// The mapping is no file and no perf map names it (JIT code).
     Anonymous,
-    /// The file could not be opened or is no ELF file that we can read.
+    /// The file could not be opened or is not an ELF file that we can read.
     UnreadableObject,
     /// The object has no symbol that covers the address (stripped, no debug file found).
     NotInSymbolTable,

@@ -292,6 +292,12 @@ impl Elf {
         self.has_symbol_table
     }
 
+    /// Addresses of its code, before the load bias.
+    pub fn code_ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        let code = self.segments.iter().filter(|segment| segment.executable);
+        code.map(|segment| segment.vaddr..segment.vaddr.saturating_add(segment.size))
+    }
+
     /// Offset in the file of the code at `vaddr`, by the executable `PT_LOAD` segments.
     pub fn file_offset_of(&self, vaddr: u64) -> Option<u64> {
         self.code_segment(vaddr).map(|segment| (vaddr - segment.vaddr).wrapping_add(segment.offset))
@@ -320,7 +326,7 @@ impl Elf {
     /// The first of `texts` (its index) that the file's data or code holds, in the order of `texts`. Reads the whole file.
     pub fn find_first(&self, texts: &[&[u8]]) -> Option<usize> {
         let overlap = texts.iter().map(|text| text.len()).max()?.saturating_sub(1);
-        let finders: Vec<_> = texts.iter().map(|text| memmem::Finder::new(text)).collect();
+        let finders: Vec<_> = texts.iter().map(memmem::Finder::new).collect();
         let mut found: Option<usize> = None;
         let mut window = vec![0; SEARCH_WINDOW];
         for segment in &self.segments {

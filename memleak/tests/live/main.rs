@@ -6,6 +6,7 @@
 
 mod guard;
 mod ledger;
+mod machine;
 mod process;
 mod programs;
 mod ranges;
@@ -20,12 +21,17 @@ mod ends;
 mod errors;
 mod exact;
 mod fallback;
+mod harm;
 mod kernel;
 mod kernel_ends;
 mod kernel_facts;
 mod losses;
+mod moments;
 mod options;
+mod outputs;
 mod resources;
+mod robust;
+mod rust_allocators;
 mod sampling;
 mod targets;
 mod unusual;

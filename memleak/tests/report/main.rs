@@ -65,7 +65,7 @@ fn every_golden_file_belongs_to_a_case() {
     assert_eq!(found, expected);
 }
 
-/// The very text of spec section 2, with K and the time as here.
+/// The documented text form to the letter, with K and the time as here.
 #[test]
 fn the_text_of_the_spec() {
     let expected = "\
@@ -77,7 +77,7 @@ fn the_text_of_the_spec() {
     assert_eq!(text_of(&report(vec![leaky()])), expected);
 }
 
-/// The very object of spec section 5, but for what was added since: read as JSON and compared field by field.
+/// The documented JSON object, but for what was added since: read as JSON and compared field by field.
 #[test]
 fn the_json_of_the_spec() {
     let spec: Value = serde_json::from_str(
@@ -90,7 +90,7 @@ fn the_json_of_the_spec() {
                       "symbol":"_Z5leakym","function_offset":15,"file":"leak.c","line":5,"inlined":false}],
            "allocations":[{"address":"0x55fca0","size":16,"age_ms":900}]}]}"#,
     )
-    .expect("the spec's object");
+    .expect("the documented object");
     let mut stack = leaky();
     stack.frames.truncate(1);
     stack.allocations = Some(vec![AllocationLine { address: 0x55_fca0, size: 16, age_ms: 900, now: None }]);
@@ -223,7 +223,7 @@ fn json_escapes_change_no_value() {
     }
 }
 
-/// What spec section 5 says of a stack of the kernel's, and that the text form has it behind what bcc's scripts read.
+/// What the JSON form has of a kernel stack, and that the text form has it after what bcc's scripts read.
 #[test]
 fn stacks_of_the_kernel_say_what_they_hold() {
     let report = kernel();

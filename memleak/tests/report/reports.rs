@@ -92,7 +92,7 @@ impl Stack {
     }
 }
 
-/// The stack of spec section 2.
+/// The stack of the documented text form.
 pub fn leaky() -> Stack {
     Stack {
         pid: 123,

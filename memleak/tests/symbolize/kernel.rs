@@ -345,7 +345,8 @@ fn the_symbolizer_hands_the_kernels_stacks_on() {
 #[test]
 fn the_running_kernel() {
     let awk = Command::new("awk")
-        .args(["$2 ~ /^[tTwW]$/ && NF == 3 { print $1, $3 }", "/proc/kallsyms"])
+        // Labels of the assembler's (`.E_copy` in copy_mc_enhanced_fast_string) are places in functions.
+        .args(["$2 ~ /^[tTwW]$/ && NF == 3 && $3 !~ /^[.$]/ { print $1, $3 }", "/proc/kallsyms"])
         .output()
         .expect("awk runs");
     let text = String::from_utf8(awk.stdout).expect("names are text");

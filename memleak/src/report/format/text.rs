@@ -107,7 +107,7 @@ pub fn write_event(event: &EventLine, options: &Options, out: &mut dyn Write) ->
 fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
     let ways = [
         (lost.allocations, "allocation", "table full: raise --max-allocs, or trace fewer with -z or -s"),
-        (lost.stacks, "stack", "counted, but where is not known: raise --stack-storage-size"),
+        (lost.stacks, "stack", "counted, but their stacks are unknown: raise --stack-storage-size"),
         (
             lost.events.saturating_sub(lost.trace_lines),
             "control event",
@@ -120,13 +120,13 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
             "not traced, or not from their beginning: what they acquired then is missing",
         ),
         (lost.moved, "moving record", "missing from one of the reports: trace fewer with -z or -s"),
-        (lost.missed_returns, "return", "what these calls acquired is not counted: tracing anew may help"),
+        (lost.missed_returns, "return", "allocations by these calls are missing: restart the trace"),
         (
             lost.skipped_runs,
             "program run",
             "skipped by the kernel, numbers may be off: trace fewer with -z or -s",
         ),
-        (lost.cut_stacks, "stack", "known in part: the line behind its last frame says why"),
+        (lost.cut_stacks, "stack", "truncated: see the line after the last frame"),
     ];
     let parts: Vec<String> = ways
         .iter()
