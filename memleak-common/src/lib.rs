@@ -8,6 +8,7 @@ pub mod allocation;
 pub mod cut;
 pub mod event;
 pub mod kernel;
+pub mod mappings;
 pub mod probe;
 pub mod settings;
 pub mod stack;
@@ -35,10 +36,13 @@ assert_sizes! {
     kernel::LastReleased = 8 + 8 * kernel::LAST_RELEASED,
     kernel::KernelRow = 16,
     kernel::KernelCall = 48,
+    mappings::MappingState = 24,
     probe::ProbeRow = 72,
     settings::Settings = 80,
     stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
     stack::ShortStackRecord = 16 + 8 * stack::SHORT_STACK_DEPTH,
+    thread::CallKey = 16,
+    thread::OpenCall = 136,
     thread::PendingCall = 120,
     thread::Target = 16,
     unwind::Mapping = 40,
@@ -69,10 +73,13 @@ mod pod {
         crate::kernel::KernelRow,
         crate::kernel::KernelCall,
         crate::kernel::RememberedStack,
+        crate::mappings::MappingState,
         crate::probe::ProbeRow,
         crate::settings::Settings,
         crate::stack::StackRecord,
         crate::stack::ShortStackRecord,
+        crate::thread::CallKey,
+        crate::thread::OpenCall,
         crate::thread::PendingCall,
         crate::thread::ThreadRecord,
         crate::thread::Target,

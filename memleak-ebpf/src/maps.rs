@@ -14,12 +14,13 @@ use memleak_common::{
         CACHE_NAME_WORDS, KernelCall, KernelRow, KernelSettings, LastReleased, MAX_KERNEL_ROWS,
         REMEMBERED_STACKS, RememberedStack, StackWindow, TRACEPOINTS,
     },
+    mappings::MappingState,
     probe::{MAX_PROBES, ProbeRow},
     settings::{Settings, TaskOffsets},
     stack::{ShortStackRecord, StackRecord},
     stats::{STATS as STAT_COUNT, Stat},
     system_call::MAX_SYSTEM_CALLS,
-    thread::{MAX_TARGETS, Target, ThreadRecord},
+    thread::{CallKey, MAX_TARGETS, OpenCall, Target, ThreadRecord},
     unwind::{KNOWN_RULES, KnownRule, Mapping, PublishedList},
 };
 
@@ -44,9 +45,21 @@ pub static TARGETS: Array<Target> = Array::with_max_entries(MAX_TARGETS, 0);
 #[map]
 pub static TARGET_SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGETS, BPF_F_NO_PREALLOC);
 
+/// When what address spaces have mapped changes. User space reads and writes it by mmap.
+#[map]
+pub static MAPPING_STATES: Array<MappingState> = Array::with_max_entries(MAX_TARGETS, BPF_F_MMAPABLE);
+
 /// Threads of traced processes that have called a probed function.
 #[map]
 pub static THREADS: HashMap<u64, ThreadRecord> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Pending calls of functions whose `ret` instructions are probed.
+#[map]
+pub static CALLS: HashMap<CallKey, OpenCall> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// 1 once such a call has been left by another thread than had entered it.
+#[map]
+pub static SWITCHED: Array<u32> = Array::with_max_entries(1, 0);
 
 /// All zeroes: what a thread's record starts as. It is too large for a program's stack.
 #[map]

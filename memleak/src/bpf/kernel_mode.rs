@@ -26,6 +26,7 @@ const UNUSED: &[&str] = &[
     "THREADS",
     "TARGETS",
     "TARGET_SLOTS",
+    "MAPPING_STATES",
     "UNWIND_WORDS",
     "UNWIND_MAPPINGS",
     "UNWIND_LISTS",

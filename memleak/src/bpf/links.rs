@@ -28,9 +28,12 @@ use super::{
     multi::MultiPrograms,
     uprobes::{ABANDON, ACQUIRE_PLAIN, EMPTY_SESSION, SESSION, Uprobes},
 };
-use crate::probe::{
-    plan::{AttachPoint, PointKey, ProgramKind},
-    table::Scope as RowScope,
+use crate::{
+    arch::returns::Unclear,
+    probe::{
+        plan::{AttachPoint, PointKey, ProgramKind},
+        table::Scope as RowScope,
+    },
 };
 
 /// The process in which a probe fires: itself, and no child of it.
@@ -176,10 +179,21 @@ impl Probes {
         }
     }
 
-    /// An exception that leaves one of these calls would end the process, since its stack cannot be mended here.
-    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<&'a AttachPoint> {
-        let throws = |point: &&AttachPoint| point.program.is_return() && point.scope == RowScope::Operator;
-        if self.mends_stack { None } else { points.iter().find(throws) }
+    /// The stack is mended when an exception leaves a call whose return address is replaced.
+    pub fn mends_stack(&self) -> bool {
+        self.mends_stack
+    }
+
+    /// A call that would end the process if it switched stacks or, if the stack cannot be mended here, threw an exception; with
+    /// the reason why its `ret` instructions are not probed instead.
+    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<(&'a AttachPoint, Unclear)> {
+        let is_dangerous = |point: &AttachPoint| match point.scope {
+            RowScope::User => true,
+            RowScope::Operator => !self.mends_stack,
+            _ => false,
+        };
+        let mut unclear = points.iter().filter_map(|point| Some((point, point.unclear?)));
+        unclear.find(|(point, _)| is_dangerous(point))
     }
 
     /// Number of probes.

@@ -99,7 +99,7 @@ impl Reader {
         Self {
             rows,
             descriptors,
-            stacks: StackStore::new(stack_storage_size),
+            stacks: StackStore::new(stack_storage_size, false),
             ranges: Ranges::default(),
             released_later: Vec::new(),
             epoch,
@@ -115,6 +115,7 @@ impl Reader {
     /// The kernel's own things count.
     pub fn of_kernel(epoch: Epoch, stack_storage_size: u32) -> Self {
         let mut reader = Self::new(epoch, Vec::new(), false, stack_storage_size);
+        reader.stacks = StackStore::new(stack_storage_size, true);
         reader.owners.insert(KERNEL_SPACE, State::Living);
         reader
     }

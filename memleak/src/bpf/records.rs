@@ -1,10 +1,11 @@
-//! The records of what is outstanding (map `ALLOCATIONS`), and those that calls in progress have taken out (map `THREADS`).
+//! The records of what is outstanding (map `ALLOCATIONS`), and those that calls in progress have taken out (maps `THREADS` and
+//! `CALLS`).
 
 use aya::Ebpf;
 use memleak_common::{
     allocation::{Allocation, AllocationKey, RELEASED_EARLY},
     probe::{ProbeRow, Resource, flags},
-    thread::{MAX_PENDING, ThreadRecord},
+    thread::{CallKey, MAX_PENDING, OpenCall, Owner, PendingCall, ThreadRecord},
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -77,23 +78,28 @@ fn read_tables(
 ) -> Result<(), BpfError> {
     let Read { outstanding, other_stacks, newer_descriptors } = read;
     // Blocks that a call in progress has taken out (realloc): still acquired, until it returns.
+    let mut add_taken_out = |owner: Owner, call: &PendingCall| {
+        if call.has_released == TAKEN_OUT
+            && call.released.epoch != epoch
+            && let Some(row) = rows.get(call.row as usize)
+            && row.flags & flags::GONE_WHILE_PENDING == 0
+        {
+            let (space, handle) = (owner.of(row.resource), call.released_handle);
+            let key = AllocationKey { space, resource: row.resource, handle };
+            outstanding.extend(found(known, &key, &call.released));
+        }
+    };
     sys::for_each_entry(fd(ebpf, "THREADS")?, |_: &u64, thread: &ThreadRecord| {
         other_stacks.insert(thread.stack_id);
         let calls = thread.pending.iter().take((thread.depth as usize).min(MAX_PENDING));
         let system_call = (thread.in_system_call != 0).then_some(&thread.system_call);
-        for call in calls.chain(system_call) {
-            if call.has_released == TAKEN_OUT
-                && call.released.epoch != epoch
-                && let Some(row) = rows.get(call.row as usize)
-                && row.flags & flags::GONE_WHILE_PENDING == 0
-            {
-                let (space, handle) = (thread.owner.of(row.resource), call.released_handle);
-                let key = AllocationKey { space, resource: row.resource, handle };
-                outstanding.extend(found(known, &key, &call.released));
-            }
-        }
+        calls.chain(system_call).for_each(|call| add_taken_out(thread.owner, call));
     })
     .map_err(|error| map_error("THREADS", &error))?;
+    sys::for_each_entry(fd(ebpf, "CALLS")?, |_: &CallKey, open: &OpenCall| {
+        add_taken_out(open.owner, &open.call);
+    })
+    .map_err(|error| map_error("CALLS", &error))?;
     let add = |key: &AllocationKey, allocation: &Allocation| {
         if allocation.epoch == epoch {
             other_stacks.insert(allocation.stack_id);

@@ -18,6 +18,7 @@ use super::{
     error::{BpfError, map_error},
     kernel_mode,
     links::{Outcome, Probes, Scope},
+    mapping_states::MappingStates,
     reader::Reader,
     rings::Events,
     targets,
@@ -25,6 +26,7 @@ use super::{
     user_mode,
 };
 use crate::{
+    arch::returns::Unclear,
     probe::{kernel::KernelPlan, plan::AttachPoint, table::Row},
     proc::{maps::Mapping, readable::readable},
     snapshot::{Snapshot, Stack, ranges::Release},
@@ -45,6 +47,8 @@ pub struct Tracer {
     reader: Reader,
     /// `None` where stacks are walked otherwise.
     unwinding: Option<Unwinding>,
+    /// `None` in kernel mode.
+    mapping_states: Option<MappingStates>,
     traps_only: bool,
 }
 
@@ -86,7 +90,9 @@ impl Tracer {
         let rows = rows.iter().map(|row| row.probe).collect();
         let reader =
             Reader::new(Epoch::open(&mut loaded.ebpf)?, rows, checks_descriptors, config.stack_storage_size);
-        let tracer = Self::new(config, loaded.ebpf, loaded.events, probes, reader, unwinding)?;
+        let mapping_states = MappingStates::open(&loaded.ebpf)?;
+        let mut tracer = Self::new(config, loaded.ebpf, loaded.events, probes, reader, unwinding)?;
+        tracer.mapping_states = Some(mapping_states);
         Ok(UserStart { tracer, by_system_calls: loaded.by_system_calls, took })
     }
 
@@ -108,7 +114,8 @@ impl Tracer {
     ) -> Result<Self, BpfError> {
         let log = (config.verbosity > 0).then(|| logger(&mut ebpf)).flatten();
         let events = readable(events).map_err(|error| map_error("EVENTS", &error))?;
-        Ok(Self { ebpf, events, log, probes, reader, unwinding, traps_only: config.traps_only })
+        let (mapping_states, traps_only) = (None, config.traps_only);
+        Ok(Self { ebpf, events, log, probes, reader, unwinding, mapping_states, traps_only })
     }
 
     /// Makes the process `pid` known to the programs, in this slot. `end` is readable when it has ended.
@@ -155,13 +162,49 @@ impl Tracer {
         }
     }
 
+    /// The generation of what is mapped in an address space: what is read between two equal answers was mapped all that
+    /// time, or came meanwhile.
+    pub fn generation(&self, space: u32) -> u64 {
+        self.mapping_states.as_ref().map_or(0, |states| states.generation(space))
+    }
+
+    /// Something was unmapped in an address space of which nobody has told.
+    pub fn end_generation(&self, space: u32) {
+        if let Some(states) = &self.mapping_states {
+            states.end_generation(space);
+        }
+    }
+
+    /// A process that lives in `parent` has made one that lives in `child`.
+    pub fn inherit_mappings(&self, parent: u32, child: u32) {
+        if let Some(states) = self.mapping_states.as_ref().filter(|_| parent != child) {
+            states.inherit(parent, child);
+        }
+    }
+
+    /// Has the programs ask the dynamic linker what it is doing, once it is known where (`find`: the address of its
+    /// `struct r_debug`).
+    pub fn find_dynamic_linker(&self, space: u32, find: impl FnOnce() -> Option<u64>) {
+        if let Some(states) = &self.mapping_states
+            && states.debug(space) == 0
+            && let Some(address) = find()
+        {
+            states.set_debug(space, address);
+        }
+    }
+
     /// What is new of the unwind tables, in words.
     pub fn unwinding_news(&mut self) -> Option<String> {
         self.unwinding.as_mut()?.news()
     }
 
-    /// An exception that leaves one of these calls would end the process, since its stack cannot be mended here.
-    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<&'a AttachPoint> {
+    /// See [`Probes::mends_stack`].
+    pub fn mends_stack(&self) -> bool {
+        self.probes.mends_stack()
+    }
+
+    /// See [`Probes::dangers`].
+    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<(&'a AttachPoint, Unclear)> {
         self.probes.dangers(points)
     }
 

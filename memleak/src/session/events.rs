@@ -148,9 +148,6 @@ impl Session {
         }
         self.tracer.program_replaced(traced, old, by_another_thread);
         self.due.clearing.get_or_insert_with(|| Instant::now() + CLEAR_AFTER);
-        if let Some(old) = old {
-            self.reporter.symbolizer.forget(old);
-        }
         self.reporter.sink.protect_process(pid);
         info!("process {pid} has replaced its program: its allocations are gone");
         self.mappings_changed(target, monotonic_ns());
@@ -169,8 +166,9 @@ impl Session {
             .and_then(|process| self.add_target(&process, Some((parent, shared))));
         match followed {
             Ok(target) => {
+                self.reporter.symbolizer.inherit(parent, target);
                 if let Some(traced) = self.targets.get(target) {
-                    self.reporter.symbolizer.inherit(from, traced.owner.space);
+                    self.tracer.inherit_mappings(from, traced.owner.space);
                 }
                 self.mappings_changed(target, monotonic_ns());
             }
@@ -204,8 +202,9 @@ impl Session {
     /// Forgets what was known for the sake of things that are no longer held.
     pub(super) fn forget_released(&mut self) {
         let released = self.tracer.take_released();
-        self.reporter.symbolizer.forget_all(&released);
         self.targets.forget(&released);
+        let targets = &self.targets;
+        self.reporter.symbolizer.retain(|process| targets.get(process).is_some());
     }
 
     /// Makes room for stacks, unless a report has done so meanwhile. Another time is set where it was not enough.

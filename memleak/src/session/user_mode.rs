@@ -16,7 +16,7 @@ use crate::{
     probe::{
         gaps::Gap,
         plan::{AttachPoint, Plan, PlanOptions, plan, symbol_names},
-        table::{Row, TABLE},
+        table::{Row, Scope, TABLE},
     },
     proc::{
         maps::read_maps,
@@ -47,7 +47,9 @@ pub(super) struct UserMode {
     rows: Vec<Row>,
     /// Resources that functions of the target's are probed for.
     probed: Vec<Resource>,
-    /// The danger of exceptions was told.
+    /// Replaced return addresses can be put back on a target's stack.
+    mends_stack: bool,
+    /// The danger of replaced return addresses was told.
     warned: bool,
     /// What is not seen of allocators, as far as it was told.
     told_gaps: HashSet<Gap>,
@@ -65,7 +67,9 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
     info!("loaded the BPF programs in {} ms", millis(took));
     let is_probed = |resource: &Resource| !by_system_calls.contains(resource);
     let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
-    let mode = UserMode { rows, probed, warned: false, told_gaps: HashSet::new(), held: None, command: None };
+    let mends_stack = tracer.mends_stack();
+    let told_gaps = HashSet::new();
+    let mode = UserMode { rows, probed, mends_stack, warned: false, told_gaps, held: None, command: None };
     Ok((mode, tracer))
 }
 
@@ -84,6 +88,7 @@ impl UserMode {
             resources: &self.probed,
             object: capture.object.as_deref(),
             symbols_prefix: capture.symbols_prefix.as_deref(),
+            mends_stack: self.mends_stack,
             already: None,
         };
         let mut mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
@@ -118,13 +123,21 @@ impl UserMode {
         Ok(plan)
     }
 
-    /// Says once that an exception out of one of these calls ends the process.
+    /// Says once which call could be the end of the process: its return address is replaced while it is pending.
     pub(super) fn warn_of_dangers(&mut self, tracer: &Tracer, pid: u32, points: &[AttachPoint]) {
-        if !self.warned
-            && let Some(point) = tracer.dangers(points)
-        {
-            self.warned = true;
-            let name = demangle(&point.function);
+        if self.warned {
+            return;
+        }
+        let Some((point, why)) = tracer.dangers(points) else { return };
+        self.warned = true;
+        let name = demangle(&point.function);
+        if point.scope == Scope::User {
+            let exception = if self.mends_stack { "" } else { "throws an exception or " };
+            warn!(
+                "process {pid}: if {name} {exception}switches stacks, the process can be ended while it is traced, since its \
+                 returns cannot be found ({why}); to be safe name another function"
+            );
+        } else {
             warn!(
                 "process {pid}: an exception thrown out of {name} (out of memory) will end it while it is traced, since \
                  this kernel is locked down and forbids to mend the stack; to be safe boot without lockdown"

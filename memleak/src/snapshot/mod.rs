@@ -42,6 +42,8 @@ pub struct Outstanding {
 pub struct Stack {
     /// Return addresses.
     pub ips: Vec<u64>,
+    /// When it was recorded, counted in changes of what the process has mapped ([`crate::symbolize::Observed`]).
+    pub generation: u64,
     /// Callers are missing, and why.
     pub cut: Option<Cut>,
     /// Kernel mode: what its objects are.

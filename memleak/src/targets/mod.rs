@@ -122,6 +122,11 @@ impl Targets {
         self.processes.get(self.numbers.get(&number)?)
     }
 
+    /// The number of the process that [`Self::owner_of`] gives.
+    pub fn process_of(&self, number: u32) -> Option<u32> {
+        self.numbers.get(&number).copied()
+    }
+
     /// All, with their numbers.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Traced)> {
         self.processes.iter().map(|(number, traced)| (*number, traced))

@@ -33,6 +33,7 @@ mod resources;
 mod robust;
 mod rust_allocators;
 mod sampling;
+mod sites;
 mod targets;
 mod unusual;
 mod unwinding;

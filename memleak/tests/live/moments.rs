@@ -42,7 +42,9 @@ fn reports_of_a_busy_program_are_right_at_their_moment() {
     let mut reports = Vec::new();
     let done = loop {
         reports.push(tracer.wait_report(|_| true));
-        if let Some((number, _)) = target.stdout().so_far().iter().enumerate().find(|(_, line)| *line == "DONE") {
+        if let Some((number, _)) =
+            target.stdout().so_far().iter().enumerate().find(|(_, line)| *line == "DONE")
+        {
             break number;
         }
     };
@@ -54,8 +56,18 @@ fn reports_of_a_busy_program_are_right_at_their_moment() {
         report.assert_nothing_lost();
         let bounds = ask(&mut target, report.cut_ns, report.cut_ns + report.cut_within_ns);
         let (bytes, count) = report.site("site_busy");
-        assert!((bounds.count.0..=bounds.count.1).contains(&count), "{:?}\n{}", bounds.count, report.describe());
-        assert!((bounds.bytes.0..=bounds.bytes.1).contains(&bytes), "{:?}\n{}", bounds.bytes, report.describe());
+        assert!(
+            (bounds.count.0..=bounds.count.1).contains(&count),
+            "{:?}\n{}",
+            bounds.count,
+            report.describe()
+        );
+        assert!(
+            (bounds.bytes.0..=bounds.bytes.1).contains(&bytes),
+            "{:?}\n{}",
+            bounds.bytes,
+            report.describe()
+        );
         assert_eq!(report.site("site_standing").1, STANDING);
         assert_eq!(report.totals.acquired - report.totals.released, report.totals.count);
         in_progress += bounds.count.1 - bounds.count.0;

@@ -46,12 +46,22 @@ pub struct Stack {
     pub oldest_ms: Option<u64>,
     pub newest_ms: Option<u64>,
     pub truncated: bool,
+    pub stack_id: Option<String>,
     /// Ours beyond the spec.
     pub pid: u32,
+    /// If several processes hold it.
+    pub process_counts: Option<Vec<ProcessCount>>,
     /// In kernel mode, where it is known.
     pub cache: Option<String>,
     pub frames: Vec<Frame>,
     pub allocations: Option<Vec<Allocation>>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+pub struct ProcessCount {
+    pub pid: u32,
+    pub bytes: u64,
+    pub count: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -67,6 +77,8 @@ pub struct Frame {
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct Allocation {
+    /// If several processes hold the stack.
+    pub pid: Option<u32>,
     pub address: String,
     pub size: u64,
     pub age_ms: u64,
