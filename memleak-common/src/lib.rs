@@ -38,7 +38,7 @@ assert_sizes! {
     kernel::KernelCall = 48,
     mappings::MappingState = 24,
     probe::ProbeRow = 72,
-    settings::Settings = 80,
+    settings::Settings = 88,
     stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
     stack::ShortStackRecord = 16 + 8 * stack::SHORT_STACK_DEPTH,
     thread::CallKey = 16,

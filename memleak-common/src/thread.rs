@@ -24,7 +24,8 @@ pub const MAX_TARGETS: u32 = 16_384;
 pub struct Owner {
     /// The address space. Processes that share it (CLONE_VM) share its number; an exec makes another one.
     pub space: u32,
-    /// The process, which keeps its descriptors over an exec. Processes that share them (CLONE_FILES) share this number.
+    /// The process, which keeps its descriptors over an exec. Processes that share them (CLONE_FILES) share this number. 0: its
+    /// descriptors are not traced.
     pub process: u32,
 }
 

@@ -16,7 +16,7 @@ use memleak_common::{
     },
     mappings::MappingState,
     probe::{MAX_PROBES, ProbeRow},
-    settings::{Settings, TaskOffsets},
+    settings::{MAX_HELD, Settings, TaskOffsets},
     stack::{ShortStackRecord, StackRecord},
     stats::{STATS as STAT_COUNT, Stat},
     system_call::MAX_SYSTEM_CALLS,
@@ -133,6 +133,18 @@ pub static LAST_RELEASED: PerCpuArray<LastReleased> = PerCpuArray::with_max_entr
 #[map]
 pub static ANSWERED: Array<u64> = Array::with_max_entries(1, 0);
 
+/// Births, which user space is to know of before the process that was born runs.
+#[map]
+pub static BIRTHS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Places of [`BIRTH_ANSWERS`] at which somebody waits.
+#[map]
+pub static HELD: HashMap<u32, u32> = HashMap::with_max_entries(MAX_HELD, 0);
+
+/// The time (`bpf_ktime_get_ns`) of the last birth that was answered, by place. User space writes it by mmap.
+#[map]
+pub static BIRTH_ANSWERS: Array<u64> = Array::with_max_entries(MAX_HELD, BPF_F_MMAPABLE);
+
 /// Counters by [`Stat`].
 #[map]
 pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STAT_COUNT, 0);
@@ -163,8 +175,9 @@ pub static SETTINGS: Settings = Settings {
     pid_ns_ino: 0,
     flags: 0,
     max_depth: 127,
+    held: 0,
     features: 0,
-    task: TaskOffsets { tgid: 0, mm: 0, files: 0, signal: 0, signal_live: 0 },
+    task: TaskOffsets { tgid: 0, mm: 0, files: 0, signal: 0, signal_live: 0, reserved: 0 },
     stored_mask: u64::MAX,
 };
 

@@ -9,6 +9,7 @@ use std::{
 
 use fixture::{NmSymbol, Running, Segments, all_symbols, compile, dynamic_symbols, run};
 use memleak::{
+    objects::ObjectStore,
     probe::{
         gaps::{Gap, gaps},
         plan::{
@@ -42,7 +43,7 @@ fn plan_of_file(path: &Path, options: &PlanOptions<'_>) -> Plan {
 }
 
 fn objects_of(pid: u32, options: &PlanOptions<'_>) -> Vec<Object> {
-    read_objects(pid, &read_maps(pid).unwrap(), &symbol_names(options))
+    read_objects(&ObjectStore::default(), pid, &read_maps(pid).unwrap(), &symbol_names(options))
 }
 
 /// Functions with their entries, by program.

@@ -9,10 +9,12 @@ use super::{
     SessionError,
     checks::{check_plan, tell_gaps},
     config::config,
+    follow::Follower,
     wait::millis,
 };
 use crate::{
-    bpf::{Tracer, UserStart},
+    bpf::{Tracer, UserStart, answering_threads},
+    objects::ObjectStore,
     probe::{
         gaps::Gap,
         plan::{AttachPoint, Plan, PlanOptions, plan, symbol_names},
@@ -43,6 +45,8 @@ pub(super) enum Objects {
 
 /// What is probed in processes, and the command that was started.
 pub(super) struct UserMode {
+    /// What processes have mapped, open.
+    pub(super) store: ObjectStore,
     /// The table of this run.
     rows: Vec<Row>,
     /// Resources that functions of the target's are probed for.
@@ -51,6 +55,8 @@ pub(super) struct UserMode {
     mends_stack: bool,
     /// The danger of replaced return addresses was told.
     warned: bool,
+    /// Follows children and new programs.
+    pub(super) follower: Follower,
     /// What is not seen of allocators, as far as it was told.
     told_gaps: HashSet<Gap>,
     /// A command that does not run yet.
@@ -62,14 +68,18 @@ pub(super) struct UserMode {
 /// Loads the programs, and enters the unwind tables of `processes`.
 pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMode, Tracer), SessionError> {
     let rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
+    let store = ObjectStore::default();
     let pids = processes.iter().map(|process| process.pid);
-    let UserStart { tracer, by_system_calls, took } = Tracer::of_processes(&config(settings), &rows, pids)?;
+    let UserStart { tracer, births, by_system_calls, took } =
+        Tracer::of_processes(&config(settings), &rows, pids, &store)?;
     info!("loaded the BPF programs in {} ms", millis(took));
     let is_probed = |resource: &Resource| !by_system_calls.contains(resource);
     let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
-    let mends_stack = tracer.mends_stack();
-    let told_gaps = HashSet::new();
-    let mode = UserMode { rows, probed, mends_stack, warned: false, told_gaps, held: None, command: None };
+    let follower = Follower::start(births, answering_threads())
+        .map_err(|error| SessionError::System("cannot start a thread", error))?;
+    let (mends_stack, told_gaps) = (tracer.mends_stack(), HashSet::new());
+    let (warned, held, command) = (false, None, None);
+    let mode = UserMode { store, rows, probed, mends_stack, warned, told_gaps, follower, held, command };
     Ok((mode, tracer))
 }
 
@@ -98,7 +108,7 @@ impl UserMode {
                 !traced.planned.contains(&ObjectId { device: mapping.device, inode: mapping.inode })
             });
         }
-        let mut objects = read_objects(pid, &mappings, &symbol_names(&options));
+        let mut objects = read_objects(&self.store, pid, &mappings, &symbol_names(&options));
         objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
         let memory = ProcessMemory::open(pid).ok();
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));

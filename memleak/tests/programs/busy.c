@@ -4,7 +4,8 @@
 // many bytes and blocks it changed what is held. So at any moment the truth lies between what the calls that had ended
 // by then come to, and what those come to that had begun: exact but for the calls in progress.
 //
-// usage: busy THREADS STANDING CALLS    phases: READY, go, (STANDING blocks more) FILLED, go, DONE, <moments> -> bounds, end
+// usage: busy THREADS STANDING CALLS    CALLS: as many as a thread makes at most
+// phases: READY, go, (STANDING blocks more) FILLED, go, (the threads are at it) stop, DONE, <moments> -> bounds, end
 // A moment is a line `from to` in ns of CLOCK_MONOTONIC; the answer is `count_low count_high bytes_low bytes_high`.
 #include "ledger.h"
 
@@ -20,7 +21,8 @@ struct entry {
 };
 
 static struct entry *diaries[MAX_THREADS];
-static long calls;
+static long calls, made[MAX_THREADS];
+static volatile int stop;
 
 static uint64_t now(void) {
     struct timespec time;
@@ -36,7 +38,8 @@ static void *work(void *argument) {
     struct dice dice = {(uintptr_t)argument * 77 + 5};
     void *blocks[SLOTS] = {NULL};
     size_t sizes[SLOTS] = {0};
-    for (long i = 0; i < calls; i++) {
+    for (long i = 0; i < calls && !stop; i++) {
+        if (i % 50 == 49) usleep(500); // the diary is not to fill the memory
         size_t slot = roll(&dice, SLOTS), bytes = 16 + roll(&dice, 4000);
         int frees = blocks[slot] != NULL && roll(&dice, 3) != 0;
         struct entry entry = {now(), 0, (long)(frees ? 0 : bytes) - (long)sizes[slot], frees ? -1 : blocks[slot] == NULL};
@@ -51,6 +54,7 @@ static void *work(void *argument) {
         }
         entry.ended = now();
         diary[i] = entry;
+        made[(uintptr_t)argument] = i + 1;
     }
     return NULL;
 }
@@ -59,7 +63,7 @@ static void *work(void *argument) {
 static void answer(int threads, uint64_t from, uint64_t to) {
     long count_low = 0, count_high = 0, bytes_low = 0, bytes_high = 0;
     for (int t = 0; t < threads; t++) {
-        for (long i = 0; i < calls && diaries[t][i].began <= to; i++) {
+        for (long i = 0; i < made[t] && diaries[t][i].began <= to; i++) {
             struct entry entry = diaries[t][i];
             int is_sure = entry.ended < from;
             if (is_sure || entry.count < 0) count_low += entry.count;
@@ -85,7 +89,12 @@ int main(int argc, char **argv) {
     hear();
     pthread_t ids[MAX_THREADS];
     for (int t = 0; t < threads; t++) CHECK(pthread_create(&ids[t], NULL, work, (void *)(uintptr_t)t) == 0);
-    for (int t = 0; t < threads; t++) CHECK(pthread_join(ids[t], NULL) == 0);
+    hear();
+    stop = 1;
+    for (int t = 0; t < threads; t++) {
+        CHECK(pthread_join(ids[t], NULL) == 0);
+        CHECK(made[t] < calls); // they were at it all the time
+    }
     say("DONE");
     for (char line[128];;) {
         size_t length = 0;
