@@ -72,7 +72,16 @@ mod tests {
     use crate::snapshot::{Outstanding, Stack};
 
     fn outstanding(space: u32, resource: Resource, stack_id: u64) -> Outstanding {
-        Outstanding { space, resource, address: 0x1000, handle: 0x1000, size: 100, stack_id, time_ns: 0 }
+        Outstanding {
+            space,
+            resource,
+            address: 0x1000,
+            handle: 0x1000,
+            size: 100,
+            stack_id,
+            time_ns: 0,
+            birth: 0,
+        }
     }
 
     #[test]
