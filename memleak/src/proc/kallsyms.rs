@@ -44,6 +44,15 @@ pub fn read_kallsyms() -> io::Result<Vec<u8>> {
     fs::read(KALLSYMS)
 }
 
+/// ELF notes of the kernel (`kernel`) or of a module (`ext4`): its build id is among them. Empty if it does not say.
+pub fn read_notes(module: &str) -> Vec<u8> {
+    let path = match module {
+        "kernel" => "/sys/kernel/notes".to_owned(),
+        module => format!("/sys/module/{module}/notes/.note.gnu.build-id"),
+    };
+    fs::read(path).unwrap_or_default()
+}
+
 /// The text of /proc/modules; empty for a kernel without modules.
 pub fn read_modules() -> Vec<u8> {
     fs::read(MODULES).unwrap_or_default()

@@ -8,7 +8,7 @@
 //! | --- | --- | --- |
 //! | 1, an object with a build id | the build id (note `NT_GNU_BUILD_ID`) | the return address as the file has it (vaddr) |
 //! | 2, an object without | SHA-256 of its length and code (`symbolize::Identity`) | the same |
-//! | 3, the kernel or a module of it | its name, as in `[ext4]` | from its first byte, as in System.map |
+//! | 3, the kernel or a module of it | its name, as in `[ext4]`; if it has a build id, a zero byte and that | from its first byte, as in System.map |
 //! | 4, code of no object | none | the return address, which is that process's own |
 //!
 //! `resource` is its name (`heap`); `tag` is a kernel stack's cache or order (`kmalloc-64`, `order 2`), else empty.
@@ -22,7 +22,7 @@ fn parts(anchor: &Anchor) -> (u8, &[u8], u64) {
     match anchor {
         Anchor::BuildId(id, vaddr) => (1, id, *vaddr),
         Anchor::Content(hash, vaddr) => (2, hash, *vaddr),
-        Anchor::Kernel(module, offset) => (3, module.as_bytes(), *offset),
+        Anchor::Kernel(module, offset) => (3, module, *offset),
         Anchor::Address(ip) => (4, &[], *ip),
     }
 }
@@ -76,7 +76,7 @@ mod tests {
         let content: [u8; 32] = Sha256::digest("x").into();
         let odd = [Anchor::Content(content.into(), 0x40), Anchor::Address(0x7f00_0000_1000)];
         assert_eq!(StackDigest::of(odd).stack_id("fd", None), 0x22fa_9512_1590_ed7b);
-        let kernel = StackDigest::of([Anchor::Kernel("[ext4]".to_owned(), 0x1234)]);
+        let kernel = StackDigest::of([Anchor::Kernel(b"[ext4]".as_slice().into(), 0x1234)]);
         let tag = Tag::Cache("kmalloc-64".to_owned());
         assert_eq!(kernel.stack_id("slab", Some(&tag)), 0x301e_76db_5df6_68d7);
     }

@@ -66,8 +66,8 @@ pub enum Anchor {
     BuildId(Box<[u8]>, u64),
     /// A hash of an object's content and a vaddr.
     Content(Box<[u8]>, u64),
-    /// The kernel, or a module of it, and an offset.
-    Kernel(String, u64),
+    /// The kernel, or a module of it ([`super::KernelSymbols::identity`]), and an offset.
+    Kernel(Box<[u8]>, u64),
     /// An address, for want of anything better.
     Address(u64),
 }

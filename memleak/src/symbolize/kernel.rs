@@ -9,7 +9,7 @@ use super::{
     demangle::{demangle, printable_bytes},
 };
 use crate::proc::kallsyms::{
-    KernelSymbol, ModulePlace, kernel_setting, modules, read_kallsyms, read_modules, symbols,
+    KernelSymbol, ModulePlace, kernel_setting, modules, read_kallsyms, read_modules, read_notes, symbols,
 };
 
 /// Longest function that is believed in, bytes: where nothing says how long the last one before a gap is. Programs of
@@ -60,6 +60,11 @@ pub trait KernelTexts: std::fmt::Debug + Send {
 
     /// In the form of /proc/modules; empty where there are none.
     fn modules(&self) -> Vec<u8>;
+
+    /// ELF notes of the kernel (`[kernel]`) or of a module of it (`[ext4]`); empty if they are not known.
+    fn notes(&self, _module: &str) -> Vec<u8> {
+        Vec::new()
+    }
 }
 
 /// /proc.
@@ -74,6 +79,26 @@ impl KernelTexts for RunningKernel {
     fn modules(&self) -> Vec<u8> {
         read_modules()
     }
+
+    fn notes(&self, module: &str) -> Vec<u8> {
+        read_notes(module.trim_matches(['[', ']']))
+    }
+}
+
+/// The build id among notes of this machine's byte order (elf(5), `NT_GNU_BUILD_ID`).
+fn build_id(mut notes: &[u8]) -> Option<&[u8]> {
+    const NT_GNU_BUILD_ID: u32 = 3;
+    loop {
+        let (header, rest) = notes.split_first_chunk::<12>()?;
+        let [name, len, kind] = [0, 4, 8].map(|at| header.get(at..at + 4));
+        let word = |bytes: Option<&[u8]>| Some(u32::from_ne_bytes(bytes?.try_into().ok()?));
+        let (name, len, kind) = (word(name)? as usize, word(len)? as usize, word(kind)?);
+        let data = rest.get(name.next_multiple_of(4)..)?;
+        if kind == NT_GNU_BUILD_ID && rest.starts_with(b"GNU\0") {
+            return data.get(..len);
+        }
+        notes = data.get(len.next_multiple_of(4)..)?;
+    }
 }
 
 /// The kernel's functions, by address.
@@ -85,6 +110,8 @@ pub struct KernelSymbols {
     modules: Vec<u8>,
     /// Addresses that had no symbol when they were looked for.
     unknown: HashSet<u64>,
+    /// What [`Self::identity`] gave.
+    identities: FxHashMap<String, Box<[u8]>>,
 }
 
 impl KernelSymbols {
@@ -97,7 +124,7 @@ impl KernelSymbols {
     /// The same, of texts that come from somewhere else.
     pub fn of(texts: Box<dyn KernelTexts>) -> Result<Self, KernelSymbolsError> {
         let (table, modules) = read_table(&*texts)?;
-        Ok(Self { texts, table, modules, unknown: HashSet::new() })
+        Ok(Self { texts, table, modules, unknown: HashSet::new(), identities: FxHashMap::default() })
     }
 
     /// Reads /proc/kallsyms again. What was known of modules that are gone stays known, as long as nothing else is
@@ -115,6 +142,7 @@ impl KernelSymbols {
             return Ok(());
         }
         self.unknown.clear();
+        self.identities.clear();
         self.refresh()
     }
 
@@ -142,6 +170,22 @@ impl KernelSymbols {
             frames.push(frame);
         }
         frames
+    }
+
+    /// What the kernel (`[kernel]`) or a module of it is on any machine: its name, and behind a zero its build id, where it
+    /// has one.
+    pub fn identity(&mut self, module: &str) -> Box<[u8]> {
+        if let Some(known) = self.identities.get(module) {
+            return known.clone();
+        }
+        let notes = self.texts.notes(module);
+        let mut name = module.as_bytes().to_vec();
+        if let Some(id) = build_id(&notes) {
+            name.push(0);
+            name.extend_from_slice(id);
+        }
+        self.identities.insert(module.to_owned(), name.clone().into());
+        name.into()
     }
 
     /// Where the code of these functions is, in order of address: each from its first byte to the next function's.
@@ -469,4 +513,25 @@ fn is_tracing(table: &Table, at: usize) -> bool {
     let name = table.name(at);
     MODULES.contains(&module.name.as_str())
         || module.name == "[kernel]" && PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::build_id;
+
+    #[test]
+    fn a_build_id_is_found_among_notes() {
+        let note = |owner: &[u8; 4], kind: u32, data: &[u8]| -> Vec<u8> {
+            let words = [4, data.len() as u32, kind].map(u32::to_ne_bytes).concat();
+            let padding = vec![0; data.len().next_multiple_of(4) - data.len()];
+            [words, owner.to_vec(), data.to_vec(), padding].concat()
+        };
+        let both = [note(b"Xen\0", 3, &[9; 6]), note(b"GNU\0", 1, b"x"), note(b"GNU\0", 3, &[1, 2, 3, 4, 5])]
+            .concat();
+        assert_eq!(build_id(&both), Some(&[1, 2, 3, 4, 5][..]));
+        for cut in 0..both.len() - 3 {
+            assert_eq!(build_id(&both[..cut]), None, "{cut}");
+        }
+        assert_eq!(build_id(&[0xff; 40]), None);
+    }
 }

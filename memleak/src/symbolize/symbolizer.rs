@@ -307,7 +307,7 @@ impl Symbolizer {
         if let (Some(kernel), Some(ips)) = (&mut self.kernel, kernel_ips(locations)) {
             let frames = kernel.frames(&ips).into_iter();
             let anchor = |frame: Frame| match (frame.module, frame.offset) {
-                (Some(module), Some(offset)) => Anchor::Kernel(module, offset),
+                (Some(module), Some(offset)) => Anchor::Kernel(kernel.identity(&module), offset),
                 _ => Anchor::Address(frame.ip),
             };
             return frames.map(anchor).collect();
