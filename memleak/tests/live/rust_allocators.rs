@@ -1,7 +1,6 @@
 //! Rust's allocator crates, as a release build has them, with the program's symbols and without.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
     sync::{Mutex, PoisonError},
@@ -38,16 +37,21 @@ fn build(crate_name: &str, is_lto: bool) -> PathBuf {
     let status = command.status().expect("cargo");
     assert!(status.success(), "building with {crate_name}: {status}");
     let program = scratch_dir().join(format!("rust{crate_name}{}", if is_lto { "-lto" } else { "" }));
-    // Another crate's program will have the name.
-    fs::copy(target.join("release/rust_allocators"), &program).expect("keeping the program");
+    // Another crate's program will have the name. The standard library's debug information takes long to read.
+    strip("-g", &target.join("release/rust_allocators"), &program);
     program
 }
 
 fn stripped(program: &Path) -> PathBuf {
     let stripped = program.with_extension("stripped");
-    let status = Command::new("strip").arg("-o").arg(&stripped).arg(program).status().expect("strip");
-    assert!(status.success(), "strip: {status}");
+    strip("-s", program, &stripped);
     stripped
+}
+
+/// `-g`: of debug information; `-s`: of symbols, too.
+fn strip(what: &str, from: &Path, to: &Path) {
+    let status = Command::new("strip").arg(what).arg("-o").args([to, from]).status().expect("strip");
+    assert!(status.success(), "strip: {status}");
 }
 
 /// Exact with symbols, whole or dropped by the linker; without them a warning says which allocator is not seen.
