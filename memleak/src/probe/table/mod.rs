@@ -15,8 +15,10 @@ pub use row::{DEFAULT_RESOURCES, Role, Row, Scope};
 pub(in crate::probe::table) use row::{if_equal, of, releases, returns, row, stores, takes, with};
 
 /// The table of all built-in resources. Users' rows come behind.
-pub static TABLE: LazyLock<Vec<Row>> =
-    LazyLock::new(|| [memory::ROWS, c_library::ROWS, threads::ROWS, libraries::ROWS, control::ROWS].concat());
+pub static TABLE: LazyLock<Vec<Row>> = LazyLock::new(|| {
+    [memory::ROWS, c_library::ROWS, threads::ROWS, libraries::ROWS, system_calls::ROWS, control::ROWS]
+        .concat()
+});
 
 #[cfg(test)]
 mod tests;
