@@ -10,11 +10,12 @@ use std::{
 use fixture::{NmSymbol, Running, Segments, all_symbols, compile, dynamic_symbols, run};
 use memleak::{
     probe::{
+        gaps::{Gap, gaps},
         plan::{
             AttachPoint, Plan, PlanError, PlanOptions, ProgramKind, SkipReason, check_object_argument, plan,
             symbol_names,
         },
-        table::{DEFAULT_RESOURCES, Role, TABLE},
+        table::{DEFAULT_RESOURCES, Role, Row, Scope, TABLE},
     },
     proc::{maps::read_maps, memory::ProcessMemory},
     target::{
@@ -75,13 +76,10 @@ fn check_resources(
     applies: impl Fn(&str) -> bool,
 ) {
     let by_role = |wanted: &[Role]| -> BTreeSet<u64> {
-        let names: HashSet<_> = TABLE
-            .iter()
-            .filter(|row| row.serves(resources))
-            .filter(|row| wanted.contains(&row.role) && applies(&row.function))
-            .map(|row| &*row.function)
-            .collect();
-        symbols.iter().filter(|symbol| names.contains(&*symbol.name)).map(|symbol| symbol.vaddr).collect()
+        let rows = TABLE.iter().filter(|row| row.serves(resources));
+        let rows = rows.filter(|row| wanted.contains(&row.role) && applies(&row.function));
+        let names: HashSet<_> = rows.flat_map(names_of).collect();
+        symbols.iter().filter(|symbol| names.contains(&symbol.name)).map(|symbol| symbol.vaddr).collect()
     };
     let acquires = by_role(&[Role::Acquire, Role::Resize, Role::FallibleRelease, Role::Shield]);
     let expected = [
@@ -98,6 +96,13 @@ fn check_resources(
         assert_eq!(planned, addresses, "{program:?} in {}", file.display());
     }
     assert_eq!(plan.points.len(), points, "{}: each address once", file.display());
+}
+
+/// The names that a row's function has in the libraries under test.
+fn names_of(row: &Row) -> Vec<String> {
+    let is_prefixed = matches!(row.scope, Scope::Heap | Scope::HeapExtension);
+    let prefixes: &[&str] = if is_prefixed { &["", "mi_", "tc_"] } else { &[""] };
+    prefixes.iter().map(|prefix| format!("{prefix}{}", row.function)).collect()
 }
 
 fn is_operator(function: &str) -> bool {
@@ -312,15 +317,93 @@ fn takes_a_hidden_function_for_what_it_is() {
     }
 }
 
+/// Compiles a library that defines these functions and nothing else.
+fn library_of(name: &str, code: &str) -> PathBuf {
+    compile("gcc", name, code, &["-shared", "-fPIC", "-fno-builtin", "-w", "-nostdlib"])
+}
+
 #[test]
-fn does_not_take_half_an_allocator_for_one() {
-    // A library with a malloc of its own and no free is a wrapper's or a debugging aid's, until -O says otherwise.
-    let code = "void *malloc(unsigned long n) { return (void *)n; }";
-    let library =
-        compile("gcc", "libplan_half.so", code, &["-shared", "-fPIC", "-fno-builtin", "-w", "-nostdlib"]);
-    assert!(plan_of_file(&library, &PlanOptions::default()).is_empty());
-    let named = PlanOptions { object: Some("plan_half"), ..PlanOptions::default() };
-    assert!(!plan_of_file(&library, &named).is_empty());
+fn takes_half_an_allocator_and_says_what_is_missing() {
+    let options = PlanOptions::default();
+    let malloc = "void *malloc(unsigned long n) { return (void *)n; }";
+    let half = library_of("libplan_half.so", malloc);
+    for options in [options, PlanOptions { object: Some("plan_half"), ..options }] {
+        let objects = [open(&half, &options)];
+        let plan = plan(&objects, &options, None);
+        assert!(!plan.is_empty());
+        let [gap] = &gaps(&objects, &plan)[..] else { panic!("{plan:?}") };
+        let (object, acquires) = (half.display().to_string(), "malloc".to_owned());
+        assert_eq!(*gap, Gap::NothingFrees { object, acquires });
+        assert!(gap.to_string().contains("names malloc, but no function that frees"), "{gap}");
+    }
+    // What it returns may be freed by another library's free, not so by a prefix's.
+    let objects = [open(&half, &options), open(Path::new(C_LIBRARY), &options)];
+    assert_eq!(gaps(&objects, &plan(&objects, &options, None)), []);
+    let prefixed =
+        library_of("libplan_prefixed_half.so", "void *je_malloc(unsigned long n) { return (void *)n; }");
+    let objects = [open(&prefixed, &options), open(Path::new(C_LIBRARY), &options)];
+    assert_eq!(gaps(&objects, &plan(&objects, &options, None)).len(), 1);
+}
+
+/// A linker keeps what is called, so a family need not be whole; and a prefix is what its functions show.
+#[test]
+fn takes_what_there_is_of_an_allocator() {
+    let define = |names: &[&str]| -> String {
+        names.iter().map(|name| format!("void *{name}(void *p) {{ return p; }}\n")).collect()
+    };
+    for (number, names, expected) in [
+        (0, &["je_malloc", "je_sdallocx"][..], &["je_malloc", "je_sdallocx"][..]),
+        (1, &["_rjem_mallocx", "_rjem_sdallocx"], &["_rjem_mallocx", "_rjem_sdallocx"]),
+        // Nobody has heard of this prefix.
+        (2, &["my_mallocx", "my_sdallocx", "my_realloc"], &["my_mallocx", "my_realloc", "my_sdallocx"]),
+        (3, &["a_malloc", "a_free", "a_malloc_usable_size"], &["a_free", "a_malloc"]),
+        (4, &["mi_zalloc_aligned", "mi_free"], &["mi_free", "mi_zalloc_aligned"]),
+        (5, &["sn_rust_alloc", "sn_rust_dealloc"], &["sn_rust_alloc", "sn_rust_dealloc"]),
+        (6, &["rpaligned_alloc", "rpfree"], &["rpaligned_alloc", "rpfree"]),
+        (7, &["mspace_malloc", "mspace_free"], &["mspace_free", "mspace_malloc"]),
+        // A program's own wrappers of malloc, and functions that only sound alike.
+        (8, &["x_malloc", "x_free", "x_realloc", "mi_free", "heap_alloc", "je_free"], &[]),
+        (9, &["my_mallocx"], &[]),
+    ] {
+        let library = library_of(&format!("libplan_family{number}.so"), &define(names));
+        let plan = plan_of_file(&library, &PlanOptions::default());
+        let functions: BTreeSet<_> = plan.points.iter().map(|point| point.function.as_str()).collect();
+        assert_eq!(functions, expected.iter().copied().collect(), "{names:?}");
+        assert_eq!(plan.allocators.is_empty(), expected.is_empty(), "{names:?}");
+    }
+}
+
+/// A stripped program that holds tcmalloc names what the C++ library refers to, and glibc's internal names with it.
+#[test]
+fn probes_the_operators_of_a_stripped_program() {
+    let code = "#include <cstdlib>\nint main() { delete new int; return !malloc(1); }";
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (source, program) = (directory.join("plan_own_new.cc"), directory.join("plan_own_new"));
+    std::fs::write(&source, code).unwrap();
+    let paths = [program.to_str().unwrap(), source.to_str().unwrap()];
+    run("g++", &["-s", "-pthread", "-o", paths[0], paths[1], "-l:libtcmalloc_minimal.a"]);
+    let symbols = dynamic_symbols(&program);
+    assert!(symbols.iter().any(|symbol| symbol.name == "__libc_memalign"));
+    let plan = plan_of_file(&program, &PlanOptions::default());
+    assert_eq!(plan.allocators[0].1, AllocatorKind::Unknown);
+    check_against_nm(&plan, &program, &symbols, |_| true);
+    let acquires = entries(&plan, &program, ProgramKind::AcquireEnter);
+    let new = symbols.iter().find(|symbol| symbol.name == "_Znwm").unwrap();
+    assert_eq!(acquires.get(&new.vaddr).map(String::as_str), Some("_Znwm"));
+}
+
+#[test]
+fn says_which_allocator_a_stripped_program_hides() {
+    let code = format!("const char *words = \"<jemalloc>: Error in \";\n{NEVER_FREES}");
+    let options = PlanOptions::default();
+    for (name, flags, is_hidden) in [("plan_hidden_words", &["-s"][..], true), ("plan_words", &[], false)] {
+        let program = compile("gcc", name, &code, flags);
+        let objects = [open(&program, &options), open(Path::new(C_LIBRARY), &options)];
+        let object = program.display().to_string();
+        let expected = Gap::Hidden { object, allocator: AllocatorKind::Jemalloc };
+        let gaps = gaps(&objects, &plan(&objects, &options, None));
+        assert_eq!(gaps, if is_hidden { vec![expected] } else { vec![] }, "{name}");
+    }
 }
 
 /// Functions with a prefix, one of them indirect: a constructor-free arena.

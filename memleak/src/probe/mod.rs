@@ -2,6 +2,7 @@
 //! rows with the symbols of a target's objects.
 
 mod error;
+pub mod gaps;
 pub mod kernel;
 pub mod plan;
 pub mod resource;

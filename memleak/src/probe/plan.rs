@@ -8,7 +8,10 @@ use std::{
 
 use memleak_common::probe::{ProbeRow, Resource};
 
-use super::table::{DEFAULT_RESOURCES, Role, Row, Scope, TABLE};
+use super::{
+    gaps::Family,
+    table::{DEFAULT_RESOURCES, Role, Row, Scope, TABLE},
+};
 use crate::{
     arch::{
         self,
@@ -202,6 +205,8 @@ pub struct Plan {
     pub skipped: Vec<Skip>,
     /// Objects that hold an allocator: path and which.
     pub allocators: Vec<(String, AllocatorKind)>,
+    /// What they name of it.
+    pub families: Vec<Family>,
     /// The user named an allocator by its prefix: mappings alone will not do.
     needs_heap: bool,
 }
@@ -211,7 +216,7 @@ impl Plan {
     /// objects are mapped.
     pub fn is_empty(&self) -> bool {
         !self.points.iter().any(|point| {
-            point.program == ProgramKind::AcquireEnter && (!self.needs_heap || is_prefixed(point.scope))
+            point.program == ProgramKind::AcquireEnter && (!self.needs_heap || is_allocators(point.scope))
         })
     }
 
@@ -224,12 +229,16 @@ impl Plan {
 /// The symbols that a plan needs of each object: to read the objects with.
 pub fn symbol_names(options: &PlanOptions<'_>) -> SymbolNames {
     let rows = || options.selected().map(|(_, row)| row);
-    let prefixed = rows()
-        .filter(|row| is_prefixed(row.scope))
-        .flat_map(|row| prefixes(options).iter().map(move |prefix| format!("{prefix}{}", row.function)));
-    let markers = allocator::marker_names().chain([C_LIBRARY_MARKER]);
-    let plain = rows().map(|row| row.function.to_string()).chain(markers.map(str::to_owned));
-    prefixed.chain(plain).collect()
+    let markers = allocator::marker_names().chain([C_LIBRARY_MARKER]).map(str::to_owned);
+    let plain = rows().map(|row| row.function.to_string()).chain(markers);
+    let prefixed = || rows().filter(|row| is_prefixed(row.scope)).map(|row| row.function.to_string());
+    match options.symbols_prefix {
+        Some(prefix) => plain.chain(prefixed().map(|function| format!("{prefix}{function}"))).collect(),
+        // Whatever the prefix: which are an allocator's is told by all that an object defines.
+        None => plain
+            .collect::<SymbolNames>()
+            .with_endings(prefixed().chain(allocator::marker_endings().map(str::to_owned))),
+    }
 }
 
 /// Plans for `objects`: all that a target has mapped, or those that are new. Objects are read with [`symbol_names`] of
@@ -264,16 +273,18 @@ fn role_rank(role: Role) -> u8 {
 /// A function that glibc and musl define, and nobody else (where `errno` is).
 const C_LIBRARY_MARKER: &str = "__errno_location";
 
+/// Functions that may carry an allocator's prefix.
 fn is_prefixed(scope: Scope) -> bool {
     matches!(scope, Scope::Heap | Scope::HeapExtension)
 }
 
-/// Prefixes to look for.
-fn prefixes<'a>(options: &'a PlanOptions<'_>) -> &'a [&'a str] {
-    match &options.symbols_prefix {
-        Some(prefix) => std::slice::from_ref(prefix),
-        None => allocator::PREFIXES,
-    }
+/// Functions of the allocator that `-S` names.
+fn is_allocators(scope: Scope) -> bool {
+    is_prefixed(scope) || scope == Scope::Allocator
+}
+
+fn acquires(row: &Row) -> bool {
+    matches!(row.role, Role::Acquire | Role::Resize)
 }
 
 /// Plans for one object.
@@ -303,16 +314,24 @@ impl<'a> Planner<'a> {
 
     fn run(mut self, plan: &mut Plan) {
         let families = self.families();
+        let has_own_functions = self.is_chosen && self.defines_whole(|_| true);
         let kind = allocator::identify(self.elf);
-        if !families.is_empty() {
+        let has_allocator = !families.is_empty() || has_own_functions;
+        if has_allocator {
             plan.allocators.push((self.object.to_string(), kind));
+            let (plain, named): (Vec<_>, Vec<_>) = families.iter().partition(|prefix| prefix.is_empty());
+            plan.families
+                .extend([self.family(&plain, true), self.family(&named, false)].into_iter().flatten());
         }
         for prefix in &families {
             self.add_rows(plan, prefix, is_prefixed, None);
         }
-        if !families.is_empty() {
+        if has_allocator {
             let reason = (!kind.has_own_operators()).then_some(SkipReason::CallsMalloc(kind));
             self.add_rows(plan, "", |scope| scope == Scope::Operator, reason);
+        }
+        if has_own_functions {
+            self.add_rows(plan, "", |scope| scope == Scope::Allocator, None);
         }
         if self.has_mapping_functions() {
             self.add_rows(plan, "", |scope| scope == Scope::Mapping, None);
@@ -323,30 +342,65 @@ impl<'a> Planner<'a> {
         self.add_rows(plan, "", |scope| matches!(scope, Scope::Anywhere | Scope::User), None);
     }
 
-    /// Prefixes under which the object defines an allocator. A linker takes from a static library only what is called,
-    /// so that a static program may have `malloc` and no `free`, or `aligned_alloc` alone; and `-O` is taken at its
-    /// word. Where two prefixes name the same malloc, the second would only add its aliases.
-    fn families(&self) -> Vec<&'a str> {
+    /// Prefixes under which the object defines something of an allocator, complete or not: a linker takes from a static
+    /// library only what is called, and leaves the symbols out that nobody refers to. Where nothing under a prefix acquires,
+    /// what it frees is something else: a program's own `mi_free` may free menu items. A prefix that names what another one
+    /// has named already adds nothing.
+    fn families(&self) -> Vec<String> {
         if !self.is_chosen {
             return Vec::new();
         }
-        let any_function = self.elf.is_static() || self.options.object.is_some();
-        let mut mallocs = HashSet::new();
-        let mut defines_allocator = |prefix: &str| {
-            let free = self.elf.defines(&format!("{prefix}free"));
-            match self.elf.symbols_named(&format!("{prefix}malloc")).first() {
-                Some(malloc) => mallocs.insert(malloc.vaddr) && (free || any_function),
-                None => any_function && self.defines_acquire(prefix),
-            }
+        let prefixes = match self.options.symbols_prefix {
+            Some(prefix) => vec![prefix.to_owned()],
+            None => allocator::prefixes_of(self.elf),
         };
-        prefixes(self.options).iter().copied().filter(|prefix| defines_allocator(prefix)).collect()
+        let mut known = HashSet::new();
+        let mut adds_something = |prefix: &str| {
+            let rows = self.options.selected().map(|(_, row)| row).filter(|row| is_prefixed(row.scope));
+            let releases_count = prefix.is_empty() || self.defines_whole(|name| name.starts_with(prefix));
+            let mut is_new = false;
+            for row in rows.filter(|row| releases_count || acquires(row)) {
+                let symbols = self.elf.symbols_named(&format!("{prefix}{}", row.function));
+                is_new |= symbols.iter().fold(false, |is_new, symbol| known.insert(symbol.vaddr) | is_new);
+            }
+            is_new
+        };
+        prefixes.into_iter().filter(|prefix| adds_something(prefix)).collect()
     }
 
-    fn defines_acquire(&self, prefix: &str) -> bool {
-        self.options
-            .rows_of(Scope::Heap)
-            .filter(|row| matches!(row.role, Role::Acquire | Role::Resize))
-            .any(|row| self.elf.defines(&format!("{prefix}{}", row.function)))
+    /// What the object names of malloc's and C++'s own functions, or of those under these prefixes and with whole names.
+    fn family(&self, prefixes: &[&String], is_plain: bool) -> Option<Family> {
+        let whole = if is_plain { Scope::Operator } else { Scope::Allocator };
+        let (mut acquired_by, mut releases) = (None, false);
+        for (_, row) in self.options.selected() {
+            let names: Vec<_> = match row.scope {
+                scope if is_prefixed(scope) => {
+                    prefixes.iter().map(|prefix| format!("{prefix}{}", row.function)).collect()
+                }
+                scope if scope == whole && self.may_take(row) => vec![row.function.to_string()],
+                _ => continue,
+            };
+            let Some(name) = names.into_iter().find(|name| self.elf.defines(name)) else { continue };
+            releases |= row.role == Role::Release;
+            if acquires(row) {
+                acquired_by.get_or_insert(name);
+            }
+        }
+        let object = self.object.to_string();
+        Some(Family { object, acquires: acquired_by?, releases, is_plain })
+    }
+
+    /// The object defines a function that acquires under a whole name, one of those that are `wanted`.
+    fn defines_whole(&self, wanted: impl Fn(&str) -> bool) -> bool {
+        let mut rows =
+            self.options.rows_of(Scope::Allocator).filter(|row| acquires(row) && self.may_take(row));
+        rows.any(|row| wanted(&row.function) && self.elf.defines(&row.function))
+    }
+
+    /// The row's function belongs to the allocator that `-S` names, if it names one.
+    fn may_take(&self, row: &Row) -> bool {
+        let is_named = |prefix: &str| row.scope != Scope::Allocator || row.function.starts_with(prefix);
+        self.options.symbols_prefix.is_none_or(is_named)
     }
 
     /// The object is a C library, or holds one: it defines functions of each role, or is static and has some of them.
@@ -374,7 +428,8 @@ impl<'a> Planner<'a> {
         reason: Option<SkipReason>,
     ) {
         for (index, row) in self.options.selected().filter(|(_, row)| applies(row.scope)) {
-            if row.object.as_deref().is_some_and(|name| !names_object(name, self.object)) {
+            let is_others = row.object.as_deref().is_some_and(|name| !names_object(name, self.object));
+            if is_others || !self.may_take(row) {
                 continue;
             }
             let function = format!("{prefix}{}", row.function);

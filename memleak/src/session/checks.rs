@@ -1,6 +1,6 @@
 //! What can be said to be wrong before anything is traced.
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 use log::warn;
 use memleak_common::probe::Resource;
@@ -8,6 +8,7 @@ use memleak_common::probe::Resource;
 use super::SessionError;
 use crate::{
     probe::{
+        gaps::{Gap, gaps},
         plan::{Plan, PlanError, PlanOptions},
         table::DEFAULT_RESOURCES,
     },
@@ -72,5 +73,14 @@ pub(super) fn check_plan(
     match plan.is_empty() && options.resources.iter().any(is_memory) {
         true => Err(PlanError::nothing_found(objects, options)),
         false => Ok(()),
+    }
+}
+
+/// Warns of what reports on process `pid` will lack, of each thing once in a run. `plan` is for all that it has mapped.
+pub(super) fn tell_gaps(pid: u32, plan: &Plan, objects: &[Object], told: &mut HashSet<Gap>) {
+    for gap in gaps(objects, plan) {
+        if told.insert(gap.clone()) {
+            warn!("process {pid}: {gap}");
+        }
     }
 }

@@ -1,14 +1,20 @@
 //! User mode: what is probed in processes.
 
-use std::process::Child;
+use std::{collections::HashSet, process::Child};
 
 use log::{info, warn};
 use memleak_common::probe::Resource;
 
-use super::{SessionError, checks::check_plan, config::config, wait::millis};
+use super::{
+    SessionError,
+    checks::{check_plan, tell_gaps},
+    config::config,
+    wait::millis,
+};
 use crate::{
     bpf::{Tracer, UserStart},
     probe::{
+        gaps::Gap,
         plan::{AttachPoint, Plan, PlanOptions, plan, symbol_names},
         table::{Row, TABLE},
     },
@@ -43,6 +49,8 @@ pub(super) struct UserMode {
     probed: Vec<Resource>,
     /// The danger of exceptions was told.
     warned: bool,
+    /// What is not seen of allocators, as far as it was told.
+    told_gaps: HashSet<Gap>,
     /// A command that does not run yet.
     pub(super) held: Option<HeldCommand>,
     /// A command that runs.
@@ -57,14 +65,15 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
     info!("loaded the BPF programs in {} ms", millis(took));
     let is_probed = |resource: &Resource| !by_system_calls.contains(resource);
     let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
-    Ok((UserMode { rows, probed, warned: false, held: None, command: None }, tracer))
+    let mode = UserMode { rows, probed, warned: false, told_gaps: HashSet::new(), held: None, command: None };
+    Ok((mode, tracer))
 }
 
 impl UserMode {
     /// Plans probes for what a process has mapped: for all of it, where that must hold an allocator, or for the
     /// objects that were not looked at yet.
     pub(super) fn plan(
-        &self,
+        &mut self,
         capture: &CaptureSettings,
         traced: &mut Traced,
         which: Objects,
@@ -90,6 +99,9 @@ impl UserMode {
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
         if which == Objects::All {
             check_plan(pid, &plan, &objects, &options, self.probed == capture.resources)?;
+            if capture.resources.contains(&Resource::Heap) {
+                tell_gaps(pid, &plan, &objects, &mut self.told_gaps);
+            }
         }
         for (path, allocator) in &plan.allocators {
             info!("{path}: {allocator}");

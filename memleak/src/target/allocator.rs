@@ -1,6 +1,6 @@
-//! Which allocator is this object? Told by symbols that only that allocator defines.
+//! Which allocators are in an object? Told by symbols that only an allocator defines, whole or under a prefix.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use super::object::Elf;
 
@@ -13,6 +13,16 @@ pub enum AllocatorKind {
     Tcmalloc,
     /// Microsoft's mimalloc.
     Mimalloc,
+    /// Microsoft's snmalloc.
+    Snmalloc,
+    /// rpmalloc.
+    Rpmalloc,
+    /// LLVM's scudo.
+    Scudo,
+    /// Doug Lea's malloc.
+    Dlmalloc,
+    /// The scalable allocator of oneTBB.
+    Tbb,
     /// The GNU C library.
     Glibc,
     /// The musl C library.
@@ -25,6 +35,10 @@ pub enum AllocatorKind {
 struct Known {
     kind: AllocatorKind,
     name: &'static str,
+    /// What its messages begin with: it tells of an allocator in a program without symbols.
+    words: Option<&'static str>,
+    /// C code calls it by functions, too, that no shared library refers to: a stripped program does not name them.
+    has_more_functions: bool,
     /// One of these, as a defined function, is enough.
     markers: &'static [&'static str],
     /// Its operator new and delete reach the heap without calling malloc and free.
@@ -37,15 +51,22 @@ const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Jemalloc,
         name: "jemalloc",
-        markers: &["mallctl", "je_mallctl", "_rjem_mallctl", "mallctlnametomib", "je_mallctlnametomib"],
+        words: Some("<jemalloc>: "),
+        has_more_functions: true,
+        // As prefixes are found: see `discovered_prefixes`.
+        markers: &[],
         own_operators: true,
     },
     Known {
         kind: AllocatorKind::Tcmalloc,
         name: "tcmalloc",
+        words: Some("tcmalloc: large alloc "),
+        has_more_functions: false,
         markers: &[
             "tc_malloc",
             "tc_version",
+            "TCMallocInternalMalloc",
+            "TCMallocInternalNew",
             "MallocExtension_GetStats",
             "MallocExtension_Internal_GetStats",
         ],
@@ -54,44 +75,160 @@ const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Mimalloc,
         name: "mimalloc",
-        markers: &["mi_malloc", "mi_version"],
+        words: Some("mimalloc: "),
+        has_more_functions: true,
+        markers: &["mi_malloc", "mi_version", "mi_malloc_aligned", "mi_process_init", "mi_heap_malloc"],
         own_operators: true,
     },
-    // gnu_get_libc_version is missing in a static program that does not call it.
+    Known {
+        kind: AllocatorKind::Snmalloc,
+        name: "snmalloc",
+        words: None,
+        has_more_functions: true,
+        markers: &["sn_rust_alloc", "sn_rust_dealloc", "sn_malloc"],
+        own_operators: true,
+    },
+    Known {
+        kind: AllocatorKind::Rpmalloc,
+        name: "rpmalloc",
+        words: None,
+        has_more_functions: true,
+        markers: &["rpmalloc", "rpmalloc_initialize", "rpaligned_alloc"],
+        own_operators: true,
+    },
+    Known {
+        kind: AllocatorKind::Scudo,
+        name: "scudo",
+        words: Some("Scudo ERROR: "),
+        has_more_functions: false,
+        markers: &["__scudo_print_stats", "scudo_malloc", "scudo_allocate", "__scudo_default_options"],
+        own_operators: true,
+    },
+    Known {
+        kind: AllocatorKind::Dlmalloc,
+        name: "dlmalloc",
+        words: None,
+        has_more_functions: true,
+        markers: &["dlmalloc", "mspace_malloc"],
+        own_operators: true,
+    },
+    Known {
+        kind: AllocatorKind::Tbb,
+        name: "oneTBB's allocator",
+        words: None,
+        has_more_functions: true,
+        markers: &["scalable_malloc", "__TBB_malloc_proxy"],
+        own_operators: true,
+    },
+    // gnu_get_libc_version is missing in a static program that does not call it. The names must be glibc's alone:
+    // __libc_malloc and __libc_memalign are tcmalloc's, too.
     Known {
         kind: AllocatorKind::Glibc,
         name: "glibc",
-        markers: &["gnu_get_libc_version", "__libc_memalign", "__libc_mallopt", "__malloc_info"],
+        words: None,
+        has_more_functions: false,
+        markers: &["gnu_get_libc_version", "__libc_mallopt", "__malloc_info"],
         own_operators: false,
     },
     // The shared one exports only the stages of its loader, a static program has no loader.
     Known {
         kind: AllocatorKind::Musl,
         name: "musl",
+        words: None,
+        has_more_functions: false,
         markers: &["__dls2b", "__dls3", "__libc_malloc_impl", "__init_libc"],
         own_operators: false,
     },
 ];
 
-/// Prefixes that allocators are commonly built with; the empty one is malloc itself. `_rjem_` is tikv-jemallocator's.
-pub const PREFIXES: &[&str] = &["", "je_", "_rjem_", "tc_", "mi_"];
+/// Prefixes that allocators are commonly built with; the empty one is malloc itself. `_rjem_` is tikv-jemallocator's,
+/// `xx` Hoard's.
+const PREFIXES: &[&str] =
+    &["", "je_", "_rjem_", "tc_", "mi_", "sn_", "rp", "dl", "scudo_", "scudo_svelte_", "scalable_", "xx"];
+
+/// Functions of jemalloc's own interface (jemalloc(3)). Two of them under one prefix are enough to know it by.
+const JEMALLOC_API: &[&str] = &["mallctl", "mallocx", "rallocx", "xallocx", "sdallocx", "dallocx"];
+
+/// What an allocator offers beside malloc, and a program's wrappers of malloc do not.
+const USABLE_SIZE: &str = "malloc_usable_size";
+
+/// Longest prefix that is believed.
+const MAX_PREFIX: usize = 32;
 
 /// Every symbol that [`identify`] looks for.
 pub fn marker_names() -> impl Iterator<Item = &'static str> {
-    KNOWN.iter().flat_map(|known| known.markers.iter().copied())
+    KNOWN.iter().flat_map(|known| known.markers.iter().copied()).chain(JEMALLOC_API.iter().copied())
+}
+
+/// Ends of the names that [`prefixes_of`] looks for.
+pub fn marker_endings() -> impl Iterator<Item = &'static str> {
+    JEMALLOC_API.iter().copied().chain([USABLE_SIZE])
 }
 
 /// Which allocator `elf` holds, if it holds one.
 pub fn identify(elf: &Elf) -> AllocatorKind {
+    if !jemalloc_prefixes(elf).is_empty() {
+        return AllocatorKind::Jemalloc;
+    }
     KNOWN
         .iter()
         .find(|known| known.markers.iter().any(|marker| elf.defines(marker)))
         .map_or(AllocatorKind::Unknown, |known| known.kind)
 }
 
+/// Which allocator a program without symbols holds, by the words that it would print. `None`: none that is known so.
+pub fn told_by_words(elf: &Elf) -> Option<AllocatorKind> {
+    let known: Vec<_> = KNOWN.iter().filter_map(|known| Some((known.kind, known.words?))).collect();
+    let words: Vec<_> = known.iter().map(|(_, words)| words.as_bytes()).collect();
+    known.get(elf.find_first(&words)?).map(|(kind, _)| *kind)
+}
+
+/// Prefixes under which `elf` may define malloc and its kin: those that are common, and those that its own symbols show.
+pub fn prefixes_of(elf: &Elf) -> Vec<String> {
+    let mut prefixes: Vec<String> = PREFIXES.iter().map(|prefix| (*prefix).to_owned()).collect();
+    let with_usable_size = prefixes_before(elf, USABLE_SIZE)
+        .filter(|prefix| ["malloc", "free"].iter().all(|name| elf.defines(&format!("{prefix}{name}"))));
+    for prefix in jemalloc_prefixes(elf).into_iter().chain(with_usable_size) {
+        if !prefixes.iter().any(|known| known == prefix) {
+            prefixes.push(prefix.to_owned());
+        }
+    }
+    prefixes
+}
+
+/// Prefixes of functions that only jemalloc has. One alone is believed without a prefix, or with a common one.
+fn jemalloc_prefixes(elf: &Elf) -> Vec<&str> {
+    let mut found: BTreeMap<&str, usize> = BTreeMap::new();
+    for name in JEMALLOC_API {
+        for prefix in prefixes_before(elf, name) {
+            *found.entry(prefix).or_default() += 1;
+        }
+    }
+    found.retain(|prefix, functions| *functions > 1 || PREFIXES.contains(prefix));
+    found.into_keys().collect()
+}
+
+/// What comes before `ending` in the names of the functions of `elf`.
+fn prefixes_before<'a>(elf: &'a Elf, ending: &'a str) -> impl Iterator<Item = &'a str> {
+    let prefixes = elf.symbols().iter().filter_map(move |symbol| symbol.name.strip_suffix(ending));
+    prefixes.filter(|prefix| is_prefix(prefix))
+}
+
+/// An identifier of C: names of C++ and Rust are mangled, and what they end with means nothing.
+fn is_prefix(prefix: &str) -> bool {
+    let is_mangled = prefix.starts_with("_Z") || prefix.starts_with("_R");
+    let is_c = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    prefix.len() <= MAX_PREFIX && !is_mangled && prefix.bytes().all(is_c)
+}
+
 impl AllocatorKind {
     fn known(self) -> Option<&'static Known> {
         KNOWN.iter().find(|known| known.kind == self)
+    }
+
+    /// It has functions that a stripped program which holds it does not name: no shared library refers to them.
+    pub fn has_more_functions(self) -> bool {
+        self.known().is_some_and(|known| known.has_more_functions)
     }
 
     /// Its `operator new` does not call malloc, so that it needs probes of its own. So it is taken to be where nothing
@@ -104,5 +241,20 @@ impl AllocatorKind {
 impl fmt::Display for AllocatorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.known().map_or("unknown allocator", |known| known.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn believes_prefixes_of_c_alone() {
+        for prefix in ["", "je_", "_rjem_", "my_jemalloc_"] {
+            assert!(is_prefix(prefix), "{prefix}");
+        }
+        for prefix in ["_ZN3foo7", "_RNvCs1_3foo7", "a.b", &"x".repeat(33)] {
+            assert!(!is_prefix(prefix), "{prefix}");
+        }
     }
 }

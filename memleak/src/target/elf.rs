@@ -14,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use memchr::memmem;
 use object::{
     Endianness, Object as _, elf,
     read::{
@@ -35,6 +36,10 @@ use symbols::{collect_symbols, name_in};
 const READ_BUDGET: u64 = 1 << 30;
 /// Longest function whose body is read.
 const MAX_CODE: u64 = 1 << 20;
+/// Bytes read at a time where a text is looked for.
+const SEARCH_WINDOW: usize = 1 << 20;
+/// Most bytes of a segment in which a text is looked for.
+const MAX_SEARCHED: u64 = 512 << 20;
 /// Most program headers kept; real files have about a dozen.
 const MAX_SEGMENTS: usize = 256;
 /// Most relocation slots of one symbol; a linker makes two or three.
@@ -65,11 +70,28 @@ pub struct FunctionSymbol {
 
 /// Names that are looked for: an object keeps the symbols named here and forgets the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SymbolNames(HashSet<Vec<u8>>);
+pub struct SymbolNames {
+    whole: HashSet<Vec<u8>>,
+    endings: Vec<Vec<u8>>,
+}
+
+impl SymbolNames {
+    /// The same, and every name that ends with one of `endings`.
+    pub fn with_endings<S: Into<String>>(self, endings: impl IntoIterator<Item = S>) -> Self {
+        let endings = endings.into_iter().map(|ending| ending.into().into_bytes()).collect();
+        Self { endings, ..self }
+    }
+
+    /// A symbol of this name is to be kept.
+    fn contains(&self, name: &[u8]) -> bool {
+        self.whole.contains(name) || self.endings.iter().any(|ending| name.ends_with(ending))
+    }
+}
 
 impl<S: Into<String>> FromIterator<S> for SymbolNames {
     fn from_iter<I: IntoIterator<Item = S>>(names: I) -> Self {
-        Self(names.into_iter().map(|name| name.into().into_bytes()).collect())
+        let whole = names.into_iter().map(|name| name.into().into_bytes()).collect();
+        Self { whole, endings: Vec::new() }
     }
 }
 
@@ -260,6 +282,11 @@ impl Elf {
         self.is_go
     }
 
+    /// A program, static or not; no shared library.
+    pub fn is_program(&self) -> bool {
+        self.is_program
+    }
+
     /// It, or its separate debug file, has a `.symtab`.
     pub fn has_symbol_table(&self) -> bool {
         self.has_symbol_table
@@ -288,6 +315,32 @@ impl Elf {
     pub fn whole_function(&self, vaddr: u64, size: u64) -> Option<Vec<u8>> {
         let code = self.code(vaddr, size);
         (size > 0 && code.len() as u64 == size).then_some(code)
+    }
+
+    /// The first of `texts` (its index) that the file's data or code holds, in the order of `texts`. Reads the whole file.
+    pub fn find_first(&self, texts: &[&[u8]]) -> Option<usize> {
+        let overlap = texts.iter().map(|text| text.len()).max()?.saturating_sub(1);
+        let finders: Vec<_> = texts.iter().map(|text| memmem::Finder::new(text)).collect();
+        let mut found: Option<usize> = None;
+        let mut window = vec![0; SEARCH_WINDOW];
+        for segment in &self.segments {
+            let end = segment.offset.saturating_add(segment.size.min(MAX_SEARCHED));
+            let mut offset = segment.offset;
+            while offset < end {
+                let len = (end - offset).min(SEARCH_WINDOW as u64) as usize;
+                let Some(bytes) = window.get_mut(..len) else { break };
+                if self.file.read_exact_at(bytes, offset).is_err() {
+                    break;
+                }
+                let earlier = finders.get(..found.unwrap_or(finders.len())).unwrap_or_default();
+                found = earlier.iter().position(|finder| finder.find(bytes).is_some()).or(found);
+                if found == Some(0) || len <= overlap {
+                    break;
+                }
+                offset += (len - overlap) as u64;
+            }
+        }
+        found
     }
 
     /// Size of the function that some symbol, a local one too, places at `vaddr`; 0 where there is none.

@@ -12,6 +12,7 @@ mod report;
 mod stack_storage;
 mod tracer;
 
+mod allocator_forms;
 mod allocators;
 mod commands;
 mod ends;

@@ -7,27 +7,27 @@ use memleak_common::probe::{ProbeRow, Resource, flags, handle, size, success};
 
 use super::{Role, Row, Scope, row};
 
-const HEAP: ProbeRow = ProbeRow { resource: Resource::Heap.number(), ..ProbeRow::EMPTY };
+pub(super) const HEAP: ProbeRow = ProbeRow { resource: Resource::Heap.number(), ..ProbeRow::EMPTY };
 const RANGES: ProbeRow =
     ProbeRow { resource: Resource::Mmap.number(), flags: flags::RANGE, ..ProbeRow::EMPTY };
 
 /// Returns a block of argument `size_arg` bytes.
-const fn sized(size_arg: u8) -> ProbeRow {
+pub(super) const fn sized(size_arg: u8) -> ProbeRow {
     ProbeRow { handle: handle::RETURN, size: size::ARG, size_arg, ..HEAP }
 }
 
 /// Returns a block as large as the product of two arguments.
-const fn product(size_arg: u8, size_arg2: u8) -> ProbeRow {
+pub(super) const fn product(size_arg: u8, size_arg2: u8) -> ProbeRow {
     ProbeRow { handle: handle::RETURN, size: size::PRODUCT, size_arg, size_arg2, ..HEAP }
 }
 
-/// The same, after releasing argument 0 (in one step, when it succeeds).
-const fn resizing(row: ProbeRow, flags: u32) -> ProbeRow {
-    ProbeRow { release_arg: 0, flags, ..row }
+/// The same, after releasing argument `release_arg` (in one step, when it succeeds).
+pub(super) const fn resizing(row: ProbeRow, release_arg: u8, flags: u32) -> ProbeRow {
+    ProbeRow { release_arg, flags, ..row }
 }
 
-const FREE: ProbeRow = ProbeRow { release_arg: 0, ..HEAP };
-const POSIX_MEMALIGN: ProbeRow = ProbeRow {
+pub(super) const FREE: ProbeRow = ProbeRow { release_arg: 0, ..HEAP };
+pub(super) const POSIX_MEMALIGN: ProbeRow = ProbeRow {
     handle: handle::BEHIND_ARG,
     handle_arg: 0,
     size: size::ARG,
@@ -69,8 +69,13 @@ const fn release(function: &'static str) -> Row {
     row(function, Role::Release, Scope::Heap, FREE)
 }
 
+/// As [`sized`], of a C++ operator or what stands for one.
+pub(super) const fn throwing(row: ProbeRow) -> ProbeRow {
+    ProbeRow { flags: flags::MAY_THROW, ..row }
+}
+
 const fn new(function: &'static str) -> Row {
-    row(function, Role::Acquire, Scope::Operator, ProbeRow { flags: flags::MAY_THROW, ..sized(0) })
+    row(function, Role::Acquire, Scope::Operator, throwing(sized(0)))
 }
 
 const fn delete(function: &'static str) -> Row {
@@ -81,8 +86,8 @@ const fn delete(function: &'static str) -> Row {
 pub const ROWS: &[Row] = &[
     acquire("malloc", sized(0)),
     acquire("calloc", product(0, 1)),
-    resize("realloc", resizing(sized(1), flags::ZERO_SIZE_RELEASES)),
-    resize("reallocarray", resizing(product(1, 2), flags::ZERO_SIZE_RELEASES)),
+    resize("realloc", resizing(sized(1), 0, flags::ZERO_SIZE_RELEASES)),
+    resize("reallocarray", resizing(product(1, 2), 0, flags::ZERO_SIZE_RELEASES)),
     acquire("posix_memalign", POSIX_MEMALIGN),
     acquire("aligned_alloc", sized(1)),
     acquire("memalign", sized(1)),
@@ -94,7 +99,7 @@ pub const ROWS: &[Row] = &[
     release("free_aligned_sized"),
     // jemalloc's own interface; Rust's tikv-jemallocator frees by sdallocx alone.
     row("mallocx", Role::Acquire, Scope::HeapExtension, sized(0)),
-    row("rallocx", Role::Resize, Scope::HeapExtension, resizing(sized(1), 0)),
+    row("rallocx", Role::Resize, Scope::HeapExtension, resizing(sized(1), 0, 0)),
     row("dallocx", Role::Release, Scope::HeapExtension, FREE),
     row("sdallocx", Role::Release, Scope::HeapExtension, FREE),
     // operator new(size_t ...) and new[]; the __hot_cold_t forms are those of LLVM and Google's tcmalloc.

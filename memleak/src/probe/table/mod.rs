@@ -1,6 +1,7 @@
 //! Every function that is probed: one row each, data only. A row's index is the attach cookie and its place in the map
 //! `PROBES`. Nothing else in the program knows a function by name.
 
+mod allocators;
 mod c_library;
 mod control;
 mod libraries;
@@ -16,8 +17,16 @@ pub(in crate::probe::table) use row::{if_equal, of, releases, returns, row, stor
 
 /// The table of all built-in resources. Users' rows come behind.
 pub static TABLE: LazyLock<Vec<Row>> = LazyLock::new(|| {
-    [memory::ROWS, c_library::ROWS, threads::ROWS, libraries::ROWS, system_calls::ROWS, control::ROWS]
-        .concat()
+    [
+        memory::ROWS,
+        allocators::ROWS,
+        c_library::ROWS,
+        threads::ROWS,
+        libraries::ROWS,
+        system_calls::ROWS,
+        control::ROWS,
+    ]
+    .concat()
 });
 
 #[cfg(test)]

@@ -32,6 +32,9 @@ pub enum Scope {
     Heap,
     /// As `Heap`, but only some allocators have it: that it is missing is not worth a word.
     HeapExtension,
+    /// Every object that defines the function, unless `-O` or `-S` says otherwise: an allocator's function that is named
+    /// as nobody else's is. The name is whole.
+    Allocator,
     /// Objects of allocators whose C++ operators do not call malloc ([`crate::target::allocator`]). Never prefixed.
     Operator,
     /// Objects that define the C library's mmap and munmap. Never prefixed.

@@ -39,7 +39,7 @@ pub(super) fn collect_symbols(
         let mut strings = Strings { file, budget: parsed.data(), offset, len, read: Vec::new(), start: 0 };
         for (symbol, kind) in defined_functions(table, endian, segments) {
             let Some(name) = strings.name_at(symbol.st_name(endian).into()) else { continue };
-            if !names.0.contains(name) {
+            if !names.contains(name) {
                 continue;
             }
             let name = String::from_utf8_lossy(name).into_owned();
