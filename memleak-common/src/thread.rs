@@ -97,8 +97,11 @@ pub struct ThreadRecord {
     pub pending: [PendingCall; MAX_PENDING],
     /// 1 where `system_call` is under way.
     pub in_system_call: u32,
-    /// Fills up; 0.
-    pub reserved: u32,
+    /// 1 where a signal was delivered since the first of `pending` was entered: calls may be a handler's.
+    pub interrupted: u32,
+    /// [`PendingCall::sp`] of a call that a signal has interrupted in the kernel's return trampoline, where its return
+    /// address is no longer on the stack; else 0.
+    pub returning: u64,
     /// The system call that the thread is in, where it is one that is traced.
     pub system_call: PendingCall,
     /// Where a stack is walked into before it is stored.

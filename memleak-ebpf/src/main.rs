@@ -20,16 +20,34 @@ mod track;
 mod unwind;
 mod window;
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     macros::{kprobe, kretprobe, raw_tracepoint, uprobe, uretprobe},
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
 use memleak_common::kernel::Tracepoint;
+use track::Mode;
 
-/// A function that acquires (or moves, or releases and can fail) is entered.
+/// A function that acquires (or moves, or releases and can fail) is entered, or returns: where one program can serve both.
+/// Without aya's macro, whose programs all return 0: here 1 leaves out the return.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+pub extern "C" fn acquire_session(ctx: *mut c_void) -> u32 {
+    u32::from(!track::acquire_session(&ProbeContext::new(ctx)))
+}
+
+/// Such a function is entered.
 #[uprobe]
 pub fn acquire_enter(ctx: ProbeContext) -> u32 {
-    let _ = track::acquire_enter(&ctx);
+    let _ = track::acquire_enter(&ctx, Mode::Mending);
+    0
+}
+
+/// The same without a write to the target's stack, which a locked-down kernel forbids.
+#[uprobe]
+pub fn acquire_enter_plain(ctx: ProbeContext) -> u32 {
+    let _ = track::acquire_enter(&ctx, Mode::Plain);
     0
 }
 
@@ -74,6 +92,12 @@ pub fn empty_enter(_ctx: ProbeContext) -> u32 {
     0
 }
 
+/// Nothing, at both ends of a call.
+#[uprobe]
+pub fn empty_session(_ctx: ProbeContext) -> u32 {
+    0
+}
+
 /// Nothing, on return.
 #[uretprobe]
 pub fn empty_exit(_ctx: RetProbeContext) -> u32 {
@@ -98,6 +122,13 @@ pub fn system_exit(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn thread_exit(ctx: RawTracePointContext) -> i32 {
     lifecycle::thread_exit(&ctx);
+    0
+}
+
+/// A thread is about to run a signal's handler.
+#[raw_tracepoint(tracepoint = "signal_deliver")]
+pub fn signal_deliver(_ctx: RawTracePointContext) -> i32 {
+    track::interrupted();
     0
 }
 

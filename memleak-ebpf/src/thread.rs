@@ -2,14 +2,20 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, bpf_pidns_info},
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_ns_current_pid_tgid},
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_current_task_btf, bpf_get_ns_current_pid_tgid, bpf_task_pt_regs},
+    },
 };
 use memleak_common::{
     stats::Stat,
     thread::{Owner, ThreadRecord},
 };
 
-use crate::maps::{EMPTY_THREAD, TARGET_SLOTS, TARGETS, THREADS, count, setting};
+use crate::{
+    arch::Registers,
+    maps::{EMPTY_THREAD, TARGET_SLOTS, TARGETS, THREADS, count, setting},
+};
 
 /// Who owns what the process with this slot acquires.
 #[inline(always)]
@@ -39,6 +45,13 @@ pub fn current_thread_of_tracepoint() -> Option<&'static mut ThreadRecord> {
     };
     // SAFETY: only this thread's own programs touch its record.
     Some(unsafe { &mut *thread })
+}
+
+/// The registers with which the current thread has entered the kernel.
+#[inline(always)]
+pub fn current_registers() -> Registers {
+    // SAFETY: the helpers take nothing, and the task that the first one gives.
+    Registers(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64)
 }
 
 #[inline(always)]

@@ -8,7 +8,8 @@
 
 use aya_ebpf::{
     helpers::{
-        bpf_get_current_pid_tgid, bpf_probe_read_user, bpf_probe_write_user, generated::bpf_get_attach_cookie,
+        bpf_get_current_pid_tgid, bpf_probe_read_user, bpf_probe_write_user,
+        generated::{bpf_get_attach_cookie, bpf_get_func_ip},
     },
     programs::{ProbeContext, RetProbeContext},
 };
@@ -20,36 +21,56 @@ use memleak_common::{
 };
 
 use crate::{
-    arch::{TRAMPOLINE, caller_of, entry_sp, exit_sp},
+    arch::{TRAMPOLINE, caller_of, entered_caller, entry_sp, exit_sp, instruction_pointer},
     args::{Arguments, Caller},
     maps::{PROBES, THREADS, count, has, setting},
     records::{
         self, Acquired, NOTHING, PAGE_SIZE, finish_release, now, put_back, record, record_another,
         replace_range, take_out,
     },
-    thread::{current_thread, owner},
+    thread::{current_registers, current_thread, owner},
+    unwind,
 };
 
-/// Pushes a pending call.
+/// How the kernel has our programs run at a call's return.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Where the program asks for it at the entry (uprobe session).
+    Session,
+    /// Always; the target's stack can be written to.
+    Mending,
+    /// Always; the target's stack cannot be written to.
+    Plain,
+}
+
+/// Pushes a pending call. `None` for one whose return is of no interest, or must not be probed.
 #[inline(always)]
-pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
+pub fn acquire_enter(ctx: &ProbeContext, mode: Mode) -> Option<()> {
     let (cookie, slot, row) = row(ctx.regs.cast())?;
     let thread = current_thread(slot)?;
     let mut call = PendingCall { sp: entry_sp(ctx), row: cookie, ..PendingCall::default() };
-    if drop_stale(thread, row, &mut call) {
+    if drop_stale(thread, row, &mut call, mode) {
         return None;
     }
     let args = Arguments::of(ctx);
     if row.only != only::ALL && !applies(row, &args) {
         return None;
     }
-    let is_walked_past = setting!(flags) & setting_flags::READ_RETURNS != 0;
+    if thread.depth == 0 {
+        thread.interrupted = 0;
+    } else if !has(row, flags::COUNTS_NESTED)
+        && nests(thread, row)
+        && (thread.interrupted == 0 || is_callee(ctx, thread, row))
+    {
+        if mode == Mode::Session {
+            return None;
+        }
+        call.nested = 1;
+    }
+    let is_walked_past = setting!(flags) & setting_flags::READ_RETURNS != 0 || mode == Mode::Mending;
     if (is_walked_past || has(row, flags::MAY_THROW)) && call.return_address == 0 {
         // SAFETY: the helper checks the address.
         call.return_address = unsafe { bpf_probe_read_user(call.sp as *const u64) }.unwrap_or(0);
-    }
-    if thread.depth > 0 && !has(row, flags::COUNTS_NESTED) && nests(thread, row) {
-        call.nested = 1;
     }
     if thread.depth >= MAX_PENDING as u32 {
         if call.nested == 0 {
@@ -64,6 +85,19 @@ pub fn acquire_enter(ctx: &ProbeContext) -> Option<()> {
     *slot = call;
     thread.depth += 1;
     Some(())
+}
+
+/// Both ends of a call, where one program serves them (uprobe session). At the entry: whether the return is wanted.
+#[inline(always)]
+pub fn acquire_session(ctx: &ProbeContext) -> bool {
+    // SAFETY: the helper takes the program's context. It gives the place of the probe at both ends, which is where the
+    // thread is at the entry.
+    let is_entry = unsafe { bpf_get_func_ip(ctx.regs.cast()) } == instruction_pointer(ctx);
+    if is_entry {
+        return acquire_enter(ctx, Mode::Session).is_some();
+    }
+    let _ = acquire_exit(&RetProbeContext::new(ctx.regs.cast()));
+    true
 }
 
 /// The call is one of those that count: see [`only`].
@@ -145,19 +179,34 @@ fn is_none(row: &ProbeRow, handle: u64) -> bool {
     handle == 0 && !has(row, flags::ZERO_IS_HANDLE)
 }
 
-/// Drops pending calls that were left without a return that we saw. Says whether the new call is a tail call of a
-/// pending one of its group, which then is the one that counts.
+/// Drops pending calls that were left without a return that we saw. Says whether the new call is to be left alone: it is a
+/// tail call of a pending one of its group, which then is the one that counts; or to probe its return would end the target.
+///
+/// A call that is pending at a lower stack pointer has been left, or is on another stack: it was interrupted by a signal
+/// whose handler runs above it (sigaltstack), or was switched away from. If the new call's return were probed the kernel would
+/// take the other one for left, and forget it (kernel/events/uprobes.c, `cleanup_return_instances`); its thread would get
+/// SIGILL when it comes to the trampoline.
 #[inline(always)]
-fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall) -> bool {
+fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall, mode: Mode) -> bool {
     for _ in 0..MAX_PENDING {
         let Some(top) = top(thread) else { break };
         if top.sp > call.sp {
             break;
         }
-        if top.sp == call.sp && is_trampoline(call.sp) {
-            // The outer function has jumped to this one, which returns in its stead (reallocarray to realloc).
-            call.return_address = top.return_address;
-            return group(top.row) == row.group;
+        if thread.returning == top.sp || is_trampoline(top.sp) {
+            if top.sp == call.sp {
+                // The outer function has jumped to this one, which returns in its stead (reallocarray to realloc).
+                call.return_address = top.return_address;
+                return group(top.row) == row.group;
+            }
+            match mode {
+                Mode::Session => {
+                    count(Stat::MissedReturns);
+                    return true;
+                }
+                Mode::Mending => mend(top),
+                Mode::Plain => {}
+            }
         }
         if top.nested == 0 {
             count(Stat::MissedReturns);
@@ -166,6 +215,15 @@ fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall)
         thread.depth -= 1;
     }
     false
+}
+
+/// Puts the return address of a pending call back on the stack, where the kernel has its trampoline's.
+#[inline(always)]
+fn mend(call: &PendingCall) {
+    if call.return_address != 0 {
+        // SAFETY: the helper checks the address; what it writes is what the kernel's own probe has replaced.
+        let _ = unsafe { bpf_probe_write_user(call.sp as *mut u64, &raw const call.return_address) };
+    }
 }
 
 /// The return address there is the kernel's: that of a call which is still pending. Its trampoline is at the beginning of a
@@ -180,6 +238,41 @@ fn is_trampoline(sp: u64) -> bool {
     }
     // SAFETY: as above.
     unsafe { bpf_probe_read_user(found as *const u8) }.map_or(true, |byte| TRAMPOLINE.contains(&byte))
+}
+
+/// The thread is about to run a signal's handler.
+#[inline(always)]
+pub fn interrupted() {
+    /// What the trampoline pushes (arch/x86/kernel/uprobes.c, `uretprobe_trampoline_entry`), bytes.
+    const PUSHED: u64 = 24;
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(thread) = THREADS.get_ptr_mut(&pid_tgid) else { return };
+    // SAFETY: only this thread's own programs touch its record.
+    let thread = unsafe { &mut *thread };
+    let Some(top) = top(thread) else { return };
+    let (top_sp, sp) = (top.sp, current_registers().stack_pointer());
+    thread.interrupted = 1;
+    // `ret` has taken the address off the stack, and the trampoline writes to its place. At the function's entry the stack
+    // pointer is there as well: then the address is, too.
+    if sp.wrapping_add(PUSHED).wrapping_sub(top_sp) <= PUSHED + 8 && thread.returning == 0 {
+        thread.returning = top_sp;
+    }
+}
+
+/// A call has a pending one of its group among its callers. It has not where it is a signal handler's, or on another stack.
+/// The stack is walked to know: only where a signal was delivered while calls were pending.
+#[inline(always)]
+fn is_callee(ctx: &ProbeContext, thread: &mut ThreadRecord, row: &ProbeRow) -> bool {
+    let Caller { ip, sp, fp, .. } = entered_caller(ctx);
+    // SAFETY: the current thread's record.
+    match unsafe { unwind::find_caller(thread, row.group, ip, sp, fp) } {
+        unwind::CALLED => true,
+        unwind::NOT_CALLED => false,
+        _ => {
+            count(Stat::MissedReturns);
+            true
+        }
+    }
 }
 
 /// A call of the row's group is pending.
@@ -227,6 +320,7 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     // SAFETY: the popped entry stays as it is until this thread's next call.
     let call = unsafe { &*core::ptr::from_ref(call) };
     thread.depth -= 1;
+    thread.returning = 0;
     if call.nested != 0 {
         return None;
     }
@@ -357,32 +451,39 @@ pub fn abandon_pending(mend: bool) {
         if !mend || i as u32 >= thread.depth {
             break;
         }
-        let call = &thread.pending[i];
-        if call.return_address != 0 {
-            // SAFETY: the helper checks the address; what it writes is what the kernel's own probe has replaced.
-            let _ = unsafe { bpf_probe_write_user(call.sp as *mut u64, &raw const call.return_address) };
-        }
+        self::mend(&thread.pending[i]);
     }
-    abandon_all(thread);
+    abandon_all(thread, false);
 }
 
 /// The thread ends: neither its pending calls nor its system call will return.
 #[inline(always)]
 pub fn thread_ends(thread: &mut ThreadRecord) {
-    abandon_all(thread);
+    abandon_all(thread, true);
     if thread.in_system_call != 0 {
         put_back(thread.owner, &thread.system_call);
     }
 }
 
 /// Drops all pending calls of a thread; what they had taken out is still acquired.
+///
+/// A thread that ends while it waits for a condition does not hold the mutex. One that is cancelled there takes it again
+/// before its handlers run (POSIX, pthread_cond_wait), and is abandoned first.
 #[inline(always)]
-fn abandon_all(thread: &mut ThreadRecord) {
+fn abandon_all(thread: &mut ThreadRecord, ends: bool) {
     for _ in 0..MAX_PENDING {
         let Some(call) = top(thread) else { break };
-        put_back(thread.owner, call);
+        if !ends || !is_gone_while_pending(call) {
+            put_back(thread.owner, call);
+        }
         thread.depth -= 1;
     }
+}
+
+/// What the call has released is not held while it is pending.
+#[inline(always)]
+fn is_gone_while_pending(call: &PendingCall) -> bool {
+    PROBES.get(call.row).is_some_and(|row| has(row, flags::GONE_WHILE_PENDING))
 }
 
 /// What the attach cookie names: a row (its index first) and the slot of the process.

@@ -12,7 +12,7 @@ use memleak_common::{
 
 use crate::{
     arch,
-    maps::{KNOWN, UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_WORDS, setting},
+    maps::{KNOWN, PROBES, UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_WORDS, setting},
     window::{Hash, Walk, read_window, replaced},
 };
 
@@ -196,6 +196,81 @@ pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> Walk {
     }
     thread.stack.end = end as u16;
     Walk { hash: hash.finish(), unchanged: changed == 0 && thread.stack.len == old_len }
+}
+
+/// [`find_caller`]: a call of the group is pending among the callers.
+pub const CALLED: u64 = 1;
+/// None is: before one comes the frame of a signal, or the end of the stack.
+pub const NOT_CALLED: u64 = 2;
+/// The walk came to no end.
+const UNKNOWN: u64 = 3;
+
+/// Whether a function that was called from these registers has a pending call of the group among its callers: one of
+/// [`CALLED`], [`NOT_CALLED`] and [`UNKNOWN`]. Overwrites what the thread's record keeps of its last walk.
+///
+/// # Safety
+///
+/// `thread` is null or the record of the current thread.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn find_caller(
+    thread: *mut ThreadRecord,
+    group: u32,
+    ip: u64,
+    sp: u64,
+    fp: u64,
+) -> u64 {
+    // SAFETY: the caller's promise.
+    let Some(thread) = (unsafe { thread.as_mut() }) else { return UNKNOWN };
+    let PublishedList { list, generation, .. } = published_list(thread.slot);
+    thread.unwind.state = State::new(Regs { ip, sp, fp, lr: 0 }, list, arch::ADDRESS_MASK);
+    thread.unwind.state.exact = 0;
+    thread.unwind.window.bytes = 0;
+    // The rules that the last walk has found are of this generation.
+    let last_generation = core::mem::replace(&mut thread.unwind.generation, generation);
+    let mut found = UNKNOWN;
+    for _ in 0..MAX_STACK_DEPTH as u32 {
+        thread.unwind.rule = 0;
+        // SAFETY: the current thread's record.
+        let step = unsafe { unwind_step(thread) };
+        if step > Step::FrameByPointer as u64 {
+            found = if step == Step::Complete as u64 { NOT_CALLED } else { UNKNOWN };
+            break;
+        }
+        if thread.unwind.state.exact != 0 {
+            found = NOT_CALLED;
+            break;
+        }
+        let slot = thread.unwind.state.regs.sp.wrapping_sub(arch::RETURN_SLOT);
+        // SAFETY: as above.
+        if unsafe { pending_at(thread, slot, group) } != 0 {
+            found = CALLED;
+            break;
+        }
+    }
+    thread.unwind.generation = last_generation;
+    found
+}
+
+/// Whether a call of the group is pending that was entered with this stack pointer: 0 or 1.
+///
+/// # Safety
+///
+/// `thread` is null or the record of the current thread.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn pending_at(thread: *const ThreadRecord, sp: u64, group: u32) -> u64 {
+    // SAFETY: the caller's promise.
+    let Some(thread) = (unsafe { thread.as_ref() }) else { return 0 };
+    for (i, call) in (0..).zip(&thread.pending) {
+        if i >= thread.depth {
+            break;
+        }
+        if call.sp == sp && PROBES.get(call.row).is_some_and(|row| row.group == group) {
+            return 1;
+        }
+    }
+    0
 }
 
 /// What the process with this slot has mapped, and the generation of that.

@@ -2,15 +2,16 @@
 //!
 //! The data runs one way: arguments -> settings -> target -> plan -> load and attach -> events in the kernel ->
 //! snapshot -> aggregate -> symbolize -> report. ARCHITECTURE.md draws it.
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod aggregate;
 pub mod arch;
-pub mod bpf;
+mod bpf;
 pub mod cli;
 pub mod escape;
 pub mod exit;
 pub mod kernel_labels;
-pub mod near;
+mod near;
 pub mod probe;
 pub mod proc;
 pub mod report;
@@ -20,5 +21,5 @@ pub mod snapshot;
 pub mod stderr;
 pub mod symbolize;
 pub mod target;
-pub mod targets;
+mod targets;
 pub mod unwind;

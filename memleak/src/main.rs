@@ -1,4 +1,5 @@
 //! Parses the command line, runs, and turns the outcome into an exit status.
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::ExitCode;
 

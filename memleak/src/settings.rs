@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, ffi::OsString, time::Duration};
 
 use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
 
-pub use kernel::{KernelProbes, KernelSettings};
+pub use kernel::{KernelOptions, KernelProbes};
 use kernel::{refuse_kernel_options, resolve_kernel};
 pub use usage::UsageError;
 use usage::{MAX_PID, WholeNumber, non_empty, one_of};
@@ -36,7 +36,7 @@ pub enum TargetSpec {
     /// A command to start: program and arguments.
     Command(Vec<OsString>),
     /// The kernel's allocators.
-    Kernel(KernelSettings),
+    Kernel(KernelOptions),
 }
 
 /// Order of the stacks in a report; ties are broken by size, then count, then the stack itself.
@@ -192,7 +192,7 @@ const OLDER: WholeNumber = WholeNumber {
 const SAMPLE_RATE: WholeNumber = WholeNumber {
     what: "-s/--sample-rate",
     min: 1,
-    max: 1 << 31, // the kernel side draws 32 random bits
+    max: 1 << 31, // the BPF side draws 32 random bits
     remedy: "give N to trace one allocation in N, 1 for all",
 };
 const MAX_DEPTH: WholeNumber = WholeNumber {

@@ -8,7 +8,7 @@ use memleak::{
         format::{folded, json, text},
         output::OutputFile,
     },
-    settings::{KernelProbes, KernelSettings, Settings, SortKey, TargetSpec, UnwindMode},
+    settings::{KernelOptions, KernelProbes, Settings, SortKey, TargetSpec, UnwindMode},
 };
 
 fn parse(arguments: &[&str]) -> Result<Settings, ExitMessage> {
@@ -361,7 +361,7 @@ fn control_characters_of_an_argument_do_not_reach_the_terminal() {
     }
 }
 
-fn kernel(arguments: &[&str]) -> KernelSettings {
+fn kernel(arguments: &[&str]) -> KernelOptions {
     match settings(arguments).target {
         TargetSpec::Kernel(kernel) => kernel,
         other => panic!("{arguments:?}: {other:?}"),
@@ -370,7 +370,7 @@ fn kernel(arguments: &[&str]) -> KernelSettings {
 
 #[test]
 fn the_kernel_is_a_target() {
-    let all = KernelSettings {
+    let all = KernelOptions {
         probes: KernelProbes::Auto,
         slab: None,
         only_pid: None,
@@ -382,14 +382,14 @@ fn the_kernel_is_a_target() {
         assert_eq!(kernel(arguments), all, "{arguments:?}");
     }
     for arguments in [["-k", "-P"], ["--kernel", "--percpu"]] {
-        assert_eq!(kernel(&arguments), KernelSettings { percpu: true, ..all.clone() });
+        assert_eq!(kernel(&arguments), KernelOptions { percpu: true, ..all.clone() });
     }
     for (name, probes) in [
         ("auto", KernelProbes::Auto),
         ("tracepoint", KernelProbes::Tracepoint),
         ("kprobe", KernelProbes::Kprobe),
     ] {
-        assert_eq!(kernel(&["-k", "--kernel-probes", name]), KernelSettings { probes, ..all.clone() });
+        assert_eq!(kernel(&["-k", "--kernel-probes", name]), KernelOptions { probes, ..all.clone() });
     }
     let narrowed = kernel(&["-k", "--slab", "kmalloc-64", "--only-pid", "12", "--only-comm", "kworker/0:1"]);
     assert_eq!((narrowed.slab.as_deref(), narrowed.only_pid), (Some("kmalloc-64"), Some(12)));
@@ -459,7 +459,7 @@ fn help_and_version_go_to_standard_output() {
     assert_eq!(version, format!("memleak {}\n", env!("CARGO_PKG_VERSION")));
 }
 
-/// The table of spec section 1: every letter of bcc's memleak, with its long name.
+/// Every letter of bcc's memleak, with its long name.
 #[test]
 fn every_option_of_bcc_keeps_its_letter_and_its_name() {
     let help = parse(&["--help"]).expect_err("ends the program").text;

@@ -8,7 +8,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context, Result, bail};
@@ -214,6 +214,8 @@ fn build(toolchain: &Toolchain, linker: &Path, arch: &str) -> Result<()> {
     }
     cargo
         .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(arch)?.join("\u{1f}"))
+        .env("RUSTC_WRAPPER", std::env::current_exe().context("cannot tell where this program is")?)
+        .env(AS_RUSTC, "1")
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
     let built = run::executables(&mut cargo)?;
     let [built] = built.as_slice() else { bail!("memleak-ebpf must have one binary, and has {built:?}") };
@@ -226,6 +228,28 @@ fn build(toolchain: &Toolchain, linker: &Path, arch: &str) -> Result<()> {
     sources::write_list(root, arch, sums)?;
     eprintln!("wrote {} ({} bytes)", sources::object_path(arch).display(), fs::metadata(&object)?.len());
     Ok(())
+}
+
+/// Set for the compiler that cargo calls: this program, which passes the call on ([`as_rustc`]).
+const AS_RUSTC: &str = "MEMLEAK_XTASK_AS_RUSTC";
+
+/// If cargo has called this program as its compiler, calls the real one, and gives its status.
+///
+/// Cargo tells crates apart by a number in `-C metadata`, which it makes of the folder too if a crate is outside of the
+/// workspace's, as memleak-common is. It gets into symbols, and so into the object. A crate's name and version serve as well.
+pub fn as_rustc() -> Option<Result<ExitCode>> {
+    std::env::var_os(AS_RUSTC)?;
+    let mut arguments = std::env::args_os().skip(1);
+    let rustc = arguments.next()?;
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    let identity = format!("{}-{}", variable("CARGO_PKG_NAME"), variable("CARGO_PKG_VERSION"));
+    let arguments = arguments.map(|argument| match argument.to_str() {
+        Some(text) if text.starts_with("metadata=") => format!("metadata={identity}").into(),
+        _ => argument,
+    });
+    let status = Command::new(&rustc).args(arguments).status();
+    let status = status.with_context(|| format!("cannot start {}", rustc.display()));
+    Some(status.map(|status| if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
 }
 
 /// Compiler flags; no path of this machine gets into the object.

@@ -43,6 +43,9 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    if let Some(status) = build_ebpf::as_rustc() {
+        return status.unwrap_or_else(failed);
+    }
     let outcome = match Arguments::parse().task {
         Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(options) => build_ebpf::run(&options),
@@ -54,9 +57,11 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("xtask: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(error),
     }
+}
+
+fn failed(error: anyhow::Error) -> ExitCode {
+    eprintln!("xtask: {error:#}");
+    ExitCode::FAILURE
 }

@@ -18,6 +18,8 @@ pub const ADDRESS_MASK: u64 = (1 << 48) - 1;
 /// What the kernel's return trampoline begins with: `brk` (arch/arm64/include/asm/uprobes.h, `UPROBE_SWBP_INSN`), its lowest
 /// byte.
 pub const TRAMPOLINE: [u8; 2] = [0xa0, 0xa0];
+/// A call takes nothing of the caller's frame: the link register has the return address.
+pub const RETURN_SLOT: u64 = 0;
 /// Bytes of a task's stack, which is aligned to them (arch/arm64/include/asm/memory.h, `THREAD_SIZE` with pages of 4 KiB).
 pub const KERNEL_STACK_SIZE: u64 = 16_384;
 /// The kernel's code is above, with addresses of 48 bits: modules, then the kernel (Documentation/arch/arm64/memory.rst).
@@ -35,6 +37,12 @@ impl Registers {
     #[inline(always)]
     pub fn system_call(&self) -> u64 {
         self.read::<u32>(size_of::<user_pt_regs>() + 8) as u64
+    }
+
+    /// The stack pointer.
+    #[inline(always)]
+    pub fn stack_pointer(&self) -> u64 {
+        self.read(offset_of!(user_pt_regs, sp))
     }
 
     /// Where the thread is in its own code.
@@ -56,11 +64,28 @@ pub fn entry_sp(ctx: &ProbeContext) -> u64 {
     unsafe { (*ctx.regs).sp }
 }
 
+/// Where the thread is.
+#[inline(always)]
+pub fn instruction_pointer(ctx: &ProbeContext) -> u64 {
+    // SAFETY: as above.
+    unsafe { (*ctx.regs).pc }
+}
+
 /// What [`entry_sp`] was for the call that returns.
 #[inline(always)]
 pub fn exit_sp(ctx: &RetProbeContext) -> u64 {
     // SAFETY: as above.
     unsafe { (*ctx.regs).sp }
+}
+
+/// The caller of a function that is entered: the link register has the return address.
+#[inline(always)]
+pub fn entered_caller(ctx: &ProbeContext) -> Caller {
+    // SAFETY: as above.
+    unsafe {
+        let regs = &*ctx.regs;
+        Caller { ctx: ctx.as_ptr(), ip: regs.regs[30], sp: regs.sp, fp: regs.regs[29] }
+    }
 }
 
 /// The caller of a function that returns: the registers are its own already.

@@ -26,7 +26,7 @@ use super::{
     access::program,
     error::{BpfError, chain, os_error},
     multi::MultiPrograms,
-    uprobes::{ABANDON, Uprobes},
+    uprobes::{ABANDON, ACQUIRE_PLAIN, EMPTY_SESSION, SESSION, Uprobes},
 };
 use crate::probe::{
     plan::{AttachPoint, PointKey, ProgramKind},
@@ -113,6 +113,10 @@ impl Probes {
             points.iter().filter(|point| attached.points.insert(point.key())).collect();
         for group in new.chunk_by(|a, b| a.program == b.program && a.object == b.object) {
             let Some(first) = group.first() else { continue };
+            if first.program.is_return() && self.serves_both_ends() {
+                outcome.attached += group.len(); // with their entries
+                continue;
+            }
             let name = self.program_name(first.program, traps_only);
             let whole = match &self.uprobes {
                 Uprobes::Multi(programs) => attach_many(programs, name, scope, group),
@@ -154,9 +158,17 @@ impl Probes {
         }
     }
 
+    /// The program at a call's entry runs at its return, too.
+    fn serves_both_ends(&self) -> bool {
+        matches!(&self.uprobes, Uprobes::Multi(programs) if programs.serves_both_ends())
+    }
+
     fn program_name(&self, kind: ProgramKind, traps_only: bool) -> &'static str {
         let [_, abandon_plain] = ABANDON;
         match (traps_only, kind) {
+            (false, ProgramKind::AcquireEnter) if self.serves_both_ends() => SESSION,
+            (true, ProgramKind::AcquireEnter) if self.serves_both_ends() => EMPTY_SESSION,
+            (false, ProgramKind::AcquireEnter) if !self.mends_stack => ACQUIRE_PLAIN,
             (false, ProgramKind::AbandonEnter) if !self.mends_stack => abandon_plain,
             (false, kind) => kind.name(),
             (true, ProgramKind::AcquireExit) => "empty_exit",

@@ -27,5 +27,5 @@ mod user_mode;
 
 pub use config::{Config, Walk};
 pub use error::BpfError;
-pub use links::{Outcome, Scope};
+pub use links::Scope;
 pub use tracer::{Tracer, UserStart};

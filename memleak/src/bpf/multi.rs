@@ -1,4 +1,5 @@
-//! Programs that are attached to many places by one link (`uprobe_multi`).
+//! Programs that are attached to many places by one link (`uprobe_multi`), and those that one link attaches to both ends of
+//! calls (uprobe sessions, Linux 6.13).
 //!
 //! A link of the older kind is one place, and the kernel waits for two grace periods at the end of each: three seconds
 //! for thirty probes. One link for all places of a file ends in a tenth of a second, and its probes cost less at each
@@ -33,7 +34,28 @@ use super::{
 pub struct MultiPrograms {
     object: Object,
     btf: Option<OwnedFd>,
-    loaded: HashMap<&'static str, OwnedFd>,
+    loaded: HashMap<&'static str, (Ends, OwnedFd)>,
+}
+
+/// Where in calls a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// At their entries or at their returns.
+    One,
+    /// At both: at the entry it says whether it is to run at the return.
+    Both,
+}
+
+impl Ends {
+    /// `enum bpf_attach_type`, of the program as of its links.
+    const fn attach_type(self) -> u32 {
+        /// include/uapi/linux/bpf.h, from 6.13 on.
+        const BPF_TRACE_UPROBE_SESSION: u32 = 57;
+        match self {
+            Self::One => BPF_TRACE_UPROBE_MULTI as u32,
+            Self::Both => BPF_TRACE_UPROBE_SESSION,
+        }
+    }
 }
 
 /// The part of `union bpf_attr` that BPF_LINK_CREATE uses for this kind of link.
@@ -79,18 +101,23 @@ impl MultiPrograms {
     }
 
     /// Has the kernel verify a program and take it in.
-    pub fn load(&mut self, name: &'static str) -> io::Result<()> {
+    pub fn load(&mut self, name: &'static str, ends: Ends) -> io::Result<()> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no program {name}"));
         let program = self.object.programs.get(name).ok_or_else(missing)?;
         let function = self.object.functions.get(&program.function_key()).ok_or_else(missing)?;
-        let fd = load_program(name, &program.license, function, self.btf.as_ref())?;
-        self.loaded.insert(name, fd);
+        let fd = load_program(name, &program.license, function, self.btf.as_ref(), ends)?;
+        self.loaded.insert(name, (ends, fd));
         Ok(())
     }
 
     /// All that were loaded.
     pub fn loaded(&self) -> impl Iterator<Item = &OwnedFd> {
-        self.loaded.values()
+        self.loaded.values().map(|(_, fd)| fd)
+    }
+
+    /// One program serves both ends of calls.
+    pub fn serves_both_ends(&self) -> bool {
+        self.loaded.values().any(|(ends, _)| *ends == Ends::Both)
     }
 
     /// Attaches a program to places (offset in the file, cookie) of one file, in one process.
@@ -103,12 +130,12 @@ impl MultiPrograms {
         pid: u32,
     ) -> io::Result<OwnedFd> {
         const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
-        let program = self.loaded.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let (ends, program) = self.loaded.get(name).ok_or(io::ErrorKind::NotFound)?;
         let path = CString::new(path.as_os_str().as_bytes())?;
         let (offsets, cookies): (Vec<u64>, Vec<u64>) = places.iter().copied().unzip();
         let mut attributes = LinkAttributes {
             prog_fd: program.as_raw_fd() as u32,
-            attach_type: BPF_TRACE_UPROBE_MULTI as u32,
+            attach_type: ends.attach_type(),
             path: path.as_ptr() as u64,
             offsets: offsets.as_ptr() as u64,
             cookies: cookies.as_ptr() as u64,
@@ -146,6 +173,7 @@ fn load_program(
     license: &std::ffi::CStr,
     function: &Function,
     btf: Option<&OwnedFd>,
+    ends: Ends,
 ) -> io::Result<OwnedFd> {
     // SAFETY: integers and arrays of them: all zeroes is a value.
     let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
@@ -158,7 +186,7 @@ fn load_program(
         *to = from as c_char;
     }
     load.prog_type = BPF_PROG_TYPE_KPROBE as u32;
-    load.expected_attach_type = BPF_TRACE_UPROBE_MULTI as u32;
+    load.expected_attach_type = ends.attach_type();
     load.insns = function.instructions.as_ptr() as u64;
     load.insn_cnt = function.instructions.len() as u32;
     load.license = license.as_ptr() as u64;

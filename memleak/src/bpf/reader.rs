@@ -17,7 +17,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{
     error::BpfError,
     links::Probes,
-    records::{self, remove_dead, remove_for_good},
+    records::{self, enter_found, remove_dead, remove_for_good},
     stack_store::{self, StackStore},
     stats::{Stats, skipped_runs},
 };
@@ -106,7 +106,7 @@ impl Reader {
         for owner in owners {
             self.owners.insert(*owner, State::Ended);
             if let Some(descriptors) = &mut self.descriptors {
-                descriptors.forget(*owner);
+                self.ended.add(descriptors.forget(*owner));
             }
         }
     }
@@ -251,9 +251,10 @@ impl Reader {
         let time_ns = monotonic_ns();
         let mut outstanding = self.settle(ebpf, raw)?;
         if let Some(descriptors) = &mut self.descriptors {
-            let closed = descriptors.reconcile(&mut outstanding);
-            remove_dead(ebpf, &closed)?;
-            self.removed += closed.len() as u64;
+            let corrections = descriptors.reconcile(&mut outstanding);
+            remove_dead(ebpf, &corrections.dead)?;
+            self.removed += corrections.dead.len() as u64;
+            enter_found(ebpf, &corrections.lasting)?;
         }
         let (mut stacks, unknown) = self.stacks_of(ebpf, &mut outstanding)?;
         // Skipped runs first: those that a twin makes good between the two readings are then not told as lost.

@@ -5,17 +5,30 @@ use aya::{Ebpf, programs::UProbe, util::KernelVersion};
 use super::{
     access::program,
     error::{BpfError, load_error},
-    multi::MultiPrograms,
+    multi::{Ends, MultiPrograms},
 };
-
 use crate::arch::OBJECT;
 
-/// Uprobe programs, all of one kind to the loader.
-const UPROBES: &[&str] = &["acquire_enter", "acquire_exit", "release_enter", "mappings_enter"];
+/// Uprobe programs at one end of calls.
+const UPROBES: &[&str] = &["release_enter", "mappings_enter"];
 /// Mends the stack for an unwinder; and the same without, for kernels that forbid to write to a process.
 pub(super) const ABANDON: [&str; 2] = ["abandon_enter", "abandon_enter_plain"];
+/// Of both ends of calls; and the two programs where the kernel has none for both.
+const ACQUIRE: BothEnds = (SESSION, ["acquire_exit", "acquire_enter"]);
+/// The same on kernels that forbid to write to a process.
+const ACQUIRE_WITHOUT_MENDING: BothEnds = (SESSION, ["acquire_exit", ACQUIRE_PLAIN]);
+/// One program for both ends of a call.
+pub(super) const SESSION: &str = "acquire_session";
+/// In place of `acquire_enter`.
+pub(super) const ACQUIRE_PLAIN: &str = "acquire_enter_plain";
 /// The uprobe programs that `--traps-only` attaches in their place.
-const EMPTY_UPROBES: &[&str] = &["empty_enter", "empty_exit"];
+const EMPTY_UPROBES: &[&str] = &["empty_enter"];
+const EMPTY_ACQUIRE: BothEnds = (EMPTY_SESSION, ["empty_exit", "empty_enter"]);
+pub(super) const EMPTY_SESSION: &str = "empty_session";
+
+/// A program for both ends of calls, and those for each end.
+type BothEnds = (&'static str, [&'static str; 2]);
+
 /// How uprobe programs are loaded, and so attached.
 pub enum Uprobes {
     /// By aya: one link for each place.
@@ -43,7 +56,7 @@ impl Uprobes {
     pub(super) fn load(&mut self, ebpf: &mut Ebpf, name: &'static str) -> Result<(), BpfError> {
         match self {
             Self::Single => program::<UProbe>(ebpf, name)?.load().map_err(|error| load_error(&error)),
-            Self::Multi(programs) => programs.load(name).map_err(|error| load_error(&error)),
+            Self::Multi(programs) => programs.load(name, Ends::One).map_err(|error| load_error(&error)),
         }
     }
 
@@ -54,6 +67,7 @@ impl Uprobes {
             self.load(ebpf, name)?;
         }
         if traps_only {
+            self.load_both_ends(ebpf, EMPTY_ACQUIRE)?;
             return Ok(true);
         }
         let [mending, plain] = ABANDON;
@@ -62,6 +76,26 @@ impl Uprobes {
             log::debug!("{mending} is not to be had here: {error}");
             self.load(ebpf, plain)?;
         }
+        let acquire = if mends.is_ok() { ACQUIRE } else { ACQUIRE_WITHOUT_MENDING };
+        self.load_both_ends(ebpf, acquire)?;
         Ok(mends.is_ok())
     }
+
+    /// Loads a program for both ends of calls, or else one for each end.
+    fn load_both_ends(&mut self, ebpf: &mut Ebpf, (both, each): BothEnds) -> Result<(), BpfError> {
+        if let Self::Multi(programs) = self
+            && may_serve_both_ends()
+        {
+            match programs.load(both, Ends::Both) {
+                Ok(()) => return Ok(()),
+                Err(error) => log::debug!("a program for each end of a call: {}", load_error(&error)),
+            }
+        }
+        each.into_iter().try_for_each(|name| self.load(ebpf, name))
+    }
+}
+
+/// Uprobe sessions came with 6.13.
+fn may_serve_both_ends() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 13, 0))
 }

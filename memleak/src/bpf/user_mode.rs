@@ -24,6 +24,8 @@ const LIFECYCLE: &[(&str, &str)] = &[
     ("process_exec", "sched_process_exec"),
     ("process_fork", "sched_process_fork"),
 ];
+/// The same, where it is to be had: it asks for a kernel with type information.
+const SIGNALS: (&str, &str) = ("signal_deliver", "signal_deliver");
 
 /// What was loaded.
 pub struct Loaded {
@@ -129,9 +131,17 @@ fn trace_system_calls(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
 /// Has the programs of processes' lives run.
 fn attach_lifecycle(ebpf: &mut Ebpf) -> Result<(), BpfError> {
     for &(name, tracepoint) in LIFECYCLE {
-        let program: &mut RawTracePoint = program(ebpf, name)?;
-        program.load().map_err(|error| load_error(&error))?;
-        program.attach(tracepoint).map_err(|error| load_error(&error))?;
+        load_tracepoint(ebpf, name, tracepoint)?;
+    }
+    let (name, tracepoint) = SIGNALS;
+    if let Err(error) = load_tracepoint(ebpf, name, tracepoint) {
+        log::debug!("what signal handlers do within traced calls is taken for part of these: {error}");
     }
     Ok(())
+}
+
+fn load_tracepoint(ebpf: &mut Ebpf, name: &'static str, tracepoint: &str) -> Result<(), BpfError> {
+    let program: &mut RawTracePoint = program(ebpf, name)?;
+    program.load().map_err(|error| load_error(&error))?;
+    program.attach(tracepoint).map(|_| ()).map_err(|error| load_error(&error))
 }

@@ -6,19 +6,6 @@ use crate::target::{
     object::Object,
 };
 
-/// What an object names of an allocator.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Family {
-    /// The object's path.
-    pub object: String,
-    /// The first of its functions that acquire.
-    pub acquires: String,
-    /// One that releases is named, too.
-    pub releases: bool,
-    /// Its functions are malloc's and C++'s own, which other objects may define as well.
-    pub is_plain: bool,
-}
-
 /// What a report will lack, in one line that says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Gap {
@@ -62,7 +49,7 @@ pub enum Gap {
 pub fn gaps(objects: &[Object], plan: &Plan) -> Vec<Gap> {
     let is_freed_elsewhere = plan.families.iter().any(|family| family.is_plain && family.releases);
     let halves =
-        plan.families.iter().filter(|family| !family.releases && !(family.is_plain && is_freed_elsewhere));
+        plan.families.iter().filter(|family| !(family.releases || (family.is_plain && is_freed_elsewhere)));
     let halves = halves
         .map(|family| Gap::NothingFrees { object: family.object.clone(), acquires: family.acquires.clone() });
     halves.chain(objects.iter().filter_map(|object| hidden(object, plan))).collect()

@@ -8,10 +8,7 @@ use std::{
 
 use memleak_common::probe::{ProbeRow, Resource};
 
-use super::{
-    gaps::Family,
-    table::{DEFAULT_RESOURCES, Role, Row, Scope, TABLE},
-};
+use super::table::{DEFAULT_RESOURCES, Role, Row, Scope, TABLE};
 use crate::{
     arch::{
         self,
@@ -26,6 +23,19 @@ use crate::{
 };
 
 pub use super::error::{PlanError, check_object_argument};
+
+/// What an object names of an allocator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Family {
+    /// The object's path.
+    pub object: String,
+    /// The first of its functions that acquire.
+    pub acquires: String,
+    /// One that releases is named, too.
+    pub releases: bool,
+    /// Its functions are malloc's and C++'s own, which other objects may define as well.
+    pub is_plain: bool,
+}
 
 /// A BPF program, in the order in which points are attached: what releases comes before what acquires, so that nothing
 /// that was seen acquired can be missed at its release; and a return before its entry, which makes it expected.

@@ -192,13 +192,6 @@ fn trailing_bytes(kind: u32, vlen: usize) -> Option<usize> {
     })
 }
 
-/// Byte offset of `member` in the running kernel's `struct name`.
-pub fn kernel_member_offset(name: &str, member: &str) -> io::Result<u32> {
-    Btf::kernel()?.member_offset(name, member).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("no member {member} of struct {name} in it"))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -125,15 +125,6 @@ fn is_shared_memory(path: &[u8]) -> bool {
     key.is_some_and(|key| key.len() == 8 && key.iter().all(u8::is_ascii_hexdigit))
 }
 
-pub(super) fn to_io_error(error: procfs::ProcError) -> io::Error {
-    match error {
-        procfs::ProcError::PermissionDenied(_) => io::ErrorKind::PermissionDenied.into(),
-        procfs::ProcError::NotFound(_) => io::ErrorKind::NotFound.into(),
-        procfs::ProcError::Io(error, _) => error,
-        other => io::Error::other(other.to_string()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,10 +6,7 @@ use std::{
     io, mem,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::{
-            ffi::OsStrExt as _,
-            fs::{MetadataExt as _, OpenOptionsExt as _},
-        },
+        unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
     },
     path::{Component, Path, PathBuf},
 };
@@ -43,12 +40,6 @@ impl Root {
             other => other,
         }?;
         open_regular(&found.into())
-    }
-
-    /// Device and inode of the directory: the same for two processes that share a root.
-    pub fn identity(&self) -> io::Result<(u64, u64)> {
-        let metadata = File::from(self.0.try_clone()?).metadata()?;
-        Ok((metadata.dev(), metadata.ino()))
     }
 
     fn look_up(&self, path: &Path) -> io::Result<OwnedFd> {

@@ -1,10 +1,6 @@
 //! What /proc/PID/status and its neighbours say of a process.
 
-use std::io;
-
-use procfs::process::Process;
-
-use super::maps::to_io_error;
+use std::{fs, io};
 
 /// The parts of a process's status that matter here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +9,10 @@ pub struct Status {
     pub comm: String,
     /// Thread group id as the reader's PID namespace has it.
     pub tgid: u32,
+    /// Process id as its own PID namespace has it.
+    pub inner_pid: u32,
+    /// The user that it acts as.
+    pub effective_uid: u32,
     /// Seccomp mode: 0 none, 1 strict, 2 filter.
     pub seccomp: u32,
     /// It has ended and was not yet waited for.
@@ -28,31 +28,88 @@ pub struct Status {
 /// Command name of thread `tid`, of whatever process; `None` where it has ended.
 pub fn thread_comm(tid: u32) -> Option<String> {
     // /proc/TID is there for each thread, though only those of processes are listed (proc(5)).
-    let comm = std::fs::read(format!("/proc/{tid}/comm")).ok()?;
+    let comm = fs::read(format!("/proc/{tid}/comm")).ok()?;
     Some(String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned())
 }
 
 /// Reads `pid`'s status.
 pub fn read_status(pid: u32) -> io::Result<Status> {
-    const PF_KTHREAD: u32 = 0x0020_0000; // include/linux/sched.h
-    let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::NotFound))?;
-    let process = Process::new(pid).map_err(to_io_error)?;
-    let status = process.status().map_err(to_io_error)?;
-    let stat = process.stat().map_err(to_io_error)?;
-    Ok(Status {
-        comm: status.name,
-        tgid: status.tgid as u32,
-        seccomp: status.seccomp.unwrap_or(0),
-        zombie: matches!(stat.state, 'Z' | 'X'),
-        threads: status.threads,
-        kernel_thread: stat.flags & PF_KTHREAD != 0,
-        start_time: stat.starttime,
+    let status = fs::read(format!("/proc/{pid}/status"))?;
+    let stat = fs::read(format!("/proc/{pid}/stat"))?;
+    parse(&String::from_utf8_lossy(&status), &String::from_utf8_lossy(&stat))
+        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/status and stat make no sense")))
+}
+
+/// From the texts of /proc/PID/status and /proc/PID/stat: proc_pid_status(5), proc_pid_stat(5).
+fn parse(status: &str, stat: &str) -> Option<Status> {
+    const PF_KTHREAD: u64 = 0x0020_0000; // include/linux/sched.h
+    let field =
+        |name: &str| status.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()));
+    let number = |text: &str| text.parse::<u64>().ok();
+    // A command name may hold spaces and parentheses; the third field comes after the last one.
+    let (_, stat) = stat.rsplit_once(')')?;
+    let mut stat = stat.split_ascii_whitespace();
+    let state = stat.next()?;
+    let flags = number(stat.nth(5)?)?;
+    let start_time = number(stat.nth(12)?)?;
+    let tgid = number(field("Tgid")?)?;
+    // Kernels without PID namespaces have no such line.
+    let inner_pid = field("NSpid").and_then(|pids| number(pids.split_ascii_whitespace().last()?));
+    Some(Status {
+        comm: field("Name")?.to_owned(),
+        tgid: tgid as u32,
+        inner_pid: inner_pid.unwrap_or(tgid) as u32,
+        effective_uid: number(field("Uid")?.split_ascii_whitespace().nth(1)?)? as u32,
+        // Kernels without seccomp have no such line.
+        seccomp: field("Seccomp").and_then(number).unwrap_or(0) as u32,
+        zombie: matches!(state, "Z" | "X"),
+        threads: number(field("Threads")?)?,
+        kernel_thread: flags & PF_KTHREAD != 0,
+        start_time,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const STATUS: &str = "Name:\tweb (1) x\nTgid:\t4711\nPid:\t4711\nUid:\t1000\t1001\t1002\t1003\nNSpid:\t4711\t7\n\
+                          Threads:\t3\nSeccomp:\t2\n";
+
+    #[test]
+    fn the_fields_are_found() {
+        let stat = "4711 (web (1) x) Z 1 4711 4711 0 -1 2097152 0 0 0 0 1 2 0 0 20 0 3 0 123456 0 0";
+        let expected = Status {
+            comm: "web (1) x".to_owned(),
+            tgid: 4711,
+            inner_pid: 7,
+            effective_uid: 1001,
+            seccomp: 2,
+            zombie: true,
+            threads: 3,
+            kernel_thread: true,
+            start_time: 123_456,
+        };
+        assert_eq!(parse(STATUS, stat), Some(expected));
+        assert_eq!(parse(STATUS, "4711 (cut"), None);
+        assert_eq!(parse("Name:\tx\n", stat), None);
+    }
+
+    #[test]
+    fn we_are_what_procfs_says() {
+        let ours = read_status(std::process::id()).unwrap();
+        let theirs = procfs::process::Process::myself().unwrap();
+        let (status, stat) = (theirs.status().unwrap(), theirs.stat().unwrap());
+        assert_eq!((ours.comm, ours.tgid), (status.name, status.tgid as u32));
+        assert_eq!((ours.effective_uid, ours.start_time), (status.euid, stat.starttime));
+        assert_eq!(ours.inner_pid, *status.nspid.unwrap().last().unwrap() as u32);
+        assert_eq!((ours.seccomp, ours.zombie, ours.kernel_thread), (status.seccomp.unwrap(), false, false));
+    }
+
+    #[test]
+    fn one_that_is_not_there_is_not_found() {
+        assert_eq!(read_status(u32::MAX).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
 
     #[test]
     fn a_thread_has_a_name_of_its_own() {

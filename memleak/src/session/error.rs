@@ -13,7 +13,7 @@ use crate::{
 /// Why a run cannot go on. One line each: what, why, what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The kernel side.
+    /// The BPF side.
     #[error(transparent)]
     Bpf(#[from] BpfError),
     /// A process that cannot be traced.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use log::{debug, info, warn};
-use memleak_common::kernel::{CACHE_NAME_WORDS, COMM_WORDS, KernelSettings as BpfSettings, Tracepoint};
+use memleak_common::kernel::{CACHE_NAME_WORDS, COMM_WORDS, KernelSettings, Tracepoint};
 
 use super::{SessionError, config::config, wait::millis};
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     kernel_labels::tag_of,
     probe::kernel::{KernelFacts, plan},
     proc::{btf::Btf, slab::SlabCaches},
-    settings::{KernelSettings, Settings},
+    settings::{KernelOptions, Settings},
     symbolize::KernelSymbols,
     target::kernel::{CacheFilter, check_only_pid, find_cache},
 };
@@ -49,7 +49,7 @@ pub(super) struct KernelStart {
 }
 
 /// Loads and attaches what the settings ask for.
-pub(super) fn load(settings: &Settings, options: &KernelSettings) -> Result<KernelStart, SessionError> {
+pub(super) fn load(settings: &Settings, options: &KernelOptions) -> Result<KernelStart, SessionError> {
     let cache = options.slab.as_deref().map(|name| find_cache(name, &SlabCaches::read())).transpose()?;
     if let Some(pid) = options.only_pid {
         // Not within info!, which asks for nothing where it says nothing.
@@ -98,7 +98,7 @@ fn may_tell_of(tracepoint: Tracepoint, cache: &CacheFilter) -> bool {
 }
 
 /// What the programs are to leave out.
-fn set_filters(settings: &mut BpfSettings, options: &KernelSettings, cache: Option<&CacheFilter>) {
+fn set_filters(settings: &mut KernelSettings, options: &KernelOptions, cache: Option<&CacheFilter>) {
     settings.own_tgid = std::process::id();
     settings.only_tgid = options.only_pid.unwrap_or(0);
     if let Some(comm) = &options.only_comm {
@@ -125,7 +125,7 @@ fn set_filters(settings: &mut BpfSettings, options: &KernelSettings, cache: Opti
     }
 }
 
-/// A text as the kernel side compares it: its bytes, a zero, and zeroes up to the end.
+/// A text as the BPF side compares it: its bytes, a zero, and zeroes up to the end.
 fn words<const N: usize>(text: &str) -> [u64; N] {
     let mut words = [0; N];
     for (index, byte) in text.bytes().take(8 * N - 1).enumerate() {

@@ -9,7 +9,7 @@ const MAX_COMM: usize = 15;
 
 /// What is traced of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KernelSettings {
+pub struct KernelOptions {
     /// By what its allocators are watched.
     pub probes: KernelProbes,
     /// Objects of this slab cache only (`--slab`), as it was typed: [`crate::target::kernel`] looks it up.
@@ -71,7 +71,7 @@ pub(super) fn refuse_kernel_options(cli: &Cli) -> Result<(), UsageError> {
 }
 
 /// What `--kernel` stands for.
-pub(super) fn resolve_kernel(cli: &Cli) -> Result<KernelSettings, UsageError> {
+pub(super) fn resolve_kernel(cli: &Cli) -> Result<KernelOptions, UsageError> {
     refuse(&for_processes(cli), "the kernel", "leave it out, or trace a process: -p PID")?;
     let probes = cli.kernel_probes.as_deref();
     let probes = probes
@@ -88,7 +88,7 @@ pub(super) fn resolve_kernel(cli: &Cli) -> Result<KernelSettings, UsageError> {
         let kept: String = kept.map(|(_, c)| c).collect();
         return Err(UsageError::new("--only-comm", why, format!("type --only-comm '{kept}'")));
     }
-    Ok(KernelSettings {
+    Ok(KernelOptions {
         probes,
         slab,
         only_pid: cli.only_pid.as_deref().map(|text| ONLY_PID.parse(text)).transpose()?,

@@ -8,12 +8,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use procfs::process::Process;
-
 use crate::proc::{
     maps::Mapping,
     memory::{ProcessMemory, ReadMemory as _},
     root::{Root, open_link},
+    status::read_status,
 };
 
 /// A process, or what stands for one in a test.
@@ -65,15 +64,15 @@ impl Target for LiveTarget {
     }
 
     fn perf_map(&self) -> Option<File> {
-        let status = Process::new(i32::try_from(self.0).ok()?).ok()?.status().ok()?;
-        let inner = status.nspid.and_then(|pids| pids.last().copied()).unwrap_or(status.pid);
-        let path = |pid: i32| format!("tmp/perf-{pid}.map");
-        let file = self.root().and_then(|root| root.open(Path::new(&path(inner)))).or_else(|_| {
+        let status = read_status(self.0).ok()?;
+        let path = |pid: u32| format!("tmp/perf-{pid}.map");
+        let file = self.root().and_then(|root| root.open(Path::new(&path(status.inner_pid)))).or_else(|_| {
             // Where the target cannot be entered, or writes to a /tmp of an agent that shares ours.
-            Root::at(Path::new("/")).and_then(|root| root.open(Path::new(&path(status.pid))))
+            Root::at(Path::new("/")).and_then(|root| root.open(Path::new(&path(status.tgid))))
         });
         // Anybody may create a file of that name: believe the target's own user, and root, as perf does.
-        let believed = |file: &File| file.metadata().is_ok_and(|it| [0, status.euid].contains(&it.uid()));
+        let believed =
+            |file: &File| file.metadata().is_ok_and(|it| [0, status.effective_uid].contains(&it.uid()));
         file.ok().filter(believed)
     }
 }

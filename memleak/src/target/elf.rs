@@ -320,7 +320,7 @@ impl Elf {
     /// The first of `texts` (its index) that the file's data or code holds, in the order of `texts`. Reads the whole file.
     pub fn find_first(&self, texts: &[&[u8]]) -> Option<usize> {
         let overlap = texts.iter().map(|text| text.len()).max()?.saturating_sub(1);
-        let finders: Vec<_> = texts.iter().map(|text| memmem::Finder::new(text)).collect();
+        let finders: Vec<_> = texts.iter().map(memmem::Finder::new).collect();
         let mut found: Option<usize> = None;
         let mut window = vec![0; SEARCH_WINDOW];
         for segment in &self.segments {

@@ -47,7 +47,7 @@ pub enum KernelTargetError {
     Process(#[from] ProcessError),
 }
 
-/// A slab cache as the kernel side tells it from others.
+/// A slab cache as the BPF side tells it from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CacheFilter {
     /// One of kmalloc's.

@@ -31,7 +31,7 @@ struct Outcome {
 fn trace(command: &mut Command) -> Outcome {
     let mut target = Running::start(command);
     target.expect("READY");
-    let mut tracer = Tracer::attach(target.pid());
+    let tracer = Tracer::attach(target.pid());
     target.tell("go");
     let ledger = ledger::hear(&mut target);
     let sum = |sum: (u64, u64), amount: &Amount| (sum.0 + amount.bytes, sum.1 + amount.count.unwrap_or(0));

@@ -1,4 +1,4 @@
-//! Commands that the tracer starts (spec section 1).
+//! Commands that the tracer starts.
 
 use std::{fs, process::Command};
 

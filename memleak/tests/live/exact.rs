@@ -1,4 +1,4 @@
-//! Counts and bytes equal the truth, exactly (spec sections 3 and 4).
+//! Counts and bytes equal the truth, exactly.
 
 use std::process::Command;
 

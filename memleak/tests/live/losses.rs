@@ -1,4 +1,4 @@
-//! What cannot be kept is counted and said (spec section 4).
+//! What cannot be kept is counted and said.
 
 use crate::{
     guard::alone,

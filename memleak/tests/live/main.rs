@@ -19,6 +19,7 @@ mod ends;
 mod errors;
 mod exact;
 mod fallback;
+mod harm;
 mod kernel;
 mod kernel_ends;
 mod kernel_facts;

@@ -1,4 +1,4 @@
-//! What is captured and what is shown (spec sections 1, 2 and 5).
+//! What is captured and what is shown.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! Reports in their JSON form (spec section 5), and how they compare with a ledger.
+//! Reports in their JSON form, and how they compare with a ledger.
 
 use std::collections::BTreeMap;
 

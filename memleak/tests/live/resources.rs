@@ -361,3 +361,29 @@ fn each_system_call_that_makes_descriptors() {
     target.tell("end");
     assert!(target.wait_status().success());
 }
+
+/// What no call returns is there also in the last report of a process that has ended, unless it was closed.
+#[test]
+fn descriptors_that_no_call_returns_outlive_their_process() {
+    let _alone = alone();
+    for reports in [1, 3] {
+        let program = build("fds.c", Link::Dynamic, &["-Wno-unused-result"]);
+        let mut target = Running::start(Command::new(program).arg("unseen"));
+        target.expect("READY");
+        let before = open_descriptors(target.pid());
+        let mut tracer = Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "0.3"]);
+        target.tell("go");
+        target.expect("END");
+        let new: BTreeSet<u32> = open_descriptors(target.pid()).difference(&before).copied().collect();
+        let mut live = tracer.fresh_report();
+        for _ in 1..reports {
+            live = tracer.fresh_report();
+        }
+        assert_eq!(listed(&live), new);
+        target.tell("end");
+        assert!(target.wait_status().success());
+        let last = tracer.wait().into_final_report();
+        assert_eq!(listed(&last), new, "{}", last.describe());
+        assert_eq!(last.totals.acquired - last.totals.released, new.len() as u64, "{}", last.describe());
+    }
+}

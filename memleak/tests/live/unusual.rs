@@ -1,4 +1,4 @@
-//! Calls that never return leave the next ones right (spec section 3), and leave the target alive.
+//! Calls that never return leave the next ones right, and leave the target alive.
 
 use std::{fs, process::Command};
 

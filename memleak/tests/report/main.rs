@@ -65,7 +65,7 @@ fn every_golden_file_belongs_to_a_case() {
     assert_eq!(found, expected);
 }
 
-/// The very text of spec section 2, with K and the time as here.
+/// The text form to the letter, with K and the time as here.
 #[test]
 fn the_text_of_the_spec() {
     let expected = "\
@@ -77,7 +77,7 @@ fn the_text_of_the_spec() {
     assert_eq!(text_of(&report(vec![leaky()])), expected);
 }
 
-/// The very object of spec section 5, but for what was added since: read as JSON and compared field by field.
+/// The JSON form to the letter, but for what was added since: read as JSON and compared field by field.
 #[test]
 fn the_json_of_the_spec() {
     let spec: Value = serde_json::from_str(
@@ -223,7 +223,7 @@ fn json_escapes_change_no_value() {
     }
 }
 
-/// What spec section 5 says of a stack of the kernel's, and that the text form has it behind what bcc's scripts read.
+/// What the JSON form says of a stack of the kernel's, and that the text form has it behind what bcc's scripts read.
 #[test]
 fn stacks_of_the_kernel_say_what_they_hold() {
     let report = kernel();

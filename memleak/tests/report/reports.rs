@@ -92,7 +92,7 @@ impl Stack {
     }
 }
 
-/// The stack of spec section 2.
+/// A stack in bcc's form.
 pub fn leaky() -> Stack {
     Stack {
         pid: 123,

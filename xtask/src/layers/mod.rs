@@ -145,7 +145,8 @@ mod tests {
     #[test]
     fn what_is_drawn_is_held() -> Result<()> {
         assert_eq!(said_of("same", &[])?, Vec::<String>::new());
-        let cases: &[(&str, &[(&str, &str)], &str)] = &[
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
+        let cases: &[Case<'_>] = &[
             (
                 "circle",
                 &[("memleak/src/low/a.rs", "use super::b::B;\npub struct A;")],
