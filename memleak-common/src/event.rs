@@ -1,4 +1,4 @@
-//! What the BPF programs tell at once, through the ring buffer `EVENTS`.
+//! What the BPF programs tell at once: through the ring buffer `TRACE` what `-t` prints, through `EVENTS` all else.
 
 /// [`Event::kind`].
 pub mod kind {
@@ -15,7 +15,7 @@ pub mod kind {
     pub const FORK: u32 = 5;
     /// A range was unmapped (or mapped over), or a span of handles released: whatever of the resource was acquired
     /// before [`Event::time_ns`] in `handle..handle + size` is released.
-    pub const UNMAP: u32 = 6;
+    pub const RELEASE_RANGE: u32 = 6;
     /// Many stacks were stored since this was last said ([`crate::settings::Settings::stored_mask`]): those that nothing
     /// refers to any more may take the room of others.
     pub const STACKS: u32 = 7;
@@ -40,7 +40,7 @@ pub struct Event {
     pub owner: u32,
     /// Thread id.
     pub tid: u32,
-    /// [`crate::probe::Resource::number`], for acquire, release and unmap.
+    /// [`crate::probe::Resource::number`], for acquire, release and release of a range.
     pub resource: u32,
     /// Handle, for acquire and release.
     pub handle: u64,

@@ -7,6 +7,7 @@
 pub mod allocation;
 pub mod event;
 pub mod kernel;
+pub mod mappings;
 pub mod probe;
 pub mod settings;
 pub mod stack;
@@ -33,6 +34,7 @@ assert_sizes! {
     kernel::LastReleased = 8 + 8 * kernel::LAST_RELEASED,
     kernel::KernelRow = 16,
     kernel::KernelCall = 48,
+    mappings::MappingState = 24,
     probe::ProbeRow = 72,
     settings::Settings = 80,
     stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
@@ -66,6 +68,7 @@ mod pod {
         crate::kernel::KernelRow,
         crate::kernel::KernelCall,
         crate::kernel::RememberedStack,
+        crate::mappings::MappingState,
         crate::probe::ProbeRow,
         crate::settings::Settings,
         crate::stack::StackRecord,

@@ -21,8 +21,10 @@ pub struct Record<const DEPTH: usize> {
     pub end: u16,
     /// Frames found by the frame pointer, for want of unwind information.
     pub by_pointer: u16,
-    /// What the stack's objects are: [`crate::kernel::Label`], encoded; 0 in user mode. Part of the stack's identity.
-    pub label: u64,
+    /// Part of the stack's identity. Of a process's: the generation of its mappings
+    /// ([`crate::mappings::MappingState::generation`]). Of the kernel's: what its objects are ([`crate::kernel::Label`],
+    /// encoded).
+    pub context: u64,
     /// Return addresses, callee first. For an instruction that a signal interrupted its address plus 1, so that the byte
     /// before each belongs to the instruction that was running.
     pub ips: [u64; DEPTH],

@@ -12,7 +12,7 @@ pub enum Stat {
     LostAllocations = 2,
     /// Allocations recorded without their stack: table full, unreadable, or two stacks of one hash.
     LostStacks = 3,
-    /// Events that found the ring buffer full.
+    /// Events that found the ring buffer `EVENTS` full.
     LostEvents = 4,
     /// Calls whose return was not seen.
     MissedReturns = 5,
@@ -24,7 +24,9 @@ pub enum Stat {
     StoredStacks = 8,
     /// Processes whose beginning was not told, or that have no number left.
     LostProcesses = 9,
+    /// Lines of `-t` that found the ring buffer `TRACE` full.
+    LostLines = 10,
 }
 
 /// Number of counters.
-pub const STATS: u32 = 10;
+pub const STATS: u32 = 11;

@@ -17,6 +17,7 @@ use memleak_common::{
 };
 
 use crate::{
+    mappings,
     maps::{ANSWERED, TARGET_SLOTS, TARGETS, THREADS, UNWIND_LISTS, Wake, count, send, setting},
     thread::{slot_of_process, target_id},
     track,
@@ -67,6 +68,7 @@ pub fn process_exec(ctx: &RawTracePointContext) {
     if space == 0 {
         count(Stat::LostProcesses);
     }
+    mappings::new_program(target.owner.space, space);
     target.owner.space = space;
     target.next_space = space.checked_add(MAX_TARGETS).filter(|_| space != 0).unwrap_or(0);
     let _ = THREADS.remove(&pid_tgid);
@@ -117,6 +119,8 @@ pub fn mappings_changed(ctx: &ProbeContext) {
     // SAFETY: the helper takes the program's context.
     let slot = slot_of(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
     let Some(target) = TARGETS.get(slot) else { return };
+    // First: what is read after the event is of the new generation.
+    mappings::noticed(target.owner.space);
     let time_ns = tell(kind::MAPPINGS, target.number, bpf_get_current_pid_tgid() as u32, 0, 0);
     if setting!(flags) & flags::HOLD != 0 {
         hold(time_ns);

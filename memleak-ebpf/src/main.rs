@@ -11,6 +11,7 @@ mod arch;
 mod args;
 mod kernel_mode;
 mod lifecycle;
+mod mappings;
 mod maps;
 mod records;
 mod stack;

@@ -14,8 +14,9 @@ use memleak_common::{
         CACHE_NAME_WORDS, KernelCall, KernelRow, KernelSettings, LastReleased, MAX_KERNEL_ROWS,
         REMEMBERED_STACKS, RememberedStack, StackWindow, TRACEPOINTS,
     },
+    mappings::MappingState,
     probe::{MAX_PROBES, ProbeRow},
-    settings::{Settings, TaskOffsets, flags},
+    settings::{Settings, TaskOffsets},
     stack::{ShortStackRecord, StackRecord},
     stats::{STATS as STAT_COUNT, Stat},
     system_call::MAX_SYSTEM_CALLS,
@@ -43,6 +44,10 @@ pub static TARGETS: Array<Target> = Array::with_max_entries(MAX_TARGETS, 0);
 /// Slots of traced processes by their number in the tool's PID namespace, for programs that run for all processes.
 #[map]
 pub static TARGET_SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGETS, BPF_F_NO_PREALLOC);
+
+/// When what address spaces have mapped changes. User space reads and writes it by mmap.
+#[map]
+pub static MAPPING_STATES: Array<MappingState> = Array::with_max_entries(MAX_TARGETS, BPF_F_MMAPABLE);
 
 /// Threads of traced processes that have called a probed function.
 #[map]
@@ -124,9 +129,13 @@ pub static ANSWERED: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STAT_COUNT, 0);
 
-/// What user space is to know at once.
+/// What user space is to know: never crowded out by what `-t` prints.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// What `-t` prints. The loader makes it as small as can be where nothing is to be printed.
+#[map]
+pub static TRACE: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
 /// Set by the loader before the programs are verified, so that what is off costs nothing.
 #[unsafe(no_mangle)]
@@ -200,18 +209,25 @@ pub unsafe fn add(word: *mut u64, amount: u64) {
     unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word, amount) };
 }
 
-/// When the reader of the ring buffer is woken.
+/// When the reader of the ring buffer `EVENTS` is woken.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wake {
     /// At once.
     Now,
-    /// At once, unless it is still reading.
-    Soon,
     /// When the buffer is half full; else it looks by itself, at each report.
     Lazily,
 }
 
-/// Sends an event; counts it as lost where the buffer is full.
+/// Sends a line for `-t` to print; counts it as lost if the buffer is full. The reader is woken unless it is still
+/// reading.
+#[inline(always)]
+pub fn send_line(event: &Event) {
+    if TRACE.output::<Event>(event, 0).is_err() {
+        count(Stat::LostLines);
+    }
+}
+
+/// Sends an event; counts it as lost if the buffer is full.
 #[inline(always)]
 pub fn send(event: &Event, wake: Wake) {
     const BPF_RB_NO_WAKEUP: u64 = 1;
@@ -220,9 +236,6 @@ pub fn send(event: &Event, wake: Wake) {
     const HALF_FULL: u64 = 2 << 20;
     let wakeup = match wake {
         Wake::Now => BPF_RB_FORCE_WAKEUP,
-        Wake::Soon => 0,
-        // What is sent soon behind it would wake nobody as long as it is not read.
-        Wake::Lazily if setting!(flags) & flags::TRACE != 0 => 0,
         Wake::Lazily if EVENTS.query(BPF_RB_AVAIL_DATA) > HALF_FULL => BPF_RB_FORCE_WAKEUP,
         Wake::Lazily => BPF_RB_NO_WAKEUP,
     };

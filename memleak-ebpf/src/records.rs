@@ -21,7 +21,7 @@ use memleak_common::{
 
 use crate::{
     args::Caller,
-    maps::{ALLOCATIONS, EEXIST, PROBES, Wake, add, count, has, send, setting},
+    maps::{ALLOCATIONS, EEXIST, PROBES, Wake, add, count, has, send, send_line, setting},
     stack,
 };
 
@@ -108,7 +108,7 @@ fn enter(
             time_ns,
             stack_id,
         };
-        send(&event, Wake::Soon);
+        send_line(&event);
     }
     Some(())
 }
@@ -242,7 +242,7 @@ pub fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall)
     }
     if (is_range || is_span) && pages > 0 {
         let event = Event {
-            kind: event::kind::UNMAP,
+            kind: event::kind::RELEASE_RANGE,
             owner: thread.owner.of(row.resource),
             tid: thread.tid,
             resource: row.resource,
@@ -337,7 +337,7 @@ fn send_release(key: &AllocationKey, tid: u32, size: u64) {
         time_ns: now(),
         stack_id: 0,
     };
-    send(&event, Wake::Soon);
+    send_line(&event);
 }
 
 /// One in `rate`: counted for each thread, the gaps drawn evenly from 1 to 2 `rate` - 1, so that a pattern in the

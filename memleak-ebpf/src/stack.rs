@@ -17,6 +17,7 @@ use memleak_common::{
 
 use crate::{
     args::Caller,
+    mappings,
     maps::{EEXIST, KERNEL_STACKS, SHORT_STACKS, STACKS, STATS, Wake, count, send, setting},
     unwind,
     window::{Hash, Walk, read_window, replaced},
@@ -31,6 +32,9 @@ const LOWEST_ADDRESS: u64 = 65_536;
 
 /// Stacks that may share a hash before one is given up (and counted).
 const MAX_PROBING: u64 = 4;
+
+/// What the hashes of equal addresses of one generation and the next differ by; even.
+const GENERATIONS_APART: u64 = 0x9e37_79b9_7f4a_7c14;
 
 /// Walks the thread's stack into its record and stores it. Returns its id, or [`NO_STACK`] (counted).
 #[inline(always)]
@@ -69,12 +73,20 @@ pub unsafe extern "C" fn walk_stack(thread: *mut ThreadRecord, ip: u64, sp: u64,
     // SAFETY: the caller says so.
     let Some(thread) = (unsafe { thread.as_mut() }) else { return UNCHANGED };
     let regs = Regs { ip, sp, fp, lr: 0 };
+    let generation = mappings::generation(thread.owner.space);
+    let same_mappings = thread.stack.context == generation;
+    thread.stack.context = generation;
     let Walk { hash, unchanged } = if setting!(flags) & flags::UNWIND_TABLES != 0 {
         unwind::walk(regs, thread)
     } else {
         walk(ip, fp, thread)
     };
-    if unchanged && thread.stack_id != NO_STACK { UNCHANGED } else { hash }
+    if unchanged && same_mappings && thread.stack_id != NO_STACK {
+        UNCHANGED
+    } else {
+        // The addresses' hash is odd, and is to stay so.
+        hash ^ generation.wrapping_mul(GENERATIONS_APART)
+    }
 }
 
 /// [`compare`]: the stack of this id is the thread's.
@@ -208,14 +220,13 @@ fn count_stored() {
     // SAFETY: a valid, aligned map value; volatile, since it was changed behind the compiler's back.
     if unsafe { stored.read_volatile() } & setting!(stored_mask) == 0 {
         let event = Event { kind: event::kind::STACKS, ..Event::default() };
-        // Not soon: that wakes nobody while there is an event that is sent lazily and not read yet.
         send(&event, Wake::Now);
     }
 }
 
 #[inline(always)]
 fn same<const DEPTH: usize>(a: &Record<DEPTH>, b: &StackRecord) -> bool {
-    if a.len != b.len || a.label != b.label {
+    if a.len != b.len || a.context != b.context {
         return false;
     }
     let len = &raw const b.len;

@@ -10,34 +10,35 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::{
     probe::resource::{Catalog, ResourceInfo, TopOfTables, table_of},
-    report::model::{AllocationLine, FrameId, Note, ResourceTotal, StackReport, Totals},
+    report::model::{AllocationLine, FrameId, Note, ProcessCount, ResourceTotal, StackReport, Totals},
     settings::{ReportSettings, SortKey},
-    snapshot::{Outstanding, Snapshot, Stack},
+    sites::{Site, SiteId, Sites},
+    snapshot::{Outstanding, Snapshot},
 };
 
 /// For ages: the kernel counts nanoseconds, reports show milliseconds.
 const NANOSECONDS_PER_MS: u64 = 1_000_000;
 
-/// What one group is made of: a stack of one address space that acquired one kind of resource.
+/// What one group is made of: a site at which one kind of resource was acquired, in whatever processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupKey {
-    /// Whose it is: [`Outstanding::space`].
-    pub space: u32,
-    /// What it acquired.
+    /// What was acquired.
     pub resource: Resource,
-    /// Key into [`Snapshot::stacks`]; one that is missing there has no known stack.
-    pub stack_id: u64,
+    /// Where.
+    pub site: SiteId,
 }
 
-/// The outstanding allocations of one stack. Bytes, count and growth are scaled by the sample rate.
+/// The outstanding allocations of one site. Bytes, counts and growth are scaled by the sample rate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// Whose they are.
+    /// What and where.
     pub key: GroupKey,
     /// Outstanding bytes.
     pub bytes: u64,
     /// Outstanding allocations.
     pub count: u64,
+    /// What each process holds of that, the largest sum first.
+    pub processes: Vec<ProcessCount>,
     /// Age of the oldest, in nanoseconds.
     pub oldest_ns: u64,
     /// Age of the newest, in nanoseconds.
@@ -47,31 +48,31 @@ pub struct Group {
     /// It is among the top groups of its table.
     pub is_top: bool,
     /// Of the top groups with `-a`, and of descriptors: one for each outstanding allocation that was captured, oldest
-    /// first, then by address. Not scaled.
+    /// first, then by process and address. Not scaled.
     pub allocations: Option<Vec<AllocationLine>>,
 }
 
 impl Group {
-    /// What a report says of it: a group of process `pid`, given its stack (`None` if its id is not in the snapshot), and
-    /// what the settings leave in. Its frames are looked up by whoever writes it.
+    /// What a report says of it, given its site (`None` of stacks that are not known), and what the settings leave in. Its
+    /// frames are looked up by whoever writes it.
     pub fn report(
         self,
-        pid: u32,
         resource: Arc<ResourceInfo>,
-        stack: Option<&Stack>,
+        site: Option<&Site>,
         settings: &ReportSettings,
     ) -> StackReport {
         let age_ms = |age_ns: u64| (!settings.combined_only).then_some(age_ns / NANOSECONDS_PER_MS);
         StackReport {
-            pid,
+            stack_id: site.map(|site| site.stack_id(&resource.name)),
             resource,
             bytes: self.bytes,
             count: self.count,
+            processes: self.processes,
             oldest_ms: age_ms(self.oldest_ns),
             newest_ms: age_ms(self.newest_ns),
-            tag: stack.and_then(|stack| stack.tag.clone()),
+            tag: site.and_then(|site| site.tag().cloned()),
             frames: Vec::<FrameId>::new(),
-            notes: stack.and_then(|stack| stack.cut).map(Note::Cut).into_iter().collect(),
+            notes: site.and_then(|site| site.cut).map(Note::Cut).into_iter().collect(),
             allocations: self.allocations.filter(|_| settings.show_allocs),
         }
     }
@@ -93,13 +94,33 @@ pub struct Aggregated {
     pub groups: Vec<Group>,
 }
 
-/// Groups what is outstanding in `snapshot` by process, resource and stack, and puts the top groups of each table first:
-/// that of memory, and one for each other resource ([`table_of`]).
+/// What is outstanding, and where.
+#[derive(Clone, Copy)]
+pub struct Found<'a> {
+    /// The maps.
+    pub snapshot: &'a Snapshot,
+    /// The sites of its stacks.
+    pub sites: &'a Sites,
+    /// The process of an address space.
+    pub pid_of: &'a dyn Fn(u32) -> u32,
+}
+
+impl Found<'_> {
+    fn key_of(&self, outstanding: &Outstanding) -> GroupKey {
+        GroupKey {
+            resource: outstanding.resource,
+            site: self.sites.of(outstanding.space, outstanding.stack_id),
+        }
+    }
+}
+
+/// Groups what is outstanding by resource and site, and puts the top groups of each table first: that of memory, and one
+/// for each other resource ([`table_of`]).
 ///
 /// `ignore_older` takes allocations of any age in, whatever `-o` says: in the last report of a target that has ended
 /// nothing is young. `history` is what the call before left there; it is brought up to date.
 pub fn aggregate(
-    snapshot: &Snapshot,
+    found: Found<'_>,
     catalog: &Catalog,
     settings: &ReportSettings,
     ignore_older: bool,
@@ -108,18 +129,16 @@ pub fn aggregate(
     let youngest_ns =
         if ignore_older { 0 } else { u64::try_from(settings.older.as_nanos()).unwrap_or(u64::MAX) };
     let rate = settings.sample_rate.max(1);
-    let (mut groups, index) = group(snapshot, youngest_ns);
+    let mut groups = group(found, youngest_ns, rate);
     let zero = |info: &Arc<ResourceInfo>| ResourceTotal { resource: info.clone(), bytes: 0, count: 0 };
     let mut by_resource: Vec<ResourceTotal> = catalog.traced().iter().map(zero).collect();
     let mut amounts = FxHashMap::with_capacity_and_hasher(groups.len(), FxBuildHasher);
     let mut totals = Totals {
-        acquired: snapshot.acquired.saturating_mul(rate),
-        released: snapshot.released.saturating_mul(rate),
+        acquired: found.snapshot.acquired.saturating_mul(rate),
+        released: found.snapshot.released.saturating_mul(rate),
         ..Totals::default()
     };
     for group in &mut groups {
-        group.bytes = group.bytes.saturating_mul(rate);
-        group.count = group.count.saturating_mul(rate);
         let total = total_of(&mut by_resource, catalog, group.key.resource);
         let amount = if total.resource.has_size { group.bytes } else { group.count };
         let before = history.0.get(&group.key).copied().unwrap_or(0);
@@ -131,12 +150,12 @@ pub fn aggregate(
         totals.count = totals.count.saturating_add(group.count);
     }
     history.0 = amounts;
-    let mut groups = in_order(snapshot, settings, &by_resource, groups);
+    let mut groups = in_order(found.sites, settings, &by_resource, groups);
     if !settings.combined_only {
         let is_listed = |group: &Group| {
             group.is_top && (settings.show_allocs || catalog.get(group.key.resource).is_descriptor)
         };
-        list_allocations(snapshot, youngest_ns, index, &mut groups, is_listed);
+        list_allocations(found, youngest_ns, &mut groups, is_listed);
     }
     Aggregated { totals, by_resource, groups }
 }
@@ -156,12 +175,12 @@ fn total_of<'a>(
 
 /// All groups, table by table, the top ones of each first and in order.
 fn in_order(
-    snapshot: &Snapshot,
+    sites: &Sites,
     settings: &ReportSettings,
     resources: &[ResourceTotal],
     mut groups: Vec<Group>,
 ) -> Vec<Group> {
-    let order = |a: &Group, b: &Group| compare(snapshot, settings.sort, a, b);
+    let order = |a: &Group, b: &Group| compare(sites, settings.sort, a, b);
     let mut ordered = Vec::with_capacity(groups.len());
     for total in resources {
         let table = total.resource.table();
@@ -183,37 +202,70 @@ fn in_order(
     ordered
 }
 
-/// All groups (not scaled, in no order that matters), and the place that each key had among them.
-fn group(snapshot: &Snapshot, youngest_ns: u64) -> (Vec<Group>, FxHashMap<GroupKey, usize>) {
-    let mut groups: Vec<Group> = Vec::with_capacity(snapshot.stacks.len());
-    let mut index: FxHashMap<GroupKey, usize> =
-        FxHashMap::with_capacity_and_hasher(snapshot.stacks.len(), FxBuildHasher);
-    for (outstanding, age_ns) in old_enough(snapshot, youngest_ns) {
-        let key = key_of(outstanding);
-        let at = *index.entry(key).or_insert_with(|| {
-            groups.push(Group {
-                key,
-                bytes: 0,
-                count: 0,
-                oldest_ns: age_ns,
-                newest_ns: age_ns,
-                growth: 0,
-                is_top: false,
-                allocations: None,
+/// All groups, in no order that matters.
+fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::with_capacity(found.snapshot.stacks.len());
+    // By stack first, of which a large target has few for many allocations, then by site.
+    let mut index: FxHashMap<(u32, Resource, u64), (usize, usize)> =
+        FxHashMap::with_capacity_and_hasher(found.snapshot.stacks.len(), FxBuildHasher);
+    let mut places: FxHashMap<GroupKey, usize> = FxHashMap::default();
+    for (outstanding, age_ns) in old_enough(found.snapshot, youngest_ns) {
+        let stack = (outstanding.space, outstanding.resource, outstanding.stack_id);
+        let (at, part) = *index.entry(stack).or_insert_with(|| {
+            let key = found.key_of(outstanding);
+            let at = *places.entry(key).or_insert_with(|| {
+                groups.push(Group::new(key, age_ns));
+                groups.len() - 1
             });
-            groups.len() - 1
+            let processes = &mut groups[at].processes;
+            processes.push(ProcessCount { pid: (found.pid_of)(outstanding.space), bytes: 0, count: 0 });
+            (at, processes.len() - 1)
         });
         let group = &mut groups[at];
-        group.bytes = group.bytes.saturating_add(outstanding.size);
-        group.count += 1;
+        let part = &mut group.processes[part];
+        part.bytes = part.bytes.saturating_add(outstanding.size);
+        part.count += 1;
         group.oldest_ns = group.oldest_ns.max(age_ns);
         group.newest_ns = group.newest_ns.min(age_ns);
     }
-    (groups, index)
+    groups.iter_mut().for_each(|group| group.sum_up(rate));
+    groups
 }
 
-fn key_of(outstanding: &Outstanding) -> GroupKey {
-    GroupKey { space: outstanding.space, resource: outstanding.resource, stack_id: outstanding.stack_id }
+impl Group {
+    fn new(key: GroupKey, age_ns: u64) -> Self {
+        Self {
+            key,
+            bytes: 0,
+            count: 0,
+            processes: Vec::with_capacity(1),
+            oldest_ns: age_ns,
+            newest_ns: age_ns,
+            growth: 0,
+            is_top: false,
+            allocations: None,
+        }
+    }
+
+    /// Makes one entry for each process, scaled and in order, and sums over them.
+    fn sum_up(&mut self, rate: u64) {
+        self.processes.sort_unstable_by_key(|process| process.pid);
+        self.processes.dedup_by(|next, first| {
+            let same = next.pid == first.pid;
+            if same {
+                first.bytes = first.bytes.saturating_add(next.bytes);
+                first.count += next.count;
+            }
+            same
+        });
+        for process in &mut self.processes {
+            process.bytes = process.bytes.saturating_mul(rate);
+            process.count = process.count.saturating_mul(rate);
+            self.bytes = self.bytes.saturating_add(process.bytes);
+            self.count = self.count.saturating_add(process.count);
+        }
+        self.processes.sort_unstable_by_key(|process| (Reverse((process.bytes, process.count)), process.pid));
+    }
 }
 
 /// What is outstanding for `youngest_ns` at least, each with its age in nanoseconds. A record that was made while the
@@ -226,39 +278,39 @@ fn old_enough(snapshot: &Snapshot, youngest_ns: u64) -> impl Iterator<Item = (&O
 }
 
 /// The order of two groups: the sort key, then size, then count, then the stack itself, so that the same snapshot gives
-/// the same report. The stack's addresses go before its id, which is a mere hash of them.
-fn compare(snapshot: &Snapshot, sort: SortKey, a: &Group, b: &Group) -> Ordering {
+/// the same report. The stack's addresses go before its site, whose number is a matter of chance.
+fn compare(sites: &Sites, sort: SortKey, a: &Group, b: &Group) -> Ordering {
     let by_key = match sort {
         SortKey::Size => Ordering::Equal,
         SortKey::Count => b.count.cmp(&a.count),
         SortKey::Age => b.oldest_ns.cmp(&a.oldest_ns),
         SortKey::Growth => b.growth.cmp(&a.growth),
     };
-    let ips = |group: &Group| snapshot.stacks.get(&group.key.stack_id).map(|stack| stack.ips.as_slice());
+    let stack =
+        |group: &Group| sites.get(group.key.site).map(|site| (site.ips.as_slice(), site.space, site.tag()));
     by_key
         .then_with(|| (b.bytes, b.count).cmp(&(a.bytes, a.count)))
-        .then_with(|| ips(a).cmp(&ips(b)))
+        .then_with(|| stack(a).cmp(&stack(b)))
         .then_with(|| a.key.cmp(&b.key))
 }
 
-/// Fills [`Group::allocations`] of the groups that are to be listed. `index` is taken for its keys' memory alone.
+/// Fills [`Group::allocations`] of the groups that are to be listed.
 fn list_allocations(
-    snapshot: &Snapshot,
+    found: Found<'_>,
     youngest_ns: u64,
-    mut index: FxHashMap<GroupKey, usize>,
     groups: &mut [Group],
     is_listed: impl Fn(&Group) -> bool,
 ) {
-    index.clear();
     let listed = groups.iter().enumerate().filter(|(_, group)| is_listed(group));
-    index.extend(listed.map(|(at, group)| (group.key, at)));
+    let index: FxHashMap<GroupKey, usize> = listed.map(|(at, group)| (group.key, at)).collect();
     if index.is_empty() {
         return;
     }
     let mut lists = vec![Vec::new(); groups.len()];
-    for (outstanding, age_ns) in old_enough(snapshot, youngest_ns) {
-        if let Some(&at) = index.get(&key_of(outstanding)) {
-            lists[at].push((Reverse(age_ns), outstanding.address, outstanding.size));
+    for (outstanding, age_ns) in old_enough(found.snapshot, youngest_ns) {
+        if let Some(&at) = index.get(&found.key_of(outstanding)) {
+            let pid = (found.pid_of)(outstanding.space);
+            lists[at].push((Reverse(age_ns), pid, outstanding.address, outstanding.size));
         }
     }
     for (group, mut list) in groups.iter_mut().zip(lists) {
@@ -266,7 +318,8 @@ fn list_allocations(
             continue;
         }
         list.sort_unstable();
-        let lines = list.into_iter().map(|(Reverse(age_ns), address, size)| AllocationLine {
+        let lines = list.into_iter().map(|(Reverse(age_ns), pid, address, size)| AllocationLine {
+            pid,
             address,
             size,
             age_ms: age_ns / NANOSECONDS_PER_MS,

@@ -30,7 +30,7 @@ Examples:
   memleak -p 1234 --acquire 'libfoo.so:foo_open -> ret' --release 'libfoo.so:foo_close(arg1)'
   memleak -p 1234 --acquire 'db:db_open(arg2 size) -> *arg1 if ret == 0' --release 'db:db_close(arg1)'
 
-Resources, in the words of --acquire and --release (in [] what may be left out, in {} one of several):
+Resources, in the words of --acquire and --release ([ ] optional, { } choose one):
   acquire:   [NAME=][OBJECT:]FUNCTION[(SIZE size)] -> HANDLE[, HANDLE] [counted] [releasing HANDLE] [if CONDITION]
   release:   [NAME=][OBJECT:]FUNCTION(HANDLE) [if CONDITION]
   SIZE:      {argN, argN*argN, a number of bytes}
@@ -38,18 +38,45 @@ Resources, in the words of --acquire and --release (in [] what may be left out, 
   CONDITION: ret [as {int, long}] {==, !=, <, <=, >, >=} NUMBER
   counted: the same handle may be handed out several times (dlopen); releasing: what the same call takes back (realloc)
   Without a condition a call has succeeded when its handle is neither 0 nor -1, or, as int, not negative.
-  FUNCTION is a symbol as nm prints it; OBJECT a path or a library's name as with -O, any object where it is left out.
-  A release belongs to the acquire before it, an acquire right behind another one to the same resource.
+  FUNCTION is a symbol as nm prints it; OBJECT a path or a library's name as with -O, any object if it is left out.
+  A release belongs to the acquire before it, an acquire directly after another one to the same resource.
 
 Ctrl-C, SIGTERM, the end of COUNT and the target's end all give one last report and remove all probes.
-A process given with -p is never signalled and goes on.
+A process given with -p is never signalled.
 
 Exit status:
   0  done
   1  the work could not be done: one line on standard error says what failed, why and what to do
   2  the command line is wrong: one line says what to type
-  N  with --error-exitcode N, where the last report holds an outstanding allocation
+  N  with --error-exitcode N, if the last report holds an outstanding allocation
   A command that ends by itself passes on its own status (128+N for signal N).";
+
+/// What `-h` prints: one screen of 80 columns.
+const SHORT_HELP: &str = "\
+memleak shows which call stacks are holding a running program's memory.
+
+  memleak [OPTIONS] -p PID [INTERVAL] [COUNT]      a running process
+  memleak [OPTIONS] [INTERVAL] [COUNT] -- COMMAND  a program from its beginning
+  memleak [OPTIONS] --kernel [INTERVAL] [COUNT]    the kernel's allocations
+
+Reports come every INTERVAL seconds (5), COUNT times or until Ctrl-C.
+
+  -r, --resource NAME   other resources: fd, mutex, ... (see --list-resources)
+  -o, --older MS        leave out allocations younger than MS ms (500)
+  -z, --min-size SIZE   only allocations of SIZE bytes and more (K, M, G)
+  -s, --sample-rate N   trace one allocation in N: estimates, for busy programs
+  -T, --top N           how many stacks to print (10)
+  -a, --show-allocs     list each allocation: address, size, age
+  -t, --trace           print each acquire and release as it happens
+      --sort KEY        size, count, age or growth
+      --json            write each report as one line of JSON
+      --output FILE     write reports to FILE
+      --error-exitcode N  exit with N if anything is outstanding at the end
+      --follow-forks    also trace children
+  -v                    more detail on standard error
+
+memleak --help lists all options, with examples. Version: memleak -V
+";
 
 const RESOURCES: &str = "Resources (what is acquired and released)";
 
@@ -71,12 +98,13 @@ const KERNEL_MODE: &str = "Kernel mode (with --kernel)";
     name = "memleak",
     version,
     after_help = AFTER_HELP,
+    disable_help_flag = true,
     args_override_self = true, // the last one wins, as with bcc's memleak
     override_usage = "memleak [OPTIONS] [INTERVAL] [COUNT]\n       \
                       memleak [OPTIONS] [INTERVAL] [COUNT] -- COMMAND [ARG...]"
 )]
 pub struct Cli {
-    /// Seconds between reports; decimals are welcome
+    /// Seconds between reports; fractions allowed
     #[arg(value_name = "INTERVAL", default_value = "5")]
     pub interval: String,
 
@@ -84,7 +112,7 @@ pub struct Cli {
     #[arg(value_name = "COUNT")]
     pub count: Option<String>,
 
-    /// Behind --: start COMMAND and trace it from its first instruction
+    /// After --: run COMMAND and trace it from its first instruction
     #[arg(value_name = "COMMAND", last = true, help_heading = "Target (exactly one kind)")]
     pub command_line: Vec<OsString>,
 
@@ -100,7 +128,7 @@ pub struct Cli {
     #[arg(short = 'k', long, help_heading = "Target (exactly one kind)")]
     pub kernel: bool,
 
-    /// Trace the children that the target forks, too
+    /// Also trace the children that the target forks
     #[arg(long, help_heading = "Target (exactly one kind)")]
     pub follow_forks: bool,
 
@@ -124,7 +152,7 @@ pub struct Cli {
     #[arg(skip)]
     pub pairs: Vec<Pair>,
 
-    /// Take resources from this TOML file, too; repeatable
+    /// Also take resources from this TOML file; repeatable
     #[arg(long = "resources-file", value_name = "FILE", help_heading = RESOURCES)]
     pub resources_files: Vec<PathBuf>,
 
@@ -152,11 +180,11 @@ pub struct Cli {
     #[arg(short = 'S', long, value_name = "PREFIX", help_heading = "What is captured")]
     pub symbols_prefix: Option<String>,
 
-    /// Trace per-CPU allocations, too
+    /// Also trace per-CPU allocations
     #[arg(short = 'P', long, help_heading = KERNEL_MODE)]
     pub percpu: bool,
 
-    /// By what the kernel is watched: auto (tracepoints, and kprobes for what has none), tracepoint or kprobe
+    /// How to instrument the kernel: auto (tracepoints, and kprobes for what has none), tracepoint or kprobe
     /// [default: auto]
     #[arg(long, value_name = "HOW", help_heading = KERNEL_MODE)]
     pub kernel_probes: Option<String>,
@@ -165,15 +193,15 @@ pub struct Cli {
     #[arg(long, value_name = "NAME", help_heading = KERNEL_MODE)]
     pub slab: Option<String>,
 
-    /// Capture what this process allocates in the kernel, only
+    /// Only kernel allocations made by this process
     #[arg(long, value_name = "PID", help_heading = KERNEL_MODE)]
     pub only_pid: Option<String>,
 
-    /// Capture what threads of this command name allocate in the kernel, only
+    /// Only kernel allocations made by threads of this command name
     #[arg(long, value_name = "NAME", help_heading = KERNEL_MODE)]
     pub only_comm: Option<String>,
 
-    /// Forget an older allocation when its address is handed out again; always on, taken for bcc's sake
+    /// Accepted for compatibility with bcc; always on
     #[arg(short = 'F', long, help_heading = "What is captured")]
     pub wa_missing_free: bool,
 
@@ -181,11 +209,11 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value = "127", help_heading = "What is captured")]
     pub max_depth: String,
 
-    /// Room for different stacks of what is outstanding [default: 65536, of the kernel's 16384]
+    /// Maximum number of distinct stacks kept [default: 65536; 16384 with --kernel]
     #[arg(long, value_name = "N", help_heading = "What is captured")]
     pub stack_storage_size: Option<String>,
 
-    /// Room for outstanding allocations
+    /// Maximum number of outstanding allocations kept
     #[arg(long, value_name = "N", default_value = "1000000", help_heading = "What is captured")]
     pub max_allocs: String,
 
@@ -230,7 +258,7 @@ pub struct Cli {
     #[arg(long, value_name = "NAME", help_heading = "What is reported")]
     pub format: Option<String>,
 
-    /// One JSON object a line for each report: --format json
+    /// Write each report as one line of JSON: --format json
     #[arg(long, help_heading = "What is reported")]
     pub json: bool,
 
@@ -246,13 +274,21 @@ pub struct Cli {
     #[arg(long, help_heading = "What is reported")]
     pub append: bool,
 
-    /// Exit with N (1 to 255) where the last report holds an outstanding allocation
+    /// Exit with N (1 to 255) if the last report holds an outstanding allocation
     #[arg(long, value_name = "N", help_heading = "What is reported")]
     pub error_exitcode: Option<String>,
 
-    /// Say more on standard error; twice for more still
+    /// More detail on standard error; -vv for debug output
     #[arg(short = 'v', long, action = clap::ArgAction::Count)]
     pub verbose: u8,
+
+    /// Print the most used options, on one screen
+    #[arg(short = 'h')]
+    pub short_help: bool,
+
+    /// Print all options, with examples
+    #[arg(long, action = clap::ArgAction::HelpLong)]
+    pub help: Option<bool>,
 }
 
 /// Reads a command line; `args` begins with the program's name.
@@ -277,6 +313,12 @@ where
             Ok(cli)
         })
         .map_err(|error| exit_message(&error))
+        .and_then(|cli| match cli.short_help {
+            true => {
+                Err(ExitMessage { status: exit::DONE, stream: Stream::Stdout, text: SHORT_HELP.to_owned() })
+            }
+            false => Ok(cli),
+        })
 }
 
 /// `--acquire` and `--release` in the order of the command line.
@@ -301,12 +343,12 @@ fn exit_message(error: &clap::Error) -> ExitMessage {
         ErrorKind::UnknownArgument if !argument.starts_with('-') => {
             format!(
                 "'{argument}': one argument too many; after INTERVAL and COUNT nothing may follow, \
-                     put a command to trace behind --: memleak -- COMMAND [ARG...]"
+                     put a command to trace after --: memleak -- COMMAND [ARG...]"
             )
         }
         ErrorKind::UnknownArgument => match context(error, ContextKind::SuggestedArg).as_str() {
             "" => format!(
-                "{argument}: no such option; see memleak --help, and put a command's own options behind --"
+                "{argument}: no such option; see memleak --help, and put a command's own options after --"
             ),
             suggested => {
                 format!("{argument}: no such option; did you mean {suggested}? (see memleak --help)")
@@ -316,13 +358,13 @@ fn exit_message(error: &clap::Error) -> ExitMessage {
             "--pid: no process ID follows; is the program running? Try: pidof NAME".to_owned()
         }
         ErrorKind::InvalidValue if value.is_empty() => {
-            format!("{argument}: its value is missing; write it behind the option, see memleak --help")
+            format!("{argument}: its value is missing; write it after the option, see memleak --help")
         }
         ErrorKind::TooManyValues => {
             format!("{argument}: takes no value, but '{value}' was given; leave the value out")
         }
         ErrorKind::InvalidUtf8 => {
-            "an argument is no UTF-8 text: only FILE and the words of a command behind -- \
+            "an argument is not UTF-8 text: only FILE and the words of a command after -- \
                                    may be anything; write it in UTF-8"
                 .to_owned()
         }

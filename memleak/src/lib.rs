@@ -17,6 +17,7 @@ pub mod proc;
 pub mod report;
 pub mod session;
 pub mod settings;
+pub mod sites;
 pub mod snapshot;
 pub mod stderr;
 pub mod symbolize;

@@ -9,6 +9,14 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     best.filter(|(alike, _)| *alike > ALIKE).map(|(_, candidate)| candidate)
 }
 
+/// The candidates, those first that are most like `name`.
+pub fn by_likeness<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut rated: Vec<_> =
+        candidates.into_iter().map(|candidate| (strsim::jaro_winkler(name, candidate), candidate)).collect();
+    rated.sort_by(|a, b| b.0.total_cmp(&a.0));
+    rated.into_iter().map(|(_, candidate)| candidate).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -20,5 +28,12 @@ mod tests {
         assert_eq!(nearest("Object", names), Some("object"));
         assert_eq!(nearest("xyz", names), None);
         assert_eq!(nearest("", names), None);
+    }
+
+    #[test]
+    fn puts_what_is_most_alike_first() {
+        let names = ["libc.so.6", "libz.so.1.2.13", "libgobject-2.0.so.0.7400.6", "ld-linux-x86-64.so.2"];
+        assert_eq!(by_likeness("libgobjekt-2.0.so", names)[0], "libgobject-2.0.so.0.7400.6");
+        assert_eq!(by_likeness("libz.so.2", names)[0], "libz.so.1.2.13");
     }
 }

@@ -311,7 +311,7 @@ fn parse_pids(values: &[String]) -> Result<BTreeSet<u32>, UsageError> {
         }
         let pid = text.parse::<u64>().ok().filter(|pid| (1..=MAX_PID).contains(pid));
         let pid = pid.and_then(|pid| u32::try_from(pid).ok());
-        pids.insert(pid.ok_or_else(|| UsageError::new(WHAT, format!("'{text}' is no process ID"), HOW))?);
+        pids.insert(pid.ok_or_else(|| UsageError::new(WHAT, format!("'{text}' is not a process ID"), HOW))?);
     }
     if pids.is_empty() {
         return Err(UsageError::new(WHAT, "it is empty", "is the program running? Try: pidof NAME"));
@@ -422,8 +422,9 @@ fn parse_interval(text: &str) -> Result<Duration, UsageError> {
     let seconds = seconds.filter(|seconds| (MIN_INTERVAL_SECONDS..=MAX_INTERVAL_SECONDS).contains(seconds));
     // The range leaves out NaN and whatever no Duration can hold.
     seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {
-        let why =
-            format!("'{text}' is no number of seconds from {MIN_INTERVAL_SECONDS} to {MAX_INTERVAL_SECONDS}");
+        let why = format!(
+            "'{text}' is not a number of seconds from {MIN_INTERVAL_SECONDS} to {MAX_INTERVAL_SECONDS}"
+        );
         UsageError::new("INTERVAL", why, "give one such as 5 or 0.5; a command to trace goes behind --")
     })
 }
@@ -439,6 +440,6 @@ fn parse_size(what: &str, text: &str) -> Result<u64, UsageError> {
     };
     let size = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
     size.ok_or_else(|| {
-        UsageError::new(what, format!("'{text}' is no size"), "give bytes, such as 4096, 64K, 16M or 1G")
+        UsageError::new(what, format!("'{text}' is not a size"), "give bytes, such as 4096, 64K, 16M or 1G")
     })
 }

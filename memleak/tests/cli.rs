@@ -177,12 +177,12 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["-p", "1", "--", "x"], "-p and -- COMMAND", "keep one"),
     (&["-c", "x", "--", "x"], "-c and -- COMMAND", "keep one"),
     (&["-k", "-p", "1"], "-p and -k", "keep one"),
-    (&["-p", "abc"], "-p/--pid: 'abc' is no process ID", "pidof"),
-    (&["-p", "0"], "'0' is no process ID", "pidof"),
-    (&["-p", "-5"], "'-5' is no process ID", "pidof"),
-    (&["-p", "1,x,3"], "'x' is no process ID", "pidof"),
-    (&["-p", "2147483648"], "'2147483648' is no process ID", "pidof"),
-    (&["-p", "99999999999999999999999999"], "is no process ID", "pidof"),
+    (&["-p", "abc"], "-p/--pid: 'abc' is not a process ID", "pidof"),
+    (&["-p", "0"], "'0' is not a process ID", "pidof"),
+    (&["-p", "-5"], "'-5' is not a process ID", "pidof"),
+    (&["-p", "1,x,3"], "'x' is not a process ID", "pidof"),
+    (&["-p", "2147483648"], "'2147483648' is not a process ID", "pidof"),
+    (&["-p", "99999999999999999999999999"], "is not a process ID", "pidof"),
     (&["-p", ""], "-p/--pid: it is empty", "is the program running"),
     (&["-p", ","], "-p/--pid: it is empty", "is the program running"),
     (&["-p"], "--pid: no process ID follows", "is the program running"),
@@ -200,7 +200,7 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["-k", "--unwind", "auto"], "--unwind", "-p PID"),
     (
         &["-k", "--kernel-probes", "fentry"],
-        "'fentry' is no way to watch the kernel",
+        "'fentry' is not a way to watch the kernel",
         "auto, tracepoint, kprobe",
     ),
     (&["-k", "-P", "--kernel-probes", "kprobe"], "-P with --kernel-probes kprobe", "leave one"),
@@ -216,25 +216,25 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
         "--only-comm 'sixteen_bytes_a'",
     ),
     (&["-k", "--only-comm", "aaaaaaaaaaaaaaé"], "has 16 bytes", "--only-comm 'aaaaaaaaaaaaaa'"),
-    (&["-p", "1", "-T", "0"], "-T/--top: '0' is no whole number from 1 up", "such as 10"),
+    (&["-p", "1", "-T", "0"], "-T/--top: '0' is not a whole number from 1 up", "such as 10"),
     (&["-p", "1", "-T", "-3"], "-T/--top: '-3'", "such as 10"),
     (&["-p", "1", "-T", "x"], "-T/--top: 'x'", "such as 10"),
     (&["-p", "1", "-T"], "--top", "value is missing"),
     (&["-p", "1", "-z", "2K", "-Z", "1K"], "-z/--min-size: 2048 bytes are more than the 1024", "exchange"),
-    (&["-p", "1", "-z", "1T"], "-z/--min-size: '1T' is no size", "64K"),
-    (&["-p", "1", "-z", ""], "-z/--min-size: '' is no size", "64K"),
-    (&["-p", "1", "-z", "K"], "-z/--min-size: 'K' is no size", "64K"),
-    (&["-p", "1", "-Z", "-1"], "-Z/--max-size: '-1' is no size", "64K"),
+    (&["-p", "1", "-z", "1T"], "-z/--min-size: '1T' is not a size", "64K"),
+    (&["-p", "1", "-z", ""], "-z/--min-size: '' is not a size", "64K"),
+    (&["-p", "1", "-z", "K"], "-z/--min-size: 'K' is not a size", "64K"),
+    (&["-p", "1", "-Z", "-1"], "-Z/--max-size: '-1' is not a size", "64K"),
     (&["-p", "1", "-Z", "17179869184G"], "-Z/--max-size", "64K"),
     (&["-p", "1", "-Z", "4é"], "-Z/--max-size: '4é'", "64K"),
-    (&["-p", "1", "--sort", "weight"], "--sort: 'weight' is no sort key", "size, count, age, growth"),
-    (&["-p", "1", "--unwind", "lbr"], "--unwind: 'lbr' is no way to walk a stack", "auto, dwarf, fp"),
+    (&["-p", "1", "--sort", "weight"], "--sort: 'weight' is not a sort key", "size, count, age, growth"),
+    (&["-p", "1", "--unwind", "lbr"], "--unwind: 'lbr' is not a way to walk a stack", "auto, dwarf, fp"),
     (&["-p", "1", "-s", "0"], "-s/--sample-rate: '0'", "1 for all"),
     (&["-p", "1", "-o", "-1"], "-o/--older: '-1'", "milliseconds"),
     (&["-p", "1", "-o", "1s"], "-o/--older: '1s'", "milliseconds"),
     (&["-p", "1", "0"], "INTERVAL: '0'", "such as 5"),
     (&["-p", "1", "-5"], "INTERVAL: '-5'", "such as 5"),
-    (&["-p", "1", "abc"], "INTERVAL: 'abc' is no number of seconds", "such as 5"),
+    (&["-p", "1", "abc"], "INTERVAL: 'abc' is not a number of seconds", "such as 5"),
     (&["./program"], "INTERVAL: './program'", "behind --"),
     (&["-p", "1", "nan"], "INTERVAL: 'nan'", "such as 5"),
     (&["-p", "1", "inf"], "INTERVAL: 'inf'", "such as 5"),
@@ -254,20 +254,20 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["-p", "1", "-a", "-C"], "-a with -C", "keep one"),
     (
         &["-p", "1", "--max-allocs", "0"],
-        "--max-allocs: '0' is no whole number from 1 to 134217728",
+        "--max-allocs: '0' is not a whole number from 1 to 134217728",
         "1000000",
     ),
     (&["-p", "1", "--max-allocs", "134217729"], "--max-allocs", "1000000"),
     (&["-p", "1", "--stack-storage-size", "0"], "--stack-storage-size: '0'", "16384"),
     (&["-p", "1", "--stack-storage-size", "134217729"], "--stack-storage-size", "16384"),
-    (&["-p", "1", "--max-depth", "0"], "--max-depth: '0' is no whole number from 1 to 127", "frames"),
+    (&["-p", "1", "--max-depth", "0"], "--max-depth: '0' is not a whole number from 1 to 127", "frames"),
     (&["-p", "1", "--max-depth", "128"], "--max-depth: '128'", "frames"),
     (&["-p", "1", "--error-exitcode", "256"], "--error-exitcode: '256'", "such as 99"),
     (&["-p", "1", "--output", ""], "--output <FILE>", "value is missing"),
     (&["-p", "1", "-O", ""], "-O/--obj: it is empty", "libc"),
     (&["-p", "1", "-S", ""], "-S/--symbols-prefix: it is empty", "je_"),
-    (&["-p", "1", "-r", "mmapp"], "-r/--resource: 'mmapp' is no resource", "did you mean mmap?"),
-    (&["-p", "1", "-r", "qqq"], "-r/--resource: 'qqq' is no resource", "--list-resources"),
+    (&["-p", "1", "-r", "mmapp"], "-r/--resource: 'mmapp' is not a resource", "did you mean mmap?"),
+    (&["-p", "1", "-r", "qqq"], "-r/--resource: 'qqq' is not a resource", "--list-resources"),
     (&["-p", "1", "-r", ""], "-r/--resource: a name in it is empty", "--list-resources"),
     (&["-p", "1", "-r", "heap,,mmap"], "-r/--resource: a name in it is empty", "--list-resources"),
     (&["-p", "1", "-r", "slab"], "-r/--resource: slab is the kernel's", "-k"),
@@ -457,6 +457,22 @@ fn help_and_version_go_to_standard_output() {
     assert!(!help.contains("traps-only"), "{help}");
     let version = parse(&["--version"]).expect_err("ends the program").text;
     assert_eq!(version, format!("memleak {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+/// A terminal of 80 by 24 shows all of it, with the prompt below.
+#[test]
+fn the_short_help_is_one_screen() {
+    let help = parse(&["-h"]).expect_err("ends the program").text;
+    assert!(help.lines().count() <= 23, "{} lines", help.lines().count());
+    for line in help.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    let all = parse(&["--help"]).expect_err("ends the program").text;
+    let named = help.lines().flat_map(str::split_whitespace).filter(|word| word.starts_with("--"));
+    for option in named.map(|word| word.trim_end_matches([',', ')', ']'])).filter(|word| word.len() > 2) {
+        assert!(all.contains(option), "{option}");
+    }
+    assert_eq!(parse(&["-p", "7", "-vh"]).expect_err("ends the program").text, help);
 }
 
 /// Every letter of bcc's memleak, with its long name.

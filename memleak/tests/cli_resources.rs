@@ -117,19 +117,19 @@ fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
-/// All that stands in quotes behind `option`.
+/// All that stands in quotes after `option`.
 fn examples(text: &str, option: &str) -> Vec<String> {
     let quoted = |rest: &str| Some(rest.split_once('\'')?.1.split_once('\'')?.0.to_owned());
     let starts = text.match_indices(option).map(|(at, _)| &text[at + option.len()..]);
     starts.filter(|rest| rest.starts_with(" '")).filter_map(quoted).collect()
 }
 
-/// What the README and `--help` show can be typed.
+/// What docs/resources.md and `--help` show can be typed.
 #[test]
 fn every_example_can_be_typed() {
-    let readme = fs::read_to_string(project("README.md")).expect("the README");
+    let page = fs::read_to_string(project("docs/resources.md")).expect("the page");
     let help = Settings::from_args(["memleak", "--help"]).expect_err("ends the program").text;
-    for (text, at_least) in [(readme, 5), (help, 2)] {
+    for (text, at_least) in [(page, 5), (help, 2)] {
         // Lines are as long as the terminal has it.
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         let acquires = examples(&text, "--acquire");
@@ -148,20 +148,20 @@ fn the_worked_example_can_be_read() {
     let names: Vec<&str> = found.iter().map(|resource| resource.name.as_str()).collect();
     assert_eq!(names, ["ticket", "lease", "slot", "couple", "shared", "block"]);
     assert!(found.iter().all(|resource| !resource.description.is_empty() && !resource.unit.is_empty()));
-    let readme = fs::read_to_string(project("README.md")).expect("the README");
-    let start = readme.find("    [[resource]]").expect("the example of a file");
-    let end = start + readme[start..].find("\nor in short").expect("its end");
-    let example: String = readme[start..end].lines().map(|line| format!("{}\n", line.trim_start())).collect();
+    let page = fs::read_to_string(project("docs/resources.md")).expect("the page");
+    let start = page.find("    [[resource]]").expect("the example of a file");
+    let end = start + page[start..].find("\nor in short").expect("its end");
+    let example: String = page[start..end].lines().map(|line| format!("{}\n", line.trim_start())).collect();
     let folder = tempfile::tempdir().expect("a folder");
-    let file = folder.path().join("readme.toml");
+    let file = folder.path().join("page.toml");
     fs::write(&file, example).expect("written");
     let found = user_resources(&["--resources-file", text(&file)]);
     assert_eq!((found.len(), found[0].name.as_str()), (1, "db"));
 }
 
-/// The grammar stands in the README as it stands beside the code.
+/// The grammar stands in docs/resources.md as it stands beside the code.
 #[test]
-fn the_readme_has_the_grammar_of_the_code() {
+fn the_page_has_the_grammar_of_the_code() {
     let rules = |text: &str| -> Vec<String> {
         let lines = text.lines().map(|line| line.trim_start_matches("//!").trim());
         let rules =
@@ -170,10 +170,10 @@ fn the_readme_has_the_grammar_of_the_code() {
         rules.take(13).map(str::to_owned).collect()
     };
     let code = fs::read_to_string(project("memleak/src/probe/spec/mod.rs")).expect("the code");
-    let readme = fs::read_to_string(project("README.md")).expect("the README");
-    let (code, readme) = (rules(&code), rules(&readme));
+    let page = fs::read_to_string(project("docs/resources.md")).expect("the page");
+    let (code, page) = (rules(&code), rules(&page));
     assert!(code.len() >= 12 && code[11].starts_with("name"), "{code:?}");
-    assert_eq!(code[..12], readme[..12]);
+    assert_eq!(code[..12], page[..12]);
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn lists_a_line_for_each_resource() {
     assert!(warnings.iter().all(|line| line.starts_with("memleak: warning: ")), "{warnings:?}");
     for (line, expected) in warnings.iter().zip([
         "bad.toml:2:1: unknown key 'nam'; did you mean name?",
-        "open.toml: is left out, since others",
+        "open.toml: ignored: writable by other users",
         "resource pool is left out",
         "resource heap is left out",
     ]) {
@@ -246,8 +246,8 @@ fn the_configuration_is_read_where_a_name_needs_it() {
     let output = run(config.path(), &["-p", "0", "-r", "lease"]);
     let errors = lines(&output.stderr);
     assert_eq!((output.status.code(), errors.len()), (Some(2), 1), "{errors:?}");
-    assert!(errors[0].contains("'0' is no process ID"), "{errors:?}");
+    assert!(errors[0].contains("'0' is not a process ID"), "{errors:?}");
     let output = run(config.path(), &["-p", "0", "-r", "leese"]);
     let errors = lines(&output.stderr);
-    assert!(errors[0].contains("'leese' is no resource; did you mean lease?"), "{errors:?}");
+    assert!(errors[0].contains("'leese' is not a resource; did you mean lease?"), "{errors:?}");
 }

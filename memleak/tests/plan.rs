@@ -606,7 +606,7 @@ fn says_what_is_wrong_with_an_object() {
     foreign[4] = 1; // ELFCLASS32
     let foreign = write("plan_foreign", &foreign);
     let reason = plan_of_file(&foreign, &PlanOptions::default()).skipped[0].reason.to_string();
-    assert_eq!(reason, "the object is no 64-bit ELF file for this machine");
+    assert_eq!(reason, "the object is not a 64-bit ELF file for this machine");
     let (objects, object) = ([open(&foreign, &no_object)], foreign.display().to_string());
     assert_eq!(PlanError::nothing_found(&objects, &no_object), PlanError::Foreign { object });
 }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What the live tests build and trace.
-pub const LIVE_PACKAGES: [Package; 18] = [
+pub const LIVE_PACKAGES: [Package; 19] = [
     Package { names: &["g++"], purpose: "compiles the traced programs" },
     Package { names: &["libc6-dev"], purpose: "static glibc programs" },
     Package { names: &["musl-tools"], purpose: "static musl programs" },
@@ -33,6 +33,10 @@ pub const LIVE_PACKAGES: [Package; 18] = [
     Package { names: &["libjemalloc-dev"], purpose: "an allocator to link in" },
     Package { names: &["libgoogle-perftools-dev"], purpose: "an allocator to link in" },
     Package { names: &["libmimalloc-dev"], purpose: "an allocator to link, and its header" },
+    Package {
+        names: &["libclang-rt-14-dev", "libclang-rt-19-dev"],
+        purpose: "scudo, an allocator to preload",
+    },
     Package { names: &["redis-server"], purpose: "a real program with an allocator linked in" },
     Package { names: &["redis-tools"], purpose: "redis-benchmark and redis-cli" },
     Package { names: &["gdb"], purpose: "a second opinion on symbols" },

@@ -37,7 +37,7 @@ use self::{
 use crate::{
     arch::{entry_sp, exit_sp},
     args::Arguments,
-    maps::{KERNEL_CALLS, KERNEL_ROWS, LAST_RELEASED, Wake, count, kernel_setting, send, setting},
+    maps::{KERNEL_CALLS, KERNEL_ROWS, LAST_RELEASED, count, kernel_setting, send_line, setting},
     records::{self, PAGE_SIZE, now},
     thread,
 };
@@ -477,7 +477,7 @@ fn tell(kind: u32, key: &AllocationKey, allocation: &Allocation) {
         time_ns: now(),
         stack_id: allocation.stack_id,
     };
-    send(&event, Wake::Soon);
+    send_line(&event);
 }
 
 /// All that can be said without the stack.

@@ -92,7 +92,7 @@ fn walk(ctx: *mut c_void, place: &Place) -> u64 {
     record.len = (bytes as u32 / 8).min(MAX_STACK_DEPTH as u32);
     record.end = if record.len < wanted { Step::Complete } else { Step::TooDeep } as u16;
     record.by_pointer = 0;
-    record.label = place.label;
+    record.context = place.label;
     // A stack that is remembered was walked before: its cache's name is known.
     if place.cache != 0 {
         learn_name(place.cache);
@@ -206,7 +206,7 @@ pub extern "C" fn remember(scratch: u32, first: u32, id: u64) -> u64 {
         let place = first.wrapping_add(way) & (REMEMBERED_STACKS - 1);
         if let Some(stack) = REMEMBERED.get_ptr(place)
             // SAFETY: as in `recall`.
-            && unsafe { id_of(&*stack) == id && (*stack).label == record.label }
+            && unsafe { id_of(&*stack) == id && (*stack).label == record.context }
         {
             return refine(scratch, place);
         }
@@ -217,7 +217,7 @@ pub extern "C" fn remember(scratch: u32, first: u32, id: u64) -> u64 {
     // SAFETY: as in `recall`.
     let stack = unsafe { &mut *stack };
     set_id(stack, NO_STACK);
-    stack.label = record.label;
+    stack.label = record.context;
     stack.last_ip = ip_at(record, stack_len(record).wrapping_sub(1));
     if collect(scratch, place) == 0 {
         return 0;
@@ -321,7 +321,7 @@ pub extern "C" fn store_stack(scratch: u32, wanted: u32, is_pages: u64) -> u64 {
     }
     record.len = record.len.min(wanted);
     let mut hash = Hash::default();
-    hash.add(record.label);
+    hash.add(record.context);
     for depth in 0..MAX_STACK_DEPTH as u32 {
         if depth >= stack_len(record) {
             break;

@@ -1,11 +1,19 @@
 //! Aggregation by hand, and against the plainest way.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use memleak_common::stack::NO_STACK;
 
 use super::*;
-use crate::{report::format::text, snapshot::Stack};
+use crate::{
+    report::format::text,
+    sites::Locate,
+    snapshot::Stack,
+    symbolize::{Anchor, Location, ObjectNumber},
+};
 
 const MS: u64 = 1_000_000;
 const NOW: u64 = 10_000 * MS;
@@ -42,8 +50,54 @@ fn snapshot(outstanding: Vec<Outstanding>) -> Snapshot {
     Snapshot { time_ns: NOW, outstanding, stacks, acquired: 20, released: 7, ..Snapshot::default() }
 }
 
+/// All processes have the same code at the same addresses.
+struct SameCode;
+
+impl Locate for SameCode {
+    fn locations(&mut self, _: u32, stack: &Stack) -> Vec<Location> {
+        stack.ips.iter().map(|ip| Location::Object { object: ObjectNumber(1), vaddr: *ip }).collect()
+    }
+
+    fn anchors(&mut self, _: &[Location]) -> Vec<Anchor> {
+        Vec::new()
+    }
+
+    fn keep(&mut self, _: &HashSet<ObjectNumber>) {}
+}
+
+/// Aggregates as a run does, report after report.
+#[derive(Default)]
+struct Run {
+    sites: Sites,
+    history: History,
+}
+
+impl Run {
+    fn report(&mut self, snapshot: &Snapshot, settings: &ReportSettings, ignore_older: bool) -> Aggregated {
+        self.sites.update(snapshot, &mut SameCode);
+        let found = Found { snapshot, sites: &self.sites, pid_of: &|space| space };
+        aggregate(found, &catalog(), settings, ignore_older, &mut self.history)
+    }
+
+    /// The stack that a site was made of: see [`snapshot`].
+    fn stack(&self, group: &Group) -> u64 {
+        self.sites.get(group.key.site).map_or(NO_STACK, |site| 0x1000 - site.ips[0])
+    }
+
+    fn ids(&self, aggregated: &Aggregated) -> Vec<u64> {
+        top(aggregated).map(|group| self.stack(group)).collect()
+    }
+}
+
 fn run(snapshot: &Snapshot, settings: &ReportSettings) -> Aggregated {
-    aggregate(snapshot, &catalog(), settings, false, &mut History::default())
+    Run::default().report(snapshot, settings, false)
+}
+
+/// The stacks of the groups that are printed.
+fn ids(snapshot: &Snapshot, settings: &ReportSettings) -> Vec<u64> {
+    let mut run = Run::default();
+    let aggregated = run.report(snapshot, settings, false);
+    run.ids(&aggregated)
 }
 
 fn catalog() -> Catalog {
@@ -60,10 +114,6 @@ fn top(aggregated: &Aggregated) -> impl Iterator<Item = &Group> {
     aggregated.groups.iter().filter(|group| group.is_top)
 }
 
-fn ids(aggregated: &Aggregated) -> Vec<u64> {
-    top(aggregated).map(|group| group.key.stack_id).collect()
-}
-
 #[test]
 fn nothing_outstanding_is_an_empty_report() {
     let totals = Totals { acquired: 20, released: 7, ..Totals::default() };
@@ -73,19 +123,40 @@ fn nothing_outstanding_is_an_empty_report() {
 }
 
 #[test]
-fn a_group_is_one_process_one_resource_one_stack() {
+fn a_group_is_one_resource_at_one_site_in_all_processes() {
     let one = outstanding(1, 0x10, 8, 5);
-    let other_process = Outstanding { space: 2, ..one };
+    let other_process = Outstanding { space: 2, size: 9, ..one };
     let other_resource = Outstanding { resource: Resource::Mmap, ..one };
     let no_stack = Outstanding { stack_id: NO_STACK, ..one };
     let again = Outstanding { address: 0x20, time_ns: NOW - 3, ..one };
     let result = run(&snapshot(vec![one, other_process, other_resource, no_stack, again]), &settings());
-    assert_eq!(result.totals, Totals { bytes: 40, count: 5, acquired: 20, released: 7 });
-    assert_eq!(result.groups.len(), 4);
+    assert_eq!(result.totals, Totals { bytes: 41, count: 5, acquired: 20, released: 7 });
+    let of = |pid, bytes, count| ProcessCount { pid, bytes, count };
+    let groups: Vec<_> =
+        result.groups.iter().map(|group| (group.key.resource, group.bytes, &*group.processes)).collect();
+    let (heap, mmap) = (Resource::Heap, Resource::Mmap);
+    assert_eq!(
+        groups,
+        [(heap, 25, &[of(1, 16, 2), of(2, 9, 1)][..]), (heap, 8, &[of(1, 8, 1)]), (mmap, 8, &[of(1, 8, 1)])]
+    );
     let first = &result.groups[0];
-    assert_eq!(first.key, GroupKey { space: 1, resource: Resource::Heap, stack_id: 1 });
-    assert_eq!((first.bytes, first.count, first.oldest_ns, first.newest_ns), (16, 2, 5, 3));
+    assert_eq!((first.count, first.oldest_ns, first.newest_ns), (3, 5, 3));
     assert!(result.groups.iter().all(|group| group.allocations.is_none()));
+    let site = |at: usize| result.groups[at].key.site;
+    assert_eq!((site(0), site(1)), (site(2), SiteId::UNKNOWN));
+}
+
+#[test]
+fn a_site_of_many_processes_names_those_first_that_hold_most() {
+    let held = |space: u32, size: u64| Outstanding { space, ..outstanding(1, size, size, 1) };
+    let settings = ReportSettings { show_allocs: true, sample_rate: 2, ..settings() };
+    let result = run(&snapshot(vec![held(7, 1), held(3, 5), held(9, 5), held(7, 3)]), &settings);
+    let processes: Vec<_> =
+        result.groups[0].processes.iter().map(|it| (it.pid, it.bytes, it.count)).collect();
+    assert_eq!(processes, [(3, 10, 2), (9, 10, 2), (7, 8, 4)]);
+    let lines: Vec<_> =
+        result.groups[0].allocations.iter().flatten().map(|line| (line.pid, line.size)).collect();
+    assert_eq!(lines, [(3, 5), (7, 1), (7, 3), (9, 5)]);
 }
 
 #[test]
@@ -96,10 +167,11 @@ fn the_young_are_left_out_but_not_at_a_targets_end() {
         outstanding(1, 2, 16, 500 * MS - 1),
         outstanding(2, 3, 32, 0),
     ]);
-    let result = run(&snapshot, &settings);
-    assert_eq!((result.totals.bytes, result.totals.count, ids(&result)), (8, 1, vec![1]));
-    let last = aggregate(&snapshot, &catalog(), &settings, true, &mut History::default());
-    assert_eq!((last.totals.bytes, last.totals.count, ids(&last)), (56, 3, vec![2, 1]));
+    let mut run = Run::default();
+    let result = run.report(&snapshot, &settings, false);
+    assert_eq!((result.totals.bytes, result.totals.count, run.ids(&result)), (8, 1, vec![1]));
+    let last = run.report(&snapshot, &settings, true);
+    assert_eq!((last.totals.bytes, last.totals.count, run.ids(&last)), (56, 3, vec![2, 1]));
 }
 
 #[test]
@@ -120,7 +192,7 @@ fn each_sort_key_has_its_order() {
         outstanding(3, 5, 10, 1),
         outstanding(3, 6, 10, 1),
     ]);
-    let order = |sort| ids(&run(&snapshot, &ReportSettings { sort, ..settings() }));
+    let order = |sort| ids(&snapshot, &ReportSettings { sort, ..settings() });
     assert_eq!(order(SortKey::Size), [1, 2, 3]);
     assert_eq!(order(SortKey::Count), [3, 2, 1]);
     assert_eq!(order(SortKey::Age), [3, 2, 1]);
@@ -138,36 +210,37 @@ fn ties_go_by_size_then_count_then_the_stacks_addresses() {
     ]);
     for sort in [SortKey::Size, SortKey::Age, SortKey::Growth] {
         // 1 and 2 hold the same; the address of 2 is the smaller one.
-        assert_eq!(ids(&run(&tied, &ReportSettings { sort, ..settings() })), [3, 4, 2, 1], "{sort:?}");
+        assert_eq!(ids(&tied, &ReportSettings { sort, ..settings() }), [3, 4, 2, 1], "{sort:?}");
     }
 }
 
 #[test]
 fn growth_is_against_the_report_before() {
     let settings = ReportSettings { sort: SortKey::Growth, ..settings() };
-    let mut history = History::default();
-    let grown = |snapshot: &Snapshot, history: &mut History| -> Vec<(u64, i128)> {
-        let groups = aggregate(snapshot, &catalog(), &settings, false, history).groups;
-        groups.iter().map(|group| (group.key.stack_id, group.growth)).collect()
+    let mut run = Run::default();
+    let grown = |snapshot: &Snapshot, run: &mut Run| -> Vec<(u64, i128)> {
+        let groups = run.report(snapshot, &settings, false).groups;
+        groups.iter().map(|group| (run.stack(group), group.growth)).collect()
     };
     let first = snapshot(vec![outstanding(1, 1, 100, 1), outstanding(2, 2, 50, 1)]);
-    assert_eq!(grown(&first, &mut history), [(1, 100), (2, 50)]);
+    assert_eq!(grown(&first, &mut run), [(1, 100), (2, 50)]);
     let second = snapshot(vec![outstanding(1, 1, 90, 1), outstanding(2, 2, 70, 1), outstanding(3, 3, 5, 1)]);
-    assert_eq!(grown(&second, &mut history), [(2, 20), (3, 5), (1, -10)]);
+    assert_eq!(grown(&second, &mut run), [(2, 20), (3, 5), (1, -10)]);
     // Against the one before, not the first; and what was gone begins at 0 again.
-    assert_eq!(grown(&first, &mut history), [(1, 10), (2, -20)]);
-    assert_eq!(grown(&second, &mut history), [(2, 20), (3, 5), (1, -10)]);
+    assert_eq!(grown(&first, &mut run), [(1, 10), (2, -20)]);
+    assert_eq!(grown(&second, &mut run), [(2, 20), (3, 5), (1, -10)]);
 }
 
 #[test]
 fn growth_counts_stacks_that_were_not_among_the_top() {
     let settings = ReportSettings { top: 1, ..settings() };
-    let mut history = History::default();
+    let mut run = Run::default();
     let before = snapshot(vec![outstanding(1, 1, 100, 1), outstanding(2, 2, 50, 1)]);
-    assert_eq!(ids(&aggregate(&before, &catalog(), &settings, false, &mut history)), [1]);
+    let first = run.report(&before, &settings, false);
+    assert_eq!(run.ids(&first), [1]);
     let now = snapshot(vec![outstanding(1, 1, 100, 1), outstanding(2, 2, 110, 1)]);
-    let group = aggregate(&now, &catalog(), &settings, false, &mut history).groups.remove(0);
-    assert_eq!((group.key.stack_id, group.growth), (2, 60));
+    let group = run.report(&now, &settings, false).groups.remove(0);
+    assert_eq!((run.stack(&group), group.growth), (2, 60));
 }
 
 fn descriptor(stack_id: u64, handle: u64) -> Outstanding {
@@ -185,9 +258,10 @@ fn each_table_has_its_own_top_and_what_has_no_size_goes_by_count() {
         outstanding(2, 2, 2, 1),
         mapping,
     ]);
-    let result = run(&snapshot, &ReportSettings { top: 2, ..settings() });
+    let mut by_site = Run::default();
+    let result = by_site.report(&snapshot, &ReportSettings { top: 2, ..settings() }, false);
     let groups: Vec<_> =
-        top(&result).map(|group| (group.key.resource, group.key.stack_id, group.count)).collect();
+        top(&result).map(|group| (group.key.resource, by_site.stack(group), group.count)).collect();
     let (heap, mmap, fd) = (Resource::Heap, Resource::Mmap, Resource::Fd);
     assert_eq!(groups, [(mmap, 3, 1), (heap, 2, 1), (fd, 2, 2), (fd, 1, 1)]);
     assert_eq!(by_resource(&result), [("heap", 3, 2), ("mmap", 4096, 1), ("fd", 0, 3)]);
@@ -214,9 +288,9 @@ fn what_is_not_traced_has_a_table_of_its_own() {
 #[test]
 fn growth_of_what_has_no_size_is_in_numbers() {
     let settings = ReportSettings { sort: SortKey::Growth, ..settings() };
-    let mut history = History::default();
+    let mut run = Run::default();
     let mut grown = |snapshot: Snapshot| -> Vec<i128> {
-        let groups = aggregate(&snapshot, &catalog(), &settings, false, &mut history).groups;
+        let groups = run.report(&snapshot, &settings, false).groups;
         groups.iter().map(|group| group.growth).collect()
     };
     assert_eq!(grown(snapshot(vec![descriptor(1, 3), descriptor(1, 4)])), [2]);
@@ -230,7 +304,7 @@ fn sampling_scales_all_that_is_counted_and_nothing_else() {
     assert_eq!(result.totals, Totals { bytes: 80, count: 10, acquired: 200, released: 70 });
     let group = &result.groups[0];
     assert_eq!((group.bytes, group.count, group.growth, group.oldest_ns), (80, 10, 80, 5 * MS));
-    let lines = vec![AllocationLine { address: 0xa, size: 8, age_ms: 5, now: None }];
+    let lines = vec![AllocationLine { pid: 1, address: 0xa, size: 8, age_ms: 5, now: None }];
     assert_eq!(group.allocations, Some(lines));
 }
 
@@ -280,12 +354,15 @@ impl Random {
     }
 }
 
+/// Resource and stack, bytes, number.
+type Sum = ((Resource, u64), u64, u64);
+
 /// The same by the plainest means: collect everything, sort by one tuple, cut.
-fn truth(snapshot: &Snapshot, settings: &ReportSettings) -> (Vec<(GroupKey, u64, u64)>, u64, u64) {
+fn truth(snapshot: &Snapshot, settings: &ReportSettings) -> (Vec<Sum>, u64, u64) {
     let older = settings.older.as_nanos() as u64;
-    let mut by_key: BTreeMap<GroupKey, Vec<Outstanding>> = BTreeMap::new();
+    let mut by_key: BTreeMap<(Resource, u64), Vec<Outstanding>> = BTreeMap::new();
     for one in snapshot.outstanding.iter().filter(|one| one.time_ns <= NOW - older) {
-        by_key.entry(key_of(one)).or_default().push(*one);
+        by_key.entry((one.resource, one.stack_id)).or_default().push(*one);
     }
     let bytes = |list: &[Outstanding]| list.iter().map(|one| one.size).sum::<u64>();
     let mut all: Vec<_> = by_key.iter().map(|(key, list)| (*key, bytes(list), list.len() as u64)).collect();
@@ -298,7 +375,7 @@ fn truth(snapshot: &Snapshot, settings: &ReportSettings) -> (Vec<(GroupKey, u64,
             SortKey::Age => oldest,
         };
         // Addresses of stacks fall as their ids grow; no stack at all goes first.
-        let stack = if key.stack_id == NO_STACK { 0 } else { 0x1000 - key.stack_id };
+        let stack = if key.1 == NO_STACK { 0 } else { 0x1000 - key.1 };
         (Reverse((first, *bytes, *count)), stack, *key)
     });
     all.truncate(settings.top);
@@ -317,8 +394,10 @@ fn any_snapshot_agrees_with_the_plain_way() {
             sort: [SortKey::Size, SortKey::Count, SortKey::Age, SortKey::Growth][random.below(4) as usize],
             ..settings()
         };
-        let result = run(&snapshot, &settings);
-        let groups: Vec<_> = top(&result).map(|group| (group.key, group.bytes, group.count)).collect();
+        let mut run = Run::default();
+        let result = run.report(&snapshot, &settings, false);
+        let key = |group: &Group| (group.key.resource, run.stack(group));
+        let groups: Vec<_> = top(&result).map(|group| (key(group), group.bytes, group.count)).collect();
         let (expected, bytes, count) = truth(&snapshot, &settings);
         assert_eq!(groups, expected, "round {round}, {settings:?}");
         assert_eq!((result.totals.bytes, result.totals.count), (bytes, count), "round {round}");
@@ -328,6 +407,9 @@ fn any_snapshot_agrees_with_the_plain_way() {
             let lines = group.allocations.as_deref().unwrap_or_default();
             let (sum, len) = (lines.iter().map(|line| line.size).sum::<u64>(), lines.len() as u64);
             assert_eq!((sum, len), (group.bytes, group.count), "round {round}");
+            let processes =
+                group.processes.iter().fold((0, 0), |sum, it| (sum.0 + it.bytes, sum.1 + it.count));
+            assert_eq!(processes, (sum, len), "round {round}");
         }
     }
 }

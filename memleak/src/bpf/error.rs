@@ -41,10 +41,10 @@ pub enum BpfError {
     #[error("cannot load BPF programs: too many open files; raise the limit (ulimit -n)")]
     TooManyFiles,
     /// Anything else while loading.
-    #[error("cannot load the BPF programs: {0}; run with -v -v for the verifier's words")]
+    #[error("cannot load the BPF programs: {0}; run with -vv for the verifier log")]
     Load(String),
     /// A program or map that must be there is not: a build that went wrong.
-    #[error("the embedded BPF object has no {0}; build memleak anew (cargo xtask build-ebpf)")]
+    #[error("the embedded BPF object has no {0}; rebuild memleak (cargo xtask build-ebpf)")]
     Missing(&'static str),
     /// A probe could not be attached.
     #[error("cannot attach to {function} in {object}: {reason}")]

@@ -2,17 +2,17 @@
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{MapData, RingBuf},
     programs::{KProbe, RawTracePoint},
 };
 use memleak_common::kernel::{KernelRow, role};
 
 use super::{
-    access::{fd, program, ring},
+    access::{fd, program},
     config::{Config, program_settings},
     error::{BpfError, chain, load_error, map_error},
     links::{Link, Probes},
     object::{bpf_log_level, check_kernel, log_level, preallocate},
+    rings::{Events, trace_bytes},
     sys,
 };
 use crate::arch::OBJECT;
@@ -26,6 +26,7 @@ const UNUSED: &[&str] = &[
     "THREADS",
     "TARGETS",
     "TARGET_SLOTS",
+    "MAPPING_STATES",
     "UNWIND_WORDS",
     "UNWIND_MAPPINGS",
     "UNWIND_LISTS",
@@ -36,8 +37,8 @@ const UNUSED: &[&str] = &[
 pub struct Loaded {
     /// Programs and maps.
     pub ebpf: Ebpf,
-    /// Reader of the map `EVENTS`.
-    pub events: RingBuf<MapData>,
+    /// What the programs tell.
+    pub events: Events,
     /// All links.
     pub probes: Probes,
     /// Functions that could not be probed, and why.
@@ -61,10 +62,11 @@ pub fn load(config: &Config, plan: &KernelPlan) -> Result<Loaded, BpfError> {
         .map_max_entries("ALLOCATIONS", config.max_allocs)
         .map_max_entries("STACKS", config.stack_storage_size)
         .map_max_entries("SHORT_STACKS", config.stack_storage_size)
+        .map_max_entries("TRACE", trace_bytes(config))
         .load(&object)
         .map_err(|error| load_error(&error))?;
     fill_rows(&ebpf, &plan.functions)?;
-    let events = ring(&mut ebpf, "EVENTS")?;
+    let events = Events::take(&mut ebpf)?;
     let mut links = Vec::new();
     let mut failed = Vec::new();
     // Functions first: what is released in bulk must not be missed.

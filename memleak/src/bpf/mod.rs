@@ -3,7 +3,7 @@
 //!
 //! - `error`, `sys` (bpf(2)), `access` (maps and programs by name);
 //! - `config` (what a run asks for), `object` (the embedded object), `multi` and `uprobes` (programs), `links`;
-//! - `targets`, `records`, `stack_store`, `unwind_maps`, `stats` (maps);
+//! - `targets`, `records`, `rings`, `stack_store`, `unwind_maps`, `mapping_states`, `stats` (maps);
 //! - `user_mode` and `kernel_mode` (loading), `reader` (snapshots);
 //! - `tracer`, which is all that a session sees.
 
@@ -12,10 +12,12 @@ mod config;
 mod error;
 mod kernel_mode;
 mod links;
+mod mapping_states;
 mod multi;
 mod object;
 mod reader;
 mod records;
+mod rings;
 mod stack_store;
 mod stats;
 mod sys;

@@ -24,7 +24,9 @@ use super::{
 use crate::{
     proc::{clock::monotonic_ns, descriptors::open_descriptors},
     snapshot::{
-        KERNEL_SPACE, Lost, Outstanding, Snapshot, Stack, Unmap, apply_unmaps, descriptors::Descriptors,
+        KERNEL_SPACE, Lost, Outstanding, Snapshot, Stack,
+        descriptors::Descriptors,
+        ranges::{Ranges, Release},
     },
     target::process::PidFd,
     targets::Ended,
@@ -38,8 +40,8 @@ pub struct Reader {
     descriptors: Option<Descriptors>,
     /// Stacks that were stored.
     stacks: StackStore,
-    /// Ranges unmapped in part, as long as a record overlaps one.
-    unmaps: Vec<Unmap>,
+    /// What was released by range.
+    ranges: Ranges,
     /// Ranges of which nothing was left: released, though not by their own start.
     removed: u64,
     /// Runs that were lost, as far as they were seen.
@@ -73,8 +75,8 @@ impl Reader {
         Self {
             rows,
             descriptors,
-            stacks: StackStore::new(stack_storage_size),
-            unmaps: Vec::new(),
+            stacks: StackStore::new(stack_storage_size, false),
+            ranges: Ranges::default(),
             removed: 0,
             skipped_runs: 0,
             owners: FxHashMap::default(),
@@ -87,6 +89,7 @@ impl Reader {
     /// The kernel's own things count.
     pub fn of_kernel(stack_storage_size: u32) -> Self {
         let mut reader = Self::new(Vec::new(), false, stack_storage_size);
+        reader.stacks = StackStore::new(stack_storage_size, true);
         reader.owners.insert(KERNEL_SPACE, State::Living);
         reader
     }
@@ -121,9 +124,9 @@ impl Reader {
             .collect()
     }
 
-    /// Remembers that a range was unmapped.
-    pub fn unmapped(&mut self, unmap: Unmap) {
-        self.unmaps.push(unmap);
+    /// A range was released.
+    pub fn released(&mut self, release: &Release) {
+        self.ranges.release(release);
     }
 
     /// A process has replaced its program and owns memory by a new number from now on. What was acquired in the `old` space,
@@ -154,7 +157,7 @@ impl Reader {
 
     /// Takes the records out of the kernel's table that nobody can release any more: those that execs have made void go,
     /// those of owners that have ended become ours. Reads all records, so one call serves many processes: a build has
-    /// hundreds in a second. Events that were sent before must have been handed to [`Self::unmapped`].
+    /// hundreds in a second. Events that were sent before must have been handed to [`Self::released`].
     pub fn clear(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
         if self.is_unclear() {
             let (raw, _) = self.outstanding(ebpf)?;
@@ -165,7 +168,7 @@ impl Reader {
 
     /// The same, of all records: gives those that are outstanding in the kernel's table after that.
     fn settle(&mut self, ebpf: &Ebpf, raw: Vec<Outstanding>) -> Result<Vec<Outstanding>, BpfError> {
-        let applied = apply_unmaps(raw, &mut self.unmaps);
+        let applied = self.ranges.apply(raw);
         remove_dead(ebpf, &applied.dead)?;
         self.removed += applied.dead.len() as u64;
         let mut outstanding = applied.outstanding;
@@ -197,11 +200,9 @@ impl Reader {
         Ok(outstanding)
     }
 
-    /// Forgets unmaps that concern no record, where so many have come up that they weigh.
-    pub fn forget_unmaps(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
-        /// 16 MB of them.
-        const MANY: usize = 500_000;
-        if self.unmaps.len() > MANY {
+    /// Uses up the releases of ranges between two reports, if so many have come that they weigh.
+    pub fn apply_releases(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
+        if self.ranges.is_large() {
             let (raw, _) = self.outstanding(ebpf)?;
             self.settle(ebpf, raw)?;
         }
@@ -244,7 +245,7 @@ impl Reader {
         self.stacks.collect(ebpf, &referenced, began)
     }
 
-    /// Reads everything. Events that were sent before must have been handed to [`Self::unmapped`].
+    /// Reads everything. Events that were sent before must have been handed to [`Self::released`].
     pub fn snapshot(&mut self, ebpf: &Ebpf, probes: &Probes) -> Result<Snapshot, BpfError> {
         let began = Instant::now();
         let (raw, last_stacks) = self.outstanding(ebpf)?;
@@ -287,7 +288,8 @@ impl Reader {
                 allocations: stats.get(Stat::LostAllocations),
                 stacks: stats.get(Stat::LostStacks) + unknown,
                 cut_stacks: 0,
-                events: stats.get(Stat::LostEvents),
+                events: stats.get(Stat::LostEvents) + stats.get(Stat::LostLines),
+                trace_lines: stats.get(Stat::LostLines),
                 processes: stats.get(Stat::LostProcesses),
                 missed_returns: stats.get(Stat::MissedReturns),
                 skipped_runs: self.skipped_runs,

@@ -48,6 +48,8 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Stacks, the programs' and ours.
 pub struct StackStore {
+    /// Stacks are the kernel's: they say what its objects are, and nothing of mappings.
+    of_kernel: bool,
     /// Room in the map.
     capacity: u64,
     /// Those that were read, or removed, by id.
@@ -67,10 +69,11 @@ struct Kept {
 }
 
 impl StackStore {
-    /// None was read yet. `capacity`: entries of the map.
-    pub fn new(capacity: u32) -> Self {
+    /// None was read yet. `capacity`: entries of the map. `of_kernel`: kernel mode.
+    pub fn new(capacity: u32, of_kernel: bool) -> Self {
         let capacity = capacity.into();
         Self {
+            of_kernel,
             capacity,
             kept: HashMap::new(),
             removed: 0,
@@ -83,9 +86,9 @@ impl StackStore {
     pub fn get(&mut self, ebpf: &Ebpf, id: u64) -> Result<Option<&Stack>, BpfError> {
         if id != NO_STACK && !self.kept.contains_key(&id) {
             let stack = if is_long(id) {
-                read::<MAX_STACK_DEPTH>(ebpf, LONG, id)?
+                read::<MAX_STACK_DEPTH>(ebpf, LONG, id, self.of_kernel)?
             } else {
-                read::<SHORT_STACK_DEPTH>(ebpf, SHORT, id)?
+                read::<SHORT_STACK_DEPTH>(ebpf, SHORT, id, self.of_kernel)?
             };
             let Some(stack) = stack else { return Ok(None) };
             self.kept.insert(id, Kept { stack, unreferenced: 0 });
@@ -138,7 +141,8 @@ impl StackStore {
             } else {
                 unreferenced.push(*id);
                 // A program may have found it a moment ago.
-                self.kept.insert(*id, Kept { stack: to_stack(ebpf, record), unreferenced: 0 });
+                self.kept
+                    .insert(*id, Kept { stack: to_stack(ebpf, record, self.of_kernel), unreferenced: 0 });
             }
         })
         .map_err(|error| map_error(name, &error))?;
@@ -149,13 +153,18 @@ impl StackStore {
 }
 
 /// Reads one stack from a map.
-fn read<const DEPTH: usize>(ebpf: &Ebpf, name: &'static str, id: u64) -> Result<Option<Stack>, BpfError>
+fn read<const DEPTH: usize>(
+    ebpf: &Ebpf,
+    name: &'static str,
+    id: u64,
+    of_kernel: bool,
+) -> Result<Option<Stack>, BpfError>
 where
     Record<DEPTH>: Pod,
 {
     let map: BpfHashMap<&MapData, u64, Record<DEPTH>> = hash_map(ebpf, name)?;
     match map.get(&id, 0) {
-        Ok(record) => Ok(Some(to_stack(ebpf, &record))),
+        Ok(record) => Ok(Some(to_stack(ebpf, &record, of_kernel))),
         Err(MapError::KeyNotFound) => Ok(None),
         Err(error) => Err(map_error(name, &error)),
     }
@@ -171,12 +180,17 @@ pub fn remembered(ebpf: &Ebpf, ids: &mut FxHashSet<u64>) -> Result<(), BpfError>
     Ok(())
 }
 
-fn to_stack<const DEPTH: usize>(ebpf: &Ebpf, record: &Record<DEPTH>) -> Stack {
+fn to_stack<const DEPTH: usize>(ebpf: &Ebpf, record: &Record<DEPTH>, of_kernel: bool) -> Stack {
     let len = (record.len as usize).min(record.ips.len());
+    let ips = record.ips.get(..len).unwrap_or_default().to_vec();
     let cut = Step::from_u32(record.end.into()).and_then(Cut::from_end);
-    let tag =
-        Label::decode(record.label).and_then(|label| tag_of(label, |address| cache_name(ebpf, address)));
-    Stack { ips: record.ips[..len].to_vec(), cut, tag }
+    if of_kernel {
+        let label = Label::decode(record.context);
+        let tag = label.and_then(|label| tag_of(label, |address| cache_name(ebpf, address)));
+        Stack { ips, generation: 0, cut, tag }
+    } else {
+        Stack { ips, generation: record.context, cut, tag: None }
+    }
 }
 
 /// Name of a slab cache, as the programs have read it.

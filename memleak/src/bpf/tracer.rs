@@ -5,10 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::{
-    Ebpf,
-    maps::{MapData, RingBuf},
-};
+use aya::Ebpf;
 use aya_log::EbpfLogger;
 use log::debug;
 use memleak_common::{event::Event, probe::Resource, thread::Target};
@@ -20,7 +17,9 @@ use super::{
     error::{BpfError, map_error},
     kernel_mode,
     links::{Outcome, Probes, Scope},
+    mapping_states::MappingStates,
     reader::Reader,
+    rings::Events,
     targets,
     unwind_maps::{Unwinding, words_for},
     user_mode,
@@ -28,7 +27,7 @@ use super::{
 use crate::{
     probe::{kernel::KernelPlan, plan::AttachPoint, table::Row},
     proc::{maps::Mapping, readable::readable},
-    snapshot::{Snapshot, Stack, Unmap},
+    snapshot::{Snapshot, Stack, ranges::Release},
     symbolize::Target as SymbolTarget,
     target::process::PidFd,
     targets::Traced,
@@ -40,12 +39,14 @@ type Logger = EbpfLogger<&'static dyn log::Log>;
 /// What runs in the kernel for a session. Its links end with it.
 pub struct Tracer {
     ebpf: Ebpf,
-    events: AsyncFd<RingBuf<MapData>>,
+    events: AsyncFd<Events>,
     log: Option<AsyncFd<Logger>>,
     probes: Probes,
     reader: Reader,
     /// `None` where stacks are walked otherwise.
     unwinding: Option<Unwinding>,
+    /// `None` in kernel mode.
+    mapping_states: Option<MappingStates>,
     traps_only: bool,
 }
 
@@ -86,7 +87,9 @@ impl Tracer {
         let probes = Probes::new(loaded.uprobes, loaded.mends_stack);
         let rows = rows.iter().map(|row| row.probe).collect();
         let reader = Reader::new(rows, checks_descriptors, config.stack_storage_size);
-        let tracer = Self::new(config, loaded.ebpf, loaded.events, probes, reader, unwinding)?;
+        let mapping_states = MappingStates::open(&loaded.ebpf)?;
+        let mut tracer = Self::new(config, loaded.ebpf, loaded.events, probes, reader, unwinding)?;
+        tracer.mapping_states = Some(mapping_states);
         Ok(UserStart { tracer, by_system_calls: loaded.by_system_calls, took })
     }
 
@@ -101,14 +104,15 @@ impl Tracer {
     fn new(
         config: &Config,
         mut ebpf: Ebpf,
-        events: RingBuf<MapData>,
+        events: Events,
         probes: Probes,
         reader: Reader,
         unwinding: Option<Unwinding>,
     ) -> Result<Self, BpfError> {
         let log = (config.verbosity > 0).then(|| logger(&mut ebpf)).flatten();
         let events = readable(events).map_err(|error| map_error("EVENTS", &error))?;
-        Ok(Self { ebpf, events, log, probes, reader, unwinding, traps_only: config.traps_only })
+        let (mapping_states, traps_only) = (None, config.traps_only);
+        Ok(Self { ebpf, events, log, probes, reader, unwinding, mapping_states, traps_only })
     }
 
     /// Makes the process `pid` known to the programs, in this slot. `end` is readable when it has ended.
@@ -155,6 +159,37 @@ impl Tracer {
         }
     }
 
+    /// The generation of what is mapped in an address space: what is read between two equal answers was mapped all that
+    /// time, or came meanwhile.
+    pub fn generation(&self, space: u32) -> u64 {
+        self.mapping_states.as_ref().map_or(0, |states| states.generation(space))
+    }
+
+    /// Something was unmapped in an address space of which nobody has told.
+    pub fn end_generation(&self, space: u32) {
+        if let Some(states) = &self.mapping_states {
+            states.end_generation(space);
+        }
+    }
+
+    /// A process that lives in `parent` has made one that lives in `child`.
+    pub fn inherit_mappings(&self, parent: u32, child: u32) {
+        if let Some(states) = self.mapping_states.as_ref().filter(|_| parent != child) {
+            states.inherit(parent, child);
+        }
+    }
+
+    /// Has the programs ask the dynamic linker what it is doing, once it is known where (`find`: the address of its
+    /// `struct r_debug`).
+    pub fn find_dynamic_linker(&self, space: u32, find: impl FnOnce() -> Option<u64>) {
+        if let Some(states) = &self.mapping_states
+            && states.debug(space) == 0
+            && let Some(address) = find()
+        {
+            states.set_debug(space, address);
+        }
+    }
+
     /// What is new of the unwind tables, in words.
     pub fn unwinding_news(&mut self) -> Option<String> {
         self.unwinding.as_mut()?.news()
@@ -195,11 +230,14 @@ impl Tracer {
         }
     }
 
-    /// The next event.
+    /// The next event that is not a line of `-t`.
     pub fn next_event(&mut self) -> Option<Event> {
-        let item = self.events.get_mut().next()?;
-        // SAFETY: `Event` is made of integers alone, and the item's length is checked.
-        (item.len() >= size_of::<Event>()).then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast()) })
+        self.events.get_mut().next_control()
+    }
+
+    /// The next line of `-t`.
+    pub fn next_line(&mut self) -> Option<Event> {
+        self.events.get_mut().next_line()
     }
 
     /// Answers all notices of new mappings up to this time: threads that wait for it go on.
@@ -208,14 +246,14 @@ impl Tracer {
         array_mut(&mut self.ebpf, MAP)?.set(0, time_ns, 0).map_err(|error| map_error(MAP, &error))
     }
 
-    /// Remembers that a range was unmapped.
-    pub fn unmapped(&mut self, unmap: Unmap) {
-        self.reader.unmapped(unmap);
+    /// A range was released.
+    pub fn released(&mut self, release: &Release) {
+        self.reader.released(release);
     }
 
-    /// Forgets unmaps that concern no record, where so many have come up that they weigh.
-    pub fn forget_unmaps(&mut self) -> Result<(), BpfError> {
-        self.reader.forget_unmaps(&self.ebpf)
+    /// Uses up the releases of ranges between two reports, if so many have come that they weigh.
+    pub fn apply_releases(&mut self) -> Result<(), BpfError> {
+        self.reader.apply_releases(&self.ebpf)
     }
 
     /// Takes the records out of the kernel's table that nobody can release any more.
@@ -243,7 +281,7 @@ impl Tracer {
         self.reader.collect_stacks(&self.ebpf)
     }
 
-    /// Reads everything. Events that were sent before must have been handed to [`Self::unmapped`].
+    /// Reads everything. Events that were sent before must have been handed to [`Self::released`].
     pub fn snapshot(&mut self) -> Result<Snapshot, BpfError> {
         self.reader.snapshot(&self.ebpf, &self.probes)
     }

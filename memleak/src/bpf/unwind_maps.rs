@@ -158,7 +158,7 @@ fn wait_for_walks() -> io::Result<()> {
 }
 
 /// A memory-mapped array map with values of `T`.
-struct Array<T> {
+pub(super) struct Array<T> {
     start: NonNull<T>,
     len: u32,
 }
@@ -170,7 +170,8 @@ impl<T: aya::Pod> Array<T> {
     /// The kernel rounds values up to 8 bytes (kernel/bpf/arraymap.c, `array_map_alloc`).
     const IS_DENSE: () = assert!(size_of::<T>().is_multiple_of(8));
 
-    fn open(ebpf: &Ebpf, name: &'static str) -> Result<Self, BpfError> {
+    /// Maps the map of this name into memory.
+    pub(super) fn open(ebpf: &Ebpf, name: &'static str) -> Result<Self, BpfError> {
         let () = Self::IS_DENSE;
         let (fd, len) = array(ebpf, name, size_of::<T>())?;
         let bytes = size_of::<T>() * len as usize;
@@ -180,6 +181,12 @@ impl<T: aya::Pod> Array<T> {
 
     fn len(&self) -> u32 {
         self.len
+    }
+
+    /// A value's place; of an index that there is not, another one's.
+    pub(super) fn at(&self, index: u32) -> NonNull<T> {
+        // SAFETY: within the memory map, which is not empty: no map has no entries.
+        unsafe { self.start.add((index % self.len) as usize) }
     }
 
     fn write(&mut self, index: u32, values: &[T]) -> io::Result<()> {

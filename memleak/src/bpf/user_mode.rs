@@ -1,17 +1,14 @@
 //! User mode: loads the programs that trace processes.
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Array, MapData, RingBuf},
-    programs::RawTracePoint,
-};
+use aya::{Ebpf, EbpfLoader, maps::Array, programs::RawTracePoint};
 use memleak_common::probe::{MAX_PROBES, ProbeRow, Resource};
 
 use super::{
-    access::{array_mut, program, ring},
+    access::{array_mut, program},
     config::{Config, Walk, program_settings},
     error::{BpfError, load_error, map_error},
     object::{bpf_log_level, check_kernel, log_level},
+    rings::{Events, trace_bytes},
     unwind_maps,
     uprobes::Uprobes,
 };
@@ -31,8 +28,8 @@ const SIGNALS: (&str, &str) = ("signal_deliver", "signal_deliver");
 pub struct Loaded {
     /// Programs, maps and, as they are attached, links: all of them end with it.
     pub ebpf: Ebpf,
-    /// Reader of the map `EVENTS`.
-    pub events: RingBuf<MapData>,
+    /// What the programs tell.
+    pub events: Events,
     /// The uprobe programs.
     pub uprobes: Uprobes,
     /// The stack is mended when an exception leaves a probed call. Without it the C++ runtime finds no caller there and
@@ -74,6 +71,7 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
         .map_max_entries("ALLOCATIONS", config.max_allocs)
         .map_max_entries("STACKS", config.stack_storage_size)
         .map_max_entries("SHORT_STACKS", config.stack_storage_size)
+        .map_max_entries("TRACE", trace_bytes(config))
         .map_max_entries("REMEMBERED", 1)
         .map_max_entries("UNWIND_WORDS", room(unwind_words, walks_tables))
         .map_max_entries("UNWIND_MAPPINGS", room(unwind_maps::MAPPINGS, walks_tables))
@@ -85,7 +83,7 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
     let mut uprobes = Uprobes::choose(&ebpf);
     let mends_stack = uprobes.load_all(&mut ebpf, config.traps_only)?;
     attach_lifecycle(&mut ebpf)?;
-    let events = ring(&mut ebpf, "EVENTS")?;
+    let events = Events::take(&mut ebpf)?;
     let mut by_system_calls: &[Resource] = &[];
     let by_kernel = !config.traps_only && !config.library_calls;
     if by_kernel && system_calls::RESOURCES.iter().any(|one| config.resources.contains(one)) {

@@ -1,7 +1,7 @@
 //! Why there is nothing to probe, in one line that says what to do.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io::{self, Read as _},
     path::Path,
 };
@@ -10,6 +10,7 @@ use super::{
     plan::{Plan, PlanOptions},
     table::{DEFAULT_RESOURCES, Role, Row, Scope},
 };
+use crate::near::by_likeness;
 use crate::target::object::{Object, ObjectError, names_object};
 use memleak_common::probe::Resource;
 
@@ -27,8 +28,8 @@ pub enum PlanError {
         /// File names of what is mapped.
         candidates: String,
     },
-    /// `-O` names a file that is no ELF file.
-    #[error("{object} is no ELF file; give -O the allocator's shared library or the program itself")]
+    /// `-O` names a file that is not an ELF file.
+    #[error("{object} is not an ELF file; give -O the allocator's shared library or the program itself")]
     NotElf {
         /// Its path.
         object: String,
@@ -42,7 +43,7 @@ pub enum PlanError {
         reason: String,
     },
     /// Code of another kind of processor, or of its 32-bit kind.
-    #[error("{object} is no 64-bit program for this machine; trace a 64-bit build of it")]
+    #[error("{object} is not a 64-bit program for this machine; trace a 64-bit build of it")]
     Foreign {
         /// Its path.
         object: String,
@@ -177,7 +178,7 @@ impl PlanError {
         match (skipped, &row.object) {
             (Some(skip), _) => Self::UserFunctionSkipped { skip: skip.to_string() },
             (None, Some(object)) if meant.is_empty() => {
-                Self::NoUserObject { object: object.clone(), function, candidates: list(objects.iter()) }
+                Self::NoUserObject { object: object.clone(), function, candidates: nearest(object, objects) }
             }
             _ => Self::NoUserFunction { objects: list(meant.into_iter()), function },
         }
@@ -190,7 +191,7 @@ impl PlanError {
             None => objects.iter().collect(),
         };
         if let (Some(name), true) = (options.object, chosen.is_empty()) {
-            let (object, candidates) = (name.to_owned(), list(objects.iter()));
+            let (object, candidates) = (name.to_owned(), nearest(name, objects));
             return Self::ObjectNotMapped { object, candidates };
         }
         let find = |wanted: &dyn Fn(&Object) -> Option<Self>| chosen.iter().find_map(|object| wanted(object));
@@ -240,6 +241,16 @@ pub fn check_object_argument(object: &str) -> Result<(), PlanError> {
         }),
         _ => Err(PlanError::NotElf { object: object.to_owned() }),
     }
+}
+
+/// As [`list`], those first that are named most like `name`.
+fn nearest(name: &str, objects: &[Object]) -> String {
+    let mut objects: Vec<&Object> = objects.iter().collect();
+    let order = by_likeness(name, objects.iter().map(|object| object.file_name()));
+    let places: HashMap<String, usize> =
+        (0..).zip(order).map(|(place, name)| (name.to_owned(), place)).collect();
+    objects.sort_by_key(|object| places.get(object.file_name()).copied());
+    list(objects.into_iter())
 }
 
 fn list<'a>(objects: impl Iterator<Item = &'a Object>) -> String {

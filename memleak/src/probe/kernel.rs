@@ -261,7 +261,7 @@ pub enum KernelPlanError {
     /// Neither way finds where memory is acquired.
     #[error(
         "cannot trace the kernel: it has no tracepoint and no function for {0} that this version of memleak knows; \
-         tell us, with uname -r"
+         please report it with the output of uname -r"
     )]
     NothingFound(&'static str),
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt,
+    ops::Range,
     path::PathBuf,
 };
 
@@ -217,6 +218,8 @@ pub struct Plan {
     pub allocators: Vec<(String, AllocatorKind)>,
     /// What they name of it.
     pub families: Vec<Family>,
+    /// Where their code is in the target: what it maps, it maps for itself.
+    pub allocator_code: Vec<Range<u64>>,
     /// The user named an allocator by its prefix: mappings alone will not do.
     needs_heap: bool,
 }
@@ -308,6 +311,8 @@ struct Planner<'a> {
     is_chosen: bool,
     /// Function at each address that has been dealt with, and its row.
     taken: HashMap<u64, (String, ProbeRow)>,
+    /// Addresses in the object of the allocator's functions.
+    code: Vec<Range<u64>>,
 }
 
 impl<'a> Planner<'a> {
@@ -319,7 +324,7 @@ impl<'a> Planner<'a> {
         memory: Option<&'a dyn ReadMemory>,
     ) -> Self {
         let is_chosen = options.object.is_none_or(|name| names_object(name, object));
-        Self { objects, object, elf, options, memory, is_chosen, taken: HashMap::new() }
+        Self { objects, object, elf, options, memory, is_chosen, taken: HashMap::new(), code: Vec::new() }
     }
 
     fn run(mut self, plan: &mut Plan) {
@@ -342,6 +347,9 @@ impl<'a> Planner<'a> {
         }
         if has_own_functions {
             self.add_rows(plan, "", |scope| scope == Scope::Allocator, None);
+        }
+        if has_allocator {
+            self.add_allocator_code(plan, kind);
         }
         if self.has_mapping_functions() {
             self.add_rows(plan, "", |scope| scope == Scope::Mapping, None);
@@ -398,6 +406,20 @@ impl<'a> Planner<'a> {
         }
         let object = self.object.to_string();
         Some(Family { object, acquires: acquired_by?, releases, is_plain })
+    }
+
+    /// Notes where the allocator's code is: all of a library that is nothing else, or the functions that have names.
+    fn add_allocator_code(&mut self, plan: &mut Plan, kind: AllocatorKind) {
+        let Some(bias) = self.object.load_bias else { return };
+        if kind.is_all_of_its_library() && !self.elf.is_program() {
+            self.code = self.elf.code_ranges().collect();
+        } else {
+            let internal = allocator::internal_functions(self.elf);
+            self.code.extend(internal.map(|symbol| symbol.vaddr..symbol.vaddr.saturating_add(symbol.size)));
+        }
+        let in_target =
+            self.code.iter().map(|code| code.start.wrapping_add(bias)..code.end.wrapping_add(bias));
+        plan.allocator_code.extend(in_target);
     }
 
     /// The object defines a function that acquires under a whole name, one of those that are `wanted`.
@@ -498,6 +520,9 @@ impl<'a> Planner<'a> {
             .file_offset_of(vaddr.wrapping_add(u64::from(placement.offset)))
             .ok_or(SkipReason::NoCode)?;
         self.taken.insert(vaddr, (symbol.name.clone(), row.probe));
+        if is_allocators(row.scope) || row.scope == Scope::Operator {
+            self.code.push(vaddr..vaddr.saturating_add(size));
+        }
         Ok(programs
             .iter()
             .map(|program| AttachPoint {

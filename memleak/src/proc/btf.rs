@@ -49,7 +49,10 @@ impl Btf {
     pub fn kernel() -> io::Result<Self> {
         let bytes = std::fs::read(PATH)?;
         Self::parse(bytes).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{PATH} is no type information that we know"))
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{PATH} is not type information in a known form"),
+            )
         })
     }
 

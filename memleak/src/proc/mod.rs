@@ -3,6 +3,7 @@
 pub mod btf;
 pub mod clock;
 pub mod descriptors;
+pub mod dynamic_linker;
 pub mod kallsyms;
 pub mod limits;
 pub mod maps;

@@ -135,7 +135,7 @@ mod tests {
             assert_eq!(text(root.open(Path::new(path)).unwrap()), "inside", "{path}");
         }
         assert!(root.open(Path::new("etc/magic")).is_err());
-        assert!(root.open(Path::new("etc")).is_err(), "a directory is no regular file");
+        assert!(root.open(Path::new("etc")).is_err(), "a directory is not a regular file");
         fs::remove_dir_all(base).unwrap();
     }
 

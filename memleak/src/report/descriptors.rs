@@ -10,11 +10,15 @@ const PATHS: usize = 3;
 /// Most characters of a path.
 const PATH_LEN: usize = 100;
 
-/// Fills [`AllocationLine::now`] from what the process has `open` now, by number, and gives it in a few words:
+/// What processes have open now: by PID and number.
+pub type Open = HashMap<u32, BTreeMap<u32, String>>;
+
+/// Fills [`AllocationLine::now`] from what processes have `open`, and gives it in a few words:
 /// `12 sockets, 3 files (/tmp/a, /tmp/b, ...)`. `None` where nothing is known of any.
-pub fn describe(lines: &mut [AllocationLine], open: &BTreeMap<u32, String>) -> Option<String> {
+pub fn describe(lines: &mut [AllocationLine], open: &Open) -> Option<String> {
     for line in lines.iter_mut() {
-        line.now = u32::try_from(line.address).ok().and_then(|fd| open.get(&fd)).cloned();
+        let open = open.get(&line.pid);
+        line.now = u32::try_from(line.address).ok().and_then(|fd| open?.get(&fd)).cloned();
     }
     let mut kinds: Vec<(&str, usize)> = Vec::new();
     let mut places: HashMap<&str, usize> = HashMap::new();
@@ -79,10 +83,10 @@ mod tests {
 
     /// Descriptor N is the N-th of `targets`.
     fn described(targets: &[Option<&str>]) -> Option<String> {
-        let line = |address: u64| AllocationLine { address, size: 0, age_ms: 1, now: None };
+        let line = |address: u64| AllocationLine { pid: 1, address, size: 0, age_ms: 1, now: None };
         let mut lines: Vec<_> = (0..targets.len() as u64).map(line).collect();
         let open = (0..).zip(targets).filter_map(|(fd, target)| Some((fd, (*target)?.to_owned()))).collect();
-        let words = describe(&mut lines, &open);
+        let words = describe(&mut lines, &Open::from([(1, open)]));
         assert!(lines.iter().zip(targets).all(|(line, target)| line.now.as_deref() == *target));
         words
     }

@@ -7,7 +7,7 @@ use memleak_common::probe::Resource;
 use crate::{
     kernel_labels::Tag,
     probe::resource::{ResourceInfo, TopOfTables},
-    snapshot::{Cut, Lost},
+    snapshot::{Cut, KERNEL_PID, Lost},
     symbolize::Frame,
 };
 
@@ -53,9 +53,22 @@ pub struct ResourceTotal {
     pub count: u64,
 }
 
+/// What one process holds of what a stack holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ProcessCount {
+    /// The process; [`crate::snapshot::KERNEL_PID`] is the kernel.
+    pub pid: u32,
+    /// Outstanding bytes.
+    pub bytes: u64,
+    /// Outstanding allocations.
+    pub count: u64,
+}
+
 /// One outstanding allocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllocationLine {
+    /// Whose it is.
+    pub pid: u32,
     /// Address of the block.
     pub address: u64,
     /// Bytes asked for.
@@ -106,17 +119,19 @@ impl Frames {
     }
 }
 
-/// One stack with what it holds.
+/// One stack with what it holds, in all processes together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StackReport {
-    /// Whose it is.
-    pub pid: u32,
+    /// The same for the same code on any machine ([`crate::sites::StackDigest`]); `None` where the stack is not known.
+    pub stack_id: Option<u64>,
     /// What it holds.
     pub resource: Arc<ResourceInfo>,
     /// Outstanding bytes.
     pub bytes: u64,
     /// Outstanding allocations.
     pub count: u64,
+    /// Who holds how much of it, the largest sum first.
+    pub processes: Vec<ProcessCount>,
     /// Age of the oldest; `None` with `-C`.
     pub oldest_ms: Option<u64>,
     /// Age of the newest; `None` with `-C`.
@@ -133,6 +148,16 @@ pub struct StackReport {
 }
 
 impl StackReport {
+    /// The process that holds it, or most of it.
+    pub fn pid(&self) -> u32 {
+        self.processes.first().map_or(KERNEL_PID, |process| process.pid)
+    }
+
+    /// Several processes hold it.
+    pub fn is_merged(&self) -> bool {
+        self.processes.len() > 1
+    }
+
     /// Why callers are missing, where they are.
     pub fn cut(&self) -> Option<Cut> {
         self.notes.iter().find_map(|note| match note {

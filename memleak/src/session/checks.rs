@@ -37,7 +37,8 @@ pub(super) fn check_interval(settings: &Settings, processes: &[Process]) -> Resu
         return Ok(());
     };
     match read_status(interval) {
-        Ok(status) if status.comm == process.comm && interval != process.pid => {
+        // A thread of a process has its name, and is not what was meant by a second number.
+        Ok(status) if status.comm == process.comm && interval != process.pid && status.tgid == interval => {
             Err(SessionError::IntervalIsProcess { interval, pid: process.pid, comm: status.comm })
         }
         _ => Ok(()),

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     proc::{clock::monotonic_ns, status::read_status},
     report::sink::Delivery,
-    snapshot::Unmap,
+    snapshot::ranges::Release,
     target::process::{Process, check_program},
     targets::Shared,
 };
@@ -36,7 +36,6 @@ impl Session {
         const AT_ONCE: usize = 16_384;
         const TIME: Duration = Duration::from_millis(50);
         let deadline = Instant::now() + TIME;
-        let mut lines = Vec::new();
         // What is mapped now is read, so that one reading answers all notices up to it: none waits behind another.
         let (mut noticed, mut last_notice) = (BTreeMap::new(), None);
         let mut taken = 0;
@@ -47,25 +46,12 @@ impl Session {
         {
             taken += 1;
             match event.kind {
-                kind::ACQUIRE | kind::RELEASE => {
-                    // The kernel's own events name a process as they are.
-                    let owner = self.targets.owner_of(event.owner);
-                    let pid = owner.map_or(event.owner, |traced| traced.id.pid);
-                    let mut line = event_line(&event, pid, &self.reporter.catalog);
-                    if let Some(line) = &mut line
-                        && is_kernels(line.resource.resource)
-                    {
-                        line.tag = self.tracer.stack(event.stack_id)?.and_then(|s| s.tag.clone());
-                    }
-                    lines.extend(line);
-                }
-                kind::UNMAP => self.tracer.unmapped(Unmap {
+                kind::RELEASE_RANGE => self.tracer.released(&Release {
                     space: event.owner,
                     resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
                     start: event.handle,
                     end: event.handle.saturating_add(event.size),
                     time_ns: event.time_ns,
-                    idle: 0,
                 }),
                 kind::MAPPINGS => {
                     noticed.entry(event.owner).or_insert(event.time_ns);
@@ -89,11 +75,36 @@ impl Session {
         if let Some(time_ns) = last_notice {
             self.tracer.answer(time_ns)?;
         }
-        self.tracer.forget_unmaps()?;
+        self.tracer.apply_releases()?;
         if stacks_stored {
             self.due.collection = self.tracer.collection_due()?;
         }
         let more = taken == AT_ONCE || Instant::now() >= deadline;
+        let (delivery, more_lines) = self.print_lines(AT_ONCE, deadline)?;
+        Ok((delivery, more || more_lines))
+    }
+
+    /// Prints the lines of `-t` that were sent, at most `at_once` and until `deadline`. Says whether there may be more.
+    fn print_lines(&mut self, at_once: usize, deadline: Instant) -> Result<(Delivery, bool), SessionError> {
+        let mut lines = Vec::new();
+        let mut taken = 0;
+        while taken < at_once
+            && Instant::now() < deadline
+            && let Some(event) = self.tracer.next_line()
+        {
+            taken += 1;
+            // The kernel's own events name a process as they are.
+            let owner = self.targets.owner_of(event.owner);
+            let pid = owner.map_or(event.owner, |traced| traced.id.pid);
+            let mut line = event_line(&event, pid, &self.reporter.catalog);
+            if let Some(line) = &mut line
+                && is_kernels(line.resource.resource)
+            {
+                line.tag = self.tracer.stack(event.stack_id)?.and_then(|s| s.tag.clone());
+            }
+            lines.extend(line);
+        }
+        let more = taken == at_once || Instant::now() >= deadline;
         if lines.is_empty() {
             Ok((Delivery::Written, more))
         } else {
@@ -140,14 +151,12 @@ impl Session {
         let pid = traced.id.pid;
         check_program(pid)?;
         traced.planned.clear();
+        traced.allocator_code.clear();
         if let Ok(status) = read_status(pid) {
             traced.comm = status.comm;
         }
         self.tracer.program_replaced(traced, old, by_another_thread);
         self.due.clearing.get_or_insert_with(|| Instant::now() + CLEAR_AFTER);
-        if let Some(old) = old {
-            self.reporter.symbolizer.forget(old);
-        }
         self.reporter.sink.protect_process(pid);
         info!("process {pid} has replaced its program: its allocations are gone");
         self.mappings_changed(target, monotonic_ns());
@@ -166,8 +175,9 @@ impl Session {
             .and_then(|process| self.add_target(&process, Some((parent, shared))));
         match followed {
             Ok(target) => {
+                self.reporter.symbolizer.inherit(parent, target);
                 if let Some(traced) = self.targets.get(target) {
-                    self.reporter.symbolizer.inherit(from, traced.owner.space);
+                    self.tracer.inherit_mappings(from, traced.owner.space);
                 }
                 self.mappings_changed(target, monotonic_ns());
             }
@@ -201,8 +211,9 @@ impl Session {
     /// Forgets what was known for the sake of things that are no longer held.
     pub(super) fn forget_released(&mut self) {
         let released = self.tracer.take_released();
-        self.reporter.symbolizer.forget_all(&released);
         self.targets.forget(&released);
+        let targets = &self.targets;
+        self.reporter.symbolizer.retain(|process| targets.get(process).is_some());
     }
 
     /// Makes room for stacks, unless a report has done so meanwhile. Another time is set where it was not enough.

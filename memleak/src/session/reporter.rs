@@ -1,23 +1,24 @@
 //! Making a report: a snapshot, aggregated and symbolized.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashSet,
     time::{Instant, SystemTime},
 };
 
 use crate::{
-    aggregate::{History, aggregate},
+    aggregate::{Found, History, aggregate},
     probe::resource::Catalog,
     proc::descriptors::open_descriptors,
     report::{
-        descriptors::describe,
+        descriptors::{Open, describe},
         format::Scope,
-        model::{Frames, Note, Report, TargetInfo},
+        model::{AllocationLine, Frames, Note, Report, TargetInfo},
         sink::Sink,
     },
     settings::{Settings, TargetSpec},
-    snapshot::{Cut, KERNEL_PID, Lost, Snapshot},
-    symbolize::{Frame, Symbolizer},
+    sites::{Locate, Sites},
+    snapshot::{Cut, KERNEL_PID, KERNEL_SPACE, Lost, Snapshot, Stack},
+    symbolize::{Anchor, Frame, Location, ObjectNumber, Symbolizer},
     targets::Targets,
 };
 
@@ -27,6 +28,7 @@ pub(super) struct Reporter {
     pub(super) catalog: Catalog,
     pub(super) symbolizer: Symbolizer,
     pub(super) sink: Sink,
+    sites: Sites,
     history: History,
     /// When tracing began.
     start: Instant,
@@ -41,6 +43,7 @@ impl Reporter {
             catalog,
             symbolizer: Symbolizer::new(),
             sink,
+            sites: Sites::default(),
             history: History::default(),
             start: Instant::now(),
             reports: 0,
@@ -64,28 +67,26 @@ impl Reporter {
         let target = target_info(&settings.target, targets);
         let settings = &settings.report;
         let all_ended = targets.all_ended();
-        let aggregated =
-            aggregate(snapshot, &self.catalog, settings, is_final && all_ended, &mut self.history);
+        self.sites.update(snapshot, &mut ByProcess { symbolizer: &mut self.symbolizer, targets });
+        let pid_of = |space| targets.owner_of(space).map_or(KERNEL_PID, |traced| traced.id.pid);
+        let found = Found { snapshot, sites: &self.sites, pid_of: &pid_of };
+        let aggregated = aggregate(found, &self.catalog, settings, is_final && all_ended, &mut self.history);
         let mut frames = Frames::default();
-        let mut open: HashMap<u32, BTreeMap<u32, String>> = HashMap::new();
+        let mut open = Open::new();
         let (mut stacks, mut cut_stacks) = (Vec::with_capacity(aggregated.groups.len()), 0);
         for mut group in aggregated.groups {
-            let space = group.key.space;
-            let owner = targets.owner_of(space);
-            let pid = owner.map_or(KERNEL_PID, |traced| traced.id.pid);
             let resource = self.catalog.get(group.key.resource);
             let lists = if resource.is_descriptor { group.allocations.as_deref_mut() } else { None };
-            // The number of a process that has ended may be another's by now.
-            let now = lists.filter(|_| owner.is_some_and(|traced| !traced.ended)).and_then(|lines| {
-                let open = open.entry(pid).or_insert_with(|| open_descriptors(pid).unwrap_or_default());
-                describe(lines, open)
+            let now = lists.and_then(|lines| {
+                add_open(&mut open, lines, targets);
+                describe(lines, &open)
             });
             let is_written = group.is_top || self.sink.scope() == Scope::All;
-            let stack = snapshot.stacks.get(&group.key.stack_id);
-            let mut report = group.report(pid, resource, stack, settings);
+            let site = self.sites.get(group.key.site);
+            let mut report = group.report(resource, site, settings);
             report.notes.extend(now.map(Note::Now));
-            if let Some(stack) = stack.filter(|_| is_written) {
-                let of_stack = self.symbolizer.symbolize(space, &stack.ips);
+            if let Some(site) = site.filter(|_| is_written) {
+                let of_stack = self.symbolizer.frames(site.locations(), &site.ips);
                 report.notes.retain(|note| !is_no_loss(note, &of_stack));
                 cut_stacks += u64::from(report.cut().is_some());
                 report.frames = of_stack.into_iter().map(|frame| frames.intern(frame)).collect();
@@ -105,6 +106,36 @@ impl Reporter {
             frames,
             stacks,
         }
+    }
+}
+
+/// What is outstanding names owners; mappings are known by process, whose generations go on over an exec.
+struct ByProcess<'a> {
+    symbolizer: &'a mut Symbolizer,
+    targets: &'a Targets,
+}
+
+impl Locate for ByProcess<'_> {
+    fn locations(&mut self, space: u32, stack: &Stack) -> Vec<Location> {
+        let process = self.targets.process_of(space).unwrap_or(KERNEL_SPACE);
+        self.symbolizer.locate(process, stack.generation, &stack.ips)
+    }
+
+    fn anchors(&mut self, locations: &[Location]) -> Vec<Anchor> {
+        self.symbolizer.anchors(locations)
+    }
+
+    fn keep(&mut self, used: &HashSet<ObjectNumber>) {
+        self.symbolizer.forget_located(used);
+    }
+}
+
+/// Reads what the processes of these descriptors have open, where that was not read yet. The number of a process that has
+/// ended may be another's by now.
+fn add_open(open: &mut Open, lines: &[AllocationLine], targets: &Targets) {
+    let lives = |pid: &u32| targets.with_pid(*pid).is_some();
+    for pid in lines.iter().map(|line| line.pid).filter(lives) {
+        open.entry(pid).or_insert_with(|| open_descriptors(pid).unwrap_or_default());
     }
 }
 

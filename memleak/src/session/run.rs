@@ -24,7 +24,7 @@ use crate::{
         sink::{Delivery, Sink},
     },
     settings::{Settings, TargetSpec},
-    snapshot::Snapshot,
+    snapshot::{Snapshot, own},
     target::process::Process,
 };
 
@@ -202,8 +202,18 @@ impl Session {
         let begin = Instant::now();
         let time = SystemTime::now();
         self.due.clearing = None;
-        let snapshot = self.tracer.snapshot()?;
+        let mut snapshot = self.tracer.snapshot()?;
         let took = begin.elapsed();
+        let targets = &self.targets;
+        let own = own::take_out(&mut snapshot, |space| {
+            targets.owner_of(space).map(|traced| traced.allocator_code.as_slice()).unwrap_or_default()
+        });
+        if own.count > 0 {
+            info!(
+                "left out {} bytes in {} mappings that allocators made for themselves",
+                own.bytes, own.count
+            );
+        }
         self.forget_released();
         for target in living {
             self.observe(target);

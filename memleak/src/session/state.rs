@@ -15,10 +15,13 @@ use super::{
 use crate::{
     bpf::{Scope, Tracer},
     probe::plan::Plan,
-    proc::{maps::read_maps, readable::readable, status::read_status},
+    proc::{
+        dynamic_linker::debug_address, maps::read_maps, memory::ProcessMemory, readable::readable,
+        status::read_status,
+    },
     report::sink::Sink,
     settings::Settings,
-    symbolize::LiveTarget,
+    symbolize::{LiveTarget, Observed},
     target::process::{Process, ProcessError},
     targets::{Shared, TargetId, Targets},
 };
@@ -148,17 +151,33 @@ impl Session {
 
     /// Takes over what a process has mapped now: the unwind tables at once, since it goes on.
     pub(super) fn observe(&mut self, target: u32) {
+        /// Readings tried: one that something was unmapped meanwhile says nothing of any time.
+        const READINGS: usize = 4;
         let Some(traced) = self.targets.get(target) else { return };
-        let pid = traced.id.pid;
-        let mappings = match read_maps(pid) {
-            Ok(mappings) => mappings,
-            Err(error) => {
-                debug!("cannot read what process {pid} has mapped: {error}");
-                return;
+        let (pid, slot, space) = (traced.id.pid, traced.slot, traced.owner.space);
+        let live = LiveTarget(pid);
+        for _ in 0..READINGS {
+            let generation = self.tracer.generation(space);
+            let mappings = match read_maps(pid) {
+                Ok(mappings) => mappings,
+                Err(error) => {
+                    debug!("cannot read what process {pid} has mapped: {error}");
+                    return;
+                }
+            };
+            self.tracer.observe(slot, &mappings, &live);
+            if self.tracer.generation(space) != generation {
+                continue;
             }
-        };
-        self.tracer.observe(traced.slot, &mappings, &LiveTarget(pid));
-        self.reporter.symbolizer.observe_mappings(traced.owner.space, mappings, &LiveTarget(pid));
+            let symbolizer = &mut self.reporter.symbolizer;
+            if symbolizer.observe_mappings(target, generation, mappings, &live) == Observed::Grown {
+                break;
+            }
+            debug!("process {pid} has unmapped objects, and its dynamic linker has not told");
+            self.tracer.end_generation(space);
+        }
+        let memory = || ProcessMemory::open(pid).ok();
+        self.tracer.find_dynamic_linker(space, || debug_address(pid, &memory()?));
     }
 
     pub(super) fn detach(&mut self) {

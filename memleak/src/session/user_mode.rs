@@ -103,6 +103,10 @@ impl UserMode {
                 tell_gaps(pid, &plan, &objects, &mut self.told_gaps);
             }
         }
+        if which == Objects::All {
+            traced.allocator_code.clear();
+        }
+        traced.allocator_code.extend_from_slice(&plan.allocator_code);
         for (path, allocator) in &plan.allocators {
             info!("{path}: {allocator}");
         }

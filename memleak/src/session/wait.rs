@@ -41,7 +41,7 @@ pub(super) async fn end_command(
     let end = readable(end).map_err(system)?;
     tokio::select! {
         _ = end.readable() => { child.wait().map_err(system)?; }
-        () = signals.any() => warn!("the command (process {}) goes on", child.id()),
+        () = signals.any() => warn!("the command (process {}) is still running", child.id()),
     }
     Ok(None)
 }

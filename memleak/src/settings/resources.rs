@@ -234,7 +234,7 @@ fn names(values: &[String]) -> Result<Vec<String>, UsageError> {
 }
 
 fn unknown<'a>(name: &str, user: impl Iterator<Item = &'a UserResource>) -> UsageError {
-    let why = format!("'{name}' is no resource");
+    let why = format!("'{name}' is not a resource");
     if Resource::ALL.iter().any(|resource| resource.name() == name) {
         return UsageError::new("-r/--resource", format!("{name} is the kernel's"), "trace it with -k");
     }

@@ -59,7 +59,7 @@ impl WholeNumber {
                 u64::MAX => format!("from {} up", self.min),
                 max => format!("from {} to {max}", self.min),
             };
-            UsageError::new(self.what, format!("'{text}' is no whole number {range}"), self.remedy)
+            UsageError::new(self.what, format!("'{text}' is not a whole number {range}"), self.remedy)
         })
     }
 }
@@ -73,7 +73,7 @@ pub(super) fn one_of<T: ValueEnum>(what: &str, kind: &str, text: &str) -> Result
             .filter(|value| !value.is_hide_set())
             .map(|value| value.get_name().to_owned())
             .collect();
-        let why = format!("'{text}' is no {kind}");
+        let why = format!("'{text}' is not a {kind}");
         UsageError::new(what, why, format!("give one of {}", names.join(", ")))
     })
 }

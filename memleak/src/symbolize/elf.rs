@@ -414,6 +414,11 @@ impl Elf {
     }
 
     /// What parts and indexes of this file are charged to.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// What is read of it is charged to this.
     pub fn budget(&self) -> &Budget {
         &self.budget
     }

@@ -28,7 +28,7 @@ pub enum KernelSymbolsError {
          with CONFIG_KALLSYMS"
     )]
     Unreadable(io::Error),
-    /// There is no symbol in it.
+    /// There is not a symbol in it.
     #[error(
         "/proc/kallsyms: it holds no symbols, so kernel stacks have no names; boot a kernel with CONFIG_KALLSYMS"
     )]

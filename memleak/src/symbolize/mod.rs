@@ -5,7 +5,9 @@ mod debug_files;
 pub mod demangle;
 mod dwarf;
 mod elf;
+mod identity;
 mod kernel;
+mod mapped;
 mod object;
 mod perf_map;
 mod reader;
@@ -15,8 +17,10 @@ mod symbolizer;
 mod symbols;
 mod target;
 
+pub use identity::{Anchor, ObjectNumber};
 pub use kernel::{KernelSymbols, KernelSymbolsError, KernelTexts};
-pub use symbolizer::{Symbolizer, SymbolizerOptions};
+pub use mapped::Observed;
+pub use symbolizer::{Location, Symbolizer, SymbolizerOptions};
 pub use target::{LiveTarget, Target};
 
 /// Why a frame has no function name.
@@ -26,7 +30,9 @@ pub enum NoSymbol {
     Unmapped,
     /// The mapping is no file and no perf map names it (JIT code).
     Anonymous,
-    /// The file could not be opened or is no ELF file that we can read.
+    /// What was mapped there when the stack was recorded was not seen in time.
+    Uncertain,
+    /// The file could not be opened or is not an ELF file that we can read.
     UnreadableObject,
     /// The object has no symbol that covers the address (stripped, no debug file found).
     NotInSymbolTable,

@@ -15,6 +15,7 @@ use super::{
     demangle::{demangle, printable_bytes},
     dwarf::{Dwarf, SourceFrame},
     elf::Elf,
+    identity::Identity,
     symbols::Symbols,
 };
 
@@ -90,6 +91,11 @@ impl Object {
     /// The vaddr of a byte of the file; `None` where the object cannot be read.
     pub fn vaddr_of(&mut self, file_offset: u64) -> Option<u64> {
         self.read()?.elf.vaddr_of(file_offset)
+    }
+
+    /// What makes it the same object as another file; `None` where it cannot be read.
+    pub fn identity(&mut self) -> Option<Identity> {
+        self.read().map(|read| Identity::of(&read.elf))
     }
 
     /// The calls at `vaddr`, innermost first; empty where neither a symbol nor debug information covers it.

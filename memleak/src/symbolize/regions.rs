@@ -46,11 +46,6 @@ impl<T: Clone> Regions<T> {
         (address < *end).then_some(value)
     }
 
-    /// All values, in order of address.
-    pub fn values(&self) -> impl Iterator<Item = &T> {
-        self.ranges.values().map(|(_, value)| value)
-    }
-
     /// Number of ranges.
     pub fn len(&self) -> usize {
         self.ranges.len()

@@ -1,4 +1,4 @@
-//! The mappings of processes, with the objects behind them, and the way from an address to frames.
+//! The mappings of address spaces, with the objects behind them, and the way from an address to its object, and to frames.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,10 +11,11 @@ use super::{
     Frame, NoSymbol,
     bytes::{Budget, Bytes, Source},
     debug_files::Roots,
+    identity::{Anchor, Identities, ObjectNumber},
     kernel::KernelSymbols,
+    mapped::{Found, Mapped, Observed, Region},
     object::{Call, Object},
     perf_map::PerfMap,
-    regions::Regions,
     target::{LiveTarget, Target},
 };
 use crate::{
@@ -56,7 +57,40 @@ pub struct Symbolizer {
     host_debug: Option<Arc<Root>>,
     processes: HashMap<u32, Process>,
     objects: HashMap<ObjectKey, Object>,
+    /// Objects in which something was located, by their files.
+    identities: Identities<ObjectKey, Arc<Code>>,
     kernel: Option<KernelSymbols>,
+}
+
+/// Where a frame is: equal of equal code, in whatever process, wherever it is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Location {
+    /// In an object.
+    Object {
+        /// Which.
+        object: ObjectNumber,
+        /// The return address as the object names it.
+        vaddr: u64,
+    },
+    /// In code that belongs to no object, or nowhere: an address means what it does in its own space alone.
+    Elsewhere {
+        /// Address space.
+        space: u32,
+        /// Return address.
+        ip: u64,
+    },
+    /// In an object that was not seen while it was mapped.
+    Uncertain {
+        /// Address space.
+        space: u32,
+        /// Return address.
+        ip: u64,
+    },
+    /// In the kernel.
+    Kernel {
+        /// Return address.
+        ip: u64,
+    },
 }
 
 /// The path is part of it: subvolumes of one btrfs have the same device in /proc/PID/maps, and inodes of their own.
@@ -69,8 +103,12 @@ enum ObjectKey {
 #[derive(Debug, Default)]
 struct Process {
     latest: Vec<Mapping>,
-    /// Executable mappings, those of the past included.
-    code: Regions<Arc<Code>>,
+    /// The executable mappings of `latest`.
+    regions: Vec<Region<Arc<Code>>>,
+    /// Those of the program itself.
+    program: Vec<Region<Arc<Code>>>,
+    /// Those of all times.
+    code: Mapped<Arc<Code>>,
     roots: Roots,
     perf_map: Option<PerfMap>,
 }
@@ -85,6 +123,14 @@ struct Code {
     file_offset: u64,
     /// Where the file's first byte is mapped, or would be: the load bias of most objects, for when they cannot be read.
     base: u64,
+}
+
+impl PartialEq for Code {
+    /// The same code at the same place; all generated code counts as the same.
+    fn eq(&self, other: &Self) -> bool {
+        let bias = |code: &Self| code.start.wrapping_sub(code.file_offset);
+        self.object == other.object && (self.object.is_none() || bias(self) == bias(other))
+    }
 }
 
 impl Default for Symbolizer {
@@ -106,6 +152,7 @@ impl Symbolizer {
             host_debug: Root::at(&options.debug_directory).ok().map(Arc::new),
             processes: HashMap::new(),
             objects: HashMap::new(),
+            identities: Identities::default(),
             kernel: None,
         }
     }
@@ -124,38 +171,62 @@ impl Symbolizer {
     }
 
     /// Takes over what `pid` has mapped now and keeps those files open, so that its addresses can be symbolized after it has
-    /// ended, after a dlclose and after the files were deleted or replaced. What was known before stays known, but
-    /// where something new is mapped. Cheap while nothing changes.
+    /// ended, after a dlclose and after the files were deleted or replaced. Cheap while nothing changes.
     ///
     /// An error means that /proc/PID/maps could not be read; what was known stays known.
     pub fn observe(&mut self, pid: u32) -> io::Result<()> {
         let mappings = read_maps(pid)?;
-        self.observe_mappings(pid, mappings, &LiveTarget(pid));
+        self.observe_mappings(pid, 0, mappings, &LiveTarget(pid));
         Ok(())
     }
 
-    /// The same, of any target, given what it has mapped (in order of address).
-    pub fn observe_mappings(&mut self, pid: u32, mappings: Vec<Mapping>, target: &dyn Target) {
-        let process = self.processes.entry(pid).or_default();
-        if mappings != process.latest && !mappings.is_empty() {
-            if let Ok(root) = target.root() {
-                process.roots = Roots { target: Some(Arc::new(root)), host_debug: self.host_debug.clone() };
-            }
-            for mapping in mappings.iter().filter(|mapping| mapping.executable) {
-                let code = Code::new(pid, mapping, &mappings);
-                if let Some(key) = &code.object
-                    && self.objects.get(key).is_none_or(Object::is_unreadable)
-                    && self.objects.len() < MAX_OBJECTS
-                {
-                    let object = open_object(mapping, target, &process.roots, &self.budget);
-                    self.objects.insert(key.clone(), object);
+    /// The same, of any target, given what it has mapped (in order of address) in a generation ([`Mapped`]) that had not
+    /// ended when it was read.
+    pub fn observe_mappings(
+        &mut self,
+        space: u32,
+        generation: u64,
+        mappings: Vec<Mapping>,
+        target: &dyn Target,
+    ) -> Observed {
+        let mut observed = Observed::Grown;
+        let process = self.processes.entry(space).or_default();
+        if !mappings.is_empty() {
+            let changed = mappings != process.latest;
+            if changed {
+                if let Ok(root) = target.root() {
+                    process.roots =
+                        Roots { target: Some(Arc::new(root)), host_debug: self.host_debug.clone() };
                 }
-                process.code.insert(mapping.start, mapping.end, Arc::new(code));
+                let executable = || mappings.iter().filter(|mapping| mapping.executable);
+                let code = |mapping: &Mapping| Arc::new(Code::new(space, mapping, &mappings));
+                process.regions = executable()
+                    .map(|mapping| Region { range: mapping.start..mapping.end, code: code(mapping) })
+                    .collect();
+                for (mapping, region) in executable().zip(&process.regions) {
+                    if let Some(key) = &region.code.object
+                        && self.objects.get(key).is_none_or(Object::is_unreadable)
+                        && self.objects.len() < MAX_OBJECTS
+                    {
+                        let object = open_object(mapping, target, &process.roots, &self.budget);
+                        self.objects.insert(key.clone(), object);
+                    }
+                }
+                process.latest = mappings;
+                let exe = target.executable();
+                let is_program =
+                    |region: &&Region<Arc<Code>>| exe.as_ref().is_some_and(|exe| region.code.is_at(exe));
+                process.program = process.regions.iter().filter(is_program).cloned().collect();
             }
-            process.latest = mappings;
-            self.drop_unused_objects();
+            process.code.keep(generation, &process.program);
+            // Generated code comes and goes, and is not located in anything.
+            observed = process.code.observe(generation, &process.regions, |code| code.object.is_some());
+            if changed {
+                self.drop_unused_objects();
+            }
         }
-        self.observe_perf_map(pid, target);
+        self.observe_perf_map(space, target);
+        observed
     }
 
     fn observe_perf_map(&mut self, pid: u32, target: &dyn Target) {
@@ -172,6 +243,8 @@ impl Symbolizer {
         if let Some(parent) = self.processes.get(&parent) {
             let process = Process {
                 latest: parent.latest.clone(),
+                regions: parent.regions.clone(),
+                program: parent.program.clone(),
                 code: parent.code.clone(),
                 roots: parent.roots.clone(),
                 perf_map: None,
@@ -180,84 +253,178 @@ impl Symbolizer {
         }
     }
 
-    /// Forgets all that `pid` had mapped: after an exec none of it is there any more.
-    pub fn forget(&mut self, pid: u32) {
-        self.processes.remove(&pid);
+    /// Forgets all that `process` had mapped.
+    pub fn forget(&mut self, process: u32) {
+        self.processes.remove(&process);
         self.drop_unused_objects();
     }
 
-    /// The same, of many.
-    pub fn forget_all(&mut self, processes: &[u32]) {
-        if processes.iter().filter_map(|one| self.processes.remove(one)).count() > 0 {
+    /// Forgets which objects nothing is located in but `used`, and what only addresses of generations that are over were
+    /// looked up in: all that is outstanding was located.
+    pub fn forget_located(&mut self, used: &HashSet<ObjectNumber>) {
+        self.identities.retain(used);
+        self.processes.values_mut().for_each(|process| process.code.forget_old());
+        self.drop_unused_objects();
+    }
+
+    /// Forgets what processes had mapped that are not to be kept.
+    pub fn retain(&mut self, is_kept: impl Fn(u32) -> bool) {
+        let before = self.processes.len();
+        self.processes.retain(|process, _| is_kept(*process));
+        if self.processes.len() < before {
             self.drop_unused_objects();
         }
     }
 
     fn drop_unused_objects(&mut self) {
-        let used: HashSet<&ObjectKey> = self
-            .processes
-            .values()
-            .flat_map(|process| process.code.values())
-            .filter_map(|code| code.object.as_ref())
-            .collect();
+        let mapped = self.processes.values().flat_map(|process| process.code.code());
+        let located = self.identities.iter();
+        let used: HashSet<&ObjectKey> =
+            mapped.chain(located).filter_map(|code| code.object.as_ref()).collect();
         self.objects.retain(|key, _| used.contains(key));
+    }
+
+    /// Where the return addresses of a stack of an address space are, which was recorded in a generation.
+    ///
+    /// What is looked up is the byte before each address: it belongs to the call, the address itself may be another
+    /// line's or another function's.
+    pub fn locate(&mut self, space: u32, generation: u64, ips: &[u64]) -> Vec<Location> {
+        if space == KERNEL_PID && self.kernel.is_some() {
+            return ips.iter().map(|ip| Location::Kernel { ip: *ip }).collect();
+        }
+        let Some(process) = self.processes.get(&space) else {
+            return ips.iter().map(|ip| Location::Elsewhere { space, ip: *ip }).collect();
+        };
+        let (identities, objects) = (&mut self.identities, &mut self.objects);
+        let locate = |ip: &u64| {
+            let ip = *ip;
+            match process.code.find(generation, ip.wrapping_sub(1)) {
+                Found::Code(code) => {
+                    let file = code.object.as_ref().and_then(|key| Some((key, objects.get_mut(key)?)));
+                    let placed = file.and_then(|(key, file)| {
+                        let vaddr = file.vaddr_of(code.file_offset_of(ip.wrapping_sub(1)))?.wrapping_add(1);
+                        let object = identities.number(key, code, || file.identity())?;
+                        Some(Location::Object { object, vaddr })
+                    });
+                    // Where generated code is in a file, that is not an object.
+                    placed.unwrap_or(Location::Elsewhere { space, ip })
+                }
+                Found::Nothing => Location::Elsewhere { space, ip },
+                Found::Uncertain => Location::Uncertain { space, ip },
+            }
+        };
+        ips.iter().map(locate).collect()
+    }
+
+    /// What these locations are called on any machine. Of the kernel's stacks the frames that belong to tracing itself
+    /// have no name.
+    pub fn anchors(&mut self, locations: &[Location]) -> Vec<Anchor> {
+        if let (Some(kernel), Some(ips)) = (&mut self.kernel, kernel_ips(locations)) {
+            let frames = kernel.frames(&ips).into_iter();
+            let anchor = |frame: Frame| match (frame.module, frame.offset) {
+                (Some(module), Some(offset)) => Anchor::Kernel(module, offset),
+                _ => Anchor::Address(frame.ip),
+            };
+            return frames.map(anchor).collect();
+        }
+        let anchor = |location: &Location| match *location {
+            Location::Object { object, vaddr } => self.identities.anchor(object, vaddr),
+            Location::Elsewhere { ip, .. } | Location::Uncertain { ip, .. } | Location::Kernel { ip } => {
+                Anchor::Address(ip)
+            }
+        };
+        locations.iter().map(anchor).collect()
     }
 
     /// Frames of a list of return addresses, callee first. An address with inlined calls gives several, innermost first;
     /// each address gives at least one.
     ///
-    /// What is looked up is the byte before each address: it belongs to the call, the address itself may be another
-    /// line's or another function's.
-    ///
     /// Of the kernel's stacks the frames that belong to tracing itself are left out ([`KernelSymbols::frames`]).
-    pub fn symbolize(&mut self, pid: u32, ips: &[u64]) -> Vec<Frame> {
-        if pid == KERNEL_PID
-            && let Some(kernel) = &mut self.kernel
-        {
-            return kernel.frames(ips);
+    pub fn symbolize(&mut self, space: u32, generation: u64, ips: &[u64]) -> Vec<Frame> {
+        let locations = self.locate(space, generation, ips);
+        self.frames(&locations, ips)
+    }
+
+    /// The same, of what was located. `ips` are the addresses in one of the processes.
+    pub fn frames(&mut self, locations: &[Location], ips: &[u64]) -> Vec<Frame> {
+        if let (Some(kernel), Some(ips)) = (&mut self.kernel, kernel_ips(locations)) {
+            return kernel.frames(&ips);
         }
-        if let Some(perf_map) = self.processes.get_mut(&pid).and_then(|process| process.perf_map.as_mut()) {
+        let elsewhere = locations.iter().find_map(|location| match location {
+            Location::Elsewhere { space, .. } => Some(*space),
+            _ => None,
+        });
+        if let Some(process) = elsewhere.and_then(|space| self.processes.get_mut(&space))
+            && let Some(perf_map) = &mut process.perf_map
+        {
             // What cannot be read any more is as good as it was.
             let _ = perf_map.refresh();
         }
         let mut frames = Vec::with_capacity(ips.len());
-        for &ip in ips {
-            self.symbolize_one(pid, ip, &mut frames);
+        for (location, ip) in locations.iter().zip(ips) {
+            self.symbolize_one(location, *ip, &mut frames);
         }
         frames
     }
 
-    fn symbolize_one(&mut self, pid: u32, ip: u64, frames: &mut Vec<Frame>) {
-        let (Some(process), Some(call)) = (self.processes.get(&pid), ip.checked_sub(1)) else {
+    fn symbolize_one(&mut self, location: &Location, ip: u64, frames: &mut Vec<Frame>) {
+        match *location {
+            Location::Object { object, vaddr } => match self.identities.get(object).cloned() {
+                Some(code) => self.code_frames(&code, vaddr, ip, frames),
+                None => frames.push(unknown(ip, None, None, NoSymbol::Unmapped)),
+            },
+            Location::Uncertain { .. } => frames.push(unknown(ip, None, None, NoSymbol::Uncertain)),
+            Location::Elsewhere { space, ip } => self.elsewhere(space, ip, frames),
+            Location::Kernel { ip } => frames.push(unknown(ip, None, None, NoSymbol::Unmapped)),
+        }
+    }
+
+    /// Code of no object: the perf map may name it. What a walk makes of a register that is no frame pointer may be data.
+    fn elsewhere(&mut self, space: u32, ip: u64, frames: &mut Vec<Frame>) {
+        let (Some(process), Some(call)) = (self.processes.get(&space), ip.checked_sub(1)) else {
             frames.push(unknown(ip, None, None, NoSymbol::Unmapped));
             return;
         };
-        let Some(code) = process.code.get(call).cloned().or_else(|| process.data(pid, call)) else {
-            frames.push(process.generated(ip).unwrap_or_else(|| unknown(ip, None, None, NoSymbol::Unmapped)));
+        if let Some(named) = process.generated(ip) {
+            frames.push(named);
+            return;
+        }
+        let Some(code) = process.data(space, call) else {
+            frames.push(unknown(ip, None, None, NoSymbol::Unmapped));
             return;
         };
         let Some(key) = &code.object else {
-            frames
-                .push(process.generated(ip).unwrap_or_else(|| unknown(ip, None, None, NoSymbol::Anonymous)));
+            frames.push(unknown(ip, None, None, NoSymbol::Anonymous));
             return;
         };
-        let module = code.module.clone();
-        let file_offset = (call - code.start).wrapping_add(code.file_offset);
-        let object = self.objects.get_mut(key);
-        let placed = object.and_then(|object| object.vaddr_of(file_offset).map(|vaddr| (object, vaddr)));
-        let Some((object, vaddr)) = placed else {
-            let offset = Some(ip.wrapping_sub(code.base));
-            let named = process.generated(ip);
-            frames.push(named.unwrap_or_else(|| unknown(ip, module, offset, NoSymbol::UnreadableObject)));
-            return;
-        };
-        let offset = vaddr.wrapping_add(1);
-        let calls = object.calls(vaddr);
-        match &*calls {
-            [] => frames.push(unknown(ip, module, Some(offset), NoSymbol::NotInSymbolTable)),
-            calls => frames.extend(calls.iter().map(|call| frame(ip, module.clone(), offset, call))),
+        let file_offset = code.file_offset_of(call);
+        match self.objects.get_mut(key).and_then(|object| object.vaddr_of(file_offset)) {
+            Some(vaddr) => self.code_frames(&code, vaddr.wrapping_add(1), ip, frames),
+            None => {
+                let offset = Some(ip.wrapping_sub(code.base));
+                frames.push(unknown(ip, code.module.clone(), offset, NoSymbol::UnreadableObject));
+            }
         }
     }
+
+    fn code_frames(&mut self, code: &Code, vaddr: u64, ip: u64, frames: &mut Vec<Frame>) {
+        let object = code.object.as_ref().and_then(|key| self.objects.get_mut(key));
+        let calls = object.map(|object| object.calls(vaddr.wrapping_sub(1))).unwrap_or_default();
+        let module = code.module.clone();
+        match &*calls {
+            [] => frames.push(unknown(ip, module, Some(vaddr), NoSymbol::NotInSymbolTable)),
+            calls => frames.extend(calls.iter().map(|call| frame(ip, module.clone(), vaddr, call))),
+        }
+    }
+}
+
+/// The addresses of a stack of the kernel's.
+fn kernel_ips(locations: &[Location]) -> Option<Vec<u64>> {
+    let ip = |location: &Location| match location {
+        Location::Kernel { ip } => Some(*ip),
+        _ => None,
+    };
+    locations.iter().map(ip).collect()
 }
 
 impl Process {
@@ -287,6 +454,16 @@ impl Process {
 }
 
 impl Code {
+    /// Offset in the file of the byte at an address of the mapping.
+    fn file_offset_of(&self, address: u64) -> u64 {
+        address.wrapping_sub(self.start).wrapping_add(self.file_offset)
+    }
+
+    /// Its file is the one at this path.
+    fn is_at(&self, path: &Path) -> bool {
+        matches!(&self.object, Some(ObjectKey::File { path: own, .. }) if **own == *path)
+    }
+
     fn new(pid: u32, mapping: &Mapping, all: &[Mapping]) -> Self {
         let object = match &mapping.backing {
             Backing::File { path, .. } => Some(ObjectKey::File {

@@ -28,6 +28,11 @@ pub trait Target {
 
     /// The map of its generated code (`/tmp/perf-PID.map`), where there is one.
     fn perf_map(&self) -> Option<File>;
+
+    /// The path of its program, as its mappings have it.
+    fn executable(&self) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// A running process, by its PID.
@@ -48,6 +53,10 @@ impl LiveTarget {
 }
 
 impl Target for LiveTarget {
+    fn executable(&self) -> Option<PathBuf> {
+        std::fs::read_link(format!("/proc/{}/exe", self.0)).ok()
+    }
+
     fn open(&self, mapping: &Mapping) -> io::Result<File> {
         // Following a link of map_files takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN (proc_pid_map_files(5)).
         open_link(&mapping.map_files_path(self.0)).or_else(|_| self.open_checked(mapping))

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use super::object::Elf;
+use super::object::{Elf, FunctionSymbol};
 
 /// An allocator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -83,7 +83,7 @@ const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Snmalloc,
         name: "snmalloc",
-        words: None,
+        words: Some("/src/snmalloc/"),
         has_more_functions: true,
         markers: &["sn_rust_alloc", "sn_rust_dealloc", "sn_malloc"],
         own_operators: true,
@@ -152,17 +152,42 @@ const JEMALLOC_API: &[&str] = &["mallctl", "mallocx", "rallocx", "xallocx", "sda
 /// What an allocator offers beside malloc, and a program's wrappers of malloc do not.
 const USABLE_SIZE: &str = "malloc_usable_size";
 
+/// Functions of allocators that are not probed, and map memory for the allocator itself; with a prefix or without.
+const INTERNAL: &[&str] = &[
+    "malloc_trim",
+    "malloc_info",
+    "malloc_stats",
+    "mallopt",
+    "mallinfo",
+    "mallinfo2",
+    "mallctl",
+    "mallctlbymib",
+    "mallctlnametomib",
+    "mi_process_init",
+    "mi_thread_init",
+    "mi_collect",
+    "mi_heap_new",
+    "rpmalloc_initialize",
+    "rpmalloc_thread_initialize",
+];
+
 /// Longest prefix that is believed.
 const MAX_PREFIX: usize = 32;
 
 /// Every symbol that [`identify`] looks for.
 pub fn marker_names() -> impl Iterator<Item = &'static str> {
-    KNOWN.iter().flat_map(|known| known.markers.iter().copied()).chain(JEMALLOC_API.iter().copied())
+    KNOWN.iter().flat_map(|known| known.markers.iter().chain(JEMALLOC_API).chain(INTERNAL).copied())
 }
 
-/// Ends of the names that [`prefixes_of`] looks for.
+/// Ends of the names that [`prefixes_of`] and [`internal_functions`] look for.
 pub fn marker_endings() -> impl Iterator<Item = &'static str> {
-    JEMALLOC_API.iter().copied().chain([USABLE_SIZE])
+    JEMALLOC_API.iter().chain(INTERNAL).copied().chain([USABLE_SIZE])
+}
+
+/// Functions of `elf`'s allocator that are not probed.
+pub fn internal_functions(elf: &Elf) -> impl Iterator<Item = &FunctionSymbol> {
+    let is_internal = |name: &str| INTERNAL.iter().any(|internal| name.ends_with(internal));
+    elf.symbols().iter().filter(move |symbol| is_internal(&symbol.name))
 }
 
 /// Which allocator `elf` holds, if it holds one.
@@ -229,6 +254,11 @@ impl AllocatorKind {
     /// It has functions that a stripped program which holds it does not name: no shared library refers to them.
     pub fn has_more_functions(self) -> bool {
         self.known().is_some_and(|known| known.has_more_functions)
+    }
+
+    /// A shared library that holds it is nothing else: neither a C library nor something that is not known.
+    pub fn is_all_of_its_library(self) -> bool {
+        self.known().is_some_and(|known| known.own_operators)
     }
 
     /// Its `operator new` does not call malloc, so that it needs probes of its own. So it is taken to be where nothing

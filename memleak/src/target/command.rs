@@ -185,7 +185,7 @@ fn explain(error: &io::Error) -> String {
         Some(libc::ENOENT) => "no such program; give its path, or a name that is in PATH".to_owned(),
         Some(libc::EACCES) => "permission denied; make the file executable (chmod +x)".to_owned(),
         Some(libc::ENOEXEC) => {
-            "it is no program that this machine can run; give it an interpreter".to_owned()
+            "it is not a program that this machine can run; give it an interpreter".to_owned()
         }
         Some(libc::EPERM) => "tracing it is not permitted; run as root, or give CAP_SYS_PTRACE".to_owned(),
         _ => format!("{error}; try to run it by itself"),

@@ -292,6 +292,12 @@ impl Elf {
         self.has_symbol_table
     }
 
+    /// Addresses of its code, before the load bias.
+    pub fn code_ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        let code = self.segments.iter().filter(|segment| segment.executable);
+        code.map(|segment| segment.vaddr..segment.vaddr.saturating_add(segment.size))
+    }
+
     /// Offset in the file of the code at `vaddr`, by the executable `PT_LOAD` segments.
     pub fn file_offset_of(&self, vaddr: u64) -> Option<u64> {
         self.code_segment(vaddr).map(|segment| (vaddr - segment.vaddr).wrapping_add(segment.offset))

@@ -39,13 +39,13 @@ pub enum ObjectError {
     #[error("was replaced or deleted since it was mapped; CAP_SYS_ADMIN is needed to read it all the same")]
     Replaced,
     /// No ELF header.
-    #[error("is no ELF file")]
+    #[error("is not an ELF file")]
     NotElf,
     /// An ELF header, but a broken file.
     #[error("is a damaged ELF file: {0}")]
     Damaged(object::read::Error),
     /// For another machine, or for 32 bits: arguments are found elsewhere.
-    #[error("is no 64-bit ELF file for this machine")]
+    #[error("is not a 64-bit ELF file for this machine")]
     ForeignMachine,
     /// An object file or core dump.
     #[error("is neither an executable nor a shared object")]
@@ -150,22 +150,81 @@ pub(super) fn open_regular(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)
 }
 
-/// `-O name` means `object`: the same path, the same file by another path, its file name, or the library's name as
-/// `-l` would have it, whatever its version (`c`, `libc.so`, `libc.so.6`; `libc-2.31.so`).
+/// `-O name` means `object`: the same path, the same file by another path, its file name, or the library's name as ldd
+/// prints it (`libz.so.1`) or `-l` would have it (`z`, `gobject-2.0`), whatever its version (`libc.so`; `libc-2.31.so`).
 pub fn names_object(name: &str, object: &Object) -> bool {
     if name.contains('/') {
         let same_file = Path::new(name).metadata().is_ok_and(|metadata| object.id == ObjectId::of(&metadata));
         return object.path == Path::new(name) || same_file;
     }
-    let file_name = object.file_name();
-    let stem = match file_name.split_once(".so") {
-        Some((stem, rest)) if rest.is_empty() || rest.starts_with('.') => stem,
-        _ => return file_name == name,
-    };
-    let unversioned = stem.split_once('-').filter(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()));
-    let stem = unversioned.map_or(stem, |(stem, _)| stem);
-    file_name == name
-        || file_name.strip_prefix(name).is_some_and(|rest| name.ends_with(".so") && rest.starts_with('.'))
-        || stem == name
-        || stem.strip_prefix("lib") == Some(name)
+    names_file(name, object.file_name())
+}
+
+/// The same of a file's name. A file may be named after a longer version than the name that it is linked by, or have the
+/// version before `.so` (glibc before 2.34).
+fn names_file(name: &str, file_name: &str) -> bool {
+    let Some((stem, version)) = library_parts(file_name) else { return file_name == name };
+    let release = stem.split_once('-').filter(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()));
+    let is_stem = |name: &str| stem == name || release.is_some_and(|(stem, _)| stem == name);
+    match library_parts(name) {
+        Some((name, wanted)) => {
+            let is_version =
+                version == wanted || version.strip_prefix(wanted).is_some_and(|rest| rest.starts_with('.'));
+            let is_release = version.is_empty() && release.is_some_and(|(stem, _)| stem == name);
+            (stem == name || is_stem(name) && wanted.is_empty()) && is_version || is_release
+        }
+        None => is_stem(name) || is_stem(&format!("lib{name}")),
+    }
+}
+
+/// `libz` and `.1.2` of `libz.so.1.2`.
+fn library_parts(file_name: &str) -> Option<(&str, &str)> {
+    let (stem, version) = file_name.split_once(".so")?;
+    (version.is_empty() || version.starts_with('.')).then_some((stem, version))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_a_library_by_each_of_its_names() {
+        let z = "libz.so.1.2.13";
+        let gobject = "libgobject-2.0.so.0.7400.6";
+        for (file_name, names) in [
+            (z, &["z", "libz", "libz.so", "libz.so.1", "libz.so.1.2", z][..]),
+            (
+                gobject,
+                &[
+                    "gobject-2.0",
+                    "gobject",
+                    "libgobject-2.0",
+                    "libgobject-2.0.so",
+                    "libgobject-2.0.so.0",
+                    gobject,
+                ],
+            ),
+            ("libc.so.6", &["c", "libc", "libc.so", "libc.so.6"]),
+            ("libc-2.31.so", &["c", "libc", "libc.so", "libc.so.6", "libc-2.31.so"]),
+            ("tool", &["tool"]),
+        ] {
+            for name in names {
+                assert!(names_file(name, file_name), "{name} is {file_name}");
+            }
+        }
+        for (file_name, names) in [
+            (z, &["libz.so.2", "libz.so.1.3", "libz.so.1.2.1", "li", "zz", "libzz.so", ""][..]),
+            (
+                gobject,
+                &["libgobject-3.0.so.0", "object", "gobject-2", "libgobject.so.0", "libgobject-2.0.so.1"],
+            ),
+            ("libc-2.31.so", &["libc-2.32.so"]),
+            ("libjemalloc.so.2", &["libjemalloc.so.1", "alloc"]),
+            ("tool", &["libtool", "too"]),
+        ] {
+            for name in names {
+                assert!(!names_file(name, file_name), "{name} is not {file_name}");
+            }
+        }
+    }
 }

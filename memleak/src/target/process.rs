@@ -13,7 +13,7 @@ use crate::proc::status::{Status, read_status};
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// There is no such process.
-    #[error("no process {0}: it has ended or never was; look it up with pgrep or ps")]
+    #[error("no process {0}: it has exited or never existed; find it with pgrep or ps")]
     Gone(u32),
     /// The number names a thread that is not its process's first.
     #[error("{tid} is a thread of process {pid}, not a process; type -p {pid}")]
@@ -25,7 +25,7 @@ pub enum ProcessError {
     },
     /// Its first thread has ended, and with it what /proc and the probes go by.
     #[error(
-        "process {0} goes on without its first thread, and cannot be traced so; start it anew under memleak: memleak -- \
+        "process {0} runs on without its first thread, and cannot be traced like this; restart it under memleak: memleak -- \
          COMMAND"
     )]
     Headless(u32),

@@ -6,7 +6,10 @@
 
 mod ended;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    ops::Range,
+};
 
 use memleak_common::thread::{MAX_TARGETS, Owner, Target};
 
@@ -49,6 +52,8 @@ pub struct Traced {
     pub ended: bool,
     /// Its objects that were looked at.
     pub planned: HashSet<ObjectId>,
+    /// Where its allocators' code is mapped, for [`crate::snapshot::own`].
+    pub allocator_code: Vec<Range<u64>>,
 }
 
 /// All traced processes, those that have ended included as long as something of theirs is known.
@@ -87,7 +92,16 @@ impl Targets {
         }
         self.processes.insert(
             number,
-            Traced { id, comm, slot, owner, named: parent.is_none(), ended: false, planned: HashSet::new() },
+            Traced {
+                id,
+                comm,
+                slot,
+                owner,
+                named: parent.is_none(),
+                ended: false,
+                planned: HashSet::new(),
+                allocator_code: Vec::new(),
+            },
         );
         let next_space = number.checked_add(MAX_TARGETS).unwrap_or(0);
         Some((number, slot, Target { owner, number, next_space }))
@@ -106,6 +120,11 @@ impl Targets {
     /// The process that a space's or a process's number belongs to: of a shared space the one that had it first.
     pub fn owner_of(&self, number: u32) -> Option<&Traced> {
         self.processes.get(self.numbers.get(&number)?)
+    }
+
+    /// The number of the process that [`Self::owner_of`] gives.
+    pub fn process_of(&self, number: u32) -> Option<u32> {
+        self.numbers.get(&number).copied()
     }
 
     /// All, with their numbers.

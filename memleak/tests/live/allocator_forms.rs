@@ -1,7 +1,7 @@
 //! Allocators in the forms in which people ship them: linked in, prefixed, without symbols. Each is exact, or a warning
 //! says what is missing.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 use crate::{
     guard::alone,
@@ -14,11 +14,13 @@ use crate::{
 
 /// What a form must come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Seen {
+pub enum Seen {
     /// The report equals the ledger.
     Exactly,
     /// The report cannot, and a warning has these words.
     InPart(&'static str),
+    /// The allocator is not known: what it maps is listed.
+    AsMappings,
 }
 
 /// Bytes and count of the heap: by the program's ledger, by the report. And what was said.
@@ -43,7 +45,8 @@ fn trace(command: &mut Command) -> Outcome {
     Outcome { ledger, report, warnings }
 }
 
-fn check(form: &str, command: &mut Command, expected: Seen) {
+/// Traces the program and compares its ledger with the report, or the warnings with what they must say.
+pub fn check(form: &str, command: &mut Command, expected: Seen) {
     let outcome = trace(command);
     let told = outcome.report.sum("heap");
     let words = outcome.warnings.join("\n");
@@ -59,11 +62,24 @@ fn check(form: &str, command: &mut Command, expected: Seen) {
             );
         }
         Seen::InPart(wanted) => assert!(words.contains(wanted), "{form}: no word of {wanted}: {words}"),
+        Seen::AsMappings => {
+            assert!(outcome.report.sum("mmap").0 >= outcome.ledger.0, "{}", outcome.report.describe())
+        }
     }
 }
 
 const NOTHING_FREES: &str = "je_malloc, but no function that frees";
 const JEMALLOC_HIDDEN: &str = "contains jemalloc, but is stripped";
+
+/// Debian has it among clang's run-time libraries, of one version or another.
+fn scudo() -> PathBuf {
+    let versions =
+        std::fs::read_dir("/usr/lib/llvm-14/lib/clang").or_else(|_| std::fs::read_dir("/usr/lib/clang"));
+    let versions = versions.expect("clang's run-time libraries: is libclang-rt-dev installed?");
+    let library = "lib/linux/libclang_rt.scudo_standalone-x86_64.so";
+    let mut found = versions.map(|version| version.expect("a version").path().join(library));
+    found.find(|library| library.exists()).expect("scudo's library: is libclang-rt-dev installed?")
+}
 
 #[test]
 fn allocators_in_c_programs() {
@@ -93,4 +109,46 @@ fn allocators_in_c_programs() {
         let program = build("allocator_forms.cc", *link, flags);
         check(form, &mut Command::new(program), *expected);
     }
+    let program = build("allocator_forms.cc", Dynamic, &[]);
+    check("scudo, preloaded", Command::new(program).env("LD_PRELOAD", scudo()), Exactly);
+}
+
+/// What glibc maps in `free` is its own; what the program maps is not, and neither are its threads' stacks.
+#[test]
+fn an_arena_that_free_maps_is_the_allocators() {
+    const THREADS: usize = 4;
+    let _alone = alone();
+    let mut target = Running::start(Command::new(build("first_free.c", Link::Dynamic, &[])).arg("4"));
+    target.expect("READY");
+    let mut tracer = Tracer::attach(target.pid());
+    target.tell("go");
+    let ledger = ledger::hear(&mut target);
+    // A thread's number as an interval is an interval.
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", target.pid())).expect("its threads");
+    let names = tasks.map(|task| task.expect("a thread").file_name().into_string().expect("a number"));
+    let thread = names.filter(|name| *name != target.pid().to_string()).min().expect("a thread");
+    let second = Tracer::attach_with(target.pid(), &[&thread]);
+    assert_eq!(second.stop().code, 0);
+    tracer.running().signal(libc::SIGINT);
+    let note = tracer.wait_note(|note| note.contains("mappings that allocators made for themselves"));
+    let outcome = tracer.wait();
+    assert!(note.contains("left out ") && !note.contains("left out 0 bytes"), "{note}");
+    let report = outcome.into_final_report();
+    report.assert_equals(&ledger);
+    let sites = |wanted: &str| {
+        let has = |stack: &&crate::report::Stack| {
+            stack.frames.iter().any(|frame| frame.bare_function().starts_with(wanted))
+        };
+        report.stacks.iter().filter(has).fold((0, 0), |sum, stack| (sum.0 + stack.bytes, sum.1 + stack.count))
+    };
+    assert_eq!(sites("free"), (0, 0), "{}", report.describe());
+    assert_eq!(report.site("site_mmap"), (8192, 1));
+    assert_eq!(
+        sites("pthread_create").1,
+        THREADS as u64 * 2,
+        "stacks and their records: {}",
+        report.describe()
+    );
+    target.tell("end");
+    assert!(target.wait_status().success());
 }

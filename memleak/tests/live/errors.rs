@@ -1,4 +1,4 @@
-//! What cannot be done is said in one line that says what to do, with the spec's exit status, and leaves no probe.
+//! What cannot be done is said in one line that says what to do, with the documented exit status, and leaves no probe.
 
 use std::{
     fs,

@@ -6,8 +6,10 @@
 
 mod guard;
 mod ledger;
+mod machine;
 mod process;
 mod programs;
+mod ranges;
 mod report;
 mod stack_storage;
 mod tracer;
@@ -28,7 +30,9 @@ mod options;
 mod outputs;
 mod resources;
 mod robust;
+mod rust_allocators;
 mod sampling;
+mod sites;
 mod targets;
 mod unusual;
 mod unwinding;

@@ -44,12 +44,22 @@ pub struct Stack {
     pub oldest_ms: Option<u64>,
     pub newest_ms: Option<u64>,
     pub truncated: bool,
+    pub stack_id: Option<String>,
     /// Ours beyond the spec.
     pub pid: u32,
+    /// If several processes hold it.
+    pub process_counts: Option<Vec<ProcessCount>>,
     /// In kernel mode, where it is known.
     pub cache: Option<String>,
     pub frames: Vec<Frame>,
     pub allocations: Option<Vec<Allocation>>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+pub struct ProcessCount {
+    pub pid: u32,
+    pub bytes: u64,
+    pub count: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -65,13 +75,16 @@ pub struct Frame {
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct Allocation {
+    /// If several processes hold the stack.
+    pub pid: Option<u32>,
     pub address: String,
     pub size: u64,
     pub age_ms: u64,
 }
 
 /// The ways to lose something that every report has a counter for.
-const LOSSES: [&str; 6] = ["allocations", "stacks", "events", "missed_returns", "skipped_runs", "cut_stacks"];
+const LOSSES: [&str; 7] =
+    ["allocations", "stacks", "events", "trace_lines", "missed_returns", "skipped_runs", "cut_stacks"];
 
 impl Frame {
     /// The function's name without its parameters.

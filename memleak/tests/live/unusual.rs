@@ -1,10 +1,11 @@
 //! Calls that never return leave the next ones right, and leave the target alive.
 
-use std::{fs, process::Command};
+use std::process::Command;
 
 use crate::{
     guard::alone,
     ledger,
+    machine::lets_programs_write_user_memory,
     process::{Running, code},
     programs::{Link, build, text},
     report::Report,
@@ -68,13 +69,11 @@ fn pthread_cancel_inside_malloc() {
 /// exception out of an allocator's own operator new ends the target. A kernel under lockdown forbids to mend it, and the
 /// tracer must say so before it attaches; anywhere else the exception must arrive.
 fn throw_through_a_return_probe(preload: &str) {
-    let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
-    let locked_down = lockdown.contains("[integrity]") || lockdown.contains("[confidentiality]");
-    if !locked_down {
+    if lets_programs_write_user_memory() {
         leave_calls("bad_alloc", preload);
         return;
     }
-    println!("this kernel is locked down ({}): the warning is tested, and that it is true", lockdown.trim());
+    println!("the warning is tested, and that it is true");
     let program = build("unusual.cc", Link::Dynamic, &["-pthread"]);
     let mut target = Running::start(Command::new(program).arg("bad_alloc").env("LD_PRELOAD", preload));
     target.expect("READY");

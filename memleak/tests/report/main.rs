@@ -9,17 +9,16 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use memleak::{
     aggregate::{Group, GroupKey},
-    kernel_labels::Tag,
     report::{
         format::{KINDS, Options, folded::write_folded, json::write_json, text, text::write_text},
-        model::{AllocationLine, Report, StackReport},
+        model::{AllocationLine, ProcessCount, Report, StackReport},
     },
     settings::{ReportSettings, SortKey},
-    snapshot::{Cut, Stack},
+    sites::SiteId,
 };
 use memleak_common::probe::Resource;
 use regex::Regex;
-use reports::{cases, hostile, info, kernel, leaky, mapping, no_symbols, options, report, resources};
+use reports::{cases, hostile, info, kernel, leaky, mapping, merged, no_symbols, options, report, resources};
 use serde_json::Value;
 
 fn text_of(report: &Report) -> String {
@@ -65,7 +64,7 @@ fn every_golden_file_belongs_to_a_case() {
     assert_eq!(found, expected);
 }
 
-/// The text form to the letter, with K and the time as here.
+/// The documented text form to the letter, with K and the time as here.
 #[test]
 fn the_text_of_the_spec() {
     let expected = "\
@@ -77,29 +76,32 @@ fn the_text_of_the_spec() {
     assert_eq!(text_of(&report(vec![leaky()])), expected);
 }
 
-/// The JSON form to the letter, but for what was added since: read as JSON and compared field by field.
+/// The documented JSON object, but for what was added since: read as JSON and compared field by field.
 #[test]
 fn the_json_of_the_spec() {
     let spec: Value = serde_json::from_str(
         r#"{"schema":1,"time":"2026-01-02T03:04:05.678Z","target":{"kind":"process","pids":[123],"comm":"leak"},
          "elapsed_ms":5000,"final":false,
          "totals":{"bytes":80,"count":5,"acquired":12,"released":7},
-         "lost":{"allocations":0,"stacks":0,"events":0,"processes":0,"missed_returns":0,"skipped_runs":0,"cut_stacks":0},
+         "lost":{"allocations":0,"stacks":0,"events":0,"trace_lines":0,"processes":0,"missed_returns":0,"skipped_runs":0,"cut_stacks":0},
          "stacks":[{"resource":"heap","bytes":80,"count":5,"oldest_ms":4000,"newest_ms":900,"truncated":false,
            "frames":[{"ip":"0x55fca689a188","module":"/tmp/leak","offset":"0x1188","function":"leaky(unsigned long)",
                       "symbol":"_Z5leakym","function_offset":15,"file":"leak.c","line":5,"inlined":false}],
            "allocations":[{"address":"0x55fca0","size":16,"age_ms":900}]}]}"#,
     )
-    .expect("the spec's object");
+    .expect("the documented object");
     let mut stack = leaky();
     stack.frames.truncate(1);
-    stack.allocations = Some(vec![AllocationLine { address: 0x55_fca0, size: 16, age_ms: 900, now: None }]);
+    stack.allocations =
+        Some(vec![AllocationLine { pid: 123, address: 0x55_fca0, size: 16, age_ms: 900, now: None }]);
     let mut actual: Value = serde_json::from_str(&json_of(&report(vec![stack]))).expect("JSON");
     let by_resource = serde_json::json!({"heap":{"bytes":80,"count":5},"mmap":{"bytes":0,"count":0}});
     let totals = actual["totals"].as_object_mut().expect("totals");
     assert_eq!(totals.remove("by_resource"), Some(by_resource));
     let added = &mut actual["stacks"][0];
-    assert_eq!(added.as_object_mut().and_then(|stack| stack.remove("pid")), Some(123.into()));
+    let added_fields = added.as_object_mut().expect("a stack");
+    assert_eq!(added_fields.remove("pid"), Some(123.into()));
+    assert_eq!(added_fields.remove("stack_id"), Some("0123456789abcdef".into()));
     let frame = added["frames"][0].as_object_mut().expect("a frame");
     assert_eq!(frame.remove("no_symbol"), Some(Value::Null));
     assert_eq!(actual, spec);
@@ -223,7 +225,7 @@ fn json_escapes_change_no_value() {
     }
 }
 
-/// What the JSON form says of a stack of the kernel's, and that the text form has it behind what bcc's scripts read.
+/// What the JSON form has of a kernel stack, and that the text form has it after what bcc's scripts read.
 #[test]
 fn stacks_of_the_kernel_say_what_they_hold() {
     let report = kernel();
@@ -258,24 +260,45 @@ fn settings(combined_only: bool) -> ReportSettings {
 
 #[test]
 fn a_group_becomes_a_stack_of_the_report() {
+    let processes =
+        vec![ProcessCount { pid: 9, bytes: 8, count: 1 }, ProcessCount { pid: 7, bytes: 2, count: 1 }];
     let group = Group {
-        key: GroupKey { space: 9, resource: Resource::Mmap, stack_id: 5 },
+        key: GroupKey { resource: Resource::Mmap, site: SiteId::UNKNOWN },
         bytes: 10,
         count: 2,
+        processes: processes.clone(),
         oldest_ns: 2_999_999,
         newest_ns: 1_000_000,
         growth: 10,
         is_top: true,
         allocations: None,
     };
-    let tag = Some(Tag::Cache("dentry".to_owned()));
-    let cut = Stack { ips: vec![1], cut: Some(Cut::TooDeep), tag: tag.clone() };
-    let stack = group.clone().report(9, info(Resource::Mmap), Some(&cut), &settings(false));
-    assert_eq!((stack.pid, stack.resource.resource, stack.bytes, stack.count), (9, Resource::Mmap, 10, 2));
-    assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut()), (Some(2), Some(1), Some(Cut::TooDeep)));
-    assert_eq!(stack.tag, tag);
-    let stack = group.report(9, info(Resource::Mmap), None, &settings(true));
+    let stack = group.clone().report(info(Resource::Mmap), None, &settings(false));
+    assert_eq!((stack.pid(), stack.is_merged(), &stack.processes), (9, true, &processes));
+    assert_eq!((stack.resource.resource, stack.bytes, stack.count), (Resource::Mmap, 10, 2));
+    assert_eq!((stack.oldest_ms, stack.newest_ms, stack.stack_id), (Some(2), Some(1), None));
+    let stack = group.report(info(Resource::Mmap), None, &settings(true));
     assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut()), (None, None, None));
+}
+
+/// Spec section 5: `process_counts` where merged.
+#[test]
+fn what_several_processes_hold_is_split_by_process() {
+    let report = merged();
+    let text = text_of(&report);
+    let split = "\t\t(in 30 processes: 200 holds 1048576 bytes in 1, 201 holds";
+    assert!(text.contains(split) && text.contains(", 22 more hold 23068672 bytes in 22)\n"), "{text}");
+    assert!(text.contains("\t\t(in 2 processes: 123 holds 2, 124 holds 1)\n"), "{text}");
+    assert!(text.contains("\taddr = 0x55fca0 size = 16 age = 900 ms process = 123\n"), "{text}");
+    assert!(!text.contains("[process"), "{text}");
+    let json: Value = serde_json::from_str(&json_of(&report)).expect("JSON");
+    for (stack, written) in json["stacks"].as_array().expect("a list").iter().zip(&report.stacks) {
+        let counts = stack["process_counts"].as_array().expect("counts");
+        let sum = |key: &str| counts.iter().filter_map(|count| count[key].as_u64()).sum::<u64>();
+        assert_eq!((sum("bytes"), sum("count")), (written.bytes, written.count));
+        assert_eq!(stack["pid"], counts[0]["pid"]);
+    }
+    assert_eq!(json["stacks"][1]["allocations"][1]["pid"], 123);
 }
 
 #[test]

@@ -11,7 +11,10 @@ use memleak::{
     probe::resource::ResourceInfo,
     report::{
         format::Options,
-        model::{AllocationLine, Frames, Note, Report, ResourceTotal, StackReport, TargetInfo, Totals},
+        model::{
+            AllocationLine, Frames, Note, ProcessCount, Report, ResourceTotal, StackReport, TargetInfo,
+            Totals,
+        },
     },
     snapshot::{Cut, KERNEL_PID, Lost},
     symbolize::{Frame, NoSymbol},
@@ -62,6 +65,8 @@ fn unknown(ip: u64, module: Option<&str>, offset: Option<u64>, reason: NoSymbol)
 #[derive(Clone)]
 pub struct Stack {
     pub pid: u32,
+    /// The processes that hold it, where they are several.
+    pub shared: Vec<ProcessCount>,
     pub resource: Arc<ResourceInfo>,
     pub bytes: u64,
     pub count: u64,
@@ -76,12 +81,14 @@ pub struct Stack {
 
 impl Stack {
     fn report(self, frames: &mut Frames) -> StackReport {
+        let one = ProcessCount { pid: self.pid, bytes: self.bytes, count: self.count };
         let notes = [self.cut.map(Note::Cut), self.now.map(Note::Now)];
         StackReport {
-            pid: self.pid,
+            stack_id: (!self.frames.is_empty()).then_some(0x0123_4567_89ab_cdef),
             resource: self.resource,
             bytes: self.bytes,
             count: self.count,
+            processes: if self.shared.is_empty() { vec![one] } else { self.shared },
             oldest_ms: self.oldest_ms,
             newest_ms: self.newest_ms,
             tag: self.tag,
@@ -92,10 +99,11 @@ impl Stack {
     }
 }
 
-/// A stack in bcc's form.
+/// The stack of the documented text form.
 pub fn leaky() -> Stack {
     Stack {
         pid: 123,
+        shared: Vec::new(),
         resource: info(Resource::Heap),
         bytes: 80,
         count: 5,
@@ -178,7 +186,7 @@ pub fn user(name: &str, unit: &str, is_number: bool) -> Arc<ResourceInfo> {
 }
 
 fn line(address: u64, age_ms: u64, now: Option<&str>) -> AllocationLine {
-    AllocationLine { address, size: 0, age_ms, now: now.map(str::to_owned) }
+    AllocationLine { pid: 123, address, size: 0, age_ms, now: now.map(str::to_owned) }
 }
 
 /// Three tables: that of memory, descriptors with what they are now, and a user's own.
@@ -294,11 +302,39 @@ pub fn hostile() -> Report {
     report
 }
 
+/// Stacks that several processes hold: two, with their blocks, and thirty.
+pub fn merged() -> Report {
+    let of = |pid, bytes, count| ProcessCount { pid, bytes, count };
+    let with_blocks = Stack {
+        shared: vec![of(124, 64, 4), of(123, 16, 1)],
+        allocations: Some(vec![
+            AllocationLine { pid: 124, address: 0x55_fcc0, size: 64, age_ms: 4000, now: None },
+            AllocationLine { pid: 123, address: 0x55_fca0, size: 16, age_ms: 900, now: None },
+        ]),
+        ..leaky()
+    };
+    let many = Stack {
+        bytes: 30 << 20,
+        count: 30,
+        shared: (200..230).map(|pid| of(pid, 1 << 20, 1)).collect(),
+        cut: Some(Cut::TooDeep),
+        ..mapping()
+    };
+    let opened = Stack {
+        resource: info(Resource::Fd),
+        bytes: 0,
+        count: 3,
+        shared: vec![of(123, 0, 2), of(124, 0, 1)],
+        ..leaky()
+    };
+    report_of(&[Resource::Heap, Resource::Mmap, Resource::Fd].map(info), vec![many, with_blocks, opened])
+}
+
 pub fn cases() -> Vec<(&'static str, Report)> {
     let with_allocations = Stack {
         allocations: Some(vec![
-            AllocationLine { address: 0x55_fca0, size: 16, age_ms: 4000, now: None },
-            AllocationLine { address: 0x55_fcc0, size: 64, age_ms: 900, now: None },
+            AllocationLine { pid: 123, address: 0x55_fca0, size: 16, age_ms: 4000, now: None },
+            AllocationLine { pid: 123, address: 0x55_fcc0, size: 64, age_ms: 900, now: None },
         ]),
         ..leaky()
     };
@@ -307,6 +343,7 @@ pub fn cases() -> Vec<(&'static str, Report)> {
         allocations: 12,
         stacks: 1,
         events: 34,
+        trace_lines: 30,
         processes: 6,
         missed_returns: 2,
         skipped_runs: 5,
@@ -326,6 +363,7 @@ pub fn cases() -> Vec<(&'static str, Report)> {
         ("resources", resources()),
         ("user", report_of(&[user("lease", "leases", false)], vec![])),
         ("kernel", kernel()),
+        ("merged", merged()),
         ("processes", {
             let mut two = report(vec![leaky(), Stack { pid: 124, ..leaky() }]);
             two.target.kind = "command";

@@ -32,8 +32,8 @@ fn survive(directory: &Directory, name: &str, rounds: usize, mut damage: impl Fn
         damage(&mut bytes);
         fs::write(&file, &bytes).unwrap();
         let mut symbolizer = symbolizer(directory);
-        symbolizer.observe_mappings(1, maps.clone(), &target);
-        assert!(symbolizer.symbolize(1, &ips).len() >= ips.len());
+        symbolizer.observe_mappings(1, 0, maps.clone(), &target);
+        assert!(symbolizer.symbolize(1, 0, &ips).len() >= ips.len());
     }
     fs::write(&file, &sound).unwrap();
 }
@@ -107,9 +107,9 @@ fn a_file_truncated_after_it_was_opened() {
     let ips: Vec<u64> = return_addresses(&file).iter().map(|ip| ip + BIAS).collect();
     let mut symbolizer = symbolizer(&directory);
     let target = FileTarget { root: directory.0.clone() };
-    symbolizer.observe_mappings(1, mappings(&file, "waits", BIAS), &target);
+    symbolizer.observe_mappings(1, 0, mappings(&file, "waits", BIAS), &target);
     fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(100).unwrap();
-    assert_eq!(symbolizer.symbolize(1, &ips).len(), ips.len());
+    assert_eq!(symbolizer.symbolize(1, 0, &ips).len(), ips.len());
 }
 
 /// DWARF with inlined calls nested a million deep, written as assembly: `addr2line` would recurse once for each.
@@ -163,10 +163,10 @@ main:
     let ips: Vec<u64> = return_addresses(&file).iter().map(|ip| ip + BIAS).collect();
     let mut symbolizer = symbolizer(&directory);
     let target = FileTarget { root: directory.0.clone() };
-    symbolizer.observe_mappings(1, mappings(&file, "deep", BIAS), &target);
+    symbolizer.observe_mappings(1, 0, mappings(&file, "deep", BIAS), &target);
     let frames = std::thread::Builder::new()
         .stack_size(2 << 20)
-        .spawn(move || symbolizer.symbolize(1, &ips))
+        .spawn(move || symbolizer.symbolize(1, 0, &ips))
         .unwrap()
         .join()
         .unwrap();

@@ -123,11 +123,11 @@ pub fn symbolize(directory: &Directory, name: &str, vaddrs: &[u64]) -> Vec<Vec<F
     let bias = if run("readelf -hW {}", &[&file]).contains("EXEC (") { 0 } else { BIAS };
     let mut symbolizer = symbolizer(directory);
     let target = FileTarget { root: directory.0.clone() };
-    symbolizer.observe_mappings(1, mappings(&file, name, bias), &target);
+    symbolizer.observe_mappings(1, 0, mappings(&file, name, bias), &target);
     vaddrs
         .iter()
         .map(|vaddr| {
-            let frames = symbolizer.symbolize(1, &[vaddr + bias]);
+            let frames = symbolizer.symbolize(1, 0, &[vaddr + bias]);
             for frame in &frames {
                 assert_eq!(frame.ip, vaddr + bias);
                 assert_eq!(frame.offset, Some(*vaddr), "{frame:?}");

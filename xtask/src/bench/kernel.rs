@@ -10,15 +10,11 @@ use anyhow::{Result, ensure};
 use super::{
     MARGIN, Options, bcc, median,
     processes::{self, Pace, Running, Target},
-    sections,
     table::{self, QUIET},
 };
 
 /// The section of BENCHMARKS.md.
 pub const TITLE: &str = "The kernel's allocators, by the clock of a program that has it allocate";
-
-/// The part of README.md that this bench writes.
-const SECTION: &str = "bench kernel";
 
 /// What the program does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +105,7 @@ struct Bench {
     seconds: Duration,
 }
 
-/// Measures, and gives the section; with `--write` the lines of README.md are written too.
+/// Measures, and gives the section.
 pub fn section(options: &Options, memleak: PathBuf) -> Result<String> {
     let mut results = Results::default();
     let bcc = bcc::Bcc::find().map_err(|error| results.without_bcc = Some(format!("{error:#}"))).ok();
@@ -127,11 +123,7 @@ pub fn section(options: &Options, memleak: PathBuf) -> Result<String> {
             }
         }
     }
-    let text = markdown(&results, options)?;
-    if options.write {
-        sections::write("README.md", SECTION, &summary(&results))?;
-    }
-    Ok(text)
+    markdown(&results, options)
 }
 
 impl Bench {
@@ -248,27 +240,4 @@ fn added(results: &Results, load: Load, by: Way) -> (Option<f64>, Option<f64>) {
     let untraced = results.median(load, Variant::Untraced, by);
     let adds = |variant| Some(results.median(load, variant, by)? - untraced?);
     (adds(Variant::Memleak), adds(Variant::Bcc))
-}
-
-/// The lines of README.md.
-fn summary(results: &Results) -> String {
-    let mut text = String::from("`--kernel` (`cargo xtask bench --kernel`), CPU time of a turn:");
-    for load in Load::ALL {
-        let of = |variant| micros(results.median(load, variant, |series| &series.cpu_ns));
-        let (ours, theirs) = added(results, load, |series| &series.cpu_ns);
-        let share = ours.zip(theirs).map(|(ours, theirs)| format!(" (adds {:.2} of that)", ours / theirs));
-        // Writing to a String cannot fail.
-        let _ = write!(
-            text,
-            "\n- {}: untraced {}, bcc's memleak {}, memleak {}{}, with `--slab filp` {};",
-            load.name(),
-            of(Variant::Untraced),
-            of(Variant::Bcc),
-            of(Variant::Memleak),
-            share.unwrap_or_default(),
-            of(Variant::Narrow),
-        );
-    }
-    text.pop();
-    text + "."
 }

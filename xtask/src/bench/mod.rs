@@ -12,7 +12,6 @@ mod kernel;
 mod memory;
 mod processes;
 mod rustc;
-mod sections;
 mod table;
 
 use std::{

@@ -25,16 +25,16 @@ pub enum ReadError {
     #[error("{0}: is larger than 1 MiB; a file of resources is a short text")]
     TooLarge(String),
     /// It is no text.
-    #[error("{0}: is no UTF-8 text; name a file of resources")]
+    #[error("{0}: is not UTF-8 text; name a file of resources")]
     NotText(String),
     /// Others could have written it.
     #[error(
-        "{0}: is left out, since others than root and you can write to it; chown and chmod go-w it, or name it with \
+        "{0}: ignored: writable by other users; run chmod go-w (and chown) on it, or name it with \
          --resources-file"
     )]
     NotTrusted(String),
-    /// It is no regular file.
-    #[error("{0}: is left out, since it is no regular file; take it out of the folder")]
+    /// It is not a regular file.
+    #[error("{0}: ignored: it is not a regular file; take it out of the folder")]
     NotRegular(String),
     /// It is wrong.
     #[error(transparent)]
@@ -146,8 +146,8 @@ mod tests {
         assert_eq!(lines.len(), 5, "{lines:?}");
         assert!(lines[0].contains("a.toml:1:"), "{lines:?}");
         assert_eq!(lines[1], "foo");
-        assert!(lines[2].contains("c.toml: is left out, since others"), "{lines:?}");
-        assert!(lines[3].contains("e.toml: is left out, since it is no regular file"), "{lines:?}");
+        assert!(lines[2].contains("c.toml: ignored: writable by other users"), "{lines:?}");
+        assert!(lines[3].contains("e.toml: ignored: it is not a regular file"), "{lines:?}");
         assert!(lines[4].contains("f.toml: cannot be read: No such file"), "{lines:?}");
         assert!(read_folder(&folder.path().join("none")).is_empty());
     }

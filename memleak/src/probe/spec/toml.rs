@@ -159,7 +159,7 @@ impl<'i> File<'i> {
         let (name, name_span) = table.required("name", "\"foo\"")?;
         if !is_resource_name(name) {
             let what =
-                format!("'{name}' is no name of a resource; take 1 to 64 letters, digits and _ . $ or -");
+                format!("'{name}' is not a valid resource name; take 1 to 64 letters, digits and _ . $ or -");
             return Err(self.error(name_span, what));
         }
         let mut resource = UserResource {
@@ -250,7 +250,7 @@ impl<'i> File<'i> {
         let (function, span) = table.required("function", "\"foo_open\"")?;
         if !is_symbol(function) {
             let what = format!(
-                "'{function}' is no symbol; write it as nm prints it, a C++ function by its mangled name"
+                "'{function}' is not a symbol; write it as nm prints it, a C++ function by its mangled name"
             );
             return Err(self.error(span, what));
         }
@@ -269,7 +269,7 @@ impl<'i> File<'i> {
                 let bytes = u64::from_str_radix(number.as_str(), number.radix());
                 bytes
                     .map(Size::Constant)
-                    .map_err(|_| self.error(span, format!("{number} is no size; write a number of bytes")))
+                    .map_err(|_| self.error(span, format!("{number} is not a size; write a number of bytes")))
             }
             _ => Ok(table.parsed("size", parse_size)?.map(|(size, _)| size).unwrap_or_default()),
         }
@@ -297,7 +297,7 @@ impl<'i> File<'i> {
             DeValue::Table(table) => Table::new(self, entry.span(), table, keys, what),
             other => Err(self.error(
                 entry.span(),
-                format!("{what} is to be a table, not {}; see the example in the README", kind(other)),
+                format!("{what} is to be a table, not {}; see the example in docs/resources.md", kind(other)),
             )),
         }
     }
@@ -418,7 +418,7 @@ release = ["libfoo.so:foo_close(arg1)"]
         ),
         ("handle = \"*arg1\"", "handle = \"*foo\"", "f:10:12: ", "expected argN or (argN+OFFSET) after *"),
         ("handle = \"*arg1\"", "handle = \"\\u002afoo\"", "f:10:10: ", "expected argN or (argN+OFFSET)"),
-        ("size = \"arg2\"", "size = -1", "f:12:8: ", "-1 is no size; write a number"),
+        ("size = \"arg2\"", "size = -1", "f:12:8: ", "-1 is not a size; write a number"),
         ("size = \"arg2\"", "size = \"arg2*x\"", "f:12:14: ", "expected an argument after *, found 'x'"),
         ("size = \"arg2\"", "size = 1.5", "f:12:8: ", "size is a number; write a text"),
         (
@@ -430,10 +430,10 @@ release = ["libfoo.so:foo_close(arg1)"]
         ("counted = true", "counted = 1", "f:14:11: ", "counted is a whole number; write true or false"),
         ("releasing = \"arg3\"", "releasing = \"ret\"", "f:15:13: ", "write argN or *argN, not ret"),
         ("handle = \"arg1\"\n", "", "f:17:1: ", "handle is missing; add handle = \"arg1\""),
-        ("name = \"db\"", "name = \"d b\"", "f:3:8: ", "'d b' is no name of a resource"),
+        ("name = \"db\"", "name = \"d b\"", "f:3:8: ", "'d b' is not a valid resource name"),
         ("name = \"foo\"", "name = \"db\"", "f:23:8: ", "a resource named db stands above already"),
         ("name = \"foo\"\n", "", "f:22:1: ", "name is missing; add name = \"foo\""),
-        ("\"db_close\"", "\"db::close()\"", "f:18:12: ", "'db::close()' is no symbol"),
+        ("\"db_close\"", "\"db::close()\"", "f:18:12: ", "'db::close()' is not a symbol"),
         ("\"libdb.so\"", "\"\"", "f:8:10: ", "object is empty"),
         ("foo_close(arg1)\"", "foo_close(arg9)\"", "f:25:33: ", "expected arg1 to arg6, found 'arg9'"),
         ("libfoo.so:foo_close", "x=libfoo.so:foo_close", "f:25:12: ", "leave 'x=' out"),

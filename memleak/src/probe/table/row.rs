@@ -72,7 +72,7 @@ impl Row {
     }
 }
 
-/// What is traced where nothing else is asked for.
+/// What is traced if nothing else is asked for.
 pub const DEFAULT_RESOURCES: &[Resource] = &[Resource::Heap, Resource::Mmap];
 
 /// A built-in row.

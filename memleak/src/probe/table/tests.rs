@@ -6,7 +6,7 @@ use memleak_common::probe::{MAX_PROBES, NO_ARG, ProbeRow, Resource, flags, handl
 
 use super::*;
 
-/// The functions that must be there.
+/// The functions that memleak promises to probe.
 const SPEC: &str = "malloc, calloc, realloc, reallocarray, free, cfree, posix_memalign, aligned_alloc, memalign, \
                     valloc, pvalloc, free_sized, free_aligned_sized, mmap, mmap64, mremap, munmap";
 

@@ -4,7 +4,8 @@
 //! known is null; in a stack, ages are null with `-C`. `sampled` and `allocations` are there only with `-s` and `-a`.
 //! The address of what has a number for a handle (a descriptor) is that number; where a resource has no size, `bytes`
 //! and `size` are 0. `now` says what descriptors are at the time of the report.
-//! A stack has `pid` (0 for the kernel's), one of whole pages `order` (2^order pages each), and a frame `no_symbol`, which
+//! A stack has `stack_id` (null where it is not known), `pid` (0 for the kernel's; where several processes hold it, the one
+//! that holds most, and then `process_counts` says what each holds, and each of `allocations` has a `pid`), one of whole pages `order` (2^order pages each), and a frame `no_symbol`, which
 //! says why it has no function, else null.
 
 use std::{
@@ -21,7 +22,7 @@ use crate::{
     escape::acts_on_terminal,
     kernel_labels::Tag,
     report::{
-        model::{AllocationLine, Report, ResourceTotal, StackReport, TargetInfo, Totals},
+        model::{AllocationLine, ProcessCount, Report, ResourceTotal, StackReport, TargetInfo, Totals},
         trace::EventLine,
     },
     snapshot::{Cut, Lost},
@@ -194,7 +195,10 @@ struct JsonStack<'a> {
     truncated: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     cut: Option<&'static str>,
+    stack_id: Option<String>,
     pid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    process_counts: Option<&'a [ProcessCount]>,
     #[serde(flatten)]
     tag: JsonTag<'a>,
     frames: Vec<JsonFrame<'a>>,
@@ -207,7 +211,10 @@ struct JsonStack<'a> {
 impl<'a> JsonStack<'a> {
     fn new(report: &'a Report, stack: &'a StackReport) -> Self {
         let cut = stack.cut();
-        let list = |list: &'a Vec<AllocationLine>| list.iter().map(JsonAllocation::from).collect();
+        let merged = stack.is_merged();
+        let list = |list: &'a Vec<AllocationLine>| {
+            list.iter().map(|allocation| JsonAllocation::new(allocation, merged)).collect()
+        };
         Self {
             resource: &stack.resource.name,
             bytes: stack.bytes,
@@ -216,7 +223,9 @@ impl<'a> JsonStack<'a> {
             newest_ms: stack.newest_ms,
             truncated: cut.is_some(),
             cut: cut.map(cut_name),
-            pid: stack.pid,
+            stack_id: stack.stack_id.map(|id| format!("{id:016x}")),
+            pid: stack.pid(),
+            process_counts: merged.then_some(&stack.processes),
             tag: JsonTag::from(stack.tag.as_ref()),
             frames: report.frames_of(stack).map(JsonFrame::from).collect(),
             now: stack.now(),
@@ -256,6 +265,8 @@ fn cut_name(cut: Cut) -> &'static str {
 
 #[derive(Serialize)]
 struct JsonAllocation<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
     address: Hex,
     size: u64,
     age_ms: u64,
@@ -263,9 +274,10 @@ struct JsonAllocation<'a> {
     now: Option<&'a str>,
 }
 
-impl<'a> From<&'a AllocationLine> for JsonAllocation<'a> {
-    fn from(allocation: &'a AllocationLine) -> Self {
+impl<'a> JsonAllocation<'a> {
+    fn new(allocation: &'a AllocationLine, names_process: bool) -> Self {
         Self {
+            pid: names_process.then_some(allocation.pid),
             address: Hex(allocation.address),
             size: allocation.size,
             age_ms: allocation.age_ms,
@@ -309,6 +321,7 @@ fn reason_name(reason: NoSymbol) -> &'static str {
     match reason {
         NoSymbol::Unmapped => "unmapped",
         NoSymbol::Anonymous => "anonymous",
+        NoSymbol::Uncertain => "uncertain",
         NoSymbol::UnreadableObject => "unreadable_object",
         NoSymbol::NotInSymbolTable => "not_in_symbol_table",
     }

@@ -16,7 +16,7 @@ use crate::{
     escape::printable,
     probe::resource::ResourceInfo,
     report::{
-        model::{AllocationLine, Note, Report, StackReport},
+        model::{AllocationLine, Note, ProcessCount, Report, StackReport},
         trace::EventLine,
     },
     snapshot::{Cut, KERNEL_PID, Lost},
@@ -57,7 +57,7 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
     // bcc's form has no place for the process; with one process it needs none.
     let first_pid = report.target.pids.first().copied();
     let several =
-        report.target.pids.len() > 1 || report.stacks.iter().any(|stack| Some(stack.pid) != first_pid);
+        report.target.pids.len() > 1 || report.stacks.iter().any(|stack| Some(stack.pid()) != first_pid);
     for (number, table) in report.tables().enumerate() {
         write!(out, "[{time}] Top {} stacks with outstanding {}", options.top, printable(&table.unit))?;
         match report.sampled {
@@ -68,7 +68,7 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
             write_lost(&report.lost, out)?;
         }
         for stack in report.top(options.top).filter(|stack| stack.resource.table() == table.table()) {
-            write_stack(report, stack, several && stack.pid != KERNEL_PID, out)?;
+            write_stack(report, stack, several && stack.pid() != KERNEL_PID, out)?;
         }
     }
     Ok(())
@@ -107,20 +107,25 @@ pub fn write_event(event: &EventLine, options: &Options, out: &mut dyn Write) ->
 fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
     let ways = [
         (lost.allocations, "allocation", "table full: raise --max-allocs, or trace fewer with -z or -s"),
-        (lost.stacks, "stack", "counted, but where is not known: raise --stack-storage-size"),
-        (lost.events, "event", "of -t: printed too slowly, write to a file with --output"),
+        (lost.stacks, "stack", "counted, but their stacks are unknown: raise --stack-storage-size"),
+        (
+            lost.events.saturating_sub(lost.trace_lines),
+            "control event",
+            "mmap totals may be too high: report more often",
+        ),
+        (lost.trace_lines, "line", "of -t not printed: write to a file with --output"),
         (
             lost.processes,
             "process",
             "not traced, or not from their beginning: what they acquired then is missing",
         ),
-        (lost.missed_returns, "return", "what these calls acquired is not counted: tracing anew may help"),
+        (lost.missed_returns, "return", "allocations by these calls are missing: restart the trace"),
         (
             lost.skipped_runs,
             "program run",
             "skipped by the kernel, numbers may be off: trace fewer with -z or -s",
         ),
-        (lost.cut_stacks, "stack", "known in part: the line behind its last frame says why"),
+        (lost.cut_stacks, "stack", "truncated: see the line after the last frame"),
     ];
     let parts: Vec<String> = ways
         .iter()
@@ -144,7 +149,7 @@ fn write_stack(
     out: &mut dyn Write,
 ) -> io::Result<()> {
     for allocation in stack.allocations.iter().flatten() {
-        write_allocation(allocation, &stack.resource, out)?;
+        write_allocation(allocation, stack, out)?;
     }
     match stack.resource.has_size {
         true => write!(out, "\t{} bytes in {} allocations from stack", stack.bytes, stack.count)?,
@@ -154,8 +159,8 @@ fn write_stack(
         Some(tag) => writeln!(out, " ({})", printable(&tag.to_string()))?,
         None => writeln!(out)?,
     }
-    if names_process {
-        writeln!(out, "\t\t[process {}]", stack.pid)?;
+    if names_process && !stack.is_merged() {
+        writeln!(out, "\t\t[process {}]", stack.pid())?;
     }
     stack.notes.iter().try_for_each(|note| write_note_above(note, stack, out))?;
     if stack.frames.is_empty() {
@@ -167,7 +172,31 @@ fn write_stack(
     }
     report.frames_of(stack).try_for_each(|frame| write_frame(frame, out))?;
     let last = report.frames_of(stack).next_back();
-    stack.notes.iter().try_for_each(|note| write_note_below(note, last, out))
+    stack.notes.iter().try_for_each(|note| write_note_below(note, last, out))?;
+    if stack.is_merged() { write_processes(stack, out) } else { Ok(()) }
+}
+
+/// One line that says which process holds how much of it.
+fn write_processes(stack: &StackReport, out: &mut dyn Write) -> io::Result<()> {
+    /// Processes named, those that hold most.
+    const NAMED: usize = 8;
+    let amount = |bytes: u64, count: u64| match stack.resource.has_size {
+        true => format!("{bytes} bytes in {count}"),
+        false => count.to_string(),
+    };
+    write!(out, "\t\t(in {} processes", stack.processes.len())?;
+    let mut separator = ": ";
+    for process in stack.processes.iter().take(NAMED) {
+        write!(out, "{separator}{} holds {}", process.pid, amount(process.bytes, process.count))?;
+        separator = ", ";
+    }
+    let rest = stack.processes.get(NAMED..).unwrap_or_default();
+    if !rest.is_empty() {
+        let sum = |of: fn(&ProcessCount) -> u64| rest.iter().map(of).fold(0, u64::saturating_add);
+        let amount = amount(sum(|process| process.bytes), sum(|process| process.count));
+        write!(out, ", {} more hold {amount}", rest.len())?;
+    }
+    writeln!(out, ")")
 }
 
 /// What stands between a stack's heading and its frames.
@@ -189,16 +218,17 @@ fn write_note_below(note: &Note, last: Option<&Frame>, out: &mut dyn Write) -> i
     }
 }
 
-/// One line of `-a`: `addr = 0x1000 size = 16 age = 900 ms`; where there is no size, `handle = 5 age = 900 ms`.
-fn write_allocation(
-    allocation: &AllocationLine,
-    resource: &ResourceInfo,
-    out: &mut dyn Write,
-) -> io::Result<()> {
-    let AllocationLine { address, size, age_ms, now } = allocation;
+/// One line of `-a`: `addr = 0x1000 size = 16 age = 900 ms`; where there is no size, `handle = 5 age = 900 ms`. Where several
+/// processes hold the stack `process = 123` follows.
+fn write_allocation(allocation: &AllocationLine, stack: &StackReport, out: &mut dyn Write) -> io::Result<()> {
+    let AllocationLine { pid, address, size, age_ms, now } = allocation;
+    let resource = &stack.resource;
     match resource.has_size {
         true => write!(out, "\taddr = {} size = {size} age = {age_ms} ms", Handle(*address, resource))?,
         false => write!(out, "\thandle = {} age = {age_ms} ms", Handle(*address, resource))?,
+    }
+    if stack.is_merged() {
+        write!(out, " process = {pid}")?;
     }
     match now {
         Some(now) => writeln!(out, " now = {}", printable(now)),
@@ -270,6 +300,7 @@ fn why_unknown(reason: Option<NoSymbol>) -> &'static str {
     match reason {
         Some(NoSymbol::Unmapped) => " (nothing is mapped there)",
         Some(NoSymbol::Anonymous) => " (no file is mapped there: code made at run time?)",
+        Some(NoSymbol::Uncertain) => " (what was mapped there then was not seen in time)",
         Some(NoSymbol::UnreadableObject | NoSymbol::NotInSymbolTable) | None => "",
     }
 }

@@ -1,0 +1,80 @@
+//! What an allocator maps for itself is not the program's: malloc's mappings are part of malloc's call and do not count,
+//! but glibc maps an arena in `free` as well (a thread's first call), which has no return probe, and others map memory in
+//! threads of their own. Such a mapping is known by its stack: it passes through the allocator's code.
+
+use std::{collections::HashMap, ops::Range};
+
+use memleak_common::probe::Resource;
+
+use super::Snapshot;
+
+/// What was taken out of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Own {
+    /// Bytes mapped.
+    pub bytes: u64,
+    /// Mappings.
+    pub count: u64,
+}
+
+/// Takes out of `snapshot` what allocators have mapped for themselves. `code_of`: where the allocators' code is in the
+/// address space of this number.
+pub fn take_out<'a>(snapshot: &mut Snapshot, code_of: impl Fn(u32) -> &'a [Range<u64>]) -> Own {
+    let Snapshot { outstanding, stacks, .. } = snapshot;
+    let mut known: HashMap<(u32, u64), bool> = HashMap::new();
+    let mut own = Own::default();
+    outstanding.retain(|outstanding| {
+        if outstanding.resource != Resource::Mmap {
+            return true;
+        }
+        let is_own = *known.entry((outstanding.space, outstanding.stack_id)).or_insert_with(|| {
+            let code = code_of(outstanding.space);
+            let ips = stacks.get(&outstanding.stack_id).map(|stack| stack.ips.as_slice()).unwrap_or_default();
+            // A return address may be the first after the function, whose last instruction is the call.
+            ips.iter().any(|ip| code.iter().any(|code| code.start < *ip && *ip <= code.end))
+        });
+        if is_own {
+            own.bytes = own.bytes.saturating_add(outstanding.size);
+            own.count += 1;
+        }
+        !is_own
+    });
+    own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{Outstanding, Stack};
+
+    fn outstanding(space: u32, resource: Resource, stack_id: u64) -> Outstanding {
+        Outstanding { space, resource, address: 0x1000, handle: 0x1000, size: 100, stack_id, time_ns: 0 }
+    }
+
+    #[test]
+    fn takes_out_mappings_whose_stacks_pass_the_allocator() {
+        let stack = |ips: &[u64]| Stack { ips: ips.to_vec(), ..Stack::default() };
+        let mut snapshot = Snapshot {
+            outstanding: vec![
+                outstanding(1, Resource::Mmap, 1),
+                outstanding(1, Resource::Mmap, 2),
+                outstanding(1, Resource::Mmap, 3),
+                outstanding(1, Resource::Heap, 1),
+                outstanding(2, Resource::Mmap, 1),
+                outstanding(1, Resource::Mmap, 4),
+                outstanding(1, Resource::Mmap, 1),
+            ],
+            // The second one's caller begins where the allocator's function ends; the third one's is that function's end.
+            stacks: [(1, stack(&[5, 150])), (2, stack(&[100, 5])), (3, stack(&[200]))].into(),
+            ..Snapshot::default()
+        };
+        let code = [100..200];
+        let own = take_out(&mut snapshot, |space| if space == 1 { &code } else { &[] });
+        assert_eq!(own, Own { bytes: 300, count: 3 });
+        let left: Vec<_> =
+            snapshot.outstanding.iter().map(|it| (it.space, it.resource, it.stack_id)).collect();
+        let expected =
+            [(1, Resource::Mmap, 2), (1, Resource::Heap, 1), (2, Resource::Mmap, 1), (1, Resource::Mmap, 4)];
+        assert_eq!(left, expected);
+    }
+}

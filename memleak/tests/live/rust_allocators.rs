@@ -1,0 +1,107 @@
+//! Rust's allocator crates, as a release build has them, with the program's symbols and without.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, PoisonError},
+};
+
+use crate::{
+    allocator_forms::{Seen, check},
+    guard::alone,
+    programs::scratch_dir,
+};
+
+/// Builds the program with one crate as its allocator. Cargo keeps what it has built, so that only the first run waits
+/// for the crates.
+fn build(crate_name: &str, is_lto: bool) -> PathBuf {
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/rust_allocators");
+    let target = scratch_dir().join(if is_lto { "rust_allocators_lto" } else { "rust_allocators" });
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["build", "--release", "--locked", "--quiet", "--features", crate_name]);
+    command.arg("--manifest-path").arg(project.join("Cargo.toml")).arg("--target-dir").arg(&target);
+    if is_lto {
+        command.args(["--config", "profile.release.lto=\"fat\""]);
+    }
+    // Cargo has set these for our own build.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_") || name == "RUSTFLAGS") {
+            command.env_remove(name);
+        }
+    }
+    if let Some(home) = std::env::var_os("CARGO_HOME") {
+        command.env("CARGO_HOME", home);
+    }
+    let status = command.status().expect("cargo");
+    assert!(status.success(), "building with {crate_name}: {status}");
+    let program = scratch_dir().join(format!("rust{crate_name}{}", if is_lto { "-lto" } else { "" }));
+    // Another crate's program will have the name.
+    fs::copy(target.join("release/rust_allocators"), &program).expect("keeping the program");
+    program
+}
+
+fn stripped(program: &Path) -> PathBuf {
+    let stripped = program.with_extension("stripped");
+    let status = Command::new("strip").arg("-o").arg(&stripped).arg(program).status().expect("strip");
+    assert!(status.success(), "strip: {status}");
+    stripped
+}
+
+/// Exact with symbols, whole or dropped by the linker; without them a warning says which allocator is not seen.
+fn check_crate(crate_name: &str, expected_if_stripped: Seen) {
+    let program = build(crate_name, false);
+    let _alone = alone();
+    check(crate_name, &mut Command::new(&program), Seen::Exactly);
+    let form = format!("{crate_name}, stripped");
+    check(&form, &mut Command::new(stripped(&program)), expected_if_stripped);
+}
+
+#[test]
+fn jemalloc_crate() {
+    check_crate("jemalloc", Seen::InPart("contains jemalloc, but is stripped: what it allocates"));
+}
+
+#[test]
+fn jemalloc_crate_without_a_prefix() {
+    check_crate("unprefixed-jemalloc", Seen::InPart("contains jemalloc, but is stripped: calls of"));
+}
+
+#[test]
+fn mimalloc_crate() {
+    check_crate("mimalloc", Seen::InPart("contains mimalloc, but is stripped"));
+}
+
+#[test]
+fn snmalloc_crate() {
+    check_crate("snmalloc", Seen::InPart("contains snmalloc, but is stripped"));
+}
+
+#[test]
+fn rpmalloc_crate() {
+    // It has no words of its own: what is listed are its mappings.
+    check_crate("rpmalloc", Seen::AsMappings);
+}
+
+#[test]
+fn scudo_crate() {
+    check_crate("scudo", Seen::InPart("contains scudo, but is stripped"));
+}
+
+#[test]
+fn mimalloc_crate_with_lto() {
+    let program = build("mimalloc", true);
+    let _alone = alone();
+    check("mimalloc, LTO", &mut Command::new(&program), Seen::Exactly);
+}
+
+/// A release build without an allocator of its own.
+#[test]
+fn no_crate() {
+    let program = build("", false);
+    let _alone = alone();
+    check("Rust's default", &mut Command::new(&program), Seen::Exactly);
+    check("Rust's default, stripped", &mut Command::new(stripped(&program)), Seen::Exactly);
+}
