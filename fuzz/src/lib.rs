@@ -7,6 +7,7 @@ use std::{
 };
 
 use memleak::{
+    elf::Place,
     proc::{
         maps::{Backing, Mapping},
         root::Root,
@@ -164,7 +165,8 @@ pub fn check_table(table: &UnwindTable) {
 fn check_segments(segments: &ExecSegments) {
     for segment in &segments.segments {
         let start = segment.file_offset & !0xfff;
-        let bias = segments.bias(MAPPED_AT, start).expect("a mapping of a segment is one");
+        let place = Place { start: MAPPED_AT, len: 0x1000, file_offset: start, executable: true };
+        let bias = segments.bias(&place).expect("a mapping of a segment is one");
         // `ip - bias` is a pc: what lies at the segment's vaddr is at the distance from the text base.
         let ip = MAPPED_AT.wrapping_add(segment.file_offset - start);
         if segments.segments.len() == 1 {

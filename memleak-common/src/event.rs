@@ -1,4 +1,5 @@
-//! What the BPF programs tell at once: through the ring buffer `TRACE` what `-t` prints, through `EVENTS` all else.
+//! What the BPF programs tell at once: through the ring buffer `TRACE` what `-t` prints, through `BIRTHS` births, through
+//! `EVENTS` all else.
 
 /// [`Event::kind`].
 pub mod kind {
@@ -8,10 +9,10 @@ pub mod kind {
     pub const RELEASE: u32 = 2;
     /// The target mapped or unmapped objects (`_dl_debug_state`).
     pub const MAPPINGS: u32 = 3;
-    /// The target replaced its program (exec). `handle` is its new address space ([`crate::thread::Owner::space`]); `size`
-    /// is 1 if a thread other than its first did, which took the first one's place.
+    /// A birth: the target replaced its program (exec). `handle` is its new address space
+    /// ([`crate::thread::Owner::space`]); `size` is 1 if a thread other than its first did, which took the first one's place.
     pub const EXEC: u32 = 4;
-    /// A traced process made another; `handle` is the child's thread group id, `size` has the bits of [`super::shared`].
+    /// A birth: a traced process made another; `size` has the bits of [`super::shared`].
     pub const FORK: u32 = 5;
     /// A range was unmapped (or mapped over), or a span of handles released: whatever of the resource was acquired
     /// before [`Event::time_ns`] in `handle..handle + size` is released.
@@ -38,9 +39,10 @@ pub struct Event {
     /// Who acquired or released ([`crate::thread::Owner::of`]); for events about a process its number; in kernel mode the
     /// thread group id.
     pub owner: u32,
-    /// Thread id.
+    /// Thread id; of a birth, that of the process that was born, in the tool's PID namespace.
     pub tid: u32,
-    /// [`crate::probe::Resource::number`], for acquire, release and release of a range.
+    /// [`crate::probe::Resource::number`], for acquire, release and release of a range. For births, the place in
+    /// `BIRTH_ANSWERS`, plus 1, where the answer is waited for; 0 if it is not.
     pub resource: u32,
     /// Handle, for acquire and release.
     pub handle: u64,

@@ -24,7 +24,7 @@ pub const fn slot_of(cookie: u64) -> u32 {
 }
 
 /// Numbers of [`Resource::Custom`] begin here: those below are built in.
-const FIRST_CUSTOM: u32 = 256;
+pub const FIRST_CUSTOM: u32 = 256;
 
 /// What is acquired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -19,6 +19,13 @@ pub mod flags {
     pub const HOLD: u32 = 64;
 }
 
+/// Most threads that wait at once for an answer to a birth (maps `HELD` and `BIRTH_ANSWERS`).
+pub const MAX_HELD: u32 = 3;
+
+/// Longest time that such a thread waits, ns. It is in the middle of fork(2) or execve(2), with a processor that nobody else
+/// gets; an answer comes within 0.1 ms or two.
+pub const HOLD_BIRTH_NS: u64 = 10_000_000;
+
 /// Byte offsets of members of the kernel's structures (BTF); all 0 if they are not known.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -33,6 +40,8 @@ pub struct TaskOffsets {
     pub signal: u32,
     /// `signal_struct::live`: the threads of a process that have not ended.
     pub signal_live: u32,
+    /// Fills up; 0.
+    pub reserved: u32,
 }
 
 /// What the programs are told.
@@ -53,6 +62,8 @@ pub struct Settings {
     pub flags: u32,
     /// Most frames of a stack.
     pub max_depth: u32,
+    /// Threads that may wait at once for an answer to a birth that they have told of ([`MAX_HELD`] at most); 0: none waits.
+    pub held: u32,
     /// What the rows that are probed need: all their [`crate::probe::ProbeRow::features`].
     pub features: u32,
     /// Where the kernel keeps what is asked of processes.

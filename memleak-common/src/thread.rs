@@ -24,7 +24,8 @@ pub const MAX_TARGETS: u32 = 16_384;
 pub struct Owner {
     /// The address space. Processes that share it (CLONE_VM) share its number; an exec makes another one.
     pub space: u32,
-    /// The process, which keeps its descriptors over an exec. Processes that share them (CLONE_FILES) share this number.
+    /// The process, which keeps its descriptors over an exec. Processes that share them (CLONE_FILES) share this number. 0: its
+    /// descriptors are not traced.
     pub process: u32,
 }
 
@@ -81,6 +82,32 @@ pub struct PendingCall {
     pub released: Allocation,
 }
 
+/// Where the return address of a call is: the key of the map `CALLS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct CallKey {
+    /// The stack pointer at entry.
+    pub sp: u64,
+    /// The address space: [`Owner::space`].
+    pub space: u32,
+    /// Fills up; 0.
+    pub reserved: u32,
+}
+
+/// A pending call of a function whose `ret` instructions are probed: it belongs to a stack, not to a thread.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct OpenCall {
+    /// The call.
+    pub call: PendingCall,
+    /// Who owns what it acquires.
+    pub owner: Owner,
+    /// The thread that has entered it.
+    pub tid: u32,
+    /// Fills up; 0.
+    pub reserved: u32,
+}
+
 /// A traced thread. Its scratch space is its own: uprobe programs can be preempted, so a CPU's would not do.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +129,9 @@ pub struct ThreadRecord {
     /// [`PendingCall::sp`] of a call that a signal has interrupted in the kernel's return trampoline, where its return
     /// address is no longer on the stack; else 0.
     pub returning: u64,
+    /// Calls in [`OpenCall`]s that the thread has entered and not left, as far as it knows: of heap and mappings, and of all
+    /// other groups.
+    pub open: [u32; 2],
     /// The system call that the thread is in, where it is one that is traced.
     pub system_call: PendingCall,
     /// Where a stack is walked into before it is stored.

@@ -1,6 +1,7 @@
 //! Processes and threads that come, change and go.
 
 use aya_ebpf::{
+    bindings::BPF_NOEXIST,
     helpers::{
         bpf_get_current_pid_tgid, bpf_probe_read_kernel,
         generated::{bpf_get_attach_cookie, bpf_ktime_get_ns, bpf_loop},
@@ -10,7 +11,7 @@ use aya_ebpf::{
 use memleak_common::{
     event::{Event, kind, shared},
     probe::slot_of,
-    settings::flags,
+    settings::{HOLD_BIRTH_NS, MAX_HELD, flags},
     stats::Stat,
     thread::MAX_TARGETS,
     unwind::MappingList,
@@ -18,7 +19,10 @@ use memleak_common::{
 
 use crate::{
     mappings,
-    maps::{ANSWERED, TARGET_SLOTS, TARGETS, THREADS, UNWIND_LISTS, Wake, count, send, setting},
+    maps::{
+        ANSWERED, BIRTH_ANSWERS, BIRTHS, HELD, TARGET_SLOTS, TARGETS, THREADS, UNWIND_LISTS, Wake, count,
+        send, setting,
+    },
     thread::{slot_of_process, target_id},
     track,
 };
@@ -65,12 +69,15 @@ pub fn process_exec(ctx: &RawTracePointContext) {
     // SAFETY: an aligned map value; exec has ended all other threads of the process.
     let target = unsafe { &mut *target };
     let space = target.next_space;
-    if space == 0 {
-        count(Stat::LostProcesses);
+    // One without a space goes on untraced, but for translators of code, which are told of all the same.
+    if target.owner.space != 0 {
+        if space == 0 {
+            count(Stat::LostProcesses);
+        }
+        mappings::new_program(target.owner.space, space);
+        target.owner.space = space;
+        target.next_space = space.checked_add(MAX_TARGETS).filter(|_| space != 0).unwrap_or(0);
     }
-    mappings::new_program(target.owner.space, space);
-    target.owner.space = space;
-    target.next_space = space.checked_add(MAX_TARGETS).filter(|_| space != 0).unwrap_or(0);
     let _ = THREADS.remove(&pid_tgid);
     // What it had mapped is gone, too. User space enters it anew.
     if let Some(published) = UNWIND_LISTS.get_ptr_mut(slot) {
@@ -85,22 +92,24 @@ pub fn process_exec(ctx: &RawTracePointContext) {
     let old = pid_tgid >> 32 << 32 | old_tid as u64;
     let _ = THREADS.remove(&old);
     let by_another = (old != pid_tgid) as u64;
-    tell(kind::EXEC, target.number, pid_tgid as u32, space as u64, by_another);
+    let Some(pid) = target_id(pid_tgid) else { return };
+    born(kind::EXEC, target.number, pid, space as u64, by_another);
 }
 
-/// The current process has made a thread or process: `--follow-forks` takes the latter in.
+/// The current process has made a thread or process. `--follow-forks` takes the latter in; so is one taken in that shares its
+/// memory, since it owns the same blocks.
 #[inline(always)]
 pub fn process_fork(ctx: &RawTracePointContext) {
-    if setting!(flags) & flags::FOLLOW_FORKS == 0 {
-        return;
-    }
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(slot) = slot_of_process(pid_tgid) else { return };
     let Some(parent) = TARGETS.get(slot) else { return };
     let (task, child): (*const u8, *const u8) = (ctx.arg(0), ctx.arg(1));
     let child_tgid: u32 = member(child, setting!(task.tgid));
-    if child_tgid == (pid_tgid >> 32) as u32 {
-        return; // a thread
+    if parent.number == 0 {
+        return; // it goes on untraced
+    }
+    if setting!(task.tgid) == 0 || child_tgid == (pid_tgid >> 32) as u32 {
+        return; // a thread, or it cannot be told
     }
     let shares = |offset: u32| member::<u64>(task, offset) == member::<u64>(child, offset);
     let mut shared_with = 0;
@@ -110,7 +119,75 @@ pub fn process_fork(ctx: &RawTracePointContext) {
     if shares(setting!(task.files)) {
         shared_with |= shared::FILES;
     }
-    tell(kind::FORK, parent.number, pid_tgid as u32, child_tgid as u64, shared_with);
+    if setting!(flags) & flags::FOLLOW_FORKS == 0 && shared_with & shared::MEMORY == 0 {
+        return;
+    }
+    if setting!(pid_ns_ino) != 0 {
+        count(Stat::LostProcesses); // its number in the tool's namespace is not known here
+        return;
+    }
+    born(kind::FORK, parent.number, child_tgid, 0, shared_with);
+}
+
+/// Tells of a birth, and waits until it has been answered: until then the process that was born, which is this one or its
+/// child, does not run.
+#[inline(always)]
+fn born(kind: u32, process: u32, pid: u32, handle: u64, size: u64) {
+    const BPF_RB_FORCE_WAKEUP: u64 = 2;
+    // SAFETY: the helper takes nothing.
+    let time_ns = unsafe { bpf_ktime_get_ns() };
+    let place = take_place();
+    let event = Event {
+        kind,
+        owner: process,
+        tid: pid,
+        resource: place,
+        handle,
+        size,
+        time_ns,
+        ..Event::default()
+    };
+    if BIRTHS.output::<Event>(&event, BPF_RB_FORCE_WAKEUP).is_err() {
+        count(Stat::LostProcesses);
+    } else if setting!(held) != 0 && place != 0 {
+        let mut wait = Wait { time_ns, place: place as u64 - 1 };
+        // SAFETY: as in `hold`.
+        unsafe { bpf_loop(HOLD_TURNS, birth_turn as *mut _, (&raw mut wait).cast(), 0) };
+    }
+    if place != 0 {
+        let _ = HELD.remove(&(place - 1));
+    }
+}
+
+/// Takes a place to wait for an answer at. Gives it, plus 1; 0 if none is free. As many processors as there are places are
+/// not free for others while somebody waits; those that answer run on others.
+#[inline(always)]
+fn take_place() -> u32 {
+    for place in 0..MAX_HELD {
+        if place < setting!(held) && HELD.insert(&place, &0, BPF_NOEXIST as u64).is_ok() {
+            return place + 1;
+        }
+    }
+    0
+}
+
+/// What [`birth_turn`] waits for.
+struct Wait {
+    time_ns: u64,
+    place: u64,
+}
+
+/// One turn of the wait for an answer to a birth; 1 ends it.
+unsafe extern "C" fn birth_turn(_turn: u32, wait: *const Wait) -> i64 {
+    // SAFETY: `born` hands it on.
+    let (time_ns, place) = unsafe { ((*wait).time_ns, (*wait).place) };
+    // SAFETY: the helper takes nothing.
+    if unsafe { bpf_ktime_get_ns() }.wrapping_sub(time_ns) > HOLD_BIRTH_NS {
+        return 1;
+    }
+    let Some(answered) = BIRTH_ANSWERS.get_ptr(place as u32) else { return 1 };
+    // SAFETY: an aligned word of a map value, which user space stores.
+    i64::from(unsafe { answered.read_volatile() } == time_ns)
 }
 
 /// The dynamic linker has mapped or unmapped objects.

@@ -13,7 +13,9 @@ mod kernel_mode;
 mod lifecycle;
 mod mappings;
 mod maps;
+mod nesting;
 mod records;
+mod returns;
 mod stack;
 mod system_calls;
 mod thread;
@@ -56,6 +58,20 @@ pub fn acquire_enter_plain(ctx: ProbeContext) -> u32 {
 #[uretprobe]
 pub fn acquire_exit(ctx: RetProbeContext) -> u32 {
     let _ = track::acquire_exit(&ctx);
+    0
+}
+
+/// A function that acquires, and whose `ret` instructions are probed, is entered.
+#[uprobe]
+pub fn call_enter(ctx: ProbeContext) -> u32 {
+    let _ = returns::call_enter(&ctx);
+    0
+}
+
+/// Such a `ret` is about to be executed.
+#[uprobe]
+pub fn call_exit(ctx: ProbeContext) -> u32 {
+    let _ = returns::call_exit(&ctx);
     0
 }
 
@@ -129,7 +145,7 @@ pub fn thread_exit(ctx: RawTracePointContext) -> i32 {
 /// A thread is about to run a signal's handler.
 #[raw_tracepoint(tracepoint = "signal_deliver")]
 pub fn signal_deliver(_ctx: RawTracePointContext) -> i32 {
-    track::interrupted();
+    nesting::interrupted();
     0
 }
 

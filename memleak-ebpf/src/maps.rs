@@ -16,11 +16,11 @@ use memleak_common::{
     },
     mappings::MappingState,
     probe::{MAX_PROBES, ProbeRow},
-    settings::{Settings, TaskOffsets},
+    settings::{MAX_HELD, Settings, TaskOffsets},
     stack::{ShortStackRecord, StackRecord},
     stats::{STATS as STAT_COUNT, Stat},
     system_call::MAX_SYSTEM_CALLS,
-    thread::{MAX_TARGETS, Target, ThreadRecord},
+    thread::{CallKey, MAX_TARGETS, OpenCall, Target, ThreadRecord},
     unwind::{KNOWN_RULES, KnownRule, Mapping, PublishedList},
 };
 
@@ -52,6 +52,14 @@ pub static MAPPING_STATES: Array<MappingState> = Array::with_max_entries(MAX_TAR
 /// Threads of traced processes that have called a probed function.
 #[map]
 pub static THREADS: HashMap<u64, ThreadRecord> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Pending calls of functions whose `ret` instructions are probed.
+#[map]
+pub static CALLS: HashMap<CallKey, OpenCall> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// 1 once such a call has been left by another thread than had entered it.
+#[map]
+pub static SWITCHED: Array<u32> = Array::with_max_entries(1, 0);
 
 /// All zeroes: what a thread's record starts as. It is too large for a program's stack.
 #[map]
@@ -125,6 +133,18 @@ pub static LAST_RELEASED: PerCpuArray<LastReleased> = PerCpuArray::with_max_entr
 #[map]
 pub static ANSWERED: Array<u64> = Array::with_max_entries(1, 0);
 
+/// Births, which user space is to know of before the process that was born runs.
+#[map]
+pub static BIRTHS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Places of [`BIRTH_ANSWERS`] at which somebody waits.
+#[map]
+pub static HELD: HashMap<u32, u32> = HashMap::with_max_entries(MAX_HELD, 0);
+
+/// The time (`bpf_ktime_get_ns`) of the last birth that was answered, by place. User space writes it by mmap.
+#[map]
+pub static BIRTH_ANSWERS: Array<u64> = Array::with_max_entries(MAX_HELD, BPF_F_MMAPABLE);
+
 /// Counters by [`Stat`].
 #[map]
 pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STAT_COUNT, 0);
@@ -147,8 +167,9 @@ pub static SETTINGS: Settings = Settings {
     pid_ns_ino: 0,
     flags: 0,
     max_depth: 127,
+    held: 0,
     features: 0,
-    task: TaskOffsets { tgid: 0, mm: 0, files: 0, signal: 0, signal_live: 0 },
+    task: TaskOffsets { tgid: 0, mm: 0, files: 0, signal: 0, signal_live: 0, reserved: 0 },
     stored_mask: u64::MAX,
 };
 

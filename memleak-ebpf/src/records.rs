@@ -58,6 +58,9 @@ fn key(owner: Owner, row: &ProbeRow, handle: u64) -> AllocationKey {
 pub fn record(caller: &Caller, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
     let &Acquired { handle, size, .. } = acquired;
     let key = key(thread.owner, row, handle);
+    if key.space == 0 {
+        return None; // a process that is traced for the memory that it shares, and not for its descriptors
+    }
     if has(row, flags::COUNTED) && add_reference(&key) {
         return None;
     }

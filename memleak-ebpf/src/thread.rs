@@ -9,12 +9,12 @@ use aya_ebpf::{
 };
 use memleak_common::{
     stats::Stat,
-    thread::{Owner, ThreadRecord},
+    thread::{MAX_PENDING, Owner, PendingCall, ThreadRecord},
 };
 
 use crate::{
     arch::Registers,
-    maps::{EMPTY_THREAD, TARGET_SLOTS, TARGETS, THREADS, count, setting},
+    maps::{EMPTY_THREAD, PROBES, TARGET_SLOTS, TARGETS, THREADS, count, setting},
 };
 
 /// Who owns what the process with this slot acquires.
@@ -105,4 +105,17 @@ pub fn target_id(pid_tgid: u64) -> Option<u32> {
         )
     };
     (result == 0).then_some(info.tgid)
+}
+
+/// The innermost pending call.
+#[inline(always)]
+pub fn top(thread: &ThreadRecord) -> Option<&PendingCall> {
+    let depth = thread.depth as usize;
+    if depth == 0 { None } else { thread.pending.get((depth - 1) & (MAX_PENDING - 1)) }
+}
+
+/// The group of the row with this index.
+#[inline(always)]
+pub fn group(row: u32) -> u32 {
+    PROBES.get(row).map_or(0, |row| row.group)
 }

@@ -21,14 +21,15 @@ use memleak_common::{
 };
 
 use crate::{
-    arch::{TRAMPOLINE, caller_of, entered_caller, entry_sp, exit_sp, instruction_pointer},
+    arch::{TRAMPOLINE, caller_of, entry_sp, exit_sp, instruction_pointer},
     args::{Arguments, Caller},
     maps::{PROBES, THREADS, count, has, setting},
+    nesting::{is_nested, is_users},
     records::{
         self, Acquired, NOTHING, PAGE_SIZE, finish_release, now, put_back, record, record_another,
         replace_range, take_out,
     },
-    thread::{current_registers, current_thread, owner},
+    thread::{current_thread, group, owner, top},
     unwind,
 };
 
@@ -58,10 +59,12 @@ pub fn acquire_enter(ctx: &ProbeContext, mode: Mode) -> Option<()> {
     }
     if thread.depth == 0 {
         thread.interrupted = 0;
-    } else if !has(row, flags::COUNTS_NESTED)
-        && nests(thread, row)
-        && (thread.interrupted == 0 || is_callee(ctx, thread, row))
-    {
+    } else if mode == Mode::Session && is_users(row) && !unwind::is_callee(ctx, thread, unwind::ANY_GROUP) {
+        // Who knows which of the two returns first: it may be another fibre.
+        count(Stat::MissedReturns);
+        return None;
+    }
+    if !has(row, flags::COUNTS_NESTED) && is_nested(ctx, thread, row) {
         if mode == Mode::Session {
             return None;
         }
@@ -240,55 +243,6 @@ fn is_trampoline(sp: u64) -> bool {
     unsafe { bpf_probe_read_user(found as *const u8) }.map_or(true, |byte| TRAMPOLINE.contains(&byte))
 }
 
-/// The thread is about to run a signal's handler.
-#[inline(always)]
-pub fn interrupted() {
-    /// What the trampoline pushes (arch/x86/kernel/uprobes.c, `uretprobe_trampoline_entry`), bytes.
-    const PUSHED: u64 = 24;
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(thread) = THREADS.get_ptr_mut(&pid_tgid) else { return };
-    // SAFETY: only this thread's own programs touch its record.
-    let thread = unsafe { &mut *thread };
-    let Some(top) = top(thread) else { return };
-    let (top_sp, sp) = (top.sp, current_registers().stack_pointer());
-    thread.interrupted = 1;
-    // `ret` has taken the address off the stack, and the trampoline writes to its place. At the function's entry the stack
-    // pointer is there as well: then the address is, too.
-    if sp.wrapping_add(PUSHED).wrapping_sub(top_sp) <= PUSHED + 8 && thread.returning == 0 {
-        thread.returning = top_sp;
-    }
-}
-
-/// A call has a pending one of its group among its callers. It has not where it is a signal handler's, or on another stack.
-/// The stack is walked to know: only where a signal was delivered while calls were pending.
-#[inline(always)]
-fn is_callee(ctx: &ProbeContext, thread: &mut ThreadRecord, row: &ProbeRow) -> bool {
-    let Caller { ip, sp, fp, .. } = entered_caller(ctx);
-    // SAFETY: the current thread's record.
-    match unsafe { unwind::find_caller(thread, row.group, ip, sp, fp) } {
-        unwind::CALLED => true,
-        unwind::NOT_CALLED => false,
-        _ => {
-            count(Stat::MissedReturns);
-            true
-        }
-    }
-}
-
-/// A call of the row's group is pending.
-#[inline(always)]
-fn nests(thread: &ThreadRecord, row: &ProbeRow) -> bool {
-    for i in 0..MAX_PENDING {
-        if i as u32 >= thread.depth {
-            break;
-        }
-        if group(thread.pending[i].row) == row.group {
-            return true;
-        }
-    }
-    false
-}
-
 /// Pops the call that returns, and commits what it did.
 #[inline(always)]
 pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
@@ -454,6 +408,7 @@ pub fn abandon_pending(mend: bool) {
         self::mend(&thread.pending[i]);
     }
     abandon_all(thread, false);
+    thread.open = [0; 2];
 }
 
 /// The thread ends: neither its pending calls nor its system call will return.
@@ -488,24 +443,11 @@ fn is_gone_while_pending(call: &PendingCall) -> bool {
 
 /// What the attach cookie names: a row (its index first) and the slot of the process.
 #[inline(always)]
-fn row(ctx: *mut core::ffi::c_void) -> Option<(u32, u32, &'static ProbeRow)> {
+pub fn row(ctx: *mut core::ffi::c_void) -> Option<(u32, u32, &'static ProbeRow)> {
     // SAFETY: the helper takes the program's context.
     let cookie = unsafe { bpf_get_attach_cookie(ctx.cast()) };
     let row = row_of(cookie);
     Some((row, slot_of(cookie), PROBES.get(row)?))
-}
-
-/// The innermost pending call.
-#[inline(always)]
-fn top(thread: &ThreadRecord) -> Option<&PendingCall> {
-    let depth = thread.depth as usize;
-    if depth == 0 { None } else { thread.pending.get((depth - 1) & (MAX_PENDING - 1)) }
-}
-
-/// The group of the row with this index.
-#[inline(always)]
-fn group(row: u32) -> u32 {
-    PROBES.get(row).map_or(0, |row| row.group)
 }
 
 #[inline(always)]

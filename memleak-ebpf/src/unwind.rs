@@ -3,16 +3,18 @@
 //! The step is a global function, which the verifier checks once and not for each of 127 frames. It takes the thread's
 //! record, in which the walk has all its state: uprobe programs can be preempted, so a CPU's scratch space would not do.
 
+use aya_ebpf::programs::ProbeContext;
 use memleak_common::{
     settings::flags,
     stack::MAX_STACK_DEPTH,
-    thread::{RULES, STACK_WINDOW, ThreadRecord, Unwind, Window},
+    thread::{CallKey, RULES, STACK_WINDOW, ThreadRecord, Unwind, Window},
     unwind::{KnownRule, Mapping, PublishedList, Reads, Regs, State, Step, Tables},
 };
 
 use crate::{
     arch,
-    maps::{KNOWN, PROBES, UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_WORDS, setting},
+    args::Caller,
+    maps::{CALLS, KNOWN, PROBES, UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_WORDS, setting},
     window::{Hash, Walk, read_window, replaced},
 };
 
@@ -203,7 +205,7 @@ pub const CALLED: u64 = 1;
 /// None is: before one comes the frame of a signal, or the end of the stack.
 pub const NOT_CALLED: u64 = 2;
 /// The walk came to no end.
-const UNKNOWN: u64 = 3;
+pub const UNKNOWN: u64 = 3;
 
 /// Whether a function that was called from these registers has a pending call of the group among its callers: one of
 /// [`CALLED`], [`NOT_CALLED`] and [`UNKNOWN`]. Overwrites what the thread's record keeps of its last walk.
@@ -252,6 +254,18 @@ pub unsafe extern "C" fn find_caller(
     found
 }
 
+/// Any group: for [`find_caller`].
+pub const ANY_GROUP: u32 = u32::MAX;
+
+/// The function that is entered was called, by others or not, from a pending call of the group. Not where the walk does
+/// not come to an end.
+#[inline(always)]
+pub fn is_callee(ctx: &ProbeContext, thread: &mut ThreadRecord, group: u32) -> bool {
+    let Caller { ip, sp, fp, .. } = arch::entered_caller(ctx);
+    // SAFETY: the current thread's record.
+    unsafe { find_caller(thread, group, ip, sp, fp) == CALLED }
+}
+
 /// Whether a call of the group is pending that was entered with this stack pointer: 0 or 1.
 ///
 /// # Safety
@@ -266,11 +280,19 @@ pub unsafe extern "C" fn pending_at(thread: *const ThreadRecord, sp: u64, group:
         if i >= thread.depth {
             break;
         }
-        if call.sp == sp && PROBES.get(call.row).is_some_and(|row| row.group == group) {
+        if call.sp == sp && is_of_group(call.row, group) {
             return 1;
         }
     }
-    0
+    let key = CallKey { sp, space: thread.owner.space, reserved: 0 };
+    let Some(open) = CALLS.get_ptr(&key) else { return 0 };
+    // SAFETY: an aligned map value, which whoever runs on this stack writes.
+    u64::from(is_of_group(unsafe { (*open).call.row }, group))
+}
+
+#[inline(always)]
+fn is_of_group(row: u32, group: u32) -> bool {
+    group == ANY_GROUP || PROBES.get(row).is_some_and(|row| row.group == group)
 }
 
 /// What the process with this slot has mapped, and the generation of that.

@@ -9,11 +9,14 @@ use std::{
     collections::BTreeMap,
     fs::File,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
-use memleak::unwind::{ExecSegment, Machine, Source, TableCache, Unsupported, UnwindTable};
+use memleak::elf::Segment;
+use memleak::objects::ObjectFile;
+use memleak::unwind::{Machine, TableCache, Unsupported, UnwindTable};
 use memleak_common::unwind::Row;
 
 const BUILDS: usize = 5;
@@ -41,7 +44,8 @@ fn main() {
             Err(error) => println!("{error}: {}", file.display()),
         }
     }
-    let sources: Vec<_> = files.iter().filter_map(|file| File::open(file).ok()).map(Source::File).collect();
+    let sources: Vec<_> =
+        files.iter().map(|file| Arc::new(ObjectFile::new(File::open(file), file.as_ref()))).collect();
     let begin = Instant::now();
     let tables = TableCache::default().get_many(&sources);
     let rows: usize = tables.iter().flatten().map(|table| table.rows() as usize).sum();
@@ -53,8 +57,7 @@ fn count_unsupported(files: &[PathBuf]) {
     // Rows, and those with a call, by reason.
     let mut counts: BTreeMap<Unsupported, (usize, usize)> = BTreeMap::new();
     for path in files {
-        let Ok(table) = File::open(path).map_err(Into::into).and_then(|file| UnwindTable::from_file(&file))
-        else {
+        let Some(table) = File::open(path).ok().and_then(|file| UnwindTable::from_file(&file).ok()) else {
             continue;
         };
         tables += 1;
@@ -80,7 +83,7 @@ fn count_unsupported(files: &[PathBuf]) {
 /// Whether there is a call in the text that `row` covers, up to `next`.
 fn has_call(table: &UnwindTable, bytes: &[u8], row: Row, next: Row) -> bool {
     let start = table.segments.text_base + u64::from(row.pc());
-    let inside = |segment: &&ExecSegment| start >= segment.vaddr && start - segment.vaddr < segment.len;
+    let inside = |segment: &&Segment| start >= segment.vaddr && start - segment.vaddr < segment.len;
     let Some(segment) = table.segments.segments.iter().find(inside) else { return false };
     let offset = (start - segment.vaddr + segment.file_offset) as usize;
     let code = bytes.get(offset..offset + (next.pc() - row.pc()) as usize).unwrap_or_default();

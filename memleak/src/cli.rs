@@ -128,7 +128,7 @@ pub struct Cli {
     #[arg(short = 'k', long, help_heading = "Target (exactly one kind)")]
     pub kernel: bool,
 
-    /// Also trace the children that the target forks
+    /// Also trace the target's children, and theirs, whatever programs they become
     #[arg(long, help_heading = "Target (exactly one kind)")]
     pub follow_forks: bool,
 

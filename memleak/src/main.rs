@@ -1,7 +1,7 @@
 //! Parses the command line, runs, and turns the outcome into an exit status.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::process::ExitCode;
+use std::{process::ExitCode, thread};
 
 use memleak::{
     exit::{self, ExitMessage},
@@ -15,8 +15,15 @@ fn main() -> ExitCode {
     outlive_file_size_limit();
     stderr::install_panic_hook();
     // A panic has said its line by then; what it leaves behind (links, maps) ends with us.
-    ExitCode::from(std::panic::catch_unwind(status).unwrap_or(exit::FAILED))
+    let status = match thread::Builder::new().stack_size(STACK).spawn(status) {
+        Ok(work) => work.join(),
+        Err(_) => std::panic::catch_unwind(status),
+    };
+    ExitCode::from(status.unwrap_or(exit::FAILED))
 }
+
+/// The stack that we work on, bytes: the main thread's may be no more than 64 KiB (`ulimit -s`), which overflows.
+const STACK: usize = 8 << 20;
 
 /// Does what the command line says; gives the exit status.
 fn status() -> u8 {

@@ -11,14 +11,16 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::Arc,
 };
 
 use memleak::{
+    objects::ObjectFile,
     proc::{
         maps::{Backing, read_maps},
         memory::{ProcessMemory, ReadMemory as _},
     },
-    unwind::{Arrays, Layout, Machine, MappedObject, Shortage, Source, TableCache, Walk, walk},
+    unwind::{Arrays, Layout, Machine, MappedObject, Shortage, TableCache, Walk, walk},
 };
 use memleak_common::unwind::{MappingList, NO_MASK, Regs, Step};
 use unwind_fixtures::{compile, source};
@@ -129,12 +131,12 @@ impl Tables {
         let sources: Vec<_> = executable
             .iter()
             .map(|map| match map.path() {
-                Some(_) => Source::File(File::open(map.map_files_path(pid)).expect("a mapped file opens")),
+                Some(path) => Arc::new(ObjectFile::new(File::open(map.map_files_path(pid)), path)),
                 None => {
                     let mut bytes =
                         vec![0; usize::try_from((map.end - map.start).min(MAX_VDSO)).expect("small")];
                     memory.read_exact_at(map.start, &mut bytes).expect("the vdso can be read");
-                    Source::Image(bytes)
+                    Arc::new(ObjectFile::from_memory(bytes, Path::new("[vdso]")))
                 }
             })
             .collect();

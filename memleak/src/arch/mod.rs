@@ -5,16 +5,20 @@
 pub mod aarch64;
 pub mod placement;
 pub mod relocations;
+pub mod returns;
 pub mod x86_64;
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("memleak knows x86_64 and aarch64");
+
+use std::collections::BTreeSet;
 
 #[cfg(target_arch = "aarch64")]
 pub use aarch64::host::{Breakpoint, MACHINE as HOST, OBJECT, SYSTEM_CALLS};
 use object::elf;
 use placement::Placement;
 use relocations::RelocationTypes;
+use returns::Unclear;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::host::{Breakpoint, MACHINE as HOST, OBJECT, SYSTEM_CALLS};
 
@@ -51,6 +55,19 @@ impl Machine {
         match self {
             Self::X86_64 => x86_64::placement::place(code, vaddr, arguments_read),
             Self::Aarch64 => aarch64::placement::place(code, vaddr, arguments_read),
+        }
+    }
+
+    /// Addresses (`vaddr`) of the instructions by which the function at `vaddr` returns. `whole_function` gives all code of
+    /// the function at an address.
+    pub fn returns(
+        self,
+        vaddr: u64,
+        whole_function: impl Fn(u64) -> Option<Vec<u8>>,
+    ) -> Result<BTreeSet<u64>, Unclear> {
+        match self {
+            Self::X86_64 => x86_64::returns::returns(vaddr, whole_function),
+            Self::Aarch64 => Err(Unclear::Machine),
         }
     }
 }

@@ -13,6 +13,8 @@ pub enum Reason {
     BodyUnclear,
     /// The entry: the code or its extent is not known, or is for another machine.
     BodyUnknown,
+    /// The function returns there.
+    Return,
 }
 
 /// Where to probe a function.

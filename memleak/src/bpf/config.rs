@@ -5,7 +5,7 @@ use std::{collections::HashSet, io, os::unix::fs::MetadataExt as _};
 use aya::util::KernelVersion;
 use memleak_common::{
     probe::{Resource, handle},
-    settings::{Settings, TaskOffsets, flags},
+    settings::{MAX_HELD, Settings, TaskOffsets, flags},
 };
 
 use super::error::BpfError;
@@ -109,6 +109,7 @@ pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings
         flags: bits,
         max_depth: config.max_depth,
         task,
+        held: if may_hold() && task != TaskOffsets::default() { held() } else { 0 },
         features: rows
             .iter()
             .filter(|row| row.serves(&config.resources))
@@ -130,6 +131,7 @@ fn task_offsets() -> io::Result<TaskOffsets> {
         files: offset("task_struct", "files")?,
         signal: offset("task_struct", "signal")?,
         signal_live: offset("signal_struct", "live")?,
+        reserved: 0,
     })
 }
 
@@ -137,6 +139,16 @@ fn task_offsets() -> io::Result<TaskOffsets> {
 fn may_hold() -> bool {
     let has_loop = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 17, 0));
     has_loop && std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1)
+}
+
+/// Threads of ours that answer births: one more than may wait, on a processor each.
+pub fn answering_threads() -> usize {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    cpus.min(MAX_HELD as usize + 1)
+}
+
+fn held() -> u32 {
+    answering_threads().saturating_sub(1) as u32
 }
 
 /// How many stacks a CPU stores before it says so, less one: all CPUs together an eighth of the room.

@@ -5,8 +5,9 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     num::NonZeroU32,
-    os::fd::{AsRawFd as _, OwnedFd},
-    path::Path,
+    os::fd::OwnedFd,
+    path::{Component, Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,17 +21,22 @@ use aya::{
     },
 };
 
+use log::debug;
 use memleak_common::probe::cookie;
 
 use super::{
     access::program,
+    closer::{Closer, Retired, end_with_a_child},
     error::{BpfError, chain, os_error},
     multi::MultiPrograms,
     uprobes::{ABANDON, ACQUIRE_PLAIN, EMPTY_SESSION, SESSION, Uprobes},
 };
-use crate::probe::{
-    plan::{AttachPoint, PointKey, ProgramKind},
-    table::Scope as RowScope,
+use crate::{
+    arch::returns::Unclear,
+    probe::{
+        plan::{AttachPoint, PointKey, ProgramKind},
+        table::Scope as RowScope,
+    },
 };
 
 /// The process in which a probe fires: itself, and no child of it.
@@ -51,13 +57,19 @@ pub struct Probes {
     processes: HashMap<u32, Attached>,
     /// Places with a probe.
     count: usize,
+    /// `None` while nothing was to be ended yet.
+    closer: Option<Closer<Link>>,
+    /// Slots that are free without it.
+    freed: Vec<u32>,
 }
 
 /// What is attached to one process.
 #[derive(Default)]
 struct Attached {
     links: Vec<Link>,
-    points: HashSet<PointKey>,
+    /// In the order in which they were attached.
+    points: Vec<Arc<AttachPoint>>,
+    keys: HashSet<PointKey>,
     /// Places with a probe.
     count: usize,
 }
@@ -88,13 +100,14 @@ pub struct Outcome {
 impl Probes {
     /// Nothing is attached yet.
     pub fn new(uprobes: Uprobes, mends_stack: bool) -> Self {
-        Self { uprobes, mends_stack, processes: HashMap::new(), count: 0 }
+        let (processes, freed) = (HashMap::new(), Vec::new());
+        Self { uprobes, mends_stack, processes, count: 0, closer: None, freed }
     }
 
     /// What kernel mode has attached.
     pub(super) fn of_kernel(links: Vec<Link>) -> Self {
         let count = links.len();
-        let kernel = Attached { links, points: HashSet::new(), count };
+        let kernel = Attached { links, count, ..Attached::default() };
         Self { processes: HashMap::from([(0, kernel)]), count, ..Self::new(Uprobes::Single, true) }
     }
 
@@ -106,11 +119,21 @@ impl Probes {
         points: &[AttachPoint],
         traps_only: bool,
     ) -> Result<Outcome, BpfError> {
+        let points = points.iter().map(|point| Arc::new(point.clone())).collect();
+        self.attach_shared(ebpf, scope, points, traps_only)
+    }
+
+    fn attach_shared(
+        &mut self,
+        ebpf: &mut Ebpf,
+        scope: Scope,
+        mut new: Vec<Arc<AttachPoint>>,
+        traps_only: bool,
+    ) -> Result<Outcome, BpfError> {
         let start = Instant::now();
         let mut outcome = Outcome::default();
         let mut attached = self.processes.remove(&scope.slot).unwrap_or_default();
-        let new: Vec<&AttachPoint> =
-            points.iter().filter(|point| attached.points.insert(point.key())).collect();
+        new.retain(|point| attached.keys.insert(point.key()));
         for group in new.chunk_by(|a, b| a.program == b.program && a.object == b.object) {
             let Some(first) = group.first() else { continue };
             if first.program.is_return() && self.serves_both_ends() {
@@ -144,6 +167,7 @@ impl Probes {
                 }
             }
         }
+        attached.points.append(&mut new);
         attached.count += outcome.attached;
         self.count += outcome.attached;
         self.processes.insert(scope.slot, attached);
@@ -151,11 +175,68 @@ impl Probes {
         Ok(outcome)
     }
 
-    /// Ends what was attached to the process with this slot, which has ended or become another task.
+    /// Ends what is attached to the process with this slot, which has become another task.
     pub fn forget(&mut self, slot: u32) {
+        self.retire(slot, false);
+    }
+
+    /// Ends what was attached to the process with this slot, which has ended: [`Self::closed`] will give the slot.
+    pub fn release(&mut self, slot: u32) {
+        self.retire(slot, true);
+    }
+
+    fn retire(&mut self, slot: u32, is_freed: bool) {
+        let attached = self.processes.remove(&slot).unwrap_or_default();
+        self.count -= attached.count;
+        let retired = Retired { links: attached.links, slot: is_freed.then_some(slot) };
+        if self.closer.is_none() {
+            self.closer =
+                Closer::start().inspect_err(|error| debug!("links are ended at once: {error}")).ok();
+        }
+        match &self.closer {
+            Some(closer) => closer.retire(retired),
+            None => {
+                wait_for(end_with_a_child(retired.links));
+                self.freed.extend(retired.slot);
+            }
+        }
+    }
+
+    /// Ends what is attached to the process with this slot, and waits until it has.
+    pub fn end(&mut self, slot: u32) {
         if let Some(attached) = self.processes.remove(&slot) {
             self.count -= attached.count;
+            wait_for(end_with_a_child(attached.links));
         }
+    }
+
+    /// Waits until all links have ended that are to end.
+    pub fn finish_closing(&mut self) {
+        if let Some(closer) = self.closer.take() {
+            self.freed.extend(closer.finish());
+        }
+    }
+
+    /// Slots of ended processes whose links have ended since this was last asked.
+    pub fn closed(&mut self) -> Vec<u32> {
+        let mut closed = std::mem::take(&mut self.freed);
+        closed.extend(self.closer.iter().flat_map(Closer::closed));
+        closed
+    }
+
+    /// Attaches to a process what is attached to the one that has made it. Says whether all of it could be.
+    pub fn inherit(
+        &mut self,
+        ebpf: &mut Ebpf,
+        parent: u32,
+        scope: Scope,
+        traps_only: bool,
+    ) -> Result<bool, BpfError> {
+        let Some(points) = self.processes.get(&parent).map(|parent| parent.points.clone()) else {
+            return Ok(false);
+        };
+        let outcome = self.attach_shared(ebpf, scope, points, traps_only)?;
+        Ok(outcome.failed.is_empty())
     }
 
     /// The program at a call's entry runs at its return, too.
@@ -176,10 +257,26 @@ impl Probes {
         }
     }
 
-    /// An exception that leaves one of these calls would end the process, since its stack cannot be mended here.
-    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<&'a AttachPoint> {
-        let throws = |point: &&AttachPoint| point.program.is_return() && point.scope == RowScope::Operator;
-        if self.mends_stack { None } else { points.iter().find(throws) }
+    /// The stack is mended when an exception leaves a call whose return address is replaced.
+    pub fn mends_stack(&self) -> bool {
+        self.mends_stack
+    }
+
+    /// A call that would end the process if it switched stacks or, if the stack cannot be mended here, threw an exception; with
+    /// the reason why its `ret` instructions are not probed instead.
+    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<(&'a AttachPoint, Unclear)> {
+        let is_dangerous = |point: &AttachPoint| match point.scope {
+            RowScope::User => true,
+            RowScope::Operator => !self.mends_stack,
+            _ => false,
+        };
+        let mut unclear = points.iter().filter_map(|point| Some((point, point.unclear?)));
+        unclear.find(|(point, _)| is_dangerous(point))
+    }
+
+    /// A probe fires for the threads of a process, and not for all that share its memory.
+    pub fn are_of_threads(&self) -> bool {
+        matches!(self.uprobes, Uprobes::Multi(_))
     }
 
     /// Number of probes.
@@ -187,37 +284,12 @@ impl Probes {
         self.count
     }
 
-    /// Ends all links, and waits until the last one has.
-    ///
-    /// A process child of ours does it, by ending: were we killed while we close a link ourselves, the kernel could not
-    /// take the breakpoints out of the target (`failed to unregister, leaking uprobe`; it gives up where the closing
-    /// thread has a SIGKILL pending). Nobody kills the child, and one that ends has nothing pending any more.
+    /// Ends all links, and waits until the last one has. See [`super::closer`] for how.
     pub fn detach(&mut self) -> Duration {
         let start = Instant::now();
-        if let Ok((reader, writer)) = io::pipe() {
-            // SAFETY: the child makes system calls only.
-            match unsafe { libc::fork() } {
-                0 => {
-                    let mut byte = 0u8;
-                    // SAFETY: plain system calls on descriptors that are open. The read ends when the parent has closed
-                    // its links, or has been killed; _exit then closes ours, which are the last.
-                    unsafe {
-                        libc::close(writer.as_raw_fd());
-                        libc::read(reader.as_raw_fd(), (&raw mut byte).cast(), 1);
-                        libc::_exit(0);
-                    }
-                }
-                child if child > 0 => {
-                    self.processes.clear();
-                    drop(writer);
-                    // SAFETY: the child is ours; its status is of no interest.
-                    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
-                }
-                _ => {}
-            }
-        }
-        self.processes.clear(); // where no child was to be had
+        self.closer = None; // what it has begun comes to its end
         self.count = 0;
+        wait_for(end_with_a_child(std::mem::take(&mut self.processes)));
         start.elapsed()
     }
 
@@ -236,12 +308,29 @@ fn attach_many(
     programs: &MultiPrograms,
     name: &str,
     scope: Scope,
-    points: &[&AttachPoint],
+    points: &[Arc<AttachPoint>],
 ) -> io::Result<OwnedFd> {
     let first = points.first().ok_or(io::ErrorKind::InvalidInput)?;
     let places: Vec<(u64, u64)> =
         points.iter().map(|point| (point.file_offset, cookie(point.row, scope.slot))).collect();
-    programs.attach(name, first.program.is_return(), &first.open_path, &places, scope.pid)
+    let path = as_seen_by(scope.pid, &first.open_path);
+    programs.attach(name, first.program.is_return(), &path, &places, scope.pid)
+}
+
+/// The path that opens the object of a point in process `pid`: a child has what its parent had mapped, at the same addresses.
+fn as_seen_by(pid: u32, open_path: &Path) -> PathBuf {
+    let mut parts = open_path.components();
+    let is_of_process = parts.next() == Some(Component::RootDir)
+        && parts.next() == Some(Component::Normal("proc".as_ref()))
+        && parts.next().is_some();
+    if is_of_process { Path::new("/proc").join(pid.to_string()).join(parts) } else { open_path.to_owned() }
+}
+
+fn wait_for(child: libc::pid_t) {
+    if child > 0 {
+        // SAFETY: the child is ours; its status is of no interest.
+        unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    }
 }
 
 fn attach_one(program: &mut UProbe, scope: Scope, point: &AttachPoint) -> Result<UProbeLink, BpfError> {
@@ -249,7 +338,7 @@ fn attach_one(program: &mut UProbe, scope: Scope, point: &AttachPoint) -> Result
         NonZeroU32::new(scope.pid).ok_or_else(|| attach_error(point, "there is no process 0".to_owned()))?;
     let location = UProbeAttachLocation::AbsoluteOffset(point.file_offset);
     let attach_point = UProbeAttachPoint { location, cookie: Some(cookie(point.row, scope.slot)) };
-    let path: &Path = &point.open_path;
+    let path = as_seen_by(scope.pid, &point.open_path);
     program
         .attach(attach_point, path, UProbeScope::OneProcess(pid))
         .and_then(|id| program.take_link(id))

@@ -3,11 +3,14 @@
 //!
 //! - `error`, `sys` (bpf(2)), `access` (maps and programs by name);
 //! - `config` (what a run asks for), `object` (the embedded object), `multi` and `uprobes` (programs), `links`;
+//! - `closer` (ends links beside the run), `births` (notices of children and new programs);
 //! - `targets`, `records`, `rings`, `stack_store`, `unwind_maps`, `mapping_states`, `stats` (maps);
 //! - `user_mode` and `kernel_mode` (loading), `reader` (snapshots);
 //! - `tracer`, which is all that a session sees.
 
 mod access;
+mod births;
+mod closer;
 mod config;
 mod error;
 mod kernel_mode;
@@ -27,7 +30,13 @@ mod unwind_maps;
 mod uprobes;
 mod user_mode;
 
-pub use config::{Config, Walk};
+use std::time::Duration;
+
+pub use births::Births;
+pub use config::{Config, Walk, answering_threads};
 pub use error::BpfError;
 pub use links::Scope;
 pub use tracer::{Tracer, UserStart};
+
+/// Longest time that a process is held at its birth.
+pub const HOLD: Duration = Duration::from_nanos(memleak_common::settings::HOLD_BIRTH_NS);

@@ -97,6 +97,9 @@ impl Reader {
     /// A process is about to be traced: who owns what it acquires.
     pub fn add_target(&mut self, owner: Owner, pid: u32, end: &PidFd) {
         self.owners.insert(owner.space, State::Living);
+        if owner.process == 0 {
+            return;
+        }
         self.owners.insert(owner.process, State::Living);
         if let Some(descriptors) = &mut self.descriptors {
             descriptors.remember(owner.process, pid, end);

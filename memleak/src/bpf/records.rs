@@ -1,4 +1,5 @@
-//! The records of what is outstanding (map `ALLOCATIONS`), and those that calls in progress have taken out (map `THREADS`).
+//! The records of what is outstanding (map `ALLOCATIONS`), and those that calls in progress have taken out (maps `THREADS` and
+//! `CALLS`).
 
 use std::collections::HashSet;
 
@@ -6,7 +7,7 @@ use aya::Ebpf;
 use memleak_common::{
     allocation::{Allocation, AllocationKey, RELEASED_EARLY},
     probe::{ProbeRow, Resource, flags},
-    thread::{MAX_PENDING, ThreadRecord},
+    thread::{CallKey, MAX_PENDING, OpenCall, ThreadRecord},
 };
 use rustc_hash::FxHashSet;
 
@@ -50,6 +51,12 @@ pub(super) fn outstanding(
         }
     })
     .map_err(|error| map_error("THREADS", &error))?;
+    sys::for_each_entry(fd(ebpf, "CALLS")?, |_: &CallKey, open: &OpenCall| {
+        if open.call.has_released == TAKEN_OUT {
+            pending.push((open.owner, open.call));
+        }
+    })
+    .map_err(|error| map_error("CALLS", &error))?;
     if pending.is_empty() {
         return Ok((all, last_stacks));
     }

@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::{
     access::array_mut,
+    births::Births,
     config::Config,
     error::{BpfError, map_error},
     kernel_mode,
@@ -25,6 +26,8 @@ use super::{
     user_mode,
 };
 use crate::{
+    arch::returns::Unclear,
+    objects::ObjectStore,
     probe::{kernel::KernelPlan, plan::AttachPoint, table::Row},
     proc::{maps::Mapping, readable::readable},
     snapshot::{Snapshot, Stack, ranges::Release},
@@ -54,6 +57,8 @@ pub struct Tracer {
 pub struct UserStart {
     /// The tracer.
     pub tracer: Tracer,
+    /// Notices of children and new programs.
+    pub births: Births,
     /// Resources that system calls tell of: no function of the target's is probed for them.
     pub by_system_calls: &'static [Resource],
     /// How long the kernel took to take the programs in.
@@ -62,19 +67,21 @@ pub struct UserStart {
 
 impl Tracer {
     /// Loads the programs that trace processes by these rows, and enters the unwind tables of the processes `pids`, which
-    /// will be the first that are taken in.
+    /// will be the first that are taken in; `store` opens their objects.
     pub fn of_processes(
         config: &Config,
         rows: &[Row],
         pids: impl Iterator<Item = u32>,
+        store: &ObjectStore,
     ) -> Result<UserStart, BpfError> {
         // The tables first: an array's size is set when it is made.
-        let mut tables = ProcessTables::default();
+        let mut tables = ProcessTables::new(store.clone());
         let objects =
             if config.walks_tables() { tables.observe_running((0..).zip(pids)) } else { Vec::new() };
         let words = words_for((!objects.is_empty()).then(|| tables.sums()));
         let begin = Instant::now();
-        let loaded = user_mode::load(config, rows, words)?;
+        let mut loaded = user_mode::load(config, rows, words)?;
+        let births = Births::open(&mut loaded.ebpf)?;
         let took = begin.elapsed();
         // What was left out by sampling is open, too.
         let checks_descriptors = config.resources.contains(&Resource::Fd) && config.sample_rate == 1;
@@ -90,7 +97,7 @@ impl Tracer {
         let mapping_states = MappingStates::open(&loaded.ebpf)?;
         let mut tracer = Self::new(config, loaded.ebpf, loaded.events, probes, reader, unwinding)?;
         tracer.mapping_states = Some(mapping_states);
-        Ok(UserStart { tracer, by_system_calls: loaded.by_system_calls, took })
+        Ok(UserStart { tracer, births, by_system_calls: loaded.by_system_calls, took })
     }
 
     /// Loads and attaches the programs of a plan for the kernel. Gives also why some functions could not be probed.
@@ -121,19 +128,57 @@ impl Tracer {
         targets::enter(&mut self.ebpf, slot, pid, target)
     }
 
-    /// The process `pid`, which had this slot, has ended, and with it these owners. [`Self::clear`] is to be called some time.
-    pub fn target_ended(&mut self, slot: u32, pid: u32, owners: &[u32]) -> Result<(), BpfError> {
+    /// The process with this slot has ended, and with it these owners. [`Self::clear`] is to be called some time.
+    pub fn owners_ended(&mut self, slot: u32, owners: &[u32]) {
         if let Some(unwinding) = &mut self.unwinding {
             unwinding.remove(slot);
         }
         self.reader.ended(owners);
+    }
+
+    /// The programs know the process `pid`, which had this slot, no longer.
+    pub fn forget_pid(&mut self, slot: u32, pid: u32) -> Result<(), BpfError> {
         targets::forget_pid(&mut self.ebpf, slot, pid)
     }
 
-    /// Ends what is attached to a process that has ended, and frees its slot. Gives what the programs had there.
-    pub fn release_slot(&mut self, slot: u32) -> Result<Target, BpfError> {
-        self.probes.forget(slot);
-        targets::remove(&mut self.ebpf, slot)
+    /// Ends what was attached to a process that has ended: [`Self::freed`] will give its slot.
+    pub fn release_slot(&mut self, slot: u32) {
+        self.probes.release(slot);
+    }
+
+    /// A process goes on untraced: nothing is counted of it from here on. Its links end later.
+    pub fn silence(&mut self, slot: u32) -> Result<(), BpfError> {
+        targets::silence(&mut self.ebpf, slot)
+    }
+
+    /// Ends what is attached to the process with this slot, and waits until it has.
+    pub fn end_probes(&mut self, slot: u32) {
+        self.probes.end(slot);
+    }
+
+    /// Waits until all links have ended that are to end.
+    pub fn finish_closing(&mut self) {
+        self.probes.finish_closing();
+    }
+
+    /// Slots that nothing names any more, since this was last asked, each with what the programs had there.
+    pub fn freed(&mut self) -> Result<Vec<(u32, Target)>, BpfError> {
+        let closed = self.probes.closed();
+        targets::forget_slots(&mut self.ebpf, &closed)?;
+        closed.into_iter().map(|slot| Ok((slot, targets::remove(&mut self.ebpf, slot)?))).collect()
+    }
+
+    /// Gives a child the probes and the unwind tables of the process that has made it. Says whether the probes are all in.
+    pub fn inherit(&mut self, parent: u32, child: Scope) -> Result<bool, BpfError> {
+        // Tables first: it walks as soon as it runs.
+        if let Some(unwinding) = &mut self.unwinding {
+            unwinding.inherit(parent, child.slot);
+        }
+        let is_whole = self.probes.inherit(&mut self.ebpf, parent, child, self.traps_only)?;
+        if !is_whole {
+            self.probes.forget(child.slot);
+        }
+        Ok(is_whole)
     }
 
     /// A process has replaced its program, and owns what it acquires by other numbers from now on: see
@@ -195,8 +240,19 @@ impl Tracer {
         self.unwinding.as_mut()?.news()
     }
 
-    /// An exception that leaves one of these calls would end the process, since its stack cannot be mended here.
-    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<&'a AttachPoint> {
+    /// Probes of a process do not fire for another that shares its memory (kernel/trace/bpf_trace.c, `uprobe_prog_run`);
+    /// perf's do (kernel/trace/trace_uprobe.c, `uprobe_perf_filter`).
+    pub fn tells_sharers_apart(&self) -> bool {
+        self.probes.are_of_threads()
+    }
+
+    /// See [`Probes::mends_stack`].
+    pub fn mends_stack(&self) -> bool {
+        self.probes.mends_stack()
+    }
+
+    /// See [`Probes::dangers`].
+    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<(&'a AttachPoint, Unclear)> {
         self.probes.dangers(points)
     }
 

@@ -71,6 +71,13 @@ impl Unwinding {
         }
     }
 
+    /// A process was made by another, and has what that has mapped.
+    pub fn inherit(&mut self, parent: u32, child: u32) {
+        if let Some(objects) = self.tables.inherit(parent, child) {
+            self.set(child, &objects);
+        }
+    }
+
     /// Enters objects that [`ProcessTables::observe`] gave.
     pub fn set(&mut self, slot: u32, objects: &[MappedObject]) {
         let mut result = self.layout.set_process(slot, objects, Shortage::Fail, &mut self.store);
@@ -225,7 +232,11 @@ fn array<'e>(
 }
 
 /// Maps `bytes` of an array from byte `offset`, a multiple of the page size, on.
-fn map_memory(fd: BorrowedFd<'_>, offset: usize, bytes: usize) -> io::Result<NonNull<libc::c_void>> {
+pub(super) fn map_memory(
+    fd: BorrowedFd<'_>,
+    offset: usize,
+    bytes: usize,
+) -> io::Result<NonNull<libc::c_void>> {
     let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new memory map at a place of the kernel's choice.

@@ -10,7 +10,7 @@ use super::{
 use crate::arch::OBJECT;
 
 /// Uprobe programs at one end of calls.
-const UPROBES: &[&str] = &["release_enter", "mappings_enter"];
+const UPROBES: &[&str] = &["release_enter", "mappings_enter", "call_exit", "call_enter"];
 /// Mends the stack for an unwinder; and the same without, for kernels that forbid to write to a process.
 pub(super) const ABANDON: [&str; 2] = ["abandon_enter", "abandon_enter_plain"];
 /// Of both ends of calls; and the two programs where the kernel has none for both.

@@ -1,7 +1,7 @@
 //! Rows of the table x symbols of the target's objects = points to attach to, with a reason for each row left out.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt,
     ops::Range,
     path::PathBuf,
@@ -14,6 +14,7 @@ use crate::{
     arch::{
         self,
         placement::{Placement, Reason},
+        returns::Unclear,
     },
     proc::memory::ReadMemory,
     target::{
@@ -50,8 +51,12 @@ pub enum ProgramKind {
     ReleaseEnter,
     /// A return probe.
     AcquireExit,
+    /// A `ret` of a function whose return address is left alone.
+    CallExit,
     /// Entry of an acquire, a resize or a release that can fail.
     AcquireEnter,
+    /// The same of a function whose `ret` instructions are probed.
+    CallEnter,
 }
 
 impl ProgramKind {
@@ -60,13 +65,15 @@ impl ProgramKind {
         match self {
             Self::AcquireEnter => "acquire_enter",
             Self::AcquireExit => "acquire_exit",
+            Self::CallEnter => "call_enter",
+            Self::CallExit => "call_exit",
             Self::ReleaseEnter => "release_enter",
             Self::AbandonEnter => "abandon_enter",
             Self::MappingsEnter => "mappings_enter",
         }
     }
 
-    /// It runs when the function returns.
+    /// It runs when the function returns, by a return address that the kernel has replaced.
     pub const fn is_return(self) -> bool {
         matches!(self, Self::AcquireExit)
     }
@@ -108,6 +115,8 @@ pub struct AttachPoint {
     pub placement: Placement,
     /// Name of the function, with the allocator's prefix.
     pub function: String,
+    /// Why the function's `ret` instructions are not probed, though it may do what replaced return addresses do not bear.
+    pub unclear: Option<Unclear>,
 }
 
 impl AttachPoint {
@@ -185,13 +194,22 @@ pub struct PlanOptions<'a> {
     /// `-S`: the allocator's functions carry this prefix; those without it are another allocator's. Mapping functions
     /// and C++ operators have none.
     pub symbols_prefix: Option<&'a str>,
+    /// The programs can put replaced return addresses back on the stack.
+    pub mends_stack: bool,
     /// Points of earlier plans: they are not planned again.
     pub already: Option<&'a HashSet<PointKey>>,
 }
 
 impl Default for PlanOptions<'_> {
     fn default() -> Self {
-        Self { rows: &TABLE, resources: DEFAULT_RESOURCES, object: None, symbols_prefix: None, already: None }
+        Self {
+            rows: &TABLE,
+            resources: DEFAULT_RESOURCES,
+            object: None,
+            symbols_prefix: None,
+            mends_stack: true,
+            already: None,
+        }
     }
 }
 
@@ -229,7 +247,8 @@ impl Plan {
     /// objects are mapped.
     pub fn is_empty(&self) -> bool {
         !self.points.iter().any(|point| {
-            point.program == ProgramKind::AcquireEnter && (!self.needs_heap || is_allocators(point.scope))
+            let is_entry = matches!(point.program, ProgramKind::AcquireEnter | ProgramKind::CallEnter);
+            is_entry && (!self.needs_heap || is_allocators(point.scope))
         })
     }
 
@@ -497,7 +516,6 @@ impl<'a> Planner<'a> {
         row: &Row,
         symbol: &FunctionSymbol,
     ) -> Result<Vec<AttachPoint>, SkipReason> {
-        let programs = ProgramKind::of(row.role);
         if self.elf.is_go() && !matches!(row.role, Role::Abandon | Role::Notice) {
             return Err(SkipReason::Go);
         }
@@ -515,28 +533,68 @@ impl<'a> Planner<'a> {
             });
         }
         let placement = self.place(vaddr, size, row);
+        let (mut programs, mut unclear) = (ProgramKind::of(row.role), None);
+        let mut returns = BTreeSet::new();
+        if self.leaves_addresses_alone(row) {
+            match arch::HOST
+                .returns(vaddr, |other| self.whole_function(other, if other == vaddr { size } else { 0 }))
+            {
+                Ok(found) => (programs, returns) = (&[ProgramKind::CallEnter], found),
+                Err(why) => unclear = Some(why),
+            }
+        }
+        let place = |program, file_offset, placement| AttachPoint {
+            program,
+            row: index,
+            role: row.role,
+            scope: row.scope,
+            object: self.object.id,
+            open_path: self.object.open_path.clone(),
+            file_offset,
+            placement,
+            function: symbol.name.clone(),
+            unclear,
+        };
+        let mut points = Vec::new();
+        for at in returns {
+            let offset = u32::try_from(at.wrapping_sub(vaddr)).unwrap_or(0);
+            let file_offset = self.elf.file_offset_of(at).ok_or(SkipReason::NoCode)?;
+            points.push(place(
+                ProgramKind::CallExit,
+                file_offset,
+                Placement { offset, reason: Reason::Return },
+            ));
+        }
         let file_offset = self
             .elf
             .file_offset_of(vaddr.wrapping_add(u64::from(placement.offset)))
             .ok_or(SkipReason::NoCode)?;
+        points.extend(programs.iter().map(|program| place(*program, file_offset, placement)));
         self.taken.insert(vaddr, (symbol.name.clone(), row.probe));
         if is_allocators(row.scope) || row.scope == Scope::Operator {
             self.code.push(vaddr..vaddr.saturating_add(size));
         }
-        Ok(programs
-            .iter()
-            .map(|program| AttachPoint {
-                program: *program,
-                row: index,
-                role: row.role,
-                scope: row.scope,
-                object: self.object.id,
-                open_path: self.object.open_path.clone(),
-                file_offset,
-                placement,
-                function: symbol.name.clone(),
-            })
-            .collect())
+        Ok(points)
+    }
+
+    /// The row's calls are followed by their `ret` instructions, wherever these are known: those of functions that users name,
+    /// of which nobody knows whether they throw or switch stacks; those of mmap and its kin, which signal handlers call on
+    /// stacks of their own; and those that throw where the stack cannot be mended.
+    fn leaves_addresses_alone(&self, row: &Row) -> bool {
+        let followed =
+            matches!(row.role, Role::Acquire | Role::Resize | Role::FallibleRelease | Role::Shield);
+        let may_leave = match row.scope {
+            Scope::User | Scope::Mapping => true,
+            Scope::Operator => !self.options.mends_stack,
+            _ => false,
+        };
+        followed && may_leave
+    }
+
+    /// All code of the function at `vaddr`, whose size is this or, where it is 0, a symbol's.
+    fn whole_function(&self, vaddr: u64, size: u64) -> Option<Vec<u8>> {
+        let size = if size == 0 { self.elf.function_size_at(vaddr) } else { size };
+        self.elf.whole_function(vaddr, size)
     }
 
     fn place(&self, vaddr: u64, size: u64, row: &Row) -> Placement {

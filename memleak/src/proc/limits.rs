@@ -1,4 +1,4 @@
-//! Our own limits.
+//! Our own limits, and what of them is taken.
 
 /// Raises the number of files that may be open to what is allowed without asking. Each object of the target is held
 /// open, so that it can be symbolized after the target has gone. A failure shows later, at the file that is one too many.
@@ -11,4 +11,13 @@ pub fn raise_open_files() {
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
     }
+}
+
+/// Memory of ours that is resident, bytes; 0 where /proc does not say (proc_pid_statm(5)).
+pub fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
+    // SAFETY: sysconf(3) takes an integer.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    pages * u64::try_from(page).unwrap_or(4096)
 }

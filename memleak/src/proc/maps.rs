@@ -2,13 +2,14 @@
 
 use std::{
     ffi::OsStr,
-    fs, io,
+    fs::File,
+    io::{self, BufRead, BufReader},
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
 
 /// What backs a mapping.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Backing {
     /// A file, by the path the kernel prints (in the target's mount namespace), without ` (deleted)`.
     File {
@@ -24,7 +25,7 @@ pub enum Backing {
 }
 
 /// One line of /proc/PID/maps.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Mapping {
     /// First address.
     pub start: u64,
@@ -62,23 +63,39 @@ impl Mapping {
     }
 }
 
+/// Bytes of paths that are kept of one process: 65,530 mappings may each have one of 4 KiB. What comes after has none.
+const MAX_PATHS: usize = 32 << 20;
+
 /// Reads what `pid` has mapped now, in order of address. A zombie has nothing mapped: an empty list.
 pub fn read_maps(pid: u32) -> io::Result<Vec<Mapping>> {
-    parse_maps(&fs::read(format!("/proc/{pid}/maps"))?)
+    read_from(BufReader::with_capacity(1 << 16, File::open(format!("/proc/{pid}/maps"))?))
 }
 
 /// Mappings from the text of a maps file (fs/proc/task_mmu.c, `show_map_vma`). An error: a line is none that the kernel
 /// writes. Paths are the target's words, any bytes but a line's end, which the kernel writes as `\012`.
 pub fn parse_maps(text: &[u8]) -> io::Result<Vec<Mapping>> {
-    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    lines
-        .map(|line| {
-            parse_line(line).ok_or_else(|| {
-                let line = String::from_utf8_lossy(line).escape_default().to_string();
+    read_from(text)
+}
+
+/// Line by line: all of the text may be 268 MB.
+fn read_from(mut text: impl BufRead) -> io::Result<Vec<Mapping>> {
+    let (mut mappings, mut line, mut paths) = (Vec::new(), Vec::new(), 0);
+    while text.read_until(b'\n', &mut line)? > 0 {
+        let content = line.strip_suffix(b"\n").unwrap_or(&line);
+        if !content.is_empty() {
+            let mut mapping = parse_line(content).ok_or_else(|| {
+                let line = String::from_utf8_lossy(content).escape_default().to_string();
                 io::Error::new(io::ErrorKind::InvalidData, format!("not a line of a maps file: {line}"))
-            })
-        })
-        .collect()
+            })?;
+            paths += mapping.path().map_or(0, |path| path.as_os_str().len());
+            if paths > MAX_PATHS {
+                mapping.backing = Backing::Other;
+            }
+            mappings.push(mapping);
+        }
+        line.clear();
+    }
+    Ok(mappings)
 }
 
 /// `START-END PERMISSIONS OFFSET MAJOR:MINOR INODE PATH`, all numbers but the inode hexadecimal, spaces before the path.

@@ -13,3 +13,4 @@ pub mod readable;
 pub mod root;
 pub mod slab;
 pub mod status;
+pub mod target;

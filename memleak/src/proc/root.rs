@@ -90,7 +90,7 @@ fn new_descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     }
 }
 
-/// Opens a path of /proc that is a link to a file (`map_files/...`, `exe`), if that file is a regular one.
+/// Opens what a path of ours, or a link of /proc (`map_files/...`, `exe`), leads to, if it is a regular file.
 pub fn open_link(path: &Path) -> io::Result<File> {
     open_regular(&OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?)
 }
@@ -100,7 +100,9 @@ fn open_regular(found: &File) -> io::Result<File> {
     if !found.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-    File::open(PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd())))
+    // Its owner may hold a lease on it, which would keep us for as long as /proc/sys/fs/lease-break-time says (fcntl(2)).
+    let path = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }
 
 #[cfg(test)]

@@ -32,6 +32,16 @@ pub fn thread_comm(tid: u32) -> Option<String> {
     Some(String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned())
 }
 
+/// The processes that process `pid` has made and that live (proc(5), /proc/PID/task/TID/children).
+pub fn children(pid: u32) -> Vec<u32> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let lists =
+        threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
 /// Reads `pid`'s status.
 pub fn read_status(pid: u32) -> io::Result<Status> {
     let status = fs::read(format!("/proc/{pid}/status"))?;

@@ -6,10 +6,7 @@ use std::{
 };
 
 use log::{debug, info};
-use memleak_common::{
-    event::{kind, shared},
-    probe::Resource,
-};
+use memleak_common::{event::kind, probe::Resource};
 
 use super::{
     SessionError,
@@ -17,16 +14,7 @@ use super::{
     user_mode::Objects,
     wait::{event_line, is_kernels, millis},
 };
-use crate::{
-    proc::{clock::monotonic_ns, status::read_status},
-    report::sink::Delivery,
-    snapshot::ranges::Release,
-    target::process::{Process, check_program},
-    targets::Shared,
-};
-
-/// From an exec or the end of a process until its records are taken out of the kernel's table, which many share.
-const CLEAR_AFTER: Duration = Duration::from_secs(1);
+use crate::{proc::clock::monotonic_ns, report::sink::Delivery, snapshot::ranges::Release};
 
 impl Session {
     /// Handles what the kernel side has sent: some of it, so that a target that is faster than we are leaves time for
@@ -57,15 +45,7 @@ impl Session {
                     noticed.entry(event.owner).or_insert(event.time_ns);
                     last_notice = last_notice.max(Some(event.time_ns));
                 }
-                kind::EXEC => self.program_replaced(event.owner, event.handle as u32, event.size != 0)?,
                 kind::STACKS => stacks_stored = true,
-                kind::FORK => {
-                    let shared = Shared {
-                        memory: event.size & shared::MEMORY != 0,
-                        files: event.size & shared::FILES != 0,
-                    };
-                    self.follow(event.owner, event.handle as u32, shared);
-                }
                 _ => {}
             }
         }
@@ -125,7 +105,7 @@ impl Session {
     }
 
     /// The target has loaded or unloaded objects, at `time_ns` (CLOCK_MONOTONIC): an allocator may be among them.
-    fn mappings_changed(&mut self, target: u32, time_ns: u64) {
+    pub(super) fn mappings_changed(&mut self, target: u32, time_ns: u64) {
         let Some(traced) = self.targets.get(target).filter(|traced| !traced.ended) else { return };
         let pid = traced.id.pid;
         // Tables first: the new code runs as soon as the dynamic linker is done.
@@ -139,72 +119,14 @@ impl Session {
         self.tell_attached();
     }
 
-    /// A target has replaced its program, and owns memory by the number `space` from now on.
-    fn program_replaced(
-        &mut self,
-        target: u32,
-        space: u32,
-        by_another_thread: bool,
-    ) -> Result<(), SessionError> {
-        let old = self.targets.replaced(target, space);
-        let Some(traced) = self.targets.get_mut(target) else { return Ok(()) };
-        let pid = traced.id.pid;
-        check_program(pid)?;
-        traced.planned.clear();
-        traced.allocator_code.clear();
-        if let Ok(status) = read_status(pid) {
-            traced.comm = status.comm;
-        }
-        self.tracer.program_replaced(traced, old, by_another_thread);
-        self.due.clearing.get_or_insert_with(|| Instant::now() + CLEAR_AFTER);
-        self.reporter.sink.protect_process(pid);
-        info!("process {pid} has replaced its program: its allocations are gone");
-        self.mappings_changed(target, monotonic_ns());
-        Ok(())
-    }
-
-    /// A target has made a child.
-    fn follow(&mut self, parent: u32, pid: u32, shared: Shared) {
-        let Some(of_parent) = self.targets.get(parent) else { return };
-        let from = of_parent.owner.space;
-        if self.targets.with_pid(pid).is_some() {
-            return;
-        }
-        let followed = Process::open(pid)
-            .map_err(SessionError::from)
-            .and_then(|process| self.add_target(&process, Some((parent, shared))));
-        match followed {
-            Ok(target) => {
-                self.reporter.symbolizer.inherit(parent, target);
-                if let Some(traced) = self.targets.get(target) {
-                    self.tracer.inherit_mappings(from, traced.owner.space);
-                }
-                self.mappings_changed(target, monotonic_ns());
-            }
-            Err(error) => debug!("a child is not traced: {error}"),
-        }
-    }
-
-    /// A target has ended. What it held is kept, and room is made for others.
-    pub(super) fn target_ended(&mut self, target: u32) -> Result<(), SessionError> {
-        let owners = self.targets.end(target);
-        let Some(traced) = self.targets.get(target) else { return Ok(()) };
-        let slot = traced.slot;
-        self.tracer.target_ended(slot, traced.id.pid, &owners)?;
-        self.due.clearing.get_or_insert_with(|| Instant::now() + CLEAR_AFTER);
-        // One that ends with the run takes its probes along.
-        if !self.targets.all_ended() {
-            let last = self.tracer.release_slot(slot)?;
-            self.targets.release_slot(slot, last);
-        }
-        Ok(())
-    }
-
     /// Takes out of the kernel's table what nobody can release any more.
     pub(super) fn clear(&mut self) -> Result<(), SessionError> {
         self.due.clearing = None;
         self.tracer.clear()?;
         self.forget_released();
+        for (slot, last) in self.tracer.freed()? {
+            self.targets.release_slot(slot, last);
+        }
         Ok(())
     }
 

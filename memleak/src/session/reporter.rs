@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     aggregate::{Found, History, aggregate},
+    objects::ObjectStore,
     probe::resource::Catalog,
     proc::descriptors::open_descriptors,
     report::{
@@ -38,10 +39,10 @@ pub(super) struct Reporter {
 
 impl Reporter {
     /// Has made no report yet.
-    pub(super) fn new(catalog: Catalog, sink: Sink) -> Self {
+    pub(super) fn new(catalog: Catalog, sink: Sink, store: ObjectStore) -> Self {
         Self {
             catalog,
-            symbolizer: Symbolizer::new(),
+            symbolizer: Symbolizer::with_objects(store),
             sink,
             sites: Sites::default(),
             history: History::default(),

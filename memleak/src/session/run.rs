@@ -10,6 +10,7 @@ use log::info;
 use super::{
     SessionError,
     checks::{check_interval, check_mounts},
+    follow::Birth,
     guard::{first_error, guarded},
     kernel_mode,
     state::{Mode, Session},
@@ -89,6 +90,8 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
     // Not before: while a command is held, a signal ends us both.
     let mut signals =
         Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
+    // Whoever is told that the probes are in may make children at once.
+    session.arm(true);
     session.tell_attached();
     session.release_command()?;
     let ended = guarded(session.report_until_done(&mut signals)).await;
@@ -141,11 +144,18 @@ impl Session {
                         return Ok(Reason::ReaderGone);
                     }
                 }
+                Some(birth) = next_birth(&mut self.mode) => {
+                    self.born(&birth, false);
+                    if self.targets.all_ended() {
+                        return Ok(Reason::TargetsEnded);
+                    }
+                }
                 Some(target) = self.ends.1.recv() => {
                     // What it did last may have been to make a child that is followed.
                     if self.take_events_before_report()? == Delivery::ReaderGone {
                         return Ok(Reason::ReaderGone);
                     }
+                    self.take_births(false);
                     self.target_ended(target)?;
                     if self.targets.all_ended() {
                         return Ok(Reason::TargetsEnded);
@@ -184,6 +194,8 @@ impl Session {
     /// The last report; gives the number of allocations in it. The target is relieved of its probes before the work of
     /// making it begins. What fails on the way is told after it, if it can be made.
     fn last_report(&mut self) -> Result<u64, SessionError> {
+        self.arm(false);
+        self.take_births(false);
         let delivery = self.take_events_before_report();
         let snapshot = self.snapshot();
         self.detach();
@@ -203,6 +215,7 @@ impl Session {
         let time = SystemTime::now();
         self.due.clearing = None;
         let mut snapshot = self.tracer.snapshot()?;
+        snapshot.lost.processes += self.lost_processes;
         let took = begin.elapsed();
         let targets = &self.targets;
         let own = own::take_out(&mut snapshot, |space| {
@@ -220,6 +233,14 @@ impl Session {
         }
         self.reporter.symbolizer.observe_kernel();
         Ok((snapshot, time, (begin, took)))
+    }
+}
+
+/// The next child or new program; none of the kernel's.
+async fn next_birth(mode: &mut Mode) -> Option<Birth> {
+    match mode {
+        Mode::User(mode) => mode.follower.next().await,
+        Mode::Kernel => std::future::pending().await,
     }
 }
 

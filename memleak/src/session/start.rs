@@ -10,11 +10,12 @@ use super::{
     user_mode::Objects,
 };
 use crate::{
-    proc::limits::raise_open_files,
+    proc::{limits::raise_open_files, status::children},
     target::{
         command::{CommandError, Held, HeldCommand},
         process::Process,
     },
+    targets::Shared,
 };
 
 impl Session {
@@ -26,7 +27,33 @@ impl Session {
         let target = self.add_target(&process, None)?;
         // Reads what is mapped, and keeps it: the process may end at any time. Before the probes are in, for the walks.
         self.observe(target);
-        self.probe(target, Objects::All)
+        self.probe(target, Objects::All)?;
+        if self.settings.capture.follow_forks {
+            self.trace_descendants(target, process.pid);
+        }
+        Ok(())
+    }
+
+    /// Puts probes into what a target has made before it was one. (What it makes from now on it tells of.)
+    fn trace_descendants(&mut self, parent: u32, pid: u32) {
+        for child in children(pid) {
+            if self.targets.with_pid(child).is_some() {
+                continue;
+            }
+            let traced = Process::open(child).map_err(SessionError::from).and_then(|process| {
+                let target = self.add_target(&process, Some((parent, Shared::default())))?;
+                self.observe(target);
+                self.probe(target, Objects::New)?;
+                Ok(target)
+            });
+            match traced {
+                Ok(target) => self.trace_descendants(target, child),
+                Err(error) => {
+                    warn!("a child is not traced: {error}");
+                    self.lost_processes += 1;
+                }
+            }
+        }
     }
 
     /// Starts a command and puts probes into each object before its code runs.
@@ -42,9 +69,7 @@ impl Session {
             match held.advance().map_err(system)? {
                 Held::Mapped => {}
                 // The programs have told of it before the command stopped.
-                Held::Replaced => {
-                    let _ = self.take_events()?;
-                }
+                Held::Replaced => self.take_births(true),
                 Held::Entry => break,
                 Held::Ended(status) => {
                     return Err(CommandError::ended_early(argv, status).into());

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     bpf::{Scope, Tracer},
+    objects::ObjectStore,
     probe::plan::Plan,
     proc::{
         dynamic_linker::debug_address, maps::read_maps, memory::ProcessMemory, readable::readable,
@@ -53,6 +54,8 @@ pub(super) struct Session {
     pub(super) due: Due,
     /// Numbers of targets that have ended.
     pub(super) ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
+    /// Processes that were not traced, or not from their beginning, as far as we know and the programs do not.
+    pub(super) lost_processes: u64,
     /// Probes attached, and the time that it took, since it was last said.
     attached: (usize, Duration),
 }
@@ -72,9 +75,23 @@ impl Session {
     }
 
     fn new(settings: Settings, sink: Sink, mode: Mode, tracer: Tracer) -> Self {
-        let reporter = Reporter::new(settings.capture.catalog(), sink);
+        let store = match &mode {
+            Mode::User(mode) => mode.store.clone(),
+            Mode::Kernel => ObjectStore::default(),
+        };
+        let reporter = Reporter::new(settings.capture.catalog(), sink, store);
         let (targets, due, ends) = (Targets::default(), Due::default(), mpsc::unbounded_channel());
-        Self { settings, mode, tracer, targets, reporter, due, ends, attached: (0, Duration::ZERO) }
+        Self {
+            settings,
+            mode,
+            tracer,
+            targets,
+            reporter,
+            due,
+            ends,
+            lost_processes: 0,
+            attached: (0, Duration::ZERO),
+        }
     }
 
     /// Makes a process known to the programs and waits for its end. `parent`: the target that made it, and what the two
@@ -84,12 +101,15 @@ impl Session {
         process: &Process,
         parent: Option<(u32, Shared)>,
     ) -> Result<u32, SessionError> {
+        let is_followed = parent.is_none() || self.settings.capture.follow_forks;
         let cannot_wait = |error| SessionError::System("cannot wait for a process", error);
         let end = process.end_fd().map_err(cannot_wait)?;
         let watch = readable(end.try_clone().map_err(cannot_wait)?).map_err(cannot_wait)?;
         let id = TargetId { pid: process.pid, start_time: process.start_time };
-        let (number, slot, target) =
-            self.targets.add(id, process.comm.clone(), parent).ok_or(ProcessError::TooMany(process.pid))?;
+        let (number, slot, target) = self
+            .targets
+            .add(id, process.comm.clone(), parent, is_followed)
+            .ok_or(ProcessError::TooMany(process.pid))?;
         self.tracer.add_target(slot, process.pid, target, &end)?;
         self.reporter.sink.protect_process(process.pid);
         let ended = self.ends.0.clone();

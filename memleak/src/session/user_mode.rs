@@ -9,14 +9,16 @@ use super::{
     SessionError,
     checks::{check_plan, tell_gaps},
     config::config,
+    follow::Follower,
     wait::millis,
 };
 use crate::{
-    bpf::{Tracer, UserStart},
+    bpf::{Tracer, UserStart, answering_threads},
+    objects::ObjectStore,
     probe::{
         gaps::Gap,
         plan::{AttachPoint, Plan, PlanOptions, plan, symbol_names},
-        table::{Row, TABLE},
+        table::{Row, Scope, TABLE},
     },
     proc::{
         maps::read_maps,
@@ -43,12 +45,18 @@ pub(super) enum Objects {
 
 /// What is probed in processes, and the command that was started.
 pub(super) struct UserMode {
+    /// What processes have mapped, open.
+    pub(super) store: ObjectStore,
     /// The table of this run.
     rows: Vec<Row>,
     /// Resources that functions of the target's are probed for.
     probed: Vec<Resource>,
-    /// The danger of exceptions was told.
+    /// Replaced return addresses can be put back on a target's stack.
+    mends_stack: bool,
+    /// The danger of replaced return addresses was told.
     warned: bool,
+    /// Follows children and new programs.
+    pub(super) follower: Follower,
     /// What is not seen of allocators, as far as it was told.
     told_gaps: HashSet<Gap>,
     /// A command that does not run yet.
@@ -60,12 +68,18 @@ pub(super) struct UserMode {
 /// Loads the programs, and enters the unwind tables of `processes`.
 pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMode, Tracer), SessionError> {
     let rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
+    let store = ObjectStore::default();
     let pids = processes.iter().map(|process| process.pid);
-    let UserStart { tracer, by_system_calls, took } = Tracer::of_processes(&config(settings), &rows, pids)?;
+    let UserStart { tracer, births, by_system_calls, took } =
+        Tracer::of_processes(&config(settings), &rows, pids, &store)?;
     info!("loaded the BPF programs in {} ms", millis(took));
     let is_probed = |resource: &Resource| !by_system_calls.contains(resource);
     let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
-    let mode = UserMode { rows, probed, warned: false, told_gaps: HashSet::new(), held: None, command: None };
+    let follower = Follower::start(births, answering_threads())
+        .map_err(|error| SessionError::System("cannot start a thread", error))?;
+    let (mends_stack, told_gaps) = (tracer.mends_stack(), HashSet::new());
+    let (warned, held, command) = (false, None, None);
+    let mode = UserMode { store, rows, probed, mends_stack, warned, told_gaps, follower, held, command };
     Ok((mode, tracer))
 }
 
@@ -84,6 +98,7 @@ impl UserMode {
             resources: &self.probed,
             object: capture.object.as_deref(),
             symbols_prefix: capture.symbols_prefix.as_deref(),
+            mends_stack: self.mends_stack,
             already: None,
         };
         let mut mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
@@ -93,7 +108,7 @@ impl UserMode {
                 !traced.planned.contains(&ObjectId { device: mapping.device, inode: mapping.inode })
             });
         }
-        let mut objects = read_objects(pid, &mappings, &symbol_names(&options));
+        let mut objects = read_objects(&self.store, pid, &mappings, &symbol_names(&options));
         objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
         let memory = ProcessMemory::open(pid).ok();
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
@@ -118,13 +133,21 @@ impl UserMode {
         Ok(plan)
     }
 
-    /// Says once that an exception out of one of these calls ends the process.
+    /// Says once which call could be the end of the process: its return address is replaced while it is pending.
     pub(super) fn warn_of_dangers(&mut self, tracer: &Tracer, pid: u32, points: &[AttachPoint]) {
-        if !self.warned
-            && let Some(point) = tracer.dangers(points)
-        {
-            self.warned = true;
-            let name = demangle(&point.function);
+        if self.warned {
+            return;
+        }
+        let Some((point, why)) = tracer.dangers(points) else { return };
+        self.warned = true;
+        let name = demangle(&point.function);
+        if point.scope == Scope::User {
+            let exception = if self.mends_stack { "" } else { "throws an exception or " };
+            warn!(
+                "process {pid}: if {name} {exception}switches stacks, the process can be ended while it is traced, since its \
+                 returns cannot be found ({why}); to be safe name another function"
+            );
+        } else {
             warn!(
                 "process {pid}: an exception thrown out of {name} (out of memory) will end it while it is traced, since \
                  this kernel is locked down and forbids to mend the stack; to be safe boot without lockdown"

@@ -18,6 +18,7 @@ use tokio::{
 
 use super::SessionError;
 use crate::{
+    hurry,
     probe::resource::Catalog,
     proc::{clock::monotonic_ns, readable::readable, status::thread_comm},
     report::trace::{EventKind, EventLine},
@@ -54,6 +55,7 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn listen() -> io::Result<Self> {
+        hurry::listen()?;
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 

@@ -5,14 +5,16 @@ use std::{io, sync::Arc};
 use addr2line::{Context, LookupContinuation, LookupResult, SplitDwarfLoad};
 use gimli::{DwarfPackage, SectionId};
 
-use super::{
-    bytes::Bytes,
-    elf::Elf,
-    reader::{Reader, with_fuel},
-};
+use super::reader::{Reader, with_fuel};
+use crate::elf::{Bytes, ElfFile};
 
-/// Reads that a look-up may make at least, and for each byte of debug information over a whole object's life.
+/// Reads that a look-up may make at least, and for each byte of debug information over a whole object's life; and at most, which
+/// takes a second.
 const FUEL: (u64, u64) = (1 << 20, 16);
+const MOST_FUEL: u64 = 128 << 20;
+
+/// Longest section that is read, unpacked, bytes.
+const MAX_SECTION: u64 = 128 << 20;
 
 /// Most frames for one address.
 const MAX_FRAMES: usize = 256;
@@ -31,7 +33,7 @@ pub struct SourceFrame {
 /// Finds files that debug information names by path: `.dwo`, `.dwp`.
 pub trait FindFile {
     /// The file at `path` (absolute), if it can be opened and is an ELF file.
-    fn find(&self, path: &[u8]) -> Option<Elf>;
+    fn find(&self, path: &[u8]) -> Option<ElfFile>;
 }
 
 /// The debug information of one object.
@@ -49,7 +51,7 @@ impl std::fmt::Debug for Dwarf {
 
 impl Dwarf {
     /// Whether `elf` has debug information at all.
-    pub fn is_in(elf: &Elf) -> bool {
+    pub fn is_in(elf: &ElfFile) -> bool {
         [&b".debug_info"[..], b".zdebug_info"]
             .iter()
             .any(|name| elf.section(name).is_some_and(|it| it.size > 0))
@@ -57,13 +59,17 @@ impl Dwarf {
 
     /// Reads the units of `elf`, whose references into a supplementary file go to `supplementary`; `package` holds its
     /// split units (`.dwp`).
-    pub fn new(elf: &Elf, supplementary: Option<&Elf>, package: Option<&Elf>) -> io::Result<Self> {
+    pub fn new(
+        elf: &ElfFile,
+        supplementary: Option<&ElfFile>,
+        package: Option<&ElfFile>,
+    ) -> io::Result<Self> {
         let mut bytes = 0;
         let mut sections = load(elf, Form::Main, &mut bytes)?;
         if let Some(supplementary) = supplementary {
             sections.set_sup(load(supplementary, Form::Main, &mut bytes)?);
         }
-        let fuel = FUEL.0 + FUEL.1 * bytes;
+        let fuel = (FUEL.0 + FUEL.1 * bytes).min(MOST_FUEL);
         let package = package.and_then(|elf| {
             let empty = Reader::new(Bytes::default(), elf.format.little_endian);
             let section = |id: SectionId| Ok::<_, gimli::Error>(section(elf, id, Form::Package, &mut bytes));
@@ -73,6 +79,11 @@ impl Dwarf {
         Ok(Self { context: context.map_err(io::Error::other)?, fuel, package })
     }
 
+    /// Whether it was too much to read to the end.
+    pub fn is_exhausted(&self) -> bool {
+        self.fuel == 0
+    }
+
     /// The calls at `vaddr`, innermost first; the last one is the function itself. Empty where nothing is known.
     pub fn frames(&mut self, vaddr: u64, files: &dyn FindFile) -> Vec<SourceFrame> {
         if vaddr == u64::MAX {
@@ -80,7 +91,7 @@ impl Dwarf {
         }
         let mut more = 0;
         let (frames, left) = with_fuel(self.fuel, || self.look_up(vaddr, files, &mut more));
-        self.fuel = left + more * FUEL.1;
+        self.fuel = (left + more * FUEL.1).min(MOST_FUEL);
         frames.unwrap_or_default()
     }
 
@@ -166,12 +177,12 @@ enum Form {
     Package,
 }
 
-fn load(elf: &Elf, form: Form, bytes: &mut u64) -> io::Result<gimli::Dwarf<Reader>> {
+fn load(elf: &ElfFile, form: Form, bytes: &mut u64) -> io::Result<gimli::Dwarf<Reader>> {
     gimli::Dwarf::load(|id| Ok(section(elf, id, form, bytes)))
 }
 
 /// A section's bytes; empty where addr2line has no use for it, or it cannot be read.
-fn section(elf: &Elf, id: SectionId, form: Form, bytes: &mut u64) -> Reader {
+fn section(elf: &ElfFile, id: SectionId, form: Form, bytes: &mut u64) -> Reader {
     let unused = matches!(
         id,
         SectionId::DebugLoc
@@ -187,7 +198,7 @@ fn section(elf: &Elf, id: SectionId, form: Form, bytes: &mut u64) -> Reader {
     };
     // The index of a package refers to all of its sections.
     let data = match name.filter(|_| !unused || form == Form::Package) {
-        Some(name) => elf.data(name).unwrap_or_default(),
+        Some(name) => elf.data(name, MAX_SECTION).unwrap_or_default(),
         None => Bytes::default(),
     };
     *bytes += data.len() as u64;

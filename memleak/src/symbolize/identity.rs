@@ -8,7 +8,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use super::elf::Elf;
+use crate::elf::ElfFile;
 
 /// So much of each executable segment tells files without a build id apart, bytes.
 const MAX_CONTENT: u64 = 1 << 20;
@@ -28,10 +28,10 @@ pub enum Identity {
 
 impl Identity {
     /// Of a file.
-    pub fn of(elf: &Elf) -> Self {
+    pub fn of(elf: &ElfFile) -> Self {
         let code = elf.segments.iter().filter(|segment| segment.executable);
         match elf.build_id() {
-            Some(id) => Self::BuildId(id, code.map(|segment| (segment.vaddr, segment.file_size)).collect()),
+            Some(id) => Self::BuildId(id, code.map(|segment| (segment.vaddr, segment.len)).collect()),
             None => Self::Content(content(elf)),
         }
     }
@@ -46,13 +46,13 @@ impl Identity {
 }
 
 /// What cannot be read counts as empty.
-fn content(elf: &Elf) -> [u8; 32] {
+fn content(elf: &ElfFile) -> [u8; 32] {
     let (source, budget) = (elf.source(), elf.budget());
     let mut hash = Sha256::new();
-    hash.update(source.len().to_le_bytes());
+    hash.update(source.length().to_le_bytes());
     for segment in elf.segments.iter().filter(|segment| segment.executable) {
         hash.update(segment.vaddr.to_le_bytes());
-        if let Ok(bytes) = source.part(segment.offset, segment.file_size.min(MAX_CONTENT), budget) {
+        if let Ok(bytes) = source.part(segment.file_offset, segment.len.min(MAX_CONTENT), &budget) {
             hash.update(&*bytes);
         }
     }

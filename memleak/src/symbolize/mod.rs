@@ -1,10 +1,7 @@
 //! Addresses of a process, or of the kernel, turned into frames: function, offset, source line, inlined callers.
 
-mod bytes;
-mod debug_files;
 pub mod demangle;
 mod dwarf;
-mod elf;
 mod identity;
 mod kernel;
 mod mapped;
@@ -12,16 +9,14 @@ mod object;
 mod perf_map;
 mod reader;
 mod regions;
-mod strings;
 mod symbolizer;
 mod symbols;
-mod target;
 
+pub use crate::proc::target::{LiveTarget, Target};
 pub use identity::{Anchor, ObjectNumber};
 pub use kernel::{KernelSymbols, KernelSymbolsError, KernelTexts};
 pub use mapped::Observed;
 pub use symbolizer::{Location, Symbolizer, SymbolizerOptions};
-pub use target::{LiveTarget, Target};
 
 /// Why a frame has no function name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

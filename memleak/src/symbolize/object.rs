@@ -1,22 +1,18 @@
 //! One object of a target: an ELF file with its symbols and its debug information, read when first asked for.
 
-use std::{
-    collections::HashMap,
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
-
-use object::elf;
+use std::{collections::HashMap, ffi::OsStr, os::unix::ffi::OsStrExt as _, path::PathBuf, sync::Arc};
 
 use super::{
-    bytes::{Budget, Source},
-    debug_files::{Roots, SplitFiles},
     demangle::{demangle, printable_bytes},
-    dwarf::{Dwarf, SourceFrame},
-    elf::Elf,
-    identity::Identity,
+    dwarf::{Dwarf, FindFile, SourceFrame},
     symbols::Symbols,
+};
+use crate::{
+    elf::{
+        Budget, ElfFile,
+        debug_files::{Roots, open},
+    },
+    objects::ObjectFile,
 };
 
 /// Most addresses whose calls are remembered for one object.
@@ -39,29 +35,13 @@ pub struct Call {
     pub inlined: bool,
 }
 
-/// An object, open.
+/// An object, and the names in it.
 #[derive(Debug)]
 pub struct Object {
-    path: PathBuf,
+    file: Arc<ObjectFile>,
     roots: Roots,
-    budget: Budget,
-    content: Content,
-    remembered: HashMap<u64, Arc<[Call]>>,
-}
-
-#[derive(Debug)]
-enum Content {
-    /// Open, not looked at yet.
-    Open(Option<Source>),
-    Read(Box<Read>),
-    /// Not to be opened, or no ELF file.
-    Unreadable,
-}
-
-#[derive(Debug)]
-struct Read {
-    elf: Elf,
     names: Option<Names>,
+    remembered: HashMap<u64, Arc<[Call]>>,
 }
 
 #[derive(Debug)]
@@ -71,31 +51,9 @@ struct Names {
 }
 
 impl Object {
-    /// An object from `source`, mapped as `path`, whose debug files are looked for in `roots`.
-    pub fn new(source: io::Result<Source>, path: &Path, roots: Roots, budget: &Budget) -> Self {
-        let content = match source {
-            Ok(source) => Content::Open(Some(source)),
-            Err(error) => {
-                log::debug!("{}: cannot be opened, so its functions have no names: {error}", path.display());
-                Content::Unreadable
-            }
-        };
-        Self { path: path.to_owned(), roots, budget: budget.clone(), content, remembered: HashMap::new() }
-    }
-
-    /// Whether it could not be opened (it may be worth another try).
-    pub fn is_unreadable(&self) -> bool {
-        matches!(self.content, Content::Unreadable)
-    }
-
-    /// The vaddr of a byte of the file; `None` where the object cannot be read.
-    pub fn vaddr_of(&mut self, file_offset: u64) -> Option<u64> {
-        self.read()?.elf.vaddr_of(file_offset)
-    }
-
-    /// What makes it the same object as another file; `None` where it cannot be read.
-    pub fn identity(&mut self) -> Option<Identity> {
-        self.read().map(|read| Identity::of(&read.elf))
+    /// An object whose debug files are looked for in `roots`.
+    pub fn new(file: Arc<ObjectFile>, roots: Roots) -> Self {
+        Self { file, roots, names: None, remembered: HashMap::new() }
     }
 
     /// The calls at `vaddr`, innermost first; empty where neither a symbol nor debug information covers it.
@@ -111,42 +69,50 @@ impl Object {
         calls
     }
 
-    fn read(&mut self) -> Option<&mut Read> {
-        if let Content::Open(source) = &mut self.content {
-            let parsed = source.take().map(|source| Elf::parse(source, &self.budget));
-            self.content = match parsed {
-                Some(Ok(elf)) => Content::Read(Box::new(Read { elf, names: None })),
-                _ => Content::Unreadable,
-            };
-        }
-        match &mut self.content {
-            Content::Read(read) => Some(read),
-            Content::Open(_) | Content::Unreadable => None,
-        }
+    /// Whether its symbols and debug information are held in memory.
+    pub fn has_names(&self) -> bool {
+        self.names.is_some()
+    }
+
+    /// Gives back the memory of its names: they are read again when they are asked for.
+    pub fn forget_names(&mut self) {
+        self.names = None;
     }
 
     fn look_up(&mut self, vaddr: u64) -> Option<Vec<Call>> {
-        let (path, roots, budget) = (self.path.clone(), self.roots.clone(), self.budget.clone());
-        let read = self.read()?;
-        let names = read.names.get_or_insert_with(|| Names::read(&read.elf, &path, &roots));
-        let files = SplitFiles { roots: &roots, budget: &budget };
+        let elf = self.file.elf().ok()?;
+        let names = self.names.get_or_insert_with(|| Names::read(elf, &self.file, &self.roots));
+        let files = SplitFiles { roots: &self.roots, budget: &elf.budget() };
         let frames = names.dwarf.as_mut().map(|dwarf| dwarf.frames(vaddr, &files)).unwrap_or_default();
+        if names.dwarf.as_ref().is_some_and(Dwarf::is_exhausted) {
+            elf.budget().exceeded();
+        }
+        self.file.tell_budget();
         Some(names.calls(vaddr, frames))
+    }
+}
+
+/// Split units, where the target's compiler left them.
+struct SplitFiles<'a> {
+    roots: &'a Roots,
+    budget: &'a Budget,
+}
+
+impl FindFile for SplitFiles<'_> {
+    fn find(&self, path: &[u8]) -> Option<ElfFile> {
+        let root = self.roots.target.clone()?;
+        Some(open(root, PathBuf::from(OsStr::from_bytes(path)), self.budget)?.elf)
     }
 }
 
 impl Names {
     /// Reads the symbols of `elf` and of its debug file, and prepares the debug information.
-    fn read(elf: &Elf, path: &Path, roots: &Roots) -> Self {
-        let has_symbols = |elf: &Elf| elf.sections.iter().any(|section| section.kind == elf::SHT_SYMTAB.0);
-        let complete = has_symbols(elf) && Dwarf::is_in(elf);
-        let found = if complete { None } else { roots.debug_file(elf, path) };
+    fn read(elf: &ElfFile, file: &ObjectFile, roots: &Roots) -> Self {
+        let path = file.path();
+        let complete = elf.has_symbol_table() && Dwarf::is_in(elf);
+        let (found, mini) = if complete { (None, None) } else { roots.symbol_files(elf, path) };
         let debug = found.as_ref().map(|found| &found.elf);
-        let mini = match has_symbols(elf) || debug.is_some_and(has_symbols) {
-            true => None,
-            false => elf.mini_debug_info(),
-        };
-        let files: Vec<&Elf> = [Some(elf), debug, mini.as_ref()].into_iter().flatten().collect();
+        let files: Vec<&ElfFile> = [Some(elf), debug, mini.as_ref()].into_iter().flatten().collect();
         let symbols = Symbols::read(&files);
         let (with_dwarf, found) = match Dwarf::is_in(elf) {
             true => (Some(elf), None),
@@ -154,7 +120,7 @@ impl Names {
         };
         let dwarf = with_dwarf.and_then(|with_dwarf| {
             let supplementary = roots.supplementary(with_dwarf, path, found);
-            let package = roots.package(path, found, elf.budget());
+            let package = roots.package(path, found, &elf.budget());
             Dwarf::new(with_dwarf, supplementary.as_ref(), package.as_ref())
                 .inspect_err(|error| log::debug!("{}: debug information left out: {error}", path.display()))
                 .ok()

@@ -12,12 +12,19 @@ use std::{
 };
 
 use super::{demangle::printable_bytes, regions::Regions};
+use crate::hurry;
 
 /// No more than this of a file is read, bytes.
 const MAX_FILE: u64 = 64 << 20;
 
 /// No more functions are kept.
-const MAX_ENTRIES: usize = 1 << 20;
+const MAX_ENTRIES: usize = 1 << 19;
+
+/// Bytes of names that are kept.
+const MAX_NAMES: usize = 32 << 20;
+
+/// Bytes read at a time; a line that is longer is left out.
+const CHUNK: usize = 1 << 20;
 
 /// Longer names are cut, bytes.
 const MAX_NAME: usize = 4096;
@@ -40,12 +47,15 @@ pub struct PerfMap {
     /// Length of the file when it was last read.
     seen: u64,
     functions: Regions<Generated>,
+    /// Bytes of the names.
+    names: usize,
+    told: bool,
 }
 
 impl PerfMap {
     /// Takes over an open file.
     pub fn new(file: File) -> Self {
-        Self { file, read: 0, seen: 0, functions: Regions::default() }
+        Self { file, read: 0, seen: 0, functions: Regions::default(), names: 0, told: false }
     }
 
     /// Whether `file` is the one that is held.
@@ -61,24 +71,36 @@ impl PerfMap {
             return Ok(());
         }
         if length < self.seen {
-            (self.read, self.functions) = (0, Regions::default());
+            (self.read, self.names, self.functions) = (0, 0, Regions::default());
         }
         self.seen = length;
-        let wanted = length.min(MAX_FILE).saturating_sub(self.read) as usize;
-        let mut text = vec![0; wanted];
-        let mut filled = 0;
-        while let Some(rest) = text.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match self.file.read_at(rest, self.read + filled as u64)? {
-                0 => break,
-                count => filled += count,
-            }
+        let end = length.min(MAX_FILE);
+        let mut text = vec![0; CHUNK.min(end.saturating_sub(self.read) as usize)];
+        while self.read < end && !self.is_full() && !hurry::is_due() {
+            let filled = fill(&self.file, &mut text, self.read)?;
+            let text = text.get(..filled).unwrap_or_default();
+            // A last line without its end may still be being written, unless it is none.
+            let complete = match text.iter().rposition(|&byte| byte == b'\n') {
+                Some(at) => at + 1,
+                None if filled == CHUNK => filled,
+                None => break,
+            };
+            self.add(text.get(..complete).unwrap_or_default());
+            self.read += complete as u64;
         }
-        let text = text.get(..filled).unwrap_or_default();
-        // A last line without its end may still be being written.
-        let complete = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-        self.add(text.get(..complete).unwrap_or_default());
-        self.read += complete as u64;
+        if !self.told && (self.is_full() || length > MAX_FILE) {
+            self.told = true;
+            log::warn!(
+                "a perf map (/tmp/perf-PID.map) has more than {} MB or {MAX_ENTRIES} functions: some of what was \
+                 generated has no name",
+                MAX_FILE >> 20
+            );
+        }
         Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.functions.len() >= MAX_ENTRIES || self.names >= MAX_NAMES
     }
 
     /// The function at `address`.
@@ -88,15 +110,29 @@ impl PerfMap {
 
     fn add(&mut self, lines: &[u8]) {
         for line in lines.split(|&byte| byte == b'\n') {
-            if self.functions.len() >= MAX_ENTRIES {
+            if self.is_full() {
                 break;
             }
             if let Some((start, end, name)) = parse(line) {
                 let name = name.get(..MAX_NAME).unwrap_or(name);
-                self.functions.insert(start, end, Generated { start, name: printable_bytes(name).into() });
+                let name: Arc<str> = printable_bytes(name).into();
+                self.names += name.len();
+                self.functions.insert(start, end, Generated { start, name });
             }
         }
     }
+}
+
+/// Fills `text` from `offset` on, as far as the file goes; gives how much.
+fn fill(file: &File, text: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = text.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + filled as u64)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok(filled)
 }
 
 /// Start, end and name of a line; `None` for one that is something else.

@@ -9,9 +9,16 @@ use std::{borrow::Cow, cell::Cell};
 
 use gimli::{EndianReader, ReaderOffsetId, RunTimeEndian};
 
-use super::bytes::Bytes;
+use crate::{elf::Bytes, hurry, proc::limits::resident_bytes};
 
 type Inner = EndianReader<RunTimeEndian, Bytes>;
+
+/// How much more memory a look-up may take, bytes: addr2line keeps what it has parsed, without limit. A unit of 20 MB of debug
+/// information takes as much.
+const MEMORY: u64 = 64 << 20;
+
+/// Reads between two looks at the memory, and at whether a signal has come.
+const LOOK: u64 = 1 << 18;
 
 /// How much further down the stack may reach during a look-up, bytes. A thread has 2 MiB or more.
 const STACK: usize = 512 << 10;
@@ -19,10 +26,13 @@ const STACK: usize = 512 << 10;
 thread_local! {
     /// Reads that are left, and the lowest address that a local variable may have.
     static LIMITS: Cell<(u64, usize)> = const { Cell::new((0, 0)) };
+    /// Our memory above which there is no more, bytes.
+    static CEILING: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Runs `work` with `fuel` reads to spend; gives what is left.
+/// Runs `work` with `fuel` reads to spend; gives what is left: none where it was too much.
 pub fn with_fuel<T>(fuel: u64, work: impl FnOnce() -> T) -> (T, u64) {
+    CEILING.set(resident_bytes().saturating_add(MEMORY));
     LIMITS.set((fuel, stack_address().saturating_sub(STACK)));
     let result = work();
     (result, LIMITS.get().0)
@@ -40,7 +50,12 @@ fn spend(reads: u64) -> gimli::Result<()> {
     if fuel < reads || stack_address() < floor {
         return Err(gimli::Error::Io);
     }
-    LIMITS.set((fuel - reads, floor));
+    let left = fuel - reads;
+    if left / LOOK != fuel / LOOK && (resident_bytes() > CEILING.get() || hurry::is_due()) {
+        LIMITS.set((0, floor));
+        return Err(gimli::Error::Io);
+    }
+    LIMITS.set((left, floor));
     Ok(())
 }
 

@@ -9,28 +9,21 @@ use std::{
 
 use super::{
     Frame, NoSymbol,
-    bytes::{Budget, Bytes, Source},
-    debug_files::Roots,
-    identity::{Anchor, Identities, ObjectNumber},
+    identity::{Anchor, Identities, Identity, ObjectNumber},
     kernel::KernelSymbols,
     mapped::{Found, Mapped, Observed, Region},
     object::{Call, Object},
     perf_map::PerfMap,
-    target::{LiveTarget, Target},
 };
 use crate::{
+    elf::debug_files::Roots,
+    objects::{MEMORY, ObjectFile, ObjectStore, place_of},
     proc::{
         maps::{Backing, Mapping, read_maps},
-        root::Root,
+        target::{LiveTarget, Target},
     },
     snapshot::KERNEL_PID,
 };
-
-/// Most objects that are held open, for all processes together.
-const MAX_OBJECTS: usize = 16 << 10;
-
-/// Largest vdso, bytes. They are a few pages.
-const MAX_VDSO: u64 = 1 << 20;
 
 /// What a [`Symbolizer`] may use.
 #[derive(Clone, Debug)]
@@ -43,7 +36,7 @@ pub struct SymbolizerOptions {
 
 impl Default for SymbolizerOptions {
     fn default() -> Self {
-        Self { debug_directory: "/usr/lib/debug".into(), memory: 2 << 30 }
+        Self { debug_directory: "/usr/lib/debug".into(), memory: MEMORY }
     }
 }
 
@@ -53,12 +46,12 @@ impl Default for SymbolizerOptions {
 /// address first asks for it.
 #[derive(Debug)]
 pub struct Symbolizer {
-    budget: Budget,
-    host_debug: Option<Arc<Root>>,
+    store: ObjectStore,
     processes: HashMap<u32, Process>,
-    objects: HashMap<ObjectKey, Object>,
+    /// By [`ObjectFile::id`].
+    objects: HashMap<u64, Object>,
     /// Objects in which something was located, by their files.
-    identities: Identities<ObjectKey, Arc<Code>>,
+    identities: Identities<u64, Arc<Code>>,
     kernel: Option<KernelSymbols>,
 }
 
@@ -93,13 +86,6 @@ pub enum Location {
     },
 }
 
-/// The path is part of it: subvolumes of one btrfs have the same device in /proc/PID/maps, and inodes of their own.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum ObjectKey {
-    File { device: (i32, i32), inode: u64, path: Arc<Path> },
-    Vdso(u32),
-}
-
 #[derive(Debug, Default)]
 struct Process {
     latest: Vec<Mapping>,
@@ -117,19 +103,17 @@ struct Process {
 #[derive(Debug)]
 struct Code {
     /// `None` for anonymous memory.
-    object: Option<ObjectKey>,
+    object: Option<Arc<ObjectFile>>,
     module: Option<String>,
-    start: u64,
-    file_offset: u64,
-    /// Where the file's first byte is mapped, or would be: the load bias of most objects, for when they cannot be read.
-    base: u64,
+    /// Its load bias; of one that cannot be read where the file's first byte is mapped, or would be, which it is of most.
+    bias: u64,
 }
 
 impl PartialEq for Code {
     /// The same code at the same place; all generated code counts as the same.
     fn eq(&self, other: &Self) -> bool {
-        let bias = |code: &Self| code.start.wrapping_sub(code.file_offset);
-        self.object == other.object && (self.object.is_none() || bias(self) == bias(other))
+        let id = |code: &Self| code.object.as_ref().map(|object| object.id());
+        id(self) == id(other) && (self.object.is_none() || self.bias == other.bias)
     }
 }
 
@@ -147,14 +131,13 @@ impl Symbolizer {
 
     /// The same, with other limits and places.
     pub fn with_options(options: &SymbolizerOptions) -> Self {
-        Self {
-            budget: Budget::new(options.memory),
-            host_debug: Root::at(&options.debug_directory).ok().map(Arc::new),
-            processes: HashMap::new(),
-            objects: HashMap::new(),
-            identities: Identities::default(),
-            kernel: None,
-        }
+        Self::with_objects(ObjectStore::new(options.memory, &options.debug_directory))
+    }
+
+    /// One that shares what is open with others.
+    pub fn with_objects(store: ObjectStore) -> Self {
+        let (processes, objects, identities) = (HashMap::new(), HashMap::new(), Identities::default());
+        Self { store, processes, objects, identities, kernel: None }
     }
 
     /// Makes stacks of process [`KERNEL_PID`] the kernel's.
@@ -194,23 +177,24 @@ impl Symbolizer {
         if !mappings.is_empty() {
             let changed = mappings != process.latest;
             if changed {
-                if let Ok(root) = target.root() {
-                    process.roots =
-                        Roots { target: Some(Arc::new(root)), host_debug: self.host_debug.clone() };
+                let roots = self.store.roots(target);
+                if roots.target.is_some() {
+                    process.roots = roots;
                 }
-                let executable = || mappings.iter().filter(|mapping| mapping.executable);
-                let code = |mapping: &Mapping| Arc::new(Code::new(space, mapping, &mappings));
-                process.regions = executable()
-                    .map(|mapping| Region { range: mapping.start..mapping.end, code: code(mapping) })
-                    .collect();
-                for (mapping, region) in executable().zip(&process.regions) {
-                    if let Some(key) = &region.code.object
-                        && self.objects.get(key).is_none_or(Object::is_unreadable)
-                        && self.objects.len() < MAX_OBJECTS
-                    {
-                        let object = open_object(mapping, target, &process.roots, &self.budget);
-                        self.objects.insert(key.clone(), object);
+                process.regions = Vec::new();
+                for (mapping, base) in mappings.iter().zip(bases(&mappings)) {
+                    if !mapping.executable {
+                        continue;
                     }
+                    let object =
+                        (mapping.backing != Backing::Other).then(|| self.store.open(mapping, target));
+                    if let Some(object) = &object {
+                        self.objects
+                            .entry(object.id())
+                            .or_insert_with(|| Object::new(Arc::clone(object), process.roots.clone()));
+                    }
+                    let code = Arc::new(Code::new(mapping, object, base));
+                    process.regions.push(Region { range: mapping.start..mapping.end, code });
                 }
                 process.latest = mappings;
                 let exe = target.executable();
@@ -279,9 +263,10 @@ impl Symbolizer {
     fn drop_unused_objects(&mut self) {
         let mapped = self.processes.values().flat_map(|process| process.code.code());
         let located = self.identities.iter();
-        let used: HashSet<&ObjectKey> =
-            mapped.chain(located).filter_map(|code| code.object.as_ref()).collect();
-        self.objects.retain(|key, _| used.contains(key));
+        let object = |code: &Arc<Code>| code.object.as_ref().map(|object| object.id());
+        let used: HashSet<u64> = mapped.chain(located).filter_map(object).collect();
+        self.objects.retain(|id, _| used.contains(id));
+        self.store.drop_unused();
     }
 
     /// Where the return addresses of a stack of an address space are, which was recorded in a generation.
@@ -295,16 +280,16 @@ impl Symbolizer {
         let Some(process) = self.processes.get(&space) else {
             return ips.iter().map(|ip| Location::Elsewhere { space, ip: *ip }).collect();
         };
-        let (identities, objects) = (&mut self.identities, &mut self.objects);
+        let identities = &mut self.identities;
         let locate = |ip: &u64| {
             let ip = *ip;
             match process.code.find(generation, ip.wrapping_sub(1)) {
                 Found::Code(code) => {
-                    let file = code.object.as_ref().and_then(|key| Some((key, objects.get_mut(key)?)));
-                    let placed = file.and_then(|(key, file)| {
-                        let vaddr = file.vaddr_of(code.file_offset_of(ip.wrapping_sub(1)))?.wrapping_add(1);
-                        let object = identities.number(key, code, || file.identity())?;
-                        Some(Location::Object { object, vaddr })
+                    let file =
+                        code.object.as_ref().and_then(|object| Some((object.id(), object.elf().ok()?)));
+                    let placed = file.and_then(|(id, elf)| {
+                        let object = identities.number(&id, code, || Some(Identity::of(elf)))?;
+                        Some(Location::Object { object, vaddr: ip.wrapping_sub(code.bias) })
                     });
                     // Where generated code is in a file, that is not an object.
                     placed.unwrap_or(Location::Elsewhere { space, ip })
@@ -389,26 +374,30 @@ impl Symbolizer {
             frames.push(named);
             return;
         }
-        let Some(code) = process.data(space, call) else {
+        let Some(code) = process.data(call, &self.store) else {
             frames.push(unknown(ip, None, None, NoSymbol::Unmapped));
             return;
         };
-        let Some(key) = &code.object else {
+        let Some(object) = &code.object else {
             frames.push(unknown(ip, None, None, NoSymbol::Anonymous));
             return;
         };
-        let file_offset = code.file_offset_of(call);
-        match self.objects.get_mut(key).and_then(|object| object.vaddr_of(file_offset)) {
-            Some(vaddr) => self.code_frames(&code, vaddr.wrapping_add(1), ip, frames),
-            None => {
-                let offset = Some(ip.wrapping_sub(code.base));
-                frames.push(unknown(ip, code.module.clone(), offset, NoSymbol::UnreadableObject));
+        let vaddr = ip.wrapping_sub(code.bias);
+        match object.elf() {
+            Ok(_) => self.code_frames(&code, vaddr, ip, frames),
+            Err(_) => {
+                frames.push(unknown(ip, code.module.clone(), Some(vaddr), NoSymbol::UnreadableObject));
             }
         }
     }
 
     fn code_frames(&mut self, code: &Code, vaddr: u64, ip: u64, frames: &mut Vec<Frame>) {
-        let object = code.object.as_ref().and_then(|key| self.objects.get_mut(key));
+        let id = code.object.as_ref().map(|object| object.id());
+        let is_held = id.is_some_and(|id| self.objects.get(&id).is_some_and(Object::has_names));
+        if !is_held && self.store.memory_left() < MEMORY / 2 {
+            self.objects.values_mut().for_each(Object::forget_names);
+        }
+        let object = id.and_then(|id| self.objects.get_mut(&id));
         let calls = object.map(|object| object.calls(vaddr.wrapping_sub(1))).unwrap_or_default();
         let module = code.module.clone();
         match &*calls {
@@ -446,54 +435,39 @@ impl Process {
     }
 
     /// The mapping of an address where no code is or was: what a walk makes of a register that is no frame pointer.
-    fn data(&self, pid: u32, address: u64) -> Option<Arc<Code>> {
+    fn data(&self, address: u64, store: &ObjectStore) -> Option<Arc<Code>> {
         let index = self.latest.partition_point(|mapping| mapping.end <= address);
         let mapping = self.latest.get(index).filter(|mapping| mapping.start <= address)?;
-        Some(Arc::new(Code::new(pid, mapping, &self.latest)))
+        let base = bases(&self.latest).nth(index)?;
+        Some(Arc::new(Code::new(mapping, store.known(mapping), base)))
     }
 }
 
 impl Code {
-    /// Offset in the file of the byte at an address of the mapping.
-    fn file_offset_of(&self, address: u64) -> u64 {
-        address.wrapping_sub(self.start).wrapping_add(self.file_offset)
+    fn new(mapping: &Mapping, object: Option<Arc<ObjectFile>>, base: u64) -> Self {
+        let elf = object.as_ref().and_then(|object| object.elf().ok());
+        let bias = elf.and_then(|elf| elf.load_bias(&place_of(mapping))).unwrap_or(base);
+        Self { object, module: module_name(mapping), bias }
     }
 
     /// Its file is the one at this path.
     fn is_at(&self, path: &Path) -> bool {
-        matches!(&self.object, Some(ObjectKey::File { path: own, .. }) if **own == *path)
-    }
-
-    fn new(pid: u32, mapping: &Mapping, all: &[Mapping]) -> Self {
-        let object = match &mapping.backing {
-            Backing::File { path, .. } => Some(ObjectKey::File {
-                device: mapping.device,
-                inode: mapping.inode,
-                path: path.as_path().into(),
-            }),
-            Backing::Vdso => Some(ObjectKey::Vdso(pid)),
-            Backing::Other => None,
-        };
-        Self {
-            object,
-            module: module_name(mapping),
-            start: mapping.start,
-            file_offset: mapping.file_offset,
-            base: base(mapping, all),
-        }
+        self.object.as_ref().is_some_and(|object| object.path() == path)
     }
 }
 
-/// Where the first byte of the file is mapped: by the nearest mapping of it before this one, or where it would be.
-fn base(mapping: &Mapping, all: &[Mapping]) -> u64 {
-    let before = all.partition_point(|other| other.start <= mapping.start);
-    all.get(..before)
-        .unwrap_or_default()
-        .iter()
-        .rev()
-        .take_while(|other| other.backing == Backing::Other || other.inode == mapping.inode)
-        .find(|other| other.file_offset == 0 && other.backing == mapping.backing)
-        .map_or_else(|| mapping.start.wrapping_sub(mapping.file_offset), |first| first.start)
+/// For each mapping where the first byte of its file is mapped: by the nearest mapping of it before this one, or where it
+/// would be.
+fn bases(mappings: &[Mapping]) -> impl Iterator<Item = u64> {
+    let mut first: Option<&Mapping> = None;
+    mappings.iter().map(move |mapping| {
+        if mapping.backing == Backing::Other {
+            return mapping.start.wrapping_sub(mapping.file_offset);
+        }
+        let is_same = |first: &&Mapping| first.backing == mapping.backing && first.inode == mapping.inode;
+        first = if mapping.file_offset == 0 { Some(mapping) } else { first.filter(is_same) };
+        first.map_or_else(|| mapping.start.wrapping_sub(mapping.file_offset), |first| first.start)
+    })
 }
 
 fn module_name(mapping: &Mapping) -> Option<String> {
@@ -502,18 +476,6 @@ fn module_name(mapping: &Mapping) -> Option<String> {
         Backing::Vdso => Some("[vdso]".to_owned()),
         Backing::Other => None,
     }
-}
-
-fn open_object(mapping: &Mapping, target: &dyn Target, roots: &Roots, budget: &Budget) -> Object {
-    let source = match mapping.backing {
-        Backing::Vdso => {
-            let size = (mapping.end - mapping.start).min(MAX_VDSO) as usize;
-            let memory = target.memory(mapping.start, size);
-            memory.and_then(|memory| Bytes::new(memory, budget)).map(Source::Memory)
-        }
-        _ => target.open(mapping).and_then(Source::from_file),
-    };
-    Object::new(source, mapping.path().unwrap_or(Path::new("[vdso]")), roots.clone(), budget)
 }
 
 fn unknown(ip: u64, module: Option<String>, offset: Option<u64>, why: NoSymbol) -> Frame {

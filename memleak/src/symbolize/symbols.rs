@@ -1,17 +1,22 @@
 //! The functions of an object, by address: from `.symtab` and `.dynsym`, its own and its debug file's.
 
-use std::cmp::Ordering;
+use std::ops::Range;
 
 use object::elf;
 
-use super::{
-    bytes::{Budget, Bytes, Charge},
-    elf::{Elf, RawSymbol, Section},
-    strings::{Strings, string_at},
+use crate::elf::{
+    Budget, Charge, ElfFile, RawSymbol,
+    symbols::{Strings, SymbolTable, without_version},
 };
 
-/// Most symbols of one object that are indexed. A browser with all its local symbols has 1.5 million.
-const MAX_SYMBOLS: usize = 8 << 20;
+/// Most functions of one object that are indexed. A browser with all its local symbols has 1.5 million.
+const MAX_FUNCTIONS: usize = 5 << 19;
+
+/// Longest name that is compared with others, bytes.
+const MAX_COMPARED: usize = 4096;
+
+/// Bytes of names that are kept while they are compared.
+const MAX_KEPT: usize = 32 << 20;
 
 /// Deepest nesting of functions that a look-up climbs out of.
 const MAX_NESTING: usize = 64;
@@ -55,18 +60,16 @@ const _: () = assert!(size_of::<Entry>() == 32);
 
 impl Symbols {
     /// Indexes the functions in all symbol tables of `files`. A table that cannot be read is left out.
-    pub fn read(files: &[&Elf]) -> Self {
+    pub fn read(files: &[&ElfFile]) -> Self {
         let mut symbols = Self::default();
-        // All names, while they are compared.
-        let mut names = Vec::new();
+        let Some(budget) = files.first().map(|elf| elf.budget()) else { return symbols };
+        let mut tables = Vec::new();
         for elf in files {
-            for section in &elf.sections {
-                if section.kind == elf::SHT_SYMTAB.0 || section.kind == elf::SHT_DYNSYM.0 {
-                    symbols.add_table(elf, section, &mut names);
-                }
+            for table in elf.symbol_tables() {
+                symbols.add_table(elf, table, &mut tables);
             }
         }
-        symbols.finish(files.first().map(|elf| elf.budget()), &names);
+        symbols.finish(&tables, &budget);
         symbols
     }
 
@@ -85,34 +88,41 @@ impl Symbols {
         None
     }
 
-    fn add_table(&mut self, elf: &Elf, section: &Section, names: &mut Vec<Bytes>) {
-        let Some(strings) = elf.sections.get(section.link as usize) else { return };
-        let (Ok(table), Ok(all)) = (elf.raw_data(section), elf.raw_data(strings)) else { return };
-        let Ok(index) = u16::try_from(self.strings.len()) else { return };
-        let before = self.entries.len();
-        for bytes in table.chunks_exact(elf.format.symbol_size()) {
-            let symbol = elf.format.symbol(bytes);
-            if self.entries.len() < MAX_SYMBOLS
-                && let Some(entry) = function(elf, &all, symbol, index)
-            {
+    fn add_table<'a>(&mut self, elf: &ElfFile, table: SymbolTable<'a>, tables: &mut Vec<SymbolTable<'a>>) {
+        let Ok(index) = u16::try_from(tables.len()) else { return };
+        let (budget, before) = (elf.budget(), self.entries.len());
+        let mut labels = Vec::new();
+        table.for_each(&budget, |_, symbol| {
+            let Some(entry) = function(elf, symbol, index) else { return };
+            if self.entries.len() + labels.len() >= MAX_FUNCTIONS {
+                budget.exceeded();
+            } else if entry.label {
+                labels.push(entry);
+            } else {
                 self.entries.push(entry);
             }
-        }
+        });
+        labels.sort_unstable_by_key(|label| label.name);
+        let mut names = table.names(&budget);
+        labels
+            .retain(|label| names.at(label.name, MAX_COMPARED).is_some_and(|name| !is_mapping_symbol(name)));
+        self.entries.append(&mut labels);
         if self.entries.len() > before {
-            self.strings.push(elf.strings(strings, all.clone()));
-            names.push(all);
+            self.strings.push(table.strings());
+            tables.push(table);
         }
     }
 
     /// Sorts, leaves one name for each address, gives an end to what has none and links what nests.
-    fn finish(&mut self, budget: Option<&Budget>, names: &[Bytes]) {
+    fn finish(&mut self, tables: &[SymbolTable<'_>], budget: &Budget) {
         let mut entries = std::mem::take(&mut self.entries);
         // What a table of names costs is only known when it is read; too large a one is given up as a whole.
-        match budget.map(|budget| budget.charge((entries.len() * size_of::<Entry>()) as u64)) {
-            Some(Ok(charge)) => self.charge = Some(charge),
-            _ => return,
+        match budget.charge((entries.len() * size_of::<Entry>()) as u64) {
+            Ok(charge) => self.charge = Some(charge),
+            Err(_) => return,
         }
-        entries.sort_unstable_by(|a, b| a.start.cmp(&b.start).then_with(|| better(a, b, names)));
+        entries.sort_unstable_by_key(|entry| (entry.start, entry.label, entry.rank));
+        put_best_names_first(&mut entries, tables, budget);
         entries.dedup_by(|alias, chosen| {
             let same = alias.start == chosen.start;
             if same && alias.sized && (!chosen.sized || alias.end > chosen.end) {
@@ -136,33 +146,76 @@ impl Symbols {
     }
 }
 
-/// `Less` where `a` is the better name for the address that both have.
-fn better(a: &Entry, b: &Entry, names: &[Bytes]) -> Ordering {
-    let name = |entry: &Entry| {
-        let strings = names.get(usize::from(entry.strings));
-        without_version(strings.and_then(|strings| string_at(strings, entry.name)).unwrap_or_default())
-    };
-    let key = |entry: &Entry| {
-        let name = name(entry);
-        let underscores = name.iter().take_while(|&&byte| byte == b'_').count();
-        (entry.label, entry.rank, underscores, name.len())
-    };
-    key(a).cmp(&key(b)).then_with(|| name(a).cmp(name(b))).then_with(|| b.end.cmp(&a.end))
+/// One of several names of an address that look equally good until they are read.
+struct Candidate {
+    /// Index of the first entry with the address.
+    first: u32,
+    entry: u32,
+    /// How many underscores the name begins with, and its length.
+    shape: (usize, usize),
+    /// Where the name is among those that are kept.
+    name: Range<usize>,
 }
 
-/// A versioned name is `name@VERSION` or `name@@VERSION` in the .symtab of a static or an older linker's file.
-fn without_version(name: &[u8]) -> &[u8] {
-    match name.iter().position(|&byte| byte == b'@') {
-        Some(at) if at > 0 => name.get(..at).unwrap_or(name),
-        _ => name,
+/// Puts the plainest name of each address before the others: the fewest underscores, then the shortest. The entries are in
+/// order of address, then rank. Names are read in the order in which they lie in the file.
+fn put_best_names_first(entries: &mut [Entry], tables: &[SymbolTable<'_>], budget: &Budget) {
+    let mut candidates = candidates(entries);
+    let place = |candidate: &Candidate| {
+        entries.get(candidate.entry as usize).map_or((0, 0), |entry| (entry.strings, entry.name))
+    };
+    candidates.sort_unstable_by_key(place);
+    let mut kept: Vec<u8> = Vec::new();
+    let mut at = 0;
+    for (number, table) in (0..).zip(tables) {
+        let mut names = table.names(budget);
+        while let Some(candidate) = candidates.get_mut(at)
+            && let Some(entry) = entries.get(candidate.entry as usize)
+            && entry.strings == number
+        {
+            at += 1;
+            let Some(name) = names.at(entry.name, MAX_COMPARED).map(without_version) else { continue };
+            candidate.shape = (name.iter().take_while(|&&byte| byte == b'_').count(), name.len());
+            if kept.len() + name.len() <= MAX_KEPT {
+                candidate.name = kept.len()..kept.len() + name.len();
+                kept.extend_from_slice(name);
+            }
+        }
+    }
+    let name = |candidate: &Candidate| kept.get(candidate.name.clone()).unwrap_or_default();
+    candidates.sort_unstable_by(|a, b| {
+        (a.first, a.shape, name(a), a.entry).cmp(&(b.first, b.shape, name(b), b.entry))
+    });
+    for same in candidates.chunk_by(|a, b| a.first == b.first) {
+        if let Some(best) = same.first() {
+            entries.swap(best.first as usize, best.entry as usize);
+        }
     }
 }
 
+/// The entries that share an address and its best rank with others.
+fn candidates(entries: &[Entry]) -> Vec<Candidate> {
+    let mut candidates = Vec::new();
+    let mut first = 0;
+    for same in entries.chunk_by(|a, b| a.start == b.start) {
+        let rank = |entry: &Entry| (entry.label, entry.rank);
+        let best = same.first().map(rank);
+        let count = same.iter().take_while(|entry| Some(rank(entry)) == best).count() as u32;
+        if count > 1 {
+            let candidate = |entry| Candidate { first, entry, shape: (usize::MAX, 0), name: 0..0 };
+            candidates.extend((first..first + count).map(candidate));
+        }
+        first += same.len() as u32;
+    }
+    candidates
+}
+
 /// The entry for a symbol that names code, `None` for any other.
-fn function(elf: &Elf, strings: &Bytes, symbol: RawSymbol, table: u16) -> Option<Entry> {
+fn function(elf: &ElfFile, symbol: RawSymbol, table: u16) -> Option<Entry> {
     const ABSOLUTE: u16 = 0xfff1; // SHN_ABS
     const MORE: u16 = 0xffff; // SHN_XINDEX: the index is in another table
-    if symbol.section == 0 || symbol.section == ABSOLUTE {
+    // The first string of a table is the empty one (gABI, "String Table").
+    if symbol.section == 0 || symbol.section == ABSOLUTE || symbol.name == 0 {
         return None;
     }
     let section = elf.sections.get(usize::from(symbol.section)).filter(|_| symbol.section != MORE);
@@ -173,10 +226,6 @@ fn function(elf: &Elf, strings: &Bytes, symbol: RawSymbol, table: u16) -> Option
         kind if kind == elf::STT_NOTYPE.0 && section?.executable() && !hidden => true,
         _ => return None,
     };
-    let name = string_at(strings, symbol.name)?;
-    if name.is_empty() || (label && is_mapping_symbol(name)) {
-        return None;
-    }
     let rank = match symbol.binding {
         binding if binding == elf::STB_LOCAL.0 => 2,
         binding if binding == elf::STB_WEAK.0 => 1,

@@ -2,7 +2,6 @@
 
 pub mod allocator;
 pub mod command;
-pub mod elf;
 pub mod ifunc;
 pub mod kernel;
 pub mod object;

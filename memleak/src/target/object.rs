@@ -1,16 +1,41 @@
-//! The files a target has mapped: which they are, how to open the very file that is mapped, and what it was loaded at.
+//! The files that a target has mapped, as probing sees them: functions by name, code, relocation slots, load bias.
 
 use std::{
     collections::HashSet,
     fmt,
-    fs::{File, Metadata},
+    fs::Metadata,
     io,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    ops::Range,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-pub use super::elf::{Elf, FunctionSymbol, Slot, Slots, SymbolKind, SymbolNames};
-use crate::proc::maps::{Backing, Mapping};
+use memchr::memmem;
+use object::elf;
+
+pub use crate::elf::symbols::{FunctionSymbol, SymbolKind, SymbolNames};
+use crate::{
+    arch::{self, Machine, relocations::RelocationTypes},
+    elf::{ElfFile, debug_files::Roots, symbols::functions_named},
+    objects::{ObjectFile, ObjectStore, place_of},
+    proc::{
+        maps::{Backing, Mapping},
+        root::open_link,
+        target::LiveTarget,
+    },
+};
+
+/// Longest function whose body is read.
+const MAX_CODE: u64 = 1 << 20;
+/// Bytes read at a time where a text is looked for.
+const SEARCH_WINDOW: usize = 1 << 20;
+/// Most bytes of a segment in which a text is looked for.
+const MAX_SEARCHED: u64 = 512 << 20;
+/// Most relocation slots of one symbol; a linker makes two or three.
+const MAX_SLOTS: usize = 256;
+/// Bytes of a relocation with addend, for 64 bits (`Elf64_Rela`).
+const RELA_BYTES: usize = 24;
 
 /// Tells files apart: the same object mapped by several paths or processes is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,15 +66,258 @@ pub enum ObjectError {
     /// No ELF header.
     #[error("is not an ELF file")]
     NotElf,
-    /// An ELF header, but a broken file.
-    #[error("is a damaged ELF file: {0}")]
-    Damaged(object::read::Error),
     /// For another machine, or for 32 bits: arguments are found elsewhere.
     #[error("is not a 64-bit ELF file for this machine")]
     ForeignMachine,
     /// An object file or core dump.
     #[error("is neither an executable nor a shared object")]
     NotLoadable,
+}
+
+/// Which of an object's relocation slots are meant.
+#[derive(Clone, Copy, Debug)]
+pub enum Slots<'a> {
+    /// Those that get the result of the resolver at this address (`R_*_IRELATIVE`).
+    OfResolver(u64),
+    /// Those that get the address of this symbol (`R_*_JUMP_SLOT`, `R_*_GLOB_DAT`, `R_*_64`).
+    OfSymbol(&'a str),
+}
+
+/// A place in the object's data that the dynamic linker, or a static program's start-up, fills with an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Address of the slot in the object, before the load bias.
+    pub vaddr: u64,
+    /// What the file holds there. Until a lazy slot is resolved it is this, plus the load bias.
+    pub initial: u64,
+}
+
+/// The parts of an ELF file that probing needs.
+#[derive(Debug)]
+pub struct Elf {
+    file: Arc<ObjectFile>,
+    /// In order of name, then address; each pair once.
+    symbols: Vec<FunctionSymbol>,
+    is_static: bool,
+    is_go: bool,
+    has_symbol_table: bool,
+    is_program: bool,
+}
+
+impl Elf {
+    /// The functions in `names` that the object defines: by its own symbols, and, of a program that was stripped, by its
+    /// debug file's, which is looked for in `roots`.
+    pub(super) fn read(
+        file: Arc<ObjectFile>,
+        names: &SymbolNames,
+        roots: &Roots,
+    ) -> Result<Self, ObjectError> {
+        let elf = file.elf().map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => ObjectError::NotElf,
+            // Opened once, and kept with its error.
+            kind => ObjectError::Io(io::Error::new(kind, error.to_string())),
+        })?;
+        if Machine::from_elf(elf::Machine(elf.machine)) != Some(arch::HOST)
+            || !elf.format.is_64
+            || elf.format.little_endian != cfg!(target_endian = "little")
+        {
+            return Err(ObjectError::ForeignMachine);
+        }
+        if ![elf::ET_EXEC.0, elf::ET_DYN.0].contains(&elf.file_type) {
+            return Err(ObjectError::NotLoadable);
+        }
+        let has_interpreter = elf.other_segment(elf::PT_INTERP).is_some();
+        // DF_1_PIE tells a static-pie program from a shared object such as the dynamic linker; a name of its own tells
+        // the C library, which can be started, too, from a program.
+        let flags = elf.dynamic_entry(elf::DT_FLAGS_1).unwrap_or(0);
+        let is_static = !has_interpreter && (elf.file_type == elf::ET_EXEC.0 || flags & elf::DF_1_PIE.0 != 0);
+        let is_program = is_static || (has_interpreter && elf.dynamic_entry(elf::DT_SONAME).is_none());
+        let (debug, mini) = match elf.has_symbol_table() || !is_program {
+            true => (None, None),
+            false => roots.symbol_files(elf, file.path()),
+        };
+        let others = [debug.as_ref().map(|found| &found.elf), mini.as_ref()];
+        let files: Vec<&ElfFile> = [Some(elf)].into_iter().chain(others).flatten().collect();
+        let (symbols, is_go) = (functions_named(&files, names), is_go(elf));
+        let has_symbol_table = files.iter().any(|file| file.has_symbol_table());
+        Ok(Self { symbols, is_static, is_go, has_symbol_table, is_program, file })
+    }
+
+    fn elf(&self) -> Option<&ElfFile> {
+        self.file.elf().ok()
+    }
+
+    /// The functions that were asked for and are defined here, in order of name, then address.
+    pub fn symbols(&self) -> &[FunctionSymbol] {
+        &self.symbols
+    }
+
+    /// The definitions of `name`: one for each address, several where old versions have code of their own.
+    pub fn symbols_named(&self, name: &str) -> &[FunctionSymbol] {
+        let start = self.symbols.partition_point(|symbol| symbol.name.as_str() < name);
+        let rest = self.symbols.get(start..).unwrap_or_default();
+        let len = rest.partition_point(|symbol| symbol.name == name);
+        rest.get(..len).unwrap_or_default()
+    }
+
+    /// A function of this name (one of those asked for) is defined here.
+    pub fn defines(&self, name: &str) -> bool {
+        !self.symbols_named(name).is_empty()
+    }
+
+    /// Contents of the note `NT_GNU_BUILD_ID`.
+    pub fn build_id(&self) -> Option<Vec<u8>> {
+        self.elf()?.build_id()
+    }
+
+    /// A program that no dynamic linker loads (static or static-pie).
+    pub fn is_static(&self) -> bool {
+        self.is_static
+    }
+
+    /// Built by the Go toolchain.
+    pub fn is_go(&self) -> bool {
+        self.is_go
+    }
+
+    /// A program, static or not; no shared library.
+    pub fn is_program(&self) -> bool {
+        self.is_program
+    }
+
+    /// It, or its separate debug file, has a `.symtab`.
+    pub fn has_symbol_table(&self) -> bool {
+        self.has_symbol_table
+    }
+
+    /// Addresses of its code, before the load bias.
+    pub fn code_ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        let code = self.elf().into_iter().flat_map(|elf| &elf.segments).filter(|segment| segment.executable);
+        code.map(|segment| segment.vaddr..segment.vaddr.saturating_add(segment.len))
+    }
+
+    /// Offset in the file of the code at `vaddr`, by the executable `PT_LOAD` segments.
+    pub fn file_offset_of(&self, vaddr: u64) -> Option<u64> {
+        self.elf()?.code_segment(vaddr)?.offset_of(vaddr)
+    }
+
+    /// Up to `size` bytes of code at `vaddr`; fewer at the end of the segment, none where there is no code or no way
+    /// to read it.
+    pub fn code(&self, vaddr: u64, size: u64) -> Vec<u8> {
+        let read = || {
+            let elf = self.elf()?;
+            let segment = elf.code_segment(vaddr)?;
+            let size = size.min(segment.vaddr.saturating_add(segment.len) - vaddr).min(MAX_CODE);
+            let mut code = vec![0; size as usize];
+            elf.source().read(segment.offset_of(vaddr)?, &mut code, &elf.budget()).ok()?;
+            Some(code)
+        };
+        read().unwrap_or_default()
+    }
+
+    /// All of the code of the function at `vaddr`; `None` where its size is not known or it cannot be read whole.
+    pub fn whole_function(&self, vaddr: u64, size: u64) -> Option<Vec<u8>> {
+        let code = self.code(vaddr, size);
+        (size > 0 && code.len() as u64 == size).then_some(code)
+    }
+
+    /// The first of `texts` (its index) that the file's data or code holds, in the order of `texts`. Reads the whole file, as
+    /// far as an object may cost.
+    pub fn find_first(&self, texts: &[&[u8]]) -> Option<usize> {
+        let elf = self.elf()?;
+        let overlap = texts.iter().map(|text| text.len()).max()?.saturating_sub(1);
+        let finders: Vec<_> = texts.iter().copied().map(memmem::Finder::new).collect();
+        let (mut found, budget): (Option<usize>, _) = (None, elf.budget());
+        let mut window = vec![0; SEARCH_WINDOW];
+        for segment in &elf.segments {
+            let end = segment.file_offset.saturating_add(segment.len.min(MAX_SEARCHED));
+            let mut offset = segment.file_offset;
+            while offset < end {
+                let len = (end - offset).min(SEARCH_WINDOW as u64) as usize;
+                let Some(bytes) = window.get_mut(..len) else { break };
+                if elf.source().read(offset, bytes, &budget).is_err() {
+                    break;
+                }
+                let earlier = finders.get(..found.unwrap_or(finders.len())).unwrap_or_default();
+                found = earlier.iter().position(|finder| finder.find(bytes).is_some()).or(found);
+                if found == Some(0) || len <= overlap {
+                    break;
+                }
+                offset += (len - overlap) as u64;
+            }
+        }
+        found
+    }
+
+    /// Size of the function that some symbol, a local one too, places at `vaddr`; 0 where there is none.
+    pub fn function_size_at(&self, vaddr: u64) -> u64 {
+        let mut size = 0;
+        if let Some(elf) = self.elf() {
+            for table in elf.symbol_tables() {
+                table.for_each(&elf.budget(), |_, symbol| {
+                    if symbol.value == vaddr && symbol.is_function() {
+                        size = symbol.size.max(size);
+                    }
+                });
+            }
+        }
+        size
+    }
+
+    /// The relocation slots that `which` describes. None of a damaged file.
+    pub fn slots(&self, which: Slots<'_>) -> Vec<Slot> {
+        let Some(elf) = self.elf() else { return Vec::new() };
+        let RelocationTypes { irelative, plain } = arch::HOST.relocation_types();
+        let mut named = HashSet::new();
+        if let (Slots::OfSymbol(name), Some(table)) = (which, elf.dynamic_symbols()) {
+            table.for_each_named(
+                &elf.budget(),
+                |_| true,
+                |index, found| {
+                    if found == name.as_bytes() {
+                        named.insert(index);
+                    }
+                },
+            );
+        }
+        let matches = |info: u64, addend: u64| {
+            let r_type = elf::RelocationType(info as u32);
+            match which {
+                Slots::OfResolver(vaddr) => r_type == irelative && addend == vaddr,
+                Slots::OfSymbol(_) => plain.contains(&r_type) && named.contains(&((info >> 32) as u32)),
+            }
+        };
+        let mut vaddrs = Vec::new();
+        let budget = elf.budget();
+        for section in elf.sections.iter().filter(|section| section.kind == elf::SHT_RELA.0) {
+            // What cannot be read has none.
+            let _ = elf.source().pieces(section.offset, section.size, RELA_BYTES, &budget, |piece| {
+                for relocation in piece.chunks_exact(RELA_BYTES) {
+                    let word = |at| elf.format.field(relocation, at, 8);
+                    if matches(word(8), word(16)) {
+                        vaddrs.push(word(0));
+                    }
+                }
+                vaddrs.len() < MAX_SLOTS
+            });
+        }
+        vaddrs.truncate(MAX_SLOTS);
+        vaddrs.into_iter().map(|vaddr| Slot { vaddr, initial: initial_word(elf, vaddr) }).collect()
+    }
+}
+
+/// The word that the file holds at `vaddr`, 0 where it holds none (`.bss`).
+fn initial_word(elf: &ElfFile, vaddr: u64) -> u64 {
+    let mut word = [0; 8];
+    let read = elf.offset_of(vaddr).map(|offset| elf.source().read(offset, &mut word, &elf.budget()));
+    if matches!(read, Some(Ok(()))) { u64::from_ne_bytes(word) } else { 0 }
+}
+
+/// Sections that the Go linker writes (cmd/link/internal/ld); `strip` leaves them.
+fn is_go(elf: &ElfFile) -> bool {
+    const SECTIONS: [&[u8]; 4] =
+        [b".go.buildinfo", b".gopclntab", b".note.go.buildid", b".data.rel.ro.gopclntab"];
+    elf.sections.iter().any(|section| SECTIONS.contains(&section.name.as_slice()))
 }
 
 /// One file that a target has mapped with execute permission.
@@ -71,12 +339,14 @@ pub struct Object {
 impl Object {
     /// Reads a file that is not mapped, or not yet.
     pub fn open(path: &Path, names: &SymbolNames) -> io::Result<Self> {
+        let file = open_link(path).map_err(ObjectError::from);
+        let file = file.map(|file| Arc::new(ObjectFile::new(Ok(file), path)));
         Ok(Self {
             id: ObjectId::of(&path.metadata()?),
             path: path.to_owned(),
             open_path: path.to_owned(),
             load_bias: None,
-            elf: open_regular(path).map_err(ObjectError::from).and_then(|file| Elf::read(file, names)),
+            elf: file.and_then(|file| Elf::read(file, names, &Roots::default())),
         })
     }
 
@@ -92,10 +362,12 @@ impl fmt::Display for Object {
     }
 }
 
-/// Reads the objects behind `mappings` (of process `pid`, in the order of their first executable mapping), with the
+/// Reads the objects that `mappings` of process `pid` show (in the order of their first executable mapping), with the
 /// symbols named in `names`. An object that cannot be read is there, too, with the reason.
-pub fn read_objects(pid: u32, mappings: &[Mapping], names: &SymbolNames) -> Vec<Object> {
+pub fn read_objects(store: &ObjectStore, pid: u32, mappings: &[Mapping], names: &SymbolNames) -> Vec<Object> {
     let mut seen = HashSet::new();
+    let target = LiveTarget(pid);
+    let roots = store.roots(&target);
     mappings
         .iter()
         .filter(|mapping| mapping.executable)
@@ -105,12 +377,19 @@ pub fn read_objects(pid: u32, mappings: &[Mapping], names: &SymbolNames) -> Vec<
         })
         .filter(|(mapping, _)| seen.insert(id_of(mapping)))
         .map(|(mapping, path)| {
-            let (open_path, elf) = match open_mapped(pid, mapping, path) {
-                Ok((open_path, file)) => (open_path, Elf::read(file, names)),
-                Err(error) => (mapping.map_files_path(pid), Err(error)),
+            let (id, path) = (id_of(mapping), path.clone());
+            let open_path = match open_path(pid, mapping, &path) {
+                Ok(open_path) => open_path,
+                Err(error) => {
+                    let open_path = mapping.map_files_path(pid);
+                    return Object { id, path, open_path, load_bias: None, elf: Err(error) };
+                }
             };
-            let load_bias = elf.as_ref().ok().and_then(|elf| elf.load_bias(mapping));
-            Object { id: id_of(mapping), path: path.clone(), open_path, load_bias, elf }
+            let file = store.open(mapping, &target);
+            let load_bias = file.elf().ok().and_then(|elf| elf.load_bias(&place_of(mapping)));
+            let elf = Elf::read(Arc::clone(&file), names, &roots);
+            file.tell_budget();
+            Object { id, path, open_path, load_bias, elf }
         })
         .collect()
 }
@@ -119,35 +398,21 @@ fn id_of(mapping: &Mapping) -> ObjectId {
     ObjectId { device: mapping.device, inode: mapping.inode }
 }
 
-/// Opens what is mapped. `map_files` needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE; without it the path serves, below
-/// the target's root, if it still leads to the same file: a target may put a link to any place there.
-fn open_mapped(pid: u32, mapping: &Mapping, path: &Path) -> Result<(PathBuf, File), ObjectError> {
+/// A path that leads to what is mapped. `map_files` needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE; without it the path
+/// serves, below the target's root, if it still leads to the same file: a target may put a link to any place there.
+fn open_path(pid: u32, mapping: &Mapping, path: &Path) -> Result<PathBuf, ObjectError> {
     let exact = mapping.map_files_path(pid);
-    match open_regular(&exact) {
-        Ok(file) => return Ok((exact, file)),
+    match exact.metadata() {
+        Ok(_) => return Ok(exact),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
         Err(error) => return Err(error.into()),
     }
     let relative = path.strip_prefix("/").map_err(|_| ObjectError::Replaced)?;
     let below_root = PathBuf::from(format!("/proc/{pid}/root")).join(relative);
-    // Before it is opened, since opening alone can do things, and after, since it may have changed meanwhile.
-    let is_mapped_file = |metadata: Metadata| ObjectId::of(&metadata) == id_of(mapping);
-    if !is_mapped_file(below_root.metadata()?) {
-        return Err(ObjectError::Replaced);
-    }
-    let file = open_regular(&below_root)?;
-    match is_mapped_file(file.metadata()?) {
-        true => Ok((below_root, file)),
+    match ObjectId::of(&below_root.metadata()?) == id_of(mapping) {
+        true => Ok(below_root),
         false => Err(ObjectError::Replaced),
     }
-}
-
-/// Opens a regular file, and nothing that could block or act on being opened.
-pub(super) fn open_regular(path: &Path) -> io::Result<File> {
-    if !path.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)
 }
 
 /// `-O name` means `object`: the same path, the same file by another path, its file name, or the library's name as ldd

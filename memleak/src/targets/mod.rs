@@ -68,12 +68,13 @@ pub struct Targets {
 
 impl Targets {
     /// Takes a process in. Gives its number, its slot and what the kernel side is to know of it; `None` if all slots are taken.
-    /// `parent`: the process that made it, and what the two share.
+    /// `parent`: the process that made it, and what the two share; `descriptors`: what it opens counts.
     pub fn add(
         &mut self,
         id: TargetId,
         comm: String,
         parent: Option<(u32, Shared)>,
+        descriptors: bool,
     ) -> Option<(u32, u32, Target)> {
         let (slot, number) = self.slots.claim()?;
         let mut owner = Owner { space: number, process: number };
@@ -87,7 +88,10 @@ impl Targets {
                 owner.process = parent.owner.process;
             }
         }
-        for mine in [owner.space, owner.process] {
+        if !descriptors {
+            owner.process = 0;
+        }
+        for mine in [owner.space, owner.process].into_iter().filter(|mine| *mine != 0) {
             self.numbers.entry(mine).or_insert(number);
         }
         self.processes.insert(
@@ -165,6 +169,7 @@ impl Targets {
             self.living().any(|(_, other)| other.owner.space == number || other.owner.process == number)
         };
         let mut ended: Vec<u32> = [space, process].into_iter().filter(|number| !lives(*number)).collect();
+        ended.retain(|number| *number != 0);
         ended.dedup();
         ended
     }
@@ -233,7 +238,7 @@ mod tests {
     }
 
     fn add(targets: &mut Targets, pid: u32, parent: Option<(u32, Shared)>) -> (u32, Target) {
-        let (number, _, target) = targets.add(id(pid), "test".to_owned(), parent).unwrap();
+        let (number, _, target) = targets.add(id(pid), "test".to_owned(), parent, true).unwrap();
         (number, target)
     }
 

@@ -2,10 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
-    io,
     num::NonZero,
-    os::unix::fs::MetadataExt as _,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -13,63 +10,36 @@ use std::{
     thread::available_parallelism,
 };
 
-use object::ReadCache;
-
-use super::{SharedTable, UnwindError, object::build_id, table::UnwindTable};
-
-/// What an object's bytes come from.
-#[derive(Debug)]
-pub enum Source {
-    /// An ELF file.
-    File(File),
-    /// An ELF image: the vdso, read from the target's memory.
-    Image(Vec<u8>),
-}
+use super::{
+    SharedTable, UnwindError,
+    table::{UnwindTable, read},
+};
+use crate::objects::{ObjectFile, Stamp};
 
 /// What says that two objects are the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum ObjectKey {
+enum TableKey {
     /// Build id and length in bytes: one library in several containers, or in several processes' namespaces.
     BuildId(Vec<u8>, u64),
-    /// A file without build id: device, inode, length, time of last change (seconds, nanoseconds).
-    File(u64, u64, u64, i64, i64),
-    /// An image without build id: its bytes.
-    Image(Vec<u8>),
+    /// A file without build id.
+    File(Stamp),
+    /// An image without build id.
+    Image(u64),
 }
 
-impl Source {
-    /// Bytes of the file or image.
-    fn len(&self) -> io::Result<u64> {
-        match self {
-            Self::File(file) => Ok(file.metadata()?.len()),
-            Self::Image(bytes) => Ok(bytes.len() as u64),
-        }
-    }
+fn key_of(object: &ObjectFile) -> Result<TableKey, UnwindError> {
+    let elf = read(object)?;
+    Ok(match (elf.build_id(), object.stamp()) {
+        (Some(build_id), _) => TableKey::BuildId(build_id, elf.source().length()),
+        (None, Some(stamp)) => TableKey::File(stamp),
+        (None, None) => TableKey::Image(object.id()),
+    })
+}
 
-    fn key(&self) -> io::Result<ObjectKey> {
-        let build_id = match self {
-            Self::File(file) => build_id(&ReadCache::new(file)),
-            Self::Image(bytes) => build_id(bytes.as_slice()),
-        };
-        if let Some(build_id) = build_id {
-            return Ok(ObjectKey::BuildId(build_id, self.len()?));
-        }
-        Ok(match self {
-            Self::File(file) => {
-                let data = file.metadata()?;
-                ObjectKey::File(data.dev(), data.ino(), data.len(), data.mtime(), data.mtime_nsec())
-            }
-            Self::Image(bytes) => ObjectKey::Image(bytes.clone()),
-        })
-    }
-
-    fn build(&self) -> TableResult {
-        let table = match self {
-            Self::File(file) => UnwindTable::from_file(file),
-            Self::Image(bytes) => UnwindTable::from_bytes(bytes),
-        };
-        table.map(|table| Arc::new(table.into())).map_err(Arc::new)
-    }
+fn build(object: &ObjectFile) -> TableResult {
+    let table = read(object).and_then(UnwindTable::of);
+    object.tell_budget();
+    table.map(|table| Arc::new(table.into())).map_err(Arc::new)
 }
 
 /// A table, or why there is none: shared, since an object that failed once fails each time.
@@ -78,27 +48,28 @@ pub type TableResult = Result<Arc<SharedTable>, Arc<UnwindError>>;
 /// The tables of a run.
 #[derive(Debug, Default)]
 pub struct TableCache {
-    tables: Mutex<HashMap<ObjectKey, TableResult>>,
+    tables: Mutex<HashMap<TableKey, TableResult>>,
 }
 
 impl TableCache {
-    /// The tables of `sources`, in their order. Those that are not known yet are built by as many threads as there
+    /// The tables of `objects`, in their order. Those that are not known yet are built by as many threads as there
     /// are processors, the longest file first.
-    pub fn get_many(&self, sources: &[Source]) -> Vec<TableResult> {
-        let keys: Vec<_> = sources.iter().map(|source| source.key().map_err(UnwindError::from)).collect();
-        let mut missing: HashMap<&ObjectKey, &Source> = HashMap::new();
+    pub fn get_many(&self, objects: &[Arc<ObjectFile>]) -> Vec<TableResult> {
+        let keys: Vec<_> = objects.iter().map(|object| key_of(object)).collect();
+        let mut missing: HashMap<&TableKey, &ObjectFile> = HashMap::new();
         {
             let known = self.lock();
-            for (key, source) in keys.iter().zip(sources) {
+            for (key, object) in keys.iter().zip(objects) {
                 if let Ok(key) = key
                     && !known.contains_key(key)
                 {
-                    missing.insert(key, source);
+                    missing.insert(key, object);
                 }
             }
         }
         let mut missing: Vec<_> = missing.into_iter().collect();
-        missing.sort_by_key(|(_, source)| std::cmp::Reverse(source.len().unwrap_or(0)));
+        let len = |object: &ObjectFile| object.elf().map_or(0, |elf| elf.source().length());
+        missing.sort_by_key(|(_, object)| std::cmp::Reverse(len(object)));
         let built = build_all(&missing);
         let mut known = self.lock();
         known.extend(built);
@@ -115,19 +86,19 @@ impl TableCache {
         self.lock().retain(|_, table| table.as_ref().is_ok_and(|table| Arc::strong_count(table) > 1));
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ObjectKey, TableResult>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<TableKey, TableResult>> {
         // The map is whole at any moment: a thread that died with the lock has left it so.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn build_all(missing: &[(&ObjectKey, &Source)]) -> Vec<(ObjectKey, TableResult)> {
+fn build_all(missing: &[(&TableKey, &ObjectFile)]) -> Vec<(TableKey, TableResult)> {
     let threads = available_parallelism().map_or(1, NonZero::get).min(missing.len());
     let next = AtomicUsize::new(0);
     let work = || {
         let mut built = Vec::new();
-        while let Some((key, source)) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-            built.push(((*key).clone(), source.build()));
+        while let Some((key, object)) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+            built.push(((*key).clone(), build(object)));
         }
         built
     };
@@ -142,10 +113,12 @@ fn build_all(missing: &[(&ObjectKey, &Source)]) -> Vec<(ObjectKey, TableResult)>
 
 #[cfg(test)]
 mod tests {
+    use std::{fs::File, path::Path};
+
     use super::*;
 
-    fn own_binary() -> Source {
-        Source::File(File::open("/proc/self/exe").unwrap())
+    fn own_binary() -> Arc<ObjectFile> {
+        Arc::new(ObjectFile::new(File::open("/proc/self/exe"), Path::new("/exe")))
     }
 
     #[test]
@@ -168,7 +141,8 @@ mod tests {
     #[test]
     fn what_is_no_object_fails_alone() {
         let cache = TableCache::default();
-        let results = cache.get_many(&[Source::Image(b"#!/bin/sh".to_vec()), own_binary()]);
+        let script = Arc::new(ObjectFile::from_memory(b"#!/bin/sh".to_vec(), Path::new("/sh")));
+        let results = cache.get_many(&[script, own_binary()]);
         assert!(matches!(results[0].as_deref(), Err(error) if matches!(**error, UnwindError::NotElf)));
         assert!(results[1].is_ok());
     }

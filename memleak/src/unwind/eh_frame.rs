@@ -3,7 +3,10 @@
 //! The sections are the target's: each entry that cannot be read is counted and left out, time and memory are
 //! proportional to the bytes of the sections, and rows outside the object's executable segments are dropped.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use gimli::{
     BaseAddresses, CommonInformationEntry, DebugFrame, EhFrame, LittleEndian, UnwindSection, Vendor,
@@ -12,12 +15,20 @@ use memleak_common::unwind::Row;
 
 use super::{
     cfi::{Entry, Rules, Slice},
-    object::{ExecSegments, Sections},
+    sections::Sections,
+    segments::ExecSegments,
 };
-use crate::arch::Machine;
+use crate::{arch::Machine, elf::Budget, hurry};
 
 /// Sections of at least this many entries are read by several threads.
 const PARALLEL_ENTRIES: usize = 20_000;
+/// Most entries of an object, and rows: rustc's 95 MB of code have 250,000 and 1.7 million.
+const MAX_ENTRIES: usize = 2 << 20;
+const MAX_ROWS: u64 = 8 << 20;
+/// Work for each byte of a section: an instruction takes some of it, and so does each byte of a CIE, which each thread reads
+/// once. Entries may share a CIE, but a hostile file may have each of them name another.
+const WORK: u64 = 16;
+const INSTRUCTION_WORK: u64 = 8;
 /// Length that says that the real one follows, in 64 bits.
 const EXTENDED_LENGTH: u32 = u32::MAX;
 
@@ -105,28 +116,67 @@ impl Runs {
 }
 
 /// Reads all entries of the object's sections; the runs are in order of address.
-pub(super) fn read_entries(sections: &Sections<'_>, segments: &ExecSegments, machine: Machine) -> Runs {
+/// What is more than an object may cost is left out and noted in `budget`.
+pub(super) fn read_entries(
+    sections: &Sections,
+    segments: &ExecSegments,
+    machine: Machine,
+    budget: &Budget,
+) -> Runs {
     let mut runs = Runs::default();
-    if let Some((address, bytes)) = sections.eh_frame {
+    let rows = AtomicU64::new(MAX_ROWS);
+    let limits =
+        |bytes: &[u8]| Limits { rows: &rows, work: AtomicU64::new(WORK * bytes.len() as u64), budget };
+    if let Some((address, bytes)) = &sections.eh_frame {
         let mut section = EhFrame::new(bytes, LittleEndian);
         section.set_address_size(8);
         section.set_vendor(vendor(machine));
-        let bases = BaseAddresses::default().set_eh_frame(address).set_text(segments.text_base);
-        runs = read_section(&section, &bases, segments, machine, &entry_offsets(bytes, 0));
+        let bases = BaseAddresses::default().set_eh_frame(*address).set_text(segments.text_base);
+        let offsets = entry_offsets(bytes, 0, budget);
+        runs = read_section(&section, &bases, segments, machine, &offsets, &limits(bytes));
     }
     runs.sort();
-    if let Some(bytes) = &sections.debug_frame {
+    let bytes = &sections.debug_frame;
+    if !bytes.is_empty() {
         let mut section = DebugFrame::new(bytes, LittleEndian);
         section.set_address_size(8);
         section.set_vendor(vendor(machine));
         let bases = BaseAddresses::default();
-        let mut more = read_section(&section, &bases, segments, machine, &entry_offsets(bytes, u32::MAX));
+        let offsets = entry_offsets(bytes, u32::MAX, budget);
+        let mut more = read_section(&section, &bases, segments, machine, &offsets, &limits(bytes));
         more.sort();
         keep_uncovered(&mut more.runs, &runs.runs);
         runs.append(more);
         runs.sort();
     }
     runs
+}
+
+/// What reading a section may cost, over all threads.
+struct Limits<'l> {
+    rows: &'l AtomicU64,
+    work: AtomicU64,
+    budget: &'l Budget,
+}
+
+impl Limits<'_> {
+    /// Takes `amount` out of one of the counters.
+    fn take(&self, counter: &AtomicU64, amount: u64) -> bool {
+        let left =
+            counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(amount));
+        match left {
+            Ok(left) => left % 1024 != 0 || !hurry::is_due(),
+            Err(_) => {
+                self.budget.exceeded();
+                false
+            }
+        }
+    }
+
+    /// An instruction.
+    fn step(&self) -> gimli::Result<()> {
+        if self.take(&self.work, INSTRUCTION_WORK) { Ok(()) } else { Err(gimli::Error::Io) }
+    }
 }
 
 /// Drops from `more` what touches a run of `covered`. Both are in order.
@@ -146,7 +196,7 @@ fn vendor(machine: Machine) -> Vendor {
 }
 
 /// Offsets of the entries that are no CIE. The lengths alone are followed, so that one bad entry costs no other.
-fn entry_offsets(bytes: &[u8], cie_id: u32) -> Vec<usize> {
+fn entry_offsets(bytes: &[u8], cie_id: u32, budget: &Budget) -> Vec<usize> {
     let word = |at: usize| bytes.get(at..at.checked_add(4)?)?.try_into().ok().map(u32::from_le_bytes);
     let mut offsets = Vec::with_capacity(bytes.len() / 64);
     let mut at = 0usize;
@@ -160,6 +210,10 @@ fn entry_offsets(bytes: &[u8], cie_id: u32) -> Vec<usize> {
         };
         // A zero length ends what one file brought to the section, not always the section.
         if length >= 4 && word(at + header).is_some_and(|id| id != cie_id) {
+            if offsets.len() == MAX_ENTRIES {
+                budget.exceeded();
+                break;
+            }
             offsets.push(at);
         }
         let Some(next) = usize::try_from(length).ok().and_then(|length| length.checked_add(at + header))
@@ -178,6 +232,7 @@ fn read_section<'input, S>(
     segments: &ExecSegments,
     machine: Machine,
     offsets: &[usize],
+    limits: &Limits<'_>,
 ) -> Runs
 where
     S: UnwindSection<Slice<'input>> + Sync,
@@ -189,6 +244,7 @@ where
             bases,
             segments,
             machine,
+            limits,
             cies: HashMap::new(),
             last: None,
             runs: Runs::default(),
@@ -196,6 +252,9 @@ where
         reader.runs.runs.reserve(offsets.len());
         reader.runs.rows.reserve(offsets.len() * 8);
         for &offset in offsets {
+            if limits.budget.is_exceeded() || hurry::is_due() {
+                break;
+            }
             reader.read_entry(offset);
         }
         reader.runs
@@ -232,6 +291,7 @@ struct Reader<'s, 'input, S> {
     bases: &'s BaseAddresses,
     segments: &'s ExecSegments,
     machine: Machine,
+    limits: &'s Limits<'s>,
     cies: HashMap<usize, Cie<'input>>,
     /// The one used last: entries that share one follow each other.
     last: Option<(usize, Cie<'input>)>,
@@ -244,7 +304,7 @@ where
     S::Offset: From<usize>,
 {
     fn read_entry(&mut self, offset: usize) {
-        let (section, bases) = (self.section, self.bases);
+        let (section, bases, limits) = (self.section, self.bases, self.limits);
         let parsed = section
             .partial_fde_from_offset(bases, offset.into())
             .and_then(|partial| partial.parse(|_, _, cie| self.cie(gimli::UnwindOffset::into(cie))));
@@ -272,7 +332,7 @@ where
             initial,
             start,
             end,
-            || instructions.next(),
+            || limits.step().and_then(|()| instructions.next()),
             |address, rule| {
                 // Addresses grow from `start`, so that the distance says the pc.
                 let pc = u64::from(start_pc) + (address - start);
@@ -286,6 +346,10 @@ where
         self.runs.stats.malformed += u64::from(result.is_err());
         self.runs.stats.entries += 1;
         let count = rows.len() - first;
+        if !limits.take(limits.rows, count as u64) {
+            rows.truncate(first);
+            return;
+        }
         self.runs.runs.push(Run { start: start_pc, end: end_pc, first: first as u32, count: count as u32 });
     }
 
@@ -300,9 +364,13 @@ where
             Some(cie) => cie.clone(),
             None => {
                 let entry = self.section.cie_from_offset(self.bases, offset.into())?;
+                // It was looked through for its augmentation.
+                if !self.limits.take(&self.limits.work, entry.entry_len() as u64) {
+                    return Err(gimli::Error::Io);
+                }
                 let mut instructions = entry.instructions(self.section, self.bases);
-                let initial =
-                    entry_of(self.section, self.machine, &entry).initial_rules(|| instructions.next()).ok();
+                let mut next = || self.limits.step().and_then(|()| instructions.next());
+                let initial = entry_of(self.section, self.machine, &entry).initial_rules(&mut next).ok();
                 let cie = Cie { entry, initial };
                 self.cies.insert(offset, cie.clone());
                 cie
@@ -354,7 +422,7 @@ mod tests {
 
     #[test]
     fn entries_are_found_behind_a_bad_length_and_a_zero() {
-        let mut bytes = Vec::new();
+        let (mut bytes, budget) = (Vec::new(), Budget::new(0));
         let mut entry = |id: u32, len: usize| {
             bytes.extend_from_slice(&(len as u32).to_le_bytes());
             bytes.extend_from_slice(&id.to_le_bytes());
@@ -365,8 +433,8 @@ mod tests {
         entry(99, 5);
         bytes.extend_from_slice(&0u32.to_le_bytes());
         bytes.extend_from_slice(&[16, 0, 0, 0, 7, 0, 0, 0]);
-        assert_eq!(entry_offsets(&bytes, 0), [16, 36, 49]);
-        assert_eq!(entry_offsets(&[0xff; 40], 0), [0]);
-        assert_eq!(entry_offsets(&[], 0), [0usize; 0]);
+        assert_eq!(entry_offsets(&bytes, 0, &budget), [16, 36, 49]);
+        assert_eq!(entry_offsets(&[0xff; 40], 0, &budget), [0]);
+        assert_eq!(entry_offsets(&[], 0, &budget), [0usize; 0]);
     }
 }

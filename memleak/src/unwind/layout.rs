@@ -14,6 +14,7 @@ use std::{
 use memleak_common::unwind::{MAX_MAPPINGS, Mapping, MappingList, Tables};
 
 use super::shared::SharedTable;
+use crate::elf::Place;
 
 /// The arrays: maps of the BPF programs, or [`Arrays`].
 pub trait Store {
@@ -360,7 +361,8 @@ fn key_of(table: &Arc<SharedTable>) -> TableKey {
 fn describe(object: &MappedObject, extent: Option<Extent>) -> Mapping {
     let MappedObject { start, end, file_offset, ref table } = *object;
     let without_rows = Mapping { start, end, ..Mapping::default() };
-    let Some((extent, bias)) = extent.zip(table.segments().bias(start, file_offset)) else {
+    let place = Place { start, len: end.saturating_sub(start), file_offset, executable: true };
+    let Some((extent, bias)) = extent.zip(table.segments().bias(&place)) else {
         return without_rows;
     };
     Mapping {

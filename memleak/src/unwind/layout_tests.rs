@@ -1,11 +1,12 @@
 use memleak_common::unwind::{Kind, Row};
 
 use super::*;
-use crate::unwind::{ExecSegment, ExecSegments, Machine, UnwindTable, eh_frame::BuildStats};
+use crate::elf::Segment;
+use crate::unwind::{ExecSegments, Machine, UnwindTable, eh_frame::BuildStats};
 
 /// A table of `rows` rows, one for each page.
 fn table(rows: u32) -> Arc<SharedTable> {
-    let segments = vec![ExecSegment { file_offset: 0x1000, vaddr: 0x40_1000, len: 0x10_0000 }];
+    let segments = vec![Segment { file_offset: 0x1000, vaddr: 0x40_1000, len: 0x10_0000, executable: true }];
     let table = UnwindTable {
         machine: Machine::X86_64,
         build_id: None,

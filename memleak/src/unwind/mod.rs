@@ -9,18 +9,20 @@ mod cache;
 pub(crate) mod cfi;
 pub mod eh_frame;
 mod layout;
-pub(crate) mod object;
 mod process;
+mod sections;
+mod segments;
 mod shared;
 mod table;
 mod walk;
 
 pub use crate::arch::Machine;
-pub use cache::{Source, TableCache, TableResult};
+pub use cache::{TableCache, TableResult};
 pub use cfi::Unsupported;
 pub use layout::{Arrays, Layout, LayoutError, MappedObject, Shortage, Store};
-pub use object::{ExecSegment, ExecSegments};
+
 pub use process::{ProcessTables, Sums};
+pub use segments::ExecSegments;
 pub use shared::SharedTable;
 pub use table::UnwindTable;
 pub use walk::{Frame, ReadsFrom, Walk, walk};
@@ -30,7 +32,7 @@ pub use walk::{Frame, ReadsFrom, Walk, walk};
 pub enum UnwindError {
     /// It could not be opened or read.
     #[error("cannot read it: {0}")]
-    Read(#[from] std::io::Error),
+    Read(String),
     /// It is no 64-bit little-endian ELF file, or a broken one.
     #[error("not a 64-bit little-endian ELF file")]
     NotElf,

@@ -6,14 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{MappedObject, SharedTable, Source, TableCache};
+use super::{MappedObject, SharedTable, TableCache};
 use crate::{
-    proc::maps::{Backing, Mapping, read_maps},
-    symbolize::{LiveTarget, Target},
+    objects::{ObjectFile, ObjectStore},
+    proc::{
+        maps::{Backing, Mapping, read_maps},
+        target::{LiveTarget, Target},
+    },
 };
-
-/// Largest vdso, bytes. They are a few pages.
-const MAX_VDSO: u64 = 1 << 20;
 
 /// An executable mapping, and the table of what it maps.
 type Known = (Mapping, Option<Arc<SharedTable>>);
@@ -21,6 +21,7 @@ type Known = (Mapping, Option<Arc<SharedTable>>);
 /// Executable mappings of processes, and their tables.
 #[derive(Debug, Default)]
 pub struct ProcessTables {
+    objects: ObjectStore,
     cache: TableCache,
     processes: HashMap<u32, Vec<Known>>,
     /// Time that building tables took.
@@ -28,6 +29,11 @@ pub struct ProcessTables {
 }
 
 impl ProcessTables {
+    /// Tables of these objects.
+    pub fn new(objects: ObjectStore) -> Self {
+        Self { objects, ..Self::default() }
+    }
+
     /// Takes over what `pid` has mapped now, and builds the tables that are missing. Gives its objects in order of
     /// address; `None` where no executable mapping has changed.
     pub fn observe(
@@ -40,45 +46,42 @@ impl ProcessTables {
             .iter()
             .filter(|mapping| mapping.executable && mapping.backing != Backing::Other)
             .collect();
-        let mut known = self.processes.remove(&pid).unwrap_or_default();
+        let known = self.processes.remove(&pid).unwrap_or_default();
         if known.iter().map(|(mapping, _)| mapping).eq(executable.iter().copied()) {
             self.processes.insert(pid, known);
             return None;
         }
         let begin = Instant::now();
-        known.retain(|(mapping, _)| executable.contains(&mapping));
-        let missing: Vec<&Mapping> = executable
-            .into_iter()
-            .filter(|mapping| known.iter().all(|(other, _)| other != *mapping))
-            .collect();
-        let (opened, sources): (Vec<&Mapping>, Vec<Source>) = missing
-            .iter()
-            .filter_map(|mapping| match open(mapping, target) {
-                Ok(source) => Some((*mapping, source)),
-                Err(error) => {
-                    log::debug!("no unwind table for {}: {error}", name(mapping));
-                    None
-                }
-            })
-            .unzip();
-        for (mapping, table) in opened.into_iter().zip(self.cache.get_many(&sources)) {
-            if let Err(error) = &table {
-                log::debug!("no unwind table for {}: {error}", name(mapping));
+        let mut before: HashMap<&Mapping, Option<Arc<SharedTable>>> =
+            known.iter().map(|(mapping, table)| (mapping, table.clone())).collect();
+        let (mut now, mut missing) = (Vec::with_capacity(executable.len()), Vec::new());
+        for mapping in executable {
+            match before.remove(mapping) {
+                Some(table) => now.push((mapping.clone(), table)),
+                None => missing.push(mapping),
             }
-            known.push((mapping.clone(), table.ok()));
         }
+        let opened: Vec<Arc<ObjectFile>> =
+            missing.iter().map(|mapping| self.objects.open(mapping, target)).collect();
+        for ((mapping, object), table) in missing.iter().zip(&opened).zip(self.cache.get_many(&opened)) {
+            if let Err(error) = &table {
+                log::debug!("no unwind table for {}: {error}", object.path().display());
+            }
+            now.push(((*mapping).clone(), table.ok()));
+        }
+        let mut known = now;
         known.sort_by_key(|(mapping, _)| mapping.start);
         self.took += begin.elapsed();
-        let objects = known.iter().filter_map(|(mapping, table)| {
-            Some(MappedObject {
-                start: mapping.start,
-                end: mapping.end,
-                file_offset: mapping.file_offset,
-                table: Arc::clone(table.as_ref()?),
-            })
-        });
-        let objects = objects.collect();
+        let objects = objects_of(&known);
         self.processes.insert(pid, known);
+        Some(objects)
+    }
+
+    /// The process `child` was made by `parent`, and has what that has mapped. Gives its objects; `None` if nothing is known.
+    pub fn inherit(&mut self, parent: u32, child: u32) -> Option<Vec<MappedObject>> {
+        let known = self.processes.get(&parent)?.clone();
+        let objects = objects_of(&known);
+        self.processes.insert(child, known);
         Some(objects)
     }
 
@@ -137,16 +140,14 @@ pub struct Sums {
     pub took: Duration,
 }
 
-fn open(mapping: &Mapping, target: &dyn Target) -> std::io::Result<Source> {
-    match mapping.backing {
-        Backing::Vdso => {
-            let size = (mapping.end - mapping.start).min(MAX_VDSO) as usize;
-            target.memory(mapping.start, size).map(Source::Image)
-        }
-        _ => target.open(mapping).map(Source::File),
-    }
-}
-
-fn name(mapping: &Mapping) -> String {
-    mapping.path().map_or_else(|| "[vdso]".to_owned(), |path| path.display().to_string())
+fn objects_of(known: &[Known]) -> Vec<MappedObject> {
+    let object = |(mapping, table): &Known| {
+        Some(MappedObject {
+            start: mapping.start,
+            end: mapping.end,
+            file_offset: mapping.file_offset,
+            table: Arc::clone(table.as_ref()?),
+        })
+    };
+    known.iter().filter_map(object).collect()
 }

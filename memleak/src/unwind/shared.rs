@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memleak_common::unwind::Row;
 
-use super::{UnwindTable, object::ExecSegments};
+use super::{UnwindTable, segments::ExecSegments};
 
 /// An [`UnwindTable`] whose words (rows, then page index) can be taken out: [`super::Layout`] does so when it has given
 /// them a place in the arrays, and puts them back when the place is needed for others.

@@ -1,18 +1,23 @@
 //! The unwind table of an object, as plain data.
 
-use std::{fs::File, io::BufReader, os::unix::fs::FileExt as _};
+use std::{fs::File, path::Path};
 
 use memleak_common::unwind::{Kind, PAGE_BYTES, Row, page_word};
-use object::{ReadCache, ReadRef};
+use object::elf;
 
 use super::{
     UnwindError,
     eh_frame::{BuildStats, Run, Runs, read_entries},
-    object::{ExecSegments, Object, Sections},
+    sections::Sections,
+    segments::ExecSegments,
 };
-use crate::arch::{
-    Machine,
-    x86_64::code::{Gaps, Symbols, code_sections},
+use crate::{
+    arch::{
+        Machine,
+        x86_64::code::{Gaps, Symbols, code_sections},
+    },
+    elf::ElfFile,
+    objects::ObjectFile,
 };
 
 /// Code at the entry that nothing describes: both C libraries' is shorter.
@@ -36,25 +41,28 @@ pub struct UnwindTable {
 }
 
 impl UnwindTable {
-    /// Builds the table of an ELF file. It is read, not mapped: the target could truncate it meanwhile.
-    pub fn from_file(file: &File) -> Result<Self, UnwindError> {
-        let mut cache = ReadCache::new(BufReader::with_capacity(4096, file));
-        let parts = Parts::read(&cache)?;
-        // Megabytes of `.eh_frame` that nothing refers to any more, before as much again is asked for.
-        cache.clear();
-        Ok(parts.into_table(&mut |offset, buffer| file.read_exact_at(buffer, offset).is_ok()))
+    /// Builds the table of an object, whose headers are read.
+    pub fn of(elf: &ElfFile) -> Result<Self, UnwindError> {
+        Ok(Parts::read(elf, Sections::read)?.into_table(elf))
     }
 
-    /// Builds the table of an ELF image: the vdso's, as it is in the target's memory.
+    /// Builds the table of a file.
+    pub fn from_file(file: &File) -> Result<Self, UnwindError> {
+        let file = file.try_clone();
+        Self::of(read(&ObjectFile::new(file, Path::new("")))?)
+    }
+
+    /// Builds the table of an ELF image.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, UnwindError> {
-        Ok(Parts::read(bytes)?.into_table(&mut read_from(bytes)))
+        Self::of(read(&ObjectFile::from_memory(bytes.to_vec(), Path::new("")))?)
     }
 
     /// Builds the table that the ELF image would have if it had no unwind information: all rows are read from its
     /// machine code.
     pub fn from_code(bytes: &[u8]) -> Result<Self, UnwindError> {
-        let object = Object { sections: Sections::default(), ..Object::parse(bytes)? };
-        Ok(Parts::of(object, bytes).into_table(&mut read_from(bytes)))
+        let object = ObjectFile::from_memory(bytes.to_vec(), Path::new(""));
+        let elf = read(&object)?;
+        Ok(Parts::read(elf, |_| Sections::default())?.into_table(elf))
     }
 
     /// The row that covers `pc` (relative to the text base), found as a walk finds it.
@@ -77,27 +85,30 @@ struct Parts {
 }
 
 impl Parts {
-    fn read<'a, R: ReadRef<'a>>(data: R) -> Result<Self, UnwindError> {
-        Ok(Self::of(Object::parse(data)?, data))
-    }
-
-    fn of<'a, R: ReadRef<'a>>(object: Object<'_>, data: R) -> Self {
-        let Object { machine, build_id, segments, sections, entry } = object;
-        let mut runs = read_entries(&sections, &segments, machine);
+    fn read(elf: &ElfFile, sections: impl FnOnce(&ElfFile) -> Sections) -> Result<Self, UnwindError> {
+        if !elf.format.is_64 || !elf.format.little_endian {
+            return Err(UnwindError::NotElf);
+        }
+        let machine = elf::Machine(elf.machine);
+        let machine = Machine::from_elf(machine).ok_or(UnwindError::Machine(machine.0))?;
+        let segments = ExecSegments::read(elf)?;
+        // Megabytes of `.eh_frame`, which are given back before as much again is asked for.
+        let mut runs = read_entries(&sections(elf), &segments, machine, &elf.budget());
         let gaps = if machine == Machine::X86_64 {
-            let read_symbols = |limit, is_wanted: &dyn Fn(u64) -> bool| Symbols::read(data, limit, is_wanted);
-            Gaps::find(&runs, &segments, entry, || code_sections(data), read_symbols)
+            let read_symbols = |limit, is_wanted: &dyn Fn(u64) -> bool| Symbols::read(elf, limit, is_wanted);
+            Gaps::find(&runs, &segments, elf.entry, || code_sections(elf), read_symbols)
         } else {
-            add_entry(&mut runs, &segments, entry);
+            add_entry(&mut runs, &segments, elf.entry);
             Gaps::default()
         };
-        Self { machine, build_id, segments, runs, gaps }
+        Ok(Self { machine, build_id: elf.build_id(), segments, runs, gaps })
     }
 
-    /// `read` as in [`Gaps::add_rows`].
-    fn into_table(self, read: &mut dyn FnMut(u64, &mut [u8]) -> bool) -> UnwindTable {
+    fn into_table(self, elf: &ElfFile) -> UnwindTable {
         let Self { machine, build_id, segments, mut runs, gaps } = self;
-        runs.stats.code_rows = gaps.add_rows(&mut runs, &segments, read);
+        let budget = elf.budget();
+        let mut read = |offset, buffer: &mut [u8]| elf.source().read(offset, buffer, &budget).is_ok();
+        runs.stats.code_rows = gaps.add_rows(&mut runs, &segments, &mut read);
         let (rows, overlapping) = merge(&runs);
         let stats = BuildStats { overlapping: runs.stats.overlapping + overlapping, ..runs.stats };
         drop(runs);
@@ -106,13 +117,12 @@ impl Parts {
     }
 }
 
-/// Reads from an image in memory.
-fn read_from(bytes: &[u8]) -> impl FnMut(u64, &mut [u8]) -> bool {
-    |offset, buffer| {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let found = start.checked_add(buffer.len()).and_then(|end| bytes.get(start..end));
-        found.map(|found| buffer.copy_from_slice(found)).is_some()
-    }
+/// The headers of an object.
+pub(super) fn read(object: &ObjectFile) -> Result<&ElfFile, UnwindError> {
+    object.elf().map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData => UnwindError::NotElf,
+        _ => UnwindError::Read(error.to_string()),
+    })
 }
 
 /// Says of the code at the entry, where nothing else does, that a stack ends there: the kernel has jumped to it. (In

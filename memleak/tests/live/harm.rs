@@ -8,7 +8,7 @@ use crate::{
     process::{self, Running},
     programs::{Link, build},
     report::Report,
-    tracer::Tracer,
+    tracer::{NEVER, Tracer},
 };
 
 /// Threads that wait for a condition hold no mutex: not while they wait, and not when their process ends.
@@ -53,16 +53,12 @@ fn a_handler_is_no_callee_of_what_it_interrupts() {
     assert_eq!(report.lost["missed_returns"], 0, "{}", report.describe());
 }
 
-/// A handler above the stack of the call that it has interrupted: the target lives, and what is not counted is said.
+/// A handler above the stack of the call that it has interrupted: the target lives, and all is counted.
 fn handler_above(place: &str) {
     let _alone = alone();
     let (report, ledger) = allocate_under_signals(place);
-    let site = |name: &str, resource: &str| ledger[&(name.to_owned(), resource.to_owned())];
-    let mallocs = site("site_malloc", "heap");
-    assert_eq!(report.site("site_malloc"), (mallocs.bytes, mallocs.count.unwrap_or(0)));
-    let (_, mapped) = report.site("site_mmap");
-    let lost = report.lost["missed_returns"];
-    assert_eq!(Some(mapped + lost), site("site_mmap", "mmap").count, "{}", report.describe());
+    report.assert_equals(&ledger);
+    assert_eq!(report.lost["missed_returns"], 0, "{}", report.describe());
 }
 
 #[test]
@@ -73,4 +69,62 @@ fn a_handler_on_an_alternate_stack_above() {
 #[test]
 fn a_handler_on_an_alternate_stack_in_thread_storage() {
     handler_above("storage");
+}
+
+/// Runs a program of the user's own pair to its end under the tracer, and compares. Returns the last report and what the
+/// tracer has said.
+fn trace_pair(program: &mut Command, acquire: &str, release: &str) -> (Report, Vec<String>) {
+    let mut target = Running::start(program);
+    target.expect("READY");
+    let tracer = Tracer::attach_with(
+        target.pid(),
+        &["-o", "0", "-T", "100000", "--acquire", acquire, "--release", release, NEVER],
+    );
+    target.tell("go");
+    let ledger = ledger::hear(&mut target);
+    let notes = tracer.notes();
+    let report = tracer.stop_with_report();
+    target.tell("end");
+    assert_eq!(process::code(target.wait_status()), 0, "{}", target.outputs());
+    for ((site, _), amount) in &ledger {
+        let count = amount.count.unwrap_or(0);
+        assert_eq!(report.site(site), (amount.bytes, count), "{site}: {}", report.describe());
+    }
+    let sum = ledger.values().fold((0, 0), |sum, one| (sum.0 + one.bytes, sum.1 + one.count.unwrap_or(0)));
+    assert_eq!((report.totals.bytes, report.totals.count), sum, "{}", report.describe());
+    (report, notes)
+}
+
+/// A function that switches to another fibre and back, on either side or in another thread, while the other one calls it.
+fn switch_fibres(place: &str) {
+    let _alone = alone();
+    let program = build("fibres.c", Link::Dynamic, &["-rdynamic"]);
+    let (report, notes) = trace_pair(Command::new(program).arg(place), "res_get -> ret", "res_put(arg1)");
+    assert_eq!(report.lost["missed_returns"], 0, "{}", report.describe());
+    assert!(!notes.iter().any(|line| line.contains("warning")), "{notes:?}");
+}
+
+#[test]
+fn a_traced_function_switches_to_a_higher_fibre() {
+    switch_fibres("low");
+}
+
+#[test]
+fn a_traced_function_switches_to_a_lower_fibre() {
+    switch_fibres("high");
+}
+
+#[test]
+fn a_traced_function_goes_on_in_another_thread() {
+    switch_fibres("thread");
+}
+
+/// An exception out of a traced function arrives.
+#[test]
+fn a_traced_function_throws() {
+    let _alone = alone();
+    let program = build("throws.cc", Link::Dynamic, &[]);
+    let (report, _) =
+        trace_pair(&mut Command::new(program), "throws_get(arg1 size) -> ret", "throws_put(arg1)");
+    assert!(report.lost["missed_returns"] <= 50, "at most those that threw: {}", report.describe());
 }

@@ -4,6 +4,7 @@ pub(crate) mod code;
 #[cfg(target_arch = "x86_64")]
 pub mod host;
 pub mod placement;
+pub mod returns;
 
 use object::elf;
 

@@ -1,9 +1,12 @@
 //! Files of resources: those that are named, and those of the configuration's folder.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, Read as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -54,42 +57,68 @@ pub fn read_named(path: &Path) -> Result<Vec<UserResource>, ReadError> {
 /// is not there has no files.
 ///
 /// Nobody has named these files, and we may be root with another user's environment: only what root or we ourselves own,
-/// and nobody else can write to, is taken.
+/// and nobody else can write to, is taken, and that of a folder of which the same holds: else a file that is trusted could be
+/// put there, or taken away.
 pub fn read_folder(folder: &Path) -> Vec<Result<Vec<UserResource>, ReadError>> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
+    let name = |path: &Path| path.display().to_string();
+    let opened = look_at(folder).and_then(|(held, metadata)| {
+        // The folder that was looked at, whatever its name leads to by now.
+        let names = fs::read_dir(within_proc(&held))?.filter_map(Result::ok).map(|entry| entry.file_name());
+        Ok((names.collect::<Vec<_>>(), held, metadata))
+    });
+    let (mut names, held, metadata) = match opened {
+        Ok(opened) => opened,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
-        Err(error) => return vec![Err(ReadError::Io(folder.display().to_string(), error))],
+        Err(error) => return vec![Err(ReadError::Io(name(folder), error))],
     };
-    let is_toml = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "toml");
-    let mut paths: Vec<PathBuf> =
-        entries.filter_map(Result::ok).map(|entry| entry.path()).filter(is_toml).collect();
-    paths.sort();
-    paths.iter().map(|path| read_trusted(path)).collect()
+    names.retain(|file| Path::new(file).extension().is_some_and(|extension| extension == "toml"));
+    if !names.is_empty() && !is_trusted(&metadata) {
+        return vec![Err(ReadError::NotTrusted(name(folder)))];
+    }
+    names.sort();
+    let read = |file| read_trusted(&within_proc(&held).join(&file), name(&folder.join(&file)));
+    names.into_iter().map(read).collect()
 }
 
-fn read_trusted(path: &Path) -> Result<Vec<UserResource>, ReadError> {
-    let name = path.display().to_string();
-    // A pipe must not hold us up.
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let opened = opened.and_then(|file| file.metadata().map(|metadata| (file, metadata)));
-    let (file, metadata) = match opened {
-        Ok(opened) => opened,
+/// What is at `path`, held and not opened: opening alone can block, or act (a pipe, a device, a lease).
+fn look_at(path: &Path) -> io::Result<(File, Metadata)> {
+    let held = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    let metadata = held.metadata()?;
+    Ok((held, metadata))
+}
+
+/// A path to what is held (proc_pid_fd(5)).
+fn within_proc(held: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()))
+}
+
+fn read_trusted(path: &Path, name: String) -> Result<Vec<UserResource>, ReadError> {
+    let (held, metadata) = match look_at(path) {
+        Ok(found) => found,
         Err(error) => return Err(ReadError::Io(name, error)),
     };
     if !metadata.is_file() {
         return Err(ReadError::NotRegular(name));
     }
-    // SAFETY: geteuid(2) takes nothing and cannot fail.
-    let ours = unsafe { libc::geteuid() };
-    if !is_trusted(ours, metadata.uid(), metadata.mode()) {
+    if !is_trusted(&metadata) {
         return Err(ReadError::NotTrusted(name));
     }
-    read(file, name)
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(within_proc(&held));
+    match opened {
+        Ok(file) => read(file, name),
+        Err(error) => Err(ReadError::Io(name, error)),
+    }
+}
+
+/// Root or we ourselves have written it, and nobody else can.
+fn is_trusted(metadata: &Metadata) -> bool {
+    // SAFETY: geteuid(2) takes nothing and cannot fail.
+    let ours = unsafe { libc::geteuid() };
+    is_trusted_of(ours, metadata.uid(), metadata.mode())
 }
 
 /// A file of `owner` with this mode says what user `ours` or root has written.
-fn is_trusted(ours: u32, owner: u32, mode: u32) -> bool {
+fn is_trusted_of(ours: u32, owner: u32, mode: u32) -> bool {
     (owner == 0 || owner == ours) && mode & (libc::S_IWGRP | libc::S_IWOTH) == 0
 }
 
@@ -150,6 +179,22 @@ mod tests {
         assert!(lines[3].contains("e.toml: ignored: it is not a regular file"), "{lines:?}");
         assert!(lines[4].contains("f.toml: cannot be read: No such file"), "{lines:?}");
         assert!(read_folder(&folder.path().join("none")).is_empty());
+        // A folder that all can write to, with files that only we can.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("mode");
+        let refused = read_folder(folder.path());
+        let lines: Vec<String> =
+            refused.into_iter().filter_map(Result::err).map(|it| it.to_string()).collect();
+        assert!(lines.len() == 1 && lines[0].contains("is left out, since others"), "{lines:?}");
+    }
+
+    #[test]
+    fn what_would_block_is_not_opened() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = std::ffi::CString::new(format!("{}/pipe.toml", folder.path().display())).expect("a name");
+        // SAFETY: `path` is NUL-terminated and lives through the call.
+        assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+        let read = read_folder(folder.path());
+        assert!(matches!(&read[..], [Err(ReadError::NotRegular(_))]), "{read:?}");
     }
 
     #[test]
@@ -157,7 +202,7 @@ mod tests {
         for (owner, mode, expected) in
             [(0, 0o644, true), (7, 0o600, true), (8, 0o644, false), (0, 0o664, false), (7, 0o646, false)]
         {
-            assert_eq!(is_trusted(7, owner, mode), expected, "{owner} {mode:o}");
+            assert_eq!(is_trusted_of(7, owner, mode), expected, "{owner} {mode:o}");
         }
     }
 

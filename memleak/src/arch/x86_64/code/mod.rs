@@ -30,7 +30,10 @@ use self::{
     state::State,
     text::{Region, Text},
 };
-use crate::unwind::{ExecSegments, eh_frame::Runs};
+use crate::{
+    hurry,
+    unwind::{ExecSegments, eh_frame::Runs},
+};
 
 /// Most bytes of an object that are analysed.
 const MAX_BYTES: u32 = 64 << 20;
@@ -44,8 +47,9 @@ const MIN_SYMBOLS: u64 = 4096;
 /// Most stretches, the longest.
 const MAX_GAPS: usize = 2048;
 /// Instructions that are decoded for each byte: compilers' code takes less than one, and what is hard to make sense of
-/// some more.
+/// some more, which is not tried where there is much of it.
 const WORK: u64 = 4;
+const MUCH: u64 = 16 << 20;
 /// Most windows that are analysed at a time.
 const MAX_THREADS: usize = 4;
 /// Most instructions of a trial.
@@ -128,6 +132,9 @@ impl Gaps {
         let threads =
             std::thread::available_parallelism().map_or(1, |threads| threads.get().min(MAX_THREADS));
         for windows in self.windows().chunks(threads) {
+            if hurry::is_due() {
+                break;
+            }
             let texts: Vec<Text> = windows.iter().map(|window| read_text(window, segments, read)).collect();
             for (region, rows) in self.analyse_all(&texts) {
                 let known = rows.iter().filter(|row| row.kind() != Kind::NONE).count();
@@ -178,7 +185,9 @@ impl Gaps {
     /// Rows of each region.
     fn analyse(&self, text: &Text) -> Vec<(Region, Vec<Row>)> {
         let parts = self.parts.iter().filter_map(|pc| text.index((*pc).into()));
-        let mut flow = Flow::new(text, parts, WORK * text.bytes.len() as u64);
+        let all: u64 = self.gaps.iter().map(|(start, end)| u64::from(end - start)).sum();
+        let work = if all > MUCH { 1 } else { WORK };
+        let mut flow = Flow::new(text, parts, work * text.bytes.len() as u64);
         mark_signal_returns(text, &mut flow);
         if let Some(entry) = self.entry.and_then(|pc| text.index(pc.into())) {
             flow.follow_function(entry, State::OUTERMOST);

@@ -1,4 +1,4 @@
-//! What the symbolizer needs of a process while it lives.
+//! What is read of a process while it lives, or of what stands for one in a test.
 
 use std::{
     fs::File,
@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::proc::{
+use super::{
     maps::Mapping,
     memory::{ProcessMemory, ReadMemory as _},
     root::{Root, open_link},

@@ -11,17 +11,13 @@ use std::{
 };
 
 use super::{
-    bytes::{Budget, Source},
-    dwarf::FindFile,
-    elf::Elf,
+    file::ElfFile,
+    source::{Budget, Source},
 };
 use crate::proc::root::Root;
 
 /// Where debug files are, below a root.
 const DEBUG_DIRECTORY: &str = "usr/lib/debug";
-
-/// A debug file named by `.gnu_debuglink` is read as a whole for its CRC, so there is an end to its size, bytes.
-const MAX_LINKED: u64 = 4 << 30;
 
 /// Roots to look in.
 #[derive(Clone, Debug, Default)]
@@ -36,17 +32,18 @@ pub struct Roots {
 #[derive(Debug)]
 pub struct Found {
     /// The file.
-    pub elf: Elf,
+    pub elf: ElfFile,
     root: Arc<Root>,
     path: PathBuf,
 }
 
 impl Roots {
     /// The debug file of `elf`, which is at `path` in the target.
-    pub fn debug_file(&self, elf: &Elf, path: &Path) -> Option<Found> {
+    pub fn debug_file(&self, elf: &ElfFile, path: &Path) -> Option<Found> {
+        let budget = elf.budget();
         let build_id = elf.build_id();
         if let Some(build_id) = &build_id
-            && let Some(found) = self.by_build_id(build_id, elf.budget())
+            && let Some(found) = self.by_build_id(build_id, &budget)
         {
             return Some(found);
         }
@@ -56,14 +53,27 @@ impl Roots {
         let near = [directory.join(name), directory.join(".debug").join(name)];
         let near = near.into_iter().filter_map(|path| Some((self.target.clone()?, path)));
         near.chain(self.in_debug_directories(&directory.join(name))).find_map(|(root, path)| {
-            let found = open(root, path, elf.budget())?;
-            let sound = found.elf.length() <= MAX_LINKED && found.elf.crc32().ok()? == link.crc;
-            sound.then_some(found)
+            let found = open(root, path, &budget)?;
+            // Build ids say what the CRC says, which takes a reading of the whole file.
+            let is_it = match (&build_id, found.elf.build_id()) {
+                (Some(ours), Some(its)) => *ours == its,
+                _ => found.elf.crc32().is_ok_and(|crc| crc == link.crc),
+            };
+            is_it.then_some(found)
         })
     }
 
+    /// What else has symbols of `elf`, which is at `path` in the target: its debug file, and its MiniDebugInfo where that
+    /// has none.
+    pub fn symbol_files(&self, elf: &ElfFile, path: &Path) -> (Option<Found>, Option<ElfFile>) {
+        let debug = self.debug_file(elf, path);
+        let has_symbols = debug.as_ref().is_some_and(|found| found.elf.has_symbol_table());
+        let mini = if elf.has_symbol_table() || has_symbols { None } else { elf.mini_debug_info() };
+        (debug, mini)
+    }
+
     /// The supplementary file (dwz) that `elf` names; `elf` is at `path` in the target, unless it was `found` elsewhere.
-    pub fn supplementary(&self, elf: &Elf, path: &Path, found: Option<&Found>) -> Option<Elf> {
+    pub fn supplementary(&self, elf: &ElfFile, path: &Path, found: Option<&Found>) -> Option<ElfFile> {
         let link = elf.alt_link()?;
         let link_path = Path::new(OsStr::from_bytes(&link.path));
         let here = match found {
@@ -72,17 +82,17 @@ impl Roots {
         };
         let below = link_path.strip_prefix("/").ok().and_then(|path| path.strip_prefix(DEBUG_DIRECTORY).ok());
         let absolute = below.into_iter().flat_map(|below| self.in_debug_directories(below));
-        let is_it = |elf: &Elf| elf.build_id().as_deref() == Some(&link.build_id);
+        let is_it = |elf: &ElfFile| elf.build_id().as_deref() == Some(&link.build_id);
         here.into_iter()
             .chain(absolute)
-            .filter_map(|(root, path)| open(root, path, elf.budget()))
+            .filter_map(|(root, path)| open(root, path, &elf.budget()))
             .map(|found| found.elf)
             .find(is_it)
-            .or_else(|| self.by_build_id(&link.build_id, elf.budget()).map(|found| found.elf))
+            .or_else(|| self.by_build_id(&link.build_id, &elf.budget()).map(|found| found.elf))
     }
 
     /// The package of split units (`OBJECT.dwp`) beside the object or its debug file.
-    pub fn package(&self, path: &Path, found: Option<&Found>, budget: &Budget) -> Option<Elf> {
+    pub fn package(&self, path: &Path, found: Option<&Found>, budget: &Budget) -> Option<ElfFile> {
         let beside = |path: &Path| {
             let mut name = path.as_os_str().to_owned();
             name.push(".dwp");
@@ -110,22 +120,8 @@ impl Roots {
     }
 }
 
-fn open(root: Arc<Root>, path: PathBuf, budget: &Budget) -> Option<Found> {
+/// The ELF file at `path` below `root`.
+pub fn open(root: Arc<Root>, path: PathBuf, budget: &Budget) -> Option<Found> {
     let source = Source::from_file(root.open(&path).ok()?).ok()?;
-    Some(Found { elf: Elf::parse(source, budget).ok()?, root, path })
-}
-
-/// Split units, where the target's compiler left them.
-pub struct SplitFiles<'a> {
-    /// Where to look.
-    pub roots: &'a Roots,
-    /// What the files are charged to.
-    pub budget: &'a Budget,
-}
-
-impl FindFile for SplitFiles<'_> {
-    fn find(&self, path: &[u8]) -> Option<Elf> {
-        let root = self.roots.target.clone()?;
-        Some(open(root, PathBuf::from(OsStr::from_bytes(path)), self.budget)?.elf)
-    }
+    Some(Found { elf: ElfFile::parse(source, budget).ok()?, root, path })
 }

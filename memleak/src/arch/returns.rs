@@ -1,0 +1,21 @@
+//! Why a function's returns are not known.
+
+/// Why a function's `ret` instructions cannot be probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unclear {
+    /// The size of the function, or of one that it jumps to, is not in a symbol table.
+    #[error("the end of its code is not known")]
+    NoSize,
+    /// Some bytes are no instruction, or a jump comes to the middle of one.
+    #[error("not all of it is code")]
+    NotCode,
+    /// It ends by a jump to an address that is known at run time only.
+    #[error("it jumps to another function by its address")]
+    Leaves,
+    /// It has no `ret`, or too many.
+    #[error("it is too large, or does not return")]
+    Extent,
+    /// Its machine's code is not decoded.
+    #[error("this machine's code is not decoded")]
+    Machine,
+}

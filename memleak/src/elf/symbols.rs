@@ -1,0 +1,349 @@
+//! Symbol tables of any size, read piece by piece: symbols in their order, names in the order in which they lie in the
+//! file. rustc's libraries have 20 MB of names, of which none is looked for, and a report needs a hundred.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
+
+use object::elf;
+
+use super::{
+    file::{ElfFile, RawSymbol, Section},
+    source::{Budget, Source},
+};
+
+/// Most symbols of a table. A browser with all its local symbols has 3 million; a table beyond this is not read at all.
+const MAX_SYMBOLS: u64 = 8 << 20;
+/// Longest symbol name compared.
+const MAX_NAME: usize = 512;
+/// Longest string that is shown, bytes; longer ones are cut.
+const MAX_STRING: u64 = 1 << 16;
+/// Bytes of names read at a time.
+const WINDOW: usize = 256 << 10;
+/// Bytes that are read of one name first: most are shorter.
+const FIRST_READ: u64 = 256;
+
+/// A symbol table and its strings.
+#[derive(Clone, Copy, Debug)]
+pub struct SymbolTable<'a> {
+    elf: &'a ElfFile,
+    section: &'a Section,
+    strings: &'a Section,
+}
+
+impl ElfFile {
+    /// All symbol tables: `.dynsym` and `.symtab`, in the order of their sections.
+    pub fn symbol_tables(&self) -> impl Iterator<Item = SymbolTable<'_>> {
+        let is_table =
+            |section: &&Section| section.kind == elf::SHT_SYMTAB.0 || section.kind == elf::SHT_DYNSYM.0;
+        self.sections.iter().filter(is_table).filter_map(|section| {
+            let strings = self.sections.get(section.link as usize)?;
+            Some(SymbolTable { elf: self, section, strings })
+        })
+    }
+
+    /// `.dynsym`, whose indices relocations name.
+    pub fn dynamic_symbols(&self) -> Option<SymbolTable<'_>> {
+        self.symbol_tables().find(|table| table.section.kind == elf::SHT_DYNSYM.0)
+    }
+}
+
+impl<'a> SymbolTable<'a> {
+    /// How many symbols it has.
+    pub fn count(&self) -> u64 {
+        self.section.size / self.elf.format.symbol_size() as u64
+    }
+
+    /// Calls `with` with each symbol and its index. What cannot be read, or is more than is allowed, ends it.
+    pub fn for_each(&self, budget: &Budget, mut with: impl FnMut(u32, RawSymbol)) {
+        if self.count() > MAX_SYMBOLS {
+            budget.exceeded();
+            return;
+        }
+        let (format, size) = (self.elf.format, self.elf.format.symbol_size());
+        let mut index = 0;
+        // An error is in the budget, or the file has been cut short: what was read is good.
+        let _ = self.elf.source().pieces(self.section.offset, self.section.size, size, budget, |piece| {
+            for bytes in piece.chunks_exact(size) {
+                with(index, format.symbol(bytes));
+                index += 1;
+            }
+            true
+        });
+    }
+
+    /// Calls `with` with the index and name (up to [`MAX_NAME`] bytes, or it is left out) of each symbol that is `wanted`,
+    /// in the order of their names in the file.
+    pub fn for_each_named(
+        &self,
+        budget: &Budget,
+        mut wanted: impl FnMut(&RawSymbol) -> bool,
+        mut with: impl FnMut(u32, &[u8]),
+    ) {
+        let mut places: Vec<(u32, u32)> = Vec::new();
+        self.for_each(budget, |index, symbol| {
+            if wanted(&symbol) {
+                places.push((symbol.name, index));
+            }
+        });
+        places.sort_unstable();
+        let mut names = self.names(budget);
+        for (name, index) in places {
+            if let Some(name) = names.at(name, MAX_NAME) {
+                with(index, name);
+            }
+        }
+    }
+
+    /// The symbol at `index`.
+    pub fn symbol(&self, index: u32) -> Option<RawSymbol> {
+        let size = self.elf.format.symbol_size();
+        let offset = self.section.offset.checked_add(u64::from(index) * size as u64)?;
+        let mut bytes = [0; 24];
+        let bytes = bytes.get_mut(..size)?;
+        self.elf.source().read(offset, bytes, &self.elf.budget()).ok()?;
+        Some(self.elf.format.symbol(bytes))
+    }
+
+    /// Its names, to be read in order.
+    pub fn names(&self, budget: &'a Budget) -> Names<'a> {
+        let Section { offset, size, .. } = *self.strings;
+        Names { source: self.elf.source(), budget, offset, len: size, read: Vec::new(), start: 0 }
+    }
+
+    /// Its strings, for single look-ups later.
+    pub fn strings(&self) -> Strings {
+        let Section { offset, size, .. } = *self.strings;
+        Strings { source: Arc::clone(self.elf.source()), offset, size, budget: self.elf.budget() }
+    }
+}
+
+/// Names of a string table, of which a part is in memory: to be asked for in order.
+#[derive(Debug)]
+pub struct Names<'a> {
+    source: &'a Source,
+    budget: &'a Budget,
+    /// Where the table is in the file.
+    offset: u64,
+    len: u64,
+    /// Bytes from `start` on.
+    read: Vec<u8>,
+    start: u64,
+}
+
+impl Names<'_> {
+    /// The name at `at`. `None`: it is not there, or longer than `most` bytes.
+    pub fn at(&mut self, at: u32, most: usize) -> Option<&[u8]> {
+        let at = u64::from(at);
+        let end = at.checked_add(most as u64)?.min(self.len);
+        if at < self.start || end > self.start + self.read.len() as u64 {
+            let len = self.len.checked_sub(at)?.min(WINDOW.max(most) as u64);
+            self.read.resize(len as usize, 0);
+            self.start = at;
+            let offset = self.offset.checked_add(at)?;
+            if self.source.read(offset, &mut self.read, self.budget).is_err() {
+                self.read.clear();
+            }
+        }
+        let rest = self.read.get(usize::try_from(at - self.start).ok()?..)?;
+        let len = rest.iter().take(most).position(|byte| *byte == 0)?;
+        // Names may overlap, and be looked through again and again.
+        self.budget.spend(len as u64).ok()?;
+        rest.get(..len)
+    }
+}
+
+/// Strings of a section (gABI, "String Table"), of a file that stays open: read when they are asked for.
+#[derive(Debug)]
+pub struct Strings {
+    source: Arc<Source>,
+    offset: u64,
+    size: u64,
+    budget: Budget,
+}
+
+impl Strings {
+    /// The string at `at`, cut after 64 KiB. `None`: there is none, or its file has been cut short since.
+    pub fn get(&self, at: u32) -> Option<Vec<u8>> {
+        let at = u64::from(at);
+        let left = self.size.checked_sub(at)?.min(MAX_STRING);
+        let offset = self.offset.checked_add(at)?;
+        let mut bytes = Vec::new();
+        for len in [left.min(FIRST_READ), left] {
+            bytes.resize(len as usize, 0);
+            self.source.read(offset, &mut bytes, &self.budget.for_purpose()).ok()?;
+            if let Some(end) = bytes.iter().position(|byte| *byte == 0) {
+                bytes.truncate(end);
+                break;
+            }
+        }
+        Some(bytes)
+    }
+}
+
+/// What a function symbol stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SymbolKind {
+    /// `STT_FUNC`: the function is at the symbol's address.
+    Function,
+    /// `STT_GNU_IFUNC`: a resolver is there, which returns the function's address.
+    Indirect,
+}
+
+/// A defined function that other source files could call: global, weak, or hidden. A `static` one has its name to itself:
+/// such a `free` is not the allocator's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FunctionSymbol {
+    /// Without version (`memalign`, not `memalign@@GLIBC_2.2.5`).
+    pub name: String,
+    /// Address in the object, before the load bias.
+    pub vaddr: u64,
+    /// Bytes of code; 0 where the symbol table does not say.
+    pub size: u64,
+    /// Function or resolver.
+    pub kind: SymbolKind,
+}
+
+/// Names that are looked for: an object keeps the symbols named here and forgets the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SymbolNames {
+    whole: HashSet<Vec<u8>>,
+    endings: Vec<Vec<u8>>,
+}
+
+impl SymbolNames {
+    /// The same, and every name that ends with one of `endings`.
+    pub fn with_endings<S: Into<String>>(self, endings: impl IntoIterator<Item = S>) -> Self {
+        let endings = endings.into_iter().map(|ending| ending.into().into_bytes()).collect();
+        Self { endings, ..self }
+    }
+
+    /// A symbol of this name is to be kept.
+    fn contains(&self, name: &[u8]) -> bool {
+        self.whole.contains(name) || self.endings.iter().any(|ending| name.ends_with(ending))
+    }
+}
+
+impl<S: Into<String>> FromIterator<S> for SymbolNames {
+    fn from_iter<I: IntoIterator<Item = S>>(names: I) -> Self {
+        let whole = names.into_iter().map(|name| name.into().into_bytes()).collect();
+        Self { whole, endings: Vec::new() }
+    }
+}
+
+/// The functions named in `names` that one of `files` (an object, and then its debug files) defines for others to call,
+/// within the object's code: in order of name, then address, each pair once.
+pub fn functions_named(files: &[&ElfFile], names: &SymbolNames) -> Vec<FunctionSymbol> {
+    let mut functions = BTreeMap::new();
+    let Some(object) = files.first() else { return Vec::new() };
+    for table in files.iter().flat_map(|file| file.symbol_tables()) {
+        add_functions(table, object, names, &mut functions);
+    }
+    functions.into_values().collect()
+}
+
+/// Where a program is position-independent its linker makes hidden functions local ones: glibc's `malloc` is one in a
+/// static-pie program. gold and lld leave the visibility to tell them by; GNU ld does not, and puts them after those of
+/// all source files, under an `STT_FILE` without a name (bfd/elflink.c, `elf_link_output_extsym`).
+fn add_functions(
+    table: SymbolTable<'_>,
+    object: &ElfFile,
+    names: &SymbolNames,
+    functions: &mut BTreeMap<(String, u64), FunctionSymbol>,
+) {
+    let mut in_a_source_file = true;
+    let is_wanted = |symbol: &RawSymbol| {
+        if symbol.kind == elf::STT_FILE.0 {
+            // The first string of a table is the empty one (gABI, "String Table").
+            in_a_source_file = symbol.name != 0;
+            return false;
+        }
+        let was_global = match elf::SymbolBind(symbol.binding) {
+            elf::STB_GLOBAL | elf::STB_WEAK | elf::STB_GNU_UNIQUE => true,
+            _ => !in_a_source_file || symbol.visibility != elf::STV_DEFAULT.0,
+        };
+        was_global && symbol.is_function() && object.code_segment(symbol.value).is_some()
+    };
+    table.for_each_named(&table.elf.budget(), is_wanted, |index, name| {
+        let name = without_version(name);
+        let Some(symbol) = table.symbol(index).filter(|_| names.contains(name)) else { return };
+        let name = String::from_utf8_lossy(name).into_owned();
+        let (vaddr, size) = (symbol.value, symbol.size);
+        let kind = match symbol.kind == elf::STT_GNU_IFUNC.0 {
+            true => SymbolKind::Indirect,
+            false => SymbolKind::Function,
+        };
+        let function = FunctionSymbol { name, vaddr, size, kind };
+        let known = functions.entry((function.name.clone(), vaddr)).or_insert(function);
+        known.size = known.size.max(size);
+    });
+}
+
+/// A versioned name is `name@VERSION` or `name@@VERSION` in the .symtab of a static or an older linker's file.
+pub fn without_version(name: &[u8]) -> &[u8] {
+    match name.iter().position(|&byte| byte == b'@') {
+        Some(at) if at > 0 => name.get(..at).unwrap_or(name),
+        _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::elf::source::Bytes;
+
+    #[test]
+    fn cuts_a_name_at_its_version() {
+        assert_eq!(without_version(b"memalign@@GLIBC_2.2.5"), b"memalign");
+        assert_eq!(without_version(b"free"), b"free");
+        assert_eq!(without_version(b""), b"");
+        assert_eq!(without_version(b"@x"), b"@x");
+    }
+
+    /// A section of strings at byte 4321 of a source, the last one without an end.
+    fn section() -> (Arc<Source>, Vec<u8>) {
+        let mut section = vec![0];
+        for len in [5, 254, 255, 256, 257, 3000, 65_535, 65_536, 65_537, 900_000] {
+            section.extend(std::iter::repeat_n(b'a' + (len % 26) as u8, len));
+            section.push(0);
+        }
+        section.pop();
+        let file = [vec![7; 4321], section.clone(), b"of another section".to_vec()].concat();
+        let bytes = Bytes::new(file, &Budget::new(1 << 30)).unwrap();
+        (Arc::new(Source::Memory(bytes)), section)
+    }
+
+    #[test]
+    fn strings_are_those_of_the_section() {
+        let (source, section) = section();
+        let (size, budget) = (section.len() as u64, Budget::new(1 << 30));
+        let strings = Strings { source, offset: 4321, size, budget };
+        let len = section.len() as u32;
+        let starts = (0..len - 1).filter(|at| section[*at as usize] == 0).map(|at| at + 1);
+        for at in starts.chain([0, 3, 800, len - 70_000, len - 300, len - 1]) {
+            let expected = section[at as usize..].split(|byte| *byte == 0).next().unwrap();
+            let expected = expected.get(..MAX_STRING as usize).unwrap_or(expected);
+            assert_eq!(strings.get(at).as_deref(), Some(expected), "{at}");
+        }
+        assert_eq!((strings.get(len).as_deref(), strings.get(len + 1)), (Some(&b""[..]), None));
+    }
+
+    #[test]
+    fn names_are_found_in_windows() {
+        let (source, section) = section();
+        let budget = Budget::new(1 << 30);
+        let len = section.len() as u64;
+        let mut names = Names { source: &source, budget: &budget, offset: 4321, len, read: vec![], start: 0 };
+        for at in (0..section.len()).step_by(97).chain([0, 1, 6, section.len() - 1, section.len()]) {
+            let rest = section.get(at..).unwrap_or_default();
+            let expected = rest.iter().take(3001).position(|byte| *byte == 0).map(|len| &rest[..len]);
+            assert_eq!(names.at(at as u32, 3001), expected, "{at}");
+        }
+        // All of 64 KiB, asked for at each byte, is not looked through again and again.
+        let before = budget.for_purpose();
+        let mut names = Names { source: &source, budget: &before, offset: 4321, len, read: vec![], start: 0 };
+        let found = (5000..60_000).filter(|at| names.at(*at, 1 << 16).is_some()).count();
+        assert!(before.is_exceeded() && found < 55_000 && found > 10_000, "{found}");
+    }
+}
