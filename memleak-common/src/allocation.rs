@@ -25,11 +25,13 @@ pub struct Allocation {
     pub time_ns: u64,
     /// Thread that acquired it.
     pub tid: u32,
-    /// Fills up; 0.
-    pub reserved: u32,
+    /// The epoch ([`crate::cut`]) in which it was acquired.
+    pub epoch: u32,
     /// How often it was acquired and not released, for resources that count ([`crate::probe::flags::COUNTED`]); else 1, or
     /// [`RELEASED_EARLY`].
     pub count: u64,
+    /// A number that no other record of its key has: the record's own, wherever it is moved to.
+    pub birth: u64,
 }
 
 /// [`Allocation::count`] of what is not a record: of a handle that was released before the call that acquires it has

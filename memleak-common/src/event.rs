@@ -50,6 +50,6 @@ pub struct Event {
     pub size: u64,
     /// `bpf_ktime_get_ns` (CLOCK_MONOTONIC).
     pub time_ns: u64,
-    /// Key into `STACKS`, for acquire.
+    /// Key into `STACKS`, for acquire; for the release of a range the epoch ([`crate::cut`]) in which it was released.
     pub stack_id: u64,
 }

@@ -5,6 +5,7 @@
 #![no_std]
 
 pub mod allocation;
+pub mod cut;
 pub mod event;
 pub mod kernel;
 pub mod mappings;
@@ -25,7 +26,8 @@ macro_rules! assert_sizes {
 
 assert_sizes! {
     allocation::AllocationKey = 16,
-    allocation::Allocation = 40,
+    allocation::Allocation = 48,
+    cut::Moved = 72,
     event::Event = 48,
     kernel::KernelSettings = 80 + 16 + 16 + 8 + 32 + 16 * kernel::CODE_RANGES + 64,
     kernel::StackWindow = 32 + 8 * kernel::KERNEL_WINDOW,
@@ -40,8 +42,8 @@ assert_sizes! {
     stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
     stack::ShortStackRecord = 16 + 8 * stack::SHORT_STACK_DEPTH,
     thread::CallKey = 16,
-    thread::OpenCall = 128,
-    thread::PendingCall = 112,
+    thread::OpenCall = 136,
+    thread::PendingCall = 120,
     thread::Target = 16,
     unwind::Mapping = 40,
     unwind::MappingList = 8,
@@ -65,6 +67,7 @@ mod pod {
     pod! {
         crate::allocation::AllocationKey,
         crate::allocation::Allocation,
+        crate::cut::Moved,
         crate::event::Event,
         crate::kernel::KernelSettings,
         crate::kernel::KernelRow,

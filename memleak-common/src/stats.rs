@@ -26,7 +26,31 @@ pub enum Stat {
     LostProcesses = 9,
     /// Lines of `-t` that found the ring buffer `TRACE` full.
     LostLines = 10,
+    /// Records that have moved while they were read, and found the ring buffer `MOVED` full.
+    LostMoves = 11,
+    /// As [`Stat::Acquired`], while user space reads: once for every other reading ([`Stat::at`]).
+    AcquiredWhileRead = 12,
+    /// The same for the readings between those.
+    AcquiredWhileReadToo = 13,
+    /// As [`Stat::Released`], likewise.
+    ReleasedWhileRead = 14,
+    /// The same for the readings between those.
+    ReleasedWhileReadToo = 15,
+}
+
+impl Stat {
+    /// The counter that counts this, [`Stat::Acquired`] or [`Stat::Released`], in an epoch ([`crate::cut`]). So what was
+    /// counted before a cut can be told from what is counted while the counters are read.
+    #[inline(always)]
+    pub const fn at(self, epoch: u32) -> u32 {
+        let while_read = match self {
+            Self::Acquired => Self::AcquiredWhileRead,
+            Self::Released => Self::ReleasedWhileRead,
+            other => return other as u32,
+        };
+        if crate::cut::is_reading(epoch) { while_read as u32 + (epoch >> 1 & 1) } else { self as u32 }
+    }
 }
 
 /// Number of counters.
-pub const STATS: u32 = 11;
+pub const STATS: u32 = 16;

@@ -140,8 +140,12 @@ pub struct ThreadRecord {
     pub stack_id: u64,
     /// Its process's place in `TARGETS` and `UNWIND_LISTS`.
     pub slot: u32,
-    /// Fills up; 0.
-    pub reserved_word: u32,
+    /// The epoch ([`crate::cut`]) that the program has found which does now what a call has done: all of that is of one
+    /// moment.
+    pub epoch: u32,
+    /// [`Allocation::birth`] of the next record: the thread's number and the time at which it was first seen, and then
+    /// one more for each. It is slower than the clock, so a number that comes again does not bring them back.
+    pub next_birth: u64,
     /// What a walk needs.
     pub unwind: Unwind,
 }

@@ -18,6 +18,7 @@ mod records;
 mod returns;
 mod stack;
 mod system_calls;
+mod table;
 mod thread;
 mod track;
 mod unwind;

@@ -153,6 +153,14 @@ pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STAT_COUNT, 0
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
+/// What has left its place in `ALLOCATIONS` while user space reads it.
+#[map]
+pub static MOVED: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// The epoch (`memleak_common::cut`). User space writes it, by mmap.
+#[map]
+pub static EPOCH: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
 /// What `-t` prints. The loader makes it as small as can be where nothing is to be printed.
 #[map]
 pub static TRACE: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
@@ -210,7 +218,18 @@ pub fn has(row: &ProbeRow, flag: u32) -> bool {
 /// Adds 1 to a counter.
 #[inline(always)]
 pub fn count(stat: Stat) {
-    if let Some(counter) = STATS.get_ptr_mut(stat as u32) {
+    count_at(stat as u32);
+}
+
+/// Adds 1 to the counter that counts something in an epoch: see [`Stat::at`].
+#[inline(always)]
+pub fn count_in(stat: Stat, epoch: u32) {
+    count_at(stat.at(epoch));
+}
+
+#[inline(always)]
+fn count_at(index: u32) {
+    if let Some(counter) = STATS.get_ptr_mut(index) {
         // Uprobe programs can be preempted by another task's on the same CPU, so even a CPU's own counter needs an
         // atomic addition.
         // (`AtomicU64::fetch_add` does not exist for a target without compare-and-swap in its base instruction set.)

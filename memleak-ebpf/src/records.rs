@@ -2,9 +2,10 @@
 //!
 //! What a call may release (realloc, munmap) is taken out of the table at entry and put back if the call fails. Were it
 //! taken out at the return, another thread could have acquired the same address in between.
+//!
+//! All of `ALLOCATIONS` is written by the functions in `table`, which tell what leaves it while user space reads.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::{
         bpf_get_current_pid_tgid,
         generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
@@ -21,8 +22,9 @@ use memleak_common::{
 
 use crate::{
     args::Caller,
-    maps::{ALLOCATIONS, EEXIST, PROBES, Wake, add, count, has, send, send_line, setting},
+    maps::{ALLOCATIONS, EEXIST, PROBES, Wake, add, count, count_in, has, send, send_line, setting},
     stack,
+    table::{self, epoch},
 };
 
 /// [`PendingCall::has_released`].
@@ -68,7 +70,7 @@ pub fn record(caller: &Caller, thread: &mut ThreadRecord, row: &ProbeRow, acquir
     let in_range = row.size == size::NONE || (size >= setting!(min_size) && size <= setting!(max_size));
     if !in_range || (sample_rate > 1 && !sampled(thread, sample_rate)) {
         // The address may be one whose release we did not see: its older record is void.
-        let _ = ALLOCATIONS.remove(&key);
+        table::remove(&key, thread.epoch);
         return None;
     }
     let stack_id = stack::capture(caller, thread);
@@ -77,14 +79,15 @@ pub fn record(caller: &Caller, thread: &mut ThreadRecord, row: &ProbeRow, acquir
 
 /// The same for a further handle of the same call.
 #[inline(always)]
-pub fn record_another(thread: &ThreadRecord, row: &ProbeRow, handle: u64) {
+pub fn record_another(thread: &mut ThreadRecord, row: &ProbeRow, handle: u64) {
     let key = key(thread.owner, row, handle);
-    let _ = enter(thread, row, &key, 0, thread.stack_id, 0);
+    let stack_id = thread.stack_id;
+    let _ = enter(thread, row, &key, 0, stack_id, 0);
 }
 
 #[inline(always)]
 fn enter(
-    thread: &ThreadRecord,
+    thread: &mut ThreadRecord,
     row: &ProbeRow,
     key: &AllocationKey,
     size: u64,
@@ -92,14 +95,15 @@ fn enter(
     entered_ns: u64,
 ) -> Option<()> {
     let time_ns = now();
-    let allocation = Allocation { size, stack_id, time_ns, tid: thread.tid, reserved: 0, count: 1 };
+    let (tid, epoch, birth) = (thread.tid, thread.epoch, thread.next_birth);
+    thread.next_birth += 1;
+    let allocation = Allocation { size, stack_id, time_ns, tid, epoch, count: 1, birth };
     if has(row, flags::EARLY_RELEASE) {
         enter_unless_released(key, &allocation, entered_ns)?;
-    } else if ALLOCATIONS.insert(key, &allocation, BPF_ANY as u64).is_err() {
-        count(Stat::LostAllocations);
+    } else if !table::replace(key, &allocation, epoch) {
         return None;
     }
-    count(Stat::Acquired);
+    count_in(Stat::Acquired, epoch);
     if setting!(flags) & setting_flags::TRACE != 0 {
         let event = Event {
             kind: event::kind::ACQUIRE,
@@ -128,22 +132,18 @@ fn add_reference(key: &AllocationKey) -> bool {
 /// Enters a record, unless its handle was released after the call that acquired it was entered.
 #[inline(always)]
 fn enter_unless_released(key: &AllocationKey, allocation: &Allocation, entered_ns: u64) -> Option<()> {
-    if ALLOCATIONS.insert(key, allocation, BPF_NOEXIST as u64).is_ok() {
+    if table::insert_new(key, allocation).is_ok() {
         return Some(());
     }
     if let Some(found) = ALLOCATIONS.get_ptr(key) {
         // SAFETY: an aligned map value that only this handle's users change.
         let (count, time_ns) = unsafe { ((*found).count, (*found).time_ns) };
         if count == RELEASED_EARLY && time_ns >= entered_ns {
-            let _ = ALLOCATIONS.remove(key);
+            table::remove(key, allocation.epoch);
             return None;
         }
     }
-    if ALLOCATIONS.insert(key, allocation, BPF_ANY as u64).is_err() {
-        count(Stat::LostAllocations);
-        return None;
-    }
-    Some(())
+    table::replace(key, allocation, allocation.epoch).then_some(())
 }
 
 /// A handle is released: removes its record.
@@ -153,17 +153,17 @@ pub fn remove(owner: Owner, row: &ProbeRow, handle: u64) -> Option<()> {
     if has(row, flags::COUNTED) && drop_reference(&key) {
         return Some(());
     }
+    let epoch = epoch();
     if setting!(flags) & setting_flags::TRACE == 0 {
-        ALLOCATIONS.remove(&key).ok()?;
-        count(Stat::Released);
-        return Some(());
+        return table::release(&key, epoch).then_some(());
     }
     let size = ALLOCATIONS.get_ptr(&key).map_or(0, |found| {
         // SAFETY: a record changes only while its block is acquired, and this thread is about to release it.
         unsafe { (*found).size }
     });
-    ALLOCATIONS.remove(&key).ok()?;
-    count(Stat::Released);
+    if !table::release(&key, epoch) {
+        return None;
+    }
     send_release(&key, bpf_get_current_pid_tgid() as u32, size);
     Some(())
 }
@@ -182,6 +182,11 @@ fn drop_reference(key: &AllocationKey) -> bool {
 /// Takes the record that begins at the released handle out of the table and into the call.
 #[inline(always)]
 pub fn take_out(owner: Owner, row: &ProbeRow, call: &mut PendingCall) {
+    take_out_in(epoch(), owner, row, call);
+}
+
+#[inline(always)]
+fn take_out_in(epoch: u32, owner: Owner, row: &ProbeRow, call: &mut PendingCall) {
     let key = key(owner, row, call.released_handle);
     if has(row, flags::COUNTED) && drop_reference(&key) {
         call.has_released = REFERENCE;
@@ -194,7 +199,7 @@ pub fn take_out(owner: Owner, row: &ProbeRow, call: &mut PendingCall) {
             return;
         }
         call.released.count = 1;
-        if ALLOCATIONS.remove(&key).is_ok() {
+        if table::remove(&key, epoch) {
             call.has_released = RECORD;
         }
     }
@@ -218,8 +223,15 @@ pub fn put_back(owner: Owner, call: &PendingCall) {
     if call.has_released != RECORD {
         return;
     }
+    let epoch = epoch();
+    let mut record = call.released;
+    if has(row, flags::GONE_WHILE_PENDING) {
+        record.epoch = epoch; // it was not there, and is now
+    } else {
+        table::leave_call(&key, &call.released, epoch);
+    }
     // After a return that we missed the address may be another block's by now.
-    if !matches!(ALLOCATIONS.insert(&key, &call.released, BPF_NOEXIST as u64), Ok(()) | Err(EEXIST)) {
+    if !matches!(table::insert_new(&key, &record), Ok(()) | Err(EEXIST)) {
         count(Stat::LostAllocations);
     }
 }
@@ -234,6 +246,9 @@ pub fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall)
     let is_span = has(row, flags::SPAN);
     let pages = if is_span { call.released_len } else { pages(call.released_len) };
     if call.has_released == RECORD {
+        if !has(row, flags::GONE_WHILE_PENDING) {
+            table::leave_call(&key(thread.owner, row, call.released_handle), &call.released, thread.epoch);
+        }
         if is_range && pages_of(&call.released) > pages {
             keep_rest(thread.owner, row, call, pages);
         } else {
@@ -252,7 +267,7 @@ pub fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall)
             handle: call.released_handle,
             size: pages,
             time_ns: call.time_ns,
-            stack_id: 0,
+            stack_id: thread.epoch as u64,
         };
         send(&event, Wake::Lazily);
     }
@@ -267,12 +282,12 @@ fn release_early(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
         if let Some(found) = ALLOCATIONS.get_ptr(&key) {
             // SAFETY: an aligned map value that only this handle's users change.
             let (is_mark, size) = unsafe { ((*found).count == RELEASED_EARLY, (*found).size) };
-            if ALLOCATIONS.remove(&key).is_ok() && !is_mark {
+            if table::remove(&key, thread.epoch) && !is_mark {
                 released(thread, row, call.released_handle, size);
                 return;
             }
         }
-        if ALLOCATIONS.insert(&key, &mark, BPF_NOEXIST as u64).is_ok() {
+        if table::insert_new(&key, &mark).is_ok() {
             return;
         }
     }
@@ -287,7 +302,7 @@ fn keep_rest(owner: Owner, row: &ProbeRow, call: &PendingCall, pages: u64) {
     // bytes serve as keys too; user space rounds down.
     for within in 0..RANGES_IN_A_PAGE {
         let key = key(owner, row, start.wrapping_add(within));
-        if ALLOCATIONS.insert(&key, &rest, BPF_NOEXIST as u64).is_ok() {
+        if table::insert_new(&key, &rest).is_ok() {
             return;
         }
     }
@@ -304,7 +319,7 @@ pub fn replace_range(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall, 
         time_ns: now(),
         ..PendingCall::default()
     };
-    take_out(thread.owner, row, &mut replaced);
+    take_out_in(thread.epoch, thread.owner, row, &mut replaced);
     finish_release(thread, row, &replaced);
 }
 
@@ -322,7 +337,7 @@ fn pages_of(allocation: &Allocation) -> u64 {
 /// Counts, and with `-t` tells, that a record taken out is released for good.
 #[inline(always)]
 fn released(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
-    count(Stat::Released);
+    count_in(Stat::Released, thread.epoch);
     if setting!(flags) & setting_flags::TRACE != 0 {
         send_release(&key(thread.owner, row, handle), thread.tid, size);
     }
@@ -370,44 +385,4 @@ fn up_to(limit: u64) -> u64 {
 pub fn now() -> u64 {
     // SAFETY: the helper takes nothing.
     unsafe { bpf_ktime_get_ns() }
-}
-
-/// Enters a record in place of any other of its key. Says whether there was room; counts it as lost if not.
-#[inline(always)]
-pub fn replace(key: &AllocationKey, allocation: &Allocation) -> bool {
-    let entered = ALLOCATIONS.insert(key, allocation, BPF_ANY as u64).is_ok();
-    if !entered {
-        count(Stat::LostAllocations);
-    }
-    entered
-}
-
-/// Removes the record of what is released, and counts it. Says whether there was one.
-#[inline(always)]
-pub fn take(key: &AllocationKey) -> bool {
-    let taken = ALLOCATIONS.remove(key).is_ok();
-    if taken {
-        count(Stat::Released);
-    }
-    taken
-}
-
-/// Removes a record that may be there: the address may be one whose release we did not see.
-#[inline(always)]
-pub fn discard(key: &AllocationKey) {
-    let _ = ALLOCATIONS.remove(key);
-}
-
-/// The record of this key, which only whoever holds what it is about changes.
-#[inline(always)]
-pub fn get(key: &AllocationKey) -> Option<Allocation> {
-    // SAFETY: an aligned map value; a record changes only while its block is acquired.
-    ALLOCATIONS.get_ptr(key).map(|found| unsafe { *found })
-}
-
-/// When the record of this key was made, if there is one.
-#[inline(always)]
-pub fn time_of(key: &AllocationKey) -> Option<u64> {
-    // SAFETY: as above.
-    ALLOCATIONS.get_ptr(key).map(|found| unsafe { (*found).time_ns })
 }

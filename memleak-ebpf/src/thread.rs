@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{BPF_ANY, bpf_pidns_info},
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_get_current_task_btf, bpf_get_ns_current_pid_tgid, bpf_task_pt_regs},
+        generated::{bpf_get_current_task_btf, bpf_get_ns_current_pid_tgid, bpf_ktime_get_ns, bpf_task_pt_regs},
     },
 };
 use memleak_common::{
@@ -70,7 +70,18 @@ fn new_thread(pid_tgid: u64, slot: u32) -> Option<*mut ThreadRecord> {
     record.owner = owner;
     record.tid = pid_tgid as u32;
     record.slot = slot;
+    record.next_birth = first_birth(pid_tgid as u32);
     Some(thread)
+}
+
+/// Numbers that no other thread gives, nor an earlier one of the same number: less than 2^22 threads (PID_MAX_LIMIT), and
+/// microseconds, of which a record takes more than one.
+#[inline(always)]
+fn first_birth(tid: u32) -> u64 {
+    const BITS: u32 = 42;
+    // SAFETY: the helper takes nothing.
+    let micros = unsafe { bpf_ktime_get_ns() } >> 10;
+    (tid as u64) << BITS | micros & ((1 << BITS) - 1)
 }
 
 /// The current process's slot; `None` if it is not traced.

@@ -29,6 +29,7 @@ use crate::{
         self, Acquired, NOTHING, PAGE_SIZE, finish_release, now, put_back, record, record_another,
         replace_range, take_out,
     },
+    table,
     thread::{current_thread, group, owner, top},
     unwind,
 };
@@ -290,6 +291,7 @@ pub fn commit(
     call: &PendingCall,
     returned: u64,
 ) -> Option<()> {
+    thread.epoch = table::epoch();
     let Some(handle) = acquired_handle(row, call, returned) else {
         let zero_size_release = has(row, flags::ZERO_SIZE_RELEASES) && call.size == 0 && returned == 0;
         if zero_size_release || has(row, flags::RELEASES_ANYWAY) {

@@ -37,9 +37,9 @@ use self::{
 use crate::{
     arch::{entry_sp, exit_sp},
     args::Arguments,
-    maps::{KERNEL_CALLS, KERNEL_ROWS, LAST_RELEASED, count, kernel_setting, send_line, setting},
-    records::{self, PAGE_SIZE, now},
-    thread,
+    maps::{KERNEL_CALLS, KERNEL_ROWS, LAST_RELEASED, count, count_in, kernel_setting, send_line, setting},
+    records::{PAGE_SIZE, now},
+    table, thread,
 };
 
 // include/linux/gfp_types.h: these have not moved since 5.14.
@@ -414,28 +414,32 @@ fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u6
 #[inline(always)]
 fn enter(acquired: &Acquired, stack_id: Option<u64>) {
     let key = AllocationKey { space: 0, resource: acquired.resource.number(), handle: acquired.handle };
+    let epoch = table::epoch();
     let Some(stack_id) = stack_id else {
-        records::discard(&key);
+        // The address may be one whose release we did not see: its older record is void.
+        table::remove(&key, epoch);
         return;
     };
+    let time_ns = now();
     let allocation = Allocation {
         size: acquired.size,
         stack_id,
-        time_ns: now(),
+        time_ns,
         tid: bpf_get_current_pid_tgid() as u32,
-        reserved: 0,
+        epoch,
         count: 1,
+        birth: time_ns, // of one key there are no two at a time
     };
     // An allocator's function that has called another: the outer one's stack is the one to keep, and it counts once.
-    let is_outer = acquired.since_ns != 0
-        && records::time_of(&key).is_some_and(|inner_ns| inner_ns >= acquired.since_ns);
-    if !records::replace(&key, &allocation) {
+    let is_outer =
+        acquired.since_ns != 0 && table::time_of(&key).is_some_and(|inner_ns| inner_ns >= acquired.since_ns);
+    if !table::replace(&key, &allocation, epoch) {
         return;
     }
     if is_outer {
         return;
     }
-    count(Stat::Acquired);
+    count_in(Stat::Acquired, epoch);
     if setting!(flags) & setting_flags::TRACE != 0 {
         tell(event::kind::ACQUIRE, &key, &allocation);
     }
@@ -453,11 +457,12 @@ fn release(resource: Resource, handle: u64) {
 #[inline(never)]
 pub extern "C" fn release_handle(resource: u64, handle: u64) -> u64 {
     let key = AllocationKey { space: 0, resource: resource as u32, handle };
+    let epoch = table::epoch();
     if setting!(flags) & setting_flags::TRACE == 0 {
-        return records::take(&key) as u64;
+        return table::release(&key, epoch) as u64;
     }
-    let Some(allocation) = records::get(&key) else { return 0 };
-    if !records::take(&key) {
+    let Some(allocation) = table::get(&key) else { return 0 };
+    if !table::release(&key, epoch) {
         return 0;
     }
     tell(event::kind::RELEASE, &key, &allocation);

@@ -40,6 +40,7 @@ fn outstanding(stack_id: u64, address: u64, size: u64, age_ns: u64) -> Outstandi
         size,
         stack_id,
         time_ns: NOW - age_ns,
+        birth: 0,
     }
 }
 

@@ -4,7 +4,7 @@
 //! - `error`, `sys` (bpf(2)), `access` (maps and programs by name);
 //! - `config` (what a run asks for), `object` (the embedded object), `multi` and `uprobes` (programs), `links`;
 //! - `closer` (ends links beside the run), `births` (notices of children and new programs);
-//! - `targets`, `records`, `rings`, `stack_store`, `unwind_maps`, `mapping_states`, `stats` (maps);
+//! - `targets`, `records`, `rings`, `cut`, `stack_store`, `unwind_maps`, `mapping_states`, `stats` (maps);
 //! - `user_mode` and `kernel_mode` (loading), `reader` (snapshots);
 //! - `tracer`, which is all that a session sees.
 
@@ -12,6 +12,7 @@ mod access;
 mod births;
 mod closer;
 mod config;
+mod cut;
 mod error;
 mod kernel_mode;
 mod links;

@@ -7,6 +7,7 @@ use std::{
 
 use aya::Ebpf;
 use memleak_common::{
+    event::Event,
     probe::{ProbeRow, Resource},
     stack::NO_STACK,
     stats::Stat,
@@ -15,9 +16,11 @@ use memleak_common::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
+    cut::Epoch,
     error::BpfError,
     links::Probes,
     records::{self, enter_found, remove_dead, remove_for_good},
+    rings::Events,
     stack_store::{self, StackStore},
     stats::{Stats, skipped_runs},
 };
@@ -42,6 +45,9 @@ pub struct Reader {
     stacks: StackStore,
     /// What was released by range.
     ranges: Ranges,
+    /// The same, after the cut of the snapshot that is being made.
+    released_later: Vec<Release>,
+    epoch: Epoch,
     /// Ranges of which nothing was left: released, though not by their own start.
     removed: u64,
     /// Runs that were lost, as far as they were seen.
@@ -54,6 +60,24 @@ pub struct Reader {
     replaced: FxHashMap<u32, (u64, BTreeSet<u32>)>,
     /// What those held that have ended.
     ended: Ended,
+}
+
+/// What was read of the kernel's tables.
+struct Read {
+    /// The moment of the cut: CLOCK_MONOTONIC nanoseconds.
+    time_ns: u64,
+    /// By so many nanoseconds it may have been later.
+    within_ns: u64,
+    /// What was outstanding.
+    outstanding: Vec<Outstanding>,
+    /// Stacks that other records and the threads' last allocations refer to.
+    other_stacks: FxHashSet<u64>,
+    /// Descriptors that are newer: owner and number.
+    newer_descriptors: FxHashSet<(u32, u64)>,
+    /// Acquires up to the cut.
+    acquired: u64,
+    /// Releases up to the cut of what was seen acquired.
+    released: u64,
 }
 
 /// What is known of an owner.
@@ -70,13 +94,15 @@ enum State {
 impl Reader {
     /// Has read nothing yet. `rows` are those that the kernel side has. `checks_descriptors`: all descriptors are traced, and
     /// are to be compared with what the processes have open. `stack_storage_size`: entries of the map `STACKS`.
-    pub fn new(rows: Vec<ProbeRow>, checks_descriptors: bool, stack_storage_size: u32) -> Self {
+    pub fn new(epoch: Epoch, rows: Vec<ProbeRow>, checks_descriptors: bool, stack_storage_size: u32) -> Self {
         let descriptors = checks_descriptors.then(Descriptors::default);
         Self {
             rows,
             descriptors,
             stacks: StackStore::new(stack_storage_size, false),
             ranges: Ranges::default(),
+            released_later: Vec::new(),
+            epoch,
             removed: 0,
             skipped_runs: 0,
             owners: FxHashMap::default(),
@@ -87,8 +113,8 @@ impl Reader {
     }
 
     /// The kernel's own things count.
-    pub fn of_kernel(stack_storage_size: u32) -> Self {
-        let mut reader = Self::new(Vec::new(), false, stack_storage_size);
+    pub fn of_kernel(epoch: Epoch, stack_storage_size: u32) -> Self {
+        let mut reader = Self::new(epoch, Vec::new(), false, stack_storage_size);
         reader.stacks = StackStore::new(stack_storage_size, true);
         reader.owners.insert(KERNEL_SPACE, State::Living);
         reader
@@ -160,13 +186,9 @@ impl Reader {
 
     /// Takes the records out of the kernel's table that nobody can release any more: those that execs have made void go,
     /// those of owners that have ended become ours. Reads all records, so one call serves many processes: a build has
-    /// hundreds in a second. Events that were sent before must have been handed to [`Self::released`].
-    pub fn clear(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
-        if self.is_unclear() {
-            let (raw, _) = self.outstanding(ebpf)?;
-            self.settle(ebpf, raw)?;
-        }
-        Ok(())
+    /// hundreds in a second.
+    pub fn clear(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<(), BpfError> {
+        if self.is_unclear() { self.read(ebpf, events).map(drop) } else { Ok(()) }
     }
 
     /// The same, of all records: gives those that are outstanding in the kernel's table after that.
@@ -204,18 +226,36 @@ impl Reader {
     }
 
     /// Uses up the releases of ranges between two reports, if so many have come that they weigh.
-    pub fn apply_releases(&mut self, ebpf: &Ebpf) -> Result<(), BpfError> {
-        if self.ranges.is_large() {
-            let (raw, _) = self.outstanding(ebpf)?;
-            self.settle(ebpf, raw)?;
-        }
-        Ok(())
+    pub fn apply_releases(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<(), BpfError> {
+        if self.ranges.is_large() { self.read(ebpf, events).map(drop) } else { Ok(()) }
     }
 
-    /// What is outstanding in the kernel's table, what is void included, and the stacks of the threads' last allocations.
-    fn outstanding(&self, ebpf: &Ebpf) -> Result<(Vec<Outstanding>, FxHashSet<u64>), BpfError> {
+    /// Makes a cut and reads what was outstanding then in the kernel's table.
+    fn read(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<Read, BpfError> {
+        let before = Stats::read(ebpf)?;
+        let reading = self.epoch.begin()?;
+        let is_later = |event: &Event| event.stack_id as u32 == reading.epoch;
+        events.take_releases(|event| match Release::of(event) {
+            release if is_later(event) => self.released_later.push(release),
+            release => self.ranges.release(&release),
+        });
+        let counted = Stats::read(ebpf);
         let known = |owner| self.owners.contains_key(&owner) || self.void.contains(&owner);
-        records::outstanding(ebpf, known, &self.rows)
+        let tables = records::outstanding(ebpf, (&mut self.epoch, &reading), known, &self.rows)?;
+        let counted = counted?;
+        let outstanding = self.settle(ebpf, tables.outstanding)?;
+        for release in self.released_later.drain(..) {
+            self.ranges.release(&release);
+        }
+        Ok(Read {
+            time_ns: reading.time_ns,
+            within_ns: reading.within_ns,
+            outstanding,
+            other_stacks: tables.other_stacks,
+            newer_descriptors: tables.newer_descriptors,
+            acquired: counted.at_cut(&before, Stat::Acquired, reading.epoch),
+            released: counted.at_cut(&before, Stat::Released, reading.epoch),
+        })
     }
 
     /// One stack.
@@ -229,33 +269,38 @@ impl Reader {
     }
 
     /// Removes stacks that nothing refers to. Gives how many.
-    pub fn collect_stacks(&mut self, ebpf: &Ebpf) -> Result<u64, BpfError> {
+    pub fn collect_stacks(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<u64, BpfError> {
         let began = Instant::now();
-        let (outstanding, last_stacks) = self.outstanding(ebpf)?;
-        self.collect(ebpf, &outstanding, last_stacks, began)
+        let read = self.read(ebpf, events)?;
+        self.collect(ebpf, &read.outstanding, read.other_stacks, began)
     }
 
     fn collect(
         &mut self,
         ebpf: &Ebpf,
         outstanding: &[Outstanding],
-        last_stacks: FxHashSet<u64>,
+        other_stacks: FxHashSet<u64>,
         began: Instant,
     ) -> Result<u64, BpfError> {
-        let mut referenced = last_stacks;
+        let mut referenced = other_stacks;
         referenced.extend(outstanding.iter().map(|found| found.stack_id));
         stack_store::remembered(ebpf, &mut referenced)?;
         self.stacks.collect(ebpf, &referenced, began)
     }
 
-    /// Reads everything. Events that were sent before must have been handed to [`Self::released`].
-    pub fn snapshot(&mut self, ebpf: &Ebpf, probes: &Probes) -> Result<Snapshot, BpfError> {
+    /// Everything that was outstanding at one moment, the present one.
+    pub fn snapshot(
+        &mut self,
+        ebpf: &Ebpf,
+        probes: &Probes,
+        events: &mut Events,
+    ) -> Result<Snapshot, BpfError> {
         let began = Instant::now();
-        let (raw, last_stacks) = self.outstanding(ebpf)?;
-        let time_ns = monotonic_ns();
-        let mut outstanding = self.settle(ebpf, raw)?;
-        if let Some(descriptors) = &mut self.descriptors {
-            let corrections = descriptors.reconcile(&mut outstanding);
+        let open = self.descriptors.as_ref().map(Descriptors::list);
+        let read = self.read(ebpf, events)?;
+        let Read { time_ns, within_ns, mut outstanding, other_stacks, newer_descriptors, .. } = read;
+        if let (Some(descriptors), Some(open)) = (&mut self.descriptors, open) {
+            let corrections = descriptors.reconcile(open, &newer_descriptors, &mut outstanding);
             remove_dead(ebpf, &corrections.dead)?;
             self.removed += corrections.dead.len() as u64;
             enter_found(ebpf, &corrections.lasting)?;
@@ -271,7 +316,7 @@ impl Reader {
         // What a program's twin did in its stead was not lost.
         self.skipped_runs = self.skipped_runs.max(skipped.saturating_sub(stats.get(Stat::RescuedRuns)));
         if self.stacks.due(stats.get(Stat::StoredStacks)).is_some() {
-            self.collect(ebpf, &outstanding, last_stacks, began)?;
+            self.collect(ebpf, &outstanding, other_stacks, began)?;
         }
         for record in self.ended.records() {
             if let Some(stack) = self.ended.stack(record.stack_id) {
@@ -283,10 +328,11 @@ impl Reader {
             self.descriptors.as_ref().map_or((0, 0), |descriptors| descriptors.found_and_closed);
         Ok(Snapshot {
             time_ns,
+            within_ns,
             outstanding,
             stacks,
-            acquired: stats.get(Stat::Acquired) + found,
-            released: stats.get(Stat::Released) + self.removed + closed,
+            acquired: read.acquired + found,
+            released: read.released + self.removed + closed,
             lost: Lost {
                 allocations: stats.get(Stat::LostAllocations),
                 stacks: stats.get(Stat::LostStacks) + unknown,
@@ -294,6 +340,7 @@ impl Reader {
                 events: stats.get(Stat::LostEvents) + stats.get(Stat::LostLines),
                 trace_lines: stats.get(Stat::LostLines),
                 processes: stats.get(Stat::LostProcesses),
+                moved: stats.get(Stat::LostMoves),
                 missed_returns: stats.get(Stat::MissedReturns),
                 skipped_runs: self.skipped_runs,
             },

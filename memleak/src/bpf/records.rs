@@ -1,18 +1,17 @@
 //! The records of what is outstanding (map `ALLOCATIONS`), and those that calls in progress have taken out (maps `THREADS` and
 //! `CALLS`).
 
-use std::collections::HashSet;
-
 use aya::Ebpf;
 use memleak_common::{
     allocation::{Allocation, AllocationKey, RELEASED_EARLY},
     probe::{ProbeRow, Resource, flags},
-    thread::{CallKey, MAX_PENDING, OpenCall, ThreadRecord},
+    thread::{CallKey, MAX_PENDING, OpenCall, Owner, PendingCall, ThreadRecord},
 };
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     access::fd,
+    cut::{Epoch, Reading},
     error::{BpfError, map_error},
     sys,
 };
@@ -21,60 +20,98 @@ use crate::snapshot::{Outstanding, PAGE_SIZE};
 /// [`memleak_common::thread::PendingCall::has_released`]: a record was taken out.
 const TAKEN_OUT: u16 = 1;
 
-/// What of the owners that are `known` is outstanding, and the stacks of the threads' last allocations.
+/// What was read of the tables.
+#[derive(Default)]
+pub(super) struct Read {
+    /// What was outstanding at the cut.
+    pub outstanding: Vec<Outstanding>,
+    /// Stacks that newer records and the threads' last allocations refer to.
+    pub other_stacks: FxHashSet<u64>,
+    /// Descriptors that are newer than the cut: owner and number.
+    pub newer_descriptors: FxHashSet<(u32, u64)>,
+}
+
+/// What names a record, wherever it has moved to meanwhile. The rest of a range has another handle than the whole.
+type Identity = (u32, Resource, u64, u64);
+
+fn identity(record: &Outstanding) -> Identity {
+    let handle = if record.resource == Resource::Mmap { 0 } else { record.handle };
+    (record.space, record.resource, handle, record.birth)
+}
+
+/// What of the owners that are `known` was outstanding at the cut: what is in the table or in a call in progress, or was
+/// told to have left it since, and is older than the cut. Ends the reading.
 pub(super) fn outstanding(
     ebpf: &Ebpf,
+    (epoch, reading): (&mut Epoch, &Reading),
     known: impl Fn(u32) -> bool,
     rows: &[ProbeRow],
-) -> Result<(Vec<Outstanding>, FxHashSet<u64>), BpfError> {
-    let mut all = Vec::new();
-    let mut last_stacks = FxHashSet::default();
-    let mut add = |key: &AllocationKey, allocation: &Allocation| {
-        if allocation.count != RELEASED_EARLY
-            && let Some(found) = found(&known, key, allocation)
+) -> Result<Read, BpfError> {
+    let mut read = Read::default();
+    let mut told: FxHashMap<Identity, Outstanding> = FxHashMap::default();
+    let mut take_moved = |epoch: &mut Epoch| {
+        epoch.take_moved(reading, |moved| {
+            if let Some(found) = found(&known, &moved.key, &moved.allocation) {
+                told.entry(identity(&found)).or_insert(found);
+            }
+        });
+    };
+    let result = read_tables(ebpf, reading.epoch, &known, rows, &mut read, || take_moved(epoch));
+    epoch.end()?;
+    result?;
+    take_moved(epoch);
+    if !told.is_empty() {
+        // What was told is whole; what was read may have changed while it was copied.
+        read.outstanding.retain(|record| !told.contains_key(&identity(record)));
+        read.outstanding.extend(told.into_values());
+    }
+    Ok(read)
+}
+
+fn read_tables(
+    ebpf: &Ebpf,
+    epoch: u32,
+    known: &impl Fn(u32) -> bool,
+    rows: &[ProbeRow],
+    read: &mut Read,
+    mut between: impl FnMut(),
+) -> Result<(), BpfError> {
+    let Read { outstanding, other_stacks, newer_descriptors } = read;
+    // Blocks that a call in progress has taken out (realloc): still acquired, until it returns.
+    let mut add_taken_out = |owner: Owner, call: &PendingCall| {
+        if call.has_released == TAKEN_OUT
+            && call.released.epoch != epoch
+            && let Some(row) = rows.get(call.row as usize)
+            && row.flags & flags::GONE_WHILE_PENDING == 0
         {
-            all.push(found);
+            let (space, handle) = (owner.of(row.resource), call.released_handle);
+            let key = AllocationKey { space, resource: row.resource, handle };
+            outstanding.extend(found(known, &key, &call.released));
         }
     };
-    sys::for_each_entry(fd(ebpf, "ALLOCATIONS")?, &mut add)
-        .map_err(|error| map_error("ALLOCATIONS", &error))?;
-    // Blocks that a call in progress has taken out (realloc): still acquired, until it returns.
-    let mut pending = Vec::new();
     sys::for_each_entry(fd(ebpf, "THREADS")?, |_: &u64, thread: &ThreadRecord| {
-        last_stacks.insert(thread.stack_id);
+        other_stacks.insert(thread.stack_id);
         let calls = thread.pending.iter().take((thread.depth as usize).min(MAX_PENDING));
         let system_call = (thread.in_system_call != 0).then_some(&thread.system_call);
-        for call in calls.chain(system_call) {
-            if call.has_released == TAKEN_OUT {
-                pending.push((thread.owner, *call));
-            }
-        }
+        calls.chain(system_call).for_each(|call| add_taken_out(thread.owner, call));
     })
     .map_err(|error| map_error("THREADS", &error))?;
     sys::for_each_entry(fd(ebpf, "CALLS")?, |_: &CallKey, open: &OpenCall| {
-        if open.call.has_released == TAKEN_OUT {
-            pending.push((open.owner, open.call));
-        }
+        add_taken_out(open.owner, &open.call);
     })
     .map_err(|error| map_error("CALLS", &error))?;
-    if pending.is_empty() {
-        return Ok((all, last_stacks));
-    }
-    let seen: HashSet<(u32, Resource, u64)> =
-        all.iter().map(|found| (found.space, found.resource, found.address)).collect();
-    for (owner, call) in pending {
-        let Some(row) = rows.get(call.row as usize) else { continue };
-        if row.flags & flags::GONE_WHILE_PENDING != 0 {
-            continue;
+    let add = |key: &AllocationKey, allocation: &Allocation| {
+        if allocation.epoch == epoch {
+            other_stacks.insert(allocation.stack_id);
+            if key.resource == Resource::Fd.number() {
+                newer_descriptors.insert((key.space, key.handle));
+            }
+        } else if allocation.count != RELEASED_EARLY {
+            outstanding.extend(found(known, key, allocation));
         }
-        let (space, resource, handle) = (owner.of(row.resource), row.resource, call.released_handle);
-        if let Some(found) = found(&known, &AllocationKey { space, resource, handle }, &call.released)
-            && !seen.contains(&(found.space, found.resource, found.address))
-        {
-            all.push(found);
-        }
-    }
-    Ok((all, last_stacks))
+    };
+    sys::for_each_entry_with(fd(ebpf, "ALLOCATIONS")?, add, &mut between)
+        .map_err(|error| map_error("ALLOCATIONS", &error))
 }
 
 /// A record as plain data; `None` for what is not known, of an owner that has gone, say.
@@ -88,6 +125,7 @@ fn found(known: impl Fn(u32) -> bool, key: &AllocationKey, allocation: &Allocati
         size: allocation.size,
         stack_id: allocation.stack_id,
         time_ns: allocation.time_ns,
+        birth: allocation.birth,
     })
 }
 
@@ -117,7 +155,7 @@ pub(super) fn remove_dead(ebpf: &Ebpf, dead: &[Outstanding]) -> Result<(), BpfEr
             sys::take(fd(ebpf, "ALLOCATIONS")?, &key).map_err(|error| map_error("ALLOCATIONS", &error))?;
         // The address may have been handed out again since it was read: then it is not the one that is dead.
         if let Some(taken) = taken
-            && taken.time_ns != record.time_ns
+            && taken.birth != record.birth
         {
             put_new(ebpf, &key, &taken)?;
         }
@@ -129,7 +167,8 @@ pub(super) fn remove_dead(ebpf: &Ebpf, dead: &[Outstanding]) -> Result<(), BpfEr
 pub(super) fn enter_found(ebpf: &Ebpf, found: &[Outstanding]) -> Result<(), BpfError> {
     for record in found {
         let (size, stack_id, time_ns) = (record.size, record.stack_id, record.time_ns);
-        let allocation = Allocation { size, stack_id, time_ns, count: 1, ..Allocation::default() };
+        let birth = record.birth;
+        let allocation = Allocation { size, stack_id, time_ns, count: 1, birth, ..Allocation::default() };
         put_new(ebpf, &key_of(record), &allocation)?;
     }
     Ok(())

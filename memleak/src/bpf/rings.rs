@@ -1,6 +1,7 @@
 //! The ring buffers through which the programs tell what user space is to know.
 
 use std::{
+    collections::VecDeque,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
@@ -9,13 +10,16 @@ use aya::{
     Ebpf,
     maps::{MapData, RingBuf},
 };
-use memleak_common::event::Event;
+use memleak_common::event::{Event, kind};
 
 use super::{
     access::ring,
     config::Config,
     error::{BpfError, map_error},
 };
+
+/// Bytes of the map `EVENTS`.
+const CONTROL_BYTES: usize = 4 << 20;
 
 /// Readers of the ring buffers of events.
 pub struct Events {
@@ -25,6 +29,8 @@ pub struct Events {
     trace: RingBuf<MapData>,
     /// Readable when one of them is.
     either: OwnedFd,
+    /// Events that were taken out while something else was looked for.
+    passed_over: VecDeque<Event>,
 }
 
 impl Events {
@@ -33,12 +39,31 @@ impl Events {
         let (control, trace) = (ring(ebpf, "EVENTS")?, ring(ebpf, "TRACE")?);
         let either =
             watch(&[control.as_raw_fd(), trace.as_raw_fd()]).map_err(|error| map_error("EVENTS", &error))?;
-        Ok(Self { control, trace, either })
+        Ok(Self { control, trace, either, passed_over: VecDeque::new() })
     }
 
     /// The next event that is not a line of `-t`.
     pub fn next_control(&mut self) -> Option<Event> {
-        next(&mut self.control)
+        self.passed_over.pop_front().or_else(|| next(&mut self.control))
+    }
+
+    /// Takes out the releases of ranges that were sent up to now. Others wait until they are asked for.
+    pub fn take_releases(&mut self, mut each: impl FnMut(&Event)) {
+        // No more than there were: a target may send them as fast as they are taken.
+        let most = CONTROL_BYTES / size_of::<Event>();
+        for _ in 0..most {
+            let Some(event) = next(&mut self.control) else { break };
+            if event.kind == kind::RELEASE_RANGE {
+                each(&event);
+            } else {
+                self.passed_over.push_back(event);
+            }
+        }
+    }
+
+    /// Events wait that make nothing readable.
+    pub fn has_passed_over(&self) -> bool {
+        !self.passed_over.is_empty()
     }
 
     /// The next line of `-t`.

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, BorrowedFd},
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
 use aya::Pod;
@@ -54,7 +54,16 @@ pub(super) fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i64> {
 
 /// Calls `each` for every entry of a hash map with this key and value (the map's own sizes must be theirs). Entries that
 /// come or go meanwhile may be seen or not; no other is missed or seen twice.
-pub fn for_each_entry<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V)) -> io::Result<()> {
+pub fn for_each_entry<K: Pod, V: Pod>(map: BorrowedFd<'_>, each: impl FnMut(&K, &V)) -> io::Result<()> {
+    for_each_entry_with(map, each, || {})
+}
+
+/// The same, which calls `between` after each batch.
+pub fn for_each_entry_with<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    mut each: impl FnMut(&K, &V),
+    mut between: impl FnMut(),
+) -> io::Result<()> {
     let mut batch = BATCH.min(BATCH_BYTES / (size_of::<K>() + size_of::<V>()).max(1)).max(1);
     let mut keys: Vec<K> = Vec::with_capacity(batch);
     let mut values: Vec<V> = Vec::with_capacity(batch);
@@ -96,6 +105,7 @@ pub fn for_each_entry<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(
         for (key, value) in keys.iter().zip(&values) {
             each(key, value);
         }
+        between();
         if last {
             return Ok(());
         }
@@ -176,4 +186,43 @@ pub fn take<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Resul
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Enters `value` under `key`, in place of what is there. The value of a map of maps is a descriptor.
+pub fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    let mut attributes = ElementAttributes {
+        map_fd: map.as_raw_fd() as u32,
+        key: std::ptr::from_ref(key) as u64,
+        value: std::ptr::from_ref(value) as u64,
+        ..ElementAttributes::default()
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
+}
+
+/// A new array map of one entry: of a word, or of a map like `inner`.
+pub fn new_array(inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+    /// The part of `union bpf_attr` that BPF_MAP_CREATE uses here.
+    #[repr(C)]
+    struct CreateAttributes {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+        map_flags: u32,
+        inner_map_fd: u32,
+    }
+    const BPF_MAP_CREATE: i32 = 0;
+    const BPF_MAP_TYPE_ARRAY: u32 = 2;
+    const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+    let mut attributes = CreateAttributes {
+        map_type: if inner.is_some() { BPF_MAP_TYPE_ARRAY_OF_MAPS } else { BPF_MAP_TYPE_ARRAY },
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+        map_flags: 0,
+        inner_map_fd: inner.map_or(0, |inner| inner.as_raw_fd() as u32),
+    };
+    let fd = RawFd::try_from(bpf(BPF_MAP_CREATE, &mut attributes)?).map_err(io::Error::other)?;
+    // SAFETY: the command has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

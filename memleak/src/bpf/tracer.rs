@@ -15,6 +15,7 @@ use super::{
     access::array_mut,
     births::Births,
     config::Config,
+    cut::Epoch,
     error::{BpfError, map_error},
     kernel_mode,
     links::{Outcome, Probes, Scope},
@@ -93,7 +94,8 @@ impl Tracer {
         }
         let probes = Probes::new(loaded.uprobes, loaded.mends_stack);
         let rows = rows.iter().map(|row| row.probe).collect();
-        let reader = Reader::new(rows, checks_descriptors, config.stack_storage_size);
+        let reader =
+            Reader::new(Epoch::open(&mut loaded.ebpf)?, rows, checks_descriptors, config.stack_storage_size);
         let mapping_states = MappingStates::open(&loaded.ebpf)?;
         let mut tracer = Self::new(config, loaded.ebpf, loaded.events, probes, reader, unwinding)?;
         tracer.mapping_states = Some(mapping_states);
@@ -102,8 +104,8 @@ impl Tracer {
 
     /// Loads and attaches the programs of a plan for the kernel. Gives also why some functions could not be probed.
     pub fn of_kernel(config: &Config, plan: &KernelPlan) -> Result<(Self, Vec<BpfError>), BpfError> {
-        let loaded = kernel_mode::load(config, plan)?;
-        let reader = Reader::of_kernel(config.stack_storage_size);
+        let mut loaded = kernel_mode::load(config, plan)?;
+        let reader = Reader::of_kernel(Epoch::open(&mut loaded.ebpf)?, config.stack_storage_size);
         let tracer = Self::new(config, loaded.ebpf, loaded.events, loaded.probes, reader, None)?;
         Ok((tracer, loaded.failed))
     }
@@ -274,6 +276,9 @@ impl Tracer {
 
     /// Waits until there may be events to take, if `for_events`; passes on what the programs log meanwhile.
     pub async fn ready(&mut self, for_events: bool) -> io::Result<()> {
+        if for_events && self.events.get_ref().has_passed_over() {
+            return Ok(());
+        }
         loop {
             tokio::select! {
                 biased;
@@ -309,12 +314,12 @@ impl Tracer {
 
     /// Uses up the releases of ranges between two reports, if so many have come that they weigh.
     pub fn apply_releases(&mut self) -> Result<(), BpfError> {
-        self.reader.apply_releases(&self.ebpf)
+        self.reader.apply_releases(&self.ebpf, self.events.get_mut())
     }
 
     /// Takes the records out of the kernel's table that nobody can release any more.
     pub fn clear(&mut self) -> Result<(), BpfError> {
-        self.reader.clear(&self.ebpf)
+        self.reader.clear(&self.ebpf, self.events.get_mut())
     }
 
     /// Owners that have ended and hold nothing: nothing needs to be known of them any more.
@@ -334,12 +339,12 @@ impl Tracer {
 
     /// Removes stacks that nothing refers to. Gives how many.
     pub fn collect_stacks(&mut self) -> Result<u64, BpfError> {
-        self.reader.collect_stacks(&self.ebpf)
+        self.reader.collect_stacks(&self.ebpf, self.events.get_mut())
     }
 
-    /// Reads everything. Events that were sent before must have been handed to [`Self::released`].
+    /// Everything that was outstanding at one moment, the present one. What was told before of processes is known of them.
     pub fn snapshot(&mut self) -> Result<Snapshot, BpfError> {
-        self.reader.snapshot(&self.ebpf, &self.probes)
+        self.reader.snapshot(&self.ebpf, &self.probes, self.events.get_mut())
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
         returns::Unclear,
     },
     proc::memory::ReadMemory,
+    snapshot::own::Code,
     target::{
         allocator::{self, AllocatorKind},
         ifunc::{self, IfuncError},
@@ -237,7 +238,7 @@ pub struct Plan {
     /// What they name of it.
     pub families: Vec<Family>,
     /// Where their code is in the target: what it maps, it maps for itself.
-    pub allocator_code: Vec<Range<u64>>,
+    pub allocator_code: Vec<Code>,
     /// The user named an allocator by its prefix: mappings alone will not do.
     needs_heap: bool,
 }
@@ -436,9 +437,11 @@ impl<'a> Planner<'a> {
             let internal = allocator::internal_functions(self.elf);
             self.code.extend(internal.map(|symbol| symbol.vaddr..symbol.vaddr.saturating_add(symbol.size)));
         }
-        let in_target =
-            self.code.iter().map(|code| code.start.wrapping_add(bias)..code.end.wrapping_add(bias));
-        plan.allocator_code.extend(in_target);
+        let in_target = |code: &Range<u64>| code.start.wrapping_add(bias)..code.end.wrapping_add(bias);
+        plan.allocator_code.push(Code {
+            object: self.elf.code_ranges().map(|code| in_target(&code)).collect(),
+            functions: self.code.iter().map(in_target).collect(),
+        });
     }
 
     /// The object defines a function that acquires under a whole name, one of those that are `wanted`.

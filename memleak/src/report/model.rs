@@ -182,6 +182,10 @@ pub struct Report {
     pub time: SystemTime,
     /// Milliseconds since tracing began.
     pub elapsed_ms: u64,
+    /// The moment that it is of: CLOCK_MONOTONIC nanoseconds.
+    pub cut_ns: u64,
+    /// By so many nanoseconds that may have been later, at most.
+    pub cut_within_ns: u64,
     /// The last one.
     pub is_final: bool,
     /// What is traced.

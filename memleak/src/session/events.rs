@@ -6,7 +6,7 @@ use std::{
 };
 
 use log::{debug, info};
-use memleak_common::{event::kind, probe::Resource};
+use memleak_common::event::kind;
 
 use super::{
     SessionError,
@@ -34,13 +34,7 @@ impl Session {
         {
             taken += 1;
             match event.kind {
-                kind::RELEASE_RANGE => self.tracer.released(&Release {
-                    space: event.owner,
-                    resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
-                    start: event.handle,
-                    end: event.handle.saturating_add(event.size),
-                    time_ns: event.time_ns,
-                }),
+                kind::RELEASE_RANGE => self.tracer.released(&Release::of(&event)),
                 kind::MAPPINGS => {
                     noticed.entry(event.owner).or_insert(event.time_ns);
                     last_notice = last_notice.max(Some(event.time_ns));

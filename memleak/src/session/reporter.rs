@@ -98,6 +98,8 @@ impl Reporter {
         Report {
             time,
             elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            cut_ns: snapshot.time_ns,
+            cut_within_ns: snapshot.within_ns,
             is_final,
             target,
             totals: aggregated.totals,

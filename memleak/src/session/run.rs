@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     probe::plan::check_object_argument,
-    proc::limits::raise_open_files,
+    proc::{clock::monotonic_ns, limits::raise_open_files},
     report::{
         format::Options,
         sink::{Delivery, Sink},
@@ -212,11 +212,12 @@ impl Session {
     fn snapshot(&mut self) -> Result<(Snapshot, SystemTime, (Instant, Duration)), SessionError> {
         let living: Vec<u32> = self.targets.living().map(|(target, _)| target).collect();
         let begin = Instant::now();
-        let time = SystemTime::now();
         self.due.clearing = None;
         let mut snapshot = self.tracer.snapshot()?;
         snapshot.lost.processes += self.lost_processes;
         let took = begin.elapsed();
+        let ago = Duration::from_nanos(monotonic_ns().saturating_sub(snapshot.time_ns));
+        let time = SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
         let targets = &self.targets;
         let own = own::take_out(&mut snapshot, |space| {
             targets.owner_of(space).map(|traced| traced.allocator_code.as_slice()).unwrap_or_default()

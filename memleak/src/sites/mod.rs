@@ -200,6 +200,7 @@ mod tests {
             size: 8,
             stack_id: *id,
             time_ns: 0,
+            birth: 0,
         };
         let stack =
             |(_, id, ips): &(u32, u64, &[u64])| (*id, Stack { ips: ips.to_vec(), ..Stack::default() });

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, hash_map::Entry};
 
 use memleak_common::{probe::Resource, stack::NO_STACK};
+use rustc_hash::FxHashSet;
 
 use super::Outstanding;
 use crate::{
@@ -33,6 +34,9 @@ pub struct Descriptors {
     pub found_and_closed: (u64, u64),
 }
 
+/// What processes had open: by the number that owns it, with the time at which it was asked for.
+pub struct OpenLists(HashMap<u32, (u64, BTreeMap<u32, String>)>);
+
 impl Descriptors {
     /// Remembers what process `pid` has open now: it is about to be traced. `end` is readable when it has ended.
     pub fn remember(&mut self, owner: u32, pid: u32, end: &PidFd) {
@@ -51,15 +55,39 @@ impl Descriptors {
         found.map(|((_, fd), (time_ns, _))| unseen(owner, fd, time_ns)).collect()
     }
 
-    /// Puts the records of descriptors right. Processes that have ended are left as they were counted.
-    pub fn reconcile(&mut self, outstanding: &mut Vec<Outstanding>) -> Corrections {
-        let mut corrections = Corrections::default();
-        for (owner, Listed { pid, end, before }) in &mut self.processes {
+    /// What the processes have open: to be asked for before the snapshot is made that it is compared with.
+    pub fn list(&self) -> OpenLists {
+        let list = |listed: &Listed| {
             // What is acquired from here on may not be in the list.
             let listed_ns = monotonic_ns();
-            let Ok(open) = open_descriptors(*pid) else { continue };
+            Some((listed_ns, open_descriptors(listed.pid).ok()?))
+        };
+        let lists = self.processes.iter().filter_map(|(owner, listed)| Some((*owner, list(listed)?)));
+        OpenLists(lists.collect())
+    }
+
+    /// Puts the records of descriptors right. `lists` were made before the snapshot, of which `newer` descriptors (owner,
+    /// number) are no part. Processes that have ended are left as they were counted.
+    pub fn reconcile(
+        &mut self,
+        mut lists: OpenLists,
+        newer: &FxHashSet<(u32, u64)>,
+        outstanding: &mut Vec<Outstanding>,
+    ) -> Corrections {
+        let mut corrections = Corrections::default();
+        for (owner, Listed { pid, end, before }) in &mut self.processes {
+            let Some((listed_ns, mut open)) = lists.0.remove(owner) else { continue };
+            let Ok(still) = open_descriptors(*pid) else { continue };
+            // Without a record it counts only if it was open before and after the moment of the snapshot.
+            let ours = outstanding.iter().filter(|record| record.space == *owner);
+            let counted: HashSet<u64> = ours.map(|record| record.handle).collect();
+            open.retain(|fd, file| {
+                let number = u64::from(*fd);
+                counted.contains(&number)
+                    || (still.get(fd) == Some(file) && !newer.contains(&(*owner, number)))
+            });
             // One that ends loses its memory first, and then its descriptors, all at once (kernel/exit.c, `do_exit`).
-            if open.is_empty() && read_maps(*pid).map_or(true, |maps| maps.is_empty()) {
+            if still.is_empty() && read_maps(*pid).map_or(true, |maps| maps.is_empty()) {
                 continue;
             }
             // The list may be that of another process which has its number by now.
@@ -96,6 +124,7 @@ fn unseen(owner: u32, fd: u32, time_ns: u64) -> Outstanding {
         size: 0,
         stack_id: NO_STACK,
         time_ns,
+        birth: time_ns,
     }
 }
 
@@ -154,6 +183,7 @@ mod tests {
             size: 0,
             stack_id: 7,
             time_ns,
+            birth: time_ns,
         }
     }
 

@@ -33,6 +33,8 @@ pub struct Outstanding {
     pub stack_id: u64,
     /// CLOCK_MONOTONIC nanoseconds when it was acquired.
     pub time_ns: u64,
+    /// A number that no other record of its owner, resource and handle has.
+    pub birth: u64,
 }
 
 /// One stack: return addresses, callee first.
@@ -90,6 +92,9 @@ pub struct Lost {
     pub trace_lines: u64,
     /// Processes that were not traced, or not from their beginning.
     pub processes: u64,
+    /// Records that moved while they were read, and were not told in time: a snapshot may lack them. The next one does
+    /// not.
+    pub moved: u64,
     /// Calls whose return was not seen.
     pub missed_returns: u64,
     /// Runs of our programs that the kernel skipped.
@@ -101,15 +106,17 @@ pub struct Lost {
 /// All maps at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// CLOCK_MONOTONIC nanoseconds at which it was taken: ages are measured against it.
+    /// The moment that it is of, CLOCK_MONOTONIC nanoseconds: ages are measured against it.
     pub time_ns: u64,
-    /// Everything outstanding, in no order.
+    /// By so many nanoseconds the moment may have been later, at most.
+    pub within_ns: u64,
+    /// Everything that was outstanding, in no order.
     pub outstanding: Vec<Outstanding>,
     /// Stacks by id. An id that is missing (`NO_STACK`) has no known stack.
     pub stacks: HashMap<u64, Stack>,
-    /// Acquires so far (sampled ones only, where sampling is on).
+    /// Acquires up to then (sampled ones only, where sampling is on).
     pub acquired: u64,
-    /// Releases so far of what was seen acquired.
+    /// Releases up to then of what was seen acquired.
     pub released: u64,
     /// What was lost so far.
     pub lost: Lost,

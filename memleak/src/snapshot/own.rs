@@ -1,12 +1,37 @@
 //! What an allocator maps for itself is not the program's: malloc's mappings are part of malloc's call and do not count,
 //! but glibc maps an arena in `free` as well (a thread's first call), which has no return probe, and others map memory in
-//! threads of their own. Such a mapping is known by its stack: it passes through the allocator's code.
+//! threads of their own. Such a mapping is known by its stack: from the mapping's caller outwards it is in the object that
+//! holds the allocator until it comes to the allocator's code. A signal handler that maps something while its thread is in
+//! malloc is no part of that call: its own frames are between the two.
 
 use std::{collections::HashMap, ops::Range};
 
 use memleak_common::probe::Resource;
 
 use super::Snapshot;
+
+/// Where an allocator's code is in an address space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Code {
+    /// The executable mappings of the object that holds it.
+    pub object: Vec<Range<u64>>,
+    /// Its functions, or all of the object.
+    pub functions: Vec<Range<u64>>,
+}
+
+impl Code {
+    /// The call that these return addresses (callee first) lead to was made by the allocator.
+    fn has_made(&self, ips: &[u64]) -> bool {
+        let mut calls = ips.iter().take_while(|ip| is_in(&self.object, **ip));
+        calls.any(|ip| is_in(&self.functions, *ip))
+    }
+}
+
+/// The call before this return address is in one of the ranges. A return address may be the first after the function,
+/// whose last instruction is the call.
+fn is_in(ranges: &[Range<u64>], ip: u64) -> bool {
+    ranges.iter().any(|range| range.start < ip && ip <= range.end)
+}
 
 /// What was taken out of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -19,7 +44,7 @@ pub struct Own {
 
 /// Takes out of `snapshot` what allocators have mapped for themselves. `code_of`: where the allocators' code is in the
 /// address space of this number.
-pub fn take_out<'a>(snapshot: &mut Snapshot, code_of: impl Fn(u32) -> &'a [Range<u64>]) -> Own {
+pub fn take_out<'a>(snapshot: &mut Snapshot, code_of: impl Fn(u32) -> &'a [Code]) -> Own {
     let Snapshot { outstanding, stacks, .. } = snapshot;
     let mut known: HashMap<(u32, u64), bool> = HashMap::new();
     let mut own = Own::default();
@@ -30,8 +55,7 @@ pub fn take_out<'a>(snapshot: &mut Snapshot, code_of: impl Fn(u32) -> &'a [Range
         let is_own = *known.entry((outstanding.space, outstanding.stack_id)).or_insert_with(|| {
             let code = code_of(outstanding.space);
             let ips = stacks.get(&outstanding.stack_id).map(|stack| stack.ips.as_slice()).unwrap_or_default();
-            // A return address may be the first after the function, whose last instruction is the call.
-            ips.iter().any(|ip| code.iter().any(|code| code.start < *ip && *ip <= code.end))
+            code.iter().any(|code| code.has_made(ips))
         });
         if is_own {
             own.bytes = own.bytes.saturating_add(outstanding.size);
@@ -48,11 +72,21 @@ mod tests {
     use crate::snapshot::{Outstanding, Stack};
 
     fn outstanding(space: u32, resource: Resource, stack_id: u64) -> Outstanding {
-        Outstanding { space, resource, address: 0x1000, handle: 0x1000, size: 100, stack_id, time_ns: 0 }
+        Outstanding {
+            space,
+            resource,
+            address: 0x1000,
+            handle: 0x1000,
+            size: 100,
+            stack_id,
+            time_ns: 0,
+            birth: 0,
+        }
     }
 
     #[test]
     fn takes_out_mappings_whose_stacks_pass_the_allocator() {
+        const OBJECT: Range<u64> = 1..300;
         let stack = |ips: &[u64]| Stack { ips: ips.to_vec(), ..Stack::default() };
         let mut snapshot = Snapshot {
             outstanding: vec![
@@ -63,18 +97,31 @@ mod tests {
                 outstanding(2, Resource::Mmap, 1),
                 outstanding(1, Resource::Mmap, 4),
                 outstanding(1, Resource::Mmap, 1),
+                outstanding(1, Resource::Mmap, 5),
             ],
             // The second one's caller begins where the allocator's function ends; the third one's is that function's end.
-            stacks: [(1, stack(&[5, 150])), (2, stack(&[100, 5])), (3, stack(&[200]))].into(),
+            // The fifth one is a signal handler's, in another object.
+            stacks: [
+                (1, stack(&[5, 150])),
+                (2, stack(&[100, 5])),
+                (3, stack(&[200])),
+                (5, stack(&[400, 5, 150])),
+            ]
+            .into(),
             ..Snapshot::default()
         };
-        let code = [100..200];
+        let code = [Code { object: vec![OBJECT], functions: vec![100..200] }];
         let own = take_out(&mut snapshot, |space| if space == 1 { &code } else { &[] });
         assert_eq!(own, Own { bytes: 300, count: 3 });
         let left: Vec<_> =
             snapshot.outstanding.iter().map(|it| (it.space, it.resource, it.stack_id)).collect();
-        let expected =
-            [(1, Resource::Mmap, 2), (1, Resource::Heap, 1), (2, Resource::Mmap, 1), (1, Resource::Mmap, 4)];
+        let expected = [
+            (1, Resource::Mmap, 2),
+            (1, Resource::Heap, 1),
+            (2, Resource::Mmap, 1),
+            (1, Resource::Mmap, 4),
+            (1, Resource::Mmap, 5),
+        ];
         assert_eq!(left, expected);
     }
 }

@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use memleak_common::probe::Resource;
+use memleak_common::{event::Event, probe::Resource};
 
 use super::{Outstanding, PAGE_SIZE};
 
@@ -32,6 +32,19 @@ pub struct Release {
     pub time_ns: u64,
 }
 
+impl Release {
+    /// What an event of the kind `RELEASE_RANGE` tells.
+    pub fn of(event: &Event) -> Self {
+        Self {
+            space: event.owner,
+            resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
+            start: event.handle,
+            end: event.handle.saturating_add(event.size),
+            time_ns: event.time_ns,
+        }
+    }
+}
+
 /// What [`Ranges::apply`] gives.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Applied {
@@ -41,24 +54,19 @@ pub struct Applied {
     pub dead: Vec<Outstanding>,
 }
 
-/// A record may move while the table is read, so that a snapshot does not have it: what concerns it is kept for so many.
-const KEPT: u8 = 3;
-
 /// What was released and not used yet, and the holes of records that are there.
 #[derive(Debug, Default)]
 pub struct Ranges {
     releases: HashMap<(u32, Resource), Releases>,
-    /// By owner, and time at which the record was made: the rest of a range has its time, and another address.
+    /// By owner and the record's number, which the rest of a range has from the whole.
     holes: HashMap<(u32, u64), Holed>,
-    /// Entries of `releases` that the last call of [`Self::apply`] has left.
-    used: usize,
 }
 
 #[derive(Debug, Default)]
 struct Holed {
     holes: Holes,
-    /// In how many snapshots, the last ones, its record was not there.
-    missed: u8,
+    /// Its record is there.
+    seen: bool,
 }
 
 impl Ranges {
@@ -71,19 +79,19 @@ impl Ranges {
     /// So many releases have come that they weigh (some 40 MB): [`Self::apply`] uses them up.
     pub fn is_large(&self) -> bool {
         const MANY: usize = 500_000;
-        self.len() > self.used + MANY
+        self.len() > MANY
     }
 
     fn len(&self) -> usize {
         self.releases.values().map(|releases| releases.0.len()).sum()
     }
 
-    /// Cuts what was released out of the records, which are all that there are.
+    /// Cuts what was released out of the records: all that there were when the last release had come.
     pub fn apply(&mut self, mut outstanding: Vec<Outstanding>) -> Applied {
         if self.releases.is_empty() && self.holes.is_empty() {
             return Applied { outstanding, dead: Vec::new() };
         }
-        self.holes.values_mut().for_each(|holed| holed.missed += 1);
+        self.holes.values_mut().for_each(|holed| holed.seen = false);
         let mut dead = Vec::new();
         let mut pieces = Vec::new();
         let with_releases: Vec<Resource> = self.releases.keys().map(|(_, resource)| *resource).collect();
@@ -95,7 +103,7 @@ impl Ranges {
         let touched: Vec<Outstanding> = outstanding.extract_if(.., is_touched).collect();
         for record in touched {
             let before = pieces.len();
-            if let Some(holed) = self.holes.get(&(record.space, record.time_ns))
+            if let Some(holed) = self.holes.get(&(record.space, record.birth))
                 && record.resource == Resource::Mmap
             {
                 pieces.extend(pieces_of(&record, &holed.holes));
@@ -106,11 +114,10 @@ impl Ranges {
         }
         outstanding.extend(pieces);
         for record in &dead {
-            self.holes.remove(&(record.space, record.time_ns));
+            self.holes.remove(&(record.space, record.birth));
         }
-        self.holes.retain(|_, holed| holed.missed < KEPT);
-        self.releases.retain(|_, releases| releases.count_use());
-        self.used = self.len();
+        self.holes.retain(|_, holed| holed.seen);
+        self.releases.clear();
         Applied { outstanding, dead }
     }
 
@@ -124,7 +131,7 @@ impl Ranges {
 
     /// Enters the holes that releases have made in this range. Says whether it has any.
     fn cut(&mut self, range: &Outstanding) -> bool {
-        let key = (range.space, range.time_ns);
+        let key = (range.space, range.birth);
         let end = page_end(range);
         let releases = self.releases.get(&(range.space, range.resource));
         let overlapping = releases.into_iter().flat_map(|releases| releases.overlapping(range.address, end));
@@ -134,7 +141,7 @@ impl Ranges {
         }
         match self.holes.get_mut(&key) {
             Some(holed) => {
-                holed.missed = 0;
+                holed.seen = true;
                 true
             }
             None => false,
@@ -152,8 +159,6 @@ struct Released {
     end: u64,
     /// When.
     time_ns: u64,
-    /// To how many snapshots it was applied.
-    uses: u8,
 }
 
 impl Releases {
@@ -192,12 +197,12 @@ impl Releases {
     /// Enters a range where there is none; joins it to one of the same release that ends where it begins.
     fn insert(&mut self, start: u64, end: u64, time_ns: u64) {
         if let Some((_, before)) = self.0.range_mut(..start).next_back()
-            && (before.end, before.time_ns, before.uses) == (start, time_ns, 0)
+            && (before.end, before.time_ns) == (start, time_ns)
         {
             before.end = end;
             return;
         }
-        self.0.insert(start, Released { end, time_ns, uses: 0 });
+        self.0.insert(start, Released { end, time_ns });
     }
 
     /// Those that lie in this range, at least in part, in order.
@@ -205,15 +210,6 @@ impl Releases {
         let before = self.0.range(..start).next_back().filter(|(_, released)| released.end > start);
         let from = before.map_or(start, |(from, _)| *from);
         self.0.range(from..end.max(from)).map(|(start, released)| (*start, released))
-    }
-
-    /// They were applied to one more snapshot: drops what is used up, and says whether anything is left.
-    fn count_use(&mut self) -> bool {
-        self.0.retain(|_, released| {
-            released.uses += 1;
-            released.uses < KEPT
-        });
-        !self.0.is_empty()
     }
 }
 

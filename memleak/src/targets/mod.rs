@@ -6,16 +6,13 @@
 
 mod ended;
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
-    ops::Range,
-};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use memleak_common::thread::{MAX_TARGETS, Owner, Target};
 
 pub use ended::Ended;
 
-use crate::target::object::ObjectId;
+use crate::{snapshot::own::Code, target::object::ObjectId};
 
 /// A process, told from every other one that has had its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,8 +49,8 @@ pub struct Traced {
     pub ended: bool,
     /// Its objects that were looked at.
     pub planned: HashSet<ObjectId>,
-    /// Where its allocators' code is mapped, for [`crate::snapshot::own`].
-    pub allocator_code: Vec<Range<u64>>,
+    /// Where its allocators' code is mapped, for [`crate::snapshot::own::take_out`].
+    pub allocator_code: Vec<Code>,
 }
 
 /// All traced processes, those that have ended included as long as something of theirs is known.

@@ -28,6 +28,7 @@ mod kernel_ends;
 mod kernel_facts;
 mod life;
 mod losses;
+mod moments;
 mod options;
 mod outputs;
 mod resources;

@@ -13,6 +13,8 @@ pub struct Report {
     pub time: String,
     pub target: Target,
     pub elapsed_ms: u64,
+    pub cut_ns: u64,
+    pub cut_within_ns: u64,
     #[serde(rename = "final")]
     pub is_final: bool,
     pub totals: Totals,

@@ -81,9 +81,9 @@ fn the_text_of_the_spec() {
 fn the_json_of_the_spec() {
     let spec: Value = serde_json::from_str(
         r#"{"schema":1,"time":"2026-01-02T03:04:05.678Z","target":{"kind":"process","pids":[123],"comm":"leak"},
-         "elapsed_ms":5000,"final":false,
+         "elapsed_ms":5000,"cut_ns":77000000000,"cut_within_ns":90,"final":false,
          "totals":{"bytes":80,"count":5,"acquired":12,"released":7},
-         "lost":{"allocations":0,"stacks":0,"events":0,"trace_lines":0,"processes":0,"missed_returns":0,"skipped_runs":0,"cut_stacks":0},
+         "lost":{"allocations":0,"stacks":0,"events":0,"trace_lines":0,"processes":0,"moved":0,"missed_returns":0,"skipped_runs":0,"cut_stacks":0},
          "stacks":[{"resource":"heap","bytes":80,"count":5,"oldest_ms":4000,"newest_ms":900,"truncated":false,
            "frames":[{"ip":"0x55fca689a188","module":"/tmp/leak","offset":"0x1188","function":"leaky(unsigned long)",
                       "symbol":"_Z5leakym","function_offset":15,"file":"leak.c","line":5,"inlined":false}],

@@ -157,6 +157,8 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
         by_resource: resources.iter().map(total).collect(),
         time: time(),
         elapsed_ms: 5000,
+        cut_ns: 77_000_000_000,
+        cut_within_ns: 90,
         is_final: false,
         target: TargetInfo { kind: "process", pids: vec![123], comm: "leak".to_owned() },
         totals: Totals {
@@ -345,6 +347,7 @@ pub fn cases() -> Vec<(&'static str, Report)> {
         events: 34,
         trace_lines: 30,
         processes: 6,
+        moved: 7,
         missed_returns: 2,
         skipped_runs: 5,
         cut_stacks: 3,

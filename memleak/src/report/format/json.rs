@@ -63,6 +63,8 @@ pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Resul
             time: rfc3339(report.time),
             target: JsonTarget::from(&report.target),
             elapsed_ms: report.elapsed_ms,
+            cut_ns: report.cut_ns,
+            cut_within_ns: report.cut_within_ns,
             is_final: report.is_final,
             sampled: report.sampled,
             totals: JsonTotals { all: report.totals, by_resource: ByResource(&report.by_resource) },
@@ -138,6 +140,8 @@ struct JsonReport<'a> {
     time: String,
     target: JsonTarget<'a>,
     elapsed_ms: u64,
+    cut_ns: u64,
+    cut_within_ns: u64,
     #[serde(rename = "final")]
     is_final: bool,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -119,6 +119,7 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
             "process",
             "not traced, or not from their beginning: what they acquired then is missing",
         ),
+        (lost.moved, "moving record", "missing from one of the reports: trace fewer with -z or -s"),
         (lost.missed_returns, "return", "allocations by these calls are missing: restart the trace"),
         (
             lost.skipped_runs,

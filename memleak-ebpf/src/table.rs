@@ -1,0 +1,125 @@
+//! The table of what is outstanding (map `ALLOCATIONS`): whatever enters it or leaves it does so here.
+//!
+//! A program finds the epoch once, and all that it does for one call is of that epoch. While user space reads, it is
+//! told of older records that leave their place, before they do: see `memleak_common::cut` and ARCHITECTURE.md.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use memleak_common::{
+    allocation::{Allocation, AllocationKey, RELEASED_EARLY},
+    cut::{Moved, is_reading},
+    stats::Stat,
+};
+
+use crate::maps::{ALLOCATIONS, EPOCH, MOVED, count, count_in};
+
+/// The epoch now.
+#[inline(always)]
+pub fn epoch() -> u32 {
+    let Some(epoch) = EPOCH.get_ptr(0) else { return 0 };
+    // SAFETY: an aligned word of a map value, which user space stores.
+    unsafe { epoch.read_volatile() as u32 }
+}
+
+/// Enters a record under a key that is free; gives the kernel's error.
+#[inline(always)]
+pub fn insert_new(key: &AllocationKey, allocation: &Allocation) -> Result<(), i32> {
+    ALLOCATIONS.insert(key, allocation, BPF_NOEXIST as u64)
+}
+
+/// Enters a record in place of any other of its key. Says whether there was room; counts it as lost if not.
+#[inline(always)]
+pub fn replace(key: &AllocationKey, allocation: &Allocation, epoch: u32) -> bool {
+    leave(key, epoch);
+    let entered = ALLOCATIONS.insert(key, allocation, BPF_ANY as u64).is_ok();
+    if !entered {
+        count(Stat::LostAllocations);
+    }
+    entered
+}
+
+/// Removes the record of this key, if there is one, and says so.
+#[inline(always)]
+pub fn remove(key: &AllocationKey, epoch: u32) -> bool {
+    leave(key, epoch);
+    ALLOCATIONS.remove(key).is_ok()
+}
+
+/// Removes the record of what is released, and counts it. Says whether there was one.
+#[inline(always)]
+pub fn release(key: &AllocationKey, epoch: u32) -> bool {
+    let released = remove(key, epoch);
+    if released {
+        count_in(Stat::Released, epoch);
+    }
+    released
+}
+
+/// The record of this key, which only whoever holds what it is about changes.
+#[inline(always)]
+pub fn get(key: &AllocationKey) -> Option<Allocation> {
+    // SAFETY: an aligned map value; a record changes only while its block is acquired.
+    ALLOCATIONS.get_ptr(key).map(|found| unsafe { *found })
+}
+
+/// When the record of this key was made, if there is one.
+#[inline(always)]
+pub fn time_of(key: &AllocationKey) -> Option<u64> {
+    // SAFETY: as above.
+    ALLOCATIONS.get_ptr(key).map(|found| unsafe { (*found).time_ns })
+}
+
+/// A record is about to leave the table.
+#[inline(always)]
+fn leave(key: &AllocationKey, epoch: u32) {
+    if is_reading(epoch) {
+        tell_leaving(key.space as u64 | (key.resource as u64) << 32, key.handle, epoch as u64);
+    }
+}
+
+/// A record that a call had taken out is about to leave the call.
+#[inline(always)]
+pub fn leave_call(key: &AllocationKey, allocation: &Allocation, epoch: u32) {
+    if is_reading(epoch) {
+        // SAFETY: a record that is borrowed.
+        unsafe { tell(key.space as u64 | (key.resource as u64) << 32, key.handle, allocation, epoch as u64) };
+    }
+}
+
+/// Tells of the record of this key. A global function, which the verifier checks once and not for each way to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tell_leaving(space_and_resource: u64, handle: u64, epoch: u64) -> u64 {
+    let (space, resource) = (space_and_resource as u32, (space_and_resource >> 32) as u32);
+    let Some(found) = ALLOCATIONS.get_ptr(&AllocationKey { space, resource, handle }) else { return 0 };
+    // SAFETY: an aligned map value; a record changes only while its block is acquired.
+    unsafe { tell(space_and_resource, handle, found, epoch) }
+}
+
+/// Tells of a record, if it is one that was there at the cut. A global function likewise; gives 1 if it has told.
+///
+/// # Safety
+/// `allocation` is null or a record that is there as long as this runs.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn tell(
+    space_and_resource: u64,
+    handle: u64,
+    allocation: *const Allocation,
+    epoch: u64,
+) -> u64 {
+    const BPF_RB_NO_WAKEUP: u64 = 1;
+    // SAFETY: the caller says so.
+    let Some(allocation) = (unsafe { allocation.as_ref() }) else { return 0 };
+    if allocation.epoch == epoch as u32 || allocation.count == RELEASED_EARLY {
+        return 0;
+    }
+    let (space, resource) = (space_and_resource as u32, (space_and_resource >> 32) as u32);
+    let Some(mut entry) = MOVED.reserve::<Moved>(0) else {
+        count(Stat::LostMoves);
+        return 0;
+    };
+    let key = AllocationKey { space, resource, handle };
+    entry.write(Moved { key, allocation: *allocation, epoch });
+    entry.submit(BPF_RB_NO_WAKEUP);
+    1
+}

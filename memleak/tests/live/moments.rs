@@ -1,0 +1,70 @@
+//! A report is of one moment, also while the program goes on (spec section 4).
+
+use std::process::Command;
+
+use crate::{
+    guard::alone,
+    process::Running,
+    programs::{Link, build},
+    report::Report,
+    tracer::Tracer,
+};
+
+/// What a program held at most and at least: blocks and bytes.
+struct Bounds {
+    count: (u64, u64),
+    bytes: (u64, u64),
+}
+
+/// What `busy` says of a moment.
+fn ask(target: &mut Running, from_ns: u64, to_ns: u64) -> Bounds {
+    target.tell(&format!("{from_ns} {to_ns}"));
+    let line = target.expect_line("bounds", |line| line.split(' ').count() == 4);
+    let numbers: Vec<u64> = line.split(' ').map(|number| number.parse().expect("a number")).collect();
+    Bounds { count: (numbers[0], numbers[1]), bytes: (numbers[2], numbers[3]) }
+}
+
+/// Each report of what four threads hold that allocate, resize and free all the time is right at its own moment.
+#[test]
+fn reports_of_a_busy_program_are_right_at_their_moment() {
+    const THREADS: u64 = 4;
+    const STANDING: u64 = 50_000;
+    const REPORTS: u64 = 50;
+    let _alone = alone();
+    let program = build("busy.c", Link::Dynamic, &["-pthread"]);
+    let mut target =
+        Running::start(Command::new(program).args([&THREADS.to_string(), &STANDING.to_string(), "4000000"]));
+    target.expect("READY");
+    let mut tracer = Tracer::attach_with(target.pid(), &["-o", "0", "-T", "100000", "0.1"]);
+    target.tell("go");
+    target.expect("FILLED");
+    target.tell("go");
+    // Those that are asked for afterwards are the ones of the time at which the threads were at it.
+    tracer.wait_report(|report| report.site("site_busy").1 > 0);
+    let reports: Vec<Report> = (0..REPORTS).map(|_| tracer.wait_report(|_| true)).collect();
+    target.tell("stop");
+    target.expect("DONE");
+    let mut in_progress = 0;
+    for report in &reports {
+        report.assert_nothing_lost();
+        let bounds = ask(&mut target, report.cut_ns, report.cut_ns + report.cut_within_ns);
+        let (bytes, count) = report.site("site_busy");
+        assert!(
+            (bounds.count.0..=bounds.count.1).contains(&count),
+            "{:?}\n{}",
+            bounds.count,
+            report.describe()
+        );
+        assert!(
+            (bounds.bytes.0..=bounds.bytes.1).contains(&bytes),
+            "{:?}\n{}",
+            bounds.bytes,
+            report.describe()
+        );
+        assert_eq!(report.site("site_standing").1, STANDING);
+        assert_eq!(report.totals.acquired - report.totals.released, report.totals.count);
+        in_progress += bounds.count.1 - bounds.count.0;
+    }
+    // The bounds are tight: a thread has one call in progress at most.
+    assert!(in_progress <= THREADS * REPORTS, "{in_progress} in {} reports", REPORTS);
+}
