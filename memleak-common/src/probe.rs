@@ -210,6 +210,17 @@ pub mod only {
     pub const BEHIND_ARG_CLEAR: u8 = 2;
     /// Those where argument `only_arg`, an `int`, differs from argument `only_values[0]` (dup2).
     pub const ARGS_DIFFER: u8 = 3;
+    /// Those where argument `only_arg` is the number of a bit that is set in `only_values`, the lower bits first (bpf's
+    /// commands).
+    pub const ARG_IN_BITS: u8 = 4;
+    /// Those where argument `only_arg` has one of the bits `only_values[0]` (clone's flags).
+    pub const ARG_HAS: u8 = 5;
+    /// Those where argument `only_arg`, an `int`, is `only_values[0]`, and the next one `only_values[1]` (an option of
+    /// getsockopt).
+    pub const ARGS_ARE: u8 = 6;
+    /// Those where the `int` `only_values[0]` bytes behind the address in argument `only_arg` has one of the bits
+    /// `only_values[1]` (clone3's flags).
+    pub const BEHIND_ARG_HAS: u8 = 7;
 }
 
 /// Bits of [`ProbeRow::flags`].
@@ -240,6 +251,9 @@ pub mod flags {
     pub const SPAN: u32 = 1 << 10;
     /// `release_arg` is an address at entry, and the handle is `release_offset` bytes behind it.
     pub const RELEASE_BEHIND: u32 = 1 << 11;
+    /// With [`super::handle::BEHIND_ARG`], of system calls: the handle's address is not the argument, but stands `constant`
+    /// bytes behind it (clone3's `pidfd`).
+    pub const THROUGH_POINTER: u32 = 1 << 13;
     /// Not of a row, but of [`super::ProbeRow::features`]: a call can acquire several handles.
     pub const SEVERAL_HANDLES: u32 = 1 << 12;
 }
@@ -294,7 +308,7 @@ pub struct ProbeRow {
     pub reserved_word: u32,
     /// For [`only`].
     pub only_values: [u32; 2],
-    /// For [`size::CONSTANT`].
+    /// For [`size::CONSTANT`] and [`flags::THROUGH_POINTER`].
     pub constant: u64,
     /// For the members of [`success`] that compare with it.
     pub success_value: i64,
@@ -341,7 +355,11 @@ impl ProbeRow {
 
     /// Numbers of the arguments that the programs read, [`NO_ARG`] among them.
     pub const fn arguments(&self) -> [u8; 8] {
-        let compared = if self.only == only::ARGS_DIFFER { self.only_values[0] as u8 } else { NO_ARG };
+        let compared = match self.only {
+            only::ARGS_DIFFER => self.only_values[0] as u8,
+            only::ARGS_ARE => self.only_arg + 1,
+            _ => NO_ARG,
+        };
         [
             self.handle_arg,
             self.size_arg,

@@ -2,9 +2,13 @@
 //! `sys_enter` and `sys_exit`): whoever made them, a C library or not. What they acquire and release is entered as that of
 //! functions is, by rows of the same kind.
 
-use aya_ebpf::{EbpfContext as _, helpers::bpf_get_current_pid_tgid, programs::RawTracePointContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user},
+    programs::RawTracePointContext,
+};
 use memleak_common::{
-    probe::{ProbeRow, only},
+    probe::{ProbeRow, flags, only},
     system_call::{RELEASES, ROW},
     thread::{PendingCall, ThreadRecord},
 };
@@ -12,7 +16,7 @@ use memleak_common::{
 use crate::{
     arch::Registers,
     args::Caller,
-    maps::{PROBES, SYSTEM_CALLS, THREADS},
+    maps::{PROBES, SYSTEM_CALLS, THREADS, has},
     thread::current_thread_of_tracepoint,
     track,
 };
@@ -32,6 +36,11 @@ pub fn enter(ctx: &RawTracePointContext) -> Option<()> {
     thread.system_call = PendingCall { row: cookie, ..PendingCall::default() };
     thread.in_system_call = 1;
     track::read_arguments(&args, thread.owner, row, &mut thread.system_call);
+    if has(row, flags::THROUGH_POINTER) {
+        let pointer = thread.system_call.out_pointer.wrapping_add(row.constant);
+        // SAFETY: the helper checks the address.
+        thread.system_call.out_pointer = unsafe { bpf_probe_read_user(pointer as *const u64) }.unwrap_or(0);
+    }
     Some(())
 }
 

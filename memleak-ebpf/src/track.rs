@@ -118,6 +118,19 @@ pub fn applies(row: &ProbeRow, args: &Arguments) -> bool {
                 || unsafe { bpf_probe_read_user(address as *const u32) }.unwrap_or(0) & row.only_values[1]
                     == 0
         }
+        only::ARG_IN_BITS => {
+            let bits = row.only_values[0] as u64 | (row.only_values[1] as u64) << 32;
+            arg < 64 && bits >> (arg & 63) & 1 != 0
+        }
+        only::ARG_HAS => arg as u32 & row.only_values[0] != 0,
+        only::ARGS_ARE => {
+            row.only_values[0] == arg as u32 && row.only_values[1] == args.get(row.only_arg + 1) as u32
+        }
+        only::BEHIND_ARG_HAS => {
+            let address = arg.wrapping_add(row.only_values[0] as u64);
+            // SAFETY: the helper checks the address.
+            unsafe { bpf_probe_read_user(address as *const u32) }.unwrap_or(0) & row.only_values[1] != 0
+        }
         _ => true,
     }
 }

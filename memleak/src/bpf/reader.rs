@@ -19,7 +19,7 @@ use super::{
     cut::Epoch,
     error::BpfError,
     links::Probes,
-    records::{self, remove_dead, remove_for_good},
+    records::{self, enter_found, remove_dead, remove_for_good},
     rings::Events,
     stack_store::{self, StackStore},
     stats::{Stats, skipped_runs},
@@ -138,7 +138,7 @@ impl Reader {
         for owner in owners {
             self.owners.insert(*owner, State::Ended);
             if let Some(descriptors) = &mut self.descriptors {
-                descriptors.forget(*owner);
+                self.ended.add(descriptors.forget(*owner));
             }
         }
     }
@@ -300,9 +300,10 @@ impl Reader {
         let read = self.read(ebpf, events)?;
         let Read { time_ns, within_ns, mut outstanding, other_stacks, newer_descriptors, .. } = read;
         if let (Some(descriptors), Some(open)) = (&mut self.descriptors, open) {
-            let closed = descriptors.reconcile(open, &newer_descriptors, &mut outstanding);
-            remove_dead(ebpf, &closed)?;
-            self.removed += closed.len() as u64;
+            let corrections = descriptors.reconcile(open, &newer_descriptors, &mut outstanding);
+            remove_dead(ebpf, &corrections.dead)?;
+            self.removed += corrections.dead.len() as u64;
+            enter_found(ebpf, &corrections.lasting)?;
         }
         let (mut stacks, unknown) = self.stacks_of(ebpf, &mut outstanding)?;
         // Skipped runs first: those that a twin makes good between the two readings are then not told as lost.

@@ -163,6 +163,17 @@ pub(super) fn remove_dead(ebpf: &Ebpf, dead: &[Outstanding]) -> Result<(), BpfEr
     Ok(())
 }
 
+/// Enters things that no program has seen acquired, unless there is a record by now.
+pub(super) fn enter_found(ebpf: &Ebpf, found: &[Outstanding]) -> Result<(), BpfError> {
+    for record in found {
+        let (size, stack_id, time_ns) = (record.size, record.stack_id, record.time_ns);
+        let birth = record.birth;
+        let allocation = Allocation { size, stack_id, time_ns, count: 1, birth, ..Allocation::default() };
+        put_new(ebpf, &key_of(record), &allocation)?;
+    }
+    Ok(())
+}
+
 /// Puts back a record that was taken out by mistake, unless there is a newer one.
 fn put_new(ebpf: &Ebpf, key: &AllocationKey, record: &Allocation) -> Result<(), BpfError> {
     sys::put_new(fd(ebpf, "ALLOCATIONS")?, key, record).map_err(|error| map_error("ALLOCATIONS", &error))

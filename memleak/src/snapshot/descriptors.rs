@@ -47,9 +47,12 @@ impl Descriptors {
         }
     }
 
-    /// Leaves the records of this owner as they are from now on.
-    pub fn forget(&mut self, owner: u32) {
+    /// Leaves the records of this owner, which has ended, as they are from now on. Gives those that have none in the kernel's
+    /// table: what was found when its list was last looked at.
+    pub fn forget(&mut self, owner: u32) -> Vec<Outstanding> {
         self.processes.remove(&owner);
+        let found = self.found.extract_if(|(of, _), _| *of == owner);
+        found.map(|((_, fd), (time_ns, _))| unseen(owner, fd, time_ns)).collect()
     }
 
     /// What the processes have open: to be asked for before the snapshot is made that it is compared with.
@@ -64,15 +67,14 @@ impl Descriptors {
     }
 
     /// Puts the records of descriptors right. `lists` were made before the snapshot, of which `newer` descriptors (owner,
-    /// number) are no part. Gives the records of descriptors that are closed, to be removed from the kernel's table.
-    /// Processes that have ended are left as they were counted.
+    /// number) are no part. Processes that have ended are left as they were counted.
     pub fn reconcile(
         &mut self,
         mut lists: OpenLists,
         newer: &FxHashSet<(u32, u64)>,
         outstanding: &mut Vec<Outstanding>,
-    ) -> Vec<Outstanding> {
-        let mut dead = Vec::new();
+    ) -> Corrections {
+        let mut corrections = Corrections::default();
         for (owner, Listed { pid, end, before }) in &mut self.processes {
             let Some((listed_ns, mut open)) = lists.0.remove(owner) else { continue };
             let Ok(still) = open_descriptors(*pid) else { continue };
@@ -94,11 +96,35 @@ impl Descriptors {
             }
             let open = (&open, listed_ns);
             let (found, closed) =
-                reconcile_one((*owner, before), open, &mut self.found, outstanding, &mut dead);
+                reconcile_one((*owner, before), open, &mut self.found, outstanding, &mut corrections);
             self.found_and_closed.0 += found;
             self.found_and_closed.1 += closed;
         }
-        dead
+        corrections
+    }
+}
+
+/// What the kernel's table is to be told.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Corrections {
+    /// Records of descriptors that are closed.
+    pub dead: Vec<Outstanding>,
+    /// Those that were found for the second time: no call is about to return that enters them. From here on they are
+    /// records like any other, which a close removes, and which stay when the process has ended.
+    pub lasting: Vec<Outstanding>,
+}
+
+/// A descriptor that was not seen to be made.
+fn unseen(owner: u32, fd: u32, time_ns: u64) -> Outstanding {
+    Outstanding {
+        space: owner,
+        resource: Resource::Fd,
+        address: u64::from(fd),
+        handle: u64::from(fd),
+        size: 0,
+        stack_id: NO_STACK,
+        time_ns,
+        birth: time_ns,
     }
 }
 
@@ -109,10 +135,10 @@ fn reconcile_one(
     (open, listed_ns): (&BTreeMap<u32, String>, u64),
     found: &mut HashMap<(u32, u32), (u64, String)>,
     outstanding: &mut Vec<Outstanding>,
-    dead: &mut Vec<Outstanding>,
+    corrections: &mut Corrections,
 ) -> (u64, u64) {
     let is_ours = |record: &Outstanding| record.space == owner && record.resource == Resource::Fd;
-    dead.extend(outstanding.extract_if(.., |record| {
+    corrections.dead.extend(outstanding.extract_if(.., |record| {
         is_ours(record) && record.time_ns < listed_ns && !open.contains_key(&(record.handle as u32))
     }));
     let counted: HashSet<u32> =
@@ -122,23 +148,25 @@ fn reconcile_one(
     let known = found.len();
     found.retain(|(of, fd), (_, file)| *of != owner || (open.get(fd) == Some(file) && !counted.contains(fd)));
     let left = found.len();
+    let mut newly_found = 0;
     for (fd, file) in open {
         if counted.contains(fd) || before.contains_key(fd) {
             continue;
         }
-        let (time_ns, _) = found.entry((owner, *fd)).or_insert_with(|| (listed_ns, file.clone()));
-        outstanding.push(Outstanding {
-            space: owner,
-            resource: Resource::Fd,
-            address: u64::from(*fd),
-            handle: u64::from(*fd),
-            size: 0,
-            stack_id: NO_STACK,
-            time_ns: *time_ns,
-            birth: *time_ns,
-        });
+        let (time_ns, is_new) = match found.remove(&(owner, *fd)) {
+            Some((time_ns, _)) => (time_ns, false),
+            None => (listed_ns, true),
+        };
+        let record = unseen(owner, *fd, time_ns);
+        outstanding.push(record);
+        if is_new {
+            newly_found += 1;
+            found.insert((owner, *fd), (time_ns, file.clone()));
+        } else {
+            corrections.lasting.push(record);
+        }
     }
-    ((found.len() - left) as u64, (known - left) as u64)
+    (newly_found, (known - left) as u64)
 }
 
 #[cfg(test)]
@@ -169,22 +197,26 @@ mod tests {
         let mut found = HashMap::new();
         let memory = Outstanding { resource: Resource::Heap, ..record(9, 1) };
         let mut outstanding = vec![record(3, 10), record(4, 10), record(9, 10), record(8, 60), memory];
-        let mut dead = Vec::new();
+        let mut told = Corrections::default();
         // 9 is closed, 8 is newer than the list, 1 is another file than before, 5 was made unseen.
         let open = files(&[(0, "tty"), (1, "socket"), (2, "tty"), (3, "a"), (4, "b"), (5, "c")]);
-        let counts = reconcile_one((1, &mut before), (&open, 50), &mut found, &mut outstanding, &mut dead);
+        let counts = reconcile_one((1, &mut before), (&open, 50), &mut found, &mut outstanding, &mut told);
         assert_eq!(counts, (2, 0));
-        assert_eq!(dead, [record(9, 10)]);
-        let unseen = |fd, time_ns| Outstanding { stack_id: NO_STACK, ..record(fd, time_ns) };
+        assert_eq!(told, Corrections { dead: vec![record(9, 10)], lasting: Vec::new() });
         let seen = [record(3, 10), record(4, 10), record(8, 60), memory];
-        assert_eq!(outstanding, [&seen[..], &[unseen(1, 50), unseen(5, 50)]].concat());
-        // The next time 1 has been counted, and 5 is as old as it was.
+        assert_eq!(outstanding, [&seen[..], &[unseen(1, 1, 50), unseen(1, 5, 50)]].concat());
+        // The next time 1 has been counted, and 5 is as old as it was, and here to stay; 6 is new.
         let mut outstanding = vec![record(1, 70), record(3, 10)];
-        let open = files(&[(0, "tty"), (1, "socket"), (3, "a"), (5, "c")]);
-        let counts = reconcile_one((1, &mut before), (&open, 90), &mut found, &mut outstanding, &mut dead);
-        assert_eq!(counts, (0, 1));
-        assert_eq!(outstanding, [record(1, 70), record(3, 10), unseen(5, 50)]);
-        assert_eq!(dead.len(), 1);
+        let open = files(&[(0, "tty"), (1, "socket"), (3, "a"), (5, "c"), (6, "d")]);
+        let counts = reconcile_one((1, &mut before), (&open, 90), &mut found, &mut outstanding, &mut told);
+        assert_eq!(counts, (1, 1));
+        assert_eq!(outstanding, [record(1, 70), record(3, 10), unseen(1, 5, 50), unseen(1, 6, 90)]);
+        assert_eq!(told, Corrections { dead: vec![record(9, 10)], lasting: vec![unseen(1, 5, 50)] });
         assert!(!before.contains_key(&2), "closed: the next one of that number is new");
+        // The process ends: 5 is in the kernel's table, 6 is not.
+        let mut descriptors = Descriptors { found, ..Descriptors::default() };
+        assert_eq!(descriptors.forget(2), []);
+        assert_eq!(descriptors.forget(1), [unseen(1, 6, 90)]);
+        assert_eq!(descriptors.forget(1), []);
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     process::Running,
     programs::{Link, build, scratch_dir, text},
     report::{Report, Stack},
-    tracer::Tracer,
+    tracer::{NEVER, Tracer},
 };
 
 /// Real libraries, by the names under which programs load them: no package for building against them is wanted.
@@ -321,4 +321,69 @@ fn redis_server_leaks_no_descriptors() {
     assert!(connections > 800, "{connections}");
     assert!(report.stacks.is_empty(), "{}", report.describe());
     assert!(report.totals.acquired >= connections, "they were seen");
+}
+
+/// Each system call that makes a descriptor, by its number: what stays open is there with the stack that made it, what was
+/// closed is not. A call that this kernel refuses is named, and only such as need a newer kernel or a setting may be.
+#[test]
+fn each_system_call_that_makes_descriptors() {
+    const MAY_BE_MISSING: &[&str] = &[
+        "site_open_tree_attr", // Linux 6.15
+        "site_memfd_secret",   // boot parameter secretmem.enable
+        "site_peerpidfd",      // Linux 6.5
+        "site_fanotify_init",
+        "site_perf_event_open",
+        "site_io_uring_setup",
+        "site_userfaultfd",
+        "site_open_by_handle_at",
+        "site_landlock_create_ruleset",
+    ];
+    let _alone = alone();
+    let program = build("descriptor_calls.c", Link::Dynamic, &[]);
+    let mut target = Running::start(&mut Command::new(program));
+    target.expect("READY");
+    let before = open_descriptors(target.pid());
+    let tracer = Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "-T", "1000", NEVER]);
+    target.tell("go");
+    let lines = target.expect("END");
+    for missing in lines.iter().filter(|line| line.starts_with("{\"missing\"")) {
+        println!("not tried here: {missing}");
+        assert!(MAY_BE_MISSING.iter().any(|name| missing.contains(name)), "{missing}");
+    }
+    let ledger = ledger::parse(&lines);
+    assert!(ledger.len() >= 30, "{ledger:?}");
+    let new: BTreeSet<u32> = open_descriptors(target.pid()).difference(&before).copied().collect();
+    let report = tracer.stop_with_report();
+    report.assert_equals(&ledger);
+    assert_eq!(listed(&report), new);
+    // Nothing had to be found by comparing: as many were acquired by calls as are there and were closed.
+    assert!(report.stacks.iter().all(|stack| !stack.frames.is_empty()), "{}", report.describe());
+    target.tell("end");
+    assert!(target.wait_status().success());
+}
+
+/// What no call returns is there also in the last report of a process that has ended, unless it was closed.
+#[test]
+fn descriptors_that_no_call_returns_outlive_their_process() {
+    let _alone = alone();
+    for reports in [1, 3] {
+        let program = build("fds.c", Link::Dynamic, &["-Wno-unused-result"]);
+        let mut target = Running::start(Command::new(program).arg("unseen"));
+        target.expect("READY");
+        let before = open_descriptors(target.pid());
+        let mut tracer = Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "0.3"]);
+        target.tell("go");
+        target.expect("END");
+        let new: BTreeSet<u32> = open_descriptors(target.pid()).difference(&before).copied().collect();
+        let mut live = tracer.fresh_report();
+        for _ in 1..reports {
+            live = tracer.fresh_report();
+        }
+        assert_eq!(listed(&live), new);
+        target.tell("end");
+        assert!(target.wait_status().success());
+        let last = tracer.wait().into_final_report();
+        assert_eq!(listed(&last), new, "{}", last.describe());
+        assert_eq!(last.totals.acquired - last.totals.released, new.len() as u64, "{}", last.describe());
+    }
 }

@@ -17,7 +17,16 @@ pub(in crate::probe::table) use row::{if_equal, of, releases, returns, row, stor
 
 /// The table of all built-in resources. Users' rows come behind.
 pub static TABLE: LazyLock<Vec<Row>> = LazyLock::new(|| {
-    [memory::ROWS, allocators::ROWS, c_library::ROWS, threads::ROWS, libraries::ROWS, control::ROWS].concat()
+    [
+        memory::ROWS,
+        allocators::ROWS,
+        c_library::ROWS,
+        threads::ROWS,
+        libraries::ROWS,
+        system_calls::ROWS,
+        control::ROWS,
+    ]
+    .concat()
 });
 
 #[cfg(test)]

@@ -43,6 +43,8 @@ pub enum Scope {
     CLibrary,
     /// Every object that defines the function. Never prefixed.
     Anywhere,
+    /// A system call: served, and not looked for in any object.
+    SystemCall,
     /// A user's: the objects that [`Row::object`] names, as `-O` would; without a name every object.
     User,
 }

@@ -1,10 +1,23 @@
 //! System calls that make and end descriptors, each with the function whose row serves it: its arguments and what it
-//! returns are the same. (The kernel returns a negative number where the C library returns -1.)
+//! returns are the same. (The kernel returns a negative number where the C library returns -1.) Those that are no functions of
+//! the C library, or other ones there, have rows of their own here.
+//!
+//! These are all of Linux 6.18 (arch/x86/entry/syscalls/syscall_64.tbl, and the callers of `get_unused_fd_flags`,
+//! `anon_inode_getfd` and `receive_fd`). What else makes descriptors is found by comparing with /proc/PID/fd: io_uring's
+//! requests, ioctls (`NS_GET_*`, `PIDFD_GET_*`, `TIOCGPTPEER`, KVM's, DRM's, VFIO's, userfaultfd's), what is read from a
+//! fanotify group or a userfaultfd, messages after recvmmsg's first and descriptors after a message's 16th, seccomp's
+//! `ADDFD`, and what the kernel gives an interpreter of binfmt_misc.
 
-use memleak_common::{probe::Resource, system_call};
+use memleak_common::{
+    probe::{DESCRIPTOR, ProbeRow, Resource, flags, handle, only, success},
+    system_call,
+};
 
-use super::{Role, Row};
+use super::{Role, Row, Scope, row, with};
 use crate::arch;
+
+/// Linux 6.15; the same number on each machine. The libc crate does not have it.
+const SYS_OPEN_TREE_ATTR: i64 = 467;
 
 /// Number and function, of those that every machine has. All that only return a new descriptor are served by `open`.
 const SYSTEM_CALLS: &[(i64, &str)] = &[
@@ -34,13 +47,107 @@ const SYSTEM_CALLS: &[(i64, &str)] = &[
     (libc::SYS_pidfd_getfd, "open"),
     (libc::SYS_perf_event_open, "open"),
     (libc::SYS_userfaultfd, "open"),
-    (libc::SYS_io_uring_setup, "open"),
+    (libc::SYS_io_uring_setup, "io_uring_setup"),
     (libc::SYS_fsopen, "open"),
     (libc::SYS_fspick, "open"),
     (libc::SYS_fsmount, "open"),
-    (libc::SYS_landlock_create_ruleset, "open"),
+    (libc::SYS_landlock_create_ruleset, "landlock_create_ruleset"),
+    (libc::SYS_bpf, "bpf"),
+    (libc::SYS_clone, "clone"),
+    (libc::SYS_clone3, "clone3"),
+    (libc::SYS_getsockopt, "getsockopt"),
+    (libc::SYS_recvmmsg, "recvmsg"), // the first of its messages
+    (libc::SYS_seccomp, "seccomp"),
+    (SYS_OPEN_TREE_ATTR, "open"),
     (libc::SYS_close, "close"),
     (libc::SYS_close_range, "close_range"),
+];
+
+/// Returns a descriptor.
+const NEW: ProbeRow = ProbeRow { handle: handle::RETURN, success: success::AT_LEAST, ..DESCRIPTOR };
+
+/// include/uapi/linux/bpf.h, `enum bpf_cmd`: those that return a descriptor.
+const BPF: ProbeRow = {
+    const MAP_CREATE: u64 = 0;
+    const PROG_LOAD: u64 = 5;
+    const OBJ_GET: u64 = 7;
+    const PROG_GET_FD_BY_ID: u64 = 13;
+    const MAP_GET_FD_BY_ID: u64 = 14;
+    const RAW_TRACEPOINT_OPEN: u64 = 17;
+    const BTF_LOAD: u64 = 18;
+    const BTF_GET_FD_BY_ID: u64 = 19;
+    const LINK_CREATE: u64 = 28;
+    const LINK_GET_FD_BY_ID: u64 = 30;
+    const ENABLE_STATS: u64 = 32;
+    const ITER_CREATE: u64 = 33;
+    const TOKEN_CREATE: u64 = 36;
+    let bits: u64 = 1 << MAP_CREATE
+        | 1 << PROG_LOAD
+        | 1 << OBJ_GET
+        | 1 << PROG_GET_FD_BY_ID
+        | 1 << MAP_GET_FD_BY_ID
+        | 1 << RAW_TRACEPOINT_OPEN
+        | 1 << BTF_LOAD
+        | 1 << BTF_GET_FD_BY_ID
+        | 1 << LINK_CREATE
+        | 1 << LINK_GET_FD_BY_ID
+        | 1 << ENABLE_STATS
+        | 1 << ITER_CREATE
+        | 1 << TOKEN_CREATE;
+    ProbeRow { only: only::ARG_IN_BITS, only_arg: 0, only_values: [bits as u32, (bits >> 32) as u32], ..NEW }
+};
+
+/// clone(2): CLONE_PIDFD has the pidfd stored at the third argument, of a call that returns a process.
+const CLONE: ProbeRow = ProbeRow {
+    handle: handle::BEHIND_ARG,
+    handle_arg: 2,
+    success: success::AT_LEAST,
+    success_value: 1,
+    only: only::ARG_HAS,
+    only_arg: 0,
+    only_values: [libc::CLONE_PIDFD as u32, 0],
+    ..DESCRIPTOR
+};
+/// include/uapi/linux/sched.h, `struct clone_args`: first the flags, then the address for the pidfd.
+const CLONE3: ProbeRow = ProbeRow {
+    handle_arg: 0,
+    only: only::BEHIND_ARG_HAS,
+    only_values: [0, libc::CLONE_PIDFD as u32],
+    constant: 8,
+    ..with(CLONE, flags::THROUGH_POINTER)
+};
+/// unix(7): SO_PEERPIDFD stores a pidfd. include/uapi/asm-generic/socket.h.
+const GETSOCKOPT: ProbeRow = ProbeRow {
+    handle: handle::BEHIND_ARG,
+    handle_arg: 3,
+    success: success::EQUAL,
+    only: only::ARGS_ARE,
+    only_arg: 1,
+    only_values: [libc::SOL_SOCKET as u32, 77],
+    ..DESCRIPTOR
+};
+/// seccomp(2): SECCOMP_FILTER_FLAG_NEW_LISTENER.
+const SECCOMP: ProbeRow = ProbeRow { only: only::ARG_HAS, only_arg: 1, only_values: [1 << 3, 0], ..NEW };
+/// landlock_create_ruleset(2): with a flag it returns a number (its version).
+const LANDLOCK: ProbeRow = ProbeRow { only: only::ARG_IN, only_arg: 2, only_values: [0; 2], ..NEW };
+/// io_uring_setup(2): with IORING_SETUP_REGISTERED_FD_ONLY it returns a number of its own. The flags are the third word of
+/// `struct io_uring_params`.
+const IO_URING: ProbeRow =
+    ProbeRow { only: only::BEHIND_ARG_CLEAR, only_arg: 1, only_values: [8, 1 << 15], ..NEW };
+
+const fn call(function: &'static str, probe: ProbeRow) -> Row {
+    row(function, Role::Acquire, Scope::SystemCall, probe)
+}
+
+/// System calls that no function of the C library serves.
+pub const ROWS: &[Row] = &[
+    call("bpf", BPF),
+    call("clone", CLONE),
+    call("clone3", CLONE3),
+    call("getsockopt", GETSOCKOPT),
+    call("seccomp", SECCOMP),
+    call("landlock_create_ruleset", LANDLOCK),
+    call("io_uring_setup", IO_URING),
 ];
 
 /// Resources that system calls tell of.
@@ -64,6 +171,14 @@ mod tests {
     use std::collections::HashSet;
 
     use super::{super::TABLE, *};
+
+    /// include/uapi/linux/sched.h, bpf.h
+    #[test]
+    fn flags_and_commands_are_the_kernels() {
+        assert_eq!(CLONE.only_values[0], 0x1000);
+        assert_eq!(BPF.only_values, [0x500e_60a1, 0x13]);
+        assert_eq!(GETSOCKOPT.only_values[0], 1);
+    }
 
     #[test]
     fn every_system_call_has_a_row() {
