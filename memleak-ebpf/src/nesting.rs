@@ -8,8 +8,6 @@ use memleak_common::{
 };
 
 use crate::{
-    arch,
-    args::Caller,
     maps::{SWITCHED, THREADS, count},
     thread::{current_registers, group, top},
     unwind,
@@ -29,9 +27,7 @@ pub fn is_nested(ctx: &ProbeContext, thread: &mut ThreadRecord, row: &ProbeRow) 
     if is_pending && thread.interrupted == 0 && !is_users(row) {
         return true;
     }
-    let Caller { ip, sp, fp, .. } = arch::entered_caller(ctx);
-    // SAFETY: the current thread's record.
-    match unsafe { unwind::find_caller(thread, row.group, ip, sp, fp) } {
+    match unwind::search_callers(ctx, thread, row.group) {
         unwind::CALLED => true,
         unwind::NOT_CALLED => false,
         _ => {

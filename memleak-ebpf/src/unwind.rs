@@ -261,9 +261,19 @@ pub const ANY_GROUP: u32 = u32::MAX;
 /// not come to an end.
 #[inline(always)]
 pub fn is_callee(ctx: &ProbeContext, thread: &mut ThreadRecord, group: u32) -> bool {
+    search_callers(ctx, thread, group) == CALLED
+}
+
+/// [`find_caller`] for the function that is entered. [`UNKNOWN`] without unwind tables: a kernel that refuses the walk by
+/// them (`--unwind fp`) need not verify it here either.
+#[inline(always)]
+pub fn search_callers(ctx: &ProbeContext, thread: &mut ThreadRecord, group: u32) -> u64 {
+    if setting!(flags) & flags::UNWIND_TABLES == 0 {
+        return UNKNOWN;
+    }
     let Caller { ip, sp, fp, .. } = arch::entered_caller(ctx);
     // SAFETY: the current thread's record.
-    unsafe { find_caller(thread, group, ip, sp, fp) == CALLED }
+    unsafe { find_caller(thread, group, ip, sp, fp) }
 }
 
 /// Whether a call of the group is pending that was entered with this stack pointer: 0 or 1.
