@@ -30,7 +30,7 @@ use crate::{
 /// What is traced.
 pub(super) enum Mode {
     /// Processes.
-    User(UserMode),
+    User(Box<UserMode>),
     /// The kernel: all is attached when it begins.
     Kernel,
 }
@@ -63,7 +63,7 @@ pub(super) struct Session {
 impl Session {
     /// Of processes: nothing is traced yet.
     pub(super) fn of_processes(settings: Settings, sink: Sink, mode: UserMode, tracer: Tracer) -> Self {
-        Self::new(settings, sink, Mode::User(mode), tracer)
+        Self::new(settings, sink, Mode::User(Box::new(mode)), tracer)
     }
 
     /// Of the kernel.

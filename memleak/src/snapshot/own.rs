@@ -110,7 +110,8 @@ mod tests {
             .into(),
             ..Snapshot::default()
         };
-        let code = [Code { object: vec![OBJECT], functions: vec![100..200] }];
+        const FUNCTION: Range<u64> = 100..200;
+        let code = [Code { object: vec![OBJECT], functions: vec![FUNCTION] }];
         let own = take_out(&mut snapshot, |space| if space == 1 { &code } else { &[] });
         assert_eq!(own, Own { bytes: 300, count: 3 });
         let left: Vec<_> =
