@@ -12,7 +12,7 @@ use memleak::{
         x86_64::placement::{is_emulated, place},
     },
     probe::{
-        plan::{PlanOptions, plan, symbol_names},
+        plan::{PlanOptions, ProgramKind, plan, symbol_names},
         table::TABLE,
     },
     target::object::Object,
@@ -210,6 +210,10 @@ fn check_library(library: &Path) -> usize {
         let code = disassemble(library, start, start + symbol.size.max(1));
         let (mnemonic, operands) = code.get(&place).unwrap_or_else(|| panic!("{what}: not an instruction"));
         if place == start {
+            continue;
+        }
+        if point.program == ProgramKind::CallExit {
+            assert_eq!(mnemonic, "ret", "{what}");
             continue;
         }
         shifted += 1;
