@@ -184,7 +184,7 @@ mod tests {
         let refused = read_folder(folder.path());
         let lines: Vec<String> =
             refused.into_iter().filter_map(Result::err).map(|it| it.to_string()).collect();
-        assert!(lines.len() == 1 && lines[0].contains("is left out, since others"), "{lines:?}");
+        assert!(lines.len() == 1 && lines[0].contains("ignored: writable by other users"), "{lines:?}");
     }
 
     #[test]

@@ -139,7 +139,8 @@ fn says_where_a_size_is_exactly_where_there_is_one() {
         assert_eq!((probe.size_arg != NO_ARG, probe.size_arg2 != NO_ARG), expected, "{function}");
         let takes_arg = matches!(probe.handle, handle::BEHIND_ARG | handle::ARG | handle::IN_MESSAGE);
         assert_eq!(takes_arg, probe.handle_arg != NO_ARG, "{function}");
-        assert!(probe.constant == 0 || probe.size == size::CONSTANT, "{function}");
+        let has_constant = probe.size == size::CONSTANT || probe.flags & flags::THROUGH_POINTER != 0;
+        assert!(probe.constant == 0 || has_constant, "{function}");
         let resource = Resource::from_u32(probe.resource).unwrap();
         let has_size = probe.size != size::NONE;
         assert!(has_size == resource.has_size() || probe.handle == handle::NONE, "{function}");
