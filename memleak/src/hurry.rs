@@ -9,7 +9,8 @@ use std::{
 };
 
 /// CPU time that work on files may take after the signal, nanoseconds. All names that a report of rustc needs take half.
-const PATIENCE: u64 = 700_000_000;
+/// A build without optimization needs ten times as long.
+const PATIENCE: u64 = if cfg!(debug_assertions) { 7_000_000_000 } else { 700_000_000 };
 
 /// Our CPU time when the signal came, plus one; 0: none came.
 static ASKED: AtomicU64 = AtomicU64::new(0);

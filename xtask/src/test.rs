@@ -17,9 +17,10 @@ use crate::{
 };
 
 /// What the live tests build and trace.
-pub const LIVE_PACKAGES: [Package; 19] = [
+pub const LIVE_PACKAGES: [Package; 20] = [
     Package { names: &["g++"], purpose: "compiles the traced programs" },
     Package { names: &["libc6-dev"], purpose: "static glibc programs" },
+    Package { names: &["libc6-dbg"], purpose: "debug files to find by build id" },
     Package { names: &["musl-tools"], purpose: "static musl programs" },
     Package { names: &["libjemalloc2"], purpose: "an allocator to preload" },
     Package {
