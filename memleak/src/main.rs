@@ -48,9 +48,11 @@ fn status() -> u8 {
 /// process of 200 MB of code that was 27 of 140 MB.
 fn give_back_large_blocks() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: two integers, and there is no other thread yet. Where it fails the threshold stays as it is.
+    // SAFETY: two integers, and there is no other thread yet. Where it fails the threshold stays as it is. One arena: another
+    // reserves 128 MB of addresses for each thread, which `ulimit -v` counts.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
