@@ -135,8 +135,12 @@ fn task_offsets() -> io::Result<TaskOffsets> {
     })
 }
 
-/// Threads of the target can wait for us: the kernel has `bpf_loop`, and there is another CPU for us to answer on.
+/// Threads of the target can wait for us: the kernel has `bpf_loop` and takes the type information that it needs, and there
+/// is another CPU for us to answer on.
 fn may_hold() -> bool {
+    if aya::features().btf().is_none() {
+        return false;
+    }
     let has_loop = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 17, 0));
     has_loop && std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1)
 }
