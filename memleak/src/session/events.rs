@@ -88,7 +88,7 @@ impl Session {
 
     /// Handles what was sent before this moment, or as much of it as a report can wait for.
     pub(super) fn take_events_before_report(&mut self) -> Result<Delivery, SessionError> {
-        const TIME: Duration = Duration::from_millis(500);
+        const TIME: Duration = Duration::from_secs(2);
         let deadline = Instant::now() + TIME;
         loop {
             let (delivery, more) = self.take_events()?;
