@@ -311,16 +311,14 @@ fn keep_rest(owner: Owner, row: &ProbeRow, call: &PendingCall, pages: u64) {
 
 /// MAP_FIXED: the new range has replaced whatever was there.
 #[inline(always)]
-pub fn replace_range(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall, handle: u64) {
-    let mut replaced = PendingCall {
-        row: call.row,
-        released_handle: handle,
-        released_len: call.size,
-        time_ns: now(),
-        ..PendingCall::default()
-    };
-    take_out_in(thread.epoch, thread.owner, row, &mut replaced);
-    finish_release(thread, row, &replaced);
+pub fn replace_range(thread: &ThreadRecord, row: &ProbeRow, call: &mut PendingCall, handle: u64) {
+    // In the call's own record, which is done with: a further one does not fit on the stack of kernels before 6.13.
+    call.released_handle = handle;
+    call.released_len = call.size;
+    call.time_ns = now();
+    call.has_released = NOTHING;
+    take_out_in(thread.epoch, thread.owner, row, call);
+    finish_release(thread, row, call);
 }
 
 /// Bytes of the whole pages that a length covers.

@@ -75,7 +75,7 @@ pub fn call_exit(ctx: &ProbeContext) -> Option<()> {
     let thread = current_thread(slot)?;
     let key = CallKey { sp: entry_sp(ctx), space: thread.owner.space, reserved: 0 };
     // SAFETY: an aligned map value, which whoever runs on this stack writes.
-    let open = unsafe { &*CALLS.get_ptr(&key)? };
+    let open = unsafe { &mut *CALLS.get_ptr_mut(&key)? };
     let row = PROBES.get(open.call.row)?;
     if open.tid == thread.tid {
         let count = &mut thread.open[open_index(row)];
@@ -85,6 +85,6 @@ pub fn call_exit(ctx: &ProbeContext) -> Option<()> {
         unsafe { switched.write_volatile(1) };
     }
     let returned: u64 = RetProbeContext::new(ctx.regs.cast()).ret();
-    let _ = commit(&entered_caller(ctx), thread, row, &open.call, returned);
+    let _ = commit(&entered_caller(ctx), thread, row, &mut open.call, returned);
     CALLS.remove(&key).ok()
 }

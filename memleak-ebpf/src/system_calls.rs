@@ -57,7 +57,7 @@ pub fn exit(ctx: &RawTracePointContext) -> Option<()> {
     }
     thread.in_system_call = 0;
     // SAFETY: the entry stays as it is until this thread's next system call.
-    let call = unsafe { &*core::ptr::from_ref(&thread.system_call) };
+    let call = unsafe { &mut *(&raw mut thread.system_call) };
     let caller: Caller = registers.caller(ctx.as_ptr());
     track::commit(&caller, thread, row, call, ctx.arg::<u64>(1))
 }

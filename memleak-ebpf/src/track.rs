@@ -272,8 +272,9 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
         return None; // the return of a function that a pending one has jumped to
     }
     let row = PROBES.get(cookie)?;
-    // SAFETY: the popped entry stays as it is until this thread's next call.
-    let call = unsafe { &*core::ptr::from_ref(call) };
+    let popped = &raw mut *thread.pending.get_mut((thread.depth as usize).wrapping_sub(1) & (MAX_PENDING - 1))?;
+    // SAFETY: the popped entry is nobody else's until this thread's next call.
+    let call = unsafe { &mut *popped };
     thread.depth -= 1;
     thread.returning = 0;
     if call.nested != 0 {
@@ -288,7 +289,7 @@ pub fn commit(
     caller: &Caller,
     thread: &mut ThreadRecord,
     row: &ProbeRow,
-    call: &PendingCall,
+    call: &mut PendingCall,
     returned: u64,
 ) -> Option<()> {
     thread.epoch = table::epoch();
