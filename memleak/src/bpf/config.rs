@@ -79,8 +79,7 @@ pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings
     if has_several_groups(rows, &config.resources) {
         bits |= flags::READ_RETURNS;
     }
-    // Not by frame pointers, which is also the way where the kernel takes no BTF: `bpf_loop` needs it.
-    if config.walks_tables() && may_hold() {
+    if !config.traps_only && may_hold() {
         bits |= flags::HOLD;
     }
     if config.follow_forks {

@@ -113,34 +113,6 @@ fn strangers_are_not_touched() {
     tracer.stop_with_report();
 }
 
-#[test]
-fn a_pid_that_comes_again_is_another_process() {
-    const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
-    const TRIES: usize = 200;
-    let _alone = alone();
-    let (mut first, mut other) = (life(&["clone-vm"]), life(&["clone-vm"]));
-    first.expect("READY");
-    other.expect("READY");
-    let pid = first.pid();
-    let pids = format!("{pid},{}", other.pid());
-    let mut tracer =
-        Tracer::start(&[&["--json", "-v", "-r", "fd", "-p", &pids][..], &EVERYTHING[..]].concat());
-    tracer.wait_attached();
-    drop(first); // kills it and waits for it
-    assert!(wait_for_end(pid, Duration::from_secs(10)));
-    let reused = (0..TRIES).find_map(|_| {
-        fs::write(LAST_PID, (pid - 1).to_string()).expect("asking for a PID");
-        let stranger = life(&["files", "5"]);
-        (stranger.pid() == pid).then_some(stranger)
-    });
-    let mut stranger = reused.expect("the PID again");
-    stranger.expect("OPEN");
-    let report = tracer.stop_with_report();
-    assert_eq!(report.totals.count, 0, "{}", report.describe());
-    stranger.tell("end");
-    assert!(stranger.wait_status().success());
-}
-
 /// The state of a process (proc(5)): `t` is stopped by a tracer.
 fn state(pid: u32) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
