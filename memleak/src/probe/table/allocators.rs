@@ -1,7 +1,7 @@
 //! The resource `heap`: what allocators offer beside malloc and its kin, under names of their own.
 //!
-//! Signatures: mimalloc.h (2.2, 3.1), tcmalloc.h (gperftools 2.16), Google's tcmalloc/malloc_extension.h and
-//! libc_override.h, snmalloc's override/rust.cc, rpmalloc.h (1.4), dlmalloc's malloc.c (2.8.6), scalable_allocator.h.
+//! Signatures of mimalloc: mimalloc.h (2.0.9). Those of the other allocators were written from knowledge of them and are not
+//! yet compared with their headers (tcmalloc.h, malloc_extension.h, rpmalloc.h, dlmalloc's malloc.c, scalable_allocator.h).
 
 use memleak_common::probe::{ProbeRow, flags, handle, size, success};
 
