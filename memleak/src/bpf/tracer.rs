@@ -185,10 +185,12 @@ impl Tracer {
 
     /// A process has replaced its program, and owns what it acquires by other numbers from now on: see
     /// [`Reader::replaced`]. `by_another_thread`: by another than its first, so that it is another task, to which nothing is
-    /// attached. [`Self::clear`] is to be called some time.
+    /// attached; the old links are waited for, since they fire for it wherever others have put a breakpoint: both tasks are
+    /// of one thread group (kernel/trace/bpf_trace.c, `same_thread_group`), and calls would come twice. [`Self::clear`] is to
+    /// be called some time.
     pub fn program_replaced(&mut self, traced: &Traced, old: Option<u32>, by_another_thread: bool) {
         if by_another_thread {
-            self.probes.forget(traced.slot);
+            self.probes.end(traced.slot);
         }
         self.reader.replaced(traced.id.pid, traced.owner, old);
         if let Some(unwinding) = &mut self.unwinding {
