@@ -48,7 +48,7 @@ pub struct Reader {
     /// The same, after the cut of the snapshot that is being made.
     released_later: Vec<Release>,
     epoch: Epoch,
-    /// Ranges of which nothing was left: released, though not by their own start.
+    /// Records that were dead, and removed by us: released, though not by their own start.
     removed: u64,
     /// Runs that were lost, as far as they were seen.
     skipped_runs: u64,
@@ -78,6 +78,8 @@ struct Read {
     acquired: u64,
     /// Releases up to the cut of what was seen acquired.
     released: u64,
+    /// Records that were dead at the cut, and were gone or had moved when they were to be removed.
+    dead_elsewhere: u64,
 }
 
 /// What is known of an owner.
@@ -191,12 +193,19 @@ impl Reader {
         if self.is_unclear() { self.read(ebpf, events).map(drop) } else { Ok(()) }
     }
 
-    /// The same, of all records: gives those that are outstanding in the kernel's table after that.
-    fn settle(&mut self, ebpf: &Ebpf, raw: Vec<Outstanding>) -> Result<Vec<Outstanding>, BpfError> {
-        let applied = self.ranges.apply(raw);
-        remove_dead(ebpf, &applied.dead)?;
-        self.removed += applied.dead.len() as u64;
-        let mut outstanding = applied.outstanding;
+    /// Removes dead records. Gives how many were not where they were read: whoever moves them counts them.
+    fn remove_dead(&mut self, ebpf: &Ebpf, dead: &[Outstanding]) -> Result<u64, BpfError> {
+        let removed = remove_dead(ebpf, dead)?;
+        self.removed += removed;
+        Ok(dead.len() as u64 - removed)
+    }
+
+    /// Does what [`Self::clear`] is for with these records: gives those that are left in the kernel's table.
+    fn settle(
+        &mut self,
+        ebpf: &Ebpf,
+        mut outstanding: Vec<Outstanding>,
+    ) -> Result<Vec<Outstanding>, BpfError> {
         if !self.is_unclear() {
             return Ok(outstanding);
         }
@@ -243,7 +252,9 @@ impl Reader {
         let known = |owner| self.owners.contains_key(&owner) || self.void.contains(&owner);
         let tables = records::outstanding(ebpf, (&mut self.epoch, &reading), known, &self.rows)?;
         let counted = counted?;
-        let outstanding = self.settle(ebpf, tables.outstanding)?;
+        let applied = self.ranges.apply(tables.outstanding);
+        let dead_elsewhere = self.remove_dead(ebpf, &applied.dead)?;
+        let outstanding = self.settle(ebpf, applied.outstanding)?;
         for release in self.released_later.drain(..) {
             self.ranges.release(&release);
         }
@@ -255,6 +266,7 @@ impl Reader {
             newer_descriptors: tables.newer_descriptors,
             acquired: counted.at_cut(&before, Stat::Acquired, reading.epoch),
             released: counted.at_cut(&before, Stat::Released, reading.epoch),
+            dead_elsewhere,
         })
     }
 
@@ -299,10 +311,10 @@ impl Reader {
         let open = self.descriptors.as_ref().map(Descriptors::list);
         let read = self.read(ebpf, events)?;
         let Read { time_ns, within_ns, mut outstanding, other_stacks, newer_descriptors, .. } = read;
+        let mut dead_elsewhere = read.dead_elsewhere;
         if let (Some(descriptors), Some(open)) = (&mut self.descriptors, open) {
             let corrections = descriptors.reconcile(open, &newer_descriptors, &mut outstanding);
-            remove_dead(ebpf, &corrections.dead)?;
-            self.removed += corrections.dead.len() as u64;
+            dead_elsewhere += self.remove_dead(ebpf, &corrections.dead)?;
             enter_found(ebpf, &corrections.lasting)?;
         }
         let (mut stacks, unknown) = self.stacks_of(ebpf, &mut outstanding)?;
@@ -332,7 +344,7 @@ impl Reader {
             outstanding,
             stacks,
             acquired: read.acquired + found,
-            released: read.released + self.removed + closed,
+            released: read.released + self.removed + dead_elsewhere + closed,
             lost: Lost {
                 allocations: stats.get(Stat::LostAllocations),
                 stacks: stats.get(Stat::LostStacks) + unknown,

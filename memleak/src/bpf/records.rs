@@ -147,20 +147,22 @@ pub(super) fn remove_for_good<'a>(
     sys::remove_all(fd(ebpf, "ALLOCATIONS")?, &keys).map_err(|error| map_error("ALLOCATIONS", &error))
 }
 
-/// Removes records that are dead: ranges of which nothing is mapped any more, descriptors that are closed.
-pub(super) fn remove_dead(ebpf: &Ebpf, dead: &[Outstanding]) -> Result<(), BpfError> {
+/// Removes records that are dead: ranges of which nothing is mapped any more, descriptors that are closed. Gives how many
+/// there were: others have moved since they were read, or are gone.
+pub(super) fn remove_dead(ebpf: &Ebpf, dead: &[Outstanding]) -> Result<u64, BpfError> {
+    let mut removed = 0;
     for record in dead {
         let key = key_of(record);
         let taken: Option<Allocation> =
             sys::take(fd(ebpf, "ALLOCATIONS")?, &key).map_err(|error| map_error("ALLOCATIONS", &error))?;
         // The address may have been handed out again since it was read: then it is not the one that is dead.
-        if let Some(taken) = taken
-            && taken.birth != record.birth
-        {
-            put_new(ebpf, &key, &taken)?;
+        match taken {
+            Some(taken) if taken.birth != record.birth => put_new(ebpf, &key, &taken)?,
+            Some(_) => removed += 1,
+            None => {}
         }
     }
-    Ok(())
+    Ok(removed)
 }
 
 /// Enters things that no program has seen acquired, unless there is a record by now.

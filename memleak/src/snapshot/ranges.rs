@@ -50,7 +50,8 @@ impl Release {
 pub struct Applied {
     /// What is outstanding after all; a range with a hole in it gives two.
     pub outstanding: Vec<Outstanding>,
-    /// Records of which nothing is left: they can be removed from the kernel's table.
+    /// Records of which nothing is left: they are to be removed from the kernel's table, and given again if they are there
+    /// the next time.
     pub dead: Vec<Outstanding>,
 }
 
@@ -113,9 +114,7 @@ impl Ranges {
             }
         }
         outstanding.extend(pieces);
-        for record in &dead {
-            self.holes.remove(&(record.space, record.birth));
-        }
+        // Those of dead records stay: the rest of one may have been put to another place since it was read.
         self.holes.retain(|_, holed| holed.seen);
         self.releases.clear();
         Applied { outstanding, dead }

@@ -90,6 +90,10 @@ fn a_release_is_used_up_and_its_hole_stays() {
         }
         assert_eq!(apply(&[reserved], &mut ranges), (vec![], 1));
     }
+    // It was on its way to another place, and could not be removed.
+    let moved = Outstanding { address: reserved.address + 0x5000, size: reserved.size - 0x5000, ..reserved };
+    assert_eq!(apply(&[moved], &mut ranges), (vec![], 1));
+    assert_eq!(apply(&[], &mut ranges), (vec![], 0));
     assert!(ranges.holes.is_empty(), "they go with the record");
 }
 
