@@ -147,10 +147,11 @@ impl Names<'_> {
             }
         }
         let rest = self.read.get(usize::try_from(at - self.start).ok()?..)?;
-        let len = rest.iter().take(most).position(|byte| *byte == 0)?;
-        // Names may overlap, and be looked through again and again.
-        self.budget.spend(len as u64).ok()?;
-        rest.get(..len)
+        let looked_through = rest.get(..most).unwrap_or(rest);
+        let end = memchr::memchr(0, looked_through);
+        // Names may overlap, or have no end, and be looked through again and again.
+        self.budget.spend(end.unwrap_or(looked_through.len()) as u64).ok()?;
+        looked_through.get(..end?)
     }
 }
 

@@ -81,7 +81,10 @@ impl Symbols {
             if vaddr < entry.end {
                 let mut name = self.strings.get(usize::from(entry.strings))?.get(entry.name)?;
                 name.truncate(without_version(&name).len());
-                return Some(Function { start: entry.start, name });
+                // An entry that has lost its string names nothing; what it is nested in may.
+                if !name.is_empty() {
+                    return Some(Function { start: entry.start, name });
+                }
             }
             index = entry.parent as usize;
         }
@@ -174,7 +177,8 @@ fn put_best_names_first(entries: &mut [Entry], tables: &[SymbolTable<'_>], budge
             && entry.strings == number
         {
             at += 1;
-            let Some(name) = names.at(entry.name, MAX_COMPARED).map(without_version) else { continue };
+            let name = names.at(entry.name, MAX_COMPARED).map(without_version);
+            let Some(name) = name.filter(|name| !name.is_empty()) else { continue };
             candidate.shape = (name.iter().take_while(|&&byte| byte == b'_').count(), name.len());
             if kept.len() + name.len() <= MAX_KEPT {
                 candidate.name = kept.len()..kept.len() + name.len();

@@ -1,10 +1,11 @@
 //! Files that were made to do damage: each costs seconds and megabytes, is named in one line, and the report goes on.
 
 use std::{
+    ffi::CString,
     fs::{self, File, Permissions},
     io::Write as _,
     os::unix::{
-        fs::{FileExt as _, PermissionsExt as _},
+        fs::{FileExt as _, PermissionsExt as _, symlink},
         process::CommandExt as _,
     },
     path::{Path, PathBuf},
@@ -35,8 +36,12 @@ struct Image {
     length: u64,
 }
 
+/// Offsets within a section header and a program header.
+const SH_TYPE: usize = 4;
+const SH_FLAGS: usize = 8;
 const SH_OFFSET: usize = 24;
 const SH_SIZE: usize = 32;
+const SH_LINK: usize = 40;
 const P_OFFSET: usize = 8;
 const P_FILESZ: usize = 32;
 
@@ -74,6 +79,15 @@ impl Image {
         (0..count).map(header).find(|at| self.number(*at, 4) == kind).expect("it has such a segment")
     }
 
+    /// Appends bytes at a page of their own; gives their offset.
+    fn append(&mut self, bytes: &[u8]) -> u64 {
+        let at = self.bytes.len().next_multiple_of(4096);
+        self.bytes.resize(at, 0);
+        self.bytes.extend_from_slice(bytes);
+        self.length = self.length.max(self.bytes.len() as u64);
+        at as u64
+    }
+
     /// A hole of so many bytes at the end of the file; gives its offset.
     fn hole(&mut self, size: u64) -> u64 {
         let at = (self.bytes.len() as u64).next_multiple_of(4096);
@@ -93,6 +107,20 @@ impl Image {
         self.set(section, at, size);
     }
 
+    /// Makes the section these bytes.
+    fn make_dense(&mut self, section: &str, bytes: &[u8]) {
+        let at = self.append(bytes);
+        self.set(section, at, bytes.len() as u64);
+    }
+
+    /// Gives the section another name of the same length at most.
+    fn rename(&mut self, section: &str, name: &str) {
+        let (at, names) = (self.section(section), self.section(".shstrtab"));
+        let start = (self.number(names + SH_OFFSET, 8) + self.number(at, 4)) as usize;
+        self.bytes[start..start + name.len()].copy_from_slice(name.as_bytes());
+        self.bytes[start + name.len()] = 0;
+    }
+
     fn write(&self, path: &Path) {
         let _ = fs::remove_file(path);
         let mut file = File::create(path).expect("a scratch file");
@@ -102,6 +130,60 @@ impl Image {
         std::os::unix::fs::chown(path, Some(65534), Some(65534)).expect("made somebody's");
     }
 }
+
+/// A symbol table of `count` functions at one address, with names that overlap.
+fn symbols(image: &Image, count: u32) -> Vec<u8> {
+    let (address, mut table) = (image.number(image.section(".text") + 16, 8), vec![0; 24]);
+    for name in 0..count {
+        table.extend((1 + name % 60_000).to_le_bytes());
+        table.extend([0x12, 0, 1, 0]);
+        table.extend((address + u64::from(name % 1000)).to_le_bytes());
+        table.extend(8_u64.to_le_bytes());
+    }
+    table
+}
+
+/// Call frame information in which each entry has `len` bytes of instructions and names the CIE that `cie` says.
+fn entries(count: u32, len: u32, cie: impl Fn(u32) -> u32) -> Vec<u8> {
+    // A CIE (LSB Core 10.6.1): length, 0, version 1, no augmentation, code 1, data -8, return address 16, CFA rsp+8.
+    let mut bytes = vec![0x14, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0x78, 16, 0x0c, 7, 8, 0x90, 1, 0, 0, 0, 0, 0, 0];
+    for number in 0..count {
+        let at = bytes.len() as u32;
+        bytes.extend((20 + len).to_le_bytes());
+        bytes.extend((at + 4 - cie(number)).to_le_bytes());
+        bytes.extend((0x1000 + u64::from(number)).to_le_bytes());
+        bytes.extend(1000_u64.to_le_bytes());
+        // advance_loc 1, def_cfa_offset: a row for each three bytes.
+        let row = |at: u32| [0x41, 0x0e, 8 + (at % 100) as u8];
+        bytes.extend((0..len).flat_map(row).take(len as usize));
+    }
+    bytes
+}
+
+/// What `command` makes of `input`.
+fn packed(command: &[&str], input: &[u8]) -> Vec<u8> {
+    let path = scratch_dir().join("hostile-input");
+    fs::write(&path, input).expect("written");
+    let output =
+        Command::new(command[0]).args(&command[1..]).stdin(File::open(&path).expect("is there")).output();
+    output.unwrap_or_else(|error| panic!("{command:?}: {error}")).stdout
+}
+
+/// A compressed section: `Elf64_Chdr` and data.
+fn compressed(kind: u32, size: u64, data: &[u8]) -> Vec<u8> {
+    let head = [u64::from(kind), size, 1].map(u64::to_le_bytes).concat();
+    [&head, data].concat()
+}
+
+/// Makes `section` debug information that is compressed.
+fn compress(image: &mut Image, kind: u32, size: u64, data: &[u8]) {
+    image.make_dense(".debug_info", &compressed(kind, size, data));
+    let at = image.section(".debug_info") + SH_FLAGS;
+    image.put(at, 8, 0x800);
+}
+
+const ZLIB: &str = "import sys,zlib; z=zlib.compressobj(1); [sys.stdout.buffer.write(z.compress(bytes(1<<20))) for _ in \
+                    range(2000)]; sys.stdout.buffer.write(z.flush())";
 
 /// A way to damage a file, and what is said of it.
 struct Kind {
@@ -116,6 +198,31 @@ struct Kind {
 const fn kind(name: &'static str, named: bool, symbolized: bool, damage: fn(&mut Image)) -> Kind {
     Kind { name, damage, named, symbolized }
 }
+
+/// Sections of call frame information.
+const FRAMES: &[Kind] = &[
+    kind("eh_frame of 8 GiB", true, true, |image| image.make_sparse(".eh_frame", 8 * GIB)),
+    kind("eh_frame of 47 MB of nothing", false, true, |image| image.make_sparse(".eh_frame", 47 << 20)),
+    // Few of them are of code, and those are what counts.
+    kind("eh_frame of two million entries", false, true, |image| {
+        image.make_dense(".eh_frame", &entries(1_900_000, 0, |_| 0))
+    }),
+    kind("eh_frame of many rows", false, true, |image| {
+        image.make_dense(".eh_frame", &entries(50_000, 700, |_| 0))
+    }),
+    kind("eh_frame in which each entry names another CIE", false, true, |image| {
+        image.make_dense(".eh_frame", &entries(200_000, 40, |number| number * 7))
+    }),
+    kind("debug_frame of 3 GiB", true, true, |image| {
+        image.rename(".debug_aranges", ".debug_frame");
+        image.make_sparse(".debug_frame", 3 * GIB);
+    }),
+    kind("a header of eh_frame alone", false, true, |image| {
+        image.rename(".eh_frame", ".xx_frame");
+        let at = image.segment(0x6474_e550) + P_FILESZ;
+        image.put(at, 8, 4 * GIB);
+    }),
+];
 
 /// Headers, notes, segments.
 const HEADERS: &[Kind] = &[
@@ -143,6 +250,69 @@ const HEADERS: &[Kind] = &[
         image.put(at + SH_SIZE, 8, 4 * GIB);
     }),
     kind("relocations of 4 GiB", false, true, |image| image.make_sparse(".rela.dyn", 4 * GIB)),
+];
+
+/// Symbols and strings.
+const SYMBOLS: &[Kind] = &[
+    kind("symtab of 4 GiB", true, true, |image| image.make_sparse(".symtab", 4 * GIB)),
+    kind("symtab of 26 million symbols", true, true, |image| image.make_sparse(".symtab", 26_000_000 * 24)),
+    kind("symtab of 8 million symbols of nothing", false, true, |image| {
+        image.make_sparse(".symtab", 8_000_000 * 24)
+    }),
+    // By this table other functions are where the leak is.
+    kind("symtab of 3 million functions", true, false, |image| {
+        let table = symbols(image, 3_000_000);
+        image.make_dense(".symtab", &table);
+    }),
+    kind("strings of 4 GiB", false, true, |image| image.make_sparse(".strtab", 4 * GIB)),
+    // By this table there are other functions, too.
+    kind("names that overlap and have no end", true, false, |image| {
+        let table = symbols(image, 1_000_000);
+        image.make_dense(".symtab", &table);
+        image.make_dense(".strtab", &vec![b'_'; 64_000]);
+    }),
+    kind("a symbol table that is its own strings", false, false, |image| {
+        let (at, table) = (image.section(".symtab"), image.number(40, 8) as usize);
+        let index = (at - table) / 64;
+        image.put(at + SH_LINK, 4, index as u64);
+    }),
+    kind("two thousand symbol tables", false, true, |image| {
+        for name in [".comment", ".strtab", ".debug_line", ".debug_str", ".debug_aranges", ".debug_abbrev"] {
+            let at = image.section(name);
+            image.put(at + SH_TYPE, 4, 2);
+        }
+    }),
+];
+
+/// Debug information.
+const DWARF: &[Kind] = &[
+    kind("debug information of 4 GiB", true, true, |image| {
+        for section in [".debug_info", ".debug_line", ".debug_abbrev", ".debug_str"] {
+            image.make_sparse(section, 4 * GIB);
+        }
+    }),
+    kind("debug information of 100 MB of ones", false, true, |image| {
+        image.make_dense(".debug_info", &vec![1; 100 << 20])
+    }),
+    kind("debug information that says 16 GiB when unpacked", true, true, |image| {
+        compress(image, 1, 16 * GIB, &packed(&["python3", "-c", ZLIB], b""))
+    }),
+    kind("a zlib bomb that says one byte", false, true, |image| {
+        compress(image, 1, 1, &packed(&["python3", "-c", ZLIB], b""))
+    }),
+    kind("a zstd bomb that says one byte", false, true, |image| {
+        compress(image, 2, 1, &packed(&["zstd", "-c", "-q"], &vec![0; 1 << 30]))
+    }),
+    kind("a MiniDebugInfo of 1 GiB", false, false, |image| {
+        image.rename(".symtab", ".xx");
+        let at = image.section(".xx") + SH_TYPE;
+        image.put(at, 4, 1);
+        let at = image.section(".debug_aranges") + SH_TYPE;
+        image.put(at, 4, 1);
+        // 14 bytes are what `.debug_aranges` has room for.
+        image.rename(".debug_aranges", ".gnu_debugdata");
+        image.make_dense(".gnu_debugdata", &packed(&["xz", "-0", "-c", "-T1"], &vec![0; 1 << 30]));
+    }),
 ];
 
 /// What a traced hostile target has cost.
@@ -237,8 +407,100 @@ fn check_all(kinds: &[Kind]) {
 }
 
 #[test]
+fn call_frame_information() {
+    check_all(FRAMES);
+}
+
+#[test]
 fn headers() {
     check_all(HEADERS);
+}
+
+#[test]
+fn symbol_tables() {
+    check_all(SYMBOLS);
+}
+
+#[test]
+fn debug_information() {
+    check_all(DWARF);
+}
+
+/// What a `.gnu_debuglink` leads to: 4 GiB, a pipe, a device. Without a build id all of it would have to be read.
+#[test]
+fn debug_links() {
+    let _alone = alone();
+    let harmless = trace(&program(), &[text(&library())]);
+    let (path, link) = (scratch_dir().join("hostile-file"), scratch_dir().join("hostile.debug"));
+    let pipe = |path: &Path| {
+        let path = CString::new(text(path)).expect("a path");
+        // SAFETY: `path` is NUL-terminated and lives through the call.
+        assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+    };
+    /// What it is, whether the object is named, and how it is made.
+    type Made<'a> = (&'static str, bool, &'a dyn Fn(&Path));
+    let make: [Made<'_>; 3] = [
+        ("a link to 4 GiB", true, &|path| {
+            let mut image = Image::read(&library());
+            let at = image.section(".note.gnu.build-id") + SH_TYPE;
+            image.put(at, 4, 1);
+            image.length = 4 * GIB;
+            image.write(path);
+        }),
+        ("a link to a pipe", false, &pipe),
+        ("a link to a device", false, &|path| symlink("/dev/zero", path).expect("a link")),
+    ];
+    for (name, named, make) in make {
+        let mut image = Image::read(&library());
+        for section in [".note.gnu.build-id", ".symtab"] {
+            let at = image.section(section) + SH_TYPE;
+            image.put(at, 4, 1);
+        }
+        let at = image.segment(4);
+        image.put(at, 4, 0);
+        image.rename(".debug_aranges", ".gnu_debuglink");
+        image.make_dense(".gnu_debuglink", b"hostile.debug\0\0\0\x01\x02\x03\x04");
+        image.write(&path);
+        make(&link);
+        let kind = kind(name, named, false, |_| {});
+        check(name, &trace(&program(), &[text(&path)]), &harmless, &path, &kind);
+        fs::remove_file(&link).expect("removed");
+    }
+    fs::remove_file(path).expect("removed");
+}
+
+/// The map of generated code: sparse, of 70 MB of lines, a pipe, and under a lease.
+#[test]
+fn perf_maps() {
+    let _alone = alone();
+    let harmless = trace(&program(), &["generated"]);
+    let lines: &dyn Fn(&Path) = &|path| {
+        let mut file = std::io::BufWriter::new(File::create(path).expect("a map"));
+        for number in 0..600_000_u64 {
+            let name = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            writeln!(file, "{:x} 10 {name:032x}{name:016x}", 0x1000 + number * 16).expect("written");
+        }
+    };
+    let sparse: &dyn Fn(&Path) = &|path| File::create(path).expect("a map").set_len(8 * GIB).expect("sparse");
+    for (name, said, make) in [("8 GiB of nothing", true, sparse), ("too many lines", true, lines)] {
+        let mut target = Running::start(Command::new(program()).arg("generated"));
+        target.expect("READY");
+        let map = PathBuf::from(format!("/tmp/perf-{}.map", target.pid()));
+        make(&map);
+        let mut tracer = Tracer::start(&["--json", "-v", "-o", "0", "-p", &target.pid().to_string(), "0.3"]);
+        tracer.wait_attached();
+        target.tell("go");
+        target.expect("DONE");
+        tracer.wait_report(|report| report.totals.count == 10);
+        let (memory, time) = (peak(tracer.running().pid()), cpu_time(tracer.running().pid()));
+        let time = time.saturating_sub(harmless.time);
+        let outcome = tracer.stop();
+        fs::remove_file(&map).expect("removed");
+        println!("{name}: {} MB, {time:?} more", memory >> 20);
+        assert!(memory < MEMORY && time < TIME, "{name}: {} MB, {time:?}", memory >> 20);
+        let notes = outcome.ended.stderr.iter().filter(|line| line.contains("perf map")).count();
+        assert_eq!(notes, usize::from(said), "{name}: {:?}", outcome.ended.stderr);
+    }
 }
 
 /// A write lease on its own perf map would hold whoever opens it for 45 s (fcntl(2), F_SETLEASE).
@@ -263,6 +525,18 @@ fn a_lease_does_not_hold_us() {
     drop(file);
     fs::remove_file(map).expect("removed");
     assert!(took < Duration::from_secs(20), "{took:?}");
+}
+
+/// As many mappings as the kernel allows, half of them executable and all of one file.
+#[test]
+fn sixty_five_thousand_mappings() {
+    let _alone = alone();
+    let harmless = trace(&program(), &[]);
+    let cost = trace(&program(), &["maps", "65300"]);
+    let time = cost.time.saturating_sub(harmless.time);
+    println!("mappings: {} MB, {time:?} more, answered after {:?}", cost.memory >> 20, cost.answer);
+    assert!(cost.memory < MEMORY && time < TIME && cost.answer < ANSWER, "{cost:?}");
+    assert!(cost.functions.iter().any(|function| function == "hostile_leak"), "{:?}", cost.functions);
 }
 
 /// Limits of ours end in a report or in one line that says what to do, and what it says works.

@@ -1,7 +1,7 @@
 // Leaks ten blocks of 100 bytes through a function of its own, or of a library that is given: the files of both are made
 // hostile by the tests. With -DLIBRARY it is that library.
 //
-// usage: hostile [LIBRARY | maps N]     phases: READY, go, DONE, end
+// usage: hostile [LIBRARY | maps N | generated]     phases: READY, go, DONE, end
 #include <stdlib.h>
 
 __attribute__((noipa)) void *hostile_leak(size_t size) {
@@ -14,6 +14,7 @@ __attribute__((noipa)) void *hostile_leak(size_t size) {
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static void say(const char *line) {
@@ -34,12 +35,43 @@ static void map_often(long count) {
     close(file);
 }
 
+// Calls `leak(100)` and returns what it returns, with a frame pointer.
+#if defined(__x86_64__)
+static const unsigned char call_leak[] = {
+    0x55, 0x48, 0x89, 0xe5, 0x48, 0x89, 0xf8, 0xbf, 100, 0, 0, 0, 0xff, 0xd0, 0x5d, 0xc3,
+};
+#elif defined(__aarch64__)
+static const unsigned call_leak[] = {
+    0xa9bf7bfd, 0x910003fd, 0xaa0003e1, 0xd2800c80, 0xd63f0020, 0xa8c17bfd, 0xd65f03c0,
+};
+#endif
+
+static void *(*generated)(void *(*leak)(size_t));
+
+static void *leak_from_generated_code(size_t size) {
+    (void)size;
+    return generated(hostile_leak);
+}
+
+// Writes code to memory of no file, as a just-in-time compiler does.
+static void generate(void) {
+    // By no function that is probed.
+    void *page = (void *)syscall(SYS_mmap, NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memcpy(page, call_leak, sizeof call_leak);
+    mprotect(page, 4096, PROT_READ | PROT_EXEC);
+    __builtin___clear_cache((char *)page, (char *)page + 4096);
+    generated = (void *(*)(void *(*)(size_t)))page;
+}
+
 int main(int argc, char **argv) {
     void *(*leak)(size_t) = hostile_leak;
     say("READY\n");
     wait_for_line();
     if (argc > 2) {
         map_often(atol(argv[2]));
+    } else if (argc > 1 && strcmp(argv[1], "generated") == 0) {
+        generate();
+        leak = leak_from_generated_code;
     } else if (argc > 1) {
         void *library = dlopen(argv[1], RTLD_NOW);
         if (library == NULL) {
