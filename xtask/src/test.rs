@@ -132,11 +132,13 @@ fn live_targets_in(metadata: &Value) -> Result<Vec<String>> {
     Ok(live)
 }
 
-/// Builds the live tests as who we are and runs each as root, in its package's folder as cargo would.
+/// Builds the live tests as who we are, optimized as what is shipped, since they judge what a run costs; runs each as root,
+/// in its package's folder as cargo would.
 fn run_live(live: &[String], tally: &mut Tally) -> Result<()> {
     ensure!(!live.is_empty(), "memleak has no test target `live*`: nothing would show that tracing works");
     let tests = live.iter().flat_map(|name| ["--test", name]);
-    let built = run::executables(run::cargo().args(["test", "--no-run", "-p", "memleak"]).args(tests))?;
+    let built =
+        run::executables(run::cargo().args(["test", "--release", "--no-run", "-p", "memleak"]).args(tests))?;
     for name in live {
         let executable = built.iter().find(|executable| &executable.target == name);
         let executable = executable.with_context(|| format!("cargo built no test `{name}`"))?;

@@ -280,8 +280,8 @@ impl Reader {
         Ok(self.stacks.due(Stats::read(ebpf)?.get(Stat::StoredStacks)))
     }
 
-    /// Removes stacks that nothing refers to. Gives how many.
-    pub fn collect_stacks(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<u64, BpfError> {
+    /// Removes stacks that nothing refers to.
+    pub fn collect_stacks(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<(), BpfError> {
         let began = Instant::now();
         let read = self.read(ebpf, events)?;
         self.collect(ebpf, &read.outstanding, read.other_stacks, began)
@@ -293,7 +293,7 @@ impl Reader {
         outstanding: &[Outstanding],
         other_stacks: FxHashSet<u64>,
         began: Instant,
-    ) -> Result<u64, BpfError> {
+    ) -> Result<(), BpfError> {
         let mut referenced = other_stacks;
         referenced.extend(outstanding.iter().map(|found| found.stack_id));
         stack_store::remembered(ebpf, &mut referenced)?;

@@ -108,7 +108,7 @@ impl StackStore {
         ebpf: &Ebpf,
         referenced: &FxHashSet<u64>,
         began: Instant,
-    ) -> Result<u64, BpfError> {
+    ) -> Result<(), BpfError> {
         self.kept.retain(|id, kept| {
             kept.unreferenced = if referenced.contains(id) { 0 } else { kept.unreferenced + 1 };
             kept.unreferenced < UNREFERENCED_MAX
@@ -118,8 +118,11 @@ impl StackStore {
         self.remove::<SHORT_STACK_DEPTH>(ebpf, SHORT, referenced, (&mut left, &mut removed))?;
         self.removed += removed;
         self.wanted = (left + self.capacity / 8).clamp(self.capacity.div_ceil(2), self.capacity);
-        self.next = Instant::now() + (began.elapsed() * PAUSE).max(SHORTEST_PAUSE);
-        Ok(removed)
+        let took = began.elapsed();
+        self.next = Instant::now() + (took * PAUSE).max(SHORTEST_PAUSE);
+        let millis = took.as_secs_f64() * 1000.0;
+        log::info!("removed {removed} stacks that nothing refers to in {millis:.1} ms");
+        Ok(())
     }
 
     /// Removes from one map what is not referenced, and adds up what is left there and what was removed.

@@ -339,8 +339,8 @@ impl Tracer {
         self.reader.collection_due(&self.ebpf)
     }
 
-    /// Removes stacks that nothing refers to. Gives how many.
-    pub fn collect_stacks(&mut self) -> Result<u64, BpfError> {
+    /// Removes stacks that nothing refers to.
+    pub fn collect_stacks(&mut self) -> Result<(), BpfError> {
         self.reader.collect_stacks(&self.ebpf, self.events.get_mut())
     }
 

@@ -12,7 +12,7 @@ use super::{
     SessionError,
     state::Session,
     user_mode::Objects,
-    wait::{event_line, is_kernels, millis},
+    wait::{event_line, is_kernels},
 };
 use crate::{proc::clock::monotonic_ns, report::sink::Delivery, snapshot::ranges::Release};
 
@@ -134,14 +134,12 @@ impl Session {
 
     /// Makes room for stacks, unless a report has done so meanwhile. Another time is set where it was not enough.
     pub(super) fn collect_stacks(&mut self) -> Result<(), SessionError> {
-        let begin = Instant::now();
         self.due.collection = self.tracer.collection_due()?;
-        if self.due.collection.is_none_or(|at| at > begin) {
+        if self.due.collection.is_none_or(|at| at > Instant::now()) {
             return Ok(());
         }
-        let removed = self.tracer.collect_stacks()?;
+        self.tracer.collect_stacks()?;
         self.due.collection = self.tracer.collection_due()?;
-        info!("removed {removed} stacks that nothing refers to in {} ms", millis(begin.elapsed()));
         Ok(())
     }
 }
