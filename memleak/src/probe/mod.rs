@@ -5,6 +5,8 @@ mod error;
 pub mod gaps;
 pub mod kernel;
 pub mod plan;
+mod planner;
+mod point;
 pub mod resource;
 pub mod spec;
 pub mod table;
