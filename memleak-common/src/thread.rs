@@ -66,8 +66,8 @@ pub struct PendingCall {
     pub has_released: u16,
     /// 1 where the call nests in one of its group and does not count.
     pub nested: u16,
-    /// Size asked for.
-    pub size: u64,
+    /// Size asked for; of rows with [`crate::probe::size::BEHIND_ARG`] the address where it stands when the call returns.
+    pub size_or_address: u64,
     /// Address of the out-parameter that gets the handle, for rows that have one.
     pub out_pointer: u64,
     /// Handle that the call releases.

@@ -314,7 +314,7 @@ fn keep_rest(owner: Owner, row: &ProbeRow, call: &PendingCall, pages: u64) {
 pub fn replace_range(thread: &ThreadRecord, row: &ProbeRow, call: &mut PendingCall, handle: u64) {
     // In the call's own record, which is done with: a further one does not fit on the stack of kernels before 6.13.
     call.released_handle = handle;
-    call.released_len = call.size;
+    call.released_len = call.size_or_address;
     call.time_ns = now();
     call.has_released = NOTHING;
     take_out_in(thread.epoch, thread.owner, row, call);

@@ -137,7 +137,7 @@ pub fn applies(row: &ProbeRow, args: &Arguments) -> bool {
 
 #[inline(always)]
 pub fn read_arguments(args: &Arguments, owner: Owner, row: &ProbeRow, call: &mut PendingCall) {
-    call.size = requested_size(row, args);
+    call.size_or_address = size_or_address(row, args);
     call.out_pointer = args.get(row.handle_arg);
     call.call_flags = args.get(row.flags_arg);
     if has(row, flags::EARLY_RELEASE) {
@@ -294,7 +294,7 @@ pub fn commit(
 ) -> Option<()> {
     thread.epoch = table::epoch();
     let Some(handle) = acquired_handle(row, call, returned) else {
-        let zero_size_release = has(row, flags::ZERO_SIZE_RELEASES) && call.size == 0 && returned == 0;
+        let zero_size_release = has(row, flags::ZERO_SIZE_RELEASES) && call.size_or_address == 0 && returned == 0;
         if zero_size_release || has(row, flags::RELEASES_ANYWAY) {
             finish_release(thread, row, call);
         } else {
@@ -311,7 +311,7 @@ pub fn commit(
     if has(row, flags::RANGE) && row.replace_mask & call.call_flags as u32 != 0 {
         replace_range(thread, row, call, handle);
     }
-    let size = if row.size == size::BEHIND_ARG { read_word(call.size, 8).unwrap_or(0) } else { call.size };
+    let size = if row.size == size::BEHIND_ARG { read_word(call.size_or_address, 8).unwrap_or(0) } else { call.size_or_address };
     record(caller, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
     if setting!(features) & flags::SEVERAL_HANDLES == 0 || row.handle == handle::RETURN {
         return Some(()); // the usual case
@@ -454,7 +454,7 @@ pub fn row(ctx: *mut core::ffi::c_void) -> Option<(u32, u32, &'static ProbeRow)>
 }
 
 #[inline(always)]
-fn requested_size(row: &ProbeRow, args: &Arguments) -> u64 {
+fn size_or_address(row: &ProbeRow, args: &Arguments) -> u64 {
     match row.size {
         size::ARG => args.get(row.size_arg),
         size::PRODUCT => product(args.get(row.size_arg), args.get(row.size_arg2)),
