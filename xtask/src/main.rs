@@ -3,6 +3,7 @@
 mod bench;
 mod build_ebpf;
 mod demo;
+mod dist;
 mod fuzz;
 mod layers;
 mod packages;
@@ -32,6 +33,8 @@ enum Task {
     BuildEbpf(build_ebpf::Options),
     /// Traces a leaking program for a few reports and says what there is to see in them
     Demo,
+    /// Builds the tool as it is shipped, with its debug information in a file of its own
+    Dist(dist::Options),
     /// Fuzzes the parsers that read what a target wrote
     Fuzz(fuzz::Options),
     /// Checks that the source files keep to the layers that ARCHITECTURE.md draws
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Demo => demo::run(),
+        Task::Dist(options) => dist::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Layers => layers::run(),
         Task::Test(options) => test::run(&options),
