@@ -1,4 +1,5 @@
-//! ELF files as probing reads them: function symbols, code, relocation slots, which allocator it is.
+//! ELF files as probing reads them: function symbols, code, relocation slots, which allocator it
+//! is.
 #![no_main]
 
 use std::{os::fd::AsRawFd as _, path::PathBuf};

@@ -1,7 +1,8 @@
-//! Types shared by both sides of the kernel boundary: the BPF programs (`memleak-ebpf`) and the tool (`memleak`).
+//! Types shared by both sides of the kernel boundary: the BPF programs (`memleak-ebpf`) and the
+//! tool (`memleak`).
 //!
-//! Every shared type is `#[repr(C)]`, has no padding and no `bool`, and its size is asserted here, so that the two
-//! compilers that build the two sides cannot disagree in silence.
+//! Every shared type is `#[repr(C)]`, has no padding and no `bool`, and its size is asserted here,
+//! so that the two compilers that build the two sides cannot disagree in silence.
 #![no_std]
 
 pub mod allocation;
@@ -17,7 +18,8 @@ pub mod system_call;
 pub mod thread;
 pub mod unwind;
 
-/// Asserts the sizes that both sides rely on; a type with padding would leak kernel stack bytes and fail the verifier.
+/// Asserts the sizes that both sides rely on; a type with padding would leak kernel stack bytes and
+/// fail the verifier.
 macro_rules! assert_sizes {
     ($($type:ty = $size:expr),* $(,)?) => {
         $(const _: () = assert!(size_of::<$type>() == $size && align_of::<$type>() <= 8);)*
@@ -67,8 +69,8 @@ mod pod {
     macro_rules! pod {
         ($($type:ty),* $(,)?) => {
             $(
-                // SAFETY: the type is `repr(C)`, `Copy`, made of integers alone and (by the size assertions above) has
-                // no padding: every bit pattern is a value of it.
+                // SAFETY: the type is `repr(C)`, `Copy`, made of integers alone and (by the size
+                // assertions above) has no padding: every bit pattern is a value of it.
                 unsafe impl aya::Pod for $type {}
             )*
         };

@@ -2,7 +2,8 @@
 
 use std::{fs, path::Path};
 
-/// Names of the structs that have a representation of their own, but for generic ones: what is made of these has a name.
+/// Names of the structs that have a representation of their own, but for generic ones: what is made
+/// of these has a name.
 fn shared_structs(text: &str) -> Vec<String> {
     let after = text.split("#[repr(C)]").skip(1).chain(text.split("#[repr(transparent)]").skip(1));
     let declared =

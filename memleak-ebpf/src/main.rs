@@ -1,7 +1,8 @@
 //! The BPF programs of memleak: entry points only. `track` holds what they do.
 //!
-//! Two programs serve every function that acquires, one every function that releases; the attach cookie names the row
-//! of the table (map `PROBES`). All return 0, so that the kernel writes no perf sample for the hit.
+//! Two programs serve every function that acquires, one every function that releases; the attach
+//! cookie names the row of the table (map `PROBES`). All return 0, so that the kernel writes no
+//! perf sample for the hit.
 #![no_std]
 #![no_main]
 #![allow(internal_features)]
@@ -33,8 +34,9 @@ use aya_ebpf::{
 use memleak_common::kernel::Tracepoint;
 use track::Mode;
 
-/// A function that acquires (or moves, or releases and can fail) is entered, or returns: where one program can serve both.
-/// Without aya's macro, whose programs all return 0: here 1 leaves out the return.
+/// A function that acquires (or moves, or releases and can fail) is entered, or returns: where one
+/// program can serve both. Without aya's macro, whose programs all return 0: here 1 leaves out the
+/// return.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 pub extern "C" fn acquire_session(ctx: *mut c_void) -> u32 {

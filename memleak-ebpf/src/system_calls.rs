@@ -1,6 +1,6 @@
-//! Calls of the kernel, by the tracepoints that it passes at the entry and the exit of each (include/trace/events/syscalls.h,
-//! `sys_enter` and `sys_exit`): whoever made them, a C library or not. What they acquire and release is entered as that of
-//! functions is, by rows of the same kind.
+//! Calls of the kernel, by the tracepoints that it passes at the entry and the exit of each
+//! (include/trace/events/syscalls.h, `sys_enter` and `sys_exit`): whoever made them, a C library or
+//! not. What they acquire and release is entered as that of functions is, by rows of the same kind.
 
 use aya_ebpf::{
     EbpfContext as _,

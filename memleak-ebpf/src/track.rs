@@ -1,8 +1,9 @@
 //! Calls of probed functions, from their entry to their return.
 //!
-//! A thread keeps the calls that it has entered and not left (`ThreadRecord::pending`). A call nests in a pending one
-//! of its group while its stack pointer is lower, and then does not count: the outermost does. A pending one at a lower
-//! stack pointer than a new call's has been left without a return that we saw.
+//! A thread keeps the calls that it has entered and not left (`ThreadRecord::pending`). A call
+//! nests in a pending one of its group while its stack pointer is lower, and then does not count:
+//! the outermost does. A pending one at a lower stack pointer than a new call's has been left
+//! without a return that we saw.
 //!
 //! What calls do to the table is in `records`.
 
@@ -91,11 +92,12 @@ pub fn acquire_enter(ctx: &ProbeContext, mode: Mode) -> Option<()> {
     Some(())
 }
 
-/// Both ends of a call, where one program serves them (uprobe session). At the entry: whether the return is wanted.
+/// Both ends of a call, where one program serves them (uprobe session). At the entry: whether the
+/// return is wanted.
 #[inline(always)]
 pub fn acquire_session(ctx: &ProbeContext) -> bool {
-    // SAFETY: the helper takes the program's context. It gives the place of the probe at both ends, which is where the
-    // thread is at the entry.
+    // SAFETY: the helper takes the program's context. It gives the place of the probe at both ends,
+    // which is where the thread is at the entry.
     let is_entry = unsafe { bpf_get_func_ip(ctx.regs.cast()) } == instruction_pointer(ctx);
     if is_entry {
         return acquire_enter(ctx, Mode::Session).is_some();
@@ -183,13 +185,15 @@ fn is_none(row: &ProbeRow, handle: u64) -> bool {
     handle == 0 && !has(row, flags::ZERO_IS_HANDLE)
 }
 
-/// Drops pending calls that were left without a return that we saw. Says whether the new call is to be left alone: it is a
-/// tail call of a pending one of its group, which then is the one that counts; or to probe its return would end the target.
+/// Drops pending calls that were left without a return that we saw. Says whether the new call is to
+/// be left alone: it is a tail call of a pending one of its group, which then is the one that
+/// counts; or to probe its return would end the target.
 ///
-/// A call that is pending at a lower stack pointer has been left, or is on another stack: it was interrupted by a signal
-/// whose handler runs above it (sigaltstack), or was switched away from. If the new call's return were probed the kernel would
-/// take the other one for left, and forget it (kernel/events/uprobes.c, `cleanup_return_instances`); its thread would get
-/// SIGILL when it comes to the trampoline.
+/// A call that is pending at a lower stack pointer has been left, or is on another stack: it was
+/// interrupted by a signal whose handler runs above it (sigaltstack), or was switched away from. If
+/// the new call's return were probed the kernel would take the other one for left, and forget it
+/// (kernel/events/uprobes.c, `cleanup_return_instances`); its thread would get SIGILL when it comes
+/// to the trampoline.
 #[inline(always)]
 fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall, mode: Mode) -> bool {
     for _ in 0..MAX_PENDING {
@@ -199,7 +203,8 @@ fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall,
         }
         if thread.returning == top.sp || is_trampoline(top.sp) {
             if top.sp == call.sp {
-                // The outer function has jumped to this one, which returns in its stead (reallocarray to realloc).
+                // The outer function has jumped to this one, which returns in its stead
+                // (reallocarray to realloc).
                 call.return_address = top.return_address;
                 return group(top.row) == row.group;
             }
@@ -221,18 +226,20 @@ fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall,
     false
 }
 
-/// Puts the return address of a pending call back on the stack, where the kernel has its trampoline's.
+/// Puts the return address of a pending call back on the stack, where the kernel has its
+/// trampoline's.
 #[inline(always)]
 fn mend(call: &PendingCall) {
     if call.return_address != 0 {
-        // SAFETY: the helper checks the address; what it writes is what the kernel's own probe has replaced.
+        // SAFETY: the helper checks the address; what it writes is what the kernel's own probe has
+        // replaced.
         let _ = unsafe { bpf_probe_write_user(call.sp as *mut u64, &raw const call.return_address) };
     }
 }
 
-/// The return address there is the kernel's: that of a call which is still pending. Its trampoline is at the beginning of a
-/// page of its own: the address space's last, unless the stack is there (where addresses are not randomized). The page is
-/// not there before it has been used.
+/// The return address there is the kernel's: that of a call which is still pending. Its trampoline
+/// is at the beginning of a page of its own: the address space's last, unless the stack is there
+/// (where addresses are not randomized). The page is not there before it has been used.
 #[inline(always)]
 fn is_trampoline(sp: u64) -> bool {
     // SAFETY: the helper checks the address.
@@ -329,7 +336,8 @@ pub fn commit(
     Some(())
 }
 
-/// Most handles that one call is seen to acquire. (A message can have more: they are found otherwise.)
+/// Most handles that one call is seen to acquire. (A message can have more: they are found
+/// otherwise.)
 const MAX_HANDLES: u64 = 16;
 
 /// Where a call has stored its handles.
@@ -338,7 +346,8 @@ struct Handles {
     number: u64,
 }
 
-/// The handles of a call that stores them; none of one that returns it. `None` for a message without descriptors.
+/// The handles of a call that stores them; none of one that returns it. `None` for a message
+/// without descriptors.
 #[inline(always)]
 fn handles(row: &ProbeRow, call: &PendingCall) -> Option<Handles> {
     match row.handle {
@@ -351,8 +360,8 @@ fn handles(row: &ProbeRow, call: &PendingCall) -> Option<Handles> {
     }
 }
 
-/// The descriptors in a message. include/linux/socket.h, `struct user_msghdr` and `struct cmsghdr`: the kernel puts those of
-/// a message into one header.
+/// The descriptors in a message. include/linux/socket.h, `struct user_msghdr` and `struct cmsghdr`:
+/// the kernel puts those of a message into one header.
 #[inline(always)]
 fn descriptors_in(message: u64) -> Option<Handles> {
     const CONTROL: u64 = 32;
@@ -396,8 +405,9 @@ pub fn release(owner: Owner, row: &ProbeRow, args: &Arguments) -> Option<()> {
     records::remove(owner, row, handle)
 }
 
-/// The thread's pending calls will not return. `mend` puts their return addresses back on the stack: an unwinder that
-/// came upon the kernel's trampoline would find no caller there, and the C++ runtime would end the process.
+/// The thread's pending calls will not return. `mend` puts their return addresses back on the
+/// stack: an unwinder that came upon the kernel's trampoline would find no caller there, and the
+/// C++ runtime would end the process.
 #[inline(always)]
 pub fn abandon_pending(mend: bool) {
     let pid_tgid = bpf_get_current_pid_tgid();
@@ -425,8 +435,8 @@ pub fn thread_ends(thread: &mut ThreadRecord) {
 
 /// Drops all pending calls of a thread; what they had taken out is still acquired.
 ///
-/// A thread that ends while it waits for a condition does not hold the mutex. One that is cancelled there takes it again
-/// before its handlers run (POSIX, pthread_cond_wait), and is abandoned first.
+/// A thread that ends while it waits for a condition does not hold the mutex. One that is cancelled
+/// there takes it again before its handlers run (POSIX, pthread_cond_wait), and is abandoned first.
 #[inline(always)]
 fn abandon_all(thread: &mut ThreadRecord, ends: bool) {
     for _ in 0..MAX_PENDING {
@@ -465,8 +475,9 @@ fn size_or_address(row: &ProbeRow, args: &Arguments) -> u64 {
     }
 }
 
-/// A product that overflows makes the call fail; wrapped to 0 it would look like a release of size 0. (There is no
-/// 128-bit multiplication here to ask.) What is not computed is 2^48 or more: more than any address space.
+/// A product that overflows makes the call fail; wrapped to 0 it would look like a release of
+/// size 0. (There is no 128-bit multiplication here to ask.) What is not computed is 2^48 or more:
+/// more than any address space.
 #[inline(always)]
 fn product(a: u64, b: u64) -> u64 {
     let fits =

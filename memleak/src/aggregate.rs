@@ -19,7 +19,8 @@ use crate::{
 /// For ages: the kernel counts nanoseconds, reports show milliseconds.
 const NANOSECONDS_PER_MS: u64 = 1_000_000;
 
-/// What one group is made of: a site at which one kind of resource was acquired, in whatever processes.
+/// What one group is made of: a site at which one kind of resource was acquired, in whatever
+/// processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupKey {
     /// What was acquired.
@@ -43,18 +44,19 @@ pub struct Group {
     pub oldest_ns: u64,
     /// Age of the newest, in nanoseconds.
     pub newest_ns: u64,
-    /// Bytes (of a resource without size: how many) now minus those in the report before (0 where it was not in it).
+    /// Bytes (of a resource without size: how many) now minus those in the report before (0 where
+    /// it was not in it).
     pub growth: i128,
     /// It is among the top groups of its table.
     pub is_top: bool,
-    /// Of the top groups with `-a`, and of descriptors: one for each outstanding allocation that was captured, oldest
-    /// first, then by process and address. Not scaled.
+    /// Of the top groups with `-a`, and of descriptors: one for each outstanding allocation that
+    /// was captured, oldest first, then by process and address. Not scaled.
     pub allocations: Option<Vec<AllocationLine>>,
 }
 
 impl Group {
-    /// What a report says of it, given its site (`None` of stacks that are not known), and what the settings leave in. Its
-    /// frames are looked up by whoever writes it.
+    /// What a report says of it, given its site (`None` of stacks that are not known), and what the
+    /// settings leave in. Its frames are looked up by whoever writes it.
     pub fn report(
         self,
         resource: Arc<ResourceInfo>,
@@ -78,7 +80,8 @@ impl Group {
     }
 }
 
-/// What the report before held: bytes, or how many, by group, for [`SortKey::Growth`]. Starts empty.
+/// What the report before held: bytes, or how many, by group, for [`SortKey::Growth`]. Starts
+/// empty.
 #[derive(Clone, Debug, Default)]
 pub struct History(FxHashMap<GroupKey, u64>);
 
@@ -89,8 +92,8 @@ pub struct Aggregated {
     pub totals: Totals,
     /// The same for each resource that is traced or was found.
     pub by_resource: Vec<ResourceTotal>,
-    /// All groups, table by table. The top ones of each table come first, in the order of the settings' sort key; the
-    /// others in none.
+    /// All groups, table by table. The top ones of each table come first, in the order of the
+    /// settings' sort key; the others in none.
     pub groups: Vec<Group>,
 }
 
@@ -114,11 +117,12 @@ impl Found<'_> {
     }
 }
 
-/// Groups what is outstanding by resource and site, and puts the top groups of each table first: that of memory, and one
-/// for each other resource ([`table_of`]).
+/// Groups what is outstanding by resource and site, and puts the top groups of each table first:
+/// that of memory, and one for each other resource ([`table_of`]).
 ///
-/// `ignore_older` takes allocations of any age in, whatever `-o` says: in the last report of a target that has ended
-/// nothing is young. `history` is what the call before left there; it is brought up to date.
+/// `ignore_older` takes allocations of any age in, whatever `-o` says: in the last report of a
+/// target that has ended nothing is young. `history` is what the call before left there; it is
+/// brought up to date.
 pub fn aggregate(
     found: Found<'_>,
     catalog: &Catalog,
@@ -160,7 +164,8 @@ pub fn aggregate(
     Aggregated { totals, by_resource, groups }
 }
 
-/// The sums of `resource`; a resource that is not traced can be there as well, from a run's beginning.
+/// The sums of `resource`; a resource that is not traced can be there as well, from a run's
+/// beginning.
 fn total_of<'a>(
     totals: &'a mut Vec<ResourceTotal>,
     catalog: &Catalog,
@@ -268,8 +273,8 @@ impl Group {
     }
 }
 
-/// What is outstanding for `youngest_ns` at least, each with its age in nanoseconds. A record that was made while the
-/// snapshot was being read is of age 0.
+/// What is outstanding for `youngest_ns` at least, each with its age in nanoseconds. A record that
+/// was made while the snapshot was being read is of age 0.
 fn old_enough(snapshot: &Snapshot, youngest_ns: u64) -> impl Iterator<Item = (&Outstanding, u64)> {
     snapshot.outstanding.iter().filter_map(move |outstanding| {
         let age_ns = snapshot.time_ns.saturating_sub(outstanding.time_ns);
@@ -277,8 +282,9 @@ fn old_enough(snapshot: &Snapshot, youngest_ns: u64) -> impl Iterator<Item = (&O
     })
 }
 
-/// The order of two groups: the sort key, then size, then count, then the stack itself, so that the same snapshot gives
-/// the same report. The stack's addresses go before its site, whose number is a matter of chance.
+/// The order of two groups: the sort key, then size, then count, then the stack itself, so that the
+/// same snapshot gives the same report. The stack's addresses go before its site, whose number is a
+/// matter of chance.
 fn compare(sites: &Sites, sort: SortKey, a: &Group, b: &Group) -> Ordering {
     let by_key = match sort {
         SortKey::Size => Ordering::Equal,

@@ -132,7 +132,8 @@ pub struct Cli {
     #[arg(long, help_heading = "Target (exactly one kind)")]
     pub follow_forks: bool,
 
-    /// Trace these resources; repeatable, or a comma list [default: heap,mmap, or all of --resources-file]
+    /// Trace these resources; repeatable, or a comma list [default: heap,mmap, or all of
+    /// --resources-file]
     #[arg(short = 'r', long = "resource", value_name = "NAME", help_heading = RESOURCES)]
     pub resources: Vec<String>,
 
@@ -140,11 +141,13 @@ pub struct Cli {
     #[arg(long, help_heading = RESOURCES)]
     pub list_resources: bool,
 
-    /// A function that hands out a resource of yours: 'OBJECT:FUNCTION -> ret' (see Resources below); repeatable
+    /// A function that hands out a resource of yours: 'OBJECT:FUNCTION -> ret' (see Resources
+    /// below); repeatable
     #[arg(long, value_name = "SPEC", help_heading = RESOURCES)]
     pub acquire: Vec<String>,
 
-    /// A function that takes it back: 'OBJECT:FUNCTION(arg1)'; belongs to the --acquire before it; repeatable
+    /// A function that takes it back: 'OBJECT:FUNCTION(arg1)'; belongs to the --acquire before it;
+    /// repeatable
     #[arg(long, value_name = "SPEC", help_heading = RESOURCES)]
     pub release: Vec<String>,
 
@@ -172,7 +175,8 @@ pub struct Cli {
     #[arg(short = 's', long, value_name = "N", default_value = "1", help_heading = "What is captured")]
     pub sample_rate: String,
 
-    /// Take the allocator functions from this object, a path or a library's name [default: what the target links]
+    /// Take the allocator functions from this object, a path or a library's name [default: what the
+    /// target links]
     #[arg(short = 'O', long = "obj", value_name = "OBJECT", help_heading = "What is captured")]
     pub object: Option<String>,
 
@@ -184,8 +188,8 @@ pub struct Cli {
     #[arg(short = 'P', long, help_heading = KERNEL_MODE)]
     pub percpu: bool,
 
-    /// How to instrument the kernel: auto (tracepoints, and kprobes for what has none), tracepoint or kprobe
-    /// [default: auto]
+    /// How to instrument the kernel: auto (tracepoints, and kprobes for what has none), tracepoint
+    /// or kprobe [default: auto]
     #[arg(long, value_name = "HOW", help_heading = KERNEL_MODE)]
     pub kernel_probes: Option<String>,
 
@@ -217,8 +221,8 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value = "1000000", help_heading = "What is captured")]
     pub max_allocs: String,
 
-    /// How stacks are walked: auto (unwind tables, and the frame pointer where a file has none), dwarf or fp
-    /// [default: auto]
+    /// How stacks are walked: auto (unwind tables, and the frame pointer where a file has none),
+    /// dwarf or fp [default: auto]
     #[arg(long, value_name = "HOW", help_heading = "What is captured")]
     pub unwind: Option<String>,
 
@@ -266,7 +270,8 @@ pub struct Cli {
     #[arg(long, help_heading = "What is reported")]
     pub folded: bool,
 
-    /// Write reports to FILE, not to standard output; what was in it is replaced when the first report is ready
+    /// Write reports to FILE, not to standard output; what was in it is replaced when the first
+    /// report is ready
     #[arg(long, value_name = "FILE", help_heading = "What is reported")]
     pub output: Option<PathBuf>,
 
@@ -293,14 +298,15 @@ pub struct Cli {
 
 /// Reads a command line; `args` begins with the program's name.
 ///
-/// `--help` and `--version` come back as an [`ExitMessage`] for standard output, a command line that clap cannot read
-/// as one line for standard error.
+/// `--help` and `--version` come back as an [`ExitMessage`] for standard output, a command line
+/// that clap cannot read as one line for standard error.
 pub fn parse<I, T>(args: I) -> Result<Cli, ExitMessage>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    // A negative number is a wrong value, to be called so by `settings`, and no option of that name.
+    // A negative number is a wrong value, to be called so by `settings`, and no option of that
+    // name.
     let command = Cli::command().mut_args(|arg| {
         let takes_values = arg.get_action().takes_values();
         arg.allow_negative_numbers(takes_values)
@@ -368,7 +374,8 @@ fn exit_message(error: &clap::Error) -> ExitMessage {
                                    may be anything; write it in UTF-8"
                 .to_owned()
         }
-        // Nothing that this command line can give today; still one line, should clap learn something new.
+        // Nothing that this command line can give today; still one line, should clap learn
+        // something new.
         _ => {
             let rendered = error.render().to_string();
             let first = rendered.lines().next().unwrap_or_default();

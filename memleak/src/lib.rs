@@ -1,7 +1,7 @@
 //! memleak: a leak tracer for Linux processes.
 //!
-//! The data runs one way: arguments -> settings -> target -> plan -> load and attach -> events in the kernel ->
-//! snapshot -> aggregate -> symbolize -> report. ARCHITECTURE.md draws it.
+//! The data runs one way: arguments -> settings -> target -> plan -> load and attach -> events in
+//! the kernel -> snapshot -> aggregate -> symbolize -> report. ARCHITECTURE.md draws it.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod aggregate;

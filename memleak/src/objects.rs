@@ -1,5 +1,6 @@
-//! The files that targets have mapped: each is opened once and its headers are read once, for probing, unwinding and
-//! symbolization together. They stay open while somebody holds them, so that a target's last report has its symbols.
+//! The files that targets have mapped: each is opened once and its headers are read once, for
+//! probing, unwinding and symbolization together. They stay open while somebody holds them, so that
+//! a target's last report has its symbols.
 
 use std::{
     collections::HashMap,
@@ -43,8 +44,8 @@ struct Store {
     files: Mutex<HashMap<Key, Arc<ObjectFile>>>,
 }
 
-/// The path is part of it: subvolumes of one btrfs have the same device in /proc/PID/maps, and inodes of their own. No
-/// other file gets the inode while ours is open.
+/// The path is part of it: subvolumes of one btrfs have the same device in /proc/PID/maps, and
+/// inodes of their own. No other file gets the inode while ours is open.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
     File { device: (i32, i32), inode: u64, path: PathBuf },
@@ -132,7 +133,8 @@ impl ObjectFile {
         self.stamp
     }
 
-    /// Names the object on standard error, once, if something of it was more than an object may cost.
+    /// Names the object on standard error, once, if something of it was more than an object may
+    /// cost.
     pub fn tell_budget(&self) {
         let is_over = self.elf.as_ref().is_ok_and(ElfFile::is_over_budget);
         if is_over && !self.told.swap(true, Ordering::Relaxed) {
@@ -167,8 +169,8 @@ impl Default for ObjectStore {
 }
 
 impl ObjectStore {
-    /// ObjectStore that hold `memory` bytes of symbols and debug information at most, whose debug files are looked for in
-    /// `debug_directory`, too, which is ours.
+    /// ObjectStore that hold `memory` bytes of symbols and debug information at most, whose debug
+    /// files are looked for in `debug_directory`, too, which is ours.
     pub fn new(memory: u64, debug_directory: &Path) -> Self {
         let host_debug = Root::at(debug_directory).ok().map(Arc::new);
         Self(Arc::new(Store { budget: Budget::new(memory), host_debug, files: Mutex::default() }))

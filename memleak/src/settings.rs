@@ -161,8 +161,8 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
-/// Most entries a BPF hash map can have: its buckets, a power of two, must number less than 2^32 / 16
-/// (`htab_map_alloc` in kernel/bpf/hashtab.c; 16 is the size of its `struct bucket`).
+/// Most entries a BPF hash map can have: its buckets, a power of two, must number less than 2^32 /
+/// 16 (`htab_map_alloc` in kernel/bpf/hashtab.c; 16 is the size of its `struct bucket`).
 const MAX_MAP_ENTRIES: u64 = 1 << 27;
 
 /// Longest INTERVAL in seconds: 136 years, which no timer overflows on.
@@ -238,8 +238,8 @@ impl Settings {
         Ok(Self::resolve(cli)?)
     }
 
-    /// Checks what was typed. Besides the command line it looks at files of resources alone: whether a process or
-    /// another file exists shows later.
+    /// Checks what was typed. Besides the command line it looks at files of resources alone:
+    /// whether a process or another file exists shows later.
     pub fn resolve(cli: Cli) -> Result<Self, UsageError> {
         let interval = parse_interval(&cli.interval)?;
         let count = cli.count.as_deref().map(|text| COUNT.parse(text)).transpose()?;

@@ -23,8 +23,9 @@ pub struct Options {
     target: Option<String>,
 }
 
-/// Builds the program with the profile `dist`, and takes it apart: `memleak` and `memleak.debug`, which it names.
-/// The names of functions stay in the program, so a panic's backtrace tells them; with the other file beside it, lines too.
+/// Builds the program with the profile `dist`, and takes it apart: `memleak` and `memleak.debug`,
+/// which it names. The names of functions stay in the program, so a panic's backtrace tells them;
+/// with the other file beside it, lines too.
 pub fn run(options: &Options) -> Result<()> {
     packages::ensure(&[BINUTILS])?;
     let mut cargo = run::cargo();

@@ -2,6 +2,7 @@
 
 mod bench;
 mod build_ebpf;
+mod comments;
 mod demo;
 mod dist;
 mod fuzz;
@@ -31,6 +32,8 @@ enum Task {
     Bench(bench::Options),
     /// Builds the BPF programs into the object that the tool embeds (memleak/ebpf/)
     BuildEbpf(build_ebpf::Options),
+    /// Wraps comments at 100 columns, which rustfmt leaves alone
+    Comments,
     /// Traces a leaking program for a few reports and says what there is to see in them
     Demo,
     /// Builds the tool as it is shipped, with its debug information in a file of its own
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(options) => build_ebpf::run(&options),
+        Task::Comments => comments::run(),
         Task::Demo => demo::run(),
         Task::Dist(options) => dist::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),

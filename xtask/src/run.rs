@@ -1,5 +1,5 @@
-//! Runs other programs: every command of every task goes through here, so that each is shown and each failure says
-//! which command it was.
+//! Runs other programs: every command of every task goes through here, so that each is shown and
+//! each failure says which command it was.
 
 use std::{
     ffi::OsStr,
@@ -66,7 +66,8 @@ pub struct Executable {
     pub path: PathBuf,
 }
 
-/// Runs a cargo command that builds, and gives the executables that came of it, whether fresh or not.
+/// Runs a cargo command that builds, and gives the executables that came of it, whether fresh or
+/// not.
 pub fn executables(cargo: &mut Command) -> Result<Vec<Executable>> {
     cargo.arg("--message-format=json-render-diagnostics");
     eprintln!("+ {}", shown(cargo));

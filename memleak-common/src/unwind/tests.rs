@@ -1,4 +1,5 @@
-//! Every rule, on arrays. The expected callers are written out by hand from the ABI's pictures of a frame.
+//! Every rule, on arrays. The expected callers are written out by hand from the ABI's pictures of a
+//! frame.
 
 extern crate std;
 

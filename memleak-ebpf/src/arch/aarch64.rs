@@ -1,4 +1,5 @@
-//! aarch64: arch/arm64/include/asm/ptrace.h, `user_pt_regs`, then the first argument and the number of the system call.
+//! aarch64: arch/arm64/include/asm/ptrace.h, `user_pt_regs`, then the first argument and the number
+//! of the system call.
 
 use core::{ffi::c_void, mem::offset_of};
 
@@ -12,17 +13,19 @@ pub use memleak_common::unwind::step_aarch64 as unwind_step;
 use super::Registers;
 use crate::args::{Arguments, Caller};
 
-/// Bits of a return address that are address: pointer authentication has what is above a user address of 48 bits
-/// (Documentation/arch/arm64/pointer-authentication).
+/// Bits of a return address that are address: pointer authentication has what is above a user
+/// address of 48 bits (Documentation/arch/arm64/pointer-authentication).
 pub const ADDRESS_MASK: u64 = (1 << 48) - 1;
-/// What the kernel's return trampoline begins with: `brk` (arch/arm64/include/asm/uprobes.h, `UPROBE_SWBP_INSN`), its lowest
-/// byte.
+/// What the kernel's return trampoline begins with: `brk` (arch/arm64/include/asm/uprobes.h,
+/// `UPROBE_SWBP_INSN`), its lowest byte.
 pub const TRAMPOLINE: [u8; 2] = [0xa0, 0xa0];
 /// A call takes nothing of the caller's frame: the link register has the return address.
 pub const RETURN_SLOT: u64 = 0;
-/// Bytes of a task's stack, which is aligned to them (arch/arm64/include/asm/memory.h, `THREAD_SIZE` with pages of 4 KiB).
+/// Bytes of a task's stack, which is aligned to them (arch/arm64/include/asm/memory.h,
+/// `THREAD_SIZE` with pages of 4 KiB).
 pub const KERNEL_STACK_SIZE: u64 = 16_384;
-/// The kernel's code is above, with addresses of 48 bits: modules, then the kernel (Documentation/arch/arm64/memory.rst).
+/// The kernel's code is above, with addresses of 48 bits: modules, then the kernel
+/// (Documentation/arch/arm64/memory.rst).
 pub const KERNEL_CODE: u64 = 0xffff_8000_0000_0000;
 
 impl Registers {

@@ -1,8 +1,9 @@
 //! Kernel mode: the kernel's own allocators.
 //!
-//! What is the same in all programs of this mode stands here; each of them says where its arguments are. Their tables
-//! are made in advance (no program may allocate from what it traces), and scratch space belongs to a program and a CPU:
-//! the kernel never nests a program in itself on one CPU, but an interrupt brings others.
+//! What is the same in all programs of this mode stands here; each of them says where its arguments
+//! are. Their tables are made in advance (no program may allocate from what it traces), and scratch
+//! space belongs to a program and a CPU: the kernel never nests a program in itself on one CPU, but
+//! an interrupt brings others.
 
 mod slab;
 mod stack;
@@ -46,8 +47,8 @@ use crate::{
 const GFP_DMA: u64 = 0x01;
 const GFP_RECLAIMABLE: u64 = 0x10;
 const GFP_ACCOUNT: u64 = 0x40_0000;
-/// Handles of an array that is released, at most: what `kfree_rcu` frees at a time (mm/slab_common.c,
-/// `KVFREE_BULK_MAX_ENTR`) is less.
+/// Handles of an array that is released, at most: what `kfree_rcu` frees at a time
+/// (mm/slab_common.c, `KVFREE_BULK_MAX_ENTR`) is less.
 const MAX_RELEASED: u64 = 512;
 /// Handles of an array that is acquired, at most; callers ask for 16 to 64.
 const MAX_ACQUIRED: u64 = 128;
@@ -108,8 +109,9 @@ pub fn tracepoint_release(ctx: &RawTracePointContext, tracepoint: Tracepoint) {
     release(resource_of(tracepoint), handle);
 }
 
-/// The twin of the program at the same tracepoint, which runs behind it. The kernel skips a program where it would
-/// interrupt itself: a release in an interrupt, say. The twin was not running then, and does the work.
+/// The twin of the program at the same tracepoint, which runs behind it. The kernel skips a program
+/// where it would interrupt itself: a release in an interrupt, say. The twin was not running then,
+/// and does the work.
 #[inline(always)]
 pub fn tracepoint_release_twin(ctx: &RawTracePointContext, tracepoint: Tracepoint) {
     let args = kernel_setting!(tracepoints[tracepoint as usize]);
@@ -140,7 +142,8 @@ fn resource_of(tracepoint: Tracepoint) -> Resource {
     }
 }
 
-/// Argument `position` of a tracepoint; 0 for [`NO_ARG`]. The verifier allows no variable offset into the context.
+/// Argument `position` of a tracepoint; 0 for [`NO_ARG`]. The verifier allows no variable offset
+/// into the context.
 #[inline(always)]
 fn argument(ctx: &RawTracePointContext, position: u8) -> u64 {
     match position {
@@ -175,8 +178,9 @@ pub fn function_enter(ctx: &ProbeContext) -> Option<()> {
     };
     let sp = entry_sp(ctx);
     if let Some(pending) = KERNEL_CALLS.get_ptr(&sp) {
-        // SAFETY: an aligned map value. The same function twice at one place: the kernel has run out of return probes for
-        // the first call. Another function there has been jumped to, and returns in the first one's stead.
+        // SAFETY: an aligned map value. The same function twice at one place: the kernel has run
+        // out of return probes for the first call. Another function there has been jumped to, and
+        // returns in the first one's stead.
         if unsafe { (*pending).function } == function {
             count(Stat::MissedReturns);
         }
@@ -210,8 +214,8 @@ pub fn function_release(ctx: &ProbeContext) -> Option<()> {
     Some(())
 }
 
-/// A piece of work is about to be done: where it is the freeing of what was given to `kfree_rcu`, all of that is
-/// released. Nothing of it can be handed out again before the work is done.
+/// A piece of work is about to be done: where it is the freeing of what was given to `kfree_rcu`,
+/// all of that is released. Nothing of it can be handed out again before the work is done.
 #[inline(always)]
 pub fn work_start(ctx: &RawTracePointContext) {
     let work: u64 = ctx.arg(0);
@@ -229,8 +233,8 @@ pub fn work_start(ctx: &RawTracePointContext) {
 /// Blocks of a list at most: half a million objects.
 const MAX_BLOCKS: u32 = 1024;
 
-/// Releases what is in the blocks of a list. A global function, which the verifier checks once. Gives 1 where there
-/// were more blocks than that (counted).
+/// Releases what is in the blocks of a list. A global function, which the verifier checks once.
+/// Gives 1 where there were more blocks than that (counted).
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn release_list(head: u64, resource: u64) -> u64 {
@@ -383,8 +387,8 @@ fn acquire(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) {
     }
 }
 
-/// Asks the filters and takes the stack: gives its id, [`NO_STACK`] (counted) where there is none, or `None` where the
-/// allocation does not count.
+/// Asks the filters and takes the stack: gives its id, [`NO_STACK`] (counted) where there is none,
+/// or `None` where the allocation does not count.
 #[inline(always)]
 fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u64> {
     if acquired.cache != 0 {
@@ -430,7 +434,8 @@ fn enter(acquired: &Acquired, stack_id: Option<u64>) {
         count: 1,
         birth: time_ns, // of one key there are no two at a time
     };
-    // An allocator's function that has called another: the outer one's stack is the one to keep, and it counts once.
+    // An allocator's function that has called another: the outer one's stack is the one to keep,
+    // and it counts once.
     let is_outer =
         acquired.since_ns != 0 && table::time_of(&key).is_some_and(|inner_ns| inner_ns >= acquired.since_ns);
     if !table::replace(&key, &allocation, epoch) {
@@ -451,8 +456,8 @@ fn release(resource: Resource, handle: u64) {
     release_handle(resource.number() as u64, handle);
 }
 
-/// The same as a global function, which the verifier checks once and not for each entry of an array. Gives 1 where
-/// there was a record.
+/// The same as a global function, which the verifier checks once and not for each entry of an
+/// array. Gives 1 where there was a record.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn release_handle(resource: u64, handle: u64) -> u64 {

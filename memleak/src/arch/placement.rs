@@ -7,7 +7,8 @@ pub enum Reason {
     Emulated,
     /// The entry: no instruction of the first block is both emulated and early enough.
     NoneEmulated,
-    /// The entry: the body jumps back to between the entry and the place, so a call could pass it twice.
+    /// The entry: the body jumps back to between the entry and the place, so a call could pass it
+    /// twice.
     JumpedOver,
     /// The entry: a jump through a table, or bytes that are no code, could hide such a jump.
     BodyUnclear,

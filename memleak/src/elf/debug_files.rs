@@ -1,7 +1,7 @@
 //! Separate debug files: by build id, by `.gnu_debuglink`, and what those refer to in turn.
 //!
-//! The places are those of GDB ("Debugging Information in Separate Files"), looked up as the target sees them and then
-//! in our own debug directory.
+//! The places are those of GDB ("Debugging Information in Separate Files"), looked up as the target
+//! sees them and then in our own debug directory.
 
 use std::{
     ffi::OsStr,
@@ -24,7 +24,8 @@ const DEBUG_DIRECTORY: &str = "usr/lib/debug";
 pub struct Roots {
     /// The target's.
     pub target: Option<Arc<Root>>,
-    /// Our own debug directory (`/usr/lib/debug`): nothing else of the host is opened on a target's word.
+    /// Our own debug directory (`/usr/lib/debug`): nothing else of the host is opened on a target's
+    /// word.
     pub host_debug: Option<Arc<Root>>,
 }
 
@@ -63,8 +64,8 @@ impl Roots {
         })
     }
 
-    /// What else has symbols of `elf`, which is at `path` in the target: its debug file, and its MiniDebugInfo where that
-    /// has none.
+    /// What else has symbols of `elf`, which is at `path` in the target: its debug file, and its
+    /// MiniDebugInfo where that has none.
     pub fn symbol_files(&self, elf: &ElfFile, path: &Path) -> (Option<Found>, Option<ElfFile>) {
         let debug = self.debug_file(elf, path);
         let has_symbols = debug.as_ref().is_some_and(|found| found.elf.has_symbol_table());
@@ -72,7 +73,8 @@ impl Roots {
         (debug, mini)
     }
 
-    /// The supplementary file (dwz) that `elf` names; `elf` is at `path` in the target, unless it was `found` elsewhere.
+    /// The supplementary file (dwz) that `elf` names; `elf` is at `path` in the target, unless it
+    /// was `found` elsewhere.
     pub fn supplementary(&self, elf: &ElfFile, path: &Path, found: Option<&Found>) -> Option<ElfFile> {
         let link = elf.alt_link()?;
         let link_path = Path::new(OsStr::from_bytes(&link.path));

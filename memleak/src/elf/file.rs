@@ -1,6 +1,8 @@
-//! ELF files (elf(5), the System V ABI's chapter 4): headers, sections, segments, and where they are loaded.
+//! ELF files (elf(5), the System V ABI's chapter 4): headers, sections, segments, and where they
+//! are loaded.
 //!
-//! Read field by field from parts of the file, each checked against its length: offsets and sizes are the target's word.
+//! Read field by field from parts of the file, each checked against its length: offsets and sizes
+//! are the target's word.
 
 use std::{io, sync::Arc};
 
@@ -11,7 +13,8 @@ use object::{
 
 use super::source::{Budget, Bytes, Source};
 
-/// Most sections that are looked at. A linked file has some forty, one with a section for each function 60,000.
+/// Most sections that are looked at. A linked file has some forty, one with a section for each
+/// function 60,000.
 const MAX_SECTIONS: u64 = 1 << 16;
 
 /// Most program headers that are looked at; real files have about a dozen.
@@ -26,8 +29,8 @@ const MAX_SECTION_NAME: usize = 64;
 /// Longest dynamic section that is looked at, bytes: thousands of entries, where files have thirty.
 const MAX_DYNAMIC: u64 = 1 << 16;
 
-/// The largest page of any machine that we know of (arm64, ppc64): what the kernel maps begins and ends at page borders,
-/// before and after what the program header says.
+/// The largest page of any machine that we know of (arm64, ppc64): what the kernel maps begins and
+/// ends at page borders, before and after what the program header says.
 const PAGE: u64 = 0x1_0000;
 
 /// A program header.
@@ -64,9 +67,11 @@ pub struct Place {
     pub executable: bool,
 }
 
-/// What is added to the vaddrs of a file with these segments at `place`, modulo 2^64; `None`: no segment is there.
+/// What is added to the vaddrs of a file with these segments at `place`, modulo 2^64; `None`: no
+/// segment is there.
 ///
-/// Segments that are as executable as the mapping go first: a linker may put two segments into one page of the file.
+/// Segments that are as executable as the mapping go first: a linker may put two segments into one
+/// page of the file.
 pub fn load_bias(segments: &[Segment], place: &Place) -> Option<u64> {
     let end = place.file_offset.saturating_add(place.len.max(1));
     // How far the mapping begins before the segment, or the segment ends before the mapping does.
@@ -212,7 +217,8 @@ impl RawSymbol {
 }
 
 impl ElfFile {
-    /// Reads the headers of `source`. What is read and held, now and later, comes out of `budget`, which is an object's.
+    /// Reads the headers of `source`. What is read and held, now and later, comes out of `budget`,
+    /// which is an object's.
     pub fn parse(source: Source, budget: &Budget) -> io::Result<Self> {
         let budget = budget.for_purpose();
         let mut ident = [0; 16];
@@ -238,13 +244,15 @@ impl ElfFile {
             other_segments: Vec::new(),
             sections: Vec::new(),
         };
-        // A file may have lost its section headers (or its program headers) and still be good for the rest.
+        // A file may have lost its section headers (or its program headers) and still be good for
+        // the rest.
         let first = elf.parse_sections(&header).unwrap_or_default();
         elf.parse_segments(&header, &first).unwrap_or_default();
         Ok(elf)
     }
 
-    /// Reads the section headers; gives the first, in which counts too large for the file header are.
+    /// Reads the section headers; gives the first, in which counts too large for the file header
+    /// are.
     fn parse_sections(&mut self, header: &[u8]) -> io::Result<Bytes> {
         let format = self.format;
         let offset = format.word(header, 40, 32);
@@ -386,8 +394,8 @@ impl ElfFile {
         }
     }
 
-    /// A section's bytes, unpacked where they are compressed (`SHF_COMPRESSED`, or the older `.zdebug_` sections), where
-    /// they are `most` at most. Empty where there is no such section.
+    /// A section's bytes, unpacked where they are compressed (`SHF_COMPRESSED`, or the older
+    /// `.zdebug_` sections), where they are `most` at most. Empty where there is no such section.
     pub fn data(&self, name: &str, most: u64) -> io::Result<Bytes> {
         if let Some(section) = self.section(name.as_bytes()) {
             let data = self.raw_data(section, most)?;
@@ -400,8 +408,8 @@ impl ElfFile {
             return Ok(Bytes::default());
         };
         let data = self.raw_data(section, most)?;
-        // As binutils before 2.26 and Go before 1.19 compress: "ZLIB", the length (8 bytes, big-endian), data
-        // (bfd/compress.c).
+        // As binutils before 2.26 and Go before 1.19 compress: "ZLIB", the length (8 bytes,
+        // big-endian), data (bfd/compress.c).
         match data.split_first_chunk::<12>() {
             Some(([b'Z', b'L', b'I', b'B', size @ ..], packed)) => {
                 self.inflate(CompressionFormat::Zlib, packed, u64::from_be_bytes(*size), most)
@@ -456,8 +464,8 @@ mod tests {
         parts.iter().map(segment).collect()
     }
 
-    /// How the kernel maps a segment: at page borders, the page that holds its first byte at bias plus the page that holds
-    /// its vaddr.
+    /// How the kernel maps a segment: at page borders, the page that holds its first byte at bias
+    /// plus the page that holds its vaddr.
     fn place(segment: &Segment) -> Place {
         const PAGE: u64 = 4096;
         let (start, file_offset) = (segment.vaddr / PAGE * PAGE, segment.file_offset / PAGE * PAGE);

@@ -1,5 +1,5 @@
-//! Which functions are probed, and where: the table (data only), the placement of each probe, and the plan that joins
-//! rows with the symbols of a target's objects.
+//! Which functions are probed, and where: the table (data only), the placement of each probe, and
+//! the plan that joins rows with the symbols of a target's objects.
 
 mod error;
 pub mod gaps;

@@ -1,5 +1,5 @@
-//! Rows of the table x symbols of the target's objects = points to attach to, with a reason for each row left out: what
-//! is asked for and what comes of it. [`plan`] does it.
+//! Rows of the table x symbols of the target's objects = points to attach to, with a reason for
+//! each row left out: what is asked for and what comes of it. [`plan`] does it.
 
 use std::{collections::HashSet, fmt};
 
@@ -87,11 +87,11 @@ pub struct PlanOptions<'a> {
     pub rows: &'a [Row],
     /// What is traced by probes: rows of other resources are left out.
     pub resources: &'a [Resource],
-    /// `-O`: take the allocator functions from this object only: a path, a file name, or a library's name without
-    /// `lib` and `.so` (`c`, `jemalloc`).
+    /// `-O`: take the allocator functions from this object only: a path, a file name, or a
+    /// library's name without `lib` and `.so` (`c`, `jemalloc`).
     pub object: Option<&'a str>,
-    /// `-S`: the allocator's functions carry this prefix; those without it are another allocator's. Mapping functions
-    /// and C++ operators have none.
+    /// `-S`: the allocator's functions carry this prefix; those without it are another allocator's.
+    /// Mapping functions and C++ operators have none.
     pub symbols_prefix: Option<&'a str>,
     /// The programs can put replaced return addresses back on the stack.
     pub mends_stack: bool,
@@ -142,8 +142,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// It attaches nothing that acquires what was asked for: to be told with [`PlanError::nothing_found`] once all
-    /// objects are mapped.
+    /// It attaches nothing that acquires what was asked for: to be told with
+    /// [`PlanError::nothing_found`] once all objects are mapped.
     pub fn is_empty(&self) -> bool {
         !self.points.iter().any(|point| {
             let is_entry = matches!(point.program, ProgramKind::AcquireEnter | ProgramKind::CallEnter);

@@ -26,8 +26,8 @@ use crate::{
     },
 };
 
-/// Plans for `objects`: all that a target has mapped, or those that are new. Objects are read with [`symbol_names`] of
-/// the same options. `memory` is the target's, for indirect functions.
+/// Plans for `objects`: all that a target has mapped, or those that are new. Objects are read with
+/// [`symbol_names`] of the same options. `memory` is the target's, for indirect functions.
 ///
 /// An empty plan is no error here: a command that has just been started has nothing mapped yet.
 pub fn plan(objects: &[Object], options: &PlanOptions<'_>, memory: Option<&dyn ReadMemory>) -> Plan {
@@ -42,7 +42,8 @@ pub fn plan(objects: &[Object], options: &PlanOptions<'_>, memory: Option<&dyn R
             }),
         }
     }
-    // A release that can fail is attached by the programs of an acquire: among these it comes first.
+    // A release that can fail is attached by the programs of an acquire: among these it comes
+    // first.
     plan.points.sort_by_key(|point| (point.program, role_rank(point.role)));
     plan
 }
@@ -119,10 +120,11 @@ impl<'a> Planner<'a> {
         self.add_rows(plan, "", |scope| matches!(scope, Scope::Anywhere | Scope::User), None);
     }
 
-    /// Prefixes under which the object defines something of an allocator, complete or not: a linker takes from a static
-    /// library only what is called, and leaves the symbols out that nobody refers to. Where nothing under a prefix acquires,
-    /// what it frees is something else: a program's own `mi_free` may free menu items. A prefix that names what another one
-    /// has named already adds nothing.
+    /// Prefixes under which the object defines something of an allocator, complete or not: a linker
+    /// takes from a static library only what is called, and leaves the symbols out that nobody
+    /// refers to. Where nothing under a prefix acquires, what it frees is something else: a
+    /// program's own `mi_free` may free menu items. A prefix that names what another one has named
+    /// already adds nothing.
     fn families(&self) -> Vec<String> {
         if !self.is_chosen {
             return Vec::new();
@@ -145,7 +147,8 @@ impl<'a> Planner<'a> {
         prefixes.into_iter().filter(|prefix| adds_something(prefix)).collect()
     }
 
-    /// What the object names of malloc's and C++'s own functions, or of those under these prefixes and with whole names.
+    /// What the object names of malloc's and C++'s own functions, or of those under these prefixes
+    /// and with whole names.
     fn family(&self, prefixes: &[&String], is_plain: bool) -> Option<Family> {
         let whole = if is_plain { Scope::Operator } else { Scope::Allocator };
         let (mut acquired_by, mut releases) = (None, false);
@@ -167,7 +170,8 @@ impl<'a> Planner<'a> {
         Some(Family { object, acquires: acquired_by?, releases, is_plain })
     }
 
-    /// Notes where the allocator's code is: all of a library that is nothing else, or the functions that have names.
+    /// Notes where the allocator's code is: all of a library that is nothing else, or the functions
+    /// that have names.
     fn add_allocator_code(&mut self, plan: &mut Plan, kind: AllocatorKind) {
         let Some(bias) = self.object.load_bias else { return };
         if kind.is_all_of_its_library() && !self.elf.is_program() {
@@ -183,7 +187,8 @@ impl<'a> Planner<'a> {
         });
     }
 
-    /// The object defines a function that acquires under a whole name, one of those that are `wanted`.
+    /// The object defines a function that acquires under a whole name, one of those that are
+    /// `wanted`.
     fn defines_whole(&self, wanted: impl Fn(&str) -> bool) -> bool {
         let mut rows =
             self.options.rows_of(Scope::Allocator).filter(|row| acquires(row) && self.may_take(row));
@@ -196,7 +201,8 @@ impl<'a> Planner<'a> {
         self.options.symbols_prefix.is_none_or(is_named)
     }
 
-    /// The object is a C library, or holds one: it defines functions of each role, or is static and has some of them.
+    /// The object is a C library, or holds one: it defines functions of each role, or is static and
+    /// has some of them.
     fn has_mapping_functions(&self) -> bool {
         let mut rows = self.options.rows_of(Scope::Mapping);
         let defines = |role: Role| {
@@ -212,7 +218,8 @@ impl<'a> Planner<'a> {
             }
     }
 
-    /// Adds the rows of some scopes: points, or a reason why not (`reason`, where there is one for all of them).
+    /// Adds the rows of some scopes: points, or a reason why not (`reason`, where there is one for
+    /// all of them).
     fn add_rows(
         &mut self,
         plan: &mut Plan,
@@ -319,9 +326,10 @@ impl<'a> Planner<'a> {
         Ok(points)
     }
 
-    /// The row's calls are followed by their `ret` instructions, wherever these are known: those of functions that users name,
-    /// of which nobody knows whether they throw or switch stacks; those of mmap and its kin, which signal handlers call on
-    /// stacks of their own; and those that throw where the stack cannot be mended.
+    /// The row's calls are followed by their `ret` instructions, wherever these are known: those of
+    /// functions that users name, of which nobody knows whether they throw or switch stacks; those
+    /// of mmap and its kin, which signal handlers call on stacks of their own; and those that throw
+    /// where the stack cannot be mended.
     fn leaves_addresses_alone(&self, row: &Row) -> bool {
         let followed =
             matches!(row.role, Role::Acquire | Role::Resize | Role::FallibleRelease | Role::Shield);

@@ -8,8 +8,9 @@ use crate::{
     target::object::ObjectId,
 };
 
-/// A BPF program, in the order in which points are attached: what releases comes before what acquires, so that nothing
-/// that was seen acquired can be missed at its release; and a return before its entry, which makes it expected.
+/// A BPF program, in the order in which points are attached: what releases comes before what
+/// acquires, so that nothing that was seen acquired can be missed at its release; and a return
+/// before its entry, which makes it expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProgramKind {
     /// The target's mappings changed.
@@ -84,7 +85,8 @@ pub struct AttachPoint {
     pub placement: Placement,
     /// Name of the function, with the allocator's prefix.
     pub function: String,
-    /// Why the function's `ret` instructions are not probed, though it may do what replaced return addresses do not bear.
+    /// Why the function's `ret` instructions are not probed, though it may do what replaced return
+    /// addresses do not bear.
     pub unclear: Option<Unclear>,
 }
 

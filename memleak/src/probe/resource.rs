@@ -98,8 +98,8 @@ impl ResourceInfo {
     }
 }
 
-/// The resource that names the table in which `resource` is shown: all kinds of memory that bcc's memleak counts together
-/// share one, and anything else has its own.
+/// The resource that names the table in which `resource` is shown: all kinds of memory that bcc's
+/// memleak counts together share one, and anything else has its own.
 pub fn table_of(resource: Resource) -> Resource {
     match resource {
         Resource::Heap

@@ -4,7 +4,8 @@ use super::usage::{MAX_PID, UsageError, WholeNumber, non_empty, one_of};
 use crate::cli::Cli;
 pub use crate::probe::kernel::KernelProbes;
 
-/// Longest command name that the kernel keeps, bytes (`TASK_COMM_LEN` counts the zero behind it, too).
+/// Longest command name that the kernel keeps, bytes (`TASK_COMM_LEN` counts the zero behind it,
+/// too).
 const MAX_COMM: usize = 15;
 
 /// What is traced of the kernel.
@@ -12,7 +13,8 @@ const MAX_COMM: usize = 15;
 pub struct KernelOptions {
     /// By what its allocators are watched.
     pub probes: KernelProbes,
-    /// Objects of this slab cache only (`--slab`), as it was typed: [`crate::target::kernel`] looks it up.
+    /// Objects of this slab cache only (`--slab`), as it was typed: [`crate::target::kernel`] looks
+    /// it up.
     pub slab: Option<String>,
     /// What threads of this process allocate, only (`--only-pid`).
     pub only_pid: Option<u32>,
@@ -31,7 +33,8 @@ const ONLY_PID: WholeNumber = WholeNumber {
     remedy: "give the number that pidof NAME or ps prints",
 };
 
-/// Options that go with a process or command only: given or not, their names, and what they are about.
+/// Options that go with a process or command only: given or not, their names, and what they are
+/// about.
 fn for_processes(cli: &Cli) -> [(bool, &'static str, &'static str); 4] {
     [
         (cli.object.is_some(), "-O/--obj", "names an object of a process"),

@@ -21,7 +21,8 @@ const KERNEL: &[Resource] = &[Resource::Slab, Resource::Pages, Resource::Vmalloc
 /// What `-r`, `--acquire`, `--release` and `--resources-file` come to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// All of them: built-in ones, and behind them [`Resource::Custom`] for each that a user has described.
+    /// All of them: built-in ones, and behind them [`Resource::Custom`] for each that a user has
+    /// described.
     pub resources: Vec<Resource>,
     /// Those that users have described, by the number of [`Resource::Custom`].
     pub user: Vec<UserResource>,
@@ -96,8 +97,8 @@ fn choose(cli: &Cli) -> Result<Selection, UsageError> {
     Ok(selection)
 }
 
-/// The text of `--list-resources`: a line for each built-in resource, then for each that a user has described. The
-/// warnings are for standard error.
+/// The text of `--list-resources`: a line for each built-in resource, then for each that a user has
+/// described. The warnings are for standard error.
 pub(super) fn list(cli: &Cli) -> Result<(String, Vec<String>), UsageError> {
     let configured = configured();
     let named = [pairs_of(&cli.pairs)?, named_files(&cli.resources_files)?].concat();

@@ -1,5 +1,5 @@
-//! Sites: stacks as locations in objects, not addresses. The same code is one site, in however many processes, wherever it
-//! is mapped, and whatever was mapped there before.
+//! Sites: stacks as locations in objects, not addresses. The same code is one site, in however many
+//! processes, wherever it is mapped, and whatever was mapped there before.
 
 mod stack_id;
 
@@ -84,7 +84,8 @@ pub struct Sites {
 }
 
 impl Sites {
-    /// Finds the site of each stack that is outstanding in `snapshot`; those of other stacks are forgotten.
+    /// Finds the site of each stack that is outstanding in `snapshot`; those of other stacks are
+    /// forgotten.
     pub fn update(&mut self, snapshot: &Snapshot, locate: &mut dyn Locate) {
         let mut used = FxHashSet::default();
         for outstanding in &snapshot.outstanding {
@@ -158,7 +159,8 @@ mod tests {
     use super::*;
     use crate::snapshot::Outstanding;
 
-    /// Space N has its only object, which all have in common, at N * 0x1000; nothing else is an object.
+    /// Space N has its only object, which all have in common, at N * 0x1000; nothing else is an
+    /// object.
     #[derive(Default)]
     struct Shifted {
         asked: usize,

@@ -8,8 +8,8 @@ use gimli::{DwarfPackage, SectionId};
 use super::reader::{Reader, with_fuel};
 use crate::elf::{Bytes, ElfFile};
 
-/// Reads that a look-up may make at least, and for each byte of debug information over a whole object's life; and at most, which
-/// takes a second.
+/// Reads that a look-up may make at least, and for each byte of debug information over a whole
+/// object's life; and at most, which takes a second.
 const FUEL: (u64, u64) = (1 << 20, 16);
 const MOST_FUEL: u64 = 128 << 20;
 
@@ -57,8 +57,8 @@ impl Dwarf {
             .any(|name| elf.section(name).is_some_and(|it| it.size > 0))
     }
 
-    /// Reads the units of `elf`, whose references into a supplementary file go to `supplementary`; `package` holds its
-    /// split units (`.dwp`).
+    /// Reads the units of `elf`, whose references into a supplementary file go to `supplementary`;
+    /// `package` holds its split units (`.dwp`).
     pub fn new(
         elf: &ElfFile,
         supplementary: Option<&ElfFile>,
@@ -84,7 +84,8 @@ impl Dwarf {
         self.fuel == 0
     }
 
-    /// The calls at `vaddr`, innermost first; the last one is the function itself. Empty where nothing is known.
+    /// The calls at `vaddr`, innermost first; the last one is the function itself. Empty where
+    /// nothing is known.
     pub fn frames(&mut self, vaddr: u64, files: &dyn FindFile) -> Vec<SourceFrame> {
         if vaddr == u64::MAX {
             return Vec::new(); // addr2line computes the address after it.
@@ -160,8 +161,8 @@ where
     }
 }
 
-/// `file` without the directory of the compilation: as the compiler was told it. A relative directory (distributions
-/// have paths rewritten) says something that would be lost.
+/// `file` without the directory of the compilation: as the compiler was told it. A relative
+/// directory (distributions have paths rewritten) says something that would be lost.
 fn relative<'a>(file: &'a str, directory: Option<&Reader>) -> &'a str {
     let directory = directory.and_then(|directory| str::from_utf8(directory.bytes()).ok());
     let absolute = directory.filter(|directory| directory.starts_with('/'));

@@ -1,5 +1,5 @@
-//! What objects are, apart from where they are mapped and what they are called: equal files have one number in a run, and
-//! one name on all machines.
+//! What objects are, apart from where they are mapped and what they are called: equal files have
+//! one number in a run, and one name on all machines.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,7 +20,8 @@ pub struct ObjectNumber(pub u32);
 /// What makes two files the same object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
-    /// The build id, and the executable segments (`p_vaddr`, `p_filesz`): a build may give all its files one id.
+    /// The build id, and the executable segments (`p_vaddr`, `p_filesz`): a build may give all its
+    /// files one id.
     BuildId(Vec<u8>, Vec<(u64, u64)>),
     /// SHA-256 of the length of the file and of the beginnings of its executable segments.
     Content([u8; 32]),
@@ -72,7 +73,8 @@ pub enum Anchor {
     Address(u64),
 }
 
-/// The objects of a run in which something was located, by their files (`F`), each with a `T` of one of those.
+/// The objects of a run in which something was located, by their files (`F`), each with a `T` of
+/// one of those.
 #[derive(Debug)]
 pub struct Identities<F, T> {
     numbers: HashMap<Identity, ObjectNumber>,
@@ -89,7 +91,8 @@ impl<F, T> Default for Identities<F, T> {
 }
 
 impl<F: Clone + Eq + Hash, T: Clone> Identities<F, T> {
-    /// The number of the object that `file` is; `None` if it has no identity. Each file is asked once.
+    /// The number of the object that `file` is; `None` if it has no identity. Each file is asked
+    /// once.
     pub fn number(
         &mut self,
         file: &F,

@@ -12,8 +12,8 @@ use crate::proc::kallsyms::{
     KernelSymbol, ModulePlace, kernel_setting, modules, read_kallsyms, read_modules, read_notes, symbols,
 };
 
-/// Longest function that is believed in, bytes: where nothing says how long the last one before a gap is. Programs of
-/// BPF are the longest: 128 KiB or so.
+/// Longest function that is believed in, bytes: where nothing says how long the last one before a
+/// gap is. Programs of BPF are the longest: 128 KiB or so.
 const MAX_FUNCTION: u64 = 1 << 20;
 
 /// Addresses without a symbol that are remembered, so that they are not looked for again and again.
@@ -61,7 +61,8 @@ pub trait KernelTexts: std::fmt::Debug + Send {
     /// In the form of /proc/modules; empty where there are none.
     fn modules(&self) -> Vec<u8>;
 
-    /// ELF notes of the kernel (`[kernel]`) or of a module of it (`[ext4]`); empty if they are not known.
+    /// ELF notes of the kernel (`[kernel]`) or of a module of it (`[ext4]`); empty if they are not
+    /// known.
     fn notes(&self, _module: &str) -> Vec<u8> {
         Vec::new()
     }
@@ -115,8 +116,8 @@ pub struct KernelSymbols {
 }
 
 impl KernelSymbols {
-    /// Reads /proc/kallsyms. Nearly all of the time that it takes (60 ms or so) is the kernel's. Do it after the BPF
-    /// programs are loaded, so that they are in it.
+    /// Reads /proc/kallsyms. Nearly all of the time that it takes (60 ms or so) is the kernel's. Do
+    /// it after the BPF programs are loaded, so that they are in it.
     pub fn read() -> Result<Self, KernelSymbolsError> {
         Self::of(Box::new(RunningKernel))
     }
@@ -127,8 +128,9 @@ impl KernelSymbols {
         Ok(Self { texts, table, modules, unknown: HashSet::new(), identities: FxHashMap::default() })
     }
 
-    /// Reads /proc/kallsyms again. What was known of modules that are gone stays known, as long as nothing else is
-    /// where they were: what they have leaked is still there. An error leaves all as it was.
+    /// Reads /proc/kallsyms again. What was known of modules that are gone stays known, as long as
+    /// nothing else is where they were: what they have leaked is still there. An error leaves all
+    /// as it was.
     pub fn refresh(&mut self) -> Result<(), KernelSymbolsError> {
         let (mut table, modules) = read_table(&*self.texts)?;
         table.keep_modules_of(&self.table);
@@ -146,11 +148,13 @@ impl KernelSymbols {
         self.refresh()
     }
 
-    /// Frames of a stack of the kernel, callee first; one for each address, but for the tracer's own at the callee
-    /// end: the BPF program and what led to it. Reads the table again where it has no symbol for an address.
+    /// Frames of a stack of the kernel, callee first; one for each address, but for the tracer's
+    /// own at the callee end: the BPF program and what led to it. Reads the table again where it
+    /// has no symbol for an address.
     ///
-    /// As everywhere the byte before a return address is looked up. The address itself is, where it is no return
-    /// address: in the frame that a probe has stopped, and in one that an interrupt has.
+    /// As everywhere the byte before a return address is looked up. The address itself is, where it
+    /// is no return address: in the frame that a probe has stopped, and in one that an interrupt
+    /// has.
     pub fn frames(&mut self, ips: &[u64]) -> Vec<Frame> {
         let is_known = |table: &Table, ip: &u64| table.find_call(*ip).or_else(|| table.find(*ip)).is_some();
         if ips.iter().any(|ip| !is_known(&self.table, ip) && !self.unknown.contains(ip)) {
@@ -172,8 +176,8 @@ impl KernelSymbols {
         frames
     }
 
-    /// What the kernel (`[kernel]`) or a module of it is on any machine: its name, and behind a zero its build id, where it
-    /// has one.
+    /// What the kernel (`[kernel]`) or a module of it is on any machine: its name, and behind a
+    /// zero its build id, where it has one.
     pub fn identity(&mut self, module: &str) -> Box<[u8]> {
         if let Some(known) = self.identities.get(module) {
             return known.clone();
@@ -188,10 +192,10 @@ impl KernelSymbols {
         name.into()
     }
 
-    /// Where the code of these functions is, in order of address: each from its first byte to the next function's.
-    /// Variants that the compiler has made of a function count as that function (`new_slab.isra.0`, `.part.0`,
-    /// `.constprop.0`, `.cold`), and so does the one with the suffix `_noprof` that it has from Linux 6.10 on where
-    /// allocations are profiled.
+    /// Where the code of these functions is, in order of address: each from its first byte to the
+    /// next function's. Variants that the compiler has made of a function count as that function
+    /// (`new_slab.isra.0`, `.part.0`, `.constprop.0`, `.cold`), and so does the one with the suffix
+    /// `_noprof` that it has from Linux 6.10 on where allocations are profiled.
     pub fn address_ranges(&self, names: &[&str]) -> Vec<Range<u64>> {
         let is_one = |name: &[u8]| names.iter().any(|wanted| is_variant(name, wanted));
         let found = (0..self.table.symbols.len()).filter(|&at| is_one(self.table.name(at)));
@@ -200,8 +204,8 @@ impl KernelSymbols {
         ranges
     }
 
-    /// The name under which the kernel has the function `name` (that name, or the same with the suffix `_noprof`), and
-    /// its address.
+    /// The name under which the kernel has the function `name` (that name, or the same with the
+    /// suffix `_noprof`), and its address.
     pub fn function(&self, name: &str) -> Option<(String, u64)> {
         [name.to_owned(), format!("{name}_noprof")].into_iter().find_map(|name| {
             let place =
@@ -228,7 +232,8 @@ impl KernelSymbols {
 }
 
 fn read_table(texts: &dyn KernelTexts) -> Result<(Table, Vec<u8>), KernelSymbolsError> {
-    // Modules first: one that comes between the two is in the symbols and shows as a change next time.
+    // Modules first: one that comes between the two is in the symbols and shows as a change next
+    // time.
     let modules = texts.modules();
     let table = parse_table(&texts.kallsyms().map_err(KernelSymbolsError::Unreadable)?, &modules)?;
     Ok((table, modules))
@@ -242,8 +247,8 @@ fn parse_table(kallsyms: &[u8], modules_text: &[u8]) -> Result<Table, KernelSymb
     if symbols(kallsyms).all(|symbol| !symbol.is_text()) {
         return Err(KernelSymbolsError::Empty);
     }
-    // kallsyms_show_value() in kernel/ksyms_common.c: 0 shows them where perf_event_paranoid is 1 or less, 0 and 1 to who
-    // has CAP_SYSLOG, 2 to nobody.
+    // kallsyms_show_value() in kernel/ksyms_common.c: 0 shows them where perf_event_paranoid is 1
+    // or less, 0 and 1 to who has CAP_SYSLOG, 2 to nobody.
     let kptr_restrict = kernel_setting("kptr_restrict").unwrap_or(0);
     Err(match kptr_restrict {
         0 | 1 => KernelSymbolsError::HiddenFromUs {
@@ -344,7 +349,8 @@ impl Table {
         }
     }
 
-    /// The core kernel's offsets count from `_text`, as in System.map and vmlinux, wherever it was loaded.
+    /// The core kernel's offsets count from `_text`, as in System.map and vmlinux, wherever it was
+    /// loaded.
     fn place_core(&mut self) {
         let text = (0..self.symbols.len()).find(|&at| matches!(self.name(at), b"_text" | b"_stext"));
         let start = text.and_then(|at| self.symbols.get(at)).map(|symbol| symbol.address);
@@ -431,10 +437,12 @@ fn name_of<'a>(symbol: &Symbol, names: &'a [u8]) -> &'a [u8] {
     names.get(start..start + usize::from(symbol.len)).unwrap_or_default()
 }
 
-/// How little a name says, of several at one address: the smallest is shown. Marks of the linker come after functions,
-/// aliases for another place or another ABI after what they are aliases of, local names after global ones.
+/// How little a name says, of several at one address: the smallest is shown. Marks of the linker
+/// come after functions, aliases for another place or another ABI after what they are aliases of,
+/// local names after global ones.
 fn badness<'a>(symbol: &Symbol, names: &'a [u8]) -> (bool, bool, bool, bool, usize, usize, &'a [u8]) {
-    /// Padding before functions, code that runs before relocation, bounds of sections, static calls.
+    /// Padding before functions, code that runs before relocation, bounds of sections, static
+    /// calls.
     const MARKS: &[&[u8]] =
         &[b"__pfx_", b"__cfi_", b"__pi_", b"__start_", b"__stop_", b"__SCT__", b"__hot_text_"];
     const BOUNDS: &[&[u8]] =
@@ -447,7 +455,8 @@ fn badness<'a>(symbol: &Symbol, names: &'a [u8]) -> (bool, bool, bool, bool, usi
     (is_mark, !symbol.global, name.starts_with(b"__ia32_"), has_suffix, underscores, name.len(), name)
 }
 
-/// A name as people write it: Rust's demangled, and without the number that LLVM gives to a local function.
+/// A name as people write it: Rust's demangled, and without the number that LLVM gives to a local
+/// function.
 fn readable(symbol: &str) -> String {
     demangle(symbol.split_once(".llvm.").map_or(symbol, |(name, _)| name))
 }
@@ -458,8 +467,8 @@ fn is_variant(name: &[u8], wanted: &str) -> bool {
     base == wanted.as_bytes() || base.strip_suffix(b"_noprof") == Some(wanted.as_bytes())
 }
 
-/// How many frames at the callee end belong to tracing itself. Code without a symbol counts with what called it: where
-/// `net.core.bpf_jit_kallsyms` is 0 our own program has none.
+/// How many frames at the callee end belong to tracing itself. Code without a symbol counts with
+/// what called it: where `net.core.bpf_jit_kallsyms` is 0 our own program has none.
 fn tracing_frames(ips: &[u64], table: &Table) -> usize {
     let mut count = 0;
     for (index, ip) in ips.iter().enumerate() {
@@ -473,7 +482,8 @@ fn tracing_frames(ips: &[u64], table: &Table) -> usize {
 }
 
 fn is_tracing(table: &Table, at: usize) -> bool {
-    /// Of the kernel itself: raw tracepoints, perf's, kprobes by breakpoint and by ftrace, return probes, the walk.
+    /// Of the kernel itself: raw tracepoints, perf's, kprobes by breakpoint and by ftrace, return
+    /// probes, the walk.
     const PREFIXES: &[&[u8]] = &[
         b"__traceiter_",
         b"__probestub_",

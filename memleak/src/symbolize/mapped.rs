@@ -1,12 +1,13 @@
-//! What a process had mapped at each time: an address is looked up in the mappings that were there when it was recorded.
+//! What a process had mapped at each time: an address is looked up in the mappings that were there
+//! when it was recorded.
 //!
-//! Time is counted in generations. One ends whenever something may be unmapped, so within one code only comes: two
-//! readings of /proc/PID/maps in one generation add up. Which generation an address belongs to is recorded with its
-//! stack. The dynamic linker tells twice of each object that it closes, before it is unmapped and after that: one generation
-//! ends with each.
+//! Time is counted in generations. One ends whenever something may be unmapped, so within one code
+//! only comes: two readings of /proc/PID/maps in one generation add up. Which generation an address
+//! belongs to is recorded with its stack. The dynamic linker tells twice of each object that it
+//! closes, before it is unmapped and after that: one generation ends with each.
 //!
-//! A reading may come too late, so that a generation has none, or none that has all that ran in it. What is then not
-//! certain is not guessed.
+//! A reading may come too late, so that a generation has none, or none that has all that ran in it.
+//! What is then not certain is not guessed.
 
 use std::{
     collections::VecDeque,
@@ -16,17 +17,20 @@ use std::{
 
 use memleak_common::mappings::NEW_PROGRAM;
 
-/// Most readings that are kept of one process: what is older than all of them is not known any more.
+/// Most readings that are kept of one process: what is older than all of them is not known any
+/// more.
 const MAX_READINGS: usize = 4096;
 
-/// Readings that stay when all that is outstanding was looked up: a stack may have been recorded a moment ago.
+/// Readings that stay when all that is outstanding was looked up: a stack may have been recorded a
+/// moment ago.
 const KEPT: usize = 16;
 
 /// Programs of one process that are kept.
 const PROGRAMS: usize = 4;
 
-/// Generations from a reading that has an object to the first that can have it again after another one was in its place: the
-/// object may be about to be unmapped when it is read (one generation), and the other one is unmapped after that (two).
+/// Generations from a reading that has an object to the first that can have it again after another
+/// one was in its place: the object may be about to be unmapped when it is read (one generation),
+/// and the other one is unmapped after that (two).
 const BACK_AFTER: u64 = 3;
 
 /// Some code that is mapped.
@@ -55,7 +59,8 @@ struct Reading<T> {
     generation: u64,
     /// By address, disjoint. Shared with the reading before, where nothing is new.
     regions: Arc<[Region<T>]>,
-    /// Parts where a second reading of the generation has found something else than the first, by address, disjoint.
+    /// Parts where a second reading of the generation has found something else than the first, by
+    /// address, disjoint.
     replaced: Vec<Range<u64>>,
 }
 
@@ -64,7 +69,8 @@ struct Reading<T> {
 pub enum Observed {
     /// All that was there is there still, and maybe more.
     Grown,
-    /// Something is gone or replaced, though nobody has told of it: a new generation is to be begun, and read.
+    /// Something is gone or replaced, though nobody has told of it: a new generation is to be
+    /// begun, and read.
     Shrunk,
 }
 
@@ -92,9 +98,9 @@ impl<T> Default for Mapped<T> {
 }
 
 impl<T: Clone + PartialEq> Mapped<T> {
-    /// Takes over what is mapped in `generation`, which must not have ended when it was read: `regions` in order of address.
-    /// A reading of a generation that is over when a newer one is known changes nothing. `counts` says of code that is gone
-    /// whether that is of interest.
+    /// Takes over what is mapped in `generation`, which must not have ended when it was read:
+    /// `regions` in order of address. A reading of a generation that is over when a newer one is
+    /// known changes nothing. `counts` says of code that is gone whether that is of interest.
     pub fn observe(
         &mut self,
         generation: u64,
@@ -115,7 +121,8 @@ impl<T: Clone + PartialEq> Mapped<T> {
         Observed::Grown
     }
 
-    /// Takes over where the program itself is mapped in `generation`: it stays there until there is another one.
+    /// Takes over where the program itself is mapped in `generation`: it stays there until there is
+    /// another one.
     pub fn keep(&mut self, generation: u64, regions: &[Region<T>]) {
         match self.programs.back_mut() {
             Some(last) if last.regions == regions => {
@@ -313,7 +320,8 @@ mod tests {
         assert_eq!(at(&late, 2, 35), Some('b'));
         // No reading of 1: what is there on both sides was there.
         assert_eq!((at(&late, 1, 15), at(&late, 1, 35)), (Some('m'), None));
-        // As many generations as it takes to be unmapped, to close another one and to be loaded again.
+        // As many generations as it takes to be unmapped, to close another one and to be loaded
+        // again.
         let again = mapped(&[(0, &[(10, 20, 'a')]), (3, &[(10, 20, 'a')])]);
         let found = [0, 1, 2, 3].map(|generation| at(&again, generation, 15));
         assert_eq!(found, [Some('a'), None, None, Some('a')]);
@@ -360,7 +368,8 @@ mod tests {
         assert_eq!([22, 23].map(|generation| at(&mapped, generation, 10)), [Some('m'), Some('n')]);
     }
 
-    /// As many mappings as a process may have (sysctl vm.max_map_count), of two files in turn, which change places.
+    /// As many mappings as a process may have (sysctl vm.max_map_count), of two files in turn,
+    /// which change places.
     #[test]
     fn many_mappings_take_no_time() {
         const COUNT: u64 = 65_530;

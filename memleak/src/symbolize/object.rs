@@ -1,4 +1,5 @@
-//! One object of a target: an ELF file with its symbols and its debug information, read when first asked for.
+//! One object of a target: an ELF file with its symbols and its debug information, read when first
+//! asked for.
 
 use std::{collections::HashMap, ffi::OsStr, os::unix::ffi::OsStrExt as _, path::PathBuf, sync::Arc};
 
@@ -18,14 +19,16 @@ use crate::{
 /// Most addresses whose calls are remembered for one object.
 const MAX_REMEMBERED: usize = 1 << 18;
 
-/// A call in an object: all of a [`super::Frame`] that does not depend on where the object is mapped.
+/// A call in an object: all of a [`super::Frame`] that does not depend on where the object is
+/// mapped.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Call {
     /// Demangled name.
     pub function: Option<String>,
     /// Name as the symbol table or DWARF has it.
     pub symbol: Option<String>,
-    /// vaddr of the function's first byte; of an inlined one that of the function it was inlined into.
+    /// vaddr of the function's first byte; of an inlined one that of the function it was inlined
+    /// into.
     pub start: Option<u64>,
     /// Source file.
     pub file: Option<String>,
@@ -56,7 +59,8 @@ impl Object {
         Self { file, roots, names: None, remembered: HashMap::new() }
     }
 
-    /// The calls at `vaddr`, innermost first; empty where neither a symbol nor debug information covers it.
+    /// The calls at `vaddr`, innermost first; empty where neither a symbol nor debug information
+    /// covers it.
     pub fn calls(&mut self, vaddr: u64) -> Arc<[Call]> {
         if let Some(calls) = self.remembered.get(&vaddr) {
             return calls.clone();
@@ -128,7 +132,8 @@ impl Names {
         Self { symbols, dwarf }
     }
 
-    /// Puts together what DWARF says of `vaddr` and what the symbol table says, which names the last one.
+    /// Puts together what DWARF says of `vaddr` and what the symbol table says, which names the
+    /// last one.
     fn calls(&self, vaddr: u64, frames: Vec<SourceFrame>) -> Vec<Call> {
         let symbol = self.symbols.find(vaddr);
         let start = symbol.as_ref().map(|symbol| symbol.start);

@@ -1,8 +1,9 @@
 //! `/tmp/perf-PID.map`: names of code that was generated at run time, as written by JIT compilers
 //! (Linux: tools/perf/Documentation/jit-interface.txt).
 //!
-//! A line is `START SIZE NAME`, both numbers hexadecimal, the name free text to the end of the line. The file grows while
-//! the program runs, and code moves: a later line wins over an earlier one.
+//! A line is `START SIZE NAME`, both numbers hexadecimal, the name free text to the end of the
+//! line. The file grows while the program runs, and code moves: a later line wins over an earlier
+//! one.
 
 use std::{
     fs::File,

@@ -1,9 +1,11 @@
-//! The reader that DWARF is parsed with: bytes that hold themselves, and two limits on what hostile DWARF can cost.
+//! The reader that DWARF is parsed with: bytes that hold themselves, and two limits on what hostile
+//! DWARF can cost.
 //!
-//! `addr2line` recurses once for each level of inlined calls, with no limit, and reads lists that many entries may share
-//! once for each of them: a few kilobytes could overflow the stack, or take hours and all memory. Both recursion and
-//! repetition go through the reader, so it is the reader that ends them: it gives an error as soon as more reads were
-//! made than [`Limits`] allows, or the stack reaches further down than it allows.
+//! `addr2line` recurses once for each level of inlined calls, with no limit, and reads lists that
+//! many entries may share once for each of them: a few kilobytes could overflow the stack, or take
+//! hours and all memory. Both recursion and repetition go through the reader, so it is the reader
+//! that ends them: it gives an error as soon as more reads were made than [`Limits`] allows, or the
+//! stack reaches further down than it allows.
 
 use std::{borrow::Cow, cell::Cell};
 
@@ -13,8 +15,8 @@ use crate::{elf::Bytes, hurry, proc::limits::resident_bytes};
 
 type Inner = EndianReader<RunTimeEndian, Bytes>;
 
-/// How much more memory a look-up may take, bytes: addr2line keeps what it has parsed, without limit. A unit of 20 MB of debug
-/// information takes as much.
+/// How much more memory a look-up may take, bytes: addr2line keeps what it has parsed, without
+/// limit. A unit of 20 MB of debug information takes as much.
 const MEMORY: u64 = 64 << 20;
 
 /// Reads between two looks at the memory, and at whether a signal has come.

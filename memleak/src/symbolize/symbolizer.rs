@@ -1,4 +1,5 @@
-//! The mappings of address spaces, with the objects behind them, and the way from an address to its object, and to frames.
+//! The mappings of address spaces, with the objects behind them, and the way from an address to its
+//! object, and to frames.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -42,8 +43,8 @@ impl Default for SymbolizerOptions {
 
 /// Turns addresses of processes into frames.
 ///
-/// Files are opened when [`Symbolizer::observe`] first sees them mapped and stay open; what is in them is read when an
-/// address first asks for it.
+/// Files are opened when [`Symbolizer::observe`] first sees them mapped and stay open; what is in
+/// them is read when an address first asks for it.
 #[derive(Debug)]
 pub struct Symbolizer {
     store: ObjectStore,
@@ -65,7 +66,8 @@ pub enum Location {
         /// The return address as the object names it.
         vaddr: u64,
     },
-    /// In code that belongs to no object, or nowhere: an address means what it does in its own space alone.
+    /// In code that belongs to no object, or nowhere: an address means what it does in its own
+    /// space alone.
     Elsewhere {
         /// Address space.
         space: u32,
@@ -105,7 +107,8 @@ struct Code {
     /// `None` for anonymous memory.
     object: Option<Arc<ObjectFile>>,
     module: Option<String>,
-    /// Its load bias; of one that cannot be read where the file's first byte is mapped, or would be, which it is of most.
+    /// Its load bias; of one that cannot be read where the file's first byte is mapped, or would
+    /// be, which it is of most.
     bias: u64,
 }
 
@@ -145,16 +148,17 @@ impl Symbolizer {
         self.kernel = Some(symbols);
     }
 
-    /// Takes over what modules the kernel has now, where its stacks are asked for; once for each report. What cannot be
-    /// read leaves what was known.
+    /// Takes over what modules the kernel has now, where its stacks are asked for; once for each
+    /// report. What cannot be read leaves what was known.
     pub fn observe_kernel(&mut self) {
         if let Some(kernel) = &mut self.kernel {
             let _ = kernel.observe();
         }
     }
 
-    /// Takes over what `pid` has mapped now and keeps those files open, so that its addresses can be symbolized after it has
-    /// ended, after a dlclose and after the files were deleted or replaced. Cheap while nothing changes.
+    /// Takes over what `pid` has mapped now and keeps those files open, so that its addresses can
+    /// be symbolized after it has ended, after a dlclose and after the files were deleted or
+    /// replaced. Cheap while nothing changes.
     ///
     /// An error means that /proc/PID/maps could not be read; what was known stays known.
     pub fn observe(&mut self, pid: u32) -> io::Result<()> {
@@ -163,8 +167,8 @@ impl Symbolizer {
         Ok(())
     }
 
-    /// The same, of any target, given what it has mapped (in order of address) in a generation ([`Mapped`]) that had not
-    /// ended when it was read.
+    /// The same, of any target, given what it has mapped (in order of address) in a generation
+    /// ([`Mapped`]) that had not ended when it was read.
     pub fn observe_mappings(
         &mut self,
         space: u32,
@@ -243,8 +247,8 @@ impl Symbolizer {
         self.drop_unused_objects();
     }
 
-    /// Forgets which objects nothing is located in but `used`, and what only addresses of generations that are over were
-    /// looked up in: all that is outstanding was located.
+    /// Forgets which objects nothing is located in but `used`, and what only addresses of
+    /// generations that are over were looked up in: all that is outstanding was located.
     pub fn forget_located(&mut self, used: &HashSet<ObjectNumber>) {
         self.identities.retain(used);
         self.processes.values_mut().for_each(|process| process.code.forget_old());
@@ -269,10 +273,11 @@ impl Symbolizer {
         self.store.drop_unused();
     }
 
-    /// Where the return addresses of a stack of an address space are, which was recorded in a generation.
+    /// Where the return addresses of a stack of an address space are, which was recorded in a
+    /// generation.
     ///
-    /// What is looked up is the byte before each address: it belongs to the call, the address itself may be another
-    /// line's or another function's.
+    /// What is looked up is the byte before each address: it belongs to the call, the address
+    /// itself may be another line's or another function's.
     pub fn locate(&mut self, space: u32, generation: u64, ips: &[u64]) -> Vec<Location> {
         if space == KERNEL_PID && self.kernel.is_some() {
             return ips.iter().map(|ip| Location::Kernel { ip: *ip }).collect();
@@ -301,8 +306,8 @@ impl Symbolizer {
         ips.iter().map(locate).collect()
     }
 
-    /// What these locations are called on any machine. Of the kernel's stacks the frames that belong to tracing itself
-    /// have no name.
+    /// What these locations are called on any machine. Of the kernel's stacks the frames that
+    /// belong to tracing itself have no name.
     pub fn anchors(&mut self, locations: &[Location]) -> Vec<Anchor> {
         if let (Some(kernel), Some(ips)) = (&mut self.kernel, kernel_ips(locations)) {
             let frames = kernel.frames(&ips).into_iter();
@@ -321,10 +326,11 @@ impl Symbolizer {
         locations.iter().map(anchor).collect()
     }
 
-    /// Frames of a list of return addresses, callee first. An address with inlined calls gives several, innermost first;
-    /// each address gives at least one.
+    /// Frames of a list of return addresses, callee first. An address with inlined calls gives
+    /// several, innermost first; each address gives at least one.
     ///
-    /// Of the kernel's stacks the frames that belong to tracing itself are left out ([`KernelSymbols::frames`]).
+    /// Of the kernel's stacks the frames that belong to tracing itself are left out
+    /// ([`KernelSymbols::frames`]).
     pub fn symbolize(&mut self, space: u32, generation: u64, ips: &[u64]) -> Vec<Frame> {
         let locations = self.locate(space, generation, ips);
         self.frames(&locations, ips)
@@ -364,7 +370,8 @@ impl Symbolizer {
         }
     }
 
-    /// Code of no object: the perf map may name it. What a walk makes of a register that is no frame pointer may be data.
+    /// Code of no object: the perf map may name it. What a walk makes of a register that is no
+    /// frame pointer may be data.
     fn elsewhere(&mut self, space: u32, ip: u64, frames: &mut Vec<Frame>) {
         let (Some(process), Some(call)) = (self.processes.get(&space), ip.checked_sub(1)) else {
             frames.push(unknown(ip, None, None, NoSymbol::Unmapped));
@@ -434,7 +441,8 @@ impl Process {
         })
     }
 
-    /// The mapping of an address where no code is or was: what a walk makes of a register that is no frame pointer.
+    /// The mapping of an address where no code is or was: what a walk makes of a register that is
+    /// no frame pointer.
     fn data(&self, address: u64, store: &ObjectStore) -> Option<Arc<Code>> {
         let index = self.latest.partition_point(|mapping| mapping.end <= address);
         let mapping = self.latest.get(index).filter(|mapping| mapping.start <= address)?;
@@ -456,8 +464,8 @@ impl Code {
     }
 }
 
-/// For each mapping where the first byte of its file is mapped: by the nearest mapping of it before this one, or where it
-/// would be.
+/// For each mapping where the first byte of its file is mapped: by the nearest mapping of it before
+/// this one, or where it would be.
 fn bases(mappings: &[Mapping]) -> impl Iterator<Item = u64> {
     let mut first: Option<&Mapping> = None;
     mappings.iter().map(move |mapping| {

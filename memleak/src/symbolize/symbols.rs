@@ -1,4 +1,5 @@
-//! The functions of an object, by address: from `.symtab` and `.dynsym`, its own and its debug file's.
+//! The functions of an object, by address: from `.symtab` and `.dynsym`, its own and its debug
+//! file's.
 
 use std::ops::Range;
 
@@ -9,7 +10,8 @@ use crate::elf::{
     symbols::{Strings, SymbolTable, without_version},
 };
 
-/// Most functions of one object that are indexed. A browser with all its local symbols has 1.5 million.
+/// Most functions of one object that are indexed. A browser with all its local symbols has 1.5
+/// million.
 const MAX_FUNCTIONS: usize = 5 << 19;
 
 /// Longest name that is compared with others, bytes.
@@ -59,7 +61,8 @@ struct Entry {
 const _: () = assert!(size_of::<Entry>() == 32);
 
 impl Symbols {
-    /// Indexes the functions in all symbol tables of `files`. A table that cannot be read is left out.
+    /// Indexes the functions in all symbol tables of `files`. A table that cannot be read is left
+    /// out.
     pub fn read(files: &[&ElfFile]) -> Self {
         let mut symbols = Self::default();
         let Some(budget) = files.first().map(|elf| elf.budget()) else { return symbols };
@@ -119,7 +122,8 @@ impl Symbols {
     /// Sorts, leaves one name for each address, gives an end to what has none and links what nests.
     fn finish(&mut self, tables: &[SymbolTable<'_>], budget: &Budget) {
         let mut entries = std::mem::take(&mut self.entries);
-        // What a table of names costs is only known when it is read; too large a one is given up as a whole.
+        // What a table of names costs is only known when it is read; too large a one is given up as
+        // a whole.
         match budget.charge((entries.len() * size_of::<Entry>()) as u64) {
             Ok(charge) => self.charge = Some(charge),
             Err(_) => return,
@@ -160,8 +164,9 @@ struct Candidate {
     name: Range<usize>,
 }
 
-/// Puts the plainest name of each address before the others: the fewest underscores, then the shortest. The entries are in
-/// order of address, then rank. Names are read in the order in which they lie in the file.
+/// Puts the plainest name of each address before the others: the fewest underscores, then the
+/// shortest. The entries are in order of address, then rank. Names are read in the order in which
+/// they lie in the file.
 fn put_best_names_first(entries: &mut [Entry], tables: &[SymbolTable<'_>], budget: &Budget) {
     let mut candidates = candidates(entries);
     let place = |candidate: &Candidate| {
@@ -226,7 +231,8 @@ fn function(elf: &ElfFile, symbol: RawSymbol, table: u16) -> Option<Entry> {
     let hidden = symbol.visibility == elf::STV_HIDDEN.0 || symbol.visibility == elf::STV_INTERNAL.0;
     let label = match symbol.kind {
         kind if kind == elf::STT_FUNC.0 || kind == elf::STT_GNU_IFUNC.0 => false,
-        // A function written in assembly without `.type`; as perf does, only where it is meant to be seen.
+        // A function written in assembly without `.type`; as perf does, only where it is meant to
+        // be seen.
         kind if kind == elf::STT_NOTYPE.0 && section?.executable() && !hidden => true,
         _ => return None,
     };
@@ -252,12 +258,14 @@ fn function(elf: &ElfFile, symbol: RawSymbol, table: u16) -> Option<Entry> {
     })
 }
 
-/// `$a`, `$d`, `$t`, `$x` (and `$x.1`...): marks of the ARM and RISC-V ABIs; `.L...`: labels of the assembler.
+/// `$a`, `$d`, `$t`, `$x` (and `$x.1`...): marks of the ARM and RISC-V ABIs; `.L...`: labels of the
+/// assembler.
 fn is_mapping_symbol(name: &[u8]) -> bool {
     matches!(name, [b'$', b'a' | b'd' | b't' | b'x', ..] | [b'.', b'L', ..])
 }
 
-/// A label without a size inside a function that has one is a place in that function, not one of its own.
+/// A label without a size inside a function that has one is a place in that function, not one of
+/// its own.
 fn drop_labels_inside_functions(entries: &mut Vec<Entry>) {
     let mut covered = 0;
     entries.retain(|entry| {

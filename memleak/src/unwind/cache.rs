@@ -19,7 +19,8 @@ use crate::objects::{ObjectFile, Stamp};
 /// What says that two objects are the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum TableKey {
-    /// Build id and length in bytes: one library in several containers, or in several processes' namespaces.
+    /// Build id and length in bytes: one library in several containers, or in several processes'
+    /// namespaces.
     BuildId(Vec<u8>, u64),
     /// A file without build id.
     File(Stamp),
@@ -52,8 +53,8 @@ pub struct TableCache {
 }
 
 impl TableCache {
-    /// The tables of `objects`, in their order. Those that are not known yet are built by as many threads as there
-    /// are processors, the longest file first.
+    /// The tables of `objects`, in their order. Those that are not known yet are built by as many
+    /// threads as there are processors, the longest file first.
     pub fn get_many(&self, objects: &[Arc<ObjectFile>]) -> Vec<TableResult> {
         let keys: Vec<_> = objects.iter().map(|object| key_of(object)).collect();
         let mut missing: HashMap<&TableKey, &ObjectFile> = HashMap::new();
@@ -81,7 +82,8 @@ impl TableCache {
             .collect()
     }
 
-    /// Forgets the tables that nobody else holds: those of objects that no traced process maps any more.
+    /// Forgets the tables that nobody else holds: those of objects that no traced process maps any
+    /// more.
     pub fn forget_unused(&self) {
         self.lock().retain(|_, table| table.as_ref().is_ok_and(|table| Arc::strong_count(table) > 1));
     }

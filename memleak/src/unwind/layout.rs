@@ -1,10 +1,11 @@
-//! Where tables and lists of mappings lie in the arrays that are searched, and how they change under a walk's feet.
+//! Where tables and lists of mappings lie in the arrays that are searched, and how they change
+//! under a walk's feet.
 //!
-//! A walk begins with one load of its process's [`MappingList`] and goes from there. So a change writes all that is
-//! new to places that no list names, then publishes the new list with one store, and only then retires what the old
-//! list named. What is retired keeps its place until a walk that began before cannot be running any more:
-//! [`Layout::reclaim`] is for the driver to call after such a time, and frees what was retired before the call
-//! before it.
+//! A walk begins with one load of its process's [`MappingList`] and goes from there. So a change
+//! writes all that is new to places that no list names, then publishes the new list with one store,
+//! and only then retires what the old list named. What is retired keeps its place until a walk that
+//! began before cannot be running any more: [`Layout::reclaim`] is for the driver to call after
+//! such a time, and frees what was retired before the call before it.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -58,8 +59,8 @@ pub enum LayoutError<E> {
 pub enum Shortage {
     /// Give up: reclaiming may help.
     Fail,
-    /// List its object without rows: walks through it go by the frame pointer, and the others are found. Of mappings
-    /// that are too many for a list those that repeat a table are left out.
+    /// List its object without rows: walks through it go by the frame pointer, and the others are
+    /// found. Of mappings that are too many for a list those that repeat a table are left out.
     LeaveOut,
 }
 
@@ -148,7 +149,8 @@ impl Retired {
 
 #[derive(Debug)]
 struct Placed {
-    /// Its words are in `extent` and nowhere else. Held so that no other table can get its address, which is its key.
+    /// Its words are in `extent` and nowhere else. Held so that no other table can get its address,
+    /// which is its key.
     table: Arc<SharedTable>,
     extent: Extent,
     users: usize,
@@ -188,8 +190,9 @@ impl Layout {
         }
     }
 
-    /// Makes `objects` what `pid` has mapped, in place of what it had. On an error the old list stays as it is. Where a
-    /// table finds no room, that is an error, or with [`Shortage::LeaveOut`] its object is listed without rows.
+    /// Makes `objects` what `pid` has mapped, in place of what it had. On an error the old list
+    /// stays as it is. Where a table finds no room, that is an error, or with
+    /// [`Shortage::LeaveOut`] its object is listed without rows.
     pub fn set_process<S: Store>(
         &mut self,
         pid: u32,
@@ -214,7 +217,8 @@ impl Layout {
             store.publish(pid, published).map_err(LayoutError::Store)?;
             Ok(published)
         });
-        // Whichever of the two lists lost is retired: a failed store may have published the new one all the same.
+        // Whichever of the two lists lost is retired: a failed store may have published the new one
+        // all the same.
         let process = Process { list, tables };
         match written {
             Ok(published) => {
@@ -238,9 +242,9 @@ impl Layout {
         result
     }
 
-    /// Frees what was retired before the call before this one. Between two calls every walk that ran at the first has
-    /// to come to its end: the driver waits for a grace period, or for a report's interval. Tables that somebody still
-    /// holds get their words back.
+    /// Frees what was retired before the call before this one. Between two calls every walk that
+    /// ran at the first has to come to its end: the driver waits for a grace period, or for a
+    /// report's interval. Tables that somebody still holds get their words back.
     pub fn reclaim<S: Store>(&mut self, store: &S) -> Result<(), S::Error> {
         let Retired { mut tables, mappings } =
             std::mem::replace(&mut self.retired_before, std::mem::take(&mut self.retired));
@@ -356,8 +360,8 @@ fn key_of(table: &Arc<SharedTable>) -> TableKey {
     Arc::as_ptr(table).addr()
 }
 
-/// The descriptor of an object's mapping, its table at `extent`. One that is of no executable segment, or whose table has
-/// no place, has no rows: it still says that this is a file's text.
+/// The descriptor of an object's mapping, its table at `extent`. One that is of no executable
+/// segment, or whose table has no place, has no rows: it still says that this is a file's text.
 fn describe(object: &MappedObject, extent: Option<Extent>) -> Mapping {
     let MappedObject { start, end, file_offset, ref table } = *object;
     let without_rows = Mapping { start, end, ..Mapping::default() };

@@ -1,9 +1,10 @@
 //! Unwind tables: stacks without frame pointers.
 //!
-//! An [`UnwindTable`] holds the rows of one object, made from its `.eh_frame` ([`eh_frame`]). A [`TableCache`] builds
-//! those of a process's objects in parallel, once for each build id. A [`Layout`] gives tables and processes their
-//! places in the arrays that the BPF programs search (their words are there then, and no longer here), and [`walk`] walks a stopped thread's stack with the very step
-//! they use. All of it is plain data: no aya, no root.
+//! An [`UnwindTable`] holds the rows of one object, made from its `.eh_frame` ([`eh_frame`]). A
+//! [`TableCache`] builds those of a process's objects in parallel, once for each build id. A
+//! [`Layout`] gives tables and processes their places in the arrays that the BPF programs search
+//! (their words are there then, and no longer here), and [`walk`] walks a stopped thread's stack
+//! with the very step they use. All of it is plain data: no aya, no root.
 
 mod cache;
 pub(crate) mod cfi;

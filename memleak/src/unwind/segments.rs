@@ -31,7 +31,8 @@ impl ExecSegments {
         segments.sort_by_key(|segment| segment.vaddr);
         let text_base = segments.first().ok_or(UnwindError::NoText)?.vaddr;
         let segments = Self { text_base, segments };
-        // Text may have holes between its segments, but the page index pays for them: a file has to be about as long.
+        // Text may have holes between its segments, but the page index pays for them: a file has to
+        // be about as long.
         let span = segments.end()?.wrapping_sub(text_base);
         if span > MAX_TEXT || span > file_len.saturating_mul(8).saturating_add(16 << 20) {
             return Err(UnwindError::TextTooLarge { span });

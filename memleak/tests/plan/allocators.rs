@@ -34,7 +34,8 @@ fn finds_the_allocator_of_static_programs() {
             let plan = plan_of_file(&program, &PlanOptions::default());
             assert_eq!(plan.allocators, [(program.display().to_string(), kind)]);
             let symbols = all_symbols(&program);
-            // In a static-pie program the linker made hidden functions, malloc among them, local ones.
+            // In a static-pie program the linker made hidden functions, malloc among them, local
+            // ones.
             check_against_symbols(&plan, &program, &symbols.iter().collect::<Vec<_>>(), |f| !is_operator(f));
             let malloc = symbols.iter().find(|symbol| symbol.name == "malloc").unwrap().vaddr;
             assert!(entries(&plan, &program, ProgramKind::AcquireEnter).contains_key(&malloc));
@@ -133,7 +134,8 @@ fn takes_half_an_allocator_and_says_what_is_missing() {
     assert_eq!(gaps(&objects, &plan(&objects, &options, None)).len(), 1);
 }
 
-/// A linker keeps what is called, so a family need not be whole; and a prefix is what its functions show.
+/// A linker keeps what is called, so a family need not be whole; and a prefix is what its functions
+/// show.
 #[test]
 fn takes_what_there_is_of_an_allocator() {
     let define = |names: &[&str]| -> String {
@@ -161,7 +163,8 @@ fn takes_what_there_is_of_an_allocator() {
     }
 }
 
-/// A stripped program that holds tcmalloc names what the C++ library refers to, and glibc's internal names with it.
+/// A stripped program that holds tcmalloc names what the C++ library refers to, and glibc's
+/// internal names with it.
 #[test]
 fn probes_the_operators_of_a_stripped_program() {
     let code = "#include <cstdlib>\nint main() { delete new int; return !malloc(1); }";

@@ -64,7 +64,8 @@ fn probes_the_c_library_of_a_running_program() {
     assert_eq!(whole.allocators, [(C_LIBRARY.to_owned(), AllocatorKind::Glibc)]);
     assert!(!whole.is_empty());
 
-    // By object: the C library's functions are nm's, the dynamic linker tells of dlopen, the program has nothing.
+    // By object: the C library's functions are nm's, the dynamic linker tells of dlopen, the
+    // program has nothing.
     for object in &objects {
         let own = plan(std::slice::from_ref(object), &options, None);
         check_against_nm(&own, &object.path, &dynamic_symbols(&object.path), |function| {
@@ -83,7 +84,8 @@ fn probes_the_c_library_of_a_running_program() {
     assert_eq!(skip_reasons(&whole, "free_sized"), [&SkipReason::NotDefined]);
 }
 
-/// Each resource is looked for in its libraries, with all functions that nm finds, and with no other's.
+/// Each resource is looked for in its libraries, with all functions that nm finds, and with no
+/// other's.
 #[test]
 fn probes_each_resource_in_its_library() {
     for (resource, library) in [

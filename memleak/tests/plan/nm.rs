@@ -25,8 +25,8 @@ pub fn entries(plan: &Plan, file: &Path, program: ProgramKind) -> BTreeMap<u64, 
         .collect()
 }
 
-/// Checks a plan for one file against nm: each row's function that nm has as a global or weak one is probed at its
-/// address, each address once for each program, and nothing else is.
+/// Checks a plan for one file against nm: each row's function that nm has as a global or weak one
+/// is probed at its address, each address once for each program, and nothing else is.
 pub fn check_against_nm(plan: &Plan, file: &Path, symbols: &[NmSymbol], applies: impl Fn(&str) -> bool) {
     let symbols: Vec<_> = symbols.iter().filter(|symbol| matches!(symbol.kind, 'T' | 'W')).collect();
     check_against_symbols(plan, file, &symbols, applies);
@@ -49,7 +49,8 @@ pub fn check_resources(
     applies: impl Fn(&str) -> bool,
 ) {
     let by_role = |wanted: &[Role]| -> BTreeSet<u64> {
-        // What serves system calls is not looked for in objects, though the C library has functions of these names.
+        // What serves system calls is not looked for in objects, though the C library has functions
+        // of these names.
         let rows = TABLE.iter().filter(|row| row.serves(resources) && row.scope != Scope::SystemCall);
         let rows = rows.filter(|row| wanted.contains(&row.role) && applies(&row.function));
         let names: HashSet<_> = rows.flat_map(names_of).collect();

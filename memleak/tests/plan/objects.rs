@@ -27,7 +27,8 @@ fn refuses_a_stripped_static_program_clearly() {
 
 #[test]
 fn puts_no_return_probes_into_a_go_program() {
-    // What makes a Go program is the section that its linker writes; the toolchain is not needed for that.
+    // What makes a Go program is the section that its linker writes; the toolchain is not needed
+    // for that.
     let code = format!(
         "{NEVER_FREES}\n__attribute__((section(\".go.buildinfo\"), used)) static const char go[32] = {{1}};"
     );

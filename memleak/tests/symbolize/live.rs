@@ -225,7 +225,8 @@ fn addresses_that_are_none() {
     }
 }
 
-/// A C++ program of some size, built for debugging: this test's own process is one in Rust, larger still.
+/// A C++ program of some size, built for debugging: this test's own process is one in Rust, larger
+/// still.
 #[test]
 fn ten_thousand_addresses_again_are_cheap() {
     let pid = std::process::id();

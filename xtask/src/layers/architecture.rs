@@ -31,8 +31,8 @@ impl Modules {
         Self { entries: named.collect() }
     }
 
-    /// Whether an entry names this file (relative to the repository): by its name, in the entry of one of its folders. A `mod.rs` is
-    /// named by its folder.
+    /// Whether an entry names this file (relative to the repository): by its name, in the entry of
+    /// one of its folders. A `mod.rs` is named by its folder.
     pub fn names(&self, path: &Path) -> bool {
         let file_name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let folder = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
@@ -44,7 +44,8 @@ impl Modules {
     }
 }
 
-/// A folder (`memleak/src/bpf/`) covers what is in it; a file (`memleak/src/settings.rs`) those beside it, and their folders.
+/// A folder (`memleak/src/bpf/`) covers what is in it; a file (`memleak/src/settings.rs`) those
+/// beside it, and their folders.
 fn covers(place: &str, path: &Path) -> bool {
     match (place.strip_suffix('/'), Path::new(place).parent()) {
         (Some(folder), _) => path.starts_with(folder),

@@ -1,5 +1,6 @@
-//! `cargo xtask layers`: holds the sources to what ARCHITECTURE.md draws. No circle between files, nothing from a layer above,
-//! what belongs into one folder in that folder alone, and each file named in the list of modules.
+//! `cargo xtask layers`: holds the sources to what ARCHITECTURE.md draws. No circle between files,
+//! nothing from a layer above, what belongs into one folder in that folder alone, and each file
+//! named in the list of modules.
 
 mod architecture;
 mod modules;

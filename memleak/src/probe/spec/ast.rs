@@ -4,7 +4,8 @@ use std::fmt;
 
 use super::lexer;
 
-/// The highest argument that a specification can name: integer arguments in registers (System V ABI for x86-64, 3.2.3).
+/// The highest argument that a specification can name: integer arguments in registers (System V ABI
+/// for x86-64, 3.2.3).
 pub const MAX_ARGUMENT: u8 = 6;
 
 /// One side of a pair, in the order of the command line or a file.
@@ -40,7 +41,8 @@ impl fmt::Display for Spec {
 pub struct Head {
     /// The resource's name, where one was given.
     pub resource: Option<String>,
-    /// The object that defines the function: a path, a file name or a library's name. `None`: any that does.
+    /// The object that defines the function: a path, a file name or a library's name. `None`: any
+    /// that does.
     pub object: Option<String>,
     /// Its symbol, without version.
     pub function: String,
@@ -61,7 +63,8 @@ pub struct Acquire {
     pub releases: Option<Handle>,
     /// The same handle may be handed out several times, and must be released as often (dlopen).
     pub counted: bool,
-    /// When the call has succeeded. `None`: when the handle is one: a pointer neither 0 nor -1, an int not negative.
+    /// When the call has succeeded. `None`: when the handle is one: a pointer neither 0 nor -1, an
+    /// int not negative.
     pub success: Option<Condition>,
 }
 
@@ -128,7 +131,8 @@ pub enum Size {
 /// A comparison of the return value with a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// What the function returns. `None`: the type of the resource's handles where it returns one, else an int.
+    /// What the function returns. `None`: the type of the resource's handles where it returns one,
+    /// else an int.
     pub width: Option<Width>,
     /// How it is compared.
     pub comparison: Comparison,

@@ -9,7 +9,8 @@ pub struct UserResource {
     pub name: String,
     /// What it is, for `--list-resources`; may be empty.
     pub description: String,
-    /// What several of them are called in a report's heading (`connections`); empty where nothing was said.
+    /// What several of them are called in a report's heading (`connections`); empty where nothing
+    /// was said.
     pub unit: String,
     /// What hands it out; one at least.
     pub acquires: Vec<Acquire>,
@@ -45,9 +46,10 @@ impl GroupError {
     }
 }
 
-/// Puts the specifications of a command line together, in their order: a release belongs to the acquire before it; an
-/// acquire right behind another one belongs to the same resource, and one behind a release begins a new one. A name puts
-/// a specification, and those without a name behind it, into the resource of that name.
+/// Puts the specifications of a command line together, in their order: a release belongs to the
+/// acquire before it; an acquire right behind another one belongs to the same resource, and one
+/// behind a release begins a new one. A name puts a specification, and those without a name behind
+/// it, into the resource of that name.
 pub fn group(specs: Vec<Spec>) -> Result<Vec<UserResource>, GroupError> {
     let mut resources: Vec<UserResource> = Vec::new();
     let mut current = None;

@@ -51,8 +51,8 @@ impl<'a> Lexer<'a> {
         taken
     }
 
-    /// Takes a word of the head: an object, a function, a name. Empty where none begins here. A quote without an end
-    /// gives `None`.
+    /// Takes a word of the head: an object, a function, a name. Empty where none begins here. A
+    /// quote without an end gives `None`.
     pub(super) fn head_word(&mut self) -> Option<String> {
         self.skip_space();
         let Some(quoted) = self.rest.strip_prefix('"') else {

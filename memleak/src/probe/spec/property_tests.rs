@@ -107,7 +107,8 @@ fn nearly() -> impl Strategy<Value = String> {
         .prop_map(|words| words.concat())
 }
 
-/// Every parser takes the text or says where it is wrong: at a column that the text has, or right behind it.
+/// Every parser takes the text or says where it is wrong: at a column that the text has, or right
+/// behind it.
 fn survives(text: &str) {
     let columns = [
         parse_acquire(text).err(),

@@ -1,5 +1,5 @@
-//! What a Rust program does to its global allocator, which a feature names. It acquires and releases by all of
-//! `GlobalAlloc`'s functions, tells its ledger and waits.
+//! What a Rust program does to its global allocator, which a feature names. It acquires and
+//! releases by all of `GlobalAlloc`'s functions, tells its ledger and waits.
 //!
 //! phases: READY, go, <ledger> END, end
 

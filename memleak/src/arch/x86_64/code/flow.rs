@@ -1,8 +1,9 @@
 //! From where code begins, along its jumps, to the state before each instruction.
 //!
-//! A call may return or not, and nothing in the code says which. So what follows a call is looked at last, in order of
-//! address: by then the jumps have said what holds at the places where functions go on. Where the two differ, or where
-//! the way behind a call comes to a `ret` too high or too low on the stack, the call does not return.
+//! A call may return or not, and nothing in the code says which. So what follows a call is looked
+//! at last, in order of address: by then the jumps have said what holds at the places where
+//! functions go on. Where the two differ, or where the way behind a call comes to a `ret` too high
+//! or too low on the stack, the call does not return.
 
 use std::cmp::Reverse;
 
@@ -59,7 +60,8 @@ pub(super) struct Flow<'t> {
     followed: Bits,
     /// Functions that are being followed, each for the one before.
     pending: Vec<u32>,
-    /// Functions that were followed without knowing of others whether they return, and what was marked.
+    /// Functions that were followed without knowing of others whether they return, and what was
+    /// marked.
     unsure: Vec<Unsure>,
     /// Where parts of functions begin.
     parts: Bits,
@@ -110,7 +112,8 @@ impl<'t> Flow<'t> {
         })
     }
 
-    /// Notes where calls may lead, and what is called where the caller's last instruction is: it never returns there.
+    /// Notes where calls may lead, and what is called where the caller's last instruction is: it
+    /// never returns there.
     fn find_hints(&mut self) {
         let calls: Vec<_> = Self::likely_calls(self.text).collect();
         for target in calls.iter().filter_map(|(_, target)| self.text.index(*target)) {
@@ -172,8 +175,8 @@ impl<'t> Flow<'t> {
         self.keep(run);
     }
 
-    /// Follows code whose state is a guess for so many instructions, and takes it back unless it comes to an end and
-    /// `is_right` says that it has proved right.
+    /// Follows code whose state is a guess for so many instructions, and takes it back unless it
+    /// comes to an end and `is_right` says that it has proved right.
     pub(super) fn try_out(
         &mut self,
         start: u32,

@@ -29,11 +29,13 @@ pub(super) struct Item {
 /// What following a piece of code has shown of the state that it was begun with.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
-    /// Ways that ended as they should: a return from where the function was entered, code that is known and agrees.
+    /// Ways that ended as they should: a return from where the function was entered, code that is
+    /// known and agrees.
     pub(super) good: u32,
     /// One did not.
     pub(super) bad: bool,
-    /// Calls with the stack pointer aligned as the psABI has it (3.2.2): from a wrong begin it is not.
+    /// Calls with the stack pointer aligned as the psABI has it (3.2.2): from a wrong begin it is
+    /// not.
     pub(super) aligned: u32,
     /// Other calls.
     pub(super) misaligned: u32,
@@ -124,7 +126,8 @@ impl Run {
             self.evidence.bad |= !is_whole;
             return;
         }
-        // A call at this height that does not return, and the function behind it: it returns from there.
+        // A call at this height that does not return, and the function behind it: it returns from
+        // there.
         let before = self.made.iter().filter(|(call, sp)| *sp == state.sp && *call < at);
         if let Some((call, _)) = before.max_by_key(|(call, _)| *call) {
             self.again |= self.no_return.insert(*call);
@@ -139,7 +142,8 @@ impl Run {
     }
 }
 
-/// What a trial from [`State::ENTRY`] should have begun with to be at `known` where it was at `found`.
+/// What a trial from [`State::ENTRY`] should have begun with to be at `known` where it was at
+/// `found`.
 pub(super) fn shifted(known: &State, found: &State) -> Option<State> {
     match (known.sp, found.sp) {
         (Place::Cfa(known_below), Place::Cfa(found_below)) => {
