@@ -21,7 +21,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let object = Object::open(&path, &names).expect("the file is there");
     let Ok(elf) = object.elf else { return };
     identify(&elf);
-    let _ = (elf.build_id(), elf.is_static(), elf.is_go(), elf.file_offset_of(mapping().file_offset));
+    let _ = (elf.is_static(), elf.is_go(), elf.file_offset_of(mapping().file_offset));
     for symbol in elf.symbols() {
         let size = elf.function_size_at(symbol.vaddr);
         let _ = (elf.slots(Slots::OfResolver(symbol.vaddr)), elf.slots(Slots::OfSymbol(&symbol.name)));

@@ -360,16 +360,6 @@ impl State {
         let mapping = Mapping { start: 0, end: 0, bias: 0, rows: 0, pages: 0, page_count: 0, reserved: 0 };
         Self { regs, address_mask, list, mapping, exact: 1, reserved: 0 }
     }
-
-    /// A walk from a function's caller, at x86_64 function entry: `entry_sp` points to
-    /// `return_address`, and the callee has not changed `fp`. Needs no row for the callee.
-    #[inline(always)]
-    pub const fn from_caller(return_address: u64, entry_sp: u64, fp: u64, list: MappingList) -> Self {
-        let regs = Regs { ip: return_address, sp: entry_sp.wrapping_add(8), fp, lr: 0 };
-        let mut state = Self::new(regs, list, NO_MASK);
-        state.exact = 0;
-        state
-    }
 }
 
 /// What a step did: the first two found a frame and the rest ended the walk, with the state as it

@@ -11,7 +11,7 @@ pub mod cli;
 pub mod elf;
 pub mod escape;
 pub mod exit;
-pub mod hurry;
+pub(crate) mod hurry;
 pub mod kernel_labels;
 mod near;
 pub mod objects;

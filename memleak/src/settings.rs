@@ -133,11 +133,6 @@ impl CaptureSettings {
             built_in => ResourceInfo::built_in(*built_in),
         }))
     }
-
-    /// Stacks are walked by unwind tables.
-    pub fn walks_tables(&self) -> bool {
-        matches!(self.unwind, UnwindMode::Auto | UnwindMode::Dwarf) && !self.traps_only
-    }
 }
 
 /// Everything.

@@ -244,12 +244,6 @@ fn a_hidden_return_address_is_put_back() {
 }
 
 #[test]
-fn a_walk_from_the_caller_needs_no_row_for_the_callee() {
-    let from = State::from_caller(TEXT + 0x40, STACK, 5, MappingList::new(0, 1));
-    assert_eq!((from.regs.ip, from.regs.sp, from.regs.fp, from.exact), (TEXT + 0x40, STACK + 8, 5, 0));
-}
-
-#[test]
 fn a_known_rule_is_of_its_address_and_list() {
     let (here, there) = (0x7f12_3456_789a, 0x7f12_3456_789c);
     let known = KnownRule::new(here, 7, 0x1234_5678);

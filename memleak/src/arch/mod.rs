@@ -3,10 +3,10 @@
 //! `MACHINE`, `OBJECT`, `SYSTEM_CALLS` and `Breakpoint`. Nothing outside of here asks for
 //! `target_arch` or decodes instructions.
 
-pub mod aarch64;
+pub(crate) mod aarch64;
 pub mod placement;
-pub mod relocations;
-pub mod returns;
+pub(crate) mod relocations;
+pub(crate) mod returns;
 pub mod x86_64;
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

@@ -6,11 +6,11 @@
 //! links to debug files, and [`debug_files`] finds those. What is read is the target's word: every
 //! offset and size is checked, and nothing is read or held beyond its [`Budget`].
 
-pub mod debug_files;
-pub mod file;
+pub(crate) mod debug_files;
+pub(crate) mod file;
 mod notes;
-pub mod source;
-pub mod symbols;
+pub(crate) mod source;
+pub(crate) mod symbols;
 
 pub use file::{ElfFile, Format, Place, RawSymbol, Section, Segment, load_bias};
 pub use source::{Budget, Bytes, Charge, Source};

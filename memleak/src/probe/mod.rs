@@ -3,7 +3,7 @@
 
 mod error;
 pub mod gaps;
-pub mod kernel;
+pub(crate) mod kernel;
 pub mod plan;
 mod planner;
 mod point;

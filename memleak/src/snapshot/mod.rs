@@ -1,8 +1,8 @@
 //! The maps, read once, as plain data.
 
-pub mod descriptors;
-pub mod own;
-pub mod ranges;
+pub(crate) mod descriptors;
+pub(crate) mod own;
+pub(crate) mod ranges;
 
 use std::collections::HashMap;
 

@@ -214,21 +214,6 @@ impl KernelSymbols {
             Some((name, address))
         })
     }
-
-    /// Whether the kernel has the function `name`, or the same with the suffix `_noprof`.
-    pub fn contains(&self, name: &str) -> bool {
-        self.function(name).is_some()
-    }
-
-    /// Number of symbols.
-    pub fn len(&self) -> usize {
-        self.table.symbols.len()
-    }
-
-    /// Whether there are none; never so for a table that was read.
-    pub fn is_empty(&self) -> bool {
-        self.table.symbols.is_empty()
-    }
 }
 
 fn read_table(texts: &dyn KernelTexts) -> Result<(Table, Vec<u8>), KernelSymbolsError> {

@@ -165,11 +165,6 @@ impl Elf {
         !self.symbols_named(name).is_empty()
     }
 
-    /// Contents of the note `NT_GNU_BUILD_ID`.
-    pub fn build_id(&self) -> Option<Vec<u8>> {
-        self.elf()?.build_id()
-    }
-
     /// A program that no dynamic linker loads (static or static-pie).
     pub fn is_static(&self) -> bool {
         self.is_static

@@ -8,7 +8,7 @@
 
 mod cache;
 pub(crate) mod cfi;
-pub mod eh_frame;
+pub(crate) mod eh_frame;
 mod layout;
 mod process;
 mod sections;

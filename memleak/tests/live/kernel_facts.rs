@@ -99,7 +99,7 @@ fn addresses_that_the_kernel_hides_are_told_as_such() {
     let setting = |name| kernel_setting(name).expect("a setting");
     let shown = setting("kptr_restrict") == 0 && setting("perf_event_paranoid") <= 1;
     match KernelSymbols::of(Box::new(Shown(text))) {
-        Ok(symbols) => assert!(shown, "{} symbols", symbols.len()),
+        Ok(_) => assert!(shown, "symbols that are not shown"),
         Err(error @ KernelSymbolsError::HiddenFromUs { kptr_restrict, perf_event_paranoid }) => {
             assert!(!shown, "{error}");
             assert_eq!(kptr_restrict, setting("kptr_restrict"));

@@ -23,7 +23,7 @@
 //! White space between the words does not count. Arguments are counted from 1.
 
 mod ast;
-pub mod files;
+pub(crate) mod files;
 mod group;
 mod lexer;
 mod parser;

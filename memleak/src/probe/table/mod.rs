@@ -7,7 +7,7 @@ mod control;
 mod libraries;
 mod memory;
 mod row;
-pub mod system_calls;
+pub(crate) mod system_calls;
 mod threads;
 
 use std::sync::LazyLock;
