@@ -16,7 +16,8 @@ pub mod kind {
     /// A birth: a traced process made another; `size` has the bits of [`super::shared`].
     pub const FORK: u32 = 5;
     /// A range was unmapped (or mapped over), or a span of handles released: whatever of the
-    /// resource was acquired before [`Event::time_ns`] in `handle..handle + size` is released.
+    /// resource was acquired before [`super::Event::time_ns`] in `handle..handle + size` is
+    /// released.
     pub const RELEASE_RANGE: u32 = 6;
     /// Many stacks were stored since this was last said
     /// ([`crate::settings::Settings::stored_mask`]): those that nothing refers to any more may take

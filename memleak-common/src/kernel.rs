@@ -5,7 +5,7 @@ use crate::probe::NO_ARG;
 /// Longest name of a slab cache that is kept, with the zero behind it.
 pub const CACHE_NAME_LEN: usize = 32;
 
-/// What a stack's objects are, as [`crate::stack::StackRecord::label`] carries it: 0 for user mode.
+/// What a stack's objects are, as [`crate::stack::Record::context`] carries it: 0 for user mode.
 ///
 /// | label | meaning |
 /// | --- | --- |

@@ -1,10 +1,10 @@
 //! ELF files of targets, read once and within bounds: for probing, unwinding and symbolization
 //! alike.
 //!
-//! [`source`] reads parts of a file and counts what that costs, [`file`] knows headers, sections
-//! and segments, [`symbols`] goes over symbol tables of any size, [`notes`] knows build ids and
-//! links to debug files, and [`debug_files`] finds those. What is read is the target's word: every
-//! offset and size is checked, and nothing is read or held beyond its [`Budget`].
+//! [`source`] reads parts of a file and counts what that costs, [`mod@file`] knows headers,
+//! sections and segments, [`symbols`] goes over symbol tables of any size, [`notes`] knows build
+//! ids and links to debug files, and [`debug_files`] finds those. What is read is the target's
+//! word: every offset and size is checked, and nothing is read or held beyond its [`Budget`].
 
 pub(crate) mod debug_files;
 pub(crate) mod file;

@@ -27,7 +27,8 @@ use crate::{
 };
 
 /// Plans for `objects`: all that a target has mapped, or those that are new. Objects are read with
-/// [`symbol_names`] of the same options. `memory` is the target's, for indirect functions.
+/// [`super::plan::symbol_names`] of the same options. `memory` is the target's, for indirect
+/// functions.
 ///
 /// An empty plan is no error here: a command that has just been started has nothing mapped yet.
 pub fn plan(objects: &[Object], options: &PlanOptions<'_>, memory: Option<&dyn ReadMemory>) -> Plan {

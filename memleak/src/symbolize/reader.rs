@@ -4,8 +4,8 @@
 //! `addr2line` recurses once for each level of inlined calls, with no limit, and reads lists that
 //! many entries may share once for each of them: a few kilobytes could overflow the stack, or take
 //! hours and all memory. Both recursion and repetition go through the reader, so it is the reader
-//! that ends them: it gives an error as soon as more reads were made than [`Limits`] allows, or the
-//! stack reaches further down than it allows.
+//! that ends them: it gives an error as soon as more reads were made than [`with_fuel`] allows, or
+//! the stack reaches further down than it allows.
 
 use std::{borrow::Cow, cell::Cell};
 

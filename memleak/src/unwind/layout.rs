@@ -378,7 +378,7 @@ fn describe(object: &MappedObject, extent: Option<Extent>) -> Mapping {
     }
 }
 
-/// The arrays on the host, for [`super::walk`].
+/// The arrays on the host, for [`super::walk()`].
 #[derive(Debug, Default)]
 pub struct Arrays {
     words: Vec<u64>,

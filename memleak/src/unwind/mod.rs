@@ -3,8 +3,8 @@
 //! An [`UnwindTable`] holds the rows of one object, made from its `.eh_frame` ([`eh_frame`]). A
 //! [`TableCache`] builds those of a process's objects in parallel, once for each build id. A
 //! [`Layout`] gives tables and processes their places in the arrays that the BPF programs search
-//! (their words are there then, and no longer here), and [`walk`] walks a stopped thread's stack
-//! with the very step they use. All of it is plain data: no aya, no root.
+//! (their words are there then, and no longer here), and [`mod@walk`] walks a stopped thread's
+//! stack with the very step they use. All of it is plain data: no aya, no root.
 
 mod cache;
 pub(crate) mod cfi;

@@ -182,7 +182,7 @@ impl Release {
     }
 }
 
-/// In a form that [`parse_acquire`] reads as the same.
+/// In a form that [`super::parse_acquire`] reads as the same.
 impl fmt::Display for Acquire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.head.fmt(f)?;
@@ -203,7 +203,7 @@ impl fmt::Display for Acquire {
     }
 }
 
-/// In a form that [`parse_release`] reads as the same.
+/// In a form that [`super::parse_release`] reads as the same.
 impl fmt::Display for Release {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}({})", self.head, self.handle)?;

@@ -1,6 +1,6 @@
 //! Pairs of functions that users write, as plain data: `--acquire SPEC`, `--release SPEC` and the
 //! files of `--resources-file`. [`parser`] reads one specification, [`toml`] a file of them,
-//! [`group`] puts them together.
+//! [`mod@group`] puts them together.
 //!
 //! ```text
 //! acquire   = head [ "(" [ size ] ")" ] "->" handle [ "," handle ]
