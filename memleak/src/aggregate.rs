@@ -1,84 +1,26 @@
 //! A snapshot, filtered, grouped by stack, and put in order: still addresses, no names.
 
+mod folded;
+mod group;
+
 use std::{
     cmp::{Ordering, Reverse},
     sync::Arc,
 };
 
+pub use folded::Folded;
+use group::NANOSECONDS_PER_MS;
+pub use group::{Group, GroupKey};
 use memleak_common::probe::Resource;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::{
     probe::resource::{Catalog, ResourceInfo, TopOfTables, table_of},
-    report::model::{AllocationLine, FrameId, Note, ProcessCount, ResourceTotal, StackReport, Totals},
+    report::model::{AllocationLine, ProcessCount, ResourceTotal, Totals},
     settings::{ReportSettings, SortKey},
-    sites::{Site, SiteId, Sites},
+    sites::Sites,
     snapshot::{Outstanding, Snapshot},
 };
-
-/// For ages: the kernel counts nanoseconds, reports show milliseconds.
-const NANOSECONDS_PER_MS: u64 = 1_000_000;
-
-/// What one group is made of: a site at which one kind of resource was acquired, in whatever
-/// processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GroupKey {
-    /// What was acquired.
-    pub resource: Resource,
-    /// Where.
-    pub site: SiteId,
-}
-
-/// The outstanding allocations of one site. Bytes, counts and growth are scaled by the sample rate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
-    /// What and where.
-    pub key: GroupKey,
-    /// Outstanding bytes.
-    pub bytes: u64,
-    /// Outstanding allocations.
-    pub count: u64,
-    /// What each process holds of that, the largest sum first.
-    pub processes: Vec<ProcessCount>,
-    /// Age of the oldest, in nanoseconds.
-    pub oldest_ns: u64,
-    /// Age of the newest, in nanoseconds.
-    pub newest_ns: u64,
-    /// Bytes (of a resource without size: how many) now minus those in the report before (0 where
-    /// it was not in it).
-    pub growth: i128,
-    /// It is among the top groups of its table.
-    pub is_top: bool,
-    /// Of the top groups with `-a`, and of descriptors: one for each outstanding allocation that
-    /// was captured, oldest first, then by process and address. Not scaled.
-    pub allocations: Option<Vec<AllocationLine>>,
-}
-
-impl Group {
-    /// What a report says of it, given its site (`None` of stacks that are not known), and what the
-    /// settings leave in. Its frames are looked up by whoever writes it.
-    pub fn report(
-        self,
-        resource: Arc<ResourceInfo>,
-        site: Option<&Site>,
-        settings: &ReportSettings,
-    ) -> StackReport {
-        let age_ms = |age_ns: u64| (!settings.combined_only).then_some(age_ns / NANOSECONDS_PER_MS);
-        StackReport {
-            stack_id: site.map(|site| site.stack_id(&resource.name)),
-            resource,
-            bytes: self.bytes,
-            count: self.count,
-            processes: self.processes,
-            oldest_ms: age_ms(self.oldest_ns),
-            newest_ms: age_ms(self.newest_ns),
-            tag: site.and_then(|site| site.tag().cloned()),
-            frames: Vec::<FrameId>::new(),
-            notes: site.and_then(|site| site.cut).map(Note::Cut).into_iter().collect(),
-            allocations: self.allocations.filter(|_| settings.show_allocs),
-        }
-    }
-}
 
 /// What the report before held: bytes, or how many, by group, for [`SortKey::Growth`]. Starts
 /// empty.
@@ -102,6 +44,8 @@ pub struct Aggregated {
 pub struct Found<'a> {
     /// The maps.
     pub snapshot: &'a Snapshot,
+    /// What processes held that ended long ago. It is never young, and not listed.
+    pub folded: &'a Folded,
     /// The sites of its stacks.
     pub sites: &'a Sites,
     /// The process of an address space.
@@ -233,44 +177,14 @@ fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
         group.oldest_ns = group.oldest_ns.max(age_ns);
         group.newest_ns = group.newest_ns.min(age_ns);
     }
+    for folded in found.folded.groups(found.snapshot.time_ns) {
+        match places.get(&folded.key) {
+            Some(at) => groups[*at].merge(folded),
+            None => groups.push(folded),
+        }
+    }
     groups.iter_mut().for_each(|group| group.sum_up(rate));
     groups
-}
-
-impl Group {
-    fn new(key: GroupKey, age_ns: u64) -> Self {
-        Self {
-            key,
-            bytes: 0,
-            count: 0,
-            processes: Vec::with_capacity(1),
-            oldest_ns: age_ns,
-            newest_ns: age_ns,
-            growth: 0,
-            is_top: false,
-            allocations: None,
-        }
-    }
-
-    /// Makes one entry for each process, scaled and in order, and sums over them.
-    fn sum_up(&mut self, rate: u64) {
-        self.processes.sort_unstable_by_key(|process| process.pid);
-        self.processes.dedup_by(|next, first| {
-            let same = next.pid == first.pid;
-            if same {
-                first.bytes = first.bytes.saturating_add(next.bytes);
-                first.count += next.count;
-            }
-            same
-        });
-        for process in &mut self.processes {
-            process.bytes = process.bytes.saturating_mul(rate);
-            process.count = process.count.saturating_mul(rate);
-            self.bytes = self.bytes.saturating_add(process.bytes);
-            self.count = self.count.saturating_add(process.count);
-        }
-        self.processes.sort_unstable_by_key(|process| (Reverse((process.bytes, process.count)), process.pid));
-    }
 }
 
 /// What is outstanding for `youngest_ns` at least, each with its age in nanoseconds. A record that

@@ -10,7 +10,7 @@ use memleak_common::stack::NO_STACK;
 use super::*;
 use crate::{
     report::format::text,
-    sites::Locate,
+    sites::{Locate, SiteId},
     snapshot::Stack,
     symbolize::{Anchor, Location, ObjectNumber},
 };
@@ -70,13 +70,14 @@ impl Locate for SameCode {
 #[derive(Default)]
 struct Run {
     sites: Sites,
+    folded: Folded,
     history: History,
 }
 
 impl Run {
     fn report(&mut self, snapshot: &Snapshot, settings: &ReportSettings, ignore_older: bool) -> Aggregated {
         self.sites.update(snapshot, &mut SameCode);
-        let found = Found { snapshot, sites: &self.sites, pid_of: &|space| space };
+        let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &|space| space };
         aggregate(found, &catalog(), settings, ignore_older, &mut self.history)
     }
 
@@ -121,6 +122,41 @@ fn nothing_outstanding_is_an_empty_report() {
     let empty = run(&snapshot(vec![]), &settings());
     assert_eq!((empty.totals, empty.groups.len()), (totals, 0));
     assert_eq!(by_resource(&empty), [("heap", 0, 0), ("mmap", 0, 0), ("fd", 0, 0)]);
+}
+
+/// What was folded counts as if it were still there, but for the names of all processes.
+#[test]
+fn what_was_folded_counts() {
+    let record = |space: u32, at: u64| Outstanding {
+        space,
+        ..outstanding(1 + at % 5, 0x1000 * u64::from(space) + at, 8 + at, u64::from(space) * 10 + at)
+    };
+    for (processes, told_apart) in [(20, 20), (100, 33)] {
+        let all: Vec<_> =
+            (1..=processes).flat_map(|space| (0..10).map(move |at| record(space, at))).collect();
+        let plain = run(&snapshot(all.clone()), &settings());
+        let mut folding = Run::default();
+        let (old, new): (Vec<_>, Vec<_>) = all.into_iter().partition(|record| record.space < processes);
+        folding.sites.find(&snapshot(old.clone()), &mut SameCode);
+        for process in old.chunk_by(|a, b| a.space == b.space) {
+            let site = |record: &Outstanding| (folding.sites.of(record.space, record.stack_id), *record);
+            folding.folded.add(process[0].space, process.iter().map(site));
+        }
+        folding.sites.hold(folding.folded.sites());
+        let settings = ReportSettings { sample_rate: 3, ..settings() };
+        let folded = folding.report(&snapshot(new), &settings, false);
+        assert_eq!(
+            (folded.totals.bytes, folded.totals.count),
+            (3 * plain.totals.bytes, 3 * plain.totals.count)
+        );
+        assert_eq!(folded.groups.len(), plain.groups.len());
+        for (one, other) in folded.groups.iter().zip(&plain.groups) {
+            assert_eq!((one.bytes, one.count), (3 * other.bytes, 3 * other.count));
+            assert_eq!((one.oldest_ns, one.newest_ns), (other.oldest_ns, other.newest_ns));
+            assert_eq!(one.processes.len(), told_apart);
+            assert_eq!(one.others.processes, u64::from(processes) - told_apart as u64);
+        }
+    }
 }
 
 #[test]

@@ -26,9 +26,9 @@ pub(super) struct Closer<T> {
 }
 
 /// Children of ours that close links at once: each waits most of its time.
-const MOST_CHILDREN: usize = 32;
+const MOST_CHILDREN: usize = 128;
 /// Processes whose links one child closes.
-const BATCH: usize = 8;
+const BATCH: usize = 16;
 /// How often children are looked after.
 const PAUSE: Duration = Duration::from_millis(20);
 

@@ -155,6 +155,11 @@ impl Reader {
             .collect()
     }
 
+    /// See [`Ended::take_old`].
+    pub fn take_old_ended(&mut self) -> Option<Snapshot> {
+        self.ended.take_old()
+    }
+
     /// A range was released.
     pub fn released(&mut self, release: &Release) {
         self.ranges.release(release);

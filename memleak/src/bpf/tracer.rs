@@ -324,6 +324,11 @@ impl Tracer {
         self.reader.clear(&self.ebpf, self.events.get_mut())
     }
 
+    /// What processes held that ended long ago, if it is too much to be kept here: see [`crate::targets::Ended::take_old`].
+    pub fn take_old_ended(&mut self) -> Option<Snapshot> {
+        self.reader.take_old_ended()
+    }
+
     /// Owners that have ended and hold nothing: nothing needs to be known of them any more.
     pub fn take_released(&mut self) -> Vec<u32> {
         self.reader.take_released()

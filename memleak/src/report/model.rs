@@ -64,6 +64,26 @@ pub struct ProcessCount {
     pub count: u64,
 }
 
+/// What further processes, which have ended, held of what a stack holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
+pub struct OtherProcesses {
+    /// How many.
+    pub processes: u64,
+    /// Outstanding bytes.
+    pub bytes: u64,
+    /// Outstanding allocations.
+    pub count: u64,
+}
+
+impl OtherProcesses {
+    /// Adds up.
+    pub fn add(&mut self, more: Self) {
+        self.processes += more.processes;
+        self.bytes = self.bytes.saturating_add(more.bytes);
+        self.count = self.count.saturating_add(more.count);
+    }
+}
+
 /// One outstanding allocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllocationLine {
@@ -132,6 +152,8 @@ pub struct StackReport {
     pub count: u64,
     /// Who holds how much of it, the largest sum first.
     pub processes: Vec<ProcessCount>,
+    /// Who else held some of it at the end.
+    pub others: OtherProcesses,
     /// Age of the oldest; `None` with `-C`.
     pub oldest_ms: Option<u64>,
     /// Age of the newest; `None` with `-C`.
@@ -155,7 +177,7 @@ impl StackReport {
 
     /// Several processes hold it.
     pub fn is_merged(&self) -> bool {
-        self.processes.len() > 1
+        self.processes.len() > 1 || self.others.processes > 0
     }
 
     /// Why callers are missing, where they are.

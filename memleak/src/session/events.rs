@@ -117,11 +117,20 @@ impl Session {
     pub(super) fn clear(&mut self) -> Result<(), SessionError> {
         self.due.clearing = None;
         self.tracer.clear()?;
+        self.fold_ended();
         self.forget_released();
         for (slot, last) in self.tracer.freed()? {
             self.targets.release_slot(slot, last);
         }
         Ok(())
+    }
+
+    /// Adds up what processes held that ended long ago. Not between a snapshot, which has it too, and its report.
+    pub(super) fn fold_ended(&mut self) {
+        while let Some(mut old) = self.tracer.take_old_ended() {
+            self.take_out_own(&mut old);
+            self.reporter.fold(&old, &self.targets);
+        }
     }
 
     /// Forgets what was known for the sake of things that are no longer held.

@@ -1,12 +1,12 @@
 //! Making a report: a snapshot, aggregated and symbolized.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     time::{Instant, SystemTime},
 };
 
 use crate::{
-    aggregate::{Found, History, aggregate},
+    aggregate::{Folded, Found, History, aggregate},
     objects::ObjectStore,
     probe::resource::Catalog,
     proc::descriptors::open_descriptors,
@@ -17,8 +17,8 @@ use crate::{
         sink::Sink,
     },
     settings::{Settings, TargetSpec},
-    sites::{Locate, Sites},
-    snapshot::{Cut, KERNEL_PID, KERNEL_SPACE, Lost, Snapshot, Stack},
+    sites::{Locate, SiteId, Sites},
+    snapshot::{Cut, KERNEL_PID, KERNEL_SPACE, Lost, Outstanding, Snapshot, Stack},
     symbolize::{Anchor, Frame, Location, ObjectNumber, Symbolizer},
     targets::Targets,
 };
@@ -30,6 +30,8 @@ pub(super) struct Reporter {
     pub(super) symbolizer: Symbolizer,
     pub(super) sink: Sink,
     sites: Sites,
+    /// What processes held that ended long ago.
+    folded: Folded,
     history: History,
     /// When tracing began.
     start: Instant,
@@ -45,6 +47,7 @@ impl Reporter {
             symbolizer: Symbolizer::with_objects(store),
             sink,
             sites: Sites::default(),
+            folded: Folded::default(),
             history: History::default(),
             start: Instant::now(),
             reports: 0,
@@ -54,6 +57,21 @@ impl Reporter {
     /// Tracing begins.
     pub(super) fn begin(&mut self) {
         self.start = Instant::now();
+    }
+
+    /// Adds up what processes held that ended long ago: they need not be known any more.
+    pub(super) fn fold(&mut self, old: &Snapshot, targets: &Targets) {
+        self.sites.find(old, &mut ByProcess { symbolizer: &mut self.symbolizer, targets });
+        let mut by_space: HashMap<u32, Vec<(SiteId, Outstanding)>> = HashMap::new();
+        for record in &old.outstanding {
+            let site = self.sites.of(record.space, record.stack_id);
+            by_space.entry(record.space).or_default().push((site, *record));
+        }
+        for (space, records) in by_space {
+            let pid = targets.owner_of(space).map_or(KERNEL_PID, |traced| traced.id.pid);
+            self.folded.add(pid, records);
+        }
+        self.sites.hold(self.folded.sites());
     }
 
     /// Makes a report of a snapshot that was taken at `time`.
@@ -70,7 +88,7 @@ impl Reporter {
         let all_ended = targets.all_ended();
         self.sites.update(snapshot, &mut ByProcess { symbolizer: &mut self.symbolizer, targets });
         let pid_of = |space| targets.owner_of(space).map_or(KERNEL_PID, |traced| traced.id.pid);
-        let found = Found { snapshot, sites: &self.sites, pid_of: &pid_of };
+        let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &pid_of };
         let aggregated = aggregate(found, &self.catalog, settings, is_final && all_ended, &mut self.history);
         let mut frames = Frames::default();
         let mut open = Open::new();

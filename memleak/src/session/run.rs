@@ -25,7 +25,10 @@ use crate::{
         sink::{Delivery, Sink},
     },
     settings::{Settings, TargetSpec},
-    snapshot::{Snapshot, own},
+    snapshot::{
+        Snapshot,
+        own::{self, Own},
+    },
     target::process::Process,
 };
 
@@ -213,15 +216,13 @@ impl Session {
         let living: Vec<u32> = self.targets.living().map(|(target, _)| target).collect();
         let begin = Instant::now();
         self.due.clearing = None;
+        self.fold_ended();
         let mut snapshot = self.tracer.snapshot()?;
         snapshot.lost.processes += self.lost_processes;
         let took = begin.elapsed();
         let ago = Duration::from_nanos(monotonic_ns().saturating_sub(snapshot.time_ns));
         let time = SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
-        let targets = &self.targets;
-        let own = own::take_out(&mut snapshot, |space| {
-            targets.owner_of(space).map(|traced| traced.allocator_code.as_slice()).unwrap_or_default()
-        });
+        let own = self.take_out_own(&mut snapshot);
         if own.count > 0 {
             info!(
                 "left out {} bytes in {} mappings that allocators made for themselves",
@@ -234,6 +235,16 @@ impl Session {
         }
         self.reporter.symbolizer.observe_kernel();
         Ok((snapshot, time, (begin, took)))
+    }
+}
+
+impl Session {
+    /// See [`own::take_out`].
+    pub(super) fn take_out_own(&self, snapshot: &mut Snapshot) -> Own {
+        own::take_out(snapshot, |space| {
+            let traced = self.targets.owner_of(space);
+            traced.map(|traced| traced.allocator_code.as_slice()).unwrap_or_default()
+        })
     }
 }
 

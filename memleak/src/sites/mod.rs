@@ -80,6 +80,8 @@ pub struct Sites {
     known: FxHashMap<(u32, u64), SiteId>,
     by_key: FxHashMap<Arc<Key>, SiteId>,
     sites: FxHashMap<SiteId, Site>,
+    /// Those that stay, whether or not a stack of the snapshot is there.
+    held: FxHashSet<SiteId>,
     last: u64,
 }
 
@@ -97,7 +99,7 @@ impl Sites {
             }
         }
         self.known.retain(|at, _| used.contains(at));
-        let used: FxHashSet<SiteId> = self.known.values().copied().collect();
+        let used: FxHashSet<SiteId> = self.known.values().chain(&self.held).copied().collect();
         self.sites.retain(|id, _| used.contains(id));
         self.by_key.retain(|_, id| used.contains(id));
         let objects = self.sites.values().flat_map(Site::locations).filter_map(|location| match location {
@@ -105,6 +107,20 @@ impl Sites {
             _ => None,
         });
         locate.keep(&objects.collect());
+    }
+
+    /// Finds the sites of stacks that [`Self::update`] has not seen, or not in its last snapshot.
+    pub fn find(&mut self, snapshot: &Snapshot, locate: &mut dyn Locate) {
+        for outstanding in &snapshot.outstanding {
+            if let Some(stack) = snapshot.stacks.get(&outstanding.stack_id) {
+                self.add((outstanding.space, outstanding.stack_id), stack, locate);
+            }
+        }
+    }
+
+    /// These sites stay, whatever later snapshots have.
+    pub fn hold(&mut self, sites: impl IntoIterator<Item = SiteId>) {
+        self.held = sites.into_iter().collect();
     }
 
     /// Finds the site of one stack.

@@ -208,9 +208,11 @@ struct Slots {
 }
 
 impl Slots {
-    /// A slot, and a number of it that was never used.
+    /// A slot, and a number of it that was never used. Slots that were used before come first, once there are so many that
+    /// each has been out of use for a while: what is kept for each slot then does not grow with all processes that were.
     fn claim(&mut self) -> Option<(u32, u32)> {
-        if self.fresh < MAX_TARGETS {
+        const RESTING: usize = 1024;
+        if self.fresh < MAX_TARGETS && self.free.len() < RESTING {
             let slot = self.fresh;
             self.fresh += 1;
             return Some((slot, slot + MAX_TARGETS));

@@ -12,7 +12,7 @@ use crate::{
     guard::{KERNEL_PATIENCE, alone, assert_nothing_left},
     ledger,
     options::sizes,
-    process::{Running, code, wait_for_end},
+    process::{Running, code, rounds, wait_for_end},
     programs::{Link, build, text},
     report::Report,
     tracer::{MEMLEAK, NEVER, Tracer},
@@ -135,7 +135,7 @@ fn the_tracer_is_killed_while_it_detaches() {
     let _alone = alone();
     let mut target = loops();
     let untouched = code_of_libc(target.pid());
-    for round in 0..20 {
+    for round in rounds(20) {
         kill_after(&mut target, round * 5, |tracer| {
             tracer.wait_attached();
             tracer.running().signal(libc::SIGINT);
@@ -150,7 +150,7 @@ fn the_tracer_is_killed_while_it_detaches() {
 fn the_tracer_is_killed_while_it_attaches() {
     let _alone = alone();
     let mut target = loops();
-    for round in 0..15 {
+    for round in rounds(15) {
         kill_after(&mut target, 20 + round * 20, |_| ());
     }
 }

@@ -75,6 +75,36 @@ fn every_short_lived_child_is_traced_or_counted() {
     assert!(lost < CHILDREN / 2, "{lost} lost");
 }
 
+/// More than are kept one by one: the older ones are added up, and what the tracer has of each is given back.
+#[test]
+fn children_that_ended_long_ago_are_added_up() {
+    const CHILDREN: u64 = 1500;
+    let _alone = alone();
+    let program = build("life.c", Link::Dynamic, &[]);
+    let options = [&["--follow-forks"], &EVERYTHING[..4], &["0.2"]].concat();
+    let outcome = trace_command(&options, &[text(&program), "forks", &CHILDREN.to_string()]);
+    assert_eq!(outcome.code, 0, "{:?}", outcome.ended);
+    for report in &outcome.reports {
+        report.assert_sums();
+    }
+    let report = outcome.last_report();
+    let held: Vec<_> = report.stacks.iter().filter(|stack| stack.bytes >= 1000).collect();
+    let [stack] = held[..] else { panic!("one site: {}", report.describe()) };
+    let lost = report.lost["processes"];
+    assert!(
+        stack.count <= CHILDREN && stack.count + lost >= CHILDREN,
+        "{}: {}",
+        stack.count,
+        report.describe()
+    );
+    assert_eq!(stack.bytes, 1000 * stack.count);
+    let others = stack.other_processes.as_ref().expect("others");
+    let named = stack.process_counts.as_ref().expect("those that ended last").len() as u64;
+    assert_eq!((others.processes + named, others.bytes), (stack.count, 1000 * others.processes));
+    assert_eq!(others.count, others.processes);
+    assert!(named < 700, "{named}");
+}
+
 /// A program that looks whether anything was done to the code in its memory, under the name of one that translates code.
 fn translator() -> PathBuf {
     let folder = scratch_dir().join("valgrind");
@@ -111,6 +141,34 @@ fn strangers_are_not_touched() {
         assert!(life(&["untouched"]).wait_status().success(), "breakpoints in a stranger");
     }
     tracer.stop_with_report();
+}
+
+#[test]
+fn a_pid_that_comes_again_is_another_process() {
+    const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
+    const TRIES: usize = 200;
+    let _alone = alone();
+    let (mut first, mut other) = (life(&["clone-vm"]), life(&["clone-vm"]));
+    first.expect("READY");
+    other.expect("READY");
+    let pid = first.pid();
+    let pids = format!("{pid},{}", other.pid());
+    let mut tracer =
+        Tracer::start(&[&["--json", "-v", "-r", "fd", "-p", &pids][..], &EVERYTHING[..]].concat());
+    tracer.wait_attached();
+    drop(first); // kills it and waits for it
+    assert!(wait_for_end(pid, Duration::from_secs(10)));
+    let reused = (0..TRIES).find_map(|_| {
+        fs::write(LAST_PID, (pid - 1).to_string()).expect("asking for a PID");
+        let stranger = life(&["files", "5"]);
+        (stranger.pid() == pid).then_some(stranger)
+    });
+    let mut stranger = reused.expect("the PID again");
+    stranger.expect("OPEN");
+    let report = tracer.stop_with_report();
+    assert_eq!(report.totals.count, 0, "{}", report.describe());
+    stranger.tell("end");
+    assert!(stranger.wait_status().success());
 }
 
 /// The state of a process (proc(5)): `t` is stopped by a tracer.

@@ -18,6 +18,12 @@ pub fn patience() -> Duration {
     Duration::from_secs(seconds.unwrap_or(60))
 }
 
+/// Rounds from 0 up to `all`, of which `MEMLEAK_LIVE_ROUNDS` leaves so many, spread evenly, on slow machines.
+pub fn rounds(all: usize) -> impl Iterator<Item = u64> {
+    let most = std::env::var("MEMLEAK_LIVE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
+    (0..all as u64).step_by(all.div_ceil(most.unwrap_or(all).max(1)))
+}
+
 #[derive(Default)]
 struct State {
     lines: Vec<String>,

@@ -51,6 +51,8 @@ pub struct Stack {
     pub pid: u32,
     /// If several processes hold it.
     pub process_counts: Option<Vec<ProcessCount>>,
+    /// If more held it at the end than are kept apart.
+    pub other_processes: Option<OtherProcesses>,
     /// In kernel mode, where it is known.
     pub cache: Option<String>,
     pub frames: Vec<Frame>,
@@ -60,6 +62,13 @@ pub struct Stack {
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 pub struct ProcessCount {
     pub pid: u32,
+    pub bytes: u64,
+    pub count: u64,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct OtherProcesses {
+    pub processes: u64,
     pub bytes: u64,
     pub count: u64,
 }
@@ -142,8 +151,17 @@ impl Report {
 
     /// Sums over the stacks of one resource: bytes and count.
     pub fn sum(&self, resource: &str) -> (u64, u64) {
+        self.sum_but(resource, &[])
+    }
+
+    /// The same but for stacks with one of these functions.
+    pub fn sum_but(&self, resource: &str, functions: &[&str]) -> (u64, u64) {
+        let counts = |stack: &&Stack| {
+            let mut frames = stack.frames.iter();
+            !frames.any(|frame| functions.contains(&frame.bare_function()))
+        };
         let of_resource = self.stacks.iter().filter(|stack| stack.resource == resource);
-        of_resource.fold((0, 0), |sum, stack| (sum.0 + stack.bytes, sum.1 + stack.count))
+        of_resource.filter(counts).fold((0, 0), |sum, stack| (sum.0 + stack.bytes, sum.1 + stack.count))
     }
 
     /// Every site holds what the ledger says, none holds more, and the totals are the stacks' sums.

@@ -13,7 +13,7 @@ use memleak::{
     aggregate::{Group, GroupKey},
     report::{
         format::{KINDS, Options, folded::write_folded, json::write_json, text, text::write_text},
-        model::{AllocationLine, ProcessCount, Report, StackReport},
+        model::{AllocationLine, OtherProcesses, ProcessCount, Report, StackReport},
     },
     settings::{ReportSettings, SortKey},
     sites::SiteId,
@@ -272,6 +272,7 @@ fn a_group_becomes_a_stack_of_the_report() {
         bytes: 10,
         count: 2,
         processes: processes.clone(),
+        others: OtherProcesses { processes: 3, bytes: 5, count: 4 },
         oldest_ns: 2_999_999,
         newest_ns: 1_000_000,
         growth: 10,
@@ -294,6 +295,19 @@ fn what_several_processes_hold_is_split_by_process() {
     let split = "\t\t(in 30 processes: 200 holds 1048576 bytes in 1, 201 holds";
     assert!(text.contains(split) && text.contains(", 22 more hold 23068672 bytes in 22)\n"), "{text}");
     assert!(text.contains("\t\t(in 2 processes: 123 holds 2, 124 holds 1)\n"), "{text}");
+    let mut folded = report.clone();
+    folded.stacks[0].others = OtherProcesses { processes: 1000, bytes: 5, count: 7 };
+    let text = text_of(&folded);
+    assert!(
+        text.contains("(in 1030 processes: 200") && text.contains(", 1022 more hold 23068677 bytes in 29)\n"),
+        "{text}"
+    );
+    let json: Value = serde_json::from_str(&json_of(&folded)).expect("JSON");
+    let others = serde_json::json!({"processes": 1000, "bytes": 5, "count": 7});
+    assert_eq!(
+        (&json["stacks"][0]["other_processes"], &json["stacks"][1]["other_processes"]),
+        (&others, &Value::Null)
+    );
     assert!(text.contains("\taddr = 0x55fca0 size = 16 age = 900 ms process = 123\n"), "{text}");
     assert!(!text.contains("[process"), "{text}");
     let json: Value = serde_json::from_str(&json_of(&report)).expect("JSON");

@@ -12,8 +12,8 @@ use memleak::{
     report::{
         format::Options,
         model::{
-            AllocationLine, Frames, Note, ProcessCount, Report, ResourceTotal, StackReport, TargetInfo,
-            Totals,
+            AllocationLine, Frames, Note, OtherProcesses, ProcessCount, Report, ResourceTotal, StackReport,
+            TargetInfo, Totals,
         },
     },
     snapshot::{Cut, KERNEL_PID, Lost},
@@ -84,6 +84,7 @@ impl Stack {
         let one = ProcessCount { pid: self.pid, bytes: self.bytes, count: self.count };
         let notes = [self.cut.map(Note::Cut), self.now.map(Note::Now)];
         StackReport {
+            others: OtherProcesses::default(),
             stack_id: (!self.frames.is_empty()).then_some(0x0123_4567_89ab_cdef),
             resource: self.resource,
             bytes: self.bytes,

@@ -22,7 +22,10 @@ use crate::{
     escape::acts_on_terminal,
     kernel_labels::Tag,
     report::{
-        model::{AllocationLine, ProcessCount, Report, ResourceTotal, StackReport, TargetInfo, Totals},
+        model::{
+            AllocationLine, OtherProcesses, ProcessCount, Report, ResourceTotal, StackReport, TargetInfo,
+            Totals,
+        },
         trace::EventLine,
     },
     snapshot::{Cut, Lost},
@@ -203,6 +206,8 @@ struct JsonStack<'a> {
     pid: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     process_counts: Option<&'a [ProcessCount]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    other_processes: Option<OtherProcesses>,
     #[serde(flatten)]
     tag: JsonTag<'a>,
     frames: Vec<JsonFrame<'a>>,
@@ -230,6 +235,7 @@ impl<'a> JsonStack<'a> {
             stack_id: stack.stack_id.map(|id| format!("{id:016x}")),
             pid: stack.pid(),
             process_counts: merged.then_some(&stack.processes),
+            other_processes: (stack.others.processes > 0).then_some(stack.others),
             tag: JsonTag::from(stack.tag.as_ref()),
             frames: report.frames_of(stack).map(JsonFrame::from).collect(),
             now: stack.now(),

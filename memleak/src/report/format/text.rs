@@ -185,17 +185,20 @@ fn write_processes(stack: &StackReport, out: &mut dyn Write) -> io::Result<()> {
         true => format!("{bytes} bytes in {count}"),
         false => count.to_string(),
     };
-    write!(out, "\t\t(in {} processes", stack.processes.len())?;
+    let others = &stack.others;
+    write!(out, "\t\t(in {} processes", stack.processes.len() as u64 + others.processes)?;
     let mut separator = ": ";
     for process in stack.processes.iter().take(NAMED) {
         write!(out, "{separator}{} holds {}", process.pid, amount(process.bytes, process.count))?;
         separator = ", ";
     }
     let rest = stack.processes.get(NAMED..).unwrap_or_default();
-    if !rest.is_empty() {
+    let more = rest.len() as u64 + others.processes;
+    if more > 0 {
         let sum = |of: fn(&ProcessCount) -> u64| rest.iter().map(of).fold(0, u64::saturating_add);
-        let amount = amount(sum(|process| process.bytes), sum(|process| process.count));
-        write!(out, ", {} more hold {amount}", rest.len())?;
+        let (bytes, count) = (sum(|process| process.bytes), sum(|process| process.count));
+        let amount = amount(bytes.saturating_add(others.bytes), count.saturating_add(others.count));
+        write!(out, ", {more} more hold {amount}")?;
     }
     writeln!(out, ")")
 }

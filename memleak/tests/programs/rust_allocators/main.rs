@@ -87,9 +87,9 @@ unsafe extern "C" {
     fn read(descriptor: i32, bytes: *mut u8, len: usize) -> isize;
 }
 
-/// Without the standard library's buffers, which would be outstanding.
+/// Writes a line, with its end, without the standard library's buffers, which would be outstanding:
+/// whoever hears the last one finds nothing of ours that is yet to be freed.
 fn say(line: &str) {
-    let line = format!("{line}\n");
     // SAFETY: the bytes live through the call.
     assert_eq!(unsafe { write(1, line.as_ptr(), line.len()) }, line.len() as isize);
 }
@@ -105,7 +105,7 @@ fn hear() {
 
 fn main() {
     leaves_nothing();
-    say("READY");
+    say("READY\n");
     hear();
     for (_, site, _, times) in SITES {
         (0..times).for_each(|_| site());
@@ -118,8 +118,8 @@ fn main() {
     drop(other.join().unwrap());
     for (name, _, bytes, times) in SITES {
         let bytes = bytes * times;
-        say(&format!("{{\"site\":\"{name}\",\"resource\":\"heap\",\"bytes\":{bytes},\"count\":{times}}}"));
+        say(&format!("{{\"site\":\"{name}\",\"resource\":\"heap\",\"bytes\":{bytes},\"count\":{times}}}\n"));
     }
-    say("END");
+    say("END\n");
     hear();
 }
