@@ -236,8 +236,8 @@ fn ranges_and_functions_by_name() {
     );
     assert_eq!(kernel.function("memset").map(|(name, _)| name).as_deref(), Some("memset"));
     assert!(kernel.function("__do_sys_getpid").is_some(), "an alias is a name, too");
-    assert!(!kernel.function("new_slab").is_some(), "a kprobe goes by the whole name");
-    assert!(!kernel.function("kmem_cache_alloc_nop").is_some());
+    assert!(kernel.function("new_slab").is_none(), "a kprobe goes by the whole name");
+    assert!(kernel.function("kmem_cache_alloc_nop").is_none());
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn a_module_that_is_gone_stays_known() {
     );
     kernel.observe().expect("reads");
     assert_frames(&mut kernel, &[IN_IT], &["other+0x10 [usurper]"]);
-    assert!(!kernel.function("nft_register").is_some());
+    assert!(kernel.function("nft_register").is_none());
 }
 
 #[test]
