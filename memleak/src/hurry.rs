@@ -44,7 +44,7 @@ fn is_over(asked: u64) -> bool {
     static TOLD: AtomicBool = AtomicBool::new(false);
     let is_over = cpu_time() > asked + PATIENCE;
     if is_over && !TOLD.swap(true, Ordering::Relaxed) {
-        log::warn!("asked to end: functions whose names were not read yet are shown without");
+        log::warn!("asked to end: functions whose names were not read yet are shown without names");
     }
     is_over
 }

@@ -139,7 +139,7 @@ impl ObjectFile {
         let is_over = self.elf.as_ref().is_ok_and(ElfFile::is_over_budget);
         if is_over && !self.told.swap(true, Ordering::Relaxed) {
             log::warn!(
-                "{}: parts of it ask for more memory or reading than one object is given and are left out; its \
+                "{}: parts of it need more memory or reading than memleak allows one object, and are left out; its \
                  functions may have no names, and stacks through it may be truncated",
                 printable(&self.path.to_string_lossy())
             );

@@ -194,7 +194,7 @@ const MAX_DEPTH: WholeNumber = WholeNumber {
     what: "--max-depth",
     min: 1,
     max: MAX_STACK_DEPTH as u64,
-    remedy: "give the most frames that a stack may have",
+    remedy: "give the maximum number of frames of a stack",
 };
 const STACK_STORAGE_SIZE: WholeNumber = WholeNumber {
     what: "--stack-storage-size",
@@ -317,7 +317,7 @@ fn parse_pids(values: &[String]) -> Result<BTreeSet<u32>, UsageError> {
 fn split_command(line: &str) -> Result<Vec<OsString>, UsageError> {
     let words = shell_words::split(line).map_err(|_| {
         let why = format!("a quote in '{line}' has no end");
-        UsageError::new("-c/--command", why, "close it, or put the command behind -- unquoted")
+        UsageError::new("-c/--command", why, "close it, or put the command after -- unquoted")
     })?;
     checked_command("-c/--command", words.into_iter().map(OsString::from).collect())
 }
@@ -334,7 +334,7 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
     let max_size = cli.max_size.as_deref().map_or(Ok(u64::MAX), |text| parse_size("-Z/--max-size", text))?;
     if min_size > max_size {
         let why = format!("{min_size} bytes are more than the {max_size} of -Z/--max-size");
-        return Err(UsageError::new("-z/--min-size", why, "exchange the two, or leave one out"));
+        return Err(UsageError::new("-z/--min-size", why, "swap the two, or leave one out"));
     }
     Ok(CaptureSettings {
         resources: Vec::new(),
@@ -420,7 +420,7 @@ fn parse_interval(text: &str) -> Result<Duration, UsageError> {
         let why = format!(
             "'{text}' is not a number of seconds from {MIN_INTERVAL_SECONDS} to {MAX_INTERVAL_SECONDS}"
         );
-        UsageError::new("INTERVAL", why, "give one such as 5 or 0.5; a command to trace goes behind --")
+        UsageError::new("INTERVAL", why, "give one such as 5 or 0.5; a command to trace goes after --")
     })
 }
 

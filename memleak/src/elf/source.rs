@@ -86,7 +86,7 @@ impl Budget {
         self.over.store(true, Ordering::Relaxed);
         io::Error::new(
             io::ErrorKind::OutOfMemory,
-            "it asks for more memory or reading than an object is given",
+            "it needs more memory or reading than memleak allows one object",
         )
     }
 

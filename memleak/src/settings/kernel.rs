@@ -80,7 +80,7 @@ pub(super) fn resolve_kernel(cli: &Cli) -> Result<KernelOptions, UsageError> {
     let probes = probes
         .map_or(Ok(KernelProbes::Auto), |text| one_of("--kernel-probes", "way to watch the kernel", text))?;
     if cli.percpu && probes == KernelProbes::Kprobe {
-        let why = "per-CPU allocations are watched by tracepoints, and these are turned off";
+        let why = "per-CPU allocations need tracepoints, and these are turned off";
         return Err(UsageError::new("-P with --kernel-probes kprobe", why, "leave one of them out"));
     }
     let slab = non_empty("--slab", "name a cache such as kmalloc-64 or dentry", cli.slab.as_deref())?;

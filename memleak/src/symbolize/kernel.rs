@@ -41,7 +41,7 @@ pub enum KernelSymbolsError {
     HiddenFromAll(i64),
     /// All addresses are 0, for us.
     #[error(
-        "/proc/kallsyms: the kernel hides its addresses from who lacks CAP_SYSLOG (kernel.kptr_restrict is {kptr_restrict}, \
+        "/proc/kallsyms: the kernel hides its addresses from users without CAP_SYSLOG (kernel.kptr_restrict is {kptr_restrict}, \
          kernel.perf_event_paranoid {perf_event_paranoid}); run as root, or type: sysctl kernel.kptr_restrict=0 \
          kernel.perf_event_paranoid=1"
     )]

@@ -61,7 +61,7 @@ pub enum ObjectError {
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
     /// `map_files` is closed to us and the path leads to another file.
-    #[error("was replaced or deleted since it was mapped; CAP_SYS_ADMIN is needed to read it all the same")]
+    #[error("was replaced or deleted after it was mapped; reading it still needs CAP_SYS_ADMIN")]
     Replaced,
     /// No ELF header.
     #[error("is not an ELF file")]

@@ -25,7 +25,7 @@ pub enum ProcessError {
     },
     /// Its first thread has ended, and with it what /proc and the probes go by.
     #[error(
-        "process {0} runs on without its first thread, and cannot be traced like this; restart it under memleak: memleak -- \
+        "process {0} keeps running without its first thread, and cannot be traced like this; restart it under memleak: memleak -- \
          COMMAND"
     )]
     Headless(u32),

@@ -23,11 +23,11 @@ pub struct UserResource {
 pub enum GroupError {
     /// The first one releases.
     #[error(
-        "no --acquire stands before '{0}'; say first where what it releases comes from: --acquire 'OBJECT:FUNCTION -> ret'"
+        "no --acquire before '{0}'; first say what hands out what it releases: --acquire 'OBJECT:FUNCTION -> ret'"
     )]
     ReleaseFirst(String),
     /// A resource only grows.
-    #[error("nothing releases what '{0}' acquires; add --release 'OBJECT:FUNCTION(arg1)' behind it")]
+    #[error("nothing releases what '{0}' acquires; add --release 'OBJECT:FUNCTION(arg1)' after it")]
     NoRelease(String),
     /// A resource is never there.
     #[error(
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn wants_both_sides() {
         let line = |texts: &[&str]| grouped(texts).expect_err("is refused").to_string();
-        assert!(line(&["-b(arg1)", "+a -> ret"]).starts_with("no --acquire stands before 'b(arg1)'; "));
+        assert!(line(&["-b(arg1)", "+a -> ret"]).starts_with("no --acquire before 'b(arg1)'; "));
         assert!(line(&["+a -> ret"]).starts_with("nothing releases what 'a -> ret' acquires; "));
         assert!(line(&["+a -> ret", "-x=b(arg1)"]).starts_with("nothing releases what 'a -> ret' "));
         let unpaired = line(&["+a -> ret", "-b(arg1)", "-x=c(arg1)"]);

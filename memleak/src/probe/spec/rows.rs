@@ -11,11 +11,11 @@ use crate::probe::table::{Role, Row, Scope};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
     /// A second handle that is not the first one's neighbour.
-    #[error("'{0}': a second handle must be right behind the first one; write it as *argN, *(argN+{1})")]
+    #[error("'{0}': a second handle must directly follow the first one; write it as *argN, *(argN+{1})")]
     NotNeighbours(String, u8),
     /// No int tells of its own that it is no handle.
     #[error(
-        "'{0}': nothing says when an int behind an argument is a handle; add a condition, such as 'if ret == 0'"
+        "'{0}': nothing says when the int that an argument points to is a handle; add a condition, such as 'if ret == 0'"
     )]
     NoCondition(String),
     /// A comparison that is always the same.
@@ -299,7 +299,7 @@ mod tests {
         for (acquire, words) in [
             ("f -> ret, arg2", "*argN, *(argN+8)"),
             ("f -> *arg1, *(arg1+4)", "*argN, *(argN+8)"),
-            ("f -> *arg1, *(arg2+8)", "must be right behind"),
+            ("f -> *arg1, *(arg2+8)", "must directly follow"),
             ("f -> *arg1 as int", "add a condition, such as 'if ret == 0'"),
             ("f -> *arg1 if ret == 4294967296", "4294967296 does not fit an int"),
             ("f -> *arg1 if ret > 2147483647", "2147483647 does not fit an int"),

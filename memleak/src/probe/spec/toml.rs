@@ -64,11 +64,11 @@ pub fn parse_file(path: &str, text: &str) -> Result<Vec<UserResource>, FileError
     let root = Table::new(&file, root.span(), root.get_ref(), &["resource"], "a file of resources")?;
     let Some(list) = root.get("resource") else { return Ok(Vec::new()) };
     let mut resources: Vec<UserResource> = Vec::new();
-    for entry in file.array(list, "[[resource]] is to be written before each resource")? {
+    for entry in file.array(list, "write [[resource]] before each resource")? {
         let (resource, name_span) = file.resource(entry)?;
         if resources.iter().any(|other| other.name == resource.name) {
             let what = format!(
-                "a resource named {} stands above already; give this one another name",
+                "a resource named {} is already defined above; give this one another name",
                 resource.name
             );
             return Err(file.error(name_span, what));
@@ -122,7 +122,7 @@ impl<'a, 'i> Table<'a, 'i> {
             None => Ok(None),
             Some((DeValue::String(text), span)) => Ok(Some((text, span))),
             Some((other, span)) => {
-                let what = format!("{key} is {}; write a text in quotes", kind(other));
+                let what = format!("{key} is {}; write a string in quotes", kind(other));
                 Err(self.file.error(span, what))
             }
         }
@@ -179,7 +179,7 @@ impl<'i> File<'i> {
 
     /// The functions of one side of a resource: one at least.
     fn side<'a>(&self, table: &Table<'a, 'i>, key: &str) -> Result<&'a [Value<'i>], FileError> {
-        let advice = format!("{key} is to be written as [[resource.{key}]], or as a list of texts");
+        let advice = format!("{key} must be written as [[resource.{key}]], or as a list of strings");
         let list = match table.get(key) {
             Some(list) => self.array(list, &advice)?,
             None => &[],
@@ -297,7 +297,7 @@ impl<'i> File<'i> {
             DeValue::Table(table) => Table::new(self, entry.span(), table, keys, what),
             other => Err(self.error(
                 entry.span(),
-                format!("{what} is to be a table, not {}; see the example in docs/resources.md", kind(other)),
+                format!("{what} must be a table, not {}; see the example in docs/resources.md", kind(other)),
             )),
         }
     }
@@ -333,7 +333,7 @@ impl<'i> File<'i> {
 /// What a value is, for an error.
 fn kind(value: &DeValue<'_>) -> &'static str {
     match value {
-        DeValue::String(_) => "a text",
+        DeValue::String(_) => "a string",
         DeValue::Integer(_) => "a whole number",
         DeValue::Float(_) => "a number",
         DeValue::Boolean(_) => "true or false",
@@ -409,7 +409,7 @@ release = ["libfoo.so:foo_close(arg1)"]
             "unknown key 'handel'; did you mean handle?",
         ),
         ("unit = \"handles\"", "zzz = 1", "f:5:1: ", "unknown key 'zzz'; a resource has name, description"),
-        ("unit = \"handles\"", "unit = 1", "f:5:8: ", "unit is a whole number; write a text"),
+        ("unit = \"handles\"", "unit = 1", "f:5:8: ", "unit is a whole number; write a string"),
         (
             "[[resource]]\nname = \"foo\"",
             "[[resources]]\nname = \"foo\"",
@@ -420,7 +420,7 @@ release = ["libfoo.so:foo_close(arg1)"]
         ("handle = \"*arg1\"", "handle = \"\\u002afoo\"", "f:10:10: ", "expected argN or (argN+OFFSET)"),
         ("size = \"arg2\"", "size = -1", "f:12:8: ", "-1 is not a size; write a number"),
         ("size = \"arg2\"", "size = \"arg2*x\"", "f:12:14: ", "expected an argument after *, found 'x'"),
-        ("size = \"arg2\"", "size = 1.5", "f:12:8: ", "size is a number; write a text"),
+        ("size = \"arg2\"", "size = 1.5", "f:12:8: ", "size is a number; write a string"),
         (
             "success = \"ret == 0\"\ncounted",
             "success = \"ret = 0\"\ncounted",
@@ -431,7 +431,7 @@ release = ["libfoo.so:foo_close(arg1)"]
         ("releasing = \"arg3\"", "releasing = \"ret\"", "f:15:13: ", "write argN or *argN, not ret"),
         ("handle = \"arg1\"\n", "", "f:17:1: ", "handle is missing; add handle = \"arg1\""),
         ("name = \"db\"", "name = \"d b\"", "f:3:8: ", "'d b' is not a valid resource name"),
-        ("name = \"foo\"", "name = \"db\"", "f:23:8: ", "a resource named db stands above already"),
+        ("name = \"foo\"", "name = \"db\"", "f:23:8: ", "a resource named db is already defined above"),
         ("name = \"foo\"\n", "", "f:22:1: ", "name is missing; add name = \"foo\""),
         ("\"db_close\"", "\"db::close()\"", "f:18:12: ", "'db::close()' is not a symbol"),
         ("\"libdb.so\"", "\"\"", "f:8:10: ", "object is empty"),
@@ -448,13 +448,13 @@ release = ["libfoo.so:foo_close(arg1)"]
             "release = [\"libfoo.so:foo_close(arg1)\"]",
             "release = \"x(arg1)\"",
             "f:25:11: ",
-            "this is a text; rel",
+            "this is a string; rel",
         ),
         (
             "[\"libfoo.so:foo_close(arg1)\"]",
             "[1]",
             "f:25:12: ",
-            "a release is to be a table, not a whole number",
+            "a release must be a table, not a whole number",
         ),
         ("name = \"foo\"", "name = ", "f:23:8: ", "; see a guide to TOML"),
         ("\n[[resource]]\nname = \"foo\"\n", "", "f:21:1: ", ""),
