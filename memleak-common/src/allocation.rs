@@ -20,7 +20,7 @@ pub struct AllocationKey {
 pub struct Allocation {
     /// Bytes asked for.
     pub size: u64,
-    /// Key into the map `STACKS`; [`crate::stack::NO_STACK`] where none could be stored.
+    /// Key into the map `STACKS`; [`crate::stack::NO_STACK`] if none could be stored.
     pub stack_id: u64,
     /// `bpf_ktime_get_ns` (CLOCK_MONOTONIC) when it was acquired.
     pub time_ns: u64,

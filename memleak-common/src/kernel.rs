@@ -2,7 +2,7 @@
 
 use crate::probe::NO_ARG;
 
-/// Longest name of a slab cache that is kept, with the zero behind it.
+/// Longest name of a slab cache that is kept, with the zero after it.
 pub const CACHE_NAME_LEN: usize = 32;
 
 /// What a stack's objects are, as [`crate::stack::Record::context`] carries it: 0 for user mode.
@@ -106,7 +106,7 @@ pub enum Tracepoint {
 /// Number of them.
 pub const TRACEPOINTS: usize = 10;
 
-/// Where a tracepoint's arguments are: their positions behind the first (`__data`), else
+/// Where a tracepoint's arguments are: their positions after the first (`__data`), else
 /// [`NO_ARG`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,13 +220,13 @@ pub struct RememberedStack {
 /// No place in the window.
 pub const DROPPED: u16 = u16::MAX;
 
-/// Where `kfree_rcu` keeps what it will free in bulk, which no tracepoint tells of
+/// Where `kfree_rcu` keeps what it will free in bulk, which no tracepoint reports
 /// (mm/slab_common.c, `struct kfree_rcu_cpu`, `struct kfree_rcu_cpu_work`,
 /// `struct kvfree_rcu_bulk_data`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct DeferredFrees {
-    /// The functions of the work that frees: addresses; 0 where this is not known.
+    /// The functions of the work that frees: addresses; 0 if this is not known.
     pub functions: [u64; DEFERRED_FUNCTIONS],
     /// For each of them the way from its `struct work_struct` to its two lists (slab objects,
     /// vmalloc), in bytes.
@@ -262,11 +262,11 @@ pub struct KernelSettings {
     pub own_tgid: u32,
     /// `--only-pid`: what other processes allocate does not count; 0 for all.
     pub only_tgid: u32,
-    /// `--only-comm`, with zeroes behind it; all zeroes for all.
+    /// `--only-comm`, with zeroes after it; all zeroes for all.
     pub only_comm: [u64; COMM_WORDS],
     /// `--slab` with a cache of kmalloc: its [`Label`], else 0.
     pub only_label: u64,
-    /// `--slab`: the cache's name, with zeroes behind it; all zeroes for all.
+    /// `--slab`: the cache's name, with zeroes after it; all zeroes for all.
     pub only_cache: [u64; CACHE_NAME_WORDS],
     /// Code of other allocators: pages that it takes are counted there.
     pub page_users: [CodeRange; CODE_RANGES],
@@ -338,7 +338,7 @@ pub struct KernelRow {
     pub size_arg: u8,
     /// `struct kmem_cache *`.
     pub cache_arg: u8,
-    /// `gfp_t`; where there is one and no cache, sizes are those of kmalloc's caches.
+    /// `gfp_t`; if there is one and no cache, sizes are those of kmalloc's caches.
     pub gfp_arg: u8,
     /// Fills up; 0.
     pub reserved: [u8; 2],

@@ -1,7 +1,7 @@
 //! When what a process has mapped changes (map `MAPPING_STATES`, by [`index_of`]).
 //!
 //! An address on a stack means what is mapped there. So each stack carries the generation of its
-//! time: one ends whenever something may be unmapped. Where objects only come, addresses keep their
+//! time: one ends whenever something may be unmapped. If objects only come, addresses keep their
 //! meaning, and the generation goes on.
 
 use crate::thread::MAX_TARGETS;

@@ -29,7 +29,7 @@ pub const FIRST_CUSTOM: u32 = 256;
 /// What is acquired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Resource {
-    /// Blocks of an allocator: malloc and its kin.
+    /// Blocks of an allocator: malloc and related functions.
     Heap,
     /// Address ranges mapped by mmap.
     Mmap,
@@ -153,12 +153,12 @@ pub mod handle {
     pub const NONE: u8 = 0;
     /// The return value.
     pub const RETURN: u8 = 1;
-    /// The value `handle_offset` bytes behind the address that argument `handle_arg` was at entry
+    /// The value `handle_offset` bytes after the address that argument `handle_arg` was at entry
     /// (posix_memalign's first argument). Pipes have two, one after the other: `handle_count`.
     pub const BEHIND_ARG: u8 = 2;
     /// What argument `handle_arg` was at entry (pthread_mutex_lock).
     pub const ARG: u8 = 3;
-    /// The value `handle_offset` bytes behind the address that the call returned.
+    /// The value `handle_offset` bytes after the address that the call returned.
     pub const BEHIND_RETURN: u8 = 4;
     /// The descriptors in the message (SCM_RIGHTS) that argument `handle_arg` points to, a
     /// `struct msghdr`.
@@ -206,7 +206,7 @@ pub mod only {
     pub const ALL: u8 = 0;
     /// Those where argument `only_arg`, an `int`, is one of `only_values` (fcntl's F_DUPFD).
     pub const ARG_IN: u8 = 1;
-    /// Those where the `int` `only_values[0]` bytes behind the address in argument `only_arg` has
+    /// Those where the `int` `only_values[0]` bytes after the address in argument `only_arg` has
     /// none of the bits `only_values[1]`, or the address is null (the attributes of
     /// pthread_create).
     pub const BEHIND_ARG_CLEAR: u8 = 2;
@@ -220,7 +220,7 @@ pub mod only {
     /// Those where argument `only_arg`, an `int`, is `only_values[0]`, and the next one
     /// `only_values[1]` (an option of getsockopt).
     pub const ARGS_ARE: u8 = 6;
-    /// Those where the `int` `only_values[0]` bytes behind the address in argument `only_arg` has
+    /// Those where the `int` `only_values[0]` bytes after the address in argument `only_arg` has
     /// one of the bits `only_values[1]` (clone3's flags).
     pub const BEHIND_ARG_HAS: u8 = 7;
 }
@@ -240,10 +240,10 @@ pub mod flags {
     /// One handle can be acquired several times, and is outstanding until it has been released as
     /// often (dlopen). On all rows of the resource, or on none.
     pub const COUNTED: u32 = 1 << 5;
-    /// A call counts even where it nests in another of its group (dlopen in a constructor that
+    /// A call counts even if it nests in another of its group (dlopen in a constructor that
     /// dlopen runs).
     pub const COUNTS_NESTED: u32 = 1 << 6;
-    /// The old handle is released even where the call fails (freopen).
+    /// The old handle is released even if the call fails (freopen).
     pub const RELEASES_ANYWAY: u32 = 1 << 7;
     /// A handle can be released before the call that acquires it has returned (a thread that
     /// detaches itself). On all rows of the resource, or on none.
@@ -253,10 +253,10 @@ pub mod flags {
     /// The call releases all handles from `release_arg` to `release_len_arg`, both included
     /// (close_range).
     pub const SPAN: u32 = 1 << 10;
-    /// `release_arg` is an address at entry, and the handle is `release_offset` bytes behind it.
+    /// `release_arg` is an address at entry, and the handle is `release_offset` bytes after it.
     pub const RELEASE_BEHIND: u32 = 1 << 11;
     /// With [`super::handle::BEHIND_ARG`], of system calls: the handle's address is not the
-    /// argument, but stands `constant` bytes behind it (clone3's `pidfd`).
+    /// argument, but stands `constant` bytes after it (clone3's `pidfd`).
     pub const THROUGH_POINTER: u32 = 1 << 13;
     /// Not of a row, but of [`super::ProbeRow::features`]: a call can acquire several handles.
     pub const SEVERAL_HANDLES: u32 = 1 << 12;

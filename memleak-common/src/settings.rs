@@ -16,7 +16,7 @@ pub mod flags {
     /// Calls of several groups are probed, or the kernel's functions: a stack is walked while calls
     /// are pending, whose return addresses the kernel has replaced. So they are read at entry.
     pub const READ_RETURNS: u32 = 32;
-    /// A thread that has told of new mappings waits until user space has answered (`bpf_loop`:
+    /// A thread that has reported new mappings waits until user space has answered (`bpf_loop`:
     /// Linux 5.17).
     pub const HOLD: u32 = 64;
 }
@@ -65,14 +65,14 @@ pub struct Settings {
     pub flags: u32,
     /// Most frames of a stack.
     pub max_depth: u32,
-    /// Threads that may wait at once for an answer to a birth that they have told of ([`MAX_HELD`]
+    /// Threads that may wait at once for an answer to a birth that they have reported ([`MAX_HELD`]
     /// at most); 0: none waits.
     pub held: u32,
     /// What the rows that are probed need: all their [`crate::probe::ProbeRow::features`].
     pub features: u32,
     /// Where the kernel keeps what is asked of processes.
     pub task: TaskOffsets,
-    /// A CPU tells of the stacks that it has stored when their number has none of these bits: each
+    /// A CPU reports the stacks that it has stored when their number has none of these bits: each
     /// time that it has stored this many and one more. Some low bits, all set.
     pub stored_mask: u64,
 }

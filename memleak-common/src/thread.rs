@@ -62,10 +62,10 @@ pub struct PendingCall {
     pub return_address: u64,
     /// Attach cookie: index of the row.
     pub row: u32,
-    /// 1 where `released` holds a record that the call took out of the table; 2 where it gave back
+    /// 1 if `released` holds a record that the call took out of the table; 2 if it gave back
     /// one reference of several, and the record is still there.
     pub has_released: u16,
-    /// 1 where the call nests in one of its group and does not count.
+    /// 1 if the call nests in one of its group and does not count.
     pub nested: u16,
     /// Size asked for; of rows with [`crate::probe::size::BEHIND_ARG`] the address where it stands
     /// when the call returns.
@@ -126,9 +126,9 @@ pub struct ThreadRecord {
     pub tid: u32,
     /// Calls that were entered and have not returned.
     pub pending: [PendingCall; MAX_PENDING],
-    /// 1 where `system_call` is under way.
+    /// 1 if `system_call` is under way.
     pub in_system_call: u32,
-    /// 1 where a signal was delivered since the first of `pending` was entered: calls may be a
+    /// 1 if a signal was delivered since the first of `pending` was entered: calls may be a
     /// handler's.
     pub interrupted: u32,
     /// [`PendingCall::sp`] of a call that a signal has interrupted in the kernel's return

@@ -117,7 +117,7 @@ pub const SLOT_RANGE: core::ops::RangeInclusive<i64> = -128..=125;
 pub struct Row(pub u64);
 
 impl Row {
-    /// A row from its parts. `None` where `cfa_offset` (bytes) is no multiple of 8 or beyond 4 MiB.
+    /// A row from its parts. `None` if `cfa_offset` (bytes) is not a multiple of 8 or beyond 4 MiB.
     pub const fn new(pc: u32, kind: Kind, cfa_offset: i64, slot: i8) -> Option<Self> {
         let words = cfa_offset >> 3;
         if cfa_offset & 7 != 0 || words < -(1 << 19) || words >= 1 << 19 {
@@ -165,7 +165,7 @@ impl Row {
 }
 
 /// A word of the page index: the last row that begins at or before the page, and the first one
-/// behind the page.
+/// after the page.
 pub const fn page_word(first: u32, end: u32) -> u64 {
     first as u64 | ((end as u64) << 32)
 }
@@ -184,7 +184,7 @@ pub struct Mapping {
     pub rows: u32,
     /// Index of its page index.
     pub pages: u32,
-    /// Words of its page index; 0 where the object has no rows.
+    /// Words of its page index; 0 if the object has no rows.
     pub page_count: u32,
     /// Fills up; 0.
     pub reserved: u32,
@@ -273,7 +273,7 @@ impl KnownRule {
 
 /// Reads of the traced thread's memory.
 pub trait Reads {
-    /// The word at `address`; `None` where it cannot be read.
+    /// The word at `address`; `None` if it cannot be read.
     fn read(&self, address: u64) -> Option<u64>;
 
     /// The words at `address` and `address + 8`, in one read.
@@ -311,7 +311,7 @@ pub trait Tables {
         0
     }
 
-    /// Tells the driver the rule for `address`; 0 where there is none.
+    /// Tells the driver the rule for `address`; 0 if there is none.
     #[inline(always)]
     fn found_rule(&self, _address: u64, _rule: u32) {}
 }
@@ -350,7 +350,7 @@ pub struct State {
     pub reserved: u32,
 }
 
-/// [`State::address_mask`] where nothing is masked.
+/// [`State::address_mask`] if nothing is masked.
 pub const NO_MASK: u64 = u64::MAX;
 
 impl State {
@@ -408,7 +408,7 @@ impl Step {
     }
 }
 
-/// Loads the mapping that holds `address` into the state; false where none does.
+/// Loads the mapping that holds `address` into the state; false if none does.
 #[inline(always)]
 fn find_mapping<T: Tables>(state: &mut State, address: u64, tables: &T) -> bool {
     if address >= state.mapping.start && address < state.mapping.end {
@@ -445,7 +445,7 @@ fn find_mapping<T: Tables>(state: &mut State, address: u64, tables: &T) -> bool 
 /// No unwind information.
 const NO_ROW: Row = Row::bare(0, Kind::NONE);
 
-/// The row for the state's `ip`; one of kind [`Kind::NONE`] where there is none.
+/// The row for the state's `ip`; one of kind [`Kind::NONE`] if there is none.
 #[inline(always)]
 fn find_row<T: Tables>(state: &mut State, tables: &T) -> Row {
     // A return address can be the first byte of the next function, where the callee never returns:
@@ -498,7 +498,7 @@ fn search_rows<T: Tables>(mapping: &Mapping, address: u64, tables: &T) -> Row {
 /// One step where there is no row for the state's `ip`.
 #[inline(always)]
 fn step_without_row<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &T) -> Step {
-    // A return address before which there is no function, and behind which there is: nothing called
+    // A return address before which there is no function, and after which there is: nothing called
     // from there, so somebody put it on the stack for a thread's or a coroutine's first function to
     // return to (glibc's makecontext).
     let (ip, mapping) = (state.regs.ip, &state.mapping);

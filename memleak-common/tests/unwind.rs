@@ -153,7 +153,7 @@ fn every_row_of_a_full_page_is_found() {
 #[test]
 fn the_edges_of_a_mapping_complete_no_stack() {
     let mut arrays = Arrays::default();
-    // The table covers four pages, of which two are mapped; what is behind is another mapping's.
+    // The table covers four pages, of which two are mapped; what comes after is another mapping's.
     let rows = [Row::bare(0, Kind::NONE), sp_row(1, 8)];
     arrays.add(0x10_0000, 2, &rows, 4);
     let none = Memory(BTreeMap::new());

@@ -81,7 +81,7 @@ pub fn process_exec(ctx: &RawTracePointContext) {
         target.next_space = space.checked_add(MAX_TARGETS).filter(|_| space != 0).unwrap_or(0);
     }
     let _ = THREADS.remove(&pid_tgid);
-    // What it had mapped is gone, too. User space enters it anew.
+    // What it had mapped is gone, too. User space enters it again.
     if let Some(published) = UNWIND_LISTS.get_ptr_mut(slot) {
         // SAFETY: aligned words of a map value.
         unsafe {

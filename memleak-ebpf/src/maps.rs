@@ -102,7 +102,7 @@ pub static UNWIND_LISTS: Array<PublishedList> = Array::with_max_entries(1, BPF_F
 #[map]
 pub static KERNEL_STACKS: StackTrace = StackTrace::with_max_entries(1, 0);
 
-/// Kernel mode: names of slab caches by address, with zeroes behind them.
+/// Kernel mode: names of slab caches by address, with zeroes after them.
 #[map]
 pub static CACHES: HashMap<u64, [u64; CACHE_NAME_WORDS]> = HashMap::with_max_entries(4096, 0);
 

@@ -17,7 +17,7 @@ use crate::{
 /// A call has a pending one of its group among its callers. It has not where it is a signal
 /// handler's, or on another stack.
 ///
-/// The stack is walked to know, but only where it must be: where a signal was delivered while calls
+/// The stack is walked to know, but only if it must be: where a signal was delivered while calls
 /// were pending, and where a function of a user's may have switched stacks.
 #[inline(always)]
 pub fn is_nested(ctx: &ProbeContext, thread: &mut ThreadRecord, row: &ProbeRow) -> bool {

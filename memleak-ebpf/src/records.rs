@@ -244,7 +244,7 @@ pub fn put_back(owner: Owner, call: &PendingCall) {
 ///
 /// Of ranges only the record that begins where the release begins is found here. What else the
 /// release covers (the end of one range, several, one mapped into another) user space cuts out,
-/// which can search: it is told of every release.
+/// which can search: it learns of every release.
 #[inline(always)]
 pub fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
     let is_range = has(row, flags::RANGE);

@@ -109,7 +109,7 @@ pub unsafe extern "C" fn compare_stored(thread: *const ThreadRecord, id: u64) ->
     compare(id, &thread.stack)
 }
 
-/// Whether this stack is stored under this id: [`SAME`], [`OTHER`], or 0 where none is.
+/// Whether this stack is stored under this id: [`SAME`], [`OTHER`], or 0 if none is.
 #[inline(always)]
 pub fn compare(id: u64, record: &StackRecord) -> u64 {
     // SAFETY, of both: a stored stack is never changed, and its memory is a stack's as long as the

@@ -2,7 +2,7 @@
 //! here.
 //!
 //! A program finds the epoch once, and all that it does for one call is of that epoch. While user
-//! space reads, it is told of older records that leave their place, before they do: see
+//! space reads, it learns of older records that leave their place, before they do: see
 //! `memleak_common::cut` and ARCHITECTURE.md.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};

@@ -94,7 +94,7 @@ pub fn slot_of_process(pid_tgid: u64) -> Option<u32> {
     Some(unsafe { *slot })
 }
 
-/// The current process's number in the tool's PID namespace; `None` where it has none there.
+/// The current process's number in the tool's PID namespace; `None` if it has none there.
 #[inline(always)]
 pub fn current_target_id() -> Option<u32> {
     target_id(bpf_get_current_pid_tgid())

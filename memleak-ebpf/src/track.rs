@@ -163,7 +163,7 @@ pub fn read_arguments(args: &Arguments, owner: Owner, row: &ProbeRow, call: &mut
     }
 }
 
-/// The handle that the call is about to release; 0 where it cannot be read.
+/// The handle that the call is about to release; 0 if it cannot be read.
 #[inline(always)]
 fn handle_to_release(row: &ProbeRow, args: &Arguments) -> u64 {
     let arg = args.get(row.release_arg);
@@ -485,7 +485,7 @@ fn product(a: u64, b: u64) -> u64 {
     if fits || a == 0 || b == 0 { a.wrapping_mul(b) } else { u64::MAX }
 }
 
-/// What tells of success does so.
+/// What says success does so.
 #[inline(always)]
 fn succeeded(row: &ProbeRow, returned: u64) -> bool {
     if row.success == success::HANDLE {
@@ -502,7 +502,7 @@ fn succeeded(row: &ProbeRow, returned: u64) -> bool {
     }
 }
 
-/// What the call handed out, or `None` where it failed. A row without a handle gives 0.
+/// What the call handed out, or `None` if it failed. A row without a handle gives 0.
 #[inline(always)]
 fn acquired_handle(row: &ProbeRow, call: &PendingCall, returned: u64) -> Option<u64> {
     if !succeeded(row, returned) {

@@ -18,8 +18,8 @@ pub const USAGE: u8 = 2;
 /// The status that passes on a command's own end, as valgrind and strace do: its exit status, or
 /// 128+N for signal N.
 pub fn from_wait_status(status: ExitStatus) -> u8 {
-    // wait(2): an exit status has 8 bits, a signal that ends a process 7; anything else is no end
-    // of a process.
+    // wait(2): an exit status has 8 bits, a signal that ends a process 7; anything else is not an
+    // end of a process.
     match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(FAILED),
         (None, Some(signal)) => u8::try_from(signal + 128).unwrap_or(FAILED),

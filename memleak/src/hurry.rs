@@ -2,7 +2,7 @@
 //! report comes soon.
 //!
 //! All such work counts bytes or steps (`elf::Budget`, `unwind::eh_frame`, `symbolize::reader`),
-//! and asks here at times. What is counted after the signal is CPU time of ours, not time by the
+//! and asks here at times. What is counted after the signal is our CPU time, not time by the
 //! clock: a loaded machine loses no names.
 
 use std::{

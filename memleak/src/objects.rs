@@ -128,7 +128,8 @@ impl ObjectFile {
         self.elf.as_ref()
     }
 
-    /// What tells the file from others, and from itself once it was changed. `None`: it is no file.
+    /// What tells the file from others, and from itself once it was changed. `None`: it is not a
+    /// file.
     pub fn stamp(&self) -> Option<Stamp> {
         self.stamp
     }

@@ -90,7 +90,7 @@ pub struct ReportSettings {
 /// What is captured, in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureSettings {
-    /// What is traced (`-r`): built-in resources, and behind them those that users have described.
+    /// What is traced (`-r`): built-in resources, and after them those that users have described.
     pub resources: Vec<Resource>,
     /// Those that users have described, by the number of [`Resource::Custom`].
     pub user_resources: Vec<UserResource>,

@@ -22,7 +22,7 @@ pub fn write(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// Messages of the `log` crate as lines on standard error: warnings, and with `-v` what goes on.
+/// Messages of the `log` crate as lines on standard error: warnings, and with `-v` what happens.
 #[derive(Debug)]
 pub struct StderrLog;
 

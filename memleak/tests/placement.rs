@@ -63,7 +63,7 @@ const BODIES: &[Body] = &[
     // mul rsi; push rbx: writes rdx without naming it
     ("argument clobbered implicitly", "48f7e6 53 c3", 0b100, 0, Reason::NoneEmulated),
     ("nothing read clobbered implicitly", "48f7e6 53 c3", RDI_RSI, 3, Reason::Emulated),
-    // xchg r8,rax is no nop, whatever older kernels thought; it writes argument 4
+    // xchg r8,rax is not a nop, whatever older kernels thought; it writes argument 4
     ("xchg", "4990 53 c3", 0b1_0000, 0, Reason::NoneEmulated),
     // mov eax,0xb; syscall (munmap)
     ("system call", "b80b000000 0f05 90 c3", 0, 0, Reason::NoneEmulated),
@@ -81,7 +81,7 @@ const BODIES: &[Body] = &[
     // test rdi,rdi; je +5; dec rdi; jmp -10: back to the entry, where a probe would be hit again as
     // well
     ("jump back to the entry", "4885ff 7405 48ffcf ebf6 c3", RDI, 3, Reason::Emulated),
-    // the landing pad does not excuse a jump to behind it: endbr64; push rax; pop rax; jmp -4
+    // the landing pad does not excuse a jump to after it: endbr64; push rax; pop rax; jmp -4
     ("jump back behind the landing pad", "f30f1efa 50 58 ebfc", RDI, 0, Reason::JumpedOver),
     // test rdi,rdi; je +2; jmp rax
     ("jump through a register", "4885ff 7402 ffe0 c3", RDI, 0, Reason::BodyUnclear),

@@ -68,7 +68,7 @@ impl Gdb {
         writeln!(self.input, "{command}").expect("gdb reads its commands");
     }
 
-    /// Where the thread is stopped; `None` where the program has ended.
+    /// Where the thread is stopped; `None` if the program has ended.
     fn truth(&mut self) -> Option<Stop> {
         self.command("truth");
         let mut before = String::new();

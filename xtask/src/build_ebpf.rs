@@ -84,7 +84,7 @@ fn build_elsewhere(toolchain: &Toolchain, linker: &Path, arch: &str) -> Result<(
     Ok(())
 }
 
-/// Fails where a committed object was not built from the sources as they are.
+/// Fails if a committed object was not built from the sources as they are.
 pub fn check() -> Result<()> {
     for arch in ARCHITECTURES {
         sources::check(run::root(), arch)?;

@@ -64,7 +64,7 @@ struct Outcome {
     found: bool,
 }
 
-/// Builds the targets and runs them; fails where one of them found something.
+/// Builds the targets and runs them; fails if one of them found something.
 pub fn run(options: &Options) -> Result<()> {
     packages::ensure(&PACKAGES)?;
     let folder = run::root().join("fuzz");

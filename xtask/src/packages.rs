@@ -1,4 +1,4 @@
-//! Debian and Ubuntu packages that a task needs: named where they are missing, installed where we
+//! Debian and Ubuntu packages that a task needs: named if they are missing, installed where we
 //! are root.
 
 use std::process::Command;
@@ -78,7 +78,7 @@ pub fn ensure(packages: &[Package]) -> Result<()> {
     })
 }
 
-/// Fetches the package lists anew.
+/// Fetches the package lists again.
 pub fn update_lists() -> Result<()> {
     run::run(Command::new("apt-get").args(["-qq", "update"])).context("cannot fetch package lists")
 }

@@ -13,7 +13,7 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// A command that runs `program` as root: itself where we are root, else through sudo. `instead`
+/// A command that runs `program` as root: itself if we are root, else through sudo. `instead`
 /// says what to do where there is no way to become root.
 pub fn as_root(program: impl AsRef<OsStr>, instead: &str) -> Result<Command> {
     if is_root() {

@@ -207,7 +207,7 @@ impl Tally {
         }
     }
 
-    /// Prints the sums as the last line; fails where anything did.
+    /// Prints the sums as the last line; fails if anything did.
     fn close(self) -> Result<()> {
         println!();
         for failure in &self.failures {

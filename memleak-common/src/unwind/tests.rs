@@ -284,7 +284,7 @@ fn search_finds_every_row() {
 fn search_finds_every_mapping() {
     for count in [0u32, 1, 2, 3, 100, MAX_MAPPINGS] {
         let mappings = (0..u64::from(count) + 8).map(|at| {
-            // Those before and behind the list belong to others.
+            // Those before and after the list belong to others.
             let start = at.wrapping_sub(4).wrapping_mul(0x1000);
             Mapping { start, end: start.wrapping_add(0x800), ..Mapping::default() }
         });

@@ -81,7 +81,7 @@ pub fn exit_sp(ctx: &RetProbeContext) -> u64 {
     unsafe { (*ctx.regs).rsp.wrapping_sub(8) }
 }
 
-/// The caller of a function that is entered: the return address is at the stack pointer; 0 where it
+/// The caller of a function that is entered: the return address is at the stack pointer; 0 if it
 /// cannot be read.
 #[inline(always)]
 pub fn entered_caller(ctx: &ProbeContext) -> Caller {

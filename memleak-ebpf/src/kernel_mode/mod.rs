@@ -60,11 +60,11 @@ struct Acquired {
     size: u64,
     /// `struct kmem_cache *`, or 0.
     cache: u64,
-    /// [`Label`], encoded, where there is no cache.
+    /// [`Label`], encoded, if there is no cache.
     label: u64,
-    /// When the call was entered that acquired it; 0 where that is not known.
+    /// When the call was entered that acquired it; 0 if that is not known.
     since_ns: u64,
-    /// Who has called the allocator, where it says so; else 0.
+    /// Who has called the allocator, if it says so; else 0.
     call_site: u64,
 }
 
@@ -109,7 +109,7 @@ pub fn tracepoint_release(ctx: &RawTracePointContext, tracepoint: Tracepoint) {
     release(resource_of(tracepoint), handle);
 }
 
-/// The twin of the program at the same tracepoint, which runs behind it. The kernel skips a program
+/// The twin of the program at the same tracepoint, which runs after it. The kernel skips a program
 /// where it would interrupt itself: a release in an interrupt, say. The twin was not running then,
 /// and does the work.
 #[inline(always)]
@@ -234,7 +234,7 @@ pub fn work_start(ctx: &RawTracePointContext) {
 const MAX_BLOCKS: u32 = 1024;
 
 /// Releases what is in the blocks of a list. A global function, which the verifier checks once.
-/// Gives 1 where there were more blocks than that (counted).
+/// Gives 1 if there were more blocks than that (counted).
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn release_list(head: u64, resource: u64) -> u64 {
@@ -387,8 +387,8 @@ fn acquire(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) {
     }
 }
 
-/// Asks the filters and takes the stack: gives its id, [`NO_STACK`] (counted) where there is none,
-/// or `None` where the allocation does not count.
+/// Asks the filters and takes the stack: gives its id, [`NO_STACK`] (counted) if there is none,
+/// or `None` if the allocation does not count.
 #[inline(always)]
 fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u64> {
     if acquired.cache != 0 {
@@ -457,7 +457,7 @@ fn release(resource: Resource, handle: u64) {
 }
 
 /// The same as a global function, which the verifier checks once and not for each entry of an
-/// array. Gives 1 where there was a record.
+/// array. Gives 1 if there was a record.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn release_handle(resource: u64, handle: u64) -> u64 {

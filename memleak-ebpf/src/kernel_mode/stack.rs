@@ -28,7 +28,7 @@ use crate::{
 
 /// Frames, from the callee on, in which a page's user is looked for.
 const NEAR: u32 = 16;
-/// Frames of the tracer's own behind the program, at a tracepoint: `bpf_trace_run`; with other
+/// Frames of the tracer's own after the program, at a tracepoint: `bpf_trace_run`; with other
 /// tracers there it may be one more. A stack never has more frames of the kernel than
 /// `--max-depth`.
 const OWN_FRAMES: u32 = 1;
@@ -44,11 +44,11 @@ pub struct Place {
     pub label: u64,
     /// The objects' `struct kmem_cache *`, or 0.
     pub cache: u64,
-    /// Who has called the allocator, where that is known: stacks are remembered by it.
+    /// Who has called the allocator, if that is known: stacks are remembered by it.
     pub call_site: u64,
 }
 
-/// Takes the kernel's stack and stores it. Gives its id, or [`NO_STACK`] where it could not; `None`
+/// Takes the kernel's stack and stores it. Gives its id, or [`NO_STACK`] if it could not; `None`
 /// for pages that another allocator takes.
 #[inline(always)]
 pub fn capture(ctx: *mut c_void, place: &Place) -> Option<u64> {
@@ -190,7 +190,7 @@ fn holds(window: &StackWindow, word: u16, value: u64) -> bool {
     (word as u64) < window.len && window.words[(word as u64 & WINDOW_MASK) as usize] == value
 }
 
-/// The word that many bytes below the top of the stack; 0 where it is not in the window.
+/// The word that many bytes below the top of the stack; 0 if it is not in the window.
 #[inline(always)]
 fn at_top(window: &StackWindow, bytes: u64) -> u64 {
     let left = KERNEL_STACK_SIZE - (window.start & (KERNEL_STACK_SIZE - 1));
@@ -198,7 +198,7 @@ fn at_top(window: &StackWindow, bytes: u64) -> u64 {
     if word < window.len { window.words[(word & WINDOW_MASK) as usize] } else { 0 }
 }
 
-/// Remembers the stack that was walked; where it is remembered, drops the words that are not its
+/// Remembers the stack that was walked; if it is remembered, drops the words that are not its
 /// own.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -10,7 +10,7 @@ pub enum Reason {
     /// The entry: the body jumps back to between the entry and the place, so a call could pass it
     /// twice.
     JumpedOver,
-    /// The entry: a jump through a table, or bytes that are no code, could hide such a jump.
+    /// The entry: a jump through a table, or bytes that are not code, could hide such a jump.
     BodyUnclear,
     /// The entry: the code or its extent is not known, or is for another machine.
     BodyUnknown,

@@ -146,7 +146,7 @@ pub struct Format {
 }
 
 impl Format {
-    /// The unsigned field of 1, 2, 4 or 8 bytes at `offset`; zero where `bytes` ends before it.
+    /// The unsigned field of 1, 2, 4 or 8 bytes at `offset`; zero if `bytes` ends before it.
     pub fn field(self, bytes: &[u8], offset: usize, size: usize) -> u64 {
         let field = bytes.get(offset..offset + size).unwrap_or_default();
         let join = |value: u64, byte: &u8| value << 8 | u64::from(*byte);
@@ -394,8 +394,8 @@ impl ElfFile {
         }
     }
 
-    /// A section's bytes, unpacked where they are compressed (`SHF_COMPRESSED`, or the older
-    /// `.zdebug_` sections), where they are `most` at most. Empty where there is no such section.
+    /// A section's bytes, unpacked if they are compressed (`SHF_COMPRESSED`, or the older
+    /// `.zdebug_` sections), where they are `most` at most. Empty if there is no such section.
     pub fn data(&self, name: &str, most: u64) -> io::Result<Bytes> {
         if let Some(section) = self.section(name.as_bytes()) {
             let data = self.raw_data(section, most)?;

@@ -205,7 +205,7 @@ pub struct FunctionSymbol {
     pub name: String,
     /// Address in the object, before the load bias.
     pub vaddr: u64,
-    /// Bytes of code; 0 where the symbol table does not say.
+    /// Bytes of code; 0 if the symbol table does not say.
     pub size: u64,
     /// Function or resolver.
     pub kind: SymbolKind,

@@ -24,7 +24,7 @@ pub struct TracepointRow {
     pub tracepoint: Tracepoint,
     /// Its program's name in the BPF object.
     pub program: &'static str,
-    /// The program that runs behind it, for when the kernel skips it.
+    /// The program that runs after it, for when the kernel skips it.
     pub twin: Option<&'static str>,
     /// Its own name.
     pub name: &'static str,
@@ -126,7 +126,7 @@ pub struct FunctionRow {
     handle: &'static [&'static str],
     /// Number of entries of the array.
     count: &'static [&'static str],
-    /// A tracepoint tells of the same: probed only where kprobes are asked for.
+    /// A tracepoint reports the same: probed only if kprobes are asked for.
     pub has_tracepoint: bool,
 }
 
@@ -251,7 +251,7 @@ pub struct KernelPlan {
     pub unseen: Vec<String>,
 }
 
-/// Why kernel mode cannot be had.
+/// Why kernel mode is not available.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KernelPlanError {
     /// `--kernel-probes kprobe`.

@@ -83,7 +83,7 @@ impl fmt::Display for Skip {
 /// What the user asked for, and what is already attached.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanOptions<'a> {
-    /// All rows: those of [`TABLE`], and behind them the user's own.
+    /// All rows: those of [`TABLE`], and after them the user's own.
     pub rows: &'a [Row],
     /// What is traced by probes: rows of other resources are left out.
     pub resources: &'a [Resource],
@@ -151,7 +151,7 @@ impl Plan {
         })
     }
 
-    /// It is empty, and nothing will tell of objects that are mapped later.
+    /// It is empty, and nothing will report objects that are mapped later.
     pub fn is_final(&self) -> bool {
         self.is_empty() && !self.points.iter().any(|point| point.program == ProgramKind::MappingsEnter)
     }

@@ -30,7 +30,7 @@ use crate::{
 /// [`super::plan::symbol_names`] of the same options. `memory` is the target's, for indirect
 /// functions.
 ///
-/// An empty plan is no error here: a command that has just been started has nothing mapped yet.
+/// An empty plan is not an error here: a command that has just been started has nothing mapped yet.
 pub fn plan(objects: &[Object], options: &PlanOptions<'_>, memory: Option<&dyn ReadMemory>) -> Plan {
     let mut plan = Plan { needs_heap: options.symbols_prefix.is_some(), ..Plan::default() };
     for object in objects {
@@ -123,7 +123,7 @@ impl<'a> Planner<'a> {
 
     /// Prefixes under which the object defines something of an allocator, complete or not: a linker
     /// takes from a static library only what is called, and leaves the symbols out that nobody
-    /// refers to. Where nothing under a prefix acquires, what it frees is something else: a
+    /// refers to. If nothing under a prefix acquires, what it frees is something else: a
     /// program's own `mi_free` may free menu items. A prefix that names what another one has named
     /// already adds nothing.
     fn families(&self) -> Vec<String> {
@@ -219,7 +219,7 @@ impl<'a> Planner<'a> {
             }
     }
 
-    /// Adds the rows of some scopes: points, or a reason why not (`reason`, where there is one for
+    /// Adds the rows of some scopes: points, or a reason why not (`reason`, if there is one for
     /// all of them).
     fn add_rows(
         &mut self,
@@ -329,8 +329,8 @@ impl<'a> Planner<'a> {
 
     /// The row's calls are followed by their `ret` instructions, wherever these are known: those of
     /// functions that users name, of which nobody knows whether they throw or switch stacks; those
-    /// of mmap and its kin, which signal handlers call on stacks of their own; and those that throw
-    /// where the stack cannot be mended.
+    /// of mmap and related functions, which signal handlers call on stacks of their own; and those
+    /// that throw where the stack cannot be mended.
     fn leaves_addresses_alone(&self, row: &Row) -> bool {
         let followed =
             matches!(row.role, Role::Acquire | Role::Resize | Role::FallibleRelease | Role::Shield);
@@ -342,7 +342,7 @@ impl<'a> Planner<'a> {
         followed && may_leave
     }
 
-    /// All code of the function at `vaddr`, whose size is this or, where it is 0, a symbol's.
+    /// All code of the function at `vaddr`, whose size is this or, if it is 0, a symbol's.
     fn whole_function(&self, vaddr: u64, size: u64) -> Option<Vec<u8>> {
         let size = if size == 0 { self.elf.function_size_at(vaddr) } else { size };
         self.elf.whole_function(vaddr, size)

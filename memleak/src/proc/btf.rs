@@ -57,7 +57,7 @@ impl Btf {
         })
     }
 
-    /// Indexes the content of a BTF file; `None` where it is none, or holds a kind of type newer
+    /// Indexes the content of a BTF file; `None` if it is none, or holds a kind of type newer
     /// than this reader.
     pub fn parse(bytes: Vec<u8>) -> Option<Self> {
         if u16::from_le_bytes(bytes.get(..2)?.try_into().ok()?) != MAGIC {
@@ -111,7 +111,7 @@ impl Btf {
     }
 
     /// Names of the parameters of the kernel function `name`, in order (empty for one without a
-    /// name); `None` where there is no such function.
+    /// name); `None` if there is no such function.
     pub fn function_parameters(&self, name: &str) -> Option<Vec<String>> {
         let function = self.find(kind::FUNC, name)?;
         let prototype =
@@ -127,7 +127,7 @@ impl Btf {
     /// Names of what the tracepoint `name` hands over, in the order in which a raw tracepoint
     /// program finds them in its context (`ctx->args[0]`, `[1]`, ...). They are the parameters of
     /// `__traceiter_NAME`, which calls those who listen (include/linux/tracepoint.h), but for its
-    /// first one, `__data`. `None` where the kernel has no such tracepoint, or does not tell these
+    /// first one, `__data`. `None` if the kernel has no such tracepoint, or does not tell these
     /// names.
     pub fn tracepoint_arguments(&self, name: &str) -> Option<Vec<String>> {
         let mut parameters = self.function_parameters(&format!("__traceiter_{name}"))?;

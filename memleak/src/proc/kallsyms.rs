@@ -13,7 +13,7 @@ const MAX_TEXT: usize = 256 << 20;
 /// A line of /proc/kallsyms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelSymbol<'a> {
-    /// Its address; 0 where addresses are hidden.
+    /// Its address; 0 if addresses are hidden.
     pub address: u64,
     /// As nm(1) has it: `T` and `t` for text, `W` for weak symbols, `D` for data...; small letters
     /// for local ones.

@@ -14,7 +14,7 @@ pub fn raise_open_files() {
     }
 }
 
-/// Memory of ours that is resident, bytes; 0 where /proc does not say (proc_pid_statm(5)).
+/// Our resident memory, bytes; 0 if /proc does not say (proc_pid_statm(5)).
 pub fn resident_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);

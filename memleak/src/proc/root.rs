@@ -94,7 +94,7 @@ fn new_descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     }
 }
 
-/// Opens what a path of ours, or a link of /proc (`map_files/...`, `exe`), leads to, if it is a
+/// Opens what one of our paths, or a link of /proc (`map_files/...`, `exe`), leads to, if it is a
 /// regular file.
 pub fn open_link(path: &Path) -> io::Result<File> {
     open_regular(&OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?)

@@ -15,7 +15,7 @@ use std::{
 pub struct SlabCaches {
     /// Each name, and what it is a link to.
     names: BTreeMap<String, Option<String>>,
-    /// The names of /proc/slabinfo; empty where it cannot be read.
+    /// The names of /proc/slabinfo; empty if it cannot be read.
     own_names: BTreeSet<String>,
 }
 
@@ -29,7 +29,7 @@ pub struct SlabCache {
 }
 
 impl SlabCaches {
-    /// The running kernel's; none where it shows neither.
+    /// The running kernel's; none if it shows neither.
     pub fn read() -> Self {
         Self::read_from(Path::new("/sys/kernel/slab"), Path::new("/proc/slabinfo"))
     }

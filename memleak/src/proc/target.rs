@@ -26,7 +26,7 @@ pub trait Target {
     /// The root that the paths of mappings begin at.
     fn root(&self) -> io::Result<Root>;
 
-    /// The map of its generated code (`/tmp/perf-PID.map`), where there is one.
+    /// The map of its generated code (`/tmp/perf-PID.map`), if there is one.
     fn perf_map(&self) -> Option<File>;
 
     /// The path of its program, as its mappings have it.

@@ -4,7 +4,7 @@ use super::usage::{MAX_PID, UsageError, WholeNumber, non_empty, one_of};
 use crate::cli::Cli;
 pub use crate::probe::kernel::KernelProbes;
 
-/// Longest command name that the kernel keeps, bytes (`TASK_COMM_LEN` counts the zero behind it,
+/// Longest command name that the kernel keeps, bytes (`TASK_COMM_LEN` counts the zero after it,
 /// too).
 const MAX_COMM: usize = 15;
 

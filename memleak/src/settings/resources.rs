@@ -21,7 +21,7 @@ const KERNEL: &[Resource] = &[Resource::Slab, Resource::Pages, Resource::Vmalloc
 /// What `-r`, `--acquire`, `--release` and `--resources-file` come to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// All of them: built-in ones, and behind them [`Resource::Custom`] for each that a user has
+    /// All of them: built-in ones, and after them [`Resource::Custom`] for each that a user has
     /// described.
     pub resources: Vec<Resource>,
     /// Those that users have described, by the number of [`Resource::Custom`].
@@ -82,7 +82,7 @@ fn choose(cli: &Cli) -> Result<Selection, UsageError> {
         } else if let Some(resource) = of_files.iter().find(has) {
             selection.user.push(resource.clone());
         } else {
-            // Not before it is needed: a file there that is wrong is no concern of other runs.
+            // Not before it is needed: a file there that is wrong does not concern other runs.
             let known = of_folder.get_or_insert_with(|| {
                 let found = configured();
                 selection.warnings.extend(found.warnings);

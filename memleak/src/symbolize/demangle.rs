@@ -30,7 +30,7 @@ const DEEP: (u32, usize) = (112, 64 << 20);
 /// of bad ones.
 const DEEP_TIME: u64 = 2_000_000_000;
 
-/// The demangled form of `name`, or `name` itself where it is no mangled one (or one that is out of
+/// The demangled form of `name`, or `name` itself if it is not a mangled one (or one that is out of
 /// bounds).
 pub fn demangle(name: &str) -> String {
     let demangled = match name.len() <= MAX_MANGLED {
@@ -67,7 +67,7 @@ fn rust(name: &str) -> Option<String> {
 }
 
 fn cpp(name: &str) -> Option<String> {
-    // `_GLOBAL__sub_I_x` and its kin are the compiler's own names for parts of a file's start and
+    // `_GLOBAL__sub_I_x` and the like are the compiler's own names for parts of a file's start and
     // end; the parser takes names of types too, so that any short word would be "demangled" were it
     // not for this check.
     if !["_Z", "__Z", "___Z", "____Z", "_GLOBAL_"].iter().any(|prefix| name.starts_with(prefix)) {

@@ -22,7 +22,7 @@ const MAX_FRAMES: usize = 256;
 /// A call, as DWARF tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct SourceFrame {
-    /// Linkage name, where there is one.
+    /// Linkage name, if there is one.
     pub function: Option<Vec<u8>>,
     /// Source file, relative to the directory of the compilation where it is inside.
     pub file: Option<String>,
@@ -138,7 +138,7 @@ impl Dwarf {
         let mut sections = load(&files.find(&path)?, Form::Split, more).ok()?;
         sections.make_dwo(&wanted.parent);
         let unit = sections.units().next().ok()??;
-        // A file of another build at the same place would tell of other code.
+        // A file of another build at the same place would describe other code.
         let unit = sections.unit(unit).ok()?;
         (unit.dwo_id == Some(wanted.dwo_id)).then(|| Arc::new(sections))
     }
@@ -182,7 +182,7 @@ fn load(elf: &ElfFile, form: Form, bytes: &mut u64) -> io::Result<gimli::Dwarf<R
     gimli::Dwarf::load(|id| Ok(section(elf, id, form, bytes)))
 }
 
-/// A section's bytes; empty where addr2line has no use for it, or it cannot be read.
+/// A section's bytes; empty if addr2line has no use for it, or it cannot be read.
 fn section(elf: &ElfFile, id: SectionId, form: Form, bytes: &mut u64) -> Reader {
     let unused = matches!(
         id,

@@ -58,7 +58,7 @@ pub trait KernelTexts: std::fmt::Debug + Send {
     /// In the form of /proc/kallsyms.
     fn kallsyms(&self) -> io::Result<Vec<u8>>;
 
-    /// In the form of /proc/modules; empty where there are none.
+    /// In the form of /proc/modules; empty if there are none.
     fn modules(&self) -> Vec<u8>;
 
     /// ELF notes of the kernel (`[kernel]`) or of a module of it (`[ext4]`); empty if they are not
@@ -153,7 +153,7 @@ impl KernelSymbols {
     /// has no symbol for an address.
     ///
     /// As everywhere the byte before a return address is looked up. The address itself is, where it
-    /// is no return address: in the frame that a probe has stopped, and in one that an interrupt
+    /// is not a return address: in the frame that a probe has stopped, and in one that an interrupt
     /// has.
     pub fn frames(&mut self, ips: &[u64]) -> Vec<Frame> {
         let is_known = |table: &Table, ip: &u64| table.find_call(*ip).or_else(|| table.find(*ip)).is_some();
@@ -177,7 +177,7 @@ impl KernelSymbols {
     }
 
     /// What the kernel (`[kernel]`) or a module of it is on any machine: its name, and behind a
-    /// zero its build id, where it has one.
+    /// zero its build id, if it has one.
     pub fn identity(&mut self, module: &str) -> Box<[u8]> {
         if let Some(known) = self.identities.get(module) {
             return known.clone();
@@ -263,9 +263,9 @@ struct Symbol {
 struct Module {
     /// In its brackets.
     name: String,
-    /// What offsets count from; `None` where there is nothing sensible (`[bpf]`).
+    /// What offsets count from; `None` if there is nothing sensible (`[bpf]`).
     start: Option<u64>,
-    /// The address after its last byte, where that is known.
+    /// The address after its last byte, if that is known.
     end: Option<u64>,
 }
 
@@ -309,7 +309,7 @@ impl Table {
         self.symbols.push(Symbol { address, name: start, len, module, global });
     }
 
-    /// Enters a module (in its brackets) and gives its index; `None` where there are too many.
+    /// Enters a module (in its brackets) and gives its index; `None` if there are too many.
     fn add_module(&mut self, name: &[u8], places: &[ModulePlace]) -> Option<u16> {
         let index = u16::try_from(self.modules.len()).ok()?;
         let name = printable_bytes(name);
@@ -351,7 +351,7 @@ impl Table {
     /// The best symbol of the code at `address`, as an index.
     fn find(&self, address: u64) -> Option<usize> {
         let at = self.symbols.partition_point(|symbol| symbol.address <= address).checked_sub(1)?;
-        // Behind these is no code, or none that is in use.
+        // After these there is no code, or none that is in use.
         let is_code = !matches!(self.name(at), b"_etext" | b"_einittext");
         (is_code && self.range(at)?.contains(&address)).then_some(at)
     }

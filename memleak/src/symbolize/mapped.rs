@@ -57,7 +57,7 @@ pub enum Found<'a, T> {
 #[derive(Clone, Debug)]
 struct Reading<T> {
     generation: u64,
-    /// By address, disjoint. Shared with the reading before, where nothing is new.
+    /// By address, disjoint. Shared with the reading before, if nothing is new.
     regions: Arc<[Region<T>]>,
     /// Parts where a second reading of the generation has found something else than the first, by
     /// address, disjoint.
@@ -69,7 +69,7 @@ struct Reading<T> {
 pub enum Observed {
     /// All that was there is there still, and maybe more.
     Grown,
-    /// Something is gone or replaced, though nobody has told of it: a new generation is to be
+    /// Something is gone or replaced, though nobody has reported it: a new generation is to be
     /// begun, and read.
     Shrunk,
 }

@@ -24,7 +24,7 @@ pub use symbolizer::{Location, Symbolizer, SymbolizerOptions};
 pub enum NoSymbol {
     /// No mapping of the process held the address.
     Unmapped,
-    /// The mapping is no file and no perf map names it (JIT code).
+    /// The mapping is not a file and no perf map names it (JIT code).
     Anonymous,
     /// What was mapped there when the stack was recorded was not seen in time.
     Uncertain,

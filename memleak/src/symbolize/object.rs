@@ -59,7 +59,7 @@ impl Object {
         Self { file, roots, names: None, remembered: HashMap::new() }
     }
 
-    /// The calls at `vaddr`, innermost first; empty where neither a symbol nor debug information
+    /// The calls at `vaddr`, innermost first; empty if neither a symbol nor debug information
     /// covers it.
     pub fn calls(&mut self, vaddr: u64) -> Arc<[Call]> {
         if let Some(calls) = self.remembered.get(&vaddr) {

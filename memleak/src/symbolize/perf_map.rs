@@ -65,7 +65,7 @@ impl PerfMap {
         matches!((identity(&self.file), identity(file)), (Ok(ours), Ok(other)) if ours == other)
     }
 
-    /// Reads what was appended. A file that shrank was written anew: all of it is read again.
+    /// Reads what was appended. A file that shrank was rewritten: all of it is read again.
     pub fn refresh(&mut self) -> io::Result<()> {
         let length = self.file.metadata()?.len();
         if length == self.seen {

@@ -32,7 +32,7 @@ thread_local! {
     static CEILING: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Runs `work` with `fuel` reads to spend; gives what is left: none where it was too much.
+/// Runs `work` with `fuel` reads to spend; gives what is left: none if it was too much.
 pub fn with_fuel<T>(fuel: u64, work: impl FnOnce() -> T) -> (T, u64) {
     CEILING.set(resident_bytes().saturating_add(MEMORY));
     LIMITS.set((fuel, stack_address().saturating_sub(STACK)));

@@ -76,7 +76,7 @@ impl Symbols {
         symbols
     }
 
-    /// The function that covers `vaddr`: the one that begins last, where several do.
+    /// The function that covers `vaddr`: the one that begins last, if several do.
     pub fn find(&self, vaddr: u64) -> Option<Function> {
         let mut index = self.entries.partition_point(|entry| entry.start <= vaddr).checked_sub(1)?;
         for _ in 0..MAX_NESTING {
@@ -231,7 +231,7 @@ fn function(elf: &ElfFile, symbol: RawSymbol, table: u16) -> Option<Entry> {
     let hidden = symbol.visibility == elf::STV_HIDDEN.0 || symbol.visibility == elf::STV_INTERNAL.0;
     let label = match symbol.kind {
         kind if kind == elf::STT_FUNC.0 || kind == elf::STT_GNU_IFUNC.0 => false,
-        // A function written in assembly without `.type`; as perf does, only where it is meant to
+        // A function written in assembly without `.type`; as perf does, only if it is meant to
         // be seen.
         kind if kind == elf::STT_NOTYPE.0 && section?.executable() && !hidden => true,
         _ => return None,

@@ -196,7 +196,7 @@ impl Elf {
         self.elf()?.code_segment(vaddr)?.offset_of(vaddr)
     }
 
-    /// Up to `size` bytes of code at `vaddr`; fewer at the end of the segment, none where there is no code or no way
+    /// Up to `size` bytes of code at `vaddr`; fewer at the end of the segment, none if there is no code or no way
     /// to read it.
     pub fn code(&self, vaddr: u64, size: u64) -> Vec<u8> {
         let read = || {
@@ -210,7 +210,7 @@ impl Elf {
         read().unwrap_or_default()
     }
 
-    /// All of the code of the function at `vaddr`; `None` where its size is not known or it cannot be read whole.
+    /// All of the code of the function at `vaddr`; `None` if its size is not known or it cannot be read whole.
     pub fn whole_function(&self, vaddr: u64, size: u64) -> Option<Vec<u8>> {
         let code = self.code(vaddr, size);
         (size > 0 && code.len() as u64 == size).then_some(code)
@@ -244,7 +244,7 @@ impl Elf {
         found
     }
 
-    /// Size of the function that some symbol, a local one too, places at `vaddr`; 0 where there is none.
+    /// Size of the function that some symbol, a local one too, places at `vaddr`; 0 if there is none.
     pub fn function_size_at(&self, vaddr: u64) -> u64 {
         let mut size = 0;
         if let Some(elf) = self.elf() {
@@ -301,7 +301,7 @@ impl Elf {
     }
 }
 
-/// The word that the file holds at `vaddr`, 0 where it holds none (`.bss`).
+/// The word that the file holds at `vaddr`, 0 if it holds none (`.bss`).
 fn initial_word(elf: &ElfFile, vaddr: u64) -> u64 {
     let mut word = [0; 8];
     let read = elf.offset_of(vaddr).map(|offset| elf.source().read(offset, &mut word, &elf.budget()));

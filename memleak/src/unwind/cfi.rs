@@ -64,7 +64,7 @@ pub enum Unsupported {
     CfaRegister = 1,
     /// The CFA is an expression of another form: OpenSSL's `[rsp + o] + 8`.
     CfaExpression,
-    /// The CFA's offset is no multiple of 8, or too large.
+    /// The CFA's offset is not a multiple of 8, or too large.
     CfaOffset,
     /// The frame pointer is saved beyond a slot's reach, or found by an expression.
     FramePointer,
@@ -85,7 +85,7 @@ impl Unsupported {
         Self::Malformed,
     ];
 
-    /// Why there is no better row than this one; `None` where it is a rule.
+    /// Why there is no better row than this one; `None` if it is a rule.
     pub fn of(row: Row) -> Option<Self> {
         let is_it = |reason: &Self| row.kind() == Kind::UNSUPPORTED && row.slot() == *reason as i8;
         Self::ALL.into_iter().find(is_it)

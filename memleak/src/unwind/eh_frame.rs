@@ -45,7 +45,7 @@ pub struct BuildStats {
     pub outside: u64,
     /// Entries that cover what another one covers: cut to the part before it, or left out.
     pub overlapping: u64,
-    /// Rows that were read from machine code, where no entry is.
+    /// Rows that were read from machine code, if no entry is.
     pub code_rows: u64,
 }
 
@@ -198,7 +198,7 @@ fn vendor(machine: Machine) -> Vendor {
     }
 }
 
-/// Offsets of the entries that are no CIE. The lengths alone are followed, so that one bad entry
+/// Offsets of the entries that are not a CIE. The lengths alone are followed, so that one bad entry
 /// costs no other.
 fn entry_offsets(bytes: &[u8], cie_id: u32, budget: &Budget) -> Vec<usize> {
     let word = |at: usize| bytes.get(at..at.checked_add(4)?)?.try_into().ok().map(u32::from_le_bytes);
@@ -284,7 +284,7 @@ where
     })
 }
 
-/// A CIE and what its instructions say; `None` where they cannot be read.
+/// A CIE and what its instructions say; `None` if they cannot be read.
 #[derive(Clone)]
 struct Cie<'input> {
     entry: CommonInformationEntry<Slice<'input>>,

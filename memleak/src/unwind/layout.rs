@@ -191,7 +191,7 @@ impl Layout {
     }
 
     /// Makes `objects` what `pid` has mapped, in place of what it had. On an error the old list
-    /// stays as it is. Where a table finds no room, that is an error, or with
+    /// stays as it is. If a table finds no room, that is an error, or with
     /// [`Shortage::LeaveOut`] its object is listed without rows.
     pub fn set_process<S: Store>(
         &mut self,

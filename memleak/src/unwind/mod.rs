@@ -34,7 +34,7 @@ pub enum UnwindError {
     /// It could not be opened or read.
     #[error("cannot read it: {0}")]
     Read(String),
-    /// It is no 64-bit little-endian ELF file, or a broken one.
+    /// It is not a 64-bit little-endian ELF file, or a broken one.
     #[error("not a 64-bit little-endian ELF file")]
     NotElf,
     /// It is for another machine (`e_machine`).

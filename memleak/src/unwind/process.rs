@@ -35,7 +35,7 @@ impl ProcessTables {
     }
 
     /// Takes over what `pid` has mapped now, and builds the tables that are missing. Gives its
-    /// objects in order of address; `None` where no executable mapping has changed.
+    /// objects in order of address; `None` if no executable mapping has changed.
     pub fn observe(
         &mut self,
         pid: u32,

@@ -32,7 +32,7 @@ pub struct UnwindTable {
     pub build_id: Option<Vec<u8>>,
     /// Its text.
     pub segments: ExecSegments,
-    /// In order of `pc`, no two with the same; the first is at 0. None where the object has no rows
+    /// In order of `pc`, no two with the same; the first is at 0. None if the object has no rows
     /// at all.
     pub rows: Vec<Row>,
     /// One word for each [`PAGE_BYTES`] of text up to the last row ([`page_word`]).
@@ -126,7 +126,7 @@ pub(super) fn read(object: &ObjectFile) -> Result<&ElfFile, UnwindError> {
     })
 }
 
-/// Says of the code at the entry, where nothing else does, that a stack ends there: the kernel has
+/// Says of the code at the entry, if nothing else does, that a stack ends there: the kernel has
 /// jumped to it. (In glibc's dynamic linker and musl's crt1 it is assembly without unwind
 /// information.) The runs are in order, before and after.
 fn add_entry(runs: &mut Runs, segments: &ExecSegments, entry: u64) {

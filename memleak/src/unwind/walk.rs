@@ -21,7 +21,7 @@ pub struct Frame {
 pub struct Walk {
     /// Callee first.
     pub frames: Vec<Frame>,
-    /// Why it ended: [`Step::Complete`] where nothing is missing.
+    /// Why it ended: [`Step::Complete`] if nothing is missing.
     pub end: Step,
 }
 

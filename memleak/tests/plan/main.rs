@@ -64,7 +64,7 @@ fn probes_the_c_library_of_a_running_program() {
     assert_eq!(whole.allocators, [(C_LIBRARY.to_owned(), AllocatorKind::Glibc)]);
     assert!(!whole.is_empty());
 
-    // By object: the C library's functions are nm's, the dynamic linker tells of dlopen, the
+    // By object: the C library's functions are nm's, the dynamic linker reports dlopen, the
     // program has nothing.
     for object in &objects {
         let own = plan(std::slice::from_ref(object), &options, None);

@@ -1,7 +1,7 @@
 //! Reports as they are written: golden files, and readers of the two forms that agree with each
 //! other.
 //!
-//! `MEMLEAK_BLESS=1 cargo test --test report` writes the golden files anew; read the difference
+//! `MEMLEAK_BLESS=1 cargo test --test report` writes the golden files again; read the difference
 //! before you commit it.
 
 mod reports;

@@ -180,7 +180,7 @@ fn benchmarks() -> PathBuf {
     run::root().join("BENCHMARKS.md")
 }
 
-/// What was measured before; empty where nothing was.
+/// What was measured before; empty if nothing was.
 fn read_benchmarks() -> String {
     fs::read_to_string(benchmarks()).unwrap_or_default()
 }

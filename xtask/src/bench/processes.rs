@@ -155,7 +155,7 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        // Fails only where it has ended by itself.
+        // Fails only if it has ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -247,7 +247,7 @@ pub struct Running {
     /// When the marked line came (CLOCK_MONOTONIC).
     pub marked: Duration,
     shown: String,
-    /// A shell that waits for this to end, and then ends the tracer: also where sudo raised it, and
+    /// A shell that waits for this to end, and then ends the tracer: also if sudo raised it, and
     /// whatever ends us.
     input: Option<ChildStdin>,
     shell: Child,

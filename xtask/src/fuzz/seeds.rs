@@ -1,4 +1,4 @@
-//! What fuzzing begins with: small files of this machine's compilers, made anew at each run.
+//! What fuzzing begins with: small files of this machine's compilers, made again at each run.
 
 use std::{
     fs,
@@ -160,7 +160,7 @@ impl Seeds {
         fs::read(&path).with_context(|| format!("no section {name} in {}", file.display()))
     }
 
-    /// A section's address; `None` where there is none.
+    /// A section's address; `None` if there is none.
     fn address(&self, file: &Path, name: &str) -> Result<Option<u64>> {
         let table = run::output(Command::new("readelf").arg("-SW").arg(file))?;
         let wanted = |line: &&str| line.split_whitespace().any(|word| word == name);

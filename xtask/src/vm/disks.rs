@@ -129,7 +129,7 @@ impl Staged {
     /// Adds a file, a link as a link, or an empty folder.
     fn add_one(&self, path: &Path) -> Result<()> {
         let Ok(found) = path.symlink_metadata() else { return Ok(()) };
-        // dpkg names /lib/libx.so where /lib is a link to /usr/lib: to where the file really is.
+        // dpkg names /lib/libx.so if /lib is a link to /usr/lib: to where the file really is.
         let parent = path.parent().unwrap_or(Path::new("/")).canonicalize()?;
         let below: PathBuf = parent.components().filter(|part| *part != Component::RootDir).collect();
         let folder = self.folder.join(below);

@@ -20,7 +20,7 @@ use crate::run;
 /// whatever else it wrote.
 const STATUS_MARK: &str = "memleak-vm: status ";
 
-/// On the console: the kernel found itself, or us, at fault, even where it went on.
+/// On the console: the kernel found itself, or us, at fault, even if it went on.
 const KERNEL_FAULTS: [&str; 8] = [
     "Kernel panic",
     "BUG: ",
@@ -94,7 +94,7 @@ pub struct Ended {
 }
 
 impl Machine<'_> {
-    /// Boots, runs the command, hands each line it writes to `show`. Fails where the guest did not
+    /// Boots, runs the command, hands each line it writes to `show`. Fails if the guest did not
     /// come to an end in time, gave no status, or its kernel complained: with the console's last
     /// lines.
     pub fn run(&self, busybox: &Path, mut show: impl FnMut(&str)) -> Result<Ended> {
@@ -184,7 +184,7 @@ impl Guest {
         Ok(Self { child, lines })
     }
 
-    /// Its lines until it ends; `None` where it did not by the deadline.
+    /// Its lines until it ends; `None` if it did not by the deadline.
     fn follow(&mut self, deadline: Instant, show: &mut impl FnMut(&str)) -> Option<Vec<String>> {
         let mut lines = Vec::new();
         loop {

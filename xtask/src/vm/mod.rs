@@ -153,7 +153,7 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Kernel>> {
 /// What was built for the guest.
 struct Built {
     memleak: PathBuf,
-    /// The live tests; none where a command is run.
+    /// The live tests; none if a command is run.
     live: Option<PathBuf>,
     /// Where it all goes into the guest.
     paths: Vec<PathBuf>,

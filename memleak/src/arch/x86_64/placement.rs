@@ -10,7 +10,7 @@
 //! when the breakpoint is hit and takes the return address from where the stack pointer is then.
 //!
 //! What is not seen: a jump into the first block from another function. Compilers make none: a
-//! split-off part (`malloc.cold`) comes back behind the branch that left, and the first block ends
+//! split-off part (`malloc.cold`) comes back after the branch that left, and the first block ends
 //! at the first branch.
 
 use iced_x86::{
@@ -127,7 +127,7 @@ fn is_write(access: OpAccess) -> bool {
     matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
-/// Why the body may come back to a place behind the entry and not behind the candidate; `None`
+/// Why the body may come back to a place after the entry and not after the candidate; `None`
 /// where it never does. A jump to the entry itself is no matter: a probe at the entry would be hit
 /// again, too.
 fn body_reenters(code: &[u8], vaddr: u64, candidate: &Candidate) -> Option<Reason> {

@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn functions_that_it_jumps_to_return_in_its_stead() {
-        // je 0x2000; jmp 0x3000 -- the first jumps back, behind the `je`; the second returns
+        // je 0x2000; jmp 0x3000 -- the first jumps back, to after the `je`; the second returns
         let function = [0x0f, 0x84, 0xfa, 0x0f, 0x00, 0x00, 0xe9, 0xf5, 0x1f, 0x00, 0x00];
         let part = [0xe9, 0x01, 0xf0, 0xff, 0xff];
         let jumped_to = [0x90, 0xc3];

@@ -27,7 +27,7 @@ pub enum ReadError {
     /// It is too large to be one.
     #[error("{0}: is larger than 1 MiB; a file of resources is a short text")]
     TooLarge(String),
-    /// It is no text.
+    /// It is not text.
     #[error("{0}: is not UTF-8 text; name a file of resources")]
     NotText(String),
     /// Others could have written it.
@@ -138,7 +138,7 @@ fn read(file: File, name: String) -> Result<Vec<UserResource>, ReadError> {
 }
 
 /// The folder of the configuration: `$XDG_CONFIG_HOME/memleak/resources.d`, or below `~/.config`.
-/// `None` where neither is set to an absolute path (XDG Base Directory Specification). Under sudo
+/// `None` if neither is set to an absolute path (XDG Base Directory Specification). Under sudo
 /// it is what sudo's environment says: root's, unless it was told to keep the user's.
 pub fn configured_folder() -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());

@@ -9,7 +9,7 @@ pub struct UserResource {
     pub name: String,
     /// What it is, for `--list-resources`; may be empty.
     pub description: String,
-    /// What several of them are called in a report's heading (`connections`); empty where nothing
+    /// What several of them are called in a report's heading (`connections`); empty if nothing
     /// was said.
     pub unit: String,
     /// What hands it out; one at least.
@@ -47,8 +47,8 @@ impl GroupError {
 }
 
 /// Puts the specifications of a command line together, in their order: a release belongs to the
-/// acquire before it; an acquire right behind another one belongs to the same resource, and one
-/// behind a release begins a new one. A name puts a specification, and those without a name behind
+/// acquire before it; an acquire directly after another one belongs to the same resource, and one
+/// after a release begins a new one. A name puts a specification, and those without a name after
 /// it, into the resource of that name.
 pub fn group(specs: Vec<Spec>) -> Result<Vec<UserResource>, GroupError> {
     let mut resources: Vec<UserResource> = Vec::new();

@@ -15,8 +15,8 @@
 //! type      = "int" | "long"
 //! number    = decimal digits | "0x" hexadecimal digits
 //! name      = 1 to 64 letters, digits and _ . $ -
-//! function  = letters, digits and _ . $ : the symbol as nm(1) prints it, mangled where it is C++
-//! object    = a path, a file name or a library's name as with -O; in double quotes where it holds a space or one of
+//! function  = letters, digits and _ . $ : the symbol as nm(1) prints it, mangled if it is C++
+//! object    = a path, a file name or a library's name as with -O; in double quotes if it holds a space or one of
 //!             : = ( ) , " ; inside of them \ takes the next character as it is
 //! ```
 //!

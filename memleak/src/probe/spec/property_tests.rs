@@ -108,7 +108,7 @@ fn nearly() -> impl Strategy<Value = String> {
 }
 
 /// Every parser takes the text or says where it is wrong: at a column that the text has, or right
-/// behind it.
+/// after it.
 fn survives(text: &str) {
     let columns = [
         parse_acquire(text).err(),

@@ -13,7 +13,7 @@ pub enum RowError {
     /// A second handle that is not the first one's neighbour.
     #[error("'{0}': a second handle must directly follow the first one; write it as *argN, *(argN+{1})")]
     NotNeighbours(String, u8),
-    /// No int tells of its own that it is no handle.
+    /// No int says by itself that it is not a handle.
     #[error(
         "'{0}': nothing says when the int that an argument points to is a handle; add a condition, such as 'if ret == 0'"
     )]
@@ -23,7 +23,7 @@ pub enum RowError {
     Number(String, i64),
 }
 
-/// The rows of a resource. Where one of its handles is an int, all are.
+/// The rows of a resource. If one of its handles is an int, all are.
 pub fn rows(resource: Resource, user: &UserResource) -> Result<Vec<Row>, RowError> {
     let width = user.width();
     let is_counted = user.acquires.iter().any(|acquire| acquire.counted);
@@ -40,7 +40,7 @@ pub fn rows(resource: Resource, user: &UserResource) -> Result<Vec<Row>, RowErro
 }
 
 impl UserResource {
-    /// The type of its handles: int where it is said of one.
+    /// The type of its handles: int if it is said of one.
     pub fn width(&self) -> Width {
         let acquired = self.acquires.iter().flat_map(|acquire| {
             [Some(acquire.handle), acquire.second, acquire.releases].into_iter().flatten()

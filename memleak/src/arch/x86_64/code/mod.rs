@@ -8,7 +8,7 @@
 //!
 //! Functions begin at symbols, at the entry point and where calls lead to. What they do not reach
 //! (functions that are called by address alone, cases of a `switch`) is tried: a state is guessed,
-//! followed to where it meets a return or code that is known, and kept where all fits.
+//! followed to where it meets a return or code that is known, and kept if all fits.
 //!
 //! The code is the target's: it is analysed in windows, with a limit on bytes and on decoded
 //! instructions, and nothing is read but the bytes of executable segments.
@@ -60,13 +60,13 @@ const MIN_TRIAL: u64 = 64;
 /// rt_sigreturn.
 const SIGRETURNS: [&[u8]; 2] =
     [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
-/// How far behind an indirect jump its targets are looked for, bytes.
+/// How far after an indirect jump its targets are looked for, bytes.
 const MAX_SWITCH: u32 = 1 << 16;
 
 /// Text that no entry describes, and what is known of it.
 #[derive(Debug, Default)]
 pub(crate) struct Gaps {
-    /// First `pc`, `pc` behind the last.
+    /// First `pc`, `pc` after the last.
     gaps: Vec<(u32, u32)>,
     /// Where functions begin: `pc`s.
     starts: Vec<u32>,
@@ -78,7 +78,7 @@ pub(crate) struct Gaps {
 
 impl Gaps {
     /// What the runs, which are in order, leave of the text, as far as it is in one of the
-    /// `code_sections`, where there are any. `read_symbols` is called with a limit
+    /// `code_sections`, if there are any. `read_symbols` is called with a limit
     /// ([`Symbols::read`]): most symbols of a file with little text to analyse are of no use.
     pub(crate) fn find(
         runs: &Runs,

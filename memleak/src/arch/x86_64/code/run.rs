@@ -41,7 +41,7 @@ pub(super) struct Evidence {
     pub(super) misaligned: u32,
     /// The state that would have fitted.
     pub(super) hint: Option<State>,
-    /// Index behind the first straight stretch.
+    /// Index after the first straight stretch.
     pub(super) end: u32,
 }
 
@@ -59,7 +59,7 @@ pub(super) struct Run {
     pub(super) behind: Vec<(Item, Option<u32>)>,
     /// Instructions that were marked: index, length.
     pub(super) marked: Vec<(u32, u8)>,
-    /// Where the way behind a call was the first: the call.
+    /// Where the code after a call was the first: the call.
     pub(super) fallen: FxHashMap<u32, u32>,
     /// Calls, and where the stack pointer was.
     pub(super) made: Vec<(u32, Place)>,
@@ -126,7 +126,7 @@ impl Run {
             self.evidence.bad |= !is_whole;
             return;
         }
-        // A call at this height that does not return, and the function behind it: it returns from
+        // A call at this height that does not return, and the function after it: it returns from
         // there.
         let before = self.made.iter().filter(|(call, sp)| *sp == state.sp && *call < at);
         if let Some((call, _)) = before.max_by_key(|(call, _)| *call) {

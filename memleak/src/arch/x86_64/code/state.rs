@@ -126,7 +126,7 @@ impl State {
         }
     }
 
-    /// The rule bits of a row ([`Row::rule`]); those of [`Kind::NONE`] where the caller cannot be
+    /// The rule bits of a row ([`Row::rule`]); those of [`Kind::NONE`] if the caller cannot be
     /// found.
     pub(super) fn rule(&self) -> u32 {
         if self.end {
@@ -175,9 +175,9 @@ impl State {
             || (instruction.mnemonic() == Mnemonic::Lea && is_pointer(instruction.memory_base()))
     }
 
-    /// Follows an instruction that is no jump, call or return. `may_begin`: nothing says yet that
-    /// there is a caller, so that a zeroed `rbp` says that there is none (System V psABI x86_64
-    /// 3.4.1).
+    /// Follows an instruction that is not a jump, call or return. `may_begin`: nothing says yet
+    /// that there is a caller, so that a zeroed `rbp` says that there is none (System V psABI
+    /// x86_64 3.4.1).
     pub(super) fn apply(&mut self, instruction: &Instruction, may_begin: bool) {
         if !self.is_concerned(instruction) {
             return;

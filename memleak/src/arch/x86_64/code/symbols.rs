@@ -47,11 +47,11 @@ impl Symbols {
     }
 }
 
-/// What LLVM's BOLT leaves of the code that it has laid out anew elsewhere: 60 MB in rustc's
+/// What LLVM's BOLT leaves of the code that it has moved elsewhere: 60 MB in rustc's
 /// libraries that nothing runs.
 const LEFT_BEHIND: &[u8] = b".bolt.org.";
 
-/// vaddrs of executable sections, first and behind the last, in order; none where the file does not
+/// vaddrs of executable sections, first and after the last, in order; none where the file does not
 /// say.
 pub(crate) fn code_sections(elf: &ElfFile) -> Vec<(u64, u64)> {
     let mut code: Vec<_> = elf

@@ -16,7 +16,7 @@ pub(super) struct Region {
     pub len: u32,
 }
 
-/// Code of several regions in order of `pc`, one behind the other.
+/// Code of several regions in order of `pc`, one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Text {
     pub bytes: Vec<u8>,
