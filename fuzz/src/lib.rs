@@ -8,7 +8,7 @@ use std::{
 };
 
 use memleak::{
-    elf::Place,
+    elf::MappedPart,
     proc::{
         maps::{Backing, Mapping},
         root::Root,
@@ -167,7 +167,7 @@ pub fn check_table(table: &UnwindTable) {
 fn check_segments(segments: &ExecSegments) {
     for segment in &segments.segments {
         let start = segment.file_offset & !0xfff;
-        let place = Place { start: MAPPED_AT, len: 0x1000, file_offset: start, executable: true };
+        let place = MappedPart { start: MAPPED_AT, len: 0x1000, file_offset: start, executable: true };
         let bias = segments.bias(&place).expect("a mapping of a segment is one");
         // `ip - bias` is a pc: what lies at the segment's vaddr is at the distance from the text
         // base.

@@ -25,7 +25,7 @@ impl Arguments {
 }
 
 /// Where a walk begins: the registers of the frame that comes first.
-pub struct Caller {
+pub struct CallerFrame {
     /// The program's context, for the kernel's own walk.
     pub ctx: *mut c_void,
     /// The instruction pointer.

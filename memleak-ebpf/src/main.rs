@@ -32,7 +32,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
 use memleak_common::kernel::Tracepoint;
-use track::Mode;
+use track::ReturnMode;
 
 /// A function that acquires (or moves, or releases and can fail) is entered, or returns: where one
 /// program can serve both. Without aya's macro, whose programs all return 0: here 1 leaves out the
@@ -46,14 +46,14 @@ pub extern "C" fn acquire_session(ctx: *mut c_void) -> u32 {
 /// Such a function is entered.
 #[uprobe]
 pub fn acquire_enter(ctx: ProbeContext) -> u32 {
-    let _ = track::acquire_enter(&ctx, Mode::Mending);
+    let _ = track::acquire_enter(&ctx, ReturnMode::Mending);
     0
 }
 
 /// The same without a write to the target's stack, which a locked-down kernel forbids.
 #[uprobe]
 pub fn acquire_enter_plain(ctx: ProbeContext) -> u32 {
-    let _ = track::acquire_enter(&ctx, Mode::Plain);
+    let _ = track::acquire_enter(&ctx, ReturnMode::Plain);
     0
 }
 

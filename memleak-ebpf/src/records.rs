@@ -23,7 +23,7 @@ use memleak_common::{
 };
 
 use crate::{
-    args::Caller,
+    args::CallerFrame,
     maps::{ALLOCATIONS, EEXIST, PROBES, Wake, add, count, count_in, has, send, send_line, setting},
     stack,
     table::{self, epoch},
@@ -59,7 +59,7 @@ fn key(owner: Owner, row: &ProbeRow, handle: u64) -> AllocationKey {
 
 /// Enters a new record, if it passes the filters.
 #[inline(always)]
-pub fn record(caller: &Caller, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
+pub fn record(caller: &CallerFrame, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
     let &Acquired { handle, size, .. } = acquired;
     let key = key(thread.owner, row, handle);
     if key.space == 0 {

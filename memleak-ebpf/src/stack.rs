@@ -16,11 +16,11 @@ use memleak_common::{
 };
 
 use crate::{
-    args::Caller,
+    args::CallerFrame,
     mappings,
     maps::{EEXIST, KERNEL_STACKS, SHORT_STACKS, STACKS, STATS, Wake, count, send, setting},
     unwind,
-    window::{Hash, Walk, read_window, replaced},
+    window::{Hash, WalkResult, read_window, replaced},
 };
 
 /// Keeps an index within `ips` where the verifier can see it.
@@ -39,7 +39,7 @@ const GENERATIONS_APART: u64 = 0x9e37_79b9_7f4a_7c14;
 /// Walks the thread's stack into its record and stores it. Returns its id, or [`NO_STACK`]
 /// (counted).
 #[inline(always)]
-pub fn capture(caller: &Caller, thread: &mut ThreadRecord) -> u64 {
+pub fn capture(caller: &CallerFrame, thread: &mut ThreadRecord) -> u64 {
     let mode = setting!(flags);
     if mode & flags::KERNEL_WALK != 0 {
         let map = (&raw const KERNEL_STACKS).cast_mut().cast();
@@ -79,7 +79,7 @@ pub unsafe extern "C" fn walk_stack(thread: *mut ThreadRecord, ip: u64, sp: u64,
     let generation = mappings::generation(thread.owner.space);
     let same_mappings = thread.stack.context == generation;
     thread.stack.context = generation;
-    let Walk { hash, unchanged } = if setting!(flags) & flags::UNWIND_TABLES != 0 {
+    let WalkResult { hash, unchanged } = if setting!(flags) & flags::UNWIND_TABLES != 0 {
         unwind::walk(regs, thread)
     } else {
         walk(ip, fp, thread)
@@ -146,7 +146,7 @@ fn insert(id: u64, record: &StackRecord) -> Result<(), i32> {
 /// A frame's first word is the caller's frame pointer, its second the return address into the
 /// caller (System V ABI, AMD64, section 3.2.2).
 #[inline(always)]
-fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> Walk {
+fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> WalkResult {
     let (record, window) = (&mut thread.stack, &mut thread.unwind.window.words);
     let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
     let (mut ip, mut frame) = (ip, fp);
@@ -191,7 +191,7 @@ fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> Walk {
         }
         (ip, frame) = (return_address, next);
     }
-    Walk { hash: hash.finish(), unchanged: changed == 0 && record.len == old_len }
+    WalkResult { hash: hash.finish(), unchanged: changed == 0 && record.len == old_len }
 }
 
 /// Finds the stack's id, or gives it one. Two stacks never share an id: where a hash is taken by

@@ -23,7 +23,7 @@ use memleak_common::{
 
 use crate::{
     arch::{TRAMPOLINE, caller_of, entry_sp, exit_sp, instruction_pointer},
-    args::{Arguments, Caller},
+    args::{Arguments, CallerFrame},
     maps::{PROBES, THREADS, count, has, setting},
     nesting::{is_nested, is_users},
     records::{
@@ -37,7 +37,7 @@ use crate::{
 
 /// How the kernel has our programs run at a call's return.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub enum ReturnMode {
     /// Where the program asks for it at the entry (uprobe session).
     Session,
     /// Always; the target's stack can be written to.
@@ -48,7 +48,7 @@ pub enum Mode {
 
 /// Pushes a pending call. `None` for one whose return is of no interest, or must not be probed.
 #[inline(always)]
-pub fn acquire_enter(ctx: &ProbeContext, mode: Mode) -> Option<()> {
+pub fn acquire_enter(ctx: &ProbeContext, mode: ReturnMode) -> Option<()> {
     let (cookie, slot, row) = row(ctx.regs.cast())?;
     let thread = current_thread(slot)?;
     let mut call = PendingCall { sp: entry_sp(ctx), row: cookie, ..PendingCall::default() };
@@ -61,18 +61,18 @@ pub fn acquire_enter(ctx: &ProbeContext, mode: Mode) -> Option<()> {
     }
     if thread.depth == 0 {
         thread.interrupted = 0;
-    } else if mode == Mode::Session && is_users(row) && !unwind::is_callee(ctx, thread, unwind::ANY_GROUP) {
+    } else if mode == ReturnMode::Session && is_users(row) && !unwind::is_callee(ctx, thread, unwind::ANY_GROUP) {
         // Who knows which of the two returns first: it may be another fibre.
         count(Stat::MissedReturns);
         return None;
     }
     if !has(row, flags::COUNTS_NESTED) && is_nested(ctx, thread, row) {
-        if mode == Mode::Session {
+        if mode == ReturnMode::Session {
             return None;
         }
         call.nested = 1;
     }
-    let is_walked_past = setting!(flags) & setting_flags::READ_RETURNS != 0 || mode == Mode::Mending;
+    let is_walked_past = setting!(flags) & setting_flags::READ_RETURNS != 0 || mode == ReturnMode::Mending;
     if (is_walked_past || has(row, flags::MAY_THROW)) && call.return_address == 0 {
         // SAFETY: the helper checks the address.
         call.return_address = unsafe { bpf_probe_read_user(call.sp as *const u64) }.unwrap_or(0);
@@ -100,7 +100,7 @@ pub fn acquire_session(ctx: &ProbeContext) -> bool {
     // which is where the thread is at the entry.
     let is_entry = unsafe { bpf_get_func_ip(ctx.regs.cast()) } == instruction_pointer(ctx);
     if is_entry {
-        return acquire_enter(ctx, Mode::Session).is_some();
+        return acquire_enter(ctx, ReturnMode::Session).is_some();
     }
     let _ = acquire_exit(&RetProbeContext::new(ctx.regs.cast()));
     true
@@ -195,7 +195,7 @@ fn is_none(row: &ProbeRow, handle: u64) -> bool {
 /// (kernel/events/uprobes.c, `cleanup_return_instances`); its thread would get SIGILL when it comes
 /// to the trampoline.
 #[inline(always)]
-fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall, mode: Mode) -> bool {
+fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall, mode: ReturnMode) -> bool {
     for _ in 0..MAX_PENDING {
         let Some(top) = top(thread) else { break };
         if top.sp > call.sp {
@@ -209,12 +209,12 @@ fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall,
                 return group(top.row) == row.group;
             }
             match mode {
-                Mode::Session => {
+                ReturnMode::Session => {
                     count(Stat::MissedReturns);
                     return true;
                 }
-                Mode::Mending => mend(top),
-                Mode::Plain => {}
+                ReturnMode::Mending => mend(top),
+                ReturnMode::Plain => {}
             }
         }
         if top.nested == 0 {
@@ -293,7 +293,7 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
 /// A pending call returned: does to the table what the call did.
 #[inline(always)]
 pub fn commit(
-    caller: &Caller,
+    caller: &CallerFrame,
     thread: &mut ThreadRecord,
     row: &ProbeRow,
     call: &mut PendingCall,

@@ -14,9 +14,9 @@ use memleak_common::{
 
 use crate::{
     arch,
-    args::Caller,
+    args::CallerFrame,
     maps::{CALLS, KNOWN, PROBES, UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_WORDS, setting},
-    window::{Hash, Walk, read_window, replaced},
+    window::{Hash, WalkResult, read_window, replaced},
 };
 
 const DEPTH_MASK: u32 = RULES as u32 - 1;
@@ -26,13 +26,13 @@ const WINDOW_MASK: u64 = STACK_WINDOW as u64 - 1;
 const NO_RECORD: u64 = Step::Unreadable as u64;
 
 /// The thread's stack.
-struct Stack {
+struct ThreadStack {
     window: *mut Window,
     /// Pending calls' return addresses, which the kernel has replaced on the stack.
     thread: *const ThreadRecord,
 }
 
-impl Stack {
+impl ThreadStack {
     /// Has `bytes` bytes from `address` on in the window, and gives the index of the first word.
     #[inline(always)]
     fn have(&self, address: u64, bytes: u64) -> Option<u64> {
@@ -56,7 +56,7 @@ impl Stack {
     }
 }
 
-impl Reads for Stack {
+impl Reads for ThreadStack {
     #[inline(always)]
     fn read(&self, address: u64) -> Option<u64> {
         Some(self.word(self.have(address, 8)?))
@@ -154,7 +154,7 @@ pub unsafe extern "C" fn unwind_step(thread: *mut ThreadRecord) -> u64 {
     // SAFETY: the caller's promise, for this and what follows; the members do not overlap.
     unsafe {
         let unwind: *mut Unwind = &raw mut (*thread).unwind;
-        let stack = Stack { window: &raw mut (*unwind).window, thread };
+        let stack = ThreadStack { window: &raw mut (*unwind).window, thread };
         let maps = Maps { rule: &raw mut (*unwind).rule, generation: (*unwind).generation };
         arch::unwind_step(&mut (*unwind).state, &stack, &maps) as u64
     }
@@ -163,7 +163,7 @@ pub unsafe extern "C" fn unwind_step(thread: *mut ThreadRecord) -> u64 {
 /// Fills the thread's stack record, the caller of the probed function first: at a return the
 /// registers already are the caller's.
 #[inline(always)]
-pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> Walk {
+pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> WalkResult {
     let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
     let PublishedList { list, generation } = published_list(thread.slot);
     thread.unwind.state = State::new(regs, list, arch::ADDRESS_MASK);
@@ -200,7 +200,7 @@ pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> Walk {
         }
     }
     thread.stack.end = end as u16;
-    Walk { hash: hash.finish(), unchanged: changed == 0 && thread.stack.len == old_len }
+    WalkResult { hash: hash.finish(), unchanged: changed == 0 && thread.stack.len == old_len }
 }
 
 /// [`find_caller`]: a call of the group is pending among the callers.
@@ -275,7 +275,7 @@ pub fn search_callers(ctx: &ProbeContext, thread: &mut ThreadRecord, group: u32)
     if setting!(flags) & flags::UNWIND_TABLES == 0 {
         return UNKNOWN;
     }
-    let Caller { ip, sp, fp, .. } = arch::entered_caller(ctx);
+    let CallerFrame { ip, sp, fp, .. } = arch::entered_caller(ctx);
     // SAFETY: the current thread's record.
     unsafe { find_caller(thread, group, ip, sp, fp) }
 }

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use memleak_common::thread::{MAX_PENDING, PendingCall, STACK_WINDOW};
 
 /// What a walk gives beside the record.
-pub struct Walk {
+pub struct WalkResult {
     /// Hash of the stack, never [`NO_STACK`].
     pub hash: u64,
     /// The record held this very stack before.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use crate::{
-    elf::{Budget, Bytes, ElfFile, Place, Source, debug_files::Roots},
+    elf::{Budget, Bytes, ElfFile, MappedPart, Source, debug_files::Roots},
     escape::printable,
     proc::{
         maps::{Backing, Mapping},
@@ -35,19 +35,19 @@ pub const MEMORY: u64 = 192 << 20;
 
 /// All objects of a run. Clones are one store.
 #[derive(Clone, Debug)]
-pub struct ObjectStore(Arc<Store>);
+pub struct ObjectStore(Arc<OpenFiles>);
 
 #[derive(Debug)]
-struct Store {
+struct OpenFiles {
     budget: Budget,
     host_debug: Option<Arc<Root>>,
-    files: Mutex<HashMap<Key, Arc<ObjectFile>>>,
+    files: Mutex<HashMap<FileKey, Arc<ObjectFile>>>,
 }
 
 /// The path is part of it: subvolumes of one btrfs have the same device in /proc/PID/maps, and
 /// inodes of their own. No other file gets the inode while ours is open.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Key {
+enum FileKey {
     File { device: (i32, i32), inode: u64, path: PathBuf },
     Vdso(Vec<u8>),
 }
@@ -174,7 +174,7 @@ impl ObjectStore {
     /// files are looked for in `debug_directory`, too, which is ours.
     pub fn new(memory: u64, debug_directory: &Path) -> Self {
         let host_debug = Root::at(debug_directory).ok().map(Arc::new);
-        Self(Arc::new(Store { budget: Budget::new(memory), host_debug, files: Mutex::default() }))
+        Self(Arc::new(OpenFiles { budget: Budget::new(memory), host_debug, files: Mutex::default() }))
     }
 
     /// What `target` has mapped at `mapping`, which is a file or the vdso.
@@ -199,12 +199,12 @@ impl ObjectStore {
             Ok(image) => image,
             Err(error) => return Arc::new(ObjectFile::read(Err(error), path, &self.0.budget)),
         };
-        let key = Key::Vdso(image.clone());
+        let key = FileKey::Vdso(image.clone());
         let known = self.lock().get(&key).cloned();
         known.unwrap_or_else(|| self.keep(key, Arc::new(ObjectFile::read_image(image, path, &self.0.budget))))
     }
 
-    fn keep(&self, key: Key, object: Arc<ObjectFile>) -> Arc<ObjectFile> {
+    fn keep(&self, key: FileKey, object: Arc<ObjectFile>) -> Arc<ObjectFile> {
         object.tell_budget();
         let mut files = self.lock();
         if files.len() < MAX_OBJECTS || files.contains_key(&key) {
@@ -234,19 +234,19 @@ impl ObjectStore {
         self.lock().retain(|_, object| Arc::strong_count(object) > 1);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<ObjectFile>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<FileKey, Arc<ObjectFile>>> {
         // The map is whole at any moment: a thread that died with the lock has left it so.
         self.0.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn key_of(mapping: &Mapping) -> Key {
+fn key_of(mapping: &Mapping) -> FileKey {
     let path = mapping.path().unwrap_or(Path::new("")).to_owned();
-    Key::File { device: mapping.device, inode: mapping.inode, path }
+    FileKey::File { device: mapping.device, inode: mapping.inode, path }
 }
 
 /// Where a part of a file is mapped.
-pub fn place_of(mapping: &Mapping) -> Place {
+pub fn place_of(mapping: &Mapping) -> MappedPart {
     let Mapping { start, end, file_offset, executable, .. } = *mapping;
-    Place { start, len: end.saturating_sub(start), file_offset, executable }
+    MappedPart { start, len: end.saturating_sub(start), file_offset, executable }
 }

@@ -11,7 +11,7 @@ use aya_ebpf::{
 pub use memleak_common::unwind::step_aarch64 as unwind_step;
 
 use super::Registers;
-use crate::args::{Arguments, Caller};
+use crate::args::{Arguments, CallerFrame};
 
 /// Bits of a return address that are address: pointer authentication has what is above a user
 /// address of 48 bits (Documentation/arch/arm64/pointer-authentication).
@@ -50,8 +50,8 @@ impl Registers {
 
     /// Where the thread is in its own code.
     #[inline(always)]
-    pub fn caller(&self, ctx: *mut c_void) -> Caller {
-        Caller {
+    pub fn caller(&self, ctx: *mut c_void) -> CallerFrame {
+        CallerFrame {
             ctx,
             ip: self.read(offset_of!(user_pt_regs, pc)),
             sp: self.read(offset_of!(user_pt_regs, sp)),
@@ -83,17 +83,17 @@ pub fn exit_sp(ctx: &RetProbeContext) -> u64 {
 
 /// The caller of a function that is entered: the link register has the return address.
 #[inline(always)]
-pub fn entered_caller(ctx: &ProbeContext) -> Caller {
+pub fn entered_caller(ctx: &ProbeContext) -> CallerFrame {
     // SAFETY: as above.
     unsafe {
         let regs = &*ctx.regs;
-        Caller { ctx: ctx.as_ptr(), ip: regs.regs[30], sp: regs.sp, fp: regs.regs[29] }
+        CallerFrame { ctx: ctx.as_ptr(), ip: regs.regs[30], sp: regs.sp, fp: regs.regs[29] }
     }
 }
 
 /// The caller of a function that returns: the registers are its own already.
 #[inline(always)]
-pub fn caller_of(ctx: &RetProbeContext) -> Caller {
+pub fn caller_of(ctx: &RetProbeContext) -> CallerFrame {
     // SAFETY: as above.
-    unsafe { Caller { ctx: ctx.as_ptr(), ip: (*ctx.regs).pc, sp: (*ctx.regs).sp, fp: (*ctx.regs).regs[29] } }
+    unsafe { CallerFrame { ctx: ctx.as_ptr(), ip: (*ctx.regs).pc, sp: (*ctx.regs).sp, fp: (*ctx.regs).regs[29] } }
 }

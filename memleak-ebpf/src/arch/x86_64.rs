@@ -11,7 +11,7 @@ use aya_ebpf::{
 pub use memleak_common::unwind::{NO_MASK as ADDRESS_MASK, step_x86_64 as unwind_step};
 
 use super::Registers;
-use crate::args::{Arguments, Caller};
+use crate::args::{Arguments, CallerFrame};
 
 /// What the kernel's return trampoline begins with: a breakpoint (kernel/events/uprobes.c,
 /// `xol_get_insn_slot`'s page) or, from 6.11 on, `push %rax` (arch/x86/kernel/uprobes.c,
@@ -49,8 +49,8 @@ impl Registers {
 
     /// Where the thread is in its own code.
     #[inline(always)]
-    pub fn caller(&self, ctx: *mut c_void) -> Caller {
-        Caller {
+    pub fn caller(&self, ctx: *mut c_void) -> CallerFrame {
+        CallerFrame {
             ctx,
             ip: self.read(offset_of!(pt_regs, rip)),
             sp: self.read(offset_of!(pt_regs, rsp)),
@@ -84,18 +84,18 @@ pub fn exit_sp(ctx: &RetProbeContext) -> u64 {
 /// The caller of a function that is entered: the return address is at the stack pointer; 0 if it
 /// cannot be read.
 #[inline(always)]
-pub fn entered_caller(ctx: &ProbeContext) -> Caller {
+pub fn entered_caller(ctx: &ProbeContext) -> CallerFrame {
     let sp = entry_sp(ctx);
     // SAFETY: the helper checks the address.
     let ip = unsafe { bpf_probe_read_user(sp as *const u64) }.unwrap_or(0);
     // SAFETY: the context is as above.
     let fp = unsafe { (*ctx.regs).rbp };
-    Caller { ctx: ctx.as_ptr(), ip, sp: sp.wrapping_add(8), fp }
+    CallerFrame { ctx: ctx.as_ptr(), ip, sp: sp.wrapping_add(8), fp }
 }
 
 /// The caller of a function that returns: the registers are its own already.
 #[inline(always)]
-pub fn caller_of(ctx: &RetProbeContext) -> Caller {
+pub fn caller_of(ctx: &RetProbeContext) -> CallerFrame {
     // SAFETY: as above.
-    unsafe { Caller { ctx: ctx.as_ptr(), ip: (*ctx.regs).rip, sp: (*ctx.regs).rsp, fp: (*ctx.regs).rbp } }
+    unsafe { CallerFrame { ctx: ctx.as_ptr(), ip: (*ctx.regs).rip, sp: (*ctx.regs).rsp, fp: (*ctx.regs).rbp } }
 }

@@ -33,7 +33,7 @@ use memleak_common::{
 
 use self::{
     slab::{cache_size, has_name, word},
-    stack::Place,
+    stack::StackUse,
 };
 use crate::{
     arch::{entry_sp, exit_sp},
@@ -54,7 +54,7 @@ const MAX_RELEASED: u64 = 512;
 const MAX_ACQUIRED: u64 = 128;
 
 /// What was acquired.
-struct Acquired {
+struct KernelAcquired {
     resource: Resource,
     handle: u64,
     size: u64,
@@ -75,7 +75,7 @@ pub fn tracepoint_acquire(ctx: &RawTracePointContext, tracepoint: Tracepoint) {
     let handle = argument(ctx, args.handle);
     let size = argument(ctx, args.size);
     let gfp = argument(ctx, args.gfp);
-    let mut acquired = Acquired {
+    let mut acquired = KernelAcquired {
         resource: resource_of(tracepoint),
         handle,
         size,
@@ -289,7 +289,7 @@ fn returned(ctx: *mut c_void, row: &KernelRow, call: &KernelCall, value: u64) {
         size = kmalloc_size(size).max(if size > KMALLOC_MAX_CACHE { PAGE_SIZE } else { 0 });
         label = kmalloc_label(size, call.gfp);
     }
-    let mut acquired = Acquired {
+    let mut acquired = KernelAcquired {
         resource,
         handle: value,
         size,
@@ -380,7 +380,7 @@ fn order_of(size: u64) -> u8 {
 
 /// Enters what was acquired, if it passes the filters.
 #[inline(always)]
-fn acquire(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) {
+fn acquire(ctx: *mut c_void, scratch: u32, acquired: &mut KernelAcquired) {
     if acquired.handle != 0 {
         let stack_id = examine(ctx, scratch, acquired);
         enter(acquired, stack_id);
@@ -390,7 +390,7 @@ fn acquire(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) {
 /// Asks the filters and takes the stack: gives its id, [`NO_STACK`] (counted) if there is none,
 /// or `None` if the allocation does not count.
 #[inline(always)]
-fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u64> {
+fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut KernelAcquired) -> Option<u64> {
     if acquired.cache != 0 {
         acquired.label = acquired.cache;
         acquired.size = cache_size(acquired.cache, acquired.size);
@@ -400,7 +400,7 @@ fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u6
     }
     let stack_id = stack::capture(
         ctx,
-        &Place {
+        &StackUse {
             scratch,
             is_pages: acquired.resource == Resource::Pages,
             label: acquired.label,
@@ -416,7 +416,7 @@ fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u6
 
 /// Enters one handle with what [`examine`] gave.
 #[inline(always)]
-fn enter(acquired: &Acquired, stack_id: Option<u64>) {
+fn enter(acquired: &KernelAcquired, stack_id: Option<u64>) {
     let key = AllocationKey { space: 0, resource: acquired.resource.number(), handle: acquired.handle };
     let epoch = table::epoch();
     let Some(stack_id) = stack_id else {
@@ -492,7 +492,7 @@ fn tell(kind: u32, key: &AllocationKey, allocation: &Allocation) {
 
 /// All that can be said without the stack.
 #[inline(always)]
-fn passes(acquired: &Acquired) -> bool {
+fn passes(acquired: &KernelAcquired) -> bool {
     if acquired.size < setting!(min_size) || acquired.size > setting!(max_size) {
         return false;
     }

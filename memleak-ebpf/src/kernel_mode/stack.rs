@@ -35,7 +35,7 @@ const OWN_FRAMES: u32 = 1;
 const WINDOW_MASK: u64 = KERNEL_WINDOW as u64 - 1;
 
 /// What a stack is taken for.
-pub struct Place {
+pub struct StackUse {
     /// The program's scratch space.
     pub scratch: u32,
     /// Pages: those of other allocators are left out.
@@ -51,7 +51,7 @@ pub struct Place {
 /// Takes the kernel's stack and stores it. Gives its id, or [`NO_STACK`] if it could not; `None`
 /// for pages that another allocator takes.
 #[inline(always)]
-pub fn capture(ctx: *mut c_void, place: &Place) -> Option<u64> {
+pub fn capture(ctx: *mut c_void, place: &StackUse) -> Option<u64> {
     read_window(place.scratch);
     let first = first_place(place);
     let known = recall(place.scratch, first, place.label);
@@ -75,7 +75,7 @@ fn answer(id: u64) -> Option<u64> {
 
 /// The kernel's own walk.
 #[inline(always)]
-fn walk(ctx: *mut c_void, place: &Place) -> u64 {
+fn walk(ctx: *mut c_void, place: &StackUse) -> u64 {
     // A tracepoint's stack begins with the program, and where in it it is asked for: not the same
     // for each of the compiler's copies of this. A function's begins with the function.
     let (skipped, own) = if place.scratch < TRACEPOINTS as u32 { (1, OWN_FRAMES) } else { (0, 0) };
@@ -105,7 +105,7 @@ fn walk(ctx: *mut c_void, place: &Place) -> u64 {
 
 /// The first of the places where a stack for this may be remembered.
 #[inline(always)]
-fn first_place(place: &Place) -> u32 {
+fn first_place(place: &StackUse) -> u32 {
     let mut hash = Hash::default();
     hash.add(place.scratch as u64);
     hash.add(place.label);

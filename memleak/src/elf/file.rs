@@ -56,7 +56,7 @@ impl Segment {
 
 /// Where a part of a file is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct MappedPart {
     /// First address.
     pub start: u64,
     /// Bytes that are mapped.
@@ -72,7 +72,7 @@ pub struct Place {
 ///
 /// Segments that are as executable as the mapping go first: a linker may put two segments into one
 /// page of the file.
-pub fn load_bias(segments: &[Segment], place: &Place) -> Option<u64> {
+pub fn load_bias(segments: &[Segment], place: &MappedPart) -> Option<u64> {
     let end = place.file_offset.saturating_add(place.len.max(1));
     // How far the mapping begins before the segment, or the segment ends before the mapping does.
     let distance = |segment: &Segment| match place.file_offset.checked_sub(segment.file_offset) {
@@ -121,7 +121,7 @@ pub struct ElfFile {
     source: Arc<Source>,
     budget: Budget,
     /// Class and byte order.
-    pub format: Format,
+    pub format: Encoding,
     /// `e_machine`.
     pub machine: u16,
     /// `e_type`.
@@ -138,14 +138,14 @@ pub struct ElfFile {
 
 /// Class and byte order: how fields are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Format {
+pub struct Encoding {
     /// `ELFCLASS64`.
     pub is_64: bool,
     /// `ELFDATA2LSB`.
     pub little_endian: bool,
 }
 
-impl Format {
+impl Encoding {
     /// The unsigned field of 1, 2, 4 or 8 bytes at `offset`; zero if `bytes` ends before it.
     pub fn field(self, bytes: &[u8], offset: usize, size: usize) -> u64 {
         let field = bytes.get(offset..offset + size).unwrap_or_default();
@@ -175,7 +175,7 @@ impl Format {
         self.pick(24, 16) as usize
     }
 
-    /// Reads a symbol from its [`Format::symbol_size`] bytes.
+    /// Reads a symbol from its [`Encoding::symbol_size`] bytes.
     pub fn symbol(self, bytes: &[u8]) -> RawSymbol {
         let info = self.part(bytes, 4, 12, 1) as u8;
         RawSymbol {
@@ -228,7 +228,7 @@ impl ElfFile {
         })?;
         let format = match ident {
             [0x7f, b'E', b'L', b'F', class @ (1 | 2), data @ (1 | 2), ..] => {
-                Format { is_64: class == 2, little_endian: data == 1 }
+                Encoding { is_64: class == 2, little_endian: data == 1 }
             }
             _ => return Err(not_elf()),
         };
@@ -346,7 +346,7 @@ impl ElfFile {
     }
 
     /// What was added to its vaddrs at `place` ([`load_bias`]).
-    pub fn load_bias(&self, place: &Place) -> Option<u64> {
+    pub fn load_bias(&self, place: &MappedPart) -> Option<u64> {
         load_bias(&self.segments, place)
     }
 
@@ -466,11 +466,11 @@ mod tests {
 
     /// How the kernel maps a segment: at page borders, the page that holds its first byte at bias
     /// plus the page that holds its vaddr.
-    fn place(segment: &Segment) -> Place {
+    fn place(segment: &Segment) -> MappedPart {
         const PAGE: u64 = 4096;
         let (start, file_offset) = (segment.vaddr / PAGE * PAGE, segment.file_offset / PAGE * PAGE);
         let len = (segment.vaddr + segment.len).next_multiple_of(PAGE) - start;
-        Place { start: BIAS + start, len, file_offset, executable: segment.executable }
+        MappedPart { start: BIAS + start, len, file_offset, executable: segment.executable }
     }
 
     #[test]
@@ -490,7 +490,7 @@ mod tests {
                 // What mprotect(2) or mremap(2) has split off.
                 let rest = whole.len.min(0x1000);
                 let (start, file_offset) = (whole.start + rest, whole.file_offset + rest);
-                let part = Place { start, file_offset, len: whole.len - rest, ..whole };
+                let part = MappedPart { start, file_offset, len: whole.len - rest, ..whole };
                 if part.len > 0 {
                     assert_eq!(load_bias(&segments, &part), Some(BIAS), "{part:x?}");
                 }
@@ -502,7 +502,7 @@ mod tests {
     fn executable_segments_go_first_and_far_ones_do_not_count() {
         let twice = segments(&[(0, 0x1000, 0x1000, false), (0, 0x8000, 0x1000, true)]);
         let place =
-            |executable, file_offset| Place { start: 0x10_0000, len: 0x1000, file_offset, executable };
+            |executable, file_offset| MappedPart { start: 0x10_0000, len: 0x1000, file_offset, executable };
         assert_eq!(load_bias(&twice, &place(true, 0)), Some(0x10_0000 - 0x8000));
         assert_eq!(load_bias(&twice, &place(false, 0)), Some(0x10_0000 - 0x1000));
         assert_eq!(load_bias(&twice, &place(true, 0x10_0000)), None);
@@ -518,7 +518,7 @@ mod tests {
     #[test]
     fn fields_of_both_byte_orders() {
         let bytes = [1, 2, 3, 4, 5, 6, 7, 8];
-        let format = |little_endian| Format { is_64: true, little_endian };
+        let format = |little_endian| Encoding { is_64: true, little_endian };
         assert_eq!(format(true).field(&bytes, 0, 4), 0x0403_0201);
         assert_eq!(format(false).field(&bytes, 0, 4), 0x0102_0304);
         assert_eq!(format(true).field(&bytes, 6, 4), 0, "beyond the end");

@@ -12,5 +12,5 @@ mod notes;
 pub(crate) mod source;
 pub(crate) mod symbols;
 
-pub use file::{ElfFile, Format, Place, RawSymbol, Section, Segment, load_bias};
+pub use file::{ElfFile, Encoding, MappedPart, RawSymbol, Section, Segment, load_bias};
 pub use source::{Budget, Bytes, Charge, Source};

@@ -111,9 +111,9 @@ impl Drop for Charge {
 
 /// Bytes that are cheap to clone and never change or move.
 #[derive(Clone, Default)]
-pub struct Bytes(Option<Arc<Held>>);
+pub struct Bytes(Option<Arc<HeldBytes>>);
 
-struct Held {
+struct HeldBytes {
     data: Vec<u8>,
     _charge: Charge,
 }
@@ -122,7 +122,7 @@ impl Bytes {
     /// Takes over `data`, charged to `budget`.
     pub fn new(data: Vec<u8>, budget: &Budget) -> io::Result<Self> {
         let charge = budget.charge(data.len() as u64)?;
-        Ok(Self(Some(Arc::new(Held { data, _charge: charge }))))
+        Ok(Self(Some(Arc::new(HeldBytes { data, _charge: charge }))))
     }
 
     /// The string at `offset`, up to its NUL (or the end).
@@ -203,7 +203,7 @@ impl Source {
         data.try_reserve_exact(size as usize).map_err(|_| budget.exceeded())?;
         data.resize(size as usize, 0);
         self.read(offset, &mut data, budget)?;
-        Ok(Bytes(Some(Arc::new(Held { data, _charge: charge }))))
+        Ok(Bytes(Some(Arc::new(HeldBytes { data, _charge: charge }))))
     }
 
     /// Calls `with` with all of `size` bytes from `offset` on, in pieces that are multiples of

@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use addr2line::{Context, LookupContinuation, LookupResult, SplitDwarfLoad};
 use gimli::{DwarfPackage, SectionId};
 
-use super::reader::{Reader, with_fuel};
+use super::reader::{LimitedReader, with_fuel};
 use crate::elf::{Bytes, ElfFile};
 
 /// Reads that a look-up may make at least, and for each byte of debug information over a whole
@@ -38,9 +38,9 @@ pub trait FindFile {
 
 /// The debug information of one object.
 pub struct Dwarf {
-    context: Context<Reader>,
+    context: Context<LimitedReader>,
     fuel: u64,
-    package: Option<DwarfPackage<Reader>>,
+    package: Option<DwarfPackage<LimitedReader>>,
 }
 
 impl std::fmt::Debug for Dwarf {
@@ -71,7 +71,7 @@ impl Dwarf {
         }
         let fuel = (FUEL.0 + FUEL.1 * bytes).min(MOST_FUEL);
         let package = package.and_then(|elf| {
-            let empty = Reader::new(Bytes::default(), elf.format.little_endian);
+            let empty = LimitedReader::new(Bytes::default(), elf.format.little_endian);
             let section = |id: SectionId| Ok::<_, gimli::Error>(section(elf, id, Form::Package, &mut bytes));
             with_fuel(fuel, || DwarfPackage::load(section, empty)).0.ok()
         });
@@ -118,10 +118,10 @@ impl Dwarf {
     /// The split unit that a skeleton unit asks for: from the package, or a file of its own.
     fn load_split(
         &self,
-        wanted: SplitDwarfLoad<Reader>,
+        wanted: SplitDwarfLoad<LimitedReader>,
         files: &dyn FindFile,
         more: &mut u64,
-    ) -> Option<Arc<gimli::Dwarf<Reader>>> {
+    ) -> Option<Arc<gimli::Dwarf<LimitedReader>>> {
         if let Some(package) = &self.package
             && let Ok(Some(unit)) = package.find_cu(wanted.dwo_id, &wanted.parent)
         {
@@ -146,10 +146,10 @@ impl Dwarf {
 
 fn resolve<L>(
     mut result: LookupResult<L>,
-    load: &mut dyn FnMut(SplitDwarfLoad<Reader>) -> Option<Arc<gimli::Dwarf<Reader>>>,
+    load: &mut dyn FnMut(SplitDwarfLoad<LimitedReader>) -> Option<Arc<gimli::Dwarf<LimitedReader>>>,
 ) -> L::Output
 where
-    L: LookupContinuation<Buf = Reader>,
+    L: LookupContinuation<Buf = LimitedReader>,
 {
     loop {
         match result {
@@ -163,7 +163,7 @@ where
 
 /// `file` without the directory of the compilation: as the compiler was told it. A relative
 /// directory (distributions have paths rewritten) says something that would be lost.
-fn relative<'a>(file: &'a str, directory: Option<&Reader>) -> &'a str {
+fn relative<'a>(file: &'a str, directory: Option<&LimitedReader>) -> &'a str {
     let directory = directory.and_then(|directory| str::from_utf8(directory.bytes()).ok());
     let absolute = directory.filter(|directory| directory.starts_with('/'));
     let inside = absolute.and_then(|directory| file.strip_prefix(directory)?.strip_prefix('/'));
@@ -178,12 +178,12 @@ enum Form {
     Package,
 }
 
-fn load(elf: &ElfFile, form: Form, bytes: &mut u64) -> io::Result<gimli::Dwarf<Reader>> {
+fn load(elf: &ElfFile, form: Form, bytes: &mut u64) -> io::Result<gimli::Dwarf<LimitedReader>> {
     gimli::Dwarf::load(|id| Ok(section(elf, id, form, bytes)))
 }
 
 /// A section's bytes; empty if addr2line has no use for it, or it cannot be read.
-fn section(elf: &ElfFile, id: SectionId, form: Form, bytes: &mut u64) -> Reader {
+fn section(elf: &ElfFile, id: SectionId, form: Form, bytes: &mut u64) -> LimitedReader {
     let unused = matches!(
         id,
         SectionId::DebugLoc
@@ -203,5 +203,5 @@ fn section(elf: &ElfFile, id: SectionId, form: Form, bytes: &mut u64) -> Reader 
         None => Bytes::default(),
     };
     *bytes += data.len() as u64;
-    Reader::new(data, elf.format.little_endian)
+    LimitedReader::new(data, elf.format.little_endian)
 }

@@ -19,7 +19,7 @@ pub struct ObjectNumber(pub u32);
 
 /// What makes two files the same object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Identity {
+pub enum ObjectIdentity {
     /// The build id, and the executable segments (`p_vaddr`, `p_filesz`): a build may give all its
     /// files one id.
     BuildId(Vec<u8>, Vec<(u64, u64)>),
@@ -27,7 +27,7 @@ pub enum Identity {
     Content([u8; 32]),
 }
 
-impl Identity {
+impl ObjectIdentity {
     /// Of a file.
     pub fn of(elf: &ElfFile) -> Self {
         let code = elf.segments.iter().filter(|segment| segment.executable);
@@ -77,10 +77,10 @@ pub enum Anchor {
 /// one of those.
 #[derive(Debug)]
 pub struct Identities<F, T> {
-    numbers: HashMap<Identity, ObjectNumber>,
+    numbers: HashMap<ObjectIdentity, ObjectNumber>,
     /// `None` of what is not an ELF file that can be read.
     files: HashMap<F, Option<ObjectNumber>>,
-    objects: HashMap<ObjectNumber, (Identity, T)>,
+    objects: HashMap<ObjectNumber, (ObjectIdentity, T)>,
     last: u32,
 }
 
@@ -97,7 +97,7 @@ impl<F: Clone + Eq + Hash, T: Clone> Identities<F, T> {
         &mut self,
         file: &F,
         of_file: &T,
-        identity: impl FnOnce() -> Option<Identity>,
+        identity: impl FnOnce() -> Option<ObjectIdentity>,
     ) -> Option<ObjectNumber> {
         if let Some(number) = self.files.get(file) {
             return *number;
@@ -107,7 +107,7 @@ impl<F: Clone + Eq + Hash, T: Clone> Identities<F, T> {
         number
     }
 
-    fn enter(&mut self, identity: Identity, of_file: &T) -> ObjectNumber {
+    fn enter(&mut self, identity: ObjectIdentity, of_file: &T) -> ObjectNumber {
         if let Some(number) = self.numbers.get(&identity) {
             return *number;
         }

@@ -106,7 +106,7 @@ fn build_id(mut notes: &[u8]) -> Option<&[u8]> {
 #[derive(Debug)]
 pub struct KernelSymbols {
     texts: Box<dyn KernelTexts>,
-    table: Table,
+    table: KernelTable,
     /// The text of the modules when the table was read.
     modules: Vec<u8>,
     /// Addresses that had no symbol when they were looked for.
@@ -156,7 +156,8 @@ impl KernelSymbols {
     /// is not a return address: in the frame that a probe has stopped, and in one that an interrupt
     /// has.
     pub fn frames(&mut self, ips: &[u64]) -> Vec<Frame> {
-        let is_known = |table: &Table, ip: &u64| table.find_call(*ip).or_else(|| table.find(*ip)).is_some();
+        let is_known =
+            |table: &KernelTable, ip: &u64| table.find_call(*ip).or_else(|| table.find(*ip)).is_some();
         if ips.iter().any(|ip| !is_known(&self.table, ip) && !self.unknown.contains(ip)) {
             // Where it cannot be read again, what was read before has to do.
             let _ = self.refresh();
@@ -216,7 +217,7 @@ impl KernelSymbols {
     }
 }
 
-fn read_table(texts: &dyn KernelTexts) -> Result<(Table, Vec<u8>), KernelSymbolsError> {
+fn read_table(texts: &dyn KernelTexts) -> Result<(KernelTable, Vec<u8>), KernelSymbolsError> {
     // Modules first: one that comes between the two is in the symbols and shows as a change next
     // time.
     let modules = texts.modules();
@@ -224,8 +225,8 @@ fn read_table(texts: &dyn KernelTexts) -> Result<(Table, Vec<u8>), KernelSymbols
     Ok((table, modules))
 }
 
-fn parse_table(kallsyms: &[u8], modules_text: &[u8]) -> Result<Table, KernelSymbolsError> {
-    let table = Table::new(symbols(kallsyms), &modules(modules_text));
+fn parse_table(kallsyms: &[u8], modules_text: &[u8]) -> Result<KernelTable, KernelSymbolsError> {
+    let table = KernelTable::new(symbols(kallsyms), &modules(modules_text));
     if !table.symbols.is_empty() {
         return Ok(table);
     }
@@ -248,11 +249,11 @@ fn parse_table(kallsyms: &[u8], modules_text: &[u8]) -> Result<Table, KernelSymb
 #[derive(Clone, Copy, Debug)]
 struct Symbol {
     address: u64,
-    /// Where its name begins in [`Table::names`].
+    /// Where its name begins in [`KernelTable::names`].
     name: u32,
     /// Bytes of its name.
     len: u16,
-    /// Index into [`Table::modules`].
+    /// Index into [`KernelTable::modules`].
     module: u16,
     /// Known outside of its file.
     global: bool,
@@ -273,7 +274,7 @@ const CORE: u16 = 0;
 
 /// Symbols in order of address, of several at one address the best one last.
 #[derive(Debug)]
-struct Table {
+struct KernelTable {
     symbols: Vec<Symbol>,
     /// All names, one after the other.
     names: Vec<u8>,
@@ -281,7 +282,7 @@ struct Table {
     modules: Vec<Module>,
 }
 
-impl Table {
+impl KernelTable {
     fn new<'a>(symbols: impl Iterator<Item = KernelSymbol<'a>>, places: &[ModulePlace]) -> Self {
         let core = Module { name: "[kernel]".to_owned(), start: None, end: None };
         let mut table = Self { symbols: Vec::new(), names: Vec::new(), modules: vec![core] };
@@ -454,7 +455,7 @@ fn is_variant(name: &[u8], wanted: &str) -> bool {
 
 /// How many frames at the callee end belong to tracing itself. Code without a symbol counts with
 /// what called it: where `net.core.bpf_jit_kallsyms` is 0 our own program has none.
-fn tracing_frames(ips: &[u64], table: &Table) -> usize {
+fn tracing_frames(ips: &[u64], table: &KernelTable) -> usize {
     let mut count = 0;
     for (index, ip) in ips.iter().enumerate() {
         match table.find_call(*ip).or_else(|| table.find(*ip)) {
@@ -466,7 +467,7 @@ fn tracing_frames(ips: &[u64], table: &Table) -> usize {
     count
 }
 
-fn is_tracing(table: &Table, at: usize) -> bool {
+fn is_tracing(table: &KernelTable, at: usize) -> bool {
     /// Of the kernel itself: raw tracepoints, perf's, kprobes by breakpoint and by ftrace, return
     /// probes, the walk.
     const PREFIXES: &[&[u8]] = &[

@@ -44,7 +44,7 @@ pub struct Region<T> {
 
 /// What is known of an address at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found<'a, T> {
+pub enum MappingAt<'a, T> {
     /// This was mapped there.
     Code(&'a T),
     /// Nothing that can run was.
@@ -55,7 +55,7 @@ pub enum Found<'a, T> {
 
 /// The mappings of one generation.
 #[derive(Clone, Debug)]
-struct Reading<T> {
+struct MapsReading<T> {
     generation: u64,
     /// By address, disjoint. Shared with the reading before, if nothing is new.
     regions: Arc<[Region<T>]>,
@@ -78,7 +78,7 @@ pub enum Observed {
 #[derive(Clone, Debug)]
 pub struct Mapped<T> {
     /// In order of generation, one each.
-    readings: VecDeque<Reading<T>>,
+    readings: VecDeque<MapsReading<T>>,
     /// Programs, the last ones.
     programs: VecDeque<Program<T>>,
 }
@@ -117,7 +117,7 @@ impl<T: Clone + PartialEq> Mapped<T> {
         if self.readings.len() >= MAX_READINGS {
             self.readings.pop_front();
         }
-        self.readings.push_back(Reading { generation, regions, replaced: Vec::new() });
+        self.readings.push_back(MapsReading { generation, regions, replaced: Vec::new() });
         Observed::Grown
     }
 
@@ -147,9 +147,9 @@ impl<T: Clone + PartialEq> Mapped<T> {
     }
 
     /// What was mapped at `address` in `generation`.
-    pub fn find(&self, generation: u64, address: u64) -> Found<'_, T> {
+    pub fn find(&self, generation: u64, address: u64) -> MappingAt<'_, T> {
         if let Some(code) = self.find_program(generation, address) {
-            return Found::Code(code);
+            return MappingAt::Code(code);
         }
         let from = self.readings.partition_point(|reading| reading.generation < generation);
         let own = self.readings.get(from).filter(|reading| reading.generation == generation);
@@ -157,21 +157,21 @@ impl<T: Clone + PartialEq> Mapped<T> {
         let after = self.readings.get(from + usize::from(own.is_some()));
         if let Some(own) = own {
             match own.find(address) {
-                Found::Nothing => {}
+                MappingAt::Nothing => {}
                 found => return found,
             }
         }
         match (own, before, after) {
             // Still to be read again.
-            (Some(_), _, None) => Found::Nothing,
+            (Some(_), _, None) => MappingAt::Nothing,
             (None, Some(before), Some(after)) if after.generation - before.generation < BACK_AFTER => {
                 match (before.find(address), after.find(address)) {
-                    (Found::Code(code), Found::Code(same)) if code == same => Found::Code(code),
-                    _ => Found::Uncertain,
+                    (MappingAt::Code(code), MappingAt::Code(same)) if code == same => MappingAt::Code(code),
+                    _ => MappingAt::Uncertain,
                 }
             }
             // Code may have come and gone that nobody has seen.
-            _ => Found::Uncertain,
+            _ => MappingAt::Uncertain,
         }
     }
 
@@ -189,16 +189,16 @@ impl<T: Clone + PartialEq> Mapped<T> {
     }
 }
 
-impl<T: Clone + PartialEq> Reading<T> {
-    fn find(&self, address: u64) -> Found<'_, T> {
+impl<T: Clone + PartialEq> MapsReading<T> {
+    fn find(&self, address: u64) -> MappingAt<'_, T> {
         let at = self.replaced.partition_point(|range| range.end <= address);
         if self.replaced.get(at).is_some_and(|range| range.contains(&address)) {
-            return Found::Uncertain;
+            return MappingAt::Uncertain;
         }
         let at = self.regions.partition_point(|region| region.range.end <= address);
         match self.regions.get(at).filter(|region| region.range.contains(&address)) {
-            Some(region) => Found::Code(&region.code),
-            None => Found::Nothing,
+            Some(region) => MappingAt::Code(&region.code),
+            None => MappingAt::Nothing,
         }
     }
 
@@ -287,9 +287,9 @@ mod tests {
 
     fn at(mapped: &Mapped<char>, generation: u64, address: u64) -> Option<char> {
         match mapped.find(generation, address) {
-            Found::Code(code) => Some(*code),
-            Found::Nothing => Some('-'),
-            Found::Uncertain => None,
+            MappingAt::Code(code) => Some(*code),
+            MappingAt::Nothing => Some('-'),
+            MappingAt::Uncertain => None,
         }
     }
 

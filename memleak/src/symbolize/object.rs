@@ -40,20 +40,20 @@ pub struct Call {
 
 /// An object, and the names in it.
 #[derive(Debug)]
-pub struct Object {
+pub struct NamedObject {
     file: Arc<ObjectFile>,
     roots: Roots,
-    names: Option<Names>,
+    names: Option<ObjectNames>,
     remembered: HashMap<u64, Arc<[Call]>>,
 }
 
 #[derive(Debug)]
-struct Names {
+struct ObjectNames {
     symbols: Symbols,
     dwarf: Option<Dwarf>,
 }
 
-impl Object {
+impl NamedObject {
     /// An object whose debug files are looked for in `roots`.
     pub fn new(file: Arc<ObjectFile>, roots: Roots) -> Self {
         Self { file, roots, names: None, remembered: HashMap::new() }
@@ -85,7 +85,7 @@ impl Object {
 
     fn look_up(&mut self, vaddr: u64) -> Option<Vec<Call>> {
         let elf = self.file.elf().ok()?;
-        let names = self.names.get_or_insert_with(|| Names::read(elf, &self.file, &self.roots));
+        let names = self.names.get_or_insert_with(|| ObjectNames::read(elf, &self.file, &self.roots));
         let files = SplitFiles { roots: &self.roots, budget: &elf.budget() };
         let frames = names.dwarf.as_mut().map(|dwarf| dwarf.frames(vaddr, &files)).unwrap_or_default();
         if names.dwarf.as_ref().is_some_and(Dwarf::is_exhausted) {
@@ -109,7 +109,7 @@ impl FindFile for SplitFiles<'_> {
     }
 }
 
-impl Names {
+impl ObjectNames {
     /// Reads the symbols of `elf` and of its debug file, and prepares the debug information.
     fn read(elf: &ElfFile, file: &ObjectFile, roots: &Roots) -> Self {
         let path = file.path();

@@ -63,9 +63,9 @@ fn spend(reads: u64) -> gimli::Result<()> {
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct Reader(Inner);
+pub struct LimitedReader(Inner);
 
-impl Reader {
+impl LimitedReader {
     /// Reads `bytes` from their beginning.
     pub fn new(bytes: Bytes, little_endian: bool) -> Self {
         let endian = if little_endian { RunTimeEndian::Little } else { RunTimeEndian::Big };
@@ -78,7 +78,7 @@ impl Reader {
     }
 }
 
-impl gimli::Reader for Reader {
+impl gimli::Reader for LimitedReader {
     type Endian = RunTimeEndian;
     type Offset = usize;
 

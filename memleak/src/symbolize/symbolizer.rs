@@ -10,10 +10,10 @@ use std::{
 
 use super::{
     Frame, NoSymbol,
-    identity::{Anchor, Identities, Identity, ObjectNumber},
+    identity::{Anchor, Identities, ObjectIdentity, ObjectNumber},
     kernel::KernelSymbols,
-    mapped::{Found, Mapped, Observed, Region},
-    object::{Call, Object},
+    mapped::{Mapped, MappingAt, Observed, Region},
+    object::{Call, NamedObject},
     perf_map::PerfMap,
 };
 use crate::{
@@ -48,11 +48,11 @@ impl Default for SymbolizerOptions {
 #[derive(Debug)]
 pub struct Symbolizer {
     store: ObjectStore,
-    processes: HashMap<u32, Process>,
+    processes: HashMap<u32, AddressSpace>,
     /// By [`ObjectFile::id`].
-    objects: HashMap<u64, Object>,
+    objects: HashMap<u64, NamedObject>,
     /// Objects in which something was located, by their files.
-    identities: Identities<u64, Arc<Code>>,
+    identities: Identities<u64, Arc<CodeMapping>>,
     kernel: Option<KernelSymbols>,
 }
 
@@ -89,21 +89,21 @@ pub enum Location {
 }
 
 #[derive(Debug, Default)]
-struct Process {
+struct AddressSpace {
     latest: Vec<Mapping>,
     /// The executable mappings of `latest`.
-    regions: Vec<Region<Arc<Code>>>,
+    regions: Vec<Region<Arc<CodeMapping>>>,
     /// Those of the program itself.
-    program: Vec<Region<Arc<Code>>>,
+    program: Vec<Region<Arc<CodeMapping>>>,
     /// Those of all times.
-    code: Mapped<Arc<Code>>,
+    code: Mapped<Arc<CodeMapping>>,
     roots: Roots,
     perf_map: Option<PerfMap>,
 }
 
-/// A mapping, executable but for what [`Process::data`] finds.
+/// A mapping, executable but for what [`AddressSpace::data`] finds.
 #[derive(Debug)]
-struct Code {
+struct CodeMapping {
     /// `None` for anonymous memory.
     object: Option<Arc<ObjectFile>>,
     module: Option<String>,
@@ -112,7 +112,7 @@ struct Code {
     bias: u64,
 }
 
-impl PartialEq for Code {
+impl PartialEq for CodeMapping {
     /// The same code at the same place; all generated code counts as the same.
     fn eq(&self, other: &Self) -> bool {
         let id = |code: &Self| code.object.as_ref().map(|object| object.id());
@@ -195,15 +195,16 @@ impl Symbolizer {
                     if let Some(object) = &object {
                         self.objects
                             .entry(object.id())
-                            .or_insert_with(|| Object::new(Arc::clone(object), process.roots.clone()));
+                            .or_insert_with(|| NamedObject::new(Arc::clone(object), process.roots.clone()));
                     }
-                    let code = Arc::new(Code::new(mapping, object, base));
+                    let code = Arc::new(CodeMapping::new(mapping, object, base));
                     process.regions.push(Region { range: mapping.start..mapping.end, code });
                 }
                 process.latest = mappings;
                 let exe = target.executable();
-                let is_program =
-                    |region: &&Region<Arc<Code>>| exe.as_ref().is_some_and(|exe| region.code.is_at(exe));
+                let is_program = |region: &&Region<Arc<CodeMapping>>| {
+                    exe.as_ref().is_some_and(|exe| region.code.is_at(exe))
+                };
                 process.program = process.regions.iter().filter(is_program).cloned().collect();
             }
             process.code.keep(generation, &process.program);
@@ -229,7 +230,7 @@ impl Symbolizer {
     /// A fork: `child` begins with what `parent` has mapped.
     pub fn inherit(&mut self, parent: u32, child: u32) {
         if let Some(parent) = self.processes.get(&parent) {
-            let process = Process {
+            let process = AddressSpace {
                 latest: parent.latest.clone(),
                 regions: parent.regions.clone(),
                 program: parent.program.clone(),
@@ -267,7 +268,7 @@ impl Symbolizer {
     fn drop_unused_objects(&mut self) {
         let mapped = self.processes.values().flat_map(|process| process.code.code());
         let located = self.identities.iter();
-        let object = |code: &Arc<Code>| code.object.as_ref().map(|object| object.id());
+        let object = |code: &Arc<CodeMapping>| code.object.as_ref().map(|object| object.id());
         let used: HashSet<u64> = mapped.chain(located).filter_map(object).collect();
         self.objects.retain(|id, _| used.contains(id));
         self.store.drop_unused();
@@ -289,18 +290,18 @@ impl Symbolizer {
         let locate = |ip: &u64| {
             let ip = *ip;
             match process.code.find(generation, ip.wrapping_sub(1)) {
-                Found::Code(code) => {
+                MappingAt::Code(code) => {
                     let file =
                         code.object.as_ref().and_then(|object| Some((object.id(), object.elf().ok()?)));
                     let placed = file.and_then(|(id, elf)| {
-                        let object = identities.number(&id, code, || Some(Identity::of(elf)))?;
+                        let object = identities.number(&id, code, || Some(ObjectIdentity::of(elf)))?;
                         Some(Location::Object { object, vaddr: ip.wrapping_sub(code.bias) })
                     });
                     // Where generated code is in a file, that is not an object.
                     placed.unwrap_or(Location::Elsewhere { space, ip })
                 }
-                Found::Nothing => Location::Elsewhere { space, ip },
-                Found::Uncertain => Location::Uncertain { space, ip },
+                MappingAt::Nothing => Location::Elsewhere { space, ip },
+                MappingAt::Uncertain => Location::Uncertain { space, ip },
             }
         };
         ips.iter().map(locate).collect()
@@ -398,11 +399,11 @@ impl Symbolizer {
         }
     }
 
-    fn code_frames(&mut self, code: &Code, vaddr: u64, ip: u64, frames: &mut Vec<Frame>) {
+    fn code_frames(&mut self, code: &CodeMapping, vaddr: u64, ip: u64, frames: &mut Vec<Frame>) {
         let id = code.object.as_ref().map(|object| object.id());
-        let is_held = id.is_some_and(|id| self.objects.get(&id).is_some_and(Object::has_names));
+        let is_held = id.is_some_and(|id| self.objects.get(&id).is_some_and(NamedObject::has_names));
         if !is_held && self.store.memory_left() < MEMORY / 2 {
-            self.objects.values_mut().for_each(Object::forget_names);
+            self.objects.values_mut().for_each(NamedObject::forget_names);
         }
         let object = id.and_then(|id| self.objects.get_mut(&id));
         let calls = object.map(|object| object.calls(vaddr.wrapping_sub(1))).unwrap_or_default();
@@ -423,7 +424,7 @@ fn kernel_ips(locations: &[Location]) -> Option<Vec<u64>> {
     locations.iter().map(ip).collect()
 }
 
-impl Process {
+impl AddressSpace {
     /// The frame of an address in generated code, where the perf map names it.
     fn generated(&self, ip: u64) -> Option<Frame> {
         let function = self.perf_map.as_ref()?.find(ip.checked_sub(1)?)?;
@@ -443,15 +444,15 @@ impl Process {
 
     /// The mapping of an address where no code is or was: what a walk makes of a register that is
     /// no frame pointer.
-    fn data(&self, address: u64, store: &ObjectStore) -> Option<Arc<Code>> {
+    fn data(&self, address: u64, store: &ObjectStore) -> Option<Arc<CodeMapping>> {
         let index = self.latest.partition_point(|mapping| mapping.end <= address);
         let mapping = self.latest.get(index).filter(|mapping| mapping.start <= address)?;
         let base = bases(&self.latest).nth(index)?;
-        Some(Arc::new(Code::new(mapping, store.known(mapping), base)))
+        Some(Arc::new(CodeMapping::new(mapping, store.known(mapping), base)))
     }
 }
 
-impl Code {
+impl CodeMapping {
     fn new(mapping: &Mapping, object: Option<Arc<ObjectFile>>, base: u64) -> Self {
         let elf = object.as_ref().and_then(|object| object.elf().ok());
         let bias = elf.and_then(|elf| elf.load_bias(&place_of(mapping))).unwrap_or(base);

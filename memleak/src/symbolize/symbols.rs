@@ -38,13 +38,13 @@ pub struct Function {
 /// Sorted functions: 32 bytes each.
 #[derive(Debug, Default)]
 pub struct Symbols {
-    entries: Vec<Entry>,
+    entries: Vec<SymbolEntry>,
     strings: Vec<Strings>,
     charge: Option<Charge>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct SymbolEntry {
     start: u64,
     /// vaddr after the last byte; of a symbol without a size at first the end of its section.
     end: u64,
@@ -58,7 +58,7 @@ struct Entry {
     label: bool,
 }
 
-const _: () = assert!(size_of::<Entry>() == 32);
+const _: () = assert!(size_of::<SymbolEntry>() == 32);
 
 impl Symbols {
     /// Indexes the functions in all symbol tables of `files`. A table that cannot be read is left
@@ -124,7 +124,7 @@ impl Symbols {
         let mut entries = std::mem::take(&mut self.entries);
         // What a table of names costs is only known when it is read; too large a one is given up as
         // a whole.
-        match budget.charge((entries.len() * size_of::<Entry>()) as u64) {
+        match budget.charge((entries.len() * size_of::<SymbolEntry>()) as u64) {
             Ok(charge) => self.charge = Some(charge),
             Err(_) => return,
         }
@@ -167,7 +167,7 @@ struct Candidate {
 /// Puts the plainest name of each address before the others: the fewest underscores, then the
 /// shortest. The entries are in order of address, then rank. Names are read in the order in which
 /// they lie in the file.
-fn put_best_names_first(entries: &mut [Entry], tables: &[SymbolTable<'_>], budget: &Budget) {
+fn put_best_names_first(entries: &mut [SymbolEntry], tables: &[SymbolTable<'_>], budget: &Budget) {
     let mut candidates = candidates(entries);
     let place = |candidate: &Candidate| {
         entries.get(candidate.entry as usize).map_or((0, 0), |entry| (entry.strings, entry.name))
@@ -203,11 +203,11 @@ fn put_best_names_first(entries: &mut [Entry], tables: &[SymbolTable<'_>], budge
 }
 
 /// The entries that share an address and its best rank with others.
-fn candidates(entries: &[Entry]) -> Vec<Candidate> {
+fn candidates(entries: &[SymbolEntry]) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     let mut first = 0;
     for same in entries.chunk_by(|a, b| a.start == b.start) {
-        let rank = |entry: &Entry| (entry.label, entry.rank);
+        let rank = |entry: &SymbolEntry| (entry.label, entry.rank);
         let best = same.first().map(rank);
         let count = same.iter().take_while(|entry| Some(rank(entry)) == best).count() as u32;
         if count > 1 {
@@ -220,7 +220,7 @@ fn candidates(entries: &[Entry]) -> Vec<Candidate> {
 }
 
 /// The entry for a symbol that names code, `None` for any other.
-fn function(elf: &ElfFile, symbol: RawSymbol, table: u16) -> Option<Entry> {
+fn function(elf: &ElfFile, symbol: RawSymbol, table: u16) -> Option<SymbolEntry> {
     const ABSOLUTE: u16 = 0xfff1; // SHN_ABS
     const MORE: u16 = 0xffff; // SHN_XINDEX: the index is in another table
     // The first string of a table is the empty one (gABI, "String Table").
@@ -246,7 +246,7 @@ fn function(elf: &ElfFile, symbol: RawSymbol, table: u16) -> Option<Entry> {
         0 => section_end,
         size => symbol.value.saturating_add(size),
     };
-    Some(Entry {
+    Some(SymbolEntry {
         start: symbol.value,
         end,
         name: symbol.name,
@@ -266,7 +266,7 @@ fn is_mapping_symbol(name: &[u8]) -> bool {
 
 /// A label without a size inside a function that has one is a place in that function, not one of
 /// its own.
-fn drop_labels_inside_functions(entries: &mut Vec<Entry>) {
+fn drop_labels_inside_functions(entries: &mut Vec<SymbolEntry>) {
     let mut covered = 0;
     entries.retain(|entry| {
         if !entry.sized {
@@ -279,7 +279,7 @@ fn drop_labels_inside_functions(entries: &mut Vec<Entry>) {
     });
 }
 
-fn link_parents(entries: &mut [Entry]) {
+fn link_parents(entries: &mut [SymbolEntry]) {
     let mut open: Vec<(u64, u32)> = Vec::new();
     for (index, entry) in entries.iter_mut().enumerate() {
         while open.last().is_some_and(|(end, _)| *end <= entry.start) {

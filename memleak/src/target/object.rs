@@ -76,7 +76,7 @@ pub enum ObjectError {
 
 /// Which of an object's relocation slots are meant.
 #[derive(Clone, Copy, Debug)]
-pub enum Slots<'a> {
+pub enum RelocationSlots<'a> {
     /// Those that get the result of the resolver at this address (`R_*_IRELATIVE`).
     OfResolver(u64),
     /// Those that get the address of this symbol (`R_*_JUMP_SLOT`, `R_*_GLOB_DAT`, `R_*_64`).
@@ -260,11 +260,11 @@ impl Elf {
     }
 
     /// The relocation slots that `which` describes. None of a damaged file.
-    pub fn slots(&self, which: Slots<'_>) -> Vec<Slot> {
+    pub fn slots(&self, which: RelocationSlots<'_>) -> Vec<Slot> {
         let Some(elf) = self.elf() else { return Vec::new() };
         let RelocationTypes { irelative, plain } = arch::HOST.relocation_types();
         let mut named = HashSet::new();
-        if let (Slots::OfSymbol(name), Some(table)) = (which, elf.dynamic_symbols()) {
+        if let (RelocationSlots::OfSymbol(name), Some(table)) = (which, elf.dynamic_symbols()) {
             table.for_each_named(
                 &elf.budget(),
                 |_| true,
@@ -278,8 +278,10 @@ impl Elf {
         let matches = |info: u64, addend: u64| {
             let r_type = elf::RelocationType(info as u32);
             match which {
-                Slots::OfResolver(vaddr) => r_type == irelative && addend == vaddr,
-                Slots::OfSymbol(_) => plain.contains(&r_type) && named.contains(&((info >> 32) as u32)),
+                RelocationSlots::OfResolver(vaddr) => r_type == irelative && addend == vaddr,
+                RelocationSlots::OfSymbol(_) => {
+                    plain.contains(&r_type) && named.contains(&((info >> 32) as u32))
+                }
             }
         };
         let mut vaddrs = Vec::new();

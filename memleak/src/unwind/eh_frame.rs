@@ -243,7 +243,7 @@ where
     S::Offset: From<usize>,
 {
     let read = |offsets: &[usize]| {
-        let mut reader = Reader {
+        let mut reader = SectionReader {
             section,
             bases,
             segments,
@@ -291,7 +291,7 @@ struct Cie<'input> {
     initial: Option<Rules>,
 }
 
-struct Reader<'s, 'input, S> {
+struct SectionReader<'s, 'input, S> {
     section: &'s S,
     bases: &'s BaseAddresses,
     segments: &'s ExecSegments,
@@ -303,7 +303,7 @@ struct Reader<'s, 'input, S> {
     runs: Runs,
 }
 
-impl<'input, S> Reader<'_, 'input, S>
+impl<'input, S> SectionReader<'_, 'input, S>
 where
     S: UnwindSection<Slice<'input>>,
     S::Offset: From<usize>,

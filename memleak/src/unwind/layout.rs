@@ -15,7 +15,7 @@ use std::{
 use memleak_common::unwind::{MAX_MAPPINGS, Mapping, MappingList, Tables};
 
 use super::shared::SharedTable;
-use crate::elf::Place;
+use crate::elf::MappedPart;
 
 /// The arrays: maps of the BPF programs, or [`Arrays`].
 pub trait Store {
@@ -134,12 +134,12 @@ impl Extents {
 
 /// What has lost its last user, who may still be walking.
 #[derive(Debug, Default)]
-struct Retired {
+struct RetiredPlaces {
     tables: Vec<Placed>,
     mappings: Vec<Extent>,
 }
 
-impl Retired {
+impl RetiredPlaces {
     /// Takes out a table that gets a user again: what lies in its place is still good.
     fn revive(&mut self, key: TableKey) -> Option<Placed> {
         let at = self.tables.iter().position(|placed| key_of(&placed.table) == key)?;
@@ -160,7 +160,7 @@ struct Placed {
 type TableKey = usize;
 
 #[derive(Debug)]
-struct Process {
+struct PlacedProcess {
     list: Extent,
     tables: Vec<TableKey>,
 }
@@ -171,10 +171,10 @@ pub struct Layout {
     words: Extents,
     mappings: Extents,
     tables: HashMap<TableKey, Placed>,
-    processes: HashMap<u32, Process>,
-    retired: Retired,
+    processes: HashMap<u32, PlacedProcess>,
+    retired: RetiredPlaces,
     /// Retired before the last [`Layout::reclaim`].
-    retired_before: Retired,
+    retired_before: RetiredPlaces,
 }
 
 impl Layout {
@@ -185,8 +185,8 @@ impl Layout {
             mappings: Extents::new(mappings),
             tables: HashMap::new(),
             processes: HashMap::new(),
-            retired: Retired::default(),
-            retired_before: Retired::default(),
+            retired: RetiredPlaces::default(),
+            retired_before: RetiredPlaces::default(),
         }
     }
 
@@ -219,7 +219,7 @@ impl Layout {
         });
         // Whichever of the two lists lost is retired: a failed store may have published the new one
         // all the same.
-        let process = Process { list, tables };
+        let process = PlacedProcess { list, tables };
         match written {
             Ok(published) => {
                 if let Some(old) = self.processes.insert(pid, process) {
@@ -246,7 +246,7 @@ impl Layout {
     /// ran at the first has to come to its end: the driver waits for a grace period, or for a
     /// report's interval. Tables that somebody still holds get their words back.
     pub fn reclaim<S: Store>(&mut self, store: &S) -> Result<(), S::Error> {
-        let Retired { mut tables, mappings } =
+        let RetiredPlaces { mut tables, mappings } =
             std::mem::replace(&mut self.retired_before, std::mem::take(&mut self.retired));
         mappings.into_iter().for_each(|extent| self.mappings.release(extent));
         while let Some(Placed { table, extent, .. }) = tables.last() {
@@ -336,7 +336,7 @@ impl Layout {
         Ok(extent)
     }
 
-    fn retire(&mut self, process: Process) {
+    fn retire(&mut self, process: PlacedProcess) {
         self.retired.mappings.push(process.list);
         for key in process.tables {
             let Some(placed) = self.tables.get_mut(&key) else { continue };
@@ -365,7 +365,7 @@ fn key_of(table: &Arc<SharedTable>) -> TableKey {
 fn describe(object: &MappedObject, extent: Option<Extent>) -> Mapping {
     let MappedObject { start, end, file_offset, ref table } = *object;
     let without_rows = Mapping { start, end, ..Mapping::default() };
-    let place = Place { start, len: end.saturating_sub(start), file_offset, executable: true };
+    let place = MappedPart { start, len: end.saturating_sub(start), file_offset, executable: true };
     let Some((extent, bias)) = extent.zip(table.segments().bias(&place)) else {
         return without_rows;
     };

@@ -16,14 +16,14 @@ use crate::{
 };
 
 /// An executable mapping, and the table of what it maps.
-type Known = (Mapping, Option<Arc<SharedTable>>);
+type KnownMapping = (Mapping, Option<Arc<SharedTable>>);
 
 /// Executable mappings of processes, and their tables.
 #[derive(Debug, Default)]
 pub struct ProcessTables {
     objects: ObjectStore,
     cache: TableCache,
-    processes: HashMap<u32, Vec<Known>>,
+    processes: HashMap<u32, Vec<KnownMapping>>,
     /// Time that building tables took.
     took: Duration,
 }
@@ -143,8 +143,8 @@ pub struct Sums {
     pub took: Duration,
 }
 
-fn objects_of(known: &[Known]) -> Vec<MappedObject> {
-    let object = |(mapping, table): &Known| {
+fn objects_of(known: &[KnownMapping]) -> Vec<MappedObject> {
+    let object = |(mapping, table): &KnownMapping| {
         Some(MappedObject {
             start: mapping.start,
             end: mapping.end,

@@ -12,9 +12,9 @@ pub const MAX_ARGUMENT: u8 = 6;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {
     /// A function that hands something out.
-    Acquire(Acquire),
+    Acquire(AcquireSpec),
     /// A function that takes it back.
-    Release(Release),
+    Release(ReleaseSpec),
 }
 
 impl Spec {
@@ -50,7 +50,7 @@ pub struct Head {
 
 /// A function that hands something out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acquire {
+pub struct AcquireSpec {
     /// Which function.
     pub head: Head,
     /// How large it is.
@@ -70,10 +70,10 @@ pub struct Acquire {
 
 /// A function that takes it back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Release {
+pub struct ReleaseSpec {
     /// Which function.
     pub head: Head,
-    /// Where the handle is when the function is entered; never [`Place::Return`].
+    /// Where the handle is when the function is entered; never [`ValuePlace::Return`].
     pub handle: Handle,
     /// When the call has released it. `None`: always.
     pub success: Option<Condition>,
@@ -83,14 +83,14 @@ pub struct Release {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handle {
     /// Where it is.
-    pub place: Place,
+    pub place: ValuePlace,
     /// What it is.
     pub width: Width,
 }
 
 /// Where a value is. Arguments count from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ValuePlace {
     /// The return value.
     Return,
     /// An argument.
@@ -175,7 +175,7 @@ impl Comparison {
     }
 }
 
-impl Release {
+impl ReleaseSpec {
     /// What the function returns, for its condition: what was said, else an int.
     pub fn success_width(&self) -> Width {
         self.success.and_then(|condition| condition.width).unwrap_or(Width::Int)
@@ -183,7 +183,7 @@ impl Release {
 }
 
 /// In a form that [`super::parse_acquire`] reads as the same.
-impl fmt::Display for Acquire {
+impl fmt::Display for AcquireSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.head.fmt(f)?;
         if self.size != Size::None {
@@ -204,7 +204,7 @@ impl fmt::Display for Acquire {
 }
 
 /// In a form that [`super::parse_release`] reads as the same.
-impl fmt::Display for Release {
+impl fmt::Display for ReleaseSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}({})", self.head, self.handle)?;
         write_success(self.success, f)
@@ -242,7 +242,7 @@ impl fmt::Display for Handle {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ValuePlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Return => f.write_str("ret"),

@@ -1,6 +1,6 @@
 //! Which specifications of a command line belong together.
 
-use super::{Acquire, Release, Spec};
+use super::{AcquireSpec, ReleaseSpec, Spec};
 
 /// A resource that a user has described.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,9 +13,9 @@ pub struct UserResource {
     /// was said.
     pub unit: String,
     /// What hands it out; one at least.
-    pub acquires: Vec<Acquire>,
+    pub acquires: Vec<AcquireSpec>,
     /// What takes it back; one at least.
-    pub releases: Vec<Release>,
+    pub releases: Vec<ReleaseSpec>,
 }
 
 /// Specifications that make no resource: `<why>; <what to do>`.

@@ -34,8 +34,11 @@ pub mod toml;
 mod property_tests;
 
 pub use ast::{
-    Acquire, Comparison, Condition, Handle, Head, MAX_ARGUMENT, Place, Release, Size, Spec, Width,
+    AcquireSpec, Comparison, Condition, Handle, Head, MAX_ARGUMENT, ReleaseSpec, Size, Spec, ValuePlace,
+    Width,
 };
 pub use group::{GroupError, UserResource, group};
-pub use parser::{Kind, SpecError, parse_acquire, parse_condition, parse_handle, parse_release, parse_size};
+pub use parser::{
+    SpecError, SpecKind, parse_acquire, parse_condition, parse_handle, parse_release, parse_size,
+};
 pub use rows::{RowError, rows};
