@@ -69,7 +69,7 @@ fn outlive_file_size_limit() {
     unsafe { libc::signal(libc::SIGXFSZ, handler as libc::sighandler_t) };
 }
 
-fn run(settings: Settings) -> anyhow::Result<session::Ended> {
+fn run(settings: Settings) -> anyhow::Result<session::RunOutcome> {
     // One thread: ptrace(2) ties a held command to the thread that started it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
         anyhow::anyhow!("cannot start: {error}; raise the limit on open files (ulimit -n)")

@@ -21,7 +21,7 @@ use memleak::{
         maps::{Backing, read_maps},
         memory::{ProcessMemory, ReadMemory as _},
     },
-    unwind::{Arrays, Layout, Machine, MappedObject, Shortage, TableCache, Walk, walk},
+    unwind::{Arrays, Layout, Machine, MappedObject, Shortage, TableCache, Walked, walk},
 };
 use memleak_common::unwind::{MappingList, NO_MASK, Regs, Step};
 use unwind_fixtures::{compile, source};
@@ -160,7 +160,7 @@ impl Tables {
     /// Walks from a stop. gdb goes on from the bottom of a makecontext stack to words that happen
     /// to lie there: what is in no executable mapping, and what follows it, is taken from its
     /// frames.
-    fn walk(&mut self, stop: &mut Stop) -> Walk {
+    fn walk(&mut self, stop: &mut Stop) -> Walked {
         let memory = ProcessMemory::open(stop.pid).expect("the stopped process's memory opens");
         let list = self.list(stop.pid, &memory);
         let executable = |ip: &u64| self.known.iter().any(|(start, end)| (start..end).contains(&ip));
@@ -185,7 +185,7 @@ struct Score {
 }
 
 impl Score {
-    fn add(&mut self, stop: &Stop, walked: &Walk) {
+    fn add(&mut self, stop: &Stop, walked: &Walked) {
         let ips: Vec<u64> = walked.frames.iter().map(|frame| frame.ip).collect();
         let equal = ips.iter().zip(&stop.ips).take_while(|(ours, theirs)| ours == theirs).count();
         self.stops += 1;

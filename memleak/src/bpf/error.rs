@@ -26,7 +26,7 @@ pub enum BpfError {
          CONFIG_DEBUG_INFO_BTF"
     )]
     NoKernelTypes(String),
-    /// The kernel side learns a child's number in the first PID namespace, not the one that it has here.
+    /// The BPF side learns a child's number in the first PID namespace, not the one that it has here.
     #[error(
         "cannot follow forks from within a PID namespace: start memleak outside of it, or leave out --follow-forks"
     )]

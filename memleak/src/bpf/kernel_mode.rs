@@ -34,7 +34,7 @@ const UNUSED: &[&str] = &[
 ];
 
 /// What was loaded and attached.
-pub struct Loaded {
+pub struct LoadedKernelMode {
     /// Programs and maps.
     pub ebpf: Ebpf,
     /// What the programs tell.
@@ -46,7 +46,7 @@ pub struct Loaded {
 }
 
 /// Loads the programs of a plan, and attaches them.
-pub fn load(config: &Config, plan: &KernelPlan) -> Result<Loaded, BpfError> {
+pub fn load(config: &Config, plan: &KernelPlan) -> Result<LoadedKernelMode, BpfError> {
     check_kernel()?;
     let object = preallocate(OBJECT, PREALLOCATED).ok_or(BpfError::Missing("section maps"))?;
     let settings = program_settings(config, &[])?;
@@ -79,7 +79,7 @@ pub fn load(config: &Config, plan: &KernelPlan) -> Result<Loaded, BpfError> {
             links.push(attach_tracepoint(&mut ebpf, program, row.name)?);
         }
     }
-    Ok(Loaded { ebpf, events, probes: Probes::of_kernel(links), failed })
+    Ok(LoadedKernelMode { ebpf, events, probes: Probes::of_kernel(links), failed })
 }
 
 fn fill_rows(ebpf: &Ebpf, functions: &[KernelFunction]) -> Result<(), BpfError> {

@@ -97,6 +97,15 @@ pub struct Outcome {
     pub took: Duration,
 }
 
+/// What becomes of a process's slot when its links have ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SlotFate {
+    /// Another task of the process has it.
+    Kept,
+    /// It is free for another process.
+    Freed,
+}
+
 impl Probes {
     /// Nothing is attached yet.
     pub fn new(uprobes: Uprobes, mends_stack: bool) -> Self {
@@ -177,18 +186,18 @@ impl Probes {
 
     /// Ends what is attached to the process with this slot, which has become another task.
     pub fn forget(&mut self, slot: u32) {
-        self.retire(slot, false);
+        self.retire(slot, SlotFate::Kept);
     }
 
     /// Ends what was attached to the process with this slot, which has ended: [`Self::closed`] will give the slot.
     pub fn release(&mut self, slot: u32) {
-        self.retire(slot, true);
+        self.retire(slot, SlotFate::Freed);
     }
 
-    fn retire(&mut self, slot: u32, is_freed: bool) {
+    fn retire(&mut self, slot: u32, after: SlotFate) {
         let attached = self.processes.remove(&slot).unwrap_or_default();
         self.count -= attached.count;
-        let retired = Retired { links: attached.links, slot: is_freed.then_some(slot) };
+        let retired = Retired { links: attached.links, slot: (after == SlotFate::Freed).then_some(slot) };
         if self.closer.is_none() {
             self.closer =
                 Closer::start().inspect_err(|error| debug!("links are ended at once: {error}")).ok();

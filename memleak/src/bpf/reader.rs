@@ -94,7 +94,7 @@ enum State {
 }
 
 impl Reader {
-    /// Has read nothing yet. `rows` are those that the kernel side has. `checks_descriptors`: all descriptors are traced, and
+    /// Has read nothing yet. `rows` are those that the BPF side has. `checks_descriptors`: all descriptors are traced, and
     /// are to be compared with what the processes have open. `stack_storage_size`: entries of the map `STACKS`.
     pub fn new(epoch: Epoch, rows: Vec<ProbeRow>, checks_descriptors: bool, stack_storage_size: u32) -> Self {
         let descriptors = checks_descriptors.then(Descriptors::default);
@@ -328,7 +328,7 @@ impl Reader {
         let stats = Stats::read(ebpf)?;
         let wrong = stats.get(Stat::WrongStacks);
         if wrong > 0 {
-            log::warn!("{wrong} stacks are not what was remembered of them");
+            log::warn!("{wrong} cached stacks did not match a fresh walk");
         }
         // What a program's twin did in its stead was not lost.
         self.skipped_runs = self.skipped_runs.max(skipped.saturating_sub(stats.get(Stat::RescuedRuns)));

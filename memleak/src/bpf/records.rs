@@ -22,7 +22,7 @@ const TAKEN_OUT: u16 = 1;
 
 /// What was read of the tables.
 #[derive(Default)]
-pub(super) struct Read {
+pub(super) struct ReadRecords {
     /// What was outstanding at the cut.
     pub outstanding: Vec<Outstanding>,
     /// Stacks that newer records and the threads' last allocations refer to.
@@ -46,8 +46,8 @@ pub(super) fn outstanding(
     (epoch, reading): (&mut Epoch, &Reading),
     known: impl Fn(u32) -> bool,
     rows: &[ProbeRow],
-) -> Result<Read, BpfError> {
-    let mut read = Read::default();
+) -> Result<ReadRecords, BpfError> {
+    let mut read = ReadRecords::default();
     let mut told: FxHashMap<Identity, Outstanding> = FxHashMap::default();
     let mut take_moved = |epoch: &mut Epoch| {
         epoch.take_moved(reading, |moved| {
@@ -73,10 +73,10 @@ fn read_tables(
     epoch: u32,
     known: &impl Fn(u32) -> bool,
     rows: &[ProbeRow],
-    read: &mut Read,
+    read: &mut ReadRecords,
     mut between: impl FnMut(),
 ) -> Result<(), BpfError> {
-    let Read { outstanding, other_stacks, newer_descriptors } = read;
+    let ReadRecords { outstanding, other_stacks, newer_descriptors } = read;
     // Blocks that a call in progress has taken out (realloc): still acquired, until it returns.
     let mut add_taken_out = |owner: Owner, call: &PendingCall| {
         if call.has_released == TAKEN_OUT

@@ -1,4 +1,4 @@
-//! The kernel's side of a run: the loaded object, its links, its ring buffer and what its programs log.
+//! The BPF side of a run: the loaded object, its links, its ring buffer and what its programs log.
 
 use std::{
     io,

@@ -92,7 +92,7 @@ impl Unwinding {
         {
             let remedy = match error {
                 LayoutError::Words { .. } => {
-                    "start anew while it runs, and there will be room for what it maps then"
+                    "restart memleak while it runs, to make room for what it maps then"
                 }
                 _ => "walk by frame pointers (--unwind fp) if it has them",
             };

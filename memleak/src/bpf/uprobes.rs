@@ -73,7 +73,7 @@ impl Uprobes {
         let [mending, plain] = ABANDON;
         let mends = self.load(ebpf, mending);
         if let Err(error) = &mends {
-            log::debug!("{mending} is not to be had here: {error}");
+            log::debug!("{mending} is not available here: {error}");
             self.load(ebpf, plain)?;
         }
         let acquire = if mends.is_ok() { ACQUIRE } else { ACQUIRE_WITHOUT_MENDING };

@@ -118,7 +118,7 @@ impl Session {
         let Some(traced) = self.targets.get_mut(target) else { return Ok(false) };
         let (pid, slot) = (traced.id.pid, traced.slot);
         if let Some(error) = translator {
-            warn!("process {pid} goes on untraced: {error}");
+            warn!("process {pid} keeps running untraced: {error}");
             self.lost_processes += 1;
             self.tracer.end_probes(slot);
             self.leave(target, slot)?;

@@ -1,4 +1,4 @@
-//! What the kernel side tells at once, and what follows from it.
+//! What the BPF side tells at once, and what follows from it.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use super::{
 use crate::{proc::clock::monotonic_ns, report::sink::Delivery, snapshot::ranges::Release};
 
 impl Session {
-    /// Handles what the kernel side has sent: some of it, so that a target that is faster than we are leaves time for
+    /// Handles what the BPF side has sent: some of it, so that a target that is faster than we are leaves time for
     /// signals and reports. Says whether there may be more.
     pub(super) fn take_events(&mut self) -> Result<(Delivery, bool), SessionError> {
         /// Events handled at a time, and the time given to them; one that brings new objects takes milliseconds.

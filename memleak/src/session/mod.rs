@@ -1,7 +1,7 @@
 //! A run, from the first probe to the last report.
 //!
 //! `run` is the loop; `start` puts probes into what is there when it begins, `events` and `births` follow what comes later. All of them
-//! work on a `Session` (`state`), which holds the kernel's side (`bpf::Tracer`), the traced processes (`crate::targets`), the mode
+//! work on a `Session` (`state`), which holds the BPF side (`bpf::Tracer`), the traced processes (`crate::targets`), the mode
 //! (`user_mode`, `kernel_mode`) and what makes reports (`reporter`).
 
 mod births;
@@ -20,4 +20,4 @@ mod user_mode;
 mod wait;
 
 pub use error::SessionError;
-pub use run::{Ended, run};
+pub use run::{RunOutcome, run};

@@ -34,7 +34,7 @@ use crate::{
 
 /// How a run ended.
 #[derive(Debug, Default)]
-pub struct Ended {
+pub struct RunOutcome {
     /// Allocations in the last report.
     pub outstanding: u64,
     /// How the command ended, where it ended by itself.
@@ -55,7 +55,7 @@ enum Reason {
 }
 
 /// Traces what the settings name until there is nothing more to do.
-pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
+pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
     check_mounts()?;
     let format = (settings.report.format.new)(&Options::new(settings.report.top));
     let mut sink = Sink::open(settings.report.output.as_ref(), format)?;
@@ -115,7 +115,7 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         None => Ok(None),
     };
     let outstanding = outstanding?;
-    Ok(Ended { outstanding, command: command? })
+    Ok(RunOutcome { outstanding, command: command? })
 }
 
 /// What is wrong with the file for reports, before anything is traced.

@@ -150,7 +150,7 @@ impl UserMode {
         } else {
             warn!(
                 "process {pid}: an exception thrown out of {name} (out of memory) will end it while it is traced, since \
-                 this kernel is locked down and forbids to mend the stack; to be safe boot without lockdown"
+                 this kernel is locked down and forbids restoring return addresses; to be safe boot without lockdown"
             );
         }
     }

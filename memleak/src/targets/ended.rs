@@ -1,4 +1,4 @@
-//! What processes that have ended held at their end: taken out of the kernel side's tables, which others need.
+//! What processes that have ended held at their end: taken out of the BPF side's tables, which others need.
 
 use std::collections::{HashMap, HashSet};
 

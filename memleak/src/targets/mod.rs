@@ -1,6 +1,6 @@
 //! The processes that are traced: their slots and numbers, from their first probe to their end.
 //!
-//! The kernel side knows a process by its slot, which the attach cookies of its links carry, and what it acquires by the
+//! The BPF side knows a process by its slot, which the attach cookies of its links carry, and what it acquires by the
 //! numbers of its owner ([`Owner`]). A number is never used again, a slot only when nothing names it any more; so neither
 //! a PID that is used again nor an exec can mix up two programs.
 
@@ -39,7 +39,7 @@ pub struct Traced {
     pub id: TargetId,
     /// Command name.
     pub comm: String,
-    /// Its place in the kernel side's tables.
+    /// Its place in the BPF side's tables.
     pub slot: u32,
     /// Who owns what it acquires.
     pub owner: Owner,
@@ -64,7 +64,7 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// Takes a process in. Gives its number, its slot and what the kernel side is to know of it; `None` if all slots are taken.
+    /// Takes a process in. Gives its number, its slot and what the BPF side is to know of it; `None` if all slots are taken.
     /// `parent`: the process that made it, and what the two share; `descriptors`: what it opens counts.
     pub fn add(
         &mut self,
@@ -171,7 +171,7 @@ impl Targets {
         ended
     }
 
-    /// Nothing names the slot of an ended process any more. `last` is what the kernel side had there.
+    /// Nothing names the slot of an ended process any more. `last` is what the BPF side had there.
     pub fn release_slot(&mut self, slot: u32, last: Target) {
         self.slots.release(slot, last.next_space);
     }
@@ -198,7 +198,7 @@ impl Targets {
     }
 }
 
-/// Slots of the kernel side's tables, and the numbers that go with each: itself and every [`MAX_TARGETS`]th after it.
+/// Slots of the BPF side's tables, and the numbers that go with each: itself and every [`MAX_TARGETS`]th after it.
 #[derive(Debug, Default)]
 struct Slots {
     /// Slots that were never used begin here.

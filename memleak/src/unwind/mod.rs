@@ -26,7 +26,7 @@ pub use process::{ProcessTables, Sums};
 pub use segments::ExecSegments;
 pub use shared::SharedTable;
 pub use table::UnwindTable;
-pub use walk::{Frame, ReadsFrom, Walk, walk};
+pub use walk::{Frame, ReadsFrom, Walked, walk};
 
 /// Why an object has no table.
 #[derive(Debug, thiserror::Error)]

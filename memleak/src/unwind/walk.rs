@@ -18,7 +18,7 @@ pub struct Frame {
 
 /// A walked stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Walk {
+pub struct Walked {
     /// Callee first.
     pub frames: Vec<Frame>,
     /// Why it ended: [`Step::Complete`] if nothing is missing.
@@ -52,7 +52,7 @@ pub fn walk<T: Tables>(
     tables: &T,
     memory: &dyn ReadMemory,
     max_depth: usize,
-) -> Walk {
+) -> Walked {
     let reads = ReadsFrom(memory);
     let mut state = State::new(regs, list, address_mask);
     let mut frames = vec![Frame { ip: regs.ip, exact: true, by_pointer: false }];
@@ -62,10 +62,10 @@ pub fn walk<T: Tables>(
             Machine::Aarch64 => step_aarch64(&mut state, &reads, tables),
         };
         if !step.is_frame() {
-            return Walk { frames, end: step };
+            return Walked { frames, end: step };
         }
         let by_pointer = step == Step::FrameByPointer;
         frames.push(Frame { ip: state.regs.ip, exact: state.exact != 0, by_pointer });
     }
-    Walk { frames, end: Step::TooDeep }
+    Walked { frames, end: Step::TooDeep }
 }

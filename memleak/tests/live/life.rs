@@ -123,7 +123,8 @@ fn a_child_that_translates_code_is_left_out_and_the_run_goes_on() {
         let options = [&["--follow-forks"], &EVERYTHING[..]].concat();
         let outcome = trace_command(&options, &["sh", "-c", &script]);
         assert_eq!(outcome.code, 0, "it was touched: {:?}", outcome.ended);
-        let warnings = outcome.ended.stderr.iter().filter(|line| line.contains("goes on untraced")).count();
+        let warnings =
+            outcome.ended.stderr.iter().filter(|line| line.contains("keeps running untraced")).count();
         assert_eq!(warnings, 1, "{:?}", outcome.ended);
         assert!(outcome.last_report().lost["processes"] > 0);
     }

@@ -6,7 +6,11 @@ mod architecture;
 mod modules;
 mod source;
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -72,7 +76,32 @@ fn check(repository: &Path) -> Result<Vec<String>> {
             format!("{}: not named in ARCHITECTURE.md", source.folder.join(&file.path).display())
         }));
     }
+    wrong.extend(ambiguous(crates.iter().map(|(source, _)| source), &drawn));
     Ok(wrong)
+}
+
+/// Names of types that two files outside of `arch/` define, unless ARCHITECTURE.md says why: in the
+/// list after **Names of two things.**
+fn ambiguous<'a>(crates: impl Iterator<Item = &'a Crate>, drawn: &str) -> Vec<String> {
+    let explained: BTreeSet<&str> = drawn
+        .split("**Names of two things.**")
+        .skip(1)
+        .flat_map(|list| list.lines().skip_while(|line| !line.starts_with("- ")))
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("- `")?.split_once('`').map(|(name, _)| name))
+        .collect();
+    let mut places: BTreeMap<&str, BTreeSet<std::path::PathBuf>> = BTreeMap::new();
+    for source in crates {
+        for file in source.files().filter(|file| !file.path.starts_with("arch")) {
+            for name in &file.source.types {
+                places.entry(name).or_default().insert(source.folder.join(&file.path));
+            }
+        }
+    }
+    let several = places.into_iter().filter(|(name, places)| places.len() > 1 && !explained.contains(name));
+    several
+        .map(|(name, places)| format!("{name} is the name of several types: {}", listed(&places)))
+        .collect()
 }
 
 fn listed(files: &BTreeSet<std::path::PathBuf>) -> String {
@@ -175,6 +204,11 @@ mod tests {
                 "aya",
                 &[("memleak/src/session.rs", "use aya::Ebpf;\npub fn run() {}")],
                 "memleak/src/session.rs: aya does not belong here",
+            ),
+            (
+                "two things",
+                &[("memleak-ebpf/src/maps.rs", "struct A;\npub fn count() {}")],
+                "A is the name of several types: memleak/src/low/a.rs, memleak-ebpf/src/maps.rs",
             ),
             (
                 "unnamed",

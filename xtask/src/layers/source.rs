@@ -24,6 +24,8 @@ pub struct Source {
     pub test_modules: BTreeSet<String>,
     /// Names that it defines.
     pub defined: BTreeSet<String>,
+    /// Those of types, without associated ones.
+    pub types: BTreeSet<String>,
     /// All identifiers, for what may stand in some places only.
     pub words: BTreeSet<String>,
     /// Those that stand in code, not in a `use`.
@@ -33,6 +35,9 @@ pub struct Source {
 /// Keywords that a name is defined by.
 const DEFINING: &[&str] =
     &["fn", "struct", "enum", "union", "trait", "const", "static", "type", "macro_rules"];
+
+/// Those among them that always define a type. (`type` also stands in traits.)
+const TYPES: &[&str] = &["struct", "enum", "union", "trait"];
 
 impl Source {
     /// Reads a file's text.
@@ -74,6 +79,10 @@ impl Source {
         if DEFINING.contains(&token) {
             let name = if next(1) == "!" { next(2) } else { next(1) };
             self.defined.insert(name.to_owned());
+            let is_public = at > 0 && matches!(tokens[at - 1].as_str(), "pub" | ")");
+            if TYPES.contains(&token) || token == "type" && is_public {
+                self.types.insert(name.to_owned());
+            }
         }
         if is_name(token) && next(1) == "::" && (at == 0 || tokens[at - 1] != "::") {
             let mut path = vec![token.to_owned()];

@@ -27,14 +27,14 @@ const UNKNOWN: &str = "[unknown stack]";
 const CUT: &str = "[cut]";
 
 fn new(_: &Options) -> Box<dyn Format> {
-    Box::new(Folded)
+    Box::new(FoldedFormat)
 }
 
 /// See the module.
 #[derive(Debug)]
-struct Folded;
+struct FoldedFormat;
 
-impl Format for Folded {
+impl Format for FoldedFormat {
     fn scope(&self) -> Scope {
         Scope::All
     }

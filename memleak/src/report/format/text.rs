@@ -89,7 +89,7 @@ pub fn write_event(event: &EventLine, options: &Options, out: &mut dyn Write) ->
         event.tid,
         event.kind.name(),
         event.resource.name,
-        Handle(event.address, &event.resource),
+        ShownHandle(event.address, &event.resource),
     )?;
     if event.resource.has_size {
         write!(out, " {} bytes", event.size)?;
@@ -228,8 +228,8 @@ fn write_allocation(allocation: &AllocationLine, stack: &StackReport, out: &mut 
     let AllocationLine { pid, address, size, age_ms, now } = allocation;
     let resource = &stack.resource;
     match resource.has_size {
-        true => write!(out, "\taddr = {} size = {size} age = {age_ms} ms", Handle(*address, resource))?,
-        false => write!(out, "\thandle = {} age = {age_ms} ms", Handle(*address, resource))?,
+        true => write!(out, "\taddr = {} size = {size} age = {age_ms} ms", ShownHandle(*address, resource))?,
+        false => write!(out, "\thandle = {} age = {age_ms} ms", ShownHandle(*address, resource))?,
     }
     if stack.is_merged() {
         write!(out, " process = {pid}")?;
@@ -241,9 +241,9 @@ fn write_allocation(allocation: &AllocationLine, stack: &StackReport, out: &mut 
 }
 
 /// A handle as people know it: a descriptor is a decimal number, an address a hexadecimal one.
-struct Handle<'a>(u64, &'a ResourceInfo);
+struct ShownHandle<'a>(u64, &'a ResourceInfo);
 
-impl fmt::Display for Handle<'_> {
+impl fmt::Display for ShownHandle<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.1.is_number {
             true => write!(f, "{}", self.0),
