@@ -10,7 +10,7 @@ use std::{
 use crate::{
     ends::read_one_line,
     errors::assert_one_line,
-    guard::{alone, assert_no_links_left, assert_nothing_left},
+    guard::{alone, assert_no_links_left, assert_nothing_left, kernel_complaints, status_kb},
     process::{Running, code, patience, wait_for_end},
     programs::{Link, build, scratch_dir, text},
     report::Report,
@@ -49,22 +49,6 @@ fn load() -> Running {
 fn soak_time() -> Duration {
     let seconds = std::env::var("MEMLEAK_SOAK_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
     Duration::from_secs(seconds.unwrap_or(20))
-}
-
-/// Lines of the kernel's log that say that something is wrong with it.
-fn kernel_complaints() -> Vec<String> {
-    let log = Command::new("dmesg").output().expect("dmesg");
-    assert!(log.status.success(), "reading the kernel's log: {log:?}");
-    let bad = ["WARNING:", "BUG:", "Oops", "INFO: task", "rcu: INFO", "refcount_t", "leaking uprobe"];
-    let log = String::from_utf8_lossy(&log.stdout);
-    log.lines().filter(|line| bad.iter().any(|bad| line.contains(bad))).map(str::to_owned).collect()
-}
-
-/// A number of /proc/PID/status.
-fn status_kb(pid: u32, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
-    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 /// Reports of a machine at work keep coming, memleak stays small, what it allocates is not told, and nothing is left.

@@ -11,6 +11,7 @@ mod process;
 mod programs;
 mod ranges;
 mod report;
+mod soak;
 mod stack_storage;
 mod tracer;
 

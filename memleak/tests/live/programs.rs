@@ -70,7 +70,7 @@ pub fn build(source: &str, link: Link, flags: &[&str]) -> PathBuf {
     };
     let mut hasher = DefaultHasher::new();
     (compiler, link, flags, COMMON_FLAGS).hash(&mut hasher);
-    for header in ["ledger.h", "unusual.h", source] {
+    for header in ["disturb.h", "ledger.h", "unusual.h", source] {
         fs::read(sources.join(header)).expect("reading a target program's source").hash(&mut hasher);
     }
     let stem = source.split('.').next().unwrap_or(source);
