@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     num::NonZeroU32,
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, OwnedFd, RawFd},
     path::{Component, Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -26,7 +26,7 @@ use memleak_common::probe::cookie;
 
 use super::{
     access::program,
-    closer::{Closer, Retired, end_with_a_child},
+    closer::{Closer, Descriptors, Retired, end_with_a_child},
     error::{BpfError, chain, os_error},
     multi::MultiPrograms,
     uprobes::{ABANDON, ACQUIRE_PLAIN, EMPTY_SESSION, SESSION, Uprobes},
@@ -79,11 +79,30 @@ pub(super) enum Link {
     /// Of one place.
     Single(#[expect(dead_code, reason = "held for its end")] UProbeLink),
     /// Of the places of one file.
-    Multi(#[expect(dead_code, reason = "held for its end")] OwnedFd),
+    Multi(OwnedFd),
     /// Of a tracepoint of the kernel.
     Tracepoint(#[expect(dead_code, reason = "held for its end")] RawTracePointLink),
     /// Of a function of the kernel.
     Function(#[expect(dead_code, reason = "held for its end")] KProbeLink),
+}
+
+impl Descriptors for Link {
+    fn add_to(&self, fds: &mut Vec<RawFd>) -> bool {
+        match self {
+            Self::Multi(fd) => {
+                fds.push(fd.as_raw_fd());
+                true
+            }
+            // aya keeps theirs to itself.
+            Self::Single(_) | Self::Tracepoint(_) | Self::Function(_) => false,
+        }
+    }
+}
+
+impl Descriptors for Attached {
+    fn add_to(&self, fds: &mut Vec<RawFd>) -> bool {
+        self.links.add_to(fds)
+    }
 }
 
 /// How attaching a plan went.
@@ -289,7 +308,8 @@ impl Probes {
         let start = Instant::now();
         self.closer = None; // what it has begun comes to its end
         self.count = 0;
-        wait_for(end_with_a_child(std::mem::take(&mut self.processes)));
+        let attached: Vec<Attached> = std::mem::take(&mut self.processes).into_values().collect();
+        wait_for(end_with_a_child(attached));
         start.elapsed()
     }
 
