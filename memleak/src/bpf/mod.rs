@@ -22,6 +22,7 @@ mod object;
 mod reader;
 mod records;
 mod rings;
+mod room;
 mod stack_store;
 mod stats;
 mod sys;

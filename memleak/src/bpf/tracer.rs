@@ -22,7 +22,7 @@ use super::{
     mapping_states::MappingStates,
     reader::Reader,
     rings::Events,
-    targets,
+    room, targets,
     unwind_maps::{Unwinding, words_for},
     user_mode,
 };
@@ -79,7 +79,8 @@ impl Tracer {
         let mut tables = ProcessTables::new(store.clone());
         let objects =
             if config.walks_tables() { tables.observe_running((0..).zip(pids)) } else { Vec::new() };
-        let words = words_for((!objects.is_empty()).then(|| tables.sums()));
+        let sums = (!objects.is_empty()).then(|| tables.sums());
+        let words = room::fit(config, sums.as_ref(), words_for(sums))?;
         let begin = Instant::now();
         let mut loaded = user_mode::load(config, rows, words)?;
         let births = Births::open(&mut loaded.ebpf)?;

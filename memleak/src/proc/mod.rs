@@ -8,6 +8,7 @@ pub mod kallsyms;
 pub mod limits;
 pub mod maps;
 pub mod memory;
+pub mod memory_limit;
 pub mod ptrace;
 pub mod readable;
 pub mod root;

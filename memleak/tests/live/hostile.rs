@@ -4,10 +4,7 @@ use std::{
     ffi::CString,
     fs::{self, File, Permissions},
     io::Write as _,
-    os::unix::{
-        fs::{FileExt as _, PermissionsExt as _, symlink},
-        process::CommandExt as _,
-    },
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -17,7 +14,7 @@ use crate::{
     guard::alone,
     process::Running,
     programs::{Link, build, scratch_dir, text},
-    tracer::{MEMLEAK, Tracer},
+    tracer::Tracer,
 };
 
 const GIB: u64 = 1 << 30;
@@ -537,34 +534,4 @@ fn sixty_five_thousand_mappings() {
     println!("mappings: {} MB, {time:?} more, answered after {:?}", cost.memory >> 20, cost.answer);
     assert!(cost.memory < MEMORY && time < TIME && cost.answer < ANSWER, "{cost:?}");
     assert!(cost.functions.iter().any(|function| function == "hostile_leak"), "{:?}", cost.functions);
-}
-
-/// Limits of ours end in a report or in one line that says what to do, and what it says works.
-#[test]
-fn limits_of_ours() {
-    let _alone = alone();
-    let mut target = Running::start(&mut Command::new(program()));
-    target.expect("READY");
-    let pid = target.pid().to_string();
-    for limit in ["-v 80000", "-v 120000", "-n 64", "-n 20", "-s 64", "-f 0"] {
-        let run = |more: &str| {
-            let line = format!("ulimit {limit}; exec {MEMLEAK} -o 0 {more} -p {pid} 0.2 1");
-            let output = Command::new("bash").args(["-c", &line]).process_group(0).output().expect("bash");
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            println!("ulimit {limit} {more}: {:?} {said}", output.status);
-            (output.status, said)
-        };
-        let (status, said) = run("");
-        assert!(
-            matches!(status.code(), Some(0 | 1)) && !said.contains("panicked"),
-            "{limit}: {status} {said}"
-        );
-        if status.code() == Some(1) {
-            assert_eq!(said.lines().count(), 1, "{limit}: {said}");
-            assert!(said.contains("--unwind fp") || said.contains("ulimit"), "{limit}: {said}");
-            let (status, again) = run("--unwind fp");
-            assert!(status.success() || !said.contains("--unwind fp"), "{limit}: {status} {again}");
-        }
-    }
-    let _ = File::open("/dev/null").map(|file| file.read_at(&mut [0], 0));
 }

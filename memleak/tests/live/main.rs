@@ -28,6 +28,7 @@ mod kernel;
 mod kernel_ends;
 mod kernel_facts;
 mod life;
+mod limits;
 mod losses;
 mod moments;
 mod options;
