@@ -119,6 +119,11 @@ impl Session {
         self.tracer.clear()?;
         self.fold_ended();
         self.forget_released();
+        self.take_freed_slots()
+    }
+
+    /// Slots whose links have ended are free for others.
+    pub(super) fn take_freed_slots(&mut self) -> Result<(), SessionError> {
         for (slot, last) in self.tracer.freed()? {
             self.targets.release_slot(slot, last);
         }

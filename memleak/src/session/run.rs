@@ -217,6 +217,7 @@ impl Session {
         let begin = Instant::now();
         self.due.clearing = None;
         self.fold_ended();
+        self.take_freed_slots()?;
         let mut snapshot = self.tracer.snapshot()?;
         snapshot.lost.processes += self.lost_processes;
         let took = begin.elapsed();
