@@ -1,4 +1,5 @@
-//! What several targets need: files in memory, an ELF file around unwind sections, and what must hold of any table.
+//! What several targets need: files in memory, an ELF file around unwind sections, and what must
+//! hold of any table.
 
 use std::{
     fs::File,
@@ -7,7 +8,7 @@ use std::{
 };
 
 use memleak::{
-    elf::Place,
+    elf::MappedPart,
     proc::{
         maps::{Backing, Mapping},
         root::Root,
@@ -74,9 +75,10 @@ pub const MAPPED_AT: u64 = 0x7f00_0000_0000;
 /// Where the text of [`elf_with_frames`] is, as vaddr and in the file.
 pub const TEXT: std::ops::Range<u64> = 0x1000..0x2000;
 
-/// An ELF file with unwind information. The first bytes of `input` say of which form: bit 0, `.debug_frame`; bit 1, no
-/// section headers, so that `.eh_frame` is found by its header; bit 2, aarch64. Two more are the section's vaddr above
-/// the text, and the rest is what is in it. `None` where there is nothing.
+/// An ELF file with unwind information. The first bytes of `input` say of which form: bit 0,
+/// `.debug_frame`; bit 1, no section headers, so that `.eh_frame` is found by its header; bit 2,
+/// aarch64. Two more are the section's vaddr above the text, and the rest is what is in it. `None`
+/// where there is nothing.
 pub fn elf_with_frames(input: &[u8]) -> Option<Vec<u8>> {
     let (&[form, low, high], section) = input.split_first_chunk::<3>()?;
     let (debug_frame, by_header, machine) =
@@ -133,8 +135,8 @@ pub fn elf_with_frames(input: &[u8]) -> Option<Vec<u8>> {
     Some(file)
 }
 
-/// What must hold of a table of any file: rows in order and inside the text, and every look-up by pages finds what a
-/// search over all rows finds.
+/// What must hold of a table of any file: rows in order and inside the text, and every look-up by
+/// pages finds what a search over all rows finds.
 pub fn check_table(table: &UnwindTable) {
     let text_len = table.segments.text_len();
     if let Some(first) = table.rows.first() {
@@ -165,9 +167,10 @@ pub fn check_table(table: &UnwindTable) {
 fn check_segments(segments: &ExecSegments) {
     for segment in &segments.segments {
         let start = segment.file_offset & !0xfff;
-        let place = Place { start: MAPPED_AT, len: 0x1000, file_offset: start, executable: true };
+        let place = MappedPart { start: MAPPED_AT, len: 0x1000, file_offset: start, executable: true };
         let bias = segments.bias(&place).expect("a mapping of a segment is one");
-        // `ip - bias` is a pc: what lies at the segment's vaddr is at the distance from the text base.
+        // `ip - bias` is a pc: what lies at the segment's vaddr is at the distance from the text
+        // base.
         let ip = MAPPED_AT.wrapping_add(segment.file_offset - start);
         if segments.segments.len() == 1 {
             assert_eq!(ip.wrapping_sub(bias), segment.vaddr.wrapping_sub(segments.text_base));

@@ -1,4 +1,5 @@
-//! The kernel's type information: from a file that root alone writes, and large, so read with care all the same.
+//! The kernel's type information: from a file that root alone writes, and large, so read with care
+//! all the same.
 #![no_main]
 
 use memleak::proc::btf::Btf;

@@ -1,4 +1,5 @@
-//! ELF files as probing reads them: function symbols, code, relocation slots, which allocator it is.
+//! ELF files as probing reads them: function symbols, code, relocation slots, which allocator it
+//! is.
 #![no_main]
 
 use std::{os::fd::AsRawFd as _, path::PathBuf};
@@ -7,7 +8,7 @@ use memleak::{
     arch::x86_64::placement::place,
     target::{
         allocator::{identify, marker_names},
-        object::{Object, Slots, SymbolNames},
+        object::{Object, RelocationSlots, SymbolNames},
     },
 };
 use memleak_fuzz::{mapping, memory_file};
@@ -20,10 +21,10 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let object = Object::open(&path, &names).expect("the file is there");
     let Ok(elf) = object.elf else { return };
     identify(&elf);
-    let _ = (elf.build_id(), elf.is_static(), elf.is_go(), elf.file_offset_of(mapping().file_offset));
+    let _ = (elf.is_static(), elf.is_go(), elf.file_offset_of(mapping().file_offset));
     for symbol in elf.symbols() {
         let size = elf.function_size_at(symbol.vaddr);
-        let _ = (elf.slots(Slots::OfResolver(symbol.vaddr)), elf.slots(Slots::OfSymbol(&symbol.name)));
+        let _ = (elf.slots(RelocationSlots::OfResolver(symbol.vaddr)), elf.slots(RelocationSlots::OfSymbol(&symbol.name)));
         assert!(elf.code(symbol.vaddr, size).len() as u64 <= size.max(symbol.size));
         if let Some(code) = elf.whole_function(symbol.vaddr, size) {
             let placement = place(&code, symbol.vaddr, 3);

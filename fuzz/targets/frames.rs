@@ -1,4 +1,5 @@
-//! `.eh_frame`, found by its section or by `.eh_frame_hdr`, and `.debug_frame`: within a sound ELF file.
+//! `.eh_frame`, found by its section or by `.eh_frame_hdr`, and `.debug_frame`: within a sound ELF
+//! file.
 #![no_main]
 
 use memleak::unwind::UnwindTable;

@@ -1,4 +1,5 @@
-//! ELF files as names are read from them: headers, symbols, compressed and split DWARF, MiniDebugInfo.
+//! ELF files as names are read from them: headers, symbols, compressed and split DWARF,
+//! MiniDebugInfo.
 #![no_main]
 
 use memleak::symbolize::{Symbolizer, SymbolizerOptions};

@@ -1,5 +1,5 @@
-//! Walks over any stack by a table of any rules: no access outside the table's place, an end after at most so many
-//! frames, and a stack pointer that never goes back but out of a signal handler.
+//! Walks over any stack by a table of any rules: no access outside the table's place, an end after
+//! at most so many frames, and a stack pointer that never goes back but out of a signal handler.
 #![no_main]
 
 use std::{io, sync::Arc};
@@ -44,7 +44,8 @@ impl Tables for Strict {
 }
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
-    // Where the registers point (two bytes each), the length of the stack, the stack, the unwind section.
+    // Where the registers point (two bytes each), the length of the stack, the stack, the unwind
+    // section.
     let Some((registers, rest)) = input.split_first_chunk::<6>() else { return };
     let Some((&[stack_words], rest)) = rest.split_first_chunk::<1>() else { return };
     let (stack, section) = rest.split_at((usize::from(stack_words) * 8).min(rest.len()));

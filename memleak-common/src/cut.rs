@@ -1,8 +1,9 @@
 //! Cuts: how a snapshot is of one moment, while the table is read in pieces.
 //!
-//! A word (map `EPOCH`) is even while nobody reads. To read, user space makes it odd, and this store is the moment of the
-//! snapshot: a program that has found the old value has run before it, one that finds the new value after it. While it
-//! is odd, records that are older and leave their place in the table are told, through the ring buffer `MOVED`.
+//! A word (map `EPOCH`) is even while nobody reads. To read, user space makes it odd, and this
+//! store is the moment of the snapshot: a program that has found the old value has run before it,
+//! one that finds the new value after it. While it is odd, records that are older and leave their
+//! place in the table are told, through the ring buffer `MOVED`.
 
 use crate::allocation::{Allocation, AllocationKey};
 

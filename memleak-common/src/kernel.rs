@@ -2,10 +2,10 @@
 
 use crate::probe::NO_ARG;
 
-/// Longest name of a slab cache that is kept, with the zero behind it.
+/// Longest name of a slab cache that is kept, with the zero after it.
 pub const CACHE_NAME_LEN: usize = 32;
 
-/// What a stack's objects are, as [`crate::stack::StackRecord::label`] carries it: 0 for user mode.
+/// What a stack's objects are, as [`crate::stack::Record::context`] carries it: 0 for user mode.
 ///
 /// | label | meaning |
 /// | --- | --- |
@@ -96,7 +96,8 @@ pub enum Tracepoint {
     PercpuAlloc = 6,
     /// `percpu:percpu_free_percpu`.
     PercpuFree = 7,
-    /// `kmem:kmalloc_node`: before 6.1 kmalloc's calls that name a node have a tracepoint of their own.
+    /// `kmem:kmalloc_node`: before 6.1 kmalloc's calls that name a node have a tracepoint of their
+    /// own.
     KmallocNode = 8,
     /// `kmem:kmem_cache_alloc_node`, likewise.
     CacheAllocNode = 9,
@@ -105,7 +106,8 @@ pub enum Tracepoint {
 /// Number of them.
 pub const TRACEPOINTS: usize = 10;
 
-/// Where a tracepoint's arguments are: their positions behind the first (`__data`), else [`NO_ARG`].
+/// Where a tracepoint's arguments are: their positions after the first (`__data`), else
+/// [`NO_ARG`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TracepointArgs {
@@ -161,7 +163,8 @@ pub struct CodeRange {
 /// Pieces of code at most in [`KernelSettings::page_users`].
 pub const CODE_RANGES: usize = 16;
 
-/// Words of the kernel's stack that are read at a time, from the program's own frame up. A power of two.
+/// Words of the kernel's stack that are read at a time, from the program's own frame up. A power of
+/// two.
 pub const KERNEL_WINDOW: usize = 256;
 /// Words at most that are remembered of a stack.
 pub const REMEMBERED_WORDS: usize = 96;
@@ -186,13 +189,15 @@ pub struct StackWindow {
     pub words: [u64; KERNEL_WINDOW],
 }
 
-/// A stack that was walked before, and the words of the window that look like addresses of code (map `REMEMBERED`).
+/// A stack that was walked before, and the words of the window that look like addresses of code
+/// (map `REMEMBERED`).
 ///
-/// Its return addresses are among them. A function's frame has one size at one return address: so, where these words are
-/// again what they were, so are the return addresses, from the innermost outwards. What else was among the words (left
-/// over from calls that have returned) is found out when it differs and a walk gives the same stack, and is dropped. The
-/// outermost return address is counted from the top of the stack: the kernel moves what is below it at random with each
-/// system call (`randomize_kstack_offset`).
+/// Its return addresses are among them. A function's frame has one size at one return address: so,
+/// where these words are again what they were, so are the return addresses, from the innermost
+/// outwards. What else was among the words (left over from calls that have returned) is found out
+/// when it differs and a walk gives the same stack, and is dropped. The outermost return address is
+/// counted from the top of the stack: the kernel moves what is below it at random with each system
+/// call (`randomize_kstack_offset`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct RememberedStack {
@@ -215,14 +220,16 @@ pub struct RememberedStack {
 /// No place in the window.
 pub const DROPPED: u16 = u16::MAX;
 
-/// Where `kfree_rcu` keeps what it will free in bulk, which no tracepoint tells of (mm/slab_common.c, `struct
-/// kfree_rcu_cpu`, `struct kfree_rcu_cpu_work`, `struct kvfree_rcu_bulk_data`).
+/// Where `kfree_rcu` keeps what it will free in bulk, which no tracepoint reports
+/// (mm/slab_common.c, `struct kfree_rcu_cpu`, `struct kfree_rcu_cpu_work`,
+/// `struct kvfree_rcu_bulk_data`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct DeferredFrees {
-    /// The functions of the work that frees: addresses; 0 where this is not known.
+    /// The functions of the work that frees: addresses; 0 if this is not known.
     pub functions: [u64; DEFERRED_FUNCTIONS],
-    /// For each of them the way from its `struct work_struct` to its two lists (slab objects, vmalloc), in bytes.
+    /// For each of them the way from its `struct work_struct` to its two lists (slab objects,
+    /// vmalloc), in bytes.
     pub lists: [i64; DEFERRED_FUNCTIONS],
     /// Byte offset of `func` in `struct work_struct`.
     pub function_offset: u32,
@@ -255,15 +262,16 @@ pub struct KernelSettings {
     pub own_tgid: u32,
     /// `--only-pid`: what other processes allocate does not count; 0 for all.
     pub only_tgid: u32,
-    /// `--only-comm`, with zeroes behind it; all zeroes for all.
+    /// `--only-comm`, with zeroes after it; all zeroes for all.
     pub only_comm: [u64; COMM_WORDS],
     /// `--slab` with a cache of kmalloc: its [`Label`], else 0.
     pub only_label: u64,
-    /// `--slab`: the cache's name, with zeroes behind it; all zeroes for all.
+    /// `--slab`: the cache's name, with zeroes after it; all zeroes for all.
     pub only_cache: [u64; CACHE_NAME_WORDS],
     /// Code of other allocators: pages that it takes are counted there.
     pub page_users: [CodeRange; CODE_RANGES],
-    /// 1: what is remembered of stacks is compared with what a walk gives ([`crate::stats::Stat::WrongStacks`]).
+    /// 1: what is remembered of stacks is compared with what a walk gives
+    /// ([`crate::stats::Stat::WrongStacks`]).
     pub checks_stacks: u64,
     /// For the program `work_start`.
     pub deferred: DeferredFrees,
@@ -330,14 +338,14 @@ pub struct KernelRow {
     pub size_arg: u8,
     /// `struct kmem_cache *`.
     pub cache_arg: u8,
-    /// `gfp_t`; where there is one and no cache, sizes are those of kmalloc's caches.
+    /// `gfp_t`; if there is one and no cache, sizes are those of kmalloc's caches.
     pub gfp_arg: u8,
     /// Fills up; 0.
     pub reserved: [u8; 2],
 }
 
-/// A call of a function of the kernel that was entered and has not returned (map `KERNEL_CALLS`, key: its stack
-/// pointer at entry, which is one call's in the whole machine).
+/// A call of a function of the kernel that was entered and has not returned (map `KERNEL_CALLS`,
+/// key: its stack pointer at entry, which is one call's in the whole machine).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelCall {
@@ -355,8 +363,8 @@ pub struct KernelCall {
     pub time_ns: u64,
 }
 
-/// Bytes that kmalloc gives for `size`: those of its next cache, or whole pages (include/linux/slab.h,
-/// `__kmalloc_index`).
+/// Bytes that kmalloc gives for `size`: those of its next cache, or whole pages
+/// (include/linux/slab.h, `__kmalloc_index`).
 pub const fn kmalloc_size(size: u64) -> u64 {
     match size {
         0..=8 => 8,

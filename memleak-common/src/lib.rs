@@ -1,7 +1,8 @@
-//! Types shared by both sides of the kernel boundary: the BPF programs (`memleak-ebpf`) and the tool (`memleak`).
+//! Types shared by both sides of the kernel boundary: the BPF programs (`memleak-ebpf`) and the
+//! tool (`memleak`).
 //!
-//! Every shared type is `#[repr(C)]`, has no padding and no `bool`, and its size is asserted here, so that the two
-//! compilers that build the two sides cannot disagree in silence.
+//! Every shared type is `#[repr(C)]`, has no padding and no `bool`, and its size is asserted here,
+//! so that the two compilers that build the two sides cannot disagree in silence.
 #![no_std]
 
 pub mod allocation;
@@ -17,7 +18,8 @@ pub mod system_call;
 pub mod thread;
 pub mod unwind;
 
-/// Asserts the sizes that both sides rely on; a type with padding would leak kernel stack bytes and fail the verifier.
+/// Asserts the sizes that both sides rely on; a type with padding would leak kernel stack bytes and
+/// fail the verifier.
 macro_rules! assert_sizes {
     ($($type:ty = $size:expr),* $(,)?) => {
         $(const _: () = assert!(size_of::<$type>() == $size && align_of::<$type>() <= 8);)*
@@ -34,23 +36,32 @@ assert_sizes! {
     kernel::RememberedStack = 32 + 10 * kernel::REMEMBERED_WORDS,
     kernel::DeferredFrees = 56,
     kernel::LastReleased = 8 + 8 * kernel::LAST_RELEASED,
+    kernel::TracepointArgs = 8,
+    kernel::CodeRange = 16,
     kernel::KernelRow = 16,
     kernel::KernelCall = 48,
     mappings::MappingState = 24,
     probe::ProbeRow = 72,
+    settings::TaskOffsets = 24,
     settings::Settings = 88,
     stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
     stack::ShortStackRecord = 16 + 8 * stack::SHORT_STACK_DEPTH,
     thread::CallKey = 16,
     thread::OpenCall = 136,
+    thread::Owner = 8,
     thread::PendingCall = 120,
     thread::Target = 16,
+    thread::ThreadRecord = 24 + 120 * thread::MAX_PENDING + 24 + 120
+        + size_of::<stack::StackRecord>() + 24 + size_of::<thread::Unwind>(),
+    thread::Unwind = 96 + 16 + 8 * thread::STACK_WINDOW + 16 + 4 * thread::RULES,
+    thread::Window = 16 + 8 * thread::STACK_WINDOW,
+    unwind::KnownRule = 16,
     unwind::Mapping = 40,
     unwind::MappingList = 8,
+    unwind::PublishedList = 16,
+    unwind::Regs = 32,
     unwind::Row = 8,
     unwind::State = 96,
-    unwind::PublishedList = 16,
-    thread::Unwind = 96 + 16 + 8 * thread::STACK_WINDOW + 16 + 4 * thread::RULES,
 }
 
 #[cfg(feature = "user")]
@@ -58,8 +69,8 @@ mod pod {
     macro_rules! pod {
         ($($type:ty),* $(,)?) => {
             $(
-                // SAFETY: the type is `repr(C)`, `Copy`, made of integers alone and (by the size assertions above) has
-                // no padding: every bit pattern is a value of it.
+                // SAFETY: the type is `repr(C)`, `Copy`, made of integers alone and (by the size
+                // assertions above) has no padding: every bit pattern is a value of it.
                 unsafe impl aya::Pod for $type {}
             )*
         };

@@ -29,7 +29,7 @@ pub const FIRST_CUSTOM: u32 = 256;
 /// What is acquired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Resource {
-    /// Blocks of an allocator: malloc and its kin.
+    /// Blocks of an allocator: malloc and related functions.
     Heap,
     /// Address ranges mapped by mmap.
     Mmap,
@@ -153,14 +153,15 @@ pub mod handle {
     pub const NONE: u8 = 0;
     /// The return value.
     pub const RETURN: u8 = 1;
-    /// The value `handle_offset` bytes behind the address that argument `handle_arg` was at entry (posix_memalign's
-    /// first argument). Pipes have two, one after the other: `handle_count`.
+    /// The value `handle_offset` bytes after the address that argument `handle_arg` was at entry
+    /// (posix_memalign's first argument). Pipes have two, one after the other: `handle_count`.
     pub const BEHIND_ARG: u8 = 2;
     /// What argument `handle_arg` was at entry (pthread_mutex_lock).
     pub const ARG: u8 = 3;
-    /// The value `handle_offset` bytes behind the address that the call returned.
+    /// The value `handle_offset` bytes after the address that the call returned.
     pub const BEHIND_RETURN: u8 = 4;
-    /// The descriptors in the message (SCM_RIGHTS) that argument `handle_arg` points to, a `struct msghdr`.
+    /// The descriptors in the message (SCM_RIGHTS) that argument `handle_arg` points to, a
+    /// `struct msghdr`.
     pub const IN_MESSAGE: u8 = 5;
 }
 
@@ -178,8 +179,8 @@ pub mod size {
     pub const BEHIND_ARG: u8 = 4;
 }
 
-/// What tells that the call did its work. Return values are compared with the row's `success_value` as an `int`, or
-/// with [`flags::WIDE_RETURN`] as a `long`.
+/// What tells that the call did its work. Return values are compared with the row's `success_value`
+/// as an `int`, or with [`flags::WIDE_RETURN`] as a `long`.
 ///
 /// Whatever is chosen, a handle of 0 is none, unless [`flags::ZERO_IS_HANDLE`] says otherwise.
 pub mod success {
@@ -205,21 +206,22 @@ pub mod only {
     pub const ALL: u8 = 0;
     /// Those where argument `only_arg`, an `int`, is one of `only_values` (fcntl's F_DUPFD).
     pub const ARG_IN: u8 = 1;
-    /// Those where the `int` `only_values[0]` bytes behind the address in argument `only_arg` has none of the bits
-    /// `only_values[1]`, or the address is null (the attributes of pthread_create).
+    /// Those where the `int` `only_values[0]` bytes after the address in argument `only_arg` has
+    /// none of the bits `only_values[1]`, or the address is null (the attributes of
+    /// pthread_create).
     pub const BEHIND_ARG_CLEAR: u8 = 2;
     /// Those where argument `only_arg`, an `int`, differs from argument `only_values[0]` (dup2).
     pub const ARGS_DIFFER: u8 = 3;
-    /// Those where argument `only_arg` is the number of a bit that is set in `only_values`, the lower bits first (bpf's
-    /// commands).
+    /// Those where argument `only_arg` is the number of a bit that is set in `only_values`, the
+    /// lower bits first (bpf's commands).
     pub const ARG_IN_BITS: u8 = 4;
     /// Those where argument `only_arg` has one of the bits `only_values[0]` (clone's flags).
     pub const ARG_HAS: u8 = 5;
-    /// Those where argument `only_arg`, an `int`, is `only_values[0]`, and the next one `only_values[1]` (an option of
-    /// getsockopt).
+    /// Those where argument `only_arg`, an `int`, is `only_values[0]`, and the next one
+    /// `only_values[1]` (an option of getsockopt).
     pub const ARGS_ARE: u8 = 6;
-    /// Those where the `int` `only_values[0]` bytes behind the address in argument `only_arg` has one of the bits
-    /// `only_values[1]` (clone3's flags).
+    /// Those where the `int` `only_values[0]` bytes after the address in argument `only_arg` has
+    /// one of the bits `only_values[1]` (clone3's flags).
     pub const BEHIND_ARG_HAS: u8 = 7;
 }
 
@@ -235,30 +237,33 @@ pub mod flags {
     pub const WIDE_RETURN: u32 = 1 << 3;
     /// 0 is a handle like any other (file descriptors).
     pub const ZERO_IS_HANDLE: u32 = 1 << 4;
-    /// One handle can be acquired several times, and is outstanding until it has been released as often (dlopen). On all
-    /// rows of the resource, or on none.
+    /// One handle can be acquired several times, and is outstanding until it has been released as
+    /// often (dlopen). On all rows of the resource, or on none.
     pub const COUNTED: u32 = 1 << 5;
-    /// A call counts even where it nests in another of its group (dlopen in a constructor that dlopen runs).
+    /// A call counts even if it nests in another of its group (dlopen in a constructor that
+    /// dlopen runs).
     pub const COUNTS_NESTED: u32 = 1 << 6;
-    /// The old handle is released even where the call fails (freopen).
+    /// The old handle is released even if the call fails (freopen).
     pub const RELEASES_ANYWAY: u32 = 1 << 7;
-    /// A handle can be released before the call that acquires it has returned (a thread that detaches itself). On all
-    /// rows of the resource, or on none.
+    /// A handle can be released before the call that acquires it has returned (a thread that
+    /// detaches itself). On all rows of the resource, or on none.
     pub const EARLY_RELEASE: u32 = 1 << 8;
     /// What the call has released is not outstanding while the call is pending (pthread_cond_wait).
     pub const GONE_WHILE_PENDING: u32 = 1 << 9;
-    /// The call releases all handles from `release_arg` to `release_len_arg`, both included (close_range).
+    /// The call releases all handles from `release_arg` to `release_len_arg`, both included
+    /// (close_range).
     pub const SPAN: u32 = 1 << 10;
-    /// `release_arg` is an address at entry, and the handle is `release_offset` bytes behind it.
+    /// `release_arg` is an address at entry, and the handle is `release_offset` bytes after it.
     pub const RELEASE_BEHIND: u32 = 1 << 11;
-    /// With [`super::handle::BEHIND_ARG`], of system calls: the handle's address is not the argument, but stands `constant`
-    /// bytes behind it (clone3's `pidfd`).
+    /// With [`super::handle::BEHIND_ARG`], of system calls: the handle's address is not the
+    /// argument, but stands `constant` bytes after it (clone3's `pidfd`).
     pub const THROUGH_POINTER: u32 = 1 << 13;
     /// Not of a row, but of [`super::ProbeRow::features`]: a call can acquire several handles.
     pub const SEVERAL_HANDLES: u32 = 1 << 12;
 }
 
-/// One function. All argument numbers count from 0 and address the integer arguments of the platform's C ABI.
+/// One function. All argument numbers count from 0 and address the integer arguments of the
+/// platform's C ABI.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeRow {
@@ -272,7 +277,8 @@ pub struct ProbeRow {
     pub handle_arg: u8,
     /// Bytes of a handle, acquired or released: 8, or 4 for an `int`.
     pub handle_width: u8,
-    /// Handles that one call acquires, one after the other in memory: 1, or 2 for [`handle::BEHIND_ARG`] (pipe).
+    /// Handles that one call acquires, one after the other in memory: 1, or 2 for
+    /// [`handle::BEHIND_ARG`] (pipe).
     pub handle_count: u8,
     /// One of [`size`].
     pub size: u8,
@@ -294,7 +300,8 @@ pub struct ProbeRow {
     pub only_arg: u8,
     /// Fills the gap before `replace_mask`; 0.
     pub reserved: [u8; 3],
-    /// Where `flags_arg` has one of these bits, what was in the new range before is released (MAP_FIXED).
+    /// Where `flags_arg` has one of these bits, what was in the new range before is released
+    /// (MAP_FIXED).
     pub replace_mask: u32,
     /// Where `flags_arg` has one of these bits, nothing is released (MREMAP_DONTUNMAP).
     pub keep_mask: u32,
@@ -372,15 +379,15 @@ impl ProbeRow {
         ]
     }
 
-    /// Bits of [`flags`]: what the programs must be able to do for the row. The verifier leaves out of them what no row
-    /// that is probed needs.
+    /// Bits of [`flags`]: what the programs must be able to do for the row. The verifier leaves out
+    /// of them what no row that is probed needs.
     pub const fn features(&self) -> u32 {
         let is_several = self.handle_count > 1 || self.handle == handle::IN_MESSAGE;
         self.flags | if is_several { flags::SEVERAL_HANDLES } else { 0 }
     }
 
-    /// Bit N is set where the programs read argument N at the function's entry: these must still be in their
-    /// registers at the instruction that is probed.
+    /// Bit N is set where the programs read argument N at the function's entry: these must still be
+    /// in their registers at the instruction that is probed.
     pub const fn arguments_read(&self) -> u8 {
         let args = self.arguments();
         let mut mask = 0;

@@ -10,20 +10,22 @@ pub mod flags {
     pub const UNWIND_TABLES: u32 = 4;
     /// With tables: one step by the frame pointer where there is no row.
     pub const UNWIND_POINTER: u32 = 8;
-    /// Have the kernel walk, by `bpf_get_stackid`: what the bench compares with. Reports have no stacks then.
+    /// Have the kernel walk, by `bpf_get_stackid`: what the bench compares with. Reports have no
+    /// stacks then.
     pub const KERNEL_WALK: u32 = 16;
-    /// Calls of several groups are probed, or the kernel's functions: a stack is walked while calls are pending, whose
-    /// return addresses the kernel has replaced. So they are read at entry.
+    /// Calls of several groups are probed, or the kernel's functions: a stack is walked while calls
+    /// are pending, whose return addresses the kernel has replaced. So they are read at entry.
     pub const READ_RETURNS: u32 = 32;
-    /// A thread that has told of new mappings waits until user space has answered (`bpf_loop`: Linux 5.17).
+    /// A thread that has reported new mappings waits until user space has answered (`bpf_loop`:
+    /// Linux 5.17).
     pub const HOLD: u32 = 64;
 }
 
 /// Most threads that wait at once for an answer to a birth (maps `HELD` and `BIRTH_ANSWERS`).
 pub const MAX_HELD: u32 = 3;
 
-/// Longest time that such a thread waits, ns. It is in the middle of fork(2) or execve(2), with a processor that nobody else
-/// gets; an answer comes within 0.1 ms or two.
+/// Longest time that such a thread waits, ns. It is in the middle of fork(2) or execve(2), with a
+/// processor that nobody else gets; an answer comes within 0.1 ms or two.
 pub const HOLD_BIRTH_NS: u64 = 10_000_000;
 
 /// Byte offsets of members of the kernel's structures (BTF); all 0 if they are not known.
@@ -54,7 +56,8 @@ pub struct Settings {
     pub max_size: u64,
     /// Capture one acquire in this many; 1 for all.
     pub sample_rate: u64,
-    /// Device number of the tool's PID namespace (`st_dev` of /proc/self/ns/pid), or 0 in the first one.
+    /// Device number of the tool's PID namespace (`st_dev` of /proc/self/ns/pid), or 0 in the first
+    /// one.
     pub pid_ns_dev: u64,
     /// Inode of the tool's PID namespace.
     pub pid_ns_ino: u64,
@@ -62,13 +65,14 @@ pub struct Settings {
     pub flags: u32,
     /// Most frames of a stack.
     pub max_depth: u32,
-    /// Threads that may wait at once for an answer to a birth that they have told of ([`MAX_HELD`] at most); 0: none waits.
+    /// Threads that may wait at once for an answer to a birth that they have reported ([`MAX_HELD`]
+    /// at most); 0: none waits.
     pub held: u32,
     /// What the rows that are probed need: all their [`crate::probe::ProbeRow::features`].
     pub features: u32,
     /// Where the kernel keeps what is asked of processes.
     pub task: TaskOffsets,
-    /// A CPU tells of the stacks that it has stored when their number has none of these bits: each time that it has stored
-    /// this many and one more. Some low bits, all set.
+    /// A CPU reports the stacks that it has stored when their number has none of these bits: each
+    /// time that it has stored this many and one more. Some low bits, all set.
     pub stored_mask: u64,
 }

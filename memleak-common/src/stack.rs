@@ -1,5 +1,5 @@
-//! Call stacks: lists of return addresses, callee first (maps `STACKS` and `SHORT_STACKS`, key: an id, made of a hash of the
-//! list).
+//! Call stacks: lists of return addresses, callee first (maps `STACKS` and `SHORT_STACKS`, key: an
+//! id, made of a hash of the list).
 
 /// Most frames a stack keeps: `kernel.perf_event_max_stack`'s default, which `bpf_get_stack` obeys.
 pub const MAX_STACK_DEPTH: usize = 127;
@@ -7,8 +7,9 @@ pub const MAX_STACK_DEPTH: usize = 127;
 /// The stack of an allocation whose stack could not be read or stored; counted in `lost.stacks`.
 pub const NO_STACK: u64 = 0;
 
-/// Frames of a stack that is stored as a short one: with its key and the kernel's `struct htab_elem` a record is 512 bytes,
-/// which is what the kernel's allocator hands out. A long one takes 2048.
+/// Frames of a stack that is stored as a short one: with its key and the kernel's
+/// `struct htab_elem` a record is 512 bytes, which is what the kernel's allocator hands out. A long
+/// one takes 2048.
 pub const SHORT_STACK_DEPTH: usize = 55;
 
 /// A stack with room for `DEPTH` frames.
@@ -22,18 +23,19 @@ pub struct Record<const DEPTH: usize> {
     /// Frames found by the frame pointer, for want of unwind information.
     pub by_pointer: u16,
     /// Part of the stack's identity. Of a process's: the generation of its mappings
-    /// ([`crate::mappings::MappingState::generation`]). Of the kernel's: what its objects are ([`crate::kernel::Label`],
-    /// encoded).
+    /// ([`crate::mappings::MappingState::generation`]). Of the kernel's: what its objects are
+    /// ([`crate::kernel::Label`], encoded).
     pub context: u64,
-    /// Return addresses, callee first. For an instruction that a signal interrupted its address plus 1, so that the byte
-    /// before each belongs to the instruction that was running.
+    /// Return addresses, callee first. For an instruction that a signal interrupted its address
+    /// plus 1, so that the byte before each belongs to the instruction that was running.
     pub ips: [u64; DEPTH],
 }
 
 /// One stack (map `STACKS`, where it is long).
 pub type StackRecord = Record<MAX_STACK_DEPTH>;
 
-/// One stack of at most [`SHORT_STACK_DEPTH`] frames (map `SHORT_STACKS`): a [`StackRecord`] without its end.
+/// One stack of at most [`SHORT_STACK_DEPTH`] frames (map `SHORT_STACKS`): a [`StackRecord`]
+/// without its end.
 pub type ShortStackRecord = Record<SHORT_STACK_DEPTH>;
 
 /// Set in the id of a stack that is stored as a long one.

@@ -1,4 +1,5 @@
-//! Counters (map `STATS`, a per-CPU array, one slot for each [`Stat`]): one for each way something can be lost.
+//! Counters (map `STATS`, a per-CPU array, one slot for each [`Stat`]): one for each way something
+//! can be lost.
 
 /// A counter.
 #[repr(u32)]
@@ -39,8 +40,9 @@ pub enum Stat {
 }
 
 impl Stat {
-    /// The counter that counts this, [`Stat::Acquired`] or [`Stat::Released`], in an epoch ([`crate::cut`]). So what was
-    /// counted before a cut can be told from what is counted while the counters are read.
+    /// The counter that counts this, [`Stat::Acquired`] or [`Stat::Released`], in an epoch
+    /// ([`crate::cut`]). So what was counted before a cut can be told from what is counted while
+    /// the counters are read.
     #[inline(always)]
     pub const fn at(self, epoch: u32) -> u32 {
         let while_read = match self {

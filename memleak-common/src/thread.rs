@@ -1,5 +1,5 @@
-//! Records of traced processes (map `TARGETS`, by slot, which attach cookies name) and threads (map `THREADS`, key:
-//! `pid_tgid`).
+//! Records of traced processes (map `TARGETS`, by slot, which attach cookies name) and threads (map
+//! `THREADS`, key: `pid_tgid`).
 
 use crate::{
     allocation::Allocation,
@@ -8,8 +8,8 @@ use crate::{
     unwind::State,
 };
 
-/// Calls a thread can have pending: outermost ones, one for each group of rows ([`crate::probe::ProbeRow::group`]), and
-/// those nested in them. A power of two.
+/// Calls a thread can have pending: outermost ones, one for each group of rows
+/// ([`crate::probe::ProbeRow::group`]), and those nested in them. A power of two.
 pub const MAX_PENDING: usize = 8;
 
 /// Words of a thread's stack that are read at a time. A power of two.
@@ -22,10 +22,11 @@ pub const MAX_TARGETS: u32 = 16_384;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Owner {
-    /// The address space. Processes that share it (CLONE_VM) share its number; an exec makes another one.
+    /// The address space. Processes that share it (CLONE_VM) share its number; an exec makes
+    /// another one.
     pub space: u32,
-    /// The process, which keeps its descriptors over an exec. Processes that share them (CLONE_FILES) share this number. 0: its
-    /// descriptors are not traced.
+    /// The process, which keeps its descriptors over an exec. Processes that share them
+    /// (CLONE_FILES) share this number. 0: its descriptors are not traced.
     pub process: u32,
 }
 
@@ -37,8 +38,8 @@ impl Owner {
     }
 }
 
-/// A traced process. A slot's numbers are itself and each [`MAX_TARGETS`] after that, so that no two slots have one in
-/// common; 0 is the kernel's.
+/// A traced process. A slot's numbers are itself and each [`MAX_TARGETS`] after that, so that no
+/// two slots have one in common; 0 is the kernel's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Target {
@@ -56,18 +57,19 @@ pub struct Target {
 pub struct PendingCall {
     /// The stack pointer at entry: where the return address is.
     pub sp: u64,
-    /// The return address, which the kernel replaces by that of its trampoline for as long as the call is pending. Read
-    /// where the call can end by an exception, else 0.
+    /// The return address, which the kernel replaces by that of its trampoline for as long as the
+    /// call is pending. Read where the call can end by an exception, else 0.
     pub return_address: u64,
     /// Attach cookie: index of the row.
     pub row: u32,
-    /// 1 where `released` holds a record that the call took out of the table; 2 where it gave back one reference of
-    /// several, and the record is still there.
+    /// 1 if `released` holds a record that the call took out of the table; 2 if it gave back
+    /// one reference of several, and the record is still there.
     pub has_released: u16,
-    /// 1 where the call nests in one of its group and does not count.
+    /// 1 if the call nests in one of its group and does not count.
     pub nested: u16,
-    /// Size asked for.
-    pub size: u64,
+    /// Size asked for; of rows with [`crate::probe::size::BEHIND_ARG`] the address where it stands
+    /// when the call returns.
+    pub size_or_address: u64,
     /// Address of the out-parameter that gets the handle, for rows that have one.
     pub out_pointer: u64,
     /// Handle that the call releases.
@@ -94,7 +96,8 @@ pub struct CallKey {
     pub reserved: u32,
 }
 
-/// A pending call of a function whose `ret` instructions are probed: it belongs to a stack, not to a thread.
+/// A pending call of a function whose `ret` instructions are probed: it belongs to a stack, not to
+/// a thread.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct OpenCall {
@@ -108,7 +111,8 @@ pub struct OpenCall {
     pub reserved: u32,
 }
 
-/// A traced thread. Its scratch space is its own: uprobe programs can be preempted, so a CPU's would not do.
+/// A traced thread. Its scratch space is its own: uprobe programs can be preempted, so a CPU's
+/// would not do.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ThreadRecord {
@@ -122,35 +126,39 @@ pub struct ThreadRecord {
     pub tid: u32,
     /// Calls that were entered and have not returned.
     pub pending: [PendingCall; MAX_PENDING],
-    /// 1 where `system_call` is under way.
+    /// 1 if `system_call` is under way.
     pub in_system_call: u32,
-    /// 1 where a signal was delivered since the first of `pending` was entered: calls may be a handler's.
+    /// 1 if a signal was delivered since the first of `pending` was entered: calls may be a
+    /// handler's.
     pub interrupted: u32,
-    /// [`PendingCall::sp`] of a call that a signal has interrupted in the kernel's return trampoline, where its return
-    /// address is no longer on the stack; else 0.
+    /// [`PendingCall::sp`] of a call that a signal has interrupted in the kernel's return
+    /// trampoline, where its return address is no longer on the stack; else 0.
     pub returning: u64,
-    /// Calls in [`OpenCall`]s that the thread has entered and not left, as far as it knows: of heap and mappings, and of all
-    /// other groups.
+    /// Calls in [`OpenCall`]s that the thread has entered and not left, as far as it knows: of heap
+    /// and mappings, and of all other groups.
     pub open: [u32; 2],
     /// The system call that the thread is in, where it is one that is traced.
     pub system_call: PendingCall,
     /// Where a stack is walked into before it is stored.
     pub stack: StackRecord,
-    /// The id under which `stack` is stored, so that the same stack again need not be looked up; else 0.
+    /// The id under which `stack` is stored, so that the same stack again need not be looked up;
+    /// else 0.
     pub stack_id: u64,
     /// Its process's place in `TARGETS` and `UNWIND_LISTS`.
     pub slot: u32,
-    /// The epoch ([`crate::cut`]) that the program has found which does now what a call has done: all of that is of one
-    /// moment.
+    /// The epoch ([`crate::cut`]) that the program has found which does now what a call has done:
+    /// all of that is of one moment.
     pub epoch: u32,
-    /// [`Allocation::birth`] of the next record: the thread's number and the time at which it was first seen, and then
-    /// one more for each. It is slower than the clock, so a number that comes again does not bring them back.
+    /// [`Allocation::birth`] of the next record: the thread's number and the time at which it was
+    /// first seen, and then one more for each. It is slower than the clock, so a number that comes
+    /// again does not bring them back.
     pub next_birth: u64,
     /// What a walk needs.
     pub unwind: Unwind,
 }
 
-/// A piece of the thread's stack, while it is walked: one large read costs less than a few small ones.
+/// A piece of the thread's stack, while it is walked: one large read costs less than a few small
+/// ones.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
@@ -172,8 +180,8 @@ pub struct Unwind {
     pub window: Window,
     /// [`crate::unwind::PublishedList::generation`] under which `rules` were found.
     pub generation: u64,
-    /// [`crate::unwind::Row::rule`] for the frame that was reached: before a step the known one or 0, after it the found
-    /// one.
+    /// [`crate::unwind::Row::rule`] for the frame that was reached: before a step the known one or
+    /// 0, after it the found one.
     pub rule: u32,
     /// Fills up; 0.
     pub reserved: u32,

@@ -1,23 +1,28 @@
-//! Stack unwinding without frame pointers: the row format and the pure step from a frame to its caller.
+//! Stack unwinding without frame pointers: the row format and the pure step from a frame to its
+//! caller.
 //!
-//! Both sides compile this file. The user side makes tables of rows from `.eh_frame` (`memleak::unwind`) and lays
-//! them out in arrays; the BPF programs walk with [`step_x86_64`] or [`step_aarch64`], which reach memory and tables
-//! through [`Reads`] and [`Tables`] alone. Nothing here can panic, recurse or loop without a constant bound.
+//! Both sides compile this file. The user side makes tables of rows from `.eh_frame`
+//! (`memleak::unwind`) and lays them out in arrays; the BPF programs walk with [`step_x86_64`] or
+//! [`step_aarch64`], which reach memory and tables through [`Reads`] and [`Tables`] alone. Nothing
+//! here can panic, recurse or loop without a constant bound.
 //!
 //! ## Tables
 //!
-//! A table belongs to an object (an ELF file, the vdso). Its `pc`s are `vaddr - text_base`, where `text_base` is the
-//! vaddr of the object's first executable segment. One array of 64-bit words holds for each table
+//! A table belongs to an object (an ELF file, the vdso). Its `pc`s are `vaddr - text_base`, where
+//! `text_base` is the vaddr of the object's first executable segment. One array of 64-bit words
+//! holds for each table
 //! - its rows, in order of `pc`, the first at `pc` 0: a row holds from its `pc` to the next row's;
-//! - its page index: for each [`PAGE_BYTES`] of text one word of two row indices ([`page_word`]) that bound the search.
+//! - its page index: for each [`PAGE_BYTES`] of text one word of two row indices ([`page_word`])
+//!   that bound the search.
 //!
-//! A process has a list of [`Mapping`]s in order of address; a [`MappingList`] names it in one 64-bit word, so that one
-//! store swaps a list for its successor.
+//! A process has a list of [`Mapping`]s in order of address; a [`MappingList`] names it in one
+//! 64-bit word, so that one store swaps a list for its successor.
 //!
 //! ## A step
 //!
-//! A row says, for every `ip` it covers, how the caller's registers follow. The canonical frame address (CFA) is the
-//! value of the stack pointer before the call. x86_64 (System V psABI 3.3.2, DWARF 5 section 6.4):
+//! A row says, for every `ip` it covers, how the caller's registers follow. The canonical frame
+//! address (CFA) is the value of the stack pointer before the call. x86_64 (System V psABI 3.3.2,
+//! DWARF 5 section 6.4):
 //!
 //! ```text
 //! CFA  = rsp + o                      Kind::SP
@@ -30,7 +35,8 @@
 //! Kind::SIGNAL: rbp', rsp', rip' = [rsp + 120], [rsp + 160], [rsp + 168]
 //! ```
 //!
-//! aarch64 (A is CFA + 8*s, sp or x29 by the slot field; pc' loses its pointer authentication bits):
+//! aarch64 (A is CFA + 8*s, sp or x29 by the slot field; pc' loses its pointer authentication
+//! bits):
 //!
 //! ```text
 //! CFA = sp + o (SP_*) or x29 + o (FP_*)
@@ -50,13 +56,15 @@ pub use x86_64::step_x86_64;
 /// Bytes of text that one word of the page index covers.
 pub const PAGE_BYTES: u64 = 256;
 const PAGE_SHIFT: u32 = PAGE_BYTES.trailing_zeros();
-/// Steps of the search for a row: at most 256 rows begin in a page and one reaches into it, and 2^9 > 257.
+/// Steps of the search for a row: at most 256 rows begin in a page and one reaches into it, and
+/// 2^9 > 257.
 const ROW_STEPS: u32 = 9;
 /// Steps of the search for a mapping.
 const MAPPING_STEPS: u32 = 13;
 /// Most mappings a list can have and still be searched to the end.
 pub const MAX_MAPPINGS: u32 = (1 << MAPPING_STEPS) - 1;
-/// Longest distance from the stack pointer to a frame record that a step without a row believes, in bytes.
+/// Longest distance from the stack pointer to a frame record that a step without a row believes, in
+/// bytes.
 const MAX_FP_DISTANCE: u64 = 1 << 20;
 
 /// How a row's CFA and return address are found; the module's documentation has the equations.
@@ -78,7 +86,8 @@ impl Kind {
     pub const END: Self = Self(5);
     /// There is a rule, but a row cannot say it.
     pub const UNSUPPORTED: Self = Self(6);
-    /// Where a signal handler returns to: the interrupted registers are in the `ucontext` on the stack.
+    /// Where a signal handler returns to: the interrupted registers are in the `ucontext` on the
+    /// stack.
     pub const SIGNAL: Self = Self(7);
     /// aarch64: CFA from `sp`, return address in `x30`.
     pub const SP_LEAF: Self = Self(8);
@@ -101,13 +110,14 @@ pub const SLOT_AT_FP: i8 = 126;
 /// Highest and lowest slot that is an offset.
 pub const SLOT_RANGE: core::ops::RangeInclusive<i64> = -128..=125;
 
-/// One row: from bit 0, `pc` (32 bits), CFA offset in words (20, signed), kind (4), slot in words (8, signed).
+/// One row: from bit 0, `pc` (32 bits), CFA offset in words (20, signed), kind (4), slot in words
+/// (8, signed).
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Row(pub u64);
 
 impl Row {
-    /// A row from its parts. `None` where `cfa_offset` (bytes) is no multiple of 8 or beyond 4 MiB.
+    /// A row from its parts. `None` if `cfa_offset` (bytes) is not a multiple of 8 or beyond 4 MiB.
     pub const fn new(pc: u32, kind: Kind, cfa_offset: i64, slot: i8) -> Option<Self> {
         let words = cfa_offset >> 3;
         if cfa_offset & 7 != 0 || words < -(1 << 19) || words >= 1 << 19 {
@@ -154,7 +164,8 @@ impl Row {
     }
 }
 
-/// A word of the page index: the last row that begins at or before the page, and the first one behind the page.
+/// A word of the page index: the last row that begins at or before the page, and the first one
+/// after the page.
 pub const fn page_word(first: u32, end: u32) -> u64 {
     first as u64 | ((end as u64) << 32)
 }
@@ -173,7 +184,7 @@ pub struct Mapping {
     pub rows: u32,
     /// Index of its page index.
     pub pages: u32,
-    /// Words of its page index; 0 where the object has no rows.
+    /// Words of its page index; 0 if the object has no rows.
     pub page_count: u32,
     /// Fills up; 0.
     pub reserved: u32,
@@ -201,19 +212,21 @@ impl MappingList {
     }
 }
 
-/// A process's list as the programs find it. User space stores `list` before `generation`, and a walk loads them the
-/// other way round: with an old generation it may see a new list, and never an old list with a new generation.
+/// A process's list as the programs find it. User space stores `list` before `generation`, and a
+/// walk loads them the other way round: with an old generation it may see a new list, and never an
+/// old list with a new generation.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PublishedList {
     /// Its mappings.
     pub list: MappingList,
-    /// Another one for each list that was ever published: what was found by one says nothing under the next.
+    /// Another one for each list that was ever published: what was found by one says nothing under
+    /// the next.
     pub generation: u64,
 }
 
-/// A rule that was found, for whoever comes by the same address next (map `KNOWN`). Several CPUs write a place at once,
-/// word by word, so each word says whose it is.
+/// A rule that was found, for whoever comes by the same address next (map `KNOWN`). Several CPUs
+/// write a place at once, word by word, so each word says whose it is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KnownRule {
@@ -260,14 +273,15 @@ impl KnownRule {
 
 /// Reads of the traced thread's memory.
 pub trait Reads {
-    /// The word at `address`; `None` where it cannot be read.
+    /// The word at `address`; `None` if it cannot be read.
     fn read(&self, address: u64) -> Option<u64>;
 
     /// The words at `address` and `address + 8`, in one read.
     fn read2(&self, address: u64) -> Option<[u64; 2]>;
 
-    /// The return address that belongs to the frame with this CFA, where `found` was read: a pending return probe has
-    /// put the kernel's trampoline in its place, and whoever set the probe knows the real one.
+    /// The return address that belongs to the frame with this CFA, where `found` was read: a
+    /// pending return probe has put the kernel's trampoline in its place, and whoever set the probe
+    /// knows the real one.
     #[inline(always)]
     fn return_address(&self, _cfa: u64, found: u64) -> u64 {
         found
@@ -280,8 +294,8 @@ pub trait Reads {
     }
 }
 
-/// Look-ups in the arrays that hold the tables. Any index can be asked for: an array that is being rewritten must
-/// give a wrong row at worst.
+/// Look-ups in the arrays that hold the tables. Any index can be asked for: an array that is being
+/// rewritten must give a wrong row at worst.
 pub trait Tables {
     /// A row or a word of a page index.
     fn word(&self, index: u32) -> Option<u64>;
@@ -290,14 +304,14 @@ pub trait Tables {
     /// A mapping.
     fn mapping(&self, index: u32) -> Option<Mapping>;
 
-    /// [`Row::rule`] for `address` (the state's `ip`, or the byte before) where the driver knows it from an earlier walk
-    /// over the same tables, else 0.
+    /// [`Row::rule`] for `address` (the state's `ip`, or the byte before) where the driver knows it
+    /// from an earlier walk over the same tables, else 0.
     #[inline(always)]
     fn known_rule(&self, _address: u64) -> u32 {
         0
     }
 
-    /// Tells the driver the rule for `address`; 0 where there is none.
+    /// Tells the driver the rule for `address`; 0 if there is none.
     #[inline(always)]
     fn found_rule(&self, _address: u64, _rule: u32) {}
 }
@@ -322,7 +336,8 @@ pub struct Regs {
 pub struct State {
     /// The frame's registers. `lr` counts while `exact` is set only: a call has overwritten it.
     pub regs: Regs,
-    /// Bits of a return address that are address (aarch64's pointer authentication uses the others).
+    /// Bits of a return address that are address (aarch64's pointer authentication uses the
+    /// others).
     pub address_mask: u64,
     /// The process's mappings.
     pub list: MappingList,
@@ -335,7 +350,7 @@ pub struct State {
     pub reserved: u32,
 }
 
-/// [`State::address_mask`] where nothing is masked.
+/// [`State::address_mask`] if nothing is masked.
 pub const NO_MASK: u64 = u64::MAX;
 
 impl State {
@@ -345,19 +360,10 @@ impl State {
         let mapping = Mapping { start: 0, end: 0, bias: 0, rows: 0, pages: 0, page_count: 0, reserved: 0 };
         Self { regs, address_mask, list, mapping, exact: 1, reserved: 0 }
     }
-
-    /// A walk from a function's caller, at x86_64 function entry: `entry_sp` points to `return_address`, and the
-    /// callee has not changed `fp`. Needs no row for the callee.
-    #[inline(always)]
-    pub const fn from_caller(return_address: u64, entry_sp: u64, fp: u64, list: MappingList) -> Self {
-        let regs = Regs { ip: return_address, sp: entry_sp.wrapping_add(8), fp, lr: 0 };
-        let mut state = Self::new(regs, list, NO_MASK);
-        state.exact = 0;
-        state
-    }
 }
 
-/// What a step did: the first two found a frame and the rest ended the walk, with the state as it was.
+/// What a step did: the first two found a frame and the rest ended the walk, with the state as it
+/// was.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
 pub enum Step {
@@ -402,7 +408,7 @@ impl Step {
     }
 }
 
-/// Loads the mapping that holds `address` into the state; false where none does.
+/// Loads the mapping that holds `address` into the state; false if none does.
 #[inline(always)]
 fn find_mapping<T: Tables>(state: &mut State, address: u64, tables: &T) -> bool {
     if address >= state.mapping.start && address < state.mapping.end {
@@ -439,11 +445,11 @@ fn find_mapping<T: Tables>(state: &mut State, address: u64, tables: &T) -> bool 
 /// No unwind information.
 const NO_ROW: Row = Row::bare(0, Kind::NONE);
 
-/// The row for the state's `ip`; one of kind [`Kind::NONE`] where there is none.
+/// The row for the state's `ip`; one of kind [`Kind::NONE`] if there is none.
 #[inline(always)]
 fn find_row<T: Tables>(state: &mut State, tables: &T) -> Row {
-    // A return address can be the first byte of the next function, where the callee never returns: the call itself is
-    // one byte before. An interrupted instruction can be a function's first.
+    // A return address can be the first byte of the next function, where the callee never returns:
+    // the call itself is one byte before. An interrupted instruction can be a function's first.
     let address = if state.exact != 0 { state.regs.ip } else { state.regs.ip.wrapping_sub(1) };
     let known = tables.known_rule(address);
     if known != 0 {
@@ -469,7 +475,8 @@ fn search_rows<T: Tables>(mapping: &Mapping, address: u64, tables: &T) -> Row {
     let Some(bounds) = tables.word(mapping.pages.wrapping_add(page as u32)) else { return NO_ROW };
     let mut low = bounds as u32;
     let mut high = (bounds >> 32) as u32;
-    // The row at `low` begins at or before the page, so the last row that the search moves `low` past is the answer.
+    // The row at `low` begins at or before the page, so the last row that the search moves `low`
+    // past is the answer.
     let mut best = NO_ROW.0;
     let mut step = 0;
     while step < ROW_STEPS {
@@ -491,8 +498,9 @@ fn search_rows<T: Tables>(mapping: &Mapping, address: u64, tables: &T) -> Row {
 /// One step where there is no row for the state's `ip`.
 #[inline(always)]
 fn step_without_row<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &T) -> Step {
-    // A return address before which there is no function, and behind which there is: nothing called from there, so
-    // somebody put it on the stack for a thread's or a coroutine's first function to return to (glibc's makecontext).
+    // A return address before which there is no function, and after which there is: nothing called
+    // from there, so somebody put it on the stack for a thread's or a coroutine's first function to
+    // return to (glibc's makecontext).
     let (ip, mapping) = (state.regs.ip, &state.mapping);
     if state.exact == 0
         && ip > mapping.start
@@ -520,8 +528,9 @@ fn enter_caller(state: &mut State, ip: u64, cfa: u64, fp: u64) -> Step {
     Step::Frame
 }
 
-/// One step by the frame record at the frame pointer (both architectures: saved frame pointer, return address). It is
-/// believed where the record is on this stack and leads to text with a table or to a further record.
+/// One step by the frame record at the frame pointer (both architectures: saved frame pointer,
+/// return address). It is believed where the record is on this stack and leads to text with a table
+/// or to a further record.
 #[inline(always)]
 fn step_by_pointer<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &T) -> Step {
     let fp = state.regs.fp;
@@ -553,7 +562,8 @@ fn slot_address(slot: i8, cfa: u64, regs: &Regs) -> u64 {
     }
 }
 
-/// Moves the state to a frame that a signal interrupted. It can be on another stack, so no order is asked of it.
+/// Moves the state to a frame that a signal interrupted. It can be on another stack, so no order is
+/// asked of it.
 #[inline(always)]
 fn enter_interrupted(state: &mut State, regs: Regs) -> Step {
     if regs.ip == 0 {

@@ -1,4 +1,5 @@
-//! The edges of the step's rules. (Every rule is in `src/unwind/tests.rs`; what is here is no source of the BPF object's.)
+//! The edges of the step's rules. (Every rule is in `src/unwind/tests.rs`; what is here is no
+//! source of the BPF object's.)
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -31,7 +32,8 @@ struct Arrays {
 }
 
 impl Arrays {
-    /// Appends a mapping of `pages` pages at `start` whose table has these rows, which cover `pages_of_table`.
+    /// Appends a mapping of `pages` pages at `start` whose table has these rows, which cover
+    /// `pages_of_table`.
     fn add(&mut self, start: u64, pages: u64, rows: &[Row], pages_of_table: u32) {
         let first = self.words.len() as u32;
         self.words.extend(rows.iter().map(|row| row.0));
@@ -146,11 +148,12 @@ fn every_row_of_a_full_page_is_found() {
     }
 }
 
-/// The rule for coroutines' first frames holds within the mapping that was looked at last, not at its edges.
+/// The rule for coroutines' first frames holds within the mapping that was looked at last, not at
+/// its edges.
 #[test]
 fn the_edges_of_a_mapping_complete_no_stack() {
     let mut arrays = Arrays::default();
-    // The table covers four pages, of which two are mapped; what is behind is another mapping's.
+    // The table covers four pages, of which two are mapped; what comes after is another mapping's.
     let rows = [Row::bare(0, Kind::NONE), sp_row(1, 8)];
     arrays.add(0x10_0000, 2, &rows, 4);
     let none = Memory(BTreeMap::new());

@@ -5,8 +5,8 @@ use core::ffi::c_void;
 use aya_ebpf::programs::ProbeContext;
 use memleak_common::probe::NO_ARG;
 
-/// The integer arguments of a call. Rows name arguments by number, and the verifier allows no variable offset into the
-/// registers, so they are copied out.
+/// The integer arguments of a call. Rows name arguments by number, and the verifier allows no
+/// variable offset into the registers, so they are copied out.
 pub struct Arguments(pub [u64; 8]);
 
 impl Arguments {
@@ -25,7 +25,7 @@ impl Arguments {
 }
 
 /// Where a walk begins: the registers of the frame that comes first.
-pub struct Caller {
+pub struct CallerFrame {
     /// The program's context, for the kernel's own walk.
     pub ctx: *mut c_void,
     /// The instruction pointer.

@@ -43,7 +43,8 @@ pub fn thread_exit(ctx: &RawTracePointContext) {
     }
 }
 
-/// No thread of the task's process is left. kernel/exit.c, `do_exit`: `signal->live` was decremented for this one.
+/// No thread of the task's process is left. kernel/exit.c, `do_exit`: `signal->live` was
+/// decremented for this one.
 #[inline(always)]
 fn is_last_thread(task: *const u8) -> bool {
     if setting!(task.signal_live) == 0 {
@@ -69,7 +70,8 @@ pub fn process_exec(ctx: &RawTracePointContext) {
     // SAFETY: an aligned map value; exec has ended all other threads of the process.
     let target = unsafe { &mut *target };
     let space = target.next_space;
-    // One without a space goes on untraced, but for translators of code, which are told of all the same.
+    // One without a space goes on untraced, but for translators of code, which are told of all the
+    // same.
     if target.owner.space != 0 {
         if space == 0 {
             count(Stat::LostProcesses);
@@ -79,7 +81,7 @@ pub fn process_exec(ctx: &RawTracePointContext) {
         target.next_space = space.checked_add(MAX_TARGETS).filter(|_| space != 0).unwrap_or(0);
     }
     let _ = THREADS.remove(&pid_tgid);
-    // What it had mapped is gone, too. User space enters it anew.
+    // What it had mapped is gone, too. User space enters it again.
     if let Some(published) = UNWIND_LISTS.get_ptr_mut(slot) {
         // SAFETY: aligned words of a map value.
         unsafe {
@@ -87,7 +89,8 @@ pub fn process_exec(ctx: &RawTracePointContext) {
             (&raw mut (*published).generation).write_volatile(0);
         }
     }
-    // Another thread than the first has become the process: probes are bound to the task that was the first.
+    // Another thread than the first has become the process: probes are bound to the task that was
+    // the first.
     let old_tid: u32 = ctx.arg(1);
     let old = pid_tgid >> 32 << 32 | old_tid as u64;
     let _ = THREADS.remove(&old);
@@ -96,8 +99,8 @@ pub fn process_exec(ctx: &RawTracePointContext) {
     born(kind::EXEC, target.number, pid, space as u64, by_another);
 }
 
-/// The current process has made a thread or process. `--follow-forks` takes the latter in; so is one taken in that shares its
-/// memory, since it owns the same blocks.
+/// The current process has made a thread or process. `--follow-forks` takes the latter in; so is
+/// one taken in that shares its memory, since it owns the same blocks.
 #[inline(always)]
 pub fn process_fork(ctx: &RawTracePointContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
@@ -129,8 +132,8 @@ pub fn process_fork(ctx: &RawTracePointContext) {
     born(kind::FORK, parent.number, child_tgid, 0, shared_with);
 }
 
-/// Tells of a birth, and waits until it has been answered: until then the process that was born, which is this one or its
-/// child, does not run.
+/// Tells of a birth, and waits until it has been answered: until then the process that was born,
+/// which is this one or its child, does not run.
 #[inline(always)]
 fn born(kind: u32, process: u32, pid: u32, handle: u64, size: u64) {
     const BPF_RB_FORCE_WAKEUP: u64 = 2;
@@ -159,8 +162,9 @@ fn born(kind: u32, process: u32, pid: u32, handle: u64, size: u64) {
     }
 }
 
-/// Takes a place to wait for an answer at. Gives it, plus 1; 0 if none is free. As many processors as there are places are
-/// not free for others while somebody waits; those that answer run on others.
+/// Takes a place to wait for an answer at. Gives it, plus 1; 0 if none is free. As many processors
+/// as there are places are not free for others while somebody waits; those that answer run on
+/// others.
 #[inline(always)]
 fn take_place() -> u32 {
     for place in 0..MAX_HELD {
@@ -204,18 +208,20 @@ pub fn mappings_changed(ctx: &ProbeContext) {
     }
 }
 
-/// Longest time that a thread waits for an answer, ns. Most come within one or two milliseconds; where a new allocator is
-/// to be probed it is ten. A thread of a tracer that is stopped, or busy, is not waited for longer than this.
+/// Longest time that a thread waits for an answer, ns. Most come within one or two milliseconds;
+/// where a new allocator is to be probed it is ten. A thread of a tracer that is stopped, or busy,
+/// is not waited for longer than this.
 const HOLD_NS: u64 = 20_000_000;
 /// Turns of the wait, each of 30 ns and more: time is what ends it.
 const HOLD_TURNS: u32 = 1 << 20;
 
-/// Waits until user space has answered the notice of this time: until then the thread runs no code that was mapped, whose
-/// calls would not be seen and whose stacks would be cut. A program cannot sleep, so it turns, while user space is on
-/// another CPU.
+/// Waits until user space has answered the notice of this time: until then the thread runs no code
+/// that was mapped, whose calls would not be seen and whose stacks would be cut. A program cannot
+/// sleep, so it turns, while user space is on another CPU.
 #[inline(always)]
 fn hold(mut time_ns: u64) {
-    // SAFETY: the callback takes the number of the turn and the place that is handed on here, which outlives the call.
+    // SAFETY: the callback takes the number of the turn and the place that is handed on here, which
+    // outlives the call.
     unsafe { bpf_loop(HOLD_TURNS, hold_turn as *mut _, (&raw mut time_ns).cast(), 0) };
 }
 

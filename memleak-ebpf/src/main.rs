@@ -1,7 +1,8 @@
 //! The BPF programs of memleak: entry points only. `track` holds what they do.
 //!
-//! Two programs serve every function that acquires, one every function that releases; the attach cookie names the row
-//! of the table (map `PROBES`). All return 0, so that the kernel writes no perf sample for the hit.
+//! Two programs serve every function that acquires, one every function that releases; the attach
+//! cookie names the row of the table (map `PROBES`). All return 0, so that the kernel writes no
+//! perf sample for the hit.
 #![no_std]
 #![no_main]
 #![allow(internal_features)]
@@ -31,10 +32,11 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
 use memleak_common::kernel::Tracepoint;
-use track::Mode;
+use track::ReturnMode;
 
-/// A function that acquires (or moves, or releases and can fail) is entered, or returns: where one program can serve both.
-/// Without aya's macro, whose programs all return 0: here 1 leaves out the return.
+/// A function that acquires (or moves, or releases and can fail) is entered, or returns: where one
+/// program can serve both. Without aya's macro, whose programs all return 0: here 1 leaves out the
+/// return.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 pub extern "C" fn acquire_session(ctx: *mut c_void) -> u32 {
@@ -44,14 +46,14 @@ pub extern "C" fn acquire_session(ctx: *mut c_void) -> u32 {
 /// Such a function is entered.
 #[uprobe]
 pub fn acquire_enter(ctx: ProbeContext) -> u32 {
-    let _ = track::acquire_enter(&ctx, Mode::Mending);
+    let _ = track::acquire_enter(&ctx, ReturnMode::Mending);
     0
 }
 
 /// The same without a write to the target's stack, which a locked-down kernel forbids.
 #[uprobe]
 pub fn acquire_enter_plain(ctx: ProbeContext) -> u32 {
-    let _ = track::acquire_enter(&ctx, Mode::Plain);
+    let _ = track::acquire_enter(&ctx, ReturnMode::Plain);
     0
 }
 

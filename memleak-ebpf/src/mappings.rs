@@ -15,12 +15,13 @@ pub fn generation(space: u32) -> u64 {
     unsafe { (&raw const (*state).generation).read_volatile() }
 }
 
-/// The dynamic linker of the current process, which lives in `space`, is about to change what is mapped, or has changed it.
+/// The dynamic linker of the current process, which lives in `space`, is about to change what is
+/// mapped, or has changed it.
 #[inline(always)]
 pub fn noticed(space: u32) {
     let Some(state) = MAPPING_STATES.get_ptr_mut(index_of(space)) else { return };
-    // SAFETY: aligned words of a map value. The dynamic linker holds a lock while it tells, so its process writes one after
-    // the other; the tool writes the address alone.
+    // SAFETY: aligned words of a map value. The dynamic linker holds a lock while it tells, so its
+    // process writes one after the other; the tool writes the address alone.
     unsafe {
         let debug = (&raw const (*state).debug).read_volatile();
         let now = match debug {

@@ -27,7 +27,8 @@ use memleak_common::{
 /// What a map says of a key that is there already.
 pub const EEXIST: i32 = -17;
 
-// Sizes of tables that a user can set are set by the loader. NO_PREALLOC: no memory is taken before it is needed.
+// Sizes of tables that a user can set are set by the loader. NO_PREALLOC: no memory is taken before
+// it is needed.
 
 /// Rows by attach cookie.
 #[map]
@@ -41,7 +42,8 @@ pub static SYSTEM_CALLS: Array<u32> = Array::with_max_entries(MAX_SYSTEM_CALLS, 
 #[map]
 pub static TARGETS: Array<Target> = Array::with_max_entries(MAX_TARGETS, 0);
 
-/// Slots of traced processes by their number in the tool's PID namespace, for programs that run for all processes.
+/// Slots of traced processes by their number in the tool's PID namespace, for programs that run for
+/// all processes.
 #[map]
 pub static TARGET_SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGETS, BPF_F_NO_PREALLOC);
 
@@ -79,7 +81,8 @@ pub static STACKS: HashMap<u64, StackRecord> = HashMap::with_max_entries(16_384,
 pub static SHORT_STACKS: HashMap<u64, ShortStackRecord> =
     HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
-/// Rows and page indices of unwind tables (`memleak_common::unwind`). User space writes it, and the next two, by mmap.
+/// Rows and page indices of unwind tables (`memleak_common::unwind`). User space writes it, and the
+/// next two, by mmap.
 #[map]
 pub static UNWIND_WORDS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -99,7 +102,7 @@ pub static UNWIND_LISTS: Array<PublishedList> = Array::with_max_entries(1, BPF_F
 #[map]
 pub static KERNEL_STACKS: StackTrace = StackTrace::with_max_entries(1, 0);
 
-/// Kernel mode: names of slab caches by address, with zeroes behind them.
+/// Kernel mode: names of slab caches by address, with zeroes after them.
 #[map]
 pub static CACHES: HashMap<u64, [u64; CACHE_NAME_WORDS]> = HashMap::with_max_entries(4096, 0);
 
@@ -141,7 +144,8 @@ pub static BIRTHS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 pub static HELD: HashMap<u32, u32> = HashMap::with_max_entries(MAX_HELD, 0);
 
-/// The time (`bpf_ktime_get_ns`) of the last birth that was answered, by place. User space writes it by mmap.
+/// The time (`bpf_ktime_get_ns`) of the last birth that was answered, by place. User space writes
+/// it by mmap.
 #[map]
 pub static BIRTH_ANSWERS: Array<u64> = Array::with_max_entries(MAX_HELD, BPF_F_MMAPABLE);
 
@@ -204,12 +208,13 @@ pub(crate) use kernel_setting;
 /// Reads a member of [`SETTINGS`]: see [`setting`].
 #[inline(always)]
 pub fn read_setting<T: Copy>(member: &'static T) -> T {
-    // SAFETY: valid and aligned; the volatile read keeps the compiler from folding in the initial value that the loader
-    // replaces.
+    // SAFETY: valid and aligned; the volatile read keeps the compiler from folding in the initial
+    // value that the loader replaces.
     unsafe { core::ptr::read_volatile(member) }
 }
 
-/// The row has a flag (`memleak_common::probe::flags`). What is done for a flag that no row has is not even verified.
+/// The row has a flag (`memleak_common::probe::flags`). What is done for a flag that no row has is
+/// not even verified.
 #[inline(always)]
 pub fn has(row: &ProbeRow, flag: u32) -> bool {
     setting!(features) & flag != 0 && row.flags & flag != 0
@@ -230,10 +235,10 @@ pub fn count_in(stat: Stat, epoch: u32) {
 #[inline(always)]
 fn count_at(index: u32) {
     if let Some(counter) = STATS.get_ptr_mut(index) {
-        // Uprobe programs can be preempted by another task's on the same CPU, so even a CPU's own counter needs an
-        // atomic addition.
-        // (`AtomicU64::fetch_add` does not exist for a target without compare-and-swap in its base instruction set.)
-        // SAFETY: a valid, aligned map value that is only ever added to atomically.
+        // Uprobe programs can be preempted by another task's on the same CPU, so even a CPU's own
+        // counter needs an atomic addition. (`AtomicU64::fetch_add` does not exist for a target
+        // without compare-and-swap in its base instruction set.) SAFETY: a valid, aligned map value
+        // that is only ever added to atomically.
         unsafe { add(counter, 1) };
     }
 }
@@ -258,8 +263,8 @@ pub enum Wake {
     Lazily,
 }
 
-/// Sends a line for `-t` to print; counts it as lost if the buffer is full. The reader is woken unless it is still
-/// reading.
+/// Sends a line for `-t` to print; counts it as lost if the buffer is full. The reader is woken
+/// unless it is still reading.
 #[inline(always)]
 pub fn send_line(event: &Event) {
     if TRACE.output::<Event>(event, 0).is_err() {

@@ -1,4 +1,5 @@
-//! Whether a call is nested in one of its group, and what can come between: signals, and switches of stacks.
+//! Whether a call is nested in one of its group, and what can come between: signals, and switches
+//! of stacks.
 
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, programs::ProbeContext};
 use memleak_common::{
@@ -13,10 +14,11 @@ use crate::{
     unwind,
 };
 
-/// A call has a pending one of its group among its callers. It has not where it is a signal handler's, or on another stack.
+/// A call has a pending one of its group among its callers. It has not where it is a signal
+/// handler's, or on another stack.
 ///
-/// The stack is walked to know, but only where it must be: where a signal was delivered while calls were pending, and where a
-/// function of a user's may have switched stacks.
+/// The stack is walked to know, but only if it must be: where a signal was delivered while calls
+/// were pending, and where a function of a user's may have switched stacks.
 #[inline(always)]
 pub fn is_nested(ctx: &ProbeContext, thread: &mut ThreadRecord, row: &ProbeRow) -> bool {
     let is_pending = thread.depth > 0 && pends(thread, row);
@@ -49,7 +51,8 @@ pub fn open_index(row: &ProbeRow) -> usize {
     (row.group != 0) as usize
 }
 
-/// A call was left by another thread than had entered it: threads do not know how many they have open.
+/// A call was left by another thread than had entered it: threads do not know how many they have
+/// open.
 #[inline(always)]
 fn has_switched() -> bool {
     let Some(switched) = SWITCHED.get_ptr(0) else { return false };
@@ -83,8 +86,8 @@ pub fn interrupted() {
     let Some(top) = top(thread) else { return };
     let (top_sp, sp) = (top.sp, current_registers().stack_pointer());
     thread.interrupted = 1;
-    // `ret` has taken the address off the stack, and the trampoline writes to its place. At the function's entry the stack
-    // pointer is there as well: then the address is, too.
+    // `ret` has taken the address off the stack, and the trampoline writes to its place. At the
+    // function's entry the stack pointer is there as well: then the address is, too.
     if sp.wrapping_add(PUSHED).wrapping_sub(top_sp) <= PUSHED + 8 && thread.returning == 0 {
         thread.returning = top_sp;
     }

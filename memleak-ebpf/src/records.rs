@@ -1,9 +1,11 @@
 //! The records of what is outstanding (map `ALLOCATIONS`): entered, taken out, put back, removed.
 //!
-//! What a call may release (realloc, munmap) is taken out of the table at entry and put back if the call fails. Were it
-//! taken out at the return, another thread could have acquired the same address in between.
+//! What a call may release (realloc, munmap) is taken out of the table at entry and put back if the
+//! call fails. Were it taken out at the return, another thread could have acquired the same address
+//! in between.
 //!
-//! All of `ALLOCATIONS` is written by the functions in `table`, which tell what leaves it while user space reads.
+//! All of `ALLOCATIONS` is written by the functions in `table`, which tell what leaves it while
+//! user space reads.
 
 use aya_ebpf::{
     helpers::{
@@ -21,7 +23,7 @@ use memleak_common::{
 };
 
 use crate::{
-    args::Caller,
+    args::CallerFrame,
     maps::{ALLOCATIONS, EEXIST, PROBES, Wake, add, count, count_in, has, send, send_line, setting},
     stack,
     table::{self, epoch},
@@ -57,7 +59,7 @@ fn key(owner: Owner, row: &ProbeRow, handle: u64) -> AllocationKey {
 
 /// Enters a new record, if it passes the filters.
 #[inline(always)]
-pub fn record(caller: &Caller, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
+pub fn record(caller: &CallerFrame, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
     let &Acquired { handle, size, .. } = acquired;
     let key = key(thread.owner, row, handle);
     if key.space == 0 {
@@ -158,7 +160,8 @@ pub fn remove(owner: Owner, row: &ProbeRow, handle: u64) -> Option<()> {
         return table::release(&key, epoch).then_some(());
     }
     let size = ALLOCATIONS.get_ptr(&key).map_or(0, |found| {
-        // SAFETY: a record changes only while its block is acquired, and this thread is about to release it.
+        // SAFETY: a record changes only while its block is acquired, and this thread is about to
+        // release it.
         unsafe { (*found).size }
     });
     if !table::release(&key, epoch) {
@@ -193,7 +196,8 @@ fn take_out_in(epoch: u32, owner: Owner, row: &ProbeRow, call: &mut PendingCall)
         return;
     }
     if let Some(found) = ALLOCATIONS.get_ptr(&key) {
-        // SAFETY: a record changes only while its block is acquired, and this thread is about to release it.
+        // SAFETY: a record changes only while its block is acquired, and this thread is about to
+        // release it.
         call.released = unsafe { *found };
         if has(row, flags::EARLY_RELEASE) && call.released.count == RELEASED_EARLY {
             return;
@@ -238,8 +242,9 @@ pub fn put_back(owner: Owner, call: &PendingCall) {
 
 /// The call has released its handle or range.
 ///
-/// Of ranges only the record that begins where the release begins is found here. What else the release covers (the end of
-/// one range, several, one mapped into another) user space cuts out, which can search: it is told of every release.
+/// Of ranges only the record that begins where the release begins is found here. What else the
+/// release covers (the end of one range, several, one mapped into another) user space cuts out,
+/// which can search: it learns of every release.
 #[inline(always)]
 pub fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
     let is_range = has(row, flags::RANGE);
@@ -273,7 +278,8 @@ pub fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall)
     }
 }
 
-/// What is released is not known: it may be handed out yet, by a call that has not returned. So a mark is left for it.
+/// What is released is not known: it may be handed out yet, by a call that has not returned. So a
+/// mark is left for it.
 #[inline(always)]
 fn release_early(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
     let key = key(thread.owner, row, call.released_handle);
@@ -298,8 +304,8 @@ fn release_early(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
 fn keep_rest(owner: Owner, row: &ProbeRow, call: &PendingCall, pages: u64) {
     let start = call.released_handle.wrapping_add(pages);
     let rest = Allocation { size: call.released.size - pages, ..call.released };
-    // The place may be taken, by a range that was mapped into this one. No range begins within a page, so its other
-    // bytes serve as keys too; user space rounds down.
+    // The place may be taken, by a range that was mapped into this one. No range begins within a
+    // page, so its other bytes serve as keys too; user space rounds down.
     for within in 0..RANGES_IN_A_PAGE {
         let key = key(owner, row, start.wrapping_add(within));
         if table::insert_new(&key, &rest).is_ok() {
@@ -312,9 +318,10 @@ fn keep_rest(owner: Owner, row: &ProbeRow, call: &PendingCall, pages: u64) {
 /// MAP_FIXED: the new range has replaced whatever was there.
 #[inline(always)]
 pub fn replace_range(thread: &ThreadRecord, row: &ProbeRow, call: &mut PendingCall, handle: u64) {
-    // In the call's own record, which is done with: a further one does not fit on the stack of kernels before 6.13.
+    // In the call's own record, which is done with: a further one does not fit on the stack of
+    // kernels before 6.13.
     call.released_handle = handle;
-    call.released_len = call.size;
+    call.released_len = call.size_or_address;
     call.time_ns = now();
     call.has_released = NOTHING;
     take_out_in(thread.epoch, thread.owner, row, call);
@@ -356,9 +363,10 @@ fn send_release(key: &AllocationKey, tid: u32, size: u64) {
     send_line(&event);
 }
 
-/// One in `rate`: counted for each thread, the gaps drawn evenly from 1 to 2 `rate` - 1, so that a pattern in the
-/// program's own calls cannot keep step with the sampling. A thread's first gap is what is left of one that began before
-/// it did: of length k with probability (2 `rate` - k) / (`rate` (2 `rate` - 1)), the smaller of two even draws.
+/// One in `rate`: counted for each thread, the gaps drawn evenly from 1 to 2 `rate` - 1, so that a
+/// pattern in the program's own calls cannot keep step with the sampling. A thread's first gap is
+/// what is left of one that began before it did: of length k with probability (2 `rate` - k) /
+/// (`rate` (2 `rate` - 1)), the smaller of two even draws.
 #[inline(always)]
 fn sampled(thread: &mut ThreadRecord, rate: u64) -> bool {
     if thread.sample_countdown == 0 {

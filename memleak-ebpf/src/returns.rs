@@ -1,6 +1,7 @@
-//! Calls of functions whose `ret` instructions are probed. No return address is replaced, so whatever the function does,
-//! the target is as it was: it may throw, or switch to another stack and return on another thread. So the pending call
-//! belongs to the place of its return address (map `CALLS`).
+//! Calls of functions whose `ret` instructions are probed. No return address is replaced, so
+//! whatever the function does, the target is as it was: it may throw, or switch to another stack
+//! and return on another thread. So the pending call belongs to the place of its return address
+//! (map `CALLS`).
 //!
 //! A call that is left otherwise stays there until another one comes to its place.
 

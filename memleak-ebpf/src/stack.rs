@@ -16,11 +16,11 @@ use memleak_common::{
 };
 
 use crate::{
-    args::Caller,
+    args::CallerFrame,
     mappings,
     maps::{EEXIST, KERNEL_STACKS, SHORT_STACKS, STACKS, STATS, Wake, count, send, setting},
     unwind,
-    window::{Hash, Walk, read_window, replaced},
+    window::{Hash, WalkResult, read_window, replaced},
 };
 
 /// Keeps an index within `ips` where the verifier can see it.
@@ -36,9 +36,10 @@ const MAX_PROBING: u64 = 4;
 /// What the hashes of equal addresses of one generation and the next differ by; even.
 const GENERATIONS_APART: u64 = 0x9e37_79b9_7f4a_7c14;
 
-/// Walks the thread's stack into its record and stores it. Returns its id, or [`NO_STACK`] (counted).
+/// Walks the thread's stack into its record and stores it. Returns its id, or [`NO_STACK`]
+/// (counted).
 #[inline(always)]
-pub fn capture(caller: &Caller, thread: &mut ThreadRecord) -> u64 {
+pub fn capture(caller: &CallerFrame, thread: &mut ThreadRecord) -> u64 {
     let mode = setting!(flags);
     if mode & flags::KERNEL_WALK != 0 {
         let map = (&raw const KERNEL_STACKS).cast_mut().cast();
@@ -59,11 +60,13 @@ pub fn capture(caller: &Caller, thread: &mut ThreadRecord) -> u64 {
     thread.stack_id
 }
 
-/// What [`walk_stack`] says of the very stack that the thread's record held before, which is stored. No hash is even.
+/// What [`walk_stack`] says of the very stack that the thread's record held before, which is
+/// stored. No hash is even.
 const UNCHANGED: u64 = 0;
 
-/// Walks the stack from these registers on, into the thread's record. Gives its hash, or [`UNCHANGED`]. A global function,
-/// which the verifier checks once and not for each way that leads to it.
+/// Walks the stack from these registers on, into the thread's record. Gives its hash, or
+/// [`UNCHANGED`]. A global function, which the verifier checks once and not for each way that leads
+/// to it.
 ///
 /// # Safety
 /// `thread` is null or the record of the current thread.
@@ -76,7 +79,7 @@ pub unsafe extern "C" fn walk_stack(thread: *mut ThreadRecord, ip: u64, sp: u64,
     let generation = mappings::generation(thread.owner.space);
     let same_mappings = thread.stack.context == generation;
     thread.stack.context = generation;
-    let Walk { hash, unchanged } = if setting!(flags) & flags::UNWIND_TABLES != 0 {
+    let WalkResult { hash, unchanged } = if setting!(flags) & flags::UNWIND_TABLES != 0 {
         unwind::walk(regs, thread)
     } else {
         walk(ip, fp, thread)
@@ -106,11 +109,12 @@ pub unsafe extern "C" fn compare_stored(thread: *const ThreadRecord, id: u64) ->
     compare(id, &thread.stack)
 }
 
-/// Whether this stack is stored under this id: [`SAME`], [`OTHER`], or 0 where none is.
+/// Whether this stack is stored under this id: [`SAME`], [`OTHER`], or 0 if none is.
 #[inline(always)]
 pub fn compare(id: u64, record: &StackRecord) -> u64 {
-    // SAFETY, of both: a stored stack is never changed, and its memory is a stack's as long as the program runs. If it is
-    // removed and its place taken by another, what is compared is this stack all the same, or it is not.
+    // SAFETY, of both: a stored stack is never changed, and its memory is a stack's as long as the
+    // program runs. If it is removed and its place taken by another, what is compared is this stack
+    // all the same, or it is not.
     let same = if is_long(id) {
         let Some(stored) = STACKS.get_ptr(&id) else { return 0 };
         same(unsafe { &*stored }, record)
@@ -135,14 +139,14 @@ fn insert(id: u64, record: &StackRecord) -> Result<(), i32> {
     Ok(())
 }
 
-/// Fills `record` by frame pointers. At a return the instruction pointer and
-/// the frame pointer already are the caller's, so that the caller of the probed function comes first. It is walked
+/// Fills `record` by frame pointers. At a return the instruction pointer and the frame pointer
+/// already are the caller's, so that the caller of the probed function comes first. It is walked
 /// here and not by `bpf_get_stack`, whose fixed cost is that of many frames.
 ///
-/// A frame's first word is the caller's frame pointer, its second the return address into the caller (System V ABI,
-/// AMD64, section 3.2.2).
+/// A frame's first word is the caller's frame pointer, its second the return address into the
+/// caller (System V ABI, AMD64, section 3.2.2).
 #[inline(always)]
-fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> Walk {
+fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> WalkResult {
     let (record, window) = (&mut thread.stack, &mut thread.unwind.window.words);
     let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
     let (mut ip, mut frame) = (ip, fp);
@@ -159,8 +163,8 @@ fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> Walk {
         record.ips[(depth & MASK) as usize] = ip;
         record.len = depth + 1;
         hash.add(ip);
-        // The C library's start code, built without frame pointers, leaves a small number (argc) in the register. To read
-        // there would be a page fault that costs more than all the rest.
+        // The C library's start code, built without frame pointers, leaves a small number (argc) in
+        // the register. To read there would be a page fault that costs more than all the rest.
         if frame < LOWEST_ADDRESS || frame & 7 != 0 {
             record.end = Step::Complete as u16;
             break;
@@ -187,12 +191,13 @@ fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> Walk {
         }
         (ip, frame) = (return_address, next);
     }
-    Walk { hash: hash.finish(), unchanged: changed == 0 && record.len == old_len }
+    WalkResult { hash: hash.finish(), unchanged: changed == 0 && record.len == old_len }
 }
 
-/// Finds the stack's id, or gives it one. Two stacks never share an id: where a hash is taken by another stack, the
-/// next one is tried. `compare` is [`compare`]. In user mode that is a global function; storing cannot be, since up to 6.1 no
-/// map takes a value from what such a function was handed.
+/// Finds the stack's id, or gives it one. Two stacks never share an id: where a hash is taken by
+/// another stack, the next one is tried. `compare` is [`compare`]. In user mode that is a global
+/// function; storing cannot be, since up to 6.1 no map takes a value from what such a function was
+/// handed.
 #[inline(always)]
 pub fn store(hash: u64, record: &StackRecord, compare: impl Fn(u64) -> u64) -> u64 {
     let mut id = stack_id(hash, record.len);
@@ -211,13 +216,15 @@ pub fn store(hash: u64, record: &StackRecord, compare: impl Fn(u64) -> u64) -> u
     NO_STACK
 }
 
-/// A stack was new. Now and then user space is told, which removes those that nothing refers to: a program that runs for
-/// long comes by more stacks than there is room for, though few hold anything at a time.
+/// A stack was new. Now and then user space is told, which removes those that nothing refers to: a
+/// program that runs for long comes by more stacks than there is room for, though few hold anything
+/// at a time.
 #[inline(always)]
 fn count_stored() {
     count(Stat::StoredStacks);
     let Some(stored) = STATS.get_ptr(Stat::StoredStacks as u32) else { return };
-    // SAFETY: a valid, aligned map value; volatile, since it was changed behind the compiler's back.
+    // SAFETY: a valid, aligned map value; volatile, since it was changed behind the compiler's
+    // back.
     if unsafe { stored.read_volatile() } & setting!(stored_mask) == 0 {
         let event = Event { kind: event::kind::STACKS, ..Event::default() };
         send(&event, Wake::Now);
@@ -231,8 +238,9 @@ fn same<const DEPTH: usize>(a: &Record<DEPTH>, b: &StackRecord) -> bool {
     }
     let len = &raw const b.len;
     for i in 0..DEPTH as u32 {
-        // SAFETY: a member of a record that is borrowed. Volatile, so that the compiler makes no countdown from the
-        // length of this: up to 6.6 the verifier learns no bound from a comparison with zero.
+        // SAFETY: a member of a record that is borrowed. Volatile, so that the compiler makes no
+        // countdown from the length of this: up to 6.6 the verifier learns no bound from a
+        // comparison with zero.
         if i >= unsafe { len.read_volatile() } {
             break;
         }

@@ -1,6 +1,6 @@
-//! Calls of the kernel, by the tracepoints that it passes at the entry and the exit of each (include/trace/events/syscalls.h,
-//! `sys_enter` and `sys_exit`): whoever made them, a C library or not. What they acquire and release is entered as that of
-//! functions is, by rows of the same kind.
+//! Calls of the kernel, by the tracepoints that it passes at the entry and the exit of each
+//! (include/trace/events/syscalls.h, `sys_enter` and `sys_exit`): whoever made them, a C library or
+//! not. What they acquire and release is entered as that of functions is, by rows of the same kind.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -15,7 +15,7 @@ use memleak_common::{
 
 use crate::{
     arch::Registers,
-    args::Caller,
+    args::CallerFrame,
     maps::{PROBES, SYSTEM_CALLS, THREADS, has},
     thread::current_thread_of_tracepoint,
     track,
@@ -58,7 +58,7 @@ pub fn exit(ctx: &RawTracePointContext) -> Option<()> {
     thread.in_system_call = 0;
     // SAFETY: the entry stays as it is until this thread's next system call.
     let call = unsafe { &mut *(&raw mut thread.system_call) };
-    let caller: Caller = registers.caller(ctx.as_ptr());
+    let caller: CallerFrame = registers.caller(ctx.as_ptr());
     track::commit(&caller, thread, row, call, ctx.arg::<u64>(1))
 }
 

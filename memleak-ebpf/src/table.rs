@@ -1,7 +1,9 @@
-//! The table of what is outstanding (map `ALLOCATIONS`): whatever enters it or leaves it does so here.
+//! The table of what is outstanding (map `ALLOCATIONS`): whatever enters it or leaves it does so
+//! here.
 //!
-//! A program finds the epoch once, and all that it does for one call is of that epoch. While user space reads, it is
-//! told of older records that leave their place, before they do: see `memleak_common::cut` and ARCHITECTURE.md.
+//! A program finds the epoch once, and all that it does for one call is of that epoch. While user
+//! space reads, it learns of older records that leave their place, before they do: see
+//! `memleak_common::cut` and ARCHITECTURE.md.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use memleak_common::{
@@ -26,7 +28,8 @@ pub fn insert_new(key: &AllocationKey, allocation: &Allocation) -> Result<(), i3
     ALLOCATIONS.insert(key, allocation, BPF_NOEXIST as u64)
 }
 
-/// Enters a record in place of any other of its key. Says whether there was room; counts it as lost if not.
+/// Enters a record in place of any other of its key. Says whether there was room; counts it as lost
+/// if not.
 #[inline(always)]
 pub fn replace(key: &AllocationKey, allocation: &Allocation, epoch: u32) -> bool {
     leave(key, epoch);
@@ -85,7 +88,8 @@ pub fn leave_call(key: &AllocationKey, allocation: &Allocation, epoch: u32) {
     }
 }
 
-/// Tells of the record of this key. A global function, which the verifier checks once and not for each way to it.
+/// Tells of the record of this key. A global function, which the verifier checks once and not for
+/// each way to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tell_leaving(space_and_resource: u64, handle: u64, epoch: u64) -> u64 {
@@ -95,7 +99,8 @@ pub extern "C" fn tell_leaving(space_and_resource: u64, handle: u64, epoch: u64)
     unsafe { tell(space_and_resource, handle, found, epoch) }
 }
 
-/// Tells of a record, if it is one that was there at the cut. A global function likewise; gives 1 if it has told.
+/// Tells of a record, if it is one that was there at the cut. A global function likewise; gives 1
+/// if it has told.
 ///
 /// # Safety
 /// `allocation` is null or a record that is there as long as this runs.

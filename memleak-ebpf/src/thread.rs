@@ -23,7 +23,8 @@ pub fn owner(slot: u32) -> Option<Owner> {
     Some(TARGETS.get(slot)?.owner)
 }
 
-/// The record of the current thread, made when it is first seen, of the process with this slot. `None` if nobody has it.
+/// The record of the current thread, made when it is first seen, of the process with this slot.
+/// `None` if nobody has it.
 #[inline(always)]
 pub fn current_thread(slot: u32) -> Option<&'static mut ThreadRecord> {
     let pid_tgid = bpf_get_current_pid_tgid();
@@ -74,8 +75,8 @@ fn new_thread(pid_tgid: u64, slot: u32) -> Option<*mut ThreadRecord> {
     Some(thread)
 }
 
-/// Numbers that no other thread gives, nor an earlier one of the same number: less than 2^22 threads (PID_MAX_LIMIT), and
-/// microseconds, of which a record takes more than one.
+/// Numbers that no other thread gives, nor an earlier one of the same number: less than 2^22
+/// threads (PID_MAX_LIMIT), and microseconds, of which a record takes more than one.
 #[inline(always)]
 fn first_birth(tid: u32) -> u64 {
     const BITS: u32 = 42;
@@ -93,7 +94,7 @@ pub fn slot_of_process(pid_tgid: u64) -> Option<u32> {
     Some(unsafe { *slot })
 }
 
-/// The current process's number in the tool's PID namespace; `None` where it has none there.
+/// The current process's number in the tool's PID namespace; `None` if it has none there.
 #[inline(always)]
 pub fn current_target_id() -> Option<u32> {
     target_id(bpf_get_current_pid_tgid())

@@ -1,8 +1,9 @@
 //! Calls of probed functions, from their entry to their return.
 //!
-//! A thread keeps the calls that it has entered and not left (`ThreadRecord::pending`). A call nests in a pending one
-//! of its group while its stack pointer is lower, and then does not count: the outermost does. A pending one at a lower
-//! stack pointer than a new call's has been left without a return that we saw.
+//! A thread keeps the calls that it has entered and not left (`ThreadRecord::pending`). A call
+//! nests in a pending one of its group while its stack pointer is lower, and then does not count:
+//! the outermost does. A pending one at a lower stack pointer than a new call's has been left
+//! without a return that we saw.
 //!
 //! What calls do to the table is in `records`.
 
@@ -22,7 +23,7 @@ use memleak_common::{
 
 use crate::{
     arch::{TRAMPOLINE, caller_of, entry_sp, exit_sp, instruction_pointer},
-    args::{Arguments, Caller},
+    args::{Arguments, CallerFrame},
     maps::{PROBES, THREADS, count, has, setting},
     nesting::{is_nested, is_users},
     records::{
@@ -36,7 +37,7 @@ use crate::{
 
 /// How the kernel has our programs run at a call's return.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub enum ReturnMode {
     /// Where the program asks for it at the entry (uprobe session).
     Session,
     /// Always; the target's stack can be written to.
@@ -47,7 +48,7 @@ pub enum Mode {
 
 /// Pushes a pending call. `None` for one whose return is of no interest, or must not be probed.
 #[inline(always)]
-pub fn acquire_enter(ctx: &ProbeContext, mode: Mode) -> Option<()> {
+pub fn acquire_enter(ctx: &ProbeContext, mode: ReturnMode) -> Option<()> {
     let (cookie, slot, row) = row(ctx.regs.cast())?;
     let thread = current_thread(slot)?;
     let mut call = PendingCall { sp: entry_sp(ctx), row: cookie, ..PendingCall::default() };
@@ -60,18 +61,18 @@ pub fn acquire_enter(ctx: &ProbeContext, mode: Mode) -> Option<()> {
     }
     if thread.depth == 0 {
         thread.interrupted = 0;
-    } else if mode == Mode::Session && is_users(row) && !unwind::is_callee(ctx, thread, unwind::ANY_GROUP) {
+    } else if mode == ReturnMode::Session && is_users(row) && !unwind::is_callee(ctx, thread, unwind::ANY_GROUP) {
         // Who knows which of the two returns first: it may be another fibre.
         count(Stat::MissedReturns);
         return None;
     }
     if !has(row, flags::COUNTS_NESTED) && is_nested(ctx, thread, row) {
-        if mode == Mode::Session {
+        if mode == ReturnMode::Session {
             return None;
         }
         call.nested = 1;
     }
-    let is_walked_past = setting!(flags) & setting_flags::READ_RETURNS != 0 || mode == Mode::Mending;
+    let is_walked_past = setting!(flags) & setting_flags::READ_RETURNS != 0 || mode == ReturnMode::Mending;
     if (is_walked_past || has(row, flags::MAY_THROW)) && call.return_address == 0 {
         // SAFETY: the helper checks the address.
         call.return_address = unsafe { bpf_probe_read_user(call.sp as *const u64) }.unwrap_or(0);
@@ -91,14 +92,15 @@ pub fn acquire_enter(ctx: &ProbeContext, mode: Mode) -> Option<()> {
     Some(())
 }
 
-/// Both ends of a call, where one program serves them (uprobe session). At the entry: whether the return is wanted.
+/// Both ends of a call, where one program serves them (uprobe session). At the entry: whether the
+/// return is wanted.
 #[inline(always)]
 pub fn acquire_session(ctx: &ProbeContext) -> bool {
-    // SAFETY: the helper takes the program's context. It gives the place of the probe at both ends, which is where the
-    // thread is at the entry.
+    // SAFETY: the helper takes the program's context. It gives the place of the probe at both ends,
+    // which is where the thread is at the entry.
     let is_entry = unsafe { bpf_get_func_ip(ctx.regs.cast()) } == instruction_pointer(ctx);
     if is_entry {
-        return acquire_enter(ctx, Mode::Session).is_some();
+        return acquire_enter(ctx, ReturnMode::Session).is_some();
     }
     let _ = acquire_exit(&RetProbeContext::new(ctx.regs.cast()));
     true
@@ -137,7 +139,7 @@ pub fn applies(row: &ProbeRow, args: &Arguments) -> bool {
 
 #[inline(always)]
 pub fn read_arguments(args: &Arguments, owner: Owner, row: &ProbeRow, call: &mut PendingCall) {
-    call.size = requested_size(row, args);
+    call.size_or_address = size_or_address(row, args);
     call.out_pointer = args.get(row.handle_arg);
     call.call_flags = args.get(row.flags_arg);
     if has(row, flags::EARLY_RELEASE) {
@@ -161,7 +163,7 @@ pub fn read_arguments(args: &Arguments, owner: Owner, row: &ProbeRow, call: &mut
     }
 }
 
-/// The handle that the call is about to release; 0 where it cannot be read.
+/// The handle that the call is about to release; 0 if it cannot be read.
 #[inline(always)]
 fn handle_to_release(row: &ProbeRow, args: &Arguments) -> u64 {
     let arg = args.get(row.release_arg);
@@ -183,15 +185,17 @@ fn is_none(row: &ProbeRow, handle: u64) -> bool {
     handle == 0 && !has(row, flags::ZERO_IS_HANDLE)
 }
 
-/// Drops pending calls that were left without a return that we saw. Says whether the new call is to be left alone: it is a
-/// tail call of a pending one of its group, which then is the one that counts; or to probe its return would end the target.
+/// Drops pending calls that were left without a return that we saw. Says whether the new call is to
+/// be left alone: it is a tail call of a pending one of its group, which then is the one that
+/// counts; or to probe its return would end the target.
 ///
-/// A call that is pending at a lower stack pointer has been left, or is on another stack: it was interrupted by a signal
-/// whose handler runs above it (sigaltstack), or was switched away from. If the new call's return were probed the kernel would
-/// take the other one for left, and forget it (kernel/events/uprobes.c, `cleanup_return_instances`); its thread would get
-/// SIGILL when it comes to the trampoline.
+/// A call that is pending at a lower stack pointer has been left, or is on another stack: it was
+/// interrupted by a signal whose handler runs above it (sigaltstack), or was switched away from. If
+/// the new call's return were probed the kernel would take the other one for left, and forget it
+/// (kernel/events/uprobes.c, `cleanup_return_instances`); its thread would get SIGILL when it comes
+/// to the trampoline.
 #[inline(always)]
-fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall, mode: Mode) -> bool {
+fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall, mode: ReturnMode) -> bool {
     for _ in 0..MAX_PENDING {
         let Some(top) = top(thread) else { break };
         if top.sp > call.sp {
@@ -199,17 +203,18 @@ fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall,
         }
         if thread.returning == top.sp || is_trampoline(top.sp) {
             if top.sp == call.sp {
-                // The outer function has jumped to this one, which returns in its stead (reallocarray to realloc).
+                // The outer function has jumped to this one, which returns in its stead
+                // (reallocarray to realloc).
                 call.return_address = top.return_address;
                 return group(top.row) == row.group;
             }
             match mode {
-                Mode::Session => {
+                ReturnMode::Session => {
                     count(Stat::MissedReturns);
                     return true;
                 }
-                Mode::Mending => mend(top),
-                Mode::Plain => {}
+                ReturnMode::Mending => mend(top),
+                ReturnMode::Plain => {}
             }
         }
         if top.nested == 0 {
@@ -221,18 +226,20 @@ fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall,
     false
 }
 
-/// Puts the return address of a pending call back on the stack, where the kernel has its trampoline's.
+/// Puts the return address of a pending call back on the stack, where the kernel has its
+/// trampoline's.
 #[inline(always)]
 fn mend(call: &PendingCall) {
     if call.return_address != 0 {
-        // SAFETY: the helper checks the address; what it writes is what the kernel's own probe has replaced.
+        // SAFETY: the helper checks the address; what it writes is what the kernel's own probe has
+        // replaced.
         let _ = unsafe { bpf_probe_write_user(call.sp as *mut u64, &raw const call.return_address) };
     }
 }
 
-/// The return address there is the kernel's: that of a call which is still pending. Its trampoline is at the beginning of a
-/// page of its own: the address space's last, unless the stack is there (where addresses are not randomized). The page is
-/// not there before it has been used.
+/// The return address there is the kernel's: that of a call which is still pending. Its trampoline
+/// is at the beginning of a page of its own: the address space's last, unless the stack is there
+/// (where addresses are not randomized). The page is not there before it has been used.
 #[inline(always)]
 fn is_trampoline(sp: u64) -> bool {
     // SAFETY: the helper checks the address.
@@ -286,7 +293,7 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
 /// A pending call returned: does to the table what the call did.
 #[inline(always)]
 pub fn commit(
-    caller: &Caller,
+    caller: &CallerFrame,
     thread: &mut ThreadRecord,
     row: &ProbeRow,
     call: &mut PendingCall,
@@ -294,7 +301,7 @@ pub fn commit(
 ) -> Option<()> {
     thread.epoch = table::epoch();
     let Some(handle) = acquired_handle(row, call, returned) else {
-        let zero_size_release = has(row, flags::ZERO_SIZE_RELEASES) && call.size == 0 && returned == 0;
+        let zero_size_release = has(row, flags::ZERO_SIZE_RELEASES) && call.size_or_address == 0 && returned == 0;
         if zero_size_release || has(row, flags::RELEASES_ANYWAY) {
             finish_release(thread, row, call);
         } else {
@@ -311,7 +318,7 @@ pub fn commit(
     if has(row, flags::RANGE) && row.replace_mask & call.call_flags as u32 != 0 {
         replace_range(thread, row, call, handle);
     }
-    let size = if row.size == size::BEHIND_ARG { read_word(call.size, 8).unwrap_or(0) } else { call.size };
+    let size = if row.size == size::BEHIND_ARG { read_word(call.size_or_address, 8).unwrap_or(0) } else { call.size_or_address };
     record(caller, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
     if setting!(features) & flags::SEVERAL_HANDLES == 0 || row.handle == handle::RETURN {
         return Some(()); // the usual case
@@ -329,7 +336,8 @@ pub fn commit(
     Some(())
 }
 
-/// Most handles that one call is seen to acquire. (A message can have more: they are found otherwise.)
+/// Most handles that one call is seen to acquire. (A message can have more: they are found
+/// otherwise.)
 const MAX_HANDLES: u64 = 16;
 
 /// Where a call has stored its handles.
@@ -338,7 +346,8 @@ struct Handles {
     number: u64,
 }
 
-/// The handles of a call that stores them; none of one that returns it. `None` for a message without descriptors.
+/// The handles of a call that stores them; none of one that returns it. `None` for a message
+/// without descriptors.
 #[inline(always)]
 fn handles(row: &ProbeRow, call: &PendingCall) -> Option<Handles> {
     match row.handle {
@@ -351,8 +360,8 @@ fn handles(row: &ProbeRow, call: &PendingCall) -> Option<Handles> {
     }
 }
 
-/// The descriptors in a message. include/linux/socket.h, `struct user_msghdr` and `struct cmsghdr`: the kernel puts those of
-/// a message into one header.
+/// The descriptors in a message. include/linux/socket.h, `struct user_msghdr` and `struct cmsghdr`:
+/// the kernel puts those of a message into one header.
 #[inline(always)]
 fn descriptors_in(message: u64) -> Option<Handles> {
     const CONTROL: u64 = 32;
@@ -396,8 +405,9 @@ pub fn release(owner: Owner, row: &ProbeRow, args: &Arguments) -> Option<()> {
     records::remove(owner, row, handle)
 }
 
-/// The thread's pending calls will not return. `mend` puts their return addresses back on the stack: an unwinder that
-/// came upon the kernel's trampoline would find no caller there, and the C++ runtime would end the process.
+/// The thread's pending calls will not return. `mend` puts their return addresses back on the
+/// stack: an unwinder that came upon the kernel's trampoline would find no caller there, and the
+/// C++ runtime would end the process.
 #[inline(always)]
 pub fn abandon_pending(mend: bool) {
     let pid_tgid = bpf_get_current_pid_tgid();
@@ -425,8 +435,8 @@ pub fn thread_ends(thread: &mut ThreadRecord) {
 
 /// Drops all pending calls of a thread; what they had taken out is still acquired.
 ///
-/// A thread that ends while it waits for a condition does not hold the mutex. One that is cancelled there takes it again
-/// before its handlers run (POSIX, pthread_cond_wait), and is abandoned first.
+/// A thread that ends while it waits for a condition does not hold the mutex. One that is cancelled
+/// there takes it again before its handlers run (POSIX, pthread_cond_wait), and is abandoned first.
 #[inline(always)]
 fn abandon_all(thread: &mut ThreadRecord, ends: bool) {
     for _ in 0..MAX_PENDING {
@@ -454,7 +464,7 @@ pub fn row(ctx: *mut core::ffi::c_void) -> Option<(u32, u32, &'static ProbeRow)>
 }
 
 #[inline(always)]
-fn requested_size(row: &ProbeRow, args: &Arguments) -> u64 {
+fn size_or_address(row: &ProbeRow, args: &Arguments) -> u64 {
     match row.size {
         size::ARG => args.get(row.size_arg),
         size::PRODUCT => product(args.get(row.size_arg), args.get(row.size_arg2)),
@@ -465,8 +475,9 @@ fn requested_size(row: &ProbeRow, args: &Arguments) -> u64 {
     }
 }
 
-/// A product that overflows makes the call fail; wrapped to 0 it would look like a release of size 0. (There is no
-/// 128-bit multiplication here to ask.) What is not computed is 2^48 or more: more than any address space.
+/// A product that overflows makes the call fail; wrapped to 0 it would look like a release of
+/// size 0. (There is no 128-bit multiplication here to ask.) What is not computed is 2^48 or more:
+/// more than any address space.
 #[inline(always)]
 fn product(a: u64, b: u64) -> u64 {
     let fits =
@@ -474,7 +485,7 @@ fn product(a: u64, b: u64) -> u64 {
     if fits || a == 0 || b == 0 { a.wrapping_mul(b) } else { u64::MAX }
 }
 
-/// What tells of success does so.
+/// What says success does so.
 #[inline(always)]
 fn succeeded(row: &ProbeRow, returned: u64) -> bool {
     if row.success == success::HANDLE {
@@ -491,7 +502,7 @@ fn succeeded(row: &ProbeRow, returned: u64) -> bool {
     }
 }
 
-/// What the call handed out, or `None` where it failed. A row without a handle gives 0.
+/// What the call handed out, or `None` if it failed. A row without a handle gives 0.
 #[inline(always)]
 fn acquired_handle(row: &ProbeRow, call: &PendingCall, returned: u64) -> Option<u64> {
     if !succeeded(row, returned) {

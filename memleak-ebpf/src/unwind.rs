@@ -1,7 +1,8 @@
 //! Walking the stack by unwind tables: the driver of `memleak_common::unwind`.
 //!
-//! The step is a global function, which the verifier checks once and not for each of 127 frames. It takes the thread's
-//! record, in which the walk has all its state: uprobe programs can be preempted, so a CPU's scratch space would not do.
+//! The step is a global function, which the verifier checks once and not for each of 127 frames. It
+//! takes the thread's record, in which the walk has all its state: uprobe programs can be
+//! preempted, so a CPU's scratch space would not do.
 
 use aya_ebpf::programs::ProbeContext;
 use memleak_common::{
@@ -13,9 +14,9 @@ use memleak_common::{
 
 use crate::{
     arch,
-    args::Caller,
+    args::CallerFrame,
     maps::{CALLS, KNOWN, PROBES, UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_WORDS, setting},
-    window::{Hash, Walk, read_window, replaced},
+    window::{Hash, WalkResult, read_window, replaced},
 };
 
 const DEPTH_MASK: u32 = RULES as u32 - 1;
@@ -25,17 +26,18 @@ const WINDOW_MASK: u64 = STACK_WINDOW as u64 - 1;
 const NO_RECORD: u64 = Step::Unreadable as u64;
 
 /// The thread's stack.
-struct Stack {
+struct ThreadStack {
     window: *mut Window,
     /// Pending calls' return addresses, which the kernel has replaced on the stack.
     thread: *const ThreadRecord,
 }
 
-impl Stack {
+impl ThreadStack {
     /// Has `bytes` bytes from `address` on in the window, and gives the index of the first word.
     #[inline(always)]
     fn have(&self, address: u64, bytes: u64) -> Option<u64> {
-        // SAFETY: a member of the record that the walk is about; nothing else refers to it meanwhile.
+        // SAFETY: a member of the record that the walk is about; nothing else refers to it
+        // meanwhile.
         let window = unsafe { &mut *self.window };
         let at = address.wrapping_sub(window.base);
         if at < window.bytes && at + bytes <= window.bytes && at & 7 == 0 {
@@ -54,7 +56,7 @@ impl Stack {
     }
 }
 
-impl Reads for Stack {
+impl Reads for ThreadStack {
     #[inline(always)]
     fn read(&self, address: u64) -> Option<u64> {
         Some(self.word(self.have(address, 8)?))
@@ -128,7 +130,8 @@ impl Tables for Maps {
             && let Some(place) = KNOWN.get_ptr_mut(KnownRule::place(address))
         {
             let known = KnownRule::new(address, self.generation, rule);
-            // SAFETY: aligned words of a map value; whoever reads them finds out whether they belong together.
+            // SAFETY: aligned words of a map value; whoever reads them finds out whether they
+            // belong together.
             unsafe {
                 (&raw mut (*place).key).write_volatile(known.key);
                 (&raw mut (*place).rule).write_volatile(known.rule);
@@ -151,16 +154,16 @@ pub unsafe extern "C" fn unwind_step(thread: *mut ThreadRecord) -> u64 {
     // SAFETY: the caller's promise, for this and what follows; the members do not overlap.
     unsafe {
         let unwind: *mut Unwind = &raw mut (*thread).unwind;
-        let stack = Stack { window: &raw mut (*unwind).window, thread };
+        let stack = ThreadStack { window: &raw mut (*unwind).window, thread };
         let maps = Maps { rule: &raw mut (*unwind).rule, generation: (*unwind).generation };
         arch::unwind_step(&mut (*unwind).state, &stack, &maps) as u64
     }
 }
 
-/// Fills the thread's stack record, the caller of the probed function first: at a return the registers already are
-/// the caller's.
+/// Fills the thread's stack record, the caller of the probed function first: at a return the
+/// registers already are the caller's.
 #[inline(always)]
-pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> Walk {
+pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> WalkResult {
     let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
     let PublishedList { list, generation } = published_list(thread.slot);
     thread.unwind.state = State::new(regs, list, arch::ADDRESS_MASK);
@@ -197,7 +200,7 @@ pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> Walk {
         }
     }
     thread.stack.end = end as u16;
-    Walk { hash: hash.finish(), unchanged: changed == 0 && thread.stack.len == old_len }
+    WalkResult { hash: hash.finish(), unchanged: changed == 0 && thread.stack.len == old_len }
 }
 
 /// [`find_caller`]: a call of the group is pending among the callers.
@@ -207,8 +210,9 @@ pub const NOT_CALLED: u64 = 2;
 /// The walk came to no end.
 pub const UNKNOWN: u64 = 3;
 
-/// Whether a function that was called from these registers has a pending call of the group among its callers: one of
-/// [`CALLED`], [`NOT_CALLED`] and [`UNKNOWN`]. Overwrites what the thread's record keeps of its last walk.
+/// Whether a function that was called from these registers has a pending call of the group among
+/// its callers: one of [`CALLED`], [`NOT_CALLED`] and [`UNKNOWN`]. Overwrites what the thread's
+/// record keeps of its last walk.
 ///
 /// # Safety
 ///
@@ -257,21 +261,21 @@ pub unsafe extern "C" fn find_caller(
 /// Any group: for [`find_caller`].
 pub const ANY_GROUP: u32 = u32::MAX;
 
-/// The function that is entered was called, by others or not, from a pending call of the group. Not where the walk does
-/// not come to an end.
+/// The function that is entered was called, by others or not, from a pending call of the group. Not
+/// where the walk does not come to an end.
 #[inline(always)]
 pub fn is_callee(ctx: &ProbeContext, thread: &mut ThreadRecord, group: u32) -> bool {
     search_callers(ctx, thread, group) == CALLED
 }
 
-/// [`find_caller`] for the function that is entered. [`UNKNOWN`] without unwind tables: a kernel that refuses the walk by
-/// them (`--unwind fp`) need not verify it here either.
+/// [`find_caller`] for the function that is entered. [`UNKNOWN`] without unwind tables: a kernel
+/// that refuses the walk by them (`--unwind fp`) need not verify it here either.
 #[inline(always)]
 pub fn search_callers(ctx: &ProbeContext, thread: &mut ThreadRecord, group: u32) -> u64 {
     if setting!(flags) & flags::UNWIND_TABLES == 0 {
         return UNKNOWN;
     }
-    let Caller { ip, sp, fp, .. } = arch::entered_caller(ctx);
+    let CallerFrame { ip, sp, fp, .. } = arch::entered_caller(ctx);
     // SAFETY: the current thread's record.
     unsafe { find_caller(thread, group, ip, sp, fp) }
 }
@@ -309,7 +313,8 @@ fn is_of_group(row: u32, group: u32) -> bool {
 #[inline(always)]
 fn published_list(slot: u32) -> PublishedList {
     let Some(place) = UNWIND_LISTS.get_ptr(slot) else { return PublishedList::default() };
-    // SAFETY: aligned words of a map value, which user space stores one by one: the generation last.
+    // SAFETY: aligned words of a map value, which user space stores one by one: the generation
+    // last.
     unsafe {
         let generation = core::ptr::read_volatile(&raw const (*place).generation);
         let list = core::ptr::read_volatile(&raw const (*place).list);

@@ -1,11 +1,11 @@
-//! What both walks of a stack are made of: the window that it is read through, the return addresses that belong there, the
-//! hash.
+//! What both walks of a stack are made of: the window that it is read through, the return addresses
+//! that belong there, the hash.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use memleak_common::thread::{MAX_PENDING, PendingCall, STACK_WINDOW};
 
 /// What a walk gives beside the record.
-pub struct Walk {
+pub struct WalkResult {
     /// Hash of the stack, never [`NO_STACK`].
     pub hash: u64,
     /// The record held this very stack before.
@@ -31,8 +31,8 @@ impl Hash {
     }
 }
 
-/// The return address that belongs at `place` on the stack, where `found` is: that of a pending call the kernel has
-/// replaced.
+/// The return address that belongs at `place` on the stack, where `found` is: that of a pending
+/// call the kernel has replaced.
 #[inline(always)]
 pub fn replaced(depth: u32, pending: &[PendingCall; MAX_PENDING], place: u64, found: u64) -> u64 {
     let mut real = found;
@@ -49,10 +49,11 @@ pub fn replaced(depth: u32, pending: &[PendingCall; MAX_PENDING], place: u64, fo
     real
 }
 
-/// Reads the stack from `address` on: `words` of it or, near the end of what is mapped, one frame. Gives the number of
-/// words read.
+/// Reads the stack from `address` on: `words` of it or, near the end of what is mapped, one frame.
+/// Gives the number of words read.
 ///
-/// To read costs more than what is read: the first time half a window, which many stacks fit into, then whole ones.
+/// To read costs more than what is read: the first time half a window, which many stacks fit into,
+/// then whole ones.
 #[inline(always)]
 pub fn read_window(address: u64, window: &mut [u64; STACK_WINDOW], is_first: bool) -> u64 {
     // SAFETY: the window has room for what is read; the helper checks the address.

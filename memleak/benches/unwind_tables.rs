@@ -1,9 +1,10 @@
-//! Time and size of building unwind tables: `cargo bench --bench unwind_tables [-- FILE...]`. With `--unsupported` it counts
-//! instead, over all files together, the rows that say that there is a rule beyond them: by reason, and how many
-//! hold a call, so that a return address can be theirs. (`-- --unsupported $(find /usr/lib -name '*.so*' -type f)`)
+//! Time and size of building unwind tables: `cargo bench --bench unwind_tables [-- FILE...]`. With
+//! `--unsupported` it counts instead, over all files together, the rows that say that there is a
+//! rule beyond them: by reason, and how many hold a call, so that a return address can be theirs.
+//! (`-- --unsupported $(find /usr/lib -name '*.so*' -type f)`)
 //!
-//! Without files: libc, and the largest shared libraries of a development machine that are there. The best of five
-//! builds is printed: the machine's noise only ever adds.
+//! Without files: libc, and the largest shared libraries of a development machine that are there.
+//! The best of five builds is printed: the machine's noise only ever adds.
 
 use std::{
     collections::BTreeMap,

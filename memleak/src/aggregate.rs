@@ -22,7 +22,8 @@ use crate::{
     snapshot::{Outstanding, Snapshot},
 };
 
-/// What the report before held: bytes, or how many, by group, for [`SortKey::Growth`]. Starts empty.
+/// What the report before held: bytes, or how many, by group, for [`SortKey::Growth`]. Starts
+/// empty.
 #[derive(Clone, Debug, Default)]
 pub struct History(FxHashMap<GroupKey, u64>);
 
@@ -33,8 +34,8 @@ pub struct Aggregated {
     pub totals: Totals,
     /// The same for each resource that is traced or was found.
     pub by_resource: Vec<ResourceTotal>,
-    /// All groups, table by table. The top ones of each table come first, in the order of the settings' sort key; the
-    /// others in none.
+    /// All groups, table by table. The top ones of each table come first, in the order of the
+    /// settings' sort key; the others in none.
     pub groups: Vec<Group>,
 }
 
@@ -60,11 +61,12 @@ impl Found<'_> {
     }
 }
 
-/// Groups what is outstanding by resource and site, and puts the top groups of each table first: that of memory, and one
-/// for each other resource ([`table_of`]).
+/// Groups what is outstanding by resource and site, and puts the top groups of each table first:
+/// that of memory, and one for each other resource ([`table_of`]).
 ///
-/// `ignore_older` takes allocations of any age in, whatever `-o` says: in the last report of a target that has ended
-/// nothing is young. `history` is what the call before left there; it is brought up to date.
+/// `ignore_older` takes allocations of any age in, whatever `-o` says: in the last report of a
+/// target that has ended nothing is young. `history` is what the call before left there; it is
+/// brought up to date.
 pub fn aggregate(
     found: Found<'_>,
     catalog: &Catalog,
@@ -106,7 +108,8 @@ pub fn aggregate(
     Aggregated { totals, by_resource, groups }
 }
 
-/// The sums of `resource`; a resource that is not traced can be there as well, from a run's beginning.
+/// The sums of `resource`; a resource that is not traced can be there as well, from a run's
+/// beginning.
 fn total_of<'a>(
     totals: &'a mut Vec<ResourceTotal>,
     catalog: &Catalog,
@@ -184,8 +187,8 @@ fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
     groups
 }
 
-/// What is outstanding for `youngest_ns` at least, each with its age in nanoseconds. A record that was made while the
-/// snapshot was being read is of age 0.
+/// What is outstanding for `youngest_ns` at least, each with its age in nanoseconds. A record that
+/// was made while the snapshot was being read is of age 0.
 fn old_enough(snapshot: &Snapshot, youngest_ns: u64) -> impl Iterator<Item = (&Outstanding, u64)> {
     snapshot.outstanding.iter().filter_map(move |outstanding| {
         let age_ns = snapshot.time_ns.saturating_sub(outstanding.time_ns);
@@ -193,8 +196,9 @@ fn old_enough(snapshot: &Snapshot, youngest_ns: u64) -> impl Iterator<Item = (&O
     })
 }
 
-/// The order of two groups: the sort key, then size, then count, then the stack itself, so that the same snapshot gives
-/// the same report. The stack's addresses go before its site, whose number is a matter of chance.
+/// The order of two groups: the sort key, then size, then count, then the stack itself, so that the
+/// same snapshot gives the same report. The stack's addresses go before its site, whose number is a
+/// matter of chance.
 fn compare(sites: &Sites, sort: SortKey, a: &Group, b: &Group) -> Ordering {
     let by_key = match sort {
         SortKey::Size => Ordering::Equal,

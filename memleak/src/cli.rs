@@ -1,6 +1,6 @@
 //! clap types: the command line as it is typed. `settings` checks and resolves it.
 //!
-//! Values are kept as text: one place (`settings`) says what is wrong with them, in one line.
+//! Values are kept as text: one place (`settings`) says in one line what is wrong with them.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -18,7 +18,7 @@ Examples:
   memleak -- ./program --its-option      a program from its first instruction to its end
   memleak -c './program arg' 1           the same, quoted; a report every second
   memleak -p 1234 -o 60000 --sort count  what is older than a minute, most allocations first
-  memleak -p 1234 --sort growth          what has grown since the report before
+  memleak -p 1234 --sort growth          what has grown since the previous report
   memleak -p 1234 -z 1M -T 3             only blocks of 1 MiB and more, the three largest stacks
   memleak -p 1234 -a -o 0 1 1            every outstanding allocation, once, and end
   memleak -p 1234 -s 100                 a busy program: one allocation in 100, scaled up
@@ -30,11 +30,11 @@ Examples:
   memleak -p 1234 --acquire 'libfoo.so:foo_open -> ret' --release 'libfoo.so:foo_close(arg1)'
   memleak -p 1234 --acquire 'db:db_open(arg2 size) -> *arg1 if ret == 0' --release 'db:db_close(arg1)'
 
-Resources, in the words of --acquire and --release ([ ] optional, { } choose one):
+Resources: the syntax of --acquire and --release ([ ] optional, { } choose one):
   acquire:   [NAME=][OBJECT:]FUNCTION[(SIZE size)] -> HANDLE[, HANDLE] [counted] [releasing HANDLE] [if CONDITION]
   release:   [NAME=][OBJECT:]FUNCTION(HANDLE) [if CONDITION]
   SIZE:      {argN, argN*argN, a number of bytes}
-  HANDLE:    {ret, argN, *argN, *(argN+OFFSET)} [as int]; arguments count from 1; ret is for acquire alone
+  HANDLE:    {ret, argN, *argN, *(argN+OFFSET)} [as int]; arguments count from 1; ret is for acquire only
   CONDITION: ret [as {int, long}] {==, !=, <, <=, >, >=} NUMBER
   counted: the same handle may be handed out several times (dlopen); releasing: what the same call takes back (realloc)
   Without a condition a call has succeeded when its handle is neither 0 nor -1, or, as int, not negative.
@@ -63,7 +63,7 @@ Reports come every INTERVAL seconds (5), COUNT times or until Ctrl-C.
 
   -r, --resource NAME   other resources: fd, mutex, ... (see --list-resources)
   -o, --older MS        leave out allocations younger than MS ms (500)
-  -z, --min-size SIZE   only allocations of SIZE bytes and more (K, M, G)
+  -z, --min-size SIZE   only allocations of at least SIZE bytes (K, M, G)
   -s, --sample-rate N   trace one allocation in N: estimates, for busy programs
   -T, --top N           how many stacks to print (10)
   -a, --show-allocs     list each allocation: address, size, age
@@ -128,11 +128,12 @@ pub struct Cli {
     #[arg(short = 'k', long, help_heading = "Target (exactly one kind)")]
     pub kernel: bool,
 
-    /// Also trace the target's children, and theirs, whatever programs they become
+    /// Also trace the target's children and their descendants, whatever programs they run
     #[arg(long, help_heading = "Target (exactly one kind)")]
     pub follow_forks: bool,
 
-    /// Trace these resources; repeatable, or a comma list [default: heap,mmap, or all of --resources-file]
+    /// Trace these resources; repeatable, or a comma list [default: heap,mmap, or all of
+    /// --resources-file]
     #[arg(short = 'r', long = "resource", value_name = "NAME", help_heading = RESOURCES)]
     pub resources: Vec<String>,
 
@@ -140,11 +141,13 @@ pub struct Cli {
     #[arg(long, help_heading = RESOURCES)]
     pub list_resources: bool,
 
-    /// A function that hands out a resource of yours: 'OBJECT:FUNCTION -> ret' (see Resources below); repeatable
+    /// A function that hands out a resource: 'OBJECT:FUNCTION -> ret' (see Resources below);
+    /// repeatable
     #[arg(long, value_name = "SPEC", help_heading = RESOURCES)]
     pub acquire: Vec<String>,
 
-    /// A function that takes it back: 'OBJECT:FUNCTION(arg1)'; belongs to the --acquire before it; repeatable
+    /// A function that releases it: 'OBJECT:FUNCTION(arg1)'; belongs to the --acquire before it;
+    /// repeatable
     #[arg(long, value_name = "SPEC", help_heading = RESOURCES)]
     pub release: Vec<String>,
 
@@ -160,11 +163,11 @@ pub struct Cli {
     #[arg(long, hide = true)]
     pub library_calls: bool,
 
-    /// Capture allocations of SIZE bytes and more; suffixes K, M, G (1024-based)
+    /// Capture allocations of at least SIZE bytes; suffixes K, M, G (1024-based)
     #[arg(short = 'z', long, value_name = "SIZE", help_heading = "What is captured")]
     pub min_size: Option<String>,
 
-    /// Capture allocations of SIZE bytes and less; suffixes K, M, G (1024-based)
+    /// Capture allocations of at most SIZE bytes; suffixes K, M, G (1024-based)
     #[arg(short = 'Z', long, value_name = "SIZE", help_heading = "What is captured")]
     pub max_size: Option<String>,
 
@@ -172,7 +175,8 @@ pub struct Cli {
     #[arg(short = 's', long, value_name = "N", default_value = "1", help_heading = "What is captured")]
     pub sample_rate: String,
 
-    /// Take the allocator functions from this object, a path or a library's name [default: what the target links]
+    /// Take the allocator functions from this object, a path or a library's name [default: what the
+    /// target links]
     #[arg(short = 'O', long = "obj", value_name = "OBJECT", help_heading = "What is captured")]
     pub object: Option<String>,
 
@@ -184,8 +188,8 @@ pub struct Cli {
     #[arg(short = 'P', long, help_heading = KERNEL_MODE)]
     pub percpu: bool,
 
-    /// How to instrument the kernel: auto (tracepoints, and kprobes for what has none), tracepoint or kprobe
-    /// [default: auto]
+    /// How to instrument the kernel: auto (tracepoints, and kprobes for what has none), tracepoint
+    /// or kprobe [default: auto]
     #[arg(long, value_name = "HOW", help_heading = KERNEL_MODE)]
     pub kernel_probes: Option<String>,
 
@@ -205,7 +209,7 @@ pub struct Cli {
     #[arg(short = 'F', long, help_heading = "What is captured")]
     pub wa_missing_free: bool,
 
-    /// Most frames of a stack, 1 to 127
+    /// Maximum number of frames of a stack, 1 to 127
     #[arg(long, value_name = "N", default_value = "127", help_heading = "What is captured")]
     pub max_depth: String,
 
@@ -217,8 +221,8 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value = "1000000", help_heading = "What is captured")]
     pub max_allocs: String,
 
-    /// How stacks are walked: auto (unwind tables, and the frame pointer where a file has none), dwarf or fp
-    /// [default: auto]
+    /// How stacks are walked: auto (unwind tables, and the frame pointer where a file has none),
+    /// dwarf or fp [default: auto]
     #[arg(long, value_name = "HOW", help_heading = "What is captured")]
     pub unwind: Option<String>,
 
@@ -262,11 +266,12 @@ pub struct Cli {
     #[arg(long, help_heading = "What is reported")]
     pub json: bool,
 
-    /// The last report as folded stacks, which flame graphs are made of: --format folded
+    /// Write the last report as folded stacks, for flame graphs: --format folded
     #[arg(long, help_heading = "What is reported")]
     pub folded: bool,
 
-    /// Write reports to FILE, not to standard output; what was in it is replaced when the first report is ready
+    /// Write reports to FILE, not to standard output; what was in it is replaced when the first
+    /// report is ready
     #[arg(long, value_name = "FILE", help_heading = "What is reported")]
     pub output: Option<PathBuf>,
 
@@ -293,14 +298,15 @@ pub struct Cli {
 
 /// Reads a command line; `args` begins with the program's name.
 ///
-/// `--help` and `--version` come back as an [`ExitMessage`] for standard output, a command line that clap cannot read
-/// as one line for standard error.
+/// `--help` and `--version` come back as an [`ExitMessage`] for standard output, a command line
+/// that clap cannot read as one line for standard error.
 pub fn parse<I, T>(args: I) -> Result<Cli, ExitMessage>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    // A negative number is a wrong value, to be called so by `settings`, and no option of that name.
+    // A negative number is a wrong value, to be called so by `settings`, and no option of that
+    // name.
     let command = Cli::command().mut_args(|arg| {
         let takes_values = arg.get_action().takes_values();
         arg.allow_negative_numbers(takes_values)
@@ -368,7 +374,8 @@ fn exit_message(error: &clap::Error) -> ExitMessage {
                                    may be anything; write it in UTF-8"
                 .to_owned()
         }
-        // Nothing that this command line can give today; still one line, should clap learn something new.
+        // Nothing that this command line can give today; still one line, should clap learn
+        // something new.
         _ => {
             let rendered = error.render().to_string();
             let first = rendered.lines().next().unwrap_or_default();

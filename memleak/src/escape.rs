@@ -1,16 +1,18 @@
-//! Text of strangers made safe to print: names and paths come from files and processes that we do not trust.
+//! Text of strangers made safe to print: names and paths come from files and processes that we do
+//! not trust.
 
 use std::{borrow::Cow, fmt::Write as _};
 
-/// Whether a terminal or a pager would act on `c` instead of showing it: control characters (C0, DEL, C1; ECMA-48),
-/// line and paragraph separators, and the marks that reorder text (Unicode Standard Annex 9), which can make a line
-/// read as another one.
+/// Whether a terminal or a pager would act on `c` instead of showing it: control characters (C0,
+/// DEL, C1; ECMA-48), line and paragraph separators, and the marks that reorder text (Unicode
+/// Standard Annex 9), which can make a line read as another one.
 pub fn acts_on_terminal(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// `text` on one line, with every character of [`acts_on_terminal`] spelled out: `\x1b`, `\u{202e}`.
+/// `text` on one line, with every character of [`acts_on_terminal`] spelled out: `\x1b`,
+/// `\u{202e}`.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(acts_on_terminal) {
         return Cow::Borrowed(text);

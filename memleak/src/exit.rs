@@ -15,9 +15,11 @@ pub const FAILED: u8 = 1;
 /// The command line is wrong.
 pub const USAGE: u8 = 2;
 
-/// The status that passes on a command's own end, as valgrind and strace do: its exit status, or 128+N for signal N.
+/// The status that passes on a command's own end, as valgrind and strace do: its exit status, or
+/// 128+N for signal N.
 pub fn from_wait_status(status: ExitStatus) -> u8 {
-    // wait(2): an exit status has 8 bits, a signal that ends a process 7; anything else is no end of a process.
+    // wait(2): an exit status has 8 bits, a signal that ends a process 7; anything else is not an
+    // end of a process.
     match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(FAILED),
         (None, Some(signal)) => u8::try_from(signal + 128).unwrap_or(FAILED),
@@ -25,8 +27,9 @@ pub fn from_wait_status(status: ExitStatus) -> u8 {
     }
 }
 
-/// The status of a run that did its work. `outstanding` is the number of allocations in the last report, `command` how
-/// a command that we started ended by itself. As with valgrind, what `--error-exitcode` asks for goes first.
+/// The status of a run that did its work. `outstanding` is the number of allocations in the last
+/// report, `command` how a command that we started ended by itself. As with valgrind, what
+/// `--error-exitcode` asks for goes first.
 pub fn of_run(error_exitcode: Option<u8>, outstanding: u64, command: Option<ExitStatus>) -> u8 {
     match (error_exitcode, command) {
         (Some(code), _) if outstanding > 0 => code,
@@ -62,8 +65,9 @@ impl ExitMessage {
         Self { status, stream: Stream::Stderr, text }
     }
 
-    /// Writes the text and gives the status. Nobody to read it changes nothing; help that could not be written for
-    /// another reason (a full disk) is a failure, and standard error that cannot be written is not.
+    /// Writes the text and gives the status. Nobody to read it changes nothing; help that could not
+    /// be written for another reason (a full disk) is a failure, and standard error that cannot be
+    /// written is not.
     pub fn emit(&self) -> u8 {
         match self.stream {
             Stream::Stderr => stderr::write(&self.text),

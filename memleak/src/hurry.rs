@@ -1,15 +1,17 @@
-//! A signal has asked us to end: work on files that takes long is given up then, so that the last report comes soon.
+//! A signal has asked us to end: work on files that takes long is given up then, so that the last
+//! report comes soon.
 //!
-//! All such work counts bytes or steps (`elf::Budget`, `unwind::eh_frame`, `symbolize::reader`), and asks here at times. What
-//! is counted after the signal is CPU time of ours, not time by the clock: a loaded machine loses no names.
+//! All such work counts bytes or steps (`elf::Budget`, `unwind::eh_frame`, `symbolize::reader`),
+//! and asks here at times. What is counted after the signal is our CPU time, not time by the
+//! clock: a loaded machine loses no names.
 
 use std::{
     io, mem,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-/// CPU time that work on files may take after the signal, nanoseconds. All names that a report of rustc needs take half.
-/// A build without optimization needs ten times as long.
+/// CPU time that work on files may take after the signal, nanoseconds. All names that a report of
+/// rustc needs take half. A build without optimization needs ten times as long.
 const PATIENCE: u64 = if cfg!(debug_assertions) { 7_000_000_000 } else { 700_000_000 };
 
 /// Our CPU time when the signal came, plus one; 0: none came.
@@ -18,7 +20,8 @@ static ASKED: AtomicU64 = AtomicU64::new(0);
 /// Notes when SIGINT or SIGTERM comes, beside whatever else handles it.
 pub fn listen() -> io::Result<()> {
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        // SAFETY: the action reads a clock and stores a number, which a signal's handler may do (signal-safety(7)).
+        // SAFETY: the action reads a clock and stores a number, which a signal's handler may do
+        // (signal-safety(7)).
         unsafe { signal_hook_registry::register(signal, ask)? };
     }
     Ok(())
@@ -41,7 +44,7 @@ fn is_over(asked: u64) -> bool {
     static TOLD: AtomicBool = AtomicBool::new(false);
     let is_over = cpu_time() > asked + PATIENCE;
     if is_over && !TOLD.swap(true, Ordering::Relaxed) {
-        log::warn!("asked to end: functions whose names were not read yet are shown without");
+        log::warn!("asked to end: functions whose names were not read yet are shown without names");
     }
     is_over
 }

@@ -4,7 +4,8 @@ use std::fmt;
 
 use memleak_common::kernel::{KmallocType, Label};
 
-/// What stands before the size in the names of kmalloc's caches (`kmalloc_info` in mm/slab_common.c).
+/// What stands before the size in the names of kmalloc's caches (`kmalloc_info` in
+/// mm/slab_common.c).
 const fn kmalloc_prefix(kind: KmallocType) -> &'static str {
     match kind {
         KmallocType::Normal => "kmalloc-",
@@ -14,7 +15,8 @@ const fn kmalloc_prefix(kind: KmallocType) -> &'static str {
     }
 }
 
-/// What the objects of a stack of the kernel's are. Its text form is the cache's name, or `order 2`.
+/// What the objects of a stack of the kernel's are. Its text form is the cache's name, or
+/// `order 2`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Tag {
     /// Objects of the slab cache of this name.
@@ -32,7 +34,8 @@ impl fmt::Display for Tag {
     }
 }
 
-/// What `label` stands for; `cache_name` gives the name of a cache by the address of its `struct kmem_cache`.
+/// What `label` stands for; `cache_name` gives the name of a cache by the address of its
+/// `struct kmem_cache`.
 pub fn tag_of(label: Label, cache_name: impl FnOnce(u64) -> Option<String>) -> Option<Tag> {
     match label {
         Label::Cache(address) => cache_name(address).map(Tag::Cache),
@@ -132,7 +135,8 @@ mod tests {
     /// The running kernel's own names, all of them, back and forth.
     #[test]
     fn names_are_those_of_the_running_kernel() {
-        // Readable for everybody, unlike /proc/slabinfo; kernels built without SLUB's files have neither.
+        // Readable for everybody, unlike /proc/slabinfo; kernels built without SLUB's files have
+        // neither.
         let entries = std::fs::read_dir("/sys/kernel/slab").expect("the kernel shows its caches");
         let names: Vec<String> = entries
             .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())

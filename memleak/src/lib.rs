@@ -1,7 +1,7 @@
 //! memleak: a leak tracer for Linux processes.
 //!
-//! The data runs one way: arguments -> settings -> target -> plan -> load and attach -> events in the kernel ->
-//! snapshot -> aggregate -> symbolize -> report. ARCHITECTURE.md draws it.
+//! The data runs one way: arguments -> settings -> target -> plan -> load and attach -> events in
+//! the kernel -> snapshot -> aggregate -> symbolize -> report. ARCHITECTURE.md draws it.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod aggregate;
@@ -11,7 +11,7 @@ pub mod cli;
 pub mod elf;
 pub mod escape;
 pub mod exit;
-pub mod hurry;
+pub(crate) mod hurry;
 pub mod kernel_labels;
 mod near;
 pub mod objects;

@@ -22,7 +22,8 @@ fn main() -> ExitCode {
     ExitCode::from(status.unwrap_or(exit::FAILED))
 }
 
-/// The stack that we work on, bytes: the main thread's may be no more than 64 KiB (`ulimit -s`), which overflows.
+/// The stack that we work on, bytes: the main thread's may be no more than 64 KiB (`ulimit -s`),
+/// which overflows.
 const STACK: usize = 8 << 20;
 
 /// Does what the command line says; gives the exit status.
@@ -43,25 +44,28 @@ fn status() -> u8 {
     }
 }
 
-/// Parts of files and unwind tables are blocks of megabytes that come and go. glibc raises the size from which blocks are
-/// mapped by themselves with each that is freed, and then keeps them for itself (mallopt(3), M_MMAP_THRESHOLD): for a
-/// process of 200 MB of code that was 27 of 140 MB.
+/// Parts of files and unwind tables are blocks of megabytes that come and go. glibc raises the size
+/// from which blocks are mapped by themselves with each that is freed, and then keeps them for
+/// itself (mallopt(3), M_MMAP_THRESHOLD): for a process of 200 MB of code that was 27 of 140 MB.
 fn give_back_large_blocks() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: two integers, and there is no other thread yet. Where it fails the threshold stays as it is. One arena: another
-    // reserves 128 MB of addresses for each thread, which `ulimit -v` counts.
+    // SAFETY: two integers, and there is no other thread yet. Where it fails the threshold stays as
+    // it is. One arena: another reserves 128 MB of addresses for each thread, which `ulimit -v`
+    // counts.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
-/// A report beyond the limit on the size of files (`ulimit -f`) is to be an error, EFBIG, and not our end by SIGXFSZ. By a
-/// handler, since a command that we start would inherit that the signal is ignored (signal(7)).
+/// A report beyond the limit on the size of files (`ulimit -f`) is to be an error, EFBIG, and not
+/// our end by SIGXFSZ. By a handler, since a command that we start would inherit that the signal is
+/// ignored (signal(7)).
 fn outlive_file_size_limit() {
     extern "C" fn nothing(_: libc::c_int) {}
     let handler: extern "C" fn(libc::c_int) = nothing;
-    // SAFETY: the handler does nothing, which is safe wherever it interrupts. If this fails the limit ends us as before.
+    // SAFETY: the handler does nothing, which is safe wherever it interrupts. If this fails the
+    // limit ends us as before.
     unsafe { libc::signal(libc::SIGXFSZ, handler as libc::sighandler_t) };
 }
 

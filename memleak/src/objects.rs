@@ -1,5 +1,6 @@
-//! The files that targets have mapped: each is opened once and its headers are read once, for probing, unwinding and
-//! symbolization together. They stay open while somebody holds them, so that a target's last report has its symbols.
+//! The files that targets have mapped: each is opened once and its headers are read once, for
+//! probing, unwinding and symbolization together. They stay open while somebody holds them, so that
+//! a target's last report has its symbols.
 
 use std::{
     collections::HashMap,
@@ -14,7 +15,7 @@ use std::{
 };
 
 use crate::{
-    elf::{Budget, Bytes, ElfFile, Place, Source, debug_files::Roots},
+    elf::{Budget, Bytes, ElfFile, MappedPart, Source, debug_files::Roots},
     escape::printable,
     proc::{
         maps::{Backing, Mapping},
@@ -35,21 +36,21 @@ pub const MEMORY: u64 = 192 << 20;
 
 /// All objects of a run. Clones are one store.
 #[derive(Clone, Debug)]
-pub struct ObjectStore(Arc<Store>);
+pub struct ObjectStore(Arc<OpenFiles>);
 
 #[derive(Debug)]
-struct Store {
+struct OpenFiles {
     budget: Budget,
     /// Bytes that the budget began with.
     memory: u64,
     host_debug: Option<Arc<Root>>,
-    files: Mutex<HashMap<Key, Arc<ObjectFile>>>,
+    files: Mutex<HashMap<FileKey, Arc<ObjectFile>>>,
 }
 
-/// The path is part of it: subvolumes of one btrfs have the same device in /proc/PID/maps, and inodes of their own. No
-/// other file gets the inode while ours is open.
+/// The path is part of it: subvolumes of one btrfs have the same device in /proc/PID/maps, and
+/// inodes of their own. No other file gets the inode while ours is open.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Key {
+enum FileKey {
     File { device: (i32, i32), inode: u64, path: PathBuf },
     Vdso(Vec<u8>),
 }
@@ -130,17 +131,19 @@ impl ObjectFile {
         self.elf.as_ref()
     }
 
-    /// What tells the file from others, and from itself once it was changed. `None`: it is no file.
+    /// What tells the file from others, and from itself once it was changed. `None`: it is not a
+    /// file.
     pub fn stamp(&self) -> Option<Stamp> {
         self.stamp
     }
 
-    /// Names the object on standard error, once, if something of it was more than an object may cost.
+    /// Names the object on standard error, once, if something of it was more than an object may
+    /// cost.
     pub fn tell_budget(&self) {
         let is_over = self.elf.as_ref().is_ok_and(ElfFile::is_over_budget);
         if is_over && !self.told.swap(true, Ordering::Relaxed) {
             log::warn!(
-                "{}: parts of it ask for more memory or reading than one object is given and are left out; its \
+                "{}: parts of it need more memory or reading than memleak allows one object, and are left out; its \
                  functions may have no names, and stacks through it may be truncated",
                 printable(&self.path.to_string_lossy())
             );
@@ -171,11 +174,11 @@ impl Default for ObjectStore {
 }
 
 impl ObjectStore {
-    /// ObjectStore that hold `memory` bytes of symbols and debug information at most, whose debug files are looked for in
-    /// `debug_directory`, too, which is ours.
+    /// ObjectStore that hold `memory` bytes of symbols and debug information at most, whose debug
+    /// files are looked for in `debug_directory`, too, which is ours.
     pub fn new(memory: u64, debug_directory: &Path) -> Self {
         let host_debug = Root::at(debug_directory).ok().map(Arc::new);
-        Self(Arc::new(Store { budget: Budget::new(memory), memory, host_debug, files: Mutex::default() }))
+        Self(Arc::new(OpenFiles { budget: Budget::new(memory), memory, host_debug, files: Mutex::default() }))
     }
 
     /// What `target` has mapped at `mapping`, which is a file or the vdso.
@@ -200,12 +203,12 @@ impl ObjectStore {
             Ok(image) => image,
             Err(error) => return Arc::new(ObjectFile::read(Err(error), path, &self.0.budget)),
         };
-        let key = Key::Vdso(image.clone());
+        let key = FileKey::Vdso(image.clone());
         let known = self.lock().get(&key).cloned();
         known.unwrap_or_else(|| self.keep(key, Arc::new(ObjectFile::read_image(image, path, &self.0.budget))))
     }
 
-    fn keep(&self, key: Key, object: Arc<ObjectFile>) -> Arc<ObjectFile> {
+    fn keep(&self, key: FileKey, object: Arc<ObjectFile>) -> Arc<ObjectFile> {
         object.tell_budget();
         let mut files = self.lock();
         if files.len() < MAX_OBJECTS || files.contains_key(&key) {
@@ -235,19 +238,19 @@ impl ObjectStore {
         self.lock().retain(|_, object| Arc::strong_count(object) > 1);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<ObjectFile>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<FileKey, Arc<ObjectFile>>> {
         // The map is whole at any moment: a thread that died with the lock has left it so.
         self.0.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn key_of(mapping: &Mapping) -> Key {
+fn key_of(mapping: &Mapping) -> FileKey {
     let path = mapping.path().unwrap_or(Path::new("")).to_owned();
-    Key::File { device: mapping.device, inode: mapping.inode, path }
+    FileKey::File { device: mapping.device, inode: mapping.inode, path }
 }
 
 /// Where a part of a file is mapped.
-pub fn place_of(mapping: &Mapping) -> Place {
+pub fn place_of(mapping: &Mapping) -> MappedPart {
     let Mapping { start, end, file_offset, executable, .. } = *mapping;
-    Place { start, len: end.saturating_sub(start), file_offset, executable }
+    MappedPart { start, len: end.saturating_sub(start), file_offset, executable }
 }

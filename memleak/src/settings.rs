@@ -90,7 +90,7 @@ pub struct ReportSettings {
 /// What is captured, in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureSettings {
-    /// What is traced (`-r`): built-in resources, and behind them those that users have described.
+    /// What is traced (`-r`): built-in resources, and after them those that users have described.
     pub resources: Vec<Resource>,
     /// Those that users have described, by the number of [`Resource::Custom`].
     pub user_resources: Vec<UserResource>,
@@ -133,11 +133,6 @@ impl CaptureSettings {
             built_in => ResourceInfo::built_in(*built_in),
         }))
     }
-
-    /// Stacks are walked by unwind tables.
-    pub fn walks_tables(&self) -> bool {
-        matches!(self.unwind, UnwindMode::Auto | UnwindMode::Dwarf) && !self.traps_only
-    }
 }
 
 /// Everything.
@@ -161,8 +156,8 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
-/// Most entries a BPF hash map can have: its buckets, a power of two, must number less than 2^32 / 16
-/// (`htab_map_alloc` in kernel/bpf/hashtab.c; 16 is the size of its `struct bucket`).
+/// Most entries a BPF hash map can have: its buckets, a power of two, must number less than 2^32 /
+/// 16 (`htab_map_alloc` in kernel/bpf/hashtab.c; 16 is the size of its `struct bucket`).
 const MAX_MAP_ENTRIES: u64 = 1 << 27;
 
 /// Longest INTERVAL in seconds: 136 years, which no timer overflows on.
@@ -199,7 +194,7 @@ const MAX_DEPTH: WholeNumber = WholeNumber {
     what: "--max-depth",
     min: 1,
     max: MAX_STACK_DEPTH as u64,
-    remedy: "give the most frames that a stack may have",
+    remedy: "give the maximum number of frames of a stack",
 };
 const STACK_STORAGE_SIZE: WholeNumber = WholeNumber {
     what: "--stack-storage-size",
@@ -238,8 +233,8 @@ impl Settings {
         Ok(Self::resolve(cli)?)
     }
 
-    /// Checks what was typed. Besides the command line it looks at files of resources alone: whether a process or
-    /// another file exists shows later.
+    /// Checks what was typed. Besides the command line it looks at files of resources alone:
+    /// whether a process or another file exists shows later.
     pub fn resolve(cli: Cli) -> Result<Self, UsageError> {
         let interval = parse_interval(&cli.interval)?;
         let count = cli.count.as_deref().map(|text| COUNT.parse(text)).transpose()?;
@@ -322,7 +317,7 @@ fn parse_pids(values: &[String]) -> Result<BTreeSet<u32>, UsageError> {
 fn split_command(line: &str) -> Result<Vec<OsString>, UsageError> {
     let words = shell_words::split(line).map_err(|_| {
         let why = format!("a quote in '{line}' has no end");
-        UsageError::new("-c/--command", why, "close it, or put the command behind -- unquoted")
+        UsageError::new("-c/--command", why, "close it, or put the command after -- unquoted")
     })?;
     checked_command("-c/--command", words.into_iter().map(OsString::from).collect())
 }
@@ -339,7 +334,7 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
     let max_size = cli.max_size.as_deref().map_or(Ok(u64::MAX), |text| parse_size("-Z/--max-size", text))?;
     if min_size > max_size {
         let why = format!("{min_size} bytes are more than the {max_size} of -Z/--max-size");
-        return Err(UsageError::new("-z/--min-size", why, "exchange the two, or leave one out"));
+        return Err(UsageError::new("-z/--min-size", why, "swap the two, or leave one out"));
     }
     Ok(CaptureSettings {
         resources: Vec::new(),
@@ -425,7 +420,7 @@ fn parse_interval(text: &str) -> Result<Duration, UsageError> {
         let why = format!(
             "'{text}' is not a number of seconds from {MIN_INTERVAL_SECONDS} to {MAX_INTERVAL_SECONDS}"
         );
-        UsageError::new("INTERVAL", why, "give one such as 5 or 0.5; a command to trace goes behind --")
+        UsageError::new("INTERVAL", why, "give one such as 5 or 0.5; a command to trace goes after --")
     })
 }
 

@@ -1,7 +1,8 @@
 //! Standard error: warnings, notes, and the program's last words.
 //!
-//! It can be full, closed or read by nobody. Then what is said is lost, and nothing else is: neither a report nor the
-//! exit status depends on it. So nothing is printed with `eprintln!`, which panics there.
+//! It can be full, closed or read by nobody. Then what is said is lost, and nothing else is:
+//! neither a report nor the exit status depends on it. So nothing is printed with `eprintln!`,
+//! which panics there.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -21,7 +22,7 @@ pub fn write(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// Messages of the `log` crate as lines on standard error: warnings, and with `-v` what goes on.
+/// Messages of the `log` crate as lines on standard error: warnings, and with `-v` what happens.
 #[derive(Debug)]
 pub struct StderrLog;
 
@@ -55,7 +56,8 @@ impl log::Log for StderrLog {
     fn flush(&self) {}
 }
 
-/// Has a panic say one line instead of the standard library's three. With `RUST_BACKTRACE=1` the backtrace follows.
+/// Has a panic say one line instead of the standard library's three. With `RUST_BACKTRACE=1` the
+/// backtrace follows.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
         line(&panic_line(info));

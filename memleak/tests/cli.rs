@@ -220,7 +220,7 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["-p", "1", "-T", "-3"], "-T/--top: '-3'", "such as 10"),
     (&["-p", "1", "-T", "x"], "-T/--top: 'x'", "such as 10"),
     (&["-p", "1", "-T"], "--top", "value is missing"),
-    (&["-p", "1", "-z", "2K", "-Z", "1K"], "-z/--min-size: 2048 bytes are more than the 1024", "exchange"),
+    (&["-p", "1", "-z", "2K", "-Z", "1K"], "-z/--min-size: 2048 bytes are more than the 1024", "swap"),
     (&["-p", "1", "-z", "1T"], "-z/--min-size: '1T' is not a size", "64K"),
     (&["-p", "1", "-z", ""], "-z/--min-size: '' is not a size", "64K"),
     (&["-p", "1", "-z", "K"], "-z/--min-size: 'K' is not a size", "64K"),
@@ -235,7 +235,7 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["-p", "1", "0"], "INTERVAL: '0'", "such as 5"),
     (&["-p", "1", "-5"], "INTERVAL: '-5'", "such as 5"),
     (&["-p", "1", "abc"], "INTERVAL: 'abc' is not a number of seconds", "such as 5"),
-    (&["./program"], "INTERVAL: './program'", "behind --"),
+    (&["./program"], "INTERVAL: './program'", "after --"),
     (&["-p", "1", "nan"], "INTERVAL: 'nan'", "such as 5"),
     (&["-p", "1", "inf"], "INTERVAL: 'inf'", "such as 5"),
     (&["-p", "1", "1e300"], "INTERVAL: '1e300'", "such as 5"),
@@ -280,10 +280,10 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     ),
     (&["-p", "1", "--acquire", ""], "--acquire: column 1: expected OBJECT:FUNCTION", "example: lib"),
     (&["-p", "1", "--acquire", "f -> ret"], "--acquire: nothing releases what 'f -> ret' acq", "--release"),
-    (&["-p", "1", "--release", "f(arg1)"], "--release: no --acquire stands before 'f(arg1)'", "--acquire"),
+    (&["-p", "1", "--release", "f(arg1)"], "--release: no --acquire before 'f(arg1)'", "--acquire"),
     (
         &["-p", "1", "--release", "f(arg1)", "--acquire", "g -> ret"],
-        "--release: no --acquire stands before 'f(arg1)'",
+        "--release: no --acquire before 'f(arg1)'",
         "--acquire 'OBJECT:FUNCTION -> ret'",
     ),
     (
@@ -303,12 +303,12 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     ),
     (
         &["-p", "1", "--acquire", "f -> *arg1 as int", "--release", "g(arg1)"],
-        "resource f: 'f -> *arg1 as int': nothing says when an int",
+        "resource f: 'f -> *arg1 as int': nothing says when the int",
         "add a condition",
     ),
     (
         &["-p", "1", "--acquire", "f -> ret, arg2", "--release", "g(arg1)"],
-        "resource f: 'f -> ret, arg2': a second handle must be right behind",
+        "resource f: 'f -> ret, arg2': a second handle must directly follow",
         "write it as *argN",
     ),
     (

@@ -1,5 +1,5 @@
-//! Which instruction of a function is probed: function bodies by hand, and those of the machine's own allocators,
-//! checked against objdump.
+//! Which instruction of a function is probed: function bodies by hand, and those of the machine's
+//! own allocators, checked against objdump.
 
 mod fixture;
 
@@ -27,7 +27,8 @@ const AT: u64 = 0x98ef0;
 type Body = (&'static str, &'static str, u8, u32, Reason);
 
 const BODIES: &[Body] = &[
-    // test rdi,rdi; je +0x11; push rbp; lea rsi,[rdi-0x10]; push rbx; ...; ret (Debian 12's free, cut short)
+    // test rdi,rdi; je +0x11; push rbp; lea rsi,[rdi-0x10]; push rbx; ...; ret (Debian 12's free,
+    // cut short)
     ("glibc's free", "4885ff 7404 55 488d77f0 c3", RDI, 3, Reason::Emulated),
     // the same with a 32-bit displacement
     ("glibc's free, far", "4885ff 0f8401000000 c3 c3", RDI, 3, Reason::Emulated),
@@ -62,7 +63,7 @@ const BODIES: &[Body] = &[
     // mul rsi; push rbx: writes rdx without naming it
     ("argument clobbered implicitly", "48f7e6 53 c3", 0b100, 0, Reason::NoneEmulated),
     ("nothing read clobbered implicitly", "48f7e6 53 c3", RDI_RSI, 3, Reason::Emulated),
-    // xchg r8,rax is no nop, whatever older kernels thought; it writes argument 4
+    // xchg r8,rax is not a nop, whatever older kernels thought; it writes argument 4
     ("xchg", "4990 53 c3", 0b1_0000, 0, Reason::NoneEmulated),
     // mov eax,0xb; syscall (munmap)
     ("system call", "b80b000000 0f05 90 c3", 0, 0, Reason::NoneEmulated),
@@ -77,9 +78,10 @@ const BODIES: &[Body] = &[
     ("jump back into the prologue", "4889f8 4885ff 7402 ebf9 c3", RDI, 0, Reason::JumpedOver),
     // the same by a loop instruction
     ("loop back into the prologue", "4889f8 4885ff 7402 e2f9 c3", RDI, 0, Reason::JumpedOver),
-    // test rdi,rdi; je +5; dec rdi; jmp -10: back to the entry, where a probe would be hit again as well
+    // test rdi,rdi; je +5; dec rdi; jmp -10: back to the entry, where a probe would be hit again as
+    // well
     ("jump back to the entry", "4885ff 7405 48ffcf ebf6 c3", RDI, 3, Reason::Emulated),
-    // the landing pad does not excuse a jump to behind it: endbr64; push rax; pop rax; jmp -4
+    // the landing pad does not excuse a jump to after it: endbr64; push rax; pop rax; jmp -4
     ("jump back behind the landing pad", "f30f1efa 50 58 ebfc", RDI, 0, Reason::JumpedOver),
     // test rdi,rdi; je +2; jmp rax
     ("jump through a register", "4885ff 7402 ffe0 c3", RDI, 0, Reason::BodyUnclear),
@@ -237,7 +239,8 @@ fn check_library(library: &Path) -> usize {
 
 #[test]
 fn is_right_for_the_allocators_of_this_machine() {
-    // At least so many of them start with an instruction that is not emulated and have one soon after (Debian 12).
+    // At least so many of them start with an instruction that is not emulated and have one soon
+    // after (Debian 12).
     for (library, least) in [
         ("libc.so.6", 1),
         ("libjemalloc.so.2", 1),

@@ -1,5 +1,5 @@
-//! Rows that are read from machine code, against those of the same files' unwind information, at every place that a
-//! call returns to.
+//! Rows that are read from machine code, against those of the same files' unwind information, at
+//! every place that a call returns to.
 
 mod unwind_fixtures;
 
@@ -24,8 +24,8 @@ struct Score {
     covered: usize,
     /// Those where it says the same.
     agree: usize,
-    /// Those where it goes by the stack pointer, and unwind information by the frame pointer: both can be right, and the
-    /// rows do not say.
+    /// Those where it goes by the stack pointer, and unwind information by the frame pointer: both
+    /// can be right, and the rows do not say.
     other_register: usize,
     /// Others, by what the two say: how many, and where the first is.
     differences: BTreeMap<String, (usize, u64)>,
@@ -116,7 +116,8 @@ fn compare(path: &Path) -> Score {
     score
 }
 
-/// Compares, and holds the shares (percent) of covered places and of equal rows to what was measured.
+/// Compares, and holds the shares (percent) of covered places and of equal rows to what was
+/// measured.
 fn assert_score(path: &Path, covered: f64, agreed: f64) {
     let score = compare(path);
     let name = path.display();
@@ -136,8 +137,8 @@ fn strip(path: &Path) -> PathBuf {
     output
 }
 
-/// All of them are stripped. Where the C++ library's code is reached by exceptions alone nothing leads there. Of libc's
-/// four other rows two are its entry point's, where a stack ends.
+/// All of them are stripped. Where the C++ library's code is reached by exceptions alone nothing
+/// leads there. Of libc's four other rows two are its entry point's, where a stack ends.
 #[test]
 fn files_of_the_distribution_agree() {
     assert_score(&library("libc.so.6"), 98.0, 99.9);
@@ -171,7 +172,8 @@ fn cpp_agrees() {
     }
 }
 
-/// Without symbols musl's code has the rows that it has with them, and hardly a call in it has none.
+/// Without symbols musl's code has the rows that it has with them, and hardly a call in it has
+/// none.
 #[test]
 fn musl_is_read_with_symbols_and_without() {
     let program = compile("code-musl", "musl-gcc", "musl.c", "-O2 -fomit-frame-pointer -static");

@@ -28,7 +28,8 @@ struct Truths {
     ranges: Vec<(u64, u64)>,
 }
 
-/// What readelf prints of this very file. Its status is 1 where a debug file that the object names is not installed.
+/// What readelf prints of this very file. Its status is 1 if a debug file that the object names
+/// is not installed.
 fn readelf(path: &Path, dump: &str) -> String {
     let output = Command::new("readelf")
         .args([dump, "--debug-dump=no-follow-links", "-W"])
@@ -90,7 +91,7 @@ fn slot(place: &str) -> Option<i8> {
     }
 }
 
-/// The row that has to be at `pc`, or `None` where readelf says no more than "an expression".
+/// The row that has to be at `pc`, or `None` if readelf says no more than "an expression".
 fn expected(truth: &Truth, machine: Machine, pc: u32) -> Option<Row> {
     if truth.ra == "u" && machine == Machine::X86_64 {
         return Some(Row::bare(pc, Kind::END));
@@ -128,7 +129,8 @@ fn expected(truth: &Truth, machine: Machine, pc: u32) -> Option<Row> {
 /// How many rows of each kind were found equal.
 type Counts = HashMap<Kind, usize>;
 
-/// Holds a table against readelf's rows. Rows that readelf cannot spell out are counted by the kind that they have.
+/// Holds a table against readelf's rows. Rows that readelf cannot spell out are counted by the kind
+/// that they have.
 fn compare(path: &Path, table: &UnwindTable, truths: &Truths) -> Counts {
     let base = table.segments.text_base;
     let mut counts = Counts::new();
@@ -160,7 +162,8 @@ fn compare(path: &Path, table: &UnwindTable, truths: &Truths) -> Counts {
     for (end, _) in ends.iter().filter(|(_, covered)| !**covered) {
         let row = table.lookup((end - base) as u32);
         let found = row.map(Row::kind);
-        // Code at the entry ends a stack, where nothing else is said of it; what else is read from code is a function.
+        // Code at the entry ends a stack, if nothing else is said of it; what else is read from
+        // code is a function.
         let at_entry = *end == entry_of(path) && found == Some(Kind::END);
         let begins = row.map(Row::rule) == Row::new(0, Kind::SP, 8, 0).map(Row::rule);
         assert!(
@@ -370,7 +373,8 @@ impl Numbers {
     }
 }
 
-/// Bits flipped in the unwind sections and the headers: a table or an error, rows in order and inside the text.
+/// Bits flipped in the unwind sections and the headers: a table or an error, rows in order and
+/// inside the text.
 #[test]
 fn corrupt_files_give_rows_inside_the_text_or_an_error() {
     let path = compile("torture-corrupt", "g++", "torture.cc", "-O2 -pthread");

@@ -1,7 +1,8 @@
 //! Walks of stopped threads against gdb's, at the same stops.
 //!
-//! gdb runs the program and stops it; this test reads the registers that gdb prints, and the memory and the mappings
-//! of the stopped process, and walks with the step function of the BPF programs. Frames have to be gdb's.
+//! gdb runs the program and stops it; this test reads the registers that gdb prints, and the memory
+//! and the mappings of the stopped process, and walks with the step function of the BPF programs.
+//! Frames have to be gdb's.
 
 mod unwind_fixtures;
 
@@ -67,7 +68,7 @@ impl Gdb {
         writeln!(self.input, "{command}").expect("gdb reads its commands");
     }
 
-    /// Where the thread is stopped; `None` where the program has ended.
+    /// Where the thread is stopped; `None` if the program has ended.
     fn truth(&mut self) -> Option<Stop> {
         self.command("truth");
         let mut before = String::new();
@@ -156,8 +157,9 @@ impl Tables {
         self.layout.set_process(pid, &objects, Shortage::Fail, &mut self.arrays).expect("there is room")
     }
 
-    /// Walks from a stop. gdb goes on from the bottom of a makecontext stack to words that happen to lie there: what is
-    /// in no executable mapping, and what follows it, is taken from its frames.
+    /// Walks from a stop. gdb goes on from the bottom of a makecontext stack to words that happen
+    /// to lie there: what is in no executable mapping, and what follows it, is taken from its
+    /// frames.
     fn walk(&mut self, stop: &mut Stop) -> Walk {
         let memory = ProcessMemory::open(stop.pid).expect("the stopped process's memory opens");
         let list = self.list(stop.pid, &memory);
@@ -254,7 +256,8 @@ fn stripped_program_is_walked_as_gdb_walks_it() {
     compare_at(&program, &[], &["malloc", "stop_here"], 500).assert_perfect("stripped", 30);
 }
 
-/// Every instruction of a lazy call through the dynamic linker, of a call into the vdso and of the ways back.
+/// Every instruction of a lazy call through the dynamic linker, of a call into the vdso and of the
+/// ways back.
 #[test]
 fn every_instruction_of_a_lazy_call_is_walked() {
     let program = compile("walk-lazy", "g++", "torture.cc", "-O2 -pthread -Wl,-z,lazy -no-pie");
@@ -277,7 +280,8 @@ fn every_instruction_of_a_lazy_call_is_walked() {
     }
     println!("{score:?}, {in_vdso} in the vdso");
     assert!(score.stops > 1000 && in_vdso > 10, "{score:?}, {in_vdso} in the vdso");
-    // _dl_runtime_resolve keeps its CFA in rbx, which no row can say: those stacks are cut, none is wrong.
+    // _dl_runtime_resolve keeps its CFA in rbx, which no row can say: those stacks are cut, none is
+    // wrong.
     let unsupported = score.ends.get(&Step::Unsupported).copied().unwrap_or(0);
     assert_eq!(score.equal_stacks + unsupported, score.stops, "{}", score.differences.join("\n"));
 }

@@ -1,9 +1,9 @@
-//! `cargo xtask build-ebpf`: compiles memleak-ebpf for the BPF virtual machine and writes the object that the tool
-//! embeds, with the list of what it was built from.
+//! `cargo xtask build-ebpf`: compiles memleak-ebpf for the BPF virtual machine and writes the
+//! object that the tool embeds, with the list of what it was built from.
 //!
-//! Two toolchains can do it: Debian's `rustc-web` with its compiled `core` for BPF, or rustup's nightly, which compiles
-//! `core` itself. Both link with bpf-linker, which is built against LLVM 22, reads what compilers with LLVM 22 or older
-//! write, and is kept in a cache.
+//! Two toolchains can do it: Debian's `rustc-web` with its compiled `core` for BPF, or rustup's
+//! nightly, which compiles `core` itself. Both link with bpf-linker, which is built against LLVM
+//! 22, reads what compilers with LLVM 22 or older write, and is kept in a cache.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::{
@@ -25,7 +25,8 @@ pub const ARCHITECTURES: [&str; 1] = ["x86_64"];
 const TARGET: &str = "bpfel-unknown-none";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
-/// rustup's toolchains that will do, where `core`'s source is with them: the first is known to, the other changes.
+/// rustup's toolchains that will do, where `core`'s source is with them: the first is known to, the
+/// other changes.
 const NIGHTLIES: [&str; 2] = ["nightly-2026-05-20", "nightly"];
 const LLVM_MAJOR: u32 = 22;
 const LLVM: &str = "/usr/lib/llvm-22";
@@ -46,6 +47,9 @@ pub struct Options {
     /// Build nothing: fail where the committed object was not built from the sources as they are
     #[arg(long)]
     check: bool,
+    /// Build a second time, in another folder, and fail if that gives other bytes
+    #[arg(long, conflicts_with = "check")]
+    twice: bool,
 }
 
 /// Builds the objects of all architectures, or checks them.
@@ -56,12 +60,31 @@ pub fn run(options: &Options) -> Result<()> {
     let toolchain = Toolchain::find_or_install()?;
     let linker = bpf_linker()?;
     for arch in ARCHITECTURES {
-        build(&toolchain, &linker, arch)?;
+        build(&toolchain, &linker, run::root(), arch)?;
+        if options.twice {
+            build_elsewhere(&toolchain, &linker, arch)?;
+        }
     }
     Ok(())
 }
 
-/// Fails where a committed object was not built from the sources as they are.
+/// Builds the object from a copy of the sources, in a folder whose path is longer, and fails if its
+/// bytes differ.
+fn build_elsewhere(toolchain: &Toolchain, linker: &Path, arch: &str) -> Result<()> {
+    let elsewhere = run::root().join("target/ebpf/elsewhere");
+    if elsewhere.exists() {
+        fs::remove_dir_all(&elsewhere).with_context(|| format!("cannot remove {}", elsewhere.display()))?;
+    }
+    sources::copy(run::root(), &elsewhere)?;
+    build(toolchain, linker, &elsewhere, arch)?;
+    let object = sources::object_path(arch);
+    let (here, there) = (sources::sum(&run::root().join(&object))?, sources::sum(&elsewhere.join(&object))?);
+    ensure!(here == there, "{}: built in {} it has other bytes", object.display(), elsewhere.display());
+    eprintln!("the same bytes from {}", elsewhere.display());
+    Ok(())
+}
+
+/// Fails if a committed object was not built from the sources as they are.
 pub fn check() -> Result<()> {
     for arch in ARCHITECTURES {
         sources::check(run::root(), arch)?;
@@ -107,12 +130,13 @@ impl Toolchain {
         has_compiled_core().then_some(Self::Debian).or_else(nightly)
     }
 
-    /// This toolchain's cargo, in memleak-ebpf.
-    fn cargo(&self) -> Command {
+    /// This toolchain's cargo, in memleak-ebpf below `root`.
+    fn cargo(&self, root: &Path) -> Command {
         let mut command = match self {
             Self::Debian => {
                 let mut cargo = Command::new(DEBIAN_CARGO);
-                // A stable compiler: the BPF target's assembler syntax and aya's macros are not stable yet.
+                // A stable compiler: the BPF target's assembler syntax and aya's macros are not
+                // stable yet.
                 cargo.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
                 cargo
             }
@@ -122,7 +146,7 @@ impl Toolchain {
                 rustup
             }
         };
-        command.current_dir(run::root().join("memleak-ebpf"));
+        command.current_dir(root.join("memleak-ebpf"));
         // What `cargo run` and rustup set for this program is about another toolchain.
         for name in ["CARGO", "RUSTUP_TOOLCHAIN", "LD_LIBRARY_PATH", "RUSTFLAGS", "CARGO_TARGET_DIR"] {
             command.env_remove(name);
@@ -145,7 +169,8 @@ fn has_compiled_core() -> bool {
         && entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
 }
 
-/// Whether rustup has this nightly, with the source of `core`, and an LLVM that bpf-linker can follow.
+/// Whether rustup has this nightly, with the source of `core`, and an LLVM that bpf-linker can
+/// follow.
 fn compiles_core(nightly: &str) -> bool {
     let rustc = |argument: &[&str]| {
         let output = Command::new("rustup").args(["run", nightly, "rustc"]).args(argument).output().ok()?;
@@ -200,20 +225,20 @@ pub fn cache_directory() -> Result<PathBuf> {
     Ok(base.context("neither XDG_CACHE_HOME nor HOME is set")?.join("memleak"))
 }
 
-/// Builds one object and its list.
-fn build(toolchain: &Toolchain, linker: &Path, arch: &str) -> Result<()> {
-    let root = run::root();
-    // Before the compiler reads them: an edit during the build must make the list stale, not the object.
-    run::run(toolchain.cargo().args(["fetch", "--locked", "--target", TARGET]))?;
+/// Builds one object and its list from the sources below `root`.
+fn build(toolchain: &Toolchain, linker: &Path, root: &Path, arch: &str) -> Result<()> {
+    // Before the compiler reads them: an edit during the build must make the list stale, not the
+    // object.
+    run::run(toolchain.cargo(root).args(["fetch", "--locked", "--target", TARGET]))?;
     let sums = sources::sums_of_sources(root)?;
     let target_directory = root.join("target/ebpf").join(arch);
-    let mut cargo = toolchain.cargo();
+    let mut cargo = toolchain.cargo(root);
     cargo.args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"]).arg(&target_directory);
     if matches!(toolchain, Toolchain::Rustup(_)) {
         cargo.args(["-Z", "build-std=core"]);
     }
     cargo
-        .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(arch)?.join("\u{1f}"))
+        .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(root, arch)?.join("\u{1f}"))
         .env("RUSTC_WRAPPER", std::env::current_exe().context("cannot tell where this program is")?)
         .env(AS_RUSTC, "1")
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
@@ -235,8 +260,9 @@ const AS_RUSTC: &str = "MEMLEAK_XTASK_AS_RUSTC";
 
 /// If cargo has called this program as its compiler, calls the real one, and gives its status.
 ///
-/// Cargo tells crates apart by a number in `-C metadata`, which it makes of the folder too if a crate is outside of the
-/// workspace's, as memleak-common is. It gets into symbols, and so into the object. A crate's name and version serve as well.
+/// Cargo tells crates apart by a number in `-C metadata`, which it makes of the folder too if a
+/// crate is outside of the workspace's, as memleak-common is. It gets into symbols, and so into the
+/// object. A crate's name and version serve as well.
 pub fn as_rustc() -> Option<Result<ExitCode>> {
     std::env::var_os(AS_RUSTC)?;
     let mut arguments = std::env::args_os().skip(1);
@@ -253,17 +279,18 @@ pub fn as_rustc() -> Option<Result<ExitCode>> {
 }
 
 /// Compiler flags; no path of this machine gets into the object.
-fn rust_flags(arch: &str) -> Result<Vec<String>> {
+fn rust_flags(root: &Path, arch: &str) -> Result<Vec<String>> {
     let mut flags = vec![
         format!("--cfg=bpf_target_arch=\"{arch}\""),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
-        format!("--remap-path-prefix={}=.", run::root().display()),
+        format!("--remap-path-prefix={}=.", root.display()),
     ];
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home);
     let registry = cargo_home.context("neither CARGO_HOME nor HOME is set")?.join("registry/src");
-    // The folder below is named after the registry (or its mirror), so that it differs from machine to machine.
+    // The folder below is named after the registry (or its mirror), so that it differs from machine
+    // to machine.
     for entry in fs::read_dir(&registry).with_context(|| format!("cannot list {}", registry.display()))? {
         flags.push(format!("--remap-path-prefix={}=crates", entry?.path().display()));
     }

@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: the whole story on one screen. A program that leaks runs, memleak is pointed at it from outside,
-//! and what its reports show is said in plain words.
+//! `cargo xtask demo`: the whole story on one screen. A program that leaks runs, memleak is pointed
+//! at it from outside, and what its reports show is said in plain words.
 
 use std::{
     fs,

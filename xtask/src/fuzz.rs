@@ -1,8 +1,9 @@
 //! `cargo xtask fuzz`: libFuzzer on the parsers (fuzz/), on stable Rust.
 //!
-//! The coverage that libFuzzer steers by comes from a pass of LLVM's that stable rustc runs when asked (`-C passes`). Only
-//! AddressSanitizer needs a nightly; what the parsers can do wrong is to panic, to hang and to ask for memory, and for
-//! that overflow checks, debug assertions and libFuzzer's limits serve.
+//! The coverage that libFuzzer steers by comes from a pass of LLVM's that stable rustc runs when
+//! asked (`-C passes`). Only AddressSanitizer needs a nightly; what the parsers can do wrong is to
+//! panic, to hang and to ask for memory, and for that overflow checks, debug assertions and
+//! libFuzzer's limits serve.
 
 mod seeds;
 
@@ -39,7 +40,8 @@ const FLAGS: [&str; 8] = [
     "--cfg=fuzzing",
 ];
 
-/// Longest input (bytes), longest run of one input (seconds) and most memory (MB): beyond them it is a finding.
+/// Longest input (bytes), longest run of one input (seconds) and most memory (MB): beyond them it
+/// is a finding.
 const LIMITS: [&str; 3] = ["-max_len=20000", "-timeout=10", "-rss_limit_mb=2048"];
 
 /// Options of `fuzz`.
@@ -62,7 +64,7 @@ struct Outcome {
     found: bool,
 }
 
-/// Builds the targets and runs them; fails where one of them found something.
+/// Builds the targets and runs them; fails if one of them found something.
 pub fn run(options: &Options) -> Result<()> {
     packages::ensure(&PACKAGES)?;
     let folder = run::root().join("fuzz");

@@ -2,7 +2,9 @@
 
 mod bench;
 mod build_ebpf;
+mod comments;
 mod demo;
+mod dist;
 mod fuzz;
 mod layers;
 mod packages;
@@ -31,13 +33,18 @@ enum Task {
     Bench(bench::Options),
     /// Builds the BPF programs into the object that the tool embeds (memleak/ebpf/)
     BuildEbpf(build_ebpf::Options),
+    /// Wraps comments at 100 columns, which rustfmt leaves alone
+    Comments,
     /// Traces a leaking program for a few reports and says what there is to see in them
     Demo,
+    /// Builds the tool as it is shipped, with its debug information in a file of its own
+    Dist(dist::Options),
     /// Fuzzes the parsers that read what a target wrote
     Fuzz(fuzz::Options),
     /// Checks that the source files keep to the layers that ARCHITECTURE.md draws
     Layers,
-    /// Runs for long what may not change with time: a mixed load, very many children, tracers that are killed
+    /// Runs for long what may not change with time: a mixed load, very many children, tracers that
+    /// are killed
     Soak(soak::Options),
     /// Checks format and lints, runs all tests, the live ones as root
     Test(test::Options),
@@ -52,7 +59,9 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(options) => build_ebpf::run(&options),
+        Task::Comments => comments::run(),
         Task::Demo => demo::run(),
+        Task::Dist(options) => dist::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Layers => layers::run(),
         Task::Soak(options) => soak::run(&options),

@@ -1,4 +1,5 @@
-//! Debian and Ubuntu packages that a task needs: named where they are missing, installed where we are root.
+//! Debian and Ubuntu packages that a task needs: named if they are missing, installed where we
+//! are root.
 
 use std::process::Command;
 
@@ -28,7 +29,8 @@ impl Package {
     /// The first of its names that this machine's package lists know.
     pub fn available(&self) -> Option<&'static str> {
         self.names.iter().copied().find(|name| {
-            // `show` succeeds for a name that others only mention; a candidate is one that can be installed.
+            // `show` succeeds for a name that others only mention; a candidate is one that can be
+            // installed.
             let policy = Command::new("apt-cache").args(["policy", name]).env("LC_ALL", "C").output();
             policy.is_ok_and(|policy| {
                 let text = String::from_utf8_lossy(&policy.stdout).into_owned();
@@ -48,7 +50,8 @@ pub fn names<'a>(packages: impl IntoIterator<Item = &'a Package>) -> String {
     packages.into_iter().map(Package::name).collect::<Vec<_>>().join(" ")
 }
 
-/// Sees to it that the packages are there: installs the missing ones as root, else fails with the command to type.
+/// Sees to it that the packages are there: installs the missing ones as root, else fails with the
+/// command to type.
 pub fn ensure(packages: &[Package]) -> Result<()> {
     if run::find_program("dpkg-query").is_none() {
         let usual: Vec<&str> = packages.iter().filter_map(|package| package.names.first().copied()).collect();
@@ -75,7 +78,7 @@ pub fn ensure(packages: &[Package]) -> Result<()> {
     })
 }
 
-/// Fetches the package lists anew.
+/// Fetches the package lists again.
 pub fn update_lists() -> Result<()> {
     run::run(Command::new("apt-get").args(["-qq", "update"])).context("cannot fetch package lists")
 }

@@ -1,5 +1,5 @@
-//! Root, for the few steps that need it: everything is built as the user, and only a tracer or a test that attaches
-//! probes is raised.
+//! Root, for the few steps that need it: everything is built as the user, and only a tracer or a
+//! test that attaches probes is raised.
 
 use std::{ffi::OsStr, process::Command};
 
@@ -13,8 +13,8 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// A command that runs `program` as root: itself where we are root, else through sudo. `instead` says what to do where
-/// there is no way to become root.
+/// A command that runs `program` as root: itself if we are root, else through sudo. `instead`
+/// says what to do where there is no way to become root.
 pub fn as_root(program: impl AsRef<OsStr>, instead: &str) -> Result<Command> {
     if is_root() {
         return Ok(Command::new(program));

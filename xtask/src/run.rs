@@ -1,5 +1,5 @@
-//! Runs other programs: every command of every task goes through here, so that each is shown and each failure says
-//! which command it was.
+//! Runs other programs: every command of every task goes through here, so that each is shown and
+//! each failure says which command it was.
 
 use std::{
     ffi::OsStr,
@@ -35,7 +35,7 @@ pub fn shown(command: &Command) -> String {
     words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }
 
-/// Shows the command, runs it with our own streams and fails where it fails.
+/// Shows the command, runs it with our own streams and fails if it fails.
 pub fn run(command: &mut Command) -> Result<()> {
     eprintln!("+ {}", shown(command));
     let status = command.status().with_context(|| format!("cannot start `{}`", shown(command)))?;
@@ -66,7 +66,8 @@ pub struct Executable {
     pub path: PathBuf,
 }
 
-/// Runs a cargo command that builds, and gives the executables that came of it, whether fresh or not.
+/// Runs a cargo command that builds, and gives the executables that came of it, whether fresh or
+/// not.
 pub fn executables(cargo: &mut Command) -> Result<Vec<Executable>> {
     cargo.arg("--message-format=json-render-diagnostics");
     eprintln!("+ {}", shown(cargo));
@@ -74,7 +75,7 @@ pub fn executables(cargo: &mut Command) -> Result<Vec<Executable>> {
     Ok(messages.lines().filter_map(executable).collect())
 }
 
-/// The executable that a line of cargo's JSON messages tells of.
+/// The executable that a line of cargo's JSON messages names.
 fn executable(line: &str) -> Option<Executable> {
     let message: serde_json::Value = serde_json::from_str(line).ok()?;
     let path = message.get("executable")?.as_str()?;

@@ -1,5 +1,5 @@
-//! `cargo xtask soak`: the live tests of `soak`, long. A mixed load for twenty minutes, a hundred thousand children, three
-//! hundred tracers that are killed, a build with others beside it.
+//! `cargo xtask soak`: the live tests of `soak`, long. A mixed load for twenty minutes, a hundred
+//! thousand children, three hundred tracers that are killed, a build with others beside it.
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -18,7 +18,8 @@ pub struct Options {
     /// How many tracers are killed
     #[arg(long, value_name = "N", default_value_t = 300)]
     kills: u64,
-    /// Only soaks whose names have this in them: a_mixed_load, very_many_children, killed_again_and_again, a_build
+    /// Only soaks whose names have this in them: a_mixed_load, very_many_children,
+    /// killed_again_and_again, a_build
     #[arg(value_name = "NAME")]
     name: Option<String>,
 }

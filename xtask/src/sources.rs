@@ -1,5 +1,6 @@
-//! What the committed BPF object was built from: a list of SHA-256 sums in `sha256sum`'s format beside the object, of
-//! every source file and of the object itself. `sha256sum -c memleak/ebpf/memleak-x86_64.sources` checks it by hand.
+//! What the committed BPF object was built from: a list of SHA-256 sums in `sha256sum`'s format
+//! beside the object, of every source file and of the object itself.
+//! `sha256sum -c memleak/ebpf/memleak-x86_64.sources` checks it by hand.
 
 use std::{
     collections::BTreeMap,
@@ -41,6 +42,20 @@ fn add(root: &Path, relative: &Path, sums: &mut Sums) -> Result<()> {
         }
     } else {
         sums.insert(relative.display().to_string(), sum(&path)?);
+    }
+    Ok(())
+}
+
+/// Copies what the object is built from to another root.
+pub fn copy(root: &Path, to: &Path) -> Result<()> {
+    // The workspace's Cargo.toml has what memleak-common's takes from there.
+    for relative in sums_of_sources(root)?.into_keys().chain(["Cargo.toml".to_owned()]) {
+        let (from, to) = (root.join(&relative), to.join(&relative));
+        if let Some(folder) = to.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::copy(&from, &to)
+            .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask test`: everything that must hold before a change goes in, from formatting to live tests of real
-//! programs under real probes.
+//! `cargo xtask test`: everything that must hold before a change goes in, from formatting to live
+//! tests of real programs under real probes.
 
 use std::{
     io::{BufRead, BufReader},
@@ -58,7 +58,8 @@ pub const LIVE_PACKAGES: [Package; 23] = [
     Package { names: &["bpftool"], purpose: "shows that nothing stays attached" },
 ];
 
-/// What the comparison of stacks with gdb's compiles and runs beside these. It is left out of the virtual machines.
+/// What the comparison of stacks with gdb's compiles and runs beside these. It is left out of the
+/// virtual machines.
 const COMPARED_PACKAGES: [Package; 4] = [
     Package { names: &["clang"], purpose: "compiles programs whose stacks are compared with gdb's" },
     Package { names: &["git"], purpose: "a real program whose stacks are compared with gdb's" },
@@ -76,7 +77,8 @@ pub struct Options {
     no_root: bool,
 }
 
-/// Runs all checks in order; the quick static ones end the run where they fail, the tests are all run.
+/// Runs all checks in order; the quick static ones end the run where they fail, the tests are all
+/// run.
 pub fn run(options: &Options) -> Result<()> {
     if !options.no_root {
         privilege::as_root("true", INSTEAD)?;
@@ -98,7 +100,8 @@ pub fn run(options: &Options) -> Result<()> {
     tally.close()
 }
 
-/// Lints all targets. `--all-targets` leaves out those with `test = false`, so the live tests are named.
+/// Lints all targets. `--all-targets` leaves out those with `test = false`, so the live tests are
+/// named.
 fn clippy(live: &[String]) -> Result<()> {
     run::run(run::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     if live.is_empty() {
@@ -108,8 +111,9 @@ fn clippy(live: &[String]) -> Result<()> {
     run::run(run::cargo().args(["clippy", "-p", "memleak"]).args(tests).args(["--", "-D", "warnings"]))
 }
 
-/// Names of the live tests: the test targets of memleak that begin with `live`. They must be declared `test = false`, so
-/// that a plain `cargo test` without root neither fails for them nor passes them over in silence.
+/// Names of the live tests: the test targets of memleak that begin with `live`. They must be
+/// declared `test = false`, so that a plain `cargo test` without root neither fails for them nor
+/// passes them over in silence.
 fn live_targets() -> Result<Vec<String>> {
     let metadata = run::output(run::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
     let metadata: Value = serde_json::from_str(&metadata).context("cargo metadata is not JSON")?;
@@ -134,8 +138,8 @@ fn live_targets_in(metadata: &Value) -> Result<Vec<String>> {
     Ok(live)
 }
 
-/// Builds the live tests as who we are, optimized as what is shipped, since they judge what a run costs; runs each as root,
-/// in its package's folder as cargo would.
+/// Builds the live tests as who we are, optimized as what is shipped, since they judge what a run
+/// costs; runs each as root, in its package's folder as cargo would.
 fn run_live(live: &[String], tally: &mut Tally) -> Result<()> {
     ensure!(!live.is_empty(), "memleak has no test target `live*`: nothing would show that tracing works");
     let tests = live.iter().flat_map(|name| ["--test", name]);
@@ -187,7 +191,8 @@ impl Tally {
         Ok(())
     }
 
-    /// Adds the closing line of a test program: `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
+    /// Adds the closing line of a test program:
+    /// `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
     fn add(&mut self, line: &str) {
         let Some(counts) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
             return;
@@ -204,7 +209,7 @@ impl Tally {
         }
     }
 
-    /// Prints the sums as the last line; fails where anything did.
+    /// Prints the sums as the last line; fails if anything did.
     fn close(self) -> Result<()> {
         println!();
         for failure in &self.failures {

@@ -28,7 +28,8 @@ pub fn step_aarch64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &
     let slot = row.slot();
     let saved_at = slot_address(slot, cfa, &regs);
     if layout == 0 {
-        // Only a frame that made no call can have its return address in the register, and its stack may be empty.
+        // Only a frame that made no call can have its return address in the register, and its stack
+        // may be empty.
         if state.exact == 0 {
             return Step::Unsupported;
         }
@@ -53,8 +54,9 @@ pub fn step_aarch64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &
     enter_caller(state, reads.return_address(cfa, ip), cfa, regs.fp)
 }
 
-/// Out of a signal handler's frame: `sp` points to struct rt_sigframe (arch/arm64/kernel/signal.c): 128 bytes of
-/// siginfo, then the `ucontext`, whose `uc_mcontext` is at 176 and has its registers at 8.
+/// Out of a signal handler's frame: `sp` points to struct rt_sigframe (arch/arm64/kernel/signal.c):
+/// 128 bytes of siginfo, then the `ucontext`, whose `uc_mcontext` is at 176 and has its registers
+/// at 8.
 #[inline(always)]
 fn step_signal_aarch64<R: Reads>(state: &mut State, reads: &R) -> Step {
     const REGISTERS: u64 = 128 + 176 + 8;

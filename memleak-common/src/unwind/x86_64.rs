@@ -50,8 +50,9 @@ pub fn step_x86_64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &T
     enter_caller(state, reads.return_address(cfa, ip), cfa, fp)
 }
 
-/// Out of a signal handler's frame: `rsp` points to the `ucontext` (arch/x86/include/asm/sigframe.h, struct
-/// rt_sigframe after its return address; `uc_mcontext` is at 40, its `rbp` at 80, `rsp` at 120, `rip` at 128).
+/// Out of a signal handler's frame: `rsp` points to the `ucontext`
+/// (arch/x86/include/asm/sigframe.h, struct rt_sigframe after its return address; `uc_mcontext` is
+/// at 40, its `rbp` at 80, `rsp` at 120, `rip` at 128).
 #[inline(always)]
 fn step_signal_x86_64<R: Reads>(state: &mut State, reads: &R) -> Step {
     let sp = state.regs.sp;

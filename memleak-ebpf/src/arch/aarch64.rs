@@ -1,4 +1,5 @@
-//! aarch64: arch/arm64/include/asm/ptrace.h, `user_pt_regs`, then the first argument and the number of the system call.
+//! aarch64: arch/arm64/include/asm/ptrace.h, `user_pt_regs`, then the first argument and the number
+//! of the system call.
 
 use core::{ffi::c_void, mem::offset_of};
 
@@ -10,19 +11,21 @@ use aya_ebpf::{
 pub use memleak_common::unwind::step_aarch64 as unwind_step;
 
 use super::Registers;
-use crate::args::{Arguments, Caller};
+use crate::args::{Arguments, CallerFrame};
 
-/// Bits of a return address that are address: pointer authentication has what is above a user address of 48 bits
-/// (Documentation/arch/arm64/pointer-authentication).
+/// Bits of a return address that are address: pointer authentication has what is above a user
+/// address of 48 bits (Documentation/arch/arm64/pointer-authentication).
 pub const ADDRESS_MASK: u64 = (1 << 48) - 1;
-/// What the kernel's return trampoline begins with: `brk` (arch/arm64/include/asm/uprobes.h, `UPROBE_SWBP_INSN`), its lowest
-/// byte.
+/// What the kernel's return trampoline begins with: `brk` (arch/arm64/include/asm/uprobes.h,
+/// `UPROBE_SWBP_INSN`), its lowest byte.
 pub const TRAMPOLINE: [u8; 2] = [0xa0, 0xa0];
 /// A call takes nothing of the caller's frame: the link register has the return address.
 pub const RETURN_SLOT: u64 = 0;
-/// Bytes of a task's stack, which is aligned to them (arch/arm64/include/asm/memory.h, `THREAD_SIZE` with pages of 4 KiB).
+/// Bytes of a task's stack, which is aligned to them (arch/arm64/include/asm/memory.h,
+/// `THREAD_SIZE` with pages of 4 KiB).
 pub const KERNEL_STACK_SIZE: u64 = 16_384;
-/// The kernel's code is above, with addresses of 48 bits: modules, then the kernel (Documentation/arch/arm64/memory.rst).
+/// The kernel's code is above, with addresses of 48 bits: modules, then the kernel
+/// (Documentation/arch/arm64/memory.rst).
 pub const KERNEL_CODE: u64 = 0xffff_8000_0000_0000;
 
 impl Registers {
@@ -47,8 +50,8 @@ impl Registers {
 
     /// Where the thread is in its own code.
     #[inline(always)]
-    pub fn caller(&self, ctx: *mut c_void) -> Caller {
-        Caller {
+    pub fn caller(&self, ctx: *mut c_void) -> CallerFrame {
+        CallerFrame {
             ctx,
             ip: self.read(offset_of!(user_pt_regs, pc)),
             sp: self.read(offset_of!(user_pt_regs, sp)),
@@ -80,17 +83,17 @@ pub fn exit_sp(ctx: &RetProbeContext) -> u64 {
 
 /// The caller of a function that is entered: the link register has the return address.
 #[inline(always)]
-pub fn entered_caller(ctx: &ProbeContext) -> Caller {
+pub fn entered_caller(ctx: &ProbeContext) -> CallerFrame {
     // SAFETY: as above.
     unsafe {
         let regs = &*ctx.regs;
-        Caller { ctx: ctx.as_ptr(), ip: regs.regs[30], sp: regs.sp, fp: regs.regs[29] }
+        CallerFrame { ctx: ctx.as_ptr(), ip: regs.regs[30], sp: regs.sp, fp: regs.regs[29] }
     }
 }
 
 /// The caller of a function that returns: the registers are its own already.
 #[inline(always)]
-pub fn caller_of(ctx: &RetProbeContext) -> Caller {
+pub fn caller_of(ctx: &RetProbeContext) -> CallerFrame {
     // SAFETY: as above.
-    unsafe { Caller { ctx: ctx.as_ptr(), ip: (*ctx.regs).pc, sp: (*ctx.regs).sp, fp: (*ctx.regs).regs[29] } }
+    unsafe { CallerFrame { ctx: ctx.as_ptr(), ip: (*ctx.regs).pc, sp: (*ctx.regs).sp, fp: (*ctx.regs).regs[29] } }
 }

@@ -1,5 +1,5 @@
-//! What differs from machine to machine: registers, the C ABI, the kernel's layout. Each machine has a file with the same
-//! names in it.
+//! What differs from machine to machine: registers, the C ABI, the kernel's layout. Each machine
+//! has a file with the same names in it.
 
 #[cfg(bpf_target_arch = "aarch64")]
 mod aarch64;

@@ -11,16 +11,19 @@ use aya_ebpf::{
 pub use memleak_common::unwind::{NO_MASK as ADDRESS_MASK, step_x86_64 as unwind_step};
 
 use super::Registers;
-use crate::args::{Arguments, Caller};
+use crate::args::{Arguments, CallerFrame};
 
-/// What the kernel's return trampoline begins with: a breakpoint (kernel/events/uprobes.c, `xol_get_insn_slot`'s page) or,
-/// from 6.11 on, `push %rax` (arch/x86/kernel/uprobes.c, `uretprobe_trampoline_entry`).
+/// What the kernel's return trampoline begins with: a breakpoint (kernel/events/uprobes.c,
+/// `xol_get_insn_slot`'s page) or, from 6.11 on, `push %rax` (arch/x86/kernel/uprobes.c,
+/// `uretprobe_trampoline_entry`).
 pub const TRAMPOLINE: [u8; 2] = [0xcc, 0x50];
 /// Bytes of a caller's frame that its call has taken for the return address.
 pub const RETURN_SLOT: u64 = 8;
-/// Bytes of a task's or an interrupt's stack, which is aligned to them (arch/x86/include/asm/page_64_types.h).
+/// Bytes of a task's or an interrupt's stack, which is aligned to them
+/// (arch/x86/include/asm/page_64_types.h).
 pub const KERNEL_STACK_SIZE: u64 = 16_384;
-/// The kernel's code is above (Documentation/arch/x86/x86_64/mm.rst: the kernel, modules and BPF programs).
+/// The kernel's code is above (Documentation/arch/x86/x86_64/mm.rst: the kernel, modules and BPF
+/// programs).
 pub const KERNEL_CODE: u64 = 0xffff_ffff_8000_0000;
 
 impl Registers {
@@ -46,8 +49,8 @@ impl Registers {
 
     /// Where the thread is in its own code.
     #[inline(always)]
-    pub fn caller(&self, ctx: *mut c_void) -> Caller {
-        Caller {
+    pub fn caller(&self, ctx: *mut c_void) -> CallerFrame {
+        CallerFrame {
             ctx,
             ip: self.read(offset_of!(pt_regs, rip)),
             sp: self.read(offset_of!(pt_regs, rsp)),
@@ -70,27 +73,29 @@ pub fn instruction_pointer(ctx: &ProbeContext) -> u64 {
     unsafe { (*ctx.regs).rip }
 }
 
-/// What [`entry_sp`] was for the call that returns: `ret` has taken the return address off the stack.
+/// What [`entry_sp`] was for the call that returns: `ret` has taken the return address off the
+/// stack.
 #[inline(always)]
 pub fn exit_sp(ctx: &RetProbeContext) -> u64 {
     // SAFETY: as above.
     unsafe { (*ctx.regs).rsp.wrapping_sub(8) }
 }
 
-/// The caller of a function that is entered: the return address is at the stack pointer; 0 where it cannot be read.
+/// The caller of a function that is entered: the return address is at the stack pointer; 0 if it
+/// cannot be read.
 #[inline(always)]
-pub fn entered_caller(ctx: &ProbeContext) -> Caller {
+pub fn entered_caller(ctx: &ProbeContext) -> CallerFrame {
     let sp = entry_sp(ctx);
     // SAFETY: the helper checks the address.
     let ip = unsafe { bpf_probe_read_user(sp as *const u64) }.unwrap_or(0);
     // SAFETY: the context is as above.
     let fp = unsafe { (*ctx.regs).rbp };
-    Caller { ctx: ctx.as_ptr(), ip, sp: sp.wrapping_add(8), fp }
+    CallerFrame { ctx: ctx.as_ptr(), ip, sp: sp.wrapping_add(8), fp }
 }
 
 /// The caller of a function that returns: the registers are its own already.
 #[inline(always)]
-pub fn caller_of(ctx: &RetProbeContext) -> Caller {
+pub fn caller_of(ctx: &RetProbeContext) -> CallerFrame {
     // SAFETY: as above.
-    unsafe { Caller { ctx: ctx.as_ptr(), ip: (*ctx.regs).rip, sp: (*ctx.regs).rsp, fp: (*ctx.regs).rbp } }
+    unsafe { CallerFrame { ctx: ctx.as_ptr(), ip: (*ctx.regs).rip, sp: (*ctx.regs).rsp, fp: (*ctx.regs).rbp } }
 }

@@ -1,8 +1,9 @@
 //! Kernel mode: the kernel's own allocators.
 //!
-//! What is the same in all programs of this mode stands here; each of them says where its arguments are. Their tables
-//! are made in advance (no program may allocate from what it traces), and scratch space belongs to a program and a CPU:
-//! the kernel never nests a program in itself on one CPU, but an interrupt brings others.
+//! What is the same in all programs of this mode stands here; each of them says where its arguments
+//! are. Their tables are made in advance (no program may allocate from what it traces), and scratch
+//! space belongs to a program and a CPU: the kernel never nests a program in itself on one CPU, but
+//! an interrupt brings others.
 
 mod slab;
 mod stack;
@@ -32,7 +33,7 @@ use memleak_common::{
 
 use self::{
     slab::{cache_size, has_name, word},
-    stack::Place,
+    stack::StackUse,
 };
 use crate::{
     arch::{entry_sp, exit_sp},
@@ -46,24 +47,24 @@ use crate::{
 const GFP_DMA: u64 = 0x01;
 const GFP_RECLAIMABLE: u64 = 0x10;
 const GFP_ACCOUNT: u64 = 0x40_0000;
-/// Handles of an array that is released, at most: what `kfree_rcu` frees at a time (mm/slab_common.c,
-/// `KVFREE_BULK_MAX_ENTR`) is less.
+/// Handles of an array that is released, at most: what `kfree_rcu` frees at a time
+/// (mm/slab_common.c, `KVFREE_BULK_MAX_ENTR`) is less.
 const MAX_RELEASED: u64 = 512;
 /// Handles of an array that is acquired, at most; callers ask for 16 to 64.
 const MAX_ACQUIRED: u64 = 128;
 
 /// What was acquired.
-struct Acquired {
+struct KernelAcquired {
     resource: Resource,
     handle: u64,
     size: u64,
     /// `struct kmem_cache *`, or 0.
     cache: u64,
-    /// [`Label`], encoded, where there is no cache.
+    /// [`Label`], encoded, if there is no cache.
     label: u64,
-    /// When the call was entered that acquired it; 0 where that is not known.
+    /// When the call was entered that acquired it; 0 if that is not known.
     since_ns: u64,
-    /// Who has called the allocator, where it says so; else 0.
+    /// Who has called the allocator, if it says so; else 0.
     call_site: u64,
 }
 
@@ -74,7 +75,7 @@ pub fn tracepoint_acquire(ctx: &RawTracePointContext, tracepoint: Tracepoint) {
     let handle = argument(ctx, args.handle);
     let size = argument(ctx, args.size);
     let gfp = argument(ctx, args.gfp);
-    let mut acquired = Acquired {
+    let mut acquired = KernelAcquired {
         resource: resource_of(tracepoint),
         handle,
         size,
@@ -108,8 +109,9 @@ pub fn tracepoint_release(ctx: &RawTracePointContext, tracepoint: Tracepoint) {
     release(resource_of(tracepoint), handle);
 }
 
-/// The twin of the program at the same tracepoint, which runs behind it. The kernel skips a program where it would
-/// interrupt itself: a release in an interrupt, say. The twin was not running then, and does the work.
+/// The twin of the program at the same tracepoint, which runs after it. The kernel skips a program
+/// where it would interrupt itself: a release in an interrupt, say. The twin was not running then,
+/// and does the work.
 #[inline(always)]
 pub fn tracepoint_release_twin(ctx: &RawTracePointContext, tracepoint: Tracepoint) {
     let args = kernel_setting!(tracepoints[tracepoint as usize]);
@@ -140,7 +142,8 @@ fn resource_of(tracepoint: Tracepoint) -> Resource {
     }
 }
 
-/// Argument `position` of a tracepoint; 0 for [`NO_ARG`]. The verifier allows no variable offset into the context.
+/// Argument `position` of a tracepoint; 0 for [`NO_ARG`]. The verifier allows no variable offset
+/// into the context.
 #[inline(always)]
 fn argument(ctx: &RawTracePointContext, position: u8) -> u64 {
     match position {
@@ -175,8 +178,9 @@ pub fn function_enter(ctx: &ProbeContext) -> Option<()> {
     };
     let sp = entry_sp(ctx);
     if let Some(pending) = KERNEL_CALLS.get_ptr(&sp) {
-        // SAFETY: an aligned map value. The same function twice at one place: the kernel has run out of return probes for
-        // the first call. Another function there has been jumped to, and returns in the first one's stead.
+        // SAFETY: an aligned map value. The same function twice at one place: the kernel has run
+        // out of return probes for the first call. Another function there has been jumped to, and
+        // returns in the first one's stead.
         if unsafe { (*pending).function } == function {
             count(Stat::MissedReturns);
         }
@@ -210,8 +214,8 @@ pub fn function_release(ctx: &ProbeContext) -> Option<()> {
     Some(())
 }
 
-/// A piece of work is about to be done: where it is the freeing of what was given to `kfree_rcu`, all of that is
-/// released. Nothing of it can be handed out again before the work is done.
+/// A piece of work is about to be done: where it is the freeing of what was given to `kfree_rcu`,
+/// all of that is released. Nothing of it can be handed out again before the work is done.
 #[inline(always)]
 pub fn work_start(ctx: &RawTracePointContext) {
     let work: u64 = ctx.arg(0);
@@ -229,8 +233,8 @@ pub fn work_start(ctx: &RawTracePointContext) {
 /// Blocks of a list at most: half a million objects.
 const MAX_BLOCKS: u32 = 1024;
 
-/// Releases what is in the blocks of a list. A global function, which the verifier checks once. Gives 1 where there
-/// were more blocks than that (counted).
+/// Releases what is in the blocks of a list. A global function, which the verifier checks once.
+/// Gives 1 if there were more blocks than that (counted).
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn release_list(head: u64, resource: u64) -> u64 {
@@ -285,7 +289,7 @@ fn returned(ctx: *mut c_void, row: &KernelRow, call: &KernelCall, value: u64) {
         size = kmalloc_size(size).max(if size > KMALLOC_MAX_CACHE { PAGE_SIZE } else { 0 });
         label = kmalloc_label(size, call.gfp);
     }
-    let mut acquired = Acquired {
+    let mut acquired = KernelAcquired {
         resource,
         handle: value,
         size,
@@ -376,17 +380,17 @@ fn order_of(size: u64) -> u8 {
 
 /// Enters what was acquired, if it passes the filters.
 #[inline(always)]
-fn acquire(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) {
+fn acquire(ctx: *mut c_void, scratch: u32, acquired: &mut KernelAcquired) {
     if acquired.handle != 0 {
         let stack_id = examine(ctx, scratch, acquired);
         enter(acquired, stack_id);
     }
 }
 
-/// Asks the filters and takes the stack: gives its id, [`NO_STACK`] (counted) where there is none, or `None` where the
-/// allocation does not count.
+/// Asks the filters and takes the stack: gives its id, [`NO_STACK`] (counted) if there is none,
+/// or `None` if the allocation does not count.
 #[inline(always)]
-fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u64> {
+fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut KernelAcquired) -> Option<u64> {
     if acquired.cache != 0 {
         acquired.label = acquired.cache;
         acquired.size = cache_size(acquired.cache, acquired.size);
@@ -396,7 +400,7 @@ fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u6
     }
     let stack_id = stack::capture(
         ctx,
-        &Place {
+        &StackUse {
             scratch,
             is_pages: acquired.resource == Resource::Pages,
             label: acquired.label,
@@ -412,7 +416,7 @@ fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut Acquired) -> Option<u6
 
 /// Enters one handle with what [`examine`] gave.
 #[inline(always)]
-fn enter(acquired: &Acquired, stack_id: Option<u64>) {
+fn enter(acquired: &KernelAcquired, stack_id: Option<u64>) {
     let key = AllocationKey { space: 0, resource: acquired.resource.number(), handle: acquired.handle };
     let epoch = table::epoch();
     let Some(stack_id) = stack_id else {
@@ -430,7 +434,8 @@ fn enter(acquired: &Acquired, stack_id: Option<u64>) {
         count: 1,
         birth: time_ns, // of one key there are no two at a time
     };
-    // An allocator's function that has called another: the outer one's stack is the one to keep, and it counts once.
+    // An allocator's function that has called another: the outer one's stack is the one to keep,
+    // and it counts once.
     let is_outer =
         acquired.since_ns != 0 && table::time_of(&key).is_some_and(|inner_ns| inner_ns >= acquired.since_ns);
     if !table::replace(&key, &allocation, epoch) {
@@ -451,8 +456,8 @@ fn release(resource: Resource, handle: u64) {
     release_handle(resource.number() as u64, handle);
 }
 
-/// The same as a global function, which the verifier checks once and not for each entry of an array. Gives 1 where
-/// there was a record.
+/// The same as a global function, which the verifier checks once and not for each entry of an
+/// array. Gives 1 if there was a record.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn release_handle(resource: u64, handle: u64) -> u64 {
@@ -487,7 +492,7 @@ fn tell(kind: u32, key: &AllocationKey, allocation: &Allocation) {
 
 /// All that can be said without the stack.
 #[inline(always)]
-fn passes(acquired: &Acquired) -> bool {
+fn passes(acquired: &KernelAcquired) -> bool {
     if acquired.size < setting!(min_size) || acquired.size > setting!(max_size) {
         return false;
     }

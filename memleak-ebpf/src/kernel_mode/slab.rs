@@ -10,7 +10,7 @@ use memleak_common::kernel::{CACHE_NAME_LEN, CACHE_NAME_WORDS};
 
 use crate::maps::{CACHES, kernel_setting};
 
-/// The 8 bytes at an address of the kernel; 0 where it has none.
+/// The 8 bytes at an address of the kernel; 0 if it has none.
 #[inline(always)]
 pub fn word(address: u64) -> u64 {
     // SAFETY: the helper checks the address.

@@ -1,8 +1,9 @@
 //! The kernel's stacks: taken, remembered, stored.
 //!
-//! To walk one takes the kernel a microsecond or two. Most are those that were walked before: so the words that looked like
-//! return addresses then are looked at again ([`RememberedStack`] says why that is exact). What is not on this stack
-//! (interrupts have one of their own), or too deep, is not remembered but walked.
+//! To walk one takes the kernel a microsecond or two. Most are those that were walked before: so
+//! the words that looked like return addresses then are looked at again ([`RememberedStack`] says
+//! why that is exact). What is not on this stack (interrupts have one of their own), or too deep,
+//! is not remembered but walked.
 
 use core::ffi::c_void;
 
@@ -27,13 +28,14 @@ use crate::{
 
 /// Frames, from the callee on, in which a page's user is looked for.
 const NEAR: u32 = 16;
-/// Frames of the tracer's own behind the program, at a tracepoint: `bpf_trace_run`; with other tracers there it may be one
-/// more. A stack never has more frames of the kernel than `--max-depth`.
+/// Frames of the tracer's own after the program, at a tracepoint: `bpf_trace_run`; with other
+/// tracers there it may be one more. A stack never has more frames of the kernel than
+/// `--max-depth`.
 const OWN_FRAMES: u32 = 1;
 const WINDOW_MASK: u64 = KERNEL_WINDOW as u64 - 1;
 
 /// What a stack is taken for.
-pub struct Place {
+pub struct StackUse {
     /// The program's scratch space.
     pub scratch: u32,
     /// Pages: those of other allocators are left out.
@@ -42,14 +44,14 @@ pub struct Place {
     pub label: u64,
     /// The objects' `struct kmem_cache *`, or 0.
     pub cache: u64,
-    /// Who has called the allocator, where that is known: stacks are remembered by it.
+    /// Who has called the allocator, if that is known: stacks are remembered by it.
     pub call_site: u64,
 }
 
-/// Takes the kernel's stack and stores it. Gives its id, or [`NO_STACK`] where it could not; `None` for pages that
-/// another allocator takes.
+/// Takes the kernel's stack and stores it. Gives its id, or [`NO_STACK`] if it could not; `None`
+/// for pages that another allocator takes.
 #[inline(always)]
-pub fn capture(ctx: *mut c_void, place: &Place) -> Option<u64> {
+pub fn capture(ctx: *mut c_void, place: &StackUse) -> Option<u64> {
     read_window(place.scratch);
     let first = first_place(place);
     let known = recall(place.scratch, first, place.label);
@@ -73,11 +75,12 @@ fn answer(id: u64) -> Option<u64> {
 
 /// The kernel's own walk.
 #[inline(always)]
-fn walk(ctx: *mut c_void, place: &Place) -> u64 {
-    // A tracepoint's stack begins with the program, and where in it it is asked for: not the same for each of the compiler's
-    // copies of this. A function's begins with the function.
+fn walk(ctx: *mut c_void, place: &StackUse) -> u64 {
+    // A tracepoint's stack begins with the program, and where in it it is asked for: not the same
+    // for each of the compiler's copies of this. A function's begins with the function.
     let (skipped, own) = if place.scratch < TRACEPOINTS as u32 { (1, OWN_FRAMES) } else { (0, 0) };
-    // The kernel's unwinder is most of what an allocation costs, so it is asked for no more frames than are wanted.
+    // The kernel's unwinder is most of what an allocation costs, so it is asked for no more frames
+    // than are wanted.
     let wanted = (setting!(max_depth) + own).min(MAX_STACK_DEPTH as u32);
     let needed = if place.is_pages { NEAR } else { 0 };
     let Some(record) = KERNEL_SCRATCH.get_ptr_mut(place.scratch) else { return NO_STACK };
@@ -102,7 +105,7 @@ fn walk(ctx: *mut c_void, place: &Place) -> u64 {
 
 /// The first of the places where a stack for this may be remembered.
 #[inline(always)]
-fn first_place(place: &Place) -> u32 {
+fn first_place(place: &StackUse) -> u32 {
     let mut hash = Hash::default();
     hash.add(place.scratch as u64);
     hash.add(place.label);
@@ -110,8 +113,8 @@ fn first_place(place: &Place) -> u32 {
     (hash.finish() >> 32) as u32
 }
 
-/// Reads the stack from this function's own frame up. A function of its own, with a frame so small that the kernel does
-/// not put it elsewhere (`BPF_PRIV_STACK_MIN_SIZE`).
+/// Reads the stack from this function's own frame up. A function of its own, with a frame so small
+/// that the kernel does not put it elsewhere (`BPF_PRIV_STACK_MIN_SIZE`).
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn read_window(scratch: u32) -> u64 {
@@ -147,7 +150,8 @@ pub extern "C" fn recall(scratch: u32, first: u32, label: u64) -> u64 {
         let Some(stack) = REMEMBERED.get_ptr(first.wrapping_add(way) & (REMEMBERED_STACKS - 1)) else {
             continue;
         };
-        // SAFETY: this CPU's own. An interrupt's program may write it meanwhile: `id` is cleared first and written last.
+        // SAFETY: this CPU's own. An interrupt's program may write it meanwhile: `id` is cleared
+        // first and written last.
         let stack = unsafe { &*stack };
         let id = id_of(stack);
         if id != NO_STACK && stack.label == label && is_there(window, stack) && id_of(stack) == id {
@@ -186,7 +190,7 @@ fn holds(window: &StackWindow, word: u16, value: u64) -> bool {
     (word as u64) < window.len && window.words[(word as u64 & WINDOW_MASK) as usize] == value
 }
 
-/// The word that many bytes below the top of the stack; 0 where it is not in the window.
+/// The word that many bytes below the top of the stack; 0 if it is not in the window.
 #[inline(always)]
 fn at_top(window: &StackWindow, bytes: u64) -> u64 {
     let left = KERNEL_STACK_SIZE - (window.start & (KERNEL_STACK_SIZE - 1));
@@ -194,7 +198,8 @@ fn at_top(window: &StackWindow, bytes: u64) -> u64 {
     if word < window.len { window.words[(word & WINDOW_MASK) as usize] } else { 0 }
 }
 
-/// Remembers the stack that was walked; where it is remembered, drops the words that are not its own.
+/// Remembers the stack that was walked; if it is remembered, drops the words that are not its
+/// own.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn remember(scratch: u32, first: u32, id: u64) -> u64 {
@@ -233,8 +238,8 @@ fn set_id(stack: &mut RememberedStack, value: u64) {
     unsafe { id.write_volatile(value) };
 }
 
-/// Notes all words of the window that may be return addresses, for the stack at `place`. Gives 1 where they have room
-/// and the outermost return address is among them: the last that is like it.
+/// Notes all words of the window that may be return addresses, for the stack at `place`. Gives 1
+/// where they have room and the outermost return address is among them: the last that is like it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn collect(scratch: u32, place: u32) -> u64 {
@@ -308,8 +313,8 @@ fn ip_at(record: &StackRecord, depth: u32) -> u64 {
 /// What [`store_stack`] says of a stack that does not count. No id of a stack is even.
 const LEAVE_OUT: u64 = 2;
 
-/// Stores the stack in a scratch space. Gives its id, [`NO_STACK`] or, for pages that another allocator takes,
-/// [`LEAVE_OUT`]. A global function, which the verifier checks once.
+/// Stores the stack in a scratch space. Gives its id, [`NO_STACK`] or, for pages that another
+/// allocator takes, [`LEAVE_OUT`]. A global function, which the verifier checks once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn store_stack(scratch: u32, wanted: u32, is_pages: u64) -> u64 {
@@ -331,8 +336,8 @@ pub extern "C" fn store_stack(scratch: u32, wanted: u32, is_pages: u64) -> u64 {
     stack::store(hash.finish(), record, |id| stack::compare(id, record))
 }
 
-/// Entries of a stack. Volatile, so that the compiler makes no countdown from it: up to 6.6 the verifier learns no bound
-/// from a comparison with zero.
+/// Entries of a stack. Volatile, so that the compiler makes no countdown from it: up to 6.6 the
+/// verifier learns no bound from a comparison with zero.
 #[inline(always)]
 fn stack_len(record: &StackRecord) -> u32 {
     let len = &raw const record.len;

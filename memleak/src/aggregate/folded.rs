@@ -1,5 +1,5 @@
-//! What processes that ended long ago held, summed up by site: they can release nothing any more, and a run that follows a
-//! build has a hundred thousand of them.
+//! What processes that ended long ago held, summed up by site: they can release nothing any more,
+//! and a run that follows a build has a hundred thousand of them.
 
 use std::cmp::Reverse;
 

@@ -14,7 +14,8 @@ use crate::{
 /// For ages: the kernel counts nanoseconds, reports show milliseconds.
 pub(super) const NANOSECONDS_PER_MS: u64 = 1_000_000;
 
-/// What one group is made of: a site at which one kind of resource was acquired, in whatever processes.
+/// What one group is made of: a site at which one kind of resource was acquired, in whatever
+/// processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupKey {
     /// What was acquired.
@@ -40,18 +41,19 @@ pub struct Group {
     pub oldest_ns: u64,
     /// Age of the newest, in nanoseconds.
     pub newest_ns: u64,
-    /// Bytes (of a resource without size: how many) now minus those in the report before (0 where it was not in it).
+    /// Bytes (of a resource without size: how many) now minus those in the report before (0 where
+    /// it was not in it).
     pub growth: i128,
     /// It is among the top groups of its table.
     pub is_top: bool,
-    /// Of the top groups with `-a`, and of descriptors: one for each outstanding allocation that was captured, oldest
-    /// first, then by process and address. Not scaled.
+    /// Of the top groups with `-a`, and of descriptors: one for each outstanding allocation that
+    /// was captured, oldest first, then by process and address. Not scaled.
     pub allocations: Option<Vec<AllocationLine>>,
 }
 
 impl Group {
-    /// What a report says of it, given its site (`None` of stacks that are not known), and what the settings leave in. Its
-    /// frames are looked up by whoever writes it.
+    /// What a report says of it, given its site (`None` of stacks that are not known), and what the
+    /// settings leave in. Its frames are looked up by whoever writes it.
     pub fn report(
         self,
         resource: Arc<ResourceInfo>,

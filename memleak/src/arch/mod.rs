@@ -1,11 +1,12 @@
-//! What differs from machine to machine. Each has a folder with the same names in it: `RELOCATIONS`, `placement::place`, and
-//! in `host`, which is compiled for this machine alone, `MACHINE`, `OBJECT`, `SYSTEM_CALLS` and `Breakpoint`. Nothing outside
-//! of here asks for `target_arch` or decodes instructions.
+//! What differs from machine to machine. Each has a folder with the same names in it:
+//! `RELOCATIONS`, `placement::place`, and in `host`, which is compiled for this machine alone,
+//! `MACHINE`, `OBJECT`, `SYSTEM_CALLS` and `Breakpoint`. Nothing outside of here asks for
+//! `target_arch` or decodes instructions.
 
-pub mod aarch64;
+pub(crate) mod aarch64;
 pub mod placement;
-pub mod relocations;
-pub mod returns;
+pub(crate) mod relocations;
+pub(crate) mod returns;
 pub mod x86_64;
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -49,8 +50,8 @@ impl Machine {
         }
     }
 
-    /// Chooses the place for the probes of one function: `code` is the whole of it, this machine's code found at `vaddr`. Bit
-    /// N of `arguments_read` is set where the programs read argument N.
+    /// Chooses the place for the probes of one function: `code` is the whole of it, this machine's
+    /// code found at `vaddr`. Bit N of `arguments_read` is set where the programs read argument N.
     pub fn place(self, code: &[u8], vaddr: u64, arguments_read: u8) -> Placement {
         match self {
             Self::X86_64 => x86_64::placement::place(code, vaddr, arguments_read),
@@ -58,8 +59,8 @@ impl Machine {
         }
     }
 
-    /// Addresses (`vaddr`) of the instructions by which the function at `vaddr` returns. `whole_function` gives all code of
-    /// the function at an address.
+    /// Addresses (`vaddr`) of the instructions by which the function at `vaddr` returns.
+    /// `whole_function` gives all code of the function at an address.
     pub fn returns(
         self,
         vaddr: u64,

@@ -7,9 +7,10 @@ pub enum Reason {
     Emulated,
     /// The entry: no instruction of the first block is both emulated and early enough.
     NoneEmulated,
-    /// The entry: the body jumps back to between the entry and the place, so a call could pass it twice.
+    /// The entry: the body jumps back to between the entry and the place, so a call could pass it
+    /// twice.
     JumpedOver,
-    /// The entry: a jump through a table, or bytes that are no code, could hide such a jump.
+    /// The entry: a jump through a table, or bytes that are not code, could hide such a jump.
     BodyUnclear,
     /// The entry: the code or its extent is not known, or is for another machine.
     BodyUnknown,

@@ -6,7 +6,7 @@ pub enum Unclear {
     /// The size of the function, or of one that it jumps to, is not in a symbol table.
     #[error("the end of its code is not known")]
     NoSize,
-    /// Some bytes are no instruction, or a jump comes to the middle of one.
+    /// Some bytes are not an instruction, or a jump comes to the middle of one.
     #[error("not all of it is code")]
     NotCode,
     /// It ends by a jump to an address that is known at run time only.

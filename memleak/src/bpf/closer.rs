@@ -1,8 +1,10 @@
-//! Ends links beside the run: the kernel waits for grace periods at the end of each, a tenth of a second and more.
+//! Ends links beside the run: the kernel waits for grace periods at the end of each, a tenth of a
+//! second and more.
 //!
-//! A process child of ours does it, by ending ([`end_with_a_child`]): were we killed while we close a link ourselves, the
-//! kernel could not take the breakpoints out of the target (`failed to unregister, leaking uprobe`; it gives up if the
-//! closing thread has a SIGKILL pending). Nobody kills the child, and one that ends has nothing pending any more.
+//! A process child of ours does it, by ending ([`end_with_a_child`]): were we killed while we close
+//! a link ourselves, the kernel could not take the breakpoints out of the target
+//! (`failed to unregister, leaking uprobe`; it gives up if the closing thread has a SIGKILL
+//! pending). Nobody kills the child, and one that ends has nothing pending any more.
 
 use std::{
     io::{self, Read as _},
@@ -74,7 +76,8 @@ impl<T: Descriptors + Send + 'static> Closer<T> {
         self.closed.try_iter().collect()
     }
 
-    /// Waits until all links have ended. Gives the slots of those that [`Self::closed`] has not given.
+    /// Waits until all links have ended. Gives the slots of those that [`Self::closed`] has not
+    /// given.
     pub(super) fn finish(mut self) -> Vec<u32> {
         self.join();
         self.closed()
@@ -137,8 +140,8 @@ fn close_until_done<T: Descriptors>(retired: &Receiver<Retired<T>>, tell: &Sende
     }
 }
 
-/// Has a child of ours end what is dropped here, by its own end. Gives the child, which is to be waited for; if none was to
-/// be had, all has ended already, and it is 0.
+/// Has a child of ours end what is dropped here, by its own end. Gives the child, which is to be
+/// waited for; if none was to be had, all has ended already, and it is 0.
 pub(super) fn end_with_a_child<T: Descriptors>(links: T) -> libc::pid_t {
     let (Ok((reader, writer)), Ok((mut told, tell))) = (io::pipe(), io::pipe()) else { return 0 };
     let mut kept = vec![reader.as_raw_fd(), tell.as_raw_fd()];
@@ -178,8 +181,9 @@ fn fork_that_waits(
     match unsafe { libc::fork() } {
         0 => {
             let mut byte = 0u8;
-            // SAFETY: plain system calls on descriptors that are open. The second read ends when the parent has closed its
-            // links, or has been killed; _exit then closes ours, which are the last.
+            // SAFETY: plain system calls on descriptors that are open. The second read ends when
+            // the parent has closed its links, or has been killed; _exit then closes ours, which
+            // are the last.
             unsafe {
                 for (first, last) in others {
                     libc::syscall(libc::SYS_close_range, *first, *last, 0);

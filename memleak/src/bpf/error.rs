@@ -33,7 +33,8 @@ pub enum BpfError {
          CONFIG_DEBUG_INFO_BTF"
     )]
     NoKernelTypes(String),
-    /// The kernel side learns a child's number in the first PID namespace, not the one that it has here.
+    /// The kernel side learns a child's number in the first PID namespace, not the one that it has
+    /// here.
     #[error(
         "cannot follow forks from within a PID namespace: start memleak outside of it, or leave out --follow-forks"
     )]
@@ -127,7 +128,8 @@ pub(super) fn load_error(error: &(dyn std::error::Error + 'static)) -> BpfError 
         Some(libc::EPERM) => BpfError::NotPermitted(why_not_permitted()),
         Some(libc::ENOMEM) => BpfError::NoMemory,
         Some(libc::EMFILE | libc::ENFILE) => BpfError::TooManyFiles,
-        // The verifier's EACCES, too, which is not about permissions: an access that it finds wrong.
+        // The verifier's EACCES, too, which is not about permissions: an access that it finds
+        // wrong.
         _ => {
             log::debug!("{error}"); // with the verifier's log, where there is one
             BpfError::Load(chain(error))

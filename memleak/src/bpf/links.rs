@@ -1,5 +1,5 @@
-//! Attaching: points of a plan become links. All links end with the [`Probes`] that holds them; the kernel ends them
-//! too when this process does, however it does.
+//! Attaching: points of a plan become links. All links end with the [`Probes`] that holds them; the
+//! kernel ends them too when this process does, however it does.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -199,7 +199,8 @@ impl Probes {
         self.retire(slot, false);
     }
 
-    /// Ends what was attached to the process with this slot, which has ended: [`Self::closed`] will give the slot.
+    /// Ends what was attached to the process with this slot, which has ended: [`Self::closed`] will
+    /// give the slot.
     pub fn release(&mut self, slot: u32) {
         self.retire(slot, true);
     }
@@ -243,7 +244,8 @@ impl Probes {
         closed
     }
 
-    /// Attaches to a process what is attached to the one that has made it. Says whether all of it could be.
+    /// Attaches to a process what is attached to the one that has made it. Says whether all of it
+    /// could be.
     pub fn inherit(
         &mut self,
         ebpf: &mut Ebpf,
@@ -281,8 +283,8 @@ impl Probes {
         self.mends_stack
     }
 
-    /// A call that would end the process if it switched stacks or, if the stack cannot be mended here, threw an exception; with
-    /// the reason why its `ret` instructions are not probed instead.
+    /// A call that would end the process if it switched stacks or, if the stack cannot be mended
+    /// here, threw an exception; with the reason why its `ret` instructions are not probed instead.
     pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<(&'a AttachPoint, Unclear)> {
         let is_dangerous = |point: &AttachPoint| match point.scope {
             RowScope::User => true,
@@ -337,7 +339,8 @@ fn attach_many(
     programs.attach(name, first.program.is_return(), &path, &places, scope.pid)
 }
 
-/// The path that opens the object of a point in process `pid`: a child has what its parent had mapped, at the same addresses.
+/// The path that opens the object of a point in process `pid`: a child has what its parent had
+/// mapped, at the same addresses.
 fn as_seen_by(pid: u32, open_path: &Path) -> PathBuf {
     let mut parts = open_path.components();
     let is_of_process = parts.next() == Some(Component::RootDir)
@@ -379,7 +382,8 @@ fn why(error: &(dyn std::error::Error + 'static)) -> String {
         Some(libc::EPERM | libc::EACCES) => {
             "permission denied; run as root, or give CAP_PERFMON and CAP_SYS_PTRACE".to_owned()
         }
-        // kernel/events/uprobes.c, uprobe_register: two tools that give one place different reference counters.
+        // kernel/events/uprobes.c, uprobe_register: two tools that give one place different
+        // reference counters.
         Some(libc::EINVAL) => {
             "the kernel refuses a probe there; end other tools that trace the same function, and try again"
                 .to_owned()

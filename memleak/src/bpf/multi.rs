@@ -1,10 +1,11 @@
-//! Programs that are attached to many places by one link (`uprobe_multi`), and those that one link attaches to both ends of
-//! calls (uprobe sessions, Linux 6.13).
+//! Programs that are attached to many places by one link (`uprobe_multi`), and those that one link
+//! attaches to both ends of calls (uprobe sessions, Linux 6.13).
 //!
-//! A link of the older kind is one place, and the kernel waits for two grace periods at the end of each: three seconds
-//! for thirty probes. One link for all places of a file ends in a tenth of a second, and its probes cost less at each
-//! hit. The program must be loaded for it (`expected_attach_type`), which aya 0.14 cannot; so it is loaded here, from
-//! the same object and onto the same maps. `BPF_LINK_CREATE`: include/uapi/linux/bpf.h; kernel/trace/bpf_trace.c.
+//! A link of the older kind is one place, and the kernel waits for two grace periods at the end of
+//! each: three seconds for thirty probes. One link for all places of a file ends in a tenth of a
+//! second, and its probes cost less at each hit. The program must be loaded for it
+//! (`expected_attach_type`), which aya 0.14 cannot; so it is loaded here, from the same object and
+//! onto the same maps. `BPF_LINK_CREATE`: include/uapi/linux/bpf.h; kernel/trace/bpf_trace.c.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,5 +1,5 @@
-//! Room for a run: what it needs beside what our control groups leave it, so that it refuses with a word and is not killed
-//! without one.
+//! Room for a run: what it needs beside what our control groups leave it, so that it refuses with a
+//! word and is not killed without one.
 
 use log::debug;
 
@@ -9,7 +9,8 @@ use crate::{proc::memory_limit::memory_left, unwind::Sums};
 /// What a run needs without unwind tables, bytes: programs and maps, and our own memory.
 const KERNEL: u64 = 20 << 20;
 const OURS: u64 = 24 << 20;
-/// What a place of the table of allocations takes before it is used (kernel/bpf/hashtab.c, `struct bucket`).
+/// What a place of the table of allocations takes before it is used (kernel/bpf/hashtab.c,
+/// `struct bucket`).
 const PLACE: u64 = 16;
 /// What tables take of our memory: some, and for each byte of theirs so many while they are made.
 const TABLES: u64 = 8 << 20;
@@ -17,7 +18,8 @@ const MAKING: u64 = 12;
 /// Words of tables for what is loaded later, if there is little room.
 const LITTLE_SPARE: u64 = 64 << 10;
 
-/// How many of the unwind tables' words there is room for: `words`, or as few as serve what is known (`sums`).
+/// How many of the unwind tables' words there is room for: `words`, or as few as serve what is
+/// known (`sums`).
 pub(super) fn fit(config: &Config, sums: Option<&Sums>, words: u32) -> Result<u32, BpfError> {
     fit_in(
         memory_left(),

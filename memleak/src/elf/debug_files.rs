@@ -1,7 +1,7 @@
 //! Separate debug files: by build id, by `.gnu_debuglink`, and what those refer to in turn.
 //!
-//! The places are those of GDB ("Debugging Information in Separate Files"), looked up as the target sees them and then
-//! in our own debug directory.
+//! The places are those of GDB ("Debugging Information in Separate Files"), looked up as the target
+//! sees them and then in our own debug directory.
 
 use std::{
     ffi::OsStr,
@@ -24,13 +24,14 @@ const DEBUG_DIRECTORY: &str = "usr/lib/debug";
 pub struct Roots {
     /// The target's.
     pub target: Option<Arc<Root>>,
-    /// Our own debug directory (`/usr/lib/debug`): nothing else of the host is opened on a target's word.
+    /// Our own debug directory (`/usr/lib/debug`): nothing else of the host is opened on a target's
+    /// word.
     pub host_debug: Option<Arc<Root>>,
 }
 
 /// A file that was found, with where: what it refers to is relative to that.
 #[derive(Debug)]
-pub struct Found {
+pub struct DebugFile {
     /// The file.
     pub elf: ElfFile,
     root: Arc<Root>,
@@ -39,7 +40,7 @@ pub struct Found {
 
 impl Roots {
     /// The debug file of `elf`, which is at `path` in the target.
-    pub fn debug_file(&self, elf: &ElfFile, path: &Path) -> Option<Found> {
+    pub fn debug_file(&self, elf: &ElfFile, path: &Path) -> Option<DebugFile> {
         let budget = elf.budget();
         let build_id = elf.build_id();
         if let Some(build_id) = &build_id
@@ -63,17 +64,18 @@ impl Roots {
         })
     }
 
-    /// What else has symbols of `elf`, which is at `path` in the target: its debug file, and its MiniDebugInfo where that
-    /// has none.
-    pub fn symbol_files(&self, elf: &ElfFile, path: &Path) -> (Option<Found>, Option<ElfFile>) {
+    /// What else has symbols of `elf`, which is at `path` in the target: its debug file, and its
+    /// MiniDebugInfo where that has none.
+    pub fn symbol_files(&self, elf: &ElfFile, path: &Path) -> (Option<DebugFile>, Option<ElfFile>) {
         let debug = self.debug_file(elf, path);
         let has_symbols = debug.as_ref().is_some_and(|found| found.elf.has_symbol_table());
         let mini = if elf.has_symbol_table() || has_symbols { None } else { elf.mini_debug_info() };
         (debug, mini)
     }
 
-    /// The supplementary file (dwz) that `elf` names; `elf` is at `path` in the target, unless it was `found` elsewhere.
-    pub fn supplementary(&self, elf: &ElfFile, path: &Path, found: Option<&Found>) -> Option<ElfFile> {
+    /// The supplementary file (dwz) that `elf` names; `elf` is at `path` in the target, unless it
+    /// was `found` elsewhere.
+    pub fn supplementary(&self, elf: &ElfFile, path: &Path, found: Option<&DebugFile>) -> Option<ElfFile> {
         let link = elf.alt_link()?;
         let link_path = Path::new(OsStr::from_bytes(&link.path));
         let here = match found {
@@ -92,7 +94,7 @@ impl Roots {
     }
 
     /// The package of split units (`OBJECT.dwp`) beside the object or its debug file.
-    pub fn package(&self, path: &Path, found: Option<&Found>, budget: &Budget) -> Option<ElfFile> {
+    pub fn package(&self, path: &Path, found: Option<&DebugFile>, budget: &Budget) -> Option<ElfFile> {
         let beside = |path: &Path| {
             let mut name = path.as_os_str().to_owned();
             name.push(".dwp");
@@ -104,7 +106,7 @@ impl Roots {
         places.filter_map(|(root, path)| open(root, path, budget)).map(|found| found.elf).next()
     }
 
-    fn by_build_id(&self, build_id: &[u8], budget: &Budget) -> Option<Found> {
+    fn by_build_id(&self, build_id: &[u8], budget: &Budget) -> Option<DebugFile> {
         let (first, rest) = build_id.split_first()?;
         let rest: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
         let path = PathBuf::from(format!(".build-id/{first:02x}/{rest}.debug"));
@@ -121,7 +123,7 @@ impl Roots {
 }
 
 /// The ELF file at `path` below `root`.
-pub fn open(root: Arc<Root>, path: PathBuf, budget: &Budget) -> Option<Found> {
+pub fn open(root: Arc<Root>, path: PathBuf, budget: &Budget) -> Option<DebugFile> {
     let source = Source::from_file(root.open(&path).ok()?).ok()?;
-    Some(Found { elf: ElfFile::parse(source, budget).ok()?, root, path })
+    Some(DebugFile { elf: ElfFile::parse(source, budget).ok()?, root, path })
 }

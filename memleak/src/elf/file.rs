@@ -1,6 +1,8 @@
-//! ELF files (elf(5), the System V ABI's chapter 4): headers, sections, segments, and where they are loaded.
+//! ELF files (elf(5), the System V ABI's chapter 4): headers, sections, segments, and where they
+//! are loaded.
 //!
-//! Read field by field from parts of the file, each checked against its length: offsets and sizes are the target's word.
+//! Read field by field from parts of the file, each checked against its length: offsets and sizes
+//! are the target's word.
 
 use std::{io, sync::Arc};
 
@@ -11,7 +13,8 @@ use object::{
 
 use super::source::{Budget, Bytes, Source};
 
-/// Most sections that are looked at. A linked file has some forty, one with a section for each function 60,000.
+/// Most sections that are looked at. A linked file has some forty, one with a section for each
+/// function 60,000.
 const MAX_SECTIONS: u64 = 1 << 16;
 
 /// Most program headers that are looked at; real files have about a dozen.
@@ -26,8 +29,8 @@ const MAX_SECTION_NAME: usize = 64;
 /// Longest dynamic section that is looked at, bytes: thousands of entries, where files have thirty.
 const MAX_DYNAMIC: u64 = 1 << 16;
 
-/// The largest page of any machine that we know of (arm64, ppc64): what the kernel maps begins and ends at page borders,
-/// before and after what the program header says.
+/// The largest page of any machine that we know of (arm64, ppc64): what the kernel maps begins and
+/// ends at page borders, before and after what the program header says.
 const PAGE: u64 = 0x1_0000;
 
 /// A program header.
@@ -53,7 +56,7 @@ impl Segment {
 
 /// Where a part of a file is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct MappedPart {
     /// First address.
     pub start: u64,
     /// Bytes that are mapped.
@@ -64,10 +67,12 @@ pub struct Place {
     pub executable: bool,
 }
 
-/// What is added to the vaddrs of a file with these segments at `place`, modulo 2^64; `None`: no segment is there.
+/// What is added to the vaddrs of a file with these segments at `place`, modulo 2^64; `None`: no
+/// segment is there.
 ///
-/// Segments that are as executable as the mapping go first: a linker may put two segments into one page of the file.
-pub fn load_bias(segments: &[Segment], place: &Place) -> Option<u64> {
+/// Segments that are as executable as the mapping go first: a linker may put two segments into one
+/// page of the file.
+pub fn load_bias(segments: &[Segment], place: &MappedPart) -> Option<u64> {
     let end = place.file_offset.saturating_add(place.len.max(1));
     // How far the mapping begins before the segment, or the segment ends before the mapping does.
     let distance = |segment: &Segment| match place.file_offset.checked_sub(segment.file_offset) {
@@ -116,7 +121,7 @@ pub struct ElfFile {
     source: Arc<Source>,
     budget: Budget,
     /// Class and byte order.
-    pub format: Format,
+    pub format: Encoding,
     /// `e_machine`.
     pub machine: u16,
     /// `e_type`.
@@ -133,15 +138,15 @@ pub struct ElfFile {
 
 /// Class and byte order: how fields are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Format {
+pub struct Encoding {
     /// `ELFCLASS64`.
     pub is_64: bool,
     /// `ELFDATA2LSB`.
     pub little_endian: bool,
 }
 
-impl Format {
-    /// The unsigned field of 1, 2, 4 or 8 bytes at `offset`; zero where `bytes` ends before it.
+impl Encoding {
+    /// The unsigned field of 1, 2, 4 or 8 bytes at `offset`; zero if `bytes` ends before it.
     pub fn field(self, bytes: &[u8], offset: usize, size: usize) -> u64 {
         let field = bytes.get(offset..offset + size).unwrap_or_default();
         let join = |value: u64, byte: &u8| value << 8 | u64::from(*byte);
@@ -170,7 +175,7 @@ impl Format {
         self.pick(24, 16) as usize
     }
 
-    /// Reads a symbol from its [`Format::symbol_size`] bytes.
+    /// Reads a symbol from its [`Encoding::symbol_size`] bytes.
     pub fn symbol(self, bytes: &[u8]) -> RawSymbol {
         let info = self.part(bytes, 4, 12, 1) as u8;
         RawSymbol {
@@ -212,7 +217,8 @@ impl RawSymbol {
 }
 
 impl ElfFile {
-    /// Reads the headers of `source`. What is read and held, now and later, comes out of `budget`, which is an object's.
+    /// Reads the headers of `source`. What is read and held, now and later, comes out of `budget`,
+    /// which is an object's.
     pub fn parse(source: Source, budget: &Budget) -> io::Result<Self> {
         let budget = budget.for_purpose();
         let mut ident = [0; 16];
@@ -222,7 +228,7 @@ impl ElfFile {
         })?;
         let format = match ident {
             [0x7f, b'E', b'L', b'F', class @ (1 | 2), data @ (1 | 2), ..] => {
-                Format { is_64: class == 2, little_endian: data == 1 }
+                Encoding { is_64: class == 2, little_endian: data == 1 }
             }
             _ => return Err(not_elf()),
         };
@@ -238,13 +244,15 @@ impl ElfFile {
             other_segments: Vec::new(),
             sections: Vec::new(),
         };
-        // A file may have lost its section headers (or its program headers) and still be good for the rest.
+        // A file may have lost its section headers (or its program headers) and still be good for
+        // the rest.
         let first = elf.parse_sections(&header).unwrap_or_default();
         elf.parse_segments(&header, &first).unwrap_or_default();
         Ok(elf)
     }
 
-    /// Reads the section headers; gives the first, in which counts too large for the file header are.
+    /// Reads the section headers; gives the first, in which counts too large for the file header
+    /// are.
     fn parse_sections(&mut self, header: &[u8]) -> io::Result<Bytes> {
         let format = self.format;
         let offset = format.word(header, 40, 32);
@@ -338,7 +346,7 @@ impl ElfFile {
     }
 
     /// What was added to its vaddrs at `place` ([`load_bias`]).
-    pub fn load_bias(&self, place: &Place) -> Option<u64> {
+    pub fn load_bias(&self, place: &MappedPart) -> Option<u64> {
         load_bias(&self.segments, place)
     }
 
@@ -386,8 +394,8 @@ impl ElfFile {
         }
     }
 
-    /// A section's bytes, unpacked where they are compressed (`SHF_COMPRESSED`, or the older `.zdebug_` sections), where
-    /// they are `most` at most. Empty where there is no such section.
+    /// A section's bytes, unpacked if they are compressed (`SHF_COMPRESSED`, or the older
+    /// `.zdebug_` sections), where they are `most` at most. Empty if there is no such section.
     pub fn data(&self, name: &str, most: u64) -> io::Result<Bytes> {
         if let Some(section) = self.section(name.as_bytes()) {
             let data = self.raw_data(section, most)?;
@@ -400,8 +408,8 @@ impl ElfFile {
             return Ok(Bytes::default());
         };
         let data = self.raw_data(section, most)?;
-        // As binutils before 2.26 and Go before 1.19 compress: "ZLIB", the length (8 bytes, big-endian), data
-        // (bfd/compress.c).
+        // As binutils before 2.26 and Go before 1.19 compress: "ZLIB", the length (8 bytes,
+        // big-endian), data (bfd/compress.c).
         match data.split_first_chunk::<12>() {
             Some(([b'Z', b'L', b'I', b'B', size @ ..], packed)) => {
                 self.inflate(CompressionFormat::Zlib, packed, u64::from_be_bytes(*size), most)
@@ -456,13 +464,13 @@ mod tests {
         parts.iter().map(segment).collect()
     }
 
-    /// How the kernel maps a segment: at page borders, the page that holds its first byte at bias plus the page that holds
-    /// its vaddr.
-    fn place(segment: &Segment) -> Place {
+    /// How the kernel maps a segment: at page borders, the page that holds its first byte at bias
+    /// plus the page that holds its vaddr.
+    fn place(segment: &Segment) -> MappedPart {
         const PAGE: u64 = 4096;
         let (start, file_offset) = (segment.vaddr / PAGE * PAGE, segment.file_offset / PAGE * PAGE);
         let len = (segment.vaddr + segment.len).next_multiple_of(PAGE) - start;
-        Place { start: BIAS + start, len, file_offset, executable: segment.executable }
+        MappedPart { start: BIAS + start, len, file_offset, executable: segment.executable }
     }
 
     #[test]
@@ -482,7 +490,7 @@ mod tests {
                 // What mprotect(2) or mremap(2) has split off.
                 let rest = whole.len.min(0x1000);
                 let (start, file_offset) = (whole.start + rest, whole.file_offset + rest);
-                let part = Place { start, file_offset, len: whole.len - rest, ..whole };
+                let part = MappedPart { start, file_offset, len: whole.len - rest, ..whole };
                 if part.len > 0 {
                     assert_eq!(load_bias(&segments, &part), Some(BIAS), "{part:x?}");
                 }
@@ -494,7 +502,7 @@ mod tests {
     fn executable_segments_go_first_and_far_ones_do_not_count() {
         let twice = segments(&[(0, 0x1000, 0x1000, false), (0, 0x8000, 0x1000, true)]);
         let place =
-            |executable, file_offset| Place { start: 0x10_0000, len: 0x1000, file_offset, executable };
+            |executable, file_offset| MappedPart { start: 0x10_0000, len: 0x1000, file_offset, executable };
         assert_eq!(load_bias(&twice, &place(true, 0)), Some(0x10_0000 - 0x8000));
         assert_eq!(load_bias(&twice, &place(false, 0)), Some(0x10_0000 - 0x1000));
         assert_eq!(load_bias(&twice, &place(true, 0x10_0000)), None);
@@ -510,7 +518,7 @@ mod tests {
     #[test]
     fn fields_of_both_byte_orders() {
         let bytes = [1, 2, 3, 4, 5, 6, 7, 8];
-        let format = |little_endian| Format { is_64: true, little_endian };
+        let format = |little_endian| Encoding { is_64: true, little_endian };
         assert_eq!(format(true).field(&bytes, 0, 4), 0x0403_0201);
         assert_eq!(format(false).field(&bytes, 0, 4), 0x0102_0304);
         assert_eq!(format(true).field(&bytes, 6, 4), 0, "beyond the end");

@@ -1,15 +1,16 @@
-//! ELF files of targets, read once and within bounds: for probing, unwinding and symbolization alike.
+//! ELF files of targets, read once and within bounds: for probing, unwinding and symbolization
+//! alike.
 //!
-//! [`source`] reads parts of a file and counts what that costs, [`file`] knows headers, sections and segments,
-//! [`symbols`] goes over symbol tables of any size, [`notes`] knows build ids and links to debug files, and
-//! [`debug_files`] finds those. What is read is the target's word: every offset and size is checked, and nothing is
-//! read or held beyond its [`Budget`].
+//! [`source`] reads parts of a file and counts what that costs, [`mod@file`] knows headers,
+//! sections and segments, [`symbols`] goes over symbol tables of any size, [`notes`] knows build
+//! ids and links to debug files, and [`debug_files`] finds those. What is read is the target's
+//! word: every offset and size is checked, and nothing is read or held beyond its [`Budget`].
 
-pub mod debug_files;
-pub mod file;
+pub(crate) mod debug_files;
+pub(crate) mod file;
 mod notes;
-pub mod source;
-pub mod symbols;
+pub(crate) mod source;
+pub(crate) mod symbols;
 
-pub use file::{ElfFile, Format, Place, RawSymbol, Section, Segment, load_bias};
+pub use file::{ElfFile, Encoding, MappedPart, RawSymbol, Section, Segment, load_bias};
 pub use source::{Budget, Bytes, Charge, Source};

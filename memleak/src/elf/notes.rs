@@ -1,4 +1,5 @@
-//! What a file says of itself and of its debug files: build id, `.gnu_debuglink`, `.gnu_debugaltlink`, `.gnu_debugdata`.
+//! What a file says of itself and of its debug files: build id, `.gnu_debuglink`,
+//! `.gnu_debugaltlink`, `.gnu_debugdata`.
 
 use std::io::Read as _;
 
@@ -18,7 +19,8 @@ const MAX_BUILD_ID: usize = 64;
 /// Largest MiniDebugInfo, packed or unpacked, bytes. A browser's has 10 MB.
 const MAX_MINI_DEBUG: u64 = 32 << 20;
 
-/// Largest dictionary for unpacking it, KiB (`xz -9` has 64 MiB, of which no more is used than is unpacked).
+/// Largest dictionary for unpacking it, KiB (`xz -9` has 64 MiB, of which no more is used than is
+/// unpacked).
 const MAX_DICTIONARY_KIB: u32 = 80 << 10;
 
 /// Name and CRC-32 of a separate debug file (`.gnu_debuglink`).
@@ -40,8 +42,8 @@ pub struct AltLink {
 }
 
 impl ElfFile {
-    /// The GNU build id (`NT_GNU_BUILD_ID`, a note of owner `GNU`): from the note sections, which debug files have too, or
-    /// the note segments, which a file without section headers still has.
+    /// The GNU build id (`NT_GNU_BUILD_ID`, a note of owner `GNU`): from the note sections, which
+    /// debug files have too, or the note segments, which a file without section headers still has.
     pub fn build_id(&self) -> Option<Vec<u8>> {
         let sections = self.sections.iter().filter(|section| section.kind == elf::SHT_NOTE.0);
         let sections = sections.map(|section| (section.offset, section.size));
@@ -91,7 +93,8 @@ impl ElfFile {
         self.raw_data(self.section(name)?, MAX_NOTE).ok()
     }
 
-    /// The ELF file in section `.gnu_debugdata` (MiniDebugInfo: xz-compressed, with a `.symtab` of local functions).
+    /// The ELF file in section `.gnu_debugdata` (MiniDebugInfo: xz-compressed, with a `.symtab` of
+    /// local functions).
     pub fn mini_debug_info(&self) -> Option<Self> {
         let budget = self.budget();
         let packed = self.raw_data(self.section(b".gnu_debugdata")?, MAX_MINI_DEBUG).ok()?;

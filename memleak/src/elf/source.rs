@@ -1,10 +1,13 @@
-//! Parts of files, held so that nothing that happens to the file can hurt us, and the budget that all of it comes out of.
+//! Parts of files, held so that nothing that happens to the file can hurt us, and the budget that
+//! all of it comes out of.
 //!
-//! A file of the target's can be cut short while it is read, and a page of a memory map that is no longer in the file is a
-//! SIGBUS; one that is rewritten changes bytes under a `&[u8]`. So parts are copied out with pread(2), never mapped.
+//! A file of the target's can be cut short while it is read, and a page of a memory map that is no
+//! longer in the file is a SIGBUS; one that is rewritten changes bytes under a `&[u8]`. So parts
+//! are copied out with pread(2), never mapped.
 //!
-//! Every read of a file that a target names goes through a [`Budget`], so that a sparse file of terabytes is refused and
-//! not read. Budgets count bytes, not time: a loaded machine loses no symbols by them.
+//! Every read of a file that a target names goes through a [`Budget`], so that a sparse file of
+//! terabytes is refused and not read. Budgets count bytes, not time: a loaded machine loses no
+//! symbols by them.
 
 use std::{
     fmt,
@@ -20,14 +23,16 @@ use std::{
 
 use crate::hurry;
 
-/// Bytes of one object that are read at most for one purpose (probing, its unwind table, its names). A browser with all its
-/// symbols has 300 MB of names and 70 MB of symbols, of which each is read once.
+/// Bytes of one object that are read at most for one purpose (probing, its unwind table, its
+/// names). A browser with all its symbols has 300 MB of names and 70 MB of symbols, of which each
+/// is read once.
 const READ: u64 = 640 << 20;
 
 /// Bytes read at a time where a part is not held as a whole.
 const CHUNK: usize = 256 << 10;
 
-/// What files may cost: bytes held in memory by all objects of a run together, and bytes read of one object.
+/// What files may cost: bytes held in memory by all objects of a run together, and bytes read of
+/// one object.
 #[derive(Clone, Debug)]
 pub struct Budget {
     held: Arc<AtomicU64>,
@@ -81,7 +86,7 @@ impl Budget {
         self.over.store(true, Ordering::Relaxed);
         io::Error::new(
             io::ErrorKind::OutOfMemory,
-            "it asks for more memory or reading than an object is given",
+            "it needs more memory or reading than memleak allows one object",
         )
     }
 
@@ -106,9 +111,9 @@ impl Drop for Charge {
 
 /// Bytes that are cheap to clone and never change or move.
 #[derive(Clone, Default)]
-pub struct Bytes(Option<Arc<Held>>);
+pub struct Bytes(Option<Arc<HeldBytes>>);
 
-struct Held {
+struct HeldBytes {
     data: Vec<u8>,
     _charge: Charge,
 }
@@ -117,7 +122,7 @@ impl Bytes {
     /// Takes over `data`, charged to `budget`.
     pub fn new(data: Vec<u8>, budget: &Budget) -> io::Result<Self> {
         let charge = budget.charge(data.len() as u64)?;
-        Ok(Self(Some(Arc::new(Held { data, _charge: charge }))))
+        Ok(Self(Some(Arc::new(HeldBytes { data, _charge: charge }))))
     }
 
     /// The string at `offset`, up to its NUL (or the end).
@@ -146,8 +151,8 @@ impl fmt::Debug for Bytes {
     }
 }
 
-// SAFETY: the bytes are in a Vec behind an Arc, and nothing hands out a mutable reference to it: they stay where they are
-// while any clone lives.
+// SAFETY: the bytes are in a Vec behind an Arc, and nothing hands out a mutable reference to it:
+// they stay where they are while any clone lives.
 unsafe impl gimli::StableDeref for Bytes {}
 // SAFETY: a clone shares the Arc, so it dereferences to the same bytes.
 unsafe impl gimli::CloneStableDeref for Bytes {}
@@ -198,11 +203,11 @@ impl Source {
         data.try_reserve_exact(size as usize).map_err(|_| budget.exceeded())?;
         data.resize(size as usize, 0);
         self.read(offset, &mut data, budget)?;
-        Ok(Bytes(Some(Arc::new(Held { data, _charge: charge }))))
+        Ok(Bytes(Some(Arc::new(HeldBytes { data, _charge: charge }))))
     }
 
-    /// Calls `with` with all of `size` bytes from `offset` on, in pieces that are multiples of `unit` bytes (the last one
-    /// may not be), until it says that it has seen enough (`false`).
+    /// Calls `with` with all of `size` bytes from `offset` on, in pieces that are multiples of
+    /// `unit` bytes (the last one may not be), until it says that it has seen enough (`false`).
     pub fn pieces(
         &self,
         offset: u64,

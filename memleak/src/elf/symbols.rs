@@ -1,5 +1,6 @@
-//! Symbol tables of any size, read piece by piece: symbols in their order, names in the order in which they lie in the
-//! file. rustc's libraries have 20 MB of names, of which none is looked for, and a report needs a hundred.
+//! Symbol tables of any size, read piece by piece: symbols in their order, names in the order in
+//! which they lie in the file. rustc's libraries have 20 MB of names, of which none is looked for,
+//! and a report needs a hundred.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -13,7 +14,8 @@ use super::{
     source::{Budget, Source},
 };
 
-/// Most symbols of a table. A browser with all its local symbols has 3 million; a table beyond this is not read at all.
+/// Most symbols of a table. A browser with all its local symbols has 3 million; a table beyond this
+/// is not read at all.
 const MAX_SYMBOLS: u64 = 8 << 20;
 /// Longest symbol name compared.
 const MAX_NAME: usize = 512;
@@ -55,7 +57,8 @@ impl<'a> SymbolTable<'a> {
         self.section.size / self.elf.format.symbol_size() as u64
     }
 
-    /// Calls `with` with each symbol and its index. What cannot be read, or is more than is allowed, ends it.
+    /// Calls `with` with each symbol and its index. What cannot be read, or is more than is
+    /// allowed, ends it.
     pub fn for_each(&self, budget: &Budget, mut with: impl FnMut(u32, RawSymbol)) {
         if self.count() > MAX_SYMBOLS {
             budget.exceeded();
@@ -73,8 +76,8 @@ impl<'a> SymbolTable<'a> {
         });
     }
 
-    /// Calls `with` with the index and name (up to [`MAX_NAME`] bytes, or it is left out) of each symbol that is `wanted`,
-    /// in the order of their names in the file.
+    /// Calls `with` with the index and name (up to [`MAX_NAME`] bytes, or it is left out) of each
+    /// symbol that is `wanted`, in the order of their names in the file.
     pub fn for_each_named(
         &self,
         budget: &Budget,
@@ -155,7 +158,8 @@ impl Names<'_> {
     }
 }
 
-/// Strings of a section (gABI, "String Table"), of a file that stays open: read when they are asked for.
+/// Strings of a section (gABI, "String Table"), of a file that stays open: read when they are asked
+/// for.
 #[derive(Debug)]
 pub struct Strings {
     source: Arc<Source>,
@@ -165,7 +169,8 @@ pub struct Strings {
 }
 
 impl Strings {
-    /// The string at `at`, cut after 64 KiB. `None`: there is none, or its file has been cut short since.
+    /// The string at `at`, cut after 64 KiB. `None`: there is none, or its file has been cut short
+    /// since.
     pub fn get(&self, at: u32) -> Option<Vec<u8>> {
         let at = u64::from(at);
         let left = self.size.checked_sub(at)?.min(MAX_STRING);
@@ -192,15 +197,15 @@ pub enum SymbolKind {
     Indirect,
 }
 
-/// A defined function that other source files could call: global, weak, or hidden. A `static` one has its name to itself:
-/// such a `free` is not the allocator's.
+/// A defined function that other source files could call: global, weak, or hidden. A `static` one
+/// has its name to itself: such a `free` is not the allocator's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FunctionSymbol {
     /// Without version (`memalign`, not `memalign@@GLIBC_2.2.5`).
     pub name: String,
     /// Address in the object, before the load bias.
     pub vaddr: u64,
-    /// Bytes of code; 0 where the symbol table does not say.
+    /// Bytes of code; 0 if the symbol table does not say.
     pub size: u64,
     /// Function or resolver.
     pub kind: SymbolKind,
@@ -233,8 +238,8 @@ impl<S: Into<String>> FromIterator<S> for SymbolNames {
     }
 }
 
-/// The functions named in `names` that one of `files` (an object, and then its debug files) defines for others to call,
-/// within the object's code: in order of name, then address, each pair once.
+/// The functions named in `names` that one of `files` (an object, and then its debug files) defines
+/// for others to call, within the object's code: in order of name, then address, each pair once.
 pub fn functions_named(files: &[&ElfFile], names: &SymbolNames) -> Vec<FunctionSymbol> {
     let mut functions = BTreeMap::new();
     let Some(object) = files.first() else { return Vec::new() };
@@ -244,9 +249,10 @@ pub fn functions_named(files: &[&ElfFile], names: &SymbolNames) -> Vec<FunctionS
     functions.into_values().collect()
 }
 
-/// Where a program is position-independent its linker makes hidden functions local ones: glibc's `malloc` is one in a
-/// static-pie program. gold and lld leave the visibility to tell them by; GNU ld does not, and puts them after those of
-/// all source files, under an `STT_FILE` without a name (bfd/elflink.c, `elf_link_output_extsym`).
+/// Where a program is position-independent its linker makes hidden functions local ones: glibc's
+/// `malloc` is one in a static-pie program. gold and lld leave the visibility to tell them by; GNU
+/// ld does not, and puts them after those of all source files, under an `STT_FILE` without a name
+/// (bfd/elflink.c, `elf_link_output_extsym`).
 fn add_functions(
     table: SymbolTable<'_>,
     object: &ElfFile,
@@ -281,7 +287,8 @@ fn add_functions(
     });
 }
 
-/// A versioned name is `name@VERSION` or `name@@VERSION` in the .symtab of a static or an older linker's file.
+/// A versioned name is `name@VERSION` or `name@@VERSION` in the .symtab of a static or an older
+/// linker's file.
 pub fn without_version(name: &[u8]) -> &[u8] {
     match name.iter().position(|&byte| byte == b'@') {
         Some(at) if at > 0 => name.get(..at).unwrap_or(name),

@@ -127,8 +127,8 @@ pub enum PlanError {
 }
 
 impl PlanError {
-    /// Built-in resources, memory left out, of which `plan`, a plan for all that the target has mapped, attaches to no
-    /// acquiring function: one error for each.
+    /// Built-in resources, memory left out, of which `plan`, a plan for all that the target has
+    /// mapped, attaches to no acquiring function: one error for each.
     pub fn resources_missing(objects: &[Object], options: &PlanOptions<'_>, plan: &Plan) -> Vec<Self> {
         let acquires = |row: &&Row| matches!(row.role, Role::Acquire | Role::Resize);
         let planned: HashSet<u32> = plan.points.iter().map(|point| point.row).collect();
@@ -158,8 +158,8 @@ impl PlanError {
             .collect()
     }
 
-    /// Why the user's functions that `plan`, a plan for all that the target has mapped, does not attach to are not
-    /// probed: one error for each row.
+    /// Why the user's functions that `plan`, a plan for all that the target has mapped, does not
+    /// attach to are not probed: one error for each row.
     pub fn users_missing(objects: &[Object], options: &PlanOptions<'_>, plan: &Plan) -> Vec<Self> {
         let planned: HashSet<u32> = plan.points.iter().map(|point| point.row).collect();
         let missing = (0..).zip(options.rows).filter(|(index, row)| {
@@ -205,7 +205,8 @@ impl PlanError {
         };
         let unreadable = |object: &Object| match &object.elf {
             Ok(_) => None,
-            // Files of other kinds are mapped for execution, too (JIT compilers do): no matter, unless it was named.
+            // Files of other kinds are mapped for execution, too (JIT compilers do): no matter,
+            // unless it was named.
             Err(ObjectError::NotElf) if options.object.is_none() => None,
             Err(ObjectError::NotElf) => Some(Self::NotElf { object: object.to_string() }),
             Err(ObjectError::ForeignMachine) => Some(Self::Foreign { object: object.to_string() }),
@@ -221,8 +222,8 @@ impl PlanError {
     }
 }
 
-/// Checks what the user gave to `-O` before there is a target: a path in our own file tree must lead to an ELF file.
-/// One that is not there may still be the name of something in the target's.
+/// Checks what the user gave to `-O` before there is a target: a path in our own file tree must
+/// lead to an ELF file. One that is not there may still be the name of something in the target's.
 pub fn check_object_argument(object: &str) -> Result<(), PlanError> {
     let path = Path::new(object);
     if !object.contains('/') || !path.exists() {

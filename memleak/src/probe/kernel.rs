@@ -1,8 +1,9 @@
 //! Kernel mode: the kernel's allocators as tables, and what of them the running kernel has.
 //!
-//! Tracepoints come first, since they cost least and need no kprobes; functions are for what has none. Arguments are
-//! found by their names in the kernel's type information: their places have moved between versions.
-//! Sources: include/trace/events/kmem.h, include/trace/events/percpu.h, include/linux/slab.h, include/linux/vmalloc.h.
+//! Tracepoints come first, since they cost least and need no kprobes; functions are for what has
+//! none. Arguments are found by their names in the kernel's type information: their places have
+//! moved between versions. Sources: include/trace/events/kmem.h, include/trace/events/percpu.h,
+//! include/linux/slab.h, include/linux/vmalloc.h.
 
 use std::ops::Range;
 
@@ -23,7 +24,7 @@ pub struct TracepointRow {
     pub tracepoint: Tracepoint,
     /// Its program's name in the BPF object.
     pub program: &'static str,
-    /// The program that runs behind it, for when the kernel skips it.
+    /// The program that runs after it, for when the kernel skips it.
     pub twin: Option<&'static str>,
     /// Its own name.
     pub name: &'static str,
@@ -59,7 +60,8 @@ const fn tracepoint(
     }
 }
 
-/// All of them; what releases comes first, so that nothing that was seen acquired can be missed at its release.
+/// All of them; what releases comes first, so that nothing that was seen acquired can be missed at
+/// its release.
 pub const TRACEPOINT_TABLE: &[TracepointRow] = &[
     TracepointRow {
         twin: Some("kfree_twin"),
@@ -124,7 +126,7 @@ pub struct FunctionRow {
     handle: &'static [&'static str],
     /// Number of entries of the array.
     count: &'static [&'static str],
-    /// A tracepoint tells of the same: probed only where kprobes are asked for.
+    /// A tracepoint reports the same: probed only if kprobes are asked for.
     pub has_tracepoint: bool,
 }
 
@@ -249,7 +251,7 @@ pub struct KernelPlan {
     pub unseen: Vec<String>,
 }
 
-/// Why kernel mode cannot be had.
+/// Why kernel mode is not available.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KernelPlanError {
     /// `--kernel-probes kprobe`.
@@ -300,7 +302,8 @@ pub fn plan(
         plan.watches_work = deferred.is_some();
         plan.settings.deferred = deferred.unwrap_or_default();
         let why = if facts.has_kprobes() { "--kernel-probes" } else { "this kernel has no kprobes" };
-        // From 6.18 on some caches keep what kfree_rcu frees to hand it out again (mm/slub.c, sheaves).
+        // From 6.18 on some caches keep what kfree_rcu frees to hand it out again (mm/slub.c,
+        // sheaves).
         let has_sheaves = btf.member_offset("kmem_cache", "cpu_sheaves").is_some();
         let rcu = match (plan.watches_work, has_sheaves) {
             (false, _) => "kfree_rcu, ",
@@ -395,7 +398,8 @@ fn plan_function(btf: &Btf, facts: &dyn KernelFacts, row: &FunctionRow, plan: &m
     }
 }
 
-/// Where `kfree_rcu` keeps what it will free: two lists of blocks, which have other names and links before Linux 6.3.
+/// Where `kfree_rcu` keeps what it will free: two lists of blocks, which have other names and links
+/// before Linux 6.3.
 fn deferred_frees(btf: &Btf, facts: &dyn KernelFacts) -> Option<DeferredFrees> {
     const BLOCK: &str = "kvfree_rcu_bulk_data";
     const POINTER: u32 = 8;
@@ -488,7 +492,8 @@ mod tests {
         assert!(FUNCTION_TABLE.is_sorted_by_key(acquires));
     }
 
-    /// The arguments' names, as bpftool and the kernel's headers have them, at the places that the plan gives.
+    /// The arguments' names, as bpftool and the kernel's headers have them, at the places that the
+    /// plan gives.
     #[test]
     fn arguments_are_found_by_name() {
         let fake = running(false);

@@ -49,7 +49,7 @@ impl ResourceInfo {
     /// Of a built-in resource.
     pub fn built_in(resource: Resource) -> Self {
         let (description, unit) = match resource {
-            Resource::Heap => ("blocks of malloc and its kin, and of C++'s new", MEMORY),
+            Resource::Heap => ("blocks of malloc and related functions, and of C++'s new", MEMORY),
             Resource::Mmap => ("ranges of addresses mapped by mmap", MEMORY),
             Resource::Slab => ("objects of the kernel's slab caches", MEMORY),
             Resource::Pages => ("the kernel's pages", MEMORY),
@@ -98,8 +98,8 @@ impl ResourceInfo {
     }
 }
 
-/// The resource that names the table in which `resource` is shown: all kinds of memory that bcc's memleak counts together
-/// share one, and anything else has its own.
+/// The resource that names the table in which `resource` is shown: all kinds of memory that bcc's
+/// memleak counts together share one, and anything else has its own.
 pub fn table_of(resource: Resource) -> Resource {
     match resource {
         Resource::Heap

@@ -1,5 +1,6 @@
-//! The kernel's own type information (/sys/kernel/btf/vmlinux), as far as it is needed: where a member of a structure
-//! is, what a function's parameters are called, and which tracepoints there are. Format: Documentation/bpf/btf.rst.
+//! The kernel's own type information (/sys/kernel/btf/vmlinux), as far as it is needed: where a
+//! member of a structure is, what a function's parameters are called, and which tracepoints there
+//! are. Format: Documentation/bpf/btf.rst.
 
 use std::{io, ops::Range};
 
@@ -56,7 +57,8 @@ impl Btf {
         })
     }
 
-    /// Indexes the content of a BTF file; `None` where it is none, or holds a kind of type newer than this reader.
+    /// Indexes the content of a BTF file; `None` if it is none, or holds a kind of type newer
+    /// than this reader.
     pub fn parse(bytes: Vec<u8>) -> Option<Self> {
         if u16::from_le_bytes(bytes.get(..2)?.try_into().ok()?) != MAGIC {
             return None;
@@ -78,8 +80,8 @@ impl Btf {
         (at == section_of_types.end).then_some(Self { bytes, strings, types })
     }
 
-    /// Byte offset of `member` in `struct structure`, also of a member of an anonymous structure or union in it. A bit
-    /// field's offset is that of the byte where it begins.
+    /// Byte offset of `member` in `struct structure`, also of a member of an anonymous structure or
+    /// union in it. A bit field's offset is that of the byte where it begins.
     pub fn member_offset(&self, structure: &str, member: &str) -> Option<u32> {
         let found = self.find(kind::STRUCT, structure)?;
         Some(self.member_bits(found, member, MAX_NESTING)? / 8)
@@ -108,8 +110,8 @@ impl Btf {
         None
     }
 
-    /// Names of the parameters of the kernel function `name`, in order (empty for one without a name); `None` where
-    /// there is no such function.
+    /// Names of the parameters of the kernel function `name`, in order (empty for one without a
+    /// name); `None` if there is no such function.
     pub fn function_parameters(&self, name: &str) -> Option<Vec<String>> {
         let function = self.find(kind::FUNC, name)?;
         let prototype =
@@ -122,10 +124,11 @@ impl Btf {
         (0..prototype.entries).map(name_of).collect()
     }
 
-    /// Names of what the tracepoint `name` hands over, in the order in which a raw tracepoint program finds them in
-    /// its context (`ctx->args[0]`, `[1]`, ...). They are the parameters of `__traceiter_NAME`, which calls those who
-    /// listen (include/linux/tracepoint.h), but for its first one, `__data`. `None` where the kernel has no such
-    /// tracepoint, or does not tell these names.
+    /// Names of what the tracepoint `name` hands over, in the order in which a raw tracepoint
+    /// program finds them in its context (`ctx->args[0]`, `[1]`, ...). They are the parameters of
+    /// `__traceiter_NAME`, which calls those who listen (include/linux/tracepoint.h), but for its
+    /// first one, `__data`. `None` if the kernel has no such tracepoint, or does not tell these
+    /// names.
     pub fn tracepoint_arguments(&self, name: &str) -> Option<Vec<String>> {
         let mut parameters = self.function_parameters(&format!("__traceiter_{name}"))?;
         if parameters.first()? != "__data" {
@@ -135,8 +138,9 @@ impl Btf {
         Some(parameters)
     }
 
-    /// Whether the kernel has a function of this name that type information was kept of. (Of functions that exist
-    /// several times, or are called in ways of their own, it is not: an address in kallsyms says more.)
+    /// Whether the kernel has a function of this name that type information was kept of. (Of
+    /// functions that exist several times, or are called in ways of their own, it is not: an
+    /// address in kallsyms says more.)
     pub fn has_function(&self, name: &str) -> bool {
         self.find(kind::FUNC, name).is_some()
     }
@@ -266,8 +270,8 @@ mod tests {
         }
     }
 
-    /// `struct a { int x; int y; struct { union { int u; int v; }; int w; }; int bits: 3; }`, two functions, and the
-    /// typedef of a tracepoint.
+    /// `struct a { int x; int y; struct { union { int u; int v; }; int w; }; int bits: 3; }`, two
+    /// functions, and the typedef of a tracepoint.
     fn sample() -> Vec<u8> {
         let mut btf = Builder::default();
         let int = btf.int();
@@ -282,7 +286,8 @@ mod tests {
         btf.bytes()
     }
 
-    /// The parameters of `__traceiter_kmalloc` as they were, from include/trace/events/kmem.h at each version.
+    /// The parameters of `__traceiter_kmalloc` as they were, from include/trace/events/kmem.h at
+    /// each version.
     const KMALLOC: &[(&str, &[&str], usize)] = &[
         // 5.15: DECLARE_EVENT_CLASS(kmem_alloc, ...)
         ("5.15", &["__data", "call_site", "ptr", "bytes_req", "bytes_alloc", "gfp_flags"], 3),

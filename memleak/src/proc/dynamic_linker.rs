@@ -1,4 +1,5 @@
-//! Where a process's dynamic linker tells debuggers what it is doing: its `struct r_debug` (`link.h`).
+//! Where a process's dynamic linker tells debuggers what it is doing: its `struct r_debug`
+//! (`link.h`).
 
 use std::{fs, io};
 
@@ -21,8 +22,8 @@ const HEADER: u64 = 56;
 const MAX_HEADERS: u64 = 256;
 const MAX_ENTRIES: u64 = 4096;
 
-/// The address of `struct r_debug` in the memory of process `pid`. `None`: it is not there yet, the program is static or
-/// not a 64-bit one, or its memory cannot be read.
+/// The address of `struct r_debug` in the memory of process `pid`. `None`: it is not there yet, the
+/// program is static or not a 64-bit one, or its memory cannot be read.
 pub fn debug_address(pid: u32, memory: &dyn ReadMemory) -> Option<u64> {
     let auxiliary = fs::read(format!("/proc/{pid}/auxv")).ok()?;
     find(&auxiliary, memory).ok()?
@@ -66,7 +67,8 @@ mod tests {
     use super::*;
     use crate::proc::memory::ProcessMemory;
 
-    /// Our own process's, against what the dynamic linker exports (`_r_debug`): equal `r_brk` and state.
+    /// Our own process's, against what the dynamic linker exports (`_r_debug`): equal `r_brk` and
+    /// state.
     #[test]
     fn our_own_dynamic_linker_is_found() {
         let memory = ProcessMemory::open(std::process::id()).unwrap();

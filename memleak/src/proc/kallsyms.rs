@@ -1,23 +1,27 @@
-//! What the kernel says of its own code: /proc/kallsyms, /proc/modules, and what hides their addresses.
+//! What the kernel says of its own code: /proc/kallsyms, /proc/modules, and what hides their
+//! addresses.
 
 use std::{fs, io};
 
 const KALLSYMS: &str = "/proc/kallsyms";
 const MODULES: &str = "/proc/modules";
 
-/// More than this is not taken in, bytes: 15 times what a kernel of a distribution has, with all its data symbols.
+/// More than this is not taken in, bytes: 15 times what a kernel of a distribution has, with all
+/// its data symbols.
 const MAX_TEXT: usize = 256 << 20;
 
 /// A line of /proc/kallsyms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelSymbol<'a> {
-    /// Its address; 0 where addresses are hidden.
+    /// Its address; 0 if addresses are hidden.
     pub address: u64,
-    /// As nm(1) has it: `T` and `t` for text, `W` for weak symbols, `D` for data...; small letters for local ones.
+    /// As nm(1) has it: `T` and `t` for text, `W` for weak symbols, `D` for data...; small letters
+    /// for local ones.
     pub kind: u8,
     /// Its name.
     pub name: &'a [u8],
-    /// The module it belongs to, in its brackets: `[nf_tables]`, `[bpf]`; `None` for the kernel itself.
+    /// The module it belongs to, in its brackets: `[nf_tables]`, `[bpf]`; `None` for the kernel
+    /// itself.
     pub module: Option<&'a [u8]>,
 }
 
@@ -44,7 +48,8 @@ pub fn read_kallsyms() -> io::Result<Vec<u8>> {
     fs::read(KALLSYMS)
 }
 
-/// ELF notes of the kernel (`kernel`) or of a module (`ext4`): its build id is among them. Empty if it does not say.
+/// ELF notes of the kernel (`kernel`) or of a module (`ext4`): its build id is among them. Empty if
+/// it does not say.
 pub fn read_notes(module: &str) -> Vec<u8> {
     let path = match module {
         "kernel" => "/sys/kernel/notes".to_owned(),
@@ -63,8 +68,8 @@ pub fn kernel_setting(name: &str) -> Option<i64> {
     fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()?.trim().parse().ok()
 }
 
-/// The symbols of a text in the form of /proc/kallsyms (`ADDRESS KIND NAME`, and perhaps a tab and `[MODULE]`). Lines
-/// of another form are left out, and so are the assembler's marks (`$x`, `.L1`).
+/// The symbols of a text in the form of /proc/kallsyms (`ADDRESS KIND NAME`, and perhaps a tab and
+/// `[MODULE]`). Lines of another form are left out, and so are the assembler's marks (`$x`, `.L1`).
 pub fn symbols(text: &[u8]) -> impl Iterator<Item = KernelSymbol<'_>> {
     bounded(text).split(|byte| *byte == b'\n').filter_map(symbol)
 }
@@ -86,7 +91,8 @@ fn symbol(line: &[u8]) -> Option<KernelSymbol<'_>> {
     })
 }
 
-/// The modules of a text in the form of /proc/modules (`NAME SIZE REFERENCES USERS STATE ADDRESS`, lsmod(8)).
+/// The modules of a text in the form of /proc/modules (`NAME SIZE REFERENCES USERS STATE ADDRESS`,
+/// lsmod(8)).
 pub fn modules(text: &[u8]) -> Vec<ModulePlace> {
     let lines = bounded(text).split(|byte| *byte == b'\n');
     lines.filter_map(|line| module(str::from_utf8(line).ok()?)).collect()

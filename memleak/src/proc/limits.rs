@@ -1,7 +1,8 @@
 //! Our own limits, and what of them is taken.
 
-/// Raises the number of files that may be open to what is allowed without asking. Each object of the target is held
-/// open, so that it can be symbolized after the target has gone. A failure shows later, at the file that is one too many.
+/// Raises the number of files that may be open to what is allowed without asking. Each object of
+/// the target is held open, so that it can be symbolized after the target has gone. A failure shows
+/// later, at the file that is one too many.
 pub fn raise_open_files() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is valid for both calls.
@@ -13,7 +14,7 @@ pub fn raise_open_files() {
     }
 }
 
-/// Memory of ours that is resident, bytes; 0 where /proc does not say (proc_pid_statm(5)).
+/// Our resident memory, bytes; 0 if /proc does not say (proc_pid_statm(5)).
 pub fn resident_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);

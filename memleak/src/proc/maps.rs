@@ -11,7 +11,8 @@ use std::{
 /// What backs a mapping.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Backing {
-    /// A file, by the path the kernel prints (in the target's mount namespace), without ` (deleted)`.
+    /// A file, by the path the kernel prints (in the target's mount namespace), without
+    /// ` (deleted)`.
     File {
         /// As printed.
         path: PathBuf,
@@ -56,23 +57,26 @@ impl Mapping {
         }
     }
 
-    /// Path under /proc that opens the very file that is mapped, deleted or replaced as it may be, in whatever mount
-    /// namespace (proc_pid_map_files(5)).
+    /// Path under /proc that opens the very file that is mapped, deleted or replaced as it may be,
+    /// in whatever mount namespace (proc_pid_map_files(5)).
     pub fn map_files_path(&self, pid: u32) -> PathBuf {
         PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", self.start, self.end))
     }
 }
 
-/// Bytes of paths that are kept of one process: 65,530 mappings may each have one of 4 KiB. What comes after has none.
+/// Bytes of paths that are kept of one process: 65,530 mappings may each have one of 4 KiB. What
+/// comes after has none.
 const MAX_PATHS: usize = 32 << 20;
 
-/// Reads what `pid` has mapped now, in order of address. A zombie has nothing mapped: an empty list.
+/// Reads what `pid` has mapped now, in order of address. A zombie has nothing mapped: an empty
+/// list.
 pub fn read_maps(pid: u32) -> io::Result<Vec<Mapping>> {
     read_from(BufReader::with_capacity(1 << 16, File::open(format!("/proc/{pid}/maps"))?))
 }
 
-/// Mappings from the text of a maps file (fs/proc/task_mmu.c, `show_map_vma`). An error: a line is none that the kernel
-/// writes. Paths are the target's words, any bytes but a line's end, which the kernel writes as `\012`.
+/// Mappings from the text of a maps file (fs/proc/task_mmu.c, `show_map_vma`). An error: a line is
+/// none that the kernel writes. Paths are the target's words, any bytes but a line's end, which the
+/// kernel writes as `\012`.
 pub fn parse_maps(text: &[u8]) -> io::Result<Vec<Mapping>> {
     read_from(text)
 }
@@ -98,7 +102,8 @@ fn read_from(mut text: impl BufRead) -> io::Result<Vec<Mapping>> {
     Ok(mappings)
 }
 
-/// `START-END PERMISSIONS OFFSET MAJOR:MINOR INODE PATH`, all numbers but the inode hexadecimal, spaces before the path.
+/// `START-END PERMISSIONS OFFSET MAJOR:MINOR INODE PATH`, all numbers but the inode hexadecimal,
+/// spaces before the path.
 fn parse_line(line: &[u8]) -> Option<Mapping> {
     let mut parts = line.splitn(6, |byte| *byte == b' ');
     let mut part = || str::from_utf8(parts.next()?).ok();
@@ -136,7 +141,8 @@ fn backing(path: &[u8]) -> Backing {
     Backing::File { path: PathBuf::from(name), deleted: stem.is_some() }
 }
 
-/// Whether it is the name of a segment of System V shared memory: `/SYSV`, its key of 8 digits, deleted.
+/// Whether it is the name of a segment of System V shared memory: `/SYSV`, its key of 8 digits,
+/// deleted.
 fn is_shared_memory(path: &[u8]) -> bool {
     let key = path.strip_prefix(b"/SYSV").and_then(|rest| rest.strip_suffix(DELETED));
     key.is_some_and(|key| key.len() == 8 && key.iter().all(u8::is_ascii_hexdigit))
@@ -170,7 +176,8 @@ mod tests {
         }
     }
 
-    /// Found by fuzzing: names that are nearly those of shared memory, or no UTF-8, ended the reading of all mappings.
+    /// Found by fuzzing: names that are nearly those of shared memory, or no UTF-8, ended the
+    /// reading of all mappings.
     #[test]
     fn no_name_of_a_file_is_in_the_way_of_the_others() {
         for name in [&b"/SYSV"[..], b"/SYSVzzzzzzzz (deleted)", b"/SYSV\xc3\xa9", b"/\xff\xfe"] {

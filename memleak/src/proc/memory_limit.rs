@@ -5,8 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Files of a group, of either version (Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst): limit, use,
-/// statistics, and in these what the kernel gives back first, the pages of files.
+/// Files of a group, of either version (Documentation/admin-guide/cgroup-v2.rst and
+/// cgroup-v1/memory.rst): limit, use, statistics, and in these what the kernel gives back first,
+/// the pages of files.
 struct Names {
     limit: &'static str,
     used: &'static str,
@@ -17,8 +18,8 @@ const VERSION_1: Names =
     Names { limit: "memory.limit_in_bytes", used: "memory.usage_in_bytes", files: "total_cache" };
 const VERSION_2: Names = Names { limit: "memory.max", used: "memory.current", files: "file" };
 
-/// Bytes that we may still use: the least that one of our groups and those above them leaves. `None`: there is no limit, or
-/// nothing tells of it.
+/// Bytes that we may still use: the least that one of our groups and those above them leaves.
+/// `None`: there is no limit, or nothing tells of it.
 pub fn memory_left() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;

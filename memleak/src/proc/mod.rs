@@ -1,17 +1,17 @@
 //! Reading /proc and another process's memory. Nothing else in the program does.
 
 pub mod btf;
-pub mod clock;
-pub mod descriptors;
-pub mod dynamic_linker;
+pub(crate) mod clock;
+pub(crate) mod descriptors;
+pub(crate) mod dynamic_linker;
 pub mod kallsyms;
-pub mod limits;
+pub(crate) mod limits;
 pub mod maps;
 pub mod memory;
-pub mod memory_limit;
-pub mod ptrace;
-pub mod readable;
+pub(crate) mod memory_limit;
+pub(crate) mod ptrace;
+pub(crate) mod readable;
 pub mod root;
-pub mod slab;
-pub mod status;
-pub mod target;
+pub(crate) mod slab;
+pub(crate) mod status;
+pub(crate) mod target;

@@ -11,14 +11,16 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// A directory that paths are looked up in as if it were `/`: neither `..` nor a symbolic link leaves it.
+/// A directory that paths are looked up in as if it were `/`: neither `..` nor a symbolic link
+/// leaves it.
 ///
 /// It is held by descriptor, so it serves after the process whose root it is has ended.
 #[derive(Debug)]
 pub struct Root(OwnedFd);
 
 impl Root {
-    /// The root directory of `pid` (`/proc/PID/root`, proc_pid_root(5)): of its mount namespace and its chroot.
+    /// The root directory of `pid` (`/proc/PID/root`, proc_pid_root(5)): of its mount namespace and
+    /// its chroot.
     pub fn of_process(pid: u32) -> io::Result<Self> {
         Self::at(Path::new(&format!("/proc/{pid}/root")))
     }
@@ -29,11 +31,12 @@ impl Root {
         Ok(Self(OpenOptions::new().read(true).custom_flags(flags).open(directory)?.into()))
     }
 
-    /// Opens a regular file below this directory for reading; anything else (a FIFO, a device) is refused before
-    /// it is opened, since the opening itself can block or act.
+    /// Opens a regular file below this directory for reading; anything else (a FIFO, a device) is
+    /// refused before it is opened, since the opening itself can block or act.
     pub fn open(&self, path: &Path) -> io::Result<File> {
         let found = match self.look_up(path) {
-            // openat2 is older than any kernel that we run on, but a seccomp filter may not know it.
+            // openat2 is older than any kernel that we run on, but a seccomp filter may not know
+            // it.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
                 self.look_up_without_links(path)
             }
@@ -48,8 +51,8 @@ impl Root {
         let mut how: libc::open_how = unsafe { mem::zeroed() };
         how.flags = (libc::O_PATH | libc::O_CLOEXEC) as u64;
         how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
-        // SAFETY: the descriptor is open, `path` is NUL-terminated and `how` is as large as we say; all of them live
-        // through the call.
+        // SAFETY: the descriptor is open, `path` is NUL-terminated and `how` is as large as we say;
+        // all of them live through the call.
         let fd = unsafe {
             libc::syscall(
                 libc::SYS_openat2,
@@ -74,7 +77,8 @@ impl Root {
                 }
             };
             let flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW;
-            // SAFETY: the descriptor is open and `name` is NUL-terminated; both live through the call.
+            // SAFETY: the descriptor is open and `name` is NUL-terminated; both live through the
+            // call.
             let fd = unsafe { libc::openat(at.as_raw_fd(), name.as_ptr(), flags) };
             at = new_descriptor(fd.into())?;
         }
@@ -90,7 +94,8 @@ fn new_descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     }
 }
 
-/// Opens what a path of ours, or a link of /proc (`map_files/...`, `exe`), leads to, if it is a regular file.
+/// Opens what one of our paths, or a link of /proc (`map_files/...`, `exe`), leads to, if it is a
+/// regular file.
 pub fn open_link(path: &Path) -> io::Result<File> {
     open_regular(&OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?)
 }
@@ -100,7 +105,8 @@ fn open_regular(found: &File) -> io::Result<File> {
     if !found.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-    // Its owner may hold a lease on it, which would keep us for as long as /proc/sys/fs/lease-break-time says (fcntl(2)).
+    // Its owner may hold a lease on it, which would keep us for as long as
+    // /proc/sys/fs/lease-break-time says (fcntl(2)).
     let path = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
     OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }

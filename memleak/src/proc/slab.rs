@@ -8,14 +8,14 @@ use std::{
 
 /// The slab caches that the kernel shows.
 ///
-/// Caches that are alike share one `struct kmem_cache`, whose name is that of the first. SLUB shows it as a directory
-/// `:A-0000128` with a link for each name (Documentation/admin-guide/mm/slab.rst); /proc/slabinfo has the first one's
-/// name.
+/// Caches that are alike share one `struct kmem_cache`, whose name is that of the first. SLUB shows
+/// it as a directory `:A-0000128` with a link for each name
+/// (Documentation/admin-guide/mm/slab.rst); /proc/slabinfo has the first one's name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SlabCaches {
     /// Each name, and what it is a link to.
     names: BTreeMap<String, Option<String>>,
-    /// The names of /proc/slabinfo; empty where it cannot be read.
+    /// The names of /proc/slabinfo; empty if it cannot be read.
     own_names: BTreeSet<String>,
 }
 
@@ -29,7 +29,7 @@ pub struct SlabCache {
 }
 
 impl SlabCaches {
-    /// The running kernel's; none where it shows neither.
+    /// The running kernel's; none if it shows neither.
     pub fn read() -> Self {
         Self::read_from(Path::new("/sys/kernel/slab"), Path::new("/proc/slabinfo"))
     }
@@ -67,7 +67,8 @@ impl SlabCaches {
             None => vec![self.names.get_key_value(name)?.0],
             Some(_) => self.names.iter().filter(|(_, other)| *other == link).map(|(name, _)| name).collect(),
         };
-        // Where /proc/slabinfo does not say which one is first, the one that was asked for has to do.
+        // Where /proc/slabinfo does not say which one is first, the one that was asked for has to
+        // do.
         let own = same.iter().position(|same| self.own_names.contains(*same));
         let own = own.or_else(|| same.iter().position(|same| *same == name))?;
         let own = same.remove(own).clone();

@@ -25,7 +25,7 @@ pub struct Status {
     pub start_time: u64,
 }
 
-/// Command name of thread `tid`, of whatever process; `None` where it has ended.
+/// Command name of thread `tid`, of whatever process; `None` if it has ended.
 pub fn thread_comm(tid: u32) -> Option<String> {
     // /proc/TID is there for each thread, though only those of processes are listed (proc(5)).
     let comm = fs::read(format!("/proc/{tid}/comm")).ok()?;

@@ -26,7 +26,7 @@ pub trait Target {
     /// The root that the paths of mappings begin at.
     fn root(&self) -> io::Result<Root>;
 
-    /// The map of its generated code (`/tmp/perf-PID.map`), where there is one.
+    /// The map of its generated code (`/tmp/perf-PID.map`), if there is one.
     fn perf_map(&self) -> Option<File>;
 
     /// The path of its program, as its mappings have it.
@@ -58,7 +58,8 @@ impl Target for LiveTarget {
     }
 
     fn open(&self, mapping: &Mapping) -> io::Result<File> {
-        // Following a link of map_files takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN (proc_pid_map_files(5)).
+        // Following a link of map_files takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN
+        // (proc_pid_map_files(5)).
         open_link(&mapping.map_files_path(self.0)).or_else(|_| self.open_checked(mapping))
     }
 
@@ -79,7 +80,8 @@ impl Target for LiveTarget {
             // Where the target cannot be entered, or writes to a /tmp of an agent that shares ours.
             Root::at(Path::new("/")).and_then(|root| root.open(Path::new(&path(status.tgid))))
         });
-        // Anybody may create a file of that name: believe the target's own user, and root, as perf does.
+        // Anybody may create a file of that name: believe the target's own user, and root, as perf
+        // does.
         let believed =
             |file: &File| file.metadata().is_ok_and(|it| [0, status.effective_uid].contains(&it.uid()));
         file.ok().filter(believed)

@@ -2,9 +2,9 @@
 //!
 //! It knows no settings: what a form depends on is in its [`format::Options`].
 
-pub mod descriptors;
+pub(crate) mod descriptors;
 pub mod format;
 pub mod model;
 pub mod output;
-pub mod sink;
+pub(crate) mod sink;
 pub mod trace;

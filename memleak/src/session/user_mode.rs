@@ -84,8 +84,8 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
 }
 
 impl UserMode {
-    /// Plans probes for what a process has mapped: for all of it, where that must hold an allocator, or for the
-    /// objects that were not looked at yet.
+    /// Plans probes for what a process has mapped: for all of it, where that must hold an
+    /// allocator, or for the objects that were not looked at yet.
     pub(super) fn plan(
         &mut self,
         capture: &CaptureSettings,
@@ -103,7 +103,8 @@ impl UserMode {
         };
         let mut mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
         if which == Objects::New {
-            // Before they are read, which takes milliseconds, in which the target goes on and the next notice waits.
+            // Before they are read, which takes milliseconds, in which the target goes on and the
+            // next notice waits.
             mappings.retain(|mapping| {
                 !traced.planned.contains(&ObjectId { device: mapping.device, inode: mapping.inode })
             });
@@ -133,7 +134,8 @@ impl UserMode {
         Ok(plan)
     }
 
-    /// Says once which call could be the end of the process: its return address is replaced while it is pending.
+    /// Says once which call could be the end of the process: its return address is replaced while
+    /// it is pending.
     pub(super) fn warn_of_dangers(&mut self, tracer: &Tracer, pid: u32, points: &[AttachPoint]) {
         if self.warned {
             return;

@@ -4,7 +4,8 @@ use super::usage::{MAX_PID, UsageError, WholeNumber, non_empty, one_of};
 use crate::cli::Cli;
 pub use crate::probe::kernel::KernelProbes;
 
-/// Longest command name that the kernel keeps, bytes (`TASK_COMM_LEN` counts the zero behind it, too).
+/// Longest command name that the kernel keeps, bytes (`TASK_COMM_LEN` counts the zero after it,
+/// too).
 const MAX_COMM: usize = 15;
 
 /// What is traced of the kernel.
@@ -12,7 +13,8 @@ const MAX_COMM: usize = 15;
 pub struct KernelOptions {
     /// By what its allocators are watched.
     pub probes: KernelProbes,
-    /// Objects of this slab cache only (`--slab`), as it was typed: [`crate::target::kernel`] looks it up.
+    /// Objects of this slab cache only (`--slab`), as it was typed: [`crate::target::kernel`] looks
+    /// it up.
     pub slab: Option<String>,
     /// What threads of this process allocate, only (`--only-pid`).
     pub only_pid: Option<u32>,
@@ -31,7 +33,8 @@ const ONLY_PID: WholeNumber = WholeNumber {
     remedy: "give the number that pidof NAME or ps prints",
 };
 
-/// Options that go with a process or command only: given or not, their names, and what they are about.
+/// Options that go with a process or command only: given or not, their names, and what they are
+/// about.
 fn for_processes(cli: &Cli) -> [(bool, &'static str, &'static str); 4] {
     [
         (cli.object.is_some(), "-O/--obj", "names an object of a process"),
@@ -77,7 +80,7 @@ pub(super) fn resolve_kernel(cli: &Cli) -> Result<KernelOptions, UsageError> {
     let probes = probes
         .map_or(Ok(KernelProbes::Auto), |text| one_of("--kernel-probes", "way to watch the kernel", text))?;
     if cli.percpu && probes == KernelProbes::Kprobe {
-        let why = "per-CPU allocations are watched by tracepoints, and these are turned off";
+        let why = "per-CPU allocations need tracepoints, and these are turned off";
         return Err(UsageError::new("-P with --kernel-probes kprobe", why, "leave one of them out"));
     }
     let slab = non_empty("--slab", "name a cache such as kmalloc-64 or dentry", cli.slab.as_deref())?;

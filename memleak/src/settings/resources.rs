@@ -21,7 +21,8 @@ const KERNEL: &[Resource] = &[Resource::Slab, Resource::Pages, Resource::Vmalloc
 /// What `-r`, `--acquire`, `--release` and `--resources-file` come to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// All of them: built-in ones, and behind them [`Resource::Custom`] for each that a user has described.
+    /// All of them: built-in ones, and after them [`Resource::Custom`] for each that a user has
+    /// described.
     pub resources: Vec<Resource>,
     /// Those that users have described, by the number of [`Resource::Custom`].
     pub user: Vec<UserResource>,
@@ -81,7 +82,7 @@ fn choose(cli: &Cli) -> Result<Selection, UsageError> {
         } else if let Some(resource) = of_files.iter().find(has) {
             selection.user.push(resource.clone());
         } else {
-            // Not before it is needed: a file there that is wrong is no concern of other runs.
+            // Not before it is needed: a file there that is wrong does not concern other runs.
             let known = of_folder.get_or_insert_with(|| {
                 let found = configured();
                 selection.warnings.extend(found.warnings);
@@ -96,8 +97,8 @@ fn choose(cli: &Cli) -> Result<Selection, UsageError> {
     Ok(selection)
 }
 
-/// The text of `--list-resources`: a line for each built-in resource, then for each that a user has described. The
-/// warnings are for standard error.
+/// The text of `--list-resources`: a line for each built-in resource, then for each that a user has
+/// described. The warnings are for standard error.
 pub(super) fn list(cli: &Cli) -> Result<(String, Vec<String>), UsageError> {
     let configured = configured();
     let named = [pairs_of(&cli.pairs)?, named_files(&cli.resources_files)?].concat();

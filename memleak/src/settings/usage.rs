@@ -14,7 +14,8 @@ pub struct UsageError {
     pub why: String,
     /// What to type instead.
     pub remedy: String,
-    /// Exit status: [`exit::USAGE`], or [`exit::FAILED`] where the command line is right but we cannot serve it.
+    /// Exit status: [`exit::USAGE`], or [`exit::FAILED`] if the command line is right but we
+    /// cannot serve it.
     pub status: u8,
 }
 

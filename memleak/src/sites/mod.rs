@@ -1,5 +1,5 @@
-//! Sites: stacks as locations in objects, not addresses. The same code is one site, in however many processes, wherever it
-//! is mapped, and whatever was mapped there before.
+//! Sites: stacks as locations in objects, not addresses. The same code is one site, in however many
+//! processes, wherever it is mapped, and whatever was mapped there before.
 
 mod stack_id;
 
@@ -86,7 +86,8 @@ pub struct Sites {
 }
 
 impl Sites {
-    /// Finds the site of each stack that is outstanding in `snapshot`; those of other stacks are forgotten.
+    /// Finds the site of each stack that is outstanding in `snapshot`; those of other stacks are
+    /// forgotten.
     pub fn update(&mut self, snapshot: &Snapshot, locate: &mut dyn Locate) {
         let mut used = FxHashSet::default();
         for outstanding in &snapshot.outstanding {
@@ -160,11 +161,6 @@ impl Sites {
     pub fn get(&self, id: SiteId) -> Option<&Site> {
         self.sites.get(&id)
     }
-
-    /// All sites.
-    pub fn iter(&self) -> impl Iterator<Item = &Site> {
-        self.sites.values()
-    }
 }
 
 #[cfg(test)]
@@ -174,7 +170,8 @@ mod tests {
     use super::*;
     use crate::snapshot::Outstanding;
 
-    /// Space N has its only object, which all have in common, at N * 0x1000; nothing else is an object.
+    /// Space N has its only object, which all have in common, at N * 0x1000; nothing else is an
+    /// object.
     #[derive(Default)]
     struct Shifted {
         asked: usize,
@@ -244,13 +241,13 @@ mod tests {
         assert_eq!(sites.of(1, 99), SiteId::UNKNOWN);
         let site = sites.get(sites.of(2, 7)).expect("a site");
         assert_eq!((site.space, &*site.ips), (1, &[0x1010, 0x1020][..]), "the first process's");
-        assert_eq!(sites.iter().count(), 3);
+        assert_eq!(sites.sites.len(), 3);
         // What is known is not looked at again.
         let asked = locate.asked;
         let first = sites.of(2, 7);
         sites.update(&snapshot(&all[..1]), &mut locate);
         assert_eq!((locate.asked, sites.of(2, 7), sites.of(1, 5)), (asked, first, SiteId::UNKNOWN));
-        assert_eq!((sites.iter().count(), sites.by_key.len()), (1, 1));
+        assert_eq!((sites.sites.len(), sites.by_key.len()), (1, 1));
         // What comes back is another one: what grows begins at nothing.
         sites.update(&snapshot(&[]), &mut locate);
         sites.update(&snapshot(&all[..1]), &mut locate);

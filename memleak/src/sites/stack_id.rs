@@ -1,8 +1,10 @@
-//! The stable id of a stack: equal wherever the same code does the same, over restarts, address layouts and machines.
+//! The stable id of a stack: equal wherever the same code does the same, over restarts, address
+//! layouts and machines.
 //!
 //! It is the first 8 bytes (big-endian, printed as 16 hexadecimal digits) of
-//! `SHA-256(D, resource, 0x00, tag)`, where `D` is the SHA-256 of all frames, callee first. A frame is one byte for its
-//! kind, the length of a name (4 bytes), the name, and a number (8 bytes), lengths and numbers little-endian:
+//! `SHA-256(D, resource, 0x00, tag)`, where `D` is the SHA-256 of all frames, callee first. A frame
+//! is one byte for its kind, the length of a name (4 bytes), the name, and a number (8 bytes),
+//! lengths and numbers little-endian:
 //!
 //! | kind | name | number |
 //! | --- | --- | --- |
@@ -11,7 +13,8 @@
 //! | 3, the kernel or a module of it | its name, as in `[ext4]`; if it has a build id, a zero byte and that | from its first byte, as in System.map |
 //! | 4, code of no object | none | the return address, which is that process's own |
 //!
-//! `resource` is its name (`heap`); `tag` is a kernel stack's cache or order (`kmalloc-64`, `order 2`), else empty.
+//! `resource` is its name (`heap`); `tag` is a kernel stack's cache or order (`kmalloc-64`,
+//! `order 2`), else empty.
 
 use sha2::{Digest as _, Sha256};
 

@@ -1,4 +1,5 @@
-//! Names as people write them: C++ (Itanium ABI) and Rust (legacy and v0) undone, and made safe to print.
+//! Names as people write them: C++ (Itanium ABI) and Rust (legacy and v0) undone, and made safe to
+//! print.
 
 use std::{
     cell::Cell,
@@ -16,17 +17,21 @@ const MAX_MANGLED: usize = 16 << 10;
 /// Longest result, bytes. Back references let a name of a few hundred bytes stand for gigabytes.
 const MAX_DEMANGLED: usize = 64 << 10;
 
-/// Nesting that the caller's stack is good for: under 1.5 MiB in a build without optimization, a fraction with it.
+/// Nesting that the caller's stack is good for: under 1.5 MiB in a build without optimization, a
+/// fraction with it.
 const SHALLOW: u32 = 64;
 
-/// Nesting that a name may have at most, for which there is a stack of its own (bytes). The parser tries one reading after
-/// the other, so that its time can double with every few levels: a name of 208 bytes took ten seconds at 144.
+/// Nesting that a name may have at most, for which there is a stack of its own (bytes). The parser
+/// tries one reading after the other, so that its time can double with every few levels: a name of
+/// 208 bytes took ten seconds at 144.
 const DEEP: (u32, usize) = (112, 64 << 20);
 
-/// Time (ns) that names deeper than [`SHALLOW`] may take a thread in all: a file can have thousands of bad ones.
+/// Time (ns) that names deeper than [`SHALLOW`] may take a thread in all: a file can have thousands
+/// of bad ones.
 const DEEP_TIME: u64 = 2_000_000_000;
 
-/// The demangled form of `name`, or `name` itself where it is no mangled one (or one that is out of bounds).
+/// The demangled form of `name`, or `name` itself if it is not a mangled one (or one that is out of
+/// bounds).
 pub fn demangle(name: &str) -> String {
     let demangled = match name.len() <= MAX_MANGLED {
         true => rust(name).or_else(|| cpp(name)),
@@ -35,7 +40,8 @@ pub fn demangle(name: &str) -> String {
     printable(&demangled.unwrap_or_else(|| name.to_owned()))
 }
 
-/// `bytes` as text for one line of a terminal: control characters (line ends, escape sequences) are replaced.
+/// `bytes` as text for one line of a terminal: control characters (line ends, escape sequences) are
+/// replaced.
 pub fn printable_bytes(bytes: &[u8]) -> String {
     printable(&String::from_utf8_lossy(bytes))
 }
@@ -61,8 +67,9 @@ fn rust(name: &str) -> Option<String> {
 }
 
 fn cpp(name: &str) -> Option<String> {
-    // `_GLOBAL__sub_I_x` and its kin are the compiler's own names for parts of a file's start and end; the parser takes
-    // names of types too, so that any short word would be "demangled" were it not for this check.
+    // `_GLOBAL__sub_I_x` and the like are the compiler's own names for parts of a file's start and
+    // end; the parser takes names of types too, so that any short word would be "demangled" were it
+    // not for this check.
     if !["_Z", "__Z", "___Z", "____Z", "_GLOBAL_"].iter().any(|prefix| name.starts_with(prefix)) {
         return None;
     }
@@ -93,8 +100,9 @@ fn cpp_deep(name: &str) -> Option<String> {
     demangled
 }
 
-/// The name of a function template whose signature the parser cannot read (g++ writes `std::enable_if` conditions in a
-/// way of its own): name and template arguments come first, so the longest part that is a name by itself.
+/// The name of a function template whose signature the parser cannot read (g++ writes
+/// `std::enable_if` conditions in a way of its own): name and template arguments come first, so the
+/// longest part that is a name by itself.
 fn cpp_without_signature(name: &str) -> Option<String> {
     /// Ends of nested parts that are tried, the last ones first.
     const TRIED: usize = 64;
@@ -160,7 +168,8 @@ mod tests {
                 "_ZN4core3ops8function6FnOnce9call_once17h0123456789abcdefE.llvm.12345",
                 "core::ops::function::FnOnce::call_once",
             ),
-            // c++filt has the signature too: std::shared_ptr<...> std::make_shared<...>(word_counter&).
+            // c++filt has the signature too: std::shared_ptr<...>
+            // std::make_shared<...>(word_counter&).
             (
                 "_ZSt11make_sharedI13count_printerJR12word_counterEESt10shared_ptrINSt9enable_ifIXntsrSt8is_arrayIT_E5valueES4_E4typeEEDpOT0_",
                 "std::make_shared<count_printer, word_counter&>(...)",

@@ -5,11 +5,11 @@ use std::{io, sync::Arc};
 use addr2line::{Context, LookupContinuation, LookupResult, SplitDwarfLoad};
 use gimli::{DwarfPackage, SectionId};
 
-use super::reader::{Reader, with_fuel};
+use super::reader::{LimitedReader, with_fuel};
 use crate::elf::{Bytes, ElfFile};
 
-/// Reads that a look-up may make at least, and for each byte of debug information over a whole object's life; and at most, which
-/// takes a second.
+/// Reads that a look-up may make at least, and for each byte of debug information over a whole
+/// object's life; and at most, which takes a second.
 const FUEL: (u64, u64) = (1 << 20, 16);
 const MOST_FUEL: u64 = 128 << 20;
 
@@ -22,7 +22,7 @@ const MAX_FRAMES: usize = 256;
 /// A call, as DWARF tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct SourceFrame {
-    /// Linkage name, where there is one.
+    /// Linkage name, if there is one.
     pub function: Option<Vec<u8>>,
     /// Source file, relative to the directory of the compilation where it is inside.
     pub file: Option<String>,
@@ -38,9 +38,9 @@ pub trait FindFile {
 
 /// The debug information of one object.
 pub struct Dwarf {
-    context: Context<Reader>,
+    context: Context<LimitedReader>,
     fuel: u64,
-    package: Option<DwarfPackage<Reader>>,
+    package: Option<DwarfPackage<LimitedReader>>,
 }
 
 impl std::fmt::Debug for Dwarf {
@@ -57,8 +57,8 @@ impl Dwarf {
             .any(|name| elf.section(name).is_some_and(|it| it.size > 0))
     }
 
-    /// Reads the units of `elf`, whose references into a supplementary file go to `supplementary`; `package` holds its
-    /// split units (`.dwp`).
+    /// Reads the units of `elf`, whose references into a supplementary file go to `supplementary`;
+    /// `package` holds its split units (`.dwp`).
     pub fn new(
         elf: &ElfFile,
         supplementary: Option<&ElfFile>,
@@ -71,7 +71,7 @@ impl Dwarf {
         }
         let fuel = (FUEL.0 + FUEL.1 * bytes).min(MOST_FUEL);
         let package = package.and_then(|elf| {
-            let empty = Reader::new(Bytes::default(), elf.format.little_endian);
+            let empty = LimitedReader::new(Bytes::default(), elf.format.little_endian);
             let section = |id: SectionId| Ok::<_, gimli::Error>(section(elf, id, Form::Package, &mut bytes));
             with_fuel(fuel, || DwarfPackage::load(section, empty)).0.ok()
         });
@@ -84,7 +84,8 @@ impl Dwarf {
         self.fuel == 0
     }
 
-    /// The calls at `vaddr`, innermost first; the last one is the function itself. Empty where nothing is known.
+    /// The calls at `vaddr`, innermost first; the last one is the function itself. Empty where
+    /// nothing is known.
     pub fn frames(&mut self, vaddr: u64, files: &dyn FindFile) -> Vec<SourceFrame> {
         if vaddr == u64::MAX {
             return Vec::new(); // addr2line computes the address after it.
@@ -117,10 +118,10 @@ impl Dwarf {
     /// The split unit that a skeleton unit asks for: from the package, or a file of its own.
     fn load_split(
         &self,
-        wanted: SplitDwarfLoad<Reader>,
+        wanted: SplitDwarfLoad<LimitedReader>,
         files: &dyn FindFile,
         more: &mut u64,
-    ) -> Option<Arc<gimli::Dwarf<Reader>>> {
+    ) -> Option<Arc<gimli::Dwarf<LimitedReader>>> {
         if let Some(package) = &self.package
             && let Ok(Some(unit)) = package.find_cu(wanted.dwo_id, &wanted.parent)
         {
@@ -137,7 +138,7 @@ impl Dwarf {
         let mut sections = load(&files.find(&path)?, Form::Split, more).ok()?;
         sections.make_dwo(&wanted.parent);
         let unit = sections.units().next().ok()??;
-        // A file of another build at the same place would tell of other code.
+        // A file of another build at the same place would describe other code.
         let unit = sections.unit(unit).ok()?;
         (unit.dwo_id == Some(wanted.dwo_id)).then(|| Arc::new(sections))
     }
@@ -145,10 +146,10 @@ impl Dwarf {
 
 fn resolve<L>(
     mut result: LookupResult<L>,
-    load: &mut dyn FnMut(SplitDwarfLoad<Reader>) -> Option<Arc<gimli::Dwarf<Reader>>>,
+    load: &mut dyn FnMut(SplitDwarfLoad<LimitedReader>) -> Option<Arc<gimli::Dwarf<LimitedReader>>>,
 ) -> L::Output
 where
-    L: LookupContinuation<Buf = Reader>,
+    L: LookupContinuation<Buf = LimitedReader>,
 {
     loop {
         match result {
@@ -160,9 +161,9 @@ where
     }
 }
 
-/// `file` without the directory of the compilation: as the compiler was told it. A relative directory (distributions
-/// have paths rewritten) says something that would be lost.
-fn relative<'a>(file: &'a str, directory: Option<&Reader>) -> &'a str {
+/// `file` without the directory of the compilation: as the compiler was told it. A relative
+/// directory (distributions have paths rewritten) says something that would be lost.
+fn relative<'a>(file: &'a str, directory: Option<&LimitedReader>) -> &'a str {
     let directory = directory.and_then(|directory| str::from_utf8(directory.bytes()).ok());
     let absolute = directory.filter(|directory| directory.starts_with('/'));
     let inside = absolute.and_then(|directory| file.strip_prefix(directory)?.strip_prefix('/'));
@@ -177,12 +178,12 @@ enum Form {
     Package,
 }
 
-fn load(elf: &ElfFile, form: Form, bytes: &mut u64) -> io::Result<gimli::Dwarf<Reader>> {
+fn load(elf: &ElfFile, form: Form, bytes: &mut u64) -> io::Result<gimli::Dwarf<LimitedReader>> {
     gimli::Dwarf::load(|id| Ok(section(elf, id, form, bytes)))
 }
 
-/// A section's bytes; empty where addr2line has no use for it, or it cannot be read.
-fn section(elf: &ElfFile, id: SectionId, form: Form, bytes: &mut u64) -> Reader {
+/// A section's bytes; empty if addr2line has no use for it, or it cannot be read.
+fn section(elf: &ElfFile, id: SectionId, form: Form, bytes: &mut u64) -> LimitedReader {
     let unused = matches!(
         id,
         SectionId::DebugLoc
@@ -202,5 +203,5 @@ fn section(elf: &ElfFile, id: SectionId, form: Form, bytes: &mut u64) -> Reader 
         None => Bytes::default(),
     };
     *bytes += data.len() as u64;
-    Reader::new(data, elf.format.little_endian)
+    LimitedReader::new(data, elf.format.little_endian)
 }

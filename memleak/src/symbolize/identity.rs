@@ -1,5 +1,5 @@
-//! What objects are, apart from where they are mapped and what they are called: equal files have one number in a run, and
-//! one name on all machines.
+//! What objects are, apart from where they are mapped and what they are called: equal files have
+//! one number in a run, and one name on all machines.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,14 +19,15 @@ pub struct ObjectNumber(pub u32);
 
 /// What makes two files the same object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Identity {
-    /// The build id, and the executable segments (`p_vaddr`, `p_filesz`): a build may give all its files one id.
+pub enum ObjectIdentity {
+    /// The build id, and the executable segments (`p_vaddr`, `p_filesz`): a build may give all its
+    /// files one id.
     BuildId(Vec<u8>, Vec<(u64, u64)>),
     /// SHA-256 of the length of the file and of the beginnings of its executable segments.
     Content([u8; 32]),
 }
 
-impl Identity {
+impl ObjectIdentity {
     /// Of a file.
     pub fn of(elf: &ElfFile) -> Self {
         let code = elf.segments.iter().filter(|segment| segment.executable);
@@ -72,13 +73,14 @@ pub enum Anchor {
     Address(u64),
 }
 
-/// The objects of a run in which something was located, by their files (`F`), each with a `T` of one of those.
+/// The objects of a run in which something was located, by their files (`F`), each with a `T` of
+/// one of those.
 #[derive(Debug)]
 pub struct Identities<F, T> {
-    numbers: HashMap<Identity, ObjectNumber>,
+    numbers: HashMap<ObjectIdentity, ObjectNumber>,
     /// `None` of what is not an ELF file that can be read.
     files: HashMap<F, Option<ObjectNumber>>,
-    objects: HashMap<ObjectNumber, (Identity, T)>,
+    objects: HashMap<ObjectNumber, (ObjectIdentity, T)>,
     last: u32,
 }
 
@@ -89,12 +91,13 @@ impl<F, T> Default for Identities<F, T> {
 }
 
 impl<F: Clone + Eq + Hash, T: Clone> Identities<F, T> {
-    /// The number of the object that `file` is; `None` if it has no identity. Each file is asked once.
+    /// The number of the object that `file` is; `None` if it has no identity. Each file is asked
+    /// once.
     pub fn number(
         &mut self,
         file: &F,
         of_file: &T,
-        identity: impl FnOnce() -> Option<Identity>,
+        identity: impl FnOnce() -> Option<ObjectIdentity>,
     ) -> Option<ObjectNumber> {
         if let Some(number) = self.files.get(file) {
             return *number;
@@ -104,7 +107,7 @@ impl<F: Clone + Eq + Hash, T: Clone> Identities<F, T> {
         number
     }
 
-    fn enter(&mut self, identity: Identity, of_file: &T) -> ObjectNumber {
+    fn enter(&mut self, identity: ObjectIdentity, of_file: &T) -> ObjectNumber {
         if let Some(number) = self.numbers.get(&identity) {
             return *number;
         }

@@ -12,8 +12,8 @@ use crate::proc::kallsyms::{
     KernelSymbol, ModulePlace, kernel_setting, modules, read_kallsyms, read_modules, read_notes, symbols,
 };
 
-/// Longest function that is believed in, bytes: where nothing says how long the last one before a gap is. Programs of
-/// BPF are the longest: 128 KiB or so.
+/// Longest function that is believed in, bytes: where nothing says how long the last one before a
+/// gap is. Programs of BPF are the longest: 128 KiB or so.
 const MAX_FUNCTION: u64 = 1 << 20;
 
 /// Addresses without a symbol that are remembered, so that they are not looked for again and again.
@@ -41,7 +41,7 @@ pub enum KernelSymbolsError {
     HiddenFromAll(i64),
     /// All addresses are 0, for us.
     #[error(
-        "/proc/kallsyms: the kernel hides its addresses from who lacks CAP_SYSLOG (kernel.kptr_restrict is {kptr_restrict}, \
+        "/proc/kallsyms: the kernel hides its addresses from users without CAP_SYSLOG (kernel.kptr_restrict is {kptr_restrict}, \
          kernel.perf_event_paranoid {perf_event_paranoid}); run as root, or type: sysctl kernel.kptr_restrict=0 \
          kernel.perf_event_paranoid=1"
     )]
@@ -58,10 +58,11 @@ pub trait KernelTexts: std::fmt::Debug + Send {
     /// In the form of /proc/kallsyms.
     fn kallsyms(&self) -> io::Result<Vec<u8>>;
 
-    /// In the form of /proc/modules; empty where there are none.
+    /// In the form of /proc/modules; empty if there are none.
     fn modules(&self) -> Vec<u8>;
 
-    /// ELF notes of the kernel (`[kernel]`) or of a module of it (`[ext4]`); empty if they are not known.
+    /// ELF notes of the kernel (`[kernel]`) or of a module of it (`[ext4]`); empty if they are not
+    /// known.
     fn notes(&self, _module: &str) -> Vec<u8> {
         Vec::new()
     }
@@ -105,7 +106,7 @@ fn build_id(mut notes: &[u8]) -> Option<&[u8]> {
 #[derive(Debug)]
 pub struct KernelSymbols {
     texts: Box<dyn KernelTexts>,
-    table: Table,
+    table: KernelTable,
     /// The text of the modules when the table was read.
     modules: Vec<u8>,
     /// Addresses that had no symbol when they were looked for.
@@ -115,8 +116,8 @@ pub struct KernelSymbols {
 }
 
 impl KernelSymbols {
-    /// Reads /proc/kallsyms. Nearly all of the time that it takes (60 ms or so) is the kernel's. Do it after the BPF
-    /// programs are loaded, so that they are in it.
+    /// Reads /proc/kallsyms. Nearly all of the time that it takes (60 ms or so) is the kernel's. Do
+    /// it after the BPF programs are loaded, so that they are in it.
     pub fn read() -> Result<Self, KernelSymbolsError> {
         Self::of(Box::new(RunningKernel))
     }
@@ -127,8 +128,9 @@ impl KernelSymbols {
         Ok(Self { texts, table, modules, unknown: HashSet::new(), identities: FxHashMap::default() })
     }
 
-    /// Reads /proc/kallsyms again. What was known of modules that are gone stays known, as long as nothing else is
-    /// where they were: what they have leaked is still there. An error leaves all as it was.
+    /// Reads /proc/kallsyms again. What was known of modules that are gone stays known, as long as
+    /// nothing else is where they were: what they have leaked is still there. An error leaves all
+    /// as it was.
     pub fn refresh(&mut self) -> Result<(), KernelSymbolsError> {
         let (mut table, modules) = read_table(&*self.texts)?;
         table.keep_modules_of(&self.table);
@@ -146,13 +148,16 @@ impl KernelSymbols {
         self.refresh()
     }
 
-    /// Frames of a stack of the kernel, callee first; one for each address, but for the tracer's own at the callee
-    /// end: the BPF program and what led to it. Reads the table again where it has no symbol for an address.
+    /// Frames of a stack of the kernel, callee first; one for each address, but for the tracer's
+    /// own at the callee end: the BPF program and what led to it. Reads the table again where it
+    /// has no symbol for an address.
     ///
-    /// As everywhere the byte before a return address is looked up. The address itself is, where it is no return
-    /// address: in the frame that a probe has stopped, and in one that an interrupt has.
+    /// As everywhere the byte before a return address is looked up. The address itself is, where it
+    /// is not a return address: in the frame that a probe has stopped, and in one that an interrupt
+    /// has.
     pub fn frames(&mut self, ips: &[u64]) -> Vec<Frame> {
-        let is_known = |table: &Table, ip: &u64| table.find_call(*ip).or_else(|| table.find(*ip)).is_some();
+        let is_known =
+            |table: &KernelTable, ip: &u64| table.find_call(*ip).or_else(|| table.find(*ip)).is_some();
         if ips.iter().any(|ip| !is_known(&self.table, ip) && !self.unknown.contains(ip)) {
             // Where it cannot be read again, what was read before has to do.
             let _ = self.refresh();
@@ -172,8 +177,8 @@ impl KernelSymbols {
         frames
     }
 
-    /// What the kernel (`[kernel]`) or a module of it is on any machine: its name, and behind a zero its build id, where it
-    /// has one.
+    /// What the kernel (`[kernel]`) or a module of it is on any machine: its name, and behind a
+    /// zero its build id, if it has one.
     pub fn identity(&mut self, module: &str) -> Box<[u8]> {
         if let Some(known) = self.identities.get(module) {
             return known.clone();
@@ -188,10 +193,10 @@ impl KernelSymbols {
         name.into()
     }
 
-    /// Where the code of these functions is, in order of address: each from its first byte to the next function's.
-    /// Variants that the compiler has made of a function count as that function (`new_slab.isra.0`, `.part.0`,
-    /// `.constprop.0`, `.cold`), and so does the one with the suffix `_noprof` that it has from Linux 6.10 on where
-    /// allocations are profiled.
+    /// Where the code of these functions is, in order of address: each from its first byte to the
+    /// next function's. Variants that the compiler has made of a function count as that function
+    /// (`new_slab.isra.0`, `.part.0`, `.constprop.0`, `.cold`), and so does the one with the suffix
+    /// `_noprof` that it has from Linux 6.10 on where allocations are profiled.
     pub fn address_ranges(&self, names: &[&str]) -> Vec<Range<u64>> {
         let is_one = |name: &[u8]| names.iter().any(|wanted| is_variant(name, wanted));
         let found = (0..self.table.symbols.len()).filter(|&at| is_one(self.table.name(at)));
@@ -200,8 +205,8 @@ impl KernelSymbols {
         ranges
     }
 
-    /// The name under which the kernel has the function `name` (that name, or the same with the suffix `_noprof`), and
-    /// its address.
+    /// The name under which the kernel has the function `name` (that name, or the same with the
+    /// suffix `_noprof`), and its address.
     pub fn function(&self, name: &str) -> Option<(String, u64)> {
         [name.to_owned(), format!("{name}_noprof")].into_iter().find_map(|name| {
             let place =
@@ -210,40 +215,26 @@ impl KernelSymbols {
             Some((name, address))
         })
     }
-
-    /// Whether the kernel has the function `name`, or the same with the suffix `_noprof`.
-    pub fn contains(&self, name: &str) -> bool {
-        self.function(name).is_some()
-    }
-
-    /// Number of symbols.
-    pub fn len(&self) -> usize {
-        self.table.symbols.len()
-    }
-
-    /// Whether there are none; never so for a table that was read.
-    pub fn is_empty(&self) -> bool {
-        self.table.symbols.is_empty()
-    }
 }
 
-fn read_table(texts: &dyn KernelTexts) -> Result<(Table, Vec<u8>), KernelSymbolsError> {
-    // Modules first: one that comes between the two is in the symbols and shows as a change next time.
+fn read_table(texts: &dyn KernelTexts) -> Result<(KernelTable, Vec<u8>), KernelSymbolsError> {
+    // Modules first: one that comes between the two is in the symbols and shows as a change next
+    // time.
     let modules = texts.modules();
     let table = parse_table(&texts.kallsyms().map_err(KernelSymbolsError::Unreadable)?, &modules)?;
     Ok((table, modules))
 }
 
-fn parse_table(kallsyms: &[u8], modules_text: &[u8]) -> Result<Table, KernelSymbolsError> {
-    let table = Table::new(symbols(kallsyms), &modules(modules_text));
+fn parse_table(kallsyms: &[u8], modules_text: &[u8]) -> Result<KernelTable, KernelSymbolsError> {
+    let table = KernelTable::new(symbols(kallsyms), &modules(modules_text));
     if !table.symbols.is_empty() {
         return Ok(table);
     }
     if symbols(kallsyms).all(|symbol| !symbol.is_text()) {
         return Err(KernelSymbolsError::Empty);
     }
-    // kallsyms_show_value() in kernel/ksyms_common.c: 0 shows them where perf_event_paranoid is 1 or less, 0 and 1 to who
-    // has CAP_SYSLOG, 2 to nobody.
+    // kallsyms_show_value() in kernel/ksyms_common.c: 0 shows them where perf_event_paranoid is 1
+    // or less, 0 and 1 to who has CAP_SYSLOG, 2 to nobody.
     let kptr_restrict = kernel_setting("kptr_restrict").unwrap_or(0);
     Err(match kptr_restrict {
         0 | 1 => KernelSymbolsError::HiddenFromUs {
@@ -258,11 +249,11 @@ fn parse_table(kallsyms: &[u8], modules_text: &[u8]) -> Result<Table, KernelSymb
 #[derive(Clone, Copy, Debug)]
 struct Symbol {
     address: u64,
-    /// Where its name begins in [`Table::names`].
+    /// Where its name begins in [`KernelTable::names`].
     name: u32,
     /// Bytes of its name.
     len: u16,
-    /// Index into [`Table::modules`].
+    /// Index into [`KernelTable::modules`].
     module: u16,
     /// Known outside of its file.
     global: bool,
@@ -273,9 +264,9 @@ struct Symbol {
 struct Module {
     /// In its brackets.
     name: String,
-    /// What offsets count from; `None` where there is nothing sensible (`[bpf]`).
+    /// What offsets count from; `None` if there is nothing sensible (`[bpf]`).
     start: Option<u64>,
-    /// The address after its last byte, where that is known.
+    /// The address after its last byte, if that is known.
     end: Option<u64>,
 }
 
@@ -283,7 +274,7 @@ const CORE: u16 = 0;
 
 /// Symbols in order of address, of several at one address the best one last.
 #[derive(Debug)]
-struct Table {
+struct KernelTable {
     symbols: Vec<Symbol>,
     /// All names, one after the other.
     names: Vec<u8>,
@@ -291,7 +282,7 @@ struct Table {
     modules: Vec<Module>,
 }
 
-impl Table {
+impl KernelTable {
     fn new<'a>(symbols: impl Iterator<Item = KernelSymbol<'a>>, places: &[ModulePlace]) -> Self {
         let core = Module { name: "[kernel]".to_owned(), start: None, end: None };
         let mut table = Self { symbols: Vec::new(), names: Vec::new(), modules: vec![core] };
@@ -319,7 +310,7 @@ impl Table {
         self.symbols.push(Symbol { address, name: start, len, module, global });
     }
 
-    /// Enters a module (in its brackets) and gives its index; `None` where there are too many.
+    /// Enters a module (in its brackets) and gives its index; `None` if there are too many.
     fn add_module(&mut self, name: &[u8], places: &[ModulePlace]) -> Option<u16> {
         let index = u16::try_from(self.modules.len()).ok()?;
         let name = printable_bytes(name);
@@ -344,7 +335,8 @@ impl Table {
         }
     }
 
-    /// The core kernel's offsets count from `_text`, as in System.map and vmlinux, wherever it was loaded.
+    /// The core kernel's offsets count from `_text`, as in System.map and vmlinux, wherever it was
+    /// loaded.
     fn place_core(&mut self) {
         let text = (0..self.symbols.len()).find(|&at| matches!(self.name(at), b"_text" | b"_stext"));
         let start = text.and_then(|at| self.symbols.get(at)).map(|symbol| symbol.address);
@@ -360,7 +352,7 @@ impl Table {
     /// The best symbol of the code at `address`, as an index.
     fn find(&self, address: u64) -> Option<usize> {
         let at = self.symbols.partition_point(|symbol| symbol.address <= address).checked_sub(1)?;
-        // Behind these is no code, or none that is in use.
+        // After these there is no code, or none that is in use.
         let is_code = !matches!(self.name(at), b"_etext" | b"_einittext");
         (is_code && self.range(at)?.contains(&address)).then_some(at)
     }
@@ -431,10 +423,12 @@ fn name_of<'a>(symbol: &Symbol, names: &'a [u8]) -> &'a [u8] {
     names.get(start..start + usize::from(symbol.len)).unwrap_or_default()
 }
 
-/// How little a name says, of several at one address: the smallest is shown. Marks of the linker come after functions,
-/// aliases for another place or another ABI after what they are aliases of, local names after global ones.
+/// How little a name says, of several at one address: the smallest is shown. Marks of the linker
+/// come after functions, aliases for another place or another ABI after what they are aliases of,
+/// local names after global ones.
 fn badness<'a>(symbol: &Symbol, names: &'a [u8]) -> (bool, bool, bool, bool, usize, usize, &'a [u8]) {
-    /// Padding before functions, code that runs before relocation, bounds of sections, static calls.
+    /// Padding before functions, code that runs before relocation, bounds of sections, static
+    /// calls.
     const MARKS: &[&[u8]] =
         &[b"__pfx_", b"__cfi_", b"__pi_", b"__start_", b"__stop_", b"__SCT__", b"__hot_text_"];
     const BOUNDS: &[&[u8]] =
@@ -447,7 +441,8 @@ fn badness<'a>(symbol: &Symbol, names: &'a [u8]) -> (bool, bool, bool, bool, usi
     (is_mark, !symbol.global, name.starts_with(b"__ia32_"), has_suffix, underscores, name.len(), name)
 }
 
-/// A name as people write it: Rust's demangled, and without the number that LLVM gives to a local function.
+/// A name as people write it: Rust's demangled, and without the number that LLVM gives to a local
+/// function.
 fn readable(symbol: &str) -> String {
     demangle(symbol.split_once(".llvm.").map_or(symbol, |(name, _)| name))
 }
@@ -458,9 +453,9 @@ fn is_variant(name: &[u8], wanted: &str) -> bool {
     base == wanted.as_bytes() || base.strip_suffix(b"_noprof") == Some(wanted.as_bytes())
 }
 
-/// How many frames at the callee end belong to tracing itself. Code without a symbol counts with what called it: where
-/// `net.core.bpf_jit_kallsyms` is 0 our own program has none.
-fn tracing_frames(ips: &[u64], table: &Table) -> usize {
+/// How many frames at the callee end belong to tracing itself. Code without a symbol counts with
+/// what called it: where `net.core.bpf_jit_kallsyms` is 0 our own program has none.
+fn tracing_frames(ips: &[u64], table: &KernelTable) -> usize {
     let mut count = 0;
     for (index, ip) in ips.iter().enumerate() {
         match table.find_call(*ip).or_else(|| table.find(*ip)) {
@@ -472,8 +467,9 @@ fn tracing_frames(ips: &[u64], table: &Table) -> usize {
     count
 }
 
-fn is_tracing(table: &Table, at: usize) -> bool {
-    /// Of the kernel itself: raw tracepoints, perf's, kprobes by breakpoint and by ftrace, return probes, the walk.
+fn is_tracing(table: &KernelTable, at: usize) -> bool {
+    /// Of the kernel itself: raw tracepoints, perf's, kprobes by breakpoint and by ftrace, return
+    /// probes, the walk.
     const PREFIXES: &[&[u8]] = &[
         b"__traceiter_",
         b"__probestub_",

@@ -1,12 +1,13 @@
-//! What a process had mapped at each time: an address is looked up in the mappings that were there when it was recorded.
+//! What a process had mapped at each time: an address is looked up in the mappings that were there
+//! when it was recorded.
 //!
-//! Time is counted in generations. One ends whenever something may be unmapped, so within one code only comes: two
-//! readings of /proc/PID/maps in one generation add up. Which generation an address belongs to is recorded with its
-//! stack. The dynamic linker tells twice of each object that it closes, before it is unmapped and after that: one generation
-//! ends with each.
+//! Time is counted in generations. One ends whenever something may be unmapped, so within one code
+//! only comes: two readings of /proc/PID/maps in one generation add up. Which generation an address
+//! belongs to is recorded with its stack. The dynamic linker tells twice of each object that it
+//! closes, before it is unmapped and after that: one generation ends with each.
 //!
-//! A reading may come too late, so that a generation has none, or none that has all that ran in it. What is then not
-//! certain is not guessed.
+//! A reading may come too late, so that a generation has none, or none that has all that ran in it.
+//! What is then not certain is not guessed.
 
 use std::{
     collections::VecDeque,
@@ -16,17 +17,20 @@ use std::{
 
 use memleak_common::mappings::NEW_PROGRAM;
 
-/// Most readings that are kept of one process: what is older than all of them is not known any more.
+/// Most readings that are kept of one process: what is older than all of them is not known any
+/// more.
 const MAX_READINGS: usize = 4096;
 
-/// Readings that stay when all that is outstanding was looked up: a stack may have been recorded a moment ago.
+/// Readings that stay when all that is outstanding was looked up: a stack may have been recorded a
+/// moment ago.
 const KEPT: usize = 16;
 
 /// Programs of one process that are kept.
 const PROGRAMS: usize = 4;
 
-/// Generations from a reading that has an object to the first that can have it again after another one was in its place: the
-/// object may be about to be unmapped when it is read (one generation), and the other one is unmapped after that (two).
+/// Generations from a reading that has an object to the first that can have it again after another
+/// one was in its place: the object may be about to be unmapped when it is read (one generation),
+/// and the other one is unmapped after that (two).
 const BACK_AFTER: u64 = 3;
 
 /// Some code that is mapped.
@@ -40,7 +44,7 @@ pub struct Region<T> {
 
 /// What is known of an address at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found<'a, T> {
+pub enum MappingAt<'a, T> {
     /// This was mapped there.
     Code(&'a T),
     /// Nothing that can run was.
@@ -51,11 +55,12 @@ pub enum Found<'a, T> {
 
 /// The mappings of one generation.
 #[derive(Clone, Debug)]
-struct Reading<T> {
+struct MapsReading<T> {
     generation: u64,
-    /// By address, disjoint. Shared with the reading before, where nothing is new.
+    /// By address, disjoint. Shared with the reading before, if nothing is new.
     regions: Arc<[Region<T>]>,
-    /// Parts where a second reading of the generation has found something else than the first, by address, disjoint.
+    /// Parts where a second reading of the generation has found something else than the first, by
+    /// address, disjoint.
     replaced: Vec<Range<u64>>,
 }
 
@@ -64,7 +69,8 @@ struct Reading<T> {
 pub enum Observed {
     /// All that was there is there still, and maybe more.
     Grown,
-    /// Something is gone or replaced, though nobody has told of it: a new generation is to be begun, and read.
+    /// Something is gone or replaced, though nobody has reported it: a new generation is to be
+    /// begun, and read.
     Shrunk,
 }
 
@@ -72,7 +78,7 @@ pub enum Observed {
 #[derive(Clone, Debug)]
 pub struct Mapped<T> {
     /// In order of generation, one each.
-    readings: VecDeque<Reading<T>>,
+    readings: VecDeque<MapsReading<T>>,
     /// Programs, the last ones.
     programs: VecDeque<Program<T>>,
 }
@@ -92,9 +98,9 @@ impl<T> Default for Mapped<T> {
 }
 
 impl<T: Clone + PartialEq> Mapped<T> {
-    /// Takes over what is mapped in `generation`, which must not have ended when it was read: `regions` in order of address.
-    /// A reading of a generation that is over when a newer one is known changes nothing. `counts` says of code that is gone
-    /// whether that is of interest.
+    /// Takes over what is mapped in `generation`, which must not have ended when it was read:
+    /// `regions` in order of address. A reading of a generation that is over when a newer one is
+    /// known changes nothing. `counts` says of code that is gone whether that is of interest.
     pub fn observe(
         &mut self,
         generation: u64,
@@ -111,11 +117,12 @@ impl<T: Clone + PartialEq> Mapped<T> {
         if self.readings.len() >= MAX_READINGS {
             self.readings.pop_front();
         }
-        self.readings.push_back(Reading { generation, regions, replaced: Vec::new() });
+        self.readings.push_back(MapsReading { generation, regions, replaced: Vec::new() });
         Observed::Grown
     }
 
-    /// Takes over where the program itself is mapped in `generation`: it stays there until there is another one.
+    /// Takes over where the program itself is mapped in `generation`: it stays there until there is
+    /// another one.
     pub fn keep(&mut self, generation: u64, regions: &[Region<T>]) {
         match self.programs.back_mut() {
             Some(last) if last.regions == regions => {
@@ -140,9 +147,9 @@ impl<T: Clone + PartialEq> Mapped<T> {
     }
 
     /// What was mapped at `address` in `generation`.
-    pub fn find(&self, generation: u64, address: u64) -> Found<'_, T> {
+    pub fn find(&self, generation: u64, address: u64) -> MappingAt<'_, T> {
         if let Some(code) = self.find_program(generation, address) {
-            return Found::Code(code);
+            return MappingAt::Code(code);
         }
         let from = self.readings.partition_point(|reading| reading.generation < generation);
         let own = self.readings.get(from).filter(|reading| reading.generation == generation);
@@ -150,21 +157,21 @@ impl<T: Clone + PartialEq> Mapped<T> {
         let after = self.readings.get(from + usize::from(own.is_some()));
         if let Some(own) = own {
             match own.find(address) {
-                Found::Nothing => {}
+                MappingAt::Nothing => {}
                 found => return found,
             }
         }
         match (own, before, after) {
             // Still to be read again.
-            (Some(_), _, None) => Found::Nothing,
+            (Some(_), _, None) => MappingAt::Nothing,
             (None, Some(before), Some(after)) if after.generation - before.generation < BACK_AFTER => {
                 match (before.find(address), after.find(address)) {
-                    (Found::Code(code), Found::Code(same)) if code == same => Found::Code(code),
-                    _ => Found::Uncertain,
+                    (MappingAt::Code(code), MappingAt::Code(same)) if code == same => MappingAt::Code(code),
+                    _ => MappingAt::Uncertain,
                 }
             }
             // Code may have come and gone that nobody has seen.
-            _ => Found::Uncertain,
+            _ => MappingAt::Uncertain,
         }
     }
 
@@ -182,16 +189,16 @@ impl<T: Clone + PartialEq> Mapped<T> {
     }
 }
 
-impl<T: Clone + PartialEq> Reading<T> {
-    fn find(&self, address: u64) -> Found<'_, T> {
+impl<T: Clone + PartialEq> MapsReading<T> {
+    fn find(&self, address: u64) -> MappingAt<'_, T> {
         let at = self.replaced.partition_point(|range| range.end <= address);
         if self.replaced.get(at).is_some_and(|range| range.contains(&address)) {
-            return Found::Uncertain;
+            return MappingAt::Uncertain;
         }
         let at = self.regions.partition_point(|region| region.range.end <= address);
         match self.regions.get(at).filter(|region| region.range.contains(&address)) {
-            Some(region) => Found::Code(&region.code),
-            None => Found::Nothing,
+            Some(region) => MappingAt::Code(&region.code),
+            None => MappingAt::Nothing,
         }
     }
 
@@ -280,9 +287,9 @@ mod tests {
 
     fn at(mapped: &Mapped<char>, generation: u64, address: u64) -> Option<char> {
         match mapped.find(generation, address) {
-            Found::Code(code) => Some(*code),
-            Found::Nothing => Some('-'),
-            Found::Uncertain => None,
+            MappingAt::Code(code) => Some(*code),
+            MappingAt::Nothing => Some('-'),
+            MappingAt::Uncertain => None,
         }
     }
 
@@ -313,7 +320,8 @@ mod tests {
         assert_eq!(at(&late, 2, 35), Some('b'));
         // No reading of 1: what is there on both sides was there.
         assert_eq!((at(&late, 1, 15), at(&late, 1, 35)), (Some('m'), None));
-        // As many generations as it takes to be unmapped, to close another one and to be loaded again.
+        // As many generations as it takes to be unmapped, to close another one and to be loaded
+        // again.
         let again = mapped(&[(0, &[(10, 20, 'a')]), (3, &[(10, 20, 'a')])]);
         let found = [0, 1, 2, 3].map(|generation| at(&again, generation, 15));
         assert_eq!(found, [Some('a'), None, None, Some('a')]);
@@ -360,7 +368,8 @@ mod tests {
         assert_eq!([22, 23].map(|generation| at(&mapped, generation, 10)), [Some('m'), Some('n')]);
     }
 
-    /// As many mappings as a process may have (sysctl vm.max_map_count), of two files in turn, which change places.
+    /// As many mappings as a process may have (sysctl vm.max_map_count), of two files in turn,
+    /// which change places.
     #[test]
     fn many_mappings_take_no_time() {
         const COUNT: u64 = 65_530;

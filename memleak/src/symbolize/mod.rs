@@ -1,4 +1,5 @@
-//! Addresses of a process, or of the kernel, turned into frames: function, offset, source line, inlined callers.
+//! Addresses of a process, or of the kernel, turned into frames: function, offset, source line,
+//! inlined callers.
 
 pub mod demangle;
 mod dwarf;
@@ -23,7 +24,7 @@ pub use symbolizer::{Location, Symbolizer, SymbolizerOptions};
 pub enum NoSymbol {
     /// No mapping of the process held the address.
     Unmapped,
-    /// The mapping is no file and no perf map names it (JIT code).
+    /// The mapping is not a file and no perf map names it (JIT code).
     Anonymous,
     /// What was mapped there when the stack was recorded was not seen in time.
     Uncertain,
@@ -33,7 +34,8 @@ pub enum NoSymbol {
     NotInSymbolTable,
 }
 
-/// One frame, symbolized. An address with inlined calls gives several, innermost first, all but the last `inlined`.
+/// One frame, symbolized. An address with inlined calls gives several, innermost first, all but the
+/// last `inlined`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Frame {
     /// The return address.
@@ -46,7 +48,8 @@ pub struct Frame {
     pub function: Option<String>,
     /// The name as the symbol table has it.
     pub symbol: Option<String>,
-    /// `ip` minus the function's start. For an inlined function that of the function it was inlined into.
+    /// `ip` minus the function's start. For an inlined function that of the function it was inlined
+    /// into.
     pub function_offset: Option<u64>,
     /// Source file as the debug information names it.
     pub file: Option<String>,

@@ -1,4 +1,5 @@
-//! One object of a target: an ELF file with its symbols and its debug information, read when first asked for.
+//! One object of a target: an ELF file with its symbols and its debug information, read when first
+//! asked for.
 
 use std::{collections::HashMap, ffi::OsStr, os::unix::ffi::OsStrExt as _, path::PathBuf, sync::Arc};
 
@@ -18,14 +19,16 @@ use crate::{
 /// Most addresses whose calls are remembered for one object.
 const MAX_REMEMBERED: usize = 1 << 18;
 
-/// A call in an object: all of a [`super::Frame`] that does not depend on where the object is mapped.
+/// A call in an object: all of a [`super::Frame`] that does not depend on where the object is
+/// mapped.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Call {
     /// Demangled name.
     pub function: Option<String>,
     /// Name as the symbol table or DWARF has it.
     pub symbol: Option<String>,
-    /// vaddr of the function's first byte; of an inlined one that of the function it was inlined into.
+    /// vaddr of the function's first byte; of an inlined one that of the function it was inlined
+    /// into.
     pub start: Option<u64>,
     /// Source file.
     pub file: Option<String>,
@@ -37,26 +40,27 @@ pub struct Call {
 
 /// An object, and the names in it.
 #[derive(Debug)]
-pub struct Object {
+pub struct NamedObject {
     file: Arc<ObjectFile>,
     roots: Roots,
-    names: Option<Names>,
+    names: Option<ObjectNames>,
     remembered: HashMap<u64, Arc<[Call]>>,
 }
 
 #[derive(Debug)]
-struct Names {
+struct ObjectNames {
     symbols: Symbols,
     dwarf: Option<Dwarf>,
 }
 
-impl Object {
+impl NamedObject {
     /// An object whose debug files are looked for in `roots`.
     pub fn new(file: Arc<ObjectFile>, roots: Roots) -> Self {
         Self { file, roots, names: None, remembered: HashMap::new() }
     }
 
-    /// The calls at `vaddr`, innermost first; empty where neither a symbol nor debug information covers it.
+    /// The calls at `vaddr`, innermost first; empty if neither a symbol nor debug information
+    /// covers it.
     pub fn calls(&mut self, vaddr: u64) -> Arc<[Call]> {
         if let Some(calls) = self.remembered.get(&vaddr) {
             return calls.clone();
@@ -81,7 +85,7 @@ impl Object {
 
     fn look_up(&mut self, vaddr: u64) -> Option<Vec<Call>> {
         let elf = self.file.elf().ok()?;
-        let names = self.names.get_or_insert_with(|| Names::read(elf, &self.file, &self.roots));
+        let names = self.names.get_or_insert_with(|| ObjectNames::read(elf, &self.file, &self.roots));
         let files = SplitFiles { roots: &self.roots, budget: &elf.budget() };
         let frames = names.dwarf.as_mut().map(|dwarf| dwarf.frames(vaddr, &files)).unwrap_or_default();
         if names.dwarf.as_ref().is_some_and(Dwarf::is_exhausted) {
@@ -105,7 +109,7 @@ impl FindFile for SplitFiles<'_> {
     }
 }
 
-impl Names {
+impl ObjectNames {
     /// Reads the symbols of `elf` and of its debug file, and prepares the debug information.
     fn read(elf: &ElfFile, file: &ObjectFile, roots: &Roots) -> Self {
         let path = file.path();
@@ -128,7 +132,8 @@ impl Names {
         Self { symbols, dwarf }
     }
 
-    /// Puts together what DWARF says of `vaddr` and what the symbol table says, which names the last one.
+    /// Puts together what DWARF says of `vaddr` and what the symbol table says, which names the
+    /// last one.
     fn calls(&self, vaddr: u64, frames: Vec<SourceFrame>) -> Vec<Call> {
         let symbol = self.symbols.find(vaddr);
         let start = symbol.as_ref().map(|symbol| symbol.start);

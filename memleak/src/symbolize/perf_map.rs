@@ -1,8 +1,9 @@
 //! `/tmp/perf-PID.map`: names of code that was generated at run time, as written by JIT compilers
 //! (Linux: tools/perf/Documentation/jit-interface.txt).
 //!
-//! A line is `START SIZE NAME`, both numbers hexadecimal, the name free text to the end of the line. The file grows while
-//! the program runs, and code moves: a later line wins over an earlier one.
+//! A line is `START SIZE NAME`, both numbers hexadecimal, the name free text to the end of the
+//! line. The file grows while the program runs, and code moves: a later line wins over an earlier
+//! one.
 
 use std::{
     fs::File,
@@ -64,7 +65,7 @@ impl PerfMap {
         matches!((identity(&self.file), identity(file)), (Ok(ours), Ok(other)) if ours == other)
     }
 
-    /// Reads what was appended. A file that shrank was written anew: all of it is read again.
+    /// Reads what was appended. A file that shrank was rewritten: all of it is read again.
     pub fn refresh(&mut self) -> io::Result<()> {
         let length = self.file.metadata()?.len();
         if length == self.seen {

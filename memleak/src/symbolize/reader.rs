@@ -1,9 +1,11 @@
-//! The reader that DWARF is parsed with: bytes that hold themselves, and two limits on what hostile DWARF can cost.
+//! The reader that DWARF is parsed with: bytes that hold themselves, and two limits on what hostile
+//! DWARF can cost.
 //!
-//! `addr2line` recurses once for each level of inlined calls, with no limit, and reads lists that many entries may share
-//! once for each of them: a few kilobytes could overflow the stack, or take hours and all memory. Both recursion and
-//! repetition go through the reader, so it is the reader that ends them: it gives an error as soon as more reads were
-//! made than [`Limits`] allows, or the stack reaches further down than it allows.
+//! `addr2line` recurses once for each level of inlined calls, with no limit, and reads lists that
+//! many entries may share once for each of them: a few kilobytes could overflow the stack, or take
+//! hours and all memory. Both recursion and repetition go through the reader, so it is the reader
+//! that ends them: it gives an error as soon as more reads were made than [`with_fuel`] allows, or
+//! the stack reaches further down than it allows.
 
 use std::{borrow::Cow, cell::Cell};
 
@@ -13,8 +15,8 @@ use crate::{elf::Bytes, hurry, proc::limits::resident_bytes};
 
 type Inner = EndianReader<RunTimeEndian, Bytes>;
 
-/// How much more memory a look-up may take, bytes: addr2line keeps what it has parsed, without limit. A unit of 20 MB of debug
-/// information takes as much.
+/// How much more memory a look-up may take, bytes: addr2line keeps what it has parsed, without
+/// limit. A unit of 20 MB of debug information takes as much.
 const MEMORY: u64 = 64 << 20;
 
 /// Reads between two looks at the memory, and at whether a signal has come.
@@ -30,7 +32,7 @@ thread_local! {
     static CEILING: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Runs `work` with `fuel` reads to spend; gives what is left: none where it was too much.
+/// Runs `work` with `fuel` reads to spend; gives what is left: none if it was too much.
 pub fn with_fuel<T>(fuel: u64, work: impl FnOnce() -> T) -> (T, u64) {
     CEILING.set(resident_bytes().saturating_add(MEMORY));
     LIMITS.set((fuel, stack_address().saturating_sub(STACK)));
@@ -61,9 +63,9 @@ fn spend(reads: u64) -> gimli::Result<()> {
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct Reader(Inner);
+pub struct LimitedReader(Inner);
 
-impl Reader {
+impl LimitedReader {
     /// Reads `bytes` from their beginning.
     pub fn new(bytes: Bytes, little_endian: bool) -> Self {
         let endian = if little_endian { RunTimeEndian::Little } else { RunTimeEndian::Big };
@@ -76,7 +78,7 @@ impl Reader {
     }
 }
 
-impl gimli::Reader for Reader {
+impl gimli::Reader for LimitedReader {
     type Endian = RunTimeEndian;
     type Offset = usize;
 

@@ -16,7 +16,8 @@ impl<T> Default for Regions<T> {
 }
 
 impl<T: Clone> Regions<T> {
-    /// Sets `start..end`; what was there before stays known outside it. An empty range changes nothing.
+    /// Sets `start..end`; what was there before stays known outside it. An empty range changes
+    /// nothing.
     pub fn insert(&mut self, start: u64, end: u64, value: T) {
         if start >= end {
             return;

@@ -1,4 +1,5 @@
-//! The mappings of address spaces, with the objects behind them, and the way from an address to its object, and to frames.
+//! The mappings of address spaces, with the objects behind them, and the way from an address to its
+//! object, and to frames.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,10 +10,10 @@ use std::{
 
 use super::{
     Frame, NoSymbol,
-    identity::{Anchor, Identities, Identity, ObjectNumber},
+    identity::{Anchor, Identities, ObjectIdentity, ObjectNumber},
     kernel::KernelSymbols,
-    mapped::{Found, Mapped, Observed, Region},
-    object::{Call, Object},
+    mapped::{Mapped, MappingAt, Observed, Region},
+    object::{Call, NamedObject},
     perf_map::PerfMap,
 };
 use crate::{
@@ -42,16 +43,16 @@ impl Default for SymbolizerOptions {
 
 /// Turns addresses of processes into frames.
 ///
-/// Files are opened when [`Symbolizer::observe`] first sees them mapped and stay open; what is in them is read when an
-/// address first asks for it.
+/// Files are opened when [`Symbolizer::observe`] first sees them mapped and stay open; what is in
+/// them is read when an address first asks for it.
 #[derive(Debug)]
 pub struct Symbolizer {
     store: ObjectStore,
-    processes: HashMap<u32, Process>,
+    processes: HashMap<u32, AddressSpace>,
     /// By [`ObjectFile::id`].
-    objects: HashMap<u64, Object>,
+    objects: HashMap<u64, NamedObject>,
     /// Objects in which something was located, by their files.
-    identities: Identities<u64, Arc<Code>>,
+    identities: Identities<u64, Arc<CodeMapping>>,
     kernel: Option<KernelSymbols>,
 }
 
@@ -65,7 +66,8 @@ pub enum Location {
         /// The return address as the object names it.
         vaddr: u64,
     },
-    /// In code that belongs to no object, or nowhere: an address means what it does in its own space alone.
+    /// In code that belongs to no object, or nowhere: an address means what it does in its own
+    /// space alone.
     Elsewhere {
         /// Address space.
         space: u32,
@@ -87,29 +89,30 @@ pub enum Location {
 }
 
 #[derive(Debug, Default)]
-struct Process {
+struct AddressSpace {
     latest: Vec<Mapping>,
     /// The executable mappings of `latest`.
-    regions: Vec<Region<Arc<Code>>>,
+    regions: Vec<Region<Arc<CodeMapping>>>,
     /// Those of the program itself.
-    program: Vec<Region<Arc<Code>>>,
+    program: Vec<Region<Arc<CodeMapping>>>,
     /// Those of all times.
-    code: Mapped<Arc<Code>>,
+    code: Mapped<Arc<CodeMapping>>,
     roots: Roots,
     perf_map: Option<PerfMap>,
 }
 
-/// A mapping, executable but for what [`Process::data`] finds.
+/// A mapping, executable but for what [`AddressSpace::data`] finds.
 #[derive(Debug)]
-struct Code {
+struct CodeMapping {
     /// `None` for anonymous memory.
     object: Option<Arc<ObjectFile>>,
     module: Option<String>,
-    /// Its load bias; of one that cannot be read where the file's first byte is mapped, or would be, which it is of most.
+    /// Its load bias; of one that cannot be read where the file's first byte is mapped, or would
+    /// be, which it is of most.
     bias: u64,
 }
 
-impl PartialEq for Code {
+impl PartialEq for CodeMapping {
     /// The same code at the same place; all generated code counts as the same.
     fn eq(&self, other: &Self) -> bool {
         let id = |code: &Self| code.object.as_ref().map(|object| object.id());
@@ -145,16 +148,17 @@ impl Symbolizer {
         self.kernel = Some(symbols);
     }
 
-    /// Takes over what modules the kernel has now, where its stacks are asked for; once for each report. What cannot be
-    /// read leaves what was known.
+    /// Takes over what modules the kernel has now, where its stacks are asked for; once for each
+    /// report. What cannot be read leaves what was known.
     pub fn observe_kernel(&mut self) {
         if let Some(kernel) = &mut self.kernel {
             let _ = kernel.observe();
         }
     }
 
-    /// Takes over what `pid` has mapped now and keeps those files open, so that its addresses can be symbolized after it has
-    /// ended, after a dlclose and after the files were deleted or replaced. Cheap while nothing changes.
+    /// Takes over what `pid` has mapped now and keeps those files open, so that its addresses can
+    /// be symbolized after it has ended, after a dlclose and after the files were deleted or
+    /// replaced. Cheap while nothing changes.
     ///
     /// An error means that /proc/PID/maps could not be read; what was known stays known.
     pub fn observe(&mut self, pid: u32) -> io::Result<()> {
@@ -163,8 +167,8 @@ impl Symbolizer {
         Ok(())
     }
 
-    /// The same, of any target, given what it has mapped (in order of address) in a generation ([`Mapped`]) that had not
-    /// ended when it was read.
+    /// The same, of any target, given what it has mapped (in order of address) in a generation
+    /// ([`Mapped`]) that had not ended when it was read.
     pub fn observe_mappings(
         &mut self,
         space: u32,
@@ -191,15 +195,16 @@ impl Symbolizer {
                     if let Some(object) = &object {
                         self.objects
                             .entry(object.id())
-                            .or_insert_with(|| Object::new(Arc::clone(object), process.roots.clone()));
+                            .or_insert_with(|| NamedObject::new(Arc::clone(object), process.roots.clone()));
                     }
-                    let code = Arc::new(Code::new(mapping, object, base));
+                    let code = Arc::new(CodeMapping::new(mapping, object, base));
                     process.regions.push(Region { range: mapping.start..mapping.end, code });
                 }
                 process.latest = mappings;
                 let exe = target.executable();
-                let is_program =
-                    |region: &&Region<Arc<Code>>| exe.as_ref().is_some_and(|exe| region.code.is_at(exe));
+                let is_program = |region: &&Region<Arc<CodeMapping>>| {
+                    exe.as_ref().is_some_and(|exe| region.code.is_at(exe))
+                };
                 process.program = process.regions.iter().filter(is_program).cloned().collect();
             }
             process.code.keep(generation, &process.program);
@@ -225,7 +230,7 @@ impl Symbolizer {
     /// A fork: `child` begins with what `parent` has mapped.
     pub fn inherit(&mut self, parent: u32, child: u32) {
         if let Some(parent) = self.processes.get(&parent) {
-            let process = Process {
+            let process = AddressSpace {
                 latest: parent.latest.clone(),
                 regions: parent.regions.clone(),
                 program: parent.program.clone(),
@@ -243,8 +248,8 @@ impl Symbolizer {
         self.drop_unused_objects();
     }
 
-    /// Forgets which objects nothing is located in but `used`, and what only addresses of generations that are over were
-    /// looked up in: all that is outstanding was located.
+    /// Forgets which objects nothing is located in but `used`, and what only addresses of
+    /// generations that are over were looked up in: all that is outstanding was located.
     pub fn forget_located(&mut self, used: &HashSet<ObjectNumber>) {
         self.identities.retain(used);
         self.processes.values_mut().for_each(|process| process.code.forget_old());
@@ -263,16 +268,17 @@ impl Symbolizer {
     fn drop_unused_objects(&mut self) {
         let mapped = self.processes.values().flat_map(|process| process.code.code());
         let located = self.identities.iter();
-        let object = |code: &Arc<Code>| code.object.as_ref().map(|object| object.id());
+        let object = |code: &Arc<CodeMapping>| code.object.as_ref().map(|object| object.id());
         let used: HashSet<u64> = mapped.chain(located).filter_map(object).collect();
         self.objects.retain(|id, _| used.contains(id));
         self.store.drop_unused();
     }
 
-    /// Where the return addresses of a stack of an address space are, which was recorded in a generation.
+    /// Where the return addresses of a stack of an address space are, which was recorded in a
+    /// generation.
     ///
-    /// What is looked up is the byte before each address: it belongs to the call, the address itself may be another
-    /// line's or another function's.
+    /// What is looked up is the byte before each address: it belongs to the call, the address
+    /// itself may be another line's or another function's.
     pub fn locate(&mut self, space: u32, generation: u64, ips: &[u64]) -> Vec<Location> {
         if space == KERNEL_PID && self.kernel.is_some() {
             return ips.iter().map(|ip| Location::Kernel { ip: *ip }).collect();
@@ -284,25 +290,25 @@ impl Symbolizer {
         let locate = |ip: &u64| {
             let ip = *ip;
             match process.code.find(generation, ip.wrapping_sub(1)) {
-                Found::Code(code) => {
+                MappingAt::Code(code) => {
                     let file =
                         code.object.as_ref().and_then(|object| Some((object.id(), object.elf().ok()?)));
                     let placed = file.and_then(|(id, elf)| {
-                        let object = identities.number(&id, code, || Some(Identity::of(elf)))?;
+                        let object = identities.number(&id, code, || Some(ObjectIdentity::of(elf)))?;
                         Some(Location::Object { object, vaddr: ip.wrapping_sub(code.bias) })
                     });
                     // Where generated code is in a file, that is not an object.
                     placed.unwrap_or(Location::Elsewhere { space, ip })
                 }
-                Found::Nothing => Location::Elsewhere { space, ip },
-                Found::Uncertain => Location::Uncertain { space, ip },
+                MappingAt::Nothing => Location::Elsewhere { space, ip },
+                MappingAt::Uncertain => Location::Uncertain { space, ip },
             }
         };
         ips.iter().map(locate).collect()
     }
 
-    /// What these locations are called on any machine. Of the kernel's stacks the frames that belong to tracing itself
-    /// have no name.
+    /// What these locations are called on any machine. Of the kernel's stacks the frames that
+    /// belong to tracing itself have no name.
     pub fn anchors(&mut self, locations: &[Location]) -> Vec<Anchor> {
         if let (Some(kernel), Some(ips)) = (&mut self.kernel, kernel_ips(locations)) {
             let frames = kernel.frames(&ips).into_iter();
@@ -321,10 +327,11 @@ impl Symbolizer {
         locations.iter().map(anchor).collect()
     }
 
-    /// Frames of a list of return addresses, callee first. An address with inlined calls gives several, innermost first;
-    /// each address gives at least one.
+    /// Frames of a list of return addresses, callee first. An address with inlined calls gives
+    /// several, innermost first; each address gives at least one.
     ///
-    /// Of the kernel's stacks the frames that belong to tracing itself are left out ([`KernelSymbols::frames`]).
+    /// Of the kernel's stacks the frames that belong to tracing itself are left out
+    /// ([`KernelSymbols::frames`]).
     pub fn symbolize(&mut self, space: u32, generation: u64, ips: &[u64]) -> Vec<Frame> {
         let locations = self.locate(space, generation, ips);
         self.frames(&locations, ips)
@@ -364,7 +371,8 @@ impl Symbolizer {
         }
     }
 
-    /// Code of no object: the perf map may name it. What a walk makes of a register that is no frame pointer may be data.
+    /// Code of no object: the perf map may name it. What a walk makes of a register that is no
+    /// frame pointer may be data.
     fn elsewhere(&mut self, space: u32, ip: u64, frames: &mut Vec<Frame>) {
         let (Some(process), Some(call)) = (self.processes.get(&space), ip.checked_sub(1)) else {
             frames.push(unknown(ip, None, None, NoSymbol::Unmapped));
@@ -391,11 +399,11 @@ impl Symbolizer {
         }
     }
 
-    fn code_frames(&mut self, code: &Code, vaddr: u64, ip: u64, frames: &mut Vec<Frame>) {
+    fn code_frames(&mut self, code: &CodeMapping, vaddr: u64, ip: u64, frames: &mut Vec<Frame>) {
         let id = code.object.as_ref().map(|object| object.id());
-        let is_held = id.is_some_and(|id| self.objects.get(&id).is_some_and(Object::has_names));
+        let is_held = id.is_some_and(|id| self.objects.get(&id).is_some_and(NamedObject::has_names));
         if !is_held && self.store.is_short_of_memory() {
-            self.objects.values_mut().for_each(Object::forget_names);
+            self.objects.values_mut().for_each(NamedObject::forget_names);
         }
         let object = id.and_then(|id| self.objects.get_mut(&id));
         let calls = object.map(|object| object.calls(vaddr.wrapping_sub(1))).unwrap_or_default();
@@ -416,7 +424,7 @@ fn kernel_ips(locations: &[Location]) -> Option<Vec<u64>> {
     locations.iter().map(ip).collect()
 }
 
-impl Process {
+impl AddressSpace {
     /// The frame of an address in generated code, where the perf map names it.
     fn generated(&self, ip: u64) -> Option<Frame> {
         let function = self.perf_map.as_ref()?.find(ip.checked_sub(1)?)?;
@@ -434,16 +442,17 @@ impl Process {
         })
     }
 
-    /// The mapping of an address where no code is or was: what a walk makes of a register that is no frame pointer.
-    fn data(&self, address: u64, store: &ObjectStore) -> Option<Arc<Code>> {
+    /// The mapping of an address where no code is or was: what a walk makes of a register that is
+    /// no frame pointer.
+    fn data(&self, address: u64, store: &ObjectStore) -> Option<Arc<CodeMapping>> {
         let index = self.latest.partition_point(|mapping| mapping.end <= address);
         let mapping = self.latest.get(index).filter(|mapping| mapping.start <= address)?;
         let base = bases(&self.latest).nth(index)?;
-        Some(Arc::new(Code::new(mapping, store.known(mapping), base)))
+        Some(Arc::new(CodeMapping::new(mapping, store.known(mapping), base)))
     }
 }
 
-impl Code {
+impl CodeMapping {
     fn new(mapping: &Mapping, object: Option<Arc<ObjectFile>>, base: u64) -> Self {
         let elf = object.as_ref().and_then(|object| object.elf().ok());
         let bias = elf.and_then(|elf| elf.load_bias(&place_of(mapping))).unwrap_or(base);
@@ -456,8 +465,8 @@ impl Code {
     }
 }
 
-/// For each mapping where the first byte of its file is mapped: by the nearest mapping of it before this one, or where it
-/// would be.
+/// For each mapping where the first byte of its file is mapped: by the nearest mapping of it before
+/// this one, or where it would be.
 fn bases(mappings: &[Mapping]) -> impl Iterator<Item = u64> {
     let mut first: Option<&Mapping> = None;
     mappings.iter().map(move |mapping| {

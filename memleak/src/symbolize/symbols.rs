@@ -1,4 +1,5 @@
-//! The functions of an object, by address: from `.symtab` and `.dynsym`, its own and its debug file's.
+//! The functions of an object, by address: from `.symtab` and `.dynsym`, its own and its debug
+//! file's.
 
 use std::ops::Range;
 
@@ -9,7 +10,8 @@ use crate::elf::{
     symbols::{Strings, SymbolTable, without_version},
 };
 
-/// Most functions of one object that are indexed. A browser with all its local symbols has 1.5 million.
+/// Most functions of one object that are indexed. A browser with all its local symbols has 1.5
+/// million.
 const MAX_FUNCTIONS: usize = 5 << 19;
 
 /// Longest name that is compared with others, bytes.
@@ -36,13 +38,13 @@ pub struct Function {
 /// Sorted functions: 32 bytes each.
 #[derive(Debug, Default)]
 pub struct Symbols {
-    entries: Vec<Entry>,
+    entries: Vec<SymbolEntry>,
     strings: Vec<Strings>,
     charge: Option<Charge>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct SymbolEntry {
     start: u64,
     /// vaddr after the last byte; of a symbol without a size at first the end of its section.
     end: u64,
@@ -56,10 +58,11 @@ struct Entry {
     label: bool,
 }
 
-const _: () = assert!(size_of::<Entry>() == 32);
+const _: () = assert!(size_of::<SymbolEntry>() == 32);
 
 impl Symbols {
-    /// Indexes the functions in all symbol tables of `files`. A table that cannot be read is left out.
+    /// Indexes the functions in all symbol tables of `files`. A table that cannot be read is left
+    /// out.
     pub fn read(files: &[&ElfFile]) -> Self {
         let mut symbols = Self::default();
         let Some(budget) = files.first().map(|elf| elf.budget()) else { return symbols };
@@ -73,7 +76,7 @@ impl Symbols {
         symbols
     }
 
-    /// The function that covers `vaddr`: the one that begins last, where several do.
+    /// The function that covers `vaddr`: the one that begins last, if several do.
     pub fn find(&self, vaddr: u64) -> Option<Function> {
         let mut index = self.entries.partition_point(|entry| entry.start <= vaddr).checked_sub(1)?;
         for _ in 0..MAX_NESTING {
@@ -119,8 +122,9 @@ impl Symbols {
     /// Sorts, leaves one name for each address, gives an end to what has none and links what nests.
     fn finish(&mut self, tables: &[SymbolTable<'_>], budget: &Budget) {
         let mut entries = std::mem::take(&mut self.entries);
-        // What a table of names costs is only known when it is read; too large a one is given up as a whole.
-        match budget.charge((entries.len() * size_of::<Entry>()) as u64) {
+        // What a table of names costs is only known when it is read; too large a one is given up as
+        // a whole.
+        match budget.charge((entries.len() * size_of::<SymbolEntry>()) as u64) {
             Ok(charge) => self.charge = Some(charge),
             Err(_) => return,
         }
@@ -160,9 +164,10 @@ struct Candidate {
     name: Range<usize>,
 }
 
-/// Puts the plainest name of each address before the others: the fewest underscores, then the shortest. The entries are in
-/// order of address, then rank. Names are read in the order in which they lie in the file.
-fn put_best_names_first(entries: &mut [Entry], tables: &[SymbolTable<'_>], budget: &Budget) {
+/// Puts the plainest name of each address before the others: the fewest underscores, then the
+/// shortest. The entries are in order of address, then rank. Names are read in the order in which
+/// they lie in the file.
+fn put_best_names_first(entries: &mut [SymbolEntry], tables: &[SymbolTable<'_>], budget: &Budget) {
     let mut candidates = candidates(entries);
     let place = |candidate: &Candidate| {
         entries.get(candidate.entry as usize).map_or((0, 0), |entry| (entry.strings, entry.name))
@@ -198,11 +203,11 @@ fn put_best_names_first(entries: &mut [Entry], tables: &[SymbolTable<'_>], budge
 }
 
 /// The entries that share an address and its best rank with others.
-fn candidates(entries: &[Entry]) -> Vec<Candidate> {
+fn candidates(entries: &[SymbolEntry]) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     let mut first = 0;
     for same in entries.chunk_by(|a, b| a.start == b.start) {
-        let rank = |entry: &Entry| (entry.label, entry.rank);
+        let rank = |entry: &SymbolEntry| (entry.label, entry.rank);
         let best = same.first().map(rank);
         let count = same.iter().take_while(|entry| Some(rank(entry)) == best).count() as u32;
         if count > 1 {
@@ -215,7 +220,7 @@ fn candidates(entries: &[Entry]) -> Vec<Candidate> {
 }
 
 /// The entry for a symbol that names code, `None` for any other.
-fn function(elf: &ElfFile, symbol: RawSymbol, table: u16) -> Option<Entry> {
+fn function(elf: &ElfFile, symbol: RawSymbol, table: u16) -> Option<SymbolEntry> {
     const ABSOLUTE: u16 = 0xfff1; // SHN_ABS
     const MORE: u16 = 0xffff; // SHN_XINDEX: the index is in another table
     // The first string of a table is the empty one (gABI, "String Table").
@@ -226,7 +231,8 @@ fn function(elf: &ElfFile, symbol: RawSymbol, table: u16) -> Option<Entry> {
     let hidden = symbol.visibility == elf::STV_HIDDEN.0 || symbol.visibility == elf::STV_INTERNAL.0;
     let label = match symbol.kind {
         kind if kind == elf::STT_FUNC.0 || kind == elf::STT_GNU_IFUNC.0 => false,
-        // A function written in assembly without `.type`; as perf does, only where it is meant to be seen.
+        // A function written in assembly without `.type`; as perf does, only if it is meant to
+        // be seen.
         kind if kind == elf::STT_NOTYPE.0 && section?.executable() && !hidden => true,
         _ => return None,
     };
@@ -240,7 +246,7 @@ fn function(elf: &ElfFile, symbol: RawSymbol, table: u16) -> Option<Entry> {
         0 => section_end,
         size => symbol.value.saturating_add(size),
     };
-    Some(Entry {
+    Some(SymbolEntry {
         start: symbol.value,
         end,
         name: symbol.name,
@@ -252,13 +258,15 @@ fn function(elf: &ElfFile, symbol: RawSymbol, table: u16) -> Option<Entry> {
     })
 }
 
-/// `$a`, `$d`, `$t`, `$x` (and `$x.1`...): marks of the ARM and RISC-V ABIs; `.L...`: labels of the assembler.
+/// `$a`, `$d`, `$t`, `$x` (and `$x.1`...): marks of the ARM and RISC-V ABIs; `.L...`: labels of the
+/// assembler.
 fn is_mapping_symbol(name: &[u8]) -> bool {
     matches!(name, [b'$', b'a' | b'd' | b't' | b'x', ..] | [b'.', b'L', ..])
 }
 
-/// A label without a size inside a function that has one is a place in that function, not one of its own.
-fn drop_labels_inside_functions(entries: &mut Vec<Entry>) {
+/// A label without a size inside a function that has one is a place in that function, not one of
+/// its own.
+fn drop_labels_inside_functions(entries: &mut Vec<SymbolEntry>) {
     let mut covered = 0;
     entries.retain(|entry| {
         if !entry.sized {
@@ -271,7 +279,7 @@ fn drop_labels_inside_functions(entries: &mut Vec<Entry>) {
     });
 }
 
-fn link_parents(entries: &mut [Entry]) {
+fn link_parents(entries: &mut [SymbolEntry]) {
     let mut open: Vec<(u64, u32)> = Vec::new();
     for (index, entry) in entries.iter_mut().enumerate() {
         while open.last().is_some_and(|(end, _)| *end <= entry.start) {

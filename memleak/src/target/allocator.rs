@@ -208,7 +208,7 @@ pub fn told_by_words(elf: &Elf) -> Option<AllocatorKind> {
     known.get(elf.find_first(&words)?).map(|(kind, _)| *kind)
 }
 
-/// Prefixes under which `elf` may define malloc and its kin: those that are common, and those that its own symbols show.
+/// Prefixes under which `elf` may define malloc and related functions: those that are common, and those that its own symbols show.
 pub fn prefixes_of(elf: &Elf) -> Vec<String> {
     let mut prefixes: Vec<String> = PREFIXES.iter().map(|prefix| (*prefix).to_owned()).collect();
     let with_usable_size = prefixes_before(elf, USABLE_SIZE)

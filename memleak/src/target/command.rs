@@ -153,7 +153,7 @@ impl HeldCommand {
     }
 }
 
-/// Addresses of the program's entry point and of its dynamic linker (0 where it has none): /proc/PID/auxv, getauxval(3).
+/// Addresses of the program's entry point and of its dynamic linker (0 if it has none): /proc/PID/auxv, getauxval(3).
 fn auxiliary_vector(pid: u32) -> io::Result<(u64, u64)> {
     let bytes = std::fs::read(format!("/proc/{pid}/auxv"))?;
     let words: Vec<u64> = bytes

@@ -1,7 +1,7 @@
 //! Indirect functions (`STT_GNU_IFUNC`): the symbol names a resolver, and the address that it chose is written in the
 //! target's relocation slots only.
 
-use super::object::{FunctionSymbol, Object, Slots};
+use super::object::{FunctionSymbol, Object, RelocationSlots};
 use crate::proc::memory::ReadMemory;
 
 /// Why the function behind a resolver is not known.
@@ -34,9 +34,9 @@ pub fn resolve(
         return Err(IfuncError::NoReference);
     };
     let mut outcome = IfuncError::NoReference;
-    for (holder, which) in [(object, Slots::OfResolver(symbol.vaddr))]
+    for (holder, which) in [(object, RelocationSlots::OfResolver(symbol.vaddr))]
         .into_iter()
-        .chain(objects.iter().map(|holder| (holder, Slots::OfSymbol(&symbol.name))))
+        .chain(objects.iter().map(|holder| (holder, RelocationSlots::OfSymbol(&symbol.name))))
     {
         let (Ok(holder_elf), Some(bias)) = (&holder.elf, holder.load_bias) else { continue };
         for slot in holder_elf.slots(which) {

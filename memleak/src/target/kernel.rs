@@ -81,7 +81,7 @@ pub fn find_cache(name: &str, caches: &SlabCaches) -> Result<CacheFilter, Kernel
     }
 }
 
-/// Checks `--only-pid`: a process of ours or a thread of the kernel's. Gives its command name.
+/// Checks `--only-pid`: one of our processes or a thread of the kernel's. Gives its command name.
 pub fn check_only_pid(pid: u32) -> Result<String, KernelTargetError> {
     let status = read_status(pid).map_err(|error| ProcessError::of(pid, error))?;
     if status.tgid != pid {

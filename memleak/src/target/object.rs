@@ -61,7 +61,7 @@ pub enum ObjectError {
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
     /// `map_files` is closed to us and the path leads to another file.
-    #[error("was replaced or deleted since it was mapped; CAP_SYS_ADMIN is needed to read it all the same")]
+    #[error("was replaced or deleted after it was mapped; reading it still needs CAP_SYS_ADMIN")]
     Replaced,
     /// No ELF header.
     #[error("is not an ELF file")]
@@ -76,7 +76,7 @@ pub enum ObjectError {
 
 /// Which of an object's relocation slots are meant.
 #[derive(Clone, Copy, Debug)]
-pub enum Slots<'a> {
+pub enum RelocationSlots<'a> {
     /// Those that get the result of the resolver at this address (`R_*_IRELATIVE`).
     OfResolver(u64),
     /// Those that get the address of this symbol (`R_*_JUMP_SLOT`, `R_*_GLOB_DAT`, `R_*_64`).
@@ -165,11 +165,6 @@ impl Elf {
         !self.symbols_named(name).is_empty()
     }
 
-    /// Contents of the note `NT_GNU_BUILD_ID`.
-    pub fn build_id(&self) -> Option<Vec<u8>> {
-        self.elf()?.build_id()
-    }
-
     /// A program that no dynamic linker loads (static or static-pie).
     pub fn is_static(&self) -> bool {
         self.is_static
@@ -201,7 +196,7 @@ impl Elf {
         self.elf()?.code_segment(vaddr)?.offset_of(vaddr)
     }
 
-    /// Up to `size` bytes of code at `vaddr`; fewer at the end of the segment, none where there is no code or no way
+    /// Up to `size` bytes of code at `vaddr`; fewer at the end of the segment, none if there is no code or no way
     /// to read it.
     pub fn code(&self, vaddr: u64, size: u64) -> Vec<u8> {
         let read = || {
@@ -215,7 +210,7 @@ impl Elf {
         read().unwrap_or_default()
     }
 
-    /// All of the code of the function at `vaddr`; `None` where its size is not known or it cannot be read whole.
+    /// All of the code of the function at `vaddr`; `None` if its size is not known or it cannot be read whole.
     pub fn whole_function(&self, vaddr: u64, size: u64) -> Option<Vec<u8>> {
         let code = self.code(vaddr, size);
         (size > 0 && code.len() as u64 == size).then_some(code)
@@ -249,7 +244,7 @@ impl Elf {
         found
     }
 
-    /// Size of the function that some symbol, a local one too, places at `vaddr`; 0 where there is none.
+    /// Size of the function that some symbol, a local one too, places at `vaddr`; 0 if there is none.
     pub fn function_size_at(&self, vaddr: u64) -> u64 {
         let mut size = 0;
         if let Some(elf) = self.elf() {
@@ -265,11 +260,11 @@ impl Elf {
     }
 
     /// The relocation slots that `which` describes. None of a damaged file.
-    pub fn slots(&self, which: Slots<'_>) -> Vec<Slot> {
+    pub fn slots(&self, which: RelocationSlots<'_>) -> Vec<Slot> {
         let Some(elf) = self.elf() else { return Vec::new() };
         let RelocationTypes { irelative, plain } = arch::HOST.relocation_types();
         let mut named = HashSet::new();
-        if let (Slots::OfSymbol(name), Some(table)) = (which, elf.dynamic_symbols()) {
+        if let (RelocationSlots::OfSymbol(name), Some(table)) = (which, elf.dynamic_symbols()) {
             table.for_each_named(
                 &elf.budget(),
                 |_| true,
@@ -283,8 +278,10 @@ impl Elf {
         let matches = |info: u64, addend: u64| {
             let r_type = elf::RelocationType(info as u32);
             match which {
-                Slots::OfResolver(vaddr) => r_type == irelative && addend == vaddr,
-                Slots::OfSymbol(_) => plain.contains(&r_type) && named.contains(&((info >> 32) as u32)),
+                RelocationSlots::OfResolver(vaddr) => r_type == irelative && addend == vaddr,
+                RelocationSlots::OfSymbol(_) => {
+                    plain.contains(&r_type) && named.contains(&((info >> 32) as u32))
+                }
             }
         };
         let mut vaddrs = Vec::new();
@@ -306,7 +303,7 @@ impl Elf {
     }
 }
 
-/// The word that the file holds at `vaddr`, 0 where it holds none (`.bss`).
+/// The word that the file holds at `vaddr`, 0 if it holds none (`.bss`).
 fn initial_word(elf: &ElfFile, vaddr: u64) -> u64 {
     let mut word = [0; 8];
     let read = elf.offset_of(vaddr).map(|offset| elf.source().read(offset, &mut word, &elf.budget()));

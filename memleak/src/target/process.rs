@@ -25,14 +25,14 @@ pub enum ProcessError {
     },
     /// Its first thread has ended, and with it what /proc and the probes go by.
     #[error(
-        "process {0} runs on without its first thread, and cannot be traced like this; restart it under memleak: memleak -- \
+        "process {0} keeps running without its first thread, and cannot be traced like this; restart it under memleak: memleak -- \
          COMMAND"
     )]
     Headless(u32),
     /// A kernel thread has no user memory.
     #[error("process {0} is a thread of the kernel, which has no memory of its own; type memleak --kernel")]
     KernelThread(u32),
-    /// No descriptor was to be had.
+    /// No descriptor was available.
     #[error("cannot look into process {0}: too many open files; raise the limit (ulimit -n)")]
     TooManyFiles(u32),
     /// There is no room for more.
@@ -148,7 +148,7 @@ pub fn check_program(pid: u32) -> Result<(), ProcessError> {
     let is_valgrind = name.ends_with("-amd64-linux") && path.iter().any(|part| part == "valgrind");
     let program = match name.as_ref() {
         _ if is_valgrind => "valgrind",
-        // The system emulator, which runs no file of ours, has another name.
+        // The system emulator, which runs none of our files, has another name.
         "qemu-x86_64" | "qemu-x86_64-static" => "qemu-x86_64",
         _ => return Ok(()),
     };

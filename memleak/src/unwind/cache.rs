@@ -18,8 +18,9 @@ use crate::objects::{ObjectFile, Stamp};
 
 /// What says that two objects are the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum TableKey {
-    /// Build id and length in bytes: one library in several containers, or in several processes' namespaces.
+enum TableIdentity {
+    /// Build id and length in bytes: one library in several containers, or in several processes'
+    /// namespaces.
     BuildId(Vec<u8>, u64),
     /// A file without build id.
     File(Stamp),
@@ -27,12 +28,12 @@ enum TableKey {
     Image(u64),
 }
 
-fn key_of(object: &ObjectFile) -> Result<TableKey, UnwindError> {
+fn key_of(object: &ObjectFile) -> Result<TableIdentity, UnwindError> {
     let elf = read(object)?;
     Ok(match (elf.build_id(), object.stamp()) {
-        (Some(build_id), _) => TableKey::BuildId(build_id, elf.source().length()),
-        (None, Some(stamp)) => TableKey::File(stamp),
-        (None, None) => TableKey::Image(object.id()),
+        (Some(build_id), _) => TableIdentity::BuildId(build_id, elf.source().length()),
+        (None, Some(stamp)) => TableIdentity::File(stamp),
+        (None, None) => TableIdentity::Image(object.id()),
     })
 }
 
@@ -48,15 +49,15 @@ pub type TableResult = Result<Arc<SharedTable>, Arc<UnwindError>>;
 /// The tables of a run.
 #[derive(Debug, Default)]
 pub struct TableCache {
-    tables: Mutex<HashMap<TableKey, TableResult>>,
+    tables: Mutex<HashMap<TableIdentity, TableResult>>,
 }
 
 impl TableCache {
-    /// The tables of `objects`, in their order. Those that are not known yet are built by as many threads as there
-    /// are processors, the longest file first.
+    /// The tables of `objects`, in their order. Those that are not known yet are built by as many
+    /// threads as there are processors, the longest file first.
     pub fn get_many(&self, objects: &[Arc<ObjectFile>]) -> Vec<TableResult> {
         let keys: Vec<_> = objects.iter().map(|object| key_of(object)).collect();
-        let mut missing: HashMap<&TableKey, &ObjectFile> = HashMap::new();
+        let mut missing: HashMap<&TableIdentity, &ObjectFile> = HashMap::new();
         {
             let known = self.lock();
             for (key, object) in keys.iter().zip(objects) {
@@ -81,18 +82,19 @@ impl TableCache {
             .collect()
     }
 
-    /// Forgets the tables that nobody else holds: those of objects that no traced process maps any more.
+    /// Forgets the tables that nobody else holds: those of objects that no traced process maps any
+    /// more.
     pub fn forget_unused(&self) {
         self.lock().retain(|_, table| table.as_ref().is_ok_and(|table| Arc::strong_count(table) > 1));
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<TableKey, TableResult>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<TableIdentity, TableResult>> {
         // The map is whole at any moment: a thread that died with the lock has left it so.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn build_all(missing: &[(&TableKey, &ObjectFile)]) -> Vec<(TableKey, TableResult)> {
+fn build_all(missing: &[(&TableIdentity, &ObjectFile)]) -> Vec<(TableIdentity, TableResult)> {
     let threads = available_parallelism().map_or(1, NonZero::get).min(missing.len());
     let next = AtomicUsize::new(0);
     let work = || {

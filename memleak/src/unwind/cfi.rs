@@ -1,7 +1,9 @@
-//! Call frame instructions, evaluated for the three registers that a walk needs: CFA, frame pointer, return address.
+//! Call frame instructions, evaluated for the three registers that a walk needs: CFA, frame
+//! pointer, return address.
 //!
-//! gimli decodes; the state machine is ours, since a table of rules for all registers, copied for each row, costs
-//! several times more. `tests/unwind_tables.rs` holds it against gimli's own evaluation and readelf's.
+//! gimli decodes; the state machine is ours, since a table of rules for all registers, copied for
+//! each row, costs several times more. `tests/unwind_tables.rs` holds it against gimli's own
+//! evaluation and readelf's.
 
 use gimli::{CallFrameInstruction, EndianSlice, LittleEndian, Register, UnwindExpression, UnwindSection};
 use memleak_common::unwind::{Kind, Row, SLOT_AT_FP, SLOT_AT_SP, SLOT_RANGE};
@@ -57,12 +59,12 @@ enum Saved {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
 #[repr(i8)]
 pub enum Unsupported {
-    /// The CFA is an offset from a register that a walk does not have: gcc's realigned frames before their frame pointer
-    /// is set (`r10`), hand-written assembly.
+    /// The CFA is an offset from a register that a walk does not have: gcc's realigned frames
+    /// before their frame pointer is set (`r10`), hand-written assembly.
     CfaRegister = 1,
     /// The CFA is an expression of another form: OpenSSL's `[rsp + o] + 8`.
     CfaExpression,
-    /// The CFA's offset is no multiple of 8, or too large.
+    /// The CFA's offset is not a multiple of 8, or too large.
     CfaOffset,
     /// The frame pointer is saved beyond a slot's reach, or found by an expression.
     FramePointer,
@@ -83,7 +85,7 @@ impl Unsupported {
         Self::Malformed,
     ];
 
-    /// Why there is no better row than this one; `None` where it is a rule.
+    /// Why there is no better row than this one; `None` if it is a rule.
     pub fn of(row: Row) -> Option<Self> {
         let is_it = |reason: &Self| row.kind() == Kind::UNSUPPORTED && row.slot() == *reason as i8;
         Self::ALL.into_iter().find(is_it)
@@ -173,7 +175,8 @@ impl Rules {
             }
             _ => return None,
         };
-        // A frame record at the bottom of a large frame is beyond a slot's reach, but the base register points to it.
+        // A frame record at the bottom of a large frame is beyond a slot's reach, but the base
+        // register points to it.
         let slot = |at: i64| if at == -offset { Some(base_slot) } else { slot_of(at) };
         let (kind, slot) = match (self.fp, self.ra) {
             (Saved::Same | Saved::Undefined, Saved::Same) => (kinds[0], 0),
@@ -342,9 +345,11 @@ impl<'s, 'input: 's, S: UnwindSection<Slice<'input>>> Evaluation<'_, 's, S> {
                     self.rules.ra = self.initial.ra;
                 }
             }
-            // The return address is masked whether it was signed or not; the size of arguments is the handler's.
+            // The return address is masked whether it was signed or not; the size of arguments is
+            // the handler's.
             I::NegateRaState | I::ArgsSize { .. } | I::Nop => {}
-            // Locations and remembered states mean nothing in a CIE, and `rows` takes them from an FDE.
+            // Locations and remembered states mean nothing in a CIE, and `rows` takes them from an
+            // FDE.
             _ => return Err(Malformed),
         }
         Ok(())

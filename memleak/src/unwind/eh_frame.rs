@@ -1,7 +1,8 @@
 //! Rows from an object's `.eh_frame` (LSB Core 10.6) and `.debug_frame` (DWARF 5 section 6.4.1).
 //!
-//! The sections are the target's: each entry that cannot be read is counted and left out, time and memory are
-//! proportional to the bytes of the sections, and rows outside the object's executable segments are dropped.
+//! The sections are the target's: each entry that cannot be read is counted and left out, time and
+//! memory are proportional to the bytes of the sections, and rows outside the object's executable
+//! segments are dropped.
 
 use std::{
     collections::HashMap,
@@ -25,8 +26,9 @@ const PARALLEL_ENTRIES: usize = 20_000;
 /// Most entries of an object, and rows: rustc's 95 MB of code have 250,000 and 1.7 million.
 const MAX_ENTRIES: usize = 2 << 20;
 const MAX_ROWS: u64 = 8 << 20;
-/// Work for each byte of a section: an instruction takes some of it, and so does each byte of a CIE, which each thread reads
-/// once. Entries may share a CIE, but a hostile file may have each of them name another.
+/// Work for each byte of a section: an instruction takes some of it, and so does each byte of a
+/// CIE, which each thread reads once. Entries may share a CIE, but a hostile file may have each of
+/// them name another.
 const WORK: u64 = 16;
 const INSTRUCTION_WORK: u64 = 8;
 /// Length that says that the real one follows, in 64 bits.
@@ -43,7 +45,7 @@ pub struct BuildStats {
     pub outside: u64,
     /// Entries that cover what another one covers: cut to the part before it, or left out.
     pub overlapping: u64,
-    /// Rows that were read from machine code, where no entry is.
+    /// Rows that were read from machine code, if no entry is.
     pub code_rows: u64,
 }
 
@@ -94,7 +96,8 @@ impl Runs {
 
     /// Orders the runs, the first of the section before others that start where it does.
     fn sort(&mut self) {
-        // The index of the first row grows in section order, and is a key that an unstable sort can use.
+        // The index of the first row grows in section order, and is a key that an unstable sort can
+        // use.
         self.runs.sort_unstable_by_key(|run| (run.start, run.first));
     }
 
@@ -195,7 +198,8 @@ fn vendor(machine: Machine) -> Vendor {
     }
 }
 
-/// Offsets of the entries that are no CIE. The lengths alone are followed, so that one bad entry costs no other.
+/// Offsets of the entries that are not a CIE. The lengths alone are followed, so that one bad entry
+/// costs no other.
 fn entry_offsets(bytes: &[u8], cie_id: u32, budget: &Budget) -> Vec<usize> {
     let word = |at: usize| bytes.get(at..at.checked_add(4)?)?.try_into().ok().map(u32::from_le_bytes);
     let mut offsets = Vec::with_capacity(bytes.len() / 64);
@@ -239,7 +243,7 @@ where
     S::Offset: From<usize>,
 {
     let read = |offsets: &[usize]| {
-        let mut reader = Reader {
+        let mut reader = SectionReader {
             section,
             bases,
             segments,
@@ -270,7 +274,8 @@ where
             .collect();
         let mut all = Runs::default();
         for worker in workers {
-            // A worker cannot panic on what it reads; were it to, its entries would be missing and nothing else.
+            // A worker cannot panic on what it reads; were it to, its entries would be missing and
+            // nothing else.
             if let Ok(runs) = worker.join() {
                 all.append(runs);
             }
@@ -279,14 +284,14 @@ where
     })
 }
 
-/// A CIE and what its instructions say; `None` where they cannot be read.
+/// A CIE and what its instructions say; `None` if they cannot be read.
 #[derive(Clone)]
 struct Cie<'input> {
     entry: CommonInformationEntry<Slice<'input>>,
     initial: Option<Rules>,
 }
 
-struct Reader<'s, 'input, S> {
+struct SectionReader<'s, 'input, S> {
     section: &'s S,
     bases: &'s BaseAddresses,
     segments: &'s ExecSegments,
@@ -298,7 +303,7 @@ struct Reader<'s, 'input, S> {
     runs: Runs,
 }
 
-impl<'input, S> Reader<'_, 'input, S>
+impl<'input, S> SectionReader<'_, 'input, S>
 where
     S: UnwindSection<Slice<'input>>,
     S::Offset: From<usize>,

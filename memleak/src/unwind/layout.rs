@@ -1,10 +1,11 @@
-//! Where tables and lists of mappings lie in the arrays that are searched, and how they change under a walk's feet.
+//! Where tables and lists of mappings lie in the arrays that are searched, and how they change
+//! under a walk's feet.
 //!
-//! A walk begins with one load of its process's [`MappingList`] and goes from there. So a change writes all that is
-//! new to places that no list names, then publishes the new list with one store, and only then retires what the old
-//! list named. What is retired keeps its place until a walk that began before cannot be running any more:
-//! [`Layout::reclaim`] is for the driver to call after such a time, and frees what was retired before the call
-//! before it.
+//! A walk begins with one load of its process's [`MappingList`] and goes from there. So a change
+//! writes all that is new to places that no list names, then publishes the new list with one store,
+//! and only then retires what the old list named. What is retired keeps its place until a walk that
+//! began before cannot be running any more: [`Layout::reclaim`] is for the driver to call after
+//! such a time, and frees what was retired before the call before it.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -14,7 +15,7 @@ use std::{
 use memleak_common::unwind::{MAX_MAPPINGS, Mapping, MappingList, Tables};
 
 use super::shared::SharedTable;
-use crate::elf::Place;
+use crate::elf::MappedPart;
 
 /// The arrays: maps of the BPF programs, or [`Arrays`].
 pub trait Store {
@@ -58,8 +59,8 @@ pub enum LayoutError<E> {
 pub enum Shortage {
     /// Give up: reclaiming may help.
     Fail,
-    /// List its object without rows: walks through it go by the frame pointer, and the others are found. Of mappings
-    /// that are too many for a list those that repeat a table are left out.
+    /// List its object without rows: walks through it go by the frame pointer, and the others are
+    /// found. Of mappings that are too many for a list those that repeat a table are left out.
     LeaveOut,
 }
 
@@ -133,12 +134,12 @@ impl Extents {
 
 /// What has lost its last user, who may still be walking.
 #[derive(Debug, Default)]
-struct Retired {
+struct RetiredPlaces {
     tables: Vec<Placed>,
     mappings: Vec<Extent>,
 }
 
-impl Retired {
+impl RetiredPlaces {
     /// Takes out a table that gets a user again: what lies in its place is still good.
     fn revive(&mut self, key: TableKey) -> Option<Placed> {
         let at = self.tables.iter().position(|placed| key_of(&placed.table) == key)?;
@@ -148,7 +149,8 @@ impl Retired {
 
 #[derive(Debug)]
 struct Placed {
-    /// Its words are in `extent` and nowhere else. Held so that no other table can get its address, which is its key.
+    /// Its words are in `extent` and nowhere else. Held so that no other table can get its address,
+    /// which is its key.
     table: Arc<SharedTable>,
     extent: Extent,
     users: usize,
@@ -158,7 +160,7 @@ struct Placed {
 type TableKey = usize;
 
 #[derive(Debug)]
-struct Process {
+struct PlacedProcess {
     list: Extent,
     tables: Vec<TableKey>,
 }
@@ -169,10 +171,10 @@ pub struct Layout {
     words: Extents,
     mappings: Extents,
     tables: HashMap<TableKey, Placed>,
-    processes: HashMap<u32, Process>,
-    retired: Retired,
+    processes: HashMap<u32, PlacedProcess>,
+    retired: RetiredPlaces,
     /// Retired before the last [`Layout::reclaim`].
-    retired_before: Retired,
+    retired_before: RetiredPlaces,
 }
 
 impl Layout {
@@ -183,13 +185,14 @@ impl Layout {
             mappings: Extents::new(mappings),
             tables: HashMap::new(),
             processes: HashMap::new(),
-            retired: Retired::default(),
-            retired_before: Retired::default(),
+            retired: RetiredPlaces::default(),
+            retired_before: RetiredPlaces::default(),
         }
     }
 
-    /// Makes `objects` what `pid` has mapped, in place of what it had. On an error the old list stays as it is. Where a
-    /// table finds no room, that is an error, or with [`Shortage::LeaveOut`] its object is listed without rows.
+    /// Makes `objects` what `pid` has mapped, in place of what it had. On an error the old list
+    /// stays as it is. If a table finds no room, that is an error, or with
+    /// [`Shortage::LeaveOut`] its object is listed without rows.
     pub fn set_process<S: Store>(
         &mut self,
         pid: u32,
@@ -214,8 +217,9 @@ impl Layout {
             store.publish(pid, published).map_err(LayoutError::Store)?;
             Ok(published)
         });
-        // Whichever of the two lists lost is retired: a failed store may have published the new one all the same.
-        let process = Process { list, tables };
+        // Whichever of the two lists lost is retired: a failed store may have published the new one
+        // all the same.
+        let process = PlacedProcess { list, tables };
         match written {
             Ok(published) => {
                 if let Some(old) = self.processes.insert(pid, process) {
@@ -238,11 +242,11 @@ impl Layout {
         result
     }
 
-    /// Frees what was retired before the call before this one. Between two calls every walk that ran at the first has
-    /// to come to its end: the driver waits for a grace period, or for a report's interval. Tables that somebody still
-    /// holds get their words back.
+    /// Frees what was retired before the call before this one. Between two calls every walk that
+    /// ran at the first has to come to its end: the driver waits for a grace period, or for a
+    /// report's interval. Tables that somebody still holds get their words back.
     pub fn reclaim<S: Store>(&mut self, store: &S) -> Result<(), S::Error> {
-        let Retired { mut tables, mappings } =
+        let RetiredPlaces { mut tables, mappings } =
             std::mem::replace(&mut self.retired_before, std::mem::take(&mut self.retired));
         mappings.into_iter().for_each(|extent| self.mappings.release(extent));
         while let Some(Placed { table, extent, .. }) = tables.last() {
@@ -332,7 +336,7 @@ impl Layout {
         Ok(extent)
     }
 
-    fn retire(&mut self, process: Process) {
+    fn retire(&mut self, process: PlacedProcess) {
         self.retired.mappings.push(process.list);
         for key in process.tables {
             let Some(placed) = self.tables.get_mut(&key) else { continue };
@@ -356,12 +360,12 @@ fn key_of(table: &Arc<SharedTable>) -> TableKey {
     Arc::as_ptr(table).addr()
 }
 
-/// The descriptor of an object's mapping, its table at `extent`. One that is of no executable segment, or whose table has
-/// no place, has no rows: it still says that this is a file's text.
+/// The descriptor of an object's mapping, its table at `extent`. One that is of no executable
+/// segment, or whose table has no place, has no rows: it still says that this is a file's text.
 fn describe(object: &MappedObject, extent: Option<Extent>) -> Mapping {
     let MappedObject { start, end, file_offset, ref table } = *object;
     let without_rows = Mapping { start, end, ..Mapping::default() };
-    let place = Place { start, len: end.saturating_sub(start), file_offset, executable: true };
+    let place = MappedPart { start, len: end.saturating_sub(start), file_offset, executable: true };
     let Some((extent, bias)) = extent.zip(table.segments().bias(&place)) else {
         return without_rows;
     };
@@ -374,7 +378,7 @@ fn describe(object: &MappedObject, extent: Option<Extent>) -> Mapping {
     }
 }
 
-/// The arrays on the host, for [`super::walk`].
+/// The arrays on the host, for [`super::walk()`].
 #[derive(Debug, Default)]
 pub struct Arrays {
     words: Vec<u64>,

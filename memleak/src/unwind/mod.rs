@@ -1,13 +1,14 @@
 //! Unwind tables: stacks without frame pointers.
 //!
-//! An [`UnwindTable`] holds the rows of one object, made from its `.eh_frame` ([`eh_frame`]). A [`TableCache`] builds
-//! those of a process's objects in parallel, once for each build id. A [`Layout`] gives tables and processes their
-//! places in the arrays that the BPF programs search (their words are there then, and no longer here), and [`walk`] walks a stopped thread's stack with the very step
-//! they use. All of it is plain data: no aya, no root.
+//! An [`UnwindTable`] holds the rows of one object, made from its `.eh_frame` ([`eh_frame`]). A
+//! [`TableCache`] builds those of a process's objects in parallel, once for each build id. A
+//! [`Layout`] gives tables and processes their places in the arrays that the BPF programs search
+//! (their words are there then, and no longer here), and [`mod@walk`] walks a stopped thread's
+//! stack with the very step they use. All of it is plain data: no aya, no root.
 
 mod cache;
 pub(crate) mod cfi;
-pub mod eh_frame;
+pub(crate) mod eh_frame;
 mod layout;
 mod process;
 mod sections;
@@ -33,7 +34,7 @@ pub enum UnwindError {
     /// It could not be opened or read.
     #[error("cannot read it: {0}")]
     Read(String),
-    /// It is no 64-bit little-endian ELF file, or a broken one.
+    /// It is not a 64-bit little-endian ELF file, or a broken one.
     #[error("not a 64-bit little-endian ELF file")]
     NotElf,
     /// It is for another machine (`e_machine`).

@@ -16,14 +16,14 @@ use crate::{
 };
 
 /// An executable mapping, and the table of what it maps.
-type Known = (Mapping, Option<Arc<SharedTable>>);
+type KnownMapping = (Mapping, Option<Arc<SharedTable>>);
 
 /// Executable mappings of processes, and their tables.
 #[derive(Debug, Default)]
 pub struct ProcessTables {
     objects: ObjectStore,
     cache: TableCache,
-    processes: HashMap<u32, Vec<Known>>,
+    processes: HashMap<u32, Vec<KnownMapping>>,
     /// Time that building tables took.
     took: Duration,
 }
@@ -34,8 +34,8 @@ impl ProcessTables {
         Self { objects, ..Self::default() }
     }
 
-    /// Takes over what `pid` has mapped now, and builds the tables that are missing. Gives its objects in order of
-    /// address; `None` where no executable mapping has changed.
+    /// Takes over what `pid` has mapped now, and builds the tables that are missing. Gives its
+    /// objects in order of address; `None` if no executable mapping has changed.
     pub fn observe(
         &mut self,
         pid: u32,
@@ -77,7 +77,8 @@ impl ProcessTables {
         Some(objects)
     }
 
-    /// The process `child` was made by `parent`, and has what that has mapped. Gives its objects; `None` if nothing is known.
+    /// The process `child` was made by `parent`, and has what that has mapped. Gives its objects;
+    /// `None` if nothing is known.
     pub fn inherit(&mut self, parent: u32, child: u32) -> Option<Vec<MappedObject>> {
         let known = self.processes.get(&parent)?.clone();
         let objects = objects_of(&known);
@@ -85,8 +86,8 @@ impl ProcessTables {
         Some(objects)
     }
 
-    /// Takes over what running processes, each with its slot and PID, have mapped. Gives their objects; one that cannot be
-    /// read has none.
+    /// Takes over what running processes, each with its slot and PID, have mapped. Gives their
+    /// objects; one that cannot be read has none.
     pub fn observe_running(
         &mut self,
         processes: impl Iterator<Item = (u32, u32)>,
@@ -98,7 +99,8 @@ impl ProcessTables {
         processes.filter_map(observe).collect()
     }
 
-    /// Forgets a process that has ended or replaced its program, and the tables that nobody else maps.
+    /// Forgets a process that has ended or replaced its program, and the tables that nobody else
+    /// maps.
     pub fn forget(&mut self, pid: u32) {
         self.processes.remove(&pid);
         self.forget_unused();
@@ -109,7 +111,8 @@ impl ProcessTables {
         self.cache.forget_unused();
     }
 
-    /// Different tables in use, their rows, their words ([`SharedTable::words`]) and the time that building took.
+    /// Different tables in use, their rows, their words ([`SharedTable::words`]) and the time that
+    /// building took.
     pub fn sums(&self) -> Sums {
         let mut seen: HashMap<usize, &SharedTable> = HashMap::new();
         for table in self.processes.values().flatten().filter_map(|(_, table)| table.as_ref()) {
@@ -140,8 +143,8 @@ pub struct Sums {
     pub took: Duration,
 }
 
-fn objects_of(known: &[Known]) -> Vec<MappedObject> {
-    let object = |(mapping, table): &Known| {
+fn objects_of(known: &[KnownMapping]) -> Vec<MappedObject> {
+    let object = |(mapping, table): &KnownMapping| {
         Some(MappedObject {
             start: mapping.start,
             end: mapping.end,

@@ -30,8 +30,8 @@ impl Sections {
     }
 }
 
-/// `.eh_frame` of a file without section headers: `.eh_frame_hdr`, which the loader needs, points to it (LSB Core
-/// 10.6.2). Its length is not said: it ends with its segment at the latest.
+/// `.eh_frame` of a file without section headers: `.eh_frame_hdr`, which the loader needs, points
+/// to it (LSB Core 10.6.2). Its length is not said: it ends with its segment at the latest.
 fn eh_frame_by_header(elf: &ElfFile) -> Option<(u64, Bytes)> {
     let header = elf.other_segment(PT_GNU_EH_FRAME)?;
     let budget = elf.budget();
@@ -47,7 +47,8 @@ fn eh_frame_by_header(elf: &ElfFile) -> Option<(u64, Bytes)> {
     Some((address, part(terminated_len(&bytes) as u64)?))
 }
 
-/// Bytes up to the entry of length 0 that ends `.eh_frame`: what follows in the segment is something else.
+/// Bytes up to the entry of length 0 that ends `.eh_frame`: what follows in the segment is
+/// something else.
 fn terminated_len(bytes: &[u8]) -> usize {
     let word = |at: usize| bytes.get(at..at.checked_add(4)?)?.try_into().ok().map(u32::from_le_bytes);
     let mut at = 0usize;

@@ -1,7 +1,7 @@
 //! An object's text: what `pc`s are counted from, and where it is in the file and in memory.
 
 use super::UnwindError;
-use crate::elf::{ElfFile, Place, Segment, load_bias};
+use crate::elf::{ElfFile, MappedPart, Segment, load_bias};
 
 /// Most bytes of text: the page index has a word for each 256 of them. A browser has 200 MB.
 const MAX_TEXT: u64 = 1 << 30;
@@ -31,7 +31,8 @@ impl ExecSegments {
         segments.sort_by_key(|segment| segment.vaddr);
         let text_base = segments.first().ok_or(UnwindError::NoText)?.vaddr;
         let segments = Self { text_base, segments };
-        // Text may have holes between its segments, but the page index pays for them: a file has to be about as long.
+        // Text may have holes between its segments, but the page index pays for them: a file has to
+        // be about as long.
         let span = segments.end()?.wrapping_sub(text_base);
         if span > MAX_TEXT || span > file_len.saturating_mul(8).saturating_add(16 << 20) {
             return Err(UnwindError::TextTooLarge { span });
@@ -66,7 +67,7 @@ impl ExecSegments {
     }
 
     /// `ip - pc` for what is mapped at `place`. `None`: it is of no segment.
-    pub fn bias(&self, place: &Place) -> Option<u64> {
+    pub fn bias(&self, place: &MappedPart) -> Option<u64> {
         Some(load_bias(&self.segments, place)?.wrapping_add(self.text_base))
     }
 }

@@ -1,4 +1,5 @@
-//! A table as processes share it: its words are held here, or lie in the arrays that are searched, never in both.
+//! A table as processes share it: its words are held here, or lie in the arrays that are searched,
+//! never in both.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -6,8 +7,9 @@ use memleak_common::unwind::Row;
 
 use super::{UnwindTable, segments::ExecSegments};
 
-/// An [`UnwindTable`] whose words (rows, then page index) can be taken out: [`super::Layout`] does so when it has given
-/// them a place in the arrays, and puts them back when the place is needed for others.
+/// An [`UnwindTable`] whose words (rows, then page index) can be taken out: [`super::Layout`] does
+/// so when it has given them a place in the arrays, and puts them back when the place is needed for
+/// others.
 #[derive(Debug)]
 pub struct SharedTable {
     segments: ExecSegments,
@@ -19,7 +21,8 @@ pub struct SharedTable {
 
 impl From<UnwindTable> for SharedTable {
     fn from(table: UnwindTable) -> Self {
-        // Both are indices of 32 bits: no row's `pc` is another's, and a page has 256 bytes of text.
+        // Both are indices of 32 bits: no row's `pc` is another's, and a page has 256 bytes of
+        // text.
         let (rows, pages) = (table.rows.len() as u32, table.pages.len() as u32);
         // The same allocation: `Row` and `u64` have one layout.
         let mut words: Vec<u64> = table.rows.into_iter().map(|Row(word)| word).collect();

@@ -32,7 +32,8 @@ pub struct UnwindTable {
     pub build_id: Option<Vec<u8>>,
     /// Its text.
     pub segments: ExecSegments,
-    /// In order of `pc`, no two with the same; the first is at 0. None where the object has no rows at all.
+    /// In order of `pc`, no two with the same; the first is at 0. None if the object has no rows
+    /// at all.
     pub rows: Vec<Row>,
     /// One word for each [`PAGE_BYTES`] of text up to the last row ([`page_word`]).
     pub pages: Vec<u64>,
@@ -57,8 +58,8 @@ impl UnwindTable {
         Self::of(read(&ObjectFile::from_memory(bytes.to_vec(), Path::new("")))?)
     }
 
-    /// Builds the table that the ELF image would have if it had no unwind information: all rows are read from its
-    /// machine code.
+    /// Builds the table that the ELF image would have if it had no unwind information: all rows are
+    /// read from its machine code.
     pub fn from_code(bytes: &[u8]) -> Result<Self, UnwindError> {
         let object = ObjectFile::from_memory(bytes.to_vec(), Path::new(""));
         let elf = read(&object)?;
@@ -125,9 +126,9 @@ pub(super) fn read(object: &ObjectFile) -> Result<&ElfFile, UnwindError> {
     })
 }
 
-/// Says of the code at the entry, where nothing else does, that a stack ends there: the kernel has jumped to it. (In
-/// glibc's dynamic linker and musl's crt1 it is assembly without unwind information.) The runs are in order, before and
-/// after.
+/// Says of the code at the entry, if nothing else does, that a stack ends there: the kernel has
+/// jumped to it. (In glibc's dynamic linker and musl's crt1 it is assembly without unwind
+/// information.) The runs are in order, before and after.
 fn add_entry(runs: &mut Runs, segments: &ExecSegments, entry: u64) {
     let Some((pc, _)) = segments.clip(entry, entry.saturating_add(1)) else { return };
     let gap = runs.gaps(segments.text_len()).into_iter().find(|(start, end)| (*start..*end).contains(&pc));
@@ -137,8 +138,8 @@ fn add_entry(runs: &mut Runs, segments: &ExecSegments, entry: u64) {
     }
 }
 
-/// Makes one ascending list of rows, and counts the runs that overlapped. Where two cover the same text, the one that
-/// begins later has it, and of two that begin together the first of the section.
+/// Makes one ascending list of rows, and counts the runs that overlapped. Where two cover the same
+/// text, the one that begins later has it, and of two that begin together the first of the section.
 fn merge(runs: &Runs) -> (Vec<Row>, u64) {
     let mut rows = Vec::with_capacity(runs.rows.len() + runs.runs.len() / 4 + 2);
     let mut overlapping = 0;

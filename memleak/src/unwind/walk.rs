@@ -9,7 +9,8 @@ use crate::{arch::Machine, proc::memory::ReadMemory};
 pub struct Frame {
     /// Its instruction pointer.
     pub ip: u64,
-    /// `ip` is an instruction about to run, not a return address: symbols are looked up at `ip`, not one byte before.
+    /// `ip` is an instruction about to run, not a return address: symbols are looked up at `ip`,
+    /// not one byte before.
     pub exact: bool,
     /// It was found by the frame pointer, for want of a row for its callee.
     pub by_pointer: bool,
@@ -20,7 +21,7 @@ pub struct Frame {
 pub struct Walk {
     /// Callee first.
     pub frames: Vec<Frame>,
-    /// Why it ended: [`Step::Complete`] where nothing is missing.
+    /// Why it ended: [`Step::Complete`] if nothing is missing.
     pub end: Step,
 }
 
@@ -41,7 +42,8 @@ impl<M: ReadMemory + ?Sized> Reads for ReadsFrom<'_, M> {
     }
 }
 
-/// Walks from `regs`, whose `ip` is the first frame, over the mappings of `list`. `address_mask` as in [`State`].
+/// Walks from `regs`, whose `ip` is the first frame, over the mappings of `list`. `address_mask` as
+/// in [`State`].
 pub fn walk<T: Tables>(
     machine: Machine,
     regs: Regs,

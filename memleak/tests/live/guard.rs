@@ -33,7 +33,8 @@ const PROGRAMS: &[&str] = &[
     "work_start",
 ];
 
-/// How long the kernel may take to free what its last user has left (it waits for an RCU grace period).
+/// How long the kernel may take to free what its last user has left (it waits for an RCU grace
+/// period).
 pub const KERNEL_PATIENCE: Duration = Duration::from_secs(20);
 
 static MACHINE: Mutex<()> = Mutex::new(());
@@ -41,7 +42,8 @@ static MACHINE: Mutex<()> = Mutex::new(());
 /// Held by a test; checks when dropped.
 pub struct Alone(#[expect(dead_code, reason = "held for its Drop")] MutexGuard<'static, ()>);
 
-/// Waits for the other tests and takes the machine. Declare it first in a test, so that it is dropped last.
+/// Waits for the other tests and takes the machine. Declare it first in a test, so that it is
+/// dropped last.
 pub fn alone() -> Alone {
     // SAFETY: geteuid(2) cannot fail and touches no memory.
     let user = unsafe { libc::geteuid() };
@@ -57,7 +59,8 @@ impl Drop for Alone {
     }
 }
 
-/// Fails where a BPF program of ours is loaded that no process holds: something in the kernel still does.
+/// Fails where a BPF program of ours is loaded that no process holds: something in the kernel still
+/// does.
 pub fn assert_nothing_left() {
     let deadline = Instant::now() + KERNEL_PATIENCE;
     loop {
@@ -101,7 +104,8 @@ fn programs_left() -> BTreeSet<(u32, String)> {
     loaded.into_iter().filter(|(id, _)| !held.contains(id)).collect()
 }
 
-/// Ids (by their name in fdinfo) of what some process has open: another tracer at work on this machine, say.
+/// Ids (by their name in fdinfo) of what some process has open: another tracer at work on this
+/// machine, say.
 fn held(name: &str) -> BTreeSet<u32> {
     let directories = |path: &str| fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
     directories("/proc")

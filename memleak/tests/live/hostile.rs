@@ -1,4 +1,5 @@
-//! Files that were made to do damage: each costs seconds and megabytes, is named in one line, and the report goes on.
+//! Files that were made to do damage: each costs seconds and megabytes, is named in one line, and
+//! the report goes on.
 
 use std::{
     ffi::CString,
@@ -19,8 +20,8 @@ use crate::{
 
 const GIB: u64 = 1 << 30;
 
-/// What a tracer may use: its resident memory at most, and the time by its CPUs beyond that of a harmless target. A tracer
-/// without optimization takes ten times as long.
+/// What a tracer may use: its resident memory at most, and the time by its CPUs beyond that of a
+/// harmless target. A tracer without optimization takes ten times as long.
 const MEMORY: u64 = 300 << 20;
 const TIME: Duration = Duration::from_secs(if cfg!(debug_assertions) { 30 } else { 3 });
 /// From SIGTERM to the end, by the clock.
@@ -140,9 +141,11 @@ fn symbols(image: &Image, count: u32) -> Vec<u8> {
     table
 }
 
-/// Call frame information in which each entry has `len` bytes of instructions and names the CIE that `cie` says.
+/// Call frame information in which each entry has `len` bytes of instructions and names the CIE
+/// that `cie` says.
 fn entries(count: u32, len: u32, cie: impl Fn(u32) -> u32) -> Vec<u8> {
-    // A CIE (LSB Core 10.6.1): length, 0, version 1, no augmentation, code 1, data -8, return address 16, CFA rsp+8.
+    // A CIE (LSB Core 10.6.1): length, 0, version 1, no augmentation, code 1, data -8, return
+    // address 16, CFA rsp+8.
     let mut bytes = vec![0x14, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0x78, 16, 0x0c, 7, 8, 0x90, 1, 0, 0, 0, 0, 0, 0];
     for number in 0..count {
         let at = bytes.len() as u32;
@@ -423,7 +426,8 @@ fn debug_information() {
     check_all(DWARF);
 }
 
-/// What a `.gnu_debuglink` leads to: 4 GiB, a pipe, a device. Without a build id all of it would have to be read.
+/// What a `.gnu_debuglink` leads to: 4 GiB, a pipe, a device. Without a build id all of it would
+/// have to be read.
 #[test]
 fn debug_links() {
     let _alone = alone();

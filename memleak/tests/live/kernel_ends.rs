@@ -17,11 +17,12 @@ use crate::{
     tracer::{MEMLEAK, NEVER, Tracer},
 };
 
-/// What memleak itself may take at most while it traces the whole kernel, in KiB: the report over a table that is full
-/// (a million records) takes about half of it.
+/// What memleak itself may take at most while it traces the whole kernel, in KiB: the report over a
+/// table that is full (a million records) takes about half of it.
 const MEMORY_LIMIT_KB: u64 = 600 << 10;
 
-/// Traces all that the kernel does (`--json -v -k` and `arguments`); returns when the probes are in.
+/// Traces all that the kernel does (`--json -v -k` and `arguments`); returns when the probes are
+/// in.
 fn trace(arguments: &[&str]) -> Tracer {
     let mut all = vec!["--json", "-v", "-k"];
     all.extend(arguments);
@@ -51,7 +52,8 @@ fn soak_time() -> Duration {
     Duration::from_secs(seconds.unwrap_or(20))
 }
 
-/// Reports of a machine at work keep coming, memleak stays small, what it allocates is not told, and nothing is left.
+/// Reports of a machine at work keep coming, memleak stays small, what it allocates is not told,
+/// and nothing is left.
 #[test]
 fn a_machine_at_work_is_traced_for_a_while() {
     let _alone = alone();
@@ -93,7 +95,8 @@ fn a_machine_at_work_is_traced_for_a_while() {
     assert!(new.is_empty(), "the kernel complains: {new:?}");
 }
 
-/// Stacks are not walked where their return addresses are where they were: each time the kernel's walk gives the same.
+/// Stacks are not walked where their return addresses are where they were: each time the kernel's
+/// walk gives the same.
 #[test]
 fn remembered_stacks_are_what_the_kernel_walks() {
     let _alone = alone();
@@ -148,7 +151,8 @@ fn a_signal_while_it_starts() {
                 .spawn()
                 .expect("memleak");
             wait_for_end(child.id(), Duration::from_millis(milliseconds));
-            // SAFETY: kill(2) touches no memory of ours; the child is not yet waited for, so the id is its own.
+            // SAFETY: kill(2) touches no memory of ours; the child is not yet waited for, so the id
+            // is its own.
             unsafe { libc::kill(child.id() as i32, signal) };
             let ended = wait_for_end(child.id(), patience());
             if !ended {

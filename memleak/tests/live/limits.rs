@@ -43,7 +43,8 @@ fn limits_of_ours() {
     }
 }
 
-/// A group with a limit of memory, of either version of control groups; `None` if this machine lets us make none.
+/// A group with a limit of memory, of either version of control groups; `None` if this machine lets
+/// us make none.
 fn limited_group(bytes: u64) -> Option<PathBuf> {
     let places = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
     places.into_iter().find_map(|(place, limit)| {
@@ -60,7 +61,8 @@ fn limited_group(bytes: u64) -> Option<PathBuf> {
     })
 }
 
-/// In a control group with little memory there are reports, or one line with a remedy that works; nobody is killed.
+/// In a control group with little memory there are reports, or one line with a remedy that works;
+/// nobody is killed.
 #[test]
 fn little_memory_in_the_control_group() {
     const PROGRAM: &str = "import time, json, asyncio, ssl, sqlite3, xml.dom.minidom\nprint('READY', flush=True)\n\

@@ -16,8 +16,8 @@ struct Bounds {
     bytes: (u64, u64),
 }
 
-/// Compares what a report says of `site_busy` with what the program says. Gives how many calls were in progress, of which
-/// nobody can say whether they had done it.
+/// Compares what a report says of `site_busy` with what the program says. Gives how many calls were
+/// in progress, of which nobody can say whether they had done it.
 pub fn assert_right_at_its_moment(target: &mut Running, report: &Report) -> u64 {
     let bounds = ask(target, report.cut_ns, report.cut_ns + report.cut_within_ns);
     let (bytes, count) = report.site("site_busy");
@@ -36,7 +36,8 @@ fn ask(target: &mut Running, from_ns: u64, to_ns: u64) -> Bounds {
     Bounds { count: (numbers[0], numbers[1]), bytes: (numbers[2], numbers[3]) }
 }
 
-/// Each report of what four threads hold that allocate, resize and free all the time is right at its own moment.
+/// Each report of what four threads hold that allocate, resize and free all the time is right at
+/// its own moment.
 #[test]
 fn reports_of_a_busy_program_are_right_at_their_moment() {
     const THREADS: u64 = 4;

@@ -1,5 +1,5 @@
-//! What takes long: a while of everything at once, very many children, a tracer that is killed again and again. Short here;
-//! `cargo xtask soak` asks for more by these variables.
+//! What takes long: a while of everything at once, very many children, a tracer that is killed
+//! again and again. Short here; `cargo xtask soak` asks for more by these variables.
 
 use std::{
     env, fs,
@@ -27,13 +27,15 @@ fn amount(variable: &str, usual: u64) -> u64 {
     env::var(variable).ok().and_then(|amount| amount.parse().ok()).unwrap_or(usual)
 }
 
-/// Memory may grow by 5 % and 2 MB from early on to the end: what is kept has its limits, and all have been reached.
+/// Memory may grow by 5 % and 2 MB from early on to the end: what is kept has its limits, and all
+/// have been reached.
 fn assert_flat(early_kb: u64, late_kb: u64) {
     println!("memory: {early_kb} kB early, {late_kb} kB in the end");
     assert!(late_kb * 100 <= early_kb * 105 + 200_000, "{early_kb} kB has become {late_kb} kB");
 }
 
-/// Children, libraries, commits into a reservation, signals on alternate stacks; and of 100 reports each is right.
+/// Children, libraries, commits into a reservation, signals on alternate stacks; and of 100 reports
+/// each is right.
 #[test]
 fn a_mixed_load() {
     const REPORTS: usize = 100;
@@ -87,7 +89,8 @@ fn new_complaints(before: &[String]) -> Vec<String> {
     kernel_complaints().into_iter().filter(|line| !before.contains(line)).collect()
 }
 
-/// Each child leaks 1000 bytes and ends: all are traced or counted, and the tracer's memory does not grow with them.
+/// Each child leaks 1000 bytes and ends: all are traced or counted, and the tracer's memory does
+/// not grow with them.
 #[test]
 fn very_many_children() {
     let children = amount("MEMLEAK_SOAK_CHILDREN", 3000);
@@ -117,7 +120,8 @@ fn very_many_children() {
     assert_eq!(tracer.wait().code, 0);
 }
 
-/// Programs that translate others, started again and again: none may find our breakpoints in the code that it translates.
+/// Programs that translate others, started again and again: none may find our breakpoints in the
+/// code that it translates.
 struct Translators(Arc<AtomicBool>, JoinHandle<u64>);
 
 impl Translators {
@@ -148,7 +152,8 @@ impl Translators {
     }
 }
 
-/// A folder with a project to build: jemalloc's, which the crate brings along, or one of forty small files.
+/// A folder with a project to build: jemalloc's, which the crate brings along, or one of forty
+/// small files.
 fn project() -> PathBuf {
     let folder = scratch_dir().join("project");
     let _ = fs::remove_dir_all(&folder);
@@ -210,7 +215,8 @@ fn a_build_with_others_beside_it() {
     make(&["clean"]);
 }
 
-/// Kills tracers at moments of attach, run and detach, one after the other, beside children and without them.
+/// Kills tracers at moments of attach, run and detach, one after the other, beside children and
+/// without them.
 #[test]
 fn killed_again_and_again() {
     let kills = amount("MEMLEAK_SOAK_KILLS", 12);
@@ -225,7 +231,8 @@ fn killed_again_and_again() {
         let follow: &[&str] = if kill % 2 == 0 { &["--follow-forks"] } else { &[] };
         let mut tracer =
             Tracer::start(&[&["--json", "-v", "-o", "0", "-p", &pid], follow, &[NEVER]].concat());
-        // Up to a second after the start, in an order that is no order; of every third one the end has begun.
+        // Up to a second after the start, in an order that is no order; of every third one the end
+        // has begun.
         let moment = kill * 389 % 1000;
         wait_for_end(tracer.running().pid(), Duration::from_millis(moment));
         if kill % 3 == 0 {
@@ -247,7 +254,8 @@ fn killed_again_and_again() {
     assert_eq!(report.totals.bytes, 10 * report.totals.count, "{}", report.describe());
     let complaints = new_complaints(&before);
     println!("{kills} kills: {} lines of the kernel's", complaints.len());
-    // A breakpoint can stay behind if the tracer is killed while the kernel attaches (links.rs); nothing else may.
+    // A breakpoint can stay behind if the tracer is killed while the kernel attaches (links.rs);
+    // nothing else may.
     assert!(complaints.iter().all(|line| line.contains("leaking uprobe")), "{complaints:?}");
     assert!(fs::metadata(format!("/proc/{pid}")).is_ok());
 }

@@ -1,6 +1,8 @@
-//! Reports as they are written: golden files, and readers of the two forms that agree with each other.
+//! Reports as they are written: golden files, and readers of the two forms that agree with each
+//! other.
 //!
-//! `MEMLEAK_BLESS=1 cargo test --test report` writes the golden files anew; read the difference before you commit it.
+//! `MEMLEAK_BLESS=1 cargo test --test report` writes the golden files again; read the difference
+//! before you commit it.
 
 mod reports;
 mod trace;
@@ -76,7 +78,8 @@ fn the_text_of_the_spec() {
     assert_eq!(text_of(&report(vec![leaky()])), expected);
 }
 
-/// The documented JSON object, but for what was added since: read as JSON and compared field by field.
+/// The documented JSON object, but for what was added since: read as JSON and compared field by
+/// field.
 #[test]
 fn the_json_of_the_spec() {
     let spec: Value = serde_json::from_str(
@@ -107,7 +110,8 @@ fn the_json_of_the_spec() {
     assert_eq!(actual, spec);
 }
 
-/// What a script written for bcc's memleak gets out of a report of memory: bytes, allocations and addresses of each stack.
+/// What a script written for bcc's memleak gets out of a report of memory: bytes, allocations and
+/// addresses of each stack.
 fn read_as_bcc_script(text: &str) -> (usize, Vec<(u64, u64, Vec<u64>)>) {
     let heading =
         Regex::new(r"^\[\d\d:\d\d:\d\d\] Top (\d+) stacks with outstanding allocations").expect("regex");
@@ -225,7 +229,8 @@ fn json_escapes_change_no_value() {
     }
 }
 
-/// What the JSON form has of a kernel stack, and that the text form has it after what bcc's scripts read.
+/// What the JSON form has of a kernel stack, and that the text form has it after what bcc's scripts
+/// read.
 #[test]
 fn stacks_of_the_kernel_say_what_they_hold() {
     let report = kernel();

@@ -26,7 +26,7 @@ pub fn time() -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(1_767_323_045_678)
 }
 
-/// A place two hours east of Greenwich: its time of day is no UTC.
+/// A place two hours east of Greenwich: its time of day is not UTC.
 pub fn options(top: usize) -> Options {
     Options { top, time_zone: TimeZone::fixed(offset(2)) }
 }

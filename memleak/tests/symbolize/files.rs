@@ -11,7 +11,8 @@ fn place(file: &str, line: &str) -> String {
     format!("{}:{line}", Path::new(file).file_name().unwrap().to_string_lossy())
 }
 
-/// Compares every call in `/NAME` with addr2line and nm, which read `truth`: the file with all its debug information.
+/// Compares every call in `/NAME` with addr2line and nm, which read `truth`: the file with all its
+/// debug information.
 fn compare_all(directory: &Directory, name: &str, truth: &Path) {
     let ips = return_addresses(truth);
     assert!(ips.len() > 5, "{} calls", ips.len());
@@ -29,13 +30,15 @@ fn compare_all(directory: &Directory, name: &str, truth: &Path) {
             let symbol = frame.symbol.as_deref().unwrap();
             match last {
                 true => assert!(names.iter().any(|name| name == symbol), "{symbol} {names:?}"),
-                // binutils names the innermost function by the symbol table, which has no inlined ones.
+                // binutils names the innermost function by the symbol table, which has no inlined
+                // ones.
                 false if index == 0 => assert!(names.contains(function) || symbol == function, "{frame:?}"),
                 false => assert_eq!(symbol, function, "{frame:?}"),
             }
             inlined += usize::from(!last);
             let (file, line) = at.rsplit_once(':').unwrap();
-            // `<artificial>` is what binutils calls a file of a program that was optimized as a whole.
+            // `<artificial>` is what binutils calls a file of a program that was optimized as a
+            // whole.
             if line != "?" {
                 let ours = place(frame.file.as_deref().unwrap(), &frame.line.unwrap().to_string());
                 match file {

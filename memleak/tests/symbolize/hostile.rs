@@ -19,7 +19,8 @@ impl Random {
     }
 }
 
-/// Symbolizes all of `ips` in many damaged versions of `/NAME`; what it finds does not matter, that it ends does.
+/// Symbolizes all of `ips` in many damaged versions of `/NAME`; what it finds does not matter, that
+/// it ends does.
 fn survive(directory: &Directory, name: &str, rounds: usize, mut damage: impl FnMut(&mut Vec<u8>)) {
     let file = directory.path(name);
     let sound = fs::read(&file).unwrap();
@@ -112,7 +113,8 @@ fn a_file_truncated_after_it_was_opened() {
     assert_eq!(symbolizer.symbolize(1, 0, &ips).len(), ips.len());
 }
 
-/// DWARF with inlined calls nested a million deep, written as assembly: `addr2line` would recurse once for each.
+/// DWARF with inlined calls nested a million deep, written as assembly: `addr2line` would recurse
+/// once for each.
 #[test]
 fn nesting_without_end() {
     let directory = Directory::new();

@@ -1,4 +1,5 @@
-//! The kernel's symbols: texts in the form of /proc/kallsyms, hostile ones too, and the running kernel's.
+//! The kernel's symbols: texts in the form of /proc/kallsyms, hostile ones too, and the running
+//! kernel's.
 
 use std::{
     collections::BTreeMap,
@@ -234,9 +235,9 @@ fn ranges_and_functions_by_name() {
         Some("kmem_cache_alloc_noprof")
     );
     assert_eq!(kernel.function("memset").map(|(name, _)| name).as_deref(), Some("memset"));
-    assert!(kernel.contains("__do_sys_getpid"), "an alias is a name, too");
-    assert!(!kernel.contains("new_slab"), "a kprobe goes by the whole name");
-    assert!(!kernel.contains("kmem_cache_alloc_nop"));
+    assert!(kernel.function("__do_sys_getpid").is_some(), "an alias is a name, too");
+    assert!(kernel.function("new_slab").is_none(), "a kprobe goes by the whole name");
+    assert!(kernel.function("kmem_cache_alloc_nop").is_none());
 }
 
 #[test]
@@ -275,7 +276,7 @@ fn a_module_that_is_gone_stays_known() {
     );
     kernel.observe().expect("reads");
     assert_frames(&mut kernel, &[IN_IT], &["other+0x10 [usurper]"]);
-    assert!(!kernel.contains("nft_register"));
+    assert!(kernel.function("nft_register").is_none());
 }
 
 #[test]
@@ -341,11 +342,13 @@ fn the_symbolizer_hands_the_kernels_stacks_on() {
     assert_eq!(shown(&symbolizer.symbolize(KERNEL_PID, 0, &[EPOLL])), ["renamed+0x20 [kernel]"]);
 }
 
-/// The running kernel, as nm's readers would have it: awk sorts, we compare with each name it has at an address.
+/// The running kernel, as nm's readers would have it: awk sorts, we compare with each name it has
+/// at an address.
 #[test]
 fn the_running_kernel() {
     let awk = Command::new("awk")
-        // Labels of the assembler's (`.E_copy` in copy_mc_enhanced_fast_string) are places in functions.
+        // Labels of the assembler's (`.E_copy` in copy_mc_enhanced_fast_string) are places in
+        // functions.
         .args(["$2 ~ /^[tTwW]$/ && NF == 3 && $3 !~ /^[.$]/ { print $1, $3 }", "/proc/kallsyms"])
         .output()
         .expect("awk runs");
@@ -370,7 +373,8 @@ fn the_running_kernel() {
     // A distance of a megabyte is padding, and no function.
     let is_function = |pair: &&[u64]| pair[0] >= first && pair[1] <= last && pair[1] - pair[0] < 1 << 20;
     for pair in starts.windows(2).filter(is_function).step_by(17) {
-        // A call in the middle and the last byte; a stack that begins elsewhere, so that nothing is left out.
+        // A call in the middle and the last byte; a stack that begins elsewhere, so that nothing is
+        // left out.
         for ip in [pair[0] + (pair[1] - pair[0]) / 2 + 1, pair[1]] {
             let frame = kernel.frames(&[first + 1, ip.min(pair[1] - 1)]).pop().expect("a frame");
             let symbol = frame.symbol.expect("a name");
@@ -384,7 +388,11 @@ fn the_running_kernel() {
         }
     }
     assert!(checked > 1000, "{checked}");
-    assert!(["kfree", "kmem_cache_alloc", "vfree", "__kmalloc"].iter().all(|name| kernel.contains(name)));
+    assert!(
+        ["kfree", "kmem_cache_alloc", "vfree", "__kmalloc"]
+            .iter()
+            .all(|name| kernel.function(name).is_some())
+    );
     let kfree = kernel.address_ranges(&["kfree"]);
     assert!(kfree.iter().any(|range| names[&range.start].contains(&"kfree")), "{kfree:x?}");
 }

@@ -153,7 +153,7 @@ fn an_address_is_looked_up_in_the_mappings_of_its_time() {
     symbolizer.observe_mappings(1, 0, maps.clone(), &target);
     let before = symbolizer.symbolize(1, 0, &ips);
     assert!(before.iter().all(|frame| frame.function.is_some()));
-    // dlclose: something that is no code in its place. The file is gone, too.
+    // dlclose: something that is not code in its place. The file is gone, too.
     fs::remove_file(&file).unwrap();
     let code = maps.iter().find(|mapping| mapping.executable).unwrap().clone();
     let heap = Mapping { executable: false, backing: Backing::Other, ..code.clone() };
@@ -225,7 +225,8 @@ fn addresses_that_are_none() {
     }
 }
 
-/// A C++ program of some size, built for debugging: this test's own process is one in Rust, larger still.
+/// A C++ program of some size, built for debugging: this test's own process is one in Rust, larger
+/// still.
 #[test]
 fn ten_thousand_addresses_again_are_cheap() {
     let pid = std::process::id();

@@ -85,7 +85,8 @@ impl Target for FileTarget {
     }
 }
 
-/// The mappings that the kernel would make of `file` (as `/NAME`), by what readelf says of its segments.
+/// The mappings that the kernel would make of `file` (as `/NAME`), by what readelf says of its
+/// segments.
 pub fn mappings(file: &Path, name: &str, bias: u64) -> Vec<Mapping> {
     const PAGE: u64 = 4096;
     let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
@@ -173,7 +174,8 @@ pub fn addr2line(file: &Path, vaddrs: &[u64]) -> Vec<Vec<(String, String)>> {
     result
 }
 
-/// Functions by start: size and the names that nm gives them. One without a size reaches to the next one.
+/// Functions by start: size and the names that nm gives them. One without a size reaches to the
+/// next one.
 pub fn nm(file: &Path) -> BTreeMap<u64, (u64, Vec<String>)> {
     let number = |text| u64::from_str_radix(text, 16).unwrap();
     let mut functions: BTreeMap<u64, (u64, Vec<String>)> = BTreeMap::new();

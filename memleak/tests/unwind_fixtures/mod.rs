@@ -7,7 +7,8 @@ use std::{
     process::Command,
 };
 
-/// Runs a program and gives its standard output; fails with its standard error, or with what to install.
+/// Runs a program and gives its standard output; fails with its standard error, or with what to
+/// install.
 pub fn run(command: &mut Command) -> String {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().unwrap_or_else(|error| {

@@ -1,4 +1,5 @@
-//! Blocks that are kept by threads: by scoped ones, behind a channel and a lock, in a panic that is caught.
+//! Blocks that are kept by threads: by scoped ones, behind a channel and a lock, in a panic that is
+//! caught.
 use std::{
     hint::black_box,
     mem::forget,

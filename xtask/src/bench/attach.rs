@@ -1,5 +1,5 @@
-//! `cargo xtask bench --attach`: the time until a process that maps a great deal of code is traced, and the memory that
-//! it takes: until then, and for a first report.
+//! `cargo xtask bench --attach`: the time until a process that maps a great deal of code is traced,
+//! and the memory that it takes: until then, and for a first report.
 
 use std::{
     fmt::Write as _,
@@ -153,7 +153,8 @@ fn markdown(options: &Options, cases: &[Case]) -> Result<String> {
 }
 
 impl Case {
-    /// LLVM as rustc brings it along, and as many of the machine's libraries as make 150 MB of text.
+    /// LLVM as rustc brings it along, and as many of the machine's libraries as make 150 MB of
+    /// text.
     fn some_libraries() -> Result<Self> {
         let libraries = run::rust_sysroot()?.join("lib");
         let llvm = largest_first(&[libraries])?

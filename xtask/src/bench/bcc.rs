@@ -1,5 +1,6 @@
-//! bcc's packaged memleak, to compare with. It compiles its programs as it starts, against the headers of the running
-//! kernel, which a machine with a kernel of its own has none of; any kernel's that are near will do.
+//! bcc's packaged memleak, to compare with. It compiles its programs as it starts, against the
+//! headers of the running kernel, which a machine with a kernel of its own has none of; any
+//! kernel's that are near will do.
 
 use std::{
     ffi::OsString,
@@ -54,8 +55,8 @@ impl Bcc {
         Ok(Tracer { command, mark: "stacks with outstanding allocations" })
     }
 
-    /// Words of a command that traces the kernel and makes no report for an hour. It says [`KERNEL_MARK`] when it has
-    /// begun.
+    /// Words of a command that traces the kernel and makes no report for an hour. It says
+    /// [`KERNEL_MARK`] when it has begun.
     pub fn kernel_words(&self) -> Vec<OsString> {
         let headers = self.headers.iter().map(|headers| {
             let mut word = OsString::from("BCC_KERNEL_SOURCE=");
@@ -69,8 +70,8 @@ impl Bcc {
     }
 }
 
-/// Makes one tree of links from Debian's two header packages (`linux-headers-V-amd64` and `linux-headers-V-common`), as
-/// bcc wants it in BCC_KERNEL_SOURCE.
+/// Makes one tree of links from Debian's two header packages (`linux-headers-V-amd64` and
+/// `linux-headers-V-common`), as bcc wants it in BCC_KERNEL_SOURCE.
 fn merge_headers(sources: &Path, tree: &Path) -> Result<PathBuf> {
     let Some((common, own)) = newest_headers(sources)? else {
         bail!("{PROGRAM} needs kernel headers (Debian: linux-headers-amd64)");
@@ -93,7 +94,8 @@ fn merge_headers(sources: &Path, tree: &Path) -> Result<PathBuf> {
     Ok(tree.to_owned())
 }
 
-/// The pair of header folders (shared by all flavours, of this flavour) of the newest version installed.
+/// The pair of header folders (shared by all flavours, of this flavour) of the newest version
+/// installed.
 fn newest_headers(sources: &Path) -> Result<Option<(PathBuf, PathBuf)>> {
     let mut pairs = Vec::new();
     for entry in fs::read_dir(sources)? {

@@ -33,13 +33,15 @@ pub fn at_end(child: &Child) -> Result<[Cpu; 2]> {
     let pid = child.id();
     // SAFETY: siginfo_t is plain data, for which zero is a value.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the pointer is valid for the length of the call; the child is ours and not waited for yet.
+    // SAFETY: the pointer is valid for the length of the call; the child is ours and not waited for
+    // yet.
     let waited = unsafe { libc::waitid(libc::P_PID, pid, &raw mut info, libc::WEXITED | libc::WNOWAIT) };
     ensure!(waited == 0, "cannot wait for process {pid}: {}", io::Error::last_os_error());
     of(pid)
 }
 
-/// proc_pid_stat(5): utime, stime, cutime and cstime are the fields 14 to 17; the second is a name in parentheses.
+/// proc_pid_stat(5): utime, stime, cutime and cstime are the fields 14 to 17; the second is a name
+/// in parentheses.
 fn times(stat: &str, ticks: f64) -> Option<[Cpu; 2]> {
     let (_, rest) = stat.rsplit_once(") ")?;
     let mut times = rest.split(' ').skip(11).map(|field| field.parse::<f64>().ok());

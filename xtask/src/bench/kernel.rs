@@ -1,7 +1,8 @@
-//! `cargo xtask bench --kernel`: what tracing the kernel costs a program that has it allocate, by the program's own clock.
+//! `cargo xtask bench --kernel`: what tracing the kernel costs a program that has it allocate, by
+//! the program's own clock.
 //!
-//! The program is xtask/bench/kernel.c. As in user mode, all variants take turns in every round, and figures are medians
-//! over the rounds. No tracer makes a report while the program is measured.
+//! The program is xtask/bench/kernel.c. As in user mode, all variants take turns in every round,
+//! and figures are medians over the rounds. No tracer makes a report while the program is measured.
 
 use std::{ffi::OsString, fmt::Write as _, fs, path::PathBuf, process::Command, time::Duration};
 

@@ -14,8 +14,8 @@ pub struct Memory {
     pub peak: f64,
     /// `RssAnon`: its own.
     pub anonymous: f64,
-    /// `RssFile`: pages of files that are mapped, its own program's above all. The page cache has them once for all, and can
-    /// drop them.
+    /// `RssFile`: pages of files that are mapped, its own program's above all. The page cache has
+    /// them once for all, and can drop them.
     pub file: f64,
     /// `RssShmem`.
     pub shared: f64,
@@ -68,8 +68,8 @@ pub fn tracer(mut pid: u32) -> Result<u32> {
     Ok(pid)
 }
 
-/// Bytes of the kernel's for the maps that a folder of fdinfo files shows (kernel/bpf/syscall.c, `bpf_map_show_fdinfo`): for
-/// those that can be mapped into memory, and for the others.
+/// Bytes of the kernel's for the maps that a folder of fdinfo files shows (kernel/bpf/syscall.c,
+/// `bpf_map_show_fdinfo`): for those that can be mapped into memory, and for the others.
 fn map_bytes(folder: &Path) -> Result<(f64, f64)> {
     let mut maps = BTreeMap::new();
     for entry in folder.read_dir().with_context(|| format!("cannot read {}", folder.display()))? {

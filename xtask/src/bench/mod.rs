@@ -1,9 +1,10 @@
 //! `cargo xtask bench`: what tracing costs a program, by the program's own clock.
 //!
-//! The traced program is xtask/bench/pairs.c. Every variant is measured at every stack depth in every round, one after
-//! the other, so that a slow minute of the machine falls on all of them. Each is measured on a process of its own with a
-//! C library of its own: none inherits another's probes, which the kernel takes away some time after their tracer has
-//! gone. Figures are medians over the rounds.
+//! The traced program is xtask/bench/pairs.c. Every variant is measured at every stack depth in
+//! every round, one after the other, so that a slow minute of the machine falls on all of them.
+//! Each is measured on a process of its own with a C library of its own: none inherits another's
+//! probes, which the kernel takes away some time after their tracer has gone. Figures are medians
+//! over the rounds.
 
 mod attach;
 mod bcc;
@@ -179,7 +180,7 @@ fn benchmarks() -> PathBuf {
     run::root().join("BENCHMARKS.md")
 }
 
-/// What was measured before; empty where nothing was.
+/// What was measured before; empty if nothing was.
 fn read_benchmarks() -> String {
     fs::read_to_string(benchmarks()).unwrap_or_default()
 }
@@ -246,7 +247,8 @@ impl Bench<'_> {
         // Time to acquire them all, traced, on a slow machine.
         let seconds = Duration::from_secs(5 + count / 200_000);
         let mut command = memleak_command(&self.memleak)?;
-        // Two: the last report of a run is made while probes are taken away, and the first is the usual one.
+        // Two: the last report of a run is made while probes are taken away, and the first is the
+        // usual one.
         command.args(["-o", "0", "-p", &target.pid().to_string(), &seconds.as_secs().to_string(), "2"]);
         let traced = Tracer { command, mark: "memleak: attached " }.run_with(seconds * 2, || target.go())?;
         let report = traced.big_report()?;

@@ -1,4 +1,5 @@
-//! The two processes of a measurement: the program that is traced, which clocks itself, and the tracer.
+//! The two processes of a measurement: the program that is traced, which clocks itself, and the
+//! tracer.
 
 use std::{
     ffi::OsString,
@@ -29,7 +30,8 @@ struct Line {
 /// CLOCK_MONOTONIC, which the traced program stamps its windows with.
 pub fn now() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a valid timespec for the length of the call, and the clock exists on every Linux.
+    // SAFETY: `time` is a valid timespec for the length of the call, and the clock exists on every
+    // Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
@@ -124,7 +126,8 @@ impl Target {
         Ok(())
     }
 
-    /// Medians of the windows within `length` from `start`, less a margin at both ends; waits for the last of them.
+    /// Medians of the windows within `length` from `start`, less a margin at both ends; waits for
+    /// the last of them.
     pub fn pace(&self, start: Duration, length: Duration, margin: Duration) -> Result<Pace> {
         let (from, to) = (start + margin, start + length - margin);
         let mut inside = Vec::new();
@@ -152,7 +155,7 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        // Fails only where it has ended by itself.
+        // Fails only if it has ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -163,7 +166,8 @@ impl Drop for Target {
 pub struct Pace {
     /// Nanoseconds for a turn of its loop: a pair of malloc and free, say.
     pub turn_ns: f64,
-    /// Share of the time for which it had a CPU; well below 1 on a machine that does other work too.
+    /// Share of the time for which it had a CPU; well below 1 on a machine that does other work
+    /// too.
     pub cpu_share: f64,
 }
 
@@ -207,7 +211,8 @@ impl Tracer {
         })
     }
 
-    /// Runs it to its end; calls `at_line` with the process that was started and each line, when it comes.
+    /// Runs it to its end; calls `at_line` with the process that was started and each line, when it
+    /// comes.
     pub fn run_watched(
         mut self,
         seconds: Duration,
@@ -222,8 +227,8 @@ impl Tracer {
         let deadline = Instant::now() + seconds + PATIENCE;
         let collected = collect(&receiver, self.mark, deadline, |line| at_line(child.id(), line));
         if collected.is_err() {
-            // It hangs, or we cannot go on: it must not stay attached. Fails for a tracer that sudo raised, and for
-            // one that has ended.
+            // It hangs, or we cannot go on: it must not stay attached. Fails for a tracer that sudo
+            // raised, and for one that has ended.
             let _ = child.kill();
         }
         let (status, usage) = wait_with_usage(&child)?;
@@ -242,7 +247,8 @@ pub struct Running {
     /// When the marked line came (CLOCK_MONOTONIC).
     pub marked: Duration,
     shown: String,
-    /// A shell that waits for this to end, and then ends the tracer: also where sudo raised it, and whatever ends us.
+    /// A shell that waits for this to end, and then ends the tracer: also if sudo raised it, and
+    /// whatever ends us.
     input: Option<ChildStdin>,
     shell: Child,
     lines: Receiver<Line>,
@@ -272,7 +278,8 @@ impl Running {
                     running.said.push(line.text);
                     return Ok(running);
                 }
-                // A tracer that has ended leaves the shell waiting: its last words are all that comes.
+                // A tracer that has ended leaves the shell waiting: its last words are all that
+                // comes.
                 Ok(line) => running.said.push(line.text),
                 Err(_) => bail!("`{}` does not say `{mark}`: {}", running.shown, running.said.join(" / ")),
             }
@@ -331,7 +338,8 @@ pub fn wait_with_usage(child: &Child) -> Result<(ExitStatus, libc::rusage)> {
     let mut status = 0;
     // SAFETY: rusage is made of integers, for which zero is a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are valid for the length of the call; the child is ours and not waited for yet.
+    // SAFETY: both pointers are valid for the length of the call; the child is ours and not waited
+    // for yet.
     let waited = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
     ensure!(waited == pid, "cannot wait for a tracer: {}", std::io::Error::last_os_error());
     Ok((ExitStatus::from_raw(status), usage))
@@ -415,7 +423,8 @@ mod tests {
     #[test]
     fn windows_within_the_traced_time_count() -> Result<()> {
         let (sender, receiver) = mpsc::channel();
-        // Ends at 1, 2, 3... seconds; the windows from 2 to 3, 3 to 4 and 4 to 5 lie in 1.5..5.5 whole.
+        // Ends at 1, 2, 3... seconds; the windows from 2 to 3, 3 to 4 and 4 to 5 lie in 1.5..5.5
+        // whole.
         for (end, pair_ns) in [(1, 100.0), (2, 90.0), (3, 7.0), (4, 5.0), (5, 6.0), (6, 80.0)] {
             sender.send(Line { time: Duration::ZERO, text: format!("{}000000000 {pair_ns} 0.5", end) })?;
         }

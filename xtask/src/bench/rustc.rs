@@ -1,5 +1,5 @@
-//! `cargo xtask bench --rustc`: what tracing costs a compiler, over a whole run: 150 MB of code, stacks of 60 frames and
-//! more, and an allocation every few hundred nanoseconds.
+//! `cargo xtask bench --rustc`: what tracing costs a compiler, over a whole run: 150 MB of code,
+//! stacks of 60 frames and more, and an allocation every few hundred nanoseconds.
 
 use std::{
     fmt::Write as _,
@@ -19,7 +19,8 @@ use super::{
 };
 use crate::{privilege, run};
 
-/// What is compiled: no small crate, one that needs no other, and one that our own tests need anyway.
+/// What is compiled: no small crate, one that needs no other, and one that our own tests need
+/// anyway.
 const CRATE: &str = "memchr";
 /// Title of the section in BENCHMARKS.md.
 pub const TITLE: &str = "rustc compiling a crate";
@@ -190,7 +191,8 @@ impl Compile {
         })
     }
 
-    /// Compiles once, under the tracer with the variant's options and these, reporting each `interval` seconds.
+    /// Compiles once, under the tracer with the variant's options and these, reporting each
+    /// `interval` seconds.
     fn run(&self, memleak: &Path, variant: &Variant, more: &[&str], interval: &str) -> Result<Cost> {
         let mut command = match variant.options {
             None => Command::new(&self.rustc),

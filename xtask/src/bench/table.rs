@@ -156,7 +156,7 @@ pub fn with_section(text: &str, title: &str, section: &str) -> String {
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n\n") + "\n"
 }
 
-/// A section of `text`, its title included; `None` where there is none of that title.
+/// A section of `text`, its title included; `None` if there is none of that title.
 pub fn section_of<'t>(text: &'t str, title: &str) -> Option<&'t str> {
     let start = text.find(&format!("## {title}\n"))?;
     let rest = &text[start..];

@@ -1,4 +1,4 @@
-//! What fuzzing begins with: small files of this machine's compilers, made anew at each run.
+//! What fuzzing begins with: small files of this machine's compilers, made again at each run.
 
 use std::{
     fs,
@@ -36,12 +36,14 @@ const NAMES: [&str; 8] = [
     "malloc",
 ];
 
-/// An int and `struct Event { int kind; }` in BTF (Documentation/bpf/btf.rst); the kernel's own has megabytes.
+/// An int and `struct Event { int kind; }` in BTF (Documentation/bpf/btf.rst); the kernel's own has
+/// megabytes.
 fn type_information() -> Vec<u8> {
     let strings = b"\0int\0Event\0kind\0";
     let types: [u32; 10] = [1, 1 << 24, 4, 32, 5, 4 << 24 | 1, 4, 11, 1, 0];
     let types_len = 4 * types.len() as u32;
-    // Magic number and version, then the header's length, and place and length of types and strings.
+    // Magic number and version, then the header's length, and place and length of types and
+    // strings.
     let header = [0x0001_eb9f, 24, 0, types_len, types_len, strings.len() as u32];
     header.iter().chain(&types).flat_map(|word| word.to_le_bytes()).chain(*strings).collect()
 }
@@ -127,7 +129,8 @@ impl Seeds {
 
     /// Sections with what the targets put before them.
     fn write_frames(&self, target: &str, corpus: &Path) -> Result<()> {
-        // walk: registers, and a stack of 16 words that alternate between addresses of text and of the stack.
+        // walk: registers, and a stack of 16 words that alternate between addresses of text and of
+        // the stack.
         let stack: Vec<u8> = (0..16u8).flat_map(|word| [word * 16, word, 0, 0, 0, 0, 0, word & 1]).collect();
         let before: Vec<u8> = match target {
             "walk" => [&[0x10, 0x10, 0x40, 0, 0x60, 0, 16][..], &stack].concat(),
@@ -157,7 +160,7 @@ impl Seeds {
         fs::read(&path).with_context(|| format!("no section {name} in {}", file.display()))
     }
 
-    /// A section's address; `None` where there is none.
+    /// A section's address; `None` if there is none.
     fn address(&self, file: &Path, name: &str) -> Result<Option<u64>> {
         let table = run::output(Command::new("readelf").arg("-SW").arg(file))?;
         let wanted = |line: &&str| line.split_whitespace().any(|word| word == name);

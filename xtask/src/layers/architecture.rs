@@ -1,28 +1,38 @@
-//! What ARCHITECTURE.md draws: the table of modules, and the layers.
+//! What ARCHITECTURE.md draws: the list of modules, and the layers.
 
 use std::path::{Path, PathBuf};
 
 use super::modules::{Crate, Needs};
 
-/// The table of modules.
-pub struct Table {
-    /// Each row's place (a folder, or a file), and the names in it.
-    rows: Vec<(String, Vec<String>)>,
+/// The list of modules.
+pub struct Modules {
+    /// Each entry's place (a folder, or a file), and the names in it.
+    entries: Vec<(String, Vec<String>)>,
 }
 
-impl Table {
-    /// Reads all rows whose first column begins with a path.
+impl Modules {
+    /// Reads all entries that begin with a path, with the indented lines that belong to each.
     pub fn parse(text: &str) -> Self {
-        let rows = text.lines().filter_map(|line| {
-            let (place, what) = line.strip_prefix("| ")?.split_once(" | ")?;
-            let names: Vec<String> = quoted(place).chain(quoted(what)).collect();
+        let mut entries: Vec<String> = Vec::new();
+        let mut is_open = false;
+        for line in text.lines() {
+            match entries.last_mut() {
+                Some(entry) if is_open && line.starts_with(' ') => entry.push_str(line),
+                _ => {
+                    is_open = line.starts_with("- `");
+                    entries.extend(is_open.then(|| line.to_owned()));
+                }
+            }
+        }
+        let named = entries.iter().filter_map(|entry| {
+            let names: Vec<String> = quoted(entry).collect();
             Some((names.first()?.clone(), names))
         });
-        Self { rows: rows.collect() }
+        Self { entries: named.collect() }
     }
 
-    /// Whether a row names this file (relative to the repository): by its name, in the row of one of its folders. A `mod.rs` is
-    /// named by its folder.
+    /// Whether an entry names this file (relative to the repository): by its name, in the entry of
+    /// one of its folders. A `mod.rs` is named by its folder.
     pub fn names(&self, path: &Path) -> bool {
         let file_name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let folder = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
@@ -30,11 +40,12 @@ impl Table {
             let last = name.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
             if file_name == "mod.rs" { last == folder } else { last == file_name }
         };
-        self.rows.iter().any(|(place, names)| covers(place, path) && names.iter().any(names_it))
+        self.entries.iter().any(|(place, names)| covers(place, path) && names.iter().any(names_it))
     }
 }
 
-/// A folder (`memleak/src/bpf/`) covers what is in it; a file (`memleak/src/settings.rs`) those beside it, and their folders.
+/// A folder (`memleak/src/bpf/`) covers what is in it; a file (`memleak/src/settings.rs`) those
+/// beside it, and their folders.
 fn covers(place: &str, path: &Path) -> bool {
     match (place.strip_suffix('/'), Path::new(place).parent()) {
         (Some(folder), _) => path.starts_with(folder),

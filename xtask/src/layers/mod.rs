@@ -1,5 +1,6 @@
-//! `cargo xtask layers`: holds the sources to what ARCHITECTURE.md draws. No circle between files, nothing from a layer above,
-//! what belongs into one folder in that folder alone, and each file named in the table of modules.
+//! `cargo xtask layers`: holds the sources to what ARCHITECTURE.md draws. No circle between files,
+//! nothing from a layer above, what belongs into one folder in that folder alone, and each file
+//! named in the list of modules.
 
 mod architecture;
 mod modules;
@@ -10,7 +11,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use anyhow::{Context, Result, bail};
 
 use self::{
-    architecture::{Layers, Table},
+    architecture::{Layers, Modules},
     modules::{Crate, circles},
 };
 use crate::run;
@@ -53,7 +54,7 @@ fn check(repository: &Path) -> Result<Vec<String>> {
         (Crate::read(repository, "memleak-ebpf/src", "main.rs", None)?, "**Layers of the BPF programs.**"),
         (Crate::read(repository, "memleak-common/src", "lib.rs", None)?, ""),
     ];
-    let table = Table::parse(&drawn);
+    let named = Modules::parse(&drawn);
     let mut wrong = Vec::new();
     for (source, title) in &crates {
         let needs = source.needs();
@@ -66,7 +67,7 @@ fn check(repository: &Path) -> Result<Vec<String>> {
             wrong.extend(layers.wrong(source, &needs));
         }
         wrong.extend(misplaced(source));
-        let unnamed = source.files().filter(|file| !table.names(&source.folder.join(&file.path)));
+        let unnamed = source.files().filter(|file| !named.names(&source.folder.join(&file.path)));
         wrong.extend(unnamed.map(|file| {
             format!("{}: not named in ARCHITECTURE.md", source.folder.join(&file.path).display())
         }));
@@ -121,9 +122,9 @@ mod tests {
         ("memleak-common/src/lib.rs", ""),
         (
             "ARCHITECTURE.md",
-            "| place | what |\n| --- | --- |\n| `memleak-common/src/` | `lib.rs` |\n| `memleak-ebpf/src/` | `main.rs`, \
-             `maps.rs` |\n| `memleak/src/` | `lib.rs`, `main.rs`, `arch/`, `session.rs`, `low/` (`a.rs`, `b.rs`) \
-             |\n\n**Layers.** Nothing imports from above:\n\n1. memleak-common, `low`, `arch`\n2. `session`\n3. \
+            "- `memleak-common/src/`: `lib.rs`\n- `memleak-ebpf/src/`: `main.rs`, `maps.rs`\n\
+             - `memleak/src/`: `lib.rs`, `main.rs`, `arch/`,\n  `session.rs`, `low/` (`a.rs`, `b.rs`)\n\n\
+             **Layers.** Nothing imports from above:\n\n1. memleak-common, `low`, `arch`\n2. `session`\n3. \
              `main`\n\n**Layers of the BPF programs.** Likewise:\n\n1. `maps`\n2. `main`\n",
         ),
     ];

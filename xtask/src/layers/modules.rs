@@ -34,8 +34,8 @@ pub struct File {
 pub type Needs = BTreeMap<PathBuf, BTreeSet<PathBuf>>;
 
 impl Crate {
-    /// Reads the files that `root_file` (`lib.rs`, `main.rs`) declares. `program`: a further root file and the name by which
-    /// it knows this crate.
+    /// Reads the files that `root_file` (`lib.rs`, `main.rs`) declares. `program`: a further root
+    /// file and the name by which it knows this crate.
     pub fn read(
         repository: &Path,
         folder: &str,
@@ -68,7 +68,8 @@ impl Crate {
         self.modules.values().chain(self.program.iter().map(|(_, file)| file))
     }
 
-    /// Which file needs which others. A `pub use` of what the file does not use itself needs nothing: it is a further name.
+    /// Which file needs which others. A `pub use` of what the file does not use itself needs
+    /// nothing: it is a further name.
     pub fn needs(&self) -> Needs {
         let mut needs = Needs::new();
         for (module, file) in &self.modules {
@@ -91,7 +92,8 @@ impl Crate {
         needs
     }
 
-    /// The file in which what a path names is defined, seen from a module; `None` if it is in another crate.
+    /// The file in which what a path names is defined, seen from a module; `None` if it is in
+    /// another crate.
     fn file_of(&self, from: &Module, path: &[String]) -> Option<&PathBuf> {
         let (first, rest) = path.split_first()?;
         let mut base = from.clone();

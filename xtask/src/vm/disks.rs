@@ -1,8 +1,8 @@
-//! The guest's two disks: one with the programs of this machine's packages, kept from run to run, and one with what
-//! was just built.
+//! The guest's two disks: one with the programs of this machine's packages, kept from run to run,
+//! and one with what was just built.
 //!
-//! Both are ext4 images made of a staged folder of hard links, where the file system allows them, without mounting
-//! anything.
+//! Both are ext4 images made of a staged folder of hard links, where the file system allows them,
+//! without mounting anything.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,7 +41,8 @@ const UNOWNED: [&str; 7] = [
 /// Folders that the guest mounts something on.
 const MOUNT_POINTS: [&str; 8] = ["dev", "proc", "sys", "tmp", "run", "root", "var/tmp", "built"];
 
-/// The disk with these packages, and those they need, as they are installed here. Made once for the same versions.
+/// The disk with these packages, and those they need, as they are installed here. Made once for the
+/// same versions.
 pub fn of_packages(wanted: &[&str], cache: &Path) -> Result<PathBuf> {
     let format =
         "--showformat=${Package}\t${Version}\t${db:Status-Status}\t${Provides}\t${Pre-Depends}, ${Depends}\n";
@@ -128,7 +129,7 @@ impl Staged {
     /// Adds a file, a link as a link, or an empty folder.
     fn add_one(&self, path: &Path) -> Result<()> {
         let Ok(found) = path.symlink_metadata() else { return Ok(()) };
-        // dpkg names /lib/libx.so where /lib is a link to /usr/lib: to where the file really is.
+        // dpkg names /lib/libx.so if /lib is a link to /usr/lib: to where the file really is.
         let parent = path.parent().unwrap_or(Path::new("/")).canonicalize()?;
         let below: PathBuf = parent.components().filter(|part| *part != Component::RootDir).collect();
         let folder = self.folder.join(below);
@@ -172,8 +173,9 @@ impl Drop for Staged {
     }
 }
 
-/// The wanted packages that are installed, with all that they depend on, and their versions. `database` has a line for
-/// each package: name, version, status, what it provides, what it depends on.
+/// The wanted packages that are installed, with all that they depend on, and their versions.
+/// `database` has a line for each package: name, version, status, what it provides, what it depends
+/// on.
 fn closure<'a>(database: &'a str, wanted: &[&'a str]) -> BTreeMap<&'a str, &'a str> {
     let mut installed = BTreeMap::new();
     let mut providers: BTreeMap<&str, &str> = BTreeMap::new();

@@ -1,4 +1,5 @@
-//! The initramfs: busybox, the modules that a disk needs, and a script that mounts the disks and hands over.
+//! The initramfs: busybox, the modules that a disk needs, and a script that mounts the disks and
+//! hands over.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +15,8 @@ use super::kernels::Kernel;
 /// What a guest must have loaded before it sees a disk. Cloud kernels have ext4 built in.
 const WANTED: [&str; 2] = ["virtio_pci", "virtio_blk"];
 
-/// An archive in the format "newc" (Linux's Documentation/driver-api/early-userspace/buffer-format.rst).
+/// An archive in the format "newc" (Linux's
+/// Documentation/driver-api/early-userspace/buffer-format.rst).
 #[derive(Default)]
 struct Archive {
     bytes: Vec<u8>,
@@ -33,7 +35,8 @@ impl Archive {
     fn add(&mut self, name: &str, mode: u32, content: &[u8]) {
         self.entries += 1;
         let (links, size, length) = (1, content.len() as u32, name.len() as u32 + 1);
-        // inode, mode, uid, gid, links, mtime, size, device and special device (two numbers each), name, checksum
+        // inode, mode, uid, gid, links, mtime, size, device and special device (two numbers each),
+        // name, checksum
         let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, 0, 0, length, 0];
         self.bytes.extend(b"070701");
         for field in fields {
@@ -55,7 +58,8 @@ impl Archive {
     }
 }
 
-/// The whole initramfs for a kernel. `script` is what its process 1 does, in busybox's shell, when the modules are in.
+/// The whole initramfs for a kernel. `script` is what its process 1 does, in busybox's shell, when
+/// the modules are in.
 pub fn build(kernel: &Kernel, busybox: &Path, script: &str) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "proc", "sys", "root", "modules"] {
@@ -86,7 +90,8 @@ fn modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     Ok(order.into_iter().map(|module| folder.join(module)).collect())
 }
 
-/// Paths below the modules' folder, as modules.dep has them: a module's line names all that it needs, the last first.
+/// Paths below the modules' folder, as modules.dep has them: a module's line names all that it
+/// needs, the last first.
 fn load_order<'a>(dependencies: &'a str, builtin: &str, wanted: &[&str]) -> Result<Vec<&'a str>> {
     let name = |path: &str| {
         let file = path.rsplit('/').next().unwrap_or(path);

@@ -1,7 +1,8 @@
-//! Kernels to boot: which series there are, where Debian keeps them, and how they come into the cache.
+//! Kernels to boot: which series there are, where Debian keeps them, and how they come into the
+//! cache.
 //!
-//! Packages are downloaded and unpacked, never installed. apt gets folders of its own, and a list of sources made from
-//! the machine's: the same mirrors, other releases.
+//! Packages are downloaded and unpacked, never installed. apt gets folders of its own, and a list
+//! of sources made from the machine's: the same mirrors, other releases.
 
 use std::{
     cmp::Ordering,
@@ -78,8 +79,8 @@ impl Kernel {
         Ok(Self { name: series.to_owned(), modules: modules_of(&image), image, expected })
     }
 
-    /// A kernel that the user has. Its modules are looked for beside it, as packages have them, and where installed
-    /// kernels have theirs.
+    /// A kernel that the user has. Its modules are looked for beside it, as packages have them, and
+    /// where installed kernels have theirs.
     pub fn of_image(image: &Path) -> Result<Self> {
         ensure!(image.is_file(), "{} is no file", image.display());
         let name = image.file_name().unwrap_or(image.as_os_str()).to_string_lossy().into_owned();
@@ -110,7 +111,8 @@ fn only_entry(folder: &Path, prefix: &str) -> Result<PathBuf> {
     Ok(only.clone())
 }
 
-/// Downloads the newest kernel of a series and unpacks it to `unpacked`, which appears when it is complete.
+/// Downloads the newest kernel of a series and unpacks it to `unpacked`, which appears when it is
+/// complete.
 fn fetch(series: &str, release: &str, cache: &Path, unpacked: &Path) -> Result<()> {
     let work = cache.join(format!("fetch-{}", std::process::id()));
     let fetched = fetch_into(series, release, &work).and_then(|()| {
@@ -124,7 +126,8 @@ fn fetch(series: &str, release: &str, cache: &Path, unpacked: &Path) -> Result<(
     removed.context("cannot remove the folder that apt worked in")
 }
 
-/// Gives what newer packages unpack the places of older ones: modules in usr/lib, and from 7.0 on the kernel beside them.
+/// Gives what newer packages unpack the places of older ones: modules in usr/lib, and from 7.0 on
+/// the kernel beside them.
 fn arrange(kernel: &Path) -> Result<()> {
     if !kernel.join("lib").exists() {
         symlink("usr/lib", kernel.join("lib"))?;

@@ -1,4 +1,5 @@
-//! One run of a virtual machine: boots, shows what it says, and gives the status of the command that ran in it.
+//! One run of a virtual machine: boots, shows what it says, and gives the status of the command
+//! that ran in it.
 
 use std::{
     fs,
@@ -15,10 +16,11 @@ use anyhow::{Context, Result, bail};
 use super::{disks, initramfs, kernels::Kernel};
 use crate::run;
 
-/// Before the status in the last line that a guest writes. Without this line a run has failed, whatever else it wrote.
+/// Before the status in the last line that a guest writes. Without this line a run has failed,
+/// whatever else it wrote.
 const STATUS_MARK: &str = "memleak-vm: status ";
 
-/// On the console: the kernel found itself, or us, at fault, even where it went on.
+/// On the console: the kernel found itself, or us, at fault, even if it went on.
 const KERNEL_FAULTS: [&str; 8] = [
     "Kernel panic",
     "BUG: ",
@@ -42,7 +44,8 @@ umount /dev
 exec switch_root /root /bin/bash /built/start
 ";
 
-/// Process 1 from then on. The command's output and status go to the second serial port; the first is the console.
+/// Process 1 from then on. The command's output and status go to the second serial port; the first
+/// is the console.
 const SECOND_STAGE: &str = "\
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 mount -t devtmpfs dev /dev; mkdir -p /dev/pts /dev/shm
@@ -91,8 +94,9 @@ pub struct Ended {
 }
 
 impl Machine<'_> {
-    /// Boots, runs the command, hands each line it writes to `show`. Fails where the guest did not come to an end in
-    /// time, gave no status, or its kernel complained: with the console's last lines.
+    /// Boots, runs the command, hands each line it writes to `show`. Fails if the guest did not
+    /// come to an end in time, gave no status, or its kernel complained: with the console's last
+    /// lines.
     pub fn run(&self, busybox: &Path, mut show: impl FnMut(&str)) -> Result<Ended> {
         let started = Instant::now();
         let paths: String = self.paths.iter().map(|path| format!("{}\n", path.display())).collect();
@@ -122,15 +126,17 @@ impl Machine<'_> {
         Ok(Ended { status, lines, built })
     }
 
-    /// qemu with software emulation only: a machine that tests may be a virtual one without more to give.
+    /// qemu with software emulation only: a machine that tests may be a virtual one without more to
+    /// give.
     fn qemu(&self, initramfs: &Path, built: &Path, console: &Path) -> Command {
         let disk = |path: &Path, snapshot: &str| {
             format!("file={},format=raw,if=virtio,cache=unsafe,snapshot={snapshot}", path.display())
         };
         let mut qemu = Command::new("qemu-system-x86_64");
-        // One thread for both processors. With a thread for each, one may run a stale copy of code that the other has just
-        // patched, and the kernel comes upon a breakpoint of its own that is long gone ("Oops: int3", seen in 6.12 where
-        // tracepoints were attached and detached under load).
+        // One thread for both processors. With a thread for each, one may run a stale copy of code
+        // that the other has just patched, and the kernel comes upon a breakpoint of its own that
+        // is long gone ("Oops: int3", seen in 6.12 where tracepoints were attached and detached
+        // under load).
         qemu.args(["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "2048"])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .arg("-kernel")
@@ -178,7 +184,7 @@ impl Guest {
         Ok(Self { child, lines })
     }
 
-    /// Its lines until it ends; `None` where it did not by the deadline.
+    /// Its lines until it ends; `None` if it did not by the deadline.
     fn follow(&mut self, deadline: Instant, show: &mut impl FnMut(&str)) -> Option<Vec<String>> {
         let mut lines = Vec::new();
         loop {

@@ -1,7 +1,9 @@
-//! `cargo xtask vm`: the live tests on other kernels, each booted in a virtual machine under software emulation.
+//! `cargo xtask vm`: the live tests on other kernels, each booted in a virtual machine under
+//! software emulation.
 //!
-//! The guest runs this machine's own programs: one disk has the installed packages that the tests need, another what was
-//! just built, at the same paths as here. So the live tests run in it unchanged.
+//! The guest runs this machine's own programs: one disk has the installed packages that the tests
+//! need, another what was just built, at the same paths as here. So the live tests run in it
+//! unchanged.
 
 mod disks;
 mod initramfs;
@@ -36,7 +38,8 @@ const HOST_PACKAGES: [Package; 5] = [
     Package { names: &["xz-utils"], purpose: "decompresses kernel modules" },
 ];
 
-/// What the guest needs beside the programs of the live tests: names of packages, left out where they are not installed.
+/// What the guest needs beside the programs of the live tests: names of packages, left out where
+/// they are not installed.
 const GUEST_PACKAGES: [&str; 17] = [
     "bash",
     "binutils",
@@ -57,8 +60,9 @@ const GUEST_PACKAGES: [&str; 17] = [
     "valgrind",
 ];
 
-/// The live tests that say something about a kernel, as the beginnings of their names, and what they show. A run of all
-/// would take too long under emulation; what is left out is much the same on every kernel, or has gdb single-step.
+/// The live tests that say something about a kernel, as the beginnings of their names, and what
+/// they show. A run of all would take too long under emulation; what is left out is much the same
+/// on every kernel, or has gdb single-step.
 const TESTS: [(&str, &str); 13] = [
     ("commands::a_short_program_is_seen_whole", "ptrace, exec, constructors"),
     ("ends::the_tracer_is_killed", "nothing stays in the kernel or the target, whoever is killed when"),
@@ -75,7 +79,8 @@ const TESTS: [(&str, &str); 13] = [
     ("unwinding::wordcounts_stacks_name_word_count_and_main", "the unwinder"),
 ];
 
-/// Of those, the soak and the ends of kernel mode, which take minutes here and are much the same on every kernel.
+/// Of those, the soak and the ends of kernel mode, which take minutes here and are much the same on
+/// every kernel.
 const LEFT_OUT: [&str; 1] = ["kernel_ends::"];
 
 /// Options of `vm`.
@@ -148,7 +153,7 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Kernel>> {
 /// What was built for the guest.
 struct Built {
     memleak: PathBuf,
-    /// The live tests; none where a command is run.
+    /// The live tests; none if a command is run.
     live: Option<PathBuf>,
     /// Where it all goes into the guest.
     paths: Vec<PathBuf>,
@@ -268,7 +273,8 @@ impl Built {
         Ok(work)
     }
 
-    /// Keeps the programs that the tests compiled in the guest, so that the next run does not compile them again.
+    /// Keeps the programs that the tests compiled in the guest, so that the next run does not
+    /// compile them again.
     fn keep_programs(&self, ended: &Ended, kernel: &Kernel) -> Result<()> {
         let copies = self.work_of(kernel)?.join("programs");
         fs::create_dir_all(&copies)?;
@@ -287,7 +293,8 @@ impl Built {
     }
 }
 
-/// Whether the live tests gave a file this name for the sources and flags that it was compiled from: `NAME-HASH`.
+/// Whether the live tests gave a file this name for the sources and flags that it was compiled
+/// from: `NAME-HASH`.
 fn is_program(name: &str) -> bool {
     let hash = name.rsplit_once('-').map(|(_, hash)| hash).unwrap_or_default();
     hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit())

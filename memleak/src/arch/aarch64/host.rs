@@ -10,18 +10,19 @@ pub const MACHINE: Machine = Machine::Aarch64;
 /// The BPF programs and maps, built from memleak-ebpf by `cargo xtask build-ebpf`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/memleak-aarch64.bpf.o");
 
-/// System calls that only this machine has, with the function whose row serves them: none, its table is the generic one
-/// (include/uapi/asm-generic/unistd.h).
+/// System calls that only this machine has, with the function whose row serves them: none, its
+/// table is the generic one (include/uapi/asm-generic/unistd.h).
 pub const SYSTEM_CALLS: &[(i64, &str)] = &[];
 
-/// A breakpoint at the entry point, in the processor's debug registers: a child that a constructor forks does not
-/// inherit it, as it would a changed instruction.
+/// A breakpoint at the entry point, in the processor's debug registers: a child that a constructor
+/// forks does not inherit it, as it would a changed instruction.
 #[derive(Debug)]
 pub struct Breakpoint {
     vaddr: u64,
 }
 
-/// The beginning of `struct user_hwdebug_state` with one breakpoint (arch/arm64/include/uapi/asm/ptrace.h).
+/// The beginning of `struct user_hwdebug_state` with one breakpoint
+/// (arch/arm64/include/uapi/asm/ptrace.h).
 #[repr(C)]
 struct DebugState {
     info: u32,
@@ -32,8 +33,8 @@ struct DebugState {
 }
 
 impl Breakpoint {
-    /// Enabled, of four bytes, for user mode; kind 0 is execution (arch/arm64/include/asm/hw_breakpoint.h,
-    /// `encode_ctrl_reg`).
+    /// Enabled, of four bytes, for user mode; kind 0 is execution
+    /// (arch/arm64/include/asm/hw_breakpoint.h, `encode_ctrl_reg`).
     pub fn set(pid: u32, vaddr: u64) -> io::Result<Self> {
         const ENABLED: u32 = 1;
         const USER_MODE: u32 = 2 << 1;

@@ -10,7 +10,8 @@ pub const MACHINE: Machine = Machine::X86_64;
 /// The BPF programs and maps, built from memleak-ebpf by `cargo xtask build-ebpf`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/memleak-x86_64.bpf.o");
 
-/// System calls that only this machine and older ones have, with the function whose row serves them.
+/// System calls that only this machine and older ones have, with the function whose row serves
+/// them.
 pub const SYSTEM_CALLS: &[(i64, &str)] = &[
     (libc::SYS_open, "open"),
     (libc::SYS_creat, "open"),
@@ -22,16 +23,16 @@ pub const SYSTEM_CALLS: &[(i64, &str)] = &[
     (libc::SYS_signalfd, "signalfd"),
 ];
 
-/// A breakpoint at the entry point, in the processor's debug registers: a child that a constructor forks does not
-/// inherit it, as it would a changed instruction.
+/// A breakpoint at the entry point, in the processor's debug registers: a child that a constructor
+/// forks does not inherit it, as it would a changed instruction.
 #[derive(Debug)]
 pub struct Breakpoint {
     vaddr: u64,
 }
 
 impl Breakpoint {
-    /// Debug registers 0, the address, and 7, the control: bit 0 enables the first one for this thread; kind 0 is
-    /// execution (Intel SDM, volume 3, section 18.2.4).
+    /// Debug registers 0, the address, and 7, the control: bit 0 enables the first one for this
+    /// thread; kind 0 is execution (Intel SDM, volume 3, section 18.2.4).
     pub fn set(pid: u32, vaddr: u64) -> io::Result<Self> {
         const ENABLE_FIRST: u64 = 1;
         poke_debug_register(pid, 0, vaddr)?;

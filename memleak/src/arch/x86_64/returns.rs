@@ -1,8 +1,9 @@
 //! Where a function returns: its `ret` instructions, and those of the functions that it jumps to.
 //!
-//! Where they are probed no return address is replaced on the target's stack. So the function may throw, switch to another
-//! stack or be interrupted, and the target is as it was. A breakpoint in the middle of an instruction would be the end of
-//! the target; so a function is taken only where every byte of it is code and every jump in it comes to an instruction.
+//! Where they are probed no return address is replaced on the target's stack. So the function may
+//! throw, switch to another stack or be interrupted, and the target is as it was. A breakpoint in
+//! the middle of an instruction would be the end of the target; so a function is taken only where
+//! every byte of it is code and every jump in it comes to an instruction.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -17,8 +18,8 @@ const MAX_BYTES: usize = 1 << 16;
 /// They have no more `ret` instructions than this: each is a probe.
 const MAX_RETURNS: usize = 64;
 
-/// Addresses (`vaddr`) of the instructions by which the function at `vaddr` returns. `whole_function` gives all code of the
-/// function at an address: x86_64 code.
+/// Addresses (`vaddr`) of the instructions by which the function at `vaddr` returns.
+/// `whole_function` gives all code of the function at an address: x86_64 code.
 pub fn returns(
     vaddr: u64,
     whole_function: impl Fn(u64) -> Option<Vec<u8>>,
@@ -102,8 +103,9 @@ impl Found {
     }
 }
 
-/// An indirect jump to a case of a `switch`, which is in the function: through a table of addresses, or of distances that
-/// are added to the table's own (`movslq (table,index,4), r; add table, r; jmp r`). A tail call by address reads no table.
+/// An indirect jump to a case of a `switch`, which is in the function: through a table of
+/// addresses, or of distances that are added to the table's own
+/// (`movslq (table,index,4), r; add table, r; jmp r`). A tail call by address reads no table.
 fn is_switch(jump: &Instruction, recent: &[Instruction]) -> bool {
     let reads_table = |instruction: &Instruction, scale: u32| {
         instruction.memory_index() != Register::None && instruction.memory_index_scale() == scale
@@ -143,7 +145,7 @@ mod tests {
 
     #[test]
     fn functions_that_it_jumps_to_return_in_its_stead() {
-        // je 0x2000; jmp 0x3000 -- the first jumps back, behind the `je`; the second returns
+        // je 0x2000; jmp 0x3000 -- the first jumps back, to after the `je`; the second returns
         let function = [0x0f, 0x84, 0xfa, 0x0f, 0x00, 0x00, 0xe9, 0xf5, 0x1f, 0x00, 0x00];
         let part = [0xe9, 0x01, 0xf0, 0xff, 0xff];
         let jumped_to = [0x90, 0xc3];

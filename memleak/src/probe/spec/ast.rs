@@ -4,16 +4,17 @@ use std::fmt;
 
 use super::lexer;
 
-/// The highest argument that a specification can name: integer arguments in registers (System V ABI for x86-64, 3.2.3).
+/// The highest argument that a specification can name: integer arguments in registers (System V ABI
+/// for x86-64, 3.2.3).
 pub const MAX_ARGUMENT: u8 = 6;
 
 /// One side of a pair, in the order of the command line or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {
     /// A function that hands something out.
-    Acquire(Acquire),
+    Acquire(AcquireSpec),
     /// A function that takes it back.
-    Release(Release),
+    Release(ReleaseSpec),
 }
 
 impl Spec {
@@ -40,7 +41,8 @@ impl fmt::Display for Spec {
 pub struct Head {
     /// The resource's name, where one was given.
     pub resource: Option<String>,
-    /// The object that defines the function: a path, a file name or a library's name. `None`: any that does.
+    /// The object that defines the function: a path, a file name or a library's name. `None`: any
+    /// that does.
     pub object: Option<String>,
     /// Its symbol, without version.
     pub function: String,
@@ -48,7 +50,7 @@ pub struct Head {
 
 /// A function that hands something out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acquire {
+pub struct AcquireSpec {
     /// Which function.
     pub head: Head,
     /// How large it is.
@@ -61,16 +63,17 @@ pub struct Acquire {
     pub releases: Option<Handle>,
     /// The same handle may be handed out several times, and must be released as often (dlopen).
     pub counted: bool,
-    /// When the call has succeeded. `None`: when the handle is one: a pointer neither 0 nor -1, an int not negative.
+    /// When the call has succeeded. `None`: when the handle is one: a pointer neither 0 nor -1, an
+    /// int not negative.
     pub success: Option<Condition>,
 }
 
 /// A function that takes it back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Release {
+pub struct ReleaseSpec {
     /// Which function.
     pub head: Head,
-    /// Where the handle is when the function is entered; never [`Place::Return`].
+    /// Where the handle is when the function is entered; never [`ValuePlace::Return`].
     pub handle: Handle,
     /// When the call has released it. `None`: always.
     pub success: Option<Condition>,
@@ -80,14 +83,14 @@ pub struct Release {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handle {
     /// Where it is.
-    pub place: Place,
+    pub place: ValuePlace,
     /// What it is.
     pub width: Width,
 }
 
 /// Where a value is. Arguments count from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ValuePlace {
     /// The return value.
     Return,
     /// An argument.
@@ -128,7 +131,8 @@ pub enum Size {
 /// A comparison of the return value with a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// What the function returns. `None`: the type of the resource's handles where it returns one, else an int.
+    /// What the function returns. `None`: the type of the resource's handles where it returns one,
+    /// else an int.
     pub width: Option<Width>,
     /// How it is compared.
     pub comparison: Comparison,
@@ -171,15 +175,15 @@ impl Comparison {
     }
 }
 
-impl Release {
+impl ReleaseSpec {
     /// What the function returns, for its condition: what was said, else an int.
     pub fn success_width(&self) -> Width {
         self.success.and_then(|condition| condition.width).unwrap_or(Width::Int)
     }
 }
 
-/// In a form that [`parse_acquire`] reads as the same.
-impl fmt::Display for Acquire {
+/// In a form that [`super::parse_acquire`] reads as the same.
+impl fmt::Display for AcquireSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.head.fmt(f)?;
         if self.size != Size::None {
@@ -199,8 +203,8 @@ impl fmt::Display for Acquire {
     }
 }
 
-/// In a form that [`parse_release`] reads as the same.
-impl fmt::Display for Release {
+/// In a form that [`super::parse_release`] reads as the same.
+impl fmt::Display for ReleaseSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}({})", self.head, self.handle)?;
         write_success(self.success, f)
@@ -238,7 +242,7 @@ impl fmt::Display for Handle {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ValuePlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Return => f.write_str("ret"),

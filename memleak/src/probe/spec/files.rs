@@ -27,7 +27,7 @@ pub enum ReadError {
     /// It is too large to be one.
     #[error("{0}: is larger than 1 MiB; a file of resources is a short text")]
     TooLarge(String),
-    /// It is no text.
+    /// It is not text.
     #[error("{0}: is not UTF-8 text; name a file of resources")]
     NotText(String),
     /// Others could have written it.
@@ -53,12 +53,12 @@ pub fn read_named(path: &Path) -> Result<Vec<UserResource>, ReadError> {
     }
 }
 
-/// Reads all `*.toml` of `folder` in the order of their names, each with its resources or why it has none. A folder that
-/// is not there has no files.
+/// Reads all `*.toml` of `folder` in the order of their names, each with its resources or why it
+/// has none. A folder that is not there has no files.
 ///
-/// Nobody has named these files, and we may be root with another user's environment: only what root or we ourselves own,
-/// and nobody else can write to, is taken, and that of a folder of which the same holds: else a file that is trusted could be
-/// put there, or taken away.
+/// Nobody has named these files, and we may be root with another user's environment: only what root
+/// or we ourselves own, and nobody else can write to, is taken, and that of a folder of which the
+/// same holds: else a file that is trusted could be put there, or taken away.
 pub fn read_folder(folder: &Path) -> Vec<Result<Vec<UserResource>, ReadError>> {
     let name = |path: &Path| path.display().to_string();
     let opened = look_at(folder).and_then(|(held, metadata)| {
@@ -80,7 +80,8 @@ pub fn read_folder(folder: &Path) -> Vec<Result<Vec<UserResource>, ReadError>> {
     names.into_iter().map(read).collect()
 }
 
-/// What is at `path`, held and not opened: opening alone can block, or act (a pipe, a device, a lease).
+/// What is at `path`, held and not opened: opening alone can block, or act (a pipe, a device, a
+/// lease).
 fn look_at(path: &Path) -> io::Result<(File, Metadata)> {
     let held = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
     let metadata = held.metadata()?;
@@ -136,9 +137,9 @@ fn read(file: File, name: String) -> Result<Vec<UserResource>, ReadError> {
     }
 }
 
-/// The folder of the configuration: `$XDG_CONFIG_HOME/memleak/resources.d`, or below `~/.config`. `None` where neither
-/// is set to an absolute path (XDG Base Directory Specification). Under sudo it is what sudo's environment says: root's,
-/// unless it was told to keep the user's.
+/// The folder of the configuration: `$XDG_CONFIG_HOME/memleak/resources.d`, or below `~/.config`.
+/// `None` if neither is set to an absolute path (XDG Base Directory Specification). Under sudo
+/// it is what sudo's environment says: root's, unless it was told to keep the user's.
 pub fn configured_folder() -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let config = absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")))?;

@@ -1,6 +1,6 @@
 //! Which specifications of a command line belong together.
 
-use super::{Acquire, Release, Spec};
+use super::{AcquireSpec, ReleaseSpec, Spec};
 
 /// A resource that a user has described.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -9,12 +9,13 @@ pub struct UserResource {
     pub name: String,
     /// What it is, for `--list-resources`; may be empty.
     pub description: String,
-    /// What several of them are called in a report's heading (`connections`); empty where nothing was said.
+    /// What several of them are called in a report's heading (`connections`); empty if nothing
+    /// was said.
     pub unit: String,
     /// What hands it out; one at least.
-    pub acquires: Vec<Acquire>,
+    pub acquires: Vec<AcquireSpec>,
     /// What takes it back; one at least.
-    pub releases: Vec<Release>,
+    pub releases: Vec<ReleaseSpec>,
 }
 
 /// Specifications that make no resource: `<why>; <what to do>`.
@@ -22,11 +23,11 @@ pub struct UserResource {
 pub enum GroupError {
     /// The first one releases.
     #[error(
-        "no --acquire stands before '{0}'; say first where what it releases comes from: --acquire 'OBJECT:FUNCTION -> ret'"
+        "no --acquire before '{0}'; first say what hands out what it releases: --acquire 'OBJECT:FUNCTION -> ret'"
     )]
     ReleaseFirst(String),
     /// A resource only grows.
-    #[error("nothing releases what '{0}' acquires; add --release 'OBJECT:FUNCTION(arg1)' behind it")]
+    #[error("nothing releases what '{0}' acquires; add --release 'OBJECT:FUNCTION(arg1)' after it")]
     NoRelease(String),
     /// A resource is never there.
     #[error(
@@ -45,9 +46,10 @@ impl GroupError {
     }
 }
 
-/// Puts the specifications of a command line together, in their order: a release belongs to the acquire before it; an
-/// acquire right behind another one belongs to the same resource, and one behind a release begins a new one. A name puts
-/// a specification, and those without a name behind it, into the resource of that name.
+/// Puts the specifications of a command line together, in their order: a release belongs to the
+/// acquire before it; an acquire directly after another one belongs to the same resource, and one
+/// after a release begins a new one. A name puts a specification, and those without a name after
+/// it, into the resource of that name.
 pub fn group(specs: Vec<Spec>) -> Result<Vec<UserResource>, GroupError> {
     let mut resources: Vec<UserResource> = Vec::new();
     let mut current = None;
@@ -157,7 +159,7 @@ mod tests {
     #[test]
     fn wants_both_sides() {
         let line = |texts: &[&str]| grouped(texts).expect_err("is refused").to_string();
-        assert!(line(&["-b(arg1)", "+a -> ret"]).starts_with("no --acquire stands before 'b(arg1)'; "));
+        assert!(line(&["-b(arg1)", "+a -> ret"]).starts_with("no --acquire before 'b(arg1)'; "));
         assert!(line(&["+a -> ret"]).starts_with("nothing releases what 'a -> ret' acquires; "));
         assert!(line(&["+a -> ret", "-x=b(arg1)"]).starts_with("nothing releases what 'a -> ret' "));
         let unpaired = line(&["+a -> ret", "-b(arg1)", "-x=c(arg1)"]);

@@ -1,6 +1,6 @@
 //! Words and signs of a specification, with the column of each.
 
-/// A piece of a specification's tail, behind the function's name.
+/// A piece of a specification's tail, after the function's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Token<'a> {
     /// `ret`, `arg1`, `size`, `42`.
@@ -51,8 +51,8 @@ impl<'a> Lexer<'a> {
         taken
     }
 
-    /// Takes a word of the head: an object, a function, a name. Empty where none begins here. A quote without an end
-    /// gives `None`.
+    /// Takes a word of the head: an object, a function, a name. Empty if none begins here. A
+    /// quote without an end gives `None`.
     pub(super) fn head_word(&mut self) -> Option<String> {
         self.skip_space();
         let Some(quoted) = self.rest.strip_prefix('"') else {

@@ -1,7 +1,7 @@
 //! Reads one specification; the grammar is in the module above.
 
 use super::{
-    Acquire, Comparison, Condition, Handle, Head, MAX_ARGUMENT, Place, Release, Size, Width,
+    AcquireSpec, Comparison, Condition, Handle, Head, MAX_ARGUMENT, ReleaseSpec, Size, ValuePlace, Width,
     lexer::{Lexer, Token},
 };
 
@@ -10,7 +10,7 @@ const MAX_NAME: usize = 64;
 
 /// What was to be read: for the example that an error ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum SpecKind {
     /// `--acquire`.
     Acquire,
     /// `--release`.
@@ -23,7 +23,7 @@ pub enum Kind {
     Condition,
 }
 
-impl Kind {
+impl SpecKind {
     /// One that is right.
     pub const fn example(self) -> &'static str {
         match self {
@@ -45,22 +45,22 @@ pub struct SpecError {
     /// What was expected there, and what was found.
     pub what: String,
     /// What was to be read.
-    pub kind: Kind,
+    pub kind: SpecKind,
 }
 
 /// Reads the value of `--acquire`.
-pub fn parse_acquire(text: &str) -> Result<Acquire, SpecError> {
-    Parser::new(text, Kind::Acquire).acquire()
+pub fn parse_acquire(text: &str) -> Result<AcquireSpec, SpecError> {
+    Parser::new(text, SpecKind::Acquire).acquire()
 }
 
 /// Reads the value of `--release`.
-pub fn parse_release(text: &str) -> Result<Release, SpecError> {
-    Parser::new(text, Kind::Release).release()
+pub fn parse_release(text: &str) -> Result<ReleaseSpec, SpecError> {
+    Parser::new(text, SpecKind::Release).release()
 }
 
 /// Reads a handle alone, such as `*arg1`.
 pub fn parse_handle(text: &str) -> Result<Handle, SpecError> {
-    let mut parser = Parser::new(text, Kind::Handle);
+    let mut parser = Parser::new(text, SpecKind::Handle);
     let handle = parser.handle("ret, argN or *argN")?;
     parser.end("as int")?;
     Ok(handle)
@@ -68,7 +68,7 @@ pub fn parse_handle(text: &str) -> Result<Handle, SpecError> {
 
 /// Reads a size alone, such as `arg1*arg2` or `4096`.
 pub fn parse_size(text: &str) -> Result<Size, SpecError> {
-    let mut parser = Parser::new(text, Kind::Size);
+    let mut parser = Parser::new(text, SpecKind::Size);
     let size = parser.size("argN, argN*argN or a number of bytes")?;
     parser.end("* and an argument")?;
     Ok(size)
@@ -76,7 +76,7 @@ pub fn parse_size(text: &str) -> Result<Size, SpecError> {
 
 /// Reads a condition alone, such as `ret == 0`.
 pub fn parse_condition(text: &str) -> Result<Condition, SpecError> {
-    let mut parser = Parser::new(text, Kind::Condition);
+    let mut parser = Parser::new(text, SpecKind::Condition);
     let condition = parser.condition()?;
     parser.end("nothing more")?;
     Ok(condition)
@@ -84,15 +84,15 @@ pub fn parse_condition(text: &str) -> Result<Condition, SpecError> {
 
 struct Parser<'a> {
     lexer: Lexer<'a>,
-    kind: Kind,
+    kind: SpecKind,
 }
 
 impl<'a> Parser<'a> {
-    fn new(text: &'a str, kind: Kind) -> Self {
+    fn new(text: &'a str, kind: SpecKind) -> Self {
         Self { lexer: Lexer::new(text), kind }
     }
 
-    fn acquire(&mut self) -> Result<Acquire, SpecError> {
+    fn acquire(&mut self) -> Result<AcquireSpec, SpecError> {
         let head = self.head()?;
         let mut size = Size::None;
         let mut expected = "( or ->";
@@ -127,16 +127,16 @@ impl<'a> Parser<'a> {
             }
         }
         let success = self.success("counted, releasing, if")?;
-        Ok(Acquire { head, size, handle, second, releases, counted, success })
+        Ok(AcquireSpec { head, size, handle, second, releases, counted, success })
     }
 
-    fn release(&mut self) -> Result<Release, SpecError> {
+    fn release(&mut self) -> Result<ReleaseSpec, SpecError> {
         let head = self.head()?;
         self.expect_sign("(", "( and the argument with the handle")?;
         let handle = self.released_handle("argN or *argN")?;
         self.expect_sign(")", ")")?;
         let success = self.success("if")?;
-        Ok(Release { head, handle, success })
+        Ok(ReleaseSpec { head, handle, success })
     }
 
     /// `[name=][object:]function`
@@ -232,12 +232,12 @@ impl<'a> Parser<'a> {
 
     fn handle(&mut self, expected: &str) -> Result<Handle, SpecError> {
         let place = if self.take_word("ret") {
-            Place::Return
+            ValuePlace::Return
         } else if self.take_sign("*") {
             self.behind()?
         } else {
             match self.argument()? {
-                Some(argument) => Place::Argument(argument),
+                Some(argument) => ValuePlace::Argument(argument),
                 None => return Err(self.unexpected(expected)),
             }
         };
@@ -245,13 +245,13 @@ impl<'a> Parser<'a> {
     }
 
     /// What follows the `*` of `*arg1` and `*(arg1+8)`.
-    fn behind(&mut self) -> Result<Place, SpecError> {
+    fn behind(&mut self) -> Result<ValuePlace, SpecError> {
         let in_brackets = self.take_sign("(");
         let Some(argument) = self.argument()? else {
             return Err(self.unexpected(if in_brackets { "argN" } else { "argN or (argN+OFFSET) after *" }));
         };
         if !in_brackets {
-            return Ok(Place::Behind { argument, offset: 0 });
+            return Ok(ValuePlace::Behind { argument, offset: 0 });
         }
         let sign = if self.take_sign("-") { -1 } else { i64::from(self.take_sign("+")) };
         let mut offset = 0;
@@ -264,7 +264,7 @@ impl<'a> Parser<'a> {
                 .ok_or_else(|| self.error_at(column, "an offset is from -32768 to 32767 bytes".to_owned()))?;
         }
         self.expect_sign(")", if sign == 0 { "+, - or )" } else { ")" })?;
-        Ok(Place::Behind { argument, offset })
+        Ok(ValuePlace::Behind { argument, offset })
     }
 
     /// `as int` or `as long`, where it follows.
@@ -374,7 +374,7 @@ fn is_symbol_byte(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    fn long(place: Place) -> Handle {
+    fn long(place: ValuePlace) -> Handle {
         Handle { place, width: Width::Long }
     }
 
@@ -383,8 +383,8 @@ mod tests {
         Head { resource: own(resource), object: own(object), function: function.to_owned() }
     }
 
-    fn plain(head: Head, handle: Handle) -> Acquire {
-        Acquire {
+    fn plain(head: Head, handle: Handle) -> AcquireSpec {
+        AcquireSpec {
             head,
             size: Size::None,
             handle,
@@ -401,19 +401,22 @@ mod tests {
     fn reads_the_examples_of_the_issue() {
         assert_eq!(
             parse_acquire("libfoo.so:foo_open -> ret"),
-            Ok(plain(head(None, Some("libfoo.so"), "foo_open"), long(Place::Return)))
+            Ok(plain(head(None, Some("libfoo.so"), "foo_open"), long(ValuePlace::Return)))
         );
-        let handle = long(Place::Argument(1));
+        let handle = long(ValuePlace::Argument(1));
         assert_eq!(
             parse_release("libfoo.so:foo_close(arg1)"),
-            Ok(Release { head: head(None, Some("libfoo.so"), "foo_close"), handle, success: None })
+            Ok(ReleaseSpec { head: head(None, Some("libfoo.so"), "foo_close"), handle, success: None })
         );
         assert_eq!(
             parse_acquire("db:db_open(arg2 size) -> *arg1 if ret == 0"),
-            Ok(Acquire {
+            Ok(AcquireSpec {
                 size: Size::Argument(2),
                 success: Some(ZERO),
-                ..plain(head(None, Some("db"), "db_open"), long(Place::Behind { argument: 1, offset: 0 }))
+                ..plain(
+                    head(None, Some("db"), "db_open"),
+                    long(ValuePlace::Behind { argument: 1, offset: 0 })
+                )
             })
         );
     }
@@ -424,12 +427,12 @@ mod tests {
                        *arg4 as long releasing *(arg6+8) counted if ret as long >= -0x2 "#;
         let read = parse_acquire(text).expect("is right");
         let object = "/opt/a b/lib\"x\\y.so";
-        let expected = Acquire {
+        let expected = AcquireSpec {
             head: head(Some("my-res"), Some(object), "_ZN3foo4openEv.isra.0"),
             size: Size::Product(1, 2),
-            handle: Handle { place: Place::Behind { argument: 3, offset: -16 }, width: Width::Int },
-            second: Some(long(Place::Behind { argument: 4, offset: 0 })),
-            releases: Some(long(Place::Behind { argument: 6, offset: 8 })),
+            handle: Handle { place: ValuePlace::Behind { argument: 3, offset: -16 }, width: Width::Int },
+            second: Some(long(ValuePlace::Behind { argument: 4, offset: 0 })),
+            releases: Some(long(ValuePlace::Behind { argument: 6, offset: 8 })),
             counted: true,
             success: Some(Condition {
                 width: Some(Width::Long),
@@ -448,7 +451,11 @@ mod tests {
     #[test]
     fn reads_what_may_be_left_out() {
         for text in ["f->ret", "f() -> ret", "f ( ) -> ret as long", "\"f\" -> ret"] {
-            assert_eq!(parse_acquire(text), Ok(plain(head(None, None, "f"), long(Place::Return))), "{text}");
+            assert_eq!(
+                parse_acquire(text),
+                Ok(plain(head(None, None, "f"), long(ValuePlace::Return))),
+                "{text}"
+            );
         }
         assert_eq!(parse_acquire("a=f -> ret").map(|read| read.head), Ok(head(Some("a"), None, "f")));
         for object in ["libstdc++.so.6", "/usr/lib/x-y_z/lib@1,2.so", "größe", "a+b-c"] {
@@ -540,11 +547,11 @@ mod tests {
 
     #[test]
     fn every_example_is_right() {
-        assert!(parse_acquire(Kind::Acquire.example()).is_ok());
-        assert!(parse_release(Kind::Release.example()).is_ok());
-        assert!(parse_handle(Kind::Handle.example()).is_ok());
-        assert!(parse_size(Kind::Size.example()).is_ok());
-        assert!(parse_condition(Kind::Condition.example()).is_ok());
+        assert!(parse_acquire(SpecKind::Acquire.example()).is_ok());
+        assert!(parse_release(SpecKind::Release.example()).is_ok());
+        assert!(parse_handle(SpecKind::Handle.example()).is_ok());
+        assert!(parse_size(SpecKind::Size.example()).is_ok());
+        assert!(parse_condition(SpecKind::Condition.example()).is_ok());
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::{
-    Acquire, Comparison, Condition, Handle, Head, MAX_ARGUMENT, Place, Release, Size, Width, parse_acquire,
-    parse_condition, parse_handle, parse_release, parse_size,
+    AcquireSpec, Comparison, Condition, Handle, Head, MAX_ARGUMENT, ReleaseSpec, Size, ValuePlace, Width,
+    parse_acquire, parse_condition, parse_handle, parse_release, parse_size,
 };
 
 fn width() -> impl Strategy<Value = Width> {
@@ -17,15 +17,15 @@ fn argument() -> impl Strategy<Value = u8> {
 
 fn released() -> impl Strategy<Value = Handle> {
     let place = prop_oneof![
-        argument().prop_map(Place::Argument),
-        (argument(), any::<i16>()).prop_map(|(argument, offset)| Place::Behind { argument, offset }),
-        argument().prop_map(|argument| Place::Behind { argument, offset: 0 }),
+        argument().prop_map(ValuePlace::Argument),
+        (argument(), any::<i16>()).prop_map(|(argument, offset)| ValuePlace::Behind { argument, offset }),
+        argument().prop_map(|argument| ValuePlace::Behind { argument, offset: 0 }),
     ];
     (place, width()).prop_map(|(place, width)| Handle { place, width })
 }
 
 fn handle() -> impl Strategy<Value = Handle> {
-    prop_oneof![width().prop_map(|width| Handle { place: Place::Return, width }), released()]
+    prop_oneof![width().prop_map(|width| Handle { place: ValuePlace::Return, width }), released()]
 }
 
 fn condition() -> impl Strategy<Value = Condition> {
@@ -51,16 +51,16 @@ fn head() -> impl Strategy<Value = Head> {
         .prop_map(|(resource, object, function)| Head { resource, object, function })
 }
 
-fn acquire() -> impl Strategy<Value = Acquire> {
+fn acquire() -> impl Strategy<Value = AcquireSpec> {
     let places = (handle(), proptest::option::of(handle()), proptest::option::of(released()));
     let rest = (any::<bool>(), proptest::option::of(condition()));
     (head(), size(), places, rest).prop_map(|(head, size, (handle, second, releases), (counted, success))| {
-        Acquire { head, size, handle, second, releases, counted, success }
+        AcquireSpec { head, size, handle, second, releases, counted, success }
     })
 }
 
-fn release() -> impl Strategy<Value = Release> {
-    (head(), released(), proptest::option::of(condition())).prop_map(|(head, handle, success)| Release {
+fn release() -> impl Strategy<Value = ReleaseSpec> {
+    (head(), released(), proptest::option::of(condition())).prop_map(|(head, handle, success)| ReleaseSpec {
         head,
         handle,
         success,
@@ -107,7 +107,8 @@ fn nearly() -> impl Strategy<Value = String> {
         .prop_map(|words| words.concat())
 }
 
-/// Every parser takes the text or says where it is wrong: at a column that the text has, or right behind it.
+/// Every parser takes the text or says where it is wrong: at a column that the text has, or right
+/// after it.
 fn survives(text: &str) {
     let columns = [
         parse_acquire(text).err(),

@@ -4,18 +4,20 @@ use std::borrow::Cow;
 
 use memleak_common::probe::{ProbeRow, Resource, flags, handle, size, success};
 
-use super::{Acquire, Comparison, Condition, Handle, Head, Place, Release, Size, UserResource, Width};
+use super::{
+    AcquireSpec, Comparison, Condition, Handle, Head, ReleaseSpec, Size, UserResource, ValuePlace, Width,
+};
 use crate::probe::table::{Role, Row, Scope};
 
 /// A specification that can be read but not traced: `<why>; <what to do>`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
     /// A second handle that is not the first one's neighbour.
-    #[error("'{0}': a second handle must be right behind the first one; write it as *argN, *(argN+{1})")]
+    #[error("'{0}': a second handle must directly follow the first one; write it as *argN, *(argN+{1})")]
     NotNeighbours(String, u8),
-    /// No int tells of its own that it is no handle.
+    /// No int says by itself that it is not a handle.
     #[error(
-        "'{0}': nothing says when an int behind an argument is a handle; add a condition, such as 'if ret == 0'"
+        "'{0}': nothing says when the int that an argument points to is a handle; add a condition, such as 'if ret == 0'"
     )]
     NoCondition(String),
     /// A comparison that is always the same.
@@ -23,7 +25,7 @@ pub enum RowError {
     Number(String, i64),
 }
 
-/// The rows of a resource. Where one of its handles is an int, all are.
+/// The rows of a resource. If one of its handles is an int, all are.
 pub fn rows(resource: Resource, user: &UserResource) -> Result<Vec<Row>, RowError> {
     let width = user.width();
     let is_counted = user.acquires.iter().any(|acquire| acquire.counted);
@@ -40,7 +42,7 @@ pub fn rows(resource: Resource, user: &UserResource) -> Result<Vec<Row>, RowErro
 }
 
 impl UserResource {
-    /// The type of its handles: int where it is said of one.
+    /// The type of its handles: int if it is said of one.
     pub fn width(&self) -> Width {
         let acquired = self.acquires.iter().flat_map(|acquire| {
             [Some(acquire.handle), acquire.second, acquire.releases].into_iter().flatten()
@@ -67,14 +69,14 @@ fn row(head: &Head, role: Role, probe: ProbeRow) -> Row {
     }
 }
 
-fn acquire_row(acquire: &Acquire, common: ProbeRow, width: Width) -> Result<Row, RowError> {
+fn acquire_row(acquire: &AcquireSpec, common: ProbeRow, width: Width) -> Result<Row, RowError> {
     let mut probe = common;
     match acquire.handle.place {
-        Place::Return => probe.handle = handle::RETURN,
-        Place::Argument(argument) => {
+        ValuePlace::Return => probe.handle = handle::RETURN,
+        ValuePlace::Argument(argument) => {
             (probe.handle, probe.handle_arg) = (handle::ARG, from_zero(argument));
         }
-        Place::Behind { argument, offset } => {
+        ValuePlace::Behind { argument, offset } => {
             (probe.handle, probe.handle_arg) = (handle::BEHIND_ARG, from_zero(argument));
             probe.handle_offset = offset.into();
         }
@@ -97,15 +99,17 @@ fn acquire_row(acquire: &Acquire, common: ProbeRow, width: Width) -> Result<Row,
         (Some(condition), place, _) => {
             let compared = match (condition.width, place) {
                 (Some(said), _) => said,
-                (None, Place::Return) => width,
+                (None, ValuePlace::Return) => width,
                 (None, _) => Width::Int,
             };
             set_success(&mut probe, condition, compared, || acquire.to_string())?;
         }
         (None, _, Width::Long) => probe.success = success::HANDLE,
-        (None, Place::Return, Width::Int) => probe.success = success::AT_LEAST,
-        (None, Place::Argument(_), Width::Int) => probe.success = success::ALWAYS,
-        (None, Place::Behind { .. }, Width::Int) => return Err(RowError::NoCondition(acquire.to_string())),
+        (None, ValuePlace::Return, Width::Int) => probe.success = success::AT_LEAST,
+        (None, ValuePlace::Argument(_), Width::Int) => probe.success = success::ALWAYS,
+        (None, ValuePlace::Behind { .. }, Width::Int) => {
+            return Err(RowError::NoCondition(acquire.to_string()));
+        }
     }
     let Some(released) = acquire.releases else {
         return Ok(row(&acquire.head, Role::Acquire, probe));
@@ -114,7 +118,7 @@ fn acquire_row(acquire: &Acquire, common: ProbeRow, width: Width) -> Result<Row,
     Ok(row(&acquire.head, Role::Resize, probe))
 }
 
-fn release_row(release: &Release, common: ProbeRow) -> Result<Row, RowError> {
+fn release_row(release: &ReleaseSpec, common: ProbeRow) -> Result<Row, RowError> {
     let mut probe = common;
     set_released(&mut probe, release.handle);
     let Some(condition) = release.success else {
@@ -129,11 +133,12 @@ fn from_zero(argument: u8) -> u8 {
     argument.saturating_sub(1)
 }
 
-fn are_neighbours(first: Place, second: Place, width: u8) -> bool {
+fn are_neighbours(first: ValuePlace, second: ValuePlace, width: u8) -> bool {
     match (first, second) {
-        (Place::Behind { argument: a, offset: first }, Place::Behind { argument: b, offset: second }) => {
-            a == b && first.checked_add(width.into()) == Some(second)
-        }
+        (
+            ValuePlace::Behind { argument: a, offset: first },
+            ValuePlace::Behind { argument: b, offset: second },
+        ) => a == b && first.checked_add(width.into()) == Some(second),
         _ => false,
     }
 }
@@ -141,9 +146,9 @@ fn are_neighbours(first: Place, second: Place, width: u8) -> bool {
 fn set_released(probe: &mut ProbeRow, handle: Handle) {
     match handle.place {
         // The parser takes no such handle.
-        Place::Return => {}
-        Place::Argument(argument) => probe.release_arg = from_zero(argument),
-        Place::Behind { argument, offset } => {
+        ValuePlace::Return => {}
+        ValuePlace::Argument(argument) => probe.release_arg = from_zero(argument),
+        ValuePlace::Behind { argument, offset } => {
             probe.release_arg = from_zero(argument);
             probe.release_offset = offset.into();
             probe.flags |= flags::RELEASE_BEHIND;
@@ -299,7 +304,7 @@ mod tests {
         for (acquire, words) in [
             ("f -> ret, arg2", "*argN, *(argN+8)"),
             ("f -> *arg1, *(arg1+4)", "*argN, *(argN+8)"),
-            ("f -> *arg1, *(arg2+8)", "must be right behind"),
+            ("f -> *arg1, *(arg2+8)", "must directly follow"),
             ("f -> *arg1 as int", "add a condition, such as 'if ret == 0'"),
             ("f -> *arg1 if ret == 4294967296", "4294967296 does not fit an int"),
             ("f -> *arg1 if ret > 2147483647", "2147483647 does not fit an int"),

@@ -34,8 +34,8 @@ use toml::{
 };
 
 use super::{
-    Acquire, Handle, Head, Place, Release, Size, SpecError, UserResource, parse_acquire, parse_condition,
-    parse_handle, parse_release, parse_size,
+    AcquireSpec, Handle, Head, ReleaseSpec, Size, SpecError, UserResource, ValuePlace, parse_acquire,
+    parse_condition, parse_handle, parse_release, parse_size,
     parser::{is_resource_name, is_symbol},
 };
 use crate::near::nearest;
@@ -61,14 +61,14 @@ pub fn parse_file(path: &str, text: &str) -> Result<Vec<UserResource>, FileError
         let message = error.message().lines().collect::<Vec<_>>().join(", ");
         file.error(error.span().unwrap_or(0..0), format!("{message}; see a guide to TOML"))
     })?;
-    let root = Table::new(&file, root.span(), root.get_ref(), &["resource"], "a file of resources")?;
+    let root = TomlTable::new(&file, root.span(), root.get_ref(), &["resource"], "a file of resources")?;
     let Some(list) = root.get("resource") else { return Ok(Vec::new()) };
     let mut resources: Vec<UserResource> = Vec::new();
-    for entry in file.array(list, "[[resource]] is to be written before each resource")? {
+    for entry in file.array(list, "write [[resource]] before each resource")? {
         let (resource, name_span) = file.resource(entry)?;
         if resources.iter().any(|other| other.name == resource.name) {
             let what = format!(
-                "a resource named {} stands above already; give this one another name",
+                "a resource named {} is already defined above; give this one another name",
                 resource.name
             );
             return Err(file.error(name_span, what));
@@ -86,13 +86,13 @@ struct File<'a> {
 }
 
 /// A table of which all keys are known.
-struct Table<'a, 'i> {
+struct TomlTable<'a, 'i> {
     file: &'a File<'i>,
     span: Range<usize>,
     table: &'a DeTable<'i>,
 }
 
-impl<'a, 'i> Table<'a, 'i> {
+impl<'a, 'i> TomlTable<'a, 'i> {
     fn new(
         file: &'a File<'i>,
         span: Range<usize>,
@@ -122,7 +122,7 @@ impl<'a, 'i> Table<'a, 'i> {
             None => Ok(None),
             Some((DeValue::String(text), span)) => Ok(Some((text, span))),
             Some((other, span)) => {
-                let what = format!("{key} is {}; write a text in quotes", kind(other));
+                let what = format!("{key} is {}; write a string in quotes", kind(other));
                 Err(self.file.error(span, what))
             }
         }
@@ -178,8 +178,8 @@ impl<'i> File<'i> {
     }
 
     /// The functions of one side of a resource: one at least.
-    fn side<'a>(&self, table: &Table<'a, 'i>, key: &str) -> Result<&'a [Value<'i>], FileError> {
-        let advice = format!("{key} is to be written as [[resource.{key}]], or as a list of texts");
+    fn side<'a>(&self, table: &TomlTable<'a, 'i>, key: &str) -> Result<&'a [Value<'i>], FileError> {
+        let advice = format!("{key} must be written as [[resource.{key}]], or as a list of strings");
         let list = match table.get(key) {
             Some(list) => self.array(list, &advice)?,
             None => &[],
@@ -193,7 +193,7 @@ impl<'i> File<'i> {
         }
     }
 
-    fn acquire(&self, entry: &Value<'i>) -> Result<Acquire, FileError> {
+    fn acquire(&self, entry: &Value<'i>) -> Result<AcquireSpec, FileError> {
         if let DeValue::String(text) = entry.get_ref() {
             let read = parse_acquire(text).map_err(|error| self.within(&entry.span(), text, &error))?;
             return self.unnamed(&read.head, entry.span()).map(|()| read);
@@ -210,7 +210,7 @@ impl<'i> File<'i> {
                 return Err(self.error(span, format!("counted is {}; write true or false", kind(other))));
             }
         };
-        Ok(Acquire {
+        Ok(AcquireSpec {
             head,
             size: self.size(&table)?,
             handle,
@@ -221,7 +221,7 @@ impl<'i> File<'i> {
         })
     }
 
-    fn release(&self, entry: &Value<'i>) -> Result<Release, FileError> {
+    fn release(&self, entry: &Value<'i>) -> Result<ReleaseSpec, FileError> {
         if let DeValue::String(text) = entry.get_ref() {
             let read = parse_release(text).map_err(|error| self.within(&entry.span(), text, &error))?;
             return self.unnamed(&read.head, entry.span()).map(|()| read);
@@ -229,7 +229,7 @@ impl<'i> File<'i> {
         let table = self.table(entry, &["object", "function", "handle", "success"], "a release")?;
         let head = self.head(&table)?;
         let handle = self.released(&table, "handle")?;
-        Ok(Release {
+        Ok(ReleaseSpec {
             head,
             handle: handle.ok_or_else(|| table.missing("handle", "\"arg1\""))?,
             success: table.parsed("success", parse_condition)?.map(|(success, _)| success),
@@ -246,7 +246,7 @@ impl<'i> File<'i> {
         }
     }
 
-    fn head(&self, table: &Table<'_, 'i>) -> Result<Head, FileError> {
+    fn head(&self, table: &TomlTable<'_, 'i>) -> Result<Head, FileError> {
         let (function, span) = table.required("function", "\"foo_open\"")?;
         if !is_symbol(function) {
             let what = format!(
@@ -263,7 +263,7 @@ impl<'i> File<'i> {
         Ok(Head { resource: None, object, function: function.to_string() })
     }
 
-    fn size(&self, table: &Table<'_, 'i>) -> Result<Size, FileError> {
+    fn size(&self, table: &TomlTable<'_, 'i>) -> Result<Size, FileError> {
         match table.get("size").map(|value| (value.get_ref(), value.span())) {
             Some((DeValue::Integer(number), span)) => {
                 let bytes = u64::from_str_radix(number.as_str(), number.radix());
@@ -276,9 +276,9 @@ impl<'i> File<'i> {
     }
 
     /// A handle that is read when the function is entered.
-    fn released(&self, table: &Table<'_, 'i>, key: &str) -> Result<Option<Handle>, FileError> {
+    fn released(&self, table: &TomlTable<'_, 'i>, key: &str) -> Result<Option<Handle>, FileError> {
         match table.parsed(key, parse_handle)? {
-            Some((handle, span)) if handle.place == Place::Return => {
+            Some((handle, span)) if handle.place == ValuePlace::Return => {
                 let what =
                     format!("{key} is read when the function is entered; write argN or *argN, not ret");
                 Err(self.error(span, what))
@@ -292,12 +292,12 @@ impl<'i> File<'i> {
         entry: &'a Value<'i>,
         keys: &[&str],
         what: &str,
-    ) -> Result<Table<'a, 'i>, FileError> {
+    ) -> Result<TomlTable<'a, 'i>, FileError> {
         match entry.get_ref() {
-            DeValue::Table(table) => Table::new(self, entry.span(), table, keys, what),
+            DeValue::Table(table) => TomlTable::new(self, entry.span(), table, keys, what),
             other => Err(self.error(
                 entry.span(),
-                format!("{what} is to be a table, not {}; see the example in docs/resources.md", kind(other)),
+                format!("{what} must be a table, not {}; see the example in docs/resources.md", kind(other)),
             )),
         }
     }
@@ -333,7 +333,7 @@ impl<'i> File<'i> {
 /// What a value is, for an error.
 fn kind(value: &DeValue<'_>) -> &'static str {
     match value {
-        DeValue::String(_) => "a text",
+        DeValue::String(_) => "a string",
         DeValue::Integer(_) => "a whole number",
         DeValue::Float(_) => "a number",
         DeValue::Boolean(_) => "true or false",
@@ -409,7 +409,7 @@ release = ["libfoo.so:foo_close(arg1)"]
             "unknown key 'handel'; did you mean handle?",
         ),
         ("unit = \"handles\"", "zzz = 1", "f:5:1: ", "unknown key 'zzz'; a resource has name, description"),
-        ("unit = \"handles\"", "unit = 1", "f:5:8: ", "unit is a whole number; write a text"),
+        ("unit = \"handles\"", "unit = 1", "f:5:8: ", "unit is a whole number; write a string"),
         (
             "[[resource]]\nname = \"foo\"",
             "[[resources]]\nname = \"foo\"",
@@ -420,7 +420,7 @@ release = ["libfoo.so:foo_close(arg1)"]
         ("handle = \"*arg1\"", "handle = \"\\u002afoo\"", "f:10:10: ", "expected argN or (argN+OFFSET)"),
         ("size = \"arg2\"", "size = -1", "f:12:8: ", "-1 is not a size; write a number"),
         ("size = \"arg2\"", "size = \"arg2*x\"", "f:12:14: ", "expected an argument after *, found 'x'"),
-        ("size = \"arg2\"", "size = 1.5", "f:12:8: ", "size is a number; write a text"),
+        ("size = \"arg2\"", "size = 1.5", "f:12:8: ", "size is a number; write a string"),
         (
             "success = \"ret == 0\"\ncounted",
             "success = \"ret = 0\"\ncounted",
@@ -431,7 +431,7 @@ release = ["libfoo.so:foo_close(arg1)"]
         ("releasing = \"arg3\"", "releasing = \"ret\"", "f:15:13: ", "write argN or *argN, not ret"),
         ("handle = \"arg1\"\n", "", "f:17:1: ", "handle is missing; add handle = \"arg1\""),
         ("name = \"db\"", "name = \"d b\"", "f:3:8: ", "'d b' is not a valid resource name"),
-        ("name = \"foo\"", "name = \"db\"", "f:23:8: ", "a resource named db stands above already"),
+        ("name = \"foo\"", "name = \"db\"", "f:23:8: ", "a resource named db is already defined above"),
         ("name = \"foo\"\n", "", "f:22:1: ", "name is missing; add name = \"foo\""),
         ("\"db_close\"", "\"db::close()\"", "f:18:12: ", "'db::close()' is not a symbol"),
         ("\"libdb.so\"", "\"\"", "f:8:10: ", "object is empty"),
@@ -448,13 +448,13 @@ release = ["libfoo.so:foo_close(arg1)"]
             "release = [\"libfoo.so:foo_close(arg1)\"]",
             "release = \"x(arg1)\"",
             "f:25:11: ",
-            "this is a text; rel",
+            "this is a string; rel",
         ),
         (
             "[\"libfoo.so:foo_close(arg1)\"]",
             "[1]",
             "f:25:12: ",
-            "a release is to be a table, not a whole number",
+            "a release must be a table, not a whole number",
         ),
         ("name = \"foo\"", "name = ", "f:23:8: ", "; see a guide to TOML"),
         ("\n[[resource]]\nname = \"foo\"\n", "", "f:21:1: ", ""),

@@ -1,5 +1,5 @@
-//! What a Rust program does to its global allocator, which a feature names. It acquires and releases by all of
-//! `GlobalAlloc`'s functions, tells its ledger and waits.
+//! What a Rust program does to its global allocator, which a feature names. It acquires and
+//! releases by all of `GlobalAlloc`'s functions, tells its ledger and waits.
 //!
 //! phases: READY, go, <ledger> END, end
 
@@ -87,8 +87,8 @@ unsafe extern "C" {
     fn read(descriptor: i32, bytes: *mut u8, len: usize) -> isize;
 }
 
-/// Writes a line, with its end, without the standard library's buffers, which would be outstanding: whoever hears the last
-/// one finds nothing of ours that is yet to be freed.
+/// Writes a line, with its end, without the standard library's buffers, which would be outstanding:
+/// whoever hears the last one finds nothing of ours that is yet to be freed.
 fn say(line: &str) {
     // SAFETY: the bytes live through the call.
     assert_eq!(unsafe { write(1, line.as_ptr(), line.len()) }, line.len() as isize);

@@ -1,8 +1,9 @@
 //! From where code begins, along its jumps, to the state before each instruction.
 //!
-//! A call may return or not, and nothing in the code says which. So what follows a call is looked at last, in order of
-//! address: by then the jumps have said what holds at the places where functions go on. Where the two differ, or where
-//! the way behind a call comes to a `ret` too high or too low on the stack, the call does not return.
+//! A call may return or not, and nothing in the code says which. So what follows a call is looked
+//! at last, in order of address: by then the jumps have said what holds at the places where
+//! functions go on. If the two differ, or where the code after a call comes to a `ret` too high
+//! or too low on the stack, the call does not return.
 
 use std::cmp::Reverse;
 
@@ -17,7 +18,7 @@ use super::{
 
 /// How often a function is looked at again, with calls left out that do not return.
 const MAX_ATTEMPTS: u32 = 8;
-/// Most padding that a function goes on behind, bytes.
+/// Most padding after which a function continues, bytes.
 const MAX_PADDING: u32 = 64;
 /// `int3`: nothing runs into it.
 const INT3: u8 = 0xcc;
@@ -27,7 +28,7 @@ const MAX_DEPTH: usize = 64;
 const STACK_ALIGNMENT: i32 = 16;
 /// `call` of a relative address.
 const CALL: u8 = 0xe8;
-/// Instructions behind a system call (clone) where a zeroed `rbp` says that a thread begins.
+/// Instructions after a system call (clone) where a zeroed `rbp` says that a thread begins.
 const CHILD_INSTRUCTIONS: u32 = 6;
 
 /// What an instruction leads to.
@@ -59,7 +60,8 @@ pub(super) struct Flow<'t> {
     followed: Bits,
     /// Functions that are being followed, each for the one before.
     pending: Vec<u32>,
-    /// Functions that were followed without knowing of others whether they return, and what was marked.
+    /// Functions that were followed without knowing of others whether they return, and what was
+    /// marked.
     unsure: Vec<Unsure>,
     /// Where parts of functions begin.
     parts: Bits,
@@ -97,7 +99,7 @@ impl<'t> Flow<'t> {
         flow
     }
 
-    /// Bytes that look like a call: index behind it, `pc` of what is called.
+    /// Bytes that look like a call: index after it, `pc` of what is called.
     fn likely_calls(text: &Text) -> impl Iterator<Item = (u32, u64)> {
         text.regions.iter().flat_map(|region| {
             let bytes = text.tail(region.at).get(..region.len as usize).unwrap_or_default();
@@ -110,7 +112,8 @@ impl<'t> Flow<'t> {
         })
     }
 
-    /// Notes where calls may lead, and what is called where the caller's last instruction is: it never returns there.
+    /// Notes where calls may lead, and what is called where the caller's last instruction is: it
+    /// never returns there.
     fn find_hints(&mut self) {
         let calls: Vec<_> = Self::likely_calls(self.text).collect();
         for target in calls.iter().filter_map(|(_, target)| self.text.index(*target)) {
@@ -172,8 +175,8 @@ impl<'t> Flow<'t> {
         self.keep(run);
     }
 
-    /// Follows code whose state is a guess for so many instructions, and takes it back unless it comes to an end and
-    /// `is_right` says that it has proved right.
+    /// Follows code whose state is a guess for so many instructions, and takes it back unless it
+    /// comes to an end and `is_right` says that it has proved right.
     pub(super) fn try_out(
         &mut self,
         start: u32,
@@ -336,7 +339,7 @@ impl<'t> Flow<'t> {
         run.stop_at(at, true);
     }
 
-    /// Where the way behind a call goes on, past padding; `None` where it does not.
+    /// Where the code after a call goes on, past padding; `None` if it does not.
     fn land_behind_call(
         &mut self,
         run: &mut Run,
@@ -364,7 +367,7 @@ impl<'t> Flow<'t> {
                 len => at += len,
             }
         }
-        // What is known here is so by a jump. Where it is another state, the call does not return.
+        // What is known here is so by a jump. If it is another state, the call does not return.
         let seen = self.marks.get(at);
         if seen.is_seen() {
             run.returns |= !seen.is_trial();
@@ -379,7 +382,7 @@ impl<'t> Flow<'t> {
         Some(at)
     }
 
-    /// Two ways meet: the state to go on with, or `None` where there is nothing new.
+    /// Two ways meet: the state to go on with, or `None` if there is nothing new.
     fn meet(&mut self, run: &mut Run, at: u32, seen: Mark, state: &State) -> Option<State> {
         run.returns |= !seen.is_trial();
         let known = self.marks.state(seen)?;
@@ -515,7 +518,7 @@ impl<'t> Flow<'t> {
     }
 }
 
-/// Length of the padding instruction at the front; 0 where there is none.
+/// Length of the padding instruction at the front; 0 if there is none.
 pub(super) fn padding_len(bytes: &[u8]) -> u32 {
     match bytes {
         [0x90 | INT3, ..] => 1,

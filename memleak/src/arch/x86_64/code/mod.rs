@@ -1,17 +1,17 @@
 //! Rows for text that nothing describes, from its machine code (x86_64).
 //!
-//! musl, hand-written assembly, Go without debug information: there is no `.eh_frame` to say how far the stack pointer
-//! is from the return address. The code itself says it: a function begins with the return address on top, and each
-//! instruction moves the stack pointer by what it says. [`flow`] follows that from where functions begin along all
-//! jumps, and [`state`] is what is known before an instruction. Where two ways disagree there is no row: a wrong row is
-//! worse than none.
+//! musl, hand-written assembly, Go without debug information: there is no `.eh_frame` to say how
+//! far the stack pointer is from the return address. The code itself says it: a function begins
+//! with the return address on top, and each instruction moves the stack pointer by what it says.
+//! [`flow`] follows that from where functions begin along all jumps, and [`state`] is what is known
+//! before an instruction. Where two ways disagree there is no row: a wrong row is worse than none.
 //!
-//! Functions begin at symbols, at the entry point and where calls lead to. What they do not reach (functions that are
-//! called by address alone, cases of a `switch`) is tried: a state is guessed, followed to where it meets a return or
-//! code that is known, and kept where all fits.
+//! Functions begin at symbols, at the entry point and where calls lead to. What they do not reach
+//! (functions that are called by address alone, cases of a `switch`) is tried: a state is guessed,
+//! followed to where it meets a return or code that is known, and kept if all fits.
 //!
-//! The code is the target's: it is analysed in windows, with a limit on bytes and on decoded instructions, and nothing
-//! is read but the bytes of executable segments.
+//! The code is the target's: it is analysed in windows, with a limit on bytes and on decoded
+//! instructions, and nothing is read but the bytes of executable segments.
 
 mod flow;
 mod run;
@@ -46,8 +46,8 @@ const BYTES_PER_SYMBOL: u64 = 64;
 const MIN_SYMBOLS: u64 = 4096;
 /// Most stretches, the longest.
 const MAX_GAPS: usize = 2048;
-/// Instructions that are decoded for each byte: compilers' code takes less than one, and what is hard to make sense of
-/// some more, which is not tried where there is much of it.
+/// Instructions that are decoded for each byte: compilers' code takes less than one, and what is
+/// hard to make sense of some more, which is not tried where there is much of it.
 const WORK: u64 = 4;
 const MUCH: u64 = 16 << 20;
 /// Most windows that are analysed at a time.
@@ -56,16 +56,17 @@ const MAX_THREADS: usize = 4;
 const MAX_TRIAL: u64 = 20_000;
 /// Instructions of a trial where many have failed.
 const MIN_TRIAL: u64 = 64;
-/// Ways back from signal handlers, `mov $15, %rax; syscall` and `mov $15, %eax; syscall`: rt_sigreturn.
+/// Ways back from signal handlers, `mov $15, %rax; syscall` and `mov $15, %eax; syscall`:
+/// rt_sigreturn.
 const SIGRETURNS: [&[u8]; 2] =
     [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
-/// How far behind an indirect jump its targets are looked for, bytes.
+/// How far after an indirect jump its targets are looked for, bytes.
 const MAX_SWITCH: u32 = 1 << 16;
 
 /// Text that no entry describes, and what is known of it.
 #[derive(Debug, Default)]
 pub(crate) struct Gaps {
-    /// First `pc`, `pc` behind the last.
+    /// First `pc`, `pc` after the last.
     gaps: Vec<(u32, u32)>,
     /// Where functions begin: `pc`s.
     starts: Vec<u32>,
@@ -76,9 +77,9 @@ pub(crate) struct Gaps {
 }
 
 impl Gaps {
-    /// What the runs, which are in order, leave of the text, as far as it is in one of the `code_sections`, where there are
-    /// any. `read_symbols` is called with a limit ([`Symbols::read`]):
-    /// most symbols of a file with little text to analyse are of no use.
+    /// What the runs, which are in order, leave of the text, as far as it is in one of the
+    /// `code_sections`, if there are any. `read_symbols` is called with a limit
+    /// ([`Symbols::read`]): most symbols of a file with little text to analyse are of no use.
     pub(crate) fn find(
         runs: &Runs,
         segments: &ExecSegments,
@@ -120,8 +121,8 @@ impl Gaps {
         Self { gaps, starts, parts, entry: Some(entry).filter(|entry| *entry != 0).and_then(pc) }
     }
 
-    /// Adds rows to the runs, which are in order, before and after; gives how many. `read` fills a buffer with the
-    /// file's bytes from an offset on, or says that it cannot.
+    /// Adds rows to the runs, which are in order, before and after; gives how many. `read` fills a
+    /// buffer with the file's bytes from an offset on, or says that it cannot.
     pub(crate) fn add_rows(
         &self,
         runs: &mut Runs,
@@ -271,7 +272,8 @@ fn mark_signal_returns(text: &Text, flow: &mut Flow<'_>) {
 fn try_rest(region: Region, text: &Text, flow: &mut Flow<'_>) {
     let end = region.at + region.len;
     let mut at = region.at;
-    // Code that makes no sense from its begin makes none from the middle, and costs as much each time.
+    // Code that makes no sense from its begin makes none from the middle, and costs as much each
+    // time.
     let mut limit = MAX_TRIAL;
     while at < end && flow.budget > 0 {
         if flow.marks.get(at).is_marked() {
@@ -311,7 +313,8 @@ fn try_at(at: u32, limit: u64, flow: &mut Flow<'_>) -> Option<u32> {
             return None;
         }
     }
-    // A function that never returns proves itself by its calls alone: it is followed as one, and so known for it.
+    // A function that never returns proves itself by its calls alone: it is followed as one, and so
+    // known for it.
     let calls = |evidence: &Evidence| evidence.aligned > 0 && evidence.misaligned == 0;
     if !entry.bad && calls(&entry) {
         flow.add_start(at);

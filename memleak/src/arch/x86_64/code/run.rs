@@ -29,17 +29,19 @@ pub(super) struct Item {
 /// What following a piece of code has shown of the state that it was begun with.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
-    /// Ways that ended as they should: a return from where the function was entered, code that is known and agrees.
+    /// Ways that ended as they should: a return from where the function was entered, code that is
+    /// known and agrees.
     pub(super) good: u32,
     /// One did not.
     pub(super) bad: bool,
-    /// Calls with the stack pointer aligned as the psABI has it (3.2.2): from a wrong begin it is not.
+    /// Calls with the stack pointer aligned as the psABI has it (3.2.2): from a wrong begin it is
+    /// not.
     pub(super) aligned: u32,
     /// Other calls.
     pub(super) misaligned: u32,
     /// The state that would have fitted.
     pub(super) hint: Option<State>,
-    /// Index behind the first straight stretch.
+    /// Index after the first straight stretch.
     pub(super) end: u32,
 }
 
@@ -57,7 +59,7 @@ pub(super) struct Run {
     pub(super) behind: Vec<(Item, Option<u32>)>,
     /// Instructions that were marked: index, length.
     pub(super) marked: Vec<(u32, u8)>,
-    /// Where the way behind a call was the first: the call.
+    /// Where the code after a call was the first: the call.
     pub(super) fallen: FxHashMap<u32, u32>,
     /// Calls, and where the stack pointer was.
     pub(super) made: Vec<(u32, Place)>,
@@ -124,7 +126,8 @@ impl Run {
             self.evidence.bad |= !is_whole;
             return;
         }
-        // A call at this height that does not return, and the function behind it: it returns from there.
+        // A call at this height that does not return, and the function after it: it returns from
+        // there.
         let before = self.made.iter().filter(|(call, sp)| *sp == state.sp && *call < at);
         if let Some((call, _)) = before.max_by_key(|(call, _)| *call) {
             self.again |= self.no_return.insert(*call);
@@ -139,7 +142,8 @@ impl Run {
     }
 }
 
-/// What a trial from [`State::ENTRY`] should have begun with to be at `known` where it was at `found`.
+/// What a trial from [`State::ENTRY`] should have begun with to be at `known` where it was at
+/// `found`.
 pub(super) fn shifted(known: &State, found: &State) -> Option<State> {
     match (known.sp, found.sp) {
         (Place::Cfa(known_below), Place::Cfa(found_below)) => {

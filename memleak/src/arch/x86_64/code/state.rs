@@ -14,7 +14,8 @@ pub(super) enum Place {
     Unknown,
     /// CFA minus so many bytes.
     Cfa(i32),
-    /// So many bytes below where `and` has put the stack pointer: how far that is from the CFA is not known.
+    /// So many bytes below where `and` has put the stack pointer: how far that is from the CFA is
+    /// not known.
     Base(i32),
 }
 
@@ -125,7 +126,8 @@ impl State {
         }
     }
 
-    /// The rule bits of a row ([`Row::rule`]); those of [`Kind::NONE`] where the caller cannot be found.
+    /// The rule bits of a row ([`Row::rule`]); those of [`Kind::NONE`] if the caller cannot be
+    /// found.
     pub(super) fn rule(&self) -> u32 {
         if self.end {
             return Row::bare(0, Kind::END).rule();
@@ -146,7 +148,8 @@ impl State {
             Some(_) => return None,
         };
         match (self.fp, self.stored_cfa) {
-            // A frame pointer holds whatever the stack pointer does. One that points elsewhere is a variable's address.
+            // A frame pointer holds whatever the stack pointer does. One that points elsewhere is a
+            // variable's address.
             (Some(Place::Cfa(below)), _) if below > 0 && (self.fp == self.saved || !self.sp.is_cfa()) => {
                 Row::new(0, Kind::FP, below.into(), slot)
             }
@@ -172,8 +175,9 @@ impl State {
             || (instruction.mnemonic() == Mnemonic::Lea && is_pointer(instruction.memory_base()))
     }
 
-    /// Follows an instruction that is no jump, call or return. `may_begin`: nothing says yet that there is a caller, so
-    /// that a zeroed `rbp` says that there is none (System V psABI x86_64 3.4.1).
+    /// Follows an instruction that is not a jump, call or return. `may_begin`: nothing says yet
+    /// that there is a caller, so that a zeroed `rbp` says that there is none (System V psABI
+    /// x86_64 3.4.1).
     pub(super) fn apply(&mut self, instruction: &Instruction, may_begin: bool) {
         if !self.is_concerned(instruction) {
             return;

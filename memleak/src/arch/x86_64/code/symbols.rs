@@ -17,7 +17,8 @@ pub(crate) struct Symbols {
 }
 
 impl Symbols {
-    /// Reads them, functions where `is_wanted` alone; a symbol table with more than `limit` symbols is left out.
+    /// Reads them, functions where `is_wanted` alone; a symbol table with more than `limit` symbols
+    /// is left out.
     pub(crate) fn read(elf: &ElfFile, limit: u64, is_wanted: &dyn Fn(u64) -> bool) -> Self {
         let mut found = Self::default();
         for table in elf.symbol_tables().filter(|table| table.count() <= limit) {
@@ -46,10 +47,12 @@ impl Symbols {
     }
 }
 
-/// What LLVM's BOLT leaves of the code that it has laid out anew elsewhere: 60 MB in rustc's libraries that nothing runs.
+/// What LLVM's BOLT leaves of the code that it has moved elsewhere: 60 MB in rustc's
+/// libraries that nothing runs.
 const LEFT_BEHIND: &[u8] = b".bolt.org.";
 
-/// vaddrs of executable sections, first and behind the last, in order; none where the file does not say.
+/// vaddrs of executable sections, first and after the last, in order; none where the file does not
+/// say.
 pub(crate) fn code_sections(elf: &ElfFile) -> Vec<(u64, u64)> {
     let mut code: Vec<_> = elf
         .sections

@@ -16,7 +16,7 @@ pub(super) struct Region {
     pub len: u32,
 }
 
-/// Code of several regions in order of `pc`, one behind the other.
+/// Code of several regions in order of `pc`, one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Text {
     pub bytes: Vec<u8>,
@@ -73,8 +73,8 @@ impl Bits {
     }
 }
 
-/// What is known at a byte: nothing, that it is within an instruction, or the state before the instruction that begins
-/// here, by its number.
+/// What is known at a byte: nothing, that it is within an instruction, or the state before the
+/// instruction that begins here, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark(u16);
 
@@ -125,7 +125,8 @@ impl Marks {
         }
     }
 
-    /// The mark for a state. So many are different in no program: where they run out nothing is known.
+    /// The mark for a state. So many are different in no program: where they run out nothing is
+    /// known.
     pub(super) fn mark_of(&mut self, state: &mut State) -> Mark {
         if let Some(number) = self.numbers.get(state) {
             return Mark(*number);

@@ -1,0 +1,358 @@
+//! Makes a [`Plan`]: finds the functions of each object, and where to probe each.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    ops::Range,
+};
+
+use memleak_common::probe::ProbeRow;
+
+use super::{
+    plan::{C_LIBRARY_MARKER, Family, Plan, PlanOptions, Skip, SkipReason, is_allocators, is_prefixed},
+    point::{AttachPoint, ProgramKind},
+    table::{Role, Row, Scope},
+};
+use crate::{
+    arch::{
+        self,
+        placement::{Placement, Reason},
+    },
+    proc::memory::ReadMemory,
+    snapshot::own::Code,
+    target::{
+        allocator::{self, AllocatorKind},
+        ifunc,
+        object::{Elf, FunctionSymbol, Object, SymbolKind, names_object},
+    },
+};
+
+/// Plans for `objects`: all that a target has mapped, or those that are new. Objects are read with
+/// [`super::plan::symbol_names`] of the same options. `memory` is the target's, for indirect
+/// functions.
+///
+/// An empty plan is not an error here: a command that has just been started has nothing mapped yet.
+pub fn plan(objects: &[Object], options: &PlanOptions<'_>, memory: Option<&dyn ReadMemory>) -> Plan {
+    let mut plan = Plan { needs_heap: options.symbols_prefix.is_some(), ..Plan::default() };
+    for object in objects {
+        match &object.elf {
+            Ok(elf) => Planner::new(objects, object, elf, options, memory).run(&mut plan),
+            Err(error) => plan.skipped.push(Skip {
+                object: object.to_string(),
+                function: "*".to_owned(),
+                reason: SkipReason::Unreadable(error.to_string()),
+            }),
+        }
+    }
+    // A release that can fail is attached by the programs of an acquire: among these it comes
+    // first.
+    plan.points.sort_by_key(|point| (point.program, role_rank(point.role)));
+    plan
+}
+
+fn role_rank(role: Role) -> u8 {
+    match role {
+        Role::FallibleRelease => 0,
+        Role::Resize => 1,
+        _ => 2,
+    }
+}
+
+fn acquires(row: &Row) -> bool {
+    matches!(row.role, Role::Acquire | Role::Resize)
+}
+
+/// Plans for one object.
+struct Planner<'a> {
+    objects: &'a [Object],
+    object: &'a Object,
+    elf: &'a Elf,
+    options: &'a PlanOptions<'a>,
+    memory: Option<&'a dyn ReadMemory>,
+    /// The object is one of those that `-O` allows.
+    is_chosen: bool,
+    /// Function at each address that has been dealt with, and its row.
+    taken: HashMap<u64, (String, ProbeRow)>,
+    /// Addresses in the object of the allocator's functions.
+    code: Vec<Range<u64>>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(
+        objects: &'a [Object],
+        object: &'a Object,
+        elf: &'a Elf,
+        options: &'a PlanOptions<'a>,
+        memory: Option<&'a dyn ReadMemory>,
+    ) -> Self {
+        let is_chosen = options.object.is_none_or(|name| names_object(name, object));
+        Self { objects, object, elf, options, memory, is_chosen, taken: HashMap::new(), code: Vec::new() }
+    }
+
+    fn run(mut self, plan: &mut Plan) {
+        let families = self.families();
+        let has_own_functions = self.is_chosen && self.defines_whole(|_| true);
+        let kind = allocator::identify(self.elf);
+        let has_allocator = !families.is_empty() || has_own_functions;
+        if has_allocator {
+            plan.allocators.push((self.object.to_string(), kind));
+            let (plain, named): (Vec<_>, Vec<_>) = families.iter().partition(|prefix| prefix.is_empty());
+            plan.families
+                .extend([self.family(&plain, true), self.family(&named, false)].into_iter().flatten());
+        }
+        for prefix in &families {
+            self.add_rows(plan, prefix, is_prefixed, None);
+        }
+        if has_allocator {
+            let reason = (!kind.has_own_operators()).then_some(SkipReason::CallsMalloc(kind));
+            self.add_rows(plan, "", |scope| scope == Scope::Operator, reason);
+        }
+        if has_own_functions {
+            self.add_rows(plan, "", |scope| scope == Scope::Allocator, None);
+        }
+        if has_allocator {
+            self.add_allocator_code(plan, kind);
+        }
+        if self.has_mapping_functions() {
+            self.add_rows(plan, "", |scope| scope == Scope::Mapping, None);
+        }
+        if self.elf.is_static() || self.elf.defines(C_LIBRARY_MARKER) {
+            self.add_rows(plan, "", |scope| scope == Scope::CLibrary, None);
+        }
+        self.add_rows(plan, "", |scope| matches!(scope, Scope::Anywhere | Scope::User), None);
+    }
+
+    /// Prefixes under which the object defines something of an allocator, complete or not: a linker
+    /// takes from a static library only what is called, and leaves the symbols out that nobody
+    /// refers to. If nothing under a prefix acquires, what it frees is something else: a
+    /// program's own `mi_free` may free menu items. A prefix that names what another one has named
+    /// already adds nothing.
+    fn families(&self) -> Vec<String> {
+        if !self.is_chosen {
+            return Vec::new();
+        }
+        let prefixes = match self.options.symbols_prefix {
+            Some(prefix) => vec![prefix.to_owned()],
+            None => allocator::prefixes_of(self.elf),
+        };
+        let mut known = HashSet::new();
+        let mut adds_something = |prefix: &str| {
+            let rows = self.options.selected().map(|(_, row)| row).filter(|row| is_prefixed(row.scope));
+            let releases_count = prefix.is_empty() || self.defines_whole(|name| name.starts_with(prefix));
+            let mut is_new = false;
+            for row in rows.filter(|row| releases_count || acquires(row)) {
+                let symbols = self.elf.symbols_named(&format!("{prefix}{}", row.function));
+                is_new |= symbols.iter().fold(false, |is_new, symbol| known.insert(symbol.vaddr) | is_new);
+            }
+            is_new
+        };
+        prefixes.into_iter().filter(|prefix| adds_something(prefix)).collect()
+    }
+
+    /// What the object names of malloc's and C++'s own functions, or of those under these prefixes
+    /// and with whole names.
+    fn family(&self, prefixes: &[&String], is_plain: bool) -> Option<Family> {
+        let whole = if is_plain { Scope::Operator } else { Scope::Allocator };
+        let (mut acquired_by, mut releases) = (None, false);
+        for (_, row) in self.options.selected() {
+            let names: Vec<_> = match row.scope {
+                scope if is_prefixed(scope) => {
+                    prefixes.iter().map(|prefix| format!("{prefix}{}", row.function)).collect()
+                }
+                scope if scope == whole && self.may_take(row) => vec![row.function.to_string()],
+                _ => continue,
+            };
+            let Some(name) = names.into_iter().find(|name| self.elf.defines(name)) else { continue };
+            releases |= row.role == Role::Release;
+            if acquires(row) {
+                acquired_by.get_or_insert(name);
+            }
+        }
+        let object = self.object.to_string();
+        Some(Family { object, acquires: acquired_by?, releases, is_plain })
+    }
+
+    /// Notes where the allocator's code is: all of a library that is nothing else, or the functions
+    /// that have names.
+    fn add_allocator_code(&mut self, plan: &mut Plan, kind: AllocatorKind) {
+        let Some(bias) = self.object.load_bias else { return };
+        if kind.is_all_of_its_library() && !self.elf.is_program() {
+            self.code = self.elf.code_ranges().collect();
+        } else {
+            let internal = allocator::internal_functions(self.elf);
+            self.code.extend(internal.map(|symbol| symbol.vaddr..symbol.vaddr.saturating_add(symbol.size)));
+        }
+        let in_target = |code: &Range<u64>| code.start.wrapping_add(bias)..code.end.wrapping_add(bias);
+        plan.allocator_code.push(Code {
+            object: self.elf.code_ranges().map(|code| in_target(&code)).collect(),
+            functions: self.code.iter().map(in_target).collect(),
+        });
+    }
+
+    /// The object defines a function that acquires under a whole name, one of those that are
+    /// `wanted`.
+    fn defines_whole(&self, wanted: impl Fn(&str) -> bool) -> bool {
+        let mut rows =
+            self.options.rows_of(Scope::Allocator).filter(|row| acquires(row) && self.may_take(row));
+        rows.any(|row| wanted(&row.function) && self.elf.defines(&row.function))
+    }
+
+    /// The row's function belongs to the allocator that `-S` names, if it names one.
+    fn may_take(&self, row: &Row) -> bool {
+        let is_named = |prefix: &str| row.scope != Scope::Allocator || row.function.starts_with(prefix);
+        self.options.symbols_prefix.is_none_or(is_named)
+    }
+
+    /// The object is a C library, or holds one: it defines functions of each role, or is static and
+    /// has some of them.
+    fn has_mapping_functions(&self) -> bool {
+        let mut rows = self.options.rows_of(Scope::Mapping);
+        let defines = |role: Role| {
+            self.options
+                .rows_of(Scope::Mapping)
+                .any(|row| row.role == role && self.elf.defines(&row.function))
+        };
+        self.is_chosen
+            && if self.elf.is_static() {
+                rows.any(|row| self.elf.defines(&row.function))
+            } else {
+                defines(Role::Acquire) && defines(Role::FallibleRelease)
+            }
+    }
+
+    /// Adds the rows of some scopes: points, or a reason why not (`reason`, if there is one for
+    /// all of them).
+    fn add_rows(
+        &mut self,
+        plan: &mut Plan,
+        prefix: &str,
+        applies: impl Fn(Scope) -> bool,
+        reason: Option<SkipReason>,
+    ) {
+        for (index, row) in self.options.selected().filter(|(_, row)| applies(row.scope)) {
+            let is_others = row.object.as_deref().is_some_and(|name| !names_object(name, self.object));
+            if is_others || !self.may_take(row) {
+                continue;
+            }
+            let function = format!("{prefix}{}", row.function);
+            let symbols = self.elf.symbols_named(&function);
+            if symbols.is_empty() && matches!(row.scope, Scope::Heap | Scope::Mapping) {
+                plan.skipped.push(self.skip(&function, SkipReason::NotDefined));
+            }
+            for symbol in symbols {
+                let outcome = match &reason {
+                    Some(reason) => Err(reason.clone()),
+                    None => self.points(index, row, symbol),
+                };
+                match outcome {
+                    Ok(points) => plan.points.extend(points.into_iter().filter(|point| self.is_new(point))),
+                    Err(reason) => plan.skipped.push(self.skip(&function, reason)),
+                }
+            }
+        }
+    }
+
+    fn is_new(&self, point: &AttachPoint) -> bool {
+        self.options.already.is_none_or(|already| !already.contains(&point.key()))
+    }
+
+    fn skip(&self, function: &str, reason: SkipReason) -> Skip {
+        Skip { object: self.object.to_string(), function: function.to_owned(), reason }
+    }
+
+    /// The points for one row at one symbol.
+    fn points(
+        &mut self,
+        index: u32,
+        row: &Row,
+        symbol: &FunctionSymbol,
+    ) -> Result<Vec<AttachPoint>, SkipReason> {
+        if self.elf.is_go() && !matches!(row.role, Role::Abandon | Role::Notice) {
+            return Err(SkipReason::Go);
+        }
+        let (vaddr, size) = match symbol.kind {
+            SymbolKind::Function => (symbol.vaddr, symbol.size),
+            SymbolKind::Indirect => {
+                let vaddr = ifunc::resolve(self.objects, self.object, symbol, self.memory)?;
+                (vaddr, self.elf.function_size_at(vaddr))
+            }
+        };
+        if let Some((function, probe)) = self.taken.get(&vaddr) {
+            return Err(match *probe == row.probe {
+                true => SkipReason::SameCode(function.clone()),
+                false => SkipReason::OtherMeaning(function.clone()),
+            });
+        }
+        let placement = self.place(vaddr, size, row);
+        let (mut programs, mut unclear) = (ProgramKind::of(row.role), None);
+        let mut returns = BTreeSet::new();
+        if self.leaves_addresses_alone(row) {
+            match arch::HOST
+                .returns(vaddr, |other| self.whole_function(other, if other == vaddr { size } else { 0 }))
+            {
+                Ok(found) => (programs, returns) = (&[ProgramKind::CallEnter], found),
+                Err(why) => unclear = Some(why),
+            }
+        }
+        let place = |program, file_offset, placement| AttachPoint {
+            program,
+            row: index,
+            role: row.role,
+            scope: row.scope,
+            object: self.object.id,
+            open_path: self.object.open_path.clone(),
+            file_offset,
+            placement,
+            function: symbol.name.clone(),
+            unclear,
+        };
+        let mut points = Vec::new();
+        for at in returns {
+            let offset = u32::try_from(at.wrapping_sub(vaddr)).unwrap_or(0);
+            let file_offset = self.elf.file_offset_of(at).ok_or(SkipReason::NoCode)?;
+            points.push(place(
+                ProgramKind::CallExit,
+                file_offset,
+                Placement { offset, reason: Reason::Return },
+            ));
+        }
+        let file_offset = self
+            .elf
+            .file_offset_of(vaddr.wrapping_add(u64::from(placement.offset)))
+            .ok_or(SkipReason::NoCode)?;
+        points.extend(programs.iter().map(|program| place(*program, file_offset, placement)));
+        self.taken.insert(vaddr, (symbol.name.clone(), row.probe));
+        if is_allocators(row.scope) || row.scope == Scope::Operator {
+            self.code.push(vaddr..vaddr.saturating_add(size));
+        }
+        Ok(points)
+    }
+
+    /// The row's calls are followed by their `ret` instructions, wherever these are known: those of
+    /// functions that users name, of which nobody knows whether they throw or switch stacks; those
+    /// of mmap and related functions, which signal handlers call on stacks of their own; and those
+    /// that throw where the stack cannot be mended.
+    fn leaves_addresses_alone(&self, row: &Row) -> bool {
+        let followed =
+            matches!(row.role, Role::Acquire | Role::Resize | Role::FallibleRelease | Role::Shield);
+        let may_leave = match row.scope {
+            Scope::User | Scope::Mapping => true,
+            Scope::Operator => !self.options.mends_stack,
+            _ => false,
+        };
+        followed && may_leave
+    }
+
+    /// All code of the function at `vaddr`, whose size is this or, if it is 0, a symbol's.
+    fn whole_function(&self, vaddr: u64, size: u64) -> Option<Vec<u8>> {
+        let size = if size == 0 { self.elf.function_size_at(vaddr) } else { size };
+        self.elf.whole_function(vaddr, size)
+    }
+
+    fn place(&self, vaddr: u64, size: u64, row: &Row) -> Placement {
+        // Only objects of this machine are planned for (`ObjectError::ForeignMachine`).
+        match self.elf.whole_function(vaddr, size) {
+            Some(code) => arch::HOST.place(&code, vaddr, row.probe.arguments_read()),
+            None => Placement::entry(Reason::BodyUnknown),
+        }
+    }
+}
