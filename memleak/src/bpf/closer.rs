@@ -157,7 +157,7 @@ pub(super) fn end_with_a_child<T: Descriptors>(links: T) -> libc::pid_t {
 }
 
 /// The ranges of descriptors that are none of these.
-fn between(mut fds: Vec<RawFd>) -> Vec<(u32, u32)> {
+pub(super) fn between(mut fds: Vec<RawFd>) -> Vec<(u32, u32)> {
     fds.sort_unstable();
     let mut from = 0u32;
     let mut ranges = Vec::with_capacity(fds.len() + 1);

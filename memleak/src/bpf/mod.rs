@@ -18,6 +18,7 @@ mod cut;
 mod error;
 mod kernel_mode;
 mod links;
+mod maker;
 mod mapping_states;
 mod multi;
 mod object;

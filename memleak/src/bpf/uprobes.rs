@@ -81,6 +81,9 @@ impl Uprobes {
         }
         let acquire = if mends.is_ok() { ACQUIRE } else { ACQUIRE_WITHOUT_MENDING };
         self.load_both_ends(ebpf, acquire)?;
+        if let Self::Multi(programs) = self {
+            programs.start_maker();
+        }
         Ok(mends.is_ok())
     }
 

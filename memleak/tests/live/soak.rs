@@ -254,8 +254,10 @@ fn killed_again_and_again() {
     assert_eq!(report.totals.bytes, 10 * report.totals.count, "{}", report.describe());
     let complaints = new_complaints(&before);
     println!("{kills} kills: {} lines of the kernel's", complaints.len());
-    // A breakpoint can stay behind if the tracer is killed while the kernel attaches (links.rs);
-    // nothing else may.
-    assert!(complaints.iter().all(|line| line.contains("leaking uprobe")), "{complaints:?}");
+    // Before 6.11 links are made by ourselves, and a breakpoint can stay behind (maker.rs).
+    let version = aya::util::KernelVersion::current().expect("the kernel's version");
+    let is_excused =
+        |line: &String| version < aya::util::KernelVersion::new(6, 11, 0) && line.contains("leaking uprobe");
+    assert!(complaints.iter().all(is_excused), "{complaints:?}");
     assert!(fs::metadata(format!("/proc/{pid}")).is_ok());
 }
