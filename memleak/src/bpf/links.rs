@@ -285,14 +285,15 @@ impl Probes {
 
     /// A call that would end the process if it switched stacks or, if the stack cannot be mended
     /// here, threw an exception; with the reason why its `ret` instructions are not probed instead.
-    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<(&'a AttachPoint, Unclear)> {
-        let is_dangerous = |point: &AttachPoint| match point.scope {
+    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> impl Iterator<Item = (&'a AttachPoint, Unclear)> {
+        let mends_stack = self.mends_stack;
+        let is_dangerous = move |point: &AttachPoint| match point.scope {
             RowScope::User => true,
-            RowScope::Operator => !self.mends_stack,
+            RowScope::Operator => !mends_stack,
             _ => false,
         };
-        let mut unclear = points.iter().filter_map(|point| Some((point, point.unclear?)));
-        unclear.find(|(point, _)| is_dangerous(point))
+        let unclear = points.iter().filter_map(|point| Some((point, point.unclear?)));
+        unclear.filter(move |(point, _)| is_dangerous(point))
     }
 
     /// A probe fires for the threads of a process, and not for all that share its memory.

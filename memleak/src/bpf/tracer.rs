@@ -265,7 +265,7 @@ impl Tracer {
     }
 
     /// See [`Probes::dangers`].
-    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<(&'a AttachPoint, Unclear)> {
+    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> impl Iterator<Item = (&'a AttachPoint, Unclear)> {
         self.probes.dangers(points)
     }
 

@@ -8,6 +8,7 @@
 mod births;
 mod checks;
 mod config;
+mod dangers;
 mod error;
 mod events;
 mod follow;

@@ -127,11 +127,11 @@ impl Session {
         let Mode::User(mode) = &mut self.mode else { return Ok(()) };
         let Some(traced) = self.targets.get_mut(target) else { return Ok(()) };
         let plan = mode.plan(&self.settings.capture, traced, which)?;
+        let scope = Scope { pid: traced.id.pid, slot: traced.slot };
+        mode.dangers.tell(&self.tracer, &mode.store, scope.pid, &plan.points);
         if plan.points.is_empty() {
             return Ok(());
         }
-        let scope = Scope { pid: traced.id.pid, slot: traced.slot };
-        mode.warn_of_dangers(&self.tracer, scope.pid, &plan.points);
         self.attach(scope, &plan)
     }
 
