@@ -19,6 +19,7 @@ use crate::{
     escape::printable,
     proc::{
         maps::{Backing, Mapping},
+        memory_limit::memory_left,
         root::Root,
         target::Target,
     },
@@ -40,6 +41,8 @@ pub struct ObjectStore(Arc<OpenFiles>);
 #[derive(Debug)]
 struct OpenFiles {
     budget: Budget,
+    /// Bytes that the budget began with.
+    memory: u64,
     host_debug: Option<Arc<Root>>,
     files: Mutex<HashMap<FileKey, Arc<ObjectFile>>>,
 }
@@ -165,7 +168,8 @@ fn next_id() -> u64 {
 
 impl Default for ObjectStore {
     fn default() -> Self {
-        Self::new(MEMORY, Path::new("/usr/lib/debug"))
+        let memory = memory_left().map_or(MEMORY, |left| MEMORY.min(left / 4));
+        Self::new(memory, Path::new("/usr/lib/debug"))
     }
 }
 
@@ -174,7 +178,7 @@ impl ObjectStore {
     /// files are looked for in `debug_directory`, too, which is ours.
     pub fn new(memory: u64, debug_directory: &Path) -> Self {
         let host_debug = Root::at(debug_directory).ok().map(Arc::new);
-        Self(Arc::new(OpenFiles { budget: Budget::new(memory), host_debug, files: Mutex::default() }))
+        Self(Arc::new(OpenFiles { budget: Budget::new(memory), memory, host_debug, files: Mutex::default() }))
     }
 
     /// What `target` has mapped at `mapping`, which is a file or the vdso.
@@ -224,9 +228,9 @@ impl ObjectStore {
         Roots { target: target.root().ok().map(Arc::new), host_debug }
     }
 
-    /// Bytes of memory that are left for symbols and debug information.
-    pub fn memory_left(&self) -> u64 {
-        self.0.budget.left()
+    /// Less than half of the memory for symbols and debug information is left.
+    pub fn is_short_of_memory(&self) -> bool {
+        self.0.budget.left() < self.0.memory / 2
     }
 
     /// Closes the files that nobody else holds.

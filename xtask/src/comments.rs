@@ -28,6 +28,13 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// Files with comments to be wrapped, a line each.
+pub fn check(root: &Path) -> Result<Vec<String>> {
+    let too_wide = sources(root)?.into_iter().filter(|(_, text)| wrap(text) != *text);
+    let names = too_wide.map(|(name, _)| name.display().to_string());
+    Ok(names.map(|name| format!("{name}: comments over {COLUMNS} columns: `cargo xtask comments`")).collect())
+}
+
 /// The repository's Rust files, and what is in them.
 fn sources(root: &Path) -> Result<Vec<(PathBuf, String)>> {
     let mut sources = Vec::new();
@@ -42,7 +49,12 @@ fn add(root: &Path, relative: &Path, sources: &mut Vec<(PathBuf, String)>) -> Re
     for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
         let entry = entry?;
         let relative = relative.join(entry.file_name());
-        if entry.file_type()?.is_dir() && entry.file_name() != "target" {
+        // memleak/src/target is not what cargo builds.
+        let is_built = relative.components().count() == 2 && relative.ends_with("target");
+        if is_built {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
             add(root, &relative, sources)?;
         } else if relative.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(entry.path());
@@ -191,6 +203,12 @@ mod tests {
         );
         assert_eq!(wrap(&text), expected);
         assert_eq!(wrap(&expected), expected);
+    }
+
+    #[test]
+    fn the_repository_is_wrapped() -> Result<()> {
+        assert_eq!(check(run::root())?, Vec::<String>::new());
+        Ok(())
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod layers;
 mod packages;
 mod privilege;
 mod run;
+mod soak;
 mod sources;
 mod test;
 mod vm;
@@ -42,6 +43,9 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Checks that the source files keep to the layers that ARCHITECTURE.md draws
     Layers,
+    /// Runs for long what may not change with time: a mixed load, very many children, tracers that
+    /// are killed
+    Soak(soak::Options),
     /// Checks format and lints, runs all tests, the live ones as root
     Test(test::Options),
     /// Runs live tests on other kernels, in virtual machines under software emulation
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Task::Dist(options) => dist::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Layers => layers::run(),
+        Task::Soak(options) => soak::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Vm(options) => vm::run(&options),
     };

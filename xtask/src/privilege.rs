@@ -24,6 +24,12 @@ pub fn as_root(program: impl AsRef<OsStr>, instead: &str) -> Result<Command> {
     };
     let mut command = Command::new(sudo);
     // The variables that the tracer and the live tests read; sudo drops all others.
-    command.arg("--preserve-env=MEMLEAK_LIVE,RUST_BACKTRACE,CI").arg("--").arg(program);
+    command
+        .arg(concat!(
+            "--preserve-env=MEMLEAK_LIVE,MEMLEAK_LIVE_PATIENCE,MEMLEAK_SOAK_SECONDS,MEMLEAK_SOAK_CHILDREN,",
+            "MEMLEAK_SOAK_KILLS,MEMLEAK_SOAK_BUILD,RUST_BACKTRACE,CI"
+        ))
+        .arg("--")
+        .arg(program);
     Ok(command)
 }

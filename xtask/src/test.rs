@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What the live tests build and trace.
-pub const LIVE_PACKAGES: [Package; 21] = [
+pub const LIVE_PACKAGES: [Package; 23] = [
     Package { names: &["g++"], purpose: "compiles the traced programs" },
     Package { names: &["libc6-dev"], purpose: "static glibc programs" },
     Package { names: &["libc6-dbg"], purpose: "debug files to find by build id" },
@@ -45,6 +45,8 @@ pub const LIVE_PACKAGES: [Package; 21] = [
         names: &["valgrind"],
         purpose: "a second opinion on blocks, and a program that translates others",
     },
+    Package { names: &["qemu-user"], purpose: "a program that translates others" },
+    Package { names: &["make"], purpose: "a build to follow" },
     Package { names: &["binutils"], purpose: "objcopy and strip, for separate debug files" },
     Package { names: &["libsqlite3-0"], purpose: "a real library, with databases to leave open" },
     Package { names: &["libssl3", "libssl3t64"], purpose: "a real library, with objects that are counted" },

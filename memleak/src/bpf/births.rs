@@ -1,4 +1,5 @@
-//! Notices of births (ring buffer `BIRTHS`): of children and of new programs. Whoever told waits for the answer.
+//! Notices of births (ring buffer `BIRTHS`): of children and of new programs. Whoever told waits
+//! for the answer.
 
 use std::{
     os::fd::{AsRawFd as _, RawFd},
@@ -30,7 +31,8 @@ pub struct Births {
     answers: NonNull<AtomicU64>,
 }
 
-// SAFETY: the answers are atomic words of a memory map that is never unmapped; all else can be shared as it is.
+// SAFETY: the answers are atomic words of a memory map that is never unmapped; all else can be
+// shared as it is.
 unsafe impl Send for Births {}
 // SAFETY: as above.
 unsafe impl Sync for Births {}
@@ -51,8 +53,8 @@ impl Births {
         self.fd
     }
 
-    /// Hands the next notice to `with`; says whether there was one. Nobody else is handed one meanwhile: if there is none,
-    /// all that were told before have been dealt with.
+    /// Hands the next notice to `with`; says whether there was one. Nobody else is handed one
+    /// meanwhile: if there is none, all that were told before have been dealt with.
     pub fn next(&self, with: impl FnOnce(&Event)) -> bool {
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(item) = ring.next() else { return false };

@@ -16,8 +16,8 @@ use crate::{probe::table::Row, proc::btf};
 pub enum Walk {
     /// By unwind tables.
     Tables {
-        /// Frames that no table describes are left by the frame pointer. A kernel that refuses the walk is no error: then
-        /// all are.
+        /// Frames that no table describes are left by the frame pointer. A kernel that refuses the
+        /// walk is no error: then all are.
         or_pointer: bool,
     },
     /// By frame pointers.
@@ -134,8 +134,8 @@ fn task_offsets() -> io::Result<TaskOffsets> {
     })
 }
 
-/// Threads of the target can wait for us: the kernel has `bpf_loop` and takes the type information that it needs, and there
-/// is another CPU for us to answer on.
+/// Threads of the target can wait for us: the kernel has `bpf_loop` and takes the type information
+/// that it needs, and there is another CPU for us to answer on.
 fn may_hold() -> bool {
     if aya::features().btf().is_none() {
         return false;
@@ -154,14 +154,16 @@ fn held() -> u32 {
     answering_threads().saturating_sub(1) as u32
 }
 
-/// How many stacks a CPU stores before it says so, less one: all CPUs together an eighth of the room.
+/// How many stacks a CPU stores before it says so, less one: all CPUs together an eighth of the
+/// room.
 fn stored_mask(stack_storage_size: u32) -> u64 {
     let cpus = aya::util::nr_cpus().unwrap_or(1).max(1) as u64;
     let wanted = (u64::from(stack_storage_size) / 8 / cpus).max(1);
     (1 << wanted.ilog2()) - 1
 }
 
-/// Device and inode of our PID namespace, or zeroes in the kernel's first one, where no translation is needed.
+/// Device and inode of our PID namespace, or zeroes in the kernel's first one, where no translation
+/// is needed.
 fn own_pid_namespace() -> (u64, u64) {
     const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC; // PROC_PID_INIT_INO, include/linux/proc_ns.h
     match std::fs::metadata("/proc/self/ns/pid") {

@@ -1,5 +1,5 @@
-//! The cut that makes a snapshot one of one moment: raises the epoch, and takes what is told of records that move while
-//! the table is read (`memleak_common::cut`).
+//! The cut that makes a snapshot one of one moment: raises the epoch, and takes what is told of
+//! records that move while the table is read (`memleak_common::cut`).
 
 use std::{
     io,
@@ -50,7 +50,8 @@ impl Epoch {
         Ok(Self { word, moved, grace })
     }
 
-    /// Makes the cut, and waits until the programs that have not seen it have ended. What they have sent is there then.
+    /// Makes the cut, and waits until the programs that have not seen it have ended. What they have
+    /// sent is there then.
     pub fn begin(&mut self) -> Result<Reading, BpfError> {
         let epoch = (self.word.get().load(Ordering::Relaxed) + 1) | 1;
         let time_ns = monotonic_ns();
@@ -112,7 +113,8 @@ impl Word {
     }
 
     fn get(&self) -> &AtomicU64 {
-        // SAFETY: the memory map begins with the map's one value, of 8 bytes, and lives as long as this.
+        // SAFETY: the memory map begins with the map's one value, of 8 bytes, and lives as long as
+        // this.
         unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast()) }
     }
 }
@@ -124,10 +126,11 @@ impl Drop for Word {
     }
 }
 
-/// Waits for programs. A change of a map of maps returns when all programs have ended that may have seen what was there
-/// before (kernel/bpf/syscall.c, `maybe_wait_bpf_programs`): they run within RCU read-side sections
-/// (kernel/trace/bpf_trace.c, `uprobe_prog_run`, `__bpf_trace_run`, `trace_call_bpf`; include/linux/bpf.h,
-/// `bpf_prog_run_array_uprobe`). membarrier(2) would do, but not on a machine with one CPU, nor with nohz_full.
+/// Waits for programs. A change of a map of maps returns when all programs have ended that may have
+/// seen what was there before (kernel/bpf/syscall.c, `maybe_wait_bpf_programs`): they run within
+/// RCU read-side sections (kernel/trace/bpf_trace.c, `uprobe_prog_run`, `__bpf_trace_run`,
+/// `trace_call_bpf`; include/linux/bpf.h, `bpf_prog_run_array_uprobe`). membarrier(2) would do, but
+/// not on a machine with one CPU, nor with nohz_full.
 struct Grace {
     outer: OwnedFd,
     inner: OwnedFd,

@@ -2,6 +2,13 @@
 
 use aya::programs::ProgramError;
 
+fn remedy(without_tables: Option<u64>) -> String {
+    match without_tables {
+        Some(needed) => format!("type --unwind fp, which takes {needed} MB, or raise the limit"),
+        None => "raise the limit, or lower --max-allocs".to_owned(),
+    }
+}
+
 /// What can go wrong between us and the kernel. Each message is one line: what, why, what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
@@ -26,17 +33,31 @@ pub enum BpfError {
          CONFIG_DEBUG_INFO_BTF"
     )]
     NoKernelTypes(String),
-    /// The BPF side learns a child's number in the first PID namespace, not the one that it has here.
+    /// The BPF side learns a child's number in the first PID namespace, not the one that it has
+    /// here.
     #[error(
         "cannot follow forks from within a PID namespace: start memleak outside of it, or leave out --follow-forks"
     )]
     ForksInNamespace,
     /// The kernel ran out of memory for our maps, or a limit forbids it.
     #[error(
-        "cannot make the BPF maps: not enough memory; lower --max-allocs or --stack-storage-size, or raise the \
-         memory limit (ulimit -l, or the control group's)"
+        "cannot make the BPF maps: not enough memory; type --unwind fp, lower --max-allocs or --stack-storage-size, or \
+         raise the memory limit (ulimit -l, or the control group's)"
     )]
     NoMemory,
+    /// The kernel would kill us.
+    #[error(
+        "cannot trace: the control group's memory limit leaves {left} MB, and this takes about {needed} MB; {}",
+        remedy(*without)
+    )]
+    LittleMemory {
+        /// What there is, MB.
+        left: u64,
+        /// What is needed, MB.
+        needed: u64,
+        /// What is needed without unwind tables, if there is as much.
+        without: Option<u64>,
+    },
     /// No descriptor was to be had.
     #[error("cannot load BPF programs: too many open files; raise the limit (ulimit -n)")]
     TooManyFiles,
@@ -107,7 +128,8 @@ pub(super) fn load_error(error: &(dyn std::error::Error + 'static)) -> BpfError 
         Some(libc::EPERM) => BpfError::NotPermitted(why_not_permitted()),
         Some(libc::ENOMEM) => BpfError::NoMemory,
         Some(libc::EMFILE | libc::ENFILE) => BpfError::TooManyFiles,
-        // The verifier's EACCES, too, which is not about permissions: an access that it finds wrong.
+        // The verifier's EACCES, too, which is not about permissions: an access that it finds
+        // wrong.
         _ => {
             log::debug!("{error}"); // with the verifier's log, where there is one
             BpfError::Load(chain(error))

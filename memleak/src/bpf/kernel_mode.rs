@@ -18,8 +18,8 @@ use super::{
 use crate::arch::OBJECT;
 use crate::probe::kernel::{KernelFunction, KernelPlan, WORK_START};
 
-/// Maps that the programs of this mode write to: their entries are made in advance, since a program that allocates would
-/// trace itself.
+/// Maps that the programs of this mode write to: their entries are made in advance, since a program
+/// that allocates would trace itself.
 const PREALLOCATED: &[&str] = &["ALLOCATIONS", "STACKS", "SHORT_STACKS"];
 /// Maps that this mode has no use for.
 const UNUSED: &[&str] = &[

@@ -1,11 +1,11 @@
-//! Attaching: points of a plan become links. All links end with the [`Probes`] that holds them; the kernel ends them
-//! too when this process does, however it does.
+//! Attaching: points of a plan become links. All links end with the [`Probes`] that holds them; the
+//! kernel ends them too when this process does, however it does.
 
 use std::{
     collections::{HashMap, HashSet},
     io,
     num::NonZeroU32,
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, OwnedFd, RawFd},
     path::{Component, Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -26,7 +26,7 @@ use memleak_common::probe::cookie;
 
 use super::{
     access::program,
-    closer::{Closer, Retired, end_with_a_child},
+    closer::{Closer, HoldsLinks, Retired, end_with_a_child},
     error::{BpfError, chain, os_error},
     multi::MultiPrograms,
     uprobes::{ABANDON, ACQUIRE_PLAIN, EMPTY_SESSION, SESSION, Uprobes},
@@ -79,11 +79,30 @@ pub(super) enum Link {
     /// Of one place.
     Single(#[expect(dead_code, reason = "held for its end")] UProbeLink),
     /// Of the places of one file.
-    Multi(#[expect(dead_code, reason = "held for its end")] OwnedFd),
+    Multi(OwnedFd),
     /// Of a tracepoint of the kernel.
     Tracepoint(#[expect(dead_code, reason = "held for its end")] RawTracePointLink),
     /// Of a function of the kernel.
     Function(#[expect(dead_code, reason = "held for its end")] KProbeLink),
+}
+
+impl HoldsLinks for Link {
+    fn add_to(&self, fds: &mut Vec<RawFd>) -> bool {
+        match self {
+            Self::Multi(fd) => {
+                fds.push(fd.as_raw_fd());
+                true
+            }
+            // aya keeps theirs to itself.
+            Self::Single(_) | Self::Tracepoint(_) | Self::Function(_) => false,
+        }
+    }
+}
+
+impl HoldsLinks for Attached {
+    fn add_to(&self, fds: &mut Vec<RawFd>) -> bool {
+        self.links.add_to(fds)
+    }
 }
 
 /// How attaching a plan went.
@@ -189,7 +208,8 @@ impl Probes {
         self.retire(slot, SlotFate::Kept);
     }
 
-    /// Ends what was attached to the process with this slot, which has ended: [`Self::closed`] will give the slot.
+    /// Ends what was attached to the process with this slot, which has ended: [`Self::closed`] will
+    /// give the slot.
     pub fn release(&mut self, slot: u32) {
         self.retire(slot, SlotFate::Freed);
     }
@@ -233,7 +253,8 @@ impl Probes {
         closed
     }
 
-    /// Attaches to a process what is attached to the one that has made it. Says whether all of it could be.
+    /// Attaches to a process what is attached to the one that has made it. Says whether all of it
+    /// could be.
     pub fn inherit(
         &mut self,
         ebpf: &mut Ebpf,
@@ -271,16 +292,17 @@ impl Probes {
         self.mends_stack
     }
 
-    /// A call that would end the process if it switched stacks or, if the stack cannot be mended here, threw an exception; with
-    /// the reason why its `ret` instructions are not probed instead.
-    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<(&'a AttachPoint, Unclear)> {
-        let is_dangerous = |point: &AttachPoint| match point.scope {
+    /// A call that would end the process if it switched stacks or, if the stack cannot be mended
+    /// here, threw an exception; with the reason why its `ret` instructions are not probed instead.
+    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> impl Iterator<Item = (&'a AttachPoint, Unclear)> {
+        let mends_stack = self.mends_stack;
+        let is_dangerous = move |point: &AttachPoint| match point.scope {
             RowScope::User => true,
-            RowScope::Operator => !self.mends_stack,
+            RowScope::Operator => !mends_stack,
             _ => false,
         };
-        let mut unclear = points.iter().filter_map(|point| Some((point, point.unclear?)));
-        unclear.find(|(point, _)| is_dangerous(point))
+        let unclear = points.iter().filter_map(|point| Some((point, point.unclear?)));
+        unclear.filter(move |(point, _)| is_dangerous(point))
     }
 
     /// A probe fires for the threads of a process, and not for all that share its memory.
@@ -298,7 +320,8 @@ impl Probes {
         let start = Instant::now();
         self.closer = None; // what it has begun comes to its end
         self.count = 0;
-        wait_for(end_with_a_child(std::mem::take(&mut self.processes)));
+        let attached: Vec<Attached> = std::mem::take(&mut self.processes).into_values().collect();
+        wait_for(end_with_a_child(attached));
         start.elapsed()
     }
 
@@ -326,7 +349,8 @@ fn attach_many(
     programs.attach(name, first.program.is_return(), &path, &places, scope.pid)
 }
 
-/// The path that opens the object of a point in process `pid`: a child has what its parent had mapped, at the same addresses.
+/// The path that opens the object of a point in process `pid`: a child has what its parent had
+/// mapped, at the same addresses.
 fn as_seen_by(pid: u32, open_path: &Path) -> PathBuf {
     let mut parts = open_path.components();
     let is_of_process = parts.next() == Some(Component::RootDir)
@@ -368,7 +392,8 @@ fn why(error: &(dyn std::error::Error + 'static)) -> String {
         Some(libc::EPERM | libc::EACCES) => {
             "permission denied; run as root, or give CAP_PERFMON and CAP_SYS_PTRACE".to_owned()
         }
-        // kernel/events/uprobes.c, uprobe_register: two tools that give one place different reference counters.
+        // kernel/events/uprobes.c, uprobe_register: two tools that give one place different
+        // reference counters.
         Some(libc::EINVAL) => {
             "the kernel refuses a probe there; end other tools that trace the same function, and try again"
                 .to_owned()

@@ -1,5 +1,5 @@
-//! When what address spaces have mapped changes (map `MAPPING_STATES`): read and written through a memory map, which costs
-//! no system call.
+//! When what address spaces have mapped changes (map `MAPPING_STATES`): read and written through a
+//! memory map, which costs no system call.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -45,8 +45,8 @@ impl MappingStates {
 
     fn generation_word(&self, space: u32) -> &AtomicU64 {
         let state = self.0.at(index_of(space)).as_ptr();
-        // SAFETY: an aligned word in the memory map, which lives as long as `self`; nobody writes to it but by atomic
-        // additions and single stores.
+        // SAFETY: an aligned word in the memory map, which lives as long as `self`; nobody writes
+        // to it but by atomic additions and single stores.
         unsafe { AtomicU64::from_ptr(&raw mut (*state).generation) }
     }
 

@@ -1,10 +1,12 @@
-//! The side of the BPF programs: loads and attaches them, writes plans into their maps and reads snapshots out. Only this
-//! module talks to aya and to the `bpf` system call. From the ground up:
+//! The side of the BPF programs: loads and attaches them, writes plans into their maps and reads
+//! snapshots out. Only this module talks to aya and to the `bpf` system call. From the ground up:
 //!
 //! - `error`, `sys` (bpf(2)), `access` (maps and programs by name);
-//! - `config` (what a run asks for), `object` (the embedded object), `multi` and `uprobes` (programs), `links`;
+//! - `config` (what a run asks for), `object` (the embedded object), `multi` and `uprobes`
+//!   (programs), `links`;
 //! - `closer` (ends links beside the run), `births` (notices of children and new programs);
-//! - `targets`, `records`, `rings`, `cut`, `stack_store`, `unwind_maps`, `mapping_states`, `stats` (maps);
+//! - `targets`, `records`, `rings`, `cut`, `stack_store`, `unwind_maps`, `mapping_states`, `stats`
+//!   (maps);
 //! - `user_mode` and `kernel_mode` (loading), `reader` (snapshots);
 //! - `tracer`, which is all that a session sees.
 
@@ -16,12 +18,14 @@ mod cut;
 mod error;
 mod kernel_mode;
 mod links;
+mod maker;
 mod mapping_states;
 mod multi;
 mod object;
 mod reader;
 mod records;
 mod rings;
+mod room;
 mod stack_store;
 mod stats;
 mod sys;

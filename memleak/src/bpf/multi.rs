@@ -1,20 +1,23 @@
-//! Programs that are attached to many places by one link (`uprobe_multi`), and those that one link attaches to both ends of
-//! calls (uprobe sessions, Linux 6.13).
+//! Programs that are attached to many places by one link (`uprobe_multi`), and those that one link
+//! attaches to both ends of calls (uprobe sessions, Linux 6.13).
 //!
-//! A link of the older kind is one place, and the kernel waits for two grace periods at the end of each: three seconds
-//! for thirty probes. One link for all places of a file ends in a tenth of a second, and its probes cost less at each
-//! hit. The program must be loaded for it (`expected_attach_type`), which aya 0.14 cannot; so it is loaded here, from
-//! the same object and onto the same maps. `BPF_LINK_CREATE`: include/uapi/linux/bpf.h; kernel/trace/bpf_trace.c.
+//! A link of the older kind is one place, and the kernel waits for two grace periods at the end of
+//! each: three seconds for thirty probes. One link for all places of a file ends in a tenth of a
+//! second, and its probes cost less at each hit. The program must be loaded for it
+//! (`expected_attach_type`), which aya 0.14 cannot; so it is loaded here, from the same object and
+//! onto the same maps. `BPF_LINK_CREATE`: include/uapi/linux/bpf.h; kernel/trace/bpf_trace.c.
 
 use std::{
     collections::{HashMap, HashSet},
     ffi::{CString, c_char},
     io,
+    mem::offset_of,
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
+    ptr,
 };
 
 use aya::{Ebpf, maps::Map};
@@ -27,6 +30,7 @@ use aya_obj::{
 
 use super::{
     error::{BpfError, chain},
+    maker::{AttrLayout, Maker},
     sys::bpf,
 };
 
@@ -35,6 +39,8 @@ pub struct MultiPrograms {
     object: Object,
     btf: Option<OwnedFd>,
     loaded: HashMap<&'static str, (Ends, OwnedFd)>,
+    /// `None` if there is none: links are made by ourselves then.
+    maker: Option<Maker>,
 }
 
 /// Where in calls a program runs.
@@ -76,6 +82,21 @@ struct LinkAttributes {
     reserved: u32,
 }
 
+impl LinkAttributes {
+    const LAYOUT: AttrLayout = AttrLayout {
+        command: bpf_cmd::BPF_LINK_CREATE as i32,
+        size: size_of::<Self>(),
+        addresses: &[offset_of!(Self, path), offset_of!(Self, offsets), offset_of!(Self, cookies)],
+    };
+
+    /// Writes them to the beginning of a message.
+    fn write_to(&self, message: &mut [u64]) {
+        assert!(size_of_val(message) >= size_of::<Self>());
+        // SAFETY: there is room for them, aligned as they are; they are integers.
+        unsafe { message.as_mut_ptr().cast::<Self>().write(ptr::read(self)) };
+    }
+}
+
 impl MultiPrograms {
     /// Prepares the programs of `object`, whose maps `ebpf` has made; none is loaded yet.
     pub fn prepare(object: &[u8], ebpf: &Ebpf) -> Result<Self, BpfError> {
@@ -97,7 +118,7 @@ impl MultiPrograms {
         object.relocate_maps(maps.into_iter(), &text_sections).map_err(|error| failed(&error))?;
         object.relocate_calls(&text_sections).map_err(|error| failed(&error))?;
         object.sanitize_functions(features);
-        Ok(Self { object, btf, loaded: HashMap::new() })
+        Ok(Self { object, btf, loaded: HashMap::new(), maker: None })
     }
 
     /// Has the kernel verify a program and take it in.
@@ -108,6 +129,13 @@ impl MultiPrograms {
         let fd = load_program(name, &program.license, function, self.btf.as_ref(), ends)?;
         self.loaded.insert(name, (ends, fd));
         Ok(())
+    }
+
+    /// All is loaded: links are made by a child of ours from now on.
+    pub fn start_maker(&mut self) {
+        let programs: Vec<RawFd> = self.loaded().map(|program| program.as_raw_fd()).collect();
+        let maker = Maker::start(LinkAttributes::LAYOUT, &programs);
+        self.maker = maker.inspect_err(|error| log::debug!("links are made by ourselves: {error}")).ok();
     }
 
     /// All that were loaded.
@@ -130,22 +158,47 @@ impl MultiPrograms {
         pid: u32,
     ) -> io::Result<OwnedFd> {
         const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
+        const HEAD: usize = size_of::<LinkAttributes>() / size_of::<u64>();
         let (ends, program) = self.loaded.get(name).ok_or(io::ErrorKind::NotFound)?;
         let path = CString::new(path.as_os_str().as_bytes())?;
+        // What the attributes point to comes after them: offsets, cookies, the path.
         let (offsets, cookies): (Vec<u64>, Vec<u64>) = places.iter().copied().unzip();
+        let mut message = [vec![0; HEAD], offsets, cookies].concat();
+        let path_at = message.len();
+        message.extend(words(path.as_bytes_with_nul()));
+        let place = |word: usize| (word * size_of::<u64>()) as u64;
         let mut attributes = LinkAttributes {
             prog_fd: program.as_raw_fd() as u32,
             attach_type: ends.attach_type(),
-            path: path.as_ptr() as u64,
-            offsets: offsets.as_ptr() as u64,
-            cookies: cookies.as_ptr() as u64,
+            path: place(path_at),
+            offsets: place(HEAD),
+            cookies: place(HEAD + places.len()),
             cnt: places.len() as u32,
             multi_flags: if is_return { BPF_F_UPROBE_MULTI_RETURN } else { 0 },
             pid,
             ..LinkAttributes::default()
         };
+        if let Some(maker) = &self.maker {
+            attributes.write_to(&mut message);
+            return maker.make(&message);
+        }
+        let start = message.as_ptr() as u64;
+        for address in [&mut attributes.path, &mut attributes.offsets, &mut attributes.cookies] {
+            *address += start;
+        }
         new_fd(bpf_cmd::BPF_LINK_CREATE, &mut attributes)
     }
+}
+
+/// Bytes as words, the last one filled up with zeroes.
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.chunks(size_of::<u64>()).map(|chunk| {
+        let mut word = [0; size_of::<u64>()];
+        for (to, from) in word.iter_mut().zip(chunk) {
+            *to = *from;
+        }
+        u64::from_ne_bytes(word)
+    })
 }
 
 fn load_btf(types: &[u8]) -> io::Result<OwnedFd> {

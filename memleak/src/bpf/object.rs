@@ -5,8 +5,8 @@ use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::error::BpfError;
 
-/// No log at first: aya would retry a failed load with ever larger ones, which takes long. With -v -v the user wants the
-/// words.
+/// No log at first: aya would retry a failed load with ever larger ones, which takes long. With -v
+/// -v the user wants the words.
 pub(super) fn log_level(verbosity: u8) -> VerifierLogLevel {
     if verbosity >= 2 { VerifierLogLevel::DEBUG | VerifierLogLevel::STATS } else { VerifierLogLevel::DISABLE }
 }
@@ -25,8 +25,8 @@ pub(super) fn check_kernel() -> Result<(), BpfError> {
     Ok(())
 }
 
-/// A copy of the object in which these maps' entries are made in advance: `map_flags` (the fifth of the 32-bit words of
-/// `struct bpf_map_def`) without BPF_F_NO_PREALLOC.
+/// A copy of the object in which these maps' entries are made in advance: `map_flags` (the fifth of
+/// the 32-bit words of `struct bpf_map_def`) without BPF_F_NO_PREALLOC.
 pub(super) fn preallocate(object: &[u8], names: &[&str]) -> Option<Vec<u8>> {
     const FLAGS_OFFSET: usize = 16;
     let mut copy = object.to_vec();

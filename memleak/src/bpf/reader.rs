@@ -56,7 +56,8 @@ pub struct Reader {
     owners: FxHashMap<u32, State>,
     /// Numbers of owners that are gone: their records are still there.
     void: FxHashSet<u32>,
-    /// Processes that have replaced their programs, by number: when, and the descriptors that were open after that.
+    /// Processes that have replaced their programs, by number: when, and the descriptors that were
+    /// open after that.
     replaced: FxHashMap<u32, (u64, BTreeSet<u32>)>,
     /// What those held that have ended.
     ended: Ended,
@@ -94,8 +95,9 @@ enum State {
 }
 
 impl Reader {
-    /// Has read nothing yet. `rows` are those that the BPF side has. `checks_descriptors`: all descriptors are traced, and
-    /// are to be compared with what the processes have open. `stack_storage_size`: entries of the map `STACKS`.
+    /// Has read nothing yet. `rows` are those that the BPF side has. `checks_descriptors`: all
+    /// descriptors are traced, and are to be compared with what the processes have open.
+    /// `stack_storage_size`: entries of the map `STACKS`.
     pub fn new(epoch: Epoch, rows: Vec<ProbeRow>, checks_descriptors: bool, stack_storage_size: u32) -> Self {
         let descriptors = checks_descriptors.then(Descriptors::default);
         Self {
@@ -134,8 +136,8 @@ impl Reader {
         }
     }
 
-    /// Owners that have ended with a process. What they held is theirs for good; [`Reader::clear`] is to be called some
-    /// time.
+    /// Owners that have ended with a process. What they held is theirs for good; [`Reader::clear`]
+    /// is to be called some time.
     pub fn ended(&mut self, owners: &[u32]) {
         for owner in owners {
             self.owners.insert(*owner, State::Ended);
@@ -145,7 +147,8 @@ impl Reader {
         }
     }
 
-    /// Owners that have ended and hold nothing, as far as is known for good; they are forgotten here.
+    /// Owners that have ended and hold nothing, as far as is known for good; they are forgotten
+    /// here.
     pub fn take_released(&mut self) -> Vec<u32> {
         let holding = self.ended.owners();
         let folded = |state: &State| *state == State::Folded;
@@ -165,9 +168,9 @@ impl Reader {
         self.ranges.release(release);
     }
 
-    /// A process has replaced its program and owns memory by a new number from now on. What was acquired in the `old` space,
-    /// if nobody else lives there, is void, and so are the descriptors that are not open any more. [`Reader::clear`] is to be
-    /// called some time.
+    /// A process has replaced its program and owns memory by a new number from now on. What was
+    /// acquired in the `old` space, if nobody else lives there, is void, and so are the descriptors
+    /// that are not open any more. [`Reader::clear`] is to be called some time.
     pub fn replaced(&mut self, pid: u32, owner: Owner, old: Option<u32>) {
         self.owners.insert(owner.space, State::Living);
         if let Some(old) = old {
@@ -191,21 +194,23 @@ impl Reader {
             || self.owners.values().any(|state| *state == State::Ended)
     }
 
-    /// Takes the records out of the kernel's table that nobody can release any more: those that execs have made void go,
-    /// those of owners that have ended become ours. Reads all records, so one call serves many processes: a build has
-    /// hundreds in a second.
+    /// Takes the records out of the kernel's table that nobody can release any more: those that
+    /// execs have made void go, those of owners that have ended become ours. Reads all records, so
+    /// one call serves many processes: a build has hundreds in a second.
     pub fn clear(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<(), BpfError> {
         if self.is_unclear() { self.read(ebpf, events).map(drop) } else { Ok(()) }
     }
 
-    /// Removes dead records. Gives how many were not where they were read: whoever moves them counts them.
+    /// Removes dead records. Gives how many were not where they were read: whoever moves them
+    /// counts them.
     fn remove_dead(&mut self, ebpf: &Ebpf, dead: &[Outstanding]) -> Result<u64, BpfError> {
         let removed = remove_dead(ebpf, dead)?;
         self.removed += removed;
         Ok(dead.len() as u64 - removed)
     }
 
-    /// Does what [`Self::clear`] is for with these records: gives those that are left in the kernel's table.
+    /// Does what [`Self::clear`] is for with these records: gives those that are left in the
+    /// kernel's table.
     fn settle(
         &mut self,
         ebpf: &Ebpf,
@@ -323,7 +328,8 @@ impl Reader {
             enter_found(ebpf, &corrections.lasting)?;
         }
         let (mut stacks, unknown) = self.stacks_of(ebpf, &mut outstanding)?;
-        // Skipped runs first: those that a twin makes good between the two readings are then not told as lost.
+        // Skipped runs first: those that a twin makes good between the two readings are then not
+        // told as lost.
         let skipped = skipped_runs(ebpf, probes)?;
         let stats = Stats::read(ebpf)?;
         let wrong = stats.get(Stat::WrongStacks);
@@ -364,7 +370,8 @@ impl Reader {
         })
     }
 
-    /// The stacks that are referred to. A reference to one that is not known is removed, and counted.
+    /// The stacks that are referred to. A reference to one that is not known is removed, and
+    /// counted.
     fn stacks_of(
         &mut self,
         ebpf: &Ebpf,

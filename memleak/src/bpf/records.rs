@@ -1,5 +1,5 @@
-//! The records of what is outstanding (map `ALLOCATIONS`), and those that calls in progress have taken out (maps `THREADS` and
-//! `CALLS`).
+//! The records of what is outstanding (map `ALLOCATIONS`), and those that calls in progress have
+//! taken out (maps `THREADS` and `CALLS`).
 
 use aya::Ebpf;
 use memleak_common::{
@@ -31,7 +31,8 @@ pub(super) struct ReadRecords {
     pub newer_descriptors: FxHashSet<(u32, u64)>,
 }
 
-/// What names a record, wherever it has moved to meanwhile. The rest of a range has another handle than the whole.
+/// What names a record, wherever it has moved to meanwhile. The rest of a range has another handle
+/// than the whole.
 type Identity = (u32, Resource, u64, u64);
 
 fn identity(record: &Outstanding) -> Identity {
@@ -39,8 +40,9 @@ fn identity(record: &Outstanding) -> Identity {
     (record.space, record.resource, handle, record.birth)
 }
 
-/// What of the owners that are `known` was outstanding at the cut: what is in the table or in a call in progress, or was
-/// told to have left it since, and is older than the cut. Ends the reading.
+/// What of the owners that are `known` was outstanding at the cut: what is in the table or in a
+/// call in progress, or was told to have left it since, and is older than the cut. Ends the
+/// reading.
 pub(super) fn outstanding(
     ebpf: &Ebpf,
     (epoch, reading): (&mut Epoch, &Reading),
@@ -129,7 +131,8 @@ fn found(known: impl Fn(u32) -> bool, key: &AllocationKey, allocation: &Allocati
     })
 }
 
-/// Where a record's range begins: the end of a range that was released in part may have a key within its first page.
+/// Where a record's range begins: the end of a range that was released in part may have a key
+/// within its first page.
 fn start_of(resource: Resource, handle: u64) -> u64 {
     if resource == Resource::Mmap { handle & !(PAGE_SIZE - 1) } else { handle }
 }
@@ -147,15 +150,16 @@ pub(super) fn remove_for_good<'a>(
     sys::remove_all(fd(ebpf, "ALLOCATIONS")?, &keys).map_err(|error| map_error("ALLOCATIONS", &error))
 }
 
-/// Removes records that are dead: ranges of which nothing is mapped any more, descriptors that are closed. Gives how many
-/// there were: others have moved since they were read, or are gone.
+/// Removes records that are dead: ranges of which nothing is mapped any more, descriptors that are
+/// closed. Gives how many there were: others have moved since they were read, or are gone.
 pub(super) fn remove_dead(ebpf: &Ebpf, dead: &[Outstanding]) -> Result<u64, BpfError> {
     let mut removed = 0;
     for record in dead {
         let key = key_of(record);
         let taken: Option<Allocation> =
             sys::take(fd(ebpf, "ALLOCATIONS")?, &key).map_err(|error| map_error("ALLOCATIONS", &error))?;
-        // The address may have been handed out again since it was read: then it is not the one that is dead.
+        // The address may have been handed out again since it was read: then it is not the one that
+        // is dead.
         match taken {
             Some(taken) if taken.birth != record.birth => put_new(ebpf, &key, &taken)?,
             Some(_) => removed += 1,

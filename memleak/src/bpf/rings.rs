@@ -47,7 +47,8 @@ impl Events {
         self.passed_over.pop_front().or_else(|| next(&mut self.control))
     }
 
-    /// Takes out the releases of ranges that were sent up to now. Others wait until they are asked for.
+    /// Takes out the releases of ranges that were sent up to now. Others wait until they are asked
+    /// for.
     pub fn take_releases(&mut self, mut each: impl FnMut(&Event)) {
         // No more than there were: a target may send them as fast as they are taken.
         let most = CONTROL_BYTES / size_of::<Event>();
@@ -84,7 +85,8 @@ impl AsFd for Events {
     }
 }
 
-/// Bytes of the ring buffer of lines: the least that there can be, a page, if no line is to be printed.
+/// Bytes of the ring buffer of lines: the least that there can be, a page, if no line is to be
+/// printed.
 pub(super) fn trace_bytes(config: &Config) -> u32 {
     if config.trace { 4 << 20 } else { 4096 }
 }
@@ -95,7 +97,8 @@ fn next(ring: &mut RingBuf<MapData>) -> Option<Event> {
     (item.len() >= size_of::<Event>()).then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast()) })
 }
 
-/// A descriptor that is readable when one of these is (epoll(7): one of epoll's own can be waited for like others).
+/// A descriptor that is readable when one of these is (epoll(7): one of epoll's own can be waited
+/// for like others).
 fn watch(sources: &[RawFd]) -> io::Result<OwnedFd> {
     // SAFETY: epoll_create1(2) takes an integer.
     let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };

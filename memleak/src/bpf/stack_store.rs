@@ -1,14 +1,16 @@
-//! The stacks that the programs have stored (maps `STACKS` and `SHORT_STACKS`): read when they are wanted,
-//! removed when nothing refers to them.
+//! The stacks that the programs have stored (maps `STACKS` and `SHORT_STACKS`): read when they are
+//! wanted, removed when nothing refers to them.
 //!
-//! A program that runs for long comes by any number of stacks (a compiler by 70,000 in the first second), though what is
-//! outstanding hangs on few of them. So when the map is half full, the stacks that no record, no pending call and no
-//! thread's last allocation refers to are removed. The programs need not know: a stack that comes again is stored again,
-//! under the same id, which is its hash.
+//! A program that runs for long comes by any number of stacks (a compiler by 70,000 in the first
+//! second), though what is outstanding hangs on few of them. So when the map is half full, the
+//! stacks that no record, no pending call and no thread's last allocation refers to are removed.
+//! The programs need not know: a stack that comes again is stored again, under the same id, which
+//! is its hash.
 //!
-//! A program may be about to enter a record for a stack that is being removed, and a record may move while the tables are
-//! read, so that it is not seen. So what is removed is kept here, until it was found without a reference
-//! [`UNREFERENCED_MAX`] times: a record that refers to it has its stack.
+//! A program may be about to enter a record for a stack that is being removed, and a record may
+//! move while the tables are read, so that it is not seen. So what is removed is kept here, until
+//! it was found without a reference [`UNREFERENCED_MAX`] times: a record that refers to it has its
+//! stack.
 
 use std::{
     collections::HashMap,
@@ -96,13 +98,14 @@ impl StackStore {
         Ok(self.kept.get(&id).map(|kept| &kept.stack))
     }
 
-    /// When the stacks are to be collected, where `stored` were stored so far; `None` while there is room.
+    /// When the stacks are to be collected, where `stored` were stored so far; `None` while there
+    /// is room.
     pub fn due(&self, stored: u64) -> Option<Instant> {
         (stored.saturating_sub(self.removed) >= self.wanted).then_some(self.next)
     }
 
-    /// Removes the stacks that are not `referenced`, and forgets those that have not been for long. `began`: when the
-    /// references began to be read. Gives how many were removed.
+    /// Removes the stacks that are not `referenced`, and forgets those that have not been for long.
+    /// `began`: when the references began to be read. Gives how many were removed.
     pub fn collect(
         &mut self,
         ebpf: &Ebpf,
@@ -125,7 +128,8 @@ impl StackStore {
         Ok(())
     }
 
-    /// Removes from one map what is not referenced, and adds up what is left there and what was removed.
+    /// Removes from one map what is not referenced, and adds up what is left there and what was
+    /// removed.
     fn remove<const DEPTH: usize>(
         &mut self,
         ebpf: &Ebpf,

@@ -28,13 +28,14 @@ impl Stats {
         sums.map(Self).map_err(|error| map_error("STATS", &error))
     }
 
-    /// One of them that an epoch tells apart ([`Stat::at`]): what was counted in programs of this epoch.
+    /// One of them that an epoch tells apart ([`Stat::at`]): what was counted in programs of this
+    /// epoch.
     fn get_in(&self, stat: Stat, epoch: u32) -> u64 {
         self.0.get(stat.at(epoch) as usize).copied().unwrap_or(0)
     }
 
-    /// What one of them had counted at the cut of the reading of this epoch. `self` was read since programs from before
-    /// the cut have ended; `before` before the cut.
+    /// What one of them had counted at the cut of the reading of this epoch. `self` was read since
+    /// programs from before the cut have ended; `before` before the cut.
     pub(super) fn at_cut(&self, before: &Self, stat: Stat, epoch: u32) -> u64 {
         let (even, other_reading) = (epoch.wrapping_sub(1), epoch.wrapping_sub(2));
         self.get_in(stat, even) + self.get_in(stat, other_reading) + before.get_in(stat, epoch)
@@ -53,7 +54,8 @@ pub(super) fn skipped_runs(ebpf: &Ebpf, probes: &Probes) -> Result<u64, BpfError
     };
     let mut sum = 0;
     for (name, program) in ebpf.programs() {
-        // A program that was not loaded has not skipped anything; a twin has nothing to do but where another was skipped.
+        // A program that was not loaded has not skipped anything; a twin has nothing to do but
+        // where another was skipped.
         if !name.ends_with(TWIN)
             && let Ok(fd) = program.fd()
         {

@@ -1,5 +1,5 @@
-//! bpf(2) as aya does not call it. Maps are read in batches: a million records in a fraction of a second, where a key by
-//! key iteration takes seconds.
+//! bpf(2) as aya does not call it. Maps are read in batches: a million records in a fraction of a
+//! second, where a key by key iteration takes seconds.
 
 use std::{
     io,
@@ -9,8 +9,8 @@ use std::{
 use aya::Pod;
 use aya_obj::generated::bpf_prog_info;
 
-/// The part of `union bpf_attr` that the batch commands use (include/uapi/linux/bpf.h, "struct { /* struct used by
-/// BPF_MAP_*_BATCH commands */").
+/// The part of `union bpf_attr` that the batch commands use (include/uapi/linux/bpf.h, "struct { /*
+/// struct used by BPF_MAP_*_BATCH commands */").
 #[repr(C)]
 #[derive(Default)]
 struct BatchAttributes {
@@ -46,14 +46,15 @@ const BATCH_BYTES: usize = 2 << 20;
 
 /// bpf(2). Gives what the command returns.
 pub(super) fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i64> {
-    // SAFETY: bpf(2) reads and writes `size_of::<T>()` bytes of `attributes`, and what the callers point to there.
+    // SAFETY: bpf(2) reads and writes `size_of::<T>()` bytes of `attributes`, and what the callers
+    // point to there.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Calls `each` for every entry of a hash map with this key and value (the map's own sizes must be theirs). Entries that
-/// come or go meanwhile may be seen or not; no other is missed or seen twice.
+/// Calls `each` for every entry of a hash map with this key and value (the map's own sizes must be
+/// theirs). Entries that come or go meanwhile may be seen or not; no other is missed or seen twice.
 pub fn for_each_entry<K: Pod, V: Pod>(map: BorrowedFd<'_>, each: impl FnMut(&K, &V)) -> io::Result<()> {
     for_each_entry_with(map, each, || {})
 }
@@ -96,8 +97,8 @@ pub fn for_each_entry_with<K: Pod, V: Pod>(
             },
         };
         let count = (attributes.count as usize).min(batch);
-        // SAFETY: both vectors have room for `batch` entries, of which the kernel has written `count`; `Pod` types hold
-        // any bytes.
+        // SAFETY: both vectors have room for `batch` entries, of which the kernel has written
+        // `count`; `Pod` types hold any bytes.
         unsafe {
             keys.set_len(count);
             values.set_len(count);
@@ -152,7 +153,8 @@ pub fn put_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::R
     }
 }
 
-/// Runs of a program that the kernel skipped, since another one was running on the CPU (Linux 5.12).
+/// Runs of a program that the kernel skipped, since another one was running on the CPU (Linux
+/// 5.12).
 pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
     /// The part of `union bpf_attr` that BPF_OBJ_GET_INFO_BY_FD uses.
     #[repr(C)]
@@ -188,7 +190,8 @@ pub fn take<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Resul
     }
 }
 
-/// Enters `value` under `key`, in place of what is there. The value of a map of maps is a descriptor.
+/// Enters `value` under `key`, in place of what is there. The value of a map of maps is a
+/// descriptor.
 pub fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     let mut attributes = ElementAttributes {
         map_fd: map.as_raw_fd() as u32,

@@ -1,4 +1,5 @@
-//! The BPF side of a run: the loaded object, its links, its ring buffer and what its programs log.
+//! The BPF side of a run: the loaded object, its links, its ring buffer and what its programs
+//! log.
 
 use std::{
     io,
@@ -22,7 +23,7 @@ use super::{
     mapping_states::MappingStates,
     reader::Reader,
     rings::Events,
-    targets,
+    room, targets,
     unwind_maps::{Unwinding, words_for},
     user_mode,
 };
@@ -67,8 +68,8 @@ pub struct UserStart {
 }
 
 impl Tracer {
-    /// Loads the programs that trace processes by these rows, and enters the unwind tables of the processes `pids`, which
-    /// will be the first that are taken in; `store` opens their objects.
+    /// Loads the programs that trace processes by these rows, and enters the unwind tables of the
+    /// processes `pids`, which will be the first that are taken in; `store` opens their objects.
     pub fn of_processes(
         config: &Config,
         rows: &[Row],
@@ -79,7 +80,8 @@ impl Tracer {
         let mut tables = ProcessTables::new(store.clone());
         let objects =
             if config.walks_tables() { tables.observe_running((0..).zip(pids)) } else { Vec::new() };
-        let words = words_for((!objects.is_empty()).then(|| tables.sums()));
+        let sums = (!objects.is_empty()).then(|| tables.sums());
+        let words = room::fit(config, sums.as_ref(), words_for(sums))?;
         let begin = Instant::now();
         let mut loaded = user_mode::load(config, rows, words)?;
         let births = Births::open(&mut loaded.ebpf)?;
@@ -102,7 +104,8 @@ impl Tracer {
         Ok(UserStart { tracer, births, by_system_calls: loaded.by_system_calls, took })
     }
 
-    /// Loads and attaches the programs of a plan for the kernel. Gives also why some functions could not be probed.
+    /// Loads and attaches the programs of a plan for the kernel. Gives also why some functions
+    /// could not be probed.
     pub fn of_kernel(config: &Config, plan: &KernelPlan) -> Result<(Self, Vec<BpfError>), BpfError> {
         let mut loaded = kernel_mode::load(config, plan)?;
         let reader = Reader::of_kernel(Epoch::open(&mut loaded.ebpf)?, config.stack_storage_size);
@@ -124,13 +127,15 @@ impl Tracer {
         Ok(Self { ebpf, events, log, probes, reader, unwinding, mapping_states, traps_only })
     }
 
-    /// Makes the process `pid` known to the programs, in this slot. `end` is readable when it has ended.
+    /// Makes the process `pid` known to the programs, in this slot. `end` is readable when it has
+    /// ended.
     pub fn add_target(&mut self, slot: u32, pid: u32, target: Target, end: &PidFd) -> Result<(), BpfError> {
         self.reader.add_target(target.owner, pid, end);
         targets::enter(&mut self.ebpf, slot, pid, target)
     }
 
-    /// The process with this slot has ended, and with it these owners. [`Self::clear`] is to be called some time.
+    /// The process with this slot has ended, and with it these owners. [`Self::clear`] is to be
+    /// called some time.
     pub fn owners_ended(&mut self, slot: u32, owners: &[u32]) {
         if let Some(unwinding) = &mut self.unwinding {
             unwinding.remove(slot);
@@ -163,14 +168,16 @@ impl Tracer {
         self.probes.finish_closing();
     }
 
-    /// Slots that nothing names any more, since this was last asked, each with what the programs had there.
+    /// Slots that nothing names any more, since this was last asked, each with what the programs
+    /// had there.
     pub fn freed(&mut self) -> Result<Vec<(u32, Target)>, BpfError> {
         let closed = self.probes.closed();
         targets::forget_slots(&mut self.ebpf, &closed)?;
         closed.into_iter().map(|slot| Ok((slot, targets::remove(&mut self.ebpf, slot)?))).collect()
     }
 
-    /// Gives a child the probes and the unwind tables of the process that has made it. Says whether the probes are all in.
+    /// Gives a child the probes and the unwind tables of the process that has made it. Says whether
+    /// the probes are all in.
     pub fn inherit(&mut self, parent: u32, child: Scope) -> Result<bool, BpfError> {
         // Tables first: it walks as soon as it runs.
         if let Some(unwinding) = &mut self.unwinding {
@@ -183,11 +190,12 @@ impl Tracer {
         Ok(is_whole)
     }
 
-    /// A process has replaced its program, and owns what it acquires by other numbers from now on: see
-    /// [`Reader::replaced`]. `by_another_thread`: by another than its first, so that it is another task, to which nothing is
-    /// attached; the old links are waited for, since they fire for it wherever others have put a breakpoint: both tasks are
-    /// of one thread group (kernel/trace/bpf_trace.c, `same_thread_group`), and calls would come twice. [`Self::clear`] is to
-    /// be called some time.
+    /// A process has replaced its program, and owns what it acquires by other numbers from now on:
+    /// see [`Reader::replaced`]. `by_another_thread`: by another than its first, so that it is
+    /// another task, to which nothing is attached; the old links are waited for, since they fire
+    /// for it wherever others have put a breakpoint: both tasks are of one thread group
+    /// (kernel/trace/bpf_trace.c, `same_thread_group`), and calls would come twice. [`Self::clear`]
+    /// is to be called some time.
     pub fn program_replaced(&mut self, traced: &Traced, old: Option<u32>, by_another_thread: bool) {
         if by_another_thread {
             self.probes.end(traced.slot);
@@ -208,8 +216,8 @@ impl Tracer {
         }
     }
 
-    /// The generation of what is mapped in an address space: what is read between two equal answers was mapped all that
-    /// time, or came meanwhile.
+    /// The generation of what is mapped in an address space: what is read between two equal answers
+    /// was mapped all that time, or came meanwhile.
     pub fn generation(&self, space: u32) -> u64 {
         self.mapping_states.as_ref().map_or(0, |states| states.generation(space))
     }
@@ -228,8 +236,8 @@ impl Tracer {
         }
     }
 
-    /// Has the programs ask the dynamic linker what it is doing, once it is known where (`find`: the address of its
-    /// `struct r_debug`).
+    /// Has the programs ask the dynamic linker what it is doing, once it is known where (`find`:
+    /// the address of its `struct r_debug`).
     pub fn find_dynamic_linker(&self, space: u32, find: impl FnOnce() -> Option<u64>) {
         if let Some(states) = &self.mapping_states
             && states.debug(space) == 0
@@ -244,8 +252,9 @@ impl Tracer {
         self.unwinding.as_mut()?.news()
     }
 
-    /// Probes of a process do not fire for another that shares its memory (kernel/trace/bpf_trace.c, `uprobe_prog_run`);
-    /// perf's do (kernel/trace/trace_uprobe.c, `uprobe_perf_filter`).
+    /// Probes of a process do not fire for another that shares its memory
+    /// (kernel/trace/bpf_trace.c, `uprobe_prog_run`); perf's do (kernel/trace/trace_uprobe.c,
+    /// `uprobe_perf_filter`).
     pub fn tells_sharers_apart(&self) -> bool {
         self.probes.are_of_threads()
     }
@@ -256,7 +265,7 @@ impl Tracer {
     }
 
     /// See [`Probes::dangers`].
-    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> Option<(&'a AttachPoint, Unclear)> {
+    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> impl Iterator<Item = (&'a AttachPoint, Unclear)> {
         self.probes.dangers(points)
     }
 
@@ -270,13 +279,15 @@ impl Tracer {
         self.probes.len()
     }
 
-    /// Ends all links, and waits until the last one has. Gives how many there were and how long it took.
+    /// Ends all links, and waits until the last one has. Gives how many there were and how long it
+    /// took.
     pub fn detach(&mut self) -> Option<(usize, Duration)> {
         let count = self.probes.len();
         (count > 0).then(|| (count, self.probes.detach()))
     }
 
-    /// Waits until there may be events to take, if `for_events`; passes on what the programs log meanwhile.
+    /// Waits until there may be events to take, if `for_events`; passes on what the programs log
+    /// meanwhile.
     pub async fn ready(&mut self, for_events: bool) -> io::Result<()> {
         if for_events && self.events.get_ref().has_passed_over() {
             return Ok(());
@@ -324,7 +335,8 @@ impl Tracer {
         self.reader.clear(&self.ebpf, self.events.get_mut())
     }
 
-    /// What processes held that ended long ago, if it is too much to be kept here: see [`crate::targets::Ended::take_old`].
+    /// What processes held that ended long ago, if it is too much to be kept here: see
+    /// [`crate::targets::Ended::take_old`].
     pub fn take_old_ended(&mut self) -> Option<Snapshot> {
         self.reader.take_old_ended()
     }
@@ -349,7 +361,8 @@ impl Tracer {
         self.reader.collect_stacks(&self.ebpf, self.events.get_mut())
     }
 
-    /// Everything that was outstanding at one moment, the present one. What was told before of processes is known of them.
+    /// Everything that was outstanding at one moment, the present one. What was told before of
+    /// processes is known of them.
     pub fn snapshot(&mut self) -> Result<Snapshot, BpfError> {
         self.reader.snapshot(&self.ebpf, &self.probes, self.events.get_mut())
     }

@@ -1,5 +1,5 @@
-//! Unwind tables in the maps that the programs search: written through a memory map, which takes a hundredth of the
-//! time of one system call for each word.
+//! Unwind tables in the maps that the programs search: written through a memory map, which takes a
+//! hundredth of the time of one system call for each word.
 
 use std::{
     io,
@@ -25,14 +25,15 @@ use crate::{
 pub const MAPPINGS: u32 = 32_768;
 /// Entries of `UNWIND_LISTS`: one for each slot of a process.
 pub const LISTS: u32 = MAX_TARGETS;
-/// Words of `UNWIND_WORDS` where nothing is known of what will be mapped (a command): 4 million rows of rustc and LLVM
-/// fit in 40 MB.
+/// Words of `UNWIND_WORDS` where nothing is known of what will be mapped (a command): 4 million
+/// rows of rustc and LLVM fit in 40 MB.
 const WORDS_UNKNOWN: u32 = 5 << 20;
 /// Words for what may be loaded later, and for tables on their way out.
 const WORDS_SPARE: u32 = 1 << 20;
 
-/// Entries that `UNWIND_WORDS` gets, when tables of so many words are known to be needed. A process that runs may load
-/// as much as a command (a database that begins to compile its queries loads all of LLVM).
+/// Entries that `UNWIND_WORDS` gets, when tables of so many words are known to be needed. A process
+/// that runs may load as much as a command (a database that begins to compile its queries loads all
+/// of LLVM).
 pub fn words_for(sums: Option<Sums>) -> u32 {
     let Some(sums) = sums else { return WORDS_UNKNOWN };
     // 32 GB of tables would be 4 billion rows: more text than an address space holds.
@@ -99,12 +100,14 @@ impl Unwinding {
             log::warn!("unwind tables: {error}; stacks through the rest are cut; {remedy}");
         }
         if let Err(LayoutError::Words { .. } | LayoutError::Mappings { .. }) = result {
-            // If that fails as well, the old list stays. What is new is walked by the frame pointer, or cut and counted.
+            // If that fails as well, the old list stays. What is new is walked by the frame
+            // pointer, or cut and counted.
             let _ = self.layout.set_process(slot, objects, Shortage::LeaveOut, &mut self.store);
         }
     }
 
-    /// Whether reclaiming, which takes milliseconds in which the target goes on, can bring the room that was missing.
+    /// Whether reclaiming, which takes milliseconds in which the target goes on, can bring the room
+    /// that was missing.
     fn reclaiming_may_help(&self, error: &LayoutError<io::Error>) -> bool {
         match error {
             LayoutError::Words { words } => {
@@ -115,8 +118,9 @@ impl Unwinding {
         }
     }
 
-    /// Frees what no walk uses any more. That waits for a grace period, so it is done when room is short and not before:
-    /// until then tables that nobody uses are at hand when the next process maps their objects.
+    /// Frees what no walk uses any more. That waits for a grace period, so it is done when room is
+    /// short and not before: until then tables that nobody uses are at hand when the next process
+    /// maps their objects.
     fn reclaim(&mut self) {
         let reclaimed = self.layout.reclaim(&self.store).and_then(|()| wait_for_walks());
         if let Err(error) = reclaimed.and_then(|()| self.layout.reclaim(&self.store)) {
@@ -125,7 +129,8 @@ impl Unwinding {
         self.tables.forget_unused();
     }
 
-    /// The process with this slot has replaced its program. The programs have dropped its list already.
+    /// The process with this slot has replaced its program. The programs have dropped its list
+    /// already.
     pub fn forget(&mut self, slot: u32) {
         self.tables.forget(slot);
     }
@@ -156,8 +161,9 @@ impl Unwinding {
     }
 }
 
-/// The kernel's end of an RCU grace period: uprobe programs run within read-side sections (kernel/trace/bpf_trace.c,
-/// `bpf_prog_run_array_uprobe` and `uprobe_prog_run`; membarrier(2), MEMBARRIER_CMD_GLOBAL is `synchronize_rcu`).
+/// The kernel's end of an RCU grace period: uprobe programs run within read-side sections
+/// (kernel/trace/bpf_trace.c, `bpf_prog_run_array_uprobe` and `uprobe_prog_run`; membarrier(2),
+/// MEMBARRIER_CMD_GLOBAL is `synchronize_rcu`).
 fn wait_for_walks() -> io::Result<()> {
     // SAFETY: membarrier(2) takes three integers.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
@@ -201,8 +207,9 @@ impl<T: aya::Pod> Array<T> {
         if end > u64::from(self.len) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        // SAFETY: within the memory map, by the check above. Programs may read it meanwhile, by single loads whose
-        // result they take for what it is: user space writes to places that no list names.
+        // SAFETY: within the memory map, by the check above. Programs may read it meanwhile, by
+        // single loads whose result they take for what it is: user space writes to places that no
+        // list names.
         unsafe {
             self.start.as_ptr().add(index as usize).copy_from_nonoverlapping(values.as_ptr(), values.len())
         };
@@ -248,7 +255,8 @@ pub(super) fn map_memory(
     NonNull::new(start).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// `UNWIND_WORDS`. The kernel holds these megabytes; we map the part that is written or read, while it is.
+/// `UNWIND_WORDS`. The kernel holds these megabytes; we map the part that is written or read, while
+/// it is.
 struct WordArray {
     fd: OwnedFd,
     len: u32,
@@ -267,8 +275,9 @@ impl WordArray {
 
     fn write(&mut self, index: u32, words: &[u64]) -> io::Result<()> {
         self.with_mapped(index, words.len(), |start| {
-            // SAFETY: so many words are mapped there. Programs may read them meanwhile, by single loads whose result they
-            // take for what it is: user space writes to places that no list names.
+            // SAFETY: so many words are mapped there. Programs may read them meanwhile, by single
+            // loads whose result they take for what it is: user space writes to places that no list
+            // names.
             unsafe { start.as_ptr().copy_from_nonoverlapping(words.as_ptr(), words.len()) };
         })
     }
@@ -330,8 +339,8 @@ impl Store for MapStore {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.generation += 1;
-        // SAFETY: the slot is within the memory map, by the check above; its members are aligned words, and all accesses
-        // from here are by single stores.
+        // SAFETY: the slot is within the memory map, by the check above; its members are aligned
+        // words, and all accesses from here are by single stores.
         unsafe {
             let entry = self.lists.start.add(slot as usize).as_ptr();
             AtomicU64::from_ptr((&raw mut (*entry).list).cast()).store(list.0, Ordering::Release);

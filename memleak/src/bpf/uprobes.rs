@@ -11,7 +11,8 @@ use crate::arch::OBJECT;
 
 /// Uprobe programs at one end of calls.
 const UPROBES: &[&str] = &["release_enter", "mappings_enter", "call_exit", "call_enter"];
-/// Mends the stack for an unwinder; and the same without, for kernels that forbid to write to a process.
+/// Mends the stack for an unwinder; and the same without, for kernels that forbid to write to a
+/// process.
 pub(super) const ABANDON: [&str; 2] = ["abandon_enter", "abandon_enter_plain"];
 /// Of both ends of calls; and the two programs where the kernel has none for both.
 const ACQUIRE: BothEnds = (SESSION, ["acquire_exit", "acquire_enter"]);
@@ -38,7 +39,8 @@ pub enum Uprobes {
 }
 
 impl Uprobes {
-    /// Links for many places came with 6.6; up to 6.10 one for a process fires in its first thread alone.
+    /// Links for many places came with 6.6; up to 6.10 one for a process fires in its first thread
+    /// alone.
     pub(super) fn choose(ebpf: &Ebpf) -> Self {
         if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 11, 0)) {
             return Self::Single;
@@ -60,8 +62,9 @@ impl Uprobes {
         }
     }
 
-    /// Loads what will be attached. Gives whether the kernel lets us mend a stack: not where it is locked down (integrity),
-    /// nor without CAP_SYS_ADMIN (kernel/trace/bpf_trace.c, `bpf_get_probe_write_proto`).
+    /// Loads what will be attached. Gives whether the kernel lets us mend a stack: not where it is
+    /// locked down (integrity), nor without CAP_SYS_ADMIN (kernel/trace/bpf_trace.c,
+    /// `bpf_get_probe_write_proto`).
     pub(super) fn load_all(&mut self, ebpf: &mut Ebpf, traps_only: bool) -> Result<bool, BpfError> {
         for &name in if traps_only { EMPTY_UPROBES } else { UPROBES } {
             self.load(ebpf, name)?;
@@ -78,6 +81,9 @@ impl Uprobes {
         }
         let acquire = if mends.is_ok() { ACQUIRE } else { ACQUIRE_WITHOUT_MENDING };
         self.load_both_ends(ebpf, acquire)?;
+        if let Self::Multi(programs) = self {
+            programs.start_maker();
+        }
         Ok(mends.is_ok())
     }
 

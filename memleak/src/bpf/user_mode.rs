@@ -32,8 +32,8 @@ pub struct Loaded {
     pub events: Events,
     /// The uprobe programs.
     pub uprobes: Uprobes,
-    /// The stack is mended when an exception leaves a probed call. Without it the C++ runtime finds no caller there and
-    /// ends the process.
+    /// The stack is mended when an exception leaves a probed call. Without it the C++ runtime finds
+    /// no caller there and ends the process.
     pub mends_stack: bool,
     /// Stacks are walked by unwind tables.
     pub walks_tables: bool,
@@ -41,7 +41,8 @@ pub struct Loaded {
     pub by_system_calls: &'static [Resource],
 }
 
-/// Loads the programs for this run and fills the map of rows. `unwind_words`: entries of `UNWIND_WORDS`.
+/// Loads the programs for this run and fills the map of rows. `unwind_words`: entries of
+/// `UNWIND_WORDS`.
 pub fn load(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded, BpfError> {
     check_kernel()?;
     match load_with(config, rows, unwind_words) {
@@ -109,7 +110,8 @@ fn fill_rows(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// Has the programs run at each system call of any process; all but those that are of interest end at once.
+/// Has the programs run at each system call of any process; all but those that are of interest end
+/// at once.
 fn trace_system_calls(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
     const MAP: &str = "SYSTEM_CALLS";
     let mut map: Array<_, u32> = array_mut(ebpf, MAP)?;

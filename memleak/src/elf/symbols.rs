@@ -51,6 +51,22 @@ impl ElfFile {
     }
 }
 
+impl ElfFile {
+    /// Whether it calls a function `name` of another object: `.dynsym` names it without defining
+    /// it.
+    pub fn imports(&self, name: &str) -> bool {
+        const UNDEFINED: u16 = 0; // SHN_UNDEF
+        let mut is_there = false;
+        if let Some(table) = self.dynamic_symbols() {
+            let is_undefined = |symbol: &RawSymbol| symbol.section == UNDEFINED;
+            table.for_each_named(&self.budget(), is_undefined, |_, found| {
+                is_there |= without_version(found) == name.as_bytes();
+            });
+        }
+        is_there
+    }
+}
+
 impl<'a> SymbolTable<'a> {
     /// How many symbols it has.
     pub fn count(&self) -> u64 {

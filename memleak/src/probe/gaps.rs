@@ -1,4 +1,5 @@
-//! What of an allocator is not seen: half of its functions, or all of them, where a linker has dropped their symbols.
+//! What of an allocator is not seen: half of its functions, or all of them, where a linker has
+//! dropped their symbols.
 
 use super::plan::Plan;
 use crate::target::{

@@ -8,6 +8,7 @@ pub mod kallsyms;
 pub(crate) mod limits;
 pub mod maps;
 pub mod memory;
+pub(crate) mod memory_limit;
 pub(crate) mod ptrace;
 pub(crate) mod readable;
 pub mod root;

@@ -95,7 +95,8 @@ pub struct AllocationLine {
     pub size: u64,
     /// Milliseconds since it was acquired.
     pub age_ms: u64,
-    /// What a descriptor is now: `socket:[123]`, a path. `None` where that is not known, or it is no descriptor.
+    /// What a descriptor is now: `socket:[123]`, a path. `None` where that is not known, or it is
+    /// no descriptor.
     pub now: Option<String>,
 }
 
@@ -125,7 +126,8 @@ impl Frames {
         if let Some(id) = self.ids.get(&frame) {
             return *id;
         }
-        // A stack has 127 addresses at most: 4 billion frames are 30 million stacks that have nothing in common.
+        // A stack has 127 addresses at most: 4 billion frames are 30 million stacks that have
+        // nothing in common.
         let id = FrameId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
         let frame = Arc::new(frame);
         self.list.push(frame.clone());
@@ -142,7 +144,8 @@ impl Frames {
 /// One stack with what it holds, in all processes together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StackReport {
-    /// The same for the same code on any machine ([`crate::sites::StackDigest`]); `None` where the stack is not known.
+    /// The same for the same code on any machine ([`crate::sites::StackDigest`]); `None` where the
+    /// stack is not known.
     pub stack_id: Option<u64>,
     /// What it holds.
     pub resource: Arc<ResourceInfo>,
@@ -222,7 +225,8 @@ pub struct Report {
     pub sampled: Option<u64>,
     /// The frames of `stacks`.
     pub frames: Frames,
-    /// All stacks, table by table. The top ones of each table come first and in order, the others in none.
+    /// All stacks, table by table. The top ones of each table come first and in order, the others
+    /// in none.
     pub stacks: Vec<StackReport>,
 }
 
@@ -238,7 +242,8 @@ impl Report {
         stack.frames.iter().filter_map(|id| self.frames.get(*id))
     }
 
-    /// The tables, each by its first resource, in order: what scripts for bcc's memleak know comes as one of them.
+    /// The tables, each by its first resource, in order: what scripts for bcc's memleak know comes
+    /// as one of them.
     pub fn tables(&self) -> impl Iterator<Item = &ResourceInfo> {
         let mut seen: Vec<Resource> = Vec::new();
         let traced = self.by_resource.iter().map(|total| &*total.resource);

@@ -1,8 +1,10 @@
-//! The files that reports are written to: where one may be made, whose it is, and what is never written over.
+//! The files that reports are written to: where one may be made, whose it is, and what is never
+//! written over.
 //!
-//! memleak runs as root and is told a path. Whoever can write to a directory on its way could lead it elsewhere, by a
-//! symbolic link or a hard link. So the path is walked one component after the other, and the last one is opened in the
-//! directory that was found, by its descriptor: what is renamed meanwhile leads nowhere else.
+//! memleak runs as root and is told a path. Whoever can write to a directory on its way could lead
+//! it elsewhere, by a symbolic link or a hard link. So the path is walked one component after the
+//! other, and the last one is opened in the directory that was found, by its descriptor: what is
+//! renamed meanwhile leads nowhere else.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -216,7 +218,8 @@ fn is_proc(directory: &OwnedFd) -> Result<bool, Errno> {
     Ok(fstatfs(directory)?.f_type == PROC_SUPER_MAGIC)
 }
 
-/// `name` in /proc/self/fd: a copy of that descriptor. To open it by its name would begin at the file's beginning again.
+/// `name` in /proc/self/fd: a copy of that descriptor. To open it by its name would begin at the
+/// file's beginning again.
 fn own_descriptor(directory: &OwnedFd, name: &OsStr) -> Result<Option<OwnedFd>, OutputError> {
     let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else { return Ok(None) };
     let (this, ours) = (fstat(directory)?, rustix::fs::stat("/proc/self/fd")?);
@@ -240,7 +243,8 @@ enum Target {
     New { directory: OwnedFd, name: OsString },
 }
 
-/// Finds `path` and refuses what must not be written to. Nothing is opened for writing, made or changed.
+/// Finds `path` and refuses what must not be written to. Nothing is opened for writing, made or
+/// changed.
 fn examine(path: &Path, protected: &Protected, caller: Caller) -> Result<Target, OutputError> {
     let (directory, name, stat) = match find(path, caller)? {
         Place::Descriptor(descriptor) => return Ok(Target::Descriptor(descriptor)),
@@ -262,7 +266,8 @@ fn examine(path: &Path, protected: &Protected, caller: Caller) -> Result<Target,
     }
 }
 
-/// No report looks like this. A program that a traced shell has started may have ended before it could be noted.
+/// No report looks like this. A program that a traced shell has started may have ended before it
+/// could be noted.
 fn is_elf(directory: &OwnedFd, name: &OsStr) -> bool {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let mut magic = [0; 4];
@@ -271,13 +276,14 @@ fn is_elf(directory: &OwnedFd, name: &OsStr) -> bool {
         .is_ok_and(|mut file| file.read_exact(&mut magic).is_ok() && &magic == b"\x7fELF")
 }
 
-/// Says what is wrong with `path` as an output as far as this can be known beforehand; changes nothing.
+/// Says what is wrong with `path` as an output as far as this can be known beforehand; changes
+/// nothing.
 pub fn check(path: &Path, protected: &Protected) -> Result<(), OutputError> {
     examine(path, protected, Caller::current()).map(drop)
 }
 
-/// Opens `path` to write line by line. A regular file is emptied, or with `append` kept; a new one is for its owner alone,
-/// who is the caller. A FIFO that nobody reads is an error.
+/// Opens `path` to write line by line. A regular file is emptied, or with `append` kept; a new one
+/// is for its owner alone, who is the caller. A FIFO that nobody reads is an error.
 pub fn open_stream(path: &Path, append: bool, protected: &Protected) -> Result<File, OutputError> {
     open_stream_for(path, append, protected, Caller::current())
 }
@@ -315,7 +321,8 @@ fn make(directory: &OwnedFd, name: &OsStr, caller: Caller, more: OFlags) -> Resu
     Ok(file.into())
 }
 
-/// What was looked at may be another file by now: all is looked at again once it is open, and only then emptied.
+/// What was looked at may be another file by now: all is looked at again once it is open, and only
+/// then emptied.
 fn open_regular(
     directory: &OwnedFd,
     name: &OsStr,
@@ -357,8 +364,8 @@ fn open_special(directory: &OwnedFd, name: &OsStr) -> Result<File, OutputError> 
     Ok(file.into())
 }
 
-/// A file of one report: written beside and renamed, so that it is there whole or not at all. One that is not a regular
-/// file (/dev/null, a FIFO) is written as it is.
+/// A file of one report: written beside and renamed, so that it is there whole or not at all. One
+/// that is not a regular file (/dev/null, a FIFO) is written as it is.
 #[derive(Debug)]
 pub struct WholeFile {
     file: File,
@@ -393,7 +400,8 @@ impl WholeFile {
     }
 
     fn beside(directory: OwnedFd, final_name: OsString, caller: Caller) -> Result<Self, OutputError> {
-        /// Nobody else can guess names faster than we can try them; a name that is taken is another run's.
+        /// Nobody else can guess names faster than we can try them; a name that is taken is another
+        /// run's.
         const ATTEMPTS: u32 = 1000;
         for number in 0..ATTEMPTS {
             let mut name = OsString::from(format!(".memleak-{}-{number}-", std::process::id()));

@@ -95,7 +95,8 @@ impl Sink {
         }
     }
 
-    /// What is wrong with the file of `--output`, as far as this can be known before anything is traced.
+    /// What is wrong with the file of `--output`, as far as this can be known before anything is
+    /// traced.
     pub fn check(&self) -> Result<(), SinkError> {
         match &self.output {
             Output::Open { .. } => Ok(()),
@@ -193,9 +194,9 @@ fn name_of(output: &OutputFile) -> String {
     format!("--output {}", output.path.display())
 }
 
-/// Like [`Write::write_all`], but for a descriptor that may be set to non-blocking: a command shares our standard
-/// output, and some (Node.js) set that flag on the open file that we both write to. `written` counts bytes also when it
-/// fails.
+/// Like [`Write::write_all`], but for a descriptor that may be set to non-blocking: a command
+/// shares our standard output, and some (Node.js) set that flag on the open file that we both write
+/// to. `written` counts bytes also when it fails.
 fn write_all(mut file: &File, mut bytes: &[u8], written: &mut usize) -> io::Result<()> {
     while !bytes.is_empty() {
         match file.write(bytes) {

@@ -17,11 +17,13 @@ use crate::{
     targets::Shared,
 };
 
-/// From an exec or the end of a process until its records are taken out of the kernel's table, which many share.
+/// From an exec or the end of a process until its records are taken out of the kernel's table,
+/// which many share.
 const CLEAR_AFTER: Duration = Duration::from_secs(1);
 
 impl Session {
-    /// Deals with all births that were told of by now. `is_held`: they are of a command that has not begun to run.
+    /// Deals with all births that were told of by now. `is_held`: they are of a command that has
+    /// not begun to run.
     pub(super) fn take_births(&mut self, is_held: bool) {
         while let Some(birth) = self.next_told_birth() {
             self.born(&birth, is_held);
@@ -42,7 +44,8 @@ impl Session {
         }
     }
 
-    /// Puts probes into a child or a new program, and lets it run. `is_held`: it is held already, by ptrace.
+    /// Puts probes into a child or a new program, and lets it run. `is_held`: it is held already,
+    /// by ptrace.
     pub(super) fn born(&mut self, birth: &Birth, is_held: bool) {
         let event = &birth.event;
         let is_traced = match event.kind {
@@ -101,7 +104,8 @@ impl Session {
         Ok(true)
     }
 
-    /// A target has replaced its program, and has another address space from now on. Says whether it is still traced.
+    /// A target has replaced its program, and has another address space from now on. Says whether
+    /// it is still traced.
     fn program_replaced(&mut self, birth: &Birth) -> Result<bool, SessionError> {
         let (target, space) = (birth.event.owner, birth.event.handle as u32);
         let by_another_thread = birth.event.size != 0;
@@ -143,8 +147,8 @@ impl Session {
         Ok(true)
     }
 
-    /// A target goes on without us. Its links end later: until then the programs tell of its execs, for the sake of those
-    /// programs that must not have any.
+    /// A target goes on without us. Its links end later: until then the programs tell of its execs,
+    /// for the sake of those programs that must not have any.
     fn leave(&mut self, target: u32, slot: u32) -> Result<(), SessionError> {
         self.tracer.silence(slot)?;
         let owners = self.targets.end(target);

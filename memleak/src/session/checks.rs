@@ -17,7 +17,8 @@ use crate::{
     target::{object::Object, process::Process},
 };
 
-/// Without these nothing can be traced, and a report not be made: better said before anything is attached.
+/// Without these nothing can be traced, and a report not be made: better said before anything is
+/// attached.
 pub(super) fn check_mounts() -> Result<(), SessionError> {
     // A /proc that was mounted for another PID namespace has no `self` here.
     if !Path::new("/proc/self/status").exists() {
@@ -45,8 +46,9 @@ pub(super) fn check_interval(settings: &Settings, processes: &[Process]) -> Resu
     }
 }
 
-/// A plan for all that process `pid` has mapped must attach something, where anything is probed. What is not there is
-/// warned of: it may come with a library that is yet to be loaded. `is_all`: nothing is traced but by the plan.
+/// A plan for all that process `pid` has mapped must attach something, where anything is probed.
+/// What is not there is warned of: it may come with a library that is yet to be loaded. `is_all`:
+/// nothing is traced but by the plan.
 pub(super) fn check_plan(
     pid: u32,
     plan: &Plan,
@@ -77,7 +79,8 @@ pub(super) fn check_plan(
     }
 }
 
-/// Warns of what reports on process `pid` will lack, of each thing once in a run. `plan` is for all that it has mapped.
+/// Warns of what reports on process `pid` will lack, of each thing once in a run. `plan` is for all
+/// that it has mapped.
 pub(super) fn tell_gaps(pid: u32, plan: &Plan, objects: &[Object], told: &mut HashSet<Gap>) {
     for gap in gaps(objects, plan) {
         if told.insert(gap.clone()) {

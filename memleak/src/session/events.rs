@@ -17,14 +17,16 @@ use super::{
 use crate::{proc::clock::monotonic_ns, report::sink::Delivery, snapshot::ranges::Release};
 
 impl Session {
-    /// Handles what the BPF side has sent: some of it, so that a target that is faster than we are leaves time for
-    /// signals and reports. Says whether there may be more.
+    /// Handles what the BPF side has sent: some of it, so that a target that is faster than we
+    /// are leaves time for signals and reports. Says whether there may be more.
     pub(super) fn take_events(&mut self) -> Result<(Delivery, bool), SessionError> {
-        /// Events handled at a time, and the time given to them; one that brings new objects takes milliseconds.
+        /// Events handled at a time, and the time given to them; one that brings new objects takes
+        /// milliseconds.
         const AT_ONCE: usize = 16_384;
         const TIME: Duration = Duration::from_millis(50);
         let deadline = Instant::now() + TIME;
-        // What is mapped now is read, so that one reading answers all notices up to it: none waits behind another.
+        // What is mapped now is read, so that one reading answers all notices up to it: none waits
+        // behind another.
         let (mut noticed, mut last_notice) = (BTreeMap::new(), None);
         let mut taken = 0;
         let mut stacks_stored = false;
@@ -58,7 +60,8 @@ impl Session {
         Ok((delivery, more || more_lines))
     }
 
-    /// Prints the lines of `-t` that were sent, at most `at_once` and until `deadline`. Says whether there may be more.
+    /// Prints the lines of `-t` that were sent, at most `at_once` and until `deadline`. Says
+    /// whether there may be more.
     fn print_lines(&mut self, at_once: usize, deadline: Instant) -> Result<(Delivery, bool), SessionError> {
         let mut lines = Vec::new();
         let mut taken = 0;
@@ -98,7 +101,8 @@ impl Session {
         }
     }
 
-    /// The target has loaded or unloaded objects, at `time_ns` (CLOCK_MONOTONIC): an allocator may be among them.
+    /// The target has loaded or unloaded objects, at `time_ns` (CLOCK_MONOTONIC): an allocator may
+    /// be among them.
     pub(super) fn mappings_changed(&mut self, target: u32, time_ns: u64) {
         let Some(traced) = self.targets.get(target).filter(|traced| !traced.ended) else { return };
         let pid = traced.id.pid;
@@ -119,13 +123,19 @@ impl Session {
         self.tracer.clear()?;
         self.fold_ended();
         self.forget_released();
+        self.take_freed_slots()
+    }
+
+    /// Slots whose links have ended are free for others.
+    pub(super) fn take_freed_slots(&mut self) -> Result<(), SessionError> {
         for (slot, last) in self.tracer.freed()? {
             self.targets.release_slot(slot, last);
         }
         Ok(())
     }
 
-    /// Adds up what processes held that ended long ago. Not between a snapshot, which has it too, and its report.
+    /// Adds up what processes held that ended long ago. Not between a snapshot, which has it too,
+    /// and its report.
     pub(super) fn fold_ended(&mut self) {
         while let Some(mut old) = self.tracer.take_old_ended() {
             self.take_out_own(&mut old);
@@ -141,7 +151,8 @@ impl Session {
         self.reporter.symbolizer.retain(|process| targets.get(process).is_some());
     }
 
-    /// Makes room for stacks, unless a report has done so meanwhile. Another time is set where it was not enough.
+    /// Makes room for stacks, unless a report has done so meanwhile. Another time is set where it
+    /// was not enough.
     pub(super) fn collect_stacks(&mut self) -> Result<(), SessionError> {
         self.due.collection = self.tracer.collection_due()?;
         if self.due.collection.is_none_or(|at| at > Instant::now()) {

@@ -1,11 +1,14 @@
-//! Children and new programs of targets, stopped before their first instruction until the probes are in.
+//! Children and new programs of targets, stopped before their first instruction until the probes
+//! are in.
 //!
-//! The thread that makes a child, or has replaced its program, tells of it (ring buffer `BIRTHS`) and waits in the kernel
-//! for an answer. Meanwhile a thread of ours seizes the child by ptrace(2) and asks it to stop: no signal is sent, and
-//! nobody but a debugger could tell. When the probes are in, it is let go. If we are killed, the kernel lets it go.
+//! The thread that makes a child, or has replaced its program, tells of it (ring buffer `BIRTHS`)
+//! and waits in the kernel for an answer. Meanwhile a thread of ours seizes the child by ptrace(2)
+//! and asks it to stop: no signal is sent, and nobody but a debugger could tell. When the probes
+//! are in, it is let go. If we are killed, the kernel lets it go.
 //!
-//! ptrace(2) ties a stopped process to the thread that has seized it. There are several threads, each on a processor of its
-//! own, since the one that waits in the kernel takes a processor that cannot be ours.
+//! ptrace(2) ties a stopped process to the thread that has seized it. There are several threads,
+//! each on a processor of its own, since the one that waits in the kernel takes a processor that
+//! cannot be ours.
 
 use std::{
     io,
@@ -26,7 +29,8 @@ use crate::{
     proc::{clock::monotonic_ns, ptrace::ptrace},
 };
 
-/// Longest time that a process is stopped at its birth: a run that is busy (with a report, say) lets it go untraced.
+/// Longest time that a process is stopped at its birth: a run that is busy (with a report, say)
+/// lets it go untraced.
 const STOP: Duration = Duration::from_secs(1);
 
 /// A child or a new program of a target.
@@ -208,7 +212,8 @@ impl Thread {
     }
 }
 
-/// Has a process stop as soon as it comes back to user mode. ptrace(2): PTRACE_SEIZE stops nothing by itself.
+/// Has a process stop as soon as it comes back to user mode. ptrace(2): PTRACE_SEIZE stops nothing
+/// by itself.
 fn seize(pid: u32) -> io::Result<()> {
     ptrace(libc::PTRACE_SEIZE, pid, 0, 0)?;
     ptrace(libc::PTRACE_INTERRUPT, pid, 0, 0).map(drop)
@@ -217,7 +222,8 @@ fn seize(pid: u32) -> io::Result<()> {
 /// Lets a process go, if it has stopped. Says whether nothing is left to be done.
 fn let_go(pid: u32) -> bool {
     let mut status = 0;
-    // SAFETY: `status` is valid. A process that somebody else waits for is not waited for here: it is our thread's tracee.
+    // SAFETY: `status` is valid. A process that somebody else waits for is not waited for here: it
+    // is our thread's tracee.
     let waited = unsafe { libc::waitpid(pid as libc::pid_t, &raw mut status, libc::__WALL | libc::WNOHANG) };
     if waited == 0 {
         return false;
@@ -245,8 +251,8 @@ fn own_cpus() -> Vec<usize> {
     (0..size).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect()
 }
 
-/// Keeps the thread on one processor, where it comes before whatever else runs there. Without the privilege it is as prompt
-/// as others.
+/// Keeps the thread on one processor, where it comes before whatever else runs there. Without the
+/// privilege it is as prompt as others.
 fn be_prompt(cpu: usize) {
     // SAFETY: plain bits: all zeroes is a value.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };

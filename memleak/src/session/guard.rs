@@ -11,8 +11,8 @@ use log::warn;
 
 use super::SessionError;
 
-/// Runs a part of the session to its end. A panic in it becomes an error, as any other that ends the part: what follows
-/// (the last report, detaching) is still done. It has been told already.
+/// Runs a part of the session to its end. A panic in it becomes an error, as any other that ends
+/// the part: what follows (the last report, detaching) is still done. It has been told already.
 pub(super) async fn guarded<T>(
     part: impl Future<Output = Result<T, SessionError>>,
 ) -> Result<T, SessionError> {
@@ -24,8 +24,8 @@ pub(super) async fn guarded<T>(
     .await
 }
 
-/// One error of two parts of which the second was done although the first had failed: the first. What the second says
-/// besides is a warning.
+/// One error of two parts of which the second was done although the first had failed: the first.
+/// What the second says besides is a warning.
 pub(super) fn first_error<A, B>(
     first: Result<A, SessionError>,
     second: Result<B, SessionError>,

@@ -1,12 +1,14 @@
 //! A run, from the first probe to the last report.
 //!
-//! `run` is the loop; `start` puts probes into what is there when it begins, `events` and `births` follow what comes later. All of them
-//! work on a `Session` (`state`), which holds the BPF side (`bpf::Tracer`), the traced processes (`crate::targets`), the mode
-//! (`user_mode`, `kernel_mode`) and what makes reports (`reporter`).
+//! `run` is the loop; `start` puts probes into what is there when it begins, `events` and `births`
+//! follow what comes later. All of them work on a `Session` (`state`), which holds the BPF
+//! side (`bpf::Tracer`), the traced processes (`crate::targets`), the mode (`user_mode`,
+//! `kernel_mode`) and what makes reports (`reporter`).
 
 mod births;
 mod checks;
 mod config;
+mod dangers;
 mod error;
 mod events;
 mod follow;

@@ -130,7 +130,8 @@ impl Reporter {
     }
 }
 
-/// What is outstanding names owners; mappings are known by process, whose generations go on over an exec.
+/// What is outstanding names owners; mappings are known by process, whose generations go on over an
+/// exec.
 struct ByProcess<'a> {
     symbolizer: &'a mut Symbolizer,
     targets: &'a Targets,
@@ -151,8 +152,8 @@ impl Locate for ByProcess<'_> {
     }
 }
 
-/// Reads what the processes of these descriptors have open, where that was not read yet. The number of a process that has
-/// ended may be another's by now.
+/// Reads what the processes of these descriptors have open, where that was not read yet. The number
+/// of a process that has ended may be another's by now.
 fn add_open(open: &mut Open, lines: &[AllocationLine], targets: &Targets) {
     let lives = |pid: &u32| targets.with_pid(*pid).is_some();
     for pid in lines.iter().map(|line| line.pid).filter(lives) {
@@ -160,8 +161,8 @@ fn add_open(open: &mut Open, lines: &[AllocationLine], targets: &Targets) {
     }
 }
 
-/// The stack is cut, but the program's own part is there: what calls `main` is start code, of which musl's and a few others'
-/// say nothing.
+/// The stack is cut, but the program's own part is there: what calls `main` is start code, of which
+/// musl's and a few others' say nothing.
 fn is_no_loss(note: &Note, frames: &[Frame]) -> bool {
     matches!(note, Note::Cut(cut) if *cut != Cut::TooDeep)
         && frames.last().is_some_and(|frame| frame.symbol.as_deref() == Some("main"))

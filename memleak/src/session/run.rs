@@ -194,8 +194,9 @@ impl Session {
         Ok(delivery)
     }
 
-    /// The last report; gives the number of allocations in it. The target is relieved of its probes before the work of
-    /// making it begins. What fails on the way is told after it, if it can be made.
+    /// The last report; gives the number of allocations in it. The target is relieved of its probes
+    /// before the work of making it begins. What fails on the way is told after it, if it can be
+    /// made.
     fn last_report(&mut self) -> Result<u64, SessionError> {
         self.arm(false);
         self.take_births(false);
@@ -211,12 +212,14 @@ impl Session {
         delivery.map(|_| report.totals.count)
     }
 
-    /// Reads the tables, and what is needed to name what is in them: the mappings and the kernel's symbols as they are now.
+    /// Reads the tables, and what is needed to name what is in them: the mappings and the kernel's
+    /// symbols as they are now.
     fn snapshot(&mut self) -> Result<(Snapshot, SystemTime, (Instant, Duration)), SessionError> {
         let living: Vec<u32> = self.targets.living().map(|(target, _)| target).collect();
         let begin = Instant::now();
         self.due.clearing = None;
         self.fold_ended();
+        self.take_freed_slots()?;
         let mut snapshot = self.tracer.snapshot()?;
         snapshot.lost.processes += self.lost_processes;
         let took = begin.elapsed();

@@ -25,7 +25,8 @@ impl Session {
             warn!("{warning}");
         }
         let target = self.add_target(&process, None)?;
-        // Reads what is mapped, and keeps it: the process may end at any time. Before the probes are in, for the walks.
+        // Reads what is mapped, and keeps it: the process may end at any time. Before the probes
+        // are in, for the walks.
         self.observe(target);
         self.probe(target, Objects::All)?;
         if self.settings.capture.follow_forks {
@@ -34,7 +35,8 @@ impl Session {
         Ok(())
     }
 
-    /// Puts probes into what a target has made before it was one. (What it makes from now on it tells of.)
+    /// Puts probes into what a target has made before it was one. (What it makes from now on it
+    /// tells of.)
     fn trace_descendants(&mut self, parent: u32, pid: u32) {
         for child in children(pid) {
             if self.targets.with_pid(child).is_some() {
@@ -76,7 +78,8 @@ impl Session {
                 }
             }
         }
-        // What IFUNC resolvers have chosen is known by now, and so is whether there is an allocator at all.
+        // What IFUNC resolvers have chosen is known by now, and so is whether there is an allocator
+        // at all.
         self.observe(target);
         self.probe(target, Objects::All)?;
         if let Mode::User(mode) = &mut self.mode {

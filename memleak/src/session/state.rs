@@ -54,7 +54,8 @@ pub(super) struct Session {
     pub(super) due: Due,
     /// Numbers of targets that have ended.
     pub(super) ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
-    /// Processes that were not traced, or not from their beginning, as far as we know and the programs do not.
+    /// Processes that were not traced, or not from their beginning, as far as we know and the
+    /// programs do not.
     pub(super) lost_processes: u64,
     /// Probes attached, and the time that it took, since it was last said.
     attached: (usize, Duration),
@@ -94,8 +95,8 @@ impl Session {
         }
     }
 
-    /// Makes a process known to the programs and waits for its end. `parent`: the target that made it, and what the two
-    /// share. Gives its number.
+    /// Makes a process known to the programs and waits for its end. `parent`: the target that made
+    /// it, and what the two share. Gives its number.
     pub(super) fn add_target(
         &mut self,
         process: &Process,
@@ -126,11 +127,11 @@ impl Session {
         let Mode::User(mode) = &mut self.mode else { return Ok(()) };
         let Some(traced) = self.targets.get_mut(target) else { return Ok(()) };
         let plan = mode.plan(&self.settings.capture, traced, which)?;
+        let scope = Scope { pid: traced.id.pid, slot: traced.slot };
+        mode.dangers.tell(&self.tracer, &mode.store, scope.pid, &plan.points);
         if plan.points.is_empty() {
             return Ok(());
         }
-        let scope = Scope { pid: traced.id.pid, slot: traced.slot };
-        mode.warn_of_dangers(&self.tracer, scope.pid, &plan.points);
         self.attach(scope, &plan)
     }
 

@@ -2,13 +2,14 @@
 
 use std::{collections::HashSet, process::Child};
 
-use log::{info, warn};
+use log::info;
 use memleak_common::probe::Resource;
 
 use super::{
     SessionError,
     checks::{check_plan, tell_gaps},
     config::config,
+    dangers::Dangers,
     follow::Follower,
     wait::millis,
 };
@@ -17,15 +18,14 @@ use crate::{
     objects::ObjectStore,
     probe::{
         gaps::Gap,
-        plan::{AttachPoint, Plan, PlanOptions, plan, symbol_names},
-        table::{Row, Scope, TABLE},
+        plan::{Plan, PlanOptions, plan, symbol_names},
+        table::{Row, TABLE},
     },
     proc::{
         maps::read_maps,
         memory::{ProcessMemory, ReadMemory},
     },
     settings::{CaptureSettings, Settings},
-    symbolize::demangle::demangle,
     target::{
         command::HeldCommand,
         object::{ObjectId, read_objects},
@@ -53,8 +53,8 @@ pub(super) struct UserMode {
     probed: Vec<Resource>,
     /// Replaced return addresses can be put back on a target's stack.
     mends_stack: bool,
-    /// The danger of replaced return addresses was told.
-    warned: bool,
+    /// What replaced return addresses could do.
+    pub(super) dangers: Dangers,
     /// Follows children and new programs.
     pub(super) follower: Follower,
     /// What is not seen of allocators, as far as it was told.
@@ -78,14 +78,14 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
     let follower = Follower::start(births, answering_threads())
         .map_err(|error| SessionError::System("cannot start a thread", error))?;
     let (mends_stack, told_gaps) = (tracer.mends_stack(), HashSet::new());
-    let (warned, held, command) = (false, None, None);
-    let mode = UserMode { store, rows, probed, mends_stack, warned, told_gaps, follower, held, command };
+    let (dangers, held, command) = (Dangers::default(), None, None);
+    let mode = UserMode { store, rows, probed, mends_stack, dangers, told_gaps, follower, held, command };
     Ok((mode, tracer))
 }
 
 impl UserMode {
-    /// Plans probes for what a process has mapped: for all of it, where that must hold an allocator, or for the
-    /// objects that were not looked at yet.
+    /// Plans probes for what a process has mapped: for all of it, where that must hold an
+    /// allocator, or for the objects that were not looked at yet.
     pub(super) fn plan(
         &mut self,
         capture: &CaptureSettings,
@@ -103,7 +103,8 @@ impl UserMode {
         };
         let mut mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
         if which == Objects::New {
-            // Before they are read, which takes milliseconds, in which the target goes on and the next notice waits.
+            // Before they are read, which takes milliseconds, in which the target goes on and the
+            // next notice waits.
             mappings.retain(|mapping| {
                 !traced.planned.contains(&ObjectId { device: mapping.device, inode: mapping.inode })
             });
@@ -131,28 +132,6 @@ impl UserMode {
             }
         }
         Ok(plan)
-    }
-
-    /// Says once which call could be the end of the process: its return address is replaced while it is pending.
-    pub(super) fn warn_of_dangers(&mut self, tracer: &Tracer, pid: u32, points: &[AttachPoint]) {
-        if self.warned {
-            return;
-        }
-        let Some((point, why)) = tracer.dangers(points) else { return };
-        self.warned = true;
-        let name = demangle(&point.function);
-        if point.scope == Scope::User {
-            let exception = if self.mends_stack { "" } else { "throws an exception or " };
-            warn!(
-                "process {pid}: if {name} {exception}switches stacks, the process can be ended while it is traced, since its \
-                 returns cannot be found ({why}); to be safe name another function"
-            );
-        } else {
-            warn!(
-                "process {pid}: an exception thrown out of {name} (out of memory) will end it while it is traced, since \
-                 this kernel is locked down and forbids restoring return addresses; to be safe boot without lockdown"
-            );
-        }
     }
 
     /// Lets the command run free: the probes are in, and that was said.

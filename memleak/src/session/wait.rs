@@ -25,8 +25,8 @@ use crate::{
     target::process::PidFd,
 };
 
-/// Waits for the command. One that has ended by itself passes its status on; one that outlives the last report is asked
-/// to end, unless a second signal says not to wait for it.
+/// Waits for the command. One that has ended by itself passes its status on; one that outlives the
+/// last report is asked to end, unless a second signal says not to wait for it.
 pub(super) async fn end_command(
     mut child: Child,
     signals: &mut Signals,
@@ -37,7 +37,8 @@ pub(super) async fn end_command(
         return Ok(Some(status));
     }
     let end = PidFd::open(child.id()).map_err(system)?;
-    // SAFETY: kill(2) takes two integers; the child was not waited for, so the number is still its own.
+    // SAFETY: kill(2) takes two integers; the child was not waited for, so the number is still its
+    // own.
     unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
     let end = readable(end).map_err(system)?;
     tokio::select! {

@@ -1,8 +1,9 @@
 //! What a process says itself of its descriptors (/proc/PID/fd), against what was counted.
 //!
-//! Calls are counted when they are entered and when they return, and other threads' calls may come between: a descriptor
-//! that another thread closes before the call that made it has returned is entered all the same. And some are made in
-//! ways that are not traced: io_uring, an ioctl. So a snapshot is put right by the process's own list.
+//! Calls are counted when they are entered and when they return, and other threads' calls may come
+//! between: a descriptor that another thread closes before the call that made it has returned is
+//! entered all the same. And some are made in ways that are not traced: io_uring, an ioctl. So a
+//! snapshot is put right by the process's own list.
 
 use std::collections::{BTreeMap, HashMap, HashSet, hash_map::Entry};
 
@@ -38,7 +39,8 @@ pub struct Descriptors {
 pub struct OpenLists(HashMap<u32, (u64, BTreeMap<u32, String>)>);
 
 impl Descriptors {
-    /// Remembers what process `pid` has open now: it is about to be traced. `end` is readable when it has ended.
+    /// Remembers what process `pid` has open now: it is about to be traced. `end` is readable when
+    /// it has ended.
     pub fn remember(&mut self, owner: u32, pid: u32, end: &PidFd) {
         let before = open_descriptors(pid).unwrap_or_default();
         // Several processes may share one list.
@@ -47,15 +49,16 @@ impl Descriptors {
         }
     }
 
-    /// Leaves the records of this owner, which has ended, as they are from now on. Gives those that have none in the kernel's
-    /// table: what was found when its list was last looked at.
+    /// Leaves the records of this owner, which has ended, as they are from now on. Gives those that
+    /// have none in the kernel's table: what was found when its list was last looked at.
     pub fn forget(&mut self, owner: u32) -> Vec<Outstanding> {
         self.processes.remove(&owner);
         let found = self.found.extract_if(|(of, _), _| *of == owner);
         found.map(|((_, fd), (time_ns, _))| unseen(owner, fd, time_ns)).collect()
     }
 
-    /// What the processes have open: to be asked for before the snapshot is made that it is compared with.
+    /// What the processes have open: to be asked for before the snapshot is made that it is
+    /// compared with.
     pub fn list(&self) -> OpenLists {
         let list = |listed: &Listed| {
             // What is acquired from here on may not be in the list.
@@ -66,8 +69,9 @@ impl Descriptors {
         OpenLists(lists.collect())
     }
 
-    /// Puts the records of descriptors right. `lists` were made before the snapshot, of which `newer` descriptors (owner,
-    /// number) are no part. Processes that have ended are left as they were counted.
+    /// Puts the records of descriptors right. `lists` were made before the snapshot, of which
+    /// `newer` descriptors (owner, number) are no part. Processes that have ended are left as they
+    /// were counted.
     pub fn reconcile(
         &mut self,
         mut lists: OpenLists,
@@ -78,7 +82,8 @@ impl Descriptors {
         for (owner, Listed { pid, end, before }) in &mut self.processes {
             let Some((listed_ns, mut open)) = lists.0.remove(owner) else { continue };
             let Ok(still) = open_descriptors(*pid) else { continue };
-            // Without a record it counts only if it was open before and after the moment of the snapshot.
+            // Without a record it counts only if it was open before and after the moment of the
+            // snapshot.
             let ours = outstanding.iter().filter(|record| record.space == *owner);
             let counted: HashSet<u64> = ours.map(|record| record.handle).collect();
             open.retain(|fd, file| {
@@ -86,7 +91,8 @@ impl Descriptors {
                 counted.contains(&number)
                     || (still.get(fd) == Some(file) && !newer.contains(&(*owner, number)))
             });
-            // One that ends loses its memory first, and then its descriptors, all at once (kernel/exit.c, `do_exit`).
+            // One that ends loses its memory first, and then its descriptors, all at once
+            // (kernel/exit.c, `do_exit`).
             if still.is_empty() && read_maps(*pid).map_or(true, |maps| maps.is_empty()) {
                 continue;
             }
@@ -109,8 +115,9 @@ impl Descriptors {
 pub struct Corrections {
     /// Records of descriptors that are closed.
     pub dead: Vec<Outstanding>,
-    /// Those that were found for the second time: no call is about to return that enters them. From here on they are
-    /// records like any other, which a close removes, and which stay when the process has ended.
+    /// Those that were found for the second time: no call is about to return that enters them. From
+    /// here on they are records like any other, which a close removes, and which stay when the
+    /// process has ended.
     pub lasting: Vec<Outstanding>,
 }
 
@@ -128,8 +135,8 @@ fn unseen(owner: u32, fd: u32, time_ns: u64) -> Outstanding {
     }
 }
 
-/// For one process, whose list was made at `listed_ns`. Gives how many descriptors are newly found, and how many of those
-/// found before are closed.
+/// For one process, whose list was made at `listed_ns`. Gives how many descriptors are newly found,
+/// and how many of those found before are closed.
 fn reconcile_one(
     (owner, before): (u32, &mut BTreeMap<u32, String>),
     (open, listed_ns): (&BTreeMap<u32, String>, u64),

@@ -42,7 +42,8 @@ pub struct Outstanding {
 pub struct Stack {
     /// Return addresses.
     pub ips: Vec<u64>,
-    /// When it was recorded, counted in changes of what the process has mapped ([`crate::symbolize::Observed`]).
+    /// When it was recorded, counted in changes of what the process has mapped
+    /// ([`crate::symbolize::Observed`]).
     pub generation: u64,
     /// Callers are missing, and why.
     pub cut: Option<Cut>,
@@ -92,14 +93,15 @@ pub struct Lost {
     pub trace_lines: u64,
     /// Processes that were not traced, or not from their beginning.
     pub processes: u64,
-    /// Records that moved while they were read, and were not told in time: a snapshot may lack them. The next one does
-    /// not.
+    /// Records that moved while they were read, and were not told in time: a snapshot may lack
+    /// them. The next one does not.
     pub moved: u64,
     /// Calls whose return was not seen.
     pub missed_returns: u64,
     /// Runs of our programs that the kernel skipped.
     pub skipped_runs: u64,
-    /// Stacks of the report that are known in part: their outer callers are missing. A snapshot has 0.
+    /// Stacks of the report that are known in part: their outer callers are missing. A snapshot
+    /// has 0.
     pub cut_stacks: u64,
 }
 

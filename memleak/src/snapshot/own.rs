@@ -1,7 +1,8 @@
-//! What an allocator maps for itself is not the program's: malloc's mappings are part of malloc's call and do not count,
-//! but glibc maps an arena in `free` as well (a thread's first call), which has no return probe, and others map memory in
-//! threads of their own. Such a mapping is known by its stack: from the mapping's caller outwards it is in the object that
-//! holds the allocator until it comes to the allocator's code. A signal handler that maps something while its thread is in
+//! What an allocator maps for itself is not the program's: malloc's mappings are part of malloc's
+//! call and do not count, but glibc maps an arena in `free` as well (a thread's first call), which
+//! has no return probe, and others map memory in threads of their own. Such a mapping is known by
+//! its stack: from the mapping's caller outwards it is in the object that holds the allocator until
+//! it comes to the allocator's code. A signal handler that maps something while its thread is in
 //! malloc is no part of that call: its own frames are between the two.
 
 use std::{collections::HashMap, ops::Range};
@@ -27,8 +28,8 @@ impl Code {
     }
 }
 
-/// The call before this return address is in one of the ranges. A return address may be the first after the function,
-/// whose last instruction is the call.
+/// The call before this return address is in one of the ranges. A return address may be the first
+/// after the function, whose last instruction is the call.
 fn is_in(ranges: &[Range<u64>], ip: u64) -> bool {
     ranges.iter().any(|range| range.start < ip && ip <= range.end)
 }
@@ -42,8 +43,8 @@ pub struct Own {
     pub count: u64,
 }
 
-/// Takes out of `snapshot` what allocators have mapped for themselves. `code_of`: where the allocators' code is in the
-/// address space of this number.
+/// Takes out of `snapshot` what allocators have mapped for themselves. `code_of`: where the
+/// allocators' code is in the address space of this number.
 pub fn take_out<'a>(snapshot: &mut Snapshot, code_of: impl Fn(u32) -> &'a [Code]) -> Own {
     let Snapshot { outstanding, stacks, .. } = snapshot;
     let mut known: HashMap<(u32, u64), bool> = HashMap::new();
@@ -99,8 +100,8 @@ mod tests {
                 outstanding(1, Resource::Mmap, 1),
                 outstanding(1, Resource::Mmap, 5),
             ],
-            // The second one's caller begins where the allocator's function ends; the third one's is that function's end.
-            // The fifth one is a signal handler's, in another object.
+            // The second one's caller begins where the allocator's function ends; the third one's
+            // is that function's end. The fifth one is a signal handler's, in another object.
             stacks: [
                 (1, stack(&[5, 150])),
                 (2, stack(&[100, 5])),

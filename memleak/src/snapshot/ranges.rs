@@ -1,8 +1,10 @@
-//! Releases by range: of addresses (munmap, a MAP_FIXED over something), and of spans of handles (close_range).
+//! Releases by range: of addresses (munmap, a MAP_FIXED over something), and of spans of handles
+//! (close_range).
 //!
-//! The BPF programs find the record that begins where a release begins, and cannot search for others. So they tell of
-//! each release, and what else it covers is found here, when the records are read. A release is used up then. What it
-//! has cut out of a record is kept as that record's holes, merged, for as long as the record is there.
+//! The BPF programs find the record that begins where a release begins, and cannot search for
+//! others. So they tell of each release, and what else it covers is found here, when the records
+//! are read. A release is used up then. What it has cut out of a record is kept as that record's
+//! holes, merged, for as long as the record is there.
 //!
 //! ```text
 //! releases   [0x1000, 0x3000) at 5   [0x3000, 0x4000) at 9     when each address was last released
@@ -50,8 +52,8 @@ impl Release {
 pub struct Applied {
     /// What is outstanding after all; a range with a hole in it gives two.
     pub outstanding: Vec<Outstanding>,
-    /// Records of which nothing is left: they are to be removed from the kernel's table, and given again if they are there
-    /// the next time.
+    /// Records of which nothing is left: they are to be removed from the kernel's table, and given
+    /// again if they are there the next time.
     pub dead: Vec<Outstanding>,
 }
 
@@ -87,7 +89,8 @@ impl Ranges {
         self.releases.values().map(|releases| releases.0.len()).sum()
     }
 
-    /// Cuts what was released out of the records: all that there were when the last release had come.
+    /// Cuts what was released out of the records: all that there were when the last release had
+    /// come.
     pub fn apply(&mut self, mut outstanding: Vec<Outstanding>) -> Applied {
         if self.releases.is_empty() && self.holes.is_empty() {
             return Applied { outstanding, dead: Vec::new() };
@@ -114,7 +117,8 @@ impl Ranges {
             }
         }
         outstanding.extend(pieces);
-        // Those of dead records stay: the rest of one may have been put to another place since it was read.
+        // Those of dead records stay: the rest of one may have been put to another place since it
+        // was read.
         self.holes.retain(|_, holed| holed.seen);
         self.releases.clear();
         Applied { outstanding, dead }
@@ -161,7 +165,8 @@ struct Released {
 }
 
 impl Releases {
-    /// These addresses were released at this time. They come nearly in the order of time; the latest counts.
+    /// These addresses were released at this time. They come nearly in the order of time; the
+    /// latest counts.
     fn add(&mut self, start: u64, end: u64, time_ns: u64) {
         let mut at = start;
         while at < end {
@@ -193,7 +198,8 @@ impl Releases {
         }
     }
 
-    /// Enters a range where there is none; joins it to one of the same release that ends where it begins.
+    /// Enters a range where there is none; joins it to one of the same release that ends where it
+    /// begins.
     fn insert(&mut self, start: u64, end: u64, time_ns: u64) {
         if let Some((_, before)) = self.0.range_mut(..start).next_back()
             && (before.end, before.time_ns) == (start, time_ns)
@@ -212,8 +218,8 @@ impl Releases {
     }
 }
 
-/// Parts of a range that are released: disjoint ranges that do not touch, each by its first address with the address after
-/// its last.
+/// Parts of a range that are released: disjoint ranges that do not touch, each by its first address
+/// with the address after its last.
 #[derive(Debug, Default)]
 struct Holes(BTreeMap<u64, u64>);
 

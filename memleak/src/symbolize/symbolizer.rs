@@ -402,7 +402,7 @@ impl Symbolizer {
     fn code_frames(&mut self, code: &CodeMapping, vaddr: u64, ip: u64, frames: &mut Vec<Frame>) {
         let id = code.object.as_ref().map(|object| object.id());
         let is_held = id.is_some_and(|id| self.objects.get(&id).is_some_and(NamedObject::has_names));
-        if !is_held && self.store.memory_left() < MEMORY / 2 {
+        if !is_held && self.store.is_short_of_memory() {
             self.objects.values_mut().for_each(NamedObject::forget_names);
         }
         let object = id.and_then(|id| self.objects.get_mut(&id));

@@ -1,4 +1,5 @@
-//! Which allocators are in an object? Told by symbols that only an allocator defines, whole or under a prefix.
+//! Which allocators are in an object? Told by symbols that only an allocator defines, whole or
+//! under a prefix.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -37,7 +38,8 @@ struct Known {
     name: &'static str,
     /// What its messages begin with: it tells of an allocator in a program without symbols.
     words: Option<&'static str>,
-    /// C code calls it by functions, too, that no shared library refers to: a stripped program does not name them.
+    /// C code calls it by functions, too, that no shared library refers to: a stripped program does
+    /// not name them.
     has_more_functions: bool,
     /// One of these, as a defined function, is enough.
     markers: &'static [&'static str],
@@ -45,8 +47,8 @@ struct Known {
     own_operators: bool,
 }
 
-/// In order of precedence: a static program holds its C library as well as the allocator that was linked into it, and
-/// tcmalloc and mimalloc define glibc's internal names (`__libc_malloc`).
+/// In order of precedence: a static program holds its C library as well as the allocator that was
+/// linked into it, and tcmalloc and mimalloc define glibc's internal names (`__libc_malloc`).
 const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Jemalloc,
@@ -120,8 +122,8 @@ const KNOWN: &[Known] = &[
         markers: &["scalable_malloc", "__TBB_malloc_proxy"],
         own_operators: true,
     },
-    // gnu_get_libc_version is missing in a static program that does not call it. The names must be glibc's alone:
-    // __libc_malloc and __libc_memalign are tcmalloc's, too.
+    // gnu_get_libc_version is missing in a static program that does not call it. The names must be
+    // glibc's alone: __libc_malloc and __libc_memalign are tcmalloc's, too.
     Known {
         kind: AllocatorKind::Glibc,
         name: "glibc",
@@ -141,18 +143,20 @@ const KNOWN: &[Known] = &[
     },
 ];
 
-/// Prefixes that allocators are commonly built with; the empty one is malloc itself. `_rjem_` is tikv-jemallocator's,
-/// `xx` Hoard's.
+/// Prefixes that allocators are commonly built with; the empty one is malloc itself. `_rjem_` is
+/// tikv-jemallocator's, `xx` Hoard's.
 const PREFIXES: &[&str] =
     &["", "je_", "_rjem_", "tc_", "mi_", "sn_", "rp", "dl", "scudo_", "scudo_svelte_", "scalable_", "xx"];
 
-/// Functions of jemalloc's own interface (jemalloc(3)). Two of them under one prefix are enough to know it by.
+/// Functions of jemalloc's own interface (jemalloc(3)). Two of them under one prefix are enough to
+/// know it by.
 const JEMALLOC_API: &[&str] = &["mallctl", "mallocx", "rallocx", "xallocx", "sdallocx", "dallocx"];
 
 /// What an allocator offers beside malloc, and a program's wrappers of malloc do not.
 const USABLE_SIZE: &str = "malloc_usable_size";
 
-/// Functions of allocators that are not probed, and map memory for the allocator itself; with a prefix or without.
+/// Functions of allocators that are not probed, and map memory for the allocator itself; with a
+/// prefix or without.
 const INTERNAL: &[&str] = &[
     "malloc_trim",
     "malloc_info",
@@ -201,14 +205,16 @@ pub fn identify(elf: &Elf) -> AllocatorKind {
         .map_or(AllocatorKind::Unknown, |known| known.kind)
 }
 
-/// Which allocator a program without symbols holds, by the words that it would print. `None`: none that is known so.
+/// Which allocator a program without symbols holds, by the words that it would print. `None`: none
+/// that is known so.
 pub fn told_by_words(elf: &Elf) -> Option<AllocatorKind> {
     let known: Vec<_> = KNOWN.iter().filter_map(|known| Some((known.kind, known.words?))).collect();
     let words: Vec<_> = known.iter().map(|(_, words)| words.as_bytes()).collect();
     known.get(elf.find_first(&words)?).map(|(kind, _)| *kind)
 }
 
-/// Prefixes under which `elf` may define malloc and related functions: those that are common, and those that its own symbols show.
+/// Prefixes under which `elf` may define malloc and related functions: those that are common, and
+/// those that its own symbols show.
 pub fn prefixes_of(elf: &Elf) -> Vec<String> {
     let mut prefixes: Vec<String> = PREFIXES.iter().map(|prefix| (*prefix).to_owned()).collect();
     let with_usable_size = prefixes_before(elf, USABLE_SIZE)
@@ -221,7 +227,8 @@ pub fn prefixes_of(elf: &Elf) -> Vec<String> {
     prefixes
 }
 
-/// Prefixes of functions that only jemalloc has. One alone is believed without a prefix, or with a common one.
+/// Prefixes of functions that only jemalloc has. One alone is believed without a prefix, or with a
+/// common one.
 fn jemalloc_prefixes(elf: &Elf) -> Vec<&str> {
     let mut found: BTreeMap<&str, usize> = BTreeMap::new();
     for name in JEMALLOC_API {
@@ -251,18 +258,21 @@ impl AllocatorKind {
         KNOWN.iter().find(|known| known.kind == self)
     }
 
-    /// It has functions that a stripped program which holds it does not name: no shared library refers to them.
+    /// It has functions that a stripped program which holds it does not name: no shared library
+    /// refers to them.
     pub fn has_more_functions(self) -> bool {
         self.known().is_some_and(|known| known.has_more_functions)
     }
 
-    /// A shared library that holds it is nothing else: neither a C library nor something that is not known.
+    /// A shared library that holds it is nothing else: neither a C library nor something that is
+    /// not known.
     pub fn is_all_of_its_library(self) -> bool {
         self.known().is_some_and(|known| known.own_operators)
     }
 
-    /// Its `operator new` does not call malloc, so that it needs probes of its own. So it is taken to be where nothing
-    /// is known: a call that does reach malloc is nested in the operator's and counts once all the same.
+    /// Its `operator new` does not call malloc, so that it needs probes of its own. So it is taken
+    /// to be where nothing is known: a call that does reach malloc is nested in the operator's and
+    /// counts once all the same.
     pub fn has_own_operators(self) -> bool {
         self.known().is_none_or(|known| known.own_operators)
     }

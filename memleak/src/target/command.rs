@@ -1,8 +1,9 @@
 //! Starting a command that is traced from its first instruction.
 //!
-//! It is held by ptrace(2) at its exec, and again each time its dynamic linker has mapped code, so that the probes are in
-//! an object before any of it runs: also the constructors of libraries, which run before the program itself. From its
-//! entry point on it runs free: ptrace would get in the way of debuggers, leak checkers and speed.
+//! It is held by ptrace(2) at its exec, and again each time its dynamic linker has mapped code, so
+//! that the probes are in an object before any of it runs: also the constructors of libraries,
+//! which run before the program itself. From its entry point on it runs free: ptrace would get in
+//! the way of debuggers, leak checkers and speed.
 
 use std::{
     ffi::OsString,
@@ -153,7 +154,8 @@ impl HeldCommand {
     }
 }
 
-/// Addresses of the program's entry point and of its dynamic linker (0 if it has none): /proc/PID/auxv, getauxval(3).
+/// Addresses of the program's entry point and of its dynamic linker (0 if it has none):
+/// /proc/PID/auxv, getauxval(3).
 fn auxiliary_vector(pid: u32) -> io::Result<(u64, u64)> {
     let bytes = std::fs::read(format!("/proc/{pid}/auxv"))?;
     let words: Vec<u64> = bytes
@@ -208,7 +210,8 @@ mod tests {
             match held.advance().unwrap() {
                 Held::Mapped => {
                     mapped += 1;
-                    // The first stop comes before the C library has run: it is mapped by then, or is about to be.
+                    // The first stop comes before the C library has run: it is mapped by then, or
+                    // is about to be.
                     assert!(mapped < 100);
                 }
                 Held::Entry => break,

@@ -1,5 +1,5 @@
-//! Indirect functions (`STT_GNU_IFUNC`): the symbol names a resolver, and the address that it chose is written in the
-//! target's relocation slots only.
+//! Indirect functions (`STT_GNU_IFUNC`): the symbol names a resolver, and the address that it chose
+//! is written in the target's relocation slots only.
 
 use super::object::{FunctionSymbol, Object, RelocationSlots};
 use crate::proc::memory::ReadMemory;
@@ -18,11 +18,12 @@ pub enum IfuncError {
     NoReference,
 }
 
-/// Finds the function (address in `object`, before its load bias) that the resolver `symbol` of `object` chose in the
-/// process that `memory` reads. `objects` are all that the process has mapped: any of them can hold the slot.
+/// Finds the function (address in `object`, before its load bias) that the resolver `symbol` of
+/// `object` chose in the process that `memory` reads. `objects` are all that the process has
+/// mapped: any of them can hold the slot.
 ///
-/// What a slot holds is believed if it is code of the same object: a slot that was not resolved yet leads to the
-/// procedure linkage table of the object that it is in.
+/// What a slot holds is believed if it is code of the same object: a slot that was not resolved yet
+/// leads to the procedure linkage table of the object that it is in.
 pub fn resolve(
     objects: &[Object],
     object: &Object,

@@ -73,7 +73,8 @@ pub fn find_cache(name: &str, caches: &SlabCaches) -> Result<CacheFilter, Kernel
         let remedy = suggestion(name, caches);
         return Err(KernelTargetError::NoCache { name: name.to_owned(), remedy });
     };
-    // By the name that was asked for: what shares a cache of kmalloc's under another name is not kmalloc's.
+    // By the name that was asked for: what shares a cache of kmalloc's under another name is not
+    // kmalloc's.
     match kmalloc_label(name) {
         Some(label) => Ok(CacheFilter::Kmalloc(label)),
         None if cache.name.len() >= CACHE_NAME_LEN => Err(KernelTargetError::LongName(cache.name)),
@@ -142,7 +143,8 @@ mod tests {
 
     use super::*;
 
-    /// A directory as SLUB makes it, and a slabinfo in which `pid` is the first of three merged caches.
+    /// A directory as SLUB makes it, and a slabinfo in which `pid` is the first of three merged
+    /// caches.
     fn caches() -> SlabCaches {
         let directory = tempfile::tempdir().expect("a directory");
         for name in ["dentry", "kmalloc-64", "kmalloc-rnd-01-64", ":A-0000128", ":0000040"] {

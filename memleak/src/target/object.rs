@@ -1,4 +1,5 @@
-//! The files that a target has mapped, as probing sees them: functions by name, code, relocation slots, load bias.
+//! The files that a target has mapped, as probing sees them: functions by name, code, relocation
+//! slots, load bias.
 
 use std::{
     collections::HashSet,
@@ -83,7 +84,8 @@ pub enum RelocationSlots<'a> {
     OfSymbol(&'a str),
 }
 
-/// A place in the object's data that the dynamic linker, or a static program's start-up, fills with an address.
+/// A place in the object's data that the dynamic linker, or a static program's start-up, fills with
+/// an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
     /// Address of the slot in the object, before the load bias.
@@ -105,8 +107,8 @@ pub struct Elf {
 }
 
 impl Elf {
-    /// The functions in `names` that the object defines: by its own symbols, and, of a program that was stripped, by its
-    /// debug file's, which is looked for in `roots`.
+    /// The functions in `names` that the object defines: by its own symbols, and, of a program that
+    /// was stripped, by its debug file's, which is looked for in `roots`.
     pub(super) fn read(
         file: Arc<ObjectFile>,
         names: &SymbolNames,
@@ -127,8 +129,8 @@ impl Elf {
             return Err(ObjectError::NotLoadable);
         }
         let has_interpreter = elf.other_segment(elf::PT_INTERP).is_some();
-        // DF_1_PIE tells a static-pie program from a shared object such as the dynamic linker; a name of its own tells
-        // the C library, which can be started, too, from a program.
+        // DF_1_PIE tells a static-pie program from a shared object such as the dynamic linker; a
+        // name of its own tells the C library, which can be started, too, from a program.
         let flags = elf.dynamic_entry(elf::DT_FLAGS_1).unwrap_or(0);
         let is_static = !has_interpreter && (elf.file_type == elf::ET_EXEC.0 || flags & elf::DF_1_PIE.0 != 0);
         let is_program = is_static || (has_interpreter && elf.dynamic_entry(elf::DT_SONAME).is_none());
@@ -152,7 +154,8 @@ impl Elf {
         &self.symbols
     }
 
-    /// The definitions of `name`: one for each address, several where old versions have code of their own.
+    /// The definitions of `name`: one for each address, several where old versions have code of
+    /// their own.
     pub fn symbols_named(&self, name: &str) -> &[FunctionSymbol] {
         let start = self.symbols.partition_point(|symbol| symbol.name.as_str() < name);
         let rest = self.symbols.get(start..).unwrap_or_default();
@@ -196,8 +199,8 @@ impl Elf {
         self.elf()?.code_segment(vaddr)?.offset_of(vaddr)
     }
 
-    /// Up to `size` bytes of code at `vaddr`; fewer at the end of the segment, none if there is no code or no way
-    /// to read it.
+    /// Up to `size` bytes of code at `vaddr`; fewer at the end of the segment, none if there is no
+    /// code or no way to read it.
     pub fn code(&self, vaddr: u64, size: u64) -> Vec<u8> {
         let read = || {
             let elf = self.elf()?;
@@ -210,14 +213,15 @@ impl Elf {
         read().unwrap_or_default()
     }
 
-    /// All of the code of the function at `vaddr`; `None` if its size is not known or it cannot be read whole.
+    /// All of the code of the function at `vaddr`; `None` if its size is not known or it cannot be
+    /// read whole.
     pub fn whole_function(&self, vaddr: u64, size: u64) -> Option<Vec<u8>> {
         let code = self.code(vaddr, size);
         (size > 0 && code.len() as u64 == size).then_some(code)
     }
 
-    /// The first of `texts` (its index) that the file's data or code holds, in the order of `texts`. Reads the whole file, as
-    /// far as an object may cost.
+    /// The first of `texts` (its index) that the file's data or code holds, in the order of
+    /// `texts`. Reads the whole file, as far as an object may cost.
     pub fn find_first(&self, texts: &[&[u8]]) -> Option<usize> {
         let elf = self.elf()?;
         let overlap = texts.iter().map(|text| text.len()).max()?.saturating_sub(1);
@@ -244,7 +248,8 @@ impl Elf {
         found
     }
 
-    /// Size of the function that some symbol, a local one too, places at `vaddr`; 0 if there is none.
+    /// Size of the function that some symbol, a local one too, places at `vaddr`; 0 if there is
+    /// none.
     pub fn function_size_at(&self, vaddr: u64) -> u64 {
         let mut size = 0;
         if let Some(elf) = self.elf() {
@@ -326,8 +331,8 @@ pub struct Object {
     pub path: PathBuf,
     /// Path that opens the very file that is mapped.
     pub open_path: PathBuf,
-    /// What is added to the object's addresses in the target, modulo 2^64. `None` for a file that is not mapped or
-    /// whose mappings fit none of its segments.
+    /// What is added to the object's addresses in the target, modulo 2^64. `None` for a file that
+    /// is not mapped or whose mappings fit none of its segments.
     pub load_bias: Option<u64>,
     /// Its contents, or why there are none.
     pub elf: Result<Elf, ObjectError>,
@@ -359,8 +364,9 @@ impl fmt::Display for Object {
     }
 }
 
-/// Reads the objects that `mappings` of process `pid` show (in the order of their first executable mapping), with the
-/// symbols named in `names`. An object that cannot be read is there, too, with the reason.
+/// Reads the objects that `mappings` of process `pid` show (in the order of their first executable
+/// mapping), with the symbols named in `names`. An object that cannot be read is there, too, with
+/// the reason.
 pub fn read_objects(store: &ObjectStore, pid: u32, mappings: &[Mapping], names: &SymbolNames) -> Vec<Object> {
     let mut seen = HashSet::new();
     let target = LiveTarget(pid);
@@ -395,8 +401,9 @@ fn id_of(mapping: &Mapping) -> ObjectId {
     ObjectId { device: mapping.device, inode: mapping.inode }
 }
 
-/// A path that leads to what is mapped. `map_files` needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE; without it the path
-/// serves, below the target's root, if it still leads to the same file: a target may put a link to any place there.
+/// A path that leads to what is mapped. `map_files` needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE;
+/// without it the path serves, below the target's root, if it still leads to the same file: a
+/// target may put a link to any place there.
 fn open_path(pid: u32, mapping: &Mapping, path: &Path) -> Result<PathBuf, ObjectError> {
     let exact = mapping.map_files_path(pid);
     match exact.metadata() {
@@ -412,8 +419,9 @@ fn open_path(pid: u32, mapping: &Mapping, path: &Path) -> Result<PathBuf, Object
     }
 }
 
-/// `-O name` means `object`: the same path, the same file by another path, its file name, or the library's name as ldd
-/// prints it (`libz.so.1`) or `-l` would have it (`z`, `gobject-2.0`), whatever its version (`libc.so`; `libc-2.31.so`).
+/// `-O name` means `object`: the same path, the same file by another path, its file name, or the
+/// library's name as ldd prints it (`libz.so.1`) or `-l` would have it (`z`, `gobject-2.0`),
+/// whatever its version (`libc.so`; `libc-2.31.so`).
 pub fn names_object(name: &str, object: &Object) -> bool {
     if name.contains('/') {
         let same_file = Path::new(name).metadata().is_ok_and(|metadata| object.id == ObjectId::of(&metadata));
@@ -422,8 +430,8 @@ pub fn names_object(name: &str, object: &Object) -> bool {
     names_file(name, object.file_name())
 }
 
-/// The same of a file's name. A file may be named after a longer version than the name that it is linked by, or have the
-/// version before `.so` (glibc before 2.34).
+/// The same of a file's name. A file may be named after a longer version than the name that it is
+/// linked by, or have the version before `.so` (glibc before 2.34).
 fn names_file(name: &str, file_name: &str) -> bool {
     let Some((stem, version)) = library_parts(file_name) else { return file_name == name };
     let release = stem.split_once('-').filter(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()));

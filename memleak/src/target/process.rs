@@ -140,8 +140,9 @@ fn check(pid: u32, status: &Status) -> Result<(), ProcessError> {
     Ok(())
 }
 
-/// Refuses a process that runs a program by translating its code. The kernel puts probes into whatever has mapped the
-/// probed file; the translator reads the breakpoint in place of the code, and the program is killed by it.
+/// Refuses a process that runs a program by translating its code. The kernel puts probes into
+/// whatever has mapped the probed file; the translator reads the breakpoint in place of the code,
+/// and the program is killed by it.
 pub fn check_program(pid: u32) -> Result<(), ProcessError> {
     let Ok(path) = std::fs::read_link(format!("/proc/{pid}/exe")) else { return Ok(()) };
     let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -1,4 +1,5 @@
-//! What processes that have ended held at their end: taken out of the BPF side's tables, which others need.
+//! What processes that have ended held at their end: taken out of the BPF side's tables, which
+//! others need.
 
 use std::collections::{HashMap, HashSet};
 
@@ -43,8 +44,8 @@ impl Ended {
         self.records.iter().map(|record| record.space).collect()
     }
 
-    /// Gives away the older ones, and their stacks, if there are more than are kept one by one: whoever takes them adds them
-    /// up. All of an owner go together.
+    /// Gives away the older ones, and their stacks, if there are more than are kept one by one:
+    /// whoever takes them adds them up. All of an owner go together.
     pub fn take_old(&mut self) -> Option<Snapshot> {
         let mut owners: Vec<(u32, usize)> = Vec::new();
         let mut places: HashMap<u32, usize> = HashMap::new();

@@ -1,8 +1,9 @@
 //! The processes that are traced: their slots and numbers, from their first probe to their end.
 //!
-//! The BPF side knows a process by its slot, which the attach cookies of its links carry, and what it acquires by the
-//! numbers of its owner ([`Owner`]). A number is never used again, a slot only when nothing names it any more; so neither
-//! a PID that is used again nor an exec can mix up two programs.
+//! The BPF side knows a process by its slot, which the attach cookies of its links carry, and
+//! what it acquires by the numbers of its owner ([`Owner`]). A number is never used again, a slot
+//! only when nothing names it any more; so neither a PID that is used again nor an exec can mix up
+//! two programs.
 
 mod ended;
 
@@ -64,8 +65,9 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// Takes a process in. Gives its number, its slot and what the BPF side is to know of it; `None` if all slots are taken.
-    /// `parent`: the process that made it, and what the two share; `descriptors`: what it opens counts.
+    /// Takes a process in. Gives its number, its slot and what the BPF side is to know of it;
+    /// `None` if all slots are taken. `parent`: the process that made it, and what the two share;
+    /// `descriptors`: what it opens counts.
     pub fn add(
         &mut self,
         id: TargetId,
@@ -118,7 +120,8 @@ impl Targets {
         self.processes.get_mut(&process)
     }
 
-    /// The process that a space's or a process's number belongs to: of a shared space the one that had it first.
+    /// The process that a space's or a process's number belongs to: of a shared space the one that
+    /// had it first.
     pub fn owner_of(&self, number: u32) -> Option<&Traced> {
         self.processes.get(self.numbers.get(&number)?)
     }
@@ -143,8 +146,8 @@ impl Targets {
         self.living().find_map(|(number, traced)| (traced.id.pid == pid).then_some(number))
     }
 
-    /// A process has replaced its program, and has a new address space. Gives the number of the old one, if nobody lives
-    /// in it any more.
+    /// A process has replaced its program, and has a new address space. Gives the number of the old
+    /// one, if nobody lives in it any more.
     pub fn replaced(&mut self, process: u32, space: u32) -> Option<u32> {
         let traced = self.processes.get_mut(&process)?;
         let old = std::mem::replace(&mut traced.owner.space, space);
@@ -171,13 +174,14 @@ impl Targets {
         ended
     }
 
-    /// Nothing names the slot of an ended process any more. `last` is what the BPF side had there.
+    /// Nothing names the slot of an ended process any more. `last` is what the BPF side had
+    /// there.
     pub fn release_slot(&mut self, slot: u32, last: Target) {
         self.slots.release(slot, last.next_space);
     }
 
-    /// Nothing is known any more of what these numbers owned. Processes that have ended and own nothing are forgotten, but
-    /// for those that a user has named.
+    /// Nothing is known any more of what these numbers owned. Processes that have ended and own
+    /// nothing are forgotten, but for those that a user has named.
     pub fn forget(&mut self, released: &[u32]) {
         let mut processes: Vec<u32> =
             released.iter().filter_map(|number| self.numbers.remove(number)).collect();
@@ -198,7 +202,8 @@ impl Targets {
     }
 }
 
-/// Slots of the BPF side's tables, and the numbers that go with each: itself and every [`MAX_TARGETS`]th after it.
+/// Slots of the BPF side's tables, and the numbers that go with each: itself and every
+/// [`MAX_TARGETS`]th after it.
 #[derive(Debug, Default)]
 struct Slots {
     /// Slots that were never used begin here.
@@ -208,8 +213,9 @@ struct Slots {
 }
 
 impl Slots {
-    /// A slot, and a number of it that was never used. Slots that were used before come first, once there are so many that
-    /// each has been out of use for a while: what is kept for each slot then does not grow with all processes that were.
+    /// A slot, and a number of it that was never used. Slots that were used before come first, once
+    /// there are so many that each has been out of use for a while: what is kept for each slot then
+    /// does not grow with all processes that were.
     fn claim(&mut self) -> Option<(u32, u32)> {
         const RESTING: usize = 1024;
         if self.fresh < MAX_TARGETS && self.free.len() < RESTING {

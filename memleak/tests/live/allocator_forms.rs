@@ -1,5 +1,5 @@
-//! Allocators in the forms in which people ship them: linked in, prefixed, without symbols. Each is exact, or a warning
-//! says what is missing.
+//! Allocators in the forms in which people ship them: linked in, prefixed, without symbols. Each is
+//! exact, or a warning says what is missing.
 
 use std::{path::PathBuf, process::Command};
 
@@ -48,7 +48,8 @@ fn trace(command: &mut Command) -> Outcome {
     Outcome { ledger, report, warnings }
 }
 
-/// Traces the program and compares its ledger with the report, or the warnings with what they must say.
+/// Traces the program and compares its ledger with the report, or the warnings with what they must
+/// say.
 pub fn check(form: &str, command: &mut Command, expected: Seen) {
     let outcome = trace(command);
     let told = outcome.report.sum_but("heap", &RUNTIMES);
@@ -116,7 +117,8 @@ fn allocators_in_c_programs() {
     check("scudo, preloaded", Command::new(program).env("LD_PRELOAD", scudo()), Exactly);
 }
 
-/// What glibc maps in `free` is its own; what the program maps is not, and neither are its threads' stacks.
+/// What glibc maps in `free` is its own; what the program maps is not, and neither are its threads'
+/// stacks.
 #[test]
 fn an_arena_that_free_maps_is_the_allocators() {
     const THREADS: usize = 4;

@@ -16,7 +16,8 @@ use crate::{
     tracer::{NEVER, Tracer, trace_command},
 };
 
-/// The full ledger, with C++'s operators, exact: each call is counted once, whichever functions call each other inside.
+/// The full ledger, with C++'s operators, exact: each call is counted once, whichever functions
+/// call each other inside.
 fn known_leaks_under(library: Option<&str>, operators: &[&str]) {
     let _alone = alone();
     let program = build("known_leaks.cc", Link::Dynamic, operators);
@@ -50,7 +51,8 @@ fn known_leaks_under(library: Option<&str>, operators: &[&str]) {
     assert!(target.wait_status().success());
 }
 
-/// libstdc++'s operators call malloc; the aligned ones lose the stack's thread (no frame pointer, and %rbp in use).
+/// libstdc++'s operators call malloc; the aligned ones lose the stack's thread (no frame pointer,
+/// and %rbp in use).
 const OPERATORS: [&str; 2] = ["-std=c++17", "-DOPERATORS"];
 const ALL_OPERATORS: [&str; 3] = ["-std=c++17", "-DOPERATORS", "-DALIGNED_OPERATORS"];
 
@@ -74,8 +76,9 @@ fn mimalloc_preloaded() {
     known_leaks_under(Some("libmimalloc.so.2"), &ALL_OPERATORS);
 }
 
-/// An allocator of the target's own that is linked before libc, with every kind of function start: arguments are read
-/// right where the probe is moved past endbr64 and the frame's set-up, and where it is not.
+/// An allocator of the target's own that is linked before libc, with every kind of function start:
+/// arguments are read right where the probe is moved past endbr64 and the frame's set-up, and where
+/// it is not.
 #[test]
 fn arguments_are_right_at_shifted_places() {
     let _alone = alone();
@@ -111,8 +114,8 @@ fn endbr64_is_where_the_test_above_wants_it() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("endbr64"), "{output:?}");
 }
 
-/// The size that jemalloc 5 sets aside for a block of `size` bytes: size classes are 8, then 16 apart up to 128, then four to
-/// each doubling (jemalloc(3), "IMPLEMENTATION NOTES").
+/// The size that jemalloc 5 sets aside for a block of `size` bytes: size classes are 8, then 16
+/// apart up to 128, then four to each doubling (jemalloc(3), "IMPLEMENTATION NOTES").
 fn jemalloc_class(size: u64) -> u64 {
     if size <= 8 {
         return 8;
@@ -153,16 +156,18 @@ fn redis_info(socket: &Path, key: &str) -> u64 {
     value.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no {key} in {info}"))
 }
 
-/// Whether this is a function of redis' zmalloc.c: zmalloc, zcalloc, zrealloc, ztrymalloc, zstrdup and their variants.
+/// Whether this is a function of redis' zmalloc.c: zmalloc, zcalloc, zrealloc, ztrymalloc, zstrdup
+/// and their variants.
 fn is_of_zmalloc(function: &str) -> bool {
     ["zmalloc", "zcalloc", "zrealloc", "ztry", "zstrdup"].iter().any(|prefix| function.starts_with(prefix))
 }
 
-/// redis counts what jemalloc sets aside for each block that it takes through its `zmalloc` and kin (`used_memory`). The
-/// tracer counts what was asked for, so each block is rounded up to its size class first, and those whose stacks
-/// do not pass a function of zmalloc.c (the Lua interpreter's, OpenSSL's, libc's) are left out. What remains is the client that
-/// asks: `INFO` counts its record and its buffers (a reply buffer of 16 KiB and a query buffer of up to 32 KiB), and they
-/// are gone when the report is made. `CLIENT` is room for those.
+/// redis counts what jemalloc sets aside for each block that it takes through its `zmalloc` and kin
+/// (`used_memory`). The tracer counts what was asked for, so each block is rounded up to its size
+/// class first, and those whose stacks do not pass a function of zmalloc.c (the Lua interpreter's,
+/// OpenSSL's, libc's) are left out. What remains is the client that asks: `INFO` counts its record
+/// and its buffers (a reply buffer of 16 KiB and a query buffer of up to 32 KiB), and they are gone
+/// when the report is made. `CLIENT` is room for those.
 #[test]
 fn redis_server_agrees_with_its_own_count() {
     const CLIENT: u64 = 64 << 10;

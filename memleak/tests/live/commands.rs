@@ -93,7 +93,8 @@ fn exit_status_is_passed_on() {
     }
 }
 
-/// Standard output is the command's own where reports go to a file, byte for byte; so is standard error.
+/// Standard output is the command's own where reports go to a file, byte for byte; so is standard
+/// error.
 #[test]
 fn a_command_keeps_our_streams() {
     let _alone = alone();
@@ -108,7 +109,8 @@ fn a_command_keeps_our_streams() {
     assert_eq!(outcome.ended.stderr, ["err"]);
 }
 
-/// The failed child must not run our main, or our exit handlers, again (bcc 5552): one line, one report at most.
+/// The failed child must not run our main, or our exit handlers, again (bcc 5552): one line, one
+/// report at most.
 #[test]
 fn a_command_that_cannot_be_executed() {
     let _alone = alone();

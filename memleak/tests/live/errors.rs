@@ -1,4 +1,5 @@
-//! What cannot be done is said in one line that says what to do, with the documented exit status, and leaves no probe.
+//! What cannot be done is said in one line that says what to do, with the documented exit status,
+//! and leaves no probe.
 
 use std::{
     fs,
@@ -14,7 +15,8 @@ use crate::{
     tracer::MEMLEAK,
 };
 
-/// Runs to the end; the exit status and the one line on standard error, which holds each of `words`.
+/// Runs to the end; the exit status and the one line on standard error, which holds each of
+/// `words`.
 pub fn assert_one_line(output: &Output, status: i32, words: &[&str], what: &str) {
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(code(output.status), status, "{what}: {message}");
@@ -104,7 +106,8 @@ fn targets_that_cannot_be_traced() {
     fs::remove_file(&stripped).expect("removing");
 }
 
-/// They would come upon our breakpoints in the code that they read, and the program would be killed.
+/// They would come upon our breakpoints in the code that they read, and the program would be
+/// killed.
 #[test]
 fn programs_that_translate_others() {
     let _alone = alone();
@@ -117,7 +120,8 @@ fn programs_that_translate_others() {
     target.expect("END");
 }
 
-/// What `-O` may name wrongly: files that are not there, not mapped, no ELF, or without an allocator.
+/// What `-O` may name wrongly: files that are not there, not mapped, no ELF, or without an
+/// allocator.
 #[test]
 fn objects_that_are_of_no_use() {
     let _alone = alone();

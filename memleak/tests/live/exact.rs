@@ -38,7 +38,8 @@ fn eight_threads_and_two_million_calls() {
     assert!(target.wait_status().success());
 }
 
-/// Each function alone, in a program that ends at once: exact, with every block found where the program says.
+/// Each function alone, in a program that ends at once: exact, with every block found where the
+/// program says.
 fn each_function_alone(link: Link, functions: &[&str]) {
     let _alone = alone();
     let program = build("one_function.c", link, &[]);
@@ -91,7 +92,8 @@ fn each_function_alone_with_static_musl() {
     each_function_alone(Link::Musl, &POSIX_FUNCTIONS);
 }
 
-/// There the stack is at the end of the address space, and the kernel's return trampoline elsewhere.
+/// There the stack is at the end of the address space, and the kernel's return trampoline
+/// elsewhere.
 #[test]
 fn a_function_jumps_to_another_where_addresses_are_not_randomized() {
     let _alone = alone();

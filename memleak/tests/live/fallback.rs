@@ -1,8 +1,8 @@
 //! `--unwind auto` where the kernel refuses the unwinder.
 //!
-//! What provokes it: a seccomp filter, as containers have them, that lets no type information (BTF) into the kernel. The
-//! unwinder's step is checked once for all frames because its types are known; without them the verifier follows it
-//! through every frame, and gives up.
+//! What provokes it: a seccomp filter, as containers have them, that lets no type information (BTF)
+//! into the kernel. The unwinder's step is checked once for all frames because its types are known;
+//! without them the verifier follows it through every frame, and gives up.
 
 use std::{io, os::unix::process::CommandExt as _, process::Command};
 

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -10,20 +11,30 @@ use std::{
 
 /// Our BPF programs' names, as the kernel keeps them (15 bytes at most).
 const PROGRAMS: &[&str] = &[
-    "acquire_enter",
-    "acquire_exit",
-    "release_enter",
     "abandon_enter",
+    "abandon_enter_p",
+    "acquire_enter",
+    "acquire_enter_p",
+    "acquire_exit",
+    "acquire_session",
+    "call_enter",
+    "call_exit",
     "mappings_enter",
+    "process_exec",
+    "process_fork",
+    "release_enter",
+    "signal_deliver",
     "system_enter",
     "system_exit",
+    "thread_exit",
     "kfree",
     "kmem_cache_allo",
     "kernel_exit",
     "work_start",
 ];
 
-/// How long the kernel may take to free what its last user has left (it waits for an RCU grace period).
+/// How long the kernel may take to free what its last user has left (it waits for an RCU grace
+/// period).
 pub const KERNEL_PATIENCE: Duration = Duration::from_secs(20);
 
 static MACHINE: Mutex<()> = Mutex::new(());
@@ -31,7 +42,8 @@ static MACHINE: Mutex<()> = Mutex::new(());
 /// Held by a test; checks when dropped.
 pub struct Alone(#[expect(dead_code, reason = "held for its Drop")] MutexGuard<'static, ()>);
 
-/// Waits for the other tests and takes the machine. Declare it first in a test, so that it is dropped last.
+/// Waits for the other tests and takes the machine. Declare it first in a test, so that it is
+/// dropped last.
 pub fn alone() -> Alone {
     // SAFETY: geteuid(2) cannot fail and touches no memory.
     let user = unsafe { libc::geteuid() };
@@ -47,7 +59,8 @@ impl Drop for Alone {
     }
 }
 
-/// Fails where a BPF program of ours is loaded that no process holds: something in the kernel still does.
+/// Fails where a BPF program of ours is loaded that no process holds: something in the kernel still
+/// does.
 pub fn assert_nothing_left() {
     let deadline = Instant::now() + KERNEL_PATIENCE;
     loop {
@@ -91,7 +104,8 @@ fn programs_left() -> BTreeSet<(u32, String)> {
     loaded.into_iter().filter(|(id, _)| !held.contains(id)).collect()
 }
 
-/// Ids (by their name in fdinfo) of what some process has open: another tracer at work on this machine, say.
+/// Ids (by their name in fdinfo) of what some process has open: another tracer at work on this
+/// machine, say.
 fn held(name: &str) -> BTreeSet<u32> {
     let directories = |path: &str| fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
     directories("/proc")
@@ -100,4 +114,20 @@ fn held(name: &str) -> BTreeSet<u32> {
         .filter_map(|descriptor| fs::read_to_string(descriptor.path()).ok())
         .filter_map(|info| info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()))
         .collect()
+}
+
+/// Lines of the kernel's log that say that something is wrong with it.
+pub fn kernel_complaints() -> Vec<String> {
+    let log = Command::new("dmesg").output().expect("dmesg");
+    assert!(log.status.success(), "reading the kernel's log: {log:?}");
+    let bad = ["WARNING:", "BUG:", "Oops", "INFO: task", "rcu: INFO", "refcount_t", "leaking uprobe"];
+    let log = String::from_utf8_lossy(&log.stdout);
+    log.lines().filter(|line| bad.iter().any(|bad| line.contains(bad))).map(str::to_owned).collect()
+}
+
+/// A number of /proc/PID/status, in kB.
+pub fn status_kb(pid: u32, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
+    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
 }

@@ -11,7 +11,8 @@ use crate::{
     tracer::{NEVER, Tracer},
 };
 
-/// Threads that wait for a condition hold no mutex: not while they wait, and not when their process ends.
+/// Threads that wait for a condition hold no mutex: not while they wait, and not when their process
+/// ends.
 #[test]
 fn an_idle_thread_pool_holds_no_mutex() {
     let _alone = alone();
@@ -44,7 +45,8 @@ fn allocate_under_signals(place: &str) -> (Report, Ledger) {
     (report, ledger)
 }
 
-/// What a handler acquires counts, although the thread that it has interrupted was in a call of the same group.
+/// What a handler acquires counts, although the thread that it has interrupted was in a call of the
+/// same group.
 #[test]
 fn a_handler_is_no_callee_of_what_it_interrupts() {
     let _alone = alone();
@@ -53,7 +55,8 @@ fn a_handler_is_no_callee_of_what_it_interrupts() {
     assert_eq!(report.lost["missed_returns"], 0, "{}", report.describe());
 }
 
-/// A handler above the stack of the call that it has interrupted: the target lives, and all is counted.
+/// A handler above the stack of the call that it has interrupted: the target lives, and all is
+/// counted.
 fn handler_above(place: &str) {
     let _alone = alone();
     let (report, ledger) = allocate_under_signals(place);
@@ -71,8 +74,8 @@ fn a_handler_on_an_alternate_stack_in_thread_storage() {
     handler_above("storage");
 }
 
-/// Runs a program of the user's own pair to its end under the tracer, and compares. Returns the last report and what the
-/// tracer has said.
+/// Runs a program of the user's own pair to its end under the tracer, and compares. Returns the
+/// last report and what the tracer has said.
 fn trace_pair(program: &mut Command, acquire: &str, release: &str) -> (Report, Vec<String>) {
     let mut target = Running::start(program);
     target.expect("READY");
@@ -95,7 +98,8 @@ fn trace_pair(program: &mut Command, acquire: &str, release: &str) -> (Report, V
     (report, notes)
 }
 
-/// A function that switches to another fibre and back, on either side or in another thread, while the other one calls it.
+/// A function that switches to another fibre and back, on either side or in another thread, while
+/// the other one calls it.
 fn switch_fibres(place: &str) {
     let _alone = alone();
     let program = build("fibres.c", Link::Dynamic, &["-rdynamic"]);

@@ -1,13 +1,11 @@
-//! Files that were made to do damage: each costs seconds and megabytes, is named in one line, and the report goes on.
+//! Files that were made to do damage: each costs seconds and megabytes, is named in one line, and
+//! the report goes on.
 
 use std::{
     ffi::CString,
     fs::{self, File, Permissions},
     io::Write as _,
-    os::unix::{
-        fs::{FileExt as _, PermissionsExt as _, symlink},
-        process::CommandExt as _,
-    },
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -17,13 +15,13 @@ use crate::{
     guard::alone,
     process::Running,
     programs::{Link, build, scratch_dir, text},
-    tracer::{MEMLEAK, Tracer},
+    tracer::Tracer,
 };
 
 const GIB: u64 = 1 << 30;
 
-/// What a tracer may use: its resident memory at most, and the time by its CPUs beyond that of a harmless target. A tracer
-/// without optimization takes ten times as long.
+/// What a tracer may use: its resident memory at most, and the time by its CPUs beyond that of a
+/// harmless target. A tracer without optimization takes ten times as long.
 const MEMORY: u64 = 300 << 20;
 const TIME: Duration = Duration::from_secs(if cfg!(debug_assertions) { 30 } else { 3 });
 /// From SIGTERM to the end, by the clock.
@@ -143,9 +141,11 @@ fn symbols(image: &Image, count: u32) -> Vec<u8> {
     table
 }
 
-/// Call frame information in which each entry has `len` bytes of instructions and names the CIE that `cie` says.
+/// Call frame information in which each entry has `len` bytes of instructions and names the CIE
+/// that `cie` says.
 fn entries(count: u32, len: u32, cie: impl Fn(u32) -> u32) -> Vec<u8> {
-    // A CIE (LSB Core 10.6.1): length, 0, version 1, no augmentation, code 1, data -8, return address 16, CFA rsp+8.
+    // A CIE (LSB Core 10.6.1): length, 0, version 1, no augmentation, code 1, data -8, return
+    // address 16, CFA rsp+8.
     let mut bytes = vec![0x14, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0x78, 16, 0x0c, 7, 8, 0x90, 1, 0, 0, 0, 0, 0, 0];
     for number in 0..count {
         let at = bytes.len() as u32;
@@ -426,7 +426,8 @@ fn debug_information() {
     check_all(DWARF);
 }
 
-/// What a `.gnu_debuglink` leads to: 4 GiB, a pipe, a device. Without a build id all of it would have to be read.
+/// What a `.gnu_debuglink` leads to: 4 GiB, a pipe, a device. Without a build id all of it would
+/// have to be read.
 #[test]
 fn debug_links() {
     let _alone = alone();
@@ -537,34 +538,4 @@ fn sixty_five_thousand_mappings() {
     println!("mappings: {} MB, {time:?} more, answered after {:?}", cost.memory >> 20, cost.answer);
     assert!(cost.memory < MEMORY && time < TIME && cost.answer < ANSWER, "{cost:?}");
     assert!(cost.functions.iter().any(|function| function == "hostile_leak"), "{:?}", cost.functions);
-}
-
-/// Limits of ours end in a report or in one line that says what to do, and what it says works.
-#[test]
-fn limits_of_ours() {
-    let _alone = alone();
-    let mut target = Running::start(&mut Command::new(program()));
-    target.expect("READY");
-    let pid = target.pid().to_string();
-    for limit in ["-v 80000", "-v 120000", "-n 64", "-n 20", "-s 64", "-f 0"] {
-        let run = |more: &str| {
-            let line = format!("ulimit {limit}; exec {MEMLEAK} -o 0 {more} -p {pid} 0.2 1");
-            let output = Command::new("bash").args(["-c", &line]).process_group(0).output().expect("bash");
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            println!("ulimit {limit} {more}: {:?} {said}", output.status);
-            (output.status, said)
-        };
-        let (status, said) = run("");
-        assert!(
-            matches!(status.code(), Some(0 | 1)) && !said.contains("panicked"),
-            "{limit}: {status} {said}"
-        );
-        if status.code() == Some(1) {
-            assert_eq!(said.lines().count(), 1, "{limit}: {said}");
-            assert!(said.contains("--unwind fp") || said.contains("ulimit"), "{limit}: {said}");
-            let (status, again) = run("--unwind fp");
-            assert!(status.success() || !said.contains("--unwind fp"), "{limit}: {status} {again}");
-        }
-    }
-    let _ = File::open("/dev/null").map(|file| file.read_at(&mut [0], 0));
 }

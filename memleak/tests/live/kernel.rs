@@ -1,4 +1,5 @@
-//! `--kernel`: what the kernel holds for a process whose deeds are known, on whatever kernel this runs.
+//! `--kernel`: what the kernel holds for a process whose deeds are known, on whatever kernel this
+//! runs.
 
 use std::{collections::BTreeMap, path::Path, process::Command};
 
@@ -21,7 +22,8 @@ fn ways() -> Vec<&'static str> {
     }
 }
 
-/// Whether the kernel was built with kprobes: its PMU is there then (perf_event_open(2), dynamic PMUs).
+/// Whether the kernel was built with kprobes: its PMU is there then (perf_event_open(2), dynamic
+/// PMUs).
 pub fn has_kprobes() -> bool {
     Path::new("/sys/bus/event_source/devices/kprobe").exists()
 }
@@ -47,7 +49,8 @@ fn trace(arguments: &[&str]) -> Tracer {
     tracer
 }
 
-/// Sums over the stacks in which `function` is (with or without the suffix of newer kernels): by cache, the objects.
+/// Sums over the stacks in which `function` is (with or without the suffix of newer kernels): by
+/// cache, the objects.
 fn objects_under(report: &Report, function: &str) -> BTreeMap<String, u64> {
     let mut objects = BTreeMap::new();
     for stack in report.stacks.iter().filter(|stack| has_frame(stack, function)) {
@@ -62,8 +65,8 @@ fn has_frame(stack: &Stack, function: &str) -> bool {
     })
 }
 
-/// A process that opens N epoll descriptors and keeps them has N objects of kmalloc's under its own stack, and none
-/// after it has closed them; by each way that the kernel has.
+/// A process that opens N epoll descriptors and keeps them has N objects of kmalloc's under its own
+/// stack, and none after it has closed them; by each way that the kernel has.
 #[test]
 fn kept_epoll_descriptors_are_found_and_gone_when_closed() {
     let _alone = alone();
@@ -93,7 +96,8 @@ fn kept_epoll_descriptors_are_found_and_gone_when_closed() {
     }
 }
 
-/// The cache and its objects' size are the kernel's own (/sys/kernel/slab), and `--slab` narrows it to them.
+/// The cache and its objects' size are the kernel's own (/sys/kernel/slab), and `--slab` narrows it
+/// to them.
 #[test]
 fn a_cache_alone_is_traced() {
     let _alone = alone();
@@ -146,8 +150,8 @@ fn slab_size(cache: &str) -> u64 {
     text.trim().parse().expect("a number")
 }
 
-/// 100,000 opens and closes of files under two threads: what is outstanding comes back to what it was before within one
-/// in a thousand, and what was skipped is stated.
+/// 100,000 opens and closes of files under two threads: what is outstanding comes back to what it
+/// was before within one in a thousand, and what was skipped is stated.
 #[test]
 fn opening_and_closing_files_leaves_nothing_behind() {
     let _alone = alone();
@@ -181,7 +185,8 @@ fn the_ways_agree() {
             tell(&mut target, &format!("event {DESCRIPTORS}"));
             let report = tracer.stop_with_report();
             let mut objects = objects_under(&report, "do_eventfd");
-            // Slabs that are new have a vector of their objects' owners, which the next run's need not have.
+            // Slabs that are new have a vector of their objects' owners, which the next run's need
+            // not have.
             objects.retain(|_, count| *count >= DESCRIPTORS);
             (way, objects)
         })

@@ -10,18 +10,19 @@ use std::{
 use crate::{
     ends::read_one_line,
     errors::assert_one_line,
-    guard::{alone, assert_no_links_left, assert_nothing_left},
+    guard::{alone, assert_no_links_left, assert_nothing_left, kernel_complaints, status_kb},
     process::{Running, code, patience, wait_for_end},
     programs::{Link, build, scratch_dir, text},
     report::Report,
     tracer::{MEMLEAK, NEVER, Tracer},
 };
 
-/// What memleak itself may take at most while it traces the whole kernel, in KiB: the report over a table that is full
-/// (a million records) takes about half of it.
+/// What memleak itself may take at most while it traces the whole kernel, in KiB: the report over a
+/// table that is full (a million records) takes about half of it.
 const MEMORY_LIMIT_KB: u64 = 600 << 10;
 
-/// Traces all that the kernel does (`--json -v -k` and `arguments`); returns when the probes are in.
+/// Traces all that the kernel does (`--json -v -k` and `arguments`); returns when the probes are
+/// in.
 fn trace(arguments: &[&str]) -> Tracer {
     let mut all = vec!["--json", "-v", "-k"];
     all.extend(arguments);
@@ -51,23 +52,8 @@ fn soak_time() -> Duration {
     Duration::from_secs(seconds.unwrap_or(20))
 }
 
-/// Lines of the kernel's log that say that something is wrong with it.
-fn kernel_complaints() -> Vec<String> {
-    let log = Command::new("dmesg").output().expect("dmesg");
-    assert!(log.status.success(), "reading the kernel's log: {log:?}");
-    let bad = ["WARNING:", "BUG:", "Oops", "INFO: task", "rcu: INFO", "refcount_t", "leaking uprobe"];
-    let log = String::from_utf8_lossy(&log.stdout);
-    log.lines().filter(|line| bad.iter().any(|bad| line.contains(bad))).map(str::to_owned).collect()
-}
-
-/// A number of /proc/PID/status.
-fn status_kb(pid: u32, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
-    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
-}
-
-/// Reports of a machine at work keep coming, memleak stays small, what it allocates is not told, and nothing is left.
+/// Reports of a machine at work keep coming, memleak stays small, what it allocates is not told,
+/// and nothing is left.
 #[test]
 fn a_machine_at_work_is_traced_for_a_while() {
     let _alone = alone();
@@ -109,7 +95,8 @@ fn a_machine_at_work_is_traced_for_a_while() {
     assert!(new.is_empty(), "the kernel complains: {new:?}");
 }
 
-/// Stacks are not walked where their return addresses are where they were: each time the kernel's walk gives the same.
+/// Stacks are not walked where their return addresses are where they were: each time the kernel's
+/// walk gives the same.
 #[test]
 fn remembered_stacks_are_what_the_kernel_walks() {
     let _alone = alone();
@@ -164,7 +151,8 @@ fn a_signal_while_it_starts() {
                 .spawn()
                 .expect("memleak");
             wait_for_end(child.id(), Duration::from_millis(milliseconds));
-            // SAFETY: kill(2) touches no memory of ours; the child is not yet waited for, so the id is its own.
+            // SAFETY: kill(2) touches no memory of ours; the child is not yet waited for, so the id
+            // is its own.
             unsafe { libc::kill(child.id() as i32, signal) };
             let ended = wait_for_end(child.id(), patience());
             if !ended {

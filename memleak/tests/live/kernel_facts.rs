@@ -16,7 +16,8 @@ fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// Types of bpftool's dump by number: the line `[N] KIND 'name' key=value...`, and the lines of its entries.
+/// Types of bpftool's dump by number: the line `[N] KIND 'name' key=value...`, and the lines of its
+/// entries.
 fn dump() -> BTreeMap<u32, (String, Vec<String>)> {
     let mut types = BTreeMap::new();
     let mut latest = 0;

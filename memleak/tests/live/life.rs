@@ -1,4 +1,5 @@
-//! The life of processes: children, shared memory, PIDs that come again, programs that must not be touched.
+//! The life of processes: children, shared memory, PIDs that come again, programs that must not be
+//! touched.
 
 use std::{
     fs,
@@ -75,7 +76,8 @@ fn every_short_lived_child_is_traced_or_counted() {
     assert!(lost < CHILDREN / 2, "{lost} lost");
 }
 
-/// More than are kept one by one: the older ones are added up, and what the tracer has of each is given back.
+/// More than are kept one by one: the older ones are added up, and what the tracer has of each is
+/// given back.
 #[test]
 fn children_that_ended_long_ago_are_added_up() {
     const CHILDREN: u64 = 1500;
@@ -105,7 +107,8 @@ fn children_that_ended_long_ago_are_added_up() {
     assert!(named < 700, "{named}");
 }
 
-/// A program that looks whether anything was done to the code in its memory, under the name of one that translates code.
+/// A program that looks whether anything was done to the code in its memory, under the name of one
+/// that translates code.
 fn translator() -> PathBuf {
     let folder = scratch_dir().join("valgrind");
     fs::create_dir_all(&folder).expect("making a folder");
@@ -193,7 +196,8 @@ fn a_tracer_that_is_killed_leaves_no_child_stopped() {
     target.tell("go");
     for kill in 0..KILLS {
         let mut tracer = Tracer::attach_with(target.pid(), &["--follow-forks", "-o", "0", NEVER]);
-        // At another moment of a child's birth each time: after so many of them, and a little later.
+        // At another moment of a child's birth each time: after so many of them, and a little
+        // later.
         for _ in 0..=kill {
             target.expect_line("child", |line| line.starts_with("child "));
         }

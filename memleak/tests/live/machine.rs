@@ -14,8 +14,8 @@ const fn instruction(code: u8, target: u8, source: u8, offset: i16, value: i32) 
         | (value as u32 as u64) << 32
 }
 
-/// A kprobe program that writes to user memory: a kernel that is locked down (integrity) does not load it
-/// (kernel/trace/bpf_trace.c, `LOCKDOWN_BPF_WRITE_USER`).
+/// A kprobe program that writes to user memory: a kernel that is locked down (integrity) does not
+/// load it (kernel/trace/bpf_trace.c, `LOCKDOWN_BPF_WRITE_USER`).
 pub fn lets_programs_write_user_memory() -> bool {
     const BPF_PROG_LOAD: libc::c_long = 5;
     const BPF_PROG_TYPE_KPROBE: u32 = 2;
@@ -30,7 +30,8 @@ pub fn lets_programs_write_user_memory() -> bool {
         instruction(0xb7, 0, 0, 0, 0), // r0 = 0
         instruction(0x95, 0, 0, 0, 0), // exit
     ];
-    // `union bpf_attr` for this command: type and number of instructions, their place, the license, no log.
+    // `union bpf_attr` for this command: type and number of instructions, their place, the license,
+    // no log.
     let attributes: [u64; 16] = {
         let mut all = [0; 16];
         all[0] = u64::from(BPF_PROG_TYPE_KPROBE) | (program.len() as u64) << 32;
@@ -38,7 +39,8 @@ pub fn lets_programs_write_user_memory() -> bool {
         all[2] = c"GPL".as_ptr() as u64;
         all
     };
-    // SAFETY: bpf(2) reads the attributes, and the instructions and the text that they point to; all live through the call.
+    // SAFETY: bpf(2) reads the attributes, and the instructions and the text that they point to;
+    // all live through the call.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, attributes.as_ptr(), size_of_val(&attributes)) };
     match i32::try_from(result) {

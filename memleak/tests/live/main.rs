@@ -1,8 +1,8 @@
-//! Live tests: the built `memleak` on real programs, as root. Each target program keeps a ledger of its own
-//! (`tests/programs/ledger.h`), and the tracer's report must equal it.
+//! Live tests: the built `memleak` on real programs, as root. Each target program keeps a ledger of
+//! its own (`tests/programs/ledger.h`), and the tracer's report must equal it.
 //!
-//! A test takes the machine for itself ([`guard::alone`]) and leaves no process and no BPF program behind. It waits for
-//! events (a line, a report, a process's end), never for a time to pass.
+//! A test takes the machine for itself ([`guard::alone`]) and leaves no process and no BPF program
+//! behind. It waits for events (a line, a report, a process's end), never for a time to pass.
 
 mod guard;
 mod ledger;
@@ -11,6 +11,7 @@ mod process;
 mod programs;
 mod ranges;
 mod report;
+mod soak;
 mod stack_storage;
 mod tracer;
 
@@ -27,6 +28,7 @@ mod kernel;
 mod kernel_ends;
 mod kernel_facts;
 mod life;
+mod limits;
 mod losses;
 mod moments;
 mod options;

@@ -243,7 +243,8 @@ fn combined_only_tells_the_same_totals() {
     }
 }
 
-/// Read as a script for bcc's memleak would: `N bytes in M allocations from stack` under `Top K stacks ...`.
+/// Read as a script for bcc's memleak would: `N bytes in M allocations from stack` under
+/// `Top K stacks ...`.
 #[test]
 fn the_text_form_is_bccs() {
     let _alone = alone();

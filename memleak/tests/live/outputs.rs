@@ -1,4 +1,5 @@
-//! `--output`: when the file is opened, what happens to what is in it, and what is never written over.
+//! `--output`: when the file is opened, what happens to what is in it, and what is never written
+//! over.
 
 use std::{
     fs::{self, File},
@@ -107,7 +108,8 @@ fn a_new_file_belongs_to_who_has_asked() {
     }
 }
 
-/// A running program would be killed by it (its pages are gone), and one that has ended is lost all the same.
+/// A running program would be killed by it (its pages are gone), and one that has ended is lost all
+/// the same.
 #[test]
 fn the_program_itself_is_refused_under_each_of_its_names() {
     let _alone = alone();

@@ -1,4 +1,5 @@
-//! Child processes whose output is followed line by line, with deadlines, and that never outlive their test.
+//! Child processes whose output is followed line by line, with deadlines, and that never outlive
+//! their test.
 
 use std::{
     io::{BufRead as _, BufReader, Read, Write as _},
@@ -12,13 +13,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long an event may take before the test fails. `MEMLEAK_LIVE_PATIENCE` has other seconds for slow machines.
+/// How long an event may take before the test fails. `MEMLEAK_LIVE_PATIENCE` has other seconds for
+/// slow machines.
 pub fn patience() -> Duration {
     let seconds = std::env::var("MEMLEAK_LIVE_PATIENCE").ok().and_then(|seconds| seconds.parse().ok());
     Duration::from_secs(seconds.unwrap_or(60))
 }
 
-/// Rounds from 0 up to `all`, of which `MEMLEAK_LIVE_ROUNDS` leaves so many, spread evenly, on slow machines.
+/// Rounds from 0 up to `all`, of which `MEMLEAK_LIVE_ROUNDS` leaves so many, spread evenly, on slow
+/// machines.
 pub fn rounds(all: usize) -> impl Iterator<Item = u64> {
     let most = std::env::var("MEMLEAK_LIVE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
     (0..all as u64).step_by(all.div_ceil(most.unwrap_or(all).max(1)))
@@ -62,8 +65,8 @@ impl Lines {
         self.state().lines.clone()
     }
 
-    /// Waits for a line that is `wanted`, from the line with number `from` on; returns its number and the line.
-    /// `None` where the stream ended, or [`patience`] did.
+    /// Waits for a line that is `wanted`, from the line with number `from` on; returns its number
+    /// and the line. `None` where the stream ended, or [`patience`] did.
     pub fn wait(&self, from: usize, wanted: impl Fn(&str) -> bool) -> Option<(usize, String)> {
         let deadline = Instant::now() + patience();
         let mut state = self.state();
@@ -102,7 +105,8 @@ pub struct Ended {
     pub stderr: Vec<String>,
 }
 
-/// A running child, leader of a process group of its own, killed with the whole group when it is dropped.
+/// A running child, leader of a process group of its own, killed with the whole group when it is
+/// dropped.
 pub struct Running {
     name: String,
     child: Child,
@@ -179,7 +183,8 @@ impl Running {
 
     /// Sends a signal to it (not to its group).
     pub fn signal(&self, signal: i32) {
-        // SAFETY: kill(2) touches no memory of ours; the child is not yet waited for, so the id is its own.
+        // SAFETY: kill(2) touches no memory of ours; the child is not yet waited for, so the id is
+        // its own.
         let failed = unsafe { libc::kill(self.pid() as i32, signal) };
         assert_eq!(failed, 0, "signalling {}: {}", self.name, std::io::Error::last_os_error());
     }
@@ -232,8 +237,9 @@ impl Drop for Running {
         if thread::panicking() && !self.collected {
             eprintln!("{}", self.outputs());
         }
-        // SAFETY: kill(2) touches no memory of ours. The group is the child's own; where the child was waited for, its
-        // number is not another's as long as a member of the group lives, and is nobody's else.
+        // SAFETY: kill(2) touches no memory of ours. The group is the child's own; where the child
+        // was waited for, its number is not another's as long as a member of the group lives, and
+        // is nobody's else.
         unsafe { libc::kill(-(self.pid() as i32), libc::SIGKILL) };
         let _ = self.child.wait();
     }

@@ -38,7 +38,8 @@ impl Link {
     }
 }
 
-/// What all programs are built with: frame pointers and real calls, so that a stack names its site. Later flags win.
+/// What all programs are built with: frame pointers and real calls, so that a stack names its site.
+/// Later flags win.
 const COMMON_FLAGS: &[&str] = &[
     "-g",
     "-O1",
@@ -57,8 +58,8 @@ pub fn scratch_dir() -> PathBuf {
     dir
 }
 
-/// Compiles `source` (a file of `tests/programs`) and returns the program's path. Built once for the same sources and
-/// flags.
+/// Compiles `source` (a file of `tests/programs`) and returns the program's path. Built once for
+/// the same sources and flags.
 pub fn build(source: &str, link: Link, flags: &[&str]) -> PathBuf {
     static COMPILING: Mutex<()> = Mutex::new(());
     let _compiling = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -70,7 +71,7 @@ pub fn build(source: &str, link: Link, flags: &[&str]) -> PathBuf {
     };
     let mut hasher = DefaultHasher::new();
     (compiler, link, flags, COMMON_FLAGS).hash(&mut hasher);
-    for header in ["ledger.h", "unusual.h", source] {
+    for header in ["disturb.h", "ledger.h", "unusual.h", source] {
         fs::read(sources.join(header)).expect("reading a target program's source").hash(&mut hasher);
     }
     let stem = source.split('.').next().unwrap_or(source);

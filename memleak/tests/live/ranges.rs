@@ -1,4 +1,5 @@
-//! Ranges of addresses that are mapped into each other and unmapped in part, and what tells of them.
+//! Ranges of addresses that are mapped into each other and unmapped in part, and what tells of
+//! them.
 
 use std::process::Command;
 
@@ -10,7 +11,8 @@ use crate::{
     tracer::{NEVER, Tracer},
 };
 
-/// CPU time that a process has used, in seconds (proc(5), `stat`: utime and stime in ticks of 10 ms).
+/// CPU time that a process has used, in seconds (proc(5), `stat`: utime and stime in ticks of 10
+/// ms).
 fn cpu_seconds(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a running process");
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
@@ -18,7 +20,8 @@ fn cpu_seconds(pid: u32) -> f64 {
     ticks as f64 / 100.0
 }
 
-/// A release is used up when it is applied: what a report costs does not grow with all that was ever mapped.
+/// A release is used up when it is applied: what a report costs does not grow with all that was
+/// ever mapped.
 #[test]
 fn a_reservation_is_committed_piece_by_piece() {
     const REPORTS: usize = 5;

@@ -1,4 +1,5 @@
-//! Resources other than memory: each by all its functions, with what a program says of itself as the truth.
+//! Resources other than memory: each by all its functions, with what a program says of itself as
+//! the truth.
 
 use std::{collections::BTreeSet, fs, process::Command};
 
@@ -11,10 +12,12 @@ use crate::{
     tracer::{NEVER, Tracer},
 };
 
-/// Real libraries, by the names under which programs load them: no package for building against them is wanted.
+/// Real libraries, by the names under which programs load them: no package for building against
+/// them is wanted.
 const LIBRARIES: &[&str] = &["-l:libsqlite3.so.0", "-l:libssl.so.3", "-l:libcrypto.so.3"];
 
-/// After acquiring, after failing to acquire and after releasing (some of it twice) the report is the program's ledger.
+/// After acquiring, after failing to acquire and after releasing (some of it twice) the report is
+/// the program's ledger.
 fn each_phase(resource: &str) {
     each_phase_but(resource, &[], None);
 }
@@ -56,7 +59,8 @@ fn descriptors_in_each_phase() {
     each_phase("fd");
 }
 
-/// Where the kernel's tracepoints are not to be had. The stack of a raw system call is not known then.
+/// Where the kernel's tracepoints are not to be had. The stack of a raw system call is not known
+/// then.
 #[test]
 fn descriptors_at_the_c_library_in_each_phase() {
     each_phase_but("fd", &["--library-calls"], Some("site_raw"));
@@ -267,8 +271,8 @@ fn forgotten_databases_are_counted() {
     assert_eq!(tracer.wait().code, 0);
 }
 
-/// Traces a redis server's descriptors under load; `preload` may plant a leak. Gives the last report, when all clients
-/// have gone, and how many connections there were.
+/// Traces a redis server's descriptors under load; `preload` may plant a leak. Gives the last
+/// report, when all clients have gone, and how many connections there were.
 fn trace_redis(name: &str, preload: &str) -> (Report, u64) {
     let dir = scratch_dir().join(format!("{name}-{}", std::process::id()));
     fs::create_dir_all(&dir).expect("a folder for redis");
@@ -323,8 +327,9 @@ fn redis_server_leaks_no_descriptors() {
     assert!(report.totals.acquired >= connections, "they were seen");
 }
 
-/// Each system call that makes a descriptor, by its number: what stays open is there with the stack that made it, what was
-/// closed is not. A call that this kernel refuses is named, and only such as need a newer kernel or a setting may be.
+/// Each system call that makes a descriptor, by its number: what stays open is there with the stack
+/// that made it, what was closed is not. A call that this kernel refuses is named, and only such as
+/// need a newer kernel or a setting may be.
 #[test]
 fn each_system_call_that_makes_descriptors() {
     const MAY_BE_MISSING: &[&str] = &[
@@ -356,13 +361,15 @@ fn each_system_call_that_makes_descriptors() {
     let report = tracer.stop_with_report();
     report.assert_equals(&ledger);
     assert_eq!(listed(&report), new);
-    // Nothing had to be found by comparing: as many were acquired by calls as are there and were closed.
+    // Nothing had to be found by comparing: as many were acquired by calls as are there and were
+    // closed.
     assert!(report.stacks.iter().all(|stack| !stack.frames.is_empty()), "{}", report.describe());
     target.tell("end");
     assert!(target.wait_status().success());
 }
 
-/// What no call returns is there also in the last report of a process that has ended, unless it was closed.
+/// What no call returns is there also in the last report of a process that has ended, unless it was
+/// closed.
 #[test]
 fn descriptors_that_no_call_returns_outlive_their_process() {
     let _alone = alone();

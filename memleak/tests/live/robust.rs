@@ -1,5 +1,5 @@
-//! What was collected is reported: by a tracer whose outputs are full or closed, that lacks what it needs, or that an
-//! error ends.
+//! What was collected is reported: by a tracer whose outputs are full or closed, that lacks what it
+//! needs, or that an error ends.
 
 use std::{
     fs::{self, File},
@@ -127,7 +127,8 @@ fn standard_output_that_is_full_is_a_failure() {
     }
 }
 
-/// The limit on files' sizes is an error like a full disk, and not our end by a signal; what was written stays.
+/// The limit on files' sizes is an error like a full disk, and not our end by a signal; what was
+/// written stays.
 #[test]
 fn a_limit_on_the_size_of_files_is_an_error() {
     let _alone = alone();

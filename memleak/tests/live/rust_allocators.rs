@@ -12,8 +12,8 @@ use crate::{
     programs::scratch_dir,
 };
 
-/// Builds the program with one crate as its allocator. Cargo keeps what it has built, so that only the first run waits
-/// for the crates.
+/// Builds the program with one crate as its allocator. Cargo keeps what it has built, so that only
+/// the first run waits for the crates.
 fn build(crate_name: &str, is_lto: bool) -> PathBuf {
     static BUILDING: Mutex<()> = Mutex::new(());
     let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -37,7 +37,8 @@ fn build(crate_name: &str, is_lto: bool) -> PathBuf {
     let status = command.status().expect("cargo");
     assert!(status.success(), "building with {crate_name}: {status}");
     let program = scratch_dir().join(format!("rust{crate_name}{}", if is_lto { "-lto" } else { "" }));
-    // Another crate's program will have the name. The standard library's debug information takes long to read.
+    // Another crate's program will have the name. The standard library's debug information takes
+    // long to read.
     strip("-g", &target.join("release/rust_allocators"), &program);
     program
 }
@@ -54,7 +55,8 @@ fn strip(what: &str, from: &Path, to: &Path) {
     assert!(status.success(), "strip: {status}");
 }
 
-/// Exact with symbols, whole or dropped by the linker; without them a warning says which allocator is not seen.
+/// Exact with symbols, whole or dropped by the linker; without them a warning says which allocator
+/// is not seen.
 fn check_crate(crate_name: &str, expected_if_stripped: Seen) {
     let program = build(crate_name, false);
     let _alone = alone();

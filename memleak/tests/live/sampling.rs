@@ -10,9 +10,9 @@ use crate::{
 /// Blocks that `sizes` acquires at each of two sites, by turns.
 const BLOCKS: f64 = 100_000.0;
 
-/// One in N of a pattern with period 2, for even N too: neither site is left out or favoured. Samples of one in N taken at
-/// random have a standard deviation of sqrt(BLOCKS * (N-1)) blocks of the scaled count at most; six of those is missed
-/// once in 500 million runs.
+/// One in N of a pattern with period 2, for even N too: neither site is left out or favoured.
+/// Samples of one in N taken at random have a standard deviation of sqrt(BLOCKS * (N-1)) blocks of
+/// the scaled count at most; six of those is missed once in 500 million runs.
 #[test]
 fn estimates_are_close_and_no_pattern_is_favoured() {
     let _alone = alone();

@@ -1,4 +1,5 @@
-//! A stack is places in objects, not addresses: over processes, runs, copies, and what a dlclose leaves.
+//! A stack is places in objects, not addresses: over processes, runs, copies, and what a dlclose
+//! leaves.
 
 use std::{
     collections::BTreeSet,
@@ -62,7 +63,8 @@ fn addresses_are_read_with_the_mappings_of_their_time() {
     }
 }
 
-/// Traces a process of each program, which leaks 10 blocks of `bytes`; gives its stack, and their PIDs.
+/// Traces a process of each program, which leaks 10 blocks of `bytes`; gives its stack, and their
+/// PIDs.
 fn leak(programs: &[&Path], bytes: u64) -> (Stack, Vec<u32>) {
     let bytes = bytes.to_string();
     let mut targets: Vec<Running> =

@@ -46,7 +46,8 @@ fn run_batch(target: &mut Running, tracer: &mut Tracer, phase: &str, stored: &mu
     target.tell(phase);
     target.expect("DONE");
     *stored += BATCH;
-    // From half of the room on a collection comes, after the 512 stacks more that it may take to be told, at the latest.
+    // From half of the room on a collection comes, after the 512 stacks more that it may take to be
+    // told, at the latest.
     while *stored - *removed > ROOM / 2 + 512 {
         let note = tracer.wait_note(|note| note.contains("stacks that nothing refers to"));
         let words: Vec<&str> = note.split_whitespace().collect();
@@ -61,7 +62,8 @@ fn stacks_come_and_go() {
     let mut target = Running::start(&mut Command::new(build("stacks.c", Link::Dynamic, &[])));
     target.expect("READY");
     let room = ROOM.to_string();
-    // Reports come all the time: the last one need not read the names, for which a slow machine has no time at the end.
+    // Reports come all the time: the last one need not read the names, for which a slow machine has
+    // no time at the end.
     let options = ["-v", "--stack-storage-size", &room, "-T", "1000000", "-o", "0", "0.5"];
     let mut tracer = Tracer::attach_with(target.pid(), &options);
     let (mut stored, mut removed) = (0, 0);

@@ -1,4 +1,5 @@
-//! Kinds of targets, and what happens to them: threads, fork, exec, dlopen, namespaces, seccomp, Go.
+//! Kinds of targets, and what happens to them: threads, fork, exec, dlopen, namespaces, seccomp,
+//! Go.
 
 use std::{
     fs,
@@ -23,7 +24,8 @@ fn lifecycle(arguments: &[&str]) -> Running {
     target
 }
 
-/// Compares what sites hold; the runtime's own blocks (thread records, library lists) are not the ledger's.
+/// Compares what sites hold; the runtime's own blocks (thread records, library lists) are not the
+/// ledger's.
 fn assert_sites(report: &Report, ledger: &ledger::Ledger) {
     let stacks: Vec<_> = report.stacks.iter().filter(|stack| stack.site().is_some()).cloned().collect();
     let bytes = stacks.iter().map(|stack| stack.bytes).sum();
@@ -98,7 +100,8 @@ fn spawning_does_not_void_the_parents_blocks() {
     }
 }
 
-/// Replaces the program by `next`; what the new one acquires once the tracer knows it is counted, the old is gone.
+/// Replaces the program by `next`; what the new one acquires once the tracer knows it is counted,
+/// the old is gone.
 fn exec_under_trace(mode: &str, next: &Path, same_objects: bool) {
     let mut target = lifecycle(&[mode, text(next)]);
     let mut tracer = Tracer::attach_with(target.pid(), &["-o", "0", "-T", "100000", "1"]);
@@ -170,7 +173,8 @@ fn only_child(pid: u32) -> u32 {
     children[0]
 }
 
-/// The program lies on a tmpfs that only its own mount namespace sees, under a path that is another file's here.
+/// The program lies on a tmpfs that only its own mount namespace sees, under a path that is another
+/// file's here.
 #[test]
 fn a_target_in_other_namespaces() {
     let _alone = alone();
@@ -304,7 +308,8 @@ fn a_seccomp_filter_is_warned_of_and_traced() {
     outcome.into_final_report().assert_equals(&ledger);
 }
 
-/// A program that a Go linker might have made, with an allocator of C's in it: return probes crash Go programs.
+/// A program that a Go linker might have made, with an allocator of C's in it: return probes crash
+/// Go programs.
 fn go_like_program() -> PathBuf {
     let program = build("sizes.c", Link::Static, &[]);
     let go_like = scratch_dir().join(format!("go-like-{}", std::process::id()));

@@ -48,12 +48,14 @@ impl Tracer {
         Self { running: Running::start(command.env("RUST_BACKTRACE", "0")), next_report: 0, next_note: 0 }
     }
 
-    /// Traces a running process, all stacks, all ages, JSON, with one report in the end; returns when the probes are in.
+    /// Traces a running process, all stacks, all ages, JSON, with one report in the end; returns
+    /// when the probes are in.
     pub fn attach(pid: u32) -> Self {
         Self::attach_with(pid, &["-o", "0", "-T", "100000", NEVER])
     }
 
-    /// Traces a running process (`--json -v -p PID` and `arguments`); returns when the probes are in.
+    /// Traces a running process (`--json -v -p PID` and `arguments`); returns when the probes are
+    /// in.
     pub fn attach_with(pid: u32, arguments: &[&str]) -> Self {
         let pid = pid.to_string();
         let mut all = vec!["--json", "-v", "-p", &pid];

@@ -65,9 +65,10 @@ fn pthread_cancel_inside_malloc() {
     leave_calls_of_our_allocator("cancel");
 }
 
-/// A return probe replaces the return address on the stack, where the C++ unwinder then finds no frame: unmended, an
-/// exception out of an allocator's own operator new ends the target. A kernel under lockdown forbids to mend it, and the
-/// tracer must say so before it attaches; anywhere else the exception must arrive.
+/// A return probe replaces the return address on the stack, where the C++ unwinder then finds no
+/// frame: unmended, an exception out of an allocator's own operator new ends the target. A kernel
+/// under lockdown forbids to mend it, and the tracer must say so before it attaches; anywhere else
+/// the exception must arrive.
 fn throw_through_a_return_probe(preload: &str) {
     if lets_programs_write_user_memory() {
         leave_calls("bad_alloc", preload);

@@ -1,5 +1,5 @@
-//! Resources that users describe, in a file alone and on the command line alone: a small library's handles, of which its
-//! program knows how many it has leaked.
+//! Resources that users describe, in a file alone and on the command line alone: a small library's
+//! handles, of which its program knows how many it has leaked.
 
 use std::{
     fs,
@@ -18,7 +18,8 @@ use crate::{
 
 const RESOURCES: [&str; 6] = ["ticket", "lease", "slot", "couple", "shared", "block"];
 
-/// What the file of the examples says, in the words of the command line; `LIB` stands for the library.
+/// What the file of the examples says, in the words of the command line; `LIB` stands for the
+/// library.
 const PAIRS: &[&str] = &[
     "--acquire",
     "ticket=LIB:ticket_take -> ret",
@@ -135,7 +136,8 @@ fn the_configurations_folder_is_found() {
     fs::remove_dir_all(&config).expect("removed");
 }
 
-/// The text form: each resource its own table, by number where there is no size, handles as they are.
+/// The text form: each resource its own table, by number where there is no size, handles as they
+/// are.
 #[test]
 fn the_text_form_speaks_of_each_in_its_own_words() {
     let _alone = alone();

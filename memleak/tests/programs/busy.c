@@ -4,9 +4,11 @@
 // many bytes and blocks it changed what is held. So at any moment the truth lies between what the calls that had ended
 // by then come to, and what those come to that had begun: exact but for the calls in progress.
 //
-// usage: busy THREADS STANDING CALLS    CALLS: as many as a thread makes at most
+// usage: busy THREADS STANDING CALLS [PAUSE LIBRARY]
+// CALLS: as many as a thread makes at most. PAUSE: us after each 50 calls; with a LIBRARY all that disturb.h has goes on.
 // phases: READY, go, (STANDING blocks more) FILLED, go, (the threads are at it) stop, DONE, <moments> -> bounds, end
 // A moment is a line `from to` in ns of CLOCK_MONOTONIC; the answer is `count_low count_high bytes_low bytes_high`.
+#include "disturb.h"
 #include "ledger.h"
 
 #include <pthread.h>
@@ -23,6 +25,8 @@ struct entry {
 static struct entry *diaries[MAX_THREADS];
 static long calls, made[MAX_THREADS];
 static volatile int stop;
+static unsigned pause_us = 500;
+static __thread char alternate_stack[64 << 10];
 
 static uint64_t now(void) {
     struct timespec time;
@@ -38,8 +42,9 @@ static void *work(void *argument) {
     struct dice dice = {(uintptr_t)argument * 77 + 5};
     void *blocks[SLOTS] = {NULL};
     size_t sizes[SLOTS] = {0};
+    use_alternate_stack(alternate_stack, sizeof alternate_stack);
     for (long i = 0; i < calls && !stop; i++) {
-        if (i % 50 == 49) usleep(500); // the diary is not to fill the memory
+        if (i % 50 == 49) usleep(pause_us); // the diary is not to fill the memory
         size_t slot = roll(&dice, SLOTS), bytes = 16 + roll(&dice, 4000);
         int frees = blocks[slot] != NULL && roll(&dice, 3) != 0;
         struct entry entry = {now(), 0, (long)(frees ? 0 : bytes) - (long)sizes[slot], frees ? -1 : blocks[slot] == NULL};
@@ -76,12 +81,14 @@ static void answer(int threads, uint64_t from, uint64_t to) {
 }
 
 int main(int argc, char **argv) {
-    CHECK(argc == 4);
+    CHECK(argc == 4 || argc == 6);
     int threads = atoi(argv[1]);
     long standing = atol(argv[2]);
     calls = atol(argv[3]);
     CHECK(threads <= MAX_THREADS);
     for (int t = 0; t < threads; t++) CHECK((diaries[t] = calloc((size_t)calls, sizeof(struct entry))) != NULL);
+    if (argc == 6) pause_us = (unsigned)atol(argv[4]);
+    handle_interrupts();
     say("READY");
     hear();
     for (long i = 0; i < standing; i++) CHECK(site_standing(16) != NULL);
@@ -89,8 +96,21 @@ int main(int argc, char **argv) {
     hear();
     pthread_t ids[MAX_THREADS];
     for (int t = 0; t < threads; t++) CHECK(pthread_create(&ids[t], NULL, work, (void *)(uintptr_t)t) == 0);
+    pthread_t disturbers[4];
+    struct interrupted interrupted = {ids, threads};
+    if (argc == 6) {
+        void *reserved = site_reserved();
+        CHECK(reserved != MAP_FAILED);
+        disturbance_ends = &stop;
+        disturbing_library = argv[5];
+        CHECK(pthread_create(&disturbers[0], NULL, make_children, NULL) == 0);
+        CHECK(pthread_create(&disturbers[1], NULL, load_libraries, NULL) == 0);
+        CHECK(pthread_create(&disturbers[2], NULL, commit_pages, reserved) == 0);
+        CHECK(pthread_create(&disturbers[3], NULL, interrupt, &interrupted) == 0);
+    }
     hear();
     stop = 1;
+    for (int d = 0; argc == 6 && d < 4; d++) CHECK(pthread_join(disturbers[d], NULL) == 0);
     for (int t = 0; t < threads; t++) {
         CHECK(pthread_join(ids[t], NULL) == 0);
         CHECK(made[t] < calls); // they were at it all the time

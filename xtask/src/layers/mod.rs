@@ -18,7 +18,7 @@ use self::{
     architecture::{Layers, Modules},
     modules::{Crate, circles},
 };
-use crate::run;
+use crate::{comments, run};
 
 /// Words that may stand in one folder only, or not in one.
 const PLACES: &[(&str, Place)] = &[
@@ -36,7 +36,8 @@ enum Place {
 
 /// Checks the repository.
 pub fn run() -> Result<()> {
-    let wrong = check(run::root())?;
+    let mut wrong = check(run::root())?;
+    wrong.extend(comments::check(run::root())?);
     for line in &wrong {
         eprintln!("{line}");
     }
@@ -45,7 +46,7 @@ pub fn run() -> Result<()> {
             eprintln!("the layers hold");
             Ok(())
         }
-        count => bail!("{count} things are not as ARCHITECTURE.md draws them"),
+        count => bail!("{count} things are not as they should be"),
     }
 }
 

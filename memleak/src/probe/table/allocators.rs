@@ -1,7 +1,8 @@
 //! The resource `heap`: what allocators offer beside malloc and its kin, under names of their own.
 //!
-//! Signatures of mimalloc: mimalloc.h (2.0.9). Those of the other allocators were written from knowledge of them and are not
-//! yet compared with their headers (tcmalloc.h, malloc_extension.h, rpmalloc.h, dlmalloc's malloc.c, scalable_allocator.h).
+//! Signatures of mimalloc: mimalloc.h (2.0.9). Those of the other allocators were written from
+//! knowledge of them and are not yet compared with their headers (tcmalloc.h, malloc_extension.h,
+//! rpmalloc.h, dlmalloc's malloc.c, scalable_allocator.h).
 
 use memleak_common::probe::{ProbeRow, flags, handle, size, success};
 
@@ -10,7 +11,8 @@ use super::{
     memory::{HEAP, POSIX_MEMALIGN, product, resizing, sized, throwing},
 };
 
-/// NetBSD's reallocarr(3), of mimalloc, too: the block's address is where argument 0 says, before and after.
+/// NetBSD's reallocarr(3), of mimalloc, too: the block's address is where argument 0 says, before
+/// and after.
 const REALLOCARR: ProbeRow = ProbeRow {
     handle: handle::BEHIND_ARG,
     handle_arg: 0,
@@ -126,7 +128,8 @@ pub const ROWS: &[Row] = &[
     release("tc_deletearray_aligned", 0),
     release("tc_deletearray_sized_aligned", 0),
     release("tc_deletearray_aligned_nothrow", 0),
-    // Google's tcmalloc: what its malloc and operators are other names of (tcmalloc/libc_override.h).
+    // Google's tcmalloc: what its malloc and operators are other names of
+    // (tcmalloc/libc_override.h).
     acquire("TCMallocInternalMalloc", sized(0)),
     acquire("TCMallocInternalCalloc", product(0, 1)),
     acquire("TCMallocInternalMemalign", sized(1)),
@@ -173,7 +176,8 @@ pub const ROWS: &[Row] = &[
     acquire("tcmalloc_size_returning_operator_new_hot_cold_nothrow", throwing(sized(0))),
     acquire("tcmalloc_size_returning_operator_new_aligned_nothrow", throwing(sized(0))),
     acquire("tcmalloc_size_returning_operator_new_aligned_hot_cold_nothrow", throwing(sized(0))),
-    // snmalloc's interface for Rust (src/snmalloc/override/rust.cc): an alignment comes before each size.
+    // snmalloc's interface for Rust (src/snmalloc/override/rust.cc): an alignment comes before each
+    // size.
     acquire("sn_rust_alloc", sized(1)),
     acquire("sn_rust_alloc_zeroed", sized(1)),
     resize("sn_rust_realloc", resizing(sized(3), 0, 0)),

@@ -2,8 +2,9 @@
 //!
 //! Signatures: the functions' pages in section 2 and 3 of the Linux manual.
 //!
-//! Descriptors are counted at system calls where the kernel lets us ([`super::system_calls`]): raw calls are seen as well
-//! then. Where it does not the same rows serve for the C library's functions.
+//! Descriptors are counted at system calls where the kernel lets us ([`super::system_calls`]): raw
+//! calls are seen as well then. Where it does not the same rows serve for the C library's
+//! functions.
 
 use memleak_common::probe::{DESCRIPTOR, ProbeRow, Resource, flags, handle, only, success};
 

@@ -1,4 +1,5 @@
-//! What leaves calls behind, and what maps objects: rows that acquire nothing, and that every run has.
+//! What leaves calls behind, and what maps objects: rows that acquire nothing, and that every run
+//! has.
 
 use memleak_common::probe::ProbeRow;
 
@@ -10,7 +11,8 @@ const fn abandon(function: &'static str) -> Row {
 
 /// In no order that matters.
 pub const ROWS: &[Row] = &[
-    // The Itanium C++ ABI's level I, libgcc_s or libunwind; pthread_exit and cancellation force an unwinding too.
+    // The Itanium C++ ABI's level I, libgcc_s or libunwind; pthread_exit and cancellation force an
+    // unwinding too.
     abandon("_Unwind_RaiseException"),
     abandon("_Unwind_ForcedUnwind"),
     // glibc keeps several under one address and the last two for its own threads.

@@ -4,18 +4,20 @@ use memleak_common::probe::{ProbeRow, Resource, flags, size, success};
 
 use super::{Role, Row, Scope, if_equal, of, releases, returns, row, stores, takes, with};
 
-/// sqlite.org/c3ref/open.html: a connection that could not be opened is to be closed all the same, so it counts.
+/// sqlite.org/c3ref/open.html: a connection that could not be opened is to be closed all the same,
+/// so it counts.
 const SQLITE: ProbeRow = of(Resource::Sqlite, 0);
 /// sqlite3_close returns SQLITE_BUSY and closes nothing while statements are left.
 const SQLITE_CLOSE: ProbeRow = if_equal(releases(SQLITE, 0), 0);
 
 /// sqlite.org/c3ref/prepare.html, finalize.html
 const STATEMENT: ProbeRow = of(Resource::SqliteStmt, 0);
-/// sqlite3_exec prepares statements by the function that is probed and ends them by one that is not.
+/// sqlite3_exec prepares statements by the function that is probed and ends them by one that is
+/// not.
 const STATEMENTS_WITHIN: ProbeRow = ProbeRow { success: success::ALWAYS, ..STATEMENT };
 
-/// OpenSSL's objects are counted, each kind for itself: one kind holds references to another. Manual pages
-/// SSL_new(3), SSL_CTX_new(3), BIO_new(3), X509_new(3), EVP_PKEY_new(3).
+/// OpenSSL's objects are counted, each kind for itself: one kind holds references to another.
+/// Manual pages SSL_new(3), SSL_CTX_new(3), BIO_new(3), X509_new(3), EVP_PKEY_new(3).
 const fn ssl(kind: u8) -> ProbeRow {
     with(of(Resource::Ssl, kind), flags::COUNTED)
 }
@@ -26,8 +28,8 @@ const BIO: ProbeRow = ssl(2);
 const X509: ProbeRow = ssl(3);
 const PKEY: ProbeRow = ssl(4);
 
-/// docs.python.org/3/c-api/memory.html. The domains call each other: the outermost counts. A size of 0 gives a block
-/// like any other.
+/// docs.python.org/3/c-api/memory.html. The domains call each other: the outermost counts. A size
+/// of 0 gives a block like any other.
 const PYTHON: ProbeRow = of(Resource::Python, 0);
 const PYTHON_MALLOC: ProbeRow = ProbeRow { size: size::ARG, size_arg: 0, ..returns(PYTHON) };
 const PYTHON_CALLOC: ProbeRow =

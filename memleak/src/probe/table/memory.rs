@@ -1,7 +1,8 @@
 //! The resources `heap` and `mmap`: malloc, mmap and their kin.
 //!
-//! Signatures: malloc(3), posix_memalign(3), mmap(2), mremap(2), jemalloc(3); C23 7.24.3 for `free_sized` and
-//! `free_aligned_sized`; the Itanium C++ ABI, section 5.1, for the mangled operators (`m` is the `size_t` of 64-bit Linux).
+//! Signatures: malloc(3), posix_memalign(3), mmap(2), mremap(2), jemalloc(3); C23 7.24.3 for
+//! `free_sized` and `free_aligned_sized`; the Itanium C++ ABI, section 5.1, for the mangled
+//! operators (`m` is the `size_t` of 64-bit Linux).
 
 use memleak_common::probe::{ProbeRow, Resource, flags, handle, size, success};
 
@@ -35,7 +36,8 @@ pub(super) const POSIX_MEMALIGN: ProbeRow = ProbeRow {
     success: success::EQUAL,
     ..HEAP
 };
-/// MAP_FIXED replaces what was there. MAP_FIXED_NOREPLACE is a bit of its own and replaces nothing (mmap(2)).
+/// MAP_FIXED replaces what was there. MAP_FIXED_NOREPLACE is a bit of its own and replaces nothing
+/// (mmap(2)).
 const MMAP: ProbeRow = ProbeRow {
     handle: handle::RETURN,
     size: size::ARG,
@@ -102,7 +104,8 @@ pub const ROWS: &[Row] = &[
     row("rallocx", Role::Resize, Scope::HeapExtension, resizing(sized(1), 0, 0)),
     row("dallocx", Role::Release, Scope::HeapExtension, FREE),
     row("sdallocx", Role::Release, Scope::HeapExtension, FREE),
-    // operator new(size_t ...) and new[]; the __hot_cold_t forms are those of LLVM and Google's tcmalloc.
+    // operator new(size_t ...) and new[]; the __hot_cold_t forms are those of LLVM and Google's
+    // tcmalloc.
     new("_Znwm"),
     new("_Znam"),
     new("_ZnwmRKSt9nothrow_t"),

@@ -1,5 +1,5 @@
-//! Every function that is probed: one row each, data only. A row's index is the attach cookie and its place in the map
-//! `PROBES`. Nothing else in the program knows a function by name.
+//! Every function that is probed: one row each, data only. A row's index is the attach cookie and
+//! its place in the map `PROBES`. Nothing else in the program knows a function by name.
 
 mod allocators;
 mod c_library;

@@ -9,15 +9,15 @@ use memleak_common::probe::{ProbeRow, Resource, handle, success};
 pub enum Role {
     /// Hands out something new: `acquire_enter` and `acquire_exit`.
     Acquire,
-    /// Releases what it was given and hands out something instead, or fails and does neither (realloc, mremap):
-    /// `acquire_enter` and `acquire_exit`.
+    /// Releases what it was given and hands out something instead, or fails and does neither
+    /// (realloc, mremap): `acquire_enter` and `acquire_exit`.
     Resize,
     /// Releases and cannot fail: `release_enter`.
     Release,
     /// Releases, unless it fails (munmap): `acquire_enter` and `acquire_exit`.
     FallibleRelease,
-    /// Acquires for its own use, by functions of its group, and releases in other ways (sqlite3_exec): what it calls
-    /// does not count. `acquire_enter` and `acquire_exit`.
+    /// Acquires for its own use, by functions of its group, and releases in other ways
+    /// (sqlite3_exec): what it calls does not count. `acquire_enter` and `acquire_exit`.
     Shield,
     /// Leaves frames behind without their return (longjmp, exceptions): `abandon_enter`.
     Abandon,
@@ -32,20 +32,23 @@ pub enum Scope {
     Heap,
     /// As `Heap`, but only some allocators have it: that it is missing is not worth a word.
     HeapExtension,
-    /// Every object that defines the function, unless `-O` or `-S` says otherwise: an allocator's function that is named
-    /// as nobody else's is. The name is whole.
+    /// Every object that defines the function, unless `-O` or `-S` says otherwise: an allocator's
+    /// function that is named as nobody else's is. The name is whole.
     Allocator,
-    /// Objects of allocators whose C++ operators do not call malloc ([`crate::target::allocator`]). Never prefixed.
+    /// Objects of allocators whose C++ operators do not call malloc ([`crate::target::allocator`]).
+    /// Never prefixed.
     Operator,
     /// Objects that define the C library's mmap and munmap. Never prefixed.
     Mapping,
-    /// Objects of the C library, or static programs: the name is too common to be looked for elsewhere.
+    /// Objects of the C library, or static programs: the name is too common to be looked for
+    /// elsewhere.
     CLibrary,
     /// Every object that defines the function. Never prefixed.
     Anywhere,
     /// A system call: served, and not looked for in any object.
     SystemCall,
-    /// A user's: the objects that [`Row::object`] names, as `-O` would; without a name every object.
+    /// A user's: the objects that [`Row::object`] names, as `-O` would; without a name every
+    /// object.
     User,
 }
 
@@ -80,7 +83,8 @@ pub(super) const fn row(function: &'static str, role: Role, scope: Scope, probe:
     Row { function: Cow::Borrowed(function), role, scope, object: None, probe }
 }
 
-/// Rows of a resource that is neither `heap` nor `mmap`. Those of different groups count each for itself.
+/// Rows of a resource that is neither `heap` nor `mmap`. Those of different groups count each for
+/// itself.
 pub(super) const fn of(resource: Resource, group: u8) -> ProbeRow {
     let number = resource.number();
     ProbeRow { resource: number, group: number << 8 | group as u32, ..ProbeRow::EMPTY }

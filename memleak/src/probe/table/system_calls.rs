@@ -1,11 +1,13 @@
-//! System calls that make and end descriptors, each with the function whose row serves it: its arguments and what it
-//! returns are the same. (The kernel returns a negative number where the C library returns -1.) Those that are no functions of
-//! the C library, or other ones there, have rows of their own here.
+//! System calls that make and end descriptors, each with the function whose row serves it: its
+//! arguments and what it returns are the same. (The kernel returns a negative number where the C
+//! library returns -1.) Those that are no functions of the C library, or other ones there, have
+//! rows of their own here.
 //!
-//! These are all of Linux 6.18 (arch/x86/entry/syscalls/syscall_64.tbl, and the callers of `get_unused_fd_flags`,
-//! `anon_inode_getfd` and `receive_fd`). What else makes descriptors is found by comparing with /proc/PID/fd: io_uring's
-//! requests, ioctls (`NS_GET_*`, `PIDFD_GET_*`, `TIOCGPTPEER`, KVM's, DRM's, VFIO's, userfaultfd's), what is read from a
-//! fanotify group or a userfaultfd, messages after recvmmsg's first and descriptors after a message's 16th, seccomp's
+//! These are all of Linux 6.18 (arch/x86/entry/syscalls/syscall_64.tbl, and the callers of
+//! `get_unused_fd_flags`, `anon_inode_getfd` and `receive_fd`). What else makes descriptors is
+//! found by comparing with /proc/PID/fd: io_uring's requests, ioctls (`NS_GET_*`, `PIDFD_GET_*`,
+//! `TIOCGPTPEER`, KVM's, DRM's, VFIO's, userfaultfd's), what is read from a fanotify group or a
+//! userfaultfd, messages after recvmmsg's first and descriptors after a message's 16th, seccomp's
 //! `ADDFD`, and what the kernel gives an interpreter of binfmt_misc.
 
 use memleak_common::{
@@ -19,7 +21,8 @@ use crate::arch;
 /// Linux 6.15; the same number on each machine. The libc crate does not have it.
 const SYS_OPEN_TREE_ATTR: i64 = 467;
 
-/// Number and function, of those that every machine has. All that only return a new descriptor are served by `open`.
+/// Number and function, of those that every machine has. All that only return a new descriptor are
+/// served by `open`.
 const SYSTEM_CALLS: &[(i64, &str)] = &[
     (libc::SYS_openat, "open"),
     (libc::SYS_openat2, "open"),
@@ -97,7 +100,8 @@ const BPF: ProbeRow = {
     ProbeRow { only: only::ARG_IN_BITS, only_arg: 0, only_values: [bits as u32, (bits >> 32) as u32], ..NEW }
 };
 
-/// clone(2): CLONE_PIDFD has the pidfd stored at the third argument, of a call that returns a process.
+/// clone(2): CLONE_PIDFD has the pidfd stored at the third argument, of a call that returns a
+/// process.
 const CLONE: ProbeRow = ProbeRow {
     handle: handle::BEHIND_ARG,
     handle_arg: 2,
@@ -108,7 +112,8 @@ const CLONE: ProbeRow = ProbeRow {
     only_values: [libc::CLONE_PIDFD as u32, 0],
     ..DESCRIPTOR
 };
-/// include/uapi/linux/sched.h, `struct clone_args`: first the flags, then the address for the pidfd.
+/// include/uapi/linux/sched.h, `struct clone_args`: first the flags, then the address for the
+/// pidfd.
 const CLONE3: ProbeRow = ProbeRow {
     handle_arg: 0,
     only: only::BEHIND_ARG_HAS,
@@ -130,8 +135,8 @@ const GETSOCKOPT: ProbeRow = ProbeRow {
 const SECCOMP: ProbeRow = ProbeRow { only: only::ARG_HAS, only_arg: 1, only_values: [1 << 3, 0], ..NEW };
 /// landlock_create_ruleset(2): with a flag it returns a number (its version).
 const LANDLOCK: ProbeRow = ProbeRow { only: only::ARG_IN, only_arg: 2, only_values: [0; 2], ..NEW };
-/// io_uring_setup(2): with IORING_SETUP_REGISTERED_FD_ONLY it returns a number of its own. The flags are the third word of
-/// `struct io_uring_params`.
+/// io_uring_setup(2): with IORING_SETUP_REGISTERED_FD_ONLY it returns a number of its own. The
+/// flags are the third word of `struct io_uring_params`.
 const IO_URING: ProbeRow =
     ProbeRow { only: only::BEHIND_ARG_CLEAR, only_arg: 1, only_values: [8, 1 << 15], ..NEW };
 

@@ -186,7 +186,8 @@ fn keeps_ranges_and_blocks_apart() {
     }
 }
 
-/// An `int` handle is one whatever its value; whether there is one must be told by the return value.
+/// An `int` handle is one whatever its value; whether there is one must be told by the return
+/// value.
 #[test]
 fn tells_descriptors_from_pointers() {
     for row in TABLE.iter() {
@@ -209,7 +210,8 @@ fn says_which_calls_count_only_where_not_all_do() {
     assert_eq!(find("fcntl").probe.only_values, [0, 1030]);
 }
 
-/// What a resource does to its records it must do in all its rows, and a group is of one resource, or of memory.
+/// What a resource does to its records it must do in all its rows, and a group is of one resource,
+/// or of memory.
 #[test]
 fn rows_of_a_resource_agree() {
     const OF_ALL: u32 = flags::COUNTED | flags::EARLY_RELEASE | flags::ZERO_IS_HANDLE;
@@ -227,7 +229,8 @@ fn rows_of_a_resource_agree() {
 
 #[test]
 fn reads_the_flags_that_the_kernel_headers_define() {
-    // include/uapi/asm-generic/mman-common.h, include/uapi/linux/mman.h, include/uapi/linux/close_range.h
+    // include/uapi/asm-generic/mman-common.h, include/uapi/linux/mman.h,
+    // include/uapi/linux/close_range.h
     assert_eq!(find("mmap").probe.replace_mask, 0x10);
     assert_eq!((find("mremap").probe.replace_mask, find("mremap").probe.keep_mask), (2, 4));
     assert_eq!(find("mmap").probe, find("mmap64").probe);

@@ -8,8 +8,9 @@ use super::{Role, Row, Scope, if_equal, of, releases, returns, row, stores, take
 
 /// A thread can detach itself before the call that has made it returns.
 const THREAD: ProbeRow = with(if_equal(of(Resource::Thread, 0), 0), flags::EARLY_RELEASE);
-/// A thread that is born detached is nobody's to join. glibc's nptl/internaltypes.h: `flags` of `struct pthread_attr`
-/// follows two ints, and ATTR_FLAG_DETACHSTATE is its first bit. (musl keeps it elsewhere: there such threads count.)
+/// A thread that is born detached is nobody's to join. glibc's nptl/internaltypes.h: `flags` of
+/// `struct pthread_attr` follows two ints, and ATTR_FLAG_DETACHSTATE is its first bit. (musl keeps
+/// it elsewhere: there such threads count.)
 const NEW_THREAD: ProbeRow =
     ProbeRow { only: only::BEHIND_ARG_CLEAR, only_arg: 1, only_values: [8, 1], ..stores(THREAD, 0) };
 const END_THREAD: ProbeRow = releases(THREAD, 0);
@@ -18,7 +19,8 @@ const END_THREAD: ProbeRow = releases(THREAD, 0);
 const MUTEX: ProbeRow = with(of(Resource::Mutex, 0), flags::COUNTED);
 const LOCK: ProbeRow = takes(MUTEX, 0, 0);
 const UNLOCK: ProbeRow = if_equal(releases(MUTEX, 0), 0);
-/// Unlocks the mutex while it waits. However it ends, it holds it again, and it is the old lock that is held.
+/// Unlocks the mutex while it waits. However it ends, it holds it again, and it is the old lock
+/// that is held.
 const WAIT: ProbeRow =
     ProbeRow { success: success::NEVER, ..with(releases(MUTEX, 1), flags::GONE_WHILE_PENDING) };
 

@@ -1,8 +1,9 @@
 //! Folded stacks: a line for each, `outermost;...;innermost NUMBER`, as flame graphs are made of
 //! (flamegraph.pl, inferno, speedscope; <https://github.com/brendangregg/FlameGraph>).
 //!
-//! The number is bytes, or how many, where a resource has no size. Several tables are told apart by a first frame, the
-//! resource's name. Only the last report is written, since readers add up lines that are equal.
+//! The number is bytes, or how many, where a resource has no size. Several tables are told apart by
+//! a first frame, the resource's name. Only the last report is written, since readers add up lines
+//! that are equal.
 
 use std::{
     borrow::Cow,
@@ -79,7 +80,8 @@ fn fold(report: &Report, stack: &StackReport, names_resource: bool) -> String {
     if let Some(tag) = &stack.tag {
         frames.push(printable(&tag.to_string()).into_owned().into());
     }
-    // A semicolon is what separates frames; C++ has none in its names, but a file may be called anything.
+    // A semicolon is what separates frames; C++ has none in its names, but a file may be called
+    // anything.
     let frames: Vec<String> = frames.iter().map(|frame| frame.replace(';', ":")).collect();
     frames.join(";")
 }

@@ -1,12 +1,14 @@
 //! The JSON form: one object a line.
 //!
-//! Addresses are strings in hexadecimal, since JSON's numbers lose bits above 2^53. In a frame, a value that is not
-//! known is null; in a stack, ages are null with `-C`. `sampled` and `allocations` are there only with `-s` and `-a`.
-//! The address of what has a number for a handle (a descriptor) is that number; where a resource has no size, `bytes`
-//! and `size` are 0. `now` says what descriptors are at the time of the report.
-//! A stack has `stack_id` (null where it is not known), `pid` (0 for the kernel's; where several processes hold it, the one
-//! that holds most, and then `process_counts` says what each holds, and each of `allocations` has a `pid`), one of whole pages `order` (2^order pages each), and a frame `no_symbol`, which
-//! says why it has no function, else null.
+//! Addresses are strings in hexadecimal, since JSON's numbers lose bits above 2^53. In a frame, a
+//! value that is not known is null; in a stack, ages are null with `-C`. `sampled` and
+//! `allocations` are there only with `-s` and `-a`. The address of what has a number for a handle
+//! (a descriptor) is that number; where a resource has no size, `bytes` and `size` are 0. `now`
+//! says what descriptors are at the time of the report. A stack has `stack_id` (null where it is
+//! not known), `pid` (0 for the kernel's; where several processes hold it, the one that holds most,
+//! and then `process_counts` says what each holds, and each of `allocations` has a `pid`), one of
+//! whole pages `order` (2^order pages each), and a frame `no_symbol`, which says why it has no
+//! function, else null.
 
 use std::{
     io::{self, Write},
@@ -78,7 +80,8 @@ pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Resul
     )
 }
 
-/// Writes an event, one line: `{"event":"acquire","schema":1,"time":...}`. A report has no field `event`.
+/// Writes an event, one line: `{"event":"acquire","schema":1,"time":...}`. A report has no field
+/// `event`.
 pub fn write_event(event: &EventLine, out: &mut dyn Write) -> io::Result<()> {
     write_line(
         &JsonEvent {
@@ -111,8 +114,8 @@ fn rfc3339(time: SystemTime) -> String {
     time.to_zoned(TimeZone::UTC).strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
-/// serde_json's compact form, with the characters escaped, too, that a terminal would act on; JSON itself asks for
-/// those below U+0020 only.
+/// serde_json's compact form, with the characters escaped, too, that a terminal would act on; JSON
+/// itself asks for those below U+0020 only.
 struct OneLine;
 
 impl Formatter for OneLine {

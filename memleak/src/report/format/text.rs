@@ -1,7 +1,7 @@
 //! The text form, which scripts written for bcc's memleak read.
 //!
-//! Every line that is no stack's heading begins with something that is no plain integer, and only a stack's heading
-//! and what stands above a stack begin with exactly one tab.
+//! Every line that is no stack's heading begins with something that is no plain integer, and only a
+//! stack's heading and what stands above a stack begin with exactly one tab.
 
 use std::{
     fmt,
@@ -74,9 +74,9 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
     Ok(())
 }
 
-/// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes` or, where there is no size, `... acquire fd 5`. In kernel
-/// mode what is known of cache and thread follows the bytes: `(kmalloc-128) by nginx`; the idle process, on which
-/// interrupts run, is `kernel`.
+/// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes` or, where there is no size,
+/// `... acquire fd 5`. In kernel mode what is known of cache and thread follows the bytes:
+/// `(kmalloc-128) by nginx`; the idle process, on which interrupts run, is `kernel`.
 pub fn write_event(event: &EventLine, options: &Options, out: &mut dyn Write) -> io::Result<()> {
     write!(out, "[{}] ", time_of_day(event.time, &options.time_zone, "%H:%M:%S%.3f"))?;
     match event.pid {
@@ -222,8 +222,8 @@ fn write_note_below(note: &Note, last: Option<&Frame>, out: &mut dyn Write) -> i
     }
 }
 
-/// One line of `-a`: `addr = 0x1000 size = 16 age = 900 ms`; where there is no size, `handle = 5 age = 900 ms`. Where several
-/// processes hold the stack `process = 123` follows.
+/// One line of `-a`: `addr = 0x1000 size = 16 age = 900 ms`; where there is no size,
+/// `handle = 5 age = 900 ms`. Where several processes hold the stack `process = 123` follows.
 fn write_allocation(allocation: &AllocationLine, stack: &StackReport, out: &mut dyn Write) -> io::Result<()> {
     let AllocationLine { pid, address, size, age_ms, now } = allocation;
     let resource = &stack.resource;
@@ -275,7 +275,8 @@ fn write_frame(frame: &Frame, out: &mut dyn Write) -> io::Result<()> {
     };
     write!(out, "{}", printable(function))?;
     match frame.function_offset {
-        // The offset is that of the function that this one was inlined into: beside this name it would mislead.
+        // The offset is that of the function that this one was inlined into: beside this name it
+        // would mislead.
         _ if frame.inlined => write!(out, " (inlined)")?,
         Some(offset) => write!(out, "+{offset:#x}")?,
         None => {}

@@ -63,8 +63,8 @@ fn spares_what_was_acquired_later() {
     assert_eq!(apply(&[range(0x10000, 0x2000, 6)], &mut ranges), (vec![(0x10000, 0x2000)], 0));
 }
 
-/// 400,000 pieces are committed in a reservation, one page of each two, again and again: the holes stay, the releases
-/// do not.
+/// 400,000 pieces are committed in a reservation, one page of each two, again and again: the holes
+/// stay, the releases do not.
 #[test]
 fn a_release_is_used_up_and_its_hole_stays() {
     const PIECES: u64 = 1000;
@@ -99,7 +99,8 @@ fn a_release_is_used_up_and_its_hole_stays() {
 
 #[test]
 fn ignores_the_rest_of_the_last_page() {
-    // 100 bytes asked for, a page mapped and unmapped: nothing is left; and a page above them is not its own.
+    // 100 bytes asked for, a page mapped and unmapped: nothing is left; and a page above them is
+    // not its own.
     let record = [range(0x10000, 100, 1)];
     assert_eq!(apply(&record, &mut ranges(&[release(0xf000, 0x11000, 2)])), (vec![], 1));
     let mut above = ranges(&[release(0x11000, 0x12000, 2)]);
@@ -158,7 +159,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..120)
 }
 
-/// What the BPF programs keep: records by their key, that is by their first address (`memleak-ebpf/src/records.rs`).
+/// What the BPF programs keep: records by their key, that is by their first address
+/// (`memleak-ebpf/src/records.rs`).
 #[derive(Default)]
 struct Programs {
     records: HashMap<u64, (u64, u64)>,
@@ -229,7 +231,8 @@ proptest! {
         }
     }
 
-    /// Releases may come out of order, from several threads: the latest one of each page is what counts.
+    /// Releases may come out of order, from several threads: the latest one of each page is what
+    /// counts.
     #[test]
     fn the_latest_release_counts(all in prop::collection::vec((0..PAGES, 1..PAGES, 1u64..50), 1..40)) {
         let mut releases = Releases::default();

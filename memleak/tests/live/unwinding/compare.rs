@@ -1,7 +1,9 @@
-//! A program that is traced and debugged in one run: the tracer's stacks beside gdb's, at the very same calls.
+//! A program that is traced and debugged in one run: the tracer's stacks beside gdb's, at the very
+//! same calls.
 //!
-//! gdb stops at each call of an allocator's function before the tracer's probe in it, takes the stack, and sees what the
-//! call returns. So each block that the tracer reports in the end is the one of a call, by its address, and so is its stack.
+//! gdb stops at each call of an allocator's function before the tracer's probe in it, takes the
+//! stack, and sees what the call returns. So each block that the tracer reports in the end is the
+//! one of a call, by its address, and so is its stack.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,8 +19,8 @@ use crate::{
     tracer::{NEVER, Tracer},
 };
 
-/// What gdb stops at: all that acquires memory, by the tracer's count. The usual ones first, since the processor has four
-/// breakpoints for functions that are probed at their first byte.
+/// What gdb stops at: all that acquires memory, by the tracer's count. The usual ones first, since
+/// the processor has four breakpoints for functions that are probed at their first byte.
 const FUNCTIONS: &str =
     "malloc calloc realloc mmap reallocarray mremap posix_memalign aligned_alloc memalign";
 
@@ -29,7 +31,8 @@ type Addresses = Vec<u64>;
 #[derive(Default)]
 struct Truth {
     stacks: HashMap<usize, Addresses>,
-    /// By resource and the address that calls returned, of the last of them: the bytes asked for and the stack's number.
+    /// By resource and the address that calls returned, of the last of them: the bytes asked for
+    /// and the stack's number.
     blocks: BTreeMap<(String, u64), (u64, usize)>,
     calls: u64,
 }
@@ -57,7 +60,8 @@ impl Truth {
         truth
     }
 
-    /// The number of the stack of the call that acquired a block. Of a mapping it can be a part that is left.
+    /// The number of the stack of the call that acquired a block. Of a mapping it can be a part
+    /// that is left.
     fn call(&self, resource: &str, block: &Allocation) -> Option<usize> {
         let address = hexadecimal(&block.address);
         let upto = (resource.to_owned(), address);
@@ -76,8 +80,8 @@ fn gdb(setting: &str) -> Command {
     gdb
 }
 
-/// Has gdb and the tracer watch a process from before its first call, or from now on, to its end, which `drive` (told the
-/// process's id) may bring about.
+/// Has gdb and the tracer watch a process from before its first call, or from now on, to its end,
+/// which `drive` (told the process's id) may bring about.
 fn watch(gdb: &mut Command, drive: impl FnOnce(u32)) -> (Report, Truth) {
     let mut gdb = Running::start(gdb);
     let ready = gdb.expect_line("READY", |line| line.starts_with("READY "));
@@ -100,7 +104,8 @@ pub struct Score {
     /// Stacks that are gdb's from the first frame to the last.
     pub whole: usize,
     pub cut: usize,
-    /// Stacks with another frame where gdb's have one; where one of the two is merely cut there is none.
+    /// Stacks with another frame where gdb's have one; where one of the two is merely cut there is
+    /// none.
     pub wrong: usize,
     differences: Vec<String>,
 }
@@ -176,7 +181,8 @@ fn outer_frames(stack: &Stack) -> impl DoubleEndedIterator<Item = &Frame> {
     stack.frames.iter().filter(|frame| !frame.inlined)
 }
 
-/// Runs a command that `drive` (told the process's id) makes work and end under both, and compares. `at_least`: stacks.
+/// Runs a command that `drive` (told the process's id) makes work and end under both, and compares.
+/// `at_least`: stacks.
 fn score_driven(name: &str, command: &[&str], at_least: usize, drive: impl FnOnce(u32)) -> (Report, Score) {
     let (report, truth) = watch(gdb("").arg("--args").args(command), drive);
     let score = Score::new(name, &report, &truth);
@@ -197,7 +203,8 @@ pub fn assert_equal_driven(name: &str, command: &[&str], at_least: usize, drive:
     report
 }
 
-/// The same of a server that is attached to when it is ready (a line that `is_ready`), and that `drive` makes work and end.
+/// The same of a server that is attached to when it is ready (a line that `is_ready`), and that
+/// `drive` makes work and end.
 pub fn assert_server_equal(
     name: &str,
     command: &mut Command,
@@ -226,7 +233,8 @@ fn assert_all_end(name: &str, report: &Report) {
         let (Some(last), Some(before)) = (frames.next(), frames.next()) else { return false };
         FIRST_FUNCTIONS.contains(&last.bare_function())
             || is_entry(last)
-            // What a coroutine returns to is the middle of no function. A stripped program does not name the coroutine.
+            // What a coroutine returns to is the middle of no function. A stripped program does not
+            // name the coroutine.
             || last.function.is_none() && ["coroutine", ""].contains(&before.bare_function())
     };
     for stack in &report.stacks {

@@ -1,4 +1,5 @@
-//! Stacks of code without frame pointers: what they have to hold, and gdb's at the same calls beside them.
+//! Stacks of code without frame pointers: what they have to hold, and gdb's at the same calls
+//! beside them.
 
 mod compare;
 mod programs;
@@ -122,7 +123,8 @@ fn tell_delays(notes: &[String]) {
     );
 }
 
-/// Each round maps the plugin anew, so that addresses and tables come and go; the stacks that it leaves are whole.
+/// Each round maps the plugin anew, so that addresses and tables come and go; the stacks that it
+/// leaves are whole.
 #[test]
 fn a_plugin_is_loaded_and_unloaded_a_thousand_times() {
     const ROUNDS: u64 = 1000;
@@ -143,8 +145,9 @@ fn a_plugin_is_loaded_and_unloaded_a_thousand_times() {
         .map(|stack| stack.count)
         .sum();
     assert_eq!(kept, 3 * ROUNDS, "{}", report.describe());
-    // From the program's own code into the plugin and back out. The plugin's code runs when its tables are in, at once: what
-    // was walked before they were goes on by frame pointers, or is cut and says so.
+    // From the program's own code into the plugin and back out. The plugin's code runs when its
+    // tables are in, at once: what was walked before they were goes on by frame pointers, or is cut
+    // and says so.
     let whole: u64 = report
         .stacks
         .iter()

@@ -38,7 +38,8 @@ fn frames_are_gdbs_in_cpp() {
         if flags.contains("-s") {
             continue; // nobody knows its functions' names
         }
-        // A handler that allocates, an exception in flight, a coroutine on a stack of its own, a thread.
+        // A handler that allocates, an exception in flight, a coroutine on a stack of its own, a
+        // thread.
         for (scene, below) in [
             ("interrupted", "main"),
             ("on_other_stack", "main"),
@@ -84,7 +85,8 @@ fn frames_are_gdbs_in_cpp_coroutines() {
     }
 }
 
-/// What `musl.c` keeps: functions of its stacks, callee first, that it knows itself. The C library's come between.
+/// What `musl.c` keeps: functions of its stacks, callee first, that it knows itself. The C
+/// library's come between.
 const MUSL_STACKS: [&[&str]; 4] = [
     &["keep", "compare", "sort", "main"],
     &["keep", "handler", "interrupt", "main"],
@@ -105,7 +107,8 @@ fn ends_at_the_first(stack: &Stack) -> bool {
 /// Functions of musl's that go on by a jump to another one.
 const JUMPS: [(&str, &str); 2] = [("_start_c", "libc_start_main_stage2"), ("qsort", "__qsort_r")];
 
-/// What the program's calls return to, and which functions they call: `None` where a register says it.
+/// What the program's calls return to, and which functions they call: `None` where a register says
+/// it.
 fn calls_of(program: &Path) -> BTreeMap<u64, Option<String>> {
     let output = Command::new("objdump")
         .args(["-d", "--no-show-raw-insn", text(program)])
@@ -149,8 +152,8 @@ fn assert_called(report: &Report, calls: &BTreeMap<u64, Option<String>>) -> usiz
     named
 }
 
-/// Debian's musl has no unwind information, and gdb gets lost in it. The program knows who called whom, and so does its
-/// code: before each return address there is a call of the frame above.
+/// Debian's musl has no unwind information, and gdb gets lost in it. The program knows who called
+/// whom, and so does its code: before each return address there is a call of the frame above.
 #[test]
 fn stacks_through_musl_are_whole() {
     let _alone = alone();
@@ -221,7 +224,8 @@ fn frames_are_gdbs_in_python() {
     assert_equal("python3", &["/usr/bin/python3", "-S", "-c", script], 30);
 }
 
-/// What is kept after a load of writes of all kinds, by a server with an allocator of its own and threads.
+/// What is kept after a load of writes of all kinds, by a server with an allocator of its own and
+/// threads.
 #[test]
 fn frames_are_gdbs_in_redis_under_load() {
     let _alone = alone();

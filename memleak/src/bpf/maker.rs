@@ -1,0 +1,233 @@
+//! A child of ours that makes links, and hands them over.
+//!
+//! While a link is made the kernel sets one breakpoint after the other. If whoever makes it is
+//! killed in between, it cannot take those out again (`failed to unregister, leaking uprobe`; it
+//! gives up if the thread has a SIGKILL pending). Nobody kills the child: it has a session and a
+//! name of its own, is told no signal, and ends when we do, by itself.
+
+use std::{
+    io, mem,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    ptr,
+};
+
+use super::closer::between;
+
+/// A request for a link: what `BPF_LINK_CREATE` is told, with offsets into the message in the place
+/// of addresses.
+const MAX_REQUEST: usize = 128 << 10;
+
+/// Attributes of bpf(2), and where in them addresses are.
+pub(super) struct AttrLayout {
+    /// `enum bpf_cmd`.
+    pub(super) command: i32,
+    /// Bytes of the attributes.
+    pub(super) size: usize,
+    /// Offsets of the addresses within them.
+    pub(super) addresses: &'static [usize],
+}
+
+/// The child, as long as this lives.
+pub(super) struct Maker {
+    socket: OwnedFd,
+    child: libc::pid_t,
+    layout: AttrLayout,
+}
+
+impl Maker {
+    /// Starts the child. It has the descriptors `programs`, by the numbers that they have here.
+    pub(super) fn start(layout: AttrLayout, programs: &[RawFd]) -> io::Result<Self> {
+        let mut ends = [0; 2];
+        let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+        // SAFETY: room for two descriptors.
+        if unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just made both.
+        let [socket, theirs] = ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) });
+        let size = MAX_REQUEST as libc::c_int;
+        // SAFETY: an integer, which lives through the call. A limit that stays lower shows at a
+        // request that is too long.
+        unsafe {
+            let length = size_of::<libc::c_int>() as libc::socklen_t;
+            let value = (&raw const size).cast();
+            libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, value, length);
+        }
+        // All that the child needs is made here: another thread may hold the allocator's lock.
+        let mut kept = programs.to_vec();
+        kept.push(theirs.as_raw_fd());
+        let others = between(kept);
+        let mut buffer = vec![0u64; MAX_REQUEST / size_of::<u64>()];
+        // SAFETY: the child makes system calls only, and never returns.
+        match unsafe { libc::fork() } {
+            0 => serve(theirs.as_raw_fd(), &others, &layout, &mut buffer),
+            child if child < 0 => Err(io::Error::last_os_error()),
+            child => Ok(Self { socket, child, layout }),
+        }
+    }
+
+    /// Has a link made. `message`: the attributes, padded to 8 bytes, and what they point to.
+    pub(super) fn make(&self, message: &[u64]) -> io::Result<OwnedFd> {
+        let length = size_of_val(message);
+        if length < self.layout.size || length > MAX_REQUEST {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: so many bytes, which live through the call.
+        let sent = unsafe {
+            libc::send(self.socket.as_raw_fd(), message.as_ptr().cast(), length, libc::MSG_NOSIGNAL)
+        };
+        if sent < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        receive(self.socket.as_raw_fd())
+    }
+}
+
+impl Drop for Maker {
+    fn drop(&mut self) {
+        // SAFETY: the socket is ours; shut, it has the child end, which is ours too and whose
+        // status is of no interest.
+        unsafe {
+            libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_RDWR);
+            libc::waitpid(self.child, ptr::null_mut(), 0);
+        }
+    }
+}
+
+/// Room for one descriptor in a message (cmsg(3)), aligned as its header wants it.
+#[repr(C, align(8))]
+struct Control([u8; 24]);
+
+/// A message of one number, with a descriptor or room for one.
+fn with_header<T>(number: &mut i32, control: &mut Control, then: impl FnOnce(&mut libc::msghdr) -> T) -> T {
+    let mut part = libc::iovec { iov_base: ptr::from_mut(number).cast(), iov_len: size_of::<i32>() };
+    // SAFETY: integers and addresses: all zeroes is a value.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = control.0.len() as _;
+    then(&mut header)
+}
+
+/// The answer: a link, or the error's number.
+fn receive(socket: RawFd) -> io::Result<OwnedFd> {
+    let (mut error, mut control) = (0, Control([0; 24]));
+    with_header(&mut error, &mut control, |header| {
+        loop {
+            // SAFETY: the header names a number and room that live through the call.
+            let got = unsafe { libc::recvmsg(socket, header, libc::MSG_CMSG_CLOEXEC) };
+            match got {
+                0 => return Err(io::ErrorKind::BrokenPipe.into()),
+                1.. => break,
+                _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+                _ => return Err(io::Error::last_os_error()),
+            }
+        }
+        // SAFETY: the kernel has filled the header; the macros look at what it says is there.
+        unsafe {
+            let first = libc::CMSG_FIRSTHDR(header);
+            if first.is_null() || (*first).cmsg_type != libc::SCM_RIGHTS {
+                return Ok(None);
+            }
+            let fd = ptr::read_unaligned(libc::CMSG_DATA(first).cast::<RawFd>());
+            Ok(Some(OwnedFd::from_raw_fd(fd)))
+        }
+    })?
+    .ok_or_else(|| io::Error::from_raw_os_error(error))
+}
+
+/// What the child does: system calls alone.
+fn serve(socket: RawFd, others: &[(u32, u32)], layout: &AttrLayout, buffer: &mut [u64]) -> ! {
+    // SAFETY: plain system calls on descriptors and memory of ours; `_exit` runs nothing of the
+    // parent's.
+    unsafe {
+        libc::setsid();
+        libc::prctl(libc::PR_SET_NAME, c"uprobe-links".as_ptr());
+        let mut all: libc::sigset_t = mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const all, ptr::null_mut());
+        for (first, last) in others {
+            libc::syscall(libc::SYS_close_range, *first, *last, 0);
+        }
+        loop {
+            let got = libc::recv(socket, buffer.as_mut_ptr().cast(), size_of_val(buffer), 0);
+            if got < layout.size as isize {
+                libc::_exit(0);
+            }
+            answer(socket, make(layout, buffer));
+        }
+    }
+}
+
+/// Makes the link of a request; gives it, or minus the error's number.
+///
+/// # Safety
+/// `buffer` holds a request.
+unsafe fn make(layout: &AttrLayout, buffer: &mut [u64]) -> i32 {
+    let start = buffer.as_mut_ptr().cast::<u8>();
+    for at in layout.addresses {
+        // SAFETY: an address among the attributes, which are aligned; what was sent is an offset.
+        unsafe {
+            let address = start.add(*at).cast::<u64>();
+            *address += start as u64;
+        }
+    }
+    // SAFETY: the attributes of this command, and behind them what they point to.
+    unsafe {
+        let made = libc::syscall(libc::SYS_bpf, layout.command, start, layout.size);
+        if made < 0 { -*libc::__errno_location() } else { made as i32 }
+    }
+}
+
+/// Hands a link over, and closes it here; or tells the error.
+fn answer(socket: RawFd, made: i32) {
+    let (mut error, mut control) = ((-made).max(0), Control([0; 24]));
+    with_header(&mut error, &mut control, |header| {
+        // SAFETY: the header has room for one descriptor, which is open, and lives through the
+        // call.
+        unsafe {
+            if made < 0 {
+                (header.msg_control, header.msg_controllen) = (ptr::null_mut(), 0);
+            } else {
+                let first = libc::CMSG_FIRSTHDR(header);
+                (*first).cmsg_level = libc::SOL_SOCKET;
+                (*first).cmsg_type = libc::SCM_RIGHTS;
+                (*first).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
+                ptr::write_unaligned(libc::CMSG_DATA(first).cast::<RawFd>(), made);
+            }
+            libc::sendmsg(socket, header, libc::MSG_NOSIGNAL);
+            if made >= 0 {
+                libc::close(made);
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// bpf(2) without rights or with nonsense gives an error, of which the number comes back.
+    #[test]
+    fn errors_come_back_and_the_child_goes_on() {
+        const LAYOUT: AttrLayout = AttrLayout { command: -1, size: 16, addresses: &[8] };
+        let maker = Maker::start(LAYOUT, &[]).expect("a child");
+        for _ in 0..3 {
+            let error = maker.make(&[1, 16, 0]).expect_err("no such command");
+            let wanted = [libc::EINVAL, libc::EPERM].map(Some);
+            assert!(wanted.contains(&error.raw_os_error()), "{error}");
+        }
+        assert_eq!(maker.make(&[1]).expect_err("too short").kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_child_that_is_gone_is_an_error() {
+        let maker = Maker::start(AttrLayout { command: -1, size: 8, addresses: &[] }, &[]).expect("a child");
+        // SAFETY: the child is ours, and was not waited for.
+        unsafe { libc::kill(maker.child, libc::SIGKILL) };
+        let error = maker.make(&[1]).expect_err("nobody answers");
+        let kinds = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+        assert!(kinds.contains(&error.kind()), "{error}");
+    }
+}

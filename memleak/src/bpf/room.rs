@@ -1,0 +1,92 @@
+//! Room for a run: what it needs beside what our control groups leave it, so that it refuses with a
+//! word and is not killed without one.
+
+use log::debug;
+
+use super::{config::Config, error::BpfError};
+use crate::{proc::memory_limit::memory_left, unwind::Sums};
+
+/// What a run needs without unwind tables, bytes: programs and maps, and our own memory.
+const KERNEL: u64 = 20 << 20;
+const OURS: u64 = 24 << 20;
+/// What a place of the table of allocations takes before it is used (kernel/bpf/hashtab.c,
+/// `struct bucket`).
+const PLACE: u64 = 16;
+/// What tables take of our memory: some, and for each byte of theirs so many while they are made.
+const TABLES: u64 = 8 << 20;
+const MAKING: u64 = 12;
+/// Words of tables for what is loaded later, if there is little room.
+const LITTLE_SPARE: u64 = 64 << 10;
+
+/// How many of the unwind tables' words there is room for: `words`, or as few as serve what is
+/// known (`sums`).
+pub(super) fn fit(config: &Config, sums: Option<&Sums>, words: u32) -> Result<u32, BpfError> {
+    fit_in(
+        memory_left(),
+        config.max_allocs,
+        config.walks_tables(),
+        sums.map_or(0, |sums| sums.words as u64),
+        words,
+    )
+}
+
+fn fit_in(
+    left: Option<u64>,
+    max_allocs: u32,
+    walks_tables: bool,
+    known: u64,
+    words: u32,
+) -> Result<u32, BpfError> {
+    let Some(left) = left else { return Ok(words) };
+    let base = KERNEL + OURS + PLACE * u64::from(max_allocs.max(1)).next_power_of_two();
+    let with_tables = |words: u64| base + 8 * words + TABLES + MAKING * 8 * known;
+    let fewer = known + known / 4 + LITTLE_SPARE;
+    let needed = if walks_tables { with_tables(fewer) } else { base };
+    let megabytes = |bytes: u64| bytes.div_ceil(1 << 20);
+    if needed > left {
+        let (left, needed) = (left >> 20, megabytes(needed));
+        let without = (walks_tables && base >> 20 <= left).then(|| megabytes(base));
+        return Err(BpfError::LittleMemory { left, needed, without });
+    }
+    if !walks_tables || with_tables(u64::from(words)) <= left {
+        return Ok(words);
+    }
+    debug!(
+        "the control group leaves {} MB: little room for unwind tables of what is loaded later",
+        left >> 20
+    );
+    Ok(u32::try_from(fewer).unwrap_or(words).min(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MB: u64 = 1 << 20;
+    const ALLOCS: u32 = 1 << 20;
+    const WORDS: u32 = 5 << 20;
+
+    fn tables(left: u64, known: u64) -> Result<u32, BpfError> {
+        fit_in(Some(left), ALLOCS, true, known, WORDS)
+    }
+
+    #[test]
+    fn tables_have_the_room_that_there_is() {
+        assert!(matches!(fit_in(None, ALLOCS, true, 1 << 30, WORDS), Ok(WORDS)));
+        assert!(matches!(tables(200 * MB, 100_000), Ok(WORDS)));
+        // Ten megabytes of tables' making and no more than what is known.
+        assert!(matches!(tables(96 * MB, 100_000), Ok(190_536)));
+        let refused = tables(96 * MB, 300_000);
+        assert!(matches!(refused, Err(BpfError::LittleMemory { left: 96, needed: 99, without: Some(60) })));
+    }
+
+    #[test]
+    fn what_is_said_to_help_does() {
+        assert!(matches!(fit_in(Some(60 * MB), ALLOCS, false, 0, WORDS), Ok(WORDS)));
+        assert!(matches!(
+            tables(59 * MB, 300_000),
+            Err(BpfError::LittleMemory { left: 59, needed: 99, without: None })
+        ));
+        assert!(matches!(fit_in(Some(45 * MB), 10_000, false, 0, WORDS), Ok(WORDS)));
+    }
+}
