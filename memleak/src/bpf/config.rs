@@ -17,7 +17,7 @@ pub enum Walk {
     /// By unwind tables.
     Tables {
         /// Frames that no table describes are left by the frame pointer. A kernel that refuses the
-        /// walk is no error: then all are.
+        /// walk is not an error: then all are.
         or_pointer: bool,
     },
     /// By frame pointers.
@@ -162,7 +162,7 @@ fn stored_mask(stack_storage_size: u32) -> u64 {
     (1 << wanted.ilog2()) - 1
 }
 
-/// Device and inode of our PID namespace, or zeroes in the kernel's first one, where no translation
+/// Device and inode of our PID namespace, or zeroes in the kernel's first one, if no translation
 /// is needed.
 fn own_pid_namespace() -> (u64, u64) {
     const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC; // PROC_PID_INIT_INO, include/linux/proc_ns.h

@@ -58,7 +58,7 @@ pub enum BpfError {
         /// What is needed without unwind tables, if there is as much.
         without: Option<u64>,
     },
-    /// No descriptor was to be had.
+    /// No descriptor was available.
     #[error("cannot load BPF programs: too many open files; raise the limit (ulimit -n)")]
     TooManyFiles,
     /// Anything else while loading.

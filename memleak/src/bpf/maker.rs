@@ -173,7 +173,7 @@ unsafe fn make(layout: &AttrLayout, buffer: &mut [u64]) -> i32 {
             *address += start as u64;
         }
     }
-    // SAFETY: the attributes of this command, and behind them what they point to.
+    // SAFETY: the attributes of this command, and after them what they point to.
     unsafe {
         let made = libc::syscall(libc::SYS_bpf, layout.command, start, layout.size);
         if made < 0 { -*libc::__errno_location() } else { made as i32 }

@@ -39,7 +39,7 @@ use crate::{
 pub struct Reader {
     /// By attach cookie.
     rows: Vec<ProbeRow>,
-    /// `None` where descriptors are not traced, or not all of them.
+    /// `None` if descriptors are not traced, or not all of them.
     descriptors: Option<Descriptors>,
     /// Stacks that were stored.
     stacks: StackStore,

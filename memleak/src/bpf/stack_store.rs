@@ -84,7 +84,7 @@ impl StackStore {
         }
     }
 
-    /// One stack; `None` where it is not known.
+    /// One stack; `None` if it is not known.
     pub fn get(&mut self, ebpf: &Ebpf, id: u64) -> Result<Option<&Stack>, BpfError> {
         if id != NO_STACK && !self.kept.contains_key(&id) {
             let stack = if is_long(id) {

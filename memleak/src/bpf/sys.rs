@@ -137,7 +137,7 @@ pub fn remove_all<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()>
     Ok(())
 }
 
-/// Enters `value` under `key`, unless there is something already, which is no error.
+/// Enters `value` under `key`, unless there is something already, which is not an error.
 pub fn put_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     const BPF_NOEXIST: u64 = 1;
     let mut attributes = ElementAttributes {
@@ -174,7 +174,7 @@ pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(info.recursion_misses)
 }
 
-/// Removes an entry and returns what it held; `None` where there is none.
+/// Removes an entry and returns what it held; `None` if there is none.
 pub fn take<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = V::default();
     let mut attributes = ElementAttributes {

@@ -48,7 +48,7 @@ pub struct Tracer {
     log: Option<AsyncFd<Logger>>,
     probes: Probes,
     reader: Reader,
-    /// `None` where stacks are walked otherwise.
+    /// `None` if stacks are walked otherwise.
     unwinding: Option<Unwinding>,
     /// `None` in kernel mode.
     mapping_states: Option<MappingStates>,

@@ -1,4 +1,4 @@
-//! What of an allocator is not seen: half of its functions, or all of them, where a linker has
+//! What of an allocator is not seen: half of its functions, or all of them, if a linker has
 //! dropped their symbols.
 
 use super::plan::Plan;

@@ -14,7 +14,7 @@ const PATH_LEN: usize = 100;
 pub type Open = HashMap<u32, BTreeMap<u32, String>>;
 
 /// Fills [`AllocationLine::now`] from what processes have `open`, and gives it in a few words:
-/// `12 sockets, 3 files (/tmp/a, /tmp/b, ...)`. `None` where nothing is known of any.
+/// `12 sockets, 3 files (/tmp/a, /tmp/b, ...)`. `None` if nothing is known of any.
 pub fn describe(lines: &mut [AllocationLine], open: &Open) -> Option<String> {
     for line in lines.iter_mut() {
         let open = open.get(&line.pid);

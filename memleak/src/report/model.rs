@@ -47,7 +47,7 @@ pub struct Totals {
 pub struct ResourceTotal {
     /// Which.
     pub resource: Arc<ResourceInfo>,
-    /// Outstanding bytes; 0 where it has no size.
+    /// Outstanding bytes; 0 if it has no size.
     pub bytes: u64,
     /// How many are outstanding.
     pub count: u64,
@@ -95,7 +95,7 @@ pub struct AllocationLine {
     pub size: u64,
     /// Milliseconds since it was acquired.
     pub age_ms: u64,
-    /// What a descriptor is now: `socket:[123]`, a path. `None` where that is not known, or it is
+    /// What a descriptor is now: `socket:[123]`, a path. `None` if that is not known, or it is
     /// no descriptor.
     pub now: Option<String>,
 }
@@ -144,7 +144,7 @@ impl Frames {
 /// One stack with what it holds, in all processes together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StackReport {
-    /// The same for the same code on any machine ([`crate::sites::StackDigest`]); `None` where the
+    /// The same for the same code on any machine ([`crate::sites::StackDigest`]); `None` if the
     /// stack is not known.
     pub stack_id: Option<u64>,
     /// What it holds.
@@ -191,7 +191,7 @@ impl StackReport {
         })
     }
 
-    /// What its descriptors are now, where that is known.
+    /// What its descriptors are now, if that is known.
     pub fn now(&self) -> Option<&str> {
         self.notes.iter().find_map(|note| match note {
             Note::Now(now) => Some(now.as_str()),

@@ -369,7 +369,7 @@ fn open_special(directory: &OwnedFd, name: &OsStr) -> Result<File, OutputError> 
 #[derive(Debug)]
 pub struct WholeFile {
     file: File,
-    /// `None` where it is written as it is.
+    /// `None` if it is written as it is.
     temporary: Option<Temporary>,
 }
 

@@ -38,10 +38,10 @@ pub struct EventLine {
     pub resource: Arc<ResourceInfo>,
     /// Address of the block, or another handle.
     pub address: u64,
-    /// Bytes; 0 where the resource has no size.
+    /// Bytes; 0 if the resource has no size.
     pub size: u64,
     /// Kernel mode: what was acquired.
     pub tag: Option<Tag>,
-    /// Kernel mode: command name of the thread, where it is known.
+    /// Kernel mode: command name of the thread, if it is known.
     pub comm: Option<String>,
 }

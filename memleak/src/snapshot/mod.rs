@@ -67,7 +67,7 @@ pub enum Cut {
 }
 
 impl Cut {
-    /// From how a walk ended; `None` where it is complete.
+    /// From how a walk ended; `None` if it is complete.
     pub fn from_end(end: Step) -> Option<Self> {
         match end {
             Step::Frame | Step::FrameByPointer | Step::Complete => None,

@@ -59,7 +59,7 @@ impl Drop for Alone {
     }
 }
 
-/// Fails where a BPF program of ours is loaded that no process holds: something in the kernel still
+/// Fails if a BPF program of ours is loaded that no process holds: something in the kernel still
 /// does.
 pub fn assert_nothing_left() {
     let deadline = Instant::now() + KERNEL_PATIENCE;
@@ -73,7 +73,7 @@ pub fn assert_nothing_left() {
     }
 }
 
-/// Fails where a link to a raw tracepoint is left that no process holds (kernel mode pins none).
+/// Fails if a link to a raw tracepoint is left that no process holds (kernel mode pins none).
 pub fn assert_no_links_left() {
     let deadline = Instant::now() + KERNEL_PATIENCE;
     loop {

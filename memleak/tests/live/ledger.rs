@@ -23,7 +23,7 @@ struct Entry {
 pub struct Amount {
     /// Outstanding bytes.
     pub bytes: u64,
-    /// Outstanding allocations; `None` where the program cannot say.
+    /// Outstanding allocations; `None` if the program cannot say.
     pub count: Option<u64>,
 }
 

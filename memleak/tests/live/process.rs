@@ -66,7 +66,7 @@ impl Lines {
     }
 
     /// Waits for a line that is `wanted`, from the line with number `from` on; returns its number
-    /// and the line. `None` where the stream ended, or [`patience`] did.
+    /// and the line. `None` if the stream ended, or [`patience`] did.
     pub fn wait(&self, from: usize, wanted: impl Fn(&str) -> bool) -> Option<(usize, String)> {
         let deadline = Instant::now() + patience();
         let mut state = self.state();
@@ -245,7 +245,7 @@ impl Drop for Running {
     }
 }
 
-/// Waits until the process has ended (a zombie has), by its pidfd; false where it did not in time.
+/// Waits until the process has ended (a zombie has), by its pidfd; false if it did not in time.
 pub fn wait_for_end(pid: u32, patience: Duration) -> bool {
     // SAFETY: pidfd_open(2) takes a number and flags, and returns a new descriptor or -1.
     let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };

@@ -53,7 +53,7 @@ pub struct Stack {
     pub process_counts: Option<Vec<ProcessCount>>,
     /// If more held it at the end than are kept apart.
     pub other_processes: Option<OtherProcesses>,
-    /// In kernel mode, where it is known.
+    /// In kernel mode, if it is known.
     pub cache: Option<String>,
     pub frames: Vec<Frame>,
     pub allocations: Option<Vec<Allocation>>,

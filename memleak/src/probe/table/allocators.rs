@@ -1,4 +1,5 @@
-//! The resource `heap`: what allocators offer beside malloc and its kin, under names of their own.
+//! The resource `heap`: what allocators offer beside malloc and related functions, under names of
+//! their own.
 //!
 //! Signatures of mimalloc: mimalloc.h (2.0.9). Those of the other allocators were written from
 //! knowledge of them and are not yet compared with their headers (tcmalloc.h, malloc_extension.h,

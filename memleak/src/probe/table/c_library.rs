@@ -121,7 +121,7 @@ pub const ROWS: &[Row] = &[
     stream("open_wmemstream"),
     stream("fmemopen"),
     stream("fopencookie"),
-    // They free the stream even where they fail.
+    // They free the stream even if they fail.
     release("fclose", releases(FILE, 0)),
     release("pclose", releases(FILE, 0)),
     acquire("opendir", returns(DIR)),

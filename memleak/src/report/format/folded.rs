@@ -1,7 +1,7 @@
 //! Folded stacks: a line for each, `outermost;...;innermost NUMBER`, as flame graphs are made of
 //! (flamegraph.pl, inferno, speedscope; <https://github.com/brendangregg/FlameGraph>).
 //!
-//! The number is bytes, or how many, where a resource has no size. Several tables are told apart by
+//! The number is bytes, or how many, if a resource has no size. Several tables are told apart by
 //! a first frame, the resource's name. Only the last report is written, since readers add up lines
 //! that are equal.
 

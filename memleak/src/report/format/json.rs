@@ -3,7 +3,7 @@
 //! Addresses are strings in hexadecimal, since JSON's numbers lose bits above 2^53. In a frame, a
 //! value that is not known is null; in a stack, ages are null with `-C`. `sampled` and
 //! `allocations` are there only with `-s` and `-a`. The address of what has a number for a handle
-//! (a descriptor) is that number; where a resource has no size, `bytes` and `size` are 0. `now`
+//! (a descriptor) is that number; if a resource has no size, `bytes` and `size` are 0. `now`
 //! says what descriptors are at the time of the report. A stack has `stack_id` (null where it is
 //! not known), `pid` (0 for the kernel's; where several processes hold it, the one that holds most,
 //! and then `process_counts` says what each holds, and each of `allocations` has a `pid`), one of
@@ -247,7 +247,7 @@ impl<'a> JsonStack<'a> {
     }
 }
 
-/// What the objects of a stack of the kernel's are, where it is known.
+/// What the objects of a stack of the kernel's are, if it is known.
 #[derive(Serialize)]
 struct JsonTag<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]

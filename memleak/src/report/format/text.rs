@@ -74,7 +74,7 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
     Ok(())
 }
 
-/// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes` or, where there is no size,
+/// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes` or, if there is no size,
 /// `... acquire fd 5`. In kernel mode what is known of cache and thread follows the bytes:
 /// `(kmalloc-128) by nginx`; the idle process, on which interrupts run, is `kernel`.
 pub fn write_event(event: &EventLine, options: &Options, out: &mut dyn Write) -> io::Result<()> {
@@ -103,7 +103,7 @@ pub fn write_event(event: &EventLine, options: &Options, out: &mut dyn Write) ->
     writeln!(out)
 }
 
-/// One line that says how much of what was lost and what to do about it; none where nothing was.
+/// One line that says how much of what was lost and what to do about it; none if nothing was.
 fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
     let ways = [
         (lost.allocations, "allocation", "table full: raise --max-allocs, or trace fewer with -z or -s"),
@@ -222,7 +222,7 @@ fn write_note_below(note: &Note, last: Option<&Frame>, out: &mut dyn Write) -> i
     }
 }
 
-/// One line of `-a`: `addr = 0x1000 size = 16 age = 900 ms`; where there is no size,
+/// One line of `-a`: `addr = 0x1000 size = 16 age = 900 ms`; if there is no size,
 /// `handle = 5 age = 900 ms`. Where several processes hold the stack `process = 123` follows.
 fn write_allocation(allocation: &AllocationLine, stack: &StackReport, out: &mut dyn Write) -> io::Result<()> {
     let AllocationLine { pid, address, size, age_ms, now } = allocation;

@@ -107,7 +107,7 @@ fn ends_at_the_first(stack: &Stack) -> bool {
 /// Functions of musl's that go on by a jump to another one.
 const JUMPS: [(&str, &str); 2] = [("_start_c", "libc_start_main_stage2"), ("qsort", "__qsort_r")];
 
-/// What the program's calls return to, and which functions they call: `None` where a register says
+/// What the program's calls return to, and which functions they call: `None` if a register says
 /// it.
 fn calls_of(program: &Path) -> BTreeMap<u64, Option<String>> {
     let output = Command::new("objdump")
