@@ -11,8 +11,8 @@ use std::{
 };
 
 /// CPU time that work on files may take after the signal, nanoseconds. All names that a report of
-/// rustc needs take half. A build without optimization needs ten times as long.
-const PATIENCE: u64 = if cfg!(debug_assertions) { 7_000_000_000 } else { 700_000_000 };
+/// rustc needs take 0.35 s. A build without optimization needs ten times as long.
+const PATIENCE: u64 = if cfg!(debug_assertions) { 7_000_000_000 } else { 450_000_000 };
 
 /// Our CPU time when the signal came, plus one; 0: none came.
 static ASKED: AtomicU64 = AtomicU64::new(0);

@@ -304,10 +304,21 @@ impl Reader {
         other_stacks: FxHashSet<u64>,
         began: Instant,
     ) -> Result<(), BpfError> {
+        let referenced = self.referenced(ebpf, outstanding, other_stacks)?;
+        self.stacks.collect(ebpf, &referenced, began)
+    }
+
+    /// The stacks that something refers to.
+    fn referenced(
+        &self,
+        ebpf: &Ebpf,
+        outstanding: &[Outstanding],
+        other_stacks: FxHashSet<u64>,
+    ) -> Result<FxHashSet<u64>, BpfError> {
         let mut referenced = other_stacks;
         referenced.extend(outstanding.iter().map(|found| found.stack_id));
         stack_store::remembered(ebpf, &mut referenced)?;
-        self.stacks.collect(ebpf, &referenced, began)
+        Ok(referenced)
     }
 
     /// Everything that was outstanding at one moment, the present one.
@@ -340,6 +351,9 @@ impl Reader {
         self.skipped_runs = self.skipped_runs.max(skipped.saturating_sub(stats.get(Stat::RescuedRuns)));
         if self.stacks.due(stats.get(Stat::StoredStacks)).is_some() {
             self.collect(ebpf, &outstanding, other_stacks, began)?;
+        } else if self.stacks.has_many() {
+            let referenced = self.referenced(ebpf, &outstanding, other_stacks)?;
+            self.stacks.forget(&referenced);
         }
         for record in self.ended.records() {
             if let Some(stack) = self.ended.stack(record.stack_id) {

@@ -7,10 +7,8 @@
 //! The programs need not know: a stack that comes again is stored again, under the same id, which
 //! is its hash.
 //!
-//! A program may be about to enter a record for a stack that is being removed, and a record may
-//! move while the tables are read, so that it is not seen. So what is removed is kept here, until
-//! it was found without a reference [`UNREFERENCED_MAX`] times: a record that refers to it has its
-//! stack.
+//! A program may be about to enter a record for a stack that is being removed. So what is removed is
+//! kept here for a while ([`KEPT_FOR`]): a record that refers to it has its stack.
 
 use std::{
     collections::HashMap,
@@ -41,8 +39,11 @@ use crate::{
 /// Maps of stacks.
 const LONG: &str = "STACKS";
 const SHORT: &str = "SHORT_STACKS";
-/// How often a stack is found without a reference before it is forgotten.
-const UNREFERENCED_MAX: u8 = 3;
+/// How long a stack is kept that nothing refers to. A program takes microseconds; a thread may lose
+/// its processor in between.
+const KEPT_FOR: Duration = Duration::from_secs(10);
+/// So many are kept before it is worth looking for those to be forgotten.
+const MANY: usize = 4096;
 /// Collecting takes at most one part in this many of the time.
 const PAUSE: u32 = 5;
 /// Shortest pause between two collections.
@@ -62,12 +63,14 @@ pub struct StackStore {
     wanted: u64,
     /// When they may be collected again.
     next: Instant,
+    /// When those were last forgotten that nothing refers to.
+    forgotten: Instant,
 }
 
 struct Kept {
     stack: Stack,
-    /// Collections, the last ones, that found no reference to it.
-    unreferenced: u8,
+    /// When something last referred to it, or it was read.
+    used: Instant,
 }
 
 impl StackStore {
@@ -81,6 +84,7 @@ impl StackStore {
             removed: 0,
             wanted: capacity.div_ceil(2),
             next: Instant::now(),
+            forgotten: Instant::now(),
         }
     }
 
@@ -93,7 +97,7 @@ impl StackStore {
                 read::<SHORT_STACK_DEPTH>(ebpf, SHORT, id, self.of_kernel)?
             };
             let Some(stack) = stack else { return Ok(None) };
-            self.kept.insert(id, Kept { stack, unreferenced: 0 });
+            self.kept.insert(id, Kept { stack, used: Instant::now() });
         }
         Ok(self.kept.get(&id).map(|kept| &kept.stack))
     }
@@ -104,6 +108,26 @@ impl StackStore {
         (stored.saturating_sub(self.removed) >= self.wanted).then_some(self.next)
     }
 
+    /// Whether [`Self::forget`] is worth finding out what is referred to.
+    pub fn has_many(&self) -> bool {
+        self.kept.len() > MANY && self.forgotten.elapsed() > KEPT_FOR
+    }
+
+    /// Forgets the stacks that have not been `referenced` for a while.
+    pub fn forget(&mut self, referenced: &FxHashSet<u64>) {
+        let now = Instant::now();
+        self.kept.retain(|id, kept| {
+            if referenced.contains(id) {
+                kept.used = now;
+            }
+            now.duration_since(kept.used) < KEPT_FOR
+        });
+        if self.kept.capacity() > 4 * self.kept.len() + MANY {
+            self.kept.shrink_to_fit();
+        }
+        self.forgotten = now;
+    }
+
     /// Removes the stacks that are not `referenced`, and forgets those that have not been for long.
     /// `began`: when the references began to be read. Gives how many were removed.
     pub fn collect(
@@ -112,10 +136,7 @@ impl StackStore {
         referenced: &FxHashSet<u64>,
         began: Instant,
     ) -> Result<(), BpfError> {
-        self.kept.retain(|id, kept| {
-            kept.unreferenced = if referenced.contains(id) { 0 } else { kept.unreferenced + 1 };
-            kept.unreferenced < UNREFERENCED_MAX
-        });
+        self.forget(referenced);
         let (mut left, mut removed) = (0, 0);
         self.remove::<MAX_STACK_DEPTH>(ebpf, LONG, referenced, (&mut left, &mut removed))?;
         self.remove::<SHORT_STACK_DEPTH>(ebpf, SHORT, referenced, (&mut left, &mut removed))?;
@@ -148,8 +169,8 @@ impl StackStore {
             } else {
                 unreferenced.push(*id);
                 // A program may have found it a moment ago.
-                self.kept
-                    .insert(*id, Kept { stack: to_stack(ebpf, record, self.of_kernel), unreferenced: 0 });
+                let stack = to_stack(ebpf, record, self.of_kernel);
+                self.kept.insert(*id, Kept { stack, used: Instant::now() });
             }
         })
         .map_err(|error| map_error(name, &error))?;

@@ -5,10 +5,17 @@ use std::ops::Range;
 
 use object::elf;
 
-use crate::elf::{
-    Budget, Charge, ElfFile, RawSymbol,
-    symbols::{Strings, SymbolTable, without_version},
+use crate::{
+    elf::{
+        Budget, Charge, ElfFile, RawSymbol,
+        symbols::{Strings, SymbolTable, without_version},
+    },
+    hurry,
 };
+
+/// Most names of one address that are compared. glibc has ten; a linker that folds equal functions
+/// leaves thousands, of which one is as good as another.
+const MAX_ALIASES: usize = 64;
 
 /// Most functions of one object that are indexed. A browser with all its local symbols has 1.5
 /// million.
@@ -128,28 +135,47 @@ impl Symbols {
             Ok(charge) => self.charge = Some(charge),
             Err(_) => return,
         }
-        entries.sort_unstable_by_key(|entry| (entry.start, entry.label, entry.rank));
-        put_best_names_first(&mut entries, tables, budget);
-        entries.dedup_by(|alias, chosen| {
-            let same = alias.start == chosen.start;
-            if same && alias.sized && (!chosen.sized || alias.end > chosen.end) {
-                (chosen.end, chosen.sized) = (alias.end, true);
-                chosen.label &= alias.label;
+        // With millions of symbols each step takes a tenth of a second or two.
+        let steps: [Step<'_>; 4] = [
+            &|entries| entries.sort_unstable_by_key(|entry| (entry.start, entry.label, entry.rank)),
+            &|entries| put_best_names_first(entries, tables, budget),
+            &|entries| one_for_each_address(entries),
+            &|entries| link_parents(entries),
+        ];
+        for step in steps {
+            if hurry::is_due() {
+                self.charge = None;
+                return;
             }
-            same
-        });
-        drop_labels_inside_functions(&mut entries);
-        for index in 0..entries.len() {
-            let next = entries.get(index + 1).map_or(u64::MAX, |next| next.start);
-            if let Some(entry) = entries.get_mut(index)
-                && !entry.sized
-            {
-                entry.end = entry.end.min(next);
-            }
+            step(&mut entries);
         }
-        link_parents(&mut entries);
         entries.shrink_to_fit();
         self.entries = entries;
+    }
+}
+
+/// Some of the work on all entries.
+type Step<'a> = &'a dyn Fn(&mut Vec<SymbolEntry>);
+
+/// Leaves the first of the entries of each address, which are in order; gives an end to those that
+/// have none.
+fn one_for_each_address(entries: &mut Vec<SymbolEntry>) {
+    entries.dedup_by(|alias, chosen| {
+        let same = alias.start == chosen.start;
+        if same && alias.sized && (!chosen.sized || alias.end > chosen.end) {
+            (chosen.end, chosen.sized) = (alias.end, true);
+            chosen.label &= alias.label;
+        }
+        same
+    });
+    drop_labels_inside_functions(entries);
+    for index in 0..entries.len() {
+        let next = entries.get(index + 1).map_or(u64::MAX, |next| next.start);
+        if let Some(entry) = entries.get_mut(index)
+            && !entry.sized
+        {
+            entry.end = entry.end.min(next);
+        }
     }
 }
 
@@ -209,7 +235,8 @@ fn candidates(entries: &[SymbolEntry]) -> Vec<Candidate> {
     for same in entries.chunk_by(|a, b| a.start == b.start) {
         let rank = |entry: &SymbolEntry| (entry.label, entry.rank);
         let best = same.first().map(rank);
-        let count = same.iter().take_while(|entry| Some(rank(entry)) == best).count() as u32;
+        let equals = same.iter().take_while(|entry| Some(rank(entry)) == best);
+        let count = equals.take(MAX_ALIASES).count() as u32;
         if count > 1 {
             let candidate = |entry| Candidate { first, entry, shape: (usize::MAX, 0), name: 0..0 };
             candidates.extend((first..first + count).map(candidate));

@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     guard::alone,
-    process::Running,
+    process::{Running, rounds, wait_for_end},
     programs::{Link, build, scratch_dir, text},
     tracer::Tracer,
 };
@@ -424,6 +424,35 @@ fn symbol_tables() {
 #[test]
 fn debug_information() {
     check_all(DWARF);
+}
+
+/// SIGTERM is answered at any moment of the work that a file costs: before it, amid it, after it.
+#[test]
+fn an_end_at_any_moment() {
+    const MOMENTS: usize = 8;
+    let _alone = alone();
+    let path = scratch_dir().join("hostile-file");
+    let costly = ["names that overlap and have no end", "symtab of 3 million functions"];
+    for kind in SYMBOLS.iter().filter(|kind| costly.contains(&kind.name)) {
+        let mut image = Image::read(&program());
+        (kind.damage)(&mut image);
+        image.write(&path);
+        for moment in rounds(MOMENTS) {
+            let mut target = Running::start(&mut Command::new(&path));
+            target.expect("READY");
+            let mut tracer = Tracer::start(&["-o", "0", "-p", &target.pid().to_string(), "0.3"]);
+            // No event stands for "amid the work": the moments are spread.
+            assert!(!wait_for_end(tracer.running().pid(), Duration::from_millis(50 + moment * 250)));
+            target.tell("go");
+            let begin = Instant::now();
+            tracer.running().signal(libc::SIGTERM);
+            tracer.running().wait_status();
+            let answer = begin.elapsed();
+            println!("{}, {moment}: {answer:?}", kind.name);
+            assert!(answer < ANSWER, "{}, {moment}: {answer:?}", kind.name);
+        }
+    }
+    fs::remove_file(path).expect("removed");
 }
 
 /// What a `.gnu_debuglink` leads to: 4 GiB, a pipe, a device. Without a build id all of it would
