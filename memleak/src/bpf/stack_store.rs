@@ -7,8 +7,8 @@
 //! The programs need not know: a stack that comes again is stored again, under the same id, which
 //! is its hash.
 //!
-//! A program may be about to enter a record for a stack that is being removed. So what is removed is
-//! kept here for a while ([`KEPT_FOR`]): a record that refers to it has its stack.
+//! A program may be about to enter a record for a stack that is being removed. So what is removed
+//! is kept here for a while ([`KEPT_FOR`]): a record that refers to it has its stack.
 
 use std::{
     collections::HashMap,
