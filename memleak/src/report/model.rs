@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::SystemTime};
 use memleak_common::probe::Resource;
 
 use crate::{
+    account::Memory,
     kernel_labels::Tag,
     probe::resource::{ResourceInfo, TopOfTables},
     snapshot::{Cut, KERNEL_PID, Lost},
@@ -196,6 +197,8 @@ pub struct Report {
     pub by_resource: Vec<ResourceTotal>,
     /// What was lost.
     pub lost: Lost,
+    /// The account of the targets' memory; `None` where there is none.
+    pub memory: Option<Memory>,
     /// One acquire in this many was captured, where that is not 1: numbers are estimates.
     pub sampled: Option<u64>,
     /// The frames of `stacks`.

@@ -93,10 +93,8 @@ impl Session {
         }
         if !self.tracer.inherit(slot, scope)? {
             self.mappings_changed(child, monotonic_ns());
-        } else if let Some(planned) = self.targets.get(parent).map(|parent| parent.planned.clone())
-            && let Some(traced) = self.targets.get_mut(child)
-        {
-            traced.planned = planned;
+        } else {
+            self.targets.inherit_plan(parent, child);
         }
         Ok(true)
     }
@@ -132,6 +130,7 @@ impl Session {
         }
         traced.planned.clear();
         traced.allocator_code.clear();
+        traced.allocators.clear();
         if let Ok(status) = read_status(pid) {
             traced.comm = status.comm;
         }

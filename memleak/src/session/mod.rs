@@ -2,8 +2,9 @@
 //!
 //! `run` is the loop; `start` puts probes into what is there when it begins, `events` and `births` follow what comes later. All of them
 //! work on a `Session` (`state`), which holds the kernel's side (`bpf::Tracer`), the traced processes (`crate::targets`), the mode
-//! (`user_mode`, `kernel_mode`) and what makes reports (`reporter`).
+//! (`user_mode`, `kernel_mode`) and what makes reports (`reporter`). `accounts` says what the targets' memory is.
 
+mod accounts;
 mod births;
 mod checks;
 mod config;

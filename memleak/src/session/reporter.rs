@@ -2,10 +2,11 @@
 
 use std::{
     collections::HashSet,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crate::{
+    account::Memory,
     aggregate::{Found, History, aggregate},
     objects::ObjectStore,
     probe::resource::Catalog,
@@ -22,6 +23,19 @@ use crate::{
     symbolize::{Anchor, Frame, Location, ObjectNumber, Symbolizer},
     targets::Targets,
 };
+
+/// What a report is made of.
+pub(super) struct Taken {
+    pub(super) snapshot: Snapshot,
+    /// The moment that it is of.
+    pub(super) time: SystemTime,
+    /// The account of the targets' memory at that moment.
+    pub(super) memory: Option<Memory>,
+    /// When the work on it began.
+    pub(super) began: Instant,
+    /// What reading the maps took.
+    pub(super) took: Duration,
+}
 
 /// What makes reports, and where they go.
 pub(super) struct Reporter {
@@ -56,15 +70,15 @@ impl Reporter {
         self.start = Instant::now();
     }
 
-    /// Makes a report of a snapshot that was taken at `time`.
+    /// Makes a report of what was taken.
     pub(super) fn make_report(
         &mut self,
         settings: &Settings,
         targets: &Targets,
-        snapshot: &Snapshot,
-        time: SystemTime,
+        taken: &Taken,
         is_final: bool,
     ) -> Report {
+        let snapshot = &taken.snapshot;
         let target = target_info(&settings.target, targets);
         let settings = &settings.report;
         let all_ended = targets.all_ended();
@@ -96,7 +110,7 @@ impl Reporter {
         }
         self.reports += 1;
         Report {
-            time,
+            time: taken.time,
             elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
             cut_ns: snapshot.time_ns,
             cut_within_ns: snapshot.within_ns,
@@ -105,6 +119,7 @@ impl Reporter {
             totals: aggregated.totals,
             by_resource: aggregated.by_resource,
             lost: Lost { cut_stacks, ..snapshot.lost },
+            memory: taken.memory,
             sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
             frames,
             stacks,

@@ -13,6 +13,7 @@ use super::{
     wait::millis,
 };
 use crate::{
+    account::Accounts,
     bpf::{Scope, Tracer},
     objects::ObjectStore,
     probe::plan::Plan,
@@ -52,6 +53,8 @@ pub(super) struct Session {
     pub(super) targets: Targets,
     pub(super) reporter: Reporter,
     pub(super) due: Due,
+    /// What the targets' memory is, where all of it is traced.
+    pub(super) accounts: Option<Accounts>,
     /// Numbers of targets that have ended.
     pub(super) ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
     /// Processes that were not traced, or not from their beginning, as far as we know and the programs do not.
@@ -79,6 +82,7 @@ impl Session {
             Mode::User(mode) => mode.store.clone(),
             Mode::Kernel => ObjectStore::default(),
         };
+        let accounts = Self::new_accounts(&settings.capture, settings.report.sample_rate, &mode);
         let reporter = Reporter::new(settings.capture.catalog(), sink, store);
         let (targets, due, ends) = (Targets::default(), Due::default(), mpsc::unbounded_channel());
         Self {
@@ -88,6 +92,7 @@ impl Session {
             targets,
             reporter,
             due,
+            accounts,
             ends,
             lost_processes: 0,
             attached: (0, Duration::ZERO),

@@ -168,6 +168,7 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
             released: 7,
         },
         lost: Lost::default(),
+        memory: None,
         sampled: None,
         stacks: stacks.into_iter().map(|stack| stack.report(&mut frames)).collect(),
         frames,

@@ -1,7 +1,8 @@
 //! The JSON form: one object a line.
 //!
 //! Addresses are strings in hexadecimal, since JSON's numbers lose bits above 2^53. In a frame, a value that is not
-//! known is null; in a stack, ages are null with `-C`. `sampled` and `allocations` are there only with `-s` and `-a`.
+//! known is null; in a stack, ages are null with `-C`. `sampled` and `allocations` are there only with `-s` and `-a`, and
+//! `memory` where the targets' memory was accounted for (resident bytes; `allocator_free` is null where it cannot be read).
 //! The address of what has a number for a handle (a descriptor) is that number; where a resource has no size, `bytes`
 //! and `size` are 0. `now` says what descriptors are at the time of the report.
 //! A stack has `stack_id` (null where it is not known), `pid` (0 for the kernel's; where several processes hold it, the one
@@ -19,6 +20,7 @@ use serde_json::ser::Formatter;
 
 use super::{Format, Kind, Options};
 use crate::{
+    account::Memory,
     escape::acts_on_terminal,
     kernel_labels::Tag,
     report::{
@@ -69,6 +71,7 @@ pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Resul
             sampled: report.sampled,
             totals: JsonTotals { all: report.totals, by_resource: ByResource(&report.by_resource) },
             lost: report.lost,
+            memory: report.memory,
             stacks: report.top(top).map(|stack| JsonStack::new(report, stack)).collect(),
         },
         out,
@@ -148,6 +151,8 @@ struct JsonReport<'a> {
     sampled: Option<u64>,
     totals: JsonTotals<'a>,
     lost: Lost,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<Memory>,
     stacks: Vec<JsonStack<'a>>,
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::{Format, Kind, Options};
+use super::{Format, Kind, Options, memory::write_memory};
 use crate::{
     escape::printable,
     probe::resource::ResourceInfo,
@@ -66,6 +66,7 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
         }
         if number == 0 {
             write_lost(&report.lost, out)?;
+            report.memory.iter().try_for_each(|memory| write_memory(memory, out))?;
         }
         for stack in report.top(options.top).filter(|stack| stack.resource.table() == table.table()) {
             write_stack(report, stack, several && stack.pid() != KERNEL_PID, out)?;

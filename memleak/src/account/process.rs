@@ -1,0 +1,284 @@
+//! One process's memory, each resident byte given to one part.
+
+use std::{io, ops::Range};
+
+use super::{
+    glibc::{Arenas, Places, read_arenas},
+    resident::{Resident, sorted},
+};
+use crate::{
+    objects::{ObjectStore, place_of},
+    proc::{
+        maps::{Backing, Mapping},
+        memory::{ProcessMemory, ReadMemory},
+        pagemap::Pagemap,
+        stacks::{places, stack_pointers},
+    },
+    snapshot::PAGE_SIZE,
+};
+
+/// What is known of an address space from elsewhere. All ranges are of addresses, in any order.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Blocks of the heap that are outstanding.
+    pub blocks: Vec<Range<u64>>,
+    /// The program's own mappings that are outstanding.
+    pub mappings: Vec<Range<u64>>,
+    /// What allocators have mapped for themselves.
+    pub own: Vec<Range<u64>>,
+}
+
+/// Which allocators a process has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allocators {
+    /// glibc's.
+    pub glibc: bool,
+    /// Others, whose memory we cannot read.
+    pub others: bool,
+}
+
+/// What stays of one reading for the next.
+#[derive(Clone, Debug, Default)]
+pub struct Remembered {
+    /// Stacks of threads: one that runs at the moment does not say where its stack is.
+    stacks: Vec<Range<u64>>,
+    /// Mappings in which an allocator that we cannot read has handed out blocks.
+    areas: Vec<Range<u64>>,
+}
+
+/// Resident bytes by whose they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// All.
+    pub rss: u64,
+    /// Outstanding blocks and mappings that we know.
+    pub outstanding: u64,
+    /// Free inside the allocator, where that can be read.
+    pub free: Option<u64>,
+    /// What else the allocator has.
+    pub allocator: u64,
+    /// Stacks.
+    pub stacks: u64,
+    /// Mapped files, with the data of programs and libraries.
+    pub files: u64,
+    /// What none of those is.
+    pub rest: u64,
+}
+
+/// Measures process `pid`, which has mapped `mappings`.
+pub fn measure(
+    pid: u32,
+    mappings: &[Mapping],
+    store: &ObjectStore,
+    allocators: Allocators,
+    known: Known,
+    remembered: &mut Remembered,
+) -> io::Result<Parts> {
+    let resident = resident(pid, mappings)?;
+    let memory = ProcessMemory::open(pid)?;
+    let places = places(pid);
+    let stack = places.map(|places| places.stack);
+    let source = Source {
+        memory: &memory,
+        mappings,
+        break_start: places.map_or(0, |places| places.break_start),
+        stack_pointers: stack_pointers(pid).into_iter().chain(stack).collect(),
+        files: files(mappings, store),
+    };
+    Ok(split(&source, resident, allocators, known, remembered))
+}
+
+/// The pages of a process that are in memory.
+fn resident(pid: u32, mappings: &[Mapping]) -> io::Result<Resident> {
+    let mut pagemap = Pagemap::open(pid)?;
+    let mut runs = Vec::new();
+    // Mappings that touch are read as one: a target may have tens of thousands.
+    let mut joined: Option<Range<u64>> = None;
+    // x86-64's vsyscall is listed, too, and lies in the kernel's half.
+    for mapping in mappings.iter().filter(|mapping| mapping.end <= 1 << 63) {
+        match &mut joined {
+            Some(range) if range.end == mapping.start => range.end = mapping.end,
+            _ => {
+                if let Some(range) = joined.replace(mapping.start..mapping.end) {
+                    pagemap.add_resident(range, &mut runs)?;
+                }
+            }
+        }
+    }
+    joined.map_or(Ok(()), |range| pagemap.add_resident(range, &mut runs))?;
+    Ok(Resident::new(runs))
+}
+
+/// What files have of the address space: their mappings, and the memory behind them that programs and libraries have for
+/// variables that begin as zero (`.bss`), which the kernel shows as memory of nobody.
+fn files(mappings: &[Mapping], store: &ObjectStore) -> Vec<Range<u64>> {
+    let of_file = |mapping: &&Mapping| mapping.backing != Backing::Other || mapping.inode != 0;
+    let mapped = mappings.iter().filter(of_file).map(|mapping| mapping.start..mapping.end);
+    let objects = mappings.iter().filter(|mapping| mapping.executable && mapping.path().is_some());
+    let data = objects.filter_map(|mapping| store.known(mapping).map(|file| (mapping, file)));
+    let data = data.flat_map(|(mapping, file)| {
+        let Ok(elf) = file.elf() else { return Vec::new() };
+        let Some(bias) = elf.load_bias(&place_of(mapping)) else { return Vec::new() };
+        let in_memory = |vaddr: u64| bias.wrapping_add(vaddr);
+        let segments = elf.segments.iter().filter(|segment| segment.memory_len > segment.len);
+        segments
+            .map(|segment| {
+                let end = in_memory(segment.vaddr).saturating_add(segment.memory_len);
+                in_memory(segment.vaddr)..end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end)
+            })
+            .collect()
+    });
+    mapped.chain(data).collect()
+}
+
+/// What is read of a process.
+struct Source<'a> {
+    memory: &'a dyn ReadMemory,
+    mappings: &'a [Mapping],
+    break_start: u64,
+    stack_pointers: Vec<u64>,
+    files: Vec<Range<u64>>,
+}
+
+impl Source<'_> {
+    /// Anonymous memory that can be written, in order.
+    fn anonymous(&self) -> impl Iterator<Item = &Mapping> {
+        self.mappings.iter().filter(|mapping| {
+            mapping.writable && mapping.inode == 0 && mapping.backing == Backing::Other
+        })
+    }
+
+    /// The anonymous mapping that holds `address`.
+    fn anonymous_at(&self, address: u64) -> Option<Range<u64>> {
+        let at = self.mappings.partition_point(|mapping| mapping.end <= address);
+        let mapping = self.mappings.get(at).filter(|mapping| mapping.start <= address && mapping.writable)?;
+        (mapping.backing == Backing::Other && mapping.inode == 0).then_some(mapping.start..mapping.end)
+    }
+
+    /// What lies behind the break: mappings that touch, from its start on.
+    fn heap(&self) -> Range<u64> {
+        let behind = self.anonymous().skip_while(|mapping| mapping.end <= self.break_start);
+        let mut heap = self.break_start..self.break_start;
+        for mapping in behind.take_while(|_| self.break_start != 0) {
+            if mapping.start > heap.end.next_multiple_of(PAGE_SIZE) {
+                break;
+            }
+            heap.end = mapping.end;
+        }
+        heap
+    }
+}
+
+fn split(
+    source: &Source<'_>,
+    mut resident: Resident,
+    allocators: Allocators,
+    known: Known,
+    remembered: &mut Remembered,
+) -> Parts {
+    let rss = resident.bytes();
+    let Known { blocks, mappings, own } = known;
+    let blocks = sorted(blocks);
+    let arenas = if allocators.glibc { arenas(source, &resident, allocators, &blocks) } else { Arenas::default() };
+    remember(source, allocators, &blocks, &arenas.heaps, remembered);
+    let mut parts = Parts { rss, outstanding: resident.take(blocks.iter().cloned()), ..Parts::default() };
+    let mut free = resident.take(arenas.free.iter().cloned());
+    parts.allocator = resident.take(arenas.own.iter().cloned());
+    let (free_elsewhere, own_elsewhere) = not_walked(&resident, &arenas, free, parts.allocator);
+    free += free_elsewhere;
+    parts.allocator += own_elsewhere + resident.take(pages_around(&blocks, &arenas.heaps));
+    let whole_pages = |range: Range<u64>| range.start..range.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(range.end);
+    parts.outstanding += resident.take(sorted(mappings.into_iter().map(whole_pages).collect()));
+    // The arenas' own mappings were looked into: what is in use there is not the allocator's.
+    let mut own = Resident::new(joined(sorted(own)));
+    own.take(arenas.heaps.iter().cloned());
+    parts.allocator += resident.take(own.within(0..u64::MAX).collect::<Vec<_>>());
+    parts.stacks = resident.take(sorted(remembered.stacks.clone()));
+    parts.files = resident.take(sorted(source.files.clone()));
+    parts.allocator += resident.take(sorted(remembered.areas.clone()));
+    parts.rest = resident.bytes().saturating_sub(free_elsewhere + own_elsewhere);
+    match allocators.others || arenas.walked.is_empty() {
+        true => parts.allocator += free,
+        false => parts.free = Some(free),
+    }
+    parts
+}
+
+fn arenas(source: &Source<'_>, resident: &Resident, allocators: Allocators, blocks: &[Range<u64>]) -> Arenas {
+    let writable: Vec<Range<u64>> = source.anonymous().map(|mapping| mapping.start..mapping.end).collect();
+    let addresses: Vec<u64> = blocks.iter().map(|block| block.start).collect();
+    let places = Places { main: source.heap(), writable: &writable, is_sure: !allocators.others };
+    read_arenas(source.memory, resident, &places, &addresses)
+}
+
+/// What is free and what the allocator's own where nobody has looked: as much in proportion as where somebody has.
+fn not_walked(resident: &Resident, arenas: &Arenas, free: u64, own: u64) -> (u64, u64) {
+    let left = |ranges: &[Range<u64>]| -> u64 { ranges.iter().map(|range| resident.bytes_within(range.clone())).sum() };
+    let in_use = left(&arenas.walked);
+    let elsewhere = left(&arenas.heaps).saturating_sub(in_use);
+    let all = u128::from(free) + u128::from(own) + u128::from(in_use);
+    let part = |of: u64| (u128::from(elsewhere) * u128::from(of)).checked_div(all).unwrap_or(0) as u64;
+    (part(free), part(own))
+}
+
+/// Blocks that glibc has mapped each for itself have a header before them, and the rest of their last page behind.
+fn pages_around(blocks: &[Range<u64>], heaps: &[Range<u64>]) -> Vec<Range<u64>> {
+    const HEADER: u64 = 16;
+    let is_mapped = |block: &&Range<u64>| {
+        block.start % PAGE_SIZE == HEADER && !heaps.iter().any(|heap| heap.contains(&block.start))
+    };
+    let around = |block: &Range<u64>| {
+        block.start - HEADER..block.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(block.end)
+    };
+    blocks.iter().filter(is_mapped).map(around).collect()
+}
+
+/// Joins ranges, in order of their starts, that overlap.
+fn joined(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// Brings up to date what is remembered, and forgets what is no longer mapped.
+fn remember(
+    source: &Source<'_>,
+    allocators: Allocators,
+    blocks: &[Range<u64>],
+    heaps: &[Range<u64>],
+    remembered: &mut Remembered,
+) {
+    let Remembered { stacks, areas } = remembered;
+    // A mapping may have grown, or been joined with others.
+    let is_heap = |range: &Range<u64>| heaps.iter().any(|heap| heap.start < range.end && range.start < heap.end);
+    stacks.retain(|stack| source.anonymous_at(stack.start).is_some_and(|now| now.end >= stack.end));
+    let new = source.stack_pointers.iter().filter_map(|pointer| {
+        let range = source.anonymous_at(*pointer).filter(|range| !is_heap(range))?;
+        // The kernel joins mappings that are alike: an allocator's may follow.
+        let block = blocks.get(blocks.partition_point(|block| block.start <= *pointer)).map(|block| block.start);
+        Some(range.start..range.end.min(block.unwrap_or(u64::MAX)))
+    });
+    stacks.extend(new.collect::<Vec<_>>());
+    *stacks = joined(sorted(std::mem::take(stacks)));
+    areas.retain(|area| source.anonymous_at(area.start).is_some());
+    if allocators.others {
+        let mut mapping: Range<u64> = 0..0;
+        for block in blocks {
+            if !mapping.contains(&block.start)
+                && let Some(found) = source.anonymous_at(block.start).filter(|found| !is_heap(found))
+            {
+                mapping = found;
+                areas.push(mapping.clone());
+            }
+        }
+        *areas = joined(sorted(std::mem::take(areas)));
+    }
+}
+
+#[cfg(test)]
+mod tests;
