@@ -5,7 +5,8 @@
 //! in a stripped library. A chunk is free if the one behind it says so, or if it is small and its first word leads on as
 //! those of fastbins and tcaches do, which stay marked as used.
 //!
-//! The target goes on meanwhile: what makes no sense ends a stretch, and the next begins at a block that we know.
+//! The target goes on meanwhile: what makes no sense ends a stretch, and the next begins at a block that we know, or at a
+//! chunk that was seen before.
 
 use std::ops::Range;
 
@@ -33,9 +34,12 @@ const FIRST_CHUNK: Range<u64> = 0x700..0xb00;
 const CHAIN: usize = 4;
 /// Most heaps that are looked at.
 const MAX_HEAPS: usize = 4096;
-/// Bytes that are read of one process. Of more, stretches of [`STRETCH`] are read, and the rest is taken to be alike.
-pub const BUDGET: u64 = 96 << 20;
-const STRETCH: u64 = 1 << 20;
+/// A part of a heap: of heaps that are too large only the beginning of each is read, and the rest of it taken to be alike.
+const CELL: u64 = 4 << 20;
+/// Less of a cell says too little.
+const MIN_STRETCH: u64 = 64 << 10;
+/// Bytes between two chunks that are remembered, to begin at.
+const ANCHORS: u64 = 1 << 20;
 /// Bytes read at a time.
 const WINDOW: u64 = 64 << 10;
 
@@ -59,6 +63,23 @@ pub struct Arenas {
     pub own: Vec<Range<u64>>,
     /// Where chunks were looked at.
     pub walked: Vec<Range<u64>>,
+    /// The parts of the heaps.
+    pub cells: Vec<Cell>,
+    /// Chunks to begin at the next time, in order.
+    pub anchors: Vec<u64>,
+}
+
+/// What was found in a part of a heap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// All of it.
+    pub range: Range<u64>,
+    /// Bytes of free chunks.
+    pub free: u64,
+    /// Bytes of the allocator's own.
+    pub own: u64,
+    /// Bytes of chunks that are in use and not known.
+    pub unknown: u64,
 }
 
 /// Where arenas may be.
@@ -70,10 +91,30 @@ pub struct Places<'a> {
     pub writable: &'a [Range<u64>],
     /// No other allocator may have what lies behind the break.
     pub is_sure: bool,
+    /// Chunks that were seen before, in order.
+    pub anchors: &'a [u64],
+    /// Bytes to be read at most.
+    pub budget: u64,
+}
+
+impl Places<'_> {
+    /// There is something in the heap to begin at, beside its first chunk.
+    fn knows(&self, heap: &Heap, blocks: &[u64]) -> bool {
+        let is_there = |known: &[u64]| {
+            let next = known.partition_point(|known| *known <= heap.first.unwrap_or(heap.range.start));
+            known.get(next).is_some_and(|known| heap.range.contains(known))
+        };
+        is_there(blocks) || is_there(self.anchors)
+    }
 }
 
 /// Looks at the arenas. `blocks`: the addresses of known blocks, in order.
-pub fn read_arenas(memory: &dyn ReadMemory, resident: &Resident, places: &Places<'_>, blocks: &[u64]) -> Arenas {
+pub fn read_arenas(
+    memory: &dyn ReadMemory,
+    resident: &Resident,
+    places: &Places<'_>,
+    blocks: &[u64],
+) -> Arenas {
     let mut window = Window::new(memory, resident);
     let heaps = find_heaps(&mut window, places);
     let ranges: Vec<Range<u64>> = heaps.iter().map(|heap| heap.range.clone()).collect();
@@ -85,33 +126,52 @@ pub fn read_arenas(memory: &dyn ReadMemory, resident: &Resident, places: &Places
             push(&mut arenas.own, heap.range.start..first);
             push(&mut arenas.walked, heap.range.start..first);
         }
-        let share = if all > BUDGET { (BUDGET as u128 * u128::from(size) / u128::from(all)) as u64 } else { size };
-        for stretch in stretches(heap, size, share) {
-            let mut walk = Walk { window: &mut window, heaps: &ranges, blocks, out: &mut arenas };
+        let share = if all > places.budget { scaled(places.budget, size, all) } else { size };
+        for (cell, stretch) in stretches(heap, size, share, places.knows(heap, blocks)) {
+            arenas.cells.push(Cell { range: cell, free: 0, own: 0, unknown: 0 });
+            let mut walk = Walk {
+                window: &mut window,
+                heaps: &ranges,
+                blocks,
+                anchors: places.anchors,
+                out: &mut arenas,
+            };
             walk.stretch(heap, stretch);
         }
     }
     arenas
 }
 
-/// The parts of a heap that are looked at.
-fn stretches(heap: &Heap, size: u64, share: u64) -> Vec<Range<u64>> {
-    let from = heap.first.unwrap_or(heap.range.start);
-    let whole = from..heap.range.end;
+/// `amount * part / whole`.
+pub fn scaled(amount: u64, part: u64, whole: u64) -> u64 {
+    (u128::from(amount) * u128::from(part)).checked_div(u128::from(whole)).unwrap_or(0) as u64
+}
+
+/// The parts of a heap, and what is looked at of each.
+fn stretches(heap: &Heap, size: u64, share: u64, knows_some: bool) -> Vec<(Range<u64>, Range<u64>)> {
+    let whole = heap.first.unwrap_or(heap.range.start)..heap.range.end;
     if share >= size || whole.is_empty() {
-        return vec![whole];
+        return vec![(whole.clone(), whole)];
     }
-    let number = (share / STRETCH).max(1);
-    let distance = (whole.end - whole.start) / number;
-    let starts = (0..number).map(|at| whole.start + at * distance);
-    starts.map(|start| start..(start + STRETCH.min(distance)).min(whole.end)).collect()
+    if !knows_some {
+        return vec![(whole.clone(), whole.start..whole.end.min(whole.start + share))];
+    }
+    let stretch = scaled(CELL, share, size).max(MIN_STRETCH);
+    // With as little as is read of each, there may be too many of them.
+    let cell = CELL.max(scaled(stretch, size, share.max(1)));
+    let starts = (whole.start..whole.end).step_by(cell as usize);
+    starts
+        .map(|start| (start..(start + cell).min(whole.end), start..(start + stretch).min(whole.end)))
+        .collect()
 }
 
 /// Adds a range behind the others, joined to the last where they touch.
 fn push(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
     match ranges.last_mut() {
         _ if range.is_empty() => {}
-        Some(last) if range.start <= last.end && range.start >= last.start => last.end = last.end.max(range.end),
+        Some(last) if range.start <= last.end && range.start >= last.start => {
+            last.end = last.end.max(range.end)
+        }
         // A stretch that resumed at a block which the one before has passed.
         Some(last) if range.start < last.start => {}
         _ => ranges.push(range),
@@ -145,7 +205,8 @@ fn find_heaps(window: &mut Window<'_>, places: &Places<'_>) -> Vec<Heap> {
 fn heap_at(window: &mut Window<'_>, at: u64, end: u64) -> Option<Heap> {
     let [arena, previous, size, writable] = [0, 8, 16, 24].map(|offset| window.word(at + offset));
     let (arena, previous, size, writable) = (arena?, previous?, size?, writable?);
-    let is_size = size > 0 && size % 4096 == 0 && size <= writable && writable <= HEAP_MAX && at + size <= end;
+    let is_size =
+        size > 0 && size % 4096 == 0 && size <= writable && writable <= HEAP_MAX && at + size <= end;
     if !is_size || previous % HEAP_MAX != 0 || arena % 8 != 0 {
         return None;
     }
@@ -182,7 +243,8 @@ fn is_chain(window: &mut Window<'_>, mut at: u64, end: u64, arena: u64) -> bool 
 /// The size in a chunk's header; `None` if it cannot be one.
 fn chunk_size(word: u64) -> Option<u64> {
     let size = word & !FLAGS;
-    let is_one = size >= MIN_CHUNK && size.is_multiple_of(ALIGNMENT) && word & IS_MMAPPED == 0 && size < 1 << 46;
+    let is_one =
+        size >= MIN_CHUNK && size.is_multiple_of(ALIGNMENT) && word & IS_MMAPPED == 0 && size < 1 << 46;
     is_one.then_some(size)
 }
 
@@ -191,6 +253,7 @@ struct Walk<'a, 'b> {
     window: &'a mut Window<'b>,
     heaps: &'a [Range<u64>],
     blocks: &'a [u64],
+    anchors: &'a [u64],
     out: &'a mut Arenas,
 }
 
@@ -198,7 +261,8 @@ impl Walk<'_, '_> {
     fn stretch(&mut self, heap: &Heap, stretch: Range<u64>) {
         let mut next_block = self.blocks.partition_point(|block| *block < stretch.start + HEADER);
         let is_first = heap.first == Some(stretch.start);
-        let mut at = if is_first { Some(stretch.start) } else { self.resume(&mut next_block, stretch.start) };
+        let mut at =
+            if is_first { Some(stretch.start) } else { self.resume(&mut next_block, stretch.clone(), heap) };
         while let Some(chunk) = at.filter(|chunk| *chunk < stretch.end) {
             while self.blocks.get(next_block).is_some_and(|block| *block < chunk + HEADER) {
                 next_block += 1;
@@ -206,17 +270,25 @@ impl Walk<'_, '_> {
             let is_known = self.blocks.get(next_block) == Some(&(chunk + HEADER));
             at = match self.chunk(chunk, heap, is_known) {
                 Some(end) => Some(end),
-                None => self.resume(&mut next_block, chunk + MIN_CHUNK),
+                None => self.resume(&mut next_block, chunk + MIN_CHUNK..stretch.end, heap),
             };
         }
     }
 
-    /// The chunk of the first known block from `from` on.
-    fn resume(&self, next_block: &mut usize, from: u64) -> Option<u64> {
-        while self.blocks.get(*next_block).is_some_and(|block| *block < from + HEADER) {
+    /// The first chunk in a range that is known: of a block, or from before, where it makes sense still.
+    fn resume(&mut self, next_block: &mut usize, range: Range<u64>, heap: &Heap) -> Option<u64> {
+        while self.blocks.get(*next_block).is_some_and(|block| *block < range.start + HEADER) {
             *next_block += 1;
         }
-        self.blocks.get(*next_block).map(|block| block - HEADER)
+        let of_block =
+            self.blocks.get(*next_block).map(|block| block - HEADER).filter(|chunk| *chunk < range.end);
+        let until = of_block.unwrap_or(range.end);
+        let first = self.anchors.partition_point(|anchor| *anchor < range.start);
+        let anchors =
+            self.anchors.get(first..).unwrap_or_default().iter().take_while(|anchor| **anchor < until);
+        let kind = if heap.range.start.is_multiple_of(HEAP_MAX) { NON_MAIN_ARENA } else { 0 };
+        let anchor = anchors.copied().find(|anchor| is_chain(self.window, *anchor, heap.range.end, kind));
+        anchor.or(of_block)
     }
 
     /// Looks at one chunk and gives its end; `None` where it makes no sense.
@@ -226,12 +298,25 @@ impl Walk<'_, '_> {
         let is_top = end == heap.range.end;
         // A chunk behind this one that is not in memory says nothing.
         let is_used = !is_top && self.window.word(end + 8)? & PREV_INUSE != 0;
-        if is_known || (size == TCACHE_CHUNK && is_used && self.is_tcache(at + HEADER)) {
-            push(&mut self.out.own, at..end);
-        } else if !is_used || (size <= MAX_CACHED && self.leads_on(at + HEADER)) {
-            push(&mut self.out.free, at..end);
+        let is_tcache = !is_known && size == TCACHE_CHUNK && is_used && self.is_tcache(at + HEADER);
+        let is_free = !is_known && (!is_used || (size <= MAX_CACHED && self.leads_on(at + HEADER)));
+        let Arenas { free, own, walked, cells, anchors, .. } = &mut *self.out;
+        let mut counted = Cell { range: 0..0, free: 0, own: 0, unknown: 0 };
+        let cell = cells.last_mut().unwrap_or(&mut counted);
+        if is_known || is_tcache {
+            // Of a known block it is the header and what its size is rounded by.
+            cell.own += if is_known { HEADER } else { size };
+            push(own, at..end);
+        } else if is_free {
+            cell.free += self.window.resident.bytes_within(at..end);
+            push(free, at..end);
+        } else {
+            cell.unknown += size;
         }
-        push(&mut self.out.walked, at..end);
+        push(walked, at..end);
+        if anchors.last().is_none_or(|last| at - last >= ANCHORS) {
+            anchors.push(at);
+        }
         Some(end)
     }
 

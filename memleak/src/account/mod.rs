@@ -52,12 +52,12 @@ pub struct Memory {
     /// What has come since, and none of these is.
     pub unaccounted: u64,
     /// What is to be said of it.
-    #[serde(skip)]
     pub finding: Option<Finding>,
 }
 
 /// What an account shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Finding {
     /// What grows is free memory inside the allocator.
     FreeInside,
@@ -95,7 +95,13 @@ const LITTLE: u64 = 2 << 20;
 impl Accounts {
     /// None made yet. `store`: the files that targets have mapped.
     pub fn new(store: ObjectStore, sample_rate: u64) -> Self {
-        Self { store, spaces: HashMap::new(), outstanding_before: None, sample_rate: sample_rate.max(1), last: None }
+        Self {
+            store,
+            spaces: HashMap::new(),
+            outstanding_before: None,
+            sample_rate: sample_rate.max(1),
+            last: None,
+        }
     }
 
     /// Tracing of a process begins: what is there already is from before.
@@ -106,6 +112,11 @@ impl Accounts {
             self.spaces.insert(space, Base { parts, remembered });
             info!("process {pid}: accounted for {} bytes of memory in {:?}", parts.rss, began.elapsed());
         }
+    }
+
+    /// A target has replaced its program: nothing of the new one's memory is from before.
+    pub fn replaced(&mut self, space: u32) {
+        self.spaces.insert(space, Base::default());
     }
 
     /// Whether an account is worth its time now: in the last report always.
@@ -231,7 +242,10 @@ mod tests {
         assert_eq!(finding(base, half, None), None, "it may leak");
         assert_eq!(finding(base, parts(50 * MB, 2 * MB, 5 * MB), Some(50 * MB)), None, "nothing is free");
         assert_eq!(finding(base, parts(0, 2 * MB, 5 * MB), Some(0)), None, "too little to speak of");
-        assert_eq!(finding(parts(0, 50 * MB, 0), parts(0, 52 * MB, 4 * MB), Some(0)), Some(Finding::Unaccounted));
+        assert_eq!(
+            finding(parts(0, 50 * MB, 0), parts(0, 52 * MB, 4 * MB), Some(0)),
+            Some(Finding::Unaccounted)
+        );
     }
 
     #[test]

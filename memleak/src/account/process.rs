@@ -3,7 +3,7 @@
 use std::{io, ops::Range};
 
 use super::{
-    glibc::{Arenas, Places, read_arenas},
+    glibc::{Arenas, Cell, Places, read_arenas, scaled},
     resident::{Resident, sorted},
 };
 use crate::{
@@ -44,7 +44,13 @@ pub struct Remembered {
     stacks: Vec<Range<u64>>,
     /// Mappings in which an allocator that we cannot read has handed out blocks.
     areas: Vec<Range<u64>>,
+    /// Chunks of glibc's heaps.
+    chunks: Vec<u64>,
 }
+
+/// Bytes of glibc's arenas that are read for one account, and for the first: nothing is known then that one could begin at.
+const BUDGET: u64 = 96 << 20;
+const FIRST_BUDGET: u64 = 1 << 30;
 
 /// Resident bytes by whose they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,9 +149,9 @@ struct Source<'a> {
 impl Source<'_> {
     /// Anonymous memory that can be written, in order.
     fn anonymous(&self) -> impl Iterator<Item = &Mapping> {
-        self.mappings.iter().filter(|mapping| {
-            mapping.writable && mapping.inode == 0 && mapping.backing == Backing::Other
-        })
+        self.mappings
+            .iter()
+            .filter(|mapping| mapping.writable && mapping.inode == 0 && mapping.backing == Backing::Other)
     }
 
     /// The anonymous mapping that holds `address`.
@@ -179,15 +185,20 @@ fn split(
     let rss = resident.bytes();
     let Known { blocks, mappings, own } = known;
     let blocks = sorted(blocks);
-    let arenas = if allocators.glibc { arenas(source, &resident, allocators, &blocks) } else { Arenas::default() };
+    let mut arenas = match allocators.glibc {
+        true => arenas(source, &resident, allocators, &blocks, &remembered.chunks),
+        false => Arenas::default(),
+    };
+    remembered.chunks = merged(std::mem::take(&mut arenas.anchors), &remembered.chunks, &arenas.walked);
     remember(source, allocators, &blocks, &arenas.heaps, remembered);
     let mut parts = Parts { rss, outstanding: resident.take(blocks.iter().cloned()), ..Parts::default() };
     let mut free = resident.take(arenas.free.iter().cloned());
     parts.allocator = resident.take(arenas.own.iter().cloned());
-    let (free_elsewhere, own_elsewhere) = not_walked(&resident, &arenas, free, parts.allocator);
+    let (free_elsewhere, own_elsewhere) = not_walked(&resident, &arenas);
     free += free_elsewhere;
     parts.allocator += own_elsewhere + resident.take(pages_around(&blocks, &arenas.heaps));
-    let whole_pages = |range: Range<u64>| range.start..range.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(range.end);
+    let whole_pages =
+        |range: Range<u64>| range.start..range.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(range.end);
     parts.outstanding += resident.take(sorted(mappings.into_iter().map(whole_pages).collect()));
     // The arenas' own mappings were looked into: what is in use there is not the allocator's.
     let mut own = Resident::new(joined(sorted(own)));
@@ -204,21 +215,57 @@ fn split(
     parts
 }
 
-fn arenas(source: &Source<'_>, resident: &Resident, allocators: Allocators, blocks: &[Range<u64>]) -> Arenas {
+fn arenas(
+    source: &Source<'_>,
+    resident: &Resident,
+    allocators: Allocators,
+    blocks: &[Range<u64>],
+    anchors: &[u64],
+) -> Arenas {
     let writable: Vec<Range<u64>> = source.anonymous().map(|mapping| mapping.start..mapping.end).collect();
     let addresses: Vec<u64> = blocks.iter().map(|block| block.start).collect();
-    let places = Places { main: source.heap(), writable: &writable, is_sure: !allocators.others };
+    let budget = if anchors.is_empty() { FIRST_BUDGET } else { BUDGET };
+    let places =
+        Places { main: source.heap(), writable: &writable, is_sure: !allocators.others, anchors, budget };
     read_arenas(source.memory, resident, &places, &addresses)
 }
 
-/// What is free and what the allocator's own where nobody has looked: as much in proportion as where somebody has.
-fn not_walked(resident: &Resident, arenas: &Arenas, free: u64, own: u64) -> (u64, u64) {
-    let left = |ranges: &[Range<u64>]| -> u64 { ranges.iter().map(|range| resident.bytes_within(range.clone())).sum() };
-    let in_use = left(&arenas.walked);
-    let elsewhere = left(&arenas.heaps).saturating_sub(in_use);
-    let all = u128::from(free) + u128::from(own) + u128::from(in_use);
-    let part = |of: u64| (u128::from(elsewhere) * u128::from(of)).checked_div(all).unwrap_or(0) as u64;
-    (part(free), part(own))
+/// What is free and what the allocator's own where nobody has looked: as much in proportion as where somebody has in the
+/// same part of the heap, or, if nobody has there, in all of them.
+fn not_walked(resident: &Resident, arenas: &Arenas) -> (u64, u64) {
+    let sum = |of: fn(&Cell) -> u64| arenas.cells.iter().map(of).sum::<u64>();
+    let everywhere = (sum(|cell| cell.free), sum(|cell| cell.own), sum(|cell| cell.unknown));
+    let (mut free, mut own, mut next) = (0, 0, 0);
+    for cell in &arenas.cells {
+        let mut left = resident.bytes_within(cell.range.clone());
+        while let Some(walked) = arenas.walked.get(next).filter(|walked| walked.start < cell.range.end) {
+            let part = walked.start.max(cell.range.start)..walked.end.min(cell.range.end);
+            left = left.saturating_sub(resident.bytes_within(part));
+            if walked.end > cell.range.end {
+                break;
+            }
+            next += 1;
+        }
+        let of = match (cell.free, cell.own, cell.unknown) {
+            (0, 0, 0) => everywhere,
+            found => found,
+        };
+        free += scaled(left, of.0, of.0 + of.1 + of.2);
+        own += scaled(left, of.1, of.0 + of.1 + of.2);
+    }
+    (free, own)
+}
+
+/// Chunks that were seen now, and those from before where nobody has looked now.
+fn merged(mut now: Vec<u64>, before: &[u64], walked: &[Range<u64>]) -> Vec<u64> {
+    let is_passed = |chunk: &u64| {
+        let at = walked.partition_point(|range| range.end <= *chunk);
+        walked.get(at).is_some_and(|range| range.start <= *chunk)
+    };
+    now.extend(before.iter().filter(|chunk| !is_passed(chunk)));
+    now.sort_unstable();
+    now.dedup();
+    now
 }
 
 /// Blocks that glibc has mapped each for itself have a header before them, and the rest of their last page behind.
@@ -253,14 +300,16 @@ fn remember(
     heaps: &[Range<u64>],
     remembered: &mut Remembered,
 ) {
-    let Remembered { stacks, areas } = remembered;
+    let Remembered { stacks, areas, .. } = remembered;
     // A mapping may have grown, or been joined with others.
-    let is_heap = |range: &Range<u64>| heaps.iter().any(|heap| heap.start < range.end && range.start < heap.end);
+    let is_heap =
+        |range: &Range<u64>| heaps.iter().any(|heap| heap.start < range.end && range.start < heap.end);
     stacks.retain(|stack| source.anonymous_at(stack.start).is_some_and(|now| now.end >= stack.end));
     let new = source.stack_pointers.iter().filter_map(|pointer| {
         let range = source.anonymous_at(*pointer).filter(|range| !is_heap(range))?;
         // The kernel joins mappings that are alike: an allocator's may follow.
-        let block = blocks.get(blocks.partition_point(|block| block.start <= *pointer)).map(|block| block.start);
+        let block =
+            blocks.get(blocks.partition_point(|block| block.start <= *pointer)).map(|block| block.start);
         Some(range.start..range.end.min(block.unwrap_or(u64::MAX)))
     });
     stacks.extend(new.collect::<Vec<_>>());

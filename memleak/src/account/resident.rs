@@ -26,7 +26,8 @@ impl Resident {
     /// The parts of the runs that lie in `range`, in order.
     pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let first = self.0.partition_point(|run| run.end <= range.start);
-        let runs = self.0.get(first..).unwrap_or_default().iter().take_while(move |run| run.start < range.end);
+        let runs =
+            self.0.get(first..).unwrap_or_default().iter().take_while(move |run| run.start < range.end);
         runs.map(move |run| run.start.max(range.start)..run.end.min(range.end))
     }
 
@@ -95,6 +96,9 @@ mod tests {
         let resident = Resident::new(vec![100..200, 300..400]);
         assert_eq!(resident.within(150..350).collect::<Vec<_>>(), [150..200, 300..350]);
         assert_eq!((resident.bytes_within(0..1000), resident.bytes_within(200..300)), (200, 0));
-        assert_eq!([99, 100, 199, 200, 399, 400].map(|at| resident.run_at(at).is_some()), [false, true, true, false, true, false]);
+        assert_eq!(
+            [99, 100, 199, 200, 399, 400].map(|at| resident.run_at(at).is_some()),
+            [false, true, true, false, true, false]
+        );
     }
 }

@@ -454,8 +454,13 @@ mod tests {
     const BIAS: u64 = 0x7f00_0000_0000;
 
     fn segments(parts: &[(u64, u64, u64, bool)]) -> Vec<Segment> {
-        let segment =
-            |&(file_offset, vaddr, len, executable)| Segment { file_offset, vaddr, len, memory_len: len, executable };
+        let segment = |&(file_offset, vaddr, len, executable)| Segment {
+            file_offset,
+            vaddr,
+            len,
+            memory_len: len,
+            executable,
+        };
         parts.iter().map(segment).collect()
     }
 

@@ -118,7 +118,8 @@ impl Pagemap {
 
     /// An entry of 8 bytes for each page, whether something is there or not.
     fn read(&mut self, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
-        let mut buffer = vec![0; ENTRIES.min(range.end.saturating_sub(range.start).div_ceil(PAGE) as usize) * 8];
+        let mut buffer =
+            vec![0; ENTRIES.min(range.end.saturating_sub(range.start).div_ceil(PAGE) as usize) * 8];
         let mut at = range.start;
         while at < range.end {
             let pages = ((range.end - at).div_ceil(PAGE) as usize).min(ENTRIES);
@@ -160,7 +161,8 @@ mod tests {
         // SAFETY: a new mapping of our own, which is never unmapped; the writes and the read stay inside it.
         let start = unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let at = libc::mmap(std::ptr::null_mut(), 40960, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+            let at =
+                libc::mmap(std::ptr::null_mut(), 40960, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
             assert_ne!(at, libc::MAP_FAILED);
             for page in [1, 2, 7] {
                 at.cast::<u8>().add(page * 4096).write_volatile(1);
@@ -177,7 +179,8 @@ mod tests {
         let mut pagemap = Pagemap::open(std::process::id()).unwrap();
         let mut runs = Vec::new();
         pagemap.add_resident(start..start + 40960, &mut runs).unwrap();
-        let relative: Vec<_> = runs.iter().map(|run| ((run.start - start) / PAGE, (run.end - start) / PAGE)).collect();
+        let relative: Vec<_> =
+            runs.iter().map(|run| ((run.start - start) / PAGE, (run.end - start) / PAGE)).collect();
         assert!(pagemap.scans, "this kernel has PAGEMAP_SCAN");
         assert_eq!(relative, [(1, 3), (7, 8)]);
     }
@@ -188,7 +191,8 @@ mod tests {
         let mut pagemap = Pagemap::open(std::process::id()).unwrap();
         let mut runs = Vec::new();
         pagemap.read(start..start + 40960, &mut runs).unwrap();
-        let relative: Vec<_> = runs.iter().map(|run| ((run.start - start) / PAGE, (run.end - start) / PAGE)).collect();
+        let relative: Vec<_> =
+            runs.iter().map(|run| ((run.start - start) / PAGE, (run.end - start) / PAGE)).collect();
         assert_eq!(relative, [(1, 3), (4, 5), (7, 8)]);
     }
 

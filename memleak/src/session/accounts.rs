@@ -36,7 +36,11 @@ impl Session {
     }
 
     /// Accounts for processes' memory, where all of it is traced.
-    pub(super) fn new_accounts(settings: &CaptureSettings, sample_rate: u64, mode: &Mode) -> Option<Accounts> {
+    pub(super) fn new_accounts(
+        settings: &CaptureSettings,
+        sample_rate: u64,
+        mode: &Mode,
+    ) -> Option<Accounts> {
         match mode {
             Mode::User(mode) if is_complete(settings) => Some(Accounts::new(mode.store.clone(), sample_rate)),
             Mode::User(_) | Mode::Kernel => None,

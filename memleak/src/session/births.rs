@@ -131,6 +131,9 @@ impl Session {
         traced.planned.clear();
         traced.allocator_code.clear();
         traced.allocators.clear();
+        if let Some(accounts) = &mut self.accounts {
+            accounts.replaced(space);
+        }
         if let Ok(status) = read_status(pid) {
             traced.comm = status.comm;
         }

@@ -12,7 +12,10 @@ use memleak_common::thread::{MAX_TARGETS, Owner, Target};
 
 pub use ended::Ended;
 
-use crate::{snapshot::own::Code, target::{allocator::AllocatorKind, object::ObjectId}};
+use crate::{
+    snapshot::own::Code,
+    target::{allocator::AllocatorKind, object::ObjectId},
+};
 
 /// A process, told from every other one that has had its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

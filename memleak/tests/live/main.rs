@@ -14,6 +14,7 @@ mod report;
 mod stack_storage;
 mod tracer;
 
+mod account;
 mod allocator_forms;
 mod allocators;
 mod commands;
