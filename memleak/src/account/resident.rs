@@ -71,6 +71,7 @@ pub fn sorted(mut claims: Vec<Range<u64>>) -> Vec<Range<u64>> {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "lists of claims, of which some have one")]
 mod tests {
     use super::*;
 

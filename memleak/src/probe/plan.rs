@@ -82,10 +82,10 @@ impl ProgramKind {
     /// The programs that serve a role.
     pub const fn of(role: Role) -> &'static [Self] {
         match role {
-            Role::Acquire | Role::Resize | Role::FallibleRelease | Role::Shield => {
+            Role::Acquire | Role::Resize | Role::InPlace | Role::FallibleRelease | Role::Shield => {
                 &[Self::AcquireExit, Self::AcquireEnter]
             }
-            Role::Release => &[Self::ReleaseEnter],
+            Role::Release | Role::Sweep => &[Self::ReleaseEnter],
             Role::Abandon => &[Self::AbandonEnter],
             Role::Notice => &[Self::MappingsEnter],
         }
@@ -394,7 +394,11 @@ impl<'a> Planner<'a> {
         };
         let mut known = HashSet::new();
         let mut adds_something = |prefix: &str| {
-            let rows = self.options.selected().map(|(_, row)| row).filter(|row| is_prefixed(row.scope));
+            let rows = self
+                .options
+                .selected()
+                .map(|(_, row)| row)
+                .filter(|row| is_prefixed(row.scope) && row.role != Role::Sweep);
             let releases_count = prefix.is_empty() || self.defines_whole(|name| name.starts_with(prefix));
             let mut is_new = false;
             for row in rows.filter(|row| releases_count || acquires(row)) {
@@ -584,8 +588,10 @@ impl<'a> Planner<'a> {
     /// of which nobody knows whether they throw or switch stacks; those of mmap and its kin, which signal handlers call on
     /// stacks of their own; and those that throw where the stack cannot be mended.
     fn leaves_addresses_alone(&self, row: &Row) -> bool {
-        let followed =
-            matches!(row.role, Role::Acquire | Role::Resize | Role::FallibleRelease | Role::Shield);
+        let followed = matches!(
+            row.role,
+            Role::Acquire | Role::Resize | Role::InPlace | Role::FallibleRelease | Role::Shield
+        );
         let may_leave = match row.scope {
             Scope::User | Scope::Mapping => true,
             Scope::Operator => !self.options.mends_stack,

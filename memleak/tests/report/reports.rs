@@ -351,6 +351,7 @@ pub fn cases() -> Vec<(&'static str, Report)> {
         moved: 7,
         missed_returns: 2,
         skipped_runs: 5,
+        mass_releases: 1,
         cut_stacks: 3,
     };
     vec![

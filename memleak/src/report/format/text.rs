@@ -127,6 +127,11 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
             "program run",
             "skipped by the kernel, numbers may be off: trace fewer with -z or -s",
         ),
+        (
+            lost.mass_releases,
+            "mass release",
+            "mi_heap_destroy, arena.N.reset or their like: the blocks that they freed are still listed",
+        ),
         (lost.cut_stacks, "stack", "truncated: see the line after the last frame"),
     ];
     let parts: Vec<String> = ways
