@@ -40,6 +40,18 @@ pub fn stack_pointers(pid: u32) -> Vec<u64> {
     pointers.collect()
 }
 
+/// How many threads of `pid` wait in a call of accept(2) or accept4(2) at this moment.
+pub fn accepting(pid: u32) -> usize {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
+    let waits = |text: &String| {
+        let number =
+            text.split_ascii_whitespace().next().and_then(|number| number.parse::<libc::c_long>().ok());
+        number.is_some_and(|number| [libc::SYS_accept, libc::SYS_accept4].contains(&number))
+    };
+    let calls = threads.flatten().take(MAX_THREADS);
+    calls.filter_map(|thread| fs::read_to_string(thread.path().join("syscall")).ok()).filter(waits).count()
+}
+
 /// `NUMBER ARGUMENTS SP PC`, `-1 SP PC` or `running`.
 fn parse_system_call(text: &str) -> Option<u64> {
     let mut words = text.split_ascii_whitespace().rev();

@@ -87,6 +87,8 @@ pub enum Note {
     Now(String),
     /// Callers are missing, and why.
     Cut(Cut),
+    /// It was made by calls that had been entered when tracing began.
+    WaitedInAccept,
 }
 
 /// A frame's place in [`Frames`].
@@ -163,7 +165,7 @@ impl StackReport {
     pub fn cut(&self) -> Option<Cut> {
         self.notes.iter().find_map(|note| match note {
             Note::Cut(cut) => Some(*cut),
-            Note::Now(_) => None,
+            Note::Now(_) | Note::WaitedInAccept => None,
         })
     }
 
@@ -171,7 +173,7 @@ impl StackReport {
     pub fn now(&self) -> Option<&str> {
         self.notes.iter().find_map(|note| match note {
             Note::Now(now) => Some(now.as_str()),
-            Note::Cut(_) => None,
+            Note::Cut(_) | Note::WaitedInAccept => None,
         })
     }
 }
@@ -197,6 +199,8 @@ pub struct Report {
     pub by_resource: Vec<ResourceTotal>,
     /// What was lost.
     pub lost: Lost,
+    /// What is to be said where no stack is: that nothing is outstanding, and what is attached.
+    pub if_empty: Option<String>,
     /// The account of the targets' memory; `None` where there is none.
     pub memory: Option<Memory>,
     /// One acquire in this many was captured, where that is not 1: numbers are estimates.

@@ -126,6 +126,7 @@ impl Session {
         if !traced.named && !follows {
             // It was traced for the memory that it shared.
             self.leave(target, slot)?;
+            self.has_made(pid);
             return Ok(false);
         }
         traced.planned.clear();

@@ -13,6 +13,7 @@ mod events;
 mod follow;
 mod guard;
 mod kernel_mode;
+mod left_behind;
 mod reporter;
 mod run;
 mod start;

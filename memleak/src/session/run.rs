@@ -103,6 +103,7 @@ pub async fn run(settings: Settings) -> Result<Ended, SessionError> {
         _ => guarded(async { session.last_report() }).await,
     };
     let outstanding = first_error(ended, outstanding, "the last report is missing");
+    session.tell_left_behind();
     // Whatever has happened: no probe stays, and a command is not left behind.
     session.detach();
     let command = match &mut session.mode {
@@ -237,7 +238,8 @@ impl Session {
             self.observe(target);
         }
         self.reporter.symbolizer.observe_kernel();
-        Ok(Taken { snapshot, time, memory, began: begin, took })
+        let probes = self.tracer.probes();
+        Ok(Taken { snapshot, time, memory, began: begin, took, probes })
     }
 }
 

@@ -1,6 +1,9 @@
 //! The state of a run, and what its parts do together.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use log::{debug, info, warn};
 use tokio::sync::mpsc;
@@ -57,6 +60,8 @@ pub(super) struct Session {
     pub(super) accounts: Option<Accounts>,
     /// Numbers of targets that have ended.
     pub(super) ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
+    /// What targets have made and is not traced, the latest last.
+    pub(super) untraced: VecDeque<u32>,
     /// Processes that were not traced, or not from their beginning, as far as we know and the programs do not.
     pub(super) lost_processes: u64,
     /// Probes attached, and the time that it took, since it was last said.
@@ -94,6 +99,7 @@ impl Session {
             due,
             accounts,
             ends,
+            untraced: VecDeque::new(),
             lost_processes: 0,
             attached: (0, Duration::ZERO),
         }

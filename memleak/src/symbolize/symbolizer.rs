@@ -182,6 +182,8 @@ impl Symbolizer {
                     process.roots = roots;
                 }
                 process.regions = Vec::new();
+                let exe = target.executable();
+                let started_as = target.started_as();
                 for (mapping, base) in mappings.iter().zip(bases(&mappings)) {
                     if !mapping.executable {
                         continue;
@@ -193,11 +195,16 @@ impl Symbolizer {
                             .entry(object.id())
                             .or_insert_with(|| Object::new(Arc::clone(object), process.roots.clone()));
                     }
-                    let code = Arc::new(Code::new(mapping, object, base));
+                    let mut code = Code::new(mapping, object, base);
+                    if let (Some(exe), Some(name)) = (&exe, &started_as)
+                        && code.is_at(exe)
+                    {
+                        code.module = Some(super::demangle::printable_path(name));
+                    }
+                    let code = Arc::new(code);
                     process.regions.push(Region { range: mapping.start..mapping.end, code });
                 }
                 process.latest = mappings;
-                let exe = target.executable();
                 let is_program =
                     |region: &&Region<Arc<Code>>| exe.as_ref().is_some_and(|exe| region.code.is_at(exe));
                 process.program = process.regions.iter().filter(is_program).cloned().collect();

@@ -54,6 +54,8 @@ pub struct Traced {
     pub planned: HashSet<ObjectId>,
     /// Where its allocators' code is mapped, for [`crate::snapshot::own::take_out`].
     pub allocator_code: Vec<Code>,
+    /// Threads that waited in accept when tracing began.
+    pub accepting: usize,
     /// Its allocators.
     pub allocators: Vec<AllocatorKind>,
 }
@@ -107,6 +109,7 @@ impl Targets {
                 ended: false,
                 planned: HashSet::new(),
                 allocator_code: Vec::new(),
+                accepting: 0,
                 allocators: Vec::new(),
             },
         );

@@ -47,12 +47,19 @@ fn checked(report: &Report, pid: u32) -> Memory {
     memory
 }
 
+/// The first report with an account of those whose snapshots are taken from now on: where one takes long the next reports go
+/// without.
+fn accounted(tracer: &mut Tracer) -> Report {
+    let report = tracer.fresh_report();
+    if report.memory.is_some() { report } else { tracer.wait_report(|report| report.memory.is_some()) }
+}
+
 fn percent(part: u64, of: u64) -> f64 {
     part as f64 * 100.0 / of as f64
 }
 
 /// Traces a command from its start until `ready`, and accounts for it when it is quiet.
-fn started(command: &[&str], ready: impl Fn(u32)) -> Memory {
+fn started(command: &[&str], ready: impl Fn(u32)) -> (Report, Memory) {
     let _alone = alone();
     let mut arguments = vec!["--json", "-v", "-o", "0", "1", "--"];
     arguments.extend(command);
@@ -60,10 +67,11 @@ fn started(command: &[&str], ready: impl Fn(u32)) -> Memory {
     tracer.wait_attached();
     let pid = tracer.wait_report(|_| true).target.pids[0];
     ready(pid);
-    let memory = checked(&tracer.fresh_report(), pid);
+    let report = accounted(&mut tracer);
+    let memory = checked(&report, pid);
     println!("{command:?}: {memory:?}");
     tracer.stop();
-    memory
+    (report, memory)
 }
 
 fn wait_for(file: &std::path::Path) {
@@ -88,7 +96,7 @@ fn python_is_accounted_for() {
          time.sleep(3600)",
         text(&file)
     );
-    let memory = started(&["python3", "-c", &script], |_| wait_for(&file));
+    let (_, memory) = started(&["python3", "-c", &script], |_| wait_for(&file));
     fs::remove_file(&file).expect("it was there");
     assert!(memory.outstanding_resident > memory.rss / 4, "{memory:?}");
     assert!(memory.files > 1 << 20 && memory.thread_stacks > 0, "{memory:?}");
@@ -112,7 +120,7 @@ fn redis_is_accounted_for() {
         "--logfile",
         text(&log),
     ];
-    let memory = started(&command, |_| {
+    let (report, memory) = started(&command, |_| {
         wait_for(&log);
         let populate = ["-p", port, "debug", "populate", "50000", "key", "200"];
         let done =
@@ -124,6 +132,11 @@ fn redis_is_accounted_for() {
     });
     fs::remove_file(&log).expect("it was there");
     assert!(memory.outstanding_resident > 8 << 20, "{memory:?}");
+    // It is a link to redis-check-rdb.
+    let modules =
+        || report.stacks.iter().flat_map(|stack| &stack.frames).filter_map(|frame| frame.module.as_deref());
+    assert!(modules().any(|module| module == "/usr/bin/redis-server"), "{}", report.describe());
+    assert!(modules().all(|module| !module.contains("redis-check-rdb")), "{}", report.describe());
     assert_eq!(memory.allocator_free, None, "jemalloc's arenas are not read");
     assert!(percent(memory.unaccounted, memory.rss) <= 3.0, "{memory:?}");
     assert!(percent(memory.before_attach, memory.rss) <= 3.0, "traced from its start: {memory:?}");
@@ -137,12 +150,12 @@ fn what_grows_after_the_attach_is_accounted_for() {
     tell(&mut target, "leak 100000 150");
     tell(&mut target, "fragments 100000 150");
     let mut tracer = Tracer::attach_with(target.pid(), SECOND);
-    let first = checked(&tracer.fresh_report(), target.pid());
+    let first = checked(&accounted(&mut tracer), target.pid());
     assert!(first.before_attach > 20 << 20, "100,000 blocks and a half more: {first:?}");
     assert!(first.unaccounted < 1 << 16, "{first:?}");
     tell(&mut target, "leak 200000 150");
     tell(&mut target, "fragments 100000 3000");
-    let last = checked(&tracer.fresh_report(), target.pid());
+    let last = checked(&accounted(&mut tracer), target.pid());
     let growth = u64::try_from(last.rss_growth).expect("it grew");
     println!("{first:?}\n{last:?}");
     assert!(growth > 100 << 20, "{last:?}");
@@ -164,7 +177,7 @@ fn free_is_what_the_library_says(command: &str, freed: u64) {
     target.tell("free");
     let said = target.expect_line("what is free", |line| line.starts_with("free "));
     let said: u64 = said.trim_start_matches("free ").parse().expect("a number");
-    let memory = checked(&tracer.fresh_report(), target.pid());
+    let memory = checked(&accounted(&mut tracer), target.pid());
     let free = memory.allocator_free.expect("glibc's arenas can be read");
     println!("{command}: {said} {memory:?}");
     // The last word of the block before a free chunk lies in the chunk. The top of each arena is free, too, of which not all
@@ -230,6 +243,19 @@ fn a_leak_is_one() {
     assert!(!reports.contains("most growth"));
 }
 
+#[test]
+fn an_empty_report_says_what_is_attached() {
+    let reports = texts(&[]);
+    let said = regex(
+        r"\tnothing was outstanding at the end: \d+ probes are attached, of glibc; 0 acquired, 0 released\n",
+    );
+    assert!(said.is_match(&reports));
+}
+
+fn regex(pattern: &str) -> regex::Regex {
+    regex::Regex::new(pattern).expect("a pattern")
+}
+
 /// A mapping made by no function of the C library's, as a Go program or an allocator of its own makes it.
 #[test]
 fn memory_that_nobody_handed_out_is_said() {
@@ -245,7 +271,7 @@ fn many_mappings_cost_little() {
     let mut target = program();
     tell(&mut target, "many 60000");
     let mut tracer = Tracer::attach_with(target.pid(), SECOND);
-    let memory = checked(&tracer.fresh_report(), target.pid());
+    let memory = checked(&accounted(&mut tracer), target.pid());
     assert!(memory.unaccounted < 1 << 16, "{memory:?}");
     let notes = tracer.notes();
     let took = notes

@@ -18,6 +18,7 @@ mod account;
 mod allocator_forms;
 mod allocators;
 mod commands;
+mod daemons;
 mod ends;
 mod errors;
 mod exact;
