@@ -192,11 +192,14 @@ impl Memory {
         if let Some(free) = parts.free {
             *self.allocator_free.get_or_insert(0) += free;
         }
-        self.allocator += parts.allocator;
+        // What was there before may be where an allocator is known by now to have its blocks.
+        let before = parts.rest.min(base.rest);
+        let before_in_areas = parts.areas.min(base.rest - before);
+        self.allocator += parts.allocator + parts.areas - before_in_areas;
         self.thread_stacks += parts.stacks;
         self.files += parts.files;
-        self.before_attach += parts.rest.min(base.rest);
-        self.unaccounted += parts.rest.saturating_sub(base.rest);
+        self.before_attach += before + before_in_areas;
+        self.unaccounted += parts.rest - before;
     }
 
     /// What is to be said: `base` is what there was when tracing began, `before` what was outstanding at the last account.
@@ -256,6 +259,15 @@ mod tests {
         assert_eq!((memory.before_attach, memory.unaccounted, memory.rss_growth), (5 * MB, 3 * MB, 4 << 20));
         memory.add(&parts(0, 0, MB), &base);
         assert_eq!((memory.before_attach, memory.unaccounted, memory.rss_growth), (6 * MB, 3 * MB, 0));
+    }
+
+    #[test]
+    fn blocks_from_before_are_not_the_allocators() {
+        let base = Parts { rss: 20, rest: 20, ..Parts::default() };
+        let now = Parts { rss: 40, outstanding: 5, areas: 30, rest: 5, ..Parts::default() };
+        let mut memory = Memory::default();
+        memory.add(&now, &base);
+        assert_eq!((memory.before_attach, memory.allocator, memory.unaccounted), (20, 15, 0));
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub struct Parts {
     pub free: Option<u64>,
     /// What else the allocator has.
     pub allocator: u64,
+    /// What else is in mappings in which an allocator that we cannot read has handed out blocks: free, its own, or from before.
+    pub areas: u64,
     /// Stacks.
     pub stacks: u64,
     /// Mapped files, with the data of programs and libraries.
@@ -206,7 +208,7 @@ fn split(
     parts.allocator += resident.take(own.within(0..u64::MAX).collect::<Vec<_>>());
     parts.stacks = resident.take(sorted(remembered.stacks.clone()));
     parts.files = resident.take(sorted(source.files.clone()));
-    parts.allocator += resident.take(sorted(remembered.areas.clone()));
+    parts.areas = resident.take(sorted(remembered.areas.clone()));
     parts.rest = resident.bytes().saturating_sub(free_elsewhere + own_elsewhere);
     match allocators.others || arenas.walked.is_empty() {
         true => parts.allocator += free,

@@ -69,6 +69,7 @@ fn each_part_gets_its_own() {
         free: None,
         // What is before the first block, which looks as if glibc had mapped it for itself, and behind it.
         allocator: 0x1000 - 0x110 + 0x1000,
+        areas: 0,
         stacks: 0x2000,
         files: 0x2000,
         rest: 0x2000,
@@ -92,14 +93,14 @@ fn mappings_with_blocks_are_the_allocators_that_cannot_be_read() {
     let known = || Known { blocks: vec![0x4020..0x4030], ..Known::default() };
     let mut remembered = Remembered::default();
     let parts = split(&source(&mappings, vec![]), all(&mappings), allocators, known(), &mut remembered);
-    assert_eq!((parts.outstanding, parts.allocator, parts.free), (0x10, 0x3000 - 0x10, None));
+    assert_eq!((parts.outstanding, parts.areas, parts.free), (0x10, 0x3000 - 0x10, None));
     // Also when no block is left in them.
     let parts =
         split(&source(&mappings, vec![]), all(&mappings), allocators, Known::default(), &mut remembered);
-    assert_eq!((parts.allocator, parts.rest), (0x3000, 0x4000));
+    assert_eq!((parts.areas, parts.rest), (0x3000, 0x4000));
     let parts =
         split(&source(&mappings[..1], vec![]), all(&mappings), allocators, Known::default(), &mut remembered);
-    assert_eq!(parts.allocator, 0);
+    assert_eq!((parts.allocator, parts.areas), (0, 0));
 }
 
 #[test]
@@ -152,6 +153,7 @@ fn all_of_us_is_split() {
     let sum = parts.outstanding
         + parts.free.unwrap_or(0)
         + parts.allocator
+        + parts.areas
         + parts.stacks
         + parts.files
         + parts.rest;
