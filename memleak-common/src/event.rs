@@ -23,6 +23,8 @@ pub mod kind {
     /// ([`crate::settings::Settings::stored_mask`]): those that nothing refers to any more may take
     /// the room of others.
     pub const STACKS: u32 = 7;
+    /// The target has made a process that is not traced.
+    pub const CHILD: u32 = 8;
 }
 
 /// Bits of [`Event::size`] for [`kind::FORK`]: what a child shares with its parent.

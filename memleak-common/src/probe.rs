@@ -177,6 +177,8 @@ pub mod size {
     pub const CONSTANT: u8 = 3;
     /// The 64-bit word at the address in argument `size_arg`, when the call returns.
     pub const BEHIND_ARG: u8 = 4;
+    /// The length of the string that the call returned, with the zero behind it (strdup).
+    pub const STRING: u8 = 5;
 }
 
 /// What tells that the call did its work. Return values are compared with the row's `success_value`
@@ -198,6 +200,8 @@ pub mod success {
     pub const ALWAYS: u8 = 5;
     /// What it releases it takes back before it returns (pthread_cond_wait).
     pub const NEVER: u8 = 6;
+    /// The return value is the size asked for or more (xallocx).
+    pub const SIZE_OR_MORE: u8 = 7;
 }
 
 /// Which calls of the function count at all. The others are as if they were not traced.
@@ -223,6 +227,9 @@ pub mod only {
     /// Those where the `int` `only_values[0]` bytes after the address in argument `only_arg` has
     /// one of the bits `only_values[1]` (clone3's flags).
     pub const BEHIND_ARG_HAS: u8 = 7;
+    /// Those where argument `only_arg` points to `arena.N.reset` or `arena.N.destroy` (jemalloc's
+    /// mallctl).
+    pub const ARENA_SWEEP: u8 = 8;
 }
 
 /// Bits of [`ProbeRow::flags`].
@@ -258,6 +265,11 @@ pub mod flags {
     /// With [`super::handle::BEHIND_ARG`], of system calls: the handle's address is not the
     /// argument, but stands `constant` bytes after it (clone3's `pidfd`).
     pub const THROUGH_POINTER: u32 = 1 << 13;
+    /// What the call acquires it had been given: it has another size now, and all else of its
+    /// record stays (xallocx).
+    pub const IN_PLACE: u32 = 1 << 14;
+    /// The call releases many handles that nothing tells (mi_heap_destroy): it is counted.
+    pub const SWEEPS: u32 = 1 << 15;
     /// Not of a row, but of [`super::ProbeRow::features`]: a call can acquire several handles.
     pub const SEVERAL_HANDLES: u32 = 1 << 12;
 }

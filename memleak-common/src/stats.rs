@@ -37,6 +37,8 @@ pub enum Stat {
     ReleasedWhileRead = 14,
     /// The same for the readings between those.
     ReleasedWhileReadToo = 15,
+    /// Calls that released many things which nothing told ([`crate::probe::flags::SWEEPS`]).
+    Sweeps = 16,
 }
 
 impl Stat {
@@ -55,4 +57,4 @@ impl Stat {
 }
 
 /// Number of counters.
-pub const STATS: u32 = 16;
+pub const STATS: u32 = 17;

@@ -122,7 +122,14 @@ pub fn process_fork(ctx: &RawTracePointContext) {
     if shares(setting!(task.files)) {
         shared_with |= shared::FILES;
     }
-    if setting!(flags) & flags::FOLLOW_FORKS == 0 && shared_with & shared::MEMORY == 0 {
+    let is_followed = setting!(flags) & flags::FOLLOW_FORKS != 0 || shared_with & shared::MEMORY != 0;
+    if !is_followed && setting!(pid_ns_ino) == 0 {
+        // SAFETY: the helper takes nothing.
+        let time_ns = unsafe { bpf_ktime_get_ns() };
+        let event = Event { kind: kind::CHILD, owner: parent.number, tid: child_tgid, time_ns, ..Event::default() };
+        send(&event, Wake::Lazily);
+    }
+    if !is_followed {
         return;
     }
     if setting!(pid_ns_ino) != 0 {

@@ -10,7 +10,7 @@
 use aya_ebpf::{
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+        generated::{bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_probe_read_user_str},
     },
 };
 use memleak_common::{
@@ -19,7 +19,7 @@ use memleak_common::{
     probe::{ProbeRow, flags, size},
     settings::flags as setting_flags,
     stats::Stat,
-    thread::{Owner, PendingCall, ThreadRecord},
+    thread::{Owner, PendingCall, STACK_WINDOW, ThreadRecord},
 };
 
 use crate::{
@@ -169,6 +169,44 @@ pub fn remove(owner: Owner, row: &ProbeRow, handle: u64) -> Option<()> {
     }
     send_release(&key, bpf_get_current_pid_tgid() as u32, size);
     Some(())
+}
+
+/// What a handle names has another size from now on. All else of its record stays.
+#[inline(always)]
+pub fn resize(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
+    let key = key(thread.owner, row, handle);
+    let Some(found) = ALLOCATIONS.get_ptr_mut(&key) else { return };
+    // A reading that is under way has it as it was.
+    // SAFETY: an aligned map value, which only whoever holds the block changes.
+    table::leave_call(&key, unsafe { &*found }, thread.epoch);
+    // SAFETY: an aligned word of a map value, which only whoever holds the block changes.
+    unsafe { (&raw mut (*found).size).write_volatile(size) };
+}
+
+/// Bytes of the string at `address`, with the zero behind it: those of the first 16 KiB.
+#[inline(always)]
+pub fn string_size(thread: &mut ThreadRecord, address: u64) -> u64 {
+    const PIECE: u64 = STACK_WINDOW as u64 * 8;
+    const PIECES: u64 = 16;
+    let scratch = (&raw mut thread.unwind.window.words).cast();
+    // What is read here is no stack.
+    thread.unwind.window.bytes = 0;
+    let mut size = 0;
+    for _ in 0..PIECES {
+        // SAFETY: the scratch space is this thread's own and as large as a piece; the helper checks
+        // the address.
+        let read = unsafe { bpf_probe_read_user_str(scratch, PIECE as u32, (address + size) as *const _) };
+        if read <= 0 {
+            break;
+        }
+        // The helper ends what does not fit with a zero of its own.
+        let is_whole = (read as u64) < PIECE;
+        size += if is_whole { read as u64 } else { PIECE - 1 };
+        if is_whole {
+            break;
+        }
+    }
+    size
 }
 
 /// One reference less to what has several. Says whether any is left.

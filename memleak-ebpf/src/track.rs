@@ -128,6 +128,7 @@ pub fn applies(row: &ProbeRow, args: &Arguments) -> bool {
         only::ARGS_ARE => {
             row.only_values[0] == arg as u32 && row.only_values[1] == args.get(row.only_arg + 1) as u32
         }
+        only::ARENA_SWEEP => names_arena_sweep(arg),
         only::BEHIND_ARG_HAS => {
             let address = arg.wrapping_add(row.only_values[0] as u64);
             // SAFETY: the helper checks the address.
@@ -135,6 +136,29 @@ pub fn applies(row: &ProbeRow, args: &Arguments) -> bool {
         }
         _ => true,
     }
+}
+
+/// Whether the string at `address` is `arena.N.reset` or `arena.N.destroy`.
+#[inline(always)]
+fn names_arena_sweep(address: u64) -> bool {
+    const ARENA: u64 = u64::from_ne_bytes(*b"arena.\0\0");
+    const DIGITS: u64 = 8;
+    let first = read_word(address, 8).unwrap_or(0);
+    if first & u64::from_ne_bytes([255, 255, 255, 255, 255, 255, 0, 0]) != ARENA {
+        return false;
+    }
+    let mut at = address.wrapping_add(6);
+    for _ in 0..DIGITS {
+        // SAFETY: the helper checks the address.
+        let digit = unsafe { bpf_probe_read_user(at as *const u8) }.unwrap_or(0);
+        if !digit.is_ascii_digit() {
+            break;
+        }
+        at = at.wrapping_add(1);
+    }
+    // SAFETY: as above.
+    let word = unsafe { bpf_probe_read_user(at as *const u32) }.unwrap_or(0);
+    word == u32::from_ne_bytes(*b".res") || word == u32::from_ne_bytes(*b".des")
 }
 
 #[inline(always)]
@@ -309,6 +333,10 @@ pub fn commit(
         }
         return None;
     };
+    if has(row, flags::IN_PLACE) {
+        records::resize(thread, row, handle, call.size_or_address);
+        return None;
+    }
     if row.release_arg != NO_ARG {
         finish_release(thread, row, call);
     }
@@ -318,7 +346,11 @@ pub fn commit(
     if has(row, flags::RANGE) && row.replace_mask & call.call_flags as u32 != 0 {
         replace_range(thread, row, call, handle);
     }
-    let size = if row.size == size::BEHIND_ARG { read_word(call.size_or_address, 8).unwrap_or(0) } else { call.size_or_address };
+    let size = match row.size {
+        size::BEHIND_ARG => read_word(call.size_or_address, 8).unwrap_or(0),
+        size::STRING => records::string_size(thread, returned),
+        _ => call.size_or_address,
+    };
     record(caller, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
     if setting!(features) & flags::SEVERAL_HANDLES == 0 || row.handle == handle::RETURN {
         return Some(()); // the usual case
@@ -392,7 +424,14 @@ fn descriptors_in(message: u64) -> Option<Handles> {
 #[inline(always)]
 pub fn release_enter(ctx: &ProbeContext) -> Option<()> {
     let (_, slot, row) = row(ctx.regs.cast())?;
-    release(owner(slot)?, row, &Arguments::of(ctx))
+    let args = Arguments::of(ctx);
+    if has(row, flags::SWEEPS) {
+        if row.only == only::ALL || applies(row, &args) {
+            count(Stat::Sweeps);
+        }
+        return None;
+    }
+    release(owner(slot)?, row, &args)
 }
 
 /// The same, for a call with these arguments.
@@ -505,7 +544,7 @@ fn succeeded(row: &ProbeRow, returned: u64) -> bool {
 /// What the call handed out, or `None` if it failed. A row without a handle gives 0.
 #[inline(always)]
 fn acquired_handle(row: &ProbeRow, call: &PendingCall, returned: u64) -> Option<u64> {
-    if !succeeded(row, returned) {
+    if !succeeded(row, returned) || (row.success == success::SIZE_OR_MORE && returned < call.size_or_address) {
         return None;
     }
     let word = match row.handle {

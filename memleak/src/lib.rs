@@ -4,6 +4,7 @@
 //! the kernel -> snapshot -> aggregate -> symbolize -> report. ARCHITECTURE.md draws it.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod account;
 pub mod aggregate;
 pub mod arch;
 mod bpf;

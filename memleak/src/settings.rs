@@ -275,7 +275,7 @@ fn resolve_target(cli: &Cli) -> Result<TargetSpec, UsageError> {
     .filter_map(|(is_given, name)| is_given.then_some(name))
     .collect();
     match given.as_slice() {
-        [] => return Err(UsageError::new("no target", "nothing says what to trace", HOW)),
+        [] => return Err(no_target(cli, HOW)),
         [_] => {}
         several => {
             let why = format!("{} were given, and one run traces one kind", several.join(" and "));
@@ -292,6 +292,24 @@ fn resolve_target(cli: &Cli) -> Result<TargetSpec, UsageError> {
             checked_command("--", cli.command_line.clone()).map(TargetSpec::Command)
         }
         None => parse_pids(&cli.pids).map(TargetSpec::Pids),
+    }
+}
+
+/// A number alone may have been meant for a process.
+fn no_target(cli: &Cli, how: &str) -> UsageError {
+    let number = &cli.interval;
+    // The default is 5: no process of a user's has so low a number.
+    let may_be_process = number.parse::<u64>().is_ok_and(|number| (6..=MAX_PID).contains(&number));
+    match &cli.count {
+        None if may_be_process => {
+            let why = format!("{number} alone is a number of seconds, and nothing says what to trace");
+            UsageError::new(
+                "no target",
+                why,
+                format!("to trace process {number} type memleak -p {number}; or {how}"),
+            )
+        }
+        _ => UsageError::new("no target", "nothing says what to trace", how),
     }
 }
 

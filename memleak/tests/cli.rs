@@ -172,6 +172,7 @@ fn the_last_of_two_wins_as_with_bcc() {
 const REFUSED: &[(&[&str], &str, &str)] = &[
     (&[], "no target", "-p PID"),
     (&["5", "10"], "no target", "-- COMMAND"),
+    (&["1234"], "no target", "memleak -p 1234"),
     (&["--"], "no target", "-p PID"),
     (&["-p", "1", "-c", "x"], "-p and -c", "keep one"),
     (&["-p", "1", "--", "x"], "-p and -- COMMAND", "keep one"),

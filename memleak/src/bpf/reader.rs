@@ -380,6 +380,7 @@ impl Reader {
                 moved: stats.get(Stat::LostMoves),
                 missed_returns: stats.get(Stat::MissedReturns),
                 skipped_runs: self.skipped_runs,
+                mass_releases: stats.get(Stat::Sweeps),
             },
         })
     }

@@ -42,6 +42,8 @@ pub struct Segment {
     pub vaddr: u64,
     /// `p_filesz`, bytes.
     pub len: u64,
+    /// `p_memsz`, bytes: with what is no part of the file (`.bss`).
+    pub memory_len: u64,
     /// `PF_X`.
     pub executable: bool,
 }
@@ -313,6 +315,7 @@ impl ElfFile {
                 file_offset: format.word(bytes, 8, 4),
                 vaddr: format.word(bytes, 16, 8),
                 len: format.word(bytes, 32, 16),
+                memory_len: format.word(bytes, 40, 20),
                 executable: format.part(bytes, 4, 24, 4) & PF_X != 0,
             };
             match format.part(bytes, 0, 0, 4) as u32 {
@@ -459,8 +462,13 @@ mod tests {
     const BIAS: u64 = 0x7f00_0000_0000;
 
     fn segments(parts: &[(u64, u64, u64, bool)]) -> Vec<Segment> {
-        let segment =
-            |&(file_offset, vaddr, len, executable)| Segment { file_offset, vaddr, len, executable };
+        let segment = |&(file_offset, vaddr, len, executable)| Segment {
+            file_offset,
+            vaddr,
+            len,
+            memory_len: len,
+            executable,
+        };
         parts.iter().map(segment).collect()
     }
 

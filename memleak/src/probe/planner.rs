@@ -136,7 +136,8 @@ impl<'a> Planner<'a> {
         };
         let mut known = HashSet::new();
         let mut adds_something = |prefix: &str| {
-            let rows = self.options.selected().map(|(_, row)| row).filter(|row| is_prefixed(row.scope));
+            let is_counted = |row: &&Row| is_prefixed(row.scope) && row.role != Role::Sweep;
+            let rows = self.options.selected().map(|(_, row)| row).filter(is_counted);
             let releases_count = prefix.is_empty() || self.defines_whole(|name| name.starts_with(prefix));
             let mut is_new = false;
             for row in rows.filter(|row| releases_count || acquires(row)) {
@@ -332,8 +333,10 @@ impl<'a> Planner<'a> {
     /// of mmap and related functions, which signal handlers call on stacks of their own; and those
     /// that throw where the stack cannot be mended.
     fn leaves_addresses_alone(&self, row: &Row) -> bool {
-        let followed =
-            matches!(row.role, Role::Acquire | Role::Resize | Role::FallibleRelease | Role::Shield);
+        let followed = matches!(
+            row.role,
+            Role::Acquire | Role::Resize | Role::InPlace | Role::FallibleRelease | Role::Shield
+        );
         let may_leave = match row.scope {
             Scope::User | Scope::Mapping => true,
             Scope::Operator => !self.options.mends_stack,

@@ -51,10 +51,10 @@ impl ProgramKind {
     /// The programs that serve a role.
     pub const fn of(role: Role) -> &'static [Self] {
         match role {
-            Role::Acquire | Role::Resize | Role::FallibleRelease | Role::Shield => {
+            Role::Acquire | Role::Resize | Role::InPlace | Role::FallibleRelease | Role::Shield => {
                 &[Self::AcquireExit, Self::AcquireEnter]
             }
-            Role::Release => &[Self::ReleaseEnter],
+            Role::Release | Role::Sweep => &[Self::ReleaseEnter],
             Role::Abandon => &[Self::AbandonEnter],
             Role::Notice => &[Self::MappingsEnter],
         }

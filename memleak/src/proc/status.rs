@@ -1,6 +1,6 @@
 //! What /proc/PID/status and its neighbours say of a process.
 
-use std::{fs, io};
+use std::{collections::HashSet, fs, io};
 
 /// The parts of a process's status that matter here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,35 @@ pub fn children(pid: u32) -> Vec<u32> {
     lists
         .flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<_>>())
         .collect()
+}
+
+/// Processes that live and are among `pids`, or in a process group or session that began with one
+/// of them: what has been left of a daemon's parents. With their command names.
+pub fn related(pids: &HashSet<u32>) -> Vec<(u32, String)> {
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let mut related: Vec<(u32, String)> = processes
+        .flatten()
+        .filter_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read(entry.path().join("stat")).ok()?;
+            let (comm, ids) = family(&String::from_utf8_lossy(&stat))?;
+            (pids.contains(&pid) || ids.iter().any(|id| pids.contains(id))).then_some((pid, comm))
+        })
+        .collect();
+    related.sort_unstable();
+    related
+}
+
+/// Command name, process group and session of a process that has not ended, by its /proc/PID/stat.
+fn family(stat: &str) -> Option<(String, [u32; 2])> {
+    let (name, rest) = stat.rsplit_once(')')?;
+    let (_, comm) = name.split_once('(')?;
+    let mut fields = rest.split_ascii_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    let group = fields.nth(1)?.parse().ok()?;
+    Some((comm.to_owned(), [group, fields.next()?.parse().ok()?]))
 }
 
 /// Reads `pid`'s status.
@@ -103,6 +132,16 @@ mod tests {
         assert_eq!(parse(STATUS, stat), Some(expected));
         assert_eq!(parse(STATUS, "4711 (cut"), None);
         assert_eq!(parse("Name:\tx\n", stat), None);
+    }
+
+    #[test]
+    fn families_are_told_by_group_and_session() {
+        assert_eq!(family("7 (a) b) S 1 8 9 0 -1"), Some(("a) b".to_owned(), [8, 9])));
+        assert_eq!(family("7 (a) Z 1 8 9 0 -1"), None);
+        assert_eq!(family("7 (a"), None);
+        let ours = std::process::id();
+        assert!(related(&HashSet::from([ours])).iter().any(|(pid, _)| *pid == ours));
+        assert_eq!(related(&HashSet::new()), []);
     }
 
     #[test]

@@ -1,10 +1,14 @@
 //! What is read of a process while it lives, or of what stands for one in a test.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs::File,
     io,
     mem::MaybeUninit,
-    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -28,6 +32,12 @@ pub trait Target {
 
     /// The map of its generated code (`/tmp/perf-PID.map`), if there is one.
     fn perf_map(&self) -> Option<File>;
+
+    /// The path by which its program was started, where that is a link to a file of quite another
+    /// name.
+    fn started_as(&self) -> Option<PathBuf> {
+        None
+    }
 
     /// The path of its program, as its mappings have it.
     fn executable(&self) -> Option<PathBuf> {
@@ -55,6 +65,23 @@ impl LiveTarget {
 impl Target for LiveTarget {
     fn executable(&self) -> Option<PathBuf> {
         std::fs::read_link(format!("/proc/{}/exe", self.0)).ok()
+    }
+
+    fn started_as(&self) -> Option<PathBuf> {
+        let name = |path: &Path| path.file_name().map(OsStr::as_encoded_bytes).unwrap_or_default().to_owned();
+        let path = started_by(self.0)?;
+        let exe = self.executable()?;
+        // python3 is a link to python3.11: the file says more.
+        if !path.is_absolute() || name(&exe).starts_with(&name(&path)) {
+            return None;
+        }
+        // The first line of a script names another program than the script.
+        let (linked, program) = (
+            self.root().ok()?.open(&path).ok()?,
+            open_link(Path::new(&format!("/proc/{}/exe", self.0))).ok()?,
+        );
+        let id = |file: &File| file.metadata().ok().map(|it| (it.dev(), it.ino()));
+        (id(&linked)? == id(&program)?).then_some(path)
     }
 
     fn open(&self, mapping: &Mapping) -> io::Result<File> {
@@ -86,6 +113,27 @@ impl Target for LiveTarget {
             |file: &File| file.metadata().is_ok_and(|it| [0, status.effective_uid].contains(&it.uid()));
         file.ok().filter(believed)
     }
+}
+
+/// The path that execve(2) was given: AT_EXECFN of getauxval(3).
+fn started_by(pid: u32) -> Option<PathBuf> {
+    const AT_EXECFN: u64 = 31;
+    const MAX_PATH: usize = 4096;
+    let auxiliary = std::fs::read(format!("/proc/{pid}/auxv")).ok()?;
+    let words: Vec<u64> = auxiliary.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect();
+    let [_, at] = words.as_chunks::<2>().0.iter().find(|[kind, _]| *kind == AT_EXECFN)?;
+    let memory = ProcessMemory::open(pid).ok()?;
+    let mut path = Vec::new();
+    // It is the last thing on the stack: what follows it cannot be read.
+    while path.len() < MAX_PATH {
+        let mut byte = [0];
+        memory.read_exact_at(at + path.len() as u64, &mut byte).ok()?;
+        if byte == [0] {
+            break;
+        }
+        path.extend(byte);
+    }
+    Some(PathBuf::from(OsString::from_vec(path)))
 }
 
 /// Whether `file` is the one that is mapped, by device and inode.

@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::SystemTime};
 use memleak_common::probe::Resource;
 
 use crate::{
+    account::Memory,
     kernel_labels::Tag,
     probe::resource::{ResourceInfo, TopOfTables},
     snapshot::{Cut, KERNEL_PID, Lost},
@@ -107,6 +108,8 @@ pub enum Note {
     Now(String),
     /// Callers are missing, and why.
     Cut(Cut),
+    /// It was made by calls that had been entered when tracing began.
+    WaitedInAccept,
 }
 
 /// A frame's place in [`Frames`].
@@ -187,7 +190,7 @@ impl StackReport {
     pub fn cut(&self) -> Option<Cut> {
         self.notes.iter().find_map(|note| match note {
             Note::Cut(cut) => Some(*cut),
-            Note::Now(_) => None,
+            Note::Now(_) | Note::WaitedInAccept => None,
         })
     }
 
@@ -195,7 +198,7 @@ impl StackReport {
     pub fn now(&self) -> Option<&str> {
         self.notes.iter().find_map(|note| match note {
             Note::Now(now) => Some(now.as_str()),
-            Note::Cut(_) => None,
+            Note::Cut(_) | Note::WaitedInAccept => None,
         })
     }
 }
@@ -221,6 +224,10 @@ pub struct Report {
     pub by_resource: Vec<ResourceTotal>,
     /// What was lost.
     pub lost: Lost,
+    /// What is to be said where no stack is: that nothing is outstanding, and what is attached.
+    pub if_empty: Option<String>,
+    /// The account of the targets' memory; `None` where there is none.
+    pub memory: Option<Memory>,
     /// One acquire in this many was captured, where that is not 1: numbers are estimates.
     pub sampled: Option<u64>,
     /// The frames of `stacks`.

@@ -96,10 +96,8 @@ impl Session {
         }
         if !self.tracer.inherit(slot, scope)? {
             self.mappings_changed(child, monotonic_ns());
-        } else if let Some(planned) = self.targets.get(parent).map(|parent| parent.planned.clone())
-            && let Some(traced) = self.targets.get_mut(child)
-        {
-            traced.planned = planned;
+        } else {
+            self.targets.inherit_plan(parent, child);
         }
         Ok(true)
     }
@@ -132,10 +130,15 @@ impl Session {
         if !traced.named && !follows {
             // It was traced for the memory that it shared.
             self.leave(target, slot)?;
+            self.has_made(pid);
             return Ok(false);
         }
         traced.planned.clear();
         traced.allocator_code.clear();
+        traced.allocators.clear();
+        if let Some(accounts) = &mut self.accounts {
+            accounts.replaced(space);
+        }
         if let Ok(status) = read_status(pid) {
             traced.comm = status.comm;
         }

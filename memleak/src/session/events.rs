@@ -42,6 +42,7 @@ impl Session {
                     last_notice = last_notice.max(Some(event.time_ns));
                 }
                 kind::STACKS => stacks_stored = true,
+                kind::CHILD => self.has_made(event.tid),
                 _ => {}
             }
         }

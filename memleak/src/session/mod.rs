@@ -3,8 +3,10 @@
 //! `run` is the loop; `start` puts probes into what is there when it begins, `events` and `births`
 //! follow what comes later. All of them work on a `Session` (`state`), which holds the BPF
 //! side (`bpf::Tracer`), the traced processes (`crate::targets`), the mode (`user_mode`,
-//! `kernel_mode`) and what makes reports (`reporter`).
+//! `kernel_mode`) and what makes reports (`reporter`). `accounts` says what the targets'
+//! memory is.
 
+mod accounts;
 mod births;
 mod checks;
 mod config;
@@ -14,6 +16,7 @@ mod events;
 mod follow;
 mod guard;
 mod kernel_mode;
+mod left_behind;
 mod reporter;
 mod run;
 mod start;

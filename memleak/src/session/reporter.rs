@@ -2,10 +2,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crate::{
+    account::Memory,
     aggregate::{Folded, Found, History, aggregate},
     objects::ObjectStore,
     probe::resource::Catalog,
@@ -16,12 +17,27 @@ use crate::{
         model::{AllocationLine, Frames, Note, Report, TargetInfo},
         sink::Sink,
     },
-    settings::{Settings, TargetSpec},
+    settings::{ReportSettings, Settings, TargetSpec},
     sites::{Locate, SiteId, Sites},
     snapshot::{Cut, KERNEL_PID, KERNEL_SPACE, Lost, Outstanding, Snapshot, Stack},
     symbolize::{Anchor, Frame, Location, ObjectNumber, Symbolizer},
     targets::Targets,
 };
+
+/// What a report is made of.
+pub(super) struct Taken {
+    pub(super) snapshot: Snapshot,
+    /// The moment that it is of.
+    pub(super) time: SystemTime,
+    /// The account of the targets' memory at that moment.
+    pub(super) memory: Option<Memory>,
+    /// When the work on it began.
+    pub(super) began: Instant,
+    /// What reading the maps took.
+    pub(super) took: Duration,
+    /// Probes that were attached then.
+    pub(super) probes: usize,
+}
 
 /// What makes reports, and where they go.
 pub(super) struct Reporter {
@@ -74,15 +90,15 @@ impl Reporter {
         self.sites.hold(self.folded.sites());
     }
 
-    /// Makes a report of a snapshot that was taken at `time`.
+    /// Makes a report of what was taken.
     pub(super) fn make_report(
         &mut self,
         settings: &Settings,
         targets: &Targets,
-        snapshot: &Snapshot,
-        time: SystemTime,
+        taken: &Taken,
         is_final: bool,
     ) -> Report {
+        let snapshot = &taken.snapshot;
         let target = target_info(&settings.target, targets);
         let settings = &settings.report;
         let all_ended = targets.all_ended();
@@ -96,14 +112,18 @@ impl Reporter {
         for mut group in aggregated.groups {
             let resource = self.catalog.get(group.key.resource);
             let lists = if resource.is_descriptor { group.allocations.as_deref_mut() } else { None };
+            let mut waited_in_accept = false;
             let now = lists.and_then(|lines| {
                 add_open(&mut open, lines, targets);
-                describe(lines, &open)
+                let now = describe(lines, &open);
+                waited_in_accept = waited(lines, targets);
+                now
             });
             let is_written = group.is_top || self.sink.scope() == Scope::All;
             let site = self.sites.get(group.key.site);
             let mut report = group.report(resource, site, settings);
             report.notes.extend(now.map(Note::Now));
+            report.notes.extend((waited_in_accept && site.is_none()).then_some(Note::WaitedInAccept));
             if let Some(site) = site.filter(|_| is_written) {
                 let of_stack = self.symbolizer.frames(site.locations(), &site.ips);
                 report.notes.retain(|note| !is_no_loss(note, &of_stack));
@@ -114,7 +134,7 @@ impl Reporter {
         }
         self.reports += 1;
         Report {
-            time,
+            time: taken.time,
             elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
             cut_ns: snapshot.time_ns,
             cut_within_ns: snapshot.within_ns,
@@ -123,6 +143,8 @@ impl Reporter {
             totals: aggregated.totals,
             by_resource: aggregated.by_resource,
             lost: Lost { cut_stacks, ..snapshot.lost },
+            if_empty: stacks.is_empty().then(|| if_empty(settings, targets, taken, is_final)),
+            memory: taken.memory,
             sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
             frames,
             stacks,
@@ -150,6 +172,34 @@ impl Locate for ByProcess<'_> {
     fn keep(&mut self, used: &HashSet<ObjectNumber>) {
         self.symbolizer.forget_located(used);
     }
+}
+
+/// These descriptors are sockets, and as many threads waited in accept when tracing began: those
+/// calls were not seen to be entered.
+fn waited(lines: &[AllocationLine], targets: &Targets) -> bool {
+    let is_socket = |line: &AllocationLine| line.now.as_deref().is_some_and(|now| now.starts_with("socket:"));
+    let accepting: usize = targets.iter().map(|(_, traced)| traced.accepting).sum();
+    !lines.is_empty() && lines.len() <= accepting && lines.iter().all(is_socket)
+}
+
+/// Nothing is outstanding: that, and what would have been seen.
+fn if_empty(settings: &ReportSettings, targets: &Targets, taken: &Taken, is_final: bool) -> String {
+    let mut allocators: Vec<String> =
+        targets.iter().flat_map(|(_, traced)| &traced.allocators).map(ToString::to_string).collect();
+    allocators.sort_unstable();
+    allocators.dedup();
+    let allocators = match allocators.as_slice() {
+        [] => String::new(),
+        allocators => format!(", of {}", allocators.join(" and ")),
+    };
+    let yet = if is_final { "was outstanding at the end" } else { "is outstanding yet" };
+    let age = match settings.older.as_millis() {
+        0 => String::new(),
+        _ if is_final && targets.all_ended() => String::new(),
+        ms => format!(" for {ms} ms or more (-o)"),
+    };
+    let seen = format!("{} acquired, {} released", taken.snapshot.acquired, taken.snapshot.released);
+    format!("nothing {yet}{age}: {} probes are attached{allocators}; {seen}", taken.probes)
 }
 
 /// Reads what the processes of these descriptors have open, where that was not read yet. The number

@@ -13,6 +13,7 @@ use super::{
     follow::Birth,
     guard::{first_error, guarded},
     kernel_mode,
+    reporter::Taken,
     state::{Mode, Session},
     user_mode,
     wait::{Signals, end_command, millis, moment, ticks},
@@ -95,6 +96,7 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
         Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
     // Whoever is told that the probes are in may make children at once.
     session.arm(true);
+    session.begin_accounts();
     session.tell_attached();
     session.release_command()?;
     let ended = guarded(session.report_until_done(&mut signals)).await;
@@ -104,6 +106,7 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
         _ => guarded(async { session.last_report() }).await,
     };
     let outstanding = first_error(ended, outstanding, "the last report is missing");
+    session.tell_left_behind();
     // Whatever has happened: no probe stays, and a command is not left behind.
     session.detach();
     let command = match &mut session.mode {
@@ -187,10 +190,10 @@ impl Session {
         if self.take_events_before_report()? == Delivery::ReaderGone {
             return Ok(Delivery::ReaderGone);
         }
-        let (snapshot, time, began) = self.snapshot()?;
-        let report = self.reporter.make_report(&self.settings, &self.targets, &snapshot, time, is_final);
+        let taken = self.snapshot(is_final)?;
+        let report = self.reporter.make_report(&self.settings, &self.targets, &taken, is_final);
         let delivery = self.reporter.sink.report(&report)?;
-        tell_time(&snapshot, began);
+        tell_time(&taken);
         Ok(delivery)
     }
 
@@ -201,20 +204,20 @@ impl Session {
         self.arm(false);
         self.take_births(false);
         let delivery = self.take_events_before_report();
-        let snapshot = self.snapshot();
+        let taken = self.snapshot(true);
         self.detach();
-        let (snapshot, time, began) = snapshot?;
-        let report = self.reporter.make_report(&self.settings, &self.targets, &snapshot, time, true);
+        let taken = taken?;
+        let report = self.reporter.make_report(&self.settings, &self.targets, &taken, true);
         if !matches!(delivery, Ok(Delivery::ReaderGone)) {
             let _ = self.reporter.sink.report(&report)?; // the last one: nobody to read it changes nothing
         }
-        tell_time(&snapshot, began);
+        tell_time(&taken);
         delivery.map(|_| report.totals.count)
     }
 
     /// Reads the tables, and what is needed to name what is in them: the mappings and the kernel's
     /// symbols as they are now.
-    fn snapshot(&mut self) -> Result<(Snapshot, SystemTime, (Instant, Duration)), SessionError> {
+    fn snapshot(&mut self, is_final: bool) -> Result<Taken, SessionError> {
         let living: Vec<u32> = self.targets.living().map(|(target, _)| target).collect();
         let begin = Instant::now();
         self.due.clearing = None;
@@ -226,18 +229,21 @@ impl Session {
         let ago = Duration::from_nanos(monotonic_ns().saturating_sub(snapshot.time_ns));
         let time = SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
         let own = self.take_out_own(&mut snapshot);
-        if own.count > 0 {
+        if !own.0.is_empty() {
             info!(
                 "left out {} bytes in {} mappings that allocators made for themselves",
-                own.bytes, own.count
+                own.bytes(),
+                own.0.len()
             );
         }
+        let memory = self.account(&snapshot, &own, is_final);
         self.forget_released();
         for target in living {
             self.observe(target);
         }
         self.reporter.symbolizer.observe_kernel();
-        Ok((snapshot, time, (begin, took)))
+        let probes = self.tracer.probes();
+        Ok(Taken { snapshot, time, memory, began: begin, took, probes })
     }
 }
 
@@ -259,11 +265,11 @@ async fn next_birth(mode: &mut Mode) -> Option<Birth> {
     }
 }
 
-fn tell_time(snapshot: &Snapshot, (begin, took): (Instant, Duration)) {
+fn tell_time(taken: &Taken) {
     info!(
         "report over {} allocations took {} ms (snapshot {} ms)",
-        snapshot.outstanding.len(),
-        millis(begin.elapsed()),
-        millis(took)
+        taken.snapshot.outstanding.len(),
+        millis(taken.began.elapsed()),
+        millis(taken.took)
     );
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use log::warn;
+use memleak_common::probe::Resource;
 
 use super::{
     SessionError,
@@ -10,7 +11,7 @@ use super::{
     user_mode::Objects,
 };
 use crate::{
-    proc::{limits::raise_open_files, status::children},
+    proc::{limits::raise_open_files, stacks::accepting, status::children},
     target::{
         command::{CommandError, Held, HeldCommand},
         process::Process,
@@ -25,6 +26,11 @@ impl Session {
             warn!("{warning}");
         }
         let target = self.add_target(&process, None)?;
+        if self.settings.capture.resources.contains(&Resource::Fd)
+            && let Some(traced) = self.targets.get_mut(target)
+        {
+            traced.accepting = accepting(process.pid);
+        }
         // Reads what is mapped, and keeps it: the process may end at any time. Before the probes
         // are in, for the walks.
         self.observe(target);

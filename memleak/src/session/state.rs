@@ -1,6 +1,9 @@
 //! The state of a run, and what its parts do together.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use log::{debug, info, warn};
 use tokio::sync::mpsc;
@@ -13,6 +16,7 @@ use super::{
     wait::millis,
 };
 use crate::{
+    account::Accounts,
     bpf::{Scope, Tracer},
     objects::ObjectStore,
     probe::plan::Plan,
@@ -52,8 +56,12 @@ pub(super) struct Session {
     pub(super) targets: Targets,
     pub(super) reporter: Reporter,
     pub(super) due: Due,
+    /// What the targets' memory is, where all of it is traced.
+    pub(super) accounts: Option<Accounts>,
     /// Numbers of targets that have ended.
     pub(super) ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
+    /// What targets have made and is not traced, the latest last.
+    pub(super) untraced: VecDeque<u32>,
     /// Processes that were not traced, or not from their beginning, as far as we know and the
     /// programs do not.
     pub(super) lost_processes: u64,
@@ -80,6 +88,7 @@ impl Session {
             Mode::User(mode) => mode.store.clone(),
             Mode::Kernel => ObjectStore::default(),
         };
+        let accounts = Self::new_accounts(&settings.capture, settings.report.sample_rate, &mode);
         let reporter = Reporter::new(settings.capture.catalog(), sink, store);
         let (targets, due, ends) = (Targets::default(), Due::default(), mpsc::unbounded_channel());
         Self {
@@ -89,7 +98,9 @@ impl Session {
             targets,
             reporter,
             due,
+            accounts,
             ends,
+            untraced: VecDeque::new(),
             lost_processes: 0,
             attached: (0, Duration::ZERO),
         }

@@ -121,8 +121,10 @@ impl UserMode {
         }
         if which == Objects::All {
             traced.allocator_code.clear();
+            traced.allocators.clear();
         }
         traced.allocator_code.extend_from_slice(&plan.allocator_code);
+        traced.allocators.extend(plan.allocators.iter().map(|(_, kind)| *kind));
         for (path, allocator) in &plan.allocators {
             info!("{path}: {allocator}");
         }

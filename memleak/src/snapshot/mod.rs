@@ -100,9 +100,19 @@ pub struct Lost {
     pub missed_returns: u64,
     /// Runs of our programs that the kernel skipped.
     pub skipped_runs: u64,
+    /// Calls that released many things at once, which nothing tells: those are still listed. Not
+    /// written where there are none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub mass_releases: u64,
     /// Stacks of the report that are known in part: their outer callers are missing. A snapshot
     /// has 0.
     pub cut_stacks: u64,
+}
+
+/// For serde.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// All maps at one moment.

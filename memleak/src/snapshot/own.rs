@@ -9,7 +9,7 @@ use std::{collections::HashMap, ops::Range};
 
 use memleak_common::probe::Resource;
 
-use super::Snapshot;
+use super::{Outstanding, Snapshot};
 
 /// Where an allocator's code is in an address space.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,12 +35,14 @@ fn is_in(ranges: &[Range<u64>], ip: u64) -> bool {
 }
 
 /// What was taken out of a snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Own {
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Own(pub Vec<Outstanding>);
+
+impl Own {
     /// Bytes mapped.
-    pub bytes: u64,
-    /// Mappings.
-    pub count: u64,
+    pub fn bytes(&self) -> u64 {
+        self.0.iter().map(|mapping| mapping.size).fold(0, u64::saturating_add)
+    }
 }
 
 /// Takes out of `snapshot` what allocators have mapped for themselves. `code_of`: where the
@@ -48,29 +50,23 @@ pub struct Own {
 pub fn take_out<'a>(snapshot: &mut Snapshot, code_of: impl Fn(u32) -> &'a [Code]) -> Own {
     let Snapshot { outstanding, stacks, .. } = snapshot;
     let mut known: HashMap<(u32, u64), bool> = HashMap::new();
-    let mut own = Own::default();
-    outstanding.retain(|outstanding| {
+    let is_own = |outstanding: &mut Outstanding| {
         if outstanding.resource != Resource::Mmap {
-            return true;
+            return false;
         }
-        let is_own = *known.entry((outstanding.space, outstanding.stack_id)).or_insert_with(|| {
+        *known.entry((outstanding.space, outstanding.stack_id)).or_insert_with(|| {
             let code = code_of(outstanding.space);
             let ips = stacks.get(&outstanding.stack_id).map(|stack| stack.ips.as_slice()).unwrap_or_default();
             code.iter().any(|code| code.has_made(ips))
-        });
-        if is_own {
-            own.bytes = own.bytes.saturating_add(outstanding.size);
-            own.count += 1;
-        }
-        !is_own
-    });
-    own
+        })
+    };
+    Own(outstanding.extract_if(.., is_own).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::{Outstanding, Stack};
+    use crate::snapshot::Stack;
 
     fn outstanding(space: u32, resource: Resource, stack_id: u64) -> Outstanding {
         Outstanding {
@@ -114,7 +110,7 @@ mod tests {
         const FUNCTION: Range<u64> = 100..200;
         let code = [Code { object: vec![OBJECT], functions: vec![FUNCTION] }];
         let own = take_out(&mut snapshot, |space| if space == 1 { &code } else { &[] });
-        assert_eq!(own, Own { bytes: 300, count: 3 });
+        assert_eq!((own.bytes(), own.0.len()), (300, 3));
         let left: Vec<_> =
             snapshot.outstanding.iter().map(|it| (it.space, it.resource, it.stack_id)).collect();
         let expected = [

@@ -186,6 +186,8 @@ impl Symbolizer {
                     process.roots = roots;
                 }
                 process.regions = Vec::new();
+                let exe = target.executable();
+                let started_as = target.started_as();
                 for (mapping, base) in mappings.iter().zip(bases(&mappings)) {
                     if !mapping.executable {
                         continue;
@@ -197,11 +199,16 @@ impl Symbolizer {
                             .entry(object.id())
                             .or_insert_with(|| NamedObject::new(Arc::clone(object), process.roots.clone()));
                     }
-                    let code = Arc::new(CodeMapping::new(mapping, object, base));
+                    let mut code = CodeMapping::new(mapping, object, base);
+                    if let (Some(exe), Some(name)) = (&exe, &started_as)
+                        && code.is_at(exe)
+                    {
+                        code.module = Some(super::demangle::printable_path(name));
+                    }
+                    let code = Arc::new(code);
                     process.regions.push(Region { range: mapping.start..mapping.end, code });
                 }
                 process.latest = mappings;
-                let exe = target.executable();
                 let is_program = |region: &&Region<Arc<CodeMapping>>| {
                     exe.as_ref().is_some_and(|exe| region.code.is_at(exe))
                 };

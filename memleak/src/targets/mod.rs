@@ -13,7 +13,10 @@ use memleak_common::thread::{MAX_TARGETS, Owner, Target};
 
 pub use ended::Ended;
 
-use crate::{snapshot::own::Code, target::object::ObjectId};
+use crate::{
+    snapshot::own::Code,
+    target::{allocator::AllocatorKind, object::ObjectId},
+};
 
 /// A process, told from every other one that has had its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +55,10 @@ pub struct Traced {
     pub planned: HashSet<ObjectId>,
     /// Where its allocators' code is mapped, for [`crate::snapshot::own::take_out`].
     pub allocator_code: Vec<Code>,
+    /// Threads that waited in accept when tracing began.
+    pub accepting: usize,
+    /// Its allocators.
+    pub allocators: Vec<AllocatorKind>,
 }
 
 /// All traced processes, those that have ended included as long as something of theirs is known.
@@ -104,6 +111,8 @@ impl Targets {
                 ended: false,
                 planned: HashSet::new(),
                 allocator_code: Vec::new(),
+                accepting: 0,
+                allocators: Vec::new(),
             },
         );
         let next_space = number.checked_add(MAX_TARGETS).unwrap_or(0);
@@ -118,6 +127,16 @@ impl Targets {
     /// The same, to be changed.
     pub fn get_mut(&mut self, process: u32) -> Option<&mut Traced> {
         self.processes.get_mut(&process)
+    }
+
+    /// A process has its parent's probes, and what was found out for them.
+    pub fn inherit_plan(&mut self, parent: u32, child: u32) {
+        let Some(parent) = self.processes.get(&parent) else { return };
+        let (planned, code, allocators) =
+            (parent.planned.clone(), parent.allocator_code.clone(), parent.allocators.clone());
+        if let Some(child) = self.processes.get_mut(&child) {
+            (child.planned, child.allocator_code, child.allocators) = (planned, code, allocators);
+        }
     }
 
     /// The process that a space's or a process's number belongs to: of a shared space the one that

@@ -6,7 +6,13 @@ use crate::unwind::{ExecSegments, Machine, UnwindTable, eh_frame::BuildStats};
 
 /// A table of `rows` rows, one for each page.
 fn table(rows: u32) -> Arc<SharedTable> {
-    let segments = vec![Segment { file_offset: 0x1000, vaddr: 0x40_1000, len: 0x10_0000, executable: true }];
+    let segments = vec![Segment {
+        file_offset: 0x1000,
+        vaddr: 0x40_1000,
+        len: 0x10_0000,
+        memory_len: 0x10_0000,
+        executable: true,
+    }];
     let table = UnwindTable {
         machine: Machine::X86_64,
         build_id: None,

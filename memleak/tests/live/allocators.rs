@@ -224,3 +224,36 @@ fn redis_server_agrees_with_its_own_count() {
     assert!(rounded <= used && used - rounded <= CLIENT, "report {rounded}, redis {used}");
     fs::remove_dir_all(&dir).expect("removing redis' folder");
 }
+
+/// Sizes that change where the blocks are, with the stacks that they had; and releases of many at
+/// once, which are said.
+fn in_place_by(flags: &[&str]) {
+    let _alone = alone();
+    let mut target = Running::start(&mut Command::new(build("in_place.c", Link::Dynamic, flags)));
+    target.expect("READY");
+    let mut tracer = Tracer::attach_with(target.pid(), &["-o", "0", "-T", "1000", "1"]);
+    target.tell("go");
+    let ledger = ledger::hear(&mut target);
+    let report = tracer.fresh_report();
+    report.assert_equals(&ledger);
+    report.assert_only_sites("heap");
+    report.assert_nothing_lost();
+    assert!(!report.lost.contains_key("mass_releases"), "{:?}", report.lost);
+    target.tell("sweep");
+    target.expect("swept");
+    let report = tracer.fresh_report();
+    assert_eq!(report.lost.get("mass_releases"), Some(&1), "{:?}", report.lost);
+    assert_eq!(report.site("site_swept"), (50 * 64, 50), "they are still listed: {}", report.describe());
+    target.tell("end");
+    assert!(target.wait_status().success());
+}
+
+#[test]
+fn jemallocs_blocks_change_in_place() {
+    in_place_by(&["-ljemalloc"]);
+}
+
+#[test]
+fn mimallocs_blocks_change_in_place() {
+    in_place_by(&["-DMIMALLOC", "-lmimalloc"]);
+}

@@ -15,9 +15,11 @@ mod soak;
 mod stack_storage;
 mod tracer;
 
+mod account;
 mod allocator_forms;
 mod allocators;
 mod commands;
+mod daemons;
 mod ends;
 mod errors;
 mod exact;

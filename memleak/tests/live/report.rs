@@ -20,7 +20,24 @@ pub struct Report {
     pub totals: Totals,
     pub lost: BTreeMap<String, u64>,
     pub sampled: Option<u64>,
+    pub memory: Option<Memory>,
     pub stacks: Vec<Stack>,
+}
+
+/// The account of the target's memory.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Memory {
+    pub rss: u64,
+    pub rss_growth: i64,
+    pub outstanding_resident: u64,
+    pub allocator_free: Option<u64>,
+    pub allocator: u64,
+    pub thread_stacks: u64,
+    pub files: u64,
+    pub before_attach: u64,
+    pub unaccounted: u64,
+    #[expect(dead_code, reason = "printed")]
+    pub finding: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -56,7 +56,8 @@ pub fn check_resources(
         let names: HashSet<_> = rows.flat_map(names_of).collect();
         symbols.iter().filter(|symbol| names.contains(&symbol.name)).map(|symbol| symbol.vaddr).collect()
     };
-    let mut acquires = by_role(&[Role::Acquire, Role::Resize, Role::FallibleRelease, Role::Shield]);
+    let mut acquires =
+        by_role(&[Role::Acquire, Role::Resize, Role::InPlace, Role::FallibleRelease, Role::Shield]);
     // Each is followed in one of two ways.
     let by_returns: BTreeSet<u64> = entries(plan, file, ProgramKind::CallEnter).into_keys().collect();
     assert!(by_returns.is_subset(&acquires), "{}", file.display());
@@ -67,7 +68,7 @@ pub fn check_resources(
         (ProgramKind::AcquireEnter, acquires.clone()),
         (ProgramKind::AcquireExit, acquires),
         (ProgramKind::CallEnter, by_returns),
-        (ProgramKind::ReleaseEnter, by_role(&[Role::Release])),
+        (ProgramKind::ReleaseEnter, by_role(&[Role::Release, Role::Sweep])),
         (ProgramKind::AbandonEnter, by_role(&[Role::Abandon])),
         (ProgramKind::MappingsEnter, by_role(&[Role::Notice])),
     ];

@@ -7,6 +7,7 @@ use std::{
 
 use jiff::tz::{TimeZone, offset};
 use memleak::{
+    account::{Finding, Memory},
     kernel_labels::Tag,
     probe::resource::ResourceInfo,
     report::{
@@ -169,6 +170,8 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
             released: 7,
         },
         lost: Lost::default(),
+        if_empty: None,
+        memory: None,
         sampled: None,
         stacks: stacks.into_iter().map(|stack| stack.report(&mut frames)).collect(),
         frames,
@@ -219,6 +222,21 @@ pub fn resources() -> Report {
     };
     let lost = Lost { allocations: 1, ..Lost::default() };
     Report { lost, ..report_of(&resources, vec![leaky(), mapping(), opened, leased_more, leased]) }
+}
+
+fn memory() -> Memory {
+    Memory {
+        rss: 41_000_000,
+        rss_growth: 30_500_000,
+        outstanding_resident: 15_000_000,
+        allocator_free: Some(12_000_000),
+        allocator: 500_000,
+        thread_stacks: 40_960,
+        files: 10_000_000,
+        before_attach: 1_000_000,
+        unaccounted: 2_459_040,
+        finding: Some(Finding::FreeInside),
+    }
 }
 
 fn inlined() -> Report {
@@ -351,11 +369,17 @@ pub fn cases() -> Vec<(&'static str, Report)> {
         moved: 7,
         missed_returns: 2,
         skipped_runs: 5,
+        mass_releases: 1,
         cut_stacks: 3,
     };
     vec![
         ("plain", report(vec![mapping(), leaky()])),
         ("empty", report(vec![])),
+        (
+            "empty_said",
+            Report { if_empty: Some("nothing is outstanding yet (29 probes)".to_owned()), ..report(vec![]) },
+        ),
+        ("memory", Report { memory: Some(memory()), ..report(vec![leaky()]) }),
         ("inlined", inlined()),
         ("sampled", Report { sampled: Some(100), ..report(vec![leaky()]) }),
         ("lost", Report { lost: all_lost, ..report(vec![leaky()]) }),

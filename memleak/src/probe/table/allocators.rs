@@ -1,15 +1,16 @@
 //! The resource `heap`: what allocators offer beside malloc and related functions, under names of
 //! their own.
 //!
-//! Signatures of mimalloc: mimalloc.h (2.0.9). Those of the other allocators were written from
-//! knowledge of them and are not yet compared with their headers (tcmalloc.h, malloc_extension.h,
-//! rpmalloc.h, dlmalloc's malloc.c, scalable_allocator.h).
+//! Signatures: mimalloc.h (2.0.9, 2.3.2, 3.3.2), gperftools' tcmalloc.h (2.10), Google's tcmalloc.h
+//! and tcmalloc.cc (2025), rpmalloc.h (of rpmalloc-sys 0.2.3), snmalloc's rust.cc (0.7.6),
+//! dlmalloc's malloc.c (2.8.6), the crate scudo-sys (0.2.2), oneTBB's scalable_allocator.h
+//! (2021.8). docs/allocators.md says what was compared.
 
-use memleak_common::probe::{ProbeRow, flags, handle, size, success};
+use memleak_common::probe::{ProbeRow, flags, handle, only, size, success};
 
 use super::{
     Role, Row, Scope,
-    memory::{HEAP, POSIX_MEMALIGN, product, resizing, sized, throwing},
+    memory::{self, HEAP, POSIX_MEMALIGN, product, resizing, sized, throwing},
 };
 
 /// NetBSD's reallocarr(3), of mimalloc, too: the block's address is where argument 0 says, before
@@ -26,6 +27,12 @@ const REALLOCARR: ProbeRow = ProbeRow {
     ..HEAP
 };
 
+/// Returns a copy of a string.
+const STRING: ProbeRow = ProbeRow { handle: handle::RETURN, size: size::STRING, ..HEAP };
+
+/// The same, where the caller has given no room for it.
+const NEW_STRING: ProbeRow = ProbeRow { only: only::ARG_IN, only_values: [0, 0], ..STRING };
+
 const fn acquire(function: &'static str, probe: ProbeRow) -> Row {
     row(function, Role::Acquire, probe)
 }
@@ -37,6 +44,15 @@ const fn resize(function: &'static str, probe: ProbeRow) -> Row {
 /// Releases argument `release_arg`.
 const fn release(function: &'static str, release_arg: u8) -> Row {
     row(function, Role::Release, ProbeRow { release_arg, ..HEAP })
+}
+
+/// Releases all that a heap holds.
+const fn sweep(function: &'static str) -> Row {
+    row(function, Role::Sweep, ProbeRow { flags: flags::SWEEPS, ..HEAP })
+}
+
+const fn in_place(function: &'static str, probe: ProbeRow) -> Row {
+    row(function, Role::InPlace, probe)
 }
 
 const fn row(function: &'static str, role: Role, probe: ProbeRow) -> Row {
@@ -66,11 +82,29 @@ pub const ROWS: &[Row] = &[
     resize("mi_recalloc", resizing(product(1, 2), 0, 0)),
     resize("mi_recalloc_aligned", resizing(product(1, 2), 0, 0)),
     resize("mi_recalloc_aligned_at", resizing(product(1, 2), 0, 0)),
-    resize("mi_expand", resizing(sized(1), 0, 0)),
-    resize("mi__expand", resizing(sized(1), 0, 0)),
+    in_place("mi_expand", memory::in_place(1, 0)),
+    in_place("mi__expand", memory::in_place(1, 0)),
     resize("mi_aligned_recalloc", resizing(product(1, 2), 0, 0)),
     resize("mi_aligned_offset_recalloc", resizing(product(1, 2), 0, 0)),
     resize("mi_reallocarr", REALLOCARR),
+    // With the size that the block has got stored behind their last argument.
+    acquire("mi_umalloc", sized(0)),
+    acquire("mi_umalloc_small", sized(0)),
+    acquire("mi_umalloc_aligned", sized(0)),
+    acquire("mi_uzalloc_small", sized(0)),
+    acquire("mi_uzalloc_aligned", sized(0)),
+    acquire("mi_ucalloc", product(0, 1)),
+    resize("mi_urealloc", resizing(sized(1), 0, 0)),
+    release("mi_ufree", 0),
+    // Their calls of mi_heap_malloc are copied into them by the compiler.
+    acquire("mi_strdup", STRING),
+    acquire("mi_strndup", STRING),
+    acquire("mi_realpath", ProbeRow { only_arg: 1, ..NEW_STRING }),
+    acquire("mi_heap_strdup", STRING),
+    acquire("mi_heap_strndup", STRING),
+    acquire("mi_heap_realpath", ProbeRow { only_arg: 2, ..NEW_STRING }),
+    sweep("mi_heap_destroy"),
+    sweep("mi_subproc_destroy"),
     release("mi_free_size", 0),
     release("mi_free_size_aligned", 0),
     release("mi_free_aligned", 0),
@@ -107,6 +141,14 @@ pub const ROWS: &[Row] = &[
     resize("mi_heap_recalloc_aligned_at", resizing(product(2, 3), 1, 0)),
     acquire("mi_heap_alloc_new", throwing(sized(1))),
     acquire("mi_heap_alloc_new_n", throwing(product(1, 2))),
+    // Of version 3: heaps of one thread.
+    acquire("mi_theap_malloc", sized(1)),
+    acquire("mi_theap_zalloc", sized(1)),
+    acquire("mi_theap_calloc", product(1, 2)),
+    acquire("mi_theap_malloc_small", sized(1)),
+    acquire("mi_theap_zalloc_small", sized(1)),
+    acquire("mi_theap_malloc_aligned", sized(1)),
+    resize("mi_theap_realloc", resizing(sized(2), 1, 0)),
     // tcmalloc's tcmalloc.h, beside what tc_ makes of malloc's.
     acquire("tc_malloc_skip_new_handler", sized(0)),
     acquire("tc_new", throwing(sized(0))),
@@ -148,6 +190,7 @@ pub const ROWS: &[Row] = &[
     acquire("TCMallocInternalNewAlignedNothrow", throwing(sized(0))),
     acquire("TCMallocInternalNewArrayNothrow", throwing(sized(0))),
     acquire("TCMallocInternalNewArrayAlignedNothrow", throwing(sized(0))),
+    acquire("TCMallocInternalAllocAtLeast", sized(0)),
     release("TCMallocInternalFree", 0),
     release("TCMallocInternalFreeSized", 0),
     release("TCMallocInternalFreeAlignedSized", 0),
@@ -195,19 +238,21 @@ pub const ROWS: &[Row] = &[
     resize("rpmalloc_heap_realloc", resizing(sized(2), 1, 0)),
     resize("rpmalloc_heap_aligned_realloc", resizing(sized(3), 1, 0)),
     release("rpmalloc_heap_free", 1),
+    sweep("rpmalloc_heap_free_all"),
     // dlmalloc's malloc.c: spaces of its own.
     acquire("mspace_malloc", sized(1)),
     acquire("mspace_calloc", product(1, 2)),
     acquire("mspace_memalign", sized(2)),
     resize("mspace_realloc", resizing(sized(2), 1, 0)),
-    resize("mspace_realloc_in_place", resizing(sized(2), 1, 0)),
-    resize("dlrealloc_in_place", resizing(sized(1), 0, 0)),
+    in_place("mspace_realloc_in_place", memory::in_place(2, 1)),
+    in_place("dlrealloc_in_place", memory::in_place(1, 0)),
     release("mspace_free", 1),
+    sweep("destroy_mspace"),
     // scudo's interface for Rust (the crate scudo-sys).
     acquire("scudo_allocate", sized(0)),
     release("scudo_deallocate", 0),
     // oneTBB's scalable_allocator.h, beside what scalable_ makes of malloc's.
     acquire("scalable_aligned_malloc", sized(0)),
-    resize("scalable_aligned_realloc", resizing(sized(1), 0, 0)),
+    resize("scalable_aligned_realloc", resizing(sized(1), 0, flags::ZERO_SIZE_RELEASES)),
     release("scalable_aligned_free", 0),
 ];

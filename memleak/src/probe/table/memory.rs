@@ -4,7 +4,7 @@
 //! `free_sized` and `free_aligned_sized`; the Itanium C++ ABI, section 5.1, for the mangled
 //! operators (`m` is the `size_t` of 64-bit Linux).
 
-use memleak_common::probe::{ProbeRow, Resource, flags, handle, size, success};
+use memleak_common::probe::{ProbeRow, Resource, flags, handle, only, size, success};
 
 use super::{Role, Row, Scope, row};
 
@@ -59,6 +59,16 @@ const MREMAP: ProbeRow = ProbeRow {
 };
 const MUNMAP: ProbeRow = ProbeRow { release_arg: 0, release_len_arg: 1, success: success::EQUAL, ..RANGES };
 
+/// The argument is a block that has another size from now on, where the call succeeds.
+pub(super) const fn in_place(size_arg: u8, handle_arg: u8) -> ProbeRow {
+    let flags = flags::IN_PLACE | flags::WIDE_RETURN;
+    ProbeRow { handle: handle::ARG, handle_arg, success: success::NOT_EQUAL, flags, ..sized(size_arg) }
+}
+/// Gives the size that the block has now.
+const XALLOCX: ProbeRow = ProbeRow { success: success::SIZE_OR_MORE, ..in_place(1, 0) };
+/// Releases all blocks of an arena, if it is asked to.
+const MALLCTL: ProbeRow = ProbeRow { flags: flags::SWEEPS, only: only::ARENA_SWEEP, only_arg: 0, ..HEAP };
+
 const fn acquire(function: &'static str, probe: ProbeRow) -> Row {
     row(function, Role::Acquire, Scope::Heap, probe)
 }
@@ -102,6 +112,8 @@ pub const ROWS: &[Row] = &[
     // jemalloc's own interface; Rust's tikv-jemallocator frees by sdallocx alone.
     row("mallocx", Role::Acquire, Scope::HeapExtension, sized(0)),
     row("rallocx", Role::Resize, Scope::HeapExtension, resizing(sized(1), 0, 0)),
+    row("xallocx", Role::InPlace, Scope::HeapExtension, XALLOCX),
+    row("mallctl", Role::Sweep, Scope::HeapExtension, MALLCTL),
     row("dallocx", Role::Release, Scope::HeapExtension, FREE),
     row("sdallocx", Role::Release, Scope::HeapExtension, FREE),
     // operator new(size_t ...) and new[]; the __hot_cold_t forms are those of LLVM and Google's

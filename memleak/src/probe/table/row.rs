@@ -12,8 +12,14 @@ pub enum Role {
     /// Releases what it was given and hands out something instead, or fails and does neither
     /// (realloc, mremap): `acquire_enter` and `acquire_exit`.
     Resize,
+    /// Changes the size of what it was given, where it is (xallocx): `acquire_enter` and
+    /// `acquire_exit`.
+    InPlace,
     /// Releases and cannot fail: `release_enter`.
     Release,
+    /// Releases many at once, and nothing tells which (mi_heap_destroy): counted by
+    /// `release_enter`.
+    Sweep,
     /// Releases, unless it fails (munmap): `acquire_enter` and `acquire_exit`.
     FallibleRelease,
     /// Acquires for its own use, by functions of its group, and releases in other ways

@@ -131,7 +131,7 @@ fn reads_only_arguments_that_are_passed_in_registers() {
 fn says_where_a_size_is_exactly_where_there_is_one() {
     for Row { function, probe, .. } in TABLE.iter() {
         let expected = match probe.size {
-            size::NONE | size::CONSTANT => (false, false),
+            size::NONE | size::CONSTANT | size::STRING => (false, false),
             size::ARG | size::BEHIND_ARG => (true, false),
             size::PRODUCT => (true, true),
             other => panic!("{function}: size {other}"),
@@ -152,16 +152,18 @@ fn gives_each_role_what_its_programs_need() {
     for row in TABLE.iter() {
         let Row { function, role, probe, .. } = row;
         let expected = match role {
-            Role::Acquire => (true, false),
+            Role::Acquire | Role::InPlace => (true, false),
             Role::Resize => (true, true),
             Role::Release | Role::FallibleRelease => (false, true),
-            Role::Shield | Role::Abandon | Role::Notice => (false, false),
+            Role::Shield | Role::Sweep | Role::Abandon | Role::Notice => (false, false),
         };
         assert_eq!((acquires(row), releases(row)), expected, "{function}");
         assert!(acquires(row) || probe.size == size::NONE, "{function}");
         if *role == Role::FallibleRelease {
             assert_ne!(probe.success, success::HANDLE, "{function}: no handle tells of its success");
         }
+        assert_eq!(*role == Role::InPlace, probe.flags & flags::IN_PLACE != 0, "{function}");
+        assert_eq!(*role == Role::Sweep, probe.flags & flags::SWEEPS != 0, "{function}");
         if matches!(role, Role::Abandon | Role::Notice) {
             assert_eq!(*probe, ProbeRow::EMPTY, "{function}");
         }
@@ -182,7 +184,8 @@ fn keeps_ranges_and_blocks_apart() {
         let zero_size = probe.flags & flags::ZERO_SIZE_RELEASES != 0;
         let is_realloc = *role == Role::Resize && *scope == Scope::Heap;
         let is_its_alias = function.starts_with("TCMallocInternalRealloc");
-        assert_eq!(zero_size, is_realloc || is_its_alias, "{function}");
+        let is_tbbs = *function == "scalable_aligned_realloc";
+        assert_eq!(zero_size, is_realloc || is_its_alias || is_tbbs, "{function}");
     }
 }
 

@@ -2,13 +2,14 @@
 //!
 //! Addresses are strings in hexadecimal, since JSON's numbers lose bits above 2^53. In a frame, a
 //! value that is not known is null; in a stack, ages are null with `-C`. `sampled` and
-//! `allocations` are there only with `-s` and `-a`. The address of what has a number for a handle
-//! (a descriptor) is that number; if a resource has no size, `bytes` and `size` are 0. `now`
-//! says what descriptors are at the time of the report. A stack has `stack_id` (null where it is
-//! not known), `pid` (0 for the kernel's; where several processes hold it, the one that holds most,
-//! and then `process_counts` says what each holds, and each of `allocations` has a `pid`), one of
-//! whole pages `order` (2^order pages each), and a frame `no_symbol`, which says why it has no
-//! function, else null.
+//! `allocations` are there only with `-s` and `-a`, and `memory` if the targets' memory was
+//! accounted for (resident bytes; `allocator_free` is null if it cannot be read). The address of
+//! what has a number for a handle (a descriptor) is that number; if a resource has no size, `bytes`
+//! and `size` are 0. `now` says what descriptors are at the time of the report. A stack has
+//! `stack_id` (null where it is not known), `pid` (0 for the kernel's; where several processes hold
+//! it, the one that holds most, and then `process_counts` says what each holds, and each of
+//! `allocations` has a `pid`), one of whole pages `order` (2^order pages each), and a frame
+//! `no_symbol`, which says why it has no function, else null.
 
 use std::{
     io::{self, Write},
@@ -21,6 +22,7 @@ use serde_json::ser::Formatter;
 
 use super::{Format, Kind, Options};
 use crate::{
+    account::Memory,
     escape::acts_on_terminal,
     kernel_labels::Tag,
     report::{
@@ -74,6 +76,7 @@ pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Resul
             sampled: report.sampled,
             totals: JsonTotals { all: report.totals, by_resource: ByResource(&report.by_resource) },
             lost: report.lost,
+            memory: report.memory,
             stacks: report.top(top).map(|stack| JsonStack::new(report, stack)).collect(),
         },
         out,
@@ -154,6 +157,8 @@ struct JsonReport<'a> {
     sampled: Option<u64>,
     totals: JsonTotals<'a>,
     lost: Lost,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<Memory>,
     stacks: Vec<JsonStack<'a>>,
 }
 

@@ -5,6 +5,7 @@
 pub mod folded;
 pub mod json;
 mod kind;
+mod memory;
 pub mod text;
 
 pub use kind::{Format, Kind, Occasion, Options, Scope};

@@ -11,7 +11,7 @@ use std::{
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::{Format, Kind, Options};
+use super::{Format, Kind, Options, memory::write_memory};
 use crate::{
     escape::printable,
     probe::resource::ResourceInfo,
@@ -66,6 +66,10 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
         }
         if number == 0 {
             write_lost(&report.lost, out)?;
+            if let Some(said) = report.if_empty.as_deref().filter(|_| report.stacks.is_empty()) {
+                writeln!(out, "\t{}", printable(said))?;
+            }
+            report.memory.iter().try_for_each(|memory| write_memory(memory, out))?;
         }
         for stack in report.top(options.top).filter(|stack| stack.resource.table() == table.table()) {
             write_stack(report, stack, several && stack.pid() != KERNEL_PID, out)?;
@@ -126,6 +130,11 @@ fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
             "program run",
             "skipped by the kernel, numbers may be off: trace fewer with -z or -s",
         ),
+        (
+            lost.mass_releases,
+            "mass release",
+            "mi_heap_destroy, arena.N.reset or their like: the blocks that they freed are still listed",
+        ),
         (lost.cut_stacks, "stack", "truncated: see the line after the last frame"),
     ];
     let parts: Vec<String> = ways
@@ -166,6 +175,9 @@ fn write_stack(
     stack.notes.iter().try_for_each(|note| write_note_above(note, stack, out))?;
     if stack.frames.is_empty() {
         let why = match stack.resource.is_descriptor {
+            true if stack.notes.contains(&Note::WaitedInAccept) => {
+                "stack not known: was waiting in accept when tracing began"
+            }
             true => "stack not known: received in a message, or made by io_uring or another process",
             false => "stack not recorded: raise --stack-storage-size",
         };
@@ -210,7 +222,7 @@ fn write_note_above(note: &Note, stack: &StackReport, out: &mut dyn Write) -> io
             writeln!(out, "\t\t[now: {}; open for {ms} ms at most]", printable(now))
         }
         (Note::Now(now), None) => writeln!(out, "\t\t[now: {}]", printable(now)),
-        (Note::Cut(_), _) => Ok(()),
+        (Note::Cut(_) | Note::WaitedInAccept, _) => Ok(()),
     }
 }
 
@@ -218,7 +230,7 @@ fn write_note_above(note: &Note, stack: &StackReport, out: &mut dyn Write) -> io
 fn write_note_below(note: &Note, last: Option<&Frame>, out: &mut dyn Write) -> io::Result<()> {
     match note {
         Note::Cut(cut) => writeln!(out, "\t\t(cut: {})", why_cut(*cut, last)),
-        Note::Now(_) => Ok(()),
+        Note::Now(_) | Note::WaitedInAccept => Ok(()),
     }
 }
 

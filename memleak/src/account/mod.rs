@@ -1,0 +1,282 @@
+//! The account of the targets' memory: what of their resident bytes is outstanding, free inside the
+//! allocator, stacks, files, or nobody's that we know. It reads from outside only, and so much as
+//! one report may cost.
+
+mod glibc;
+mod process;
+mod resident;
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use log::{debug, info};
+
+pub use process::{Allocators, KnownMemory};
+use process::{MemoryParts, Remembered, measure};
+
+use crate::{objects::ObjectStore, proc::maps::read_maps};
+
+/// A process that has an address space of its own.
+#[derive(Debug)]
+pub struct AccountedProcess {
+    /// Its number.
+    pub pid: u32,
+    /// The number of its address space.
+    pub space: u32,
+    /// Its allocators.
+    pub allocators: Allocators,
+    /// What is known of it.
+    pub known: KnownMemory,
+}
+
+/// Resident bytes of all targets together, by whose they are. The parts add up to `rss`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Memory {
+    /// All of them.
+    pub rss: u64,
+    /// So much more than when tracing began.
+    pub rss_growth: i64,
+    /// Outstanding blocks and mappings that we see.
+    pub outstanding_resident: u64,
+    /// Free inside the allocator, where that can be read.
+    pub allocator_free: Option<u64>,
+    /// What the allocator has mapped for itself: headers and rounding, and, where it cannot be
+    /// read, what is free in it.
+    pub allocator: u64,
+    /// Stacks.
+    pub thread_stacks: u64,
+    /// Mapped files.
+    pub files: u64,
+    /// What none of these was when tracing began, as far as it is still there.
+    pub before_attach: u64,
+    /// What has come since, and none of these is.
+    pub unaccounted: u64,
+    /// What is to be said of it.
+    pub finding: Option<Finding>,
+}
+
+/// What an account shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    /// What grows is free memory inside the allocator.
+    FreeInside,
+    /// Most of what grows is not accounted for.
+    Unaccounted,
+}
+
+/// What one address space was when its account began.
+#[derive(Debug, Default)]
+struct Base {
+    parts: MemoryParts,
+    remembered: Remembered,
+}
+
+/// Accounts from report to report.
+#[derive(Debug)]
+pub struct Accounts {
+    store: ObjectStore,
+    spaces: HashMap<u32, Base>,
+    /// What was outstanding at the account before.
+    outstanding_before: Option<u64>,
+    /// One in so many is captured.
+    sample_rate: u64,
+    /// When the last account was made, and what it took.
+    last: Option<(Instant, Duration)>,
+}
+
+/// An account may take this part of the time between two.
+const SHARE: u32 = 10;
+/// Most of one account: what is slower is left out, and said.
+const MAX_TIME: Duration = Duration::from_secs(2);
+/// Growth that nothing is said of: every program has some.
+const LITTLE: u64 = 2 << 20;
+
+impl Accounts {
+    /// None made yet. `store`: the files that targets have mapped.
+    pub fn new(store: ObjectStore, sample_rate: u64) -> Self {
+        Self {
+            store,
+            spaces: HashMap::new(),
+            outstanding_before: None,
+            sample_rate: sample_rate.max(1),
+            last: None,
+        }
+    }
+
+    /// Tracing of a process begins: what is there already is from before.
+    pub fn begin(&mut self, process: AccountedProcess) {
+        let (pid, space, began) = (process.pid, process.space, Instant::now());
+        let mut remembered = Remembered::default();
+        if let Some(parts) = self.measure(process, &mut remembered) {
+            self.spaces.insert(space, Base { parts, remembered });
+            info!("process {pid}: accounted for {} bytes of memory in {:?}", parts.rss, began.elapsed());
+        }
+    }
+
+    /// A target has replaced its program: nothing of the new one's memory is from before.
+    pub fn replaced(&mut self, space: u32) {
+        self.spaces.insert(space, Base::default());
+    }
+
+    /// Whether an account is worth its time now: in the last report always.
+    pub fn is_due(&self, is_final: bool) -> bool {
+        is_final || self.last.is_none_or(|(at, took)| at.elapsed() >= took * SHARE)
+    }
+
+    /// The account of these processes; `None` where none of them can be read.
+    pub fn make(&mut self, processes: Vec<AccountedProcess>) -> Option<Memory> {
+        let began = Instant::now();
+        self.spaces.retain(|space, _| processes.iter().any(|process| process.space == *space));
+        let (mut memory, mut before) = (Memory::default(), MemoryParts::default());
+        for process in processes {
+            if began.elapsed() > MAX_TIME {
+                info!("no account of memory: it would take more than {} s", MAX_TIME.as_secs());
+                return None;
+            }
+            let space = process.space;
+            let known = self.spaces.remove(&space);
+            let (is_new, mut base) = (known.is_none(), known.unwrap_or_default());
+            let Some(parts) = self.measure(process, &mut base.remembered) else { continue };
+            if is_new {
+                // Made by a target since the last account: what it has is what it was born with.
+                base.parts = MemoryParts { outstanding: 0, ..parts };
+            }
+            memory.add(&parts, &base.parts);
+            before.outstanding += base.parts.outstanding;
+            before.free = Some(before.free.unwrap_or(0) + base.parts.free.unwrap_or(0));
+            self.spaces.insert(space, base);
+        }
+        if memory.rss == 0 {
+            return None;
+        }
+        memory.finding = memory.find(&before, self.outstanding_before);
+        self.outstanding_before = Some(memory.outstanding_resident);
+        let took = began.elapsed();
+        self.last = Some((Instant::now(), took));
+        info!("accounted for {} bytes of memory in {:.1} ms", memory.rss, took.as_secs_f64() * 1e3);
+        Some(memory)
+    }
+
+    fn measure(&self, process: AccountedProcess, remembered: &mut Remembered) -> Option<MemoryParts> {
+        let AccountedProcess { pid, allocators, known, .. } = process;
+        let measured = read_maps(pid).and_then(|mappings| {
+            let mappings = &mappings;
+            measure(pid, mappings, &self.store, allocators, known, remembered)
+        });
+        match measured {
+            Ok(parts) if parts.rss > 0 => Some(parts.scaled(self.sample_rate)),
+            Ok(_) => None,
+            Err(error) => {
+                debug!("no account of the memory of process {pid}: {error}");
+                None
+            }
+        }
+    }
+}
+
+impl MemoryParts {
+    /// With one in `rate` blocks known, the others are among what nobody has claimed.
+    fn scaled(self, rate: u64) -> Self {
+        let others = self.outstanding.saturating_mul(rate - 1).min(self.rest);
+        Self { outstanding: self.outstanding + others, rest: self.rest - others, ..self }
+    }
+}
+
+impl Memory {
+    fn add(&mut self, parts: &MemoryParts, base: &MemoryParts) {
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.rss += parts.rss;
+        self.rss_growth += signed(parts.rss) - signed(base.rss);
+        self.outstanding_resident += parts.outstanding;
+        if let Some(free) = parts.free {
+            *self.allocator_free.get_or_insert(0) += free;
+        }
+        // What was there before may be where an allocator is known by now to have its blocks.
+        let before = parts.rest.min(base.rest);
+        let before_in_areas = parts.areas.min(base.rest - before);
+        self.allocator += parts.allocator + parts.areas - before_in_areas;
+        self.thread_stacks += parts.stacks;
+        self.files += parts.files;
+        self.before_attach += before + before_in_areas;
+        self.unaccounted += parts.rest - before;
+    }
+
+    /// What is to be said: `base` is what there was when tracing began, `before` what was
+    /// outstanding at the last account.
+    fn find(&self, base: &MemoryParts, before: Option<u64>) -> Option<Finding> {
+        let growth = u64::try_from(self.rss_growth).ok().filter(|growth| *growth >= LITTLE)?;
+        if self.unaccounted > growth / 2 {
+            return Some(Finding::Unaccounted);
+        }
+        let free = self.allocator_free?.saturating_sub(base.free.unwrap_or(0));
+        let outstanding = self.outstanding_resident.saturating_sub(base.outstanding);
+        let grows_now = before.is_none_or(|before| self.outstanding_resident > before + before / 100);
+        let is_free = free >= LITTLE && free >= growth / 4;
+        (is_free && (outstanding <= growth / 4 || !grows_now)).then_some(Finding::FreeInside)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MB: u64 = 1 << 20;
+
+    fn parts(outstanding: u64, free: u64, rest: u64) -> MemoryParts {
+        let rss = outstanding + free + rest;
+        MemoryParts { rss, outstanding, free: Some(free), rest, ..MemoryParts::default() }
+    }
+
+    fn finding(base: MemoryParts, now: MemoryParts, before: Option<u64>) -> Option<Finding> {
+        let mut memory = Memory::default();
+        memory.add(&now, &base);
+        assert_eq!(memory.before_attach + memory.unaccounted, now.rest);
+        memory.find(&base, before)
+    }
+
+    #[test]
+    fn free_memory_is_no_leak_of_blocks() {
+        let base = parts(0, MB, 5 * MB);
+        assert_eq!(finding(base, parts(MB, 50 * MB, 5 * MB), None), Some(Finding::FreeInside));
+        // Half of it is in use, and has not become more.
+        let half = parts(40 * MB, 40 * MB, 5 * MB);
+        assert_eq!(finding(base, half, Some(40 * MB)), Some(Finding::FreeInside));
+        assert_eq!(finding(base, half, Some(20 * MB)), None, "it leaks");
+        assert_eq!(finding(base, half, None), None, "it may leak");
+        assert_eq!(finding(base, parts(50 * MB, 2 * MB, 5 * MB), Some(50 * MB)), None, "nothing is free");
+        assert_eq!(finding(base, parts(0, 2 * MB, 5 * MB), Some(0)), None, "too little to speak of");
+        assert_eq!(
+            finding(parts(0, 50 * MB, 0), parts(0, 52 * MB, 4 * MB), Some(0)),
+            Some(Finding::Unaccounted)
+        );
+    }
+
+    #[test]
+    fn what_came_before_is_not_what_came_since() {
+        let (base, now) = (parts(0, 0, 5 * MB), parts(MB, 0, 8 * MB));
+        let mut memory = Memory::default();
+        memory.add(&now, &base);
+        assert_eq!((memory.before_attach, memory.unaccounted, memory.rss_growth), (5 * MB, 3 * MB, 4 << 20));
+        memory.add(&parts(0, 0, MB), &base);
+        assert_eq!((memory.before_attach, memory.unaccounted, memory.rss_growth), (6 * MB, 3 * MB, 0));
+    }
+
+    #[test]
+    fn blocks_from_before_are_not_the_allocators() {
+        let base = MemoryParts { rss: 20, rest: 20, ..MemoryParts::default() };
+        let now = MemoryParts { rss: 40, outstanding: 5, areas: 30, rest: 5, ..MemoryParts::default() };
+        let mut memory = Memory::default();
+        memory.add(&now, &base);
+        assert_eq!((memory.before_attach, memory.allocator, memory.unaccounted), (20, 15, 0));
+    }
+
+    #[test]
+    fn samples_stand_for_the_others() {
+        let parts = parts(10, 0, 100).scaled(4);
+        assert_eq!((parts.outstanding, parts.rest), (40, 70));
+        assert_eq!(parts.scaled(1000).rest, 0);
+    }
+}

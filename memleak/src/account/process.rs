@@ -1,0 +1,340 @@
+//! One process's memory, each resident byte given to one part.
+
+use std::{io, ops::Range};
+
+use super::{
+    glibc::{Arenas, Cell, HeapPlaces, read_arenas, scaled},
+    resident::{Resident, sorted},
+};
+use crate::{
+    objects::{ObjectStore, place_of},
+    proc::{
+        maps::{Backing, Mapping},
+        memory::{ProcessMemory, ReadMemory},
+        pagemap::Pagemap,
+        stacks::{places, stack_pointers},
+    },
+    snapshot::PAGE_SIZE,
+};
+
+/// What is known of an address space from elsewhere. All ranges are of addresses, in any order.
+#[derive(Clone, Debug, Default)]
+pub struct KnownMemory {
+    /// Blocks of the heap that are outstanding.
+    pub blocks: Vec<Range<u64>>,
+    /// The program's own mappings that are outstanding.
+    pub mappings: Vec<Range<u64>>,
+    /// What allocators have mapped for themselves.
+    pub own: Vec<Range<u64>>,
+}
+
+/// Which allocators a process has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allocators {
+    /// glibc's.
+    pub glibc: bool,
+    /// Others, whose memory we cannot read.
+    pub others: bool,
+}
+
+/// What stays of one reading for the next.
+#[derive(Clone, Debug, Default)]
+pub struct Remembered {
+    /// Stacks of threads: one that runs at the moment does not say where its stack is.
+    stacks: Vec<Range<u64>>,
+    /// Mappings in which an allocator that we cannot read has handed out blocks.
+    areas: Vec<Range<u64>>,
+    /// Chunks of glibc's heaps.
+    chunks: Vec<u64>,
+}
+
+/// Bytes of glibc's arenas that are read for one account, and for the first: nothing is known then
+/// that one could begin at.
+const BUDGET: u64 = 96 << 20;
+const FIRST_BUDGET: u64 = 1 << 30;
+
+/// Resident bytes by whose they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryParts {
+    /// All.
+    pub rss: u64,
+    /// Outstanding blocks and mappings that we know.
+    pub outstanding: u64,
+    /// Free inside the allocator, where that can be read.
+    pub free: Option<u64>,
+    /// What else the allocator has.
+    pub allocator: u64,
+    /// What else is in mappings in which an allocator that we cannot read has handed out blocks:
+    /// free, its own, or from before.
+    pub areas: u64,
+    /// Stacks.
+    pub stacks: u64,
+    /// Mapped files, with the data of programs and libraries.
+    pub files: u64,
+    /// What none of those is.
+    pub rest: u64,
+}
+
+/// Measures process `pid`, which has mapped `mappings`.
+pub fn measure(
+    pid: u32,
+    mappings: &[Mapping],
+    store: &ObjectStore,
+    allocators: Allocators,
+    known: KnownMemory,
+    remembered: &mut Remembered,
+) -> io::Result<MemoryParts> {
+    let resident = resident(pid, mappings)?;
+    let memory = ProcessMemory::open(pid)?;
+    let places = places(pid);
+    let stack = places.map(|places| places.stack);
+    let source = MemorySource {
+        memory: &memory,
+        mappings,
+        break_start: places.map_or(0, |places| places.break_start),
+        stack_pointers: stack_pointers(pid).into_iter().chain(stack).collect(),
+        files: files(mappings, store),
+    };
+    Ok(split(&source, resident, allocators, known, remembered))
+}
+
+/// The pages of a process that are in memory.
+fn resident(pid: u32, mappings: &[Mapping]) -> io::Result<Resident> {
+    let mut pagemap = Pagemap::open(pid)?;
+    let mut runs = Vec::new();
+    // Mappings that touch are read as one: a target may have tens of thousands.
+    let mut joined: Option<Range<u64>> = None;
+    // x86-64's vsyscall is listed, too, and lies in the kernel's half.
+    for mapping in mappings.iter().filter(|mapping| mapping.end <= 1 << 63) {
+        match &mut joined {
+            Some(range) if range.end == mapping.start => range.end = mapping.end,
+            _ => {
+                if let Some(range) = joined.replace(mapping.start..mapping.end) {
+                    pagemap.add_resident(range, &mut runs)?;
+                }
+            }
+        }
+    }
+    joined.map_or(Ok(()), |range| pagemap.add_resident(range, &mut runs))?;
+    Ok(Resident::new(runs))
+}
+
+/// What files have of the address space: their mappings, and the memory behind them that programs
+/// and libraries have for variables that begin as zero (`.bss`), which the kernel shows as memory
+/// of nobody.
+fn files(mappings: &[Mapping], store: &ObjectStore) -> Vec<Range<u64>> {
+    let of_file = |mapping: &&Mapping| mapping.backing != Backing::Other || mapping.inode != 0;
+    let mapped = mappings.iter().filter(of_file).map(|mapping| mapping.start..mapping.end);
+    let objects = mappings.iter().filter(|mapping| mapping.executable && mapping.path().is_some());
+    let data = objects.filter_map(|mapping| store.known(mapping).map(|file| (mapping, file)));
+    let data = data.flat_map(|(mapping, file)| {
+        let Ok(elf) = file.elf() else { return Vec::new() };
+        let Some(bias) = elf.load_bias(&place_of(mapping)) else { return Vec::new() };
+        let in_memory = |vaddr: u64| bias.wrapping_add(vaddr);
+        let segments = elf.segments.iter().filter(|segment| segment.memory_len > segment.len);
+        segments
+            .map(|segment| {
+                let end = in_memory(segment.vaddr).saturating_add(segment.memory_len);
+                in_memory(segment.vaddr)..end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end)
+            })
+            .collect()
+    });
+    mapped.chain(data).collect()
+}
+
+/// What is read of a process.
+struct MemorySource<'a> {
+    memory: &'a dyn ReadMemory,
+    mappings: &'a [Mapping],
+    break_start: u64,
+    stack_pointers: Vec<u64>,
+    files: Vec<Range<u64>>,
+}
+
+impl MemorySource<'_> {
+    /// Anonymous memory that can be written, in order.
+    fn anonymous(&self) -> impl Iterator<Item = &Mapping> {
+        self.mappings
+            .iter()
+            .filter(|mapping| mapping.writable && mapping.inode == 0 && mapping.backing == Backing::Other)
+    }
+
+    /// The anonymous mapping that holds `address`.
+    fn anonymous_at(&self, address: u64) -> Option<Range<u64>> {
+        let at = self.mappings.partition_point(|mapping| mapping.end <= address);
+        let mapping = self.mappings.get(at).filter(|mapping| mapping.start <= address && mapping.writable)?;
+        (mapping.backing == Backing::Other && mapping.inode == 0).then_some(mapping.start..mapping.end)
+    }
+
+    /// What lies behind the break: mappings that touch, from its start on.
+    fn heap(&self) -> Range<u64> {
+        let behind = self.anonymous().skip_while(|mapping| mapping.end <= self.break_start);
+        let mut heap = self.break_start..self.break_start;
+        for mapping in behind.take_while(|_| self.break_start != 0) {
+            if mapping.start > heap.end.next_multiple_of(PAGE_SIZE) {
+                break;
+            }
+            heap.end = mapping.end;
+        }
+        heap
+    }
+}
+
+fn split(
+    source: &MemorySource<'_>,
+    mut resident: Resident,
+    allocators: Allocators,
+    known: KnownMemory,
+    remembered: &mut Remembered,
+) -> MemoryParts {
+    let rss = resident.bytes();
+    let KnownMemory { blocks, mappings, own } = known;
+    let blocks = sorted(blocks);
+    let mut arenas = match allocators.glibc {
+        true => arenas(source, &resident, allocators, &blocks, &remembered.chunks),
+        false => Arenas::default(),
+    };
+    remembered.chunks = merged(std::mem::take(&mut arenas.anchors), &remembered.chunks, &arenas.walked);
+    remember(source, allocators, &blocks, &arenas.heaps, remembered);
+    let mut parts =
+        MemoryParts { rss, outstanding: resident.take(blocks.iter().cloned()), ..MemoryParts::default() };
+    let mut free = resident.take(arenas.free.iter().cloned());
+    parts.allocator = resident.take(arenas.own.iter().cloned());
+    let (free_elsewhere, own_elsewhere) = not_walked(&resident, &arenas);
+    free += free_elsewhere;
+    parts.allocator += own_elsewhere + resident.take(pages_around(&blocks, &arenas.heaps));
+    let whole_pages =
+        |range: Range<u64>| range.start..range.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(range.end);
+    parts.outstanding += resident.take(sorted(mappings.into_iter().map(whole_pages).collect()));
+    // The arenas' own mappings were looked into: what is in use there is not the allocator's.
+    let mut own = Resident::new(joined(sorted(own)));
+    own.take(arenas.heaps.iter().cloned());
+    parts.allocator += resident.take(own.within(0..u64::MAX).collect::<Vec<_>>());
+    parts.stacks = resident.take(sorted(remembered.stacks.clone()));
+    parts.files = resident.take(sorted(source.files.clone()));
+    parts.areas = resident.take(sorted(remembered.areas.clone()));
+    parts.rest = resident.bytes().saturating_sub(free_elsewhere + own_elsewhere);
+    match allocators.others || arenas.walked.is_empty() {
+        true => parts.allocator += free,
+        false => parts.free = Some(free),
+    }
+    parts
+}
+
+fn arenas(
+    source: &MemorySource<'_>,
+    resident: &Resident,
+    allocators: Allocators,
+    blocks: &[Range<u64>],
+    anchors: &[u64],
+) -> Arenas {
+    let writable: Vec<Range<u64>> = source.anonymous().map(|mapping| mapping.start..mapping.end).collect();
+    let addresses: Vec<u64> = blocks.iter().map(|block| block.start).collect();
+    let budget = if anchors.is_empty() { FIRST_BUDGET } else { BUDGET };
+    let places =
+        HeapPlaces { main: source.heap(), writable: &writable, is_sure: !allocators.others, anchors, budget };
+    read_arenas(source.memory, resident, &places, &addresses)
+}
+
+/// What is free and what the allocator's own where nobody has looked: as much in proportion as
+/// where somebody has in the same part of the heap, or, if nobody has there, in all of them.
+fn not_walked(resident: &Resident, arenas: &Arenas) -> (u64, u64) {
+    let sum = |of: fn(&Cell) -> u64| arenas.cells.iter().map(of).sum::<u64>();
+    let everywhere = (sum(|cell| cell.free), sum(|cell| cell.own), sum(|cell| cell.unknown));
+    let (mut free, mut own, mut next) = (0, 0, 0);
+    for cell in &arenas.cells {
+        let mut left = resident.bytes_within(cell.range.clone());
+        while let Some(walked) = arenas.walked.get(next).filter(|walked| walked.start < cell.range.end) {
+            let part = walked.start.max(cell.range.start)..walked.end.min(cell.range.end);
+            left = left.saturating_sub(resident.bytes_within(part));
+            if walked.end > cell.range.end {
+                break;
+            }
+            next += 1;
+        }
+        let of = match (cell.free, cell.own, cell.unknown) {
+            (0, 0, 0) => everywhere,
+            found => found,
+        };
+        free += scaled(left, of.0, of.0 + of.1 + of.2);
+        own += scaled(left, of.1, of.0 + of.1 + of.2);
+    }
+    (free, own)
+}
+
+/// Chunks that were seen now, and those from before where nobody has looked now.
+fn merged(mut now: Vec<u64>, before: &[u64], walked: &[Range<u64>]) -> Vec<u64> {
+    let is_passed = |chunk: &u64| {
+        let at = walked.partition_point(|range| range.end <= *chunk);
+        walked.get(at).is_some_and(|range| range.start <= *chunk)
+    };
+    now.extend(before.iter().filter(|chunk| !is_passed(chunk)));
+    now.sort_unstable();
+    now.dedup();
+    now
+}
+
+/// Blocks that glibc has mapped each for itself have a header before them, and the rest of their
+/// last page behind.
+fn pages_around(blocks: &[Range<u64>], heaps: &[Range<u64>]) -> Vec<Range<u64>> {
+    const HEADER: u64 = 16;
+    let is_mapped = |block: &&Range<u64>| {
+        block.start % PAGE_SIZE == HEADER && !heaps.iter().any(|heap| heap.contains(&block.start))
+    };
+    let around = |block: &Range<u64>| {
+        block.start - HEADER..block.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(block.end)
+    };
+    blocks.iter().filter(is_mapped).map(around).collect()
+}
+
+/// Joins ranges, in order of their starts, that overlap.
+fn joined(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// Brings up to date what is remembered, and forgets what is no longer mapped.
+fn remember(
+    source: &MemorySource<'_>,
+    allocators: Allocators,
+    blocks: &[Range<u64>],
+    heaps: &[Range<u64>],
+    remembered: &mut Remembered,
+) {
+    let Remembered { stacks, areas, .. } = remembered;
+    // A mapping may have grown, or been joined with others.
+    let is_heap =
+        |range: &Range<u64>| heaps.iter().any(|heap| heap.start < range.end && range.start < heap.end);
+    stacks.retain(|stack| source.anonymous_at(stack.start).is_some_and(|now| now.end >= stack.end));
+    let new = source.stack_pointers.iter().filter_map(|pointer| {
+        let range = source.anonymous_at(*pointer).filter(|range| !is_heap(range))?;
+        // The kernel joins mappings that are alike: an allocator's may follow.
+        let block =
+            blocks.get(blocks.partition_point(|block| block.start <= *pointer)).map(|block| block.start);
+        Some(range.start..range.end.min(block.unwrap_or(u64::MAX)))
+    });
+    stacks.extend(new.collect::<Vec<_>>());
+    *stacks = joined(sorted(std::mem::take(stacks)));
+    areas.retain(|area| source.anonymous_at(area.start).is_some());
+    if allocators.others {
+        let mut mapping: Range<u64> = 0..0;
+        for block in blocks {
+            if !mapping.contains(&block.start)
+                && let Some(found) = source.anonymous_at(block.start).filter(|found| !is_heap(found))
+            {
+                mapping = found;
+                areas.push(mapping.clone());
+            }
+        }
+        *areas = joined(sorted(std::mem::take(areas)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

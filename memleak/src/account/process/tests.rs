@@ -1,0 +1,175 @@
+#![expect(clippy::single_range_in_vec_init, reason = "lists of ranges, of which some have one")]
+
+use super::*;
+
+struct Nothing;
+
+impl ReadMemory for Nothing {
+    fn read_exact_at(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+}
+
+fn mapping(start: u64, end: u64, path: Option<&str>) -> Mapping {
+    let backing = match path {
+        Some(path) => Backing::File { path: path.into(), deleted: false },
+        None => Backing::Other,
+    };
+    Mapping {
+        start,
+        end,
+        executable: false,
+        readable: true,
+        writable: true,
+        file_offset: 0,
+        device: (0, 0),
+        inode: u64::from(path.is_some()),
+        backing,
+    }
+}
+
+fn source<'a>(mappings: &'a [Mapping], stack_pointers: Vec<u64>) -> MemorySource<'a> {
+    let files = files(mappings, &ObjectStore::default());
+    MemorySource { memory: &Nothing, mappings, break_start: 0, stack_pointers, files }
+}
+
+/// A file of two pages, memory of three, a stack of two, and as much that is nobody's; all of it
+/// resident.
+fn mappings() -> Vec<Mapping> {
+    vec![
+        mapping(0x1000, 0x3000, Some("/lib")),
+        mapping(0x4000, 0x7000, None),
+        mapping(0x8000, 0xa000, None),
+        mapping(0xb000, 0xd000, None),
+    ]
+}
+
+fn all(mappings: &[Mapping]) -> Resident {
+    Resident::new(mappings.iter().map(|mapping| mapping.start..mapping.end).collect())
+}
+
+#[test]
+fn each_part_gets_its_own() {
+    let mappings = mappings();
+    let known = KnownMemory {
+        blocks: vec![0x4010..0x4110, 0x4200..0x4210],
+        mappings: vec![0x5000..0x5001],
+        own: vec![0x6000..0x7000],
+    };
+    let mut remembered = Remembered::default();
+    let parts = split(
+        &source(&mappings, vec![0x9800]),
+        all(&mappings),
+        Allocators::default(),
+        known,
+        &mut remembered,
+    );
+    let expected = MemoryParts {
+        rss: 0x9000,
+        outstanding: 0x110 + 0x1000,
+        free: None,
+        // What is before the first block, which looks as if glibc had mapped it for itself, and
+        // behind it.
+        allocator: 0x1000 - 0x110 + 0x1000,
+        areas: 0,
+        stacks: 0x2000,
+        files: 0x2000,
+        rest: 0x2000,
+    };
+    assert_eq!(parts, expected);
+    // A thread that runs says nothing of its stack, which is known from before.
+    let parts = split(
+        &source(&mappings, vec![]),
+        all(&mappings),
+        Allocators::default(),
+        KnownMemory::default(),
+        &mut remembered,
+    );
+    assert_eq!((parts.stacks, parts.rest), (0x2000, 0x5000));
+}
+
+#[test]
+fn mappings_with_blocks_are_the_allocators_that_cannot_be_read() {
+    let mappings = mappings();
+    let allocators = Allocators { glibc: false, others: true };
+    let known = || KnownMemory { blocks: vec![0x4020..0x4030], ..KnownMemory::default() };
+    let mut remembered = Remembered::default();
+    let parts = split(&source(&mappings, vec![]), all(&mappings), allocators, known(), &mut remembered);
+    assert_eq!((parts.outstanding, parts.areas, parts.free), (0x10, 0x3000 - 0x10, None));
+    // Also when no block is left in them.
+    let parts = split(
+        &source(&mappings, vec![]),
+        all(&mappings),
+        allocators,
+        KnownMemory::default(),
+        &mut remembered,
+    );
+    assert_eq!((parts.areas, parts.rest), (0x3000, 0x4000));
+    let parts = split(
+        &source(&mappings[..1], vec![]),
+        all(&mappings),
+        allocators,
+        KnownMemory::default(),
+        &mut remembered,
+    );
+    assert_eq!((parts.allocator, parts.areas), (0, 0));
+}
+
+#[test]
+fn a_stack_ends_where_an_allocator_begins() {
+    let mappings = [mapping(0x4000, 0x9000, None)];
+    let known = KnownMemory { blocks: vec![0x7020..0x7030], ..KnownMemory::default() };
+    let allocators = Allocators { glibc: false, others: true };
+    let parts = split(
+        &source(&mappings, vec![0x5000]),
+        all(&mappings),
+        allocators,
+        known,
+        &mut Remembered::default(),
+    );
+    assert_eq!((parts.stacks, parts.outstanding, parts.rest), (0x3020, 0x10, 0));
+}
+
+#[test]
+fn where_nobody_looked_it_is_taken_to_be_alike() {
+    let heap = 0..0x8000;
+    let mut resident = Resident::new(vec![heap.clone()]);
+    let cells = vec![
+        Cell { range: 0..0x4000, free: 0x1000, own: 0x800, unknown: 0x800 },
+        Cell { range: 0x4000..0x6000, free: 0, own: 0, unknown: 0x100 },
+        Cell { range: 0x6000..0x8000, free: 0, own: 0, unknown: 0 },
+    ];
+    let arenas =
+        Arenas { heaps: vec![heap], walked: vec![0..0x2000, 0x4000..0x4100], cells, ..Arenas::default() };
+    resident.take([0..0x1800]);
+    // Half of the first is free there, a quarter the allocator's; of the third, as much as of both.
+    let (free, own) = not_walked(&resident, &arenas);
+    assert_eq!((free, own), (0x1000 + 0x2000 * 0x1000 / 0x2100, 0x800 + 0x2000 * 0x800 / 0x2100));
+    assert_eq!(not_walked(&resident, &Arenas::default()), (0, 0));
+}
+
+#[test]
+fn chunks_are_remembered_where_nobody_looked() {
+    assert_eq!(merged(vec![10, 50], &[5, 20, 60], &[10..30, 50..60]), [5, 10, 50, 60]);
+}
+
+/// Ours, with the heap's blocks unknown: the kernel's sum, and files are most of it.
+#[test]
+fn all_of_us_is_split() {
+    let pid = std::process::id();
+    let mappings = crate::proc::maps::read_maps(pid).unwrap();
+    let allocators = Allocators { glibc: true, others: false };
+    let store = ObjectStore::default();
+    let parts =
+        measure(pid, &mappings, &store, allocators, KnownMemory::default(), &mut Remembered::default())
+            .unwrap();
+    let sum = parts.outstanding
+        + parts.free.unwrap_or(0)
+        + parts.allocator
+        + parts.areas
+        + parts.stacks
+        + parts.files
+        + parts.rest;
+    assert_eq!(sum, parts.rss);
+    assert!(parts.files > 1 << 20 && parts.stacks > 4096, "{parts:?}");
+}

@@ -1,0 +1,226 @@
+//! Which pages of a process are in memory: /proc/PID/pagemap
+//! (Documentation/admin-guide/mm/pagemap.rst).
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
+};
+
+/// Bytes of a page: the only size that this machine's kernels have.
+const PAGE: u64 = 4096;
+
+/// `PAGEMAP_SCAN`, `_IOWR('f', 16, struct pm_scan_arg)`, of include/uapi/linux/fs.h, since Linux
+/// 6.7.
+const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+/// The page of zeros that is mapped where memory was read and never written: nobody's memory.
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
+
+/// Pages found in one call: while it looks at them, the target cannot map or unmap anything.
+const PAGES_OF_A_CALL: u64 = 1 << 15;
+/// Ranges that one call can give.
+const REGIONS: usize = 1024;
+/// Calls of one reading: a bound for address spaces of terabytes whose pages lie far apart.
+const MAX_CALLS: u32 = 20_000;
+
+/// Entries read at a time where the kernel has no `PAGEMAP_SCAN`, and those of one reading.
+const ENTRIES: usize = 1 << 16;
+const MAX_ENTRIES: u64 = 1 << 26;
+const ENTRY_PRESENT: u64 = 1 << 63;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// The page map of a process.
+#[derive(Debug)]
+pub struct Pagemap {
+    file: File,
+    calls: u32,
+    entries: u64,
+    scans: bool,
+}
+
+impl Pagemap {
+    /// Opens it.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        Ok(Self { file: File::open(format!("/proc/{pid}/pagemap"))?, calls: 0, entries: 0, scans: true })
+    }
+
+    /// Adds to `runs` what of `range` is in memory, in order; runs that touch are joined.
+    ///
+    /// An error: it cannot be read, or it would be too much work.
+    pub fn add_resident(&mut self, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
+        if self.scans {
+            match self.scan(range.clone(), runs) {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+                    self.scans = false;
+                }
+                result => return result,
+            }
+        }
+        self.read(range, runs)
+    }
+
+    fn scan(&mut self, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
+        let mut regions = [PageRegion::default(); REGIONS];
+        let mut at = range.start;
+        while at < range.end {
+            self.calls += 1;
+            if self.calls > MAX_CALLS {
+                return Err(too_much());
+            }
+            let mut arg = ScanArg {
+                size: size_of::<ScanArg>() as u64,
+                start: at,
+                end: range.end,
+                vec: regions.as_mut_ptr() as u64,
+                vec_len: REGIONS as u64,
+                max_pages: PAGES_OF_A_CALL,
+                category_inverted: PAGE_IS_PFNZERO,
+                category_mask: PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
+                return_mask: PAGE_IS_PRESENT,
+                ..ScanArg::default()
+            };
+            // SAFETY: the descriptor is open, `arg` has the size that it says, and `vec` points to
+            // `vec_len` regions that live until the call returns.
+            let found = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+            let found = usize::try_from(found).map_err(|_| io::Error::last_os_error())?;
+            regions.iter().take(found).for_each(|region| add_run(runs, region.start..region.end));
+            if arg.walk_end <= at {
+                return Err(io::Error::other("PAGEMAP_SCAN gets nowhere"));
+            }
+            at = arg.walk_end;
+        }
+        Ok(())
+    }
+
+    /// An entry of 8 bytes for each page, whether something is there or not.
+    fn read(&mut self, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
+        let mut buffer =
+            vec![0; ENTRIES.min(range.end.saturating_sub(range.start).div_ceil(PAGE) as usize) * 8];
+        let mut at = range.start;
+        while at < range.end {
+            let pages = ((range.end - at).div_ceil(PAGE) as usize).min(ENTRIES);
+            self.entries += pages as u64;
+            if self.entries > MAX_ENTRIES {
+                return Err(too_much());
+            }
+            let bytes = buffer.get_mut(..pages * 8).unwrap_or_default();
+            self.file.read_exact_at(bytes, at / PAGE * 8)?;
+            for entry in bytes.as_chunks::<8>().0 {
+                if u64::from_ne_bytes(*entry) & ENTRY_PRESENT != 0 {
+                    add_run(runs, at..at + PAGE);
+                }
+                at += PAGE;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn too_much() -> io::Error {
+    io::Error::other("its pages are too many and too far apart")
+}
+
+fn add_run(runs: &mut Vec<Range<u64>>, run: Range<u64>) {
+    match runs.last_mut() {
+        Some(last) if last.end == run.start => last.end = run.end,
+        _ => runs.push(run),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proc::maps::read_maps;
+
+    /// Ten pages of our own: some written, one only read, the others not touched.
+    fn pages() -> (u64, Vec<u64>) {
+        // SAFETY: a new mapping of our own, which is never unmapped; the writes and the read stay
+        // inside it.
+        let start = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let at =
+                libc::mmap(std::ptr::null_mut(), 40960, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+            assert_ne!(at, libc::MAP_FAILED);
+            for page in [1, 2, 7] {
+                at.cast::<u8>().add(page * 4096).write_volatile(1);
+            }
+            at.cast::<u8>().add(4 * 4096).read_volatile();
+            at as u64
+        };
+        (start, vec![1, 2, 7])
+    }
+
+    #[test]
+    fn what_was_written_is_resident() {
+        let (start, _) = pages();
+        let mut pagemap = Pagemap::open(std::process::id()).unwrap();
+        let mut runs = Vec::new();
+        pagemap.add_resident(start..start + 40960, &mut runs).unwrap();
+        let relative: Vec<_> =
+            runs.iter().map(|run| ((run.start - start) / PAGE, (run.end - start) / PAGE)).collect();
+        assert!(pagemap.scans, "this kernel has PAGEMAP_SCAN");
+        assert_eq!(relative, [(1, 3), (7, 8)]);
+    }
+
+    #[test]
+    fn the_entries_say_the_same_but_for_the_page_of_zeros() {
+        let (start, _) = pages();
+        let mut pagemap = Pagemap::open(std::process::id()).unwrap();
+        let mut runs = Vec::new();
+        pagemap.read(start..start + 40960, &mut runs).unwrap();
+        let relative: Vec<_> =
+            runs.iter().map(|run| ((run.start - start) / PAGE, (run.end - start) / PAGE)).collect();
+        assert_eq!(relative, [(1, 3), (4, 5), (7, 8)]);
+    }
+
+    /// The kernel's own sum, which other threads of this test change meanwhile.
+    #[test]
+    fn all_of_us_is_what_the_kernel_counts() {
+        let pid = std::process::id();
+        let mut pagemap = Pagemap::open(pid).unwrap();
+        let mut runs = Vec::new();
+        for mapping in read_maps(pid).unwrap() {
+            pagemap.add_resident(mapping.start..mapping.end, &mut runs).unwrap_or_default();
+        }
+        let ours: u64 = runs.iter().map(|run| run.end - run.start).sum();
+        let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        let theirs: u64 = line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024;
+        assert!(ours.abs_diff(theirs) < 2 << 20, "{ours} {theirs}");
+    }
+
+    #[test]
+    fn too_much_is_an_error() {
+        let mut pagemap = Pagemap::open(std::process::id()).unwrap();
+        pagemap.entries = MAX_ENTRIES;
+        assert!(pagemap.read(0x1000..0x2000, &mut Vec::new()).is_err());
+        pagemap.calls = MAX_CALLS;
+        assert!(pagemap.scan(0x1000..0x2000, &mut Vec::new()).is_err());
+    }
+}

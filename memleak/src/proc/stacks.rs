@@ -1,0 +1,92 @@
+//! Where a process has its heap and its stacks: /proc/PID/stat and /proc/PID/task/TID/syscall
+//! (proc(5)).
+
+use std::fs;
+
+/// Threads that are asked for their stack: a bound for processes with tens of thousands.
+const MAX_THREADS: usize = 4096;
+
+/// Two addresses that the kernel gave a program when it began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackPlaces {
+    /// Where the break began (brk(2)).
+    pub break_start: u64,
+    /// In the first thread's stack.
+    pub stack: u64,
+}
+
+/// Reads them; `None` where they are hidden from us.
+pub fn places(pid: u32) -> Option<StackPlaces> {
+    parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Fields 28 (startstack) and 47 (start_brk).
+fn parse_stat(stat: &[u8]) -> Option<StackPlaces> {
+    let stat = String::from_utf8_lossy(stat);
+    // A command name may hold spaces and parentheses; the third field comes after the last one.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace();
+    let stack = fields.nth(25)?.parse().ok()?;
+    let break_start = fields.nth(18)?.parse().ok()?;
+    (break_start != 0).then_some(StackPlaces { break_start, stack })
+}
+
+/// The stack pointers of those threads of `pid` that wait for something at this moment.
+pub fn stack_pointers(pid: u32) -> Vec<u64> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let pointers = threads.flatten().take(MAX_THREADS).filter_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("syscall")).ok()?;
+        parse_system_call(&text)
+    });
+    pointers.collect()
+}
+
+/// How many threads of `pid` wait in a call of accept(2) or accept4(2) at this moment.
+pub fn accepting(pid: u32) -> usize {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
+    let waits = |text: &String| {
+        let number =
+            text.split_ascii_whitespace().next().and_then(|number| number.parse::<libc::c_long>().ok());
+        number.is_some_and(|number| [libc::SYS_accept, libc::SYS_accept4].contains(&number))
+    };
+    let calls = threads.flatten().take(MAX_THREADS);
+    calls.filter_map(|thread| fs::read_to_string(thread.path().join("syscall")).ok()).filter(waits).count()
+}
+
+/// `NUMBER ARGUMENTS SP PC`, `-1 SP PC` or `running`.
+fn parse_system_call(text: &str) -> Option<u64> {
+    let mut words = text.split_ascii_whitespace().rev();
+    let _pc = words.next()?;
+    u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_fields() {
+        let mut fields: Vec<String> = (1..=52).map(|field: u32| field.to_string()).collect();
+        fields[1] = "(a) b (c)".to_owned();
+        let stat = fields.join(" ");
+        assert_eq!(parse_stat(stat.as_bytes()), Some(StackPlaces { break_start: 47, stack: 28 }));
+        assert_eq!(parse_stat(b"1 (x) S 1"), None);
+    }
+
+    #[test]
+    fn finds_stack_pointers() {
+        assert_eq!(parse_system_call("running\n"), None);
+        assert_eq!(parse_system_call("-1 0x7ffd0 0x7f01\n"), Some(0x7_ffd0));
+        assert_eq!(parse_system_call("0 0x3 0x4 0x1000 0x0 0x0 0x7f02 0x7ffd0 0x7f01\n"), Some(0x7_ffd0));
+    }
+
+    #[test]
+    fn our_own_are_where_they_should_be() {
+        let places = places(std::process::id()).unwrap();
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        let stack = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();
+        let (start, end) = stack.split(' ').next().unwrap().split_once('-').unwrap();
+        let number = |text| u64::from_str_radix(text, 16).unwrap();
+        assert!((number(start)..number(end)).contains(&places.stack), "{places:x?} {stack}");
+    }
+}

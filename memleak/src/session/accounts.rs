@@ -1,0 +1,93 @@
+//! The account of the targets' memory: which processes, and what a snapshot says of each.
+
+use std::{collections::HashMap, ops::Range};
+
+use memleak_common::probe::Resource;
+
+use super::state::{Mode, Session};
+use crate::{
+    account::{AccountedProcess, Accounts, Allocators, KnownMemory, Memory},
+    settings::CaptureSettings,
+    snapshot::{Outstanding, Snapshot, own::Own},
+    target::allocator::AllocatorKind,
+    targets::{Targets, Traced},
+};
+
+/// Whether all memory is seen that there is to see: what a part of the settings leaves out cannot
+/// be told from what no function has handed out.
+pub(super) fn is_complete(settings: &CaptureSettings) -> bool {
+    let all = [Resource::Heap, Resource::Mmap].iter().all(|memory| settings.resources.contains(memory));
+    all && settings.min_size == 0 && settings.max_size == u64::MAX && settings.object.is_none()
+}
+
+impl Session {
+    /// Accounts for what the targets have when tracing begins.
+    pub(super) fn begin_accounts(&mut self) {
+        let Some(accounts) = &mut self.accounts else { return };
+        for process in processes(&self.targets, HashMap::new()) {
+            accounts.begin(process);
+        }
+    }
+
+    /// Accounts for what the targets have now, given what is outstanding and what allocators have
+    /// mapped for themselves.
+    pub(super) fn account(&mut self, snapshot: &Snapshot, own: &Own, is_final: bool) -> Option<Memory> {
+        let accounts = self.accounts.as_mut().filter(|accounts| accounts.is_due(is_final))?;
+        accounts.make(processes(&self.targets, known(snapshot, own)))
+    }
+
+    /// Accounts for processes' memory, where all of it is traced.
+    pub(super) fn new_accounts(
+        settings: &CaptureSettings,
+        sample_rate: u64,
+        mode: &Mode,
+    ) -> Option<Accounts> {
+        match mode {
+            Mode::User(mode) if is_complete(settings) => Some(Accounts::new(mode.store.clone(), sample_rate)),
+            Mode::User(_) | Mode::Kernel => None,
+        }
+    }
+}
+
+/// The living address spaces, each by one of its processes.
+fn processes(targets: &Targets, mut known: HashMap<u32, KnownMemory>) -> Vec<AccountedProcess> {
+    let mut processes: Vec<AccountedProcess> = Vec::new();
+    for (_, traced) in targets.living() {
+        let space = traced.owner.space;
+        if !processes.iter().any(|process| process.space == space) {
+            let known = known.remove(&space).unwrap_or_default();
+            processes.push(AccountedProcess {
+                pid: traced.id.pid,
+                space,
+                allocators: allocators(traced),
+                known,
+            });
+        }
+    }
+    processes
+}
+
+fn allocators(traced: &Traced) -> Allocators {
+    let is_glibc = |kind: &AllocatorKind| *kind == AllocatorKind::Glibc;
+    Allocators {
+        glibc: traced.allocators.iter().any(is_glibc),
+        others: traced.allocators.iter().any(|kind| !is_glibc(kind)),
+    }
+}
+
+/// What is known of each address space.
+fn known(snapshot: &Snapshot, own: &Own) -> HashMap<u32, KnownMemory> {
+    let range = |it: &Outstanding| -> Range<u64> { it.address..it.address.saturating_add(it.size) };
+    let mut known: HashMap<u32, KnownMemory> = HashMap::new();
+    for outstanding in &snapshot.outstanding {
+        match outstanding.resource {
+            Resource::Heap => known.entry(outstanding.space).or_default().blocks.push(range(outstanding)),
+            Resource::Mmap => known.entry(outstanding.space).or_default().mappings.push(range(outstanding)),
+            _ => {}
+        }
+    }
+    for mapping in &own.0 {
+        known.entry(mapping.space).or_default().own.push(range(mapping));
+    }
+    known
+}
