@@ -132,7 +132,7 @@ pub fn read_arenas(
         }
         let share = if all > places.budget { scaled(places.budget, size, all) } else { size };
         for (cell, stretch) in stretches(heap, size, share, places.knows(heap, blocks)) {
-            arenas.cells.push(Cell { range: cell, free: 0, own: 0, unknown: 0 });
+            arenas.cells.push(Cell { range: cell.clone(), free: 0, own: 0, unknown: 0 });
             let mut walk = ChunkWalk {
                 window: &mut window,
                 heaps: &ranges,
@@ -140,7 +140,7 @@ pub fn read_arenas(
                 anchors: places.anchors,
                 out: &mut arenas,
             };
-            walk.stretch(heap, stretch);
+            walk.stretch(heap, &cell, &stretch);
         }
     }
     arenas
@@ -263,19 +263,22 @@ struct ChunkWalk<'a, 'b> {
 }
 
 impl ChunkWalk<'_, '_> {
-    fn stretch(&mut self, heap: &Heap, stretch: Range<u64>) {
+    /// Looks at a part of a cell as long as `stretch`: from the first chunk of the cell on that is
+    /// known.
+    fn stretch(&mut self, heap: &Heap, cell: &Range<u64>, stretch: &Range<u64>) {
         let mut next_block = self.blocks.partition_point(|block| *block < stretch.start + HEADER);
         let is_first = heap.first == Some(stretch.start);
         let mut at =
-            if is_first { Some(stretch.start) } else { self.resume(&mut next_block, stretch.clone(), heap) };
-        while let Some(chunk) = at.filter(|chunk| *chunk < stretch.end) {
+            if is_first { Some(stretch.start) } else { self.resume(&mut next_block, cell.clone(), heap) };
+        let end = at.map_or(0, |at| (at + (stretch.end - stretch.start)).min(cell.end));
+        while let Some(chunk) = at.filter(|chunk| *chunk < end) {
             while self.blocks.get(next_block).is_some_and(|block| *block < chunk + HEADER) {
                 next_block += 1;
             }
             let is_known = self.blocks.get(next_block) == Some(&(chunk + HEADER));
             at = match self.chunk(chunk, heap, is_known) {
                 Some(end) => Some(end),
-                None => self.resume(&mut next_block, chunk + MIN_CHUNK..stretch.end, heap),
+                None => self.resume(&mut next_block, chunk + MIN_CHUNK..end, heap),
             };
         }
     }
