@@ -14,6 +14,7 @@ use super::{
 };
 use crate::arch::OBJECT;
 use crate::probe::table::{Row, system_calls};
+use crate::proc::limits::most_open_files;
 
 /// Raw tracepoint programs: program, tracepoint.
 const LIFECYCLE: &[(&str, &str)] = &[
@@ -44,7 +45,13 @@ pub struct Loaded {
 /// Loads the programs for this run and fills the map of rows. `unwind_words`: entries of
 /// `UNWIND_WORDS`.
 pub fn load(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded, BpfError> {
+    /// Descriptors of programs, maps, links and all else, with one process: 80. Where they run out
+    /// amid loading, what the kernel can do is found out wrongly, and its errors mislead.
+    const DESCRIPTORS: u64 = 96;
     check_kernel()?;
+    if most_open_files() < DESCRIPTORS {
+        return Err(BpfError::TooManyFiles);
+    }
     match load_with(config, rows, unwind_words) {
         Err(BpfError::Load(reason)) if config.walk == (Walk::Tables { or_pointer: true }) => {
             let by_pointer = Config { walk: Walk::Pointer, ..config.clone() };

@@ -14,6 +14,16 @@ pub fn raise_open_files() {
     }
 }
 
+/// How many files we may open at most.
+pub fn most_open_files() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is valid for the call.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } {
+        0 => limit.rlim_max,
+        _ => u64::MAX,
+    }
+}
+
 /// Our resident memory, bytes; 0 if /proc does not say (proc_pid_statm(5)).
 pub fn resident_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();

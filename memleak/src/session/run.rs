@@ -72,6 +72,9 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
     };
     check_interval(&settings, &processes)?;
     check_output(&mut sink, &settings.target, &processes)?;
+    if !processes.is_empty() {
+        raise_open_files();
+    }
     let mut session = match &settings.target {
         TargetSpec::Kernel(options) => {
             let start = kernel_mode::load(&settings, options)?;
@@ -82,9 +85,6 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
             Session::of_processes(settings, sink, mode, tracer)
         }
     };
-    if !processes.is_empty() {
-        raise_open_files();
-    }
     for process in processes {
         session.trace_running(process)?;
     }
