@@ -159,7 +159,8 @@ fn project() -> PathBuf {
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).expect("making a folder");
     if env::var_os("MEMLEAK_SOAK_BUILD").is_some_and(|name| name == "jemalloc") {
-        let script = "cp -r ${CARGO_HOME:-$HOME/.cargo}/registry/src/*/tikv-jemalloc-sys-*/jemalloc/. . && ./configure -q";
+        let script = "crate=$(echo ${CARGO_HOME:-$HOME/.cargo}/registry/src/*/tikv-jemalloc-sys-*) && \
+                      cp -r $crate/jemalloc/. . && cp $crate/configure/configure . && sh ./configure -q";
         let status =
             Command::new("sh").args(["-c", script]).current_dir(&folder).stdout(Stdio::null()).status();
         assert!(
