@@ -7,7 +7,7 @@ mod process;
 mod resident;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -129,7 +129,8 @@ impl Accounts {
     /// The account of these processes; `None` where none of them can be read.
     pub fn make(&mut self, processes: Vec<AccountedProcess>) -> Option<Memory> {
         let began = Instant::now();
-        self.spaces.retain(|space, _| processes.iter().any(|process| process.space == *space));
+        let living: HashSet<u32> = processes.iter().map(|process| process.space).collect();
+        self.spaces.retain(|space, _| living.contains(space));
         let (mut memory, mut before) = (Memory::default(), MemoryParts::default());
         for process in processes {
             if began.elapsed() > MAX_TIME {

@@ -83,6 +83,19 @@ impl Maker {
     }
 }
 
+/// Makes the link of such a message in this process.
+pub(super) fn make_here(layout: &AttrLayout, message: &mut [u64]) -> io::Result<OwnedFd> {
+    if size_of_val(message) < layout.size {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: a whole request.
+    match unsafe { make(layout, message) } {
+        // SAFETY: the kernel has just made it for us.
+        made @ 0.. => Ok(unsafe { OwnedFd::from_raw_fd(made) }),
+        error => Err(io::Error::from_raw_os_error(-error)),
+    }
+}
+
 impl Drop for Maker {
     fn drop(&mut self) {
         // SAFETY: the socket is ours; shut, it has the child end, which is ours too and whose

@@ -30,7 +30,7 @@ use aya_obj::{
 
 use super::{
     error::{BpfError, chain},
-    maker::{AttrLayout, Maker},
+    maker::{AttrLayout, Maker, make_here},
     sys::bpf,
 };
 
@@ -167,7 +167,7 @@ impl MultiPrograms {
         let path_at = message.len();
         message.extend(words(path.as_bytes_with_nul()));
         let place = |word: usize| (word * size_of::<u64>()) as u64;
-        let mut attributes = LinkAttributes {
+        let attributes = LinkAttributes {
             prog_fd: program.as_raw_fd() as u32,
             attach_type: ends.attach_type(),
             path: place(path_at),
@@ -178,15 +178,11 @@ impl MultiPrograms {
             pid,
             ..LinkAttributes::default()
         };
-        if let Some(maker) = &self.maker {
-            attributes.write_to(&mut message);
-            return maker.make(&message);
+        attributes.write_to(&mut message);
+        match &self.maker {
+            Some(maker) => maker.make(&message),
+            None => make_here(&LinkAttributes::LAYOUT, &mut message),
         }
-        let start = message.as_ptr() as u64;
-        for address in [&mut attributes.path, &mut attributes.offsets, &mut attributes.cookies] {
-            *address += start;
-        }
-        new_fd(bpf_cmd::BPF_LINK_CREATE, &mut attributes)
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use super::status::stat_fields;
+
 /// Threads that are asked for their stack: a bound for processes with tens of thousands.
 const MAX_THREADS: usize = 4096;
 
@@ -23,9 +25,7 @@ pub fn places(pid: u32) -> Option<StackPlaces> {
 /// Fields 28 (startstack) and 47 (start_brk).
 fn parse_stat(stat: &[u8]) -> Option<StackPlaces> {
     let stat = String::from_utf8_lossy(stat);
-    // A command name may hold spaces and parentheses; the third field comes after the last one.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_ascii_whitespace();
+    let (_, mut fields) = stat_fields(&stat)?;
     let stack = fields.nth(25)?.parse().ok()?;
     let break_start = fields.nth(18)?.parse().ok()?;
     (break_start != 0).then_some(StackPlaces { break_start, stack })
@@ -33,24 +33,23 @@ fn parse_stat(stat: &[u8]) -> Option<StackPlaces> {
 
 /// The stack pointers of those threads of `pid` that wait for something at this moment.
 pub fn stack_pointers(pid: u32) -> Vec<u64> {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    let pointers = threads.flatten().take(MAX_THREADS).filter_map(|thread| {
-        let text = fs::read_to_string(thread.path().join("syscall")).ok()?;
-        parse_system_call(&text)
-    });
-    pointers.collect()
+    system_calls(pid).filter_map(|text| parse_system_call(&text)).collect()
 }
 
 /// How many threads of `pid` wait in a call of accept(2) or accept4(2) at this moment.
 pub fn accepting(pid: u32) -> usize {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
     let waits = |text: &String| {
         let number =
             text.split_ascii_whitespace().next().and_then(|number| number.parse::<libc::c_long>().ok());
         number.is_some_and(|number| [libc::SYS_accept, libc::SYS_accept4].contains(&number))
     };
-    let calls = threads.flatten().take(MAX_THREADS);
-    calls.filter_map(|thread| fs::read_to_string(thread.path().join("syscall")).ok()).filter(waits).count()
+    system_calls(pid).filter(waits).count()
+}
+
+/// What each thread of `pid` is doing (/proc/PID/task/TID/syscall), of [`MAX_THREADS`] at most.
+fn system_calls(pid: u32) -> impl Iterator<Item = String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.take(MAX_THREADS).filter_map(|thread| fs::read_to_string(thread.path().join("syscall")).ok())
 }
 
 /// `NUMBER ARGUMENTS SP PC`, `-1 SP PC` or `running`.

@@ -1,6 +1,6 @@
 //! What /proc/PID/status and its neighbours say of a process.
 
-use std::{collections::HashSet, fs, io};
+use std::{collections::HashSet, fs, io, str::SplitAsciiWhitespace};
 
 /// The parts of a process's status that matter here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,11 +59,17 @@ pub fn related(pids: &HashSet<u32>) -> Vec<(u32, String)> {
     related
 }
 
+/// The command name of /proc/PID/stat, and the fields from the third on (proc_pid_stat(5)). The name
+/// may hold spaces and parentheses: what comes after the last one is no part of it.
+pub(super) fn stat_fields(stat: &str) -> Option<(&str, SplitAsciiWhitespace<'_>)> {
+    let (name, fields) = stat.rsplit_once(')')?;
+    let (_, comm) = name.split_once('(')?;
+    Some((comm, fields.split_ascii_whitespace()))
+}
+
 /// Command name, process group and session of a process that has not ended, by its /proc/PID/stat.
 fn family(stat: &str) -> Option<(String, [u32; 2])> {
-    let (name, rest) = stat.rsplit_once(')')?;
-    let (_, comm) = name.split_once('(')?;
-    let mut fields = rest.split_ascii_whitespace();
+    let (comm, mut fields) = stat_fields(stat)?;
     if matches!(fields.next()?, "Z" | "X") {
         return None;
     }
@@ -85,9 +91,7 @@ fn parse(status: &str, stat: &str) -> Option<Status> {
     let field =
         |name: &str| status.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()));
     let number = |text: &str| text.parse::<u64>().ok();
-    // A command name may hold spaces and parentheses; the third field comes after the last one.
-    let (_, stat) = stat.rsplit_once(')')?;
-    let mut stat = stat.split_ascii_whitespace();
+    let (_, mut stat) = stat_fields(stat)?;
     let state = stat.next()?;
     let flags = number(stat.nth(5)?)?;
     let start_time = number(stat.nth(12)?)?;

@@ -1,6 +1,9 @@
 //! The account of the targets' memory: which processes, and what a snapshot says of each.
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
 use memleak_common::probe::Resource;
 
@@ -51,20 +54,18 @@ impl Session {
 
 /// The living address spaces, each by one of its processes.
 fn processes(targets: &Targets, mut known: HashMap<u32, KnownMemory>) -> Vec<AccountedProcess> {
-    let mut processes: Vec<AccountedProcess> = Vec::new();
-    for (_, traced) in targets.living() {
+    let mut taken = HashSet::new();
+    let living = targets.living().filter(|(_, traced)| taken.insert(traced.owner.space));
+    let accounted = living.map(|(_, traced)| {
         let space = traced.owner.space;
-        if !processes.iter().any(|process| process.space == space) {
-            let known = known.remove(&space).unwrap_or_default();
-            processes.push(AccountedProcess {
-                pid: traced.id.pid,
-                space,
-                allocators: allocators(traced),
-                known,
-            });
+        AccountedProcess {
+            pid: traced.id.pid,
+            space,
+            allocators: allocators(traced),
+            known: known.remove(&space).unwrap_or_default(),
         }
-    }
-    processes
+    });
+    accounted.collect()
 }
 
 fn allocators(traced: &Traced) -> Allocators {

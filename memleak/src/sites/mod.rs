@@ -89,15 +89,7 @@ impl Sites {
     /// Finds the site of each stack that is outstanding in `snapshot`; those of other stacks are
     /// forgotten.
     pub fn update(&mut self, snapshot: &Snapshot, locate: &mut dyn Locate) {
-        let mut used = FxHashSet::default();
-        for outstanding in &snapshot.outstanding {
-            let at = (outstanding.space, outstanding.stack_id);
-            if used.insert(at)
-                && let Some(stack) = snapshot.stacks.get(&outstanding.stack_id)
-            {
-                self.add(at, stack, locate);
-            }
-        }
+        let used = self.find(snapshot, locate);
         self.known.retain(|at, _| used.contains(at));
         let used: FxHashSet<SiteId> = self.known.values().chain(&self.held).copied().collect();
         self.sites.retain(|id, _| used.contains(id));
@@ -109,13 +101,19 @@ impl Sites {
         locate.keep(&objects.collect());
     }
 
-    /// Finds the sites of stacks that [`Self::update`] has not seen, or not in its last snapshot.
-    pub fn find(&mut self, snapshot: &Snapshot, locate: &mut dyn Locate) {
+    /// Finds the site of each stack that is outstanding in `snapshot`, in addition to those that are
+    /// known. Gives the stacks, by address space and id.
+    pub fn find(&mut self, snapshot: &Snapshot, locate: &mut dyn Locate) -> FxHashSet<(u32, u64)> {
+        let mut used = FxHashSet::default();
         for outstanding in &snapshot.outstanding {
-            if let Some(stack) = snapshot.stacks.get(&outstanding.stack_id) {
-                self.add((outstanding.space, outstanding.stack_id), stack, locate);
+            let at = (outstanding.space, outstanding.stack_id);
+            if used.insert(at)
+                && let Some(stack) = snapshot.stacks.get(&outstanding.stack_id)
+            {
+                self.add(at, stack, locate);
             }
         }
+        used
     }
 
     /// These sites stay, whatever later snapshots have.
