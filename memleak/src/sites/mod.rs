@@ -101,8 +101,8 @@ impl Sites {
         locate.keep(&objects.collect());
     }
 
-    /// Finds the site of each stack that is outstanding in `snapshot`, in addition to those that are
-    /// known. Gives the stacks, by address space and id.
+    /// Finds the site of each stack that is outstanding in `snapshot`, in addition to those that
+    /// are known. Gives the stacks, by address space and id.
     pub fn find(&mut self, snapshot: &Snapshot, locate: &mut dyn Locate) -> FxHashSet<(u32, u64)> {
         let mut used = FxHashSet::default();
         for outstanding in &snapshot.outstanding {
