@@ -131,3 +131,16 @@ pub fn status_kb(pid: u32, field: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
     line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
 }
+
+/// CPU time of a process, user and system (proc(5), /proc/PID/stat: utime and stime in ticks).
+pub fn cpu_time(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let fields: Vec<&str> = stat.rsplit(") ").next().expect("a name").split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime");
+    Duration::from_millis(ticks * 10) // USER_HZ is 100 on all machines that we run on
+}
+
+/// What the kernel has complained of since it had said `before`.
+pub fn new_complaints(before: &[String]) -> Vec<String> {
+    kernel_complaints().into_iter().filter(|line| !before.contains(line)).collect()
+}

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    guard::alone,
+    guard::{alone, cpu_time, status_kb},
     process::{Running, rounds, wait_for_end},
     programs::{Link, build, scratch_dir, text},
     tracer::Tracer,
@@ -325,19 +325,9 @@ struct Cost {
     functions: Vec<String>,
 }
 
-/// CPU time of a process, user and system.
-fn cpu_time(pid: u32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
-    let fields: Vec<&str> = stat.rsplit(") ").next().expect("a name").split(' ').collect();
-    let ticks: u64 = fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime");
-    Duration::from_millis(ticks * 10) // USER_HZ is 100 on all machines that we run on
-}
-
 /// The most memory that a process has had, bytes.
 fn peak(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    status_kb(pid, "VmHWM") << 10
 }
 
 /// Traces `program`, lets it go on, reads a report and ends the tracer by SIGTERM.

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     ends::read_one_line,
     errors::assert_one_line,
-    guard::{alone, assert_no_links_left, assert_nothing_left, kernel_complaints, status_kb},
+    guard::{alone, assert_no_links_left, assert_nothing_left, kernel_complaints, new_complaints, status_kb},
     process::{Running, code, patience, wait_for_end},
     programs::{Link, build, scratch_dir, text},
     report::Report,
@@ -91,7 +91,7 @@ fn a_machine_at_work_is_traced_for_a_while() {
     let turns = load.end();
     assert_eq!(code(turns.status), 0, "{turns:?}");
     assert_all_gone();
-    let new: Vec<String> = kernel_complaints().into_iter().filter(|line| !before.contains(line)).collect();
+    let new = new_complaints(&before);
     assert!(new.is_empty(), "the kernel complains: {new:?}");
 }
 

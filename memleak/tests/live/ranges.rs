@@ -4,21 +4,12 @@
 use std::process::Command;
 
 use crate::{
-    guard::alone,
+    guard::{alone, cpu_time},
     ledger,
     process::Running,
     programs::{Link, build},
     tracer::{NEVER, Tracer},
 };
-
-/// CPU time that a process has used, in seconds (proc(5), `stat`: utime and stime in ticks of 10
-/// ms).
-fn cpu_seconds(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a running process");
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().expect("a number")).sum();
-    ticks as f64 / 100.0
-}
 
 /// A release is used up when it is applied: what a report costs does not grow with all that was
 /// ever mapped.
@@ -39,11 +30,11 @@ fn a_reservation_is_committed_piece_by_piece() {
     }
     // Those of records that a snapshot may have missed are kept for a while.
     (0..3).for_each(|_| drop(tracer.fresh_report()));
-    let before = cpu_seconds(tracer.running().pid());
+    let before = cpu_time(tracer.running().pid()).as_secs_f64();
     for _ in 0..REPORTS {
         drop(tracer.wait_report(|_| true));
     }
-    let each = (cpu_seconds(tracer.running().pid()) - before) / REPORTS as f64;
+    let each = (cpu_time(tracer.running().pid()).as_secs_f64() - before) / REPORTS as f64;
     assert!(each < 0.15, "{each} s of CPU for a report");
     target.tell("end");
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use crate::{
-    guard::{alone, assert_nothing_left, kernel_complaints, status_kb},
+    guard::{alone, assert_nothing_left, kernel_complaints, new_complaints, status_kb},
     moments::assert_right_at_its_moment,
     process::{Running, code, rounds, wait_for_end},
     programs::{Link, build, scratch_dir, text},
@@ -83,10 +83,6 @@ fn a_mixed_load() {
     assert!(target.wait_status().success());
     assert_flat(early, late);
     assert_eq!(new_complaints(&before), [] as [String; 0]);
-}
-
-fn new_complaints(before: &[String]) -> Vec<String> {
-    kernel_complaints().into_iter().filter(|line| !before.contains(line)).collect()
 }
 
 /// Each child leaks 1000 bytes and ends: all are traced or counted, and the tracer's memory does
