@@ -26,6 +26,10 @@ const WINDOW: usize = 256 << 10;
 /// Bytes that are read of one name first: most are shorter.
 const FIRST_READ: u64 = 256;
 
+/// Names of the files that GCC's and LLVM's link-time optimizers write: GNU ld and gold leave GCC's
+/// out or keep it.
+const OPTIMIZED: &[&[u8]] = &[b"", b"<artificial>", b"ld-temp.o"];
+
 /// A symbol table and its strings.
 #[derive(Clone, Copy, Debug)]
 pub struct SymbolTable<'a> {
@@ -113,6 +117,32 @@ impl<'a> SymbolTable<'a> {
                 with(index, name);
             }
         }
+    }
+
+    /// The functions that are a source file's own, in order of their addresses, and whether they
+    /// are of no source file: the names of the files that come before them are those that link-time
+    /// optimizers give to what they have made of several.
+    pub fn places_of_local_functions(&self) -> Vec<(u64, bool)> {
+        let budget = self.elf.budget();
+        let is_file = |symbol: &RawSymbol| symbol.kind == elf::STT_FILE.0;
+        let (mut made, mut last) = (HashSet::new(), None);
+        self.for_each_named(&budget, is_file, |index, name| {
+            last = last.max(Some(index));
+            if OPTIMIZED.contains(&name) {
+                made.insert(index);
+            }
+        });
+        // What comes after the last one is of no file either: functions that the linker has hidden.
+        let (mut of_file, mut places) = (None, Vec::new());
+        self.for_each(&budget, |index, symbol| {
+            if is_file(&symbol) {
+                of_file = Some(index);
+            } else if symbol.binding == elf::STB_LOCAL.0 && symbol.is_function() && of_file < last {
+                places.push((symbol.value, of_file.is_some_and(|file| made.contains(&file))));
+            }
+        });
+        places.sort_unstable();
+        places
     }
 
     /// The symbol at `index`.

@@ -1,7 +1,7 @@
 //! What of an allocator is not seen: half of its functions, or all of them, if a linker has
 //! dropped their symbols.
 
-use super::plan::Plan;
+use super::plan::{Family, Plan};
 use crate::target::{
     allocator::{self, AllocatorKind},
     object::Object,
@@ -32,11 +32,12 @@ pub enum Gap {
         /// By the words that it would print.
         allocator: AllocatorKind,
     },
-    /// The same, but the functions that shared libraries call are named.
+    /// The same, but the functions that shared libraries refer to are named.
     #[error(
-        "{object} contains {allocator}, but is stripped: calls of functions that only {allocator} has are not seen, and \
-         blocks that they free are listed as outstanding; install its debug file (/usr/lib/debug/.build-id) or trace a \
-         build with symbols"
+        "{object} contains {}, but is stripped: calls of its functions that no shared library refers to (some of C++'s \
+         operators, those that only it has) are not seen, and blocks that they free are listed as outstanding; install its \
+         debug file (/usr/lib/debug/.build-id) or trace a build with symbols",
+        in_words(*allocator)
     )]
     HalfHidden {
         /// Its path.
@@ -44,6 +45,28 @@ pub enum Gap {
         /// By the words that it would print.
         allocator: AllocatorKind,
     },
+    /// The linker's optimizer has copied its functions into their callers.
+    #[error(
+        "{object} was optimized as a whole when it was linked (-flto), with {} in it: what calls of {acquires} and others \
+         acquire and free where they were inlined is not seen; trace a build in which the allocator is compiled without \
+         -flto",
+        in_words(*allocator)
+    )]
+    Inlined {
+        /// Its path.
+        object: String,
+        /// What it is known to be.
+        allocator: AllocatorKind,
+        /// A function that is probed.
+        acquires: String,
+    },
+}
+
+fn in_words(allocator: AllocatorKind) -> String {
+    match allocator {
+        AllocatorKind::Unknown => "an allocator of its own".to_owned(),
+        known => known.to_string(),
+    }
 }
 
 /// The gaps in `plan`, a plan for `objects`: all that a target has mapped.
@@ -53,8 +76,18 @@ pub fn gaps(objects: &[Object], plan: &Plan) -> Vec<Gap> {
         plan.families.iter().filter(|family| !(family.releases || (family.is_plain && is_freed_elsewhere)));
     let halves = halves
         .map(|family| Gap::NothingFrees { object: family.object.clone(), acquires: family.acquires.clone() });
-    halves.chain(objects.iter().filter_map(|object| hidden(object, plan))).collect()
+    halves.chain(of_programs(objects, plan)).collect()
 }
+
+/// Those that a program has, whatever else its process has mapped.
+pub fn of_programs(objects: &[Object], plan: &Plan) -> Vec<Gap> {
+    let of_objects = objects.iter().flat_map(|object| [hidden(object, plan), inlined(object, plan)]);
+    of_objects.flatten().collect()
+}
+
+/// C++'s operators: who lacks one of these lacks others. They are the commonest that acquire and
+/// that free.
+const OPERATORS: [&str; 5] = ["_Znwm", "_Znam", "_ZdlPv", "_ZdaPv", "_ZdlPvm"];
 
 /// A stripped program may hold an allocator that is linked into it.
 fn hidden(object: &Object, plan: &Plan) -> Option<Gap> {
@@ -63,13 +96,33 @@ fn hidden(object: &Object, plan: &Plan) -> Option<Gap> {
         return None;
     }
     let name = object.to_string();
-    let mut of_object = plan.families.iter().filter(|family| family.object == name).peekable();
-    if of_object.peek().is_none() {
+    if families_of(&name, plan).next().is_none() {
         return Some(Gap::Hidden { allocator: allocator::told_by_words(elf)?, object: name });
     }
-    if of_object.any(|family| !family.is_plain) {
+    if families_of(&name, plan).any(|family| !family.is_plain) {
         return None;
     }
-    let allocator = allocator::told_by_words(elf)?;
-    allocator.has_more_functions().then_some(Gap::HalfHidden { object: name, allocator })
+    let allocator = allocator::told_by_words(elf).unwrap_or(AllocatorKind::Unknown);
+    let is_whole = !allocator.has_more_functions() && OPERATORS.iter().all(|operator| elf.defines(operator));
+    (!is_whole).then_some(Gap::HalfHidden { object: name, allocator })
+}
+
+/// A program may hold an allocator whose functions are in part copied to where they are called.
+fn inlined(object: &Object, plan: &Plan) -> Option<Gap> {
+    let elf = object.elf.as_ref().ok().filter(|elf| elf.is_program())?;
+    let name = object.to_string();
+    let is_inlined = |function: &str| {
+        elf.symbols_named(function).iter().any(|symbol| elf.is_optimized_when_linked(symbol.vaddr))
+    };
+    let family = families_of(&name, plan).find(|family| is_inlined(&family.acquires))?;
+    let acquires = family.acquires.clone();
+    let allocator = match allocator::identify(elf) {
+        AllocatorKind::Unknown => allocator::told_by_words(elf).unwrap_or(AllocatorKind::Unknown),
+        known => known,
+    };
+    Some(Gap::Inlined { object: name, allocator, acquires })
+}
+
+fn families_of<'a>(object: &'a str, plan: &'a Plan) -> impl Iterator<Item = &'a Family> {
+    plan.families.iter().filter(move |family| family.object == object)
 }

@@ -89,15 +89,19 @@ impl<'a> Planner<'a> {
     }
 
     fn run(mut self, plan: &mut Plan) {
-        let families = self.families();
+        let prefixes = self.prefixes();
+        let families = self.families(&prefixes);
         let has_own_functions = self.is_chosen && self.defines_whole(|_| true);
         let kind = allocator::identify(self.elf);
         let has_allocator = !families.is_empty() || has_own_functions;
         if has_allocator {
             plan.allocators.push((self.object.to_string(), kind));
-            let (plain, named): (Vec<_>, Vec<_>) = families.iter().partition(|prefix| prefix.is_empty());
-            plan.families
-                .extend([self.family(&plain, true), self.family(&named, false)].into_iter().flatten());
+            // Functions of a prefix that are other names of malloc's own free what its others
+            // acquire.
+            let (plain, named): (Vec<_>, Vec<_>) = prefixes.iter().partition(|prefix| prefix.is_empty());
+            let new = |prefix: &&String| families.contains(*prefix);
+            plan.families.extend(self.family(plain.into_iter().filter(new), &[], true));
+            plan.families.extend(self.family(named.iter().copied().filter(new), &named, false));
         }
         for prefix in &families {
             self.add_rows(plan, prefix, is_prefixed, None);
@@ -121,19 +125,21 @@ impl<'a> Planner<'a> {
         self.add_rows(plan, "", |scope| matches!(scope, Scope::Anywhere | Scope::User), None);
     }
 
+    /// Prefixes under which it may define something of an allocator.
+    fn prefixes(&self) -> Vec<String> {
+        match (self.is_chosen, self.options.symbols_prefix) {
+            (false, _) => Vec::new(),
+            (true, Some(prefix)) => vec![prefix.to_owned()],
+            (true, None) => allocator::prefixes_of(self.elf),
+        }
+    }
+
     /// Prefixes under which the object defines something of an allocator, complete or not: a linker
     /// takes from a static library only what is called, and leaves the symbols out that nobody
     /// refers to. If nothing under a prefix acquires, what it frees is something else: a
     /// program's own `mi_free` may free menu items. A prefix that names what another one has named
     /// already adds nothing.
-    fn families(&self) -> Vec<String> {
-        if !self.is_chosen {
-            return Vec::new();
-        }
-        let prefixes = match self.options.symbols_prefix {
-            Some(prefix) => vec![prefix.to_owned()],
-            None => allocator::prefixes_of(self.elf),
-        };
+    fn families(&self, prefixes: &[String]) -> Vec<String> {
         let mut known = HashSet::new();
         let mut adds_something = |prefix: &str| {
             let is_counted = |row: &&Row| is_prefixed(row.scope) && row.role != Role::Sweep;
@@ -146,30 +152,46 @@ impl<'a> Planner<'a> {
             }
             is_new
         };
-        prefixes.into_iter().filter(|prefix| adds_something(prefix)).collect()
+        prefixes.iter().filter(|prefix| adds_something(prefix)).cloned().collect()
     }
 
     /// What the object names of malloc's and C++'s own functions, or of those under these prefixes
-    /// and with whole names.
-    fn family(&self, prefixes: &[&String], is_plain: bool) -> Option<Family> {
+    /// and with whole names. What it frees may be named under one of `others`, too.
+    fn family<'p>(
+        &self,
+        prefixes: impl Iterator<Item = &'p String>,
+        others: &[&String],
+        is_plain: bool,
+    ) -> Option<Family> {
         let whole = if is_plain { Scope::Operator } else { Scope::Allocator };
+        let prefixes: Vec<_> = prefixes.collect();
         let (mut acquired_by, mut releases) = (None, false);
         for (_, row) in self.options.selected() {
+            let under = |prefix: &&String| format!("{prefix}{}", row.function);
             let names: Vec<_> = match row.scope {
-                scope if is_prefixed(scope) => {
-                    prefixes.iter().map(|prefix| format!("{prefix}{}", row.function)).collect()
-                }
+                scope if is_prefixed(scope) => prefixes.iter().map(under).collect(),
                 scope if scope == whole && self.may_take(row) => vec![row.function.to_string()],
                 _ => continue,
             };
+            let is_release = row.role == Role::Release;
+            if is_release && is_prefixed(row.scope) {
+                releases |=
+                    others.iter().any(|prefix| self.elf.defines(&under(prefix)) && self.acquires(prefix));
+            }
             let Some(name) = names.into_iter().find(|name| self.elf.defines(name)) else { continue };
-            releases |= row.role == Role::Release;
+            releases |= is_release;
             if acquires(row) {
                 acquired_by.get_or_insert(name);
             }
         }
         let object = self.object.to_string();
         Some(Family { object, acquires: acquired_by?, releases, is_plain })
+    }
+
+    /// The object defines a function that acquires under this prefix.
+    fn acquires(&self, prefix: &str) -> bool {
+        let mut rows = self.options.selected().filter(|(_, row)| is_prefixed(row.scope) && acquires(row));
+        rows.any(|(_, row)| self.elf.defines(&format!("{prefix}{}", row.function)))
     }
 
     /// Notes where the allocator's code is: all of a library that is nothing else, or the functions

@@ -8,7 +8,7 @@ use memleak_common::probe::Resource;
 use super::SessionError;
 use crate::{
     probe::{
-        gaps::{Gap, gaps},
+        gaps::Gap,
         plan::{Plan, PlanError, PlanOptions},
         table::DEFAULT_RESOURCES,
     },
@@ -79,10 +79,9 @@ pub(super) fn check_plan(
     }
 }
 
-/// Warns of what reports on process `pid` will lack, of each thing once in a run. `plan` is for all
-/// that it has mapped.
-pub(super) fn tell_gaps(pid: u32, plan: &Plan, objects: &[Object], told: &mut HashSet<Gap>) {
-    for gap in gaps(objects, plan) {
+/// Warns of what reports on process `pid` will lack, of each thing once in a run.
+pub(super) fn tell_gaps(pid: u32, gaps: Vec<Gap>, told: &mut HashSet<Gap>) {
+    for gap in gaps {
         if told.insert(gap.clone()) {
             warn!("process {pid}: {gap}");
         }

@@ -17,7 +17,7 @@ use crate::{
     bpf::{Tracer, UserStart, answering_threads},
     objects::ObjectStore,
     probe::{
-        gaps::Gap,
+        gaps::{self, Gap, gaps},
         plan::{Plan, PlanOptions, plan, symbol_names},
         table::{Row, TABLE},
     },
@@ -115,9 +115,13 @@ impl UserMode {
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
         if which == Objects::All {
             check_plan(pid, &plan, &objects, &options, self.probed == capture.resources)?;
-            if capture.resources.contains(&Resource::Heap) {
-                tell_gaps(pid, &plan, &objects, &mut self.told_gaps);
-            }
+        }
+        if capture.resources.contains(&Resource::Heap) {
+            let gaps = match which {
+                Objects::All => gaps(&objects, &plan),
+                Objects::New => gaps::of_programs(&objects, &plan),
+            };
+            tell_gaps(pid, gaps, &mut self.told_gaps);
         }
         if which == Objects::All {
             traced.allocator_code.clear();

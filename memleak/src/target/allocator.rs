@@ -36,8 +36,9 @@ pub enum AllocatorKind {
 struct Known {
     kind: AllocatorKind,
     name: &'static str,
-    /// What its messages begin with: it tells of an allocator in a program without symbols.
-    words: Option<&'static str>,
+    /// What its messages begin with, or else its code holds: it tells of an allocator in a program
+    /// without symbols. All of them must be there.
+    words: &'static [&'static str],
     /// C code calls it by functions, too, that no shared library refers to: a stripped program does
     /// not name them.
     has_more_functions: bool,
@@ -53,7 +54,7 @@ const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Jemalloc,
         name: "jemalloc",
-        words: Some("<jemalloc>: "),
+        words: &["<jemalloc>: "],
         has_more_functions: true,
         // As prefixes are found: see `discovered_prefixes`.
         markers: &[],
@@ -62,7 +63,7 @@ const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Tcmalloc,
         name: "tcmalloc",
-        words: Some("tcmalloc: large alloc "),
+        words: &["tcmalloc: large alloc "],
         has_more_functions: false,
         markers: &[
             "tc_malloc",
@@ -77,7 +78,7 @@ const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Mimalloc,
         name: "mimalloc",
-        words: Some("mimalloc: "),
+        words: &["mimalloc: "],
         has_more_functions: true,
         markers: &["mi_malloc", "mi_version", "mi_malloc_aligned", "mi_process_init", "mi_heap_malloc"],
         own_operators: true,
@@ -85,15 +86,17 @@ const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Snmalloc,
         name: "snmalloc",
-        words: Some("/src/snmalloc/"),
+        words: &["/src/snmalloc/"],
         has_more_functions: true,
-        markers: &["sn_rust_alloc", "sn_rust_dealloc", "sn_malloc"],
+        markers: &["sn_rust_alloc", "sn_rust_dealloc", "sn_malloc", "_ZN8snmalloc4libc6mallocEm"],
         own_operators: true,
     },
     Known {
         kind: AllocatorKind::Rpmalloc,
         name: "rpmalloc",
-        words: None,
+        // How it finds the size of large pages; it has no messages. Ended by a zero, which other
+        // programs' patterns for this line of the file are not.
+        words: &["Hugepagesize:\0", "/proc/meminfo\0"],
         has_more_functions: true,
         markers: &["rpmalloc", "rpmalloc_initialize", "rpaligned_alloc"],
         own_operators: true,
@@ -101,7 +104,7 @@ const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Scudo,
         name: "scudo",
-        words: Some("Scudo ERROR: "),
+        words: &["Scudo ERROR: "],
         has_more_functions: false,
         markers: &["__scudo_print_stats", "scudo_malloc", "scudo_allocate", "__scudo_default_options"],
         own_operators: true,
@@ -109,7 +112,7 @@ const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Dlmalloc,
         name: "dlmalloc",
-        words: None,
+        words: &[],
         has_more_functions: true,
         markers: &["dlmalloc", "mspace_malloc"],
         own_operators: true,
@@ -117,7 +120,7 @@ const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Tbb,
         name: "oneTBB's allocator",
-        words: None,
+        words: &[],
         has_more_functions: true,
         markers: &["scalable_malloc", "__TBB_malloc_proxy"],
         own_operators: true,
@@ -127,7 +130,7 @@ const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Glibc,
         name: "glibc",
-        words: None,
+        words: &[],
         has_more_functions: false,
         markers: &["gnu_get_libc_version", "__libc_mallopt", "__malloc_info"],
         own_operators: false,
@@ -136,7 +139,7 @@ const KNOWN: &[Known] = &[
     Known {
         kind: AllocatorKind::Musl,
         name: "musl",
-        words: None,
+        words: &[],
         has_more_functions: false,
         markers: &["__dls2b", "__dls3", "__libc_malloc_impl", "__init_libc"],
         own_operators: false,
@@ -205,12 +208,13 @@ pub fn identify(elf: &Elf) -> AllocatorKind {
         .map_or(AllocatorKind::Unknown, |known| known.kind)
 }
 
-/// Which allocator a program without symbols holds, by the words that it would print. `None`: none
-/// that is known so.
+/// Which allocator a program without symbols holds, by the words that are in it. `None`: none that
+/// is known so.
 pub fn told_by_words(elf: &Elf) -> Option<AllocatorKind> {
-    let known: Vec<_> = KNOWN.iter().filter_map(|known| Some((known.kind, known.words?))).collect();
-    let words: Vec<_> = known.iter().map(|(_, words)| words.as_bytes()).collect();
-    known.get(elf.find_first(&words)?).map(|(kind, _)| *kind)
+    let known: Vec<_> = KNOWN.iter().filter_map(|known| Some((known, known.words.split_first()?))).collect();
+    let firsts: Vec<_> = known.iter().map(|(_, (first, _))| first.as_bytes()).collect();
+    let (known, (_, others)) = known.get(elf.find_first(&firsts)?)?;
+    others.iter().all(|word| elf.find_first(&[word.as_bytes()]).is_some()).then_some(known.kind)
 }
 
 /// Prefixes under which `elf` may define malloc and related functions: those that are common, and

@@ -264,6 +264,19 @@ impl Elf {
         size
     }
 
+    /// Whether the function at `vaddr` is among code that was optimized as a whole when the program
+    /// was linked: the functions around it are of no source file. Such a function may be copied to
+    /// where it is called.
+    pub fn is_optimized_when_linked(&self, vaddr: u64) -> bool {
+        let tables = self.elf().into_iter().flat_map(ElfFile::symbol_tables);
+        tables.into_iter().any(|table| {
+            let places = table.places_of_local_functions();
+            let next = places.partition_point(|(place, _)| *place <= vaddr);
+            let is_of_no_file = |at: usize| places.get(at).is_some_and(|(_, is_of_no_file)| *is_of_no_file);
+            next > 0 && is_of_no_file(next - 1) && is_of_no_file(next)
+        })
+    }
+
     /// The relocation slots that `which` describes. None of a damaged file.
     pub fn slots(&self, which: RelocationSlots<'_>) -> Vec<Slot> {
         let Some(elf) = self.elf() else { return Vec::new() };

@@ -92,6 +92,11 @@ fn each_function_alone_with_static_musl() {
     each_function_alone(Link::Musl, &POSIX_FUNCTIONS);
 }
 
+#[test]
+fn each_function_alone_with_shared_musl() {
+    each_function_alone(Link::MuslShared, &POSIX_FUNCTIONS);
+}
+
 /// There the stack is at the end of the address space, and the kernel's return trampoline
 /// elsewhere.
 #[test]

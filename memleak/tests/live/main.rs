@@ -17,6 +17,7 @@ mod tracer;
 
 mod account;
 mod allocator_forms;
+mod allocator_sources;
 mod allocators;
 mod commands;
 mod daemons;

@@ -20,6 +20,8 @@ pub enum Link {
     StaticPie,
     /// With musl in it.
     Musl,
+    /// Against musl's shared library.
+    MuslShared,
     /// As a shared library.
     Library,
     /// Without any libc.
@@ -29,7 +31,7 @@ pub enum Link {
 impl Link {
     fn flags(self) -> &'static [&'static str] {
         match self {
-            Self::Dynamic => &["-pthread"],
+            Self::Dynamic | Self::MuslShared => &["-pthread"],
             Self::Static | Self::Musl => &["-pthread", "-static"],
             Self::StaticPie => &["-pthread", "-static-pie"],
             Self::Library => &["-shared", "-fPIC"],
@@ -65,7 +67,7 @@ pub fn build(source: &str, link: Link, flags: &[&str]) -> PathBuf {
     let _compiling = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
     let compiler = match (link, Path::new(source).extension().and_then(|e| e.to_str())) {
-        (Link::Musl, _) => "musl-gcc",
+        (Link::Musl | Link::MuslShared, _) => "musl-gcc",
         (_, Some("cc")) => "g++",
         _ => "gcc",
     };

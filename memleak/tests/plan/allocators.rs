@@ -196,3 +196,51 @@ fn says_which_allocator_a_stripped_program_hides() {
         assert_eq!(gaps, if is_hidden { vec![expected] } else { vec![] }, "{name}");
     }
 }
+
+/// A linker that optimizes the whole program copies an allocator's functions to where they are
+/// called.
+#[test]
+fn says_that_an_allocator_may_be_inlined() {
+    let code = "#define OWN __attribute__((used))\n\
+                static char pool[1 << 16]; static unsigned long taken;\n\
+                static OWN __attribute__((noinline)) int one(char *p) { __asm__(\"\"); return *p; }\n\
+                OWN void *malloc(unsigned long n) { taken += n; return pool + taken - n; }\n\
+                OWN void free(void *p) { __asm__ volatile(\"\" :: \"r\"(p)); }\n\
+                static OWN __attribute__((noinline)) int two(char *p) { __asm__(\"\"); return *p; }\n\
+                int main(void) { char *p = malloc(9); int c = one(p) + two(p); free(p); return c; }";
+    let options = PlanOptions::default();
+    let flags = ["-O2", "-fno-builtin", "-w"];
+    for (name, lto, is_inlined) in [("plan_lto", &["-flto"][..], true), ("plan_no_lto", &[], false)] {
+        let program = compile("gcc", name, code, &[&flags, lto].concat());
+        let objects = [open(&program, &options), open(Path::new(C_LIBRARY), &options)];
+        let (object, acquires) = (program.display().to_string(), "malloc".to_owned());
+        let expected = Gap::Inlined { object, allocator: AllocatorKind::Unknown, acquires };
+        let gaps = gaps(&objects, &plan(&objects, &options, None));
+        assert_eq!(gaps, if is_inlined { vec![expected] } else { vec![] }, "{name}");
+    }
+}
+
+/// A stripped program that defines malloc names what shared libraries refer to, which is not all.
+#[test]
+fn says_that_a_stripped_program_does_not_name_all() {
+    let malloc = "void *malloc(unsigned long n) { return (void *)n; }\nvoid free(void *p) {}\n";
+    let operators: String = ["_Znwm", "_Znam", "_ZdlPv", "_ZdaPv", "_ZdlPvm"]
+        .iter()
+        .map(|name| format!("void *{name}(void *p) {{ return p; }}\n"))
+        .collect();
+    let (c, cxx) = (format!("{malloc}{NEVER_FREES}"), format!("{malloc}{operators}{NEVER_FREES}"));
+    let options = PlanOptions::default();
+    let all = ["-w", "-fno-builtin", "-rdynamic"];
+    for (name, code, flags, is_whole) in [
+        ("plan_stripped_c", &c, &["-s"][..], false),
+        ("plan_stripped_cxx", &cxx, &["-s"], true),
+        ("plan_whole_c", &c, &[], true),
+    ] {
+        let program = compile("gcc", name, code, &[&all, flags].concat());
+        let objects = [open(&program, &options), open(Path::new(C_LIBRARY), &options)];
+        let object = program.display().to_string();
+        let expected = Gap::HalfHidden { object, allocator: AllocatorKind::Unknown };
+        let gaps = gaps(&objects, &plan(&objects, &options, None));
+        assert_eq!(gaps, if is_whole { vec![] } else { vec![expected] }, "{name}");
+    }
+}
