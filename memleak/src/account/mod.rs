@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use log::{debug, info};
+use log::{debug, info, warn};
 
 pub use process::{Allocators, KnownMemory};
 use process::{MemoryParts, Remembered, measure};
@@ -27,6 +27,8 @@ pub struct AccountedProcess {
     pub space: u32,
     /// Its allocators.
     pub allocators: Allocators,
+    /// Its program, if no function of it is known.
+    pub nameless: Option<String>,
     /// What is known of it.
     pub known: KnownMemory,
 }
@@ -83,6 +85,8 @@ pub struct Accounts {
     outstanding_before: Option<u64>,
     /// One in so many is captured.
     sample_rate: u64,
+    /// Spaces of which it was said that a heap in them is not seen.
+    told_nameless: HashSet<u32>,
     /// When the last account was made, and what it took.
     last: Option<(Instant, Duration)>,
 }
@@ -102,6 +106,7 @@ impl Accounts {
             spaces: HashMap::new(),
             outstanding_before: None,
             sample_rate: sample_rate.max(1),
+            told_nameless: HashSet::new(),
             last: None,
         }
     }
@@ -131,6 +136,7 @@ impl Accounts {
         let began = Instant::now();
         let living: HashSet<u32> = processes.iter().map(|process| process.space).collect();
         self.spaces.retain(|space, _| living.contains(space));
+        self.told_nameless.retain(|space| living.contains(space));
         let (mut memory, mut before) = (Memory::default(), MemoryParts::default());
         for process in processes {
             if began.elapsed() > MAX_TIME {
@@ -161,14 +167,27 @@ impl Accounts {
         Some(memory)
     }
 
-    fn measure(&self, process: AccountedProcess, remembered: &mut Remembered) -> Option<MemoryParts> {
-        let AccountedProcess { pid, allocators, known, .. } = process;
+    fn measure(&mut self, process: AccountedProcess, remembered: &mut Remembered) -> Option<MemoryParts> {
+        let AccountedProcess { pid, space, allocators, known, nameless } = process;
         let measured = read_maps(pid).and_then(|mappings| {
             let mappings = &mappings;
             measure(pid, mappings, &self.store, allocators, known, remembered)
         });
         match measured {
-            Ok(parts) if parts.rss > 0 => Some(parts.scaled(self.sample_rate)),
+            Ok(parts) if parts.rss > 0 => {
+                if let Some(program) = nameless.filter(|_| parts.has_nameless_heap())
+                    && self.told_nameless.insert(space)
+                {
+                    warn!(
+                        "process {pid}: {:.1} MB of its memory are in no allocator that is probed: {program}, which is \
+                         stripped, seems to have one of its own (that of a language's runtime, or one that was linked \
+                         in), whose blocks are not seen; install its debug file (/usr/lib/debug/.build-id) or trace a \
+                         build with symbols",
+                        parts.nameless as f64 / 1e6
+                    );
+                }
+                Some(parts.scaled(self.sample_rate))
+            }
             Ok(_) => None,
             Err(error) => {
                 debug!("no account of the memory of process {pid}: {error}");
@@ -179,6 +198,12 @@ impl Accounts {
 }
 
 impl MemoryParts {
+    /// What may be the heap of an allocator that nothing names is more than programs map now and
+    /// then.
+    fn has_nameless_heap(&self) -> bool {
+        self.nameless >= LITTLE && self.nameless >= self.rss / 10
+    }
+
     /// With one in `rate` blocks known, the others are among what nobody has claimed.
     fn scaled(self, rate: u64) -> Self {
         let others = self.outstanding.saturating_mul(rate - 1).min(self.rest);

@@ -24,6 +24,8 @@ pub struct KnownMemory {
     pub blocks: Vec<Range<u64>>,
     /// The program's own mappings that are outstanding.
     pub mappings: Vec<Range<u64>>,
+    /// Those of them that a program has made of which no function is known.
+    pub nameless: Vec<Range<u64>>,
     /// What allocators have mapped for themselves.
     pub own: Vec<Range<u64>>,
 }
@@ -73,6 +75,8 @@ pub struct MemoryParts {
     pub files: u64,
     /// What none of those is.
     pub rest: u64,
+    /// Of all these parts what may be the heap of an allocator that nothing names.
+    pub nameless: u64,
 }
 
 /// Measures process `pid`, which has mapped `mappings`.
@@ -188,7 +192,7 @@ fn split(
     remembered: &mut Remembered,
 ) -> MemoryParts {
     let rss = resident.bytes();
-    let KnownMemory { blocks, mappings, own } = known;
+    let KnownMemory { blocks, mappings, nameless, own } = known;
     let blocks = sorted(blocks);
     let mut arenas = match allocators.glibc {
         true => arenas(source, &resident, allocators, &blocks, &remembered.chunks),
@@ -205,7 +209,10 @@ fn split(
     parts.allocator += own_elsewhere + resident.take(pages_around(&blocks, &arenas.heaps));
     let whole_pages =
         |range: Range<u64>| range.start..range.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(range.end);
-    parts.outstanding += resident.take(sorted(mappings.into_iter().map(whole_pages).collect()));
+    let pages = |mappings: Vec<Range<u64>>| sorted(mappings.into_iter().map(whole_pages).collect());
+    parts.outstanding += resident.take(pages(mappings));
+    parts.nameless = resident.take(pages(nameless));
+    parts.outstanding += parts.nameless;
     // The arenas' own mappings were looked into: what is in use there is not the allocator's.
     let mut own = Resident::new(joined(sorted(own)));
     own.take(arenas.heaps.iter().cloned());
@@ -214,6 +221,9 @@ fn split(
     parts.files = resident.take(sorted(source.files.clone()));
     parts.areas = resident.take(sorted(remembered.areas.clone()));
     parts.rest = resident.bytes().saturating_sub(free_elsewhere + own_elsewhere);
+    if allocators.glibc && !allocators.others {
+        parts.nameless += unexplained(source, resident, arenas.heaps);
+    }
     match allocators.others || arenas.walked.is_empty() {
         true => parts.allocator += free,
         false => parts.free = Some(free),
@@ -285,6 +295,35 @@ fn pages_around(blocks: &[Range<u64>], heaps: &[Range<u64>]) -> Vec<Range<u64>> 
         block.start - HEADER..block.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(block.end)
     };
     blocks.iter().filter(is_mapped).map(around).collect()
+}
+
+/// Bytes of what is left that are in no heap of glibc's, and in no chunk that glibc has mapped.
+fn unexplained(source: &MemorySource<'_>, mut resident: Resident, heaps: Vec<Range<u64>>) -> u64 {
+    /// Smaller mappings are not looked at, nor counted: a target may have many.
+    const SMALLEST: u64 = 64 << 10;
+    resident.take(heaps);
+    let areas = || source.anonymous().filter(|mapping| mapping.end - mapping.start >= SMALLEST);
+    let chunks = areas().flat_map(|area| {
+        let first = mapped_chunk(source, &resident, area.start..area.end);
+        std::iter::successors(first, |chunk| mapped_chunk(source, &resident, chunk.end..area.end))
+    });
+    let chunks: Vec<_> = chunks.collect();
+    resident.take(chunks);
+    areas().map(|area| resident.bytes_within(area.start..area.end)).sum()
+}
+
+/// A chunk that glibc has mapped at the beginning of `area`, where this is in memory: its size, in
+/// whole pages, with the flag IS_MMAPPED, is the second word (malloc.c).
+fn mapped_chunk(source: &MemorySource<'_>, resident: &Resident, area: Range<u64>) -> Option<Range<u64>> {
+    const IS_MMAPPED: u64 = 2;
+    const FLAGS: u64 = 7;
+    resident.run_at(area.start)?;
+    let mut word = [0; 8];
+    source.memory.read_exact_at(area.start.checked_add(8)?, &mut word).ok()?;
+    let word = u64::from_ne_bytes(word);
+    let (size, flags) = (word & !FLAGS, word & FLAGS);
+    let end = area.start.checked_add(size).filter(|end| *end <= area.end)?;
+    (flags == IS_MMAPPED && size != 0 && size % PAGE_SIZE == 0).then_some(area.start..end)
 }
 
 /// Joins ranges, in order of their starts, that overlap.

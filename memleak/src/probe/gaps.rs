@@ -1,10 +1,15 @@
 //! What of an allocator is not seen: half of its functions, or all of them, if a linker has
 //! dropped their symbols.
 
+use std::ops::Range;
+
 use super::plan::{Family, Plan};
-use crate::target::{
-    allocator::{self, AllocatorKind},
-    object::Object,
+use crate::{
+    snapshot::own::Nameless,
+    target::{
+        allocator::{self, AllocatorKind},
+        object::Object,
+    },
 };
 
 /// What a report will lack, in one line that says what to do.
@@ -60,6 +65,21 @@ pub enum Gap {
         /// A function that is probed.
         acquires: String,
     },
+}
+
+/// The program, if nothing tells which allocator it holds, or whether it does: it is stripped.
+pub fn nameless(objects: &[Object], plan: &Plan, gaps: &[Gap]) -> Option<Nameless> {
+    objects.iter().find_map(|object| {
+        let elf = object.elf.as_ref().ok().filter(|elf| elf.is_program() && !elf.has_symbol_table())?;
+        let program = object.to_string();
+        let is_told = |gap: &Gap| matches!(gap, Gap::Hidden { object, .. } if *object == program);
+        if families_of(&program, plan).next().is_some() || gaps.iter().any(is_told) {
+            return None;
+        }
+        let bias = object.load_bias?;
+        let in_target = |code: Range<u64>| code.start.wrapping_add(bias)..code.end.wrapping_add(bias);
+        Some(Nameless { code: elf.code_ranges().map(in_target).collect(), program })
+    })
 }
 
 fn in_words(allocator: AllocatorKind) -> String {

@@ -36,7 +36,7 @@ impl Session {
     /// mapped for themselves.
     pub(super) fn account(&mut self, snapshot: &Snapshot, own: &Own, is_final: bool) -> Option<Memory> {
         let accounts = self.accounts.as_mut().filter(|accounts| accounts.is_due(is_final))?;
-        accounts.make(processes(&self.targets, known(snapshot, own)))
+        accounts.make(processes(&self.targets, known(snapshot, own, &self.targets)))
     }
 
     /// Accounts for processes' memory, where all of it is traced.
@@ -62,6 +62,7 @@ fn processes(targets: &Targets, mut known: HashMap<u32, KnownMemory>) -> Vec<Acc
             pid: traced.id.pid,
             space,
             allocators: allocators(traced),
+            nameless: traced.nameless.as_ref().map(|nameless| nameless.program.clone()),
             known: known.remove(&space).unwrap_or_default(),
         }
     });
@@ -77,13 +78,25 @@ fn allocators(traced: &Traced) -> Allocators {
 }
 
 /// What is known of each address space.
-fn known(snapshot: &Snapshot, own: &Own) -> HashMap<u32, KnownMemory> {
+fn known(snapshot: &Snapshot, own: &Own, targets: &Targets) -> HashMap<u32, KnownMemory> {
     let range = |it: &Outstanding| -> Range<u64> { it.address..it.address.saturating_add(it.size) };
+    let is_of_nameless = |mapping: &Outstanding| {
+        let nameless = targets.owner_of(mapping.space).and_then(|traced| traced.nameless.as_ref());
+        let stack = snapshot.stacks.get(&mapping.stack_id);
+        nameless.zip(stack).is_some_and(|(nameless, stack)| nameless.has_made(&stack.ips))
+    };
     let mut known: HashMap<u32, KnownMemory> = HashMap::new();
     for outstanding in &snapshot.outstanding {
         match outstanding.resource {
             Resource::Heap => known.entry(outstanding.space).or_default().blocks.push(range(outstanding)),
-            Resource::Mmap => known.entry(outstanding.space).or_default().mappings.push(range(outstanding)),
+            Resource::Mmap => {
+                let known = known.entry(outstanding.space).or_default();
+                let mappings = match is_of_nameless(outstanding) {
+                    true => &mut known.nameless,
+                    false => &mut known.mappings,
+                };
+                mappings.push(range(outstanding));
+            }
             _ => {}
         }
     }

@@ -136,6 +136,7 @@ impl Session {
         traced.planned.clear();
         traced.allocator_code.clear();
         traced.allocators.clear();
+        traced.nameless = None;
         if let Some(accounts) = &mut self.accounts {
             accounts.replaced(space);
         }

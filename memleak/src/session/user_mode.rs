@@ -121,6 +121,9 @@ impl UserMode {
                 Objects::All => gaps(&objects, &plan),
                 Objects::New => gaps::of_programs(&objects, &plan),
             };
+            if let Some(nameless) = gaps::nameless(&objects, &plan, &gaps) {
+                traced.nameless = Some(nameless);
+            }
             tell_gaps(pid, gaps, &mut self.told_gaps);
         }
         if which == Objects::All {

@@ -34,6 +34,22 @@ fn is_in(ranges: &[Range<u64>], ip: u64) -> bool {
     ranges.iter().any(|range| range.start < ip && ip <= range.end)
 }
 
+/// A stripped program, of whose functions none is known: it may have an allocator that nothing names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nameless {
+    /// Its path.
+    pub program: String,
+    /// Where its code is mapped.
+    pub code: Vec<Range<u64>>,
+}
+
+impl Nameless {
+    /// The call that these return addresses lead to was made by its code.
+    pub fn has_made(&self, ips: &[u64]) -> bool {
+        ips.first().is_some_and(|ip| is_in(&self.code, *ip))
+    }
+}
+
 /// What was taken out of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Own(pub Vec<Outstanding>);

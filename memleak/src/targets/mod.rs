@@ -14,7 +14,7 @@ use memleak_common::thread::{MAX_TARGETS, Owner, Target};
 pub use ended::Ended;
 
 use crate::{
-    snapshot::own::Code,
+    snapshot::own::{Code, Nameless},
     target::{allocator::AllocatorKind, object::ObjectId},
 };
 
@@ -59,6 +59,8 @@ pub struct Traced {
     pub accepting: usize,
     /// Its allocators.
     pub allocators: Vec<AllocatorKind>,
+    /// Its program, if no function of it is known.
+    pub nameless: Option<Nameless>,
 }
 
 /// All traced processes, those that have ended included as long as something of theirs is known.
@@ -113,6 +115,7 @@ impl Targets {
                 allocator_code: Vec::new(),
                 accepting: 0,
                 allocators: Vec::new(),
+                nameless: None,
             },
         );
         let next_space = number.checked_add(MAX_TARGETS).unwrap_or(0);
@@ -132,10 +135,11 @@ impl Targets {
     /// A process has its parent's probes, and what was found out for them.
     pub fn inherit_plan(&mut self, parent: u32, child: u32) {
         let Some(parent) = self.processes.get(&parent) else { return };
-        let (planned, code, allocators) =
-            (parent.planned.clone(), parent.allocator_code.clone(), parent.allocators.clone());
+        let (planned, code) = (parent.planned.clone(), parent.allocator_code.clone());
+        let (allocators, nameless) = (parent.allocators.clone(), parent.nameless.clone());
         if let Some(child) = self.processes.get_mut(&child) {
-            (child.planned, child.allocator_code, child.allocators) = (planned, code, allocators);
+            (child.planned, child.allocator_code) = (planned, code);
+            (child.allocators, child.nameless) = (allocators, nameless);
         }
     }
 

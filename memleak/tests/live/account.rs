@@ -292,3 +292,32 @@ fn a_part_of_the_blocks_gives_no_account() {
     let tracer = Tracer::attach_with(target.pid(), &["-z", "100", NEVER]);
     assert!(tracer.stop_with_report().memory.is_none());
 }
+
+const NAMELESS: &str = "seems to have one of its own";
+
+/// What is said of a heap that is not seen: of a stripped program with so many bytes of its own pool
+/// when tracing begins, and as many more as it then takes.
+fn said_of_own_pool(flags: &[&str], before: &str, more: &str) -> Vec<String> {
+    let _alone = alone();
+    let program = build("own_pool.c", Link::Dynamic, flags);
+    let mut target = Running::start(Command::new(program).arg(before));
+    target.expect("READY");
+    let mut tracer = Tracer::attach_with(target.pid(), SECOND);
+    tell(&mut target, more);
+    accounted(&mut tracer);
+    let memory = checked(&accounted(&mut tracer), target.pid());
+    println!("{flags:?} {before} {more}: {memory:?}");
+    let notes = tracer.notes().into_iter().filter(|note| note.contains(NAMELESS));
+    notes.inspect(|note| println!("{note}")).collect()
+}
+
+#[test]
+fn a_heap_that_nothing_names_is_said() {
+    for (before, more) in [("8000000", "0"), ("0", "8000000"), ("8000000", "8000000")] {
+        let said = said_of_own_pool(&["-s"], before, more);
+        assert!(matches!(&said[..], [one] if one.contains("/own_pool-")), "{before} {more}: {said:?}");
+    }
+    // Nothing but malloc's blocks, of each size; and a program whose functions have names.
+    assert_eq!(said_of_own_pool(&["-s"], "0", "0"), [] as [String; 0]);
+    assert_eq!(said_of_own_pool(&[], "8000000", "8000000"), [] as [String; 0]);
+}

@@ -164,3 +164,15 @@ fn an_arena_that_free_maps_is_the_allocators() {
     target.tell("end");
     assert!(target.wait_status().success());
 }
+
+/// A program that another one has replaced itself by, as scripts start servers, is looked at, too.
+#[test]
+fn an_allocator_in_a_program_that_a_shell_becomes_is_said() {
+    let _alone = alone();
+    let flags = ["-DJEMALLOC", "-l:libjemalloc.a", "-lm", "-ldl", "-s"];
+    let program = build("allocator_forms.cc", Link::Dynamic, &flags);
+    let script = format!("exec {} </dev/null", text(&program));
+    let output = Command::new(MEMLEAK).args(["--", "sh", "-c", &script]).output().expect("memleak");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(JEMALLOC_HIDDEN), "{said}");
+}

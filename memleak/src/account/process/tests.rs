@@ -55,6 +55,7 @@ fn each_part_gets_its_own() {
         blocks: vec![0x4010..0x4110, 0x4200..0x4210],
         mappings: vec![0x5000..0x5001],
         own: vec![0x6000..0x7000],
+        ..KnownMemory::default()
     };
     let mut remembered = Remembered::default();
     let parts = split(
