@@ -55,6 +55,9 @@ pub struct Memory {
     pub before_attach: u64,
     /// What has come since, and none of these is.
     pub unaccounted: u64,
+    /// So much more is from before than was in memory then: it was written since, in older mappings.
+    #[serde(skip)]
+    pub older_growth: u64,
     /// What is to be said of it.
     pub finding: Option<Finding>,
 }
@@ -67,6 +70,8 @@ pub enum Finding {
     FreeInside,
     /// Most of what grows is not accounted for.
     Unaccounted,
+    /// Most of what grows is in memory that was mapped before tracing began.
+    OlderMappings,
 }
 
 /// What one address space was when its account began.
@@ -123,7 +128,8 @@ impl Accounts {
 
     /// A target has replaced its program: nothing of the new one's memory is from before.
     pub fn replaced(&mut self, space: u32) {
-        self.spaces.insert(space, Base::default());
+        let remembered = Remembered::of_new_program();
+        self.spaces.insert(space, Base { remembered, ..Base::default() });
     }
 
     /// Whether an account is worth its time now: in the last report always.
@@ -221,13 +227,16 @@ impl Memory {
             *self.allocator_free.get_or_insert(0) += free;
         }
         // What was there before may be where an allocator is known by now to have its blocks.
-        let before = parts.rest.min(base.rest);
-        let before_in_areas = parts.areas.min(base.rest - before);
+        let from_before = base.rest + base.older;
+        let rest_before = parts.rest.min(base.rest);
+        let before = parts.older + rest_before;
+        let before_in_areas = parts.areas.min(from_before.saturating_sub(before));
         self.allocator += parts.allocator + parts.areas - before_in_areas;
         self.thread_stacks += parts.stacks;
         self.files += parts.files;
         self.before_attach += before + before_in_areas;
-        self.unaccounted += parts.rest - before;
+        self.older_growth += (before + before_in_areas).saturating_sub(from_before);
+        self.unaccounted += parts.rest - rest_before;
     }
 
     /// What is to be said: `base` is what there was when tracing began, `before` what was
@@ -237,6 +246,9 @@ impl Memory {
         // Of a large heap a part is an estimate, which is off by some hundredths.
         if self.unaccounted > growth / 2 && self.unaccounted > self.rss / 20 {
             return Some(Finding::Unaccounted);
+        }
+        if self.older_growth > growth / 2 && self.older_growth > self.rss / 20 {
+            return Some(Finding::OlderMappings);
         }
         let free = self.allocator_free?.saturating_sub(base.free.unwrap_or(0));
         let outstanding = self.outstanding_resident.saturating_sub(base.outstanding);
@@ -298,6 +310,16 @@ mod tests {
         let mut memory = Memory::default();
         memory.add(&now, &base);
         assert_eq!((memory.before_attach, memory.allocator, memory.unaccounted), (20, 15, 0));
+    }
+
+    #[test]
+    fn older_mappings_are_from_before() {
+        let base = MemoryParts { rss: 6 * MB, older: 4 * MB, rest: 2 * MB, ..MemoryParts::default() };
+        let now = MemoryParts { rss: 90 * MB, older: 80 * MB, rest: 10 * MB, ..MemoryParts::default() };
+        let mut memory = Memory::default();
+        memory.add(&now, &base);
+        assert_eq!((memory.before_attach, memory.unaccounted), (82 * MB, 8 * MB));
+        assert_eq!(memory.find(&base, None), Some(Finding::OlderMappings));
     }
 
     #[test]

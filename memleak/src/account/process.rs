@@ -24,7 +24,7 @@ pub struct KnownMemory {
     pub blocks: Vec<Range<u64>>,
     /// The program's own mappings that are outstanding.
     pub mappings: Vec<Range<u64>>,
-    /// Those of them that a program has made of which no function is known.
+    /// The same, made by a program of which no function is known.
     pub nameless: Vec<Range<u64>>,
     /// What allocators have mapped for themselves.
     pub own: Vec<Range<u64>>,
@@ -48,6 +48,16 @@ pub struct Remembered {
     areas: Vec<Range<u64>>,
     /// Chunks of glibc's heaps.
     chunks: Vec<u64>,
+    /// Mappings that are as old as the account, but for glibc's heaps: what is written there later
+    /// was handed out before. `None`: the account has not begun.
+    older: Option<Vec<Range<u64>>>,
+}
+
+impl Remembered {
+    /// Of a process of which nothing is older than its account.
+    pub fn of_new_program() -> Self {
+        Self { older: Some(Vec::new()), ..Self::default() }
+    }
 }
 
 /// Bytes of glibc's arenas that are read for one account, and for the first: nothing is known then
@@ -73,6 +83,8 @@ pub struct MemoryParts {
     pub stacks: u64,
     /// Mapped files, with the data of programs and libraries.
     pub files: u64,
+    /// What else is in mappings that are older than the account.
+    pub older: u64,
     /// What none of those is.
     pub rest: u64,
     /// Of all these parts what may be the heap of an allocator that nothing names.
@@ -163,6 +175,21 @@ impl MemorySource<'_> {
             .filter(|mapping| mapping.writable && mapping.inode == 0 && mapping.backing == Backing::Other)
     }
 
+    /// Mappings of no file, of which a part may be made writable later; none of glibc's heaps, which
+    /// begin with what it reserves for them.
+    fn not_of_files(&self, heaps: &[Range<u64>]) -> Vec<Range<u64>> {
+        const RESERVED: u64 = 64 << 20;
+        let reserved = heaps.iter().map(|heap| match heap.start % RESERVED {
+            0 => heap.start..heap.end.max(heap.start.saturating_add(RESERVED)),
+            _ => heap.clone(),
+        });
+        let is_of_file = |mapping: &&Mapping| mapping.inode != 0 || mapping.backing != Backing::Other;
+        let mapped = self.mappings.iter().filter(|mapping| !is_of_file(mapping));
+        let mut left = Resident::new(joined(mapped.map(|mapping| mapping.start..mapping.end).collect()));
+        left.take(sorted(reserved.collect()));
+        left.within(0..u64::MAX).collect()
+    }
+
     /// The anonymous mapping that holds `address`.
     fn anonymous_at(&self, address: u64) -> Option<Range<u64>> {
         let at = self.mappings.partition_point(|mapping| mapping.end <= address);
@@ -211,8 +238,10 @@ fn split(
         |range: Range<u64>| range.start..range.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(range.end);
     let pages = |mappings: Vec<Range<u64>>| sorted(mappings.into_iter().map(whole_pages).collect());
     parts.outstanding += resident.take(pages(mappings));
-    parts.nameless = resident.take(pages(nameless));
-    parts.outstanding += parts.nameless;
+    let anonymous = Resident::new(source.anonymous().map(|mapping| mapping.start..mapping.end).collect());
+    let private = nameless.iter().flat_map(|range| anonymous.within(range.clone())).collect();
+    parts.nameless = resident.take(pages(private));
+    parts.outstanding += parts.nameless + resident.take(pages(nameless));
     // The arenas' own mappings were looked into: what is in use there is not the allocator's.
     let mut own = Resident::new(joined(sorted(own)));
     own.take(arenas.heaps.iter().cloned());
@@ -220,9 +249,17 @@ fn split(
     parts.stacks = resident.take(sorted(remembered.stacks.clone()));
     parts.files = resident.take(sorted(source.files.clone()));
     parts.areas = resident.take(sorted(remembered.areas.clone()));
+    let mapped = Resident::new(source.not_of_files(&arenas.heaps));
+    let older = remembered.older.take().unwrap_or_else(|| mapped.within(0..u64::MAX).collect());
+    // What has been unmapped since is gone, even if something else is there now.
+    let older: Vec<_> =
+        older.into_iter().flat_map(|range| mapped.within(range).collect::<Vec<_>>()).collect();
+    let left = resident.clone();
+    parts.older = resident.take(older.iter().cloned());
+    remembered.older = Some(older);
     parts.rest = resident.bytes().saturating_sub(free_elsewhere + own_elsewhere);
     if allocators.glibc && !allocators.others {
-        parts.nameless += unexplained(source, resident, arenas.heaps);
+        parts.nameless += unexplained(source, left, arenas.heaps);
     }
     match allocators.others || arenas.walked.is_empty() {
         true => parts.allocator += free,

@@ -235,6 +235,7 @@ fn memory() -> Memory {
         files: 10_000_000,
         before_attach: 1_000_000,
         unaccounted: 2_459_040,
+        older_growth: 0,
         finding: Some(Finding::FreeInside),
     }
 }

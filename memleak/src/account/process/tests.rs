@@ -57,7 +57,7 @@ fn each_part_gets_its_own() {
         own: vec![0x6000..0x7000],
         ..KnownMemory::default()
     };
-    let mut remembered = Remembered::default();
+    let mut remembered = Remembered::of_new_program();
     let parts = split(
         &source(&mappings, vec![0x9800]),
         all(&mappings),
@@ -75,7 +75,9 @@ fn each_part_gets_its_own() {
         areas: 0,
         stacks: 0x2000,
         files: 0x2000,
+        older: 0,
         rest: 0x2000,
+        nameless: 0,
     };
     assert_eq!(parts, expected);
     // A thread that runs says nothing of its stack, which is known from before.
@@ -94,7 +96,7 @@ fn mappings_with_blocks_are_the_allocators_that_cannot_be_read() {
     let mappings = mappings();
     let allocators = Allocators { glibc: false, others: true };
     let known = || KnownMemory { blocks: vec![0x4020..0x4030], ..KnownMemory::default() };
-    let mut remembered = Remembered::default();
+    let mut remembered = Remembered::of_new_program();
     let parts = split(&source(&mappings, vec![]), all(&mappings), allocators, known(), &mut remembered);
     assert_eq!((parts.outstanding, parts.areas, parts.free), (0x10, 0x3000 - 0x10, None));
     // Also when no block is left in them.
@@ -117,6 +119,44 @@ fn mappings_with_blocks_are_the_allocators_that_cannot_be_read() {
 }
 
 #[test]
+fn what_is_written_later_in_older_mappings_is_from_before() {
+    let mut mappings = vec![mapping(0x4000, 0x8000, None), mapping(0x9000, 0xa000, None)];
+    let mut remembered = Remembered::default();
+    let mut measured = |mappings: &[Mapping], resident: Range<u64>| {
+        let resident = Resident::new(vec![resident]);
+        let none = (Allocators::default(), KnownMemory::default());
+        let parts = split(&source(mappings, vec![]), resident, none.0, none.1, &mut remembered);
+        (parts.older, parts.rest)
+    };
+    assert_eq!(measured(&mappings, 0x4000..0x5000), (0x1000, 0));
+    assert_eq!(measured(&mappings, 0x4000..0x8000), (0x4000, 0));
+    // It has grown, so what is behind it is new.
+    mappings[0] = mapping(0x4000, 0x9000, None);
+    assert_eq!(measured(&mappings, 0x4000..0x9000), (0x4000, 0x1000));
+    // What was unmapped meanwhile is not what is there later.
+    assert_eq!(measured(&mappings[1..], 0x9000..0xa000), (0x1000, 0));
+    assert_eq!(measured(&mappings, 0x4000..0x9000), (0, 0x5000));
+}
+
+#[test]
+fn a_chunk_that_glibc_has_mapped_is_no_nameless_heap() {
+    /// A chunk of two pages begins each multiple of 128 KiB.
+    struct Chunks;
+    impl ReadMemory for Chunks {
+        fn read_exact_at(&self, address: u64, bytes: &mut [u8]) -> io::Result<()> {
+            let word: u64 = if address % 0x20000 == 8 { 0x2002 } else { 0 };
+            bytes.copy_from_slice(&word.to_ne_bytes());
+            Ok(())
+        }
+    }
+    let mappings = [mapping(0x20000, 0x40000, None), mapping(0x50000, 0x52000, None)];
+    let source = MemorySource { memory: &Chunks, ..source(&mappings, vec![]) };
+    let resident = || Resident::new(vec![0x20000..0x30000]);
+    assert_eq!(unexplained(&source, resident(), vec![]), 0x10000 - 0x2000);
+    assert_eq!(unexplained(&source, resident(), vec![0x20000..0x28000]), 0x8000);
+}
+
+#[test]
 fn a_stack_ends_where_an_allocator_begins() {
     let mappings = [mapping(0x4000, 0x9000, None)];
     let known = KnownMemory { blocks: vec![0x7020..0x7030], ..KnownMemory::default() };
@@ -126,7 +166,7 @@ fn a_stack_ends_where_an_allocator_begins() {
         all(&mappings),
         allocators,
         known,
-        &mut Remembered::default(),
+        &mut Remembered::of_new_program(),
     );
     assert_eq!((parts.stacks, parts.outstanding, parts.rest), (0x3020, 0x10, 0));
 }
@@ -170,6 +210,7 @@ fn all_of_us_is_split() {
         + parts.areas
         + parts.stacks
         + parts.files
+        + parts.older
         + parts.rest;
     assert_eq!(sum, parts.rss);
     assert!(parts.files > 1 << 20 && parts.stacks > 4096, "{parts:?}");

@@ -45,6 +45,12 @@ pub(super) fn write_memory(memory: &Memory, out: &mut dyn Write) -> io::Result<(
              were found; name another by -O or -S, or its functions by --acquire and --release)",
             HumanBytes(memory.unaccounted)
         ),
+        Some(Finding::OlderMappings) => writeln!(
+            out,
+            "\tmost growth is in memory that was mapped before tracing began: {} (the heap of a language's runtime, or an \
+             allocator's reserve); to see who uses it trace the program from its start",
+            HumanBytes(memory.older_growth)
+        ),
         None => Ok(()),
     }
 }
@@ -105,6 +111,7 @@ mod tests {
             files: 5_600_000,
             before_attach: 0,
             unaccounted: 123_456,
+            older_growth: 0,
             finding: Some(Finding::FreeInside),
         };
         let mut out = Vec::new();
