@@ -250,4 +250,13 @@ fn the_configuration_is_read_where_a_name_needs_it() {
     let output = run(config.path(), &["-p", "0", "-r", "leese"]);
     let errors = lines(&output.stderr);
     assert!(errors[0].contains("'leese' is not a resource; did you mean lease?"), "{errors:?}");
+    // It is described where others could have written it, and why that is not read is said.
+    let output = run(config.path(), &["-p", "0", "-r", "open"]);
+    let errors = lines(&output.stderr);
+    assert_eq!((output.status.code(), errors.len()), (Some(2), 1), "{errors:?}");
+    for words in
+        ["'open' is not a resource", "open.toml: ignored: writable by other users", "bad.toml:2:1: unknown"]
+    {
+        assert!(errors[0].contains(words), "{errors:?}");
+    }
 }

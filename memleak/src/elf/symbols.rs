@@ -56,18 +56,19 @@ impl ElfFile {
 }
 
 impl ElfFile {
-    /// Whether it calls a function `name` of another object: `.dynsym` names it without defining
-    /// it.
-    pub fn imports(&self, name: &str) -> bool {
+    /// Which of these functions of other objects it calls: `.dynsym` names them without defining
+    /// them.
+    pub fn imports_of(&self, names: &HashSet<String>) -> HashSet<String> {
         const UNDEFINED: u16 = 0; // SHN_UNDEF
-        let mut is_there = false;
+        let mut imports = HashSet::new();
         if let Some(table) = self.dynamic_symbols() {
             let is_undefined = |symbol: &RawSymbol| symbol.section == UNDEFINED;
             table.for_each_named(&self.budget(), is_undefined, |_, found| {
-                is_there |= without_version(found) == name.as_bytes();
+                let name = std::str::from_utf8(without_version(found)).ok();
+                imports.extend(name.and_then(|name| names.get(name)).cloned());
             });
         }
-        is_there
+        imports
     }
 }
 

@@ -42,6 +42,22 @@ pub fn children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
+/// The process that `pid` is a child of.
+pub fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    stat_fields(&stat)?.1.nth(1)?.parse().ok()
+}
+
+/// The children of process `parent` that are named `comm` and began after `start_time`.
+pub fn successors(parent: u32, comm: &str, start_time: u64) -> Vec<u32> {
+    let is_successor = |pid: &u32| {
+        read_status(*pid)
+            .is_ok_and(|status| !status.zombie && status.comm == comm && status.start_time > start_time)
+    };
+    children(parent).into_iter().filter(is_successor).collect()
+}
+
 /// Processes that live and are among `pids`, or in a process group or session that began with one
 /// of them: what has been left of a daemon's parents. With their command names.
 pub fn related(pids: &HashSet<u32>) -> Vec<(u32, String)> {

@@ -30,6 +30,15 @@ impl TargetInfo {
     }
 }
 
+/// Processes that came and went since tracing began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Processes {
+    /// Traced later than the first ones: children that were followed.
+    pub joined: u64,
+    /// Have ended.
+    pub left: u64,
+}
+
 /// Sums over all stacks that pass the filters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Totals {
@@ -218,6 +227,8 @@ pub struct Report {
     pub is_final: bool,
     /// What is traced.
     pub target: TargetInfo,
+    /// How many have come and gone.
+    pub processes: Processes,
     /// Sums (scaled, where sampling is on).
     pub totals: Totals,
     /// The same for each resource that is traced, in the order of the tables.

@@ -12,9 +12,13 @@ use super::{
 };
 use crate::{
     bpf::Scope,
-    proc::{clock::monotonic_ns, status::read_status},
+    proc::{
+        clock::monotonic_ns,
+        status::{read_status, successors},
+    },
+    stderr,
     target::process::{Process, ProcessError, check_program},
-    targets::Shared,
+    targets::{Shared, Traced},
 };
 
 /// From an exec or the end of a process until its records are taken out of the kernel's table,
@@ -99,6 +103,8 @@ impl Session {
         } else {
             self.targets.inherit_plan(parent, child);
         }
+        let maker = self.targets.get(parent).map_or(0, |parent| parent.id.pid);
+        self.joined(child, maker);
         Ok(true)
     }
 
@@ -164,12 +170,44 @@ impl Session {
         Ok(())
     }
 
+    /// A child is traced from now on.
+    pub(super) fn joined(&mut self, child: u32, maker: u32) {
+        self.processes.joined += 1;
+        if let Some(Traced { id, comm, .. }) = self.targets.get(child) {
+            info!("process {} ({comm}), which process {maker} has made, is traced", id.pid);
+        }
+    }
+
+    /// Says that a target has ended, and whether another process has taken its place. Of a target that
+    /// was followed it is an event like others; one that a user has named is missed.
+    fn left(&mut self, target: u32) {
+        self.processes.left += 1;
+        let Some(Traced { id, comm, named, parent, .. }) = self.targets.get(target) else { return };
+        let followers = match (named, self.settings.capture.follow_forks) {
+            (true, false) => successors(*parent, comm, id.start_time),
+            _ => Vec::new(),
+        };
+        let untraced = followers.into_iter().find(|pid| self.targets.with_pid(*pid).is_none());
+        let what = format!("process {} ({comm}) has ended", id.pid);
+        match untraced {
+            Some(pid) => stderr::line(&format!(
+                "{what}; process {pid}, which process {parent} has made since, is not traced: to follow such \
+                 processes type -p {parent} --follow-forks"
+            )),
+            None if *named && !self.targets.all_ended() => {
+                stderr::line(&format!("{what}; the others are traced further"));
+            }
+            None => info!("{what}"),
+        }
+    }
+
     /// A target has ended. What it held is kept, and room is made for others.
     pub(super) fn target_ended(&mut self, target: u32) -> Result<(), SessionError> {
         if self.targets.get(target).is_none_or(|traced| traced.ended) {
             return Ok(());
         }
         let owners = self.targets.end(target);
+        self.left(target);
         let Some(traced) = self.targets.get(target) else { return Ok(()) };
         let slot = traced.slot;
         self.tracer.forget_pid(slot, traced.id.pid)?;

@@ -1,7 +1,10 @@
 //! Calls that could be the end of a target: their return addresses are replaced while they are
 //! pending. Said once.
 
-use std::fs;
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+};
 
 use log::warn;
 
@@ -18,6 +21,10 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Dangers {
     unused: Vec<AttachPoint>,
+    /// Their names.
+    names: HashSet<String>,
+    /// Which of these each object calls. One is looked through once, unless names come later.
+    imports: HashMap<ObjectId, HashSet<String>>,
     was_told: bool,
 }
 
@@ -31,6 +38,9 @@ impl Dangers {
         for (point, _) in tracer.dangers(points) {
             if self.unused.iter().all(|known| known.key() != point.key()) {
                 self.unused.push(point.clone());
+                if self.names.insert(point.function.clone()) {
+                    self.imports.clear();
+                }
             }
         }
         if self.unused.is_empty() {
@@ -38,6 +48,12 @@ impl Dangers {
         }
         let mappings = read_maps(pid).unwrap_or_default();
         let program = fs::metadata(format!("/proc/{pid}/exe")).ok().map(|file| ObjectId::of(&file));
+        self.look_through(store, &mappings);
+        let imports = |mapping: &Mapping, point: &AttachPoint| {
+            let id = id_of(mapping);
+            let called = self.imports.get(&id).filter(|_| mapping.executable && id != point.object);
+            called.is_some_and(|called| called.contains(&point.function))
+        };
         let is_called = |point: &&AttachPoint| {
             let is_there = |mapping: &Mapping| id_of(mapping) == point.object;
             if !mappings.iter().any(is_there) {
@@ -46,7 +62,7 @@ impl Dangers {
             // Whoever writes a pair of functions has a program that calls them.
             point.scope == Scope::User
                 || program.is_none_or(|program| program == point.object)
-                || mappings.iter().any(|mapping| imports(store, mapping, point))
+                || mappings.iter().any(|mapping| imports(mapping, point))
         };
         let Some(point) = self.unused.iter().find(is_called) else { return };
         self.was_told = true;
@@ -66,13 +82,21 @@ impl Dangers {
     }
 }
 
-fn id_of(mapping: &Mapping) -> ObjectId {
-    ObjectId { device: mapping.device, inode: mapping.inode }
+impl Dangers {
+    /// Notes what is called by the objects that are new.
+    fn look_through(&mut self, store: &ObjectStore, mappings: &[Mapping]) {
+        for mapping in mappings.iter().filter(|mapping| mapping.executable) {
+            let id = id_of(mapping);
+            if !self.imports.contains_key(&id)
+                && let Some(object) = store.known(mapping)
+            {
+                let imports = object.elf().map(|elf| elf.imports_of(&self.names)).unwrap_or_default();
+                self.imports.insert(id, imports);
+            }
+        }
+    }
 }
 
-/// What is mapped there is another object that calls the point's function.
-fn imports(store: &ObjectStore, mapping: &Mapping, point: &AttachPoint) -> bool {
-    let is_another = mapping.executable && id_of(mapping) != point.object;
-    let object = store.known(mapping).filter(|_| is_another);
-    object.is_some_and(|object| object.elf().is_ok_and(|elf| elf.imports(&point.function)))
+fn id_of(mapping: &Mapping) -> ObjectId {
+    ObjectId { device: mapping.device, inode: mapping.inode }
 }

@@ -15,6 +15,7 @@ mod error;
 mod events;
 mod follow;
 mod guard;
+mod hints;
 mod kernel_mode;
 mod left_behind;
 mod reporter;

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use super::hints::Hints;
 use crate::{
     account::Memory,
     aggregate::{Folded, Found, History, aggregate},
@@ -14,7 +15,7 @@ use crate::{
     report::{
         descriptors::{Open, describe},
         format::Scope,
-        model::{AllocationLine, Frames, Note, Report, TargetInfo},
+        model::{AllocationLine, Frames, Note, Processes, Report, TargetInfo},
         sink::Sink,
     },
     settings::{ReportSettings, Settings, TargetSpec},
@@ -37,6 +38,8 @@ pub(super) struct Taken {
     pub(super) took: Duration,
     /// Probes that were attached then.
     pub(super) probes: usize,
+    /// Which came and went.
+    pub(super) processes: Processes,
 }
 
 /// What makes reports, and where they go.
@@ -49,6 +52,7 @@ pub(super) struct Reporter {
     /// What processes held that ended long ago.
     folded: Folded,
     history: History,
+    hints: Hints,
     /// When tracing began.
     start: Instant,
     /// Reports made so far.
@@ -65,6 +69,7 @@ impl Reporter {
             sites: Sites::default(),
             folded: Folded::default(),
             history: History::default(),
+            hints: Hints::default(),
             start: Instant::now(),
             reports: 0,
         }
@@ -126,6 +131,7 @@ impl Reporter {
             report.notes.extend((waited_in_accept && site.is_none()).then_some(Note::WaitedInAccept));
             if let Some(site) = site.filter(|_| is_written) {
                 let of_stack = self.symbolizer.frames(site.locations(), &site.ips);
+                self.hints.tell(&of_stack, report.pid());
                 report.notes.retain(|note| !is_no_loss(note, &of_stack));
                 cut_stacks += u64::from(report.cut().is_some());
                 report.frames = of_stack.into_iter().map(|frame| frames.intern(frame)).collect();
@@ -140,6 +146,7 @@ impl Reporter {
             cut_within_ns: snapshot.within_ns,
             is_final,
             target,
+            processes: taken.processes,
             totals: aggregated.totals,
             by_resource: aggregated.by_resource,
             lost: Lost { cut_stacks, ..snapshot.lost },

@@ -243,7 +243,7 @@ impl Session {
         }
         self.reporter.symbolizer.observe_kernel();
         let probes = self.tracer.probes();
-        Ok(Taken { snapshot, time, memory, began: begin, took, probes })
+        Ok(Taken { snapshot, time, memory, began: begin, took, probes, processes: self.processes })
     }
 }
 

@@ -52,6 +52,7 @@ impl Session {
                 let target = self.add_target(&process, Some((parent, Shared::default())))?;
                 self.observe(target);
                 self.probe(target, Objects::New)?;
+                self.joined(target, pid);
                 Ok(target)
             });
             match traced {

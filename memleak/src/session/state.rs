@@ -21,10 +21,13 @@ use crate::{
     objects::ObjectStore,
     probe::plan::Plan,
     proc::{
-        dynamic_linker::debug_address, maps::read_maps, memory::ProcessMemory, readable::readable,
-        status::read_status,
+        dynamic_linker::debug_address,
+        maps::read_maps,
+        memory::ProcessMemory,
+        readable::readable,
+        status::{parent_of, read_status},
     },
-    report::sink::Sink,
+    report::{model::Processes, sink::Sink},
     settings::Settings,
     symbolize::{LiveTarget, Observed},
     target::process::{Process, ProcessError},
@@ -62,6 +65,8 @@ pub(super) struct Session {
     pub(super) ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
     /// What targets have made and is not traced, the latest last.
     pub(super) untraced: VecDeque<u32>,
+    /// Processes that came and went.
+    pub(super) processes: Processes,
     /// Processes that were not traced, or not from their beginning, as far as we know and the
     /// programs do not.
     pub(super) lost_processes: u64,
@@ -101,6 +106,7 @@ impl Session {
             accounts,
             ends,
             untraced: VecDeque::new(),
+            processes: Processes::default(),
             lost_processes: 0,
             attached: (0, Duration::ZERO),
         }
@@ -123,6 +129,9 @@ impl Session {
             .add(id, process.comm.clone(), parent, is_followed)
             .ok_or(ProcessError::TooMany(process.pid))?;
         self.tracer.add_target(slot, process.pid, target, &end)?;
+        if let Some(traced) = self.targets.get_mut(number) {
+            traced.parent = parent_of(process.pid).unwrap_or(0);
+        }
         self.reporter.sink.protect_process(process.pid);
         let ended = self.ends.0.clone();
         tokio::spawn(async move {

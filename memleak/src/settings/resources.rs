@@ -90,7 +90,9 @@ fn choose(cli: &Cli) -> Result<Selection, UsageError> {
             });
             match known.iter().find(has) {
                 Some(resource) => selection.user.push(resource.clone()),
-                None => return Err(unknown(&name, of_files.iter().chain(known.iter()))),
+                None => {
+                    return Err(unknown(&name, of_files.iter().chain(known.iter()), &selection.warnings));
+                }
             }
         }
     }
@@ -234,16 +236,20 @@ fn names(values: &[String]) -> Result<Vec<String>, UsageError> {
     Ok(names)
 }
 
-fn unknown<'a>(name: &str, user: impl Iterator<Item = &'a UserResource>) -> UsageError {
+/// `left_out`: files that may describe it, and why they are not used.
+fn unknown<'a>(name: &str, user: impl Iterator<Item = &'a UserResource>, left_out: &[String]) -> UsageError {
     let why = format!("'{name}' is not a resource");
     if Resource::ALL.iter().any(|resource| resource.name() == name) {
         return UsageError::new("-r/--resource", format!("{name} is the kernel's"), "trace it with -k");
     }
     let known = OF_PROCESSES.iter().map(|resource| resource.name());
     let known: Vec<&str> = known.chain(user.map(|resource| resource.name.as_str())).collect();
-    let remedy = match nearest(name, known.iter().copied()) {
+    let mut remedy = match nearest(name, known.iter().copied()) {
         Some(near) => format!("did you mean {near}? (see --list-resources)"),
         None => "give one that --list-resources prints".to_owned(),
     };
+    for reason in left_out {
+        let _ = write!(remedy, "; left out: {reason}");
+    }
     UsageError::new("-r/--resource", why, remedy)
 }

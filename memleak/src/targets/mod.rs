@@ -43,6 +43,8 @@ pub struct Traced {
     pub id: TargetId,
     /// Command name.
     pub comm: String,
+    /// The process that it was a child of when it was traced first.
+    pub parent: u32,
     /// Its place in the BPF side's tables.
     pub slot: u32,
     /// Who owns what it acquires.
@@ -107,6 +109,7 @@ impl Targets {
             Traced {
                 id,
                 comm,
+                parent: 0,
                 slot,
                 owner,
                 named: parent.is_none(),

@@ -1,12 +1,14 @@
-//! What is said of what was not seen: daemons that a command leaves behind, calls that had begun
-//! before.
+//! What is said of what was not seen: daemons that a command leaves behind, workers that are replaced,
+//! calls that had begun before; and what our own clock says.
 
 use std::{io::Read as _, net::TcpStream, process::Command};
 
 use crate::{
     guard::alone,
     process::{Running, code},
-    tracer::{NEVER, Tracer},
+    programs::{Link, build},
+    report::{Processes, Report},
+    tracer::{MEMLEAK, NEVER, Tracer},
 };
 
 /// Traces a command that ends and leaves one process behind: that is said, and how to trace it.
@@ -82,4 +84,88 @@ fn an_accept_that_had_begun_is_told_of() {
     let said =
         outcome.ended.stdout.iter().any(|line| line.contains("was waiting in accept when tracing began"));
     assert!(said, "{:?}", outcome.ended);
+}
+
+/// A server that replaces its worker when it is told to, as nginx does on `nginx -s reload`.
+const SERVER: &str = "import os, sys, time\n\
+                      def worker():\n\
+                      \x20   pid = os.fork()\n\
+                      \x20   if pid == 0:\n\
+                      \x20       time.sleep(3600)\n\
+                      \x20   return pid\n\
+                      pid = worker()\n\
+                      print(pid, flush=True)\n\
+                      for line in sys.stdin:\n\
+                      \x20   new = worker()\n\
+                      \x20   os.kill(pid, 9)\n\
+                      \x20   os.waitpid(pid, 0)\n\
+                      \x20   pid = new\n\
+                      \x20   print(pid, flush=True)\n\
+                      os.kill(pid, 9)\n";
+
+fn number(target: &mut Running) -> u32 {
+    target.expect_line("a number", |line| line.parse::<u32>().is_ok()).parse().expect("a number")
+}
+
+#[test]
+fn a_worker_that_is_replaced_is_told_of() {
+    let _alone = alone();
+    let mut target = Running::start(Command::new("python3").args(["-c", SERVER]));
+    let (server, worker) = (target.pid(), number(&mut target));
+    let mut tracer = Tracer::start(&["-v", "--json", "-p", &format!("{server},{worker}"), NEVER]);
+    tracer.wait_attached();
+    target.tell("reload");
+    let new = number(&mut target);
+    let said = tracer.wait_note(|line| line.contains(&format!("process {worker} (")));
+    let expected =
+        format!(") has ended; process {new}, which process {server} has made since, is not traced");
+    assert!(said.contains(&expected) && said.contains("--follow-forks"), "{said}");
+    let report = tracer.stop_with_report();
+    assert_eq!(report.processes, Some(Processes { joined: 0, left: 1 }));
+    assert!(!report.target.pids.contains(&new), "{:?}", report.target);
+
+    // With it the worker that is there is traced, and the one that comes.
+    let mut tracer = Tracer::start(&["-v", "--json", "--follow-forks", "-p", &server.to_string(), NEVER]);
+    tracer.wait_attached();
+    target.tell("reload");
+    let last = number(&mut target);
+    tracer.wait_note(|line| line.contains(&format!("process {last} (")) && line.contains("is traced"));
+    tracer.wait_note(|line| line.contains(&format!("process {new} (")) && line.contains(") has ended"));
+    let report = tracer.stop_with_report();
+    assert_eq!(report.processes, Some(Processes { joined: 2, left: 1 }));
+    assert!(report.target.pids.contains(&last), "{:?}", report.target);
+}
+
+/// The kernel's programs know the machine's clock alone.
+#[test]
+fn ages_are_right_in_a_time_namespace() {
+    let _alone = alone();
+    let mut target = Running::start(Command::new(build("own_pool.c", Link::Dynamic, &[])).arg("0"));
+    target.expect("READY");
+    for added in ["100000", "-100"] {
+        let pid = target.pid().to_string();
+        let mut command = Command::new("unshare");
+        command.args([
+            "--time",
+            "--monotonic",
+            added,
+            "--",
+            MEMLEAK,
+            "--json",
+            "-a",
+            "-o",
+            "500",
+            "-r",
+            "mmap",
+        ]);
+        let running = Running::start(command.args(["-v", "-p", &pid, "3", "1"]));
+        running.stderr().wait(0, |line| line.contains("attached ")).expect("it attaches");
+        target.tell("4000000");
+        target.expect("done");
+        let ended = running.end();
+        let report = Report::parse(ended.stdout.last().expect("a report"));
+        let ages = report.stacks.iter().flat_map(|stack| stack.allocations.iter().flatten());
+        let ages: Vec<u64> = ages.map(|allocation| allocation.age_ms).collect();
+        assert!(!ages.is_empty() && ages.iter().all(|age| (500..60_000).contains(age)), "{added}: {ages:?}");
+    }
 }

@@ -21,6 +21,8 @@ pub struct Report {
     pub lost: BTreeMap<String, u64>,
     pub sampled: Option<u64>,
     pub memory: Option<Memory>,
+    /// If some have come or gone.
+    pub processes: Option<Processes>,
     pub stacks: Vec<Stack>,
 }
 
@@ -38,6 +40,12 @@ pub struct Memory {
     pub unaccounted: u64,
     #[expect(dead_code, reason = "printed")]
     pub finding: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+pub struct Processes {
+    pub joined: u64,
+    pub left: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -13,8 +13,8 @@ use memleak::{
     report::{
         format::Options,
         model::{
-            AllocationLine, Frames, Note, OtherProcesses, ProcessCount, Report, ResourceTotal, StackReport,
-            TargetInfo, Totals,
+            AllocationLine, Frames, Note, OtherProcesses, ProcessCount, Processes, Report, ResourceTotal,
+            StackReport, TargetInfo, Totals,
         },
     },
     snapshot::{Cut, KERNEL_PID, Lost},
@@ -163,6 +163,7 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
         cut_within_ns: 90,
         is_final: false,
         target: TargetInfo { kind: "process", pids: vec![123], comm: "leak".to_owned() },
+        processes: Processes::default(),
         totals: Totals {
             bytes: stacks.iter().map(|stack| stack.bytes).sum(),
             count: stacks.iter().map(|stack| stack.count).sum(),

@@ -3,7 +3,8 @@
 //! Addresses are strings in hexadecimal, since JSON's numbers lose bits above 2^53. In a frame, a
 //! value that is not known is null; in a stack, ages are null with `-C`. `sampled` and
 //! `allocations` are there only with `-s` and `-a`, and `memory` if the targets' memory was
-//! accounted for (resident bytes; `allocator_free` is null if it cannot be read). The address of
+//! accounted for (resident bytes; `allocator_free` is null if it cannot be read), `processes` if some
+//! have come (`joined`: children that are followed) or ended (`left`) since the beginning. The address of
 //! what has a number for a handle (a descriptor) is that number; if a resource has no size, `bytes`
 //! and `size` are 0. `now` says what descriptors are at the time of the report. A stack has
 //! `stack_id` (null where it is not known), `pid` (0 for the kernel's; where several processes hold
@@ -27,8 +28,8 @@ use crate::{
     kernel_labels::Tag,
     report::{
         model::{
-            AllocationLine, OtherProcesses, ProcessCount, Report, ResourceTotal, StackReport, TargetInfo,
-            Totals,
+            AllocationLine, OtherProcesses, ProcessCount, Processes, Report, ResourceTotal, StackReport,
+            TargetInfo, Totals,
         },
         trace::EventLine,
     },
@@ -69,6 +70,7 @@ pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Resul
             schema: SCHEMA,
             time: rfc3339(report.time),
             target: JsonTarget::from(&report.target),
+            processes: (report.processes != Processes::default()).then_some(report.processes),
             elapsed_ms: report.elapsed_ms,
             cut_ns: report.cut_ns,
             cut_within_ns: report.cut_within_ns,
@@ -148,6 +150,8 @@ struct JsonReport<'a> {
     schema: u32,
     time: String,
     target: JsonTarget<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    processes: Option<Processes>,
     elapsed_ms: u64,
     cut_ns: u64,
     cut_within_ns: u64,
