@@ -15,6 +15,7 @@ pub mod settings;
 pub mod stack;
 pub mod stats;
 pub mod system_call;
+pub mod table;
 pub mod thread;
 pub mod unwind;
 
@@ -43,9 +44,13 @@ assert_sizes! {
     mappings::MappingState = 24,
     probe::ProbeRow = 72,
     settings::TaskOffsets = 24,
-    settings::Settings = 88,
+    settings::Settings = 96,
     stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
     stack::ShortStackRecord = 16 + 8 * stack::SHORT_STACK_DEPTH,
+    table::Header = 24,
+    table::Hash = 8,
+    table::Record = 64,
+    table::Set = 512,
     thread::CallKey = 16,
     thread::OpenCall = 136,
     thread::Owner = 8,
@@ -89,6 +94,8 @@ mod pod {
         crate::settings::Settings,
         crate::stack::StackRecord,
         crate::stack::ShortStackRecord,
+        crate::table::Header,
+        crate::table::Set,
         crate::thread::CallKey,
         crate::thread::OpenCall,
         crate::thread::PendingCall,

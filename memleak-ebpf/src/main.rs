@@ -6,10 +6,11 @@
 #![no_std]
 #![no_main]
 #![allow(internal_features)]
-#![feature(core_intrinsics)] // atomic_xadd, see maps.rs
+#![feature(core_intrinsics)] // atomic_xadd, see maps.rs; atomic_cxchg, see blocks.rs
 
 mod arch;
 mod args;
+mod blocks;
 mod kernel_mode;
 mod lifecycle;
 mod mappings;

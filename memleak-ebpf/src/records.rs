@@ -1,11 +1,11 @@
-//! The records of what is outstanding (map `ALLOCATIONS`): entered, taken out, put back, removed.
+//! The records of what is outstanding: entered, taken out, put back, removed.
 //!
 //! What a call may release (realloc, munmap) is taken out of the table at entry and put back if the
 //! call fails. Were it taken out at the return, another thread could have acquired the same address
 //! in between.
 //!
-//! All of `ALLOCATIONS` is written by the functions in `table`, which tell what leaves it while
-//! user space reads.
+//! All of them are written by the functions in `table`, which tell what leaves it while user space
+//! reads.
 
 use aya_ebpf::{
     helpers::{
@@ -24,7 +24,7 @@ use memleak_common::{
 
 use crate::{
     args::CallerFrame,
-    maps::{ALLOCATIONS, EEXIST, PROBES, Wake, add, count, count_in, has, send, send_line, setting},
+    maps::{EEXIST, PROBES, Wake, add, count, count_in, has, send, send_line, setting},
     stack,
     table::{self, epoch},
 };
@@ -125,7 +125,7 @@ fn enter(
 /// One more reference to what is outstanding already. Says whether it is.
 #[inline(always)]
 fn add_reference(key: &AllocationKey) -> bool {
-    let Some(found) = ALLOCATIONS.get_ptr_mut(key) else { return false };
+    let Some(found) = table::get_ptr(key) else { return false };
     // SAFETY: an aligned map value; its count is only ever added to atomically.
     unsafe { add(&raw mut (*found).count, 1) };
     true
@@ -137,7 +137,7 @@ fn enter_unless_released(key: &AllocationKey, allocation: &Allocation, entered_n
     if table::insert_new(key, allocation).is_ok() {
         return Some(());
     }
-    if let Some(found) = ALLOCATIONS.get_ptr(key) {
+    if let Some(found) = table::get_ptr(key) {
         // SAFETY: an aligned map value that only this handle's users change.
         let (count, time_ns) = unsafe { ((*found).count, (*found).time_ns) };
         if count == RELEASED_EARLY && time_ns >= entered_ns {
@@ -159,7 +159,7 @@ pub fn remove(owner: Owner, row: &ProbeRow, handle: u64) -> Option<()> {
     if setting!(flags) & setting_flags::TRACE == 0 {
         return table::release(&key, epoch).then_some(());
     }
-    let size = ALLOCATIONS.get_ptr(&key).map_or(0, |found| {
+    let size = table::get_ptr(&key).map_or(0, |found| {
         // SAFETY: a record changes only while its block is acquired, and this thread is about to
         // release it.
         unsafe { (*found).size }
@@ -175,7 +175,7 @@ pub fn remove(owner: Owner, row: &ProbeRow, handle: u64) -> Option<()> {
 #[inline(always)]
 pub fn resize(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
     let key = key(thread.owner, row, handle);
-    let Some(found) = ALLOCATIONS.get_ptr_mut(&key) else { return };
+    let Some(found) = table::get_ptr(&key) else { return };
     // A reading that is under way has it as it was.
     // SAFETY: an aligned map value, which only whoever holds the block changes.
     table::leave_call(&key, unsafe { &*found }, thread.epoch);
@@ -212,7 +212,7 @@ pub fn string_size(thread: &mut ThreadRecord, address: u64) -> u64 {
 /// One reference less to what has several. Says whether any is left.
 #[inline(always)]
 fn drop_reference(key: &AllocationKey) -> bool {
-    let Some(found) = ALLOCATIONS.get_ptr_mut(key) else { return false };
+    let Some(found) = table::get_ptr(key) else { return false };
     // SAFETY: an aligned map value; its count is only ever added to atomically.
     unsafe {
         add(&raw mut (*found).count, u64::MAX);
@@ -233,7 +233,7 @@ fn take_out_in(epoch: u32, owner: Owner, row: &ProbeRow, call: &mut PendingCall)
         call.has_released = REFERENCE;
         return;
     }
-    if let Some(found) = ALLOCATIONS.get_ptr(&key) {
+    if let Some(found) = table::get_ptr(&key) {
         // SAFETY: a record changes only while its block is acquired, and this thread is about to
         // release it.
         call.released = unsafe { *found };
@@ -256,7 +256,7 @@ pub fn put_back(owner: Owner, call: &PendingCall) {
     let Some(row) = PROBES.get(call.row) else { return };
     let key = key(owner, row, call.released_handle);
     if has(row, flags::COUNTED)
-        && let Some(found) = ALLOCATIONS.get_ptr_mut(&key)
+        && let Some(found) = table::get_ptr(&key)
     {
         // SAFETY: an aligned map value; its count is only ever added to atomically.
         unsafe { add(&raw mut (*found).count, 1) };
@@ -323,7 +323,7 @@ fn release_early(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
     let key = key(thread.owner, row, call.released_handle);
     let mark = Allocation { time_ns: call.time_ns, count: RELEASED_EARLY, ..Allocation::default() };
     for _ in 0..2 {
-        if let Some(found) = ALLOCATIONS.get_ptr(&key) {
+        if let Some(found) = table::get_ptr(&key) {
             // SAFETY: an aligned map value that only this handle's users change.
             let (is_mark, size) = unsafe { ((*found).count == RELEASED_EARLY, (*found).size) };
             if table::remove(&key, thread.epoch) && !is_mark {

@@ -97,3 +97,15 @@ pub fn caller_of(ctx: &RetProbeContext) -> CallerFrame {
     // SAFETY: as above.
     unsafe { CallerFrame { ctx: ctx.as_ptr(), ip: (*ctx.regs).pc, sp: (*ctx.regs).sp, fp: (*ctx.regs).regs[29] } }
 }
+
+/// Stores a word that says what was stored, or read, before: other CPUs see it after that. An
+/// exchange is a full barrier (Documentation/bpf/standardization/instruction-set.rst).
+///
+/// # Safety
+/// `word` is an aligned word of a map's value.
+#[inline(always)]
+pub unsafe fn publish(word: *mut u64, value: u64) {
+    const ORDER: core::intrinsics::AtomicOrdering = core::intrinsics::AtomicOrdering::SeqCst;
+    // SAFETY: the caller's promise.
+    let _ = unsafe { core::intrinsics::atomic_xchg::<u64, ORDER>(word, value) };
+}

@@ -99,3 +99,14 @@ pub fn caller_of(ctx: &RetProbeContext) -> CallerFrame {
     // SAFETY: as above.
     unsafe { CallerFrame { ctx: ctx.as_ptr(), ip: (*ctx.regs).rip, sp: (*ctx.regs).rsp, fp: (*ctx.regs).rbp } }
 }
+
+/// Stores a word that says what was stored, or read, before: other CPUs see it after that. Stores are
+/// in order here (Intel SDM, volume 3, 9.2.2).
+///
+/// # Safety
+/// `word` is an aligned word of a map's value.
+#[inline(always)]
+pub unsafe fn publish(word: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { word.write_volatile(value) };
+}

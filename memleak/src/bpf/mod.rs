@@ -12,6 +12,7 @@
 
 mod access;
 mod births;
+mod blocks;
 mod closer;
 mod config;
 mod cut;

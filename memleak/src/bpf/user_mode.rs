@@ -76,7 +76,7 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
         .verifier_log_level(log_level(config.verbosity))
         .override_global("SETTINGS", &settings, true)
         .override_global(aya_log::LEVEL, &bpf_log_level(config.verbosity), false)
-        .map_max_entries("ALLOCATIONS", config.max_allocs)
+        .map_max_entries("ALLOCATIONS", config.hashed())
         .map_max_entries("STACKS", config.stack_storage_size)
         .map_max_entries("SHORT_STACKS", config.stack_storage_size)
         .map_max_entries("TRACE", trace_bytes(config))
