@@ -262,6 +262,7 @@ fn new_fd<T>(command: bpf_cmd, attributes: &mut T) -> io::Result<OwnedFd> {
 /// The descriptor of a map of a kind that our object has.
 fn map_fd(map: &Map) -> Option<RawFd> {
     let (Map::Array(data)
+    | Map::ArrayOfMaps(data)
     | Map::HashMap(data)
     | Map::PerCpuArray(data)
     | Map::RingBuf(data)
