@@ -58,6 +58,7 @@ assert_sizes! {
     thread::Target = 16,
     thread::ThreadRecord = 24 + 120 * thread::MAX_PENDING + 24 + 120
         + size_of::<stack::StackRecord>() + 24 + size_of::<thread::Unwind>(),
+    thread::ThreadPlace = 8 + size_of::<thread::ThreadRecord>(),
     thread::Unwind = 96 + 16 + 8 * thread::STACK_WINDOW + 16 + 4 * thread::RULES,
     thread::Window = 16 + 8 * thread::STACK_WINDOW,
     unwind::KnownRule = 16,
@@ -100,6 +101,7 @@ mod pod {
         crate::thread::OpenCall,
         crate::thread::PendingCall,
         crate::thread::ThreadRecord,
+        crate::thread::ThreadPlace,
         crate::thread::Target,
         crate::unwind::Mapping,
         crate::unwind::MappingList,

@@ -29,10 +29,10 @@ use crate::allocation::{Allocation, AllocationKey};
 pub const WAYS: usize = 7;
 /// Sets of the first segment, as a power of two: 4 MiB.
 const FIRST_BITS: u32 = 13;
-/// Segments up to this one are twice as large as the last; all after it are as large as it (256 MiB).
-const LAST_LARGER: u32 = 6;
-/// Most segments: 2.75 GiB, 41 million records.
-pub const MAX_SEGMENTS: u32 = 16;
+/// Segments up to this one are twice as large as the last; all after it are as large as it (1 GiB).
+const LAST_LARGER: u32 = 8;
+/// Most segments: 3 GiB, 44 million records.
+pub const MAX_SEGMENTS: u32 = 10;
 
 /// A tag: no record is here.
 pub const FREE: u64 = 0;

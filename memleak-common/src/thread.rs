@@ -1,5 +1,5 @@
-//! Records of traced processes (map `TARGETS`, by slot, which attach cookies name) and threads (map
-//! `THREADS`, key: `pid_tgid`).
+//! Records of traced processes (map `TARGETS`, by slot, which attach cookies name) and threads (maps
+//! `THREAD_PLACES` and `THREADS`, key: `pid_tgid`).
 
 use crate::{
     allocation::Allocation,
@@ -31,6 +31,18 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// Both numbers in one word.
+    #[inline(always)]
+    pub const fn packed(self) -> u64 {
+        self.space as u64 | (self.process as u64) << 32
+    }
+
+    /// From [`Self::packed`].
+    #[inline(always)]
+    pub const fn unpacked(word: u64) -> Self {
+        Self { space: word as u32, process: (word >> 32) as u32 }
+    }
+
     /// The number that owns things of a resource ([`Resource::number`]).
     #[inline(always)]
     pub const fn of(self, resource: u32) -> u32 {
@@ -156,6 +168,20 @@ pub struct ThreadRecord {
     /// What a walk needs.
     pub unwind: Unwind,
 }
+
+/// A place for a thread's record (map `THREAD_PLACES`): that of its number's low bits, unless another
+/// thread has it. Then it has a record in the map `THREADS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadPlace {
+    /// `pid_tgid` of the thread that has it; 0 if none has.
+    pub holder: u64,
+    /// Its record.
+    pub record: ThreadRecord,
+}
+
+/// Places for threads' records. A power of two.
+pub const THREAD_PLACES: u32 = 512;
 
 /// A piece of the thread's stack, while it is walked: one large read costs less than a few small
 /// ones.

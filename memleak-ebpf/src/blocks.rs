@@ -78,23 +78,46 @@ fn place_of(set: *mut Set, way: u32) -> Option<(*mut u64, *mut Record)> {
     }
 }
 
-/// Where in a set the record of this key is.
+/// Which places of a set have this tag, a bit for each. Without a branch, so that the verifier has one
+/// way to follow.
+#[inline(always)]
+fn ways_with(set: *mut Set, tag: u64) -> u32 {
+    let mut ways = 0;
+    for way in 0..WAYS {
+        // SAFETY: an aligned word of a map value.
+        let differs = unsafe { (&raw const (*set).tags).cast::<u64>().add(way).read_volatile() } ^ tag;
+        // The sign of what is less than 2^63, less 1. A comparison would be a branch here, and so
+        // would `x | -x` be: the compiler knows it for one.
+        let is_equal = (differs >> 1 | differs & 1).wrapping_sub(1) >> 63;
+        ways |= (is_equal as u32) << way;
+    }
+    ways
+}
+
+/// The lowest of some places; [`WAYS`] or more of none.
+#[inline(always)]
+fn lowest(ways: u32) -> u32 {
+    let below = !ways & ways.wrapping_sub(1);
+    (0..WAYS).map(|way| below >> way & 1).sum::<u32>() + (ways == 0) as u32
+}
+
+/// Where in a set the record of this key is. Of two keys with one tag the second is not found: a
+/// tag has 62 bits of a hash.
 #[inline(always)]
 fn way_of(set: *mut Set, key: &AllocationKey, tag: u64) -> Option<u32> {
-    for way in 0..WAYS as u32 {
-        let (place, record) = place_of(set, way)?;
-        // SAFETY: aligned words of a map value. The key of a record that is valid does not change
-        // while its block is acquired.
-        unsafe {
-            if place.read_volatile() == tag
-                && (&raw const (*record).key.handle).read_volatile() == key.handle
-                && (&raw const (*record).key.space).read_volatile() == key.space
-            {
-                return Some(way);
-            }
-        }
+    let ways = ways_with(set, tag);
+    if ways == 0 {
+        return None;
     }
-    None
+    let way = lowest(ways);
+    let (_, record) = place_of(set, way)?;
+    // SAFETY: aligned words of a map value. The key of a record that is valid does not change while
+    // its block is acquired.
+    let (handle, space) = unsafe {
+        let key = &raw const (*record).key;
+        ((&raw const (*key).handle).read_volatile(), (&raw const (*key).space).read_volatile())
+    };
+    (handle == key.handle && space == key.space).then_some(way)
 }
 
 /// Where the record of a key is: a packed [`Place`], [`NOWHERE`] or [`HASHED`].
@@ -246,11 +269,15 @@ pub unsafe extern "C" fn enter_block(
 /// Enters a record at a free place of a set, if there is one.
 #[inline(always)]
 fn enter_in(set: *mut Set, hash: Hash, key: &AllocationKey, allocation: &Allocation) -> bool {
-    for way in 0..WAYS as u32 {
-        let Some((tag, record)) = place_of(set, way) else { return false };
+    for _ in 0..WAYS {
+        let free = ways_with(set, FREE);
+        if free == 0 {
+            return false;
+        }
+        let Some((tag, record)) = place_of(set, lowest(free)) else { return false };
         // SAFETY: aligned words of a map value; the record is ours once its tag is.
         unsafe {
-            if tag.read_volatile() == FREE && change(tag, FREE, hash.tag(BUSY)) {
+            if change(tag, FREE, hash.tag(BUSY)) {
                 (&raw mut (*record).key).write_volatile(*key);
                 (&raw mut (*record).allocation).write_volatile(*allocation);
                 publish(tag, hash.tag(VALID));
@@ -306,15 +333,15 @@ unsafe fn add_and_get(word: *mut u64, amount: u64) -> u64 {
     unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word, amount) }
 }
 
-/// Changes a tag from one value to another, and says whether it had that value.
+/// Changes a word from one value to another, and says whether it had that value.
 ///
 /// # Safety
-/// `tag` is an aligned word of a map's value.
+/// `word` is an aligned word of a map's value.
 #[inline(always)]
-unsafe fn change(tag: *mut u64, from: u64, to: u64) -> bool {
+pub unsafe fn change(word: *mut u64, from: u64, to: u64) -> bool {
     const ORDER: AtomicOrdering = AtomicOrdering::SeqCst;
     // SAFETY: the caller's promise.
-    unsafe { core::intrinsics::atomic_cxchg::<u64, ORDER, ORDER>(tag, from, to) }.1
+    unsafe { core::intrinsics::atomic_cxchg::<u64, ORDER, ORDER>(word, from, to) }.1
 }
 
 /// The map's header; a type that only user space reads as a whole.

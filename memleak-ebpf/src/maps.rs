@@ -22,7 +22,9 @@ use memleak_common::{
     stats::{STATS as STAT_COUNT, Stat},
     system_call::MAX_SYSTEM_CALLS,
     table::{Header, MAX_SEGMENTS, Set},
-    thread::{CallKey, MAX_TARGETS, OpenCall, Target, ThreadRecord},
+    thread::{
+        CallKey, MAX_TARGETS, OpenCall, THREAD_PLACES as THREAD_PLACE_COUNT, Target, ThreadPlace, ThreadRecord,
+    },
     unwind::{KNOWN_RULES, KnownRule, Mapping, PublishedList},
 };
 
@@ -56,7 +58,11 @@ pub static TARGET_SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGE
 #[map]
 pub static MAPPING_STATES: Array<MappingState> = Array::with_max_entries(MAX_TARGETS, BPF_F_MMAPABLE);
 
-/// Threads of traced processes that have called a probed function.
+/// Threads of traced processes that have called a probed function. User space reads it by mmap.
+#[map]
+pub static THREAD_PLACES: Array<ThreadPlace> = Array::with_max_entries(THREAD_PLACE_COUNT, BPF_F_MMAPABLE);
+
+/// Those that have no place there.
 #[map]
 pub static THREADS: HashMap<u64, ThreadRecord> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 

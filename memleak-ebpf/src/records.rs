@@ -23,7 +23,7 @@ use memleak_common::{
 };
 
 use crate::{
-    args::CallerFrame,
+    args::Return,
     maps::{EEXIST, PROBES, Wake, add, count, count_in, has, send, send_line, setting},
     stack,
     table::{self, epoch},
@@ -59,7 +59,7 @@ fn key(owner: Owner, row: &ProbeRow, handle: u64) -> AllocationKey {
 
 /// Enters a new record, if it passes the filters.
 #[inline(always)]
-pub fn record(caller: &CallerFrame, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
+pub fn record(at: &Return, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
     let &Acquired { handle, size, .. } = acquired;
     let key = key(thread.owner, row, handle);
     if key.space == 0 {
@@ -75,7 +75,7 @@ pub fn record(caller: &CallerFrame, thread: &mut ThreadRecord, row: &ProbeRow, a
         table::remove(&key, thread.epoch);
         return None;
     }
-    let stack_id = stack::capture(caller, thread);
+    let stack_id = stack::capture(at, thread);
     enter(thread, row, &key, size, stack_id, acquired.entered_ns)
 }
 
@@ -222,8 +222,26 @@ fn drop_reference(key: &AllocationKey) -> bool {
 
 /// Takes the record that begins at the released handle out of the table and into the call.
 #[inline(always)]
-pub fn take_out(owner: Owner, row: &ProbeRow, call: &mut PendingCall) {
-    take_out_in(epoch(), owner, row, call);
+pub fn take_out(epoch: u32, owner: Owner, call: &mut PendingCall) {
+    // SAFETY: a call that is borrowed.
+    unsafe { take_out_of(call, owner.packed(), epoch as u64) };
+}
+
+/// [`take_out`], for this [`Owner::packed`]. A global function, which the verifier checks once and not
+/// for each way to it.
+///
+/// # Safety
+/// `call` is null or a call of the current thread's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn take_out_of(call: *mut PendingCall, owner: u64, epoch: u64) -> u64 {
+    // SAFETY: the caller says so.
+    if let Some(call) = unsafe { call.as_mut() }
+        && let Some(row) = PROBES.get(call.row)
+    {
+        take_out_in(epoch as u32, Owner::unpacked(owner), row, call);
+    }
+    0
 }
 
 #[inline(always)]
@@ -250,9 +268,28 @@ fn take_out_in(epoch: u32, owner: Owner, row: &ProbeRow, call: &mut PendingCall)
 /// The call did not release what it had taken out.
 #[inline(always)]
 pub fn put_back(owner: Owner, call: &PendingCall) {
-    if call.has_released == NOTHING {
-        return;
+    if call.has_released != NOTHING {
+        // SAFETY: a call that is borrowed.
+        unsafe { put_back_of(call, owner.packed()) };
     }
+}
+
+/// [`put_back`], for this [`Owner::packed`]. A global function likewise.
+///
+/// # Safety
+/// `call` is null or a call of the current thread's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn put_back_of(call: *const PendingCall, owner: u64) -> u64 {
+    // SAFETY: the caller says so.
+    if let Some(call) = unsafe { call.as_ref() } {
+        put_back_in(Owner::unpacked(owner), call);
+    }
+    0
+}
+
+#[inline(always)]
+fn put_back_in(owner: Owner, call: &PendingCall) {
     let Some(row) = PROBES.get(call.row) else { return };
     let key = key(owner, row, call.released_handle);
     if has(row, flags::COUNTED)
@@ -362,7 +399,7 @@ pub fn replace_range(thread: &ThreadRecord, row: &ProbeRow, call: &mut PendingCa
     call.released_len = call.size_or_address;
     call.time_ns = now();
     call.has_released = NOTHING;
-    take_out_in(thread.epoch, thread.owner, row, call);
+    take_out(thread.epoch, thread.owner, call);
     finish_release(thread, row, call);
 }
 

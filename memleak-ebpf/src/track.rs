@@ -23,15 +23,16 @@ use memleak_common::{
 
 use crate::{
     arch::{TRAMPOLINE, caller_of, entry_sp, exit_sp, instruction_pointer},
-    args::{Arguments, CallerFrame},
-    maps::{PROBES, THREADS, count, has, setting},
+    args::{Arguments, Return},
+    maps::{PROBES, count, has, setting},
     nesting::{is_nested, is_users},
     records::{
         self, Acquired, NOTHING, PAGE_SIZE, finish_release, now, put_back, record, record_another,
         replace_range, take_out,
     },
+    stack::kernel_walk,
     table,
-    thread::{current_thread, group, owner, top},
+    thread::{self, current_thread, group, owner, top},
     unwind,
 };
 
@@ -182,7 +183,7 @@ pub fn read_arguments(args: &Arguments, owner: Owner, row: &ProbeRow, call: &mut
         let nothing =
             is_none(row, call.released_handle) || (has(row, flags::RANGE) && call.released_len == 0);
         if call.has_released == NOTHING && !nothing {
-            take_out(owner, row, call);
+            take_out(table::epoch(), owner, call);
         }
     }
 }
@@ -280,7 +281,7 @@ fn is_trampoline(sp: u64) -> bool {
 pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
     // SAFETY: only this thread's own programs touch its record.
-    let thread = unsafe { &mut *THREADS.get_ptr_mut(&pid_tgid)? };
+    let thread = unsafe { &mut *thread::find(pid_tgid)? };
     let sp = exit_sp(ctx);
     for _ in 0..MAX_PENDING {
         let call = top(thread)?;
@@ -302,7 +303,6 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     if call.sp != sp || call.row != cookie {
         return None; // the return of a function that a pending one has jumped to
     }
-    let row = PROBES.get(cookie)?;
     let popped = &raw mut *thread.pending.get_mut((thread.depth as usize).wrapping_sub(1) & (MAX_PENDING - 1))?;
     // SAFETY: the popped entry is nobody else's until this thread's next call.
     let call = unsafe { &mut *popped };
@@ -311,18 +311,37 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     if call.nested != 0 {
         return None;
     }
-    commit(&caller_of(ctx), thread, row, call, ctx.ret())
+    let kernel_stack = kernel_walk(ctx.regs.cast());
+    let at = Return { caller: caller_of(ctx), returned: ctx.ret(), kernel_stack };
+    // SAFETY: the current thread's record, a call of it, and what is borrowed.
+    unsafe { commit_call(thread, call, &at) };
+    Some(())
 }
 
-/// A pending call returned: does to the table what the call did.
+/// A pending call returned: does to the table what the call did. A global function, which the
+/// verifier checks once and not for each way to it.
+///
+/// # Safety
+/// All three are null, or the record of the current thread, a call that it has left, and how.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn commit_call(
+    thread: *mut ThreadRecord,
+    call: *mut PendingCall,
+    at: *const Return,
+) -> u64 {
+    // SAFETY: the caller says so. A call that is in the record is no longer one of its pending ones.
+    let (thread, call, at) = unsafe { (thread.as_mut(), call.as_mut(), at.as_ref()) };
+    if let (Some(thread), Some(call), Some(at)) = (thread, call, at) {
+        let _ = commit(thread, call, at);
+    }
+    0
+}
+
 #[inline(always)]
-pub fn commit(
-    caller: &CallerFrame,
-    thread: &mut ThreadRecord,
-    row: &ProbeRow,
-    call: &mut PendingCall,
-    returned: u64,
-) -> Option<()> {
+fn commit(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return) -> Option<()> {
+    let row = PROBES.get(call.row)?;
+    let returned = at.returned;
     thread.epoch = table::epoch();
     let Some(handle) = acquired_handle(row, call, returned) else {
         let zero_size_release = has(row, flags::ZERO_SIZE_RELEASES) && call.size_or_address == 0 && returned == 0;
@@ -351,7 +370,7 @@ pub fn commit(
         size::STRING => records::string_size(thread, returned),
         _ => call.size_or_address,
     };
-    record(caller, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
+    record(at, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
     if setting!(features) & flags::SEVERAL_HANDLES == 0 || row.handle == handle::RETURN {
         return Some(()); // the usual case
     }
@@ -450,7 +469,7 @@ pub fn release(owner: Owner, row: &ProbeRow, args: &Arguments) -> Option<()> {
 #[inline(always)]
 pub fn abandon_pending(mend: bool) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(thread) = THREADS.get_ptr_mut(&pid_tgid) else { return };
+    let Some(thread) = thread::find(pid_tgid) else { return };
     // SAFETY: only this thread's own programs touch its record.
     let thread = unsafe { &mut *thread };
     for i in 0..MAX_PENDING {

@@ -275,7 +275,7 @@ pub fn search_callers(ctx: &ProbeContext, thread: &mut ThreadRecord, group: u32)
     if setting!(flags) & flags::UNWIND_TABLES == 0 {
         return UNKNOWN;
     }
-    let CallerFrame { ip, sp, fp, .. } = arch::entered_caller(ctx);
+    let CallerFrame { ip, sp, fp } = arch::entered_caller(ctx);
     // SAFETY: the current thread's record.
     unsafe { find_caller(thread, group, ip, sp, fp) }
 }
