@@ -18,6 +18,7 @@ pub mod system_call;
 pub mod table;
 pub mod thread;
 pub mod unwind;
+pub mod walks;
 
 /// Asserts the sizes that both sides rely on; a type with padding would leak kernel stack bytes and
 /// fail the verifier.
@@ -68,6 +69,8 @@ assert_sizes! {
     unwind::Regs = 32,
     unwind::Row = 8,
     unwind::State = 96,
+    walks::CachedWalk = 72 + 10 * walks::WALK_WORDS,
+    walks::WalkStart = 40,
 }
 
 #[cfg(feature = "user")]
@@ -107,5 +110,6 @@ mod pod {
         crate::unwind::MappingList,
         crate::unwind::Row,
         crate::unwind::PublishedList,
+        crate::walks::CachedWalk,
     }
 }

@@ -209,8 +209,8 @@ pub struct Unwind {
     /// [`crate::unwind::Row::rule`] for the frame that was reached: before a step the known one or
     /// 0, after it the found one.
     pub rule: u32,
-    /// Fills up; 0.
-    pub reserved: u32,
+    /// The place where the walk is recorded ([`crate::walks`]), plus 1; 0 if it is not.
+    pub recording: u32,
     /// Rules of the frames of the last stack: an unchanged frame needs no search.
     pub rules: [u32; RULES],
 }

@@ -24,6 +24,7 @@ mod table;
 mod thread;
 mod track;
 mod unwind;
+mod walks;
 mod window;
 
 use core::ffi::c_void;

@@ -26,6 +26,7 @@ use memleak_common::{
         CallKey, MAX_TARGETS, OpenCall, THREAD_PLACES as THREAD_PLACE_COUNT, Target, ThreadPlace, ThreadRecord,
     },
     unwind::{KNOWN_RULES, KnownRule, Mapping, PublishedList},
+    walks::{CACHED_WALKS as CACHED_WALK_COUNT, CachedWalk},
 };
 
 /// What a map says of a key that is there already.
@@ -113,6 +114,10 @@ pub static UNWIND_MAPPINGS: Array<Mapping> = Array::with_max_entries(1, BPF_F_MM
 /// Rules that walks have found, by address.
 #[map]
 pub static KNOWN: Array<KnownRule> = Array::with_max_entries(KNOWN_RULES, 0);
+
+/// Walks that were made before. User space reads it by mmap.
+#[map]
+pub static CACHED_WALKS: Array<CachedWalk> = Array::with_max_entries(CACHED_WALK_COUNT, BPF_F_MMAPABLE);
 
 /// Processes' lists of mappings, by slot.
 #[map]

@@ -57,9 +57,9 @@ fn key(owner: Owner, row: &ProbeRow, handle: u64) -> AllocationKey {
     AllocationKey { space: owner.of(row.resource), resource: row.resource, handle }
 }
 
-/// Enters a new record, if it passes the filters.
+/// Enters a new record, if it passes the filters. Gives its stack.
 #[inline(always)]
-pub fn record(at: &Return, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
+pub fn record(at: &Return, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<u64> {
     let &Acquired { handle, size, .. } = acquired;
     let key = key(thread.owner, row, handle);
     if key.space == 0 {
@@ -76,14 +76,14 @@ pub fn record(at: &Return, thread: &mut ThreadRecord, row: &ProbeRow, acquired: 
         return None;
     }
     let stack_id = stack::capture(at, thread);
-    enter(thread, row, &key, size, stack_id, acquired.entered_ns)
+    enter(thread, row, &key, size, stack_id, acquired.entered_ns)?;
+    Some(stack_id)
 }
 
 /// The same for a further handle of the same call.
 #[inline(always)]
-pub fn record_another(thread: &mut ThreadRecord, row: &ProbeRow, handle: u64) {
+pub fn record_another(thread: &mut ThreadRecord, row: &ProbeRow, handle: u64, stack_id: u64) {
     let key = key(thread.owner, row, handle);
-    let stack_id = thread.stack_id;
     let _ = enter(thread, row, &key, 0, stack_id, 0);
 }
 

@@ -22,6 +22,7 @@ use crate::{
     mappings,
     maps::{EEXIST, KERNEL_STACKS, SHORT_STACKS, STACKS, STATS, Wake, count, send, setting},
     thread, unwind,
+    walks::{finish_walk, recall_walk},
     window::{Hash, WalkResult, read_window, replaced},
 };
 
@@ -58,10 +59,25 @@ pub fn capture(at: &Return, thread: &mut ThreadRecord) -> u64 {
         return at.kernel_stack;
     }
     let CallerFrame { ip, sp, fp } = at.caller;
-    // SAFETY: the current thread's record.
+    // What the walk reads beside the stack is not cached.
+    let may_be_cached = setting!(flags) & flags::UNWIND_TABLES != 0 && thread.depth == 0;
+    thread.unwind.window.bytes = 0;
+    thread.unwind.recording = 0;
+    if may_be_cached {
+        // SAFETY: the current thread's record.
+        let id = unsafe { recall_walk(thread, ip, sp, fp) };
+        if id != NO_STACK {
+            return id;
+        }
+    }
+    // SAFETY: as above.
     let hash = unsafe { walk_stack(thread, ip, sp, fp) };
     if hash != UNCHANGED {
         thread.stack_id = store_walked(hash);
+    }
+    if may_be_cached {
+        // SAFETY: as above.
+        unsafe { finish_walk(thread, thread.stack_id, ip, sp, fp) };
     }
     if thread.stack_id == NO_STACK {
         count(Stat::LostStacks);

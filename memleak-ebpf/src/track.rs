@@ -370,7 +370,7 @@ fn commit(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return) -> Opt
         size::STRING => records::string_size(thread, returned),
         _ => call.size_or_address,
     };
-    record(at, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
+    let stack_id = record(at, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
     if setting!(features) & flags::SEVERAL_HANDLES == 0 || row.handle == handle::RETURN {
         return Some(()); // the usual case
     }
@@ -380,7 +380,7 @@ fn commit(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return) -> Opt
             break;
         }
         match read_word(address.wrapping_add(i * row.handle_width as u64), row.handle_width) {
-            Some(handle) => record_another(thread, row, handle),
+            Some(handle) => record_another(thread, row, handle, stack_id),
             None => count(Stat::LostAllocations),
         }
     }

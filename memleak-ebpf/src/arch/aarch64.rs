@@ -107,3 +107,14 @@ pub unsafe fn publish(word: *mut u64, value: u64) {
     // SAFETY: the caller's promise.
     let _ = unsafe { core::intrinsics::atomic_xchg::<u64, ORDER>(word, value) };
 }
+
+/// Loads a word after all that was loaded before, by an addition of nothing, which is a full barrier.
+///
+/// # Safety
+/// `word` is an aligned word of a map's value.
+#[inline(always)]
+pub unsafe fn read_after(word: *mut u64) -> u64 {
+    const ORDER: core::intrinsics::AtomicOrdering = core::intrinsics::AtomicOrdering::SeqCst;
+    // SAFETY: the caller's promise.
+    unsafe { core::intrinsics::atomic_xadd::<u64, u64, ORDER>(word, 0) }
+}

@@ -108,3 +108,13 @@ pub unsafe fn publish(word: *mut u64, value: u64) {
     // SAFETY: the caller's promise.
     unsafe { word.write_volatile(value) };
 }
+
+/// Loads a word after all that was loaded before: loads are in order here.
+///
+/// # Safety
+/// `word` is an aligned word of a map's value.
+#[inline(always)]
+pub unsafe fn read_after(word: *mut u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { word.read_volatile() }
+}

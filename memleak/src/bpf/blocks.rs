@@ -194,13 +194,14 @@ impl Places {
         let record = unsafe { (&raw mut (*self.0).records).cast::<Record>().add(way) };
         // SAFETY: aligned words; volatile, since a program may write to them. What was read then is
         // not taken for a record.
-        let (birth, read) = unsafe {
-            ((&raw const (*record).allocation.birth).read_volatile(), record.read_volatile())
-        };
+        let (birth, read) =
+            unsafe { ((&raw const (*record).allocation.birth).read_volatile(), record.read_volatile()) };
         fence(Ordering::Acquire);
         // SAFETY: as above.
         let birth_after = unsafe { (&raw const (*record).allocation.birth).read_volatile() };
-        let is_whole = self.tag(way).load(Ordering::Relaxed) == tag && birth_after == birth && read.allocation.birth == birth;
+        let is_whole = self.tag(way).load(Ordering::Relaxed) == tag
+            && birth_after == birth
+            && read.allocation.birth == birth;
         is_whole.then_some(read)
     }
 }

@@ -24,6 +24,8 @@ const PREALLOCATED: &[&str] = &["ALLOCATIONS", "STACKS", "SHORT_STACKS"];
 /// Maps that this mode has no use for.
 const UNUSED: &[&str] = &[
     "THREADS",
+    "THREAD_PLACES",
+    "CACHED_WALKS",
     "TARGETS",
     "TARGET_SLOTS",
     "MAPPING_STATES",

@@ -20,6 +20,7 @@ mod error;
 mod kernel_mode;
 mod links;
 mod maker;
+mod mapped;
 mod mapping_states;
 mod multi;
 mod object;

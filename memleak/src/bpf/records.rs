@@ -11,9 +11,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     access::fd,
-    blocks::Blocks,
     cut::{Epoch, Reading},
     error::{BpfError, map_error},
+    mapped::Mapped,
     sys,
 };
 use crate::snapshot::{Outstanding, PAGE_SIZE};
@@ -45,7 +45,7 @@ fn identity(record: &Outstanding) -> Identity {
 /// call in progress, or was told to have left it since, and is older than the cut. Ends the
 /// reading.
 pub(super) fn outstanding(
-    (ebpf, blocks): (&Ebpf, Option<&Blocks>),
+    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
     (epoch, reading): (&mut Epoch, &Reading),
     known: impl Fn(u32) -> bool,
     rows: &[ProbeRow],
@@ -59,7 +59,7 @@ pub(super) fn outstanding(
             }
         });
     };
-    let result = read_tables((ebpf, blocks), reading.epoch, &known, rows, &mut read, || take_moved(epoch));
+    let result = read_tables((ebpf, mapped), reading.epoch, &known, rows, &mut read, || take_moved(epoch));
     epoch.end()?;
     result?;
     take_moved(epoch);
@@ -72,7 +72,7 @@ pub(super) fn outstanding(
 }
 
 fn read_tables(
-    (ebpf, blocks): (&Ebpf, Option<&Blocks>),
+    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
     epoch: u32,
     known: &impl Fn(u32) -> bool,
     rows: &[ProbeRow],
@@ -92,13 +92,17 @@ fn read_tables(
             outstanding.extend(found(known, &key, &call.released));
         }
     };
-    sys::for_each_entry(fd(ebpf, "THREADS")?, |_: &u64, thread: &ThreadRecord| {
+    let mut add_thread = |thread: &ThreadRecord| {
         other_stacks.insert(thread.stack_id);
         let calls = thread.pending.iter().take((thread.depth as usize).min(MAX_PENDING));
         let system_call = (thread.in_system_call != 0).then_some(&thread.system_call);
         calls.chain(system_call).for_each(|call| add_taken_out(thread.owner, call));
-    })
-    .map_err(|error| map_error("THREADS", &error))?;
+    };
+    if let Some(mapped) = mapped {
+        mapped.for_each_thread(&mut add_thread);
+    }
+    sys::for_each_entry(fd(ebpf, "THREADS")?, |_: &u64, thread: &ThreadRecord| add_thread(thread))
+        .map_err(|error| map_error("THREADS", &error))?;
     sys::for_each_entry(fd(ebpf, "CALLS")?, |_: &CallKey, open: &OpenCall| {
         add_taken_out(open.owner, &open.call);
     })
@@ -113,8 +117,8 @@ fn read_tables(
             outstanding.extend(found(known, key, allocation));
         }
     };
-    if let Some(blocks) = blocks {
-        blocks.for_each(&mut add, &mut between);
+    if let Some(mapped) = mapped {
+        mapped.blocks.for_each(&mut add, &mut between);
     }
     sys::for_each_entry_with(fd(ebpf, "ALLOCATIONS")?, add, &mut between)
         .map_err(|error| map_error("ALLOCATIONS", &error))
@@ -147,23 +151,23 @@ fn key_of(record: &Outstanding) -> AllocationKey {
 
 /// Removes records of owners in whose name nobody acquires or releases any more.
 pub(super) fn remove_for_good<'a>(
-    (ebpf, blocks): (&Ebpf, Option<&Blocks>),
+    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
     records: impl Iterator<Item = &'a Outstanding>,
 ) -> Result<(), BpfError> {
     let mut removed = 0;
     let is_elsewhere = |record: &&Outstanding| {
         removed += 1;
-        !blocks.is_some_and(|blocks| blocks.remove(&key_of(record), record.birth))
+        !mapped.is_some_and(|mapped| mapped.blocks.remove(&key_of(record), record.birth))
     };
     let keys: Vec<AllocationKey> = records.filter(is_elsewhere).map(key_of).collect();
-    adjust_held(blocks, -removed);
+    adjust_held(mapped, -removed);
     sys::remove_all(fd(ebpf, "ALLOCATIONS")?, &keys).map_err(|error| map_error("ALLOCATIONS", &error))
 }
 
 /// Removes records that are dead: ranges of which nothing is mapped any more, descriptors that are
 /// closed. Gives how many there were: others have moved since they were read, or are gone.
 pub(super) fn remove_dead(
-    (ebpf, blocks): (&Ebpf, Option<&Blocks>),
+    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
     dead: &[Outstanding],
 ) -> Result<u64, BpfError> {
     let mut removed: u64 = 0;
@@ -179,13 +183,13 @@ pub(super) fn remove_dead(
             None => {}
         }
     }
-    adjust_held(blocks, -removed.cast_signed());
+    adjust_held(mapped, -removed.cast_signed());
     Ok(removed)
 }
 
 /// Enters things that no program has seen acquired, unless there is a record by now.
 pub(super) fn enter_found(
-    (ebpf, blocks): (&Ebpf, Option<&Blocks>),
+    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
     found: &[Outstanding],
 ) -> Result<(), BpfError> {
     for record in found {
@@ -193,15 +197,15 @@ pub(super) fn enter_found(
         let birth = record.birth;
         let allocation = Allocation { size, stack_id, time_ns, count: 1, birth, ..Allocation::default() };
         if put_new(ebpf, &key_of(record), &allocation)? {
-            adjust_held(blocks, 1);
+            adjust_held(mapped, 1);
         }
     }
     Ok(())
 }
 
-fn adjust_held(blocks: Option<&Blocks>, difference: i64) {
-    if let Some(blocks) = blocks {
-        blocks.adjust_held(difference);
+fn adjust_held(mapped: Option<&Mapped>, difference: i64) {
+    if let Some(mapped) = mapped {
+        mapped.blocks.adjust_held(difference);
     }
 }
 

@@ -15,12 +15,12 @@ use tokio::io::unix::AsyncFd;
 use super::{
     access::array_mut,
     births::Births,
-    blocks::Blocks,
     config::Config,
     cut::Epoch,
     error::{BpfError, map_error},
     kernel_mode,
     links::{Outcome, Probes, Scope},
+    mapped::Mapped,
     mapping_states::MappingStates,
     reader::Reader,
     rings::Events,
@@ -99,7 +99,7 @@ impl Tracer {
         let rows = rows.iter().map(|row| row.probe).collect();
         let mut reader =
             Reader::new(Epoch::open(&mut loaded.ebpf)?, rows, checks_descriptors, config.stack_storage_size);
-        reader.set_blocks(Blocks::open(&loaded.ebpf, config.max_memory)?);
+        reader.set_mapped(Mapped::open(&loaded.ebpf, config.max_memory)?);
         let mapping_states = MappingStates::open(&loaded.ebpf)?;
         let mut tracer = Self::new(config, loaded.ebpf, loaded.events, probes, reader, unwinding)?;
         tracer.mapping_states = Some(mapping_states);

@@ -1,7 +1,10 @@
 //! User mode: loads the programs that trace processes.
 
 use aya::{Ebpf, EbpfLoader, maps::Array, programs::RawTracePoint};
-use memleak_common::probe::{MAX_PROBES, ProbeRow, Resource};
+use memleak_common::{
+    probe::{MAX_PROBES, ProbeRow, Resource},
+    walks::CACHED_WALKS,
+};
 
 use super::{
     access::{array_mut, program},
@@ -81,6 +84,7 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
         .map_max_entries("SHORT_STACKS", config.stack_storage_size)
         .map_max_entries("TRACE", trace_bytes(config))
         .map_max_entries("REMEMBERED", 1)
+        .map_max_entries("CACHED_WALKS", room(CACHED_WALKS, walks_tables))
         .map_max_entries("UNWIND_WORDS", room(unwind_words, walks_tables))
         .map_max_entries("UNWIND_MAPPINGS", room(unwind_maps::MAPPINGS, walks_tables))
         .map_max_entries("UNWIND_LISTS", room(unwind_maps::LISTS, walks_tables))
