@@ -69,7 +69,7 @@ assert_sizes! {
     unwind::Regs = 32,
     unwind::Row = 8,
     unwind::State = 96,
-    walks::CachedWalk = 72 + 10 * walks::WALK_WORDS,
+    walks::CachedWalk = 80 + 10 * walks::WALK_WORDS,
     walks::WalkStart = 40,
 }
 

@@ -12,8 +12,8 @@ use crate::{
 /// ([`crate::probe::ProbeRow::group`]), and those nested in them. A power of two.
 pub const MAX_PENDING: usize = 8;
 
-/// Words of a thread's stack that are read at a time. A power of two.
-pub const STACK_WINDOW: usize = 128;
+/// Words of a thread's stack that are kept of what was read last. A power of two.
+pub const STACK_WINDOW: usize = 512;
 
 /// Processes that can be traced at once: slots of the map `TARGETS`.
 pub const MAX_TARGETS: u32 = 16_384;

@@ -46,6 +46,10 @@ pub struct CachedWalk {
     pub len: u32,
     /// How often `candidate` has, with no other in between.
     pub seen: u32,
+    /// Words from the stack pointer to the last of them.
+    pub span: u32,
+    /// Fills up; 0.
+    pub reserved: u32,
     /// Which: in words from the stack pointer on.
     pub at: [u16; WALK_WORDS],
     /// What is there.

@@ -5,6 +5,7 @@ use memleak_common::probe::NO_ARG;
 
 /// The integer arguments of a call. Rows name arguments by number, and the verifier allows no
 /// variable offset into the registers, so they are copied out.
+#[repr(C)]
 pub struct Arguments(pub [u64; 8]);
 
 impl Arguments {

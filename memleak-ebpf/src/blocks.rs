@@ -120,6 +120,13 @@ fn way_of(set: *mut Set, key: &AllocationKey, tag: u64) -> Option<u32> {
     (handle == key.handle && space == key.space).then_some(way)
 }
 
+/// Not 0 if records whose home this is may be elsewhere.
+#[inline(always)]
+fn has_overflowed(set: *mut Set) -> u64 {
+    // SAFETY: both words at once, of a map value that is aligned.
+    unsafe { (&raw const (*set).second).cast::<u64>().read_volatile() }
+}
+
 /// Where the record of a key is: a packed [`Place`], [`NOWHERE`] or [`HASHED`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -188,15 +195,29 @@ pub const NOT_HASHED: u64 = 2;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn remove_block(space_and_resource: u64, handle: u64, epoch: u64) -> u64 {
-    let place = find_block(space_and_resource, handle);
-    if place == NOWHERE {
-        return 0;
+    let key = key(space_and_resource, handle);
+    let hash = Hash::of(&key);
+    let mut found = None;
+    if segments() == 1 {
+        // What is nearly always so.
+        let Some(home) = set_at(0, hash.home(0)) else { return 0 };
+        match way_of(home, &key, hash.tag(VALID)) {
+            Some(way) => found = place_of(home, way),
+            None if has_overflowed(home) == 0 => return 0,
+            None => {}
+        }
     }
-    if place == HASHED {
-        return IN_HASH;
+    if found.is_none() {
+        let place = find_block(space_and_resource, handle);
+        if place == NOWHERE {
+            return 0;
+        }
+        if place == HASHED {
+            return IN_HASH;
+        }
+        found = tag_and_record(place);
     }
-    let Some((tag, record)) = tag_and_record(place) else { return 0 };
-    let hash = Hash::of(&key(space_and_resource, handle));
+    let Some((tag, record)) = found else { return 0 };
     // SAFETY: an aligned word of a map value.
     if !unsafe { change(tag, hash.tag(VALID), hash.tag(BUSY)) } {
         return 0; // somebody else was faster
@@ -229,6 +250,17 @@ pub unsafe extern "C" fn enter_block(
     let Some(allocation) = (unsafe { allocation.as_ref() }) else { return 0 };
     let key = key(space_and_resource, handle);
     let hash = Hash::of(&key);
+    let segments = segments();
+    if segments == 1 {
+        // What is nearly always so.
+        let Some(home) = set_at(0, hash.home(0)) else { return IN_HASH };
+        if has_overflowed(home) == 0
+            && ways_with(home, hash.tag(VALID)) == 0
+            && enter_in(home, hash, &key, allocation)
+        {
+            return DONE;
+        }
+    }
     let found = find_block(space_and_resource, handle);
     if found == HASHED && how & NOT_HASHED == 0 {
         return ASK_HASH;
@@ -244,13 +276,13 @@ pub unsafe extern "C" fn enter_block(
                 if is_reading(epoch as u32) {
                     tell(space_and_resource, handle, &raw const (*record).allocation, epoch);
                 }
-                (&raw mut (*record).allocation).write_volatile(*allocation);
+                store(&raw mut (*record).allocation, allocation);
                 publish(tag, hash.tag(VALID));
                 return REPLACED;
             }
         }
     }
-    let segment = segments().wrapping_sub(1);
+    let segment = segments.wrapping_sub(1);
     let Some(home) = set_at(segment, hash.home(segment)) else { return IN_HASH };
     if enter_in(home, hash, &key, allocation) {
         return DONE;
@@ -278,14 +310,29 @@ fn enter_in(set: *mut Set, hash: Hash, key: &AllocationKey, allocation: &Allocat
         // SAFETY: aligned words of a map value; the record is ours once its tag is.
         unsafe {
             if change(tag, FREE, hash.tag(BUSY)) {
-                (&raw mut (*record).key).write_volatile(*key);
-                (&raw mut (*record).allocation).write_volatile(*allocation);
+                (&raw mut (*record).key.space).write_volatile(key.space);
+                (&raw mut (*record).key.resource).write_volatile(key.resource);
+                (&raw mut (*record).key.handle).write_volatile(key.handle);
+                store(&raw mut (*record).allocation, allocation);
                 publish(tag, hash.tag(VALID));
                 return true;
             }
         }
     }
     false
+}
+
+/// Stores what a record says.
+///
+/// # Safety
+/// `place` is a member of a map's value that is ours.
+#[inline(always)]
+unsafe fn store(place: *mut Allocation, allocation: &Allocation) {
+    let (to, from) = (place.cast::<u64>(), (&raw const *allocation).cast::<u64>());
+    for word in 0..size_of::<Allocation>() / size_of::<u64>() {
+        // SAFETY: words of both; it is made of them.
+        unsafe { to.add(word).write_volatile(from.add(word).read()) };
+    }
 }
 
 /// A record has found no place in the table; gives how many had before it.

@@ -187,7 +187,7 @@ pub fn resize(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
 #[inline(always)]
 pub fn string_size(thread: &mut ThreadRecord, address: u64) -> u64 {
     const PIECE: u64 = STACK_WINDOW as u64 * 8;
-    const PIECES: u64 = 16;
+    const PIECES: u64 = 4;
     let scratch = (&raw mut thread.unwind.window.words).cast();
     // What is read here is no stack.
     thread.unwind.window.bytes = 0;

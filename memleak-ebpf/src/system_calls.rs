@@ -10,7 +10,7 @@ use aya_ebpf::{
 use memleak_common::{
     probe::{ProbeRow, flags, only},
     system_call::{RELEASES, ROW},
-    thread::{PendingCall, ThreadRecord},
+    thread::ThreadRecord,
 };
 
 use crate::{
@@ -34,7 +34,7 @@ pub fn enter(ctx: &RawTracePointContext) -> Option<()> {
     if releases {
         return track::release(thread.owner, row, &args);
     }
-    thread.system_call = PendingCall { row: cookie, ..PendingCall::default() };
+    track::enter_call(&mut thread.system_call, 0, 0, cookie);
     thread.in_system_call = 1;
     track::read_arguments(&args, thread.owner, row, &mut thread.system_call);
     if has(row, flags::THROUGH_POINTER) {

@@ -119,7 +119,14 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn mapping(&self, index: u32) -> Option<Mapping> {
-        UNWIND_MAPPINGS.get(index).copied()
+        const WORDS: usize = size_of::<Mapping>() / size_of::<u64>();
+        let place = UNWIND_MAPPINGS.get_ptr(index)?.cast::<u64>();
+        // SAFETY: the words of a map value. Volatile, so that the compiler copies words and not bytes:
+        // it calls a function for that.
+        let words: [u64; WORDS] = core::array::from_fn(|word| unsafe { place.add(word).read_volatile() });
+        let half = |word: u64| [word as u32, (word >> 32) as u32];
+        let ([rows, pages], [page_count, reserved]) = (half(words[3]), half(words[4]));
+        Some(Mapping { start: words[0], end: words[1], bias: words[2], rows, pages, page_count, reserved })
     }
 
     #[inline(always)]

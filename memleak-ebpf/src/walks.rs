@@ -1,6 +1,7 @@
 //! Cached walks (`memleak_common::walks`): looked up before a walk, and recorded during one. Global
 //! functions, which the verifier checks once.
 
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use memleak_common::{
     stack::NO_STACK,
     thread::{STACK_WINDOW, ThreadRecord},
@@ -72,6 +73,7 @@ pub unsafe extern "C" fn recall_walk(thread: *mut ThreadRecord, ip: u64, sp: u64
             // The place is ours until its version is even again.
             (&raw mut (*place).start).write_volatile(WalkStart { ip: 0, ..start });
             (&raw mut (*place).len).write_volatile(0);
+            (&raw mut (*place).span).write_volatile(0);
             thread.unwind.recording = index + 1;
         }
     }
@@ -81,33 +83,80 @@ pub unsafe extern "C" fn recall_walk(thread: *mut ThreadRecord, ip: u64, sp: u64
 /// Whether the stack has the words that a cached walk has read. Reads it into the thread's window.
 #[inline(always)]
 fn is_same(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u64) -> bool {
-    let window = &mut thread.unwind.window;
     // SAFETY: aligned words of a map value, here and below.
-    let len = unsafe { (&raw const (*place).len).read_volatile() };
-    // The window, in words from the stack pointer on.
-    let (mut begin, mut words) = (0u64, 0u64);
+    let (len, span) =
+        unsafe { ((&raw const (*place).len).read_volatile(), (&raw const (*place).span).read_volatile()) };
+    if len as usize > WALK_WORDS || span == 0 {
+        return false;
+    }
+    if span as usize > STACK_WINDOW {
+        return is_same_in_pieces(thread, place, sp, len);
+    }
+    // All of it in one read, which costs more than what is read.
+    let window = &mut thread.unwind.window;
+    // SAFETY: the window has room for it; the helper checks the address.
+    let read = unsafe { bpf_probe_read_user(window.words.as_mut_ptr().cast(), 8 * span, sp as *const _) };
+    if read != 0 {
+        return false;
+    }
+    (window.base, window.bytes) = (sp, 8 * span as u64);
     for i in 0..WALK_WORDS {
         if i as u32 >= len {
-            return true;
+            break;
         }
         let at = unsafe { (&raw const (*place).at[i]).read_volatile() } as u64;
-        let mut within = at.wrapping_sub(begin);
-        if within >= words {
-            begin = at;
-            window.base = sp.wrapping_add(8 * at);
-            words = read_window(window.base, &mut window.words, i == 0);
-            window.bytes = 8 * words;
-            if words == 0 {
-                return false;
-            }
-            within = 0;
-        }
         let wanted = unsafe { (&raw const (*place).words[i]).read_volatile() };
-        if window.words[(within & WINDOW_MASK) as usize] != wanted {
+        if window.words[(at & WINDOW_MASK) as usize] != wanted {
             return false;
         }
     }
-    len as usize <= WALK_WORDS
+    true
+}
+
+/// [`is_same`] for what is more than a window.
+#[inline(always)]
+fn is_same_in_pieces(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u64, len: u32) -> bool {
+    // Where the window begins, in words from the stack pointer on, and how many are in it.
+    let (mut begin, mut words) = (0u64, 0u64);
+    for i in 0..WALK_WORDS {
+        if i as u32 >= len {
+            break;
+        }
+        // SAFETY: aligned words of a map value, here and below.
+        let at = unsafe { (&raw const (*place).at[i]).read_volatile() } as u64;
+        if at.wrapping_sub(begin) >= words {
+            begin = at;
+            // SAFETY: the current thread's record. Read back, so that the compiler does not know how
+            // many words there are at most: it would leave out the mask below, which the verifier
+            // wants to see.
+            words = unsafe {
+                move_window(thread, sp.wrapping_add(8 * at));
+                (&raw const thread.unwind.window.bytes).read_volatile() / 8
+            };
+        }
+        let wanted = unsafe { (&raw const (*place).words[i]).read_volatile() };
+        let found = thread.unwind.window.words[(at.wrapping_sub(begin) & WINDOW_MASK) as usize];
+        if found != wanted || words == 0 {
+            return false;
+        }
+    }
+    true
+}
+
+/// Reads the stack from this address on into the thread's window. A function of its own, so that the
+/// verifier forgets what it knows of it.
+///
+/// # Safety
+/// `thread` is null or the record of the current thread.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn move_window(thread: *mut ThreadRecord, address: u64) -> u64 {
+    // SAFETY: the caller says so.
+    let Some(thread) = (unsafe { thread.as_mut() }) else { return 0 };
+    let window = &mut thread.unwind.window;
+    let words = read_window(address, &mut window.words, window.bytes == 0);
+    (window.base, window.bytes) = (address, 8 * words);
+    0
 }
 
 /// A walk that is recorded has read a word of the stack.
@@ -131,6 +180,7 @@ pub unsafe extern "C" fn note_word(thread: *const ThreadRecord, address: u64, wo
         (*place).at[len as usize & (WALK_WORDS - 1)] = (distance >> 3) as u16;
         (*place).words[len as usize & (WALK_WORDS - 1)] = word;
         (*place).len = len + 1;
+        (*place).span = (*place).span.max((distance >> 3) as u32 + 1);
     }
     0
 }

@@ -116,7 +116,7 @@ fn fill_rows(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
     }
     let mut probes: Array<_, ProbeRow> = array_mut(ebpf, MAP)?;
     for (index, row) in (0..).zip(rows) {
-        probes.set(index, row.probe, 0).map_err(|error| map_error(MAP, &error))?;
+        probes.set(index, row.probe.marked(), 0).map_err(|error| map_error(MAP, &error))?;
     }
     Ok(())
 }
