@@ -23,7 +23,7 @@ use crate::{
     records::put_back,
     stack::kernel_walk,
     thread::{current_thread, group},
-    track::{applies, commit_call, read_arguments, row},
+    track::{applies, commit, read_arguments, row},
 };
 
 /// Such a function is entered.
@@ -90,6 +90,6 @@ pub fn call_exit(ctx: &ProbeContext) -> Option<()> {
     let kernel_stack = kernel_walk(ctx.regs.cast());
     let at = Return { caller: entered_caller(ctx), returned, kernel_stack };
     // SAFETY: the current thread's record, and a call that it leaves.
-    unsafe { commit_call(thread, &mut open.call, &at) };
+    unsafe { commit(thread, &mut open.call, &at) };
     CALLS.remove(&key).ok()
 }

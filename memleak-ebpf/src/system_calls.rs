@@ -19,7 +19,7 @@ use crate::{
     maps::{PROBES, SYSTEM_CALLS, has},
     thread::{self, current_thread_of_tracepoint},
     stack::kernel_walk,
-    track::{self, commit_call},
+    track::{self, commit},
 };
 
 /// A system call is entered.
@@ -62,7 +62,7 @@ pub fn exit(ctx: &RawTracePointContext) -> Option<()> {
     let kernel_stack = kernel_walk(ctx.as_ptr());
     let at = Return { caller: registers.caller(), returned: ctx.arg::<u64>(1), kernel_stack };
     // SAFETY: the current thread's record, a call that it has left, and what is borrowed.
-    unsafe { commit_call(thread, call, &at) };
+    unsafe { commit(thread, call, &at) };
     Some(())
 }
 

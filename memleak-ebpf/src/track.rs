@@ -423,15 +423,33 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     let kernel_stack = kernel_walk(ctx.regs.cast());
     let at = Return { caller: caller_of(ctx), returned: ctx.ret(), kernel_stack };
     // SAFETY: the current thread's record, a call of it, and what is borrowed.
-    unsafe { commit_call(thread, call, &at) };
+    unsafe { commit(thread, call, &at) };
     Some(())
 }
 
-/// A pending call returned: does to the table what the call did. A global function, which the
-/// verifier checks once and not for each way to it.
+/// A pending call returned: does to the table what the call did.
 ///
 /// # Safety
 /// All three are null, or the record of the current thread, a call that it has left, and how.
+#[inline(always)]
+pub unsafe fn commit(thread: *mut ThreadRecord, call: *mut PendingCall, at: &Return) {
+    // SAFETY: the caller says so. A call that is in the record is no longer one of its pending ones.
+    unsafe {
+        // Here, and not in that function: the stack of all would be more than a program may have.
+        if commit_call(thread, call, at) == FAILED {
+            put_back((*thread).owner, &*call);
+        }
+    }
+}
+
+/// [`commit_call`]: the call has done nothing, and what it had taken out is to be put back.
+const FAILED: u64 = 1;
+
+/// [`commit`], but for calls that have [`FAILED`]. A global function, which the verifier checks once
+/// and not for each way to it.
+///
+/// # Safety
+/// As of [`commit`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub unsafe extern "C" fn commit_call(
@@ -441,14 +459,12 @@ pub unsafe extern "C" fn commit_call(
 ) -> u64 {
     // SAFETY: the caller says so. A call that is in the record is no longer one of its pending ones.
     let (thread, call, at) = unsafe { (thread.as_mut(), call.as_mut(), at.as_ref()) };
-    if let (Some(thread), Some(call), Some(at)) = (thread, call, at) {
-        let _ = commit(thread, call, at);
-    }
-    0
+    let (Some(thread), Some(call), Some(at)) = (thread, call, at) else { return 0 };
+    if commit_or_fail(thread, call, at) == Some(FAILED) { FAILED } else { 0 }
 }
 
 #[inline(always)]
-fn commit(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return) -> Option<()> {
+fn commit_or_fail(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return) -> Option<u64> {
     let row = PROBES.get(call.row)?;
     let returned = at.returned;
     thread.epoch = table::epoch();
@@ -456,10 +472,9 @@ fn commit(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return) -> Opt
         let zero_size_release = has(row, flags::ZERO_SIZE_RELEASES) && call.size_or_address == 0 && returned == 0;
         if zero_size_release || has(row, flags::RELEASES_ANYWAY) {
             finish_release(thread, row, call);
-        } else {
-            put_back(thread.owner, call);
+            return None;
         }
-        return None;
+        return Some(FAILED);
     };
     if has(row, flags::IN_PLACE) {
         records::resize(thread, row, handle, call.size_or_address);
@@ -469,7 +484,7 @@ fn commit(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return) -> Opt
         finish_release(thread, row, call);
     }
     if row.handle == handle::NONE {
-        return Some(());
+        return None;
     }
     if has(row, flags::RANGE) && row.replace_mask & call.call_flags as u32 != 0 {
         replace_range(thread, row, call, handle);
@@ -481,7 +496,7 @@ fn commit(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return) -> Opt
     };
     let stack_id = record(at, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
     if setting!(features) & flags::SEVERAL_HANDLES == 0 || row.handle == handle::RETURN {
-        return Some(()); // the usual case
+        return None; // the usual case
     }
     let Handles { address, number } = handles(row, call)?;
     for i in 1..MAX_HANDLES {
@@ -493,7 +508,7 @@ fn commit(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return) -> Opt
             None => count(Stat::LostAllocations),
         }
     }
-    Some(())
+    None
 }
 
 /// Most handles that one call is seen to acquire. (A message can have more: they are found
