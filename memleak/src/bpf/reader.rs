@@ -19,6 +19,7 @@ use super::{
     cut::Epoch,
     error::BpfError,
     links::Probes,
+    mapped::Mapped,
     records::{self, enter_found, remove_dead, remove_for_good},
     rings::Events,
     stack_store::{self, StackStore},
@@ -48,6 +49,8 @@ pub struct Reader {
     /// The same, after the cut of the snapshot that is being made.
     released_later: Vec<Release>,
     epoch: Epoch,
+    /// `None` in kernel mode.
+    mapped: Option<Mapped>,
     /// Records that were dead, and removed by us: released, though not by their own start.
     removed: u64,
     /// Runs that were lost, as far as they were seen.
@@ -107,12 +110,25 @@ impl Reader {
             ranges: Ranges::default(),
             released_later: Vec::new(),
             epoch,
+            mapped: None,
             removed: 0,
             skipped_runs: 0,
             owners: FxHashMap::default(),
             void: FxHashSet::default(),
             replaced: FxHashMap::default(),
             ended: Ended::default(),
+        }
+    }
+
+    /// Reads these maps as well.
+    pub fn set_mapped(&mut self, mapped: Mapped) {
+        self.mapped = Some(mapped);
+    }
+
+    /// Programs have found the table of heap blocks full.
+    pub fn overflow(&mut self) {
+        if let Some(mapped) = &mut self.mapped {
+            mapped.blocks.overflow();
         }
     }
 
@@ -204,7 +220,7 @@ impl Reader {
     /// Removes dead records. Gives how many were not where they were read: whoever moves them
     /// counts them.
     fn remove_dead(&mut self, ebpf: &Ebpf, dead: &[Outstanding]) -> Result<u64, BpfError> {
-        let removed = remove_dead(ebpf, dead)?;
+        let removed = remove_dead((ebpf, self.mapped.as_ref()), dead)?;
         self.removed += removed;
         Ok(dead.len() as u64 - removed)
     }
@@ -231,7 +247,7 @@ impl Reader {
         let has_ended = |record: &Outstanding| owners.get(&record.space) == Some(&State::Ended);
         let voided: Vec<_> = outstanding.extract_if(.., |record| is_void(record)).collect();
         let mut ended: Vec<_> = outstanding.extract_if(.., |record| has_ended(record)).collect();
-        remove_for_good(ebpf, voided.iter().chain(&ended))?;
+        remove_for_good((ebpf, self.mapped.as_ref()), voided.iter().chain(&ended))?;
         for (id, stack) in self.stacks_of(ebpf, &mut ended)?.0 {
             self.ended.add_stack(id, &stack);
         }
@@ -260,7 +276,12 @@ impl Reader {
         });
         let counted = Stats::read(ebpf);
         let known = |owner| self.owners.contains_key(&owner) || self.void.contains(&owner);
-        let tables = records::outstanding(ebpf, (&mut self.epoch, &reading), known, &self.rows)?;
+        let tables = records::outstanding(
+            (ebpf, self.mapped.as_ref()),
+            (&mut self.epoch, &reading),
+            known,
+            &self.rows,
+        )?;
         let counted = counted?;
         let applied = self.ranges.apply(tables.outstanding);
         let dead_elsewhere = self.remove_dead(ebpf, &applied.dead)?;
@@ -317,7 +338,10 @@ impl Reader {
     ) -> Result<FxHashSet<u64>, BpfError> {
         let mut referenced = other_stacks;
         referenced.extend(outstanding.iter().map(|found| found.stack_id));
-        stack_store::remembered(ebpf, &mut referenced)?;
+        match &self.mapped {
+            Some(mapped) => mapped.add_cached_stacks(&mut referenced),
+            None => stack_store::remembered(ebpf, &mut referenced)?,
+        }
         Ok(referenced)
     }
 
@@ -336,7 +360,7 @@ impl Reader {
         if let (Some(descriptors), Some(open)) = (&mut self.descriptors, open) {
             let corrections = descriptors.reconcile(open, &newer_descriptors, &mut outstanding);
             dead_elsewhere += self.remove_dead(ebpf, &corrections.dead)?;
-            enter_found(ebpf, &corrections.lasting)?;
+            enter_found((ebpf, self.mapped.as_ref()), &corrections.lasting)?;
         }
         let (mut stacks, unknown) = self.stacks_of(ebpf, &mut outstanding)?;
         // Skipped runs first: those that a twin makes good between the two readings are then not
@@ -392,15 +416,21 @@ impl Reader {
         ebpf: &Ebpf,
         outstanding: &mut [Outstanding],
     ) -> Result<(HashMap<u64, Stack>, u64), BpfError> {
-        let mut stacks: HashMap<u64, Option<Stack>> = HashMap::new();
+        let mut stacks: FxHashMap<u64, Option<Stack>> = FxHashMap::default();
         let mut unknown = 0;
+        // Of many records with few stacks: the last one, and whether it is known.
+        let mut last = (NO_STACK, true);
         for allocation in outstanding {
             let id = allocation.stack_id;
-            // Asked for once, known or not.
-            if let Entry::Vacant(entry) = stacks.entry(id) {
-                entry.insert(self.stack(ebpf, id)?.cloned());
+            if last.0 != id {
+                let stack = match stacks.entry(id) {
+                    Entry::Occupied(entry) => entry.into_mut(),
+                    // Asked for once, known or not.
+                    Entry::Vacant(entry) => entry.insert(self.stack(ebpf, id)?.cloned()),
+                };
+                last = (id, id == NO_STACK || stack.is_some());
             }
-            if id != NO_STACK && stacks.get(&id).is_none_or(Option::is_none) {
+            if !last.1 {
                 unknown += 1;
                 allocation.stack_id = NO_STACK;
             }

@@ -86,19 +86,14 @@ fn known(snapshot: &Snapshot, own: &Own, targets: &Targets) -> HashMap<u32, Know
         nameless.zip(stack).is_some_and(|(nameless, stack)| nameless.has_made(&stack.ips))
     };
     let mut known: HashMap<u32, KnownMemory> = HashMap::new();
-    for outstanding in &snapshot.outstanding {
-        match outstanding.resource {
-            Resource::Heap => known.entry(outstanding.space).or_default().blocks.push(range(outstanding)),
-            Resource::Mmap => {
-                let known = known.entry(outstanding.space).or_default();
-                let mappings = match is_of_nameless(outstanding) {
-                    true => &mut known.nameless,
-                    false => &mut known.mappings,
-                };
-                mappings.push(range(outstanding));
-            }
-            _ => {}
-        }
+    for of_space in snapshot.outstanding.chunk_by(|a, b| a.space == b.space) {
+        let Some(first) = of_space.first() else { continue };
+        let memory = known.entry(first.space).or_default();
+        let of = |resource| of_space.iter().filter(move |it| it.resource == resource);
+        memory.blocks.extend(of(Resource::Heap).map(range));
+        let (nameless, mappings): (Vec<_>, Vec<_>) = of(Resource::Mmap).partition(|it| is_of_nameless(it));
+        memory.nameless.extend(nameless.into_iter().map(range));
+        memory.mappings.extend(mappings.into_iter().map(range));
     }
     for mapping in &own.0 {
         known.entry(mapping.space).or_default().own.push(range(mapping));
