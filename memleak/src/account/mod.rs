@@ -55,7 +55,8 @@ pub struct Memory {
     pub before_attach: u64,
     /// What has come since, and none of these is.
     pub unaccounted: u64,
-    /// So much more is from before than was in memory then: it was written since, in older mappings.
+    /// So much more is from before than was in memory then: it was written since, in older
+    /// mappings.
     #[serde(skip)]
     pub older_growth: u64,
     /// What is to be said of it.

@@ -175,8 +175,8 @@ impl MemorySource<'_> {
             .filter(|mapping| mapping.writable && mapping.inode == 0 && mapping.backing == Backing::Other)
     }
 
-    /// Mappings of no file, of which a part may be made writable later; none of glibc's heaps, which
-    /// begin with what it reserves for them.
+    /// Mappings of no file, of which a part may be made writable later; none of glibc's heaps,
+    /// which begin with what it reserves for them.
     fn not_of_files(&self, heaps: &[Range<u64>]) -> Vec<Range<u64>> {
         const RESERVED: u64 = 64 << 20;
         let reserved = heaps.iter().map(|heap| match heap.start % RESERVED {

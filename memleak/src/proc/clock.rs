@@ -13,8 +13,8 @@ pub fn monotonic_ns() -> u64 {
     u64::try_from(i128::try_from(ours).unwrap_or(0) - *ADDED).unwrap_or(0)
 }
 
-/// What our time namespace adds. The file tells of the one that our children will be in: ours, unless
-/// we have made one for them, which we never do.
+/// What our time namespace adds. The file tells of the one that our children will be in: ours,
+/// unless we have made one for them, which we never do.
 fn added_ns() -> i128 {
     fs::read_to_string("/proc/self/timens_offsets").ok().and_then(|text| added(&text)).unwrap_or(0)
 }

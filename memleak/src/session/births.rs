@@ -178,8 +178,8 @@ impl Session {
         }
     }
 
-    /// Says that a target has ended, and whether another process has taken its place. Of a target that
-    /// was followed it is an event like others; one that a user has named is missed.
+    /// Says that a target has ended, and whether another process has taken its place. Of a target
+    /// that was followed it is an event like others; one that a user has named is missed.
     fn left(&mut self, target: u32) {
         self.processes.left += 1;
         let Some(Traced { id, comm, named, parent, .. }) = self.targets.get(target) else { return };

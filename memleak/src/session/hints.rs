@@ -11,7 +11,8 @@ pub(super) struct Hints {
     told: bool,
 }
 
-/// Where the frames of a runtime's own are, and how to have it write the names of what it compiles to
+/// Where the frames of a runtime's own are, and how to have it write the names of what it compiles
+/// to
 /// /tmp/perf-PID.map. `PID` stands for the process's number.
 const RUNTIMES: &[(&str, &str)] = &[
     ("node", "start node with --perf-basic-prof"),
@@ -23,8 +24,8 @@ const RUNTIMES: &[(&str, &str)] = &[
 ];
 
 impl Hints {
-    /// Says how to get names for frames of process `pid` that lie in no file, if there are such among
-    /// these.
+    /// Says how to get names for frames of process `pid` that lie in no file, if there are such
+    /// among these.
     pub(super) fn tell(&mut self, frames: &[Frame], pid: u32) {
         let is_nameless = |frame: &Frame| frame.no_symbol == Some(NoSymbol::Anonymous);
         if self.told || !frames.iter().any(is_nameless) {

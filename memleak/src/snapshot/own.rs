@@ -34,7 +34,8 @@ fn is_in(ranges: &[Range<u64>], ip: u64) -> bool {
     ranges.iter().any(|range| range.start < ip && ip <= range.end)
 }
 
-/// A stripped program, of whose functions none is known: it may have an allocator that nothing names.
+/// A stripped program, of whose functions none is known: it may have an allocator that nothing
+/// names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nameless {
     /// Its path.

@@ -295,8 +295,8 @@ fn a_part_of_the_blocks_gives_no_account() {
 
 const NAMELESS: &str = "seems to have one of its own";
 
-/// What is said of a heap that is not seen: of a stripped program with so many bytes of its own pool
-/// when tracing begins, and as many more as it then takes.
+/// What is said of a heap that is not seen: of a stripped program with so many bytes of its own
+/// pool when tracing begins, and as many more as it then takes.
 fn said_of_own_pool(flags: &[&str], before: &str, more: &str) -> Vec<String> {
     let _alone = alone();
     let program = build("own_pool.c", Link::Dynamic, flags);

@@ -1,5 +1,5 @@
-//! What is said of what was not seen: daemons that a command leaves behind, workers that are replaced,
-//! calls that had begun before; and what our own clock says.
+//! What is said of what was not seen: daemons that a command leaves behind, workers that are
+//! replaced, calls that had begun before; and what our own clock says.
 
 use std::{io::Read as _, net::TcpStream, process::Command};
 

@@ -3,13 +3,13 @@
 //! Addresses are strings in hexadecimal, since JSON's numbers lose bits above 2^53. In a frame, a
 //! value that is not known is null; in a stack, ages are null with `-C`. `sampled` and
 //! `allocations` are there only with `-s` and `-a`, and `memory` if the targets' memory was
-//! accounted for (resident bytes; `allocator_free` is null if it cannot be read), `processes` if some
-//! have come (`joined`: children that are followed) or ended (`left`) since the beginning. The address of
-//! what has a number for a handle (a descriptor) is that number; if a resource has no size, `bytes`
-//! and `size` are 0. `now` says what descriptors are at the time of the report. A stack has
-//! `stack_id` (null where it is not known), `pid` (0 for the kernel's; where several processes hold
-//! it, the one that holds most, and then `process_counts` says what each holds, and each of
-//! `allocations` has a `pid`), one of whole pages `order` (2^order pages each), and a frame
+//! accounted for (resident bytes; `allocator_free` is null if it cannot be read), `processes` if
+//! some have come (`joined`: children that are followed) or ended (`left`) since the beginning. The
+//! address of what has a number for a handle (a descriptor) is that number; if a resource has no
+//! size, `bytes` and `size` are 0. `now` says what descriptors are at the time of the report. A
+//! stack has `stack_id` (null where it is not known), `pid` (0 for the kernel's; where several
+//! processes hold it, the one that holds most, and then `process_counts` says what each holds, and
+//! each of `allocations` has a `pid`), one of whole pages `order` (2^order pages each), and a frame
 //! `no_symbol`, which says why it has no function, else null.
 
 use std::{
