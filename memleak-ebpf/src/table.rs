@@ -115,9 +115,18 @@ fn enter(key: &AllocationKey, allocation: &Allocation, epoch: u32, how: u64) -> 
         entered = unsafe { enter_block(owner, handle, allocation, epoch, how | NOT_HASHED) };
     }
     if entered == IN_HASH && overflowed() & (ASK_AFTER - 1) == 0 {
-        send(&Event { kind: event::kind::OVERFLOW, ..Event::default() }, Wake::Now);
+        ask_for_room();
     }
     entered
+}
+
+/// Asks user space for more of the table. A global function, so that there is room for the event on
+/// the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ask_for_room() -> u64 {
+    send(&Event { kind: event::kind::OVERFLOW, ..Event::default() }, Wake::Now);
+    0
 }
 
 /// Removes the record of this key, if there is one, and says so.
