@@ -1,5 +1,5 @@
-//! Records of traced processes (map `TARGETS`, by slot, which attach cookies name) and threads (maps
-//! `THREAD_PLACES` and `THREADS`, key: `pid_tgid`).
+//! Records of traced processes (map `TARGETS`, by slot, which attach cookies name) and threads
+//! (maps `THREAD_PLACES` and `THREADS`, key: `pid_tgid`).
 
 use crate::{
     allocation::Allocation,
@@ -172,8 +172,8 @@ pub struct ThreadRecord {
     pub unwind: Unwind,
 }
 
-/// A place for a thread's record (map `THREAD_PLACES`): that of its number's low bits, unless another
-/// thread has it. Then it has a record in the map `THREADS`.
+/// A place for a thread's record (map `THREAD_PLACES`): that of its number's low bits, unless
+/// another thread has it. Then it has a record in the map `THREADS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ThreadPlace {

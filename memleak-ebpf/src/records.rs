@@ -104,8 +104,8 @@ fn enter(
     (entered != 0).then_some(())
 }
 
-/// [`enter`], for this resource and the flags of this row in the upper half. A global function, which
-/// the verifier checks once and not for each way to it. Gives 1 if it has entered a record.
+/// [`enter`], for this resource and the flags of this row in the upper half. A global function,
+/// which the verifier checks once and not for each way to it. Gives 1 if it has entered a record.
 ///
 /// # Safety
 /// `thread` is null or the record of the current thread.
@@ -144,7 +144,8 @@ fn enter_in(thread: &mut ThreadRecord, row_flags: u32, key: &AllocationKey, size
     Some(())
 }
 
-/// `-t`: tells what was acquired. A global function, so that there is room for the event on the stack.
+/// `-t`: tells what was acquired. A global function, so that there is room for the event on the
+/// stack.
 ///
 /// # Safety
 /// `thread` is null or the record of the current thread.
@@ -271,8 +272,8 @@ pub fn take_out(epoch: u32, owner: Owner, call: &mut PendingCall) {
     unsafe { take_out_of(call, owner.packed(), epoch as u64) };
 }
 
-/// [`take_out`], for this [`Owner::packed`]. A global function, which the verifier checks once and not
-/// for each way to it.
+/// [`take_out`], for this [`Owner::packed`]. A global function, which the verifier checks once and
+/// not for each way to it.
 ///
 /// # Safety
 /// `call` is null or a call of the current thread's.

@@ -22,7 +22,8 @@ use crate::{
     maps::{ALLOCATIONS, EEXIST, EPOCH, MOVED, Wake, count, count_in, send, setting},
 };
 
-/// Records that find no place in the table until user space is asked for more of it: a power of two.
+/// Records that find no place in the table until user space is asked for more of it: a power of
+/// two.
 const ASK_AFTER: u64 = 256;
 
 /// The epoch now.
@@ -101,8 +102,8 @@ pub fn replace(key: &AllocationKey, allocation: &Allocation, epoch: u32) -> bool
     entered
 }
 
-/// [`enter_block`], which is told whether the map `ALLOCATIONS` has a record of the key: then the new
-/// one is a matter of that map.
+/// [`enter_block`], which is told whether the map `ALLOCATIONS` has a record of the key: then the
+/// new one is a matter of that map.
 #[inline(always)]
 fn enter(key: &AllocationKey, allocation: &Allocation, epoch: u32, how: u64) -> u64 {
     let (owner, handle, epoch) = (space_and_resource(key), key.handle, epoch as u64);

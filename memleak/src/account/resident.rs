@@ -66,9 +66,10 @@ impl Resident {
     }
 }
 
-/// Puts claims in order.
+/// Puts claims in order of their first addresses.
 pub fn sorted(mut claims: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    claims.sort_unstable_by_key(|claim| (claim.start, claim.end));
+    // Millions of blocks, by the digits of their addresses: a comparison takes five times as long.
+    radsort::sort_by_key(&mut claims, |claim| claim.start);
     claims
 }
 

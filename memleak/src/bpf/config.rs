@@ -59,14 +59,18 @@ pub struct Config {
     pub verbosity: u8,
 }
 
-/// Entries of the map `ALLOCATIONS` if no maximum is given: for what is not a heap block, and for
-/// those that find no place in their table.
+/// Entries of the map `ALLOCATIONS` if no maximum is given, where it is for all that is traced.
 const HASHED: u32 = 1_000_000;
+/// Where it is for mappings, and for the heap blocks that find no place in their table until that
+/// has grown. Each entry takes time at each report, whether it is used or not.
+const HASHED_BESIDE_BLOCKS: u32 = 1 << 18;
 
 impl Config {
     /// Entries of the map `ALLOCATIONS`.
     pub fn hashed(&self) -> u32 {
-        self.max_allocs.unwrap_or(HASHED)
+        let of_memory = |resource: &Resource| matches!(resource, Resource::Heap | Resource::Mmap);
+        let hashed = if self.resources.iter().all(of_memory) { HASHED_BESIDE_BLOCKS } else { HASHED };
+        self.max_allocs.unwrap_or(hashed)
     }
 
     /// Stacks are walked by unwind tables.

@@ -49,6 +49,8 @@ pub struct Reader {
     /// The same, after the cut of the snapshot that is being made.
     released_later: Vec<Release>,
     epoch: Epoch,
+    /// Memory for the next reading: to get it anew takes as long as to read.
+    spare: Vec<Outstanding>,
     /// `None` in kernel mode.
     mapped: Option<Mapped>,
     /// Records that were dead, and removed by us: released, though not by their own start.
@@ -110,6 +112,7 @@ impl Reader {
             ranges: Ranges::default(),
             released_later: Vec::new(),
             epoch,
+            spare: Vec::new(),
             mapped: None,
             removed: 0,
             skipped_runs: 0,
@@ -123,6 +126,16 @@ impl Reader {
     /// Reads these maps as well.
     pub fn set_mapped(&mut self, mapped: Mapped) {
         self.mapped = Some(mapped);
+    }
+
+    /// The records of a snapshot are done with: their memory serves the next one.
+    pub fn give_back(&mut self, mut outstanding: Vec<Outstanding>) {
+        /// Records: 128 MiB. More are not worth to be kept.
+        const MOST: usize = 2 << 20;
+        if outstanding.capacity() <= MOST {
+            outstanding.clear();
+            self.spare = outstanding;
+        }
     }
 
     /// Programs have found the table of heap blocks full.
@@ -277,11 +290,15 @@ impl Reader {
         let counted = Stats::read(ebpf);
         let known = |owner| self.owners.contains_key(&owner) || self.void.contains(&owner);
         let tables = records::outstanding(
+            std::mem::take(&mut self.spare),
             (ebpf, self.mapped.as_ref()),
             (&mut self.epoch, &reading),
             known,
             &self.rows,
         )?;
+        if let Some(mapped) = &mut self.mapped {
+            mapped.blocks.read_newest(tables.newest_blocks);
+        }
         let counted = counted?;
         let applied = self.ranges.apply(tables.outstanding);
         let dead_elsewhere = self.remove_dead(ebpf, &applied.dead)?;

@@ -373,6 +373,11 @@ impl Tracer {
     pub fn snapshot(&mut self) -> Result<Snapshot, BpfError> {
         self.reader.snapshot(&self.ebpf, &self.probes, self.events.get_mut())
     }
+
+    /// A snapshot is done with: its memory serves the next one.
+    pub fn give_back(&mut self, snapshot: Snapshot) {
+        self.reader.give_back(snapshot.outstanding);
+    }
 }
 
 fn logger(ebpf: &mut Ebpf) -> Option<AsyncFd<Logger>> {

@@ -26,8 +26,8 @@ pub fn memory_left() -> Option<u64> {
     left_in(&groups, &mounts)
 }
 
-/// Bytes that we may use: what the machine has to give (/proc/meminfo, MemAvailable), or less if our
-/// control groups leave less. `None` if nothing tells.
+/// Bytes that we may use: what the machine has to give (/proc/meminfo, MemAvailable), or less if
+/// our control groups leave less. `None` if nothing tells.
 pub fn memory_available() -> Option<u64> {
     [meminfo("MemAvailable:"), memory_left()].into_iter().flatten().min()
 }

@@ -194,6 +194,7 @@ impl Session {
         let report = self.reporter.make_report(&self.settings, &self.targets, &taken, is_final);
         let delivery = self.reporter.sink.report(&report)?;
         tell_time(&taken);
+        self.tracer.give_back(taken.snapshot);
         Ok(delivery)
     }
 
