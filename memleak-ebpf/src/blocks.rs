@@ -61,7 +61,7 @@ fn segments() -> u32 {
 
 #[inline(always)]
 fn set_at(segment: u32, set: u32) -> Option<*mut Set> {
-    SEGMENTS.get_value_ptr_mut(segment, &set)
+    SEGMENTS.get(segment)?.get_ptr_mut(set)
 }
 
 /// The tag of a place, and its record. A set is eight lines of a record's size, of which the first

@@ -11,6 +11,7 @@ use memleak_common::{
     cut::{Moved, is_reading},
     event::{self, Event},
     probe::Resource,
+    settings::flags,
     stats::Stat,
 };
 
@@ -40,7 +41,7 @@ const ENOSPC: i32 = -28;
 /// The key is one of the table's.
 #[inline(always)]
 fn is_block(key: &AllocationKey) -> bool {
-    key.resource == Resource::Heap.number()
+    setting!(flags) & flags::HASH_ALONE == 0 && key.resource == Resource::Heap.number()
 }
 
 /// Enters a record under a key that is free; gives the kernel's error.

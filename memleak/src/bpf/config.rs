@@ -100,6 +100,9 @@ pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings
     if config.follow_forks {
         bits |= flags::FOLLOW_FORKS;
     }
+    if !takes_types() {
+        bits |= flags::HASH_ALONE;
+    }
     let task = match task_offsets() {
         Err(error) if config.follow_forks => return Err(BpfError::NoBtf(error.to_string())),
         offsets => offsets.unwrap_or_default(),
@@ -150,10 +153,15 @@ fn task_offsets() -> io::Result<TaskOffsets> {
     })
 }
 
+/// The kernel takes type information of programs.
+pub(super) fn takes_types() -> bool {
+    aya::features().btf().is_some()
+}
+
 /// Threads of the target can wait for us: the kernel has `bpf_loop` and takes the type information
 /// that it needs, and there is another CPU for us to answer on.
 fn may_hold() -> bool {
-    if aya::features().btf().is_none() {
+    if !takes_types() {
         return false;
     }
     let has_loop = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 17, 0));
