@@ -123,12 +123,38 @@ impl MultiPrograms {
 
     /// Has the kernel verify a program and take it in.
     pub fn load(&mut self, name: &'static str, ends: Ends) -> io::Result<()> {
+        self.load_at_once(&[(name, ends)]).pop().unwrap_or(Ok(()))
+    }
+
+    /// The same for several programs, on a thread each: some take the verifier tens of milliseconds.
+    /// One result for each of them.
+    pub fn load_at_once(&mut self, wanted: &[(&'static str, Ends)]) -> Vec<io::Result<()>> {
+        let this = &*self;
+        let loaded: Vec<io::Result<OwnedFd>> = match wanted {
+            [(name, ends)] => vec![this.load_apart(name, *ends)],
+            _ => std::thread::scope(|scope| {
+                let threads: Vec<_> = wanted
+                    .iter()
+                    .map(|(name, ends)| scope.spawn(|| this.load_apart(name, *ends)))
+                    .collect();
+                let join = |thread: std::thread::ScopedJoinHandle<'_, io::Result<OwnedFd>>| {
+                    thread.join().unwrap_or_else(|_| Err(io::Error::other("the loading thread has panicked")))
+                };
+                threads.into_iter().map(join).collect()
+            }),
+        };
+        let keep = |(fd, (name, ends)): (io::Result<OwnedFd>, &(&'static str, Ends))| {
+            self.loaded.insert(name, (*ends, fd?));
+            Ok(())
+        };
+        loaded.into_iter().zip(wanted).map(keep).collect()
+    }
+
+    fn load_apart(&self, name: &'static str, ends: Ends) -> io::Result<OwnedFd> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no program {name}"));
         let program = self.object.programs.get(name).ok_or_else(missing)?;
         let function = self.object.functions.get(&program.function_key()).ok_or_else(missing)?;
-        let fd = load_program(name, &program.license, function, self.btf.as_ref(), ends)?;
-        self.loaded.insert(name, (ends, fd));
-        Ok(())
+        load_program(name, &program.license, function, self.btf.as_ref(), ends)
     }
 
     /// All is loaded: links are made by a child of ours from now on.
