@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Architectures that have an object: BPF programs read arguments from registers, which differ.
-pub const ARCHITECTURES: [&str; 1] = ["x86_64"];
+pub(crate) const ARCHITECTURES: [&str; 1] = ["x86_64"];
 
 const TARGET: &str = "bpfel-unknown-none";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
@@ -43,7 +43,7 @@ const LLVM_PACKAGE: Package =
 
 /// Options of `build-ebpf`.
 #[derive(Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Build nothing: fail where the committed object was not built from the sources as they are
     #[arg(long)]
     check: bool,
@@ -53,7 +53,7 @@ pub struct Options {
 }
 
 /// Builds the objects of all architectures, or checks them.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     if options.check {
         return check();
     }
@@ -85,7 +85,7 @@ fn build_elsewhere(toolchain: &Toolchain, linker: &Path, arch: &str) -> Result<(
 }
 
 /// Fails if a committed object was not built from the sources as they are.
-pub fn check() -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     for arch in ARCHITECTURES {
         sources::check(run::root(), arch)?;
         eprintln!("{} is built from these sources", sources::object_path(arch).display());
@@ -219,7 +219,7 @@ fn has_version(linker: &Path) -> bool {
 }
 
 /// Where this project keeps what is slow to make.
-pub fn cache_directory() -> Result<PathBuf> {
+pub(crate) fn cache_directory() -> Result<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
     Ok(base.context("neither XDG_CACHE_HOME nor HOME is set")?.join("memleak"))
@@ -263,7 +263,7 @@ const AS_RUSTC: &str = "MEMLEAK_XTASK_AS_RUSTC";
 /// Cargo tells crates apart by a number in `-C metadata`, which it makes of the folder too if a
 /// crate is outside of the workspace's, as memleak-common is. It gets into symbols, and so into the
 /// object. A crate's name and version serve as well.
-pub fn as_rustc() -> Option<Result<ExitCode>> {
+pub(crate) fn as_rustc() -> Option<Result<ExitCode>> {
     std::env::var_os(AS_RUSTC)?;
     let mut arguments = std::env::args_os().skip(1);
     let rustc = arguments.next()?;

@@ -27,7 +27,7 @@ const PACE: Duration = Duration::from_millis(100);
 const CULPRIT: &str = "word_counter::word_count";
 
 /// Runs the demo.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     packages::ensure(&[COMPILER])?;
     privilege::as_root("true", "run the demo as root")?;
     let memleak = run::memleak_binary()?;

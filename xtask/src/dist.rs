@@ -17,7 +17,7 @@ const MAX_BYTES: u64 = 12_000_000;
 
 /// Options of `dist`.
 #[derive(Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Build for this target, not for this machine: x86_64-unknown-linux-musl
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,
@@ -26,7 +26,7 @@ pub struct Options {
 /// Builds the program with the profile `dist`, and takes it apart: `memleak` and `memleak.debug`,
 /// which it names. The names of functions stay in the program, so a panic's backtrace tells them;
 /// with the other file beside it, lines too.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     packages::ensure(&[BINUTILS])?;
     let mut cargo = run::cargo();
     cargo.args(["build", "--profile", "dist", "--locked", "-p", "memleak", "--bin", "memleak"]);

@@ -46,7 +46,7 @@ const LIMITS: [&str; 3] = ["-max_len=20000", "-timeout=10", "-rss_limit_mb=2048"
 
 /// Options of `fuzz`.
 #[derive(Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// What to fuzz (fuzz/targets/); all of them, one after the other, where none is named
     targets: Vec<String>,
     /// Seconds for each
@@ -65,7 +65,7 @@ struct Outcome {
 }
 
 /// Builds the targets and runs them; fails if one of them found something.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     packages::ensure(&PACKAGES)?;
     let folder = run::root().join("fuzz");
     let built = build(&folder)?;

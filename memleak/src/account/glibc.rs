@@ -57,7 +57,7 @@ struct Heap {
 
 /// What was found of a process's arenas. Ranges are in order and do not overlap.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Arenas {
+pub(super) struct Arenas {
     /// The heaps.
     pub heaps: Vec<Range<u64>>,
     /// Free chunks.
@@ -75,7 +75,7 @@ pub struct Arenas {
 
 /// What was found in a part of a heap.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cell {
+pub(super) struct Cell {
     /// All of it.
     pub range: Range<u64>,
     /// Bytes of free chunks.
@@ -88,7 +88,7 @@ pub struct Cell {
 
 /// Where arenas may be.
 #[derive(Debug)]
-pub struct HeapPlaces<'a> {
+pub(super) struct HeapPlaces<'a> {
     /// What lies behind the break; empty where nothing does.
     pub main: Range<u64>,
     /// Anonymous memory that can be written, in order.
@@ -113,7 +113,7 @@ impl HeapPlaces<'_> {
 }
 
 /// Looks at the arenas. `blocks`: the addresses of known blocks, in order.
-pub fn read_arenas(
+pub(super) fn read_arenas(
     memory: &dyn ReadMemory,
     resident: &Resident,
     places: &HeapPlaces<'_>,
@@ -147,7 +147,7 @@ pub fn read_arenas(
 }
 
 /// `amount * part / whole`.
-pub fn scaled(amount: u64, part: u64, whole: u64) -> u64 {
+pub(super) fn scaled(amount: u64, part: u64, whole: u64) -> u64 {
     (u128::from(amount) * u128::from(part)).checked_div(u128::from(whole)).unwrap_or(0) as u64
 }
 

@@ -39,7 +39,7 @@ pub struct Allocators {
 
 /// What stays of one reading for the next.
 #[derive(Clone, Debug, Default)]
-pub struct Remembered {
+pub(super) struct Remembered {
     /// Stacks of threads: one that runs at the moment does not say where its stack is.
     stacks: Vec<Range<u64>>,
     /// Mappings in which an allocator that we cannot read has handed out blocks.
@@ -55,7 +55,7 @@ const FIRST_BUDGET: u64 = 1 << 30;
 
 /// Resident bytes by whose they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryParts {
+pub(super) struct MemoryParts {
     /// All.
     pub rss: u64,
     /// Outstanding blocks and mappings that we know.
@@ -76,7 +76,7 @@ pub struct MemoryParts {
 }
 
 /// Measures process `pid`, which has mapped `mappings`.
-pub fn measure(
+pub(super) fn measure(
     pid: u32,
     mappings: &[Mapping],
     store: &ObjectStore,

@@ -34,7 +34,7 @@ const UNUSED: &[&str] = &[
 ];
 
 /// What was loaded and attached.
-pub struct LoadedKernelMode {
+pub(super) struct LoadedKernelMode {
     /// Programs and maps.
     pub ebpf: Ebpf,
     /// What the programs tell.
@@ -46,7 +46,7 @@ pub struct LoadedKernelMode {
 }
 
 /// Loads the programs of a plan, and attaches them.
-pub fn load(config: &Config, plan: &KernelPlan) -> Result<LoadedKernelMode, BpfError> {
+pub(super) fn load(config: &Config, plan: &KernelPlan) -> Result<LoadedKernelMode, BpfError> {
     check_kernel()?;
     let object = preallocate(OBJECT, PREALLOCATED).ok_or(BpfError::Missing("section maps"))?;
     let settings = program_settings(config, &[])?;

@@ -55,12 +55,15 @@ pub(super) fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i64> {
 
 /// Calls `each` for every entry of a hash map with this key and value (the map's own sizes must be
 /// theirs). Entries that come or go meanwhile may be seen or not; no other is missed or seen twice.
-pub fn for_each_entry<K: Pod, V: Pod>(map: BorrowedFd<'_>, each: impl FnMut(&K, &V)) -> io::Result<()> {
+pub(super) fn for_each_entry<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    each: impl FnMut(&K, &V),
+) -> io::Result<()> {
     for_each_entry_with(map, each, || {})
 }
 
 /// The same, which calls `between` after each batch.
-pub fn for_each_entry_with<K: Pod, V: Pod>(
+pub(super) fn for_each_entry_with<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     mut each: impl FnMut(&K, &V),
     mut between: impl FnMut(),
@@ -117,7 +120,7 @@ pub fn for_each_entry_with<K: Pod, V: Pod>(
 }
 
 /// Removes the entries of these keys. One that is not there is passed over.
-pub fn remove_all<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
+pub(super) fn remove_all<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
     while !keys.is_empty() {
         let mut attributes = BatchAttributes {
             keys: keys.as_ptr() as u64,
@@ -138,7 +141,7 @@ pub fn remove_all<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()>
 }
 
 /// Enters `value` under `key`, unless there is something already, which is not an error.
-pub fn put_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+pub(super) fn put_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     const BPF_NOEXIST: u64 = 1;
     let mut attributes = ElementAttributes {
         map_fd: map.as_raw_fd() as u32,
@@ -155,7 +158,7 @@ pub fn put_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::R
 
 /// Runs of a program that the kernel skipped, since another one was running on the CPU (Linux
 /// 5.12).
-pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
+pub(super) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
     /// The part of `union bpf_attr` that BPF_OBJ_GET_INFO_BY_FD uses.
     #[repr(C)]
     struct InfoAttributes {
@@ -175,7 +178,7 @@ pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 /// Removes an entry and returns what it held; `None` if there is none.
-pub fn take<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+pub(super) fn take<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = V::default();
     let mut attributes = ElementAttributes {
         map_fd: map.as_raw_fd() as u32,
@@ -192,7 +195,7 @@ pub fn take<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Resul
 
 /// Enters `value` under `key`, in place of what is there. The value of a map of maps is a
 /// descriptor.
-pub fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+pub(super) fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     let mut attributes = ElementAttributes {
         map_fd: map.as_raw_fd() as u32,
         key: std::ptr::from_ref(key) as u64,
@@ -203,7 +206,7 @@ pub fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Resul
 }
 
 /// A new array map of one entry: of a word, or of a map like `inner`.
-pub fn new_array(inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+pub(super) fn new_array(inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     /// The part of `union bpf_attr` that BPF_MAP_CREATE uses here.
     #[repr(C)]
     struct CreateAttributes {

@@ -123,7 +123,7 @@ impl Roots {
 }
 
 /// The ELF file at `path` below `root`.
-pub fn open(root: Arc<Root>, path: PathBuf, budget: &Budget) -> Option<DebugFile> {
+pub(crate) fn open(root: Arc<Root>, path: PathBuf, budget: &Budget) -> Option<DebugFile> {
     let source = Source::from_file(root.open(&path).ok()?).ok()?;
     Some(DebugFile { elf: ElfFile::parse(source, budget).ok()?, root, path })
 }

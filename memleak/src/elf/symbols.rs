@@ -256,7 +256,7 @@ impl<S: Into<String>> FromIterator<S> for SymbolNames {
 
 /// The functions named in `names` that one of `files` (an object, and then its debug files) defines
 /// for others to call, within the object's code: in order of name, then address, each pair once.
-pub fn functions_named(files: &[&ElfFile], names: &SymbolNames) -> Vec<FunctionSymbol> {
+pub(crate) fn functions_named(files: &[&ElfFile], names: &SymbolNames) -> Vec<FunctionSymbol> {
     let mut functions = BTreeMap::new();
     let Some(object) = files.first() else { return Vec::new() };
     for table in files.iter().flat_map(|file| file.symbol_tables()) {
@@ -305,7 +305,7 @@ fn add_functions(
 
 /// A versioned name is `name@VERSION` or `name@@VERSION` in the .symtab of a static or an older
 /// linker's file.
-pub fn without_version(name: &[u8]) -> &[u8] {
+pub(crate) fn without_version(name: &[u8]) -> &[u8] {
     match name.iter().position(|&byte| byte == b'@') {
         Some(at) if at > 0 => name.get(..at).unwrap_or(name),
         _ => name,

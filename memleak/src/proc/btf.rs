@@ -9,11 +9,11 @@ const MAGIC: u16 = 0xeb9f;
 
 /// `BTF_KIND_*` (include/uapi/linux/btf.h).
 mod kind {
-    pub const STRUCT: u32 = 4;
-    pub const UNION: u32 = 5;
-    pub const TYPEDEF: u32 = 8;
-    pub const FUNC: u32 = 12;
-    pub const FUNC_PROTO: u32 = 13;
+    pub(super) const STRUCT: u32 = 4;
+    pub(super) const UNION: u32 = 5;
+    pub(super) const TYPEDEF: u32 = 8;
+    pub(super) const FUNC: u32 = 12;
+    pub(super) const FUNC_PROTO: u32 = 13;
 }
 
 /// Anonymous structures and unions within each other that are looked into.

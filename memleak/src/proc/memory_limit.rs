@@ -20,7 +20,7 @@ const VERSION_2: FileNames = FileNames { limit: "memory.max", used: "memory.curr
 
 /// Bytes that we may still use: the least that one of our groups and those above them leaves.
 /// `None`: there is no limit, or nothing tells of it.
-pub fn memory_left() -> Option<u64> {
+pub(crate) fn memory_left() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     left_in(&groups, &mounts)

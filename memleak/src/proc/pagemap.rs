@@ -57,7 +57,7 @@ struct ScanArg {
 
 /// The page map of a process.
 #[derive(Debug)]
-pub struct Pagemap {
+pub(crate) struct Pagemap {
     file: File,
     calls: u32,
     entries: u64,
@@ -66,14 +66,14 @@ pub struct Pagemap {
 
 impl Pagemap {
     /// Opens it.
-    pub fn open(pid: u32) -> io::Result<Self> {
+    pub(crate) fn open(pid: u32) -> io::Result<Self> {
         Ok(Self { file: File::open(format!("/proc/{pid}/pagemap"))?, calls: 0, entries: 0, scans: true })
     }
 
     /// Adds to `runs` what of `range` is in memory, in order; runs that touch are joined.
     ///
     /// An error: it cannot be read, or it would be too much work.
-    pub fn add_resident(&mut self, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
+    pub(crate) fn add_resident(&mut self, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
         if self.scans {
             match self.scan(range.clone(), runs) {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {

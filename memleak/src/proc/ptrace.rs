@@ -3,7 +3,7 @@
 use std::io;
 
 /// ptrace(2); for PTRACE_PEEKTEXT the word read.
-pub fn ptrace(request: libc::c_uint, pid: u32, address: u64, data: u64) -> io::Result<libc::c_long> {
+pub(crate) fn ptrace(request: libc::c_uint, pid: u32, address: u64, data: u64) -> io::Result<libc::c_long> {
     // SAFETY: errno is the thread's own. A word that was read may be -1, so errno alone tells of a
     // failure.
     unsafe { *libc::__errno_location() = 0 };

@@ -36,7 +36,7 @@ fn program_name(argv: &[OsString]) -> String {
 
 /// What a held command has come to.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Held {
+pub(crate) enum Held {
     /// It has mapped code that has not run yet.
     Mapped,
     /// It has replaced its program, before its own code ran.
@@ -49,7 +49,7 @@ pub enum Held {
 
 /// A command that was started, stopped at its exec.
 #[derive(Debug)]
-pub struct HeldCommand {
+pub(crate) struct HeldCommand {
     child: Child,
     entry: Option<Breakpoint>,
     /// The system call it is in maps code.
@@ -58,7 +58,7 @@ pub struct HeldCommand {
 
 impl HeldCommand {
     /// Starts the program `argv[0]` with our standard streams.
-    pub fn start(argv: &[OsString]) -> Result<Self, CommandError> {
+    pub(crate) fn start(argv: &[OsString]) -> Result<Self, CommandError> {
         let failed = |error: &io::Error| CommandError { program: program_name(argv), why: explain(error) };
         let (program, args) = argv.split_first().ok_or_else(|| failed(&io::ErrorKind::NotFound.into()))?;
         let mut command = Command::new(program);
@@ -72,7 +72,7 @@ impl HeldCommand {
     }
 
     /// Its process.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
@@ -95,7 +95,7 @@ impl HeldCommand {
     }
 
     /// Lets it run until it has mapped more code, comes to its entry point or ends.
-    pub fn advance(&mut self) -> io::Result<Held> {
+    pub(crate) fn advance(&mut self) -> io::Result<Held> {
         let pid = self.child.id();
         if self.entry.is_none() {
             return Ok(Held::Entry);
@@ -148,7 +148,7 @@ impl HeldCommand {
     }
 
     /// Lets it run free.
-    pub fn release(self) -> io::Result<Child> {
+    pub(crate) fn release(self) -> io::Result<Child> {
         ptrace(libc::PTRACE_DETACH, self.child.id(), 0, 0)?;
         Ok(self.child)
     }

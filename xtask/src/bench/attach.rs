@@ -24,7 +24,7 @@ const TEXT: RangeInclusive<u64> = 150_000_000..=160_000_000;
 /// Stacks that the report shows.
 const STACKS: usize = 10;
 /// Title of the section in BENCHMARKS.md.
-pub const TITLE: &str = "Attaching to a process of much code";
+pub(super) const TITLE: &str = "Attaching to a process of much code";
 
 /// Measured in one round.
 struct Round {
@@ -61,7 +61,7 @@ struct Text {
 }
 
 /// Measures; gives the section.
-pub fn section(options: &Options, memleak: &Path) -> Result<String> {
+pub(super) fn section(options: &Options, memleak: &Path) -> Result<String> {
     let program = processes::compile("maps.c", &[])?;
     let mut cases = [Case::some_libraries()?, Case::the_compiler()?];
     for round in 1..=options.rounds {

@@ -19,10 +19,10 @@ use crate::{privilege, run};
 const PROGRAM: &str = "memleak-bpfcc";
 
 /// What it says when it has begun to trace the kernel.
-pub const KERNEL_MARK: &str = "Attaching to kernel allocators";
+pub(super) const KERNEL_MARK: &str = "Attaching to kernel allocators";
 
 /// How to run it.
-pub struct Bcc {
+pub(super) struct Bcc {
     program: PathBuf,
     /// For BCC_KERNEL_SOURCE, where the running kernel has no headers where bcc looks for them.
     headers: Option<PathBuf>,
@@ -30,7 +30,7 @@ pub struct Bcc {
 
 impl Bcc {
     /// Finds it, and headers for it; the error says what is missing.
-    pub fn find() -> Result<Self> {
+    pub(super) fn find() -> Result<Self> {
         let program = run::find_program(PROGRAM).with_context(|| {
             format!("{PROGRAM} is not installed (Debian: bpfcc-tools, linux-headers-amd64)")
         })?;
@@ -43,7 +43,7 @@ impl Bcc {
     }
 
     /// The tracer for one report after `seconds`.
-    pub fn tracer(&self, target: &Target, seconds: Duration) -> Result<Tracer> {
+    pub(super) fn tracer(&self, target: &Target, seconds: Duration) -> Result<Tracer> {
         // Through env, since sudo drops variables.
         let mut command = privilege::as_root("/usr/bin/env", super::INSTEAD)?;
         if let Some(headers) = &self.headers {
@@ -57,7 +57,7 @@ impl Bcc {
 
     /// Words of a command that traces the kernel and makes no report for an hour. It says
     /// [`KERNEL_MARK`] when it has begun.
-    pub fn kernel_words(&self) -> Vec<OsString> {
+    pub(super) fn kernel_words(&self) -> Vec<OsString> {
         let headers = self.headers.iter().map(|headers| {
             let mut word = OsString::from("BCC_KERNEL_SOURCE=");
             word.push(headers);

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// The section of BENCHMARKS.md.
-pub const TITLE: &str = "The kernel's allocators, by the clock of a program that has it allocate";
+pub(super) const TITLE: &str = "The kernel's allocators, by the clock of a program that has it allocate";
 
 /// What the program does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ struct Bench {
 }
 
 /// Measures, and gives the section.
-pub fn section(options: &Options, memleak: PathBuf) -> Result<String> {
+pub(super) fn section(options: &Options, memleak: PathBuf) -> Result<String> {
     let mut results = Results::default();
     let bcc = bcc::Bcc::find().map_err(|error| results.without_bcc = Some(format!("{error:#}"))).ok();
     let mut bench = Bench {

@@ -40,7 +40,7 @@ const INSTEAD: &str = "run the bench as root";
 
 /// Options of `bench`.
 #[derive(Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// How often everything is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -132,7 +132,7 @@ struct Bench<'a> {
 }
 
 /// Measures and prints; with `--write` into BENCHMARKS.md too.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     packages::ensure(&[COMPILER])?;
     privilege::as_root("true", INSTEAD)?;
     if options.attach || options.rustc || options.kernel {

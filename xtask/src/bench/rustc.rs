@@ -23,7 +23,7 @@ use crate::{privilege, run};
 /// anyway.
 const CRATE: &str = "memchr";
 /// Title of the section in BENCHMARKS.md.
-pub const TITLE: &str = "rustc compiling a crate";
+pub(super) const TITLE: &str = "rustc compiling a crate";
 /// Stacks of which the frames are counted: those with the most allocations.
 const STACKS: &str = "1000";
 
@@ -56,7 +56,7 @@ struct Cost {
 }
 
 /// Measures; gives the section.
-pub fn section(options: &Options, memleak: &Path) -> Result<String> {
+pub(super) fn section(options: &Options, memleak: &Path) -> Result<String> {
     ensure!(privilege::is_root(), "run it as root: below sudo, tracer and compiler cannot be told apart");
     let compile = Compile::find()?;
     let mut costs: [Vec<Cost>; VARIANTS.len()] = Default::default();

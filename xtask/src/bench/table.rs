@@ -8,10 +8,10 @@ use super::{DEPTHS, Options, Results, Variant, median};
 use crate::run;
 
 /// A program that has a CPU for less than this share of the time is in somebody's way.
-pub const QUIET: f64 = 0.95;
+pub(super) const QUIET: f64 = 0.95;
 
 /// What a variant is called.
-pub fn name(variant: Variant) -> &'static str {
+pub(super) fn name(variant: Variant) -> &'static str {
     match variant {
         Variant::Untraced => "untraced",
         Variant::Traps => "traps alone",
@@ -23,7 +23,7 @@ pub fn name(variant: Variant) -> &'static str {
 }
 
 /// All tables, with the machine they were made on.
-pub fn markdown(results: &Results, options: &Options) -> Result<String> {
+pub(super) fn markdown(results: &Results, options: &Options) -> Result<String> {
     let mut text =
         String::from("# Benchmarks\n\nMade by `cargo xtask bench --write`; not written by hand.\n\n");
     writeln!(text, "{}\n", machine()?)?;
@@ -117,7 +117,7 @@ fn once(text: &mut String, results: &Results) -> Result<()> {
 }
 
 /// One sentence about where the figures come from.
-pub fn machine() -> Result<String> {
+pub(super) fn machine() -> Result<String> {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
         let line = cpus.lines().find(|line| line.starts_with(name));
@@ -148,7 +148,7 @@ pub fn machine() -> Result<String> {
 }
 
 /// `text` with a section (`## TITLE` to the next title) replaced, or added at the end.
-pub fn with_section(text: &str, title: &str, section: &str) -> String {
+pub(super) fn with_section(text: &str, title: &str, section: &str) -> String {
     let heading = format!("## {title}\n");
     let (before, rest) = text.split_once(&heading).unwrap_or((text, ""));
     let after = rest.find("\n## ").map_or("", |at| &rest[at + 1..]);
@@ -157,7 +157,7 @@ pub fn with_section(text: &str, title: &str, section: &str) -> String {
 }
 
 /// A section of `text`, its title included; `None` if there is none of that title.
-pub fn section_of<'t>(text: &'t str, title: &str) -> Option<&'t str> {
+pub(super) fn section_of<'t>(text: &'t str, title: &str) -> Option<&'t str> {
     let start = text.find(&format!("## {title}\n"))?;
     let rest = &text[start..];
     Some(rest.find("\n## ").map_or(rest, |at| &rest[..at]).trim())

@@ -49,7 +49,7 @@ fn type_information() -> Vec<u8> {
 }
 
 /// Files of all kinds.
-pub struct Seeds {
+pub(super) struct Seeds {
     /// Name and path of shared objects.
     objects: Vec<(&'static str, PathBuf)>,
     folder: PathBuf,
@@ -57,7 +57,7 @@ pub struct Seeds {
 
 impl Seeds {
     /// Compiles them into `folder`.
-    pub fn make(folder: &Path) -> Result<Self> {
+    pub(super) fn make(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder)?;
         let sources = run::root().join("memleak/tests/unwind_fixtures");
         let mut objects = Vec::new();
@@ -74,7 +74,7 @@ impl Seeds {
     }
 
     /// Writes those of one target into its corpus.
-    pub fn write(&self, target: &str, corpus: &Path) -> Result<()> {
+    pub(super) fn write(&self, target: &str, corpus: &Path) -> Result<()> {
         match target {
             "unwind_table" | "elf" | "symbolize" => {
                 for (name, path) in &self.objects {

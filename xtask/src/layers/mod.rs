@@ -35,7 +35,7 @@ enum Place {
 }
 
 /// Checks the repository.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     let mut wrong = check(run::root())?;
     wrong.extend(comments::check(run::root())?);
     for line in &wrong {

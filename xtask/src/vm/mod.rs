@@ -85,7 +85,7 @@ const LEFT_OUT: [&str; 1] = ["kernel_ends::"];
 
 /// Options of `vm`.
 #[derive(Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Only kernels of this series: 5.10, 6.1, 6.12, or any newer one that Debian's backports have
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<String>,
@@ -110,7 +110,7 @@ pub struct Options {
 }
 
 /// Boots each kernel and runs the tests, or the command, in it.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     packages::ensure(&HOST_PACKAGES)?;
     if options.shell.is_none() {
         packages::ensure(&test::LIVE_PACKAGES)?;

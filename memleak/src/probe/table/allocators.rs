@@ -60,7 +60,7 @@ const fn row(function: &'static str, role: Role, probe: ProbeRow) -> Row {
 }
 
 /// In order of allocators.
-pub const ROWS: &[Row] = &[
+pub(super) const ROWS: &[Row] = &[
     // mimalloc's mimalloc.h: what mi_ before malloc's own functions does not make already.
     acquire("mi_zalloc", sized(0)),
     acquire("mi_malloc_small", sized(0)),

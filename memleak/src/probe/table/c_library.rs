@@ -64,7 +64,7 @@ const fn stream(function: &'static str) -> Row {
 }
 
 /// Where two rows meet at one address the first one names it.
-pub const ROWS: &[Row] = &[
+pub(super) const ROWS: &[Row] = &[
     new_fd("open"),
     new_fd("open64"),
     new_fd("openat"),

@@ -95,7 +95,7 @@ const fn delete(function: &'static str) -> Row {
 }
 
 /// Where two rows meet at one address the first one names it, so the usual name comes first.
-pub const ROWS: &[Row] = &[
+pub(super) const ROWS: &[Row] = &[
     acquire("malloc", sized(0)),
     acquire("calloc", product(0, 1)),
     resize("realloc", resizing(sized(1), 0, flags::ZERO_SIZE_RELEASES)),

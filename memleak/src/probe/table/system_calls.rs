@@ -145,7 +145,7 @@ const fn call(function: &'static str, probe: ProbeRow) -> Row {
 }
 
 /// System calls that no function of the C library serves.
-pub const ROWS: &[Row] = &[
+pub(crate) const ROWS: &[Row] = &[
     call("bpf", BPF),
     call("clone", CLONE),
     call("clone3", CLONE3),
@@ -156,10 +156,10 @@ pub const ROWS: &[Row] = &[
 ];
 
 /// Resources that system calls tell of.
-pub const RESOURCES: &[Resource] = &[Resource::Fd];
+pub(crate) const RESOURCES: &[Resource] = &[Resource::Fd];
 
 /// Entries of the map `SYSTEM_CALLS`: number, and what is entered under it. `rows` is the table.
-pub fn entries(rows: &[Row]) -> Vec<(u32, u32)> {
+pub(crate) fn entries(rows: &[Row]) -> Vec<(u32, u32)> {
     arch::SYSTEM_CALLS
         .iter()
         .chain(SYSTEM_CALLS)
