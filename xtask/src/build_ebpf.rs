@@ -13,11 +13,12 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-
-use crate::{
+use xtask::{
     packages::{self, Package},
-    privilege, run, sources,
+    privilege, run,
 };
+
+use crate::sources;
 
 /// Architectures that have an object: BPF programs read arguments from registers, which differ.
 pub(crate) const ARCHITECTURES: [&str; 1] = ["x86_64"];

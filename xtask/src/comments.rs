@@ -7,13 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-
-use crate::run;
+use xtask::run;
 
 /// Columns of a comment, with what it is indented by.
 const COLUMNS: usize = 100;
 
-const CRATES: [&str; 5] = ["fuzz", "memleak", "memleak-common", "memleak-ebpf", "xtask"];
+const CRATES: [&str; 6] = ["bench", "fuzz", "memleak", "memleak-common", "memleak-ebpf", "xtask"];
 
 /// Wraps the comments of all Rust files in the repository.
 pub(crate) fn run() -> Result<()> {

@@ -4,8 +4,7 @@ use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-
-use crate::{
+use xtask::{
     packages::{self, Package},
     run,
 };

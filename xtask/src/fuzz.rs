@@ -10,14 +10,13 @@ mod seeds;
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-
-use crate::{
+use xtask::{
     packages::{self, Package},
     run,
 };
@@ -151,11 +150,6 @@ fn lossy(line: Vec<u8>) -> String {
 fn last_number(lines: &[String], before: &str) -> Option<u64> {
     let (_, rest) = lines.iter().rev().find_map(|line| line.split_once(before))?;
     rest.split_whitespace().next()?.parse().ok()
-}
-
-/// A file beside others of its kind.
-fn named(folder: &Path, name: &str) -> PathBuf {
-    folder.join(format!("seed-{name}"))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::{privilege, run};
 
 /// A package and why it is wanted.
-pub(crate) struct Package {
+pub struct Package {
     /// Its names, the newest or most usual first: releases disagree, and any of them will do.
     pub names: &'static [&'static str],
     /// What it is wanted for, to be told to the user.
@@ -27,7 +27,7 @@ impl Package {
     }
 
     /// The first of its names that this machine's package lists know.
-    pub(crate) fn available(&self) -> Option<&'static str> {
+    pub fn available(&self) -> Option<&'static str> {
         self.names.iter().copied().find(|name| {
             // `show` succeeds for a name that others only mention; a candidate is one that can be
             // installed.
@@ -46,13 +46,13 @@ impl Package {
 }
 
 /// The names of packages, as `apt-get install` takes them.
-pub(crate) fn names<'a>(packages: impl IntoIterator<Item = &'a Package>) -> String {
+pub fn names<'a>(packages: impl IntoIterator<Item = &'a Package>) -> String {
     packages.into_iter().map(Package::name).collect::<Vec<_>>().join(" ")
 }
 
 /// Sees to it that the packages are there: installs the missing ones as root, else fails with the
 /// command to type.
-pub(crate) fn ensure(packages: &[Package]) -> Result<()> {
+pub fn ensure(packages: &[Package]) -> Result<()> {
     if run::find_program("dpkg-query").is_none() {
         let usual: Vec<&str> = packages.iter().filter_map(|package| package.names.first().copied()).collect();
         eprintln!("note: no dpkg here, so see for yourself to (by their Debian names): {}", usual.join(" "));
@@ -79,7 +79,7 @@ pub(crate) fn ensure(packages: &[Package]) -> Result<()> {
 }
 
 /// Fetches the package lists again.
-pub(crate) fn update_lists() -> Result<()> {
+pub fn update_lists() -> Result<()> {
     run::run(Command::new("apt-get").args(["-qq", "update"])).context("cannot fetch package lists")
 }
 

@@ -8,14 +8,14 @@ use anyhow::{Result, bail};
 use crate::run;
 
 /// Whether we are root already.
-pub(crate) fn is_root() -> bool {
+pub fn is_root() -> bool {
     // SAFETY: geteuid has no arguments, no preconditions and cannot fail.
     unsafe { libc::geteuid() == 0 }
 }
 
 /// A command that runs `program` as root: itself if we are root, else through sudo. `instead`
 /// says what to do where there is no way to become root.
-pub(crate) fn as_root(program: impl AsRef<OsStr>, instead: &str) -> Result<Command> {
+pub fn as_root(program: impl AsRef<OsStr>, instead: &str) -> Result<Command> {
     if is_root() {
         return Ok(Command::new(program));
     }

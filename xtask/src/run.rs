@@ -10,33 +10,33 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 /// Root of the repository: where the workspace's Cargo.toml is.
-pub(crate) fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().unwrap_or(package)
 }
 
 /// The cargo that runs us, to be started in the repository's root.
-pub(crate) fn cargo() -> Command {
+pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
 }
 
 /// git, in the repository's root.
-pub(crate) fn git() -> Command {
+pub fn git() -> Command {
     let mut command = Command::new("git");
     command.current_dir(root());
     command
 }
 
 /// The command as a line that can be pasted into a shell (near enough for a log).
-pub(crate) fn shown(command: &Command) -> String {
+pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }
 
 /// Shows the command, runs it with our own streams and fails if it fails.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
+pub fn run(command: &mut Command) -> Result<()> {
     eprintln!("+ {}", shown(command));
     let status = command.status().with_context(|| format!("cannot start `{}`", shown(command)))?;
     if !status.success() {
@@ -46,7 +46,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 }
 
 /// Runs the command quietly and gives what it wrote to standard output; its standard error is ours.
-pub(crate) fn output(command: &mut Command) -> Result<String> {
+pub fn output(command: &mut Command) -> Result<String> {
     let output = command
         .stderr(Stdio::inherit())
         .output()
@@ -59,7 +59,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 
 /// An executable that cargo built.
 #[derive(Debug)]
-pub(crate) struct Executable {
+pub struct Executable {
     /// Name of the cargo target.
     pub target: String,
     /// Where it is.
@@ -68,7 +68,7 @@ pub(crate) struct Executable {
 
 /// Runs a cargo command that builds, and gives the executables that came of it, whether fresh or
 /// not.
-pub(crate) fn executables(cargo: &mut Command) -> Result<Vec<Executable>> {
+pub fn executables(cargo: &mut Command) -> Result<Vec<Executable>> {
     cargo.arg("--message-format=json-render-diagnostics");
     eprintln!("+ {}", shown(cargo));
     let messages = output(cargo)?;
@@ -84,19 +84,19 @@ fn executable(line: &str) -> Option<Executable> {
 }
 
 /// Builds the tool as users get it and tells where it is.
-pub(crate) fn memleak_binary() -> Result<PathBuf> {
+pub fn memleak_binary() -> Result<PathBuf> {
     let built = executables(cargo().args(["build", "--release", "-p", "memleak", "--bin", "memleak"]))?;
     let memleak = built.into_iter().find(|executable| executable.target == "memleak");
     Ok(memleak.context("cargo built no `memleak`")?.path)
 }
 
 /// The folder of the Rust toolchain in use.
-pub(crate) fn rust_sysroot() -> Result<PathBuf> {
+pub fn rust_sysroot() -> Result<PathBuf> {
     Ok(output(Command::new("rustc").current_dir(root()).args(["--print", "sysroot"]))?.trim().into())
 }
 
 /// Where on PATH (or in sbin, which a user's PATH leaves out) a program is.
-pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])

@@ -3,8 +3,9 @@
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use xtask::{packages, privilege, run};
 
-use crate::{packages, privilege, run, test};
+use crate::test;
 
 /// Options of `soak`.
 #[derive(Args)]

@@ -125,7 +125,9 @@ fn differing<'a>(listed: &'a Sums, found: &'a Sums) -> Vec<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{build_ebpf::ARCHITECTURES, run};
+    use xtask::run;
+
+    use crate::build_ebpf::ARCHITECTURES;
 
     #[test]
     fn committed_object_is_built_from_these_sources() -> Result<()> {

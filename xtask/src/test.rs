@@ -9,12 +9,12 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde_json::Value;
-
-use crate::{
-    build_ebpf, layers,
+use xtask::{
     packages::{self, Package},
     privilege, run,
 };
+
+use crate::{build_ebpf, layers};
 
 /// What the live tests build and trace.
 pub(crate) const LIVE_PACKAGES: [Package; 23] = [

@@ -7,9 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-
-use super::named;
-use crate::run;
+use xtask::run;
 
 /// Compiled in each of these ways, from the source of that name in memleak/tests/unwind_fixtures.
 const FILES: [(&str, &str, &str); 9] = [
@@ -170,4 +168,9 @@ impl Seeds {
             line.split_whitespace().skip_while(|word| *word != name).nth(2).context("no address")?;
         Ok(Some(u64::from_str_radix(address, 16)?))
     }
+}
+
+/// A file beside others of its kind.
+fn named(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("seed-{name}"))
 }

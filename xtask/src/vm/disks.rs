@@ -14,8 +14,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use sha2::{Digest as _, Sha256};
-
-use crate::run;
+use xtask::run;
 
 /// Folders of packages that no test reads.
 const LEFT_OUT: [&str; 6] = [

@@ -13,8 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-
-use crate::run;
+use xtask::run;
 
 /// What memleak must do on a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,9 +12,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use xtask::run;
 
 use super::{disks, initramfs, kernels::Kernel};
-use crate::run;
 
 /// Before the status in the last line that a guest writes. Without this line a run has failed,
 /// whatever else it wrote.

@@ -20,12 +20,12 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-
-use crate::{
-    build_ebpf,
+use xtask::{
     packages::{self, Package},
-    run, test,
+    run,
 };
+
+use crate::{build_ebpf, test};
 use kernels::{Expected, Kernel, MATRIX};
 use machine::{Ended, Machine};
 

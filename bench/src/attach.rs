@@ -11,20 +11,22 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use xtask::run;
 
-use super::{
-    Options, Target, Tracer, cpu, median, memleak_command,
+use crate::{
+    cpu, document,
+    median::median,
     memory::{Memory, tracer},
-    processes, table,
+    options::Options,
+    processes::{self, Target, Tracer, memleak_command},
 };
-use crate::run;
 
 /// Bytes of text of the first process: what the issue asks for.
 const TEXT: RangeInclusive<u64> = 150_000_000..=160_000_000;
 /// Stacks that the report shows.
 const STACKS: usize = 10;
 /// Title of the section in BENCHMARKS.md.
-pub(super) const TITLE: &str = "Attaching to a process of much code";
+pub(crate) const TITLE: &str = "Attaching to a process of much code";
 
 /// Measured in one round.
 struct Round {
@@ -61,7 +63,7 @@ struct Text {
 }
 
 /// Measures; gives the section.
-pub(super) fn section(options: &Options, memleak: &Path) -> Result<String> {
+pub(crate) fn section(options: &Options, memleak: &Path) -> Result<String> {
     let program = processes::compile("maps.c", &[])?;
     let mut cases = [Case::some_libraries()?, Case::the_compiler()?];
     for round in 1..=options.rounds {
@@ -128,7 +130,7 @@ fn markdown(options: &Options, cases: &[Case]) -> Result<String> {
         "## {TITLE}\n\n{}\n\nMedians over {} rounds: `cargo xtask bench --attach`. Text is the sum of executable \
          mappings; MB are 10^6 bytes. The kernel's memory for BPF maps is as `/proc/PID/fdinfo` says (memlock); it is no part of \
          what is resident, since memleak maps no more of it than it is writing.\n\n",
-        table::machine()?,
+        document::machine()?,
         options.rounds,
     );
     for case in cases {

@@ -11,19 +11,21 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use xtask::{privilege, run};
 
-use super::{
-    Options,
+use crate::{
     cpu::{self, Cpu},
-    median, memleak_command, table,
+    document,
+    median::median,
+    options::Options,
+    processes::memleak_command,
 };
-use crate::{privilege, run};
 
 /// What is compiled: no small crate, one that needs no other, and one that our own tests need
 /// anyway.
 const CRATE: &str = "memchr";
 /// Title of the section in BENCHMARKS.md.
-pub(super) const TITLE: &str = "rustc compiling a crate";
+pub(crate) const TITLE: &str = "rustc compiling a crate";
 /// Stacks of which the frames are counted: those with the most allocations.
 const STACKS: &str = "1000";
 
@@ -56,7 +58,7 @@ struct Cost {
 }
 
 /// Measures; gives the section.
-pub(super) fn section(options: &Options, memleak: &Path) -> Result<String> {
+pub(crate) fn section(options: &Options, memleak: &Path) -> Result<String> {
     ensure!(privilege::is_root(), "run it as root: below sudo, tracer and compiler cannot be told apart");
     let compile = Compile::find()?;
     let mut costs: [Vec<Cost>; VARIANTS.len()] = Default::default();
@@ -100,7 +102,7 @@ fn markdown(
          is no mean over all calls, of which most are gone by then.\n\n| | wall | wall / untraced \
          | compiler: user | system | memleak: user | system | calls | a call, beyond the traps | frames of a stack |\n\
          | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
-        table::machine()?,
+        document::machine()?,
         options.rounds,
         compile.version
     );
