@@ -128,7 +128,7 @@ fn markdown(options: &Options, cases: &[Case]) -> Result<String> {
     ];
     let mut text = format!(
         "## {TITLE}\n\n{}\n\nMedians over {} rounds: `cargo xtask bench --attach`. Text is the sum of executable \
-         mappings; MB are 10^6 bytes. The kernel's memory for BPF maps is as `/proc/PID/fdinfo` says (memlock); it is no part of \
+         mappings; MB are 10^6 bytes. The kernel's memory for BPF maps is as `/proc/PID/fdinfo` says (memlock); it is not part of \
          what is resident, since memleak maps no more of it than it is writing.\n\n",
         document::machine()?,
         options.rounds,

@@ -24,7 +24,7 @@ pub(crate) const KERNEL_MARK: &str = "Attaching to kernel allocators";
 /// How to run it.
 pub(crate) struct Bcc {
     program: PathBuf,
-    /// For BCC_KERNEL_SOURCE, where the running kernel has no headers where bcc looks for them.
+    /// For BCC_KERNEL_SOURCE, if the running kernel has no headers where bcc looks for them.
     headers: Option<PathBuf>,
 }
 

@@ -127,7 +127,7 @@ impl Target {
     /// Waits for its next line, which has to be this one.
     pub(crate) fn expect(&self, text: &str) -> Result<()> {
         let line = self.lines.recv_timeout(PATIENCE).context("the traced program says nothing")?;
-        ensure!(line.text == text, "the traced program says `{}` where it should say `{text}`", line.text);
+        ensure!(line.text == text, "the traced program says `{}` and should say `{text}`", line.text);
         Ok(())
     }
 
@@ -204,7 +204,7 @@ pub(crate) struct Traced {
     /// When the marked line came (CLOCK_MONOTONIC).
     pub marked: Duration,
     lines: Vec<String>,
-    /// Most that it had resident (or sudo, where it stands between).
+    /// Most that it had resident (or sudo, if it stands between).
     peak_rss_bytes: u64,
 }
 
@@ -262,7 +262,7 @@ pub(crate) struct BigReport {
     pub peak_rss_bytes: u64,
 }
 
-/// A tracer that goes on until it is dropped, or [`Self::end`] is called.
+/// A tracer that runs until it is dropped, or [`Self::end`] is called.
 pub(crate) struct Running {
     /// When the marked line came (CLOCK_MONOTONIC).
     pub marked: Duration,

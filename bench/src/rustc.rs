@@ -53,7 +53,7 @@ struct Cost {
     wall: f64,
     compiler: Cpu,
     tracer: Cpu,
-    /// Acquired and released, where they are counted.
+    /// Acquired and released, if they are counted.
     calls: f64,
 }
 
@@ -99,7 +99,7 @@ fn markdown(
          acquired and released, by the last report; what a call costs is the compiler's CPU time beyond that with the \
          traps alone, divided by them. Frames are those of the {STACKS} stacks with the most allocations that are \
          outstanding at each second of one more run, each counted as often as it has allocations, inlined ones left out; that \
-         is no mean over all calls, of which most are gone by then.\n\n| | wall | wall / untraced \
+         is not a mean over all calls, of which most are gone by then.\n\n| | wall | wall / untraced \
          | compiler: user | system | memleak: user | system | calls | a call, beyond the traps | frames of a stack |\n\
          | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
         document::machine()?,
@@ -178,7 +178,7 @@ impl Compile {
         let metadata: Value = serde_json::from_str(&metadata)?;
         let packages = metadata["packages"].as_array().context("no packages")?;
         let package = packages.iter().find(|package| package["name"] == CRATE);
-        let package = package.with_context(|| format!("{CRATE} is no dependency any more"))?;
+        let package = package.with_context(|| format!("{CRATE} is not a dependency any more"))?;
         let field = |name: &str| package[name].as_str().map(str::to_owned).context("a field is missing");
         let folder = PathBuf::from(field("manifest_path")?);
         let output = run::root().join("target/bench/rustc");

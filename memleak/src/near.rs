@@ -1,6 +1,6 @@
 //! The name that was meant.
 
-/// The candidate that is most like `name`, where one is alike enough to be worth asking about.
+/// The candidate that is most like `name`, if one is alike enough to be worth asking about.
 pub(crate) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     /// As clap has it for its options.
     const ALIKE: f64 = 0.7;

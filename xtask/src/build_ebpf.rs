@@ -26,7 +26,7 @@ pub(crate) const ARCHITECTURES: [&str; 1] = ["x86_64"];
 const TARGET: &str = "bpfel-unknown-none";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
-/// rustup's toolchains that will do, where `core`'s source is with them: the first is known to, the
+/// rustup's toolchains that will do, if `core`'s source is with them: the first is known to, the
 /// other changes.
 const NIGHTLIES: [&str; 2] = ["nightly-2026-05-20", "nightly"];
 const LLVM_MAJOR: u32 = 22;
@@ -45,7 +45,7 @@ const LLVM_PACKAGE: Package =
 /// Options of `build-ebpf`.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Build nothing: fail where the committed object was not built from the sources as they are
+    /// Build nothing: fail if the committed object was not built from the sources as they are
     #[arg(long)]
     check: bool,
     /// Build a second time, in another folder, and fail if that gives other bytes
@@ -188,7 +188,7 @@ fn llvm_major(version: &str) -> Option<u32> {
     version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?.split('.').next()?.parse().ok()
 }
 
-/// The linker: the one in the cache, which is built first where it is missing.
+/// The linker: the one in the cache, which is built first if it is missing.
 fn bpf_linker() -> Result<PathBuf> {
     let cache = cache_directory()?.join("bpf-linker");
     let linker = cache.join("bin/bpf-linker");

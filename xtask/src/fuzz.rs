@@ -46,7 +46,7 @@ const LIMITS: [&str; 3] = ["-max_len=20000", "-timeout=10", "-rss_limit_mb=2048"
 /// Options of `fuzz`.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// What to fuzz (fuzz/targets/); all of them, one after the other, where none is named
+    /// What to fuzz (fuzz/targets/); all of them, one after the other, if none is named
     targets: Vec<String>,
     /// Seconds for each
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
@@ -105,7 +105,7 @@ fn build(folder: &Path) -> Result<Vec<run::Executable>> {
     Ok(built)
 }
 
-/// Runs one target. What it said is shown where it found something.
+/// Runs one target. What it said is shown if it found something.
 fn fuzz(executable: &run::Executable, folder: &Path, seeds: &seeds::Seeds, seconds: u32) -> Result<Outcome> {
     let target = executable.target.clone();
     let corpus = folder.join("corpus").join(&target);

@@ -91,7 +91,7 @@ pub(crate) fn write_list(root: &Path, arch: &str, mut sources: Sums) -> Result<(
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Fails, naming the files, where the sources or the object are not those of the list.
+/// Fails, naming the files, if the sources or the object are not those of the list.
 pub(crate) fn check(root: &Path, arch: &str) -> Result<()> {
     let list = list_path(arch);
     let text = fs::read_to_string(root.join(&list))

@@ -77,7 +77,7 @@ pub(crate) struct Options {
     no_root: bool,
 }
 
-/// Runs all checks in order; the quick static ones end the run where they fail, the tests are all
+/// Runs all checks in order; the quick static ones end the run if they fail, the tests are all
 /// run.
 pub(crate) fn run(options: &Options) -> Result<()> {
     if !options.no_root {

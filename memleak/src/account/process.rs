@@ -60,7 +60,7 @@ pub(super) struct MemoryParts {
     pub rss: u64,
     /// Outstanding blocks and mappings that we know.
     pub outstanding: u64,
-    /// Free inside the allocator, where that can be read.
+    /// Free inside the allocator, if that can be read.
     pub free: Option<u64>,
     /// What else the allocator has.
     pub allocator: u64,
@@ -104,7 +104,7 @@ fn resident(pid: u32, mappings: &[Mapping]) -> io::Result<Resident> {
     let mut runs = Vec::new();
     // Mappings that touch are read as one: a target may have tens of thousands.
     let mut joined: Option<Range<u64>> = None;
-    // x86-64's vsyscall is listed, too, and lies in the kernel's half.
+    // x86-64's vsyscall is also listed, and lies in the kernel's half.
     for mapping in mappings.iter().filter(|mapping| mapping.end <= 1 << 63) {
         match &mut joined {
             Some(range) if range.end == mapping.start => range.end = mapping.end,
@@ -166,7 +166,7 @@ impl MemorySource<'_> {
         (mapping.backing == Backing::Other && mapping.inode == 0).then_some(mapping.start..mapping.end)
     }
 
-    /// What lies behind the break: mappings that touch, from its start on.
+    /// What lies after the break: mappings that touch, from its start on.
     fn heap(&self) -> Range<u64> {
         let behind = self.anonymous().skip_while(|mapping| mapping.end <= self.break_start);
         let mut heap = self.break_start..self.break_start;

@@ -65,7 +65,7 @@ impl Roots {
     }
 
     /// What else has symbols of `elf`, which is at `path` in the target: its debug file, and its
-    /// MiniDebugInfo where that has none.
+    /// MiniDebugInfo if that has none.
     pub fn symbol_files(&self, elf: &ElfFile, path: &Path) -> (Option<DebugFile>, Option<ElfFile>) {
         let debug = self.debug_file(elf, path);
         let has_symbols = debug.as_ref().is_some_and(|found| found.elf.has_symbol_table());

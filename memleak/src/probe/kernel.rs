@@ -207,7 +207,7 @@ pub(crate) const WORK_START: &str = "workqueue_execute_start";
 /// `--kernel-probes`: by what the kernel's allocators are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum KernelProbes {
-    /// Raw tracepoints where the kernel has them, kprobes for the rest.
+    /// Raw tracepoints if the kernel has them, kprobes for the rest.
     Auto,
     /// Raw tracepoints alone.
     Tracepoint,

@@ -19,7 +19,7 @@ const VERSION_1: FileNames =
 const VERSION_2: FileNames = FileNames { limit: "memory.max", used: "memory.current", files: "file" };
 
 /// Bytes that we may still use: the least that one of our groups and those above them leaves.
-/// `None`: there is no limit, or nothing tells of it.
+/// `None`: there is no limit, or nothing names it.
 pub(crate) fn memory_left() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
@@ -77,7 +77,7 @@ impl Mount {
 impl FileNames {
     fn left(&self, group: &Path) -> Option<u64> {
         let number = |name| fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
-        // Version 2 says `max` where there is no limit, version 1 a number near the highest one.
+        // Version 2 says `max` if there is no limit, version 1 a number near the highest one.
         let limit = number(self.limit).filter(|limit| *limit < 1 << 60)?;
         let statistics = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
         let of_files = statistics.lines().find_map(|line| line.strip_prefix(self.files)?.trim().parse().ok());

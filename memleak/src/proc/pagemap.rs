@@ -25,7 +25,7 @@ const REGIONS: usize = 1024;
 /// Calls of one reading: a bound for address spaces of terabytes whose pages lie far apart.
 const MAX_CALLS: u32 = 20_000;
 
-/// Entries read at a time where the kernel has no `PAGEMAP_SCAN`, and those of one reading.
+/// Entries read at a time if the kernel has no `PAGEMAP_SCAN`, and those of one reading.
 const ENTRIES: usize = 1 << 16;
 const MAX_ENTRIES: u64 = 1 << 26;
 const ENTRY_PRESENT: u64 = 1 << 63;

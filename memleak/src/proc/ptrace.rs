@@ -4,7 +4,7 @@ use std::io;
 
 /// ptrace(2); for PTRACE_PEEKTEXT the word read.
 pub(crate) fn ptrace(request: libc::c_uint, pid: u32, address: u64, data: u64) -> io::Result<libc::c_long> {
-    // SAFETY: errno is the thread's own. A word that was read may be -1, so errno alone tells of a
+    // SAFETY: errno is the thread's own. A word that was read may be -1, so errno alone shows a
     // failure.
     unsafe { *libc::__errno_location() = 0 };
     // SAFETY: the callers pass addresses of the child, or of buffers of the size that the request

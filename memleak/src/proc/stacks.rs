@@ -17,7 +17,7 @@ pub(crate) struct StackPlaces {
     pub stack: u64,
 }
 
-/// Reads them; `None` where they are hidden from us.
+/// Reads them; `None` if they are hidden from us.
 pub(crate) fn places(pid: u32) -> Option<StackPlaces> {
     parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
 }

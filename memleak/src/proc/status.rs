@@ -60,7 +60,7 @@ pub(crate) fn related(pids: &HashSet<u32>) -> Vec<(u32, String)> {
 }
 
 /// The command name of /proc/PID/stat, and the fields from the third on (proc_pid_stat(5)). The
-/// name may hold spaces and parentheses: what comes after the last one is no part of it.
+/// name may hold spaces and parentheses: what comes after the last one is not part of it.
 pub(super) fn stat_fields(stat: &str) -> Option<(&str, SplitAsciiWhitespace<'_>)> {
     let (name, fields) = stat.rsplit_once(')')?;
     let (_, comm) = name.split_once('(')?;

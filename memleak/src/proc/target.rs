@@ -33,7 +33,7 @@ pub trait Target {
     /// The map of its generated code (`/tmp/perf-PID.map`), if there is one.
     fn perf_map(&self) -> Option<File>;
 
-    /// The path by which its program was started, where that is a link to a file of quite another
+    /// The path by which its program was started, if that is a link to a file of quite another
     /// name.
     fn started_as(&self) -> Option<PathBuf> {
         None

@@ -308,7 +308,8 @@ mod tests {
         assert!(error.to_string().contains("--output /dev/full: cannot be written to: No space"), "{error}");
     }
 
-    /// What could be written of a report before the disk was full is no beginning of the next one.
+    /// What could be written of a report before the disk was full is not the beginning of the next
+    /// one.
     #[test]
     fn after_half_a_line_comes_a_new_one() {
         let (mut reader, mut sink) = into_pipe();
@@ -317,7 +318,7 @@ mod tests {
             let delivery = sink.deliver(|_, out| out.write_all(text.as_bytes())).expect("no error");
             assert_eq!(delivery, Delivery::Written);
         }
-        assert!(sink.within_line, "two is no line");
+        assert!(sink.within_line, "two is not a line");
         drop(sink);
         let mut all = String::new();
         reader.read_to_string(&mut all).expect("reads");

@@ -1,10 +1,10 @@
 //! Children and new programs of targets, stopped before their first instruction until the probes
 //! are in.
 //!
-//! The thread that makes a child, or has replaced its program, tells of it (ring buffer `BIRTHS`)
-//! and waits in the kernel for an answer. Meanwhile a thread of ours seizes the child by ptrace(2)
-//! and asks it to stop: no signal is sent, and nobody but a debugger could tell. When the probes
-//! are in, it is let go. If we are killed, the kernel lets it go.
+//! The thread that makes a child, or has replaced its program, reports it (ring buffer `BIRTHS`)
+//! and waits in the kernel for an answer. Meanwhile one of our threads seizes the child by
+//! ptrace(2) and asks it to stop: no signal is sent, and nobody but a debugger could tell. When the
+//! probes are in, it is let go. If we are killed, the kernel lets it go.
 //!
 //! ptrace(2) ties a stopped process to the thread that has seized it. There are several threads,
 //! each on a processor of its own, since the one that waits in the kernel takes a processor that

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// What `-k` traces; with `-P` per-CPU memory, too.
+/// What `-k` traces; with `-P` per-CPU memory as well.
 const KERNEL: &[Resource] = &[Resource::Slab, Resource::Pages, Resource::Vmalloc];
 
 /// What `-r`, `--acquire`, `--release` and `--resources-file` come to.

@@ -3,7 +3,7 @@
 //! has no return probe, and others map memory in threads of their own. Such a mapping is known by
 //! its stack: from the mapping's caller outwards it is in the object that holds the allocator until
 //! it comes to the allocator's code. A signal handler that maps something while its thread is in
-//! malloc is no part of that call: its own frames are between the two.
+//! malloc is not part of that call: its own frames are between the two.
 
 use std::{collections::HashMap, ops::Range};
 

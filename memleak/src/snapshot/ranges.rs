@@ -2,7 +2,7 @@
 //! (close_range).
 //!
 //! The BPF programs find the record that begins where a release begins, and cannot search for
-//! others. So they tell of each release, and what else it covers is found here, when the records
+//! others. So they report each release, and what else it covers is found here, when the records
 //! are read. A release is used up then. What it has cut out of a record is kept as that record's
 //! holes, merged, for as long as the record is there.
 //!
@@ -198,7 +198,7 @@ impl Releases {
         }
     }
 
-    /// Enters a range where there is none; joins it to one of the same release that ends where it
+    /// Enters a range if there is none; joins it to one of the same release that ends where it
     /// begins.
     fn insert(&mut self, start: u64, end: u64, time_ns: u64) {
         if let Some((_, before)) = self.0.range_mut(..start).next_back()

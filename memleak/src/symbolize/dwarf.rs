@@ -84,7 +84,7 @@ impl Dwarf {
         self.fuel == 0
     }
 
-    /// The calls at `vaddr`, innermost first; the last one is the function itself. Empty where
+    /// The calls at `vaddr`, innermost first; the last one is the function itself. Empty if
     /// nothing is known.
     pub(super) fn frames(&mut self, vaddr: u64, files: &dyn FindFile) -> Vec<SourceFrame> {
         if vaddr == u64::MAX {

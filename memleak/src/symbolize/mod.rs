@@ -40,7 +40,7 @@ pub enum NoSymbol {
 pub struct Frame {
     /// The return address.
     pub ip: u64,
-    /// Path of the object as the target names it (`[vdso]`, `[perf map]` where it has none).
+    /// Path of the object as the target names it (`[vdso]`, `[perf map]` if it has none).
     pub module: Option<String>,
     /// `ip` as an address of the object: minus its load bias.
     pub offset: Option<u64>,

@@ -96,7 +96,7 @@ impl NamedObject {
     }
 }
 
-/// Split units, where the target's compiler left them.
+/// Split units, if the target's compiler left them.
 struct SplitFiles<'a> {
     roots: &'a Roots,
     budget: &'a Budget,

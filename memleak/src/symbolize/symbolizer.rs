@@ -148,7 +148,7 @@ impl Symbolizer {
         self.kernel = Some(symbols);
     }
 
-    /// Takes over what modules the kernel has now, where its stacks are asked for; once for each
+    /// Takes over what modules the kernel has now, if its stacks are asked for; once for each
     /// report. What cannot be read leaves what was known.
     pub fn observe_kernel(&mut self) {
         if let Some(kernel) = &mut self.kernel {
@@ -432,7 +432,7 @@ fn kernel_ips(locations: &[Location]) -> Option<Vec<u64>> {
 }
 
 impl AddressSpace {
-    /// The frame of an address in generated code, where the perf map names it.
+    /// The frame of an address in generated code, if the perf map names it.
     fn generated(&self, ip: u64) -> Option<Frame> {
         let function = self.perf_map.as_ref()?.find(ip.checked_sub(1)?)?;
         Some(Frame {

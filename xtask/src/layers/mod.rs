@@ -172,7 +172,7 @@ mod tests {
         ),
     ];
 
-    /// What is said of the files above where one is otherwise.
+    /// What is said of the files above if one is otherwise.
     fn said_of(name: &str, changed: &[(&str, &str)]) -> Result<Vec<String>> {
         let root: PathBuf =
             std::env::temp_dir().join(format!("memleak-layers-{}-{name}", std::process::id()));

@@ -1,7 +1,7 @@
 //! The guest's two disks: one with the programs of this machine's packages, kept from run to run,
 //! and one with what was just built.
 //!
-//! Both are ext4 images made of a staged folder of hard links, where the file system allows them,
+//! Both are ext4 images made of a staged folder of hard links, if the file system allows them,
 //! without mounting anything.
 
 use std::{

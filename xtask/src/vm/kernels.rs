@@ -52,19 +52,19 @@ pub(super) struct Kernel {
     pub name: String,
     /// The compressed kernel (`vmlinuz`).
     pub image: PathBuf,
-    /// Its modules (`.../lib/modules/VERSION`), where they are known.
+    /// Its modules (`.../lib/modules/VERSION`), if they are known.
     pub modules: Option<PathBuf>,
     /// What memleak must do there.
     pub expected: Expected,
 }
 
 impl Kernel {
-    /// The newest kernel of a series: from the cache, which is filled first where it has none.
+    /// The newest kernel of a series: from the cache, which is filled first if it has none.
     pub(super) fn of_series(series: &str, cache: &Path) -> Result<Self> {
         let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         ensure!(
             matches!(series.split('.').collect::<Vec<_>>()[..], [major, minor] if digits(major) && digits(minor)),
-            "`{series}` is no series of kernels: type two numbers, as in --kernel 6.12"
+            "`{series}` is not a series of kernels: type two numbers, as in --kernel 6.12"
         );
         let row = MATRIX.iter().find(|row| row.name == series);
         let unpacked = cache.join(format!("linux-{series}"));
@@ -81,7 +81,7 @@ impl Kernel {
     /// A kernel that the user has. Its modules are looked for beside it, as packages have them, and
     /// where installed kernels have theirs.
     pub(super) fn of_image(image: &Path) -> Result<Self> {
-        ensure!(image.is_file(), "{} is no file", image.display());
+        ensure!(image.is_file(), "{} is not a file", image.display());
         let name = image.file_name().unwrap_or(image.as_os_str()).to_string_lossy().into_owned();
         Ok(Self { name, image: image.to_owned(), modules: modules_of(image), expected: Expected::Traces })
     }

@@ -38,7 +38,7 @@ const HOST_PACKAGES: [Package; 5] = [
     Package { names: &["xz-utils"], purpose: "decompresses kernel modules" },
 ];
 
-/// What the guest needs beside the programs of the live tests: names of packages, left out where
+/// What the guest needs beside the programs of the live tests: names of packages, left out if
 /// they are not installed.
 const GUEST_PACKAGES: [&str; 17] = [
     "bash",
@@ -70,7 +70,7 @@ const TESTS: [(&str, &str); 13] = [
     ("exact::each_function_alone_with_shared_glibc", "every kind of row, its probes at entry and return"),
     ("exact::eight_threads_and_two_million_calls", "threads of a process, exact to the byte"),
     ("exact::ranges_are_split_moved_and_replaced", "ranges, MAP_FIXED"),
-    ("fallback::", "frame pointers, where the verifier refuses the unwinder"),
+    ("fallback::", "frame pointers, if the verifier refuses the unwinder"),
     ("kernel::", "kernel mode: tracepoints and kprobes"),
     ("kernel_facts::", "what BTF says of the kernel"),
     ("losses::", "full tables, counted"),
