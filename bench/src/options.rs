@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::path::PathBuf;
+
 use clap::Parser;
 
 /// Measures what tracing costs, beside the bare traps and bcc's memleak
@@ -18,6 +20,9 @@ pub(crate) struct Options {
     /// Measure attaching to a process that maps 150 MB of code, and nothing else
     #[arg(long, conflicts_with = "rustc")]
     pub attach: bool,
+    /// With --attach: another memleak, to be measured in turn with this one
+    #[arg(long, value_name = "PROGRAM", requires = "attach", conflicts_with = "write")]
+    pub beside: Option<PathBuf>,
     /// Measure whole runs of rustc, and nothing else
     #[arg(long)]
     pub rustc: bool,
