@@ -60,3 +60,21 @@ pub struct Frame {
     /// Why there is no function.
     pub no_symbol: Option<NoSymbol>,
 }
+
+impl Frame {
+    /// A place of which no function is known, in an object or in none.
+    pub fn without_function(ip: u64, module: Option<String>, offset: Option<u64>, why: NoSymbol) -> Self {
+        Self {
+            ip,
+            module,
+            offset,
+            function: None,
+            symbol: None,
+            function_offset: None,
+            file: None,
+            line: None,
+            inlined: false,
+            no_symbol: Some(why),
+        }
+    }
+}

@@ -51,6 +51,12 @@ const COMMON_FLAGS: &[&str] = &[
     "-Werror",
 ];
 
+/// What redis-server is to be told: it keeps nothing on disk, and listens at `socket` alone.
+pub(crate) fn redis_settings<'a>(folder: &'a Path, socket: &'a Path) -> [&'a str; 10] {
+    let [folder, socket] = [folder, socket].map(text);
+    ["--port", "0", "--unixsocket", socket, "--save", "", "--appendonly", "no", "--dir", folder]
+}
+
 /// A folder for what tests make, inside the build's own.
 pub(crate) fn scratch_dir() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("live");

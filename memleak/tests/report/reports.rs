@@ -48,18 +48,7 @@ fn frame(ip: u64, function: &str, function_offset: u64, place: Option<(&str, u32
 }
 
 fn unknown(ip: u64, module: Option<&str>, offset: Option<u64>, reason: NoSymbol) -> Frame {
-    Frame {
-        ip,
-        module: module.map(str::to_owned),
-        offset,
-        function: None,
-        symbol: None,
-        function_offset: None,
-        file: None,
-        line: None,
-        inlined: false,
-        no_symbol: Some(reason),
-    }
+    Frame::without_function(ip, module.map(str::to_owned), offset, reason)
 }
 
 /// A stack of a report, with its frames.
