@@ -256,12 +256,13 @@ fn own_cpus() -> Vec<usize> {
 fn be_prompt(cpu: usize) {
     // SAFETY: plain bits: all zeroes is a value.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    let priority = libc::sched_param { sched_priority: 1 };
+    // The kernel's `struct sched_param`: musl's has more in it, and its function does nothing.
+    let priority: libc::c_int = 1;
     // SAFETY: an index that `own_cpus` gave, a set of the size given and a valid parameter.
     unsafe {
         libc::CPU_SET(cpu, &mut set);
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
-        libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority);
+        libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_FIFO, &raw const priority);
     }
 }
 

@@ -12,7 +12,10 @@ use std::{
     process::{Child, Command, ExitStatus},
 };
 
-use crate::{arch::Breakpoint, proc::ptrace::ptrace};
+use crate::{
+    arch::Breakpoint,
+    proc::ptrace::{beginning_system_call, ptrace},
+};
 
 /// Why a command does not run. One line: what, why, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -132,16 +135,9 @@ impl HeldCommand {
 
     /// A system call begins or ends: says whether one has ended that has mapped code.
     fn has_mapped_code(&mut self) -> io::Result<bool> {
-        let mut info = std::mem::MaybeUninit::<libc::ptrace_syscall_info>::zeroed();
-        let size = size_of::<libc::ptrace_syscall_info>() as u64;
-        ptrace(libc::PTRACE_GET_SYSCALL_INFO, self.child.id(), size, info.as_mut_ptr() as u64)?;
-        // SAFETY: plain integers, zeroed and then filled by the kernel.
-        let info = unsafe { info.assume_init() };
-        if info.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
-            // SAFETY: the kernel has filled this member for this `op`.
-            let entry = unsafe { info.u.entry };
-            let maps = matches!(entry.nr as i64, libc::SYS_mmap | libc::SYS_mprotect);
-            self.mapping_code = maps && entry.args[2] & libc::PROT_EXEC as u64 != 0;
+        if let Some(call) = beginning_system_call(self.child.id())? {
+            let maps = matches!(call.number, libc::SYS_mmap | libc::SYS_mprotect);
+            self.mapping_code = maps && call.arguments[2] & libc::PROT_EXEC as u64 != 0;
             return Ok(false);
         }
         Ok(std::mem::take(&mut self.mapping_code))
