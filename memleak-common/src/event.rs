@@ -25,6 +25,8 @@ pub mod kind {
     pub const STACKS: u32 = 7;
     /// The target has made a process that is not traced.
     pub const CHILD: u32 = 8;
+    /// Records have found no place in the table of heap blocks ([`crate::table`]).
+    pub const OVERFLOW: u32 = 9;
 }
 
 /// Bits of [`Event::size`] for [`kind::FORK`]: what a child shares with its parent.

@@ -15,8 +15,10 @@ pub mod settings;
 pub mod stack;
 pub mod stats;
 pub mod system_call;
+pub mod table;
 pub mod thread;
 pub mod unwind;
+pub mod walks;
 
 /// Asserts the sizes that both sides rely on; a type with padding would leak kernel stack bytes and
 /// fail the verifier.
@@ -43,9 +45,13 @@ assert_sizes! {
     mappings::MappingState = 24,
     probe::ProbeRow = 72,
     settings::TaskOffsets = 24,
-    settings::Settings = 88,
+    settings::Settings = 96,
     stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
     stack::ShortStackRecord = 16 + 8 * stack::SHORT_STACK_DEPTH,
+    table::Header = 24,
+    table::Hash = 8,
+    table::Record = 64,
+    table::Set = 512,
     thread::CallKey = 16,
     thread::OpenCall = 136,
     thread::Owner = 8,
@@ -53,6 +59,7 @@ assert_sizes! {
     thread::Target = 16,
     thread::ThreadRecord = 24 + 120 * thread::MAX_PENDING + 24 + 120
         + size_of::<stack::StackRecord>() + 24 + size_of::<thread::Unwind>(),
+    thread::ThreadPlace = 8 + size_of::<thread::ThreadRecord>(),
     thread::Unwind = 96 + 16 + 8 * thread::STACK_WINDOW + 16 + 4 * thread::RULES,
     thread::Window = 16 + 8 * thread::STACK_WINDOW,
     unwind::KnownRule = 16,
@@ -62,6 +69,8 @@ assert_sizes! {
     unwind::Regs = 32,
     unwind::Row = 8,
     unwind::State = 96,
+    walks::CachedWalk = 80 + 10 * walks::WALK_WORDS,
+    walks::WalkStart = 40,
 }
 
 #[cfg(feature = "user")]
@@ -89,14 +98,18 @@ mod pod {
         crate::settings::Settings,
         crate::stack::StackRecord,
         crate::stack::ShortStackRecord,
+        crate::table::Header,
+        crate::table::Set,
         crate::thread::CallKey,
         crate::thread::OpenCall,
         crate::thread::PendingCall,
         crate::thread::ThreadRecord,
+        crate::thread::ThreadPlace,
         crate::thread::Target,
         crate::unwind::Mapping,
         crate::unwind::MappingList,
         crate::unwind::Row,
         crate::unwind::PublishedList,
+        crate::walks::CachedWalk,
     }
 }

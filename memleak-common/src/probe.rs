@@ -272,6 +272,10 @@ pub mod flags {
     pub const SWEEPS: u32 = 1 << 15;
     /// Not of a row, but of [`super::ProbeRow::features`]: a call can acquire several handles.
     pub const SEVERAL_HANDLES: u32 = 1 << 12;
+    /// Found by [`super::ProbeRow::marked`]: the row is one of malloc's kind, for which the programs
+    /// have a short way. It returns a block of as many bytes as its first argument says, and does
+    /// nothing else.
+    pub const PLAIN: u32 = 1 << 16;
 }
 
 /// One function. All argument numbers count from 0 and address the integer arguments of the
@@ -371,6 +375,19 @@ impl ProbeRow {
         constant: 0,
         success_value: 0,
     };
+
+    /// The row, with [`flags::PLAIN`] if it is of that kind.
+    pub fn marked(self) -> Self {
+        let plain = Self {
+            resource: Resource::Heap.number(),
+            handle: handle::RETURN,
+            size: size::ARG,
+            size_arg: 0,
+            ..Self::EMPTY
+        };
+        let flags = if self == plain { flags::PLAIN } else { 0 };
+        Self { flags: self.flags | flags, ..self }
+    }
 
     /// Numbers of the arguments that the programs read, [`NO_ARG`] among them.
     pub const fn arguments(&self) -> [u8; 8] {

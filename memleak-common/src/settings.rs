@@ -75,4 +75,6 @@ pub struct Settings {
     /// A CPU reports the stacks that it has stored when their number has none of these bits: each
     /// time that it has stored this many and one more. Some low bits, all set.
     pub stored_mask: u64,
+    /// Most records that are kept; `u64::MAX`: as many as there is room for.
+    pub max_allocs: u64,
 }

@@ -1,5 +1,5 @@
-//! Records of traced processes (map `TARGETS`, by slot, which attach cookies name) and threads (map
-//! `THREADS`, key: `pid_tgid`).
+//! Records of traced processes (map `TARGETS`, by slot, which attach cookies name) and threads (maps
+//! `THREAD_PLACES` and `THREADS`, key: `pid_tgid`).
 
 use crate::{
     allocation::Allocation,
@@ -12,8 +12,8 @@ use crate::{
 /// ([`crate::probe::ProbeRow::group`]), and those nested in them. A power of two.
 pub const MAX_PENDING: usize = 8;
 
-/// Words of a thread's stack that are read at a time. A power of two.
-pub const STACK_WINDOW: usize = 128;
+/// Words of a thread's stack that are kept of what was read last. A power of two.
+pub const STACK_WINDOW: usize = 512;
 
 /// Processes that can be traced at once: slots of the map `TARGETS`.
 pub const MAX_TARGETS: u32 = 16_384;
@@ -31,6 +31,18 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// Both numbers in one word.
+    #[inline(always)]
+    pub const fn packed(self) -> u64 {
+        self.space as u64 | (self.process as u64) << 32
+    }
+
+    /// From [`Self::packed`].
+    #[inline(always)]
+    pub const fn unpacked(word: u64) -> Self {
+        Self { space: word as u32, process: (word >> 32) as u32 }
+    }
+
     /// The number that owns things of a resource ([`Resource::number`]).
     #[inline(always)]
     pub const fn of(self, resource: u32) -> u32 {
@@ -157,6 +169,20 @@ pub struct ThreadRecord {
     pub unwind: Unwind,
 }
 
+/// A place for a thread's record (map `THREAD_PLACES`): that of its number's low bits, unless another
+/// thread has it. Then it has a record in the map `THREADS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadPlace {
+    /// `pid_tgid` of the thread that has it; 0 if none has.
+    pub holder: u64,
+    /// Its record.
+    pub record: ThreadRecord,
+}
+
+/// Places for threads' records. A power of two.
+pub const THREAD_PLACES: u32 = 512;
+
 /// A piece of the thread's stack, while it is walked: one large read costs less than a few small
 /// ones.
 #[repr(C)]
@@ -183,8 +209,8 @@ pub struct Unwind {
     /// [`crate::unwind::Row::rule`] for the frame that was reached: before a step the known one or
     /// 0, after it the found one.
     pub rule: u32,
-    /// Fills up; 0.
-    pub reserved: u32,
+    /// The place where the walk is recorded ([`crate::walks`]), plus 1; 0 if it is not.
+    pub recording: u32,
     /// Rules of the frames of the last stack: an unchanged frame needs no search.
     pub rules: [u32; RULES],
 }

@@ -1,12 +1,11 @@
 //! Arguments of a probed call, and the registers of whoever made it.
 
-use core::ffi::c_void;
-
 use aya_ebpf::programs::ProbeContext;
 use memleak_common::probe::NO_ARG;
 
 /// The integer arguments of a call. Rows name arguments by number, and the verifier allows no
 /// variable offset into the registers, so they are copied out.
+#[repr(C)]
 pub struct Arguments(pub [u64; 8]);
 
 impl Arguments {
@@ -25,13 +24,24 @@ impl Arguments {
 }
 
 /// Where a walk begins: the registers of the frame that comes first.
+#[repr(C)]
+#[derive(Clone, Copy)]
 pub struct CallerFrame {
-    /// The program's context, for the kernel's own walk.
-    pub ctx: *mut c_void,
     /// The instruction pointer.
     pub ip: u64,
     /// The stack pointer.
     pub sp: u64,
     /// The frame pointer.
     pub fp: u64,
+}
+
+/// The return of a call.
+#[repr(C)]
+pub struct Return {
+    /// The caller.
+    pub caller: CallerFrame,
+    /// What the call returns.
+    pub returned: u64,
+    /// The id of the kernel's own walk ([`crate::stack::kernel_walk`]), if it walks.
+    pub kernel_stack: u64,
 }

@@ -20,10 +20,10 @@ use memleak_common::{
 use crate::{
     mappings,
     maps::{
-        ANSWERED, BIRTH_ANSWERS, BIRTHS, HELD, TARGET_SLOTS, TARGETS, THREADS, UNWIND_LISTS, Wake, count,
+        ANSWERED, BIRTH_ANSWERS, BIRTHS, HELD, TARGET_SLOTS, TARGETS, UNWIND_LISTS, Wake, count,
         send, setting,
     },
-    thread::{slot_of_process, target_id},
+    thread::{self, slot_of_process, target_id},
     track,
 };
 
@@ -31,10 +31,10 @@ use crate::{
 #[inline(always)]
 pub fn thread_exit(ctx: &RawTracePointContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    if let Some(thread) = THREADS.get_ptr_mut(&pid_tgid) {
+    if let Some(thread) = thread::find(pid_tgid) {
         // SAFETY: only this thread's own programs touch its record.
         track::thread_ends(unsafe { &mut *thread });
-        let _ = THREADS.remove(&pid_tgid);
+        thread::forget(pid_tgid);
     }
     if is_last_thread(ctx.arg(0))
         && let Some(pid) = target_id(pid_tgid)
@@ -80,7 +80,7 @@ pub fn process_exec(ctx: &RawTracePointContext) {
         target.owner.space = space;
         target.next_space = space.checked_add(MAX_TARGETS).filter(|_| space != 0).unwrap_or(0);
     }
-    let _ = THREADS.remove(&pid_tgid);
+    thread::forget(pid_tgid);
     // What it had mapped is gone, too. User space enters it again.
     if let Some(published) = UNWIND_LISTS.get_ptr_mut(slot) {
         // SAFETY: aligned words of a map value.
@@ -93,7 +93,7 @@ pub fn process_exec(ctx: &RawTracePointContext) {
     // the first.
     let old_tid: u32 = ctx.arg(1);
     let old = pid_tgid >> 32 << 32 | old_tid as u64;
-    let _ = THREADS.remove(&old);
+    thread::forget(old);
     let by_another = (old != pid_tgid) as u64;
     let Some(pid) = target_id(pid_tgid) else { return };
     born(kind::EXEC, target.number, pid, space as u64, by_another);

@@ -6,10 +6,11 @@
 #![no_std]
 #![no_main]
 #![allow(internal_features)]
-#![feature(core_intrinsics)] // atomic_xadd, see maps.rs
+#![feature(core_intrinsics)] // atomic_xadd, see maps.rs; atomic_cxchg, see blocks.rs
 
 mod arch;
 mod args;
+mod blocks;
 mod kernel_mode;
 mod lifecycle;
 mod mappings;
@@ -23,6 +24,7 @@ mod table;
 mod thread;
 mod track;
 mod unwind;
+mod walks;
 mod window;
 
 use core::ffi::c_void;

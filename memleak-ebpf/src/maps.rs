@@ -3,8 +3,9 @@
 use core::intrinsics::AtomicOrdering;
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    macros::map,
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{self, ArrayOfMaps},
+    macros::{btf_map, map},
     maps::{Array, HashMap, PerCpuArray, RingBuf, StackTrace},
 };
 use memleak_common::{
@@ -20,12 +21,19 @@ use memleak_common::{
     stack::{ShortStackRecord, StackRecord},
     stats::{STATS as STAT_COUNT, Stat},
     system_call::MAX_SYSTEM_CALLS,
-    thread::{CallKey, MAX_TARGETS, OpenCall, Target, ThreadRecord},
+    table::{Header, MAX_SEGMENTS, Set},
+    thread::{
+        CallKey, MAX_TARGETS, OpenCall, THREAD_PLACES as THREAD_PLACE_COUNT, Target, ThreadPlace, ThreadRecord,
+    },
     unwind::{KNOWN_RULES, KnownRule, Mapping, PublishedList},
+    walks::{CACHED_WALKS as CACHED_WALK_COUNT, CachedWalk},
 };
 
 /// What a map says of a key that is there already.
 pub const EEXIST: i32 = -17;
+
+/// Of segments: those of a map of maps may differ in size.
+const SEGMENT_FLAGS: usize = (BPF_F_MMAPABLE | BPF_F_INNER_MAP) as usize;
 
 // Sizes of tables that a user can set are set by the loader. NO_PREALLOC: no memory is taken before
 // it is needed.
@@ -51,7 +59,11 @@ pub static TARGET_SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGE
 #[map]
 pub static MAPPING_STATES: Array<MappingState> = Array::with_max_entries(MAX_TARGETS, BPF_F_MMAPABLE);
 
-/// Threads of traced processes that have called a probed function.
+/// Threads of traced processes that have called a probed function. User space reads it by mmap.
+#[map]
+pub static THREAD_PLACES: Array<ThreadPlace> = Array::with_max_entries(THREAD_PLACE_COUNT, BPF_F_MMAPABLE);
+
+/// Those that have no place there.
 #[map]
 pub static THREADS: HashMap<u64, ThreadRecord> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
@@ -67,7 +79,16 @@ pub static SWITCHED: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub static EMPTY_THREAD: Array<ThreadRecord> = Array::with_max_entries(1, 0);
 
-/// What is outstanding.
+/// The table of heap blocks, in segments. User space makes them, and reads them by mmap.
+#[btf_map]
+pub static SEGMENTS: ArrayOfMaps<btf_maps::Array<Set, 1, SEGMENT_FLAGS>, { MAX_SEGMENTS as usize }> =
+    ArrayOfMaps::new();
+
+/// What there is of the table. User space writes it by mmap.
+#[map]
+pub static TABLE: Array<Header> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// What else is outstanding, and heap blocks that found no place in the table.
 #[map]
 pub static ALLOCATIONS: HashMap<AllocationKey, Allocation> =
     HashMap::with_max_entries(1_000_000, BPF_F_NO_PREALLOC);
@@ -93,6 +114,10 @@ pub static UNWIND_MAPPINGS: Array<Mapping> = Array::with_max_entries(1, BPF_F_MM
 /// Rules that walks have found, by address.
 #[map]
 pub static KNOWN: Array<KnownRule> = Array::with_max_entries(KNOWN_RULES, 0);
+
+/// Walks that were made before. User space reads it by mmap.
+#[map]
+pub static CACHED_WALKS: Array<CachedWalk> = Array::with_max_entries(CACHED_WALK_COUNT, BPF_F_MMAPABLE);
 
 /// Processes' lists of mappings, by slot.
 #[map]
@@ -183,6 +208,7 @@ pub static SETTINGS: Settings = Settings {
     features: 0,
     task: TaskOffsets { tgid: 0, mm: 0, files: 0, signal: 0, signal_live: 0, reserved: 0 },
     stored_mask: u64::MAX,
+    max_allocs: u64::MAX,
 };
 
 /// As [`SETTINGS`], for kernel mode.

@@ -9,8 +9,8 @@ use memleak_common::{
 };
 
 use crate::{
-    maps::{SWITCHED, THREADS, count},
-    thread::{current_registers, group, top},
+    maps::{SWITCHED, count},
+    thread::{self, current_registers, group, top},
     unwind,
 };
 
@@ -80,7 +80,7 @@ pub fn interrupted() {
     /// What the trampoline pushes (arch/x86/kernel/uprobes.c, `uretprobe_trampoline_entry`), bytes.
     const PUSHED: u64 = 24;
     let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(thread) = THREADS.get_ptr_mut(&pid_tgid) else { return };
+    let Some(thread) = thread::find(pid_tgid) else { return };
     // SAFETY: only this thread's own programs touch its record.
     let thread = unsafe { &mut *thread };
     let Some(top) = top(thread) else { return };

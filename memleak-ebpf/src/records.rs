@@ -1,11 +1,11 @@
-//! The records of what is outstanding (map `ALLOCATIONS`): entered, taken out, put back, removed.
+//! The records of what is outstanding: entered, taken out, put back, removed.
 //!
 //! What a call may release (realloc, munmap) is taken out of the table at entry and put back if the
 //! call fails. Were it taken out at the return, another thread could have acquired the same address
 //! in between.
 //!
-//! All of `ALLOCATIONS` is written by the functions in `table`, which tell what leaves it while
-//! user space reads.
+//! All of them are written by the functions in `table`, which tell what leaves it while user space
+//! reads.
 
 use aya_ebpf::{
     helpers::{
@@ -23,8 +23,8 @@ use memleak_common::{
 };
 
 use crate::{
-    args::CallerFrame,
-    maps::{ALLOCATIONS, EEXIST, PROBES, Wake, add, count, count_in, has, send, send_line, setting},
+    args::Return,
+    maps::{EEXIST, PROBES, Wake, add, count, count_in, has, send, send_line, setting},
     stack,
     table::{self, epoch},
 };
@@ -57,9 +57,9 @@ fn key(owner: Owner, row: &ProbeRow, handle: u64) -> AllocationKey {
     AllocationKey { space: owner.of(row.resource), resource: row.resource, handle }
 }
 
-/// Enters a new record, if it passes the filters.
+/// Enters a new record, if it passes the filters. Gives its stack.
 #[inline(always)]
-pub fn record(caller: &CallerFrame, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<()> {
+pub fn record(at: &Return, thread: &mut ThreadRecord, row: &ProbeRow, acquired: &Acquired) -> Option<u64> {
     let &Acquired { handle, size, .. } = acquired;
     let key = key(thread.owner, row, handle);
     if key.space == 0 {
@@ -75,15 +75,15 @@ pub fn record(caller: &CallerFrame, thread: &mut ThreadRecord, row: &ProbeRow, a
         table::remove(&key, thread.epoch);
         return None;
     }
-    let stack_id = stack::capture(caller, thread);
-    enter(thread, row, &key, size, stack_id, acquired.entered_ns)
+    let stack_id = stack::capture(at, thread);
+    enter(thread, row, &key, size, stack_id, acquired.entered_ns)?;
+    Some(stack_id)
 }
 
 /// The same for a further handle of the same call.
 #[inline(always)]
-pub fn record_another(thread: &mut ThreadRecord, row: &ProbeRow, handle: u64) {
+pub fn record_another(thread: &mut ThreadRecord, row: &ProbeRow, handle: u64, stack_id: u64) {
     let key = key(thread.owner, row, handle);
-    let stack_id = thread.stack_id;
     let _ = enter(thread, row, &key, 0, stack_id, 0);
 }
 
@@ -125,7 +125,7 @@ fn enter(
 /// One more reference to what is outstanding already. Says whether it is.
 #[inline(always)]
 fn add_reference(key: &AllocationKey) -> bool {
-    let Some(found) = ALLOCATIONS.get_ptr_mut(key) else { return false };
+    let Some(found) = table::get_ptr(key) else { return false };
     // SAFETY: an aligned map value; its count is only ever added to atomically.
     unsafe { add(&raw mut (*found).count, 1) };
     true
@@ -137,7 +137,7 @@ fn enter_unless_released(key: &AllocationKey, allocation: &Allocation, entered_n
     if table::insert_new(key, allocation).is_ok() {
         return Some(());
     }
-    if let Some(found) = ALLOCATIONS.get_ptr(key) {
+    if let Some(found) = table::get_ptr(key) {
         // SAFETY: an aligned map value that only this handle's users change.
         let (count, time_ns) = unsafe { ((*found).count, (*found).time_ns) };
         if count == RELEASED_EARLY && time_ns >= entered_ns {
@@ -159,7 +159,7 @@ pub fn remove(owner: Owner, row: &ProbeRow, handle: u64) -> Option<()> {
     if setting!(flags) & setting_flags::TRACE == 0 {
         return table::release(&key, epoch).then_some(());
     }
-    let size = ALLOCATIONS.get_ptr(&key).map_or(0, |found| {
+    let size = table::get_ptr(&key).map_or(0, |found| {
         // SAFETY: a record changes only while its block is acquired, and this thread is about to
         // release it.
         unsafe { (*found).size }
@@ -175,7 +175,7 @@ pub fn remove(owner: Owner, row: &ProbeRow, handle: u64) -> Option<()> {
 #[inline(always)]
 pub fn resize(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
     let key = key(thread.owner, row, handle);
-    let Some(found) = ALLOCATIONS.get_ptr_mut(&key) else { return };
+    let Some(found) = table::get_ptr(&key) else { return };
     // A reading that is under way has it as it was.
     // SAFETY: an aligned map value, which only whoever holds the block changes.
     table::leave_call(&key, unsafe { &*found }, thread.epoch);
@@ -187,7 +187,7 @@ pub fn resize(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
 #[inline(always)]
 pub fn string_size(thread: &mut ThreadRecord, address: u64) -> u64 {
     const PIECE: u64 = STACK_WINDOW as u64 * 8;
-    const PIECES: u64 = 16;
+    const PIECES: u64 = 4;
     let scratch = (&raw mut thread.unwind.window.words).cast();
     // What is read here is no stack.
     thread.unwind.window.bytes = 0;
@@ -212,7 +212,7 @@ pub fn string_size(thread: &mut ThreadRecord, address: u64) -> u64 {
 /// One reference less to what has several. Says whether any is left.
 #[inline(always)]
 fn drop_reference(key: &AllocationKey) -> bool {
-    let Some(found) = ALLOCATIONS.get_ptr_mut(key) else { return false };
+    let Some(found) = table::get_ptr(key) else { return false };
     // SAFETY: an aligned map value; its count is only ever added to atomically.
     unsafe {
         add(&raw mut (*found).count, u64::MAX);
@@ -222,8 +222,26 @@ fn drop_reference(key: &AllocationKey) -> bool {
 
 /// Takes the record that begins at the released handle out of the table and into the call.
 #[inline(always)]
-pub fn take_out(owner: Owner, row: &ProbeRow, call: &mut PendingCall) {
-    take_out_in(epoch(), owner, row, call);
+pub fn take_out(epoch: u32, owner: Owner, call: &mut PendingCall) {
+    // SAFETY: a call that is borrowed.
+    unsafe { take_out_of(call, owner.packed(), epoch as u64) };
+}
+
+/// [`take_out`], for this [`Owner::packed`]. A global function, which the verifier checks once and not
+/// for each way to it.
+///
+/// # Safety
+/// `call` is null or a call of the current thread's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn take_out_of(call: *mut PendingCall, owner: u64, epoch: u64) -> u64 {
+    // SAFETY: the caller says so.
+    if let Some(call) = unsafe { call.as_mut() }
+        && let Some(row) = PROBES.get(call.row)
+    {
+        take_out_in(epoch as u32, Owner::unpacked(owner), row, call);
+    }
+    0
 }
 
 #[inline(always)]
@@ -233,7 +251,7 @@ fn take_out_in(epoch: u32, owner: Owner, row: &ProbeRow, call: &mut PendingCall)
         call.has_released = REFERENCE;
         return;
     }
-    if let Some(found) = ALLOCATIONS.get_ptr(&key) {
+    if let Some(found) = table::get_ptr(&key) {
         // SAFETY: a record changes only while its block is acquired, and this thread is about to
         // release it.
         call.released = unsafe { *found };
@@ -250,13 +268,32 @@ fn take_out_in(epoch: u32, owner: Owner, row: &ProbeRow, call: &mut PendingCall)
 /// The call did not release what it had taken out.
 #[inline(always)]
 pub fn put_back(owner: Owner, call: &PendingCall) {
-    if call.has_released == NOTHING {
-        return;
+    if call.has_released != NOTHING {
+        // SAFETY: a call that is borrowed.
+        unsafe { put_back_of(call, owner.packed()) };
     }
+}
+
+/// [`put_back`], for this [`Owner::packed`]. A global function likewise.
+///
+/// # Safety
+/// `call` is null or a call of the current thread's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn put_back_of(call: *const PendingCall, owner: u64) -> u64 {
+    // SAFETY: the caller says so.
+    if let Some(call) = unsafe { call.as_ref() } {
+        put_back_in(Owner::unpacked(owner), call);
+    }
+    0
+}
+
+#[inline(always)]
+fn put_back_in(owner: Owner, call: &PendingCall) {
     let Some(row) = PROBES.get(call.row) else { return };
     let key = key(owner, row, call.released_handle);
     if has(row, flags::COUNTED)
-        && let Some(found) = ALLOCATIONS.get_ptr_mut(&key)
+        && let Some(found) = table::get_ptr(&key)
     {
         // SAFETY: an aligned map value; its count is only ever added to atomically.
         unsafe { add(&raw mut (*found).count, 1) };
@@ -323,7 +360,7 @@ fn release_early(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
     let key = key(thread.owner, row, call.released_handle);
     let mark = Allocation { time_ns: call.time_ns, count: RELEASED_EARLY, ..Allocation::default() };
     for _ in 0..2 {
-        if let Some(found) = ALLOCATIONS.get_ptr(&key) {
+        if let Some(found) = table::get_ptr(&key) {
             // SAFETY: an aligned map value that only this handle's users change.
             let (is_mark, size) = unsafe { ((*found).count == RELEASED_EARLY, (*found).size) };
             if table::remove(&key, thread.epoch) && !is_mark {
@@ -362,7 +399,7 @@ pub fn replace_range(thread: &ThreadRecord, row: &ProbeRow, call: &mut PendingCa
     call.released_len = call.size_or_address;
     call.time_ns = now();
     call.has_released = NOTHING;
-    take_out_in(thread.epoch, thread.owner, row, call);
+    take_out(thread.epoch, thread.owner, call);
     finish_release(thread, row, call);
 }
 

@@ -17,10 +17,11 @@ use memleak_common::{
 
 use crate::{
     arch::{entered_caller, entry_sp},
-    args::Arguments,
+    args::{Arguments, Return},
     maps::{CALLS, PROBES, SWITCHED, count, has},
     nesting::{is_nested, open_index},
     records::put_back,
+    stack::kernel_walk,
     thread::{current_thread, group},
     track::{applies, commit, read_arguments, row},
 };
@@ -86,6 +87,9 @@ pub fn call_exit(ctx: &ProbeContext) -> Option<()> {
         unsafe { switched.write_volatile(1) };
     }
     let returned: u64 = RetProbeContext::new(ctx.regs.cast()).ret();
-    let _ = commit(&entered_caller(ctx), thread, row, &mut open.call, returned);
+    let kernel_stack = kernel_walk(ctx.regs.cast());
+    let at = Return { caller: entered_caller(ctx), returned, kernel_stack };
+    // SAFETY: the current thread's record, and a call that it leaves.
+    unsafe { commit(thread, &mut open.call, &at) };
     CALLS.remove(&key).ok()
 }

@@ -1,8 +1,10 @@
 //! Walking the stack by frame pointers, and storing it.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     bindings::{BPF_F_USER_STACK, BPF_NOEXIST},
-    helpers::generated::bpf_get_stackid,
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_stackid},
 };
 use memleak_common::{
     event::{self, Event},
@@ -16,10 +18,11 @@ use memleak_common::{
 };
 
 use crate::{
-    args::CallerFrame,
+    args::{CallerFrame, Return},
     mappings,
     maps::{EEXIST, KERNEL_STACKS, SHORT_STACKS, STACKS, STATS, Wake, count, send, setting},
-    unwind,
+    thread, unwind,
+    walks::{finish_walk, recall_walk},
     window::{Hash, WalkResult, read_window, replaced},
 };
 
@@ -36,23 +39,45 @@ const MAX_PROBING: u64 = 4;
 /// What the hashes of equal addresses of one generation and the next differ by; even.
 const GENERATIONS_APART: u64 = 0x9e37_79b9_7f4a_7c14;
 
+/// The id of the stack that the kernel walks, if it is to walk.
+#[inline(always)]
+pub fn kernel_walk(ctx: *mut c_void) -> u64 {
+    if setting!(flags) & flags::KERNEL_WALK == 0 {
+        return NO_STACK;
+    }
+    let map = (&raw const KERNEL_STACKS).cast_mut().cast();
+    // SAFETY: the helper takes the program's context and a map of stacks.
+    let id = unsafe { bpf_get_stackid(ctx, map, BPF_F_USER_STACK as u64) };
+    if id < 0 { NO_STACK } else { id as u64 + 1 }
+}
+
 /// Walks the thread's stack into its record and stores it. Returns its id, or [`NO_STACK`]
 /// (counted).
 #[inline(always)]
-pub fn capture(caller: &CallerFrame, thread: &mut ThreadRecord) -> u64 {
-    let mode = setting!(flags);
-    if mode & flags::KERNEL_WALK != 0 {
-        let map = (&raw const KERNEL_STACKS).cast_mut().cast();
-        // SAFETY: the helper takes the program's context and a map of stacks.
-        let id = unsafe { bpf_get_stackid(caller.ctx, map, BPF_F_USER_STACK as u64) };
-        return if id < 0 { NO_STACK } else { id as u64 + 1 };
+pub fn capture(at: &Return, thread: &mut ThreadRecord) -> u64 {
+    if setting!(flags) & flags::KERNEL_WALK != 0 {
+        return at.kernel_stack;
     }
-    // SAFETY: the current thread's record.
-    let hash = unsafe { walk_stack(thread, caller.ip, caller.sp, caller.fp) };
-    if hash != UNCHANGED {
-        let walked: *const ThreadRecord = &raw const *thread;
+    let CallerFrame { ip, sp, fp } = at.caller;
+    // What the walk reads beside the stack is not cached.
+    let may_be_cached = setting!(flags) & flags::UNWIND_TABLES != 0 && thread.depth == 0;
+    thread.unwind.window.bytes = 0;
+    thread.unwind.recording = 0;
+    if may_be_cached {
         // SAFETY: the current thread's record.
-        thread.stack_id = store(hash, &thread.stack, |id| unsafe { compare_stored(walked, id) });
+        let id = unsafe { recall_walk(thread, ip, sp, fp) };
+        if id != NO_STACK {
+            return id;
+        }
+    }
+    // SAFETY: as above.
+    let hash = unsafe { walk_stack(thread, ip, sp, fp) };
+    if hash != UNCHANGED {
+        thread.stack_id = store_walked(hash);
+    }
+    if may_be_cached {
+        // SAFETY: as above.
+        unsafe { finish_walk(thread, thread.stack_id, ip, sp, fp) };
     }
     if thread.stack_id == NO_STACK {
         count(Stat::LostStacks);
@@ -90,6 +115,18 @@ pub unsafe extern "C" fn walk_stack(thread: *mut ThreadRecord, ip: u64, sp: u64,
         // The addresses' hash is odd, and is to stay so.
         hash ^ generation.wrapping_mul(GENERATIONS_APART)
     }
+}
+
+/// [`store`], of the stack in the current thread's record. A global function, as [`walk_stack`] is. It
+/// looks for the record itself: up to 6.1 no map takes a value from what such a function was handed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn store_walked(hash: u64) -> u64 {
+    let Some(thread) = thread::find(bpf_get_current_pid_tgid()) else { return NO_STACK };
+    // SAFETY: only this thread's own programs touch its record.
+    let thread = unsafe { &*thread };
+    // SAFETY: as above.
+    store(hash, &thread.stack, |id| unsafe { compare_stored(thread, id) })
 }
 
 /// [`compare`]: the stack of this id is the thread's.
@@ -195,9 +232,7 @@ fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> WalkResult {
 }
 
 /// Finds the stack's id, or gives it one. Two stacks never share an id: where a hash is taken by
-/// another stack, the next one is tried. `compare` is [`compare`]. In user mode that is a global
-/// function; storing cannot be, since up to 6.1 no map takes a value from what such a function was
-/// handed.
+/// another stack, the next one is tried. `compare` is [`compare`], in user mode a global function.
 #[inline(always)]
 pub fn store(hash: u64, record: &StackRecord, compare: impl Fn(u64) -> u64) -> u64 {
     let mut id = stack_id(hash, record.len);

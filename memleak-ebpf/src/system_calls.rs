@@ -10,15 +10,16 @@ use aya_ebpf::{
 use memleak_common::{
     probe::{ProbeRow, flags, only},
     system_call::{RELEASES, ROW},
-    thread::{PendingCall, ThreadRecord},
+    thread::ThreadRecord,
 };
 
 use crate::{
     arch::Registers,
-    args::CallerFrame,
-    maps::{PROBES, SYSTEM_CALLS, THREADS, has},
-    thread::current_thread_of_tracepoint,
-    track,
+    args::Return,
+    maps::{PROBES, SYSTEM_CALLS, has},
+    thread::{self, current_thread_of_tracepoint},
+    stack::kernel_walk,
+    track::{self, commit},
 };
 
 /// A system call is entered.
@@ -33,7 +34,7 @@ pub fn enter(ctx: &RawTracePointContext) -> Option<()> {
     if releases {
         return track::release(thread.owner, row, &args);
     }
-    thread.system_call = PendingCall { row: cookie, ..PendingCall::default() };
+    track::enter_call(&mut thread.system_call, 0, 0, cookie);
     thread.in_system_call = 1;
     track::read_arguments(&args, thread.owner, row, &mut thread.system_call);
     if has(row, flags::THROUGH_POINTER) {
@@ -48,18 +49,21 @@ pub fn enter(ctx: &RawTracePointContext) -> Option<()> {
 #[inline(always)]
 pub fn exit(ctx: &RawTracePointContext) -> Option<()> {
     let registers = Registers(ctx.arg::<u64>(0));
-    let (cookie, _, row) = row(registers.system_call())?;
+    let (cookie, ..) = row(registers.system_call())?;
     let pid_tgid = bpf_get_current_pid_tgid();
     // SAFETY: only this thread's own programs touch its record.
-    let thread: &mut ThreadRecord = unsafe { &mut *THREADS.get_ptr_mut(&pid_tgid)? };
+    let thread: &mut ThreadRecord = unsafe { &mut *thread::find(pid_tgid)? };
     if thread.in_system_call == 0 || thread.system_call.row != cookie {
         return None;
     }
     thread.in_system_call = 0;
     // SAFETY: the entry stays as it is until this thread's next system call.
     let call = unsafe { &mut *(&raw mut thread.system_call) };
-    let caller: CallerFrame = registers.caller(ctx.as_ptr());
-    track::commit(&caller, thread, row, call, ctx.arg::<u64>(1))
+    let kernel_stack = kernel_walk(ctx.as_ptr());
+    let at = Return { caller: registers.caller(), returned: ctx.arg::<u64>(1), kernel_stack };
+    // SAFETY: the current thread's record, a call that it has left, and what is borrowed.
+    unsafe { commit(thread, call, &at) };
+    Some(())
 }
 
 /// The row of a system call that is traced: its index, and whether it releases and cannot fail.

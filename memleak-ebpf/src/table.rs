@@ -1,5 +1,5 @@
-//! The table of what is outstanding (map `ALLOCATIONS`): whatever enters it or leaves it does so
-//! here.
+//! What is outstanding: whatever becomes so, or ceases to be, does so here. Heap blocks are in the
+//! table of `blocks`, as far as it has room; all else is in the map `ALLOCATIONS`.
 //!
 //! A program finds the epoch once, and all that it does for one call is of that epoch. While user
 //! space reads, it learns of older records that leave their place, before they do: see
@@ -9,10 +9,21 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use memleak_common::{
     allocation::{Allocation, AllocationKey, RELEASED_EARLY},
     cut::{Moved, is_reading},
+    event::{self, Event},
+    probe::Resource,
     stats::Stat,
 };
 
-use crate::maps::{ALLOCATIONS, EPOCH, MOVED, count, count_in};
+use crate::{
+    blocks::{
+        ASK_HASH, DONE, EXISTS, HASHED, IN_HASH, IS_NEW, NOT_HASHED, NOWHERE, REPLACED, enter_block, find_block,
+        give_room, overflowed, record_at, remove_block, space_and_resource, take_room,
+    },
+    maps::{ALLOCATIONS, EEXIST, EPOCH, MOVED, Wake, count, count_in, send, setting},
+};
+
+/// Records that find no place in the table until user space is asked for more of it: a power of two.
+const ASK_AFTER: u64 = 256;
 
 /// The epoch now.
 #[inline(always)]
@@ -22,20 +33,74 @@ pub fn epoch() -> u32 {
     unsafe { epoch.read_volatile() as u32 }
 }
 
+/// The key is one of the table's.
+#[inline(always)]
+fn is_block(key: &AllocationKey) -> bool {
+    key.resource == Resource::Heap.number()
+}
+
 /// Enters a record under a key that is free; gives the kernel's error.
 #[inline(always)]
 pub fn insert_new(key: &AllocationKey, allocation: &Allocation) -> Result<(), i32> {
-    ALLOCATIONS.insert(key, allocation, BPF_NOEXIST as u64)
+    const ENOSPC: i32 = -28;
+    if !take_room() {
+        return Err(ENOSPC);
+    }
+    let entered = match is_block(key).then(|| enter(key, allocation, allocation.epoch, IS_NEW)) {
+        Some(DONE) => Ok(()),
+        Some(EXISTS) => Err(EEXIST),
+        _ => ALLOCATIONS.insert(key, allocation, BPF_NOEXIST as u64),
+    };
+    if entered.is_err() {
+        give_room();
+    }
+    entered
 }
 
 /// Enters a record in place of any other of its key. Says whether there was room; counts it as lost
 /// if not.
 #[inline(always)]
 pub fn replace(key: &AllocationKey, allocation: &Allocation, epoch: u32) -> bool {
+    if !take_room() {
+        remove(key, epoch);
+        count(Stat::LostAllocations);
+        return false;
+    }
+    match is_block(key).then(|| enter(key, allocation, epoch, 0)) {
+        Some(DONE) => return true,
+        Some(REPLACED) => {
+            give_room();
+            return true;
+        }
+        _ => {}
+    }
     leave(key, epoch);
+    let is_new = setting!(max_allocs) == u64::MAX || ALLOCATIONS.get_ptr(key).is_none();
     let entered = ALLOCATIONS.insert(key, allocation, BPF_ANY as u64).is_ok();
     if !entered {
         count(Stat::LostAllocations);
+    }
+    if !entered || !is_new {
+        give_room();
+    }
+    entered
+}
+
+/// [`enter_block`], which is told whether the map `ALLOCATIONS` has a record of the key: then the new
+/// one is a matter of that map.
+#[inline(always)]
+fn enter(key: &AllocationKey, allocation: &Allocation, epoch: u32, how: u64) -> u64 {
+    let (owner, handle, epoch) = (space_and_resource(key), key.handle, epoch as u64);
+    // SAFETY, of both: a record that is borrowed.
+    let mut entered = unsafe { enter_block(owner, handle, allocation, epoch, how) };
+    if entered == ASK_HASH {
+        if ALLOCATIONS.get_ptr(key).is_some() {
+            return IN_HASH;
+        }
+        entered = unsafe { enter_block(owner, handle, allocation, epoch, how | NOT_HASHED) };
+    }
+    if entered == IN_HASH && overflowed() & (ASK_AFTER - 1) == 0 {
+        send(&Event { kind: event::kind::OVERFLOW, ..Event::default() }, Wake::Now);
     }
     entered
 }
@@ -43,8 +108,17 @@ pub fn replace(key: &AllocationKey, allocation: &Allocation, epoch: u32) -> bool
 /// Removes the record of this key, if there is one, and says so.
 #[inline(always)]
 pub fn remove(key: &AllocationKey, epoch: u32) -> bool {
-    leave(key, epoch);
-    ALLOCATIONS.remove(key).is_ok()
+    let removed = match is_block(key).then(|| remove_block(space_and_resource(key), key.handle, epoch as u64)) {
+        None | Some(IN_HASH) => {
+            leave(key, epoch);
+            ALLOCATIONS.remove(key).is_ok()
+        }
+        Some(removed) => removed == DONE,
+    };
+    if removed {
+        give_room();
+    }
+    removed
 }
 
 /// Removes the record of what is released, and counts it. Says whether there was one.
@@ -57,18 +131,31 @@ pub fn release(key: &AllocationKey, epoch: u32) -> bool {
     released
 }
 
+/// Where the record of this key is. It changes only while what it is about is acquired.
+#[inline(always)]
+pub fn get_ptr(key: &AllocationKey) -> Option<*mut Allocation> {
+    if is_block(key) {
+        match find_block(space_and_resource(key), key.handle) {
+            NOWHERE => return None,
+            HASHED => {}
+            place => return record_at(place),
+        }
+    }
+    ALLOCATIONS.get_ptr_mut(key)
+}
+
 /// The record of this key, which only whoever holds what it is about changes.
 #[inline(always)]
 pub fn get(key: &AllocationKey) -> Option<Allocation> {
     // SAFETY: an aligned map value; a record changes only while its block is acquired.
-    ALLOCATIONS.get_ptr(key).map(|found| unsafe { *found })
+    get_ptr(key).map(|found| unsafe { *found })
 }
 
 /// When the record of this key was made, if there is one.
 #[inline(always)]
 pub fn time_of(key: &AllocationKey) -> Option<u64> {
     // SAFETY: as above.
-    ALLOCATIONS.get_ptr(key).map(|found| unsafe { (*found).time_ns })
+    get_ptr(key).map(|found| unsafe { (*found).time_ns })
 }
 
 /// A record is about to leave the table.

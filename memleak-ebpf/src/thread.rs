@@ -8,13 +8,17 @@ use aya_ebpf::{
     },
 };
 use memleak_common::{
+    stack::NO_STACK,
     stats::Stat,
-    thread::{MAX_PENDING, Owner, PendingCall, ThreadRecord},
+    thread::{
+        MAX_PENDING, Owner, PendingCall, THREAD_PLACES as THREAD_PLACE_COUNT, ThreadPlace, ThreadRecord,
+    },
 };
 
 use crate::{
-    arch::Registers,
-    maps::{EMPTY_THREAD, PROBES, TARGET_SLOTS, TARGETS, THREADS, count, setting},
+    arch::{Registers, publish},
+    blocks::change,
+    maps::{EMPTY_THREAD, PROBES, TARGET_SLOTS, TARGETS, THREAD_PLACES, THREADS, count, setting},
 };
 
 /// Who owns what the process with this slot acquires.
@@ -28,7 +32,7 @@ pub fn owner(slot: u32) -> Option<Owner> {
 #[inline(always)]
 pub fn current_thread(slot: u32) -> Option<&'static mut ThreadRecord> {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let thread = match THREADS.get_ptr_mut(&pid_tgid) {
+    let thread = match find(pid_tgid) {
         Some(thread) => thread,
         None => new_thread(pid_tgid, slot)?,
     };
@@ -40,7 +44,7 @@ pub fn current_thread(slot: u32) -> Option<&'static mut ThreadRecord> {
 #[inline(always)]
 pub fn current_thread_of_tracepoint() -> Option<&'static mut ThreadRecord> {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let thread = match THREADS.get_ptr_mut(&pid_tgid) {
+    let thread = match find(pid_tgid) {
         Some(thread) => thread,
         None => new_thread(pid_tgid, slot_of_process(pid_tgid)?)?,
     };
@@ -56,16 +60,81 @@ pub fn current_registers() -> Registers {
 }
 
 #[inline(always)]
-fn new_thread(pid_tgid: u64, slot: u32) -> Option<*mut ThreadRecord> {
-    let owner = owner(slot)?;
-    if owner.space == 0 {
-        return None;
+fn place(pid_tgid: u64) -> Option<*mut ThreadPlace> {
+    THREAD_PLACES.get_ptr_mut(pid_tgid as u32 & (THREAD_PLACE_COUNT - 1))
+}
+
+/// The record of a thread, if it has one. Only the thread's own programs touch it.
+#[inline(always)]
+pub fn find(pid_tgid: u64) -> Option<*mut ThreadRecord> {
+    let place = place(pid_tgid)?;
+    // SAFETY: an aligned word of a map value; then a member of it.
+    unsafe {
+        if (&raw const (*place).holder).read_volatile() == pid_tgid {
+            return Some(&raw mut (*place).record);
+        }
+    }
+    THREADS.get_ptr_mut(&pid_tgid)
+}
+
+/// The thread's record is void: it ends, or what it says is of a program that was replaced.
+#[inline(always)]
+pub fn forget(pid_tgid: u64) {
+    if let Some(place) = place(pid_tgid) {
+        // SAFETY: as above; what was written to the record is there before others take it.
+        unsafe {
+            let holder = &raw mut (*place).holder;
+            if holder.read_volatile() == pid_tgid {
+                publish(holder, 0);
+                return;
+            }
+        }
+    }
+    let _ = THREADS.remove(&pid_tgid);
+}
+
+/// A record for a thread that has none: at its place or, if another thread has that, in the map.
+#[inline(always)]
+fn take_record(pid_tgid: u64) -> Option<*mut ThreadRecord> {
+    let place = place(pid_tgid)?;
+    // SAFETY: an aligned word of a map value; then a record that is this thread's own.
+    unsafe {
+        if change(&raw mut (*place).holder, 0, pid_tgid) {
+            let record = &mut (*place).record;
+            reset(record);
+            return Some(record);
+        }
     }
     if THREADS.insert(&pid_tgid, EMPTY_THREAD.get(0)?, BPF_ANY as u64).is_err() {
         count(Stat::LostAllocations);
         return None;
     }
-    let thread = THREADS.get_ptr_mut(&pid_tgid)?;
+    THREADS.get_ptr_mut(&pid_tgid)
+}
+
+/// Makes a record that another thread has had one of a new thread: all that its programs read
+/// before they write it.
+#[inline(always)]
+fn reset(record: &mut ThreadRecord) {
+    record.sample_countdown = 0;
+    record.depth = 0;
+    record.in_system_call = 0;
+    record.interrupted = 0;
+    record.returning = 0;
+    record.open = [0; 2];
+    record.stack_id = NO_STACK;
+    // The rules of no list.
+    record.unwind.generation = u64::MAX;
+    record.unwind.window.bytes = 0;
+}
+
+#[inline(always)]
+fn new_thread(pid_tgid: u64, slot: u32) -> Option<*mut ThreadRecord> {
+    let owner = owner(slot)?;
+    if owner.space == 0 {
+        return None;
+    }
+    let thread = take_record(pid_tgid)?;
     // SAFETY: as in `current_thread`.
     let record = unsafe { &mut *thread };
     record.owner = owner;

@@ -15,7 +15,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use memleak_common::{
-    probe::{NO_ARG, ProbeRow, flags, handle, only, row_of, size, slot_of, success},
+    probe::{NO_ARG, ProbeRow, Resource, flags, handle, only, row_of, size, slot_of, success},
     settings::flags as setting_flags,
     stats::Stat,
     thread::{MAX_PENDING, Owner, PendingCall, ThreadRecord},
@@ -23,15 +23,16 @@ use memleak_common::{
 
 use crate::{
     arch::{TRAMPOLINE, caller_of, entry_sp, exit_sp, instruction_pointer},
-    args::{Arguments, CallerFrame},
-    maps::{PROBES, THREADS, count, has, setting},
+    args::{Arguments, Return},
+    maps::{PROBES, count, has, setting},
     nesting::{is_nested, is_users},
     records::{
         self, Acquired, NOTHING, PAGE_SIZE, finish_release, now, put_back, record, record_another,
         replace_range, take_out,
     },
+    stack::kernel_walk,
     table,
-    thread::{current_thread, group, owner, top},
+    thread::{self, current_thread, group, owner, top},
     unwind,
 };
 
@@ -51,10 +52,8 @@ pub enum ReturnMode {
 pub fn acquire_enter(ctx: &ProbeContext, mode: ReturnMode) -> Option<()> {
     let (cookie, slot, row) = row(ctx.regs.cast())?;
     let thread = current_thread(slot)?;
-    let mut call = PendingCall { sp: entry_sp(ctx), row: cookie, ..PendingCall::default() };
-    if drop_stale(thread, row, &mut call, mode) {
-        return None;
-    }
+    let sp = entry_sp(ctx);
+    let mut return_address = drop_stale(thread, row, sp, mode)?;
     let args = Arguments::of(ctx);
     if row.only != only::ALL && !applies(row, &args) {
         return None;
@@ -66,30 +65,71 @@ pub fn acquire_enter(ctx: &ProbeContext, mode: ReturnMode) -> Option<()> {
         count(Stat::MissedReturns);
         return None;
     }
-    if !has(row, flags::COUNTS_NESTED) && is_nested(ctx, thread, row) {
-        if mode == ReturnMode::Session {
-            return None;
-        }
-        call.nested = 1;
+    let nested = !has(row, flags::COUNTS_NESTED) && is_nested(ctx, thread, row);
+    if nested && mode == ReturnMode::Session {
+        return None;
     }
     let is_walked_past = setting!(flags) & setting_flags::READ_RETURNS != 0 || mode == ReturnMode::Mending;
-    if (is_walked_past || has(row, flags::MAY_THROW)) && call.return_address == 0 {
+    if (is_walked_past || has(row, flags::MAY_THROW)) && return_address == 0 {
         // SAFETY: the helper checks the address.
-        call.return_address = unsafe { bpf_probe_read_user(call.sp as *const u64) }.unwrap_or(0);
+        return_address = unsafe { bpf_probe_read_user(sp as *const u64) }.unwrap_or(0);
     }
     if thread.depth >= MAX_PENDING as u32 {
-        if call.nested == 0 {
+        if !nested {
             count(Stat::LostAllocations);
         }
         return None;
     }
-    if call.nested == 0 {
-        read_arguments(&args, thread.owner, row, &mut call);
-    }
-    let slot = thread.pending.get_mut(thread.depth as usize & (MAX_PENDING - 1))?;
-    *slot = call;
-    thread.depth += 1;
+    let what = cookie as u64 | if nested { NESTED } else { 0 };
+    // SAFETY: the current thread's record, and what is borrowed.
+    unsafe { push_call(thread, &args, what, sp, return_address) };
     Some(())
+}
+
+/// [`push_call`]: the call nests in one of its group.
+const NESTED: u64 = 1 << 32;
+
+/// Pushes a call of this row (with [`NESTED`] or not) with these arguments. A global function, which
+/// the verifier checks once.
+///
+/// # Safety
+/// `thread` is null or the record of the current thread, `args` is null or borrowed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn push_call(
+    thread: *mut ThreadRecord,
+    args: *const Arguments,
+    what: u64,
+    sp: u64,
+    return_address: u64,
+) -> u64 {
+    // SAFETY: the caller says so.
+    let (Some(thread), Some(args)) = (unsafe { (thread.as_mut(), args.as_ref()) }) else { return 0 };
+    let Some(row) = PROBES.get(what as u32) else { return 0 };
+    let owner = thread.owner;
+    let Some(call) = thread.pending.get_mut(thread.depth as usize & (MAX_PENDING - 1)) else { return 0 };
+    enter_call(call, sp, return_address, what as u32);
+    if what & NESTED != 0 {
+        call.nested = 1;
+    } else {
+        read_arguments(args, owner, row, call);
+    }
+    thread.depth += 1;
+    0
+}
+
+/// Makes an entry that of a call which has released nothing. Written in place, word by word: copies
+/// of it would be made byte by byte.
+#[inline(always)]
+pub fn enter_call(call: &mut PendingCall, sp: u64, return_address: u64, row: u32) {
+    call.sp = sp;
+    call.return_address = return_address;
+    call.row = row;
+    call.has_released = NOTHING;
+    call.nested = 0;
+    call.released_handle = 0;
+    call.released_len = 0;
+    call.time_ns = 0;
 }
 
 /// Both ends of a call, where one program serves them (uprobe session). At the entry: whether the
@@ -100,11 +140,81 @@ pub fn acquire_session(ctx: &ProbeContext) -> bool {
     // which is where the thread is at the entry.
     let is_entry = unsafe { bpf_get_func_ip(ctx.regs.cast()) } == instruction_pointer(ctx);
     if is_entry {
-        return acquire_enter(ctx, ReturnMode::Session).is_some();
+        return enter_plain(ctx) || acquire_enter(ctx, ReturnMode::Session).is_some();
     }
-    let _ = acquire_exit(&RetProbeContext::new(ctx.regs.cast()));
+    let ctx = RetProbeContext::new(ctx.regs.cast());
+    if exit_plain(&ctx).is_none() {
+        let _ = acquire_exit(&ctx);
+    }
     true
 }
+
+/// [`acquire_enter`] for what is nearly always so: a call of malloc's kind, while none is pending.
+/// Says whether it was.
+#[inline(always)]
+fn enter_plain(ctx: &ProbeContext) -> bool {
+    let Some(thread) = thread::find(bpf_get_current_pid_tgid()) else { return false };
+    // SAFETY: only this thread's own programs touch its record.
+    let thread = unsafe { &mut *thread };
+    // SAFETY: the helper takes the program's context.
+    let cookie = row_of(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
+    let Some(row) = PROBES.get(cookie) else { return false };
+    let may_nest = thread.depth != 0 || thread.open[0] != 0;
+    if row.flags & flags::PLAIN == 0 || may_nest || setting!(flags) & setting_flags::READ_RETURNS != 0 {
+        return false;
+    }
+    thread.interrupted = 0;
+    let call = &mut thread.pending[0];
+    call.sp = entry_sp(ctx);
+    call.return_address = 0;
+    call.row = cookie;
+    call.has_released = NOTHING;
+    call.nested = 0;
+    call.size_or_address = ctx.arg(0).unwrap_or(0);
+    thread.depth = 1;
+    true
+}
+
+/// [`acquire_exit`], likewise. `None` if it is not such a call.
+#[inline(always)]
+fn exit_plain(ctx: &RetProbeContext) -> Option<()> {
+    // SAFETY: only this thread's own programs touch its record.
+    let thread = unsafe { &mut *thread::find(bpf_get_current_pid_tgid())? };
+    let call = &thread.pending[0];
+    let row = PROBES.get(call.row)?;
+    if thread.depth != 1 || call.sp != exit_sp(ctx) || call.nested != 0 || row.flags & flags::PLAIN == 0 {
+        return None;
+    }
+    let size = call.size_or_address;
+    thread.depth = 0;
+    thread.returning = 0;
+    let returned: u64 = ctx.ret();
+    if returned == 0 || returned == u64::MAX {
+        return Some(());
+    }
+    let at = Return { caller: caller_of(ctx), returned, kernel_stack: kernel_walk(ctx.regs.cast()) };
+    // SAFETY: the current thread's record, and what is borrowed.
+    unsafe { commit_block(thread, &at, size) };
+    Some(())
+}
+
+/// A block was acquired. A global function, which the verifier checks once.
+///
+/// # Safety
+/// `thread` is null or the record of the current thread, `at` is null or borrowed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn commit_block(thread: *mut ThreadRecord, at: *const Return, size: u64) -> u64 {
+    // SAFETY: the caller says so.
+    let (Some(thread), Some(at)) = (unsafe { (thread.as_mut(), at.as_ref()) }) else { return 0 };
+    thread.epoch = table::epoch();
+    let _ = record(at, thread, &BLOCK, &Acquired { handle: at.returned, size, entered_ns: 0 });
+    0
+}
+
+/// What there is to know of a row of malloc's kind once its call has returned.
+const BLOCK: ProbeRow =
+    ProbeRow { resource: Resource::Heap.number(), handle: handle::RETURN, size: size::ARG, ..ProbeRow::EMPTY };
 
 /// The call is one of those that count: see [`only`].
 #[inline(always)]
@@ -182,7 +292,7 @@ pub fn read_arguments(args: &Arguments, owner: Owner, row: &ProbeRow, call: &mut
         let nothing =
             is_none(row, call.released_handle) || (has(row, flags::RANGE) && call.released_len == 0);
         if call.has_released == NOTHING && !nothing {
-            take_out(owner, row, call);
+            take_out(table::epoch(), owner, call);
         }
     }
 }
@@ -209,9 +319,10 @@ fn is_none(row: &ProbeRow, handle: u64) -> bool {
     handle == 0 && !has(row, flags::ZERO_IS_HANDLE)
 }
 
-/// Drops pending calls that were left without a return that we saw. Says whether the new call is to
-/// be left alone: it is a tail call of a pending one of its group, which then is the one that
-/// counts; or to probe its return would end the target.
+/// Drops pending calls that were left without a return that we saw. Gives the new call's return
+/// address if it is known, else 0. `None`: the new call is to be left alone. It is a tail call of a
+/// pending one of its group, which then is the one that counts; or to probe its return would end the
+/// target.
 ///
 /// A call that is pending at a lower stack pointer has been left, or is on another stack: it was
 /// interrupted by a signal whose handler runs above it (sigaltstack), or was switched away from. If
@@ -219,23 +330,22 @@ fn is_none(row: &ProbeRow, handle: u64) -> bool {
 /// (kernel/events/uprobes.c, `cleanup_return_instances`); its thread would get SIGILL when it comes
 /// to the trampoline.
 #[inline(always)]
-fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall, mode: ReturnMode) -> bool {
+fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, sp: u64, mode: ReturnMode) -> Option<u64> {
     for _ in 0..MAX_PENDING {
         let Some(top) = top(thread) else { break };
-        if top.sp > call.sp {
+        if top.sp > sp {
             break;
         }
         if thread.returning == top.sp || is_trampoline(top.sp) {
-            if top.sp == call.sp {
+            if top.sp == sp {
                 // The outer function has jumped to this one, which returns in its stead
                 // (reallocarray to realloc).
-                call.return_address = top.return_address;
-                return group(top.row) == row.group;
+                return (group(top.row) != row.group).then_some(top.return_address);
             }
             match mode {
                 ReturnMode::Session => {
                     count(Stat::MissedReturns);
-                    return true;
+                    return None;
                 }
                 ReturnMode::Mending => mend(top),
                 ReturnMode::Plain => {}
@@ -247,7 +357,7 @@ fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, call: &mut PendingCall,
         }
         thread.depth -= 1;
     }
-    false
+    Some(0)
 }
 
 /// Puts the return address of a pending call back on the stack, where the kernel has its
@@ -280,7 +390,7 @@ fn is_trampoline(sp: u64) -> bool {
 pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
     // SAFETY: only this thread's own programs touch its record.
-    let thread = unsafe { &mut *THREADS.get_ptr_mut(&pid_tgid)? };
+    let thread = unsafe { &mut *thread::find(pid_tgid)? };
     let sp = exit_sp(ctx);
     for _ in 0..MAX_PENDING {
         let call = top(thread)?;
@@ -302,7 +412,6 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     if call.sp != sp || call.row != cookie {
         return None; // the return of a function that a pending one has jumped to
     }
-    let row = PROBES.get(cookie)?;
     let popped = &raw mut *thread.pending.get_mut((thread.depth as usize).wrapping_sub(1) & (MAX_PENDING - 1))?;
     // SAFETY: the popped entry is nobody else's until this thread's next call.
     let call = unsafe { &mut *popped };
@@ -311,27 +420,61 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
     if call.nested != 0 {
         return None;
     }
-    commit(&caller_of(ctx), thread, row, call, ctx.ret())
+    let kernel_stack = kernel_walk(ctx.regs.cast());
+    let at = Return { caller: caller_of(ctx), returned: ctx.ret(), kernel_stack };
+    // SAFETY: the current thread's record, a call of it, and what is borrowed.
+    unsafe { commit(thread, call, &at) };
+    Some(())
 }
 
 /// A pending call returned: does to the table what the call did.
+///
+/// # Safety
+/// All three are null, or the record of the current thread, a call that it has left, and how.
 #[inline(always)]
-pub fn commit(
-    caller: &CallerFrame,
-    thread: &mut ThreadRecord,
-    row: &ProbeRow,
-    call: &mut PendingCall,
-    returned: u64,
-) -> Option<()> {
+pub unsafe fn commit(thread: *mut ThreadRecord, call: *mut PendingCall, at: &Return) {
+    // SAFETY: the caller says so. A call that is in the record is no longer one of its pending ones.
+    unsafe {
+        // Here, and not in that function: the stack of all would be more than a program may have.
+        if commit_call(thread, call, at) == FAILED {
+            put_back((*thread).owner, &*call);
+        }
+    }
+}
+
+/// [`commit_call`]: the call has done nothing, and what it had taken out is to be put back.
+const FAILED: u64 = 1;
+
+/// [`commit`], but for calls that have [`FAILED`]. A global function, which the verifier checks once
+/// and not for each way to it.
+///
+/// # Safety
+/// As of [`commit`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn commit_call(
+    thread: *mut ThreadRecord,
+    call: *mut PendingCall,
+    at: *const Return,
+) -> u64 {
+    // SAFETY: the caller says so. A call that is in the record is no longer one of its pending ones.
+    let (thread, call, at) = unsafe { (thread.as_mut(), call.as_mut(), at.as_ref()) };
+    let (Some(thread), Some(call), Some(at)) = (thread, call, at) else { return 0 };
+    if commit_or_fail(thread, call, at) == Some(FAILED) { FAILED } else { 0 }
+}
+
+#[inline(always)]
+fn commit_or_fail(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return) -> Option<u64> {
+    let row = PROBES.get(call.row)?;
+    let returned = at.returned;
     thread.epoch = table::epoch();
     let Some(handle) = acquired_handle(row, call, returned) else {
         let zero_size_release = has(row, flags::ZERO_SIZE_RELEASES) && call.size_or_address == 0 && returned == 0;
         if zero_size_release || has(row, flags::RELEASES_ANYWAY) {
             finish_release(thread, row, call);
-        } else {
-            put_back(thread.owner, call);
+            return None;
         }
-        return None;
+        return Some(FAILED);
     };
     if has(row, flags::IN_PLACE) {
         records::resize(thread, row, handle, call.size_or_address);
@@ -341,7 +484,7 @@ pub fn commit(
         finish_release(thread, row, call);
     }
     if row.handle == handle::NONE {
-        return Some(());
+        return None;
     }
     if has(row, flags::RANGE) && row.replace_mask & call.call_flags as u32 != 0 {
         replace_range(thread, row, call, handle);
@@ -351,9 +494,9 @@ pub fn commit(
         size::STRING => records::string_size(thread, returned),
         _ => call.size_or_address,
     };
-    record(caller, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
+    let stack_id = record(at, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
     if setting!(features) & flags::SEVERAL_HANDLES == 0 || row.handle == handle::RETURN {
-        return Some(()); // the usual case
+        return None; // the usual case
     }
     let Handles { address, number } = handles(row, call)?;
     for i in 1..MAX_HANDLES {
@@ -361,11 +504,11 @@ pub fn commit(
             break;
         }
         match read_word(address.wrapping_add(i * row.handle_width as u64), row.handle_width) {
-            Some(handle) => record_another(thread, row, handle),
+            Some(handle) => record_another(thread, row, handle, stack_id),
             None => count(Stat::LostAllocations),
         }
     }
-    Some(())
+    None
 }
 
 /// Most handles that one call is seen to acquire. (A message can have more: they are found
@@ -450,7 +593,7 @@ pub fn release(owner: Owner, row: &ProbeRow, args: &Arguments) -> Option<()> {
 #[inline(always)]
 pub fn abandon_pending(mend: bool) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(thread) = THREADS.get_ptr_mut(&pid_tgid) else { return };
+    let Some(thread) = thread::find(pid_tgid) else { return };
     // SAFETY: only this thread's own programs touch its record.
     let thread = unsafe { &mut *thread };
     for i in 0..MAX_PENDING {

@@ -16,6 +16,7 @@ use crate::{
     arch,
     args::CallerFrame,
     maps::{CALLS, KNOWN, PROBES, UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_WORDS, setting},
+    walks::note_word,
     window::{Hash, WalkResult, read_window, replaced},
 };
 
@@ -56,16 +57,34 @@ impl ThreadStack {
     }
 }
 
+impl ThreadStack {
+    /// What was read is recorded, if the walk is.
+    #[inline(always)]
+    fn note(&self, address: u64, word: u64) {
+        // SAFETY: the record of the current thread.
+        unsafe {
+            if (*self.thread).unwind.recording != 0 {
+                note_word(self.thread, address, word);
+            }
+        }
+    }
+}
+
 impl Reads for ThreadStack {
     #[inline(always)]
     fn read(&self, address: u64) -> Option<u64> {
-        Some(self.word(self.have(address, 8)?))
+        let word = self.word(self.have(address, 8)?);
+        self.note(address, word);
+        Some(word)
     }
 
     #[inline(always)]
     fn read2(&self, address: u64) -> Option<[u64; 2]> {
         let at = self.have(address, 16)?;
-        Some([self.word(at), self.word(at + 1)])
+        let words = [self.word(at), self.word(at + 1)];
+        self.note(address, words[0]);
+        self.note(address.wrapping_add(8), words[1]);
+        Some(words)
     }
 
     #[inline(always)]
@@ -100,7 +119,14 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn mapping(&self, index: u32) -> Option<Mapping> {
-        UNWIND_MAPPINGS.get(index).copied()
+        const WORDS: usize = size_of::<Mapping>() / size_of::<u64>();
+        let place = UNWIND_MAPPINGS.get_ptr(index)?.cast::<u64>();
+        // SAFETY: the words of a map value. Volatile, so that the compiler copies words and not bytes:
+        // it calls a function for that.
+        let words: [u64; WORDS] = core::array::from_fn(|word| unsafe { place.add(word).read_volatile() });
+        let half = |word: u64| [word as u32, (word >> 32) as u32];
+        let ([rows, pages], [page_count, reserved]) = (half(words[3]), half(words[4]));
+        Some(Mapping { start: words[0], end: words[1], bias: words[2], rows, pages, page_count, reserved })
     }
 
     #[inline(always)]
@@ -168,7 +194,6 @@ pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> WalkResult {
     let PublishedList { list, generation } = published_list(thread.slot);
     thread.unwind.state = State::new(regs, list, arch::ADDRESS_MASK);
     thread.unwind.state.exact = 0;
-    thread.unwind.window.bytes = 0;
     let same_tables = thread.unwind.generation == generation;
     thread.unwind.generation = generation;
     let (old_len, mut changed) = (thread.stack.len, 0);
@@ -232,6 +257,7 @@ pub unsafe extern "C" fn find_caller(
     thread.unwind.state = State::new(Regs { ip, sp, fp, lr: 0 }, list, arch::ADDRESS_MASK);
     thread.unwind.state.exact = 0;
     thread.unwind.window.bytes = 0;
+    thread.unwind.recording = 0;
     // The rules that the last walk has found are of this generation.
     let last_generation = core::mem::replace(&mut thread.unwind.generation, generation);
     let mut found = UNKNOWN;
@@ -275,7 +301,7 @@ pub fn search_callers(ctx: &ProbeContext, thread: &mut ThreadRecord, group: u32)
     if setting!(flags) & flags::UNWIND_TABLES == 0 {
         return UNKNOWN;
     }
-    let CallerFrame { ip, sp, fp, .. } = arch::entered_caller(ctx);
+    let CallerFrame { ip, sp, fp } = arch::entered_caller(ctx);
     // SAFETY: the current thread's record.
     unsafe { find_caller(thread, group, ip, sp, fp) }
 }
@@ -311,7 +337,7 @@ fn is_of_group(row: u32, group: u32) -> bool {
 
 /// What the process with this slot has mapped, and the generation of that.
 #[inline(always)]
-fn published_list(slot: u32) -> PublishedList {
+pub fn published_list(slot: u32) -> PublishedList {
     let Some(place) = UNWIND_LISTS.get_ptr(slot) else { return PublishedList::default() };
     // SAFETY: aligned words of a map value, which user space stores one by one: the generation
     // last.

@@ -56,14 +56,15 @@ pub fn replaced(depth: u32, pending: &[PendingCall; MAX_PENDING], place: u64, fo
 /// then whole ones.
 #[inline(always)]
 pub fn read_window(address: u64, window: &mut [u64; STACK_WINDOW], is_first: bool) -> u64 {
+    const WORDS: usize = 128;
     // SAFETY: the window has room for what is read; the helper checks the address.
     let mut read = |words: usize| unsafe {
         bpf_probe_read_user(window.as_mut_ptr().cast(), 8 * words as u32, address as *const _) == 0
     };
-    if is_first && read(STACK_WINDOW / 2) {
-        STACK_WINDOW as u64 / 2
-    } else if !is_first && read(STACK_WINDOW) {
-        STACK_WINDOW as u64
+    if is_first && read(WORDS / 2) {
+        WORDS as u64 / 2
+    } else if !is_first && read(WORDS) {
+        WORDS as u64
     } else if read(2) {
         2
     } else {

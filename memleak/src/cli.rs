@@ -217,9 +217,14 @@ pub struct Cli {
     #[arg(long, value_name = "N", help_heading = "What is captured")]
     pub stack_storage_size: Option<String>,
 
-    /// Maximum number of outstanding allocations kept
-    #[arg(long, value_name = "N", default_value = "1000000", help_heading = "What is captured")]
-    pub max_allocs: String,
+    /// Maximum number of outstanding allocations kept [default: as many as --max-memory has room for]
+    #[arg(long, value_name = "N", help_heading = "What is captured")]
+    pub max_allocs: Option<String>,
+
+    /// Kernel memory that the table of heap blocks may take [default: 2G, or an eighth of the memory
+    /// if that is less]
+    #[arg(long, value_name = "SIZE", help_heading = "What is captured")]
+    pub max_memory: Option<String>,
 
     /// How stacks are walked: auto (unwind tables, and the frame pointer if a file has none),
     /// dwarf or fp [default: auto]

@@ -104,8 +104,10 @@ pub struct CaptureSettings {
     pub trace: bool,
     /// Trace children of the target too.
     pub follow_forks: bool,
-    /// Room for outstanding allocations.
-    pub max_allocs: u32,
+    /// Most outstanding allocations that are kept; `None`: as many as there is room for.
+    pub max_allocs: Option<u32>,
+    /// Kernel memory for the table of heap blocks, bytes; `None`: the default.
+    pub max_memory: Option<u64>,
     /// Room for stacks.
     pub stack_storage_size: u32,
     /// Most frames of a stack.
@@ -362,7 +364,8 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         max_size,
         trace: cli.trace,
         follow_forks: cli.follow_forks,
-        max_allocs: MAX_ALLOCS.parse(&cli.max_allocs)?,
+        max_allocs: cli.max_allocs.as_deref().map(|text| MAX_ALLOCS.parse(text)).transpose()?,
+        max_memory: cli.max_memory.as_deref().map(|text| parse_size("--max-memory", text)).transpose()?,
         stack_storage_size: match &cli.stack_storage_size {
             Some(text) => STACK_STORAGE_SIZE.parse(text)?,
             // The kernel has fewer, and kernel mode takes the memory for them in advance.

@@ -285,6 +285,8 @@ fn rust_flags(root: &Path, arch: &str) -> Result<Vec<String>> {
         format!("--cfg=bpf_target_arch=\"{arch}\""),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
+        // Compare-and-swap (Linux 5.12; on arm64 5.18).
+        "-Ctarget-cpu=v3".to_owned(),
         format!("--remap-path-prefix={}=.", root.display()),
     ];
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));

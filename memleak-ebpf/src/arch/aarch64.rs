@@ -1,10 +1,9 @@
 //! aarch64: arch/arm64/include/asm/ptrace.h, `user_pt_regs`, then the first argument and the number
 //! of the system call.
 
-use core::{ffi::c_void, mem::offset_of};
+use core::mem::offset_of;
 
 use aya_ebpf::{
-    EbpfContext as _,
     bindings::user_pt_regs,
     programs::{ProbeContext, RetProbeContext},
 };
@@ -50,9 +49,8 @@ impl Registers {
 
     /// Where the thread is in its own code.
     #[inline(always)]
-    pub fn caller(&self, ctx: *mut c_void) -> CallerFrame {
+    pub fn caller(&self) -> CallerFrame {
         CallerFrame {
-            ctx,
             ip: self.read(offset_of!(user_pt_regs, pc)),
             sp: self.read(offset_of!(user_pt_regs, sp)),
             fp: self.read(offset_of!(user_pt_regs, regs) + 29 * 8),
@@ -87,7 +85,7 @@ pub fn entered_caller(ctx: &ProbeContext) -> CallerFrame {
     // SAFETY: as above.
     unsafe {
         let regs = &*ctx.regs;
-        CallerFrame { ctx: ctx.as_ptr(), ip: regs.regs[30], sp: regs.sp, fp: regs.regs[29] }
+        CallerFrame { ip: regs.regs[30], sp: regs.sp, fp: regs.regs[29] }
     }
 }
 
@@ -95,5 +93,28 @@ pub fn entered_caller(ctx: &ProbeContext) -> CallerFrame {
 #[inline(always)]
 pub fn caller_of(ctx: &RetProbeContext) -> CallerFrame {
     // SAFETY: as above.
-    unsafe { CallerFrame { ctx: ctx.as_ptr(), ip: (*ctx.regs).pc, sp: (*ctx.regs).sp, fp: (*ctx.regs).regs[29] } }
+    unsafe { CallerFrame { ip: (*ctx.regs).pc, sp: (*ctx.regs).sp, fp: (*ctx.regs).regs[29] } }
+}
+
+/// Stores a word that says what was stored, or read, before: other CPUs see it after that. An
+/// exchange is a full barrier (Documentation/bpf/standardization/instruction-set.rst).
+///
+/// # Safety
+/// `word` is an aligned word of a map's value.
+#[inline(always)]
+pub unsafe fn publish(word: *mut u64, value: u64) {
+    const ORDER: core::intrinsics::AtomicOrdering = core::intrinsics::AtomicOrdering::SeqCst;
+    // SAFETY: the caller's promise.
+    let _ = unsafe { core::intrinsics::atomic_xchg::<u64, ORDER>(word, value) };
+}
+
+/// Loads a word after all that was loaded before, by an addition of nothing, which is a full barrier.
+///
+/// # Safety
+/// `word` is an aligned word of a map's value.
+#[inline(always)]
+pub unsafe fn read_after(word: *mut u64) -> u64 {
+    const ORDER: core::intrinsics::AtomicOrdering = core::intrinsics::AtomicOrdering::SeqCst;
+    // SAFETY: the caller's promise.
+    unsafe { core::intrinsics::atomic_xadd::<u64, u64, ORDER>(word, 0) }
 }

@@ -1,9 +1,8 @@
 //! x86_64: arch/x86/include/asm/ptrace.h; System V ABI, AMD64, appendix A.2.1.
 
-use core::{ffi::c_void, mem::offset_of};
+use core::mem::offset_of;
 
 use aya_ebpf::{
-    EbpfContext as _,
     bindings::pt_regs,
     helpers::bpf_probe_read_user,
     programs::{ProbeContext, RetProbeContext},
@@ -49,9 +48,8 @@ impl Registers {
 
     /// Where the thread is in its own code.
     #[inline(always)]
-    pub fn caller(&self, ctx: *mut c_void) -> CallerFrame {
+    pub fn caller(&self) -> CallerFrame {
         CallerFrame {
-            ctx,
             ip: self.read(offset_of!(pt_regs, rip)),
             sp: self.read(offset_of!(pt_regs, rsp)),
             fp: self.read(offset_of!(pt_regs, rbp)),
@@ -90,12 +88,33 @@ pub fn entered_caller(ctx: &ProbeContext) -> CallerFrame {
     let ip = unsafe { bpf_probe_read_user(sp as *const u64) }.unwrap_or(0);
     // SAFETY: the context is as above.
     let fp = unsafe { (*ctx.regs).rbp };
-    CallerFrame { ctx: ctx.as_ptr(), ip, sp: sp.wrapping_add(8), fp }
+    CallerFrame { ip, sp: sp.wrapping_add(8), fp }
 }
 
 /// The caller of a function that returns: the registers are its own already.
 #[inline(always)]
 pub fn caller_of(ctx: &RetProbeContext) -> CallerFrame {
     // SAFETY: as above.
-    unsafe { CallerFrame { ctx: ctx.as_ptr(), ip: (*ctx.regs).rip, sp: (*ctx.regs).rsp, fp: (*ctx.regs).rbp } }
+    unsafe { CallerFrame { ip: (*ctx.regs).rip, sp: (*ctx.regs).rsp, fp: (*ctx.regs).rbp } }
+}
+
+/// Stores a word that says what was stored, or read, before: other CPUs see it after that. Stores are
+/// in order here (Intel SDM, volume 3, 9.2.2).
+///
+/// # Safety
+/// `word` is an aligned word of a map's value.
+#[inline(always)]
+pub unsafe fn publish(word: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { word.write_volatile(value) };
+}
+
+/// Loads a word after all that was loaded before: loads are in order here.
+///
+/// # Safety
+/// `word` is an aligned word of a map's value.
+#[inline(always)]
+pub unsafe fn read_after(word: *mut u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { word.read_volatile() }
 }

@@ -41,8 +41,10 @@ pub(crate) struct Config {
     pub trace: bool,
     /// Children are traced from their fork on.
     pub follow_forks: bool,
-    /// Room for outstanding allocations.
-    pub max_allocs: u32,
+    /// Most outstanding allocations that are kept; `None`: as many as there is room for.
+    pub max_allocs: Option<u32>,
+    /// Kernel memory for the table of heap blocks, bytes; `None`: the default.
+    pub max_memory: Option<u64>,
     /// Room for stacks.
     pub stack_storage_size: u32,
     /// Most frames of a stack.
@@ -57,7 +59,16 @@ pub(crate) struct Config {
     pub verbosity: u8,
 }
 
+/// Entries of the map `ALLOCATIONS` if no maximum is given: for what is not a heap block, and for
+/// those that find no place in their table.
+const HASHED: u32 = 1_000_000;
+
 impl Config {
+    /// Entries of the map `ALLOCATIONS`.
+    pub(crate) fn hashed(&self) -> u32 {
+        self.max_allocs.unwrap_or(HASHED)
+    }
+
     /// Stacks are walked by unwind tables.
     pub(crate) fn walks_tables(&self) -> bool {
         matches!(self.walk, Walk::Tables { .. }) && !self.traps_only
@@ -114,6 +125,7 @@ pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings
             .filter(|row| row.serves(&config.resources))
             .fold(0, |features, row| features | row.probe.features()),
         stored_mask: stored_mask(config.stack_storage_size),
+        max_allocs: config.max_allocs.map_or(u64::MAX, u64::from),
     })
 }
 

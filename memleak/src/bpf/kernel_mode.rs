@@ -24,6 +24,8 @@ const PREALLOCATED: &[&str] = &["ALLOCATIONS", "STACKS", "SHORT_STACKS"];
 /// Maps that this mode has no use for.
 const UNUSED: &[&str] = &[
     "THREADS",
+    "THREAD_PLACES",
+    "CACHED_WALKS",
     "TARGETS",
     "TARGET_SLOTS",
     "MAPPING_STATES",
@@ -49,7 +51,7 @@ pub(super) struct LoadedKernelMode {
 pub(super) fn load(config: &Config, plan: &KernelPlan) -> Result<LoadedKernelMode, BpfError> {
     check_kernel()?;
     let object = preallocate(OBJECT, PREALLOCATED).ok_or(BpfError::Missing("section maps"))?;
-    let settings = program_settings(config, &[])?;
+    let settings = program_settings(&Config { max_allocs: None, ..config.clone() }, &[])?;
     let mut loader = EbpfLoader::new();
     for name in UNUSED {
         loader.map_max_entries(name, 1);
@@ -59,7 +61,7 @@ pub(super) fn load(config: &Config, plan: &KernelPlan) -> Result<LoadedKernelMod
         .override_global("SETTINGS", &settings, true)
         .override_global("KERNEL_SETTINGS", &plan.settings, true)
         .override_global(aya_log::LEVEL, &bpf_log_level(config.verbosity), false)
-        .map_max_entries("ALLOCATIONS", config.max_allocs)
+        .map_max_entries("ALLOCATIONS", config.hashed())
         .map_max_entries("STACKS", config.stack_storage_size)
         .map_max_entries("SHORT_STACKS", config.stack_storage_size)
         .map_max_entries("TRACE", trace_bytes(config))

@@ -12,6 +12,7 @@
 
 mod access;
 mod births;
+mod blocks;
 mod closer;
 mod config;
 mod cut;
@@ -19,6 +20,7 @@ mod error;
 mod kernel_mode;
 mod links;
 mod maker;
+mod mapped;
 mod mapping_states;
 mod multi;
 mod object;

@@ -248,7 +248,24 @@ fn load_program(
         load.line_info_cnt = function.line_info.len() as u32;
         load.line_info_rec_size = function.line_info_rec_size as u32;
     }
-    new_fd(bpf_cmd::BPF_PROG_LOAD, &mut attributes)
+    let loaded = new_fd(bpf_cmd::BPF_PROG_LOAD, &mut attributes);
+    if loaded.is_err() && log::log_enabled!(log::Level::Debug) {
+        log::debug!("{name}: {}", verifier_log(attributes));
+    }
+    loaded
+}
+
+/// What the verifier says of a program that the kernel has refused: the end of it.
+fn verifier_log(mut attributes: bpf_attr) -> String {
+    const ROOM: usize = 16 << 20;
+    const SHOWN: usize = 64 << 10;
+    let mut text = vec![0u8; ROOM];
+    // SAFETY: as in `load_program`, which has filled it.
+    let load = unsafe { &mut attributes.__bindgen_anon_3 };
+    (load.log_level, load.log_size, load.log_buf) = (1, ROOM as u32, text.as_mut_ptr() as u64);
+    let _ = new_fd(bpf_cmd::BPF_PROG_LOAD, &mut attributes);
+    let end = text.iter().position(|byte| *byte == 0).unwrap_or(ROOM);
+    String::from_utf8_lossy(text.get(end.saturating_sub(SHOWN)..end).unwrap_or_default()).into_owned()
 }
 
 /// A `bpf` command that gives a descriptor.
@@ -262,6 +279,7 @@ fn new_fd<T>(command: bpf_cmd, attributes: &mut T) -> io::Result<OwnedFd> {
 /// The descriptor of a map of a kind that our object has.
 fn map_fd(map: &Map) -> Option<RawFd> {
     let (Map::Array(data)
+    | Map::ArrayOfMaps(data)
     | Map::HashMap(data)
     | Map::PerCpuArray(data)
     | Map::RingBuf(data)

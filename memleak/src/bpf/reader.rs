@@ -19,6 +19,7 @@ use super::{
     cut::Epoch,
     error::BpfError,
     links::Probes,
+    mapped::Mapped,
     records::{self, enter_found, remove_dead, remove_for_good},
     rings::Events,
     stack_store::{self, StackStore},
@@ -48,6 +49,8 @@ pub(super) struct Reader {
     /// The same, after the cut of the snapshot that is being made.
     released_later: Vec<Release>,
     epoch: Epoch,
+    /// `None` in kernel mode.
+    mapped: Option<Mapped>,
     /// Records that were dead, and removed by us: released, though not by their own start.
     removed: u64,
     /// Runs that were lost, as far as they were seen.
@@ -112,12 +115,25 @@ impl Reader {
             ranges: Ranges::default(),
             released_later: Vec::new(),
             epoch,
+            mapped: None,
             removed: 0,
             skipped_runs: 0,
             owners: FxHashMap::default(),
             void: FxHashSet::default(),
             replaced: FxHashMap::default(),
             ended: Ended::default(),
+        }
+    }
+
+    /// Reads these maps as well.
+    pub(super) fn set_mapped(&mut self, mapped: Mapped) {
+        self.mapped = Some(mapped);
+    }
+
+    /// Programs have found the table of heap blocks full.
+    pub(super) fn overflow(&mut self) {
+        if let Some(mapped) = &mut self.mapped {
+            mapped.blocks.overflow();
         }
     }
 
@@ -209,7 +225,7 @@ impl Reader {
     /// Removes dead records. Gives how many were not where they were read: whoever moves them
     /// counts them.
     fn remove_dead(&mut self, ebpf: &Ebpf, dead: &[Outstanding]) -> Result<u64, BpfError> {
-        let removed = remove_dead(ebpf, dead)?;
+        let removed = remove_dead((ebpf, self.mapped.as_ref()), dead)?;
         self.removed += removed;
         Ok(dead.len() as u64 - removed)
     }
@@ -236,7 +252,7 @@ impl Reader {
         let has_ended = |record: &Outstanding| owners.get(&record.space) == Some(&State::Ended);
         let voided: Vec<_> = outstanding.extract_if(.., |record| is_void(record)).collect();
         let mut ended: Vec<_> = outstanding.extract_if(.., |record| has_ended(record)).collect();
-        remove_for_good(ebpf, voided.iter().chain(&ended))?;
+        remove_for_good((ebpf, self.mapped.as_ref()), voided.iter().chain(&ended))?;
         for (id, stack) in self.stacks_of(ebpf, &mut ended)?.0 {
             self.ended.add_stack(id, &stack);
         }
@@ -265,7 +281,12 @@ impl Reader {
         });
         let counted = Stats::read(ebpf);
         let known = |owner| self.owners.contains_key(&owner) || self.void.contains(&owner);
-        let tables = records::outstanding(ebpf, (&mut self.epoch, &reading), known, &self.rows)?;
+        let tables = records::outstanding(
+            (ebpf, self.mapped.as_ref()),
+            (&mut self.epoch, &reading),
+            known,
+            &self.rows,
+        )?;
         let counted = counted?;
         let applied = self.ranges.apply(tables.outstanding);
         let dead_elsewhere = self.remove_dead(ebpf, &applied.dead)?;
@@ -322,7 +343,10 @@ impl Reader {
     ) -> Result<FxHashSet<u64>, BpfError> {
         let mut referenced = other_stacks;
         referenced.extend(outstanding.iter().map(|found| found.stack_id));
-        stack_store::remembered(ebpf, &mut referenced)?;
+        match &self.mapped {
+            Some(mapped) => mapped.add_cached_stacks(&mut referenced),
+            None => stack_store::remembered(ebpf, &mut referenced)?,
+        }
         Ok(referenced)
     }
 
@@ -341,7 +365,7 @@ impl Reader {
         if let (Some(descriptors), Some(open)) = (&mut self.descriptors, open) {
             let corrections = descriptors.reconcile(open, &newer_descriptors, &mut outstanding);
             dead_elsewhere += self.remove_dead(ebpf, &corrections.dead)?;
-            enter_found(ebpf, &corrections.lasting)?;
+            enter_found((ebpf, self.mapped.as_ref()), &corrections.lasting)?;
         }
         let (mut stacks, unknown) = self.stacks_of(ebpf, &mut outstanding)?;
         // Skipped runs first: those that a twin makes good between the two readings are then not

@@ -1,5 +1,5 @@
-//! The records of what is outstanding (map `ALLOCATIONS`), and those that calls in progress have
-//! taken out (maps `THREADS` and `CALLS`).
+//! The records of what is outstanding (the table of heap blocks and the map `ALLOCATIONS`), and those
+//! that calls in progress have taken out (maps `THREADS` and `CALLS`).
 
 use aya::Ebpf;
 use memleak_common::{
@@ -13,6 +13,7 @@ use super::{
     access::fd,
     cut::{Epoch, Reading},
     error::{BpfError, map_error},
+    mapped::Mapped,
     sys,
 };
 use crate::snapshot::{Outstanding, PAGE_SIZE};
@@ -44,7 +45,7 @@ fn identity(record: &Outstanding) -> Identity {
 /// call in progress, or was told to have left it since, and is older than the cut. Ends the
 /// reading.
 pub(super) fn outstanding(
-    ebpf: &Ebpf,
+    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
     (epoch, reading): (&mut Epoch, &Reading),
     known: impl Fn(u32) -> bool,
     rows: &[ProbeRow],
@@ -58,7 +59,7 @@ pub(super) fn outstanding(
             }
         });
     };
-    let result = read_tables(ebpf, reading.epoch, &known, rows, &mut read, || take_moved(epoch));
+    let result = read_tables((ebpf, mapped), reading.epoch, &known, rows, &mut read, || take_moved(epoch));
     epoch.end()?;
     result?;
     take_moved(epoch);
@@ -71,7 +72,7 @@ pub(super) fn outstanding(
 }
 
 fn read_tables(
-    ebpf: &Ebpf,
+    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
     epoch: u32,
     known: &impl Fn(u32) -> bool,
     rows: &[ProbeRow],
@@ -91,18 +92,22 @@ fn read_tables(
             outstanding.extend(found(known, &key, &call.released));
         }
     };
-    sys::for_each_entry(fd(ebpf, "THREADS")?, |_: &u64, thread: &ThreadRecord| {
+    let mut add_thread = |thread: &ThreadRecord| {
         other_stacks.insert(thread.stack_id);
         let calls = thread.pending.iter().take((thread.depth as usize).min(MAX_PENDING));
         let system_call = (thread.in_system_call != 0).then_some(&thread.system_call);
         calls.chain(system_call).for_each(|call| add_taken_out(thread.owner, call));
-    })
-    .map_err(|error| map_error("THREADS", &error))?;
+    };
+    if let Some(mapped) = mapped {
+        mapped.for_each_thread(&mut add_thread);
+    }
+    sys::for_each_entry(fd(ebpf, "THREADS")?, |_: &u64, thread: &ThreadRecord| add_thread(thread))
+        .map_err(|error| map_error("THREADS", &error))?;
     sys::for_each_entry(fd(ebpf, "CALLS")?, |_: &CallKey, open: &OpenCall| {
         add_taken_out(open.owner, &open.call);
     })
     .map_err(|error| map_error("CALLS", &error))?;
-    let add = |key: &AllocationKey, allocation: &Allocation| {
+    let mut add = |key: &AllocationKey, allocation: &Allocation| {
         if allocation.epoch == epoch {
             other_stacks.insert(allocation.stack_id);
             if key.resource == Resource::Fd.number() {
@@ -112,6 +117,9 @@ fn read_tables(
             outstanding.extend(found(known, key, allocation));
         }
     };
+    if let Some(mapped) = mapped {
+        mapped.blocks.for_each(&mut add, &mut between);
+    }
     sys::for_each_entry_with(fd(ebpf, "ALLOCATIONS")?, add, &mut between)
         .map_err(|error| map_error("ALLOCATIONS", &error))
 }
@@ -143,17 +151,26 @@ fn key_of(record: &Outstanding) -> AllocationKey {
 
 /// Removes records of owners in whose name nobody acquires or releases any more.
 pub(super) fn remove_for_good<'a>(
-    ebpf: &Ebpf,
+    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
     records: impl Iterator<Item = &'a Outstanding>,
 ) -> Result<(), BpfError> {
-    let keys: Vec<AllocationKey> = records.map(key_of).collect();
+    let mut removed = 0;
+    let is_elsewhere = |record: &&Outstanding| {
+        removed += 1;
+        !mapped.is_some_and(|mapped| mapped.blocks.remove(&key_of(record), record.birth))
+    };
+    let keys: Vec<AllocationKey> = records.filter(is_elsewhere).map(key_of).collect();
+    adjust_held(mapped, -removed);
     sys::remove_all(fd(ebpf, "ALLOCATIONS")?, &keys).map_err(|error| map_error("ALLOCATIONS", &error))
 }
 
 /// Removes records that are dead: ranges of which nothing is mapped any more, descriptors that are
 /// closed. Gives how many there were: others have moved since they were read, or are gone.
-pub(super) fn remove_dead(ebpf: &Ebpf, dead: &[Outstanding]) -> Result<u64, BpfError> {
-    let mut removed = 0;
+pub(super) fn remove_dead(
+    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
+    dead: &[Outstanding],
+) -> Result<u64, BpfError> {
+    let mut removed: u64 = 0;
     for record in dead {
         let key = key_of(record);
         let taken: Option<Allocation> =
@@ -161,26 +178,38 @@ pub(super) fn remove_dead(ebpf: &Ebpf, dead: &[Outstanding]) -> Result<u64, BpfE
         // The address may have been handed out again since it was read: then it is not the one that
         // is dead.
         match taken {
-            Some(taken) if taken.birth != record.birth => put_new(ebpf, &key, &taken)?,
+            Some(taken) if taken.birth != record.birth => drop(put_new(ebpf, &key, &taken)?),
             Some(_) => removed += 1,
             None => {}
         }
     }
+    adjust_held(mapped, -removed.cast_signed());
     Ok(removed)
 }
 
 /// Enters things that no program has seen acquired, unless there is a record by now.
-pub(super) fn enter_found(ebpf: &Ebpf, found: &[Outstanding]) -> Result<(), BpfError> {
+pub(super) fn enter_found(
+    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
+    found: &[Outstanding],
+) -> Result<(), BpfError> {
     for record in found {
         let (size, stack_id, time_ns) = (record.size, record.stack_id, record.time_ns);
         let birth = record.birth;
         let allocation = Allocation { size, stack_id, time_ns, count: 1, birth, ..Allocation::default() };
-        put_new(ebpf, &key_of(record), &allocation)?;
+        if put_new(ebpf, &key_of(record), &allocation)? {
+            adjust_held(mapped, 1);
+        }
     }
     Ok(())
 }
 
-/// Puts back a record that was taken out by mistake, unless there is a newer one.
-fn put_new(ebpf: &Ebpf, key: &AllocationKey, record: &Allocation) -> Result<(), BpfError> {
+fn adjust_held(mapped: Option<&Mapped>, difference: i64) {
+    if let Some(mapped) = mapped {
+        mapped.blocks.adjust_held(difference);
+    }
+}
+
+/// Enters a record unless there is a newer one; says whether it did.
+fn put_new(ebpf: &Ebpf, key: &AllocationKey, record: &Allocation) -> Result<bool, BpfError> {
     sys::put_new(fd(ebpf, "ALLOCATIONS")?, key, record).map_err(|error| map_error("ALLOCATIONS", &error))
 }

@@ -7,7 +7,7 @@ use super::{config::Config, error::BpfError};
 use crate::{proc::memory_limit::memory_left, unwind::Sums};
 
 /// What a run needs without unwind tables, bytes: programs and maps, and our own memory.
-const KERNEL: u64 = 20 << 20;
+const KERNEL: u64 = 24 << 20;
 const OURS: u64 = 24 << 20;
 /// What a place of the table of allocations takes before it is used (kernel/bpf/hashtab.c,
 /// `struct bucket`).
@@ -23,7 +23,7 @@ const LITTLE_SPARE: u64 = 64 << 10;
 pub(super) fn fit(config: &Config, sums: Option<&Sums>, words: u32) -> Result<u32, BpfError> {
     fit_in(
         memory_left(),
-        config.max_allocs,
+        config.hashed(),
         config.walks_tables(),
         sums.map_or(0, |sums| sums.words as u64),
         words,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::Pod;
-use aya_obj::generated::bpf_prog_info;
+use aya_obj::generated::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, bpf_prog_info};
 
 /// The part of `union bpf_attr` that the batch commands use (include/uapi/linux/bpf.h, "struct { /*
 /// struct used by BPF_MAP_*_BATCH commands */").
@@ -140,8 +140,9 @@ pub(super) fn remove_all<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Res
     Ok(())
 }
 
-/// Enters `value` under `key`, unless there is something already, which is not an error.
-pub(super) fn put_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+/// Enters `value` under `key`, unless there is something already, which is not an error. Says
+/// whether it did.
+pub(super) fn put_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<bool> {
     const BPF_NOEXIST: u64 = 1;
     let mut attributes = ElementAttributes {
         map_fd: map.as_raw_fd() as u32,
@@ -151,8 +152,8 @@ pub(super) fn put_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -
         ..ElementAttributes::default()
     };
     match bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) {
-        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
-        _ => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        result => result.map(|_| true),
     }
 }
 
@@ -207,28 +208,46 @@ pub(super) fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io
 
 /// A new array map of one entry: of a word, or of a map like `inner`.
 pub(super) fn new_array(inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
-    /// The part of `union bpf_attr` that BPF_MAP_CREATE uses here.
-    #[repr(C)]
-    struct CreateAttributes {
-        map_type: u32,
-        key_size: u32,
-        value_size: u32,
-        max_entries: u32,
-        map_flags: u32,
-        inner_map_fd: u32,
-    }
-    const BPF_MAP_CREATE: i32 = 0;
-    const BPF_MAP_TYPE_ARRAY: u32 = 2;
     const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
-    let mut attributes = CreateAttributes {
+    create(&mut CreateAttributes {
         map_type: if inner.is_some() { BPF_MAP_TYPE_ARRAY_OF_MAPS } else { BPF_MAP_TYPE_ARRAY },
         key_size: 4,
         value_size: 4,
         max_entries: 1,
         map_flags: 0,
         inner_map_fd: inner.map_or(0, |inner| inner.as_raw_fd() as u32),
-    };
-    let fd = RawFd::try_from(bpf(BPF_MAP_CREATE, &mut attributes)?).map_err(io::Error::other)?;
+    })
+}
+
+/// A new array map that can be mapped into memory, for a map of maps whose inner ones differ in
+/// size.
+pub(super) fn new_segment(value_size: u32, max_entries: u32) -> io::Result<OwnedFd> {
+    create(&mut CreateAttributes {
+        map_type: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size,
+        max_entries,
+        map_flags: BPF_F_MMAPABLE | BPF_F_INNER_MAP,
+        inner_map_fd: 0,
+    })
+}
+
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+
+/// The part of `union bpf_attr` that BPF_MAP_CREATE uses here.
+#[repr(C)]
+struct CreateAttributes {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+}
+
+fn create(attributes: &mut CreateAttributes) -> io::Result<OwnedFd> {
+    const BPF_MAP_CREATE: i32 = 0;
+    let fd = RawFd::try_from(bpf(BPF_MAP_CREATE, attributes)?).map_err(io::Error::other)?;
     // SAFETY: the command has just made it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -20,6 +20,7 @@ use super::{
     error::{BpfError, map_error},
     kernel_mode,
     links::{Outcome, Probes, Scope},
+    mapped::Mapped,
     mapping_states::MappingStates,
     reader::Reader,
     rings::Events,
@@ -96,8 +97,9 @@ impl Tracer {
         }
         let probes = Probes::new(loaded.uprobes, loaded.mends_stack);
         let rows = rows.iter().map(|row| row.probe).collect();
-        let reader =
+        let mut reader =
             Reader::new(Epoch::open(&mut loaded.ebpf)?, rows, checks_descriptors, config.stack_storage_size);
+        reader.set_mapped(Mapped::open(&loaded.ebpf, config.max_memory)?);
         let mapping_states = MappingStates::open(&loaded.ebpf)?;
         let mut tracer = Self::new(config, loaded.ebpf, loaded.events, probes, reader, unwinding)?;
         tracer.mapping_states = Some(mapping_states);
@@ -327,6 +329,11 @@ impl Tracer {
     pub(crate) fn answer(&mut self, time_ns: u64) -> Result<(), BpfError> {
         const MAP: &str = "ANSWERED";
         array_mut(&mut self.ebpf, MAP)?.set(0, time_ns, 0).map_err(|error| map_error(MAP, &error))
+    }
+
+    /// Programs have found the table of heap blocks full.
+    pub(crate) fn overflow(&mut self) {
+        self.reader.overflow();
     }
 
     /// A range was released.

@@ -187,12 +187,16 @@ impl<T: aya::Pod> Array<T> {
     pub(super) fn open(ebpf: &Ebpf, name: &'static str) -> Result<Self, BpfError> {
         let () = Self::IS_DENSE;
         let (fd, len) = array(ebpf, name, size_of::<T>())?;
-        let bytes = size_of::<T>() * len as usize;
-        let start = map_memory(fd, 0, bytes).map_err(|error| map_error(name, &error))?;
+        Self::map(fd, len).map_err(|error| map_error(name, &error))
+    }
+
+    /// Maps an array of `len` such values into memory.
+    pub(super) fn map(fd: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
+        let start = map_memory(fd, 0, size_of::<T>() * len as usize)?;
         Ok(Self { start: start.cast(), len })
     }
 
-    fn len(&self) -> u32 {
+    pub(super) fn len(&self) -> u32 {
         self.len
     }
 

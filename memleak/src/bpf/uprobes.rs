@@ -23,8 +23,10 @@ pub(super) const SESSION: &str = "acquire_session";
 /// In place of `acquire_enter`.
 pub(super) const ACQUIRE_PLAIN: &str = "acquire_enter_plain";
 /// The uprobe programs that `--traps-only` attaches in their place.
-const EMPTY_UPROBES: &[&str] = &["empty_enter"];
-const EMPTY_ACQUIRE: BothEnds = (EMPTY_SESSION, ["empty_exit", "empty_enter"]);
+const EMPTY_UPROBES: &[&str] = &[EMPTY_ENTER];
+const EMPTY_ACQUIRE: BothEnds = (EMPTY_SESSION, ["empty_exit", EMPTY_ENTER]);
+/// Serves releases as well, and is loaded for these.
+const EMPTY_ENTER: &str = "empty_enter";
 pub(super) const EMPTY_SESSION: &str = "empty_session";
 
 /// A program for both ends of calls, and those for each end.
@@ -97,7 +99,7 @@ impl Uprobes {
                 Err(error) => log::debug!("a program for each end of a call: {}", load_error(&error)),
             }
         }
-        each.into_iter().try_for_each(|name| self.load(ebpf, name))
+        each.into_iter().filter(|name| *name != EMPTY_ENTER).try_for_each(|name| self.load(ebpf, name))
     }
 }
 

@@ -1,7 +1,10 @@
 //! User mode: loads the programs that trace processes.
 
 use aya::{Ebpf, EbpfLoader, maps::Array, programs::RawTracePoint};
-use memleak_common::probe::{MAX_PROBES, ProbeRow, Resource};
+use memleak_common::{
+    probe::{MAX_PROBES, ProbeRow, Resource},
+    walks::CACHED_WALKS,
+};
 
 use super::{
     access::{array_mut, program},
@@ -76,11 +79,12 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
         .verifier_log_level(log_level(config.verbosity))
         .override_global("SETTINGS", &settings, true)
         .override_global(aya_log::LEVEL, &bpf_log_level(config.verbosity), false)
-        .map_max_entries("ALLOCATIONS", config.max_allocs)
+        .map_max_entries("ALLOCATIONS", config.hashed())
         .map_max_entries("STACKS", config.stack_storage_size)
         .map_max_entries("SHORT_STACKS", config.stack_storage_size)
         .map_max_entries("TRACE", trace_bytes(config))
         .map_max_entries("REMEMBERED", 1)
+        .map_max_entries("CACHED_WALKS", room(CACHED_WALKS, walks_tables))
         .map_max_entries("UNWIND_WORDS", room(unwind_words, walks_tables))
         .map_max_entries("UNWIND_MAPPINGS", room(unwind_maps::MAPPINGS, walks_tables))
         .map_max_entries("UNWIND_LISTS", room(unwind_maps::LISTS, walks_tables))
@@ -112,7 +116,7 @@ fn fill_rows(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
     }
     let mut probes: Array<_, ProbeRow> = array_mut(ebpf, MAP)?;
     for (index, row) in (0..).zip(rows) {
-        probes.set(index, row.probe, 0).map_err(|error| map_error(MAP, &error))?;
+        probes.set(index, row.probe.marked(), 0).map_err(|error| map_error(MAP, &error))?;
     }
     Ok(())
 }

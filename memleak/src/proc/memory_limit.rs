@@ -26,6 +26,24 @@ pub(crate) fn memory_left() -> Option<u64> {
     left_in(&groups, &mounts)
 }
 
+/// Bytes that we may use: what the machine has to give (/proc/meminfo, MemAvailable), or less if our
+/// control groups leave less. `None` if nothing tells.
+pub(crate) fn memory_available() -> Option<u64> {
+    [meminfo("MemAvailable:"), memory_left()].into_iter().flatten().min()
+}
+
+/// Bytes of memory that the machine has.
+pub(crate) fn memory_total() -> Option<u64> {
+    meminfo("MemTotal:")
+}
+
+/// A line of /proc/meminfo (proc_meminfo(5)), bytes.
+fn meminfo(name: &str) -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 fn left_in(groups: &str, mounts: &str) -> Option<u64> {
     mounts.lines().filter_map(Mount::parse).filter_map(|mount| mount.left(groups)).min()
 }

@@ -16,6 +16,7 @@ pub(super) fn config(settings: &Settings) -> Config {
         trace: capture.trace,
         follow_forks: capture.follow_forks,
         max_allocs: capture.max_allocs,
+        max_memory: capture.max_memory,
         stack_storage_size: capture.stack_storage_size,
         max_depth: capture.max_depth,
         walk: match capture.unwind {

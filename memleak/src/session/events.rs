@@ -29,7 +29,7 @@ impl Session {
         // behind another.
         let (mut noticed, mut last_notice) = (BTreeMap::new(), None);
         let mut taken = 0;
-        let mut stacks_stored = false;
+        let (mut stacks_stored, mut is_full) = (false, false);
         while taken < AT_ONCE
             && Instant::now() < deadline
             && let Some(event) = self.tracer.next_event()
@@ -42,9 +42,13 @@ impl Session {
                     last_notice = last_notice.max(Some(event.time_ns));
                 }
                 kind::STACKS => stacks_stored = true,
+                kind::OVERFLOW => is_full = true,
                 kind::CHILD => self.has_made(event.tid),
                 _ => {}
             }
+        }
+        if is_full {
+            self.tracer.overflow();
         }
         for (target, time_ns) in noticed {
             self.mappings_changed(target, time_ns);

@@ -1,0 +1,393 @@
+//! The table of heap blocks (`memleak_common::table`): looking for a record, entering and removing
+//! one. Global functions, which the verifier checks once and not for each way to them.
+
+use core::intrinsics::AtomicOrdering;
+
+use memleak_common::{
+    allocation::{Allocation, AllocationKey},
+    cut::is_reading,
+    table::{BUSY, FREE, Hash, Header, MAX_SEGMENTS, Record, Set, VALID, WAYS},
+};
+
+use crate::{
+    arch::publish,
+    maps::{SEGMENTS, TABLE, add, setting},
+    table::tell,
+};
+
+/// A key's owner and resource in one word, as these functions take it.
+#[inline(always)]
+pub const fn space_and_resource(key: &AllocationKey) -> u64 {
+    key.space as u64 | (key.resource as u64) << 32
+}
+
+#[inline(always)]
+const fn key(space_and_resource: u64, handle: u64) -> AllocationKey {
+    AllocationKey { space: space_and_resource as u32, resource: (space_and_resource >> 32) as u32, handle }
+}
+
+/// [`find_block`]: there is no record of the key.
+pub const NOWHERE: u64 = u64::MAX;
+/// [`find_block`]: if there is a record of the key, it is in the map `ALLOCATIONS`.
+pub const HASHED: u64 = u64::MAX - 1;
+
+/// A place of the table: its set of a segment, and which of the set's it is.
+#[derive(Clone, Copy)]
+struct Place {
+    segment: u32,
+    set: u32,
+    way: u32,
+}
+
+impl Place {
+    #[inline(always)]
+    const fn pack(self) -> u64 {
+        (self.segment as u64) << 32 | (self.set as u64) << 3 | self.way as u64
+    }
+
+    #[inline(always)]
+    const fn unpack(packed: u64) -> Self {
+        Self { segment: (packed >> 32) as u32, set: packed as u32 >> 3, way: packed as u32 & 7 }
+    }
+}
+
+/// Segments that there are.
+#[inline(always)]
+fn segments() -> u32 {
+    let Some(header) = TABLE.get_ptr(0) else { return 0 };
+    // SAFETY: an aligned word of a map value, which user space stores.
+    unsafe { (&raw const (*header).segments).read_volatile() }
+}
+
+#[inline(always)]
+fn set_at(segment: u32, set: u32) -> Option<*mut Set> {
+    SEGMENTS.get_value_ptr_mut(segment, &set)
+}
+
+/// The tag of a place, and its record. A set is eight lines of a record's size, of which the first one
+/// has the tags: so two masks keep both within it, which the verifier sees.
+#[inline(always)]
+fn place_of(set: *mut Set, way: u32) -> (*mut u64, *mut Record) {
+    // SAFETY: members of a map value.
+    unsafe {
+        let tag = set.cast::<u64>().add((way & 7) as usize);
+        let record = set.cast::<Record>().add(((way + 1) & 7) as usize);
+        (tag, record)
+    }
+}
+
+/// Which places of a set have this tag, a bit for each. Without a branch, so that the verifier has one
+/// way to follow.
+#[inline(always)]
+fn ways_with(set: *mut Set, tag: u64) -> u32 {
+    let mut ways = 0;
+    for way in 0..WAYS {
+        // SAFETY: an aligned word of a map value.
+        let differs = unsafe { (&raw const (*set).tags).cast::<u64>().add(way).read_volatile() } ^ tag;
+        // The sign of what is less than 2^63, less 1. A comparison would be a branch here, and so
+        // would `x | -x` be: the compiler knows it for one.
+        let is_equal = (differs >> 1 | differs & 1).wrapping_sub(1) >> 63;
+        ways |= (is_equal as u32) << way;
+    }
+    ways
+}
+
+/// The lowest of some places; [`WAYS`] or more of none.
+#[inline(always)]
+fn lowest(ways: u32) -> u32 {
+    let below = !ways & ways.wrapping_sub(1);
+    (0..WAYS).map(|way| below >> way & 1).sum::<u32>() + (ways == 0) as u32
+}
+
+/// Where in a set the record of this key is. Of two keys with one tag the second is not found: a
+/// tag has 62 bits of a hash.
+#[inline(always)]
+fn way_of(set: *mut Set, key: &AllocationKey, tag: u64) -> Option<u32> {
+    let ways = ways_with(set, tag);
+    if ways == 0 {
+        return None;
+    }
+    let way = lowest(ways);
+    let (_, record) = place_of(set, way);
+    // SAFETY: aligned words of a map value. The key of a record that is valid does not change while
+    // its block is acquired.
+    let (handle, space) = unsafe {
+        let key = &raw const (*record).key;
+        ((&raw const (*key).handle).read_volatile(), (&raw const (*key).space).read_volatile())
+    };
+    (handle == key.handle && space == key.space).then_some(way)
+}
+
+/// Not 0 if records whose home this is may be elsewhere.
+#[inline(always)]
+fn has_overflowed(set: *mut Set) -> u64 {
+    // SAFETY: both words at once, of a map value that is aligned.
+    unsafe { (&raw const (*set).second).cast::<u64>().read_volatile() }
+}
+
+/// Where the record of a key is: a packed [`Place`], [`NOWHERE`] or [`HASHED`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_block(space_and_resource: u64, handle: u64) -> u64 {
+    let key = key(space_and_resource, handle);
+    let hash = Hash::of(&key);
+    let tag = hash.tag(VALID);
+    let segments = segments();
+    let mut hashed = segments == 0;
+    for back in 1..=MAX_SEGMENTS {
+        if back > segments {
+            break;
+        }
+        let segment = segments - back;
+        let home = hash.home(segment);
+        let Some(set) = set_at(segment, home) else { continue };
+        if let Some(way) = way_of(set, &key, tag) {
+            return Place { segment, set: home, way }.pack();
+        }
+        // SAFETY: aligned words of a map value.
+        let (has_second, has_hashed) =
+            unsafe { ((&raw const (*set).second).read_volatile(), (&raw const (*set).hashed).read_volatile()) };
+        hashed |= has_hashed != 0;
+        if has_second != 0 {
+            let second = hash.second(segment);
+            let Some(set) = set_at(segment, second) else { continue };
+            if let Some(way) = way_of(set, &key, tag) {
+                return Place { segment, set: second, way }.pack();
+            }
+        }
+    }
+    if hashed { HASHED } else { NOWHERE }
+}
+
+/// The record at a place that [`find_block`] gave.
+#[inline(always)]
+pub fn record_at(place: u64) -> Option<*mut Allocation> {
+    let (_, record) = tag_and_record(place)?;
+    // SAFETY: a member of a map value.
+    Some(unsafe { &raw mut (*record).allocation })
+}
+
+#[inline(always)]
+fn tag_and_record(place: u64) -> Option<(*mut u64, *mut Record)> {
+    let Place { segment, set, way } = Place::unpack(place);
+    Some(place_of(set_at(segment, set)?, way))
+}
+
+/// [`remove_block`] and [`enter_block`]: it was done.
+pub const DONE: u64 = 1;
+/// It is a matter of the map `ALLOCATIONS`: the record may be there, or is to go there.
+pub const IN_HASH: u64 = 2;
+/// [`enter_block`]: it was done, in place of an older record.
+pub const REPLACED: u64 = 5;
+/// [`enter_block`]: there is a record of the key.
+pub const EXISTS: u64 = 3;
+/// [`enter_block`]: see whether the map `ALLOCATIONS` has a record of the key.
+pub const ASK_HASH: u64 = 4;
+
+/// Bits of what [`enter_block`] is asked: a record that there is already is kept.
+pub const IS_NEW: u64 = 1;
+/// The map `ALLOCATIONS` has no record of the key.
+pub const NOT_HASHED: u64 = 2;
+
+/// Removes the record of a key: [`DONE`], [`IN_HASH`], or 0 if there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn remove_block(space_and_resource: u64, handle: u64, epoch: u64) -> u64 {
+    let key = key(space_and_resource, handle);
+    let hash = Hash::of(&key);
+    let mut found = None;
+    if segments() == 1 {
+        // What is nearly always so.
+        let Some(home) = set_at(0, hash.home(0)) else { return 0 };
+        match way_of(home, &key, hash.tag(VALID)) {
+            Some(way) => found = Some(place_of(home, way)),
+            None if has_overflowed(home) == 0 => return 0,
+            None => {}
+        }
+    }
+    if found.is_none() {
+        let place = find_block(space_and_resource, handle);
+        if place == NOWHERE {
+            return 0;
+        }
+        if place == HASHED {
+            return IN_HASH;
+        }
+        found = tag_and_record(place);
+    }
+    let Some((tag, record)) = found else { return 0 };
+    // SAFETY: an aligned word of a map value.
+    if !unsafe { change(tag, hash.tag(VALID), hash.tag(BUSY)) } {
+        return 0; // somebody else was faster
+    }
+    // SAFETY: a place that is ours; members of a map value.
+    unsafe {
+        if is_reading(epoch as u32) {
+            tell(space_and_resource, handle, &raw const (*record).allocation, epoch);
+        }
+        publish(tag, FREE);
+    }
+    DONE
+}
+
+/// Enters a record: [`DONE`], or [`REPLACED`] if the key had one; [`IN_HASH`] if the table
+/// has no place for it; [`ASK_HASH`]; [`EXISTS`] if the key had one, with [`IS_NEW`].
+///
+/// # Safety
+/// `allocation` is null or a record that is there as long as this runs.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn enter_block(
+    space_and_resource: u64,
+    handle: u64,
+    allocation: *const Allocation,
+    epoch: u64,
+    how: u64,
+) -> u64 {
+    // SAFETY: the caller says so.
+    let Some(allocation) = (unsafe { allocation.as_ref() }) else { return 0 };
+    let key = key(space_and_resource, handle);
+    let hash = Hash::of(&key);
+    let segments = segments();
+    if segments == 1 {
+        // What is nearly always so.
+        let Some(home) = set_at(0, hash.home(0)) else { return IN_HASH };
+        if has_overflowed(home) == 0
+            && ways_with(home, hash.tag(VALID)) == 0
+            && enter_in(home, hash, &key, allocation)
+        {
+            return DONE;
+        }
+    }
+    let found = find_block(space_and_resource, handle);
+    if found == HASHED && how & NOT_HASHED == 0 {
+        return ASK_HASH;
+    }
+    if found < HASHED {
+        if how & IS_NEW != 0 {
+            return EXISTS;
+        }
+        let Some((tag, record)) = tag_and_record(found) else { return 0 };
+        // SAFETY: an aligned word of a map value; then a place that is ours.
+        unsafe {
+            if change(tag, hash.tag(VALID), hash.tag(BUSY)) {
+                if is_reading(epoch as u32) {
+                    tell(space_and_resource, handle, &raw const (*record).allocation, epoch);
+                }
+                store(&raw mut (*record).allocation, allocation);
+                publish(tag, hash.tag(VALID));
+                return REPLACED;
+            }
+        }
+    }
+    let segment = segments.wrapping_sub(1);
+    let Some(home) = set_at(segment, hash.home(segment)) else { return IN_HASH };
+    if enter_in(home, hash, &key, allocation) {
+        return DONE;
+    }
+    let Some(second) = set_at(segment, hash.second(segment)) else { return IN_HASH };
+    // SAFETY: an aligned word of a map value, of which all that is asked is whether it is 0.
+    unsafe { (&raw mut (*home).second).write_volatile(1) };
+    if enter_in(second, hash, &key, allocation) {
+        return DONE;
+    }
+    // SAFETY: as above.
+    unsafe { (&raw mut (*home).hashed).write_volatile(1) };
+    IN_HASH
+}
+
+/// Enters a record at a free place of a set, if there is one.
+#[inline(always)]
+fn enter_in(set: *mut Set, hash: Hash, key: &AllocationKey, allocation: &Allocation) -> bool {
+    for _ in 0..WAYS {
+        let free = ways_with(set, FREE);
+        if free == 0 {
+            return false;
+        }
+        let (tag, record) = place_of(set, lowest(free));
+        // SAFETY: aligned words of a map value; the record is ours once its tag is.
+        unsafe {
+            if change(tag, FREE, hash.tag(BUSY)) {
+                (&raw mut (*record).key.space).write_volatile(key.space);
+                (&raw mut (*record).key.resource).write_volatile(key.resource);
+                (&raw mut (*record).key.handle).write_volatile(key.handle);
+                store(&raw mut (*record).allocation, allocation);
+                publish(tag, hash.tag(VALID));
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// Stores what a record says.
+///
+/// # Safety
+/// `place` is a member of a map's value that is ours.
+#[inline(always)]
+unsafe fn store(place: *mut Allocation, allocation: &Allocation) {
+    let (to, from) = (place.cast::<u64>(), (&raw const *allocation).cast::<u64>());
+    for word in 0..size_of::<Allocation>() / size_of::<u64>() {
+        // SAFETY: words of both; it is made of them.
+        unsafe { to.add(word).write_volatile(from.add(word).read()) };
+    }
+}
+
+/// A record has found no place in the table; gives how many had before it.
+#[inline(always)]
+pub fn overflowed() -> u64 {
+    let Some(header) = TABLE.get_ptr_mut(0) else { return 0 };
+    // SAFETY: an aligned word of a map value that is only ever added to atomically.
+    unsafe { add_and_get(&raw mut (*header).overflowed, 1) }
+}
+
+/// Takes one of the records that may be kept at most. Says whether there was one to take.
+#[inline(always)]
+pub fn take_room() -> bool {
+    let limit = setting!(max_allocs);
+    if limit == u64::MAX {
+        return true;
+    }
+    let Some(header) = TABLE.get_ptr_mut(0) else { return false };
+    // SAFETY: an aligned word of a map value that is only ever added to atomically.
+    let held = unsafe { add_and_get(&raw mut (*header).held, 1) };
+    if held >= limit {
+        give_room();
+    }
+    held < limit
+}
+
+/// A record is gone, or was not entered.
+#[inline(always)]
+pub fn give_room() {
+    if setting!(max_allocs) != u64::MAX
+        && let Some(header) = TABLE.get_ptr_mut(0)
+    {
+        // SAFETY: as above.
+        unsafe { add(&raw mut (*header).held, u64::MAX) };
+    }
+}
+
+/// Adds to a word of a map's value; gives what it was. It wraps.
+///
+/// # Safety
+/// `word` is an aligned word of a map's value.
+#[inline(always)]
+unsafe fn add_and_get(word: *mut u64, amount: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word, amount) }
+}
+
+/// Changes a word from one value to another, and says whether it had that value.
+///
+/// # Safety
+/// `word` is an aligned word of a map's value.
+#[inline(always)]
+pub unsafe fn change(word: *mut u64, from: u64, to: u64) -> bool {
+    const ORDER: AtomicOrdering = AtomicOrdering::SeqCst;
+    // SAFETY: the caller's promise.
+    unsafe { core::intrinsics::atomic_cxchg::<u64, ORDER, ORDER>(word, from, to) }.1
+}
+
+/// The map's header; a type that only user space reads as a whole.
+const _: () = assert!(size_of::<Set>() == 8 * size_of::<Record>() && WAYS == 7 && size_of::<Header>() == 24);
