@@ -20,6 +20,9 @@ pub(crate) struct Options {
     /// Build for this target, not for this machine: x86_64-unknown-linux-musl
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,
+    /// Link this machine's own C library in: runs on any Linux of this machine's kind
+    #[arg(long = "static", conflicts_with = "target")]
+    is_static: bool,
 }
 
 /// Builds the program with the profile `dist`, and takes it apart: `memleak` and `memleak.debug`,
@@ -31,6 +34,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     cargo.args(["build", "--profile", "dist", "--locked", "-p", "memleak", "--bin", "memleak"]);
     if let Some(target) = &options.target {
         cargo.args(["--target", target]);
+    }
+    if options.is_static {
+        // For a named target the flags are the program's alone: a procedural macro cannot be static.
+        cargo.args(["--target", &run::host_target()?]);
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", ["-C", "target-feature=+crt-static"].join("\x1f"));
     }
     let built = run::executables(&mut cargo)?.into_iter().find(|executable| executable.target == "memleak");
     let built = built.context("cargo built no `memleak`")?.path;

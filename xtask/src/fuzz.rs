@@ -93,11 +93,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn build(folder: &Path) -> Result<Vec<run::Executable>> {
-    let version = run::output(Command::new("rustc").arg("-vV"))?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    let host = run::host_target()?;
     let mut cargo = run::cargo();
     // For a named target the flags are the programs' alone, not the build scripts' too.
-    cargo.current_dir(folder).args(["build", "--release", "--bins", "--target", host]);
+    cargo.current_dir(folder).args(["build", "--release", "--bins", "--target", &host]);
     cargo.env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
     let mut built = run::executables(&mut cargo)?;
     ensure!(!built.is_empty(), "cargo built no fuzz targets");
