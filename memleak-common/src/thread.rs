@@ -165,6 +165,9 @@ pub struct ThreadRecord {
     /// first seen, and then one more for each. It is slower than the clock, so a number that comes
     /// again does not bring them back.
     pub next_birth: u64,
+    /// When the call was entered whose record is being entered, for rows with
+    /// [`crate::probe::flags::EARLY_RELEASE`].
+    pub entered_ns: u64,
     /// What a walk needs.
     pub unwind: Unwind,
 }

@@ -68,6 +68,9 @@ fn set_at(segment: u32, set: u32) -> Option<*mut Set> {
 /// has the tags: so two masks keep both within it, which the verifier sees.
 #[inline(always)]
 fn place_of(set: *mut Set, way: u32) -> (*mut u64, *mut Record) {
+    // The compiler is not to know that the masks change nothing: it would leave them out.
+    // SAFETY: a variable.
+    let way = unsafe { (&raw const way).read_volatile() };
     // SAFETY: members of a map value.
     unsafe {
         let tag = set.cast::<u64>().add((way & 7) as usize);

@@ -71,6 +71,10 @@ pub static THREADS: HashMap<u64, ThreadRecord> = HashMap::with_max_entries(65_53
 #[map]
 pub static CALLS: HashMap<CallKey, OpenCall> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
+/// All zeroes: what such a call starts as.
+#[map]
+pub static EMPTY_CALL: Array<OpenCall> = Array::with_max_entries(1, 0);
+
 /// 1 once such a call has been left by another thread than had entered it.
 #[map]
 pub static SWITCHED: Array<u32> = Array::with_max_entries(1, 0);

@@ -12,18 +12,18 @@ use aya_ebpf::{
 use memleak_common::{
     probe::{flags, only},
     stats::Stat,
-    thread::{CallKey, OpenCall, PendingCall},
+    thread::CallKey,
 };
 
 use crate::{
     arch::{entered_caller, entry_sp},
     args::{Arguments, Return},
-    maps::{CALLS, PROBES, SWITCHED, count, has},
+    maps::{CALLS, EMPTY_CALL, PROBES, SWITCHED, count, has},
     nesting::{is_nested, open_index},
     records::put_back,
     stack::kernel_walk,
     thread::{current_thread, group},
-    track::{applies, commit, read_arguments, row},
+    track::{applies, commit, enter_call, read_arguments, row},
 };
 
 /// Such a function is entered.
@@ -54,18 +54,16 @@ pub fn call_enter(ctx: &ProbeContext) -> Option<()> {
     if !has(row, flags::COUNTS_NESTED) && is_nested(ctx, thread, row) {
         return None;
     }
-    let mut open = OpenCall {
-        call: PendingCall { sp, return_address, row: cookie, ..PendingCall::default() },
-        owner: thread.owner,
-        tid: thread.tid,
-        reserved: 0,
-    };
-    read_arguments(&args, thread.owner, row, &mut open.call);
-    if CALLS.insert(&key, &open, BPF_ANY as u64).is_err() {
+    if CALLS.insert(&key, EMPTY_CALL.get(0)?, BPF_ANY as u64).is_err() {
         count(Stat::LostAllocations);
-        put_back(thread.owner, &open.call);
         return None;
     }
+    // Filled in its place: with it on the program's stack there would not be room for what is called.
+    // SAFETY: an aligned map value, which whoever runs on this stack writes.
+    let open = unsafe { &mut *CALLS.get_ptr_mut(&key)? };
+    enter_call(&mut open.call, sp, return_address, cookie);
+    (open.owner, open.tid) = (thread.owner, thread.tid);
+    read_arguments(&args, thread.owner, row, &mut open.call);
     thread.open[open_index(row)] += 1;
     Some(())
 }

@@ -33,6 +33,9 @@ pub fn epoch() -> u32 {
     unsafe { epoch.read_volatile() as u32 }
 }
 
+/// What a map says if it is full.
+const ENOSPC: i32 = -28;
+
 /// The key is one of the table's.
 #[inline(always)]
 fn is_block(key: &AllocationKey) -> bool {
@@ -42,7 +45,6 @@ fn is_block(key: &AllocationKey) -> bool {
 /// Enters a record under a key that is free; gives the kernel's error.
 #[inline(always)]
 pub fn insert_new(key: &AllocationKey, allocation: &Allocation) -> Result<(), i32> {
-    const ENOSPC: i32 = -28;
     if !take_room() {
         return Err(ENOSPC);
     }
@@ -51,6 +53,19 @@ pub fn insert_new(key: &AllocationKey, allocation: &Allocation) -> Result<(), i3
         Some(EXISTS) => Err(EEXIST),
         _ => ALLOCATIONS.insert(key, allocation, BPF_NOEXIST as u64),
     };
+    if entered.is_err() {
+        give_room();
+    }
+    entered
+}
+
+/// [`insert_new`], for what is not a heap block.
+#[inline(always)]
+pub fn insert_elsewhere(key: &AllocationKey, allocation: &Allocation) -> Result<(), i32> {
+    if !take_room() {
+        return Err(ENOSPC);
+    }
+    let entered = ALLOCATIONS.insert(key, allocation, BPF_NOEXIST as u64);
     if entered.is_err() {
         give_room();
     }
@@ -100,21 +115,38 @@ fn enter(key: &AllocationKey, allocation: &Allocation, epoch: u32, how: u64) -> 
         entered = unsafe { enter_block(owner, handle, allocation, epoch, how | NOT_HASHED) };
     }
     if entered == IN_HASH && overflowed() & (ASK_AFTER - 1) == 0 {
-        send(&Event { kind: event::kind::OVERFLOW, ..Event::default() }, Wake::Now);
+        ask_for_room();
     }
     entered
+}
+
+/// Asks user space for more of the table. A global function, so that there is room for the event on
+/// the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ask_for_room() -> u64 {
+    send(&Event { kind: event::kind::OVERFLOW, ..Event::default() }, Wake::Now);
+    0
 }
 
 /// Removes the record of this key, if there is one, and says so.
 #[inline(always)]
 pub fn remove(key: &AllocationKey, epoch: u32) -> bool {
-    let removed = match is_block(key).then(|| remove_block(space_and_resource(key), key.handle, epoch as u64)) {
-        None | Some(IN_HASH) => {
-            leave(key, epoch);
-            ALLOCATIONS.remove(key).is_ok()
+    match is_block(key).then(|| remove_block(space_and_resource(key), key.handle, epoch as u64)) {
+        None | Some(IN_HASH) => remove_elsewhere(key, epoch),
+        Some(DONE) => {
+            give_room();
+            true
         }
-        Some(removed) => removed == DONE,
-    };
+        Some(_) => false,
+    }
+}
+
+/// [`remove`], for what is not in the table of heap blocks.
+#[inline(always)]
+pub fn remove_elsewhere(key: &AllocationKey, epoch: u32) -> bool {
+    leave(key, epoch);
+    let removed = ALLOCATIONS.remove(key).is_ok();
     if removed {
         give_room();
     }

@@ -471,7 +471,7 @@ fn commit_or_fail(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return
     let Some(handle) = acquired_handle(row, call, returned) else {
         let zero_size_release = has(row, flags::ZERO_SIZE_RELEASES) && call.size_or_address == 0 && returned == 0;
         if zero_size_release || has(row, flags::RELEASES_ANYWAY) {
-            finish_release(thread, row, call);
+            finish_release(thread, call);
             return None;
         }
         return Some(FAILED);
@@ -481,13 +481,13 @@ fn commit_or_fail(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return
         return None;
     }
     if row.release_arg != NO_ARG {
-        finish_release(thread, row, call);
+        finish_release(thread, call);
     }
     if row.handle == handle::NONE {
         return None;
     }
     if has(row, flags::RANGE) && row.replace_mask & call.call_flags as u32 != 0 {
-        replace_range(thread, row, call, handle);
+        replace_range(thread, call, handle);
     }
     let size = match row.size {
         size::BEHIND_ARG => read_word(call.size_or_address, 8).unwrap_or(0),

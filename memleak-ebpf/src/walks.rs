@@ -90,9 +90,11 @@ fn is_same(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u64) -> bool
         return false;
     }
     if span as usize > STACK_WINDOW {
-        return is_same_in_pieces(thread, place, sp, len);
+        return is_same_in_pieces(thread, place, sp);
     }
-    // All of it in one read, which costs more than what is read.
+    // All of it in one read, which costs more than what is read. The length is read again at each turn,
+    // here and below: the compiler would count down from it, and up to 6.6 the verifier learns no bound
+    // from a comparison with zero.
     let window = &mut thread.unwind.window;
     // SAFETY: the window has room for it; the helper checks the address.
     let read = unsafe { bpf_probe_read_user(window.words.as_mut_ptr().cast(), 8 * span, sp as *const _) };
@@ -101,7 +103,7 @@ fn is_same(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u64) -> bool
     }
     (window.base, window.bytes) = (sp, 8 * span as u64);
     for i in 0..WALK_WORDS {
-        if i as u32 >= len {
+        if i as u32 >= unsafe { (&raw const (*place).len).read_volatile() } {
             break;
         }
         let at = unsafe { (&raw const (*place).at[i]).read_volatile() } as u64;
@@ -115,14 +117,14 @@ fn is_same(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u64) -> bool
 
 /// [`is_same`] for what is more than a window.
 #[inline(always)]
-fn is_same_in_pieces(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u64, len: u32) -> bool {
+fn is_same_in_pieces(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u64) -> bool {
     // Where the window begins, in words from the stack pointer on, and how many are in it.
     let (mut begin, mut words) = (0u64, 0u64);
     for i in 0..WALK_WORDS {
-        if i as u32 >= len {
+        // SAFETY: aligned words of a map value, here and below.
+        if i as u32 >= unsafe { (&raw const (*place).len).read_volatile() } {
             break;
         }
-        // SAFETY: aligned words of a map value, here and below.
         let at = unsafe { (&raw const (*place).at[i]).read_volatile() } as u64;
         if at.wrapping_sub(begin) >= words {
             begin = at;

@@ -421,15 +421,21 @@ impl Reader {
         ebpf: &Ebpf,
         outstanding: &mut [Outstanding],
     ) -> Result<(HashMap<u64, Stack>, u64), BpfError> {
-        let mut stacks: HashMap<u64, Option<Stack>> = HashMap::new();
+        let mut stacks: FxHashMap<u64, Option<Stack>> = FxHashMap::default();
         let mut unknown = 0;
+        // Of many records with few stacks: the last one, and whether it is known.
+        let mut last = (NO_STACK, true);
         for allocation in outstanding {
             let id = allocation.stack_id;
-            // Asked for once, known or not.
-            if let Entry::Vacant(entry) = stacks.entry(id) {
-                entry.insert(self.stack(ebpf, id)?.cloned());
+            if last.0 != id {
+                let stack = match stacks.entry(id) {
+                    Entry::Occupied(entry) => entry.into_mut(),
+                    // Asked for once, known or not.
+                    Entry::Vacant(entry) => entry.insert(self.stack(ebpf, id)?.cloned()),
+                };
+                last = (id, id == NO_STACK || stack.is_some());
             }
-            if id != NO_STACK && stacks.get(&id).is_none_or(Option::is_none) {
+            if !last.1 {
                 unknown += 1;
                 allocation.stack_id = NO_STACK;
             }

@@ -80,12 +80,12 @@ fn allocators(traced: &Traced) -> Allocators {
 fn known(snapshot: &Snapshot, own: &Own) -> HashMap<u32, KnownMemory> {
     let range = |it: &Outstanding| -> Range<u64> { it.address..it.address.saturating_add(it.size) };
     let mut known: HashMap<u32, KnownMemory> = HashMap::new();
-    for outstanding in &snapshot.outstanding {
-        match outstanding.resource {
-            Resource::Heap => known.entry(outstanding.space).or_default().blocks.push(range(outstanding)),
-            Resource::Mmap => known.entry(outstanding.space).or_default().mappings.push(range(outstanding)),
-            _ => {}
-        }
+    for of_space in snapshot.outstanding.chunk_by(|a, b| a.space == b.space) {
+        let Some(first) = of_space.first() else { continue };
+        let memory = known.entry(first.space).or_default();
+        let of = |resource| of_space.iter().filter(move |it| it.resource == resource).map(range);
+        memory.blocks.extend(of(Resource::Heap));
+        memory.mappings.extend(of(Resource::Mmap));
     }
     for mapping in &own.0 {
         known.entry(mapping.space).or_default().own.push(range(mapping));

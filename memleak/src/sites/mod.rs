@@ -105,9 +105,11 @@ impl Sites {
     /// are known. Gives the stacks, by address space and id.
     pub fn find(&mut self, snapshot: &Snapshot, locate: &mut dyn Locate) -> FxHashSet<(u32, u64)> {
         let mut used = FxHashSet::default();
+        let mut last = None;
         for outstanding in &snapshot.outstanding {
             let at = (outstanding.space, outstanding.stack_id);
-            if used.insert(at)
+            if last.replace(at) != Some(at)
+                && used.insert(at)
                 && let Some(stack) = snapshot.stacks.get(&outstanding.stack_id)
             {
                 self.add(at, stack, locate);
