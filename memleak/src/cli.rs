@@ -227,7 +227,7 @@ pub struct Cli {
     #[arg(long, value_name = "SIZE", help_heading = "What is captured")]
     pub max_memory: Option<String>,
 
-    /// How stacks are walked: auto (unwind tables, and the frame pointer where a file has none),
+    /// How stacks are walked: auto (unwind tables, and the frame pointer if a file has none),
     /// dwarf or fp [default: auto]
     #[arg(long, value_name = "HOW", help_heading = "What is captured")]
     pub unwind: Option<String>,
@@ -391,7 +391,7 @@ fn exit_message(error: &clap::Error) -> ExitMessage {
     ExitMessage::error(exit::USAGE, &line)
 }
 
-/// A detail of clap's error as text; empty where it has none of that kind.
+/// A detail of clap's error as text; empty if it has none of that kind.
 fn context(error: &clap::Error, kind: ContextKind) -> String {
     match error.get(kind) {
         Some(ContextValue::String(text)) => text.clone(),

@@ -30,7 +30,7 @@ const MAX_BYTES: u64 = 2 << 30;
 const MEMORY_PART: u64 = 4;
 
 /// The table.
-pub struct Blocks {
+pub(super) struct Blocks {
     /// The map of segments.
     outer: OwnedFd,
     header: Array<Header>,

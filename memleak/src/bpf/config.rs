@@ -13,7 +13,7 @@ use crate::{probe::table::Row, proc::btf};
 
 /// How stacks are walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Walk {
+pub(crate) enum Walk {
     /// By unwind tables.
     Tables {
         /// Frames that no table describes are left by the frame pointer. A kernel that refuses the
@@ -28,7 +28,7 @@ pub enum Walk {
 
 /// What a run asks of the programs.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// What is traced.
     pub resources: Vec<Resource>,
     /// Smallest size, bytes.
@@ -67,14 +67,14 @@ const HASHED_BESIDE_BLOCKS: u32 = 1 << 18;
 
 impl Config {
     /// Entries of the map `ALLOCATIONS`.
-    pub fn hashed(&self) -> u32 {
+    pub(crate) fn hashed(&self) -> u32 {
         let of_memory = |resource: &Resource| matches!(resource, Resource::Heap | Resource::Mmap);
         let hashed = if self.resources.iter().all(of_memory) { HASHED_BESIDE_BLOCKS } else { HASHED };
         self.max_allocs.unwrap_or(hashed)
     }
 
     /// Stacks are walked by unwind tables.
-    pub fn walks_tables(&self) -> bool {
+    pub(crate) fn walks_tables(&self) -> bool {
         matches!(self.walk, Walk::Tables { .. }) && !self.traps_only
     }
 }
@@ -169,7 +169,7 @@ fn may_hold() -> bool {
 }
 
 /// Threads of ours that answer births: one more than may wait, on a processor each.
-pub fn answering_threads() -> usize {
+pub(crate) fn answering_threads() -> usize {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     cpus.min(MAX_HELD as usize + 1)
 }

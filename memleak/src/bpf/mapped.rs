@@ -11,7 +11,7 @@ use rustc_hash::FxHashSet;
 use super::{blocks::Blocks, config::takes_types, error::BpfError, unwind_maps::Array};
 
 /// The maps of user mode that are read without a system call.
-pub struct Mapped {
+pub(super) struct Mapped {
     /// The table of heap blocks.
     pub(super) blocks: Blocks,
     threads: Array<ThreadPlace>,

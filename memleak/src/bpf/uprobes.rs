@@ -33,7 +33,7 @@ pub(super) const EMPTY_SESSION: &str = "empty_session";
 type BothEnds = (&'static str, [&'static str; 2]);
 
 /// How uprobe programs are loaded, and so attached.
-pub enum Uprobes {
+pub(super) enum Uprobes {
     /// By aya: one link for each place.
     Single,
     /// One link for all places of a file.

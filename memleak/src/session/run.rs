@@ -38,7 +38,7 @@ use crate::{
 pub struct RunOutcome {
     /// Allocations in the last report.
     pub outstanding: u64,
-    /// How the command ended, where it ended by itself.
+    /// How the command ended, if it ended by itself.
     pub command: Option<ExitStatus>,
 }
 

@@ -36,9 +36,9 @@ pub enum AllocatorKind {
 struct Known {
     kind: AllocatorKind,
     name: &'static str,
-    /// What its messages begin with: it tells of an allocator in a program without symbols.
+    /// What its messages begin with: it shows an allocator in a program without symbols.
     words: Option<&'static str>,
-    /// C code calls it by functions, too, that no shared library refers to: a stripped program does
+    /// C code also calls it by functions that no shared library refers to: a stripped program does
     /// not name them.
     has_more_functions: bool,
     /// One of these, as a defined function, is enough.
@@ -123,7 +123,7 @@ const KNOWN: &[Known] = &[
         own_operators: true,
     },
     // gnu_get_libc_version is missing in a static program that does not call it. The names must be
-    // glibc's alone: __libc_malloc and __libc_memalign are tcmalloc's, too.
+    // glibc's alone: __libc_malloc and __libc_memalign are tcmalloc's as well.
     Known {
         kind: AllocatorKind::Glibc,
         name: "glibc",
@@ -271,7 +271,7 @@ impl AllocatorKind {
     }
 
     /// Its `operator new` does not call malloc, so that it needs probes of its own. So it is taken
-    /// to be where nothing is known: a call that does reach malloc is nested in the operator's and
+    /// to be if nothing is known: a call that does reach malloc is nested in the operator's and
     /// counts once all the same.
     pub fn has_own_operators(self) -> bool {
         self.known().is_none_or(|known| known.own_operators)

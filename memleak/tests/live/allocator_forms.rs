@@ -14,7 +14,7 @@ use crate::{
 
 /// What a form must come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub(crate) enum Seen {
     /// The report equals the ledger.
     Exactly,
     /// The report cannot, and a warning has these words.
@@ -50,7 +50,7 @@ fn trace(command: &mut Command) -> Outcome {
 
 /// Traces the program and compares its ledger with the report, or the warnings with what they must
 /// say.
-pub fn check(form: &str, command: &mut Command, expected: Seen) {
+pub(crate) fn check(form: &str, command: &mut Command, expected: Seen) {
     let outcome = trace(command);
     let told = outcome.report.sum_but("heap", &RUNTIMES);
     let words = outcome.warnings.join("\n");
