@@ -58,7 +58,7 @@ assert_sizes! {
     thread::PendingCall = 120,
     thread::Target = 16,
     thread::ThreadRecord = 24 + 120 * thread::MAX_PENDING + 24 + 120
-        + size_of::<stack::StackRecord>() + 24 + size_of::<thread::Unwind>(),
+        + size_of::<stack::StackRecord>() + 32 + size_of::<thread::Unwind>(),
     thread::ThreadPlace = 8 + size_of::<thread::ThreadRecord>(),
     thread::Unwind = 96 + 16 + 8 * thread::STACK_WINDOW + 16 + 4 * thread::RULES,
     thread::Window = 16 + 8 * thread::STACK_WINDOW,

@@ -272,9 +272,9 @@ pub mod flags {
     pub const SWEEPS: u32 = 1 << 15;
     /// Not of a row, but of [`super::ProbeRow::features`]: a call can acquire several handles.
     pub const SEVERAL_HANDLES: u32 = 1 << 12;
-    /// Found by [`super::ProbeRow::marked`]: the row is one of malloc's kind, for which the programs
-    /// have a short way. It returns a block of as many bytes as its first argument says, and does
-    /// nothing else.
+    /// Found by [`super::ProbeRow::marked`]: the row is one of malloc's kind, for which the
+    /// programs have a short way. It returns a block of as many bytes as its first argument says,
+    /// and does nothing else.
     pub const PLAIN: u32 = 1 << 16;
 }
 

@@ -19,6 +19,10 @@ pub mod flags {
     /// A thread that has reported new mappings waits until user space has answered (`bpf_loop`:
     /// Linux 5.17).
     pub const HOLD: u32 = 64;
+    /// Records of blocks and threads are in hash maps alone. Where the kernel takes no type
+    /// information it verifies each function for each way to it, and what is in arrays as well would
+    /// be too much.
+    pub const HASH_ALONE: u32 = 128;
 }
 
 /// Most threads that wait at once for an answer to a birth (maps `HELD` and `BIRTH_ANSWERS`).

@@ -1,5 +1,5 @@
-//! The table of heap blocks: what is outstanding of [`crate::probe::Resource::Heap`], where programs
-//! find it without the kernel's locks and user space reads it without a system call.
+//! The table of heap blocks: what is outstanding of [`crate::probe::Resource::Heap`], where
+//! programs find it without the kernel's locks and user space reads it without a system call.
 //!
 //! It has segments (inner maps of the map `SEGMENTS`, arrays of [`Set`]s), each at most twice as
 //! large as the last. A key has two sets in each segment, its home and a second one:
@@ -14,14 +14,14 @@
 //!
 //! A new record goes to the newest segment: to the home set, if that is full to the second one (and
 //! the home set's `second` says so), and if that is full as well to the map `ALLOCATIONS` (`hashed`
-//! says so). User space then adds a segment. Whoever looks for a key looks through all segments, the
-//! newest first. Records never move.
+//! says so). User space then adds a segment. Whoever looks for a key looks through all segments,
+//! the newest first. Records never move.
 //!
 //! A tag is [`FREE`], or the key's hash with [`BUSY`] or [`VALID`] in its two low bits. To enter a
 //! record a program makes a free tag busy (compare-and-swap), writes the record, and makes the tag
 //! valid. To remove one it makes a valid tag busy, tells of the record if user space reads
-//! ([`crate::cut`]), and makes the tag free. So nobody else changes a record, and a reader that finds
-//! the same valid tag and the same birth before and after has read one whole record.
+//! ([`crate::cut`]), and makes the tag free. So nobody else changes a record, and a reader that
+//! finds the same valid tag and the same birth before and after has read one whole record.
 
 use crate::allocation::{Allocation, AllocationKey};
 

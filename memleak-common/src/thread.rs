@@ -1,5 +1,5 @@
-//! Records of traced processes (map `TARGETS`, by slot, which attach cookies name) and threads (maps
-//! `THREAD_PLACES` and `THREADS`, key: `pid_tgid`).
+//! Records of traced processes (map `TARGETS`, by slot, which attach cookies name) and threads
+//! (maps `THREAD_PLACES` and `THREADS`, key: `pid_tgid`).
 
 use crate::{
     allocation::Allocation,
@@ -165,12 +165,15 @@ pub struct ThreadRecord {
     /// first seen, and then one more for each. It is slower than the clock, so a number that comes
     /// again does not bring them back.
     pub next_birth: u64,
+    /// When the call was entered whose record is being entered, for rows with
+    /// [`crate::probe::flags::EARLY_RELEASE`].
+    pub entered_ns: u64,
     /// What a walk needs.
     pub unwind: Unwind,
 }
 
-/// A place for a thread's record (map `THREAD_PLACES`): that of its number's low bits, unless another
-/// thread has it. Then it has a record in the map `THREADS`.
+/// A place for a thread's record (map `THREAD_PLACES`): that of its number's low bits, unless
+/// another thread has it. Then it has a record in the map `THREADS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ThreadPlace {

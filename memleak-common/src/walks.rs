@@ -1,12 +1,13 @@
 //! Cached walks (map `CACHED_WALKS`): a stack that was walked before is looked up by what the walk
 //! has read.
 //!
-//! What a walk by unwind tables finds follows from three registers, the tables, and the words of the
-//! stack that it reads. A cached walk has all of them. If they are the same again, so is the stack: a
-//! comparison of each word in turn is exact, and takes a tenth of the walk's time.
+//! What a walk by unwind tables finds follows from three registers, the tables, and the words of
+//! the stack that it reads. A cached walk has all of them. If they are the same again, so is the
+//! stack: a comparison of each word in turn is exact, and takes a tenth of the walk's time.
 //!
-//! Registers and process choose the one place where a walk can be. A walk takes it at the third time
-//! that it comes by in vain, if no other stack has in between: what comes once does not pay for it.
+//! Registers and process choose the one place where a walk can be. A walk takes it at the third
+//! time that it comes by in vain, if no other stack has in between: what comes once does not pay
+//! for it.
 
 /// Places. A power of two.
 pub const CACHED_WALKS: u32 = 2048;

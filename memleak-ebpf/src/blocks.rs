@@ -61,11 +61,11 @@ fn segments() -> u32 {
 
 #[inline(always)]
 fn set_at(segment: u32, set: u32) -> Option<*mut Set> {
-    SEGMENTS.get_value_ptr_mut(segment, &set)
+    SEGMENTS.get(segment)?.get_ptr_mut(set)
 }
 
-/// The tag of a place, and its record. A set is eight lines of a record's size, of which the first one
-/// has the tags: so two masks keep both within it, which the verifier sees.
+/// The tag of a place, and its record. A set is eight lines of a record's size, of which the first
+/// one has the tags: so two masks keep both within it, which the verifier sees.
 #[inline(always)]
 fn place_of(set: *mut Set, way: u32) -> (*mut u64, *mut Record) {
     // The compiler is not to know that the masks change nothing: it would leave them out.
@@ -79,8 +79,8 @@ fn place_of(set: *mut Set, way: u32) -> (*mut u64, *mut Record) {
     }
 }
 
-/// Which places of a set have this tag, a bit for each. Without a branch, so that the verifier has one
-/// way to follow.
+/// Which places of a set have this tag, a bit for each. Without a branch, so that the verifier has
+/// one way to follow.
 #[inline(always)]
 fn ways_with(set: *mut Set, tag: u64) -> u32 {
     let mut ways = 0;

@@ -3,8 +3,9 @@
 use core::intrinsics::AtomicOrdering;
 
 use aya_ebpf::{
-    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{self, ArrayOfMaps},
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_type},
+    btf_maps::ArrayOfMaps,
+    helpers::generated::bpf_map_lookup_elem,
     macros::{btf_map, map},
     maps::{Array, HashMap, PerCpuArray, RingBuf, StackTrace},
 };
@@ -85,8 +86,29 @@ pub static EMPTY_THREAD: Array<ThreadRecord> = Array::with_max_entries(1, 0);
 
 /// The table of heap blocks, in segments. User space makes them, and reads them by mmap.
 #[btf_map]
-pub static SEGMENTS: ArrayOfMaps<btf_maps::Array<Set, 1, SEGMENT_FLAGS>, { MAX_SEGMENTS as usize }> =
-    ArrayOfMaps::new();
+pub static SEGMENTS: ArrayOfMaps<Segment, { MAX_SEGMENTS as usize }> = ArrayOfMaps::new();
+
+/// What a segment is made like: an array of sets. By sizes and not by types, as aya's maps are: one
+/// with types cannot be made where the kernel takes no type information.
+#[repr(C)]
+pub struct Segment {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_ARRAY as usize],
+    key_size: *const [i32; size_of::<u32>()],
+    value_size: *const [i32; size_of::<Set>()],
+    max_entries: *const [i32; 1],
+    map_flags: *const [i32; SEGMENT_FLAGS],
+}
+
+impl Segment {
+    /// One of the sets.
+    #[inline(always)]
+    pub fn get_ptr_mut(&self, set: u32) -> Option<*mut Set> {
+        let map = (&raw const *self).cast_mut().cast();
+        // SAFETY: the helper takes a map and a key of its size.
+        let found: *mut Set = unsafe { bpf_map_lookup_elem(map, (&raw const set).cast()) }.cast();
+        (!found.is_null()).then_some(found)
+    }
+}
 
 /// What there is of the table. User space writes it by mmap.
 #[map]

@@ -24,7 +24,7 @@ use memleak_common::{
 
 use crate::{
     args::Return,
-    maps::{EEXIST, PROBES, Wake, add, count, count_in, has, send, send_line, setting},
+    maps::{ALLOCATIONS, EEXIST, PROBES, Wake, add, count, count_in, has, send, send_line, setting},
     stack,
     table::{self, epoch},
 };
@@ -87,6 +87,7 @@ pub fn record_another(thread: &mut ThreadRecord, row: &ProbeRow, handle: u64, st
     let _ = enter(thread, row, &key, 0, stack_id, 0);
 }
 
+/// Enters a record of a block or handle with its size and stack.
 #[inline(always)]
 fn enter(
     thread: &mut ThreadRecord,
@@ -96,30 +97,74 @@ fn enter(
     stack_id: u64,
     entered_ns: u64,
 ) -> Option<()> {
+    thread.entered_ns = entered_ns;
+    let what = key.resource as u64 | (row.flags as u64) << 32;
+    // SAFETY: the current thread's record.
+    let entered = unsafe { enter_of(thread, what, key.handle, size, stack_id) };
+    (entered != 0).then_some(())
+}
+
+/// [`enter`], for this resource and the flags of this row in the upper half. A global function,
+/// which the verifier checks once and not for each way to it. Gives 1 if it has entered a record.
+///
+/// # Safety
+/// `thread` is null or the record of the current thread.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn enter_of(
+    thread: *mut ThreadRecord,
+    what: u64,
+    handle: u64,
+    size: u64,
+    stack_id: u64,
+) -> u64 {
+    // SAFETY: the caller says so.
+    let Some(thread) = (unsafe { thread.as_mut() }) else { return 0 };
+    let resource = what as u32;
+    let key = AllocationKey { space: thread.owner.of(resource), resource, handle };
+    enter_in(thread, (what >> 32) as u32, &key, size, stack_id).is_some() as u64
+}
+
+#[inline(always)]
+fn enter_in(thread: &mut ThreadRecord, row_flags: u32, key: &AllocationKey, size: u64, stack_id: u64) -> Option<()> {
     let time_ns = now();
     let (tid, epoch, birth) = (thread.tid, thread.epoch, thread.next_birth);
     thread.next_birth += 1;
     let allocation = Allocation { size, stack_id, time_ns, tid, epoch, count: 1, birth };
-    if has(row, flags::EARLY_RELEASE) {
-        enter_unless_released(key, &allocation, entered_ns)?;
+    if setting!(features) & row_flags & flags::EARLY_RELEASE != 0 {
+        enter_unless_released(key, &allocation, thread.entered_ns)?;
     } else if !table::replace(key, &allocation, epoch) {
         return None;
     }
     count_in(Stat::Acquired, epoch);
     if setting!(flags) & setting_flags::TRACE != 0 {
-        let event = Event {
-            kind: event::kind::ACQUIRE,
-            owner: key.space,
-            tid: thread.tid,
-            resource: row.resource,
-            handle: key.handle,
-            size,
-            time_ns,
-            stack_id,
-        };
-        send_line(&event);
+        // SAFETY: the current thread's record.
+        unsafe { send_acquire(thread, key.resource as u64, key.handle, size, stack_id) };
     }
     Some(())
+}
+
+/// `-t`: tells what was acquired. A global function, so that there is room for the event on the
+/// stack.
+///
+/// # Safety
+/// `thread` is null or the record of the current thread.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn send_acquire(
+    thread: *const ThreadRecord,
+    resource: u64,
+    handle: u64,
+    size: u64,
+    stack_id: u64,
+) -> u64 {
+    // SAFETY: the caller says so.
+    let Some(thread) = (unsafe { thread.as_ref() }) else { return 0 };
+    let resource = resource as u32;
+    let (owner, tid) = (thread.owner.of(resource), thread.tid);
+    let kind = event::kind::ACQUIRE;
+    send_line(&Event { kind, owner, tid, resource, handle, size, time_ns: now(), stack_id });
+    0
 }
 
 /// One more reference to what is outstanding already. Says whether it is.
@@ -227,8 +272,8 @@ pub fn take_out(epoch: u32, owner: Owner, call: &mut PendingCall) {
     unsafe { take_out_of(call, owner.packed(), epoch as u64) };
 }
 
-/// [`take_out`], for this [`Owner::packed`]. A global function, which the verifier checks once and not
-/// for each way to it.
+/// [`take_out`], for this [`Owner::packed`]. A global function, which the verifier checks once and
+/// not for each way to it.
 ///
 /// # Safety
 /// `call` is null or a call of the current thread's.
@@ -321,7 +366,29 @@ fn put_back_in(owner: Owner, call: &PendingCall) {
 /// release covers (the end of one range, several, one mapped into another) user space cuts out,
 /// which can search: it learns of every release.
 #[inline(always)]
-pub fn finish_release(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
+pub fn finish_release(thread: &ThreadRecord, call: &PendingCall) {
+    // SAFETY: both are borrowed.
+    unsafe { finish_release_of(thread, call) };
+}
+
+/// [`finish_release`]. A global function likewise.
+///
+/// # Safety
+/// Both are null, or the record of the current thread and a call of it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn finish_release_of(thread: *const ThreadRecord, call: *const PendingCall) -> u64 {
+    // SAFETY: the caller says so.
+    if let (Some(thread), Some(call)) = unsafe { (thread.as_ref(), call.as_ref()) }
+        && let Some(row) = PROBES.get(call.row)
+    {
+        finish_release_in(thread, row, call);
+    }
+    0
+}
+
+#[inline(always)]
+fn finish_release_in(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
     let is_range = has(row, flags::RANGE);
     let is_span = has(row, flags::SPAN);
     let pages = if is_span { call.released_len } else { pages(call.released_len) };
@@ -360,15 +427,15 @@ fn release_early(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
     let key = key(thread.owner, row, call.released_handle);
     let mark = Allocation { time_ns: call.time_ns, count: RELEASED_EARLY, ..Allocation::default() };
     for _ in 0..2 {
-        if let Some(found) = table::get_ptr(&key) {
+        if let Some(found) = ALLOCATIONS.get_ptr(&key) {
             // SAFETY: an aligned map value that only this handle's users change.
             let (is_mark, size) = unsafe { ((*found).count == RELEASED_EARLY, (*found).size) };
-            if table::remove(&key, thread.epoch) && !is_mark {
+            if table::remove_elsewhere(&key, thread.epoch) && !is_mark {
                 released(thread, row, call.released_handle, size);
                 return;
             }
         }
-        if table::insert_new(&key, &mark).is_ok() {
+        if table::insert_elsewhere(&key, &mark).is_ok() {
             return;
         }
     }
@@ -383,7 +450,7 @@ fn keep_rest(owner: Owner, row: &ProbeRow, call: &PendingCall, pages: u64) {
     // page, so its other bytes serve as keys too; user space rounds down.
     for within in 0..RANGES_IN_A_PAGE {
         let key = key(owner, row, start.wrapping_add(within));
-        if table::insert_new(&key, &rest).is_ok() {
+        if table::insert_elsewhere(&key, &rest).is_ok() {
             return;
         }
     }
@@ -392,7 +459,7 @@ fn keep_rest(owner: Owner, row: &ProbeRow, call: &PendingCall, pages: u64) {
 
 /// MAP_FIXED: the new range has replaced whatever was there.
 #[inline(always)]
-pub fn replace_range(thread: &ThreadRecord, row: &ProbeRow, call: &mut PendingCall, handle: u64) {
+pub fn replace_range(thread: &ThreadRecord, call: &mut PendingCall, handle: u64) {
     // In the call's own record, which is done with: a further one does not fit on the stack of
     // kernels before 6.13.
     call.released_handle = handle;
@@ -400,7 +467,7 @@ pub fn replace_range(thread: &ThreadRecord, row: &ProbeRow, call: &mut PendingCa
     call.time_ns = now();
     call.has_released = NOTHING;
     take_out(thread.epoch, thread.owner, call);
-    finish_release(thread, row, call);
+    finish_release(thread, call);
 }
 
 /// Bytes of the whole pages that a length covers.

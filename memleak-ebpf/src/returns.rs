@@ -58,8 +58,8 @@ pub fn call_enter(ctx: &ProbeContext) -> Option<()> {
         count(Stat::LostAllocations);
         return None;
     }
-    // Filled in its place: with it on the program's stack there would not be room for what is called.
-    // SAFETY: an aligned map value, which whoever runs on this stack writes.
+    // Filled in its place: with it on the program's stack there would not be room for what is
+    // called. SAFETY: an aligned map value, which whoever runs on this stack writes.
     let open = unsafe { &mut *CALLS.get_ptr_mut(&key)? };
     enter_call(&mut open.call, sp, return_address, cookie);
     (open.owner, open.tid) = (thread.owner, thread.tid);

@@ -117,8 +117,9 @@ pub unsafe extern "C" fn walk_stack(thread: *mut ThreadRecord, ip: u64, sp: u64,
     }
 }
 
-/// [`store`], of the stack in the current thread's record. A global function, as [`walk_stack`] is. It
-/// looks for the record itself: up to 6.1 no map takes a value from what such a function was handed.
+/// [`store`], of the stack in the current thread's record. A global function, as [`walk_stack`] is.
+/// It looks for the record itself: up to 6.1 no map takes a value from what such a function was
+/// handed.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn store_walked(hash: u64) -> u64 {

@@ -11,6 +11,7 @@ use memleak_common::{
     cut::{Moved, is_reading},
     event::{self, Event},
     probe::Resource,
+    settings::flags,
     stats::Stat,
 };
 
@@ -22,7 +23,8 @@ use crate::{
     maps::{ALLOCATIONS, EEXIST, EPOCH, MOVED, Wake, count, count_in, send, setting},
 };
 
-/// Records that find no place in the table until user space is asked for more of it: a power of two.
+/// Records that find no place in the table until user space is asked for more of it: a power of
+/// two.
 const ASK_AFTER: u64 = 256;
 
 /// The epoch now.
@@ -33,16 +35,18 @@ pub fn epoch() -> u32 {
     unsafe { epoch.read_volatile() as u32 }
 }
 
+/// What a map says if it is full.
+const ENOSPC: i32 = -28;
+
 /// The key is one of the table's.
 #[inline(always)]
 fn is_block(key: &AllocationKey) -> bool {
-    key.resource == Resource::Heap.number()
+    setting!(flags) & flags::HASH_ALONE == 0 && key.resource == Resource::Heap.number()
 }
 
 /// Enters a record under a key that is free; gives the kernel's error.
 #[inline(always)]
 pub fn insert_new(key: &AllocationKey, allocation: &Allocation) -> Result<(), i32> {
-    const ENOSPC: i32 = -28;
     if !take_room() {
         return Err(ENOSPC);
     }
@@ -51,6 +55,19 @@ pub fn insert_new(key: &AllocationKey, allocation: &Allocation) -> Result<(), i3
         Some(EXISTS) => Err(EEXIST),
         _ => ALLOCATIONS.insert(key, allocation, BPF_NOEXIST as u64),
     };
+    if entered.is_err() {
+        give_room();
+    }
+    entered
+}
+
+/// [`insert_new`], for what is not a heap block.
+#[inline(always)]
+pub fn insert_elsewhere(key: &AllocationKey, allocation: &Allocation) -> Result<(), i32> {
+    if !take_room() {
+        return Err(ENOSPC);
+    }
+    let entered = ALLOCATIONS.insert(key, allocation, BPF_NOEXIST as u64);
     if entered.is_err() {
         give_room();
     }
@@ -86,8 +103,8 @@ pub fn replace(key: &AllocationKey, allocation: &Allocation, epoch: u32) -> bool
     entered
 }
 
-/// [`enter_block`], which is told whether the map `ALLOCATIONS` has a record of the key: then the new
-/// one is a matter of that map.
+/// [`enter_block`], which is told whether the map `ALLOCATIONS` has a record of the key: then the
+/// new one is a matter of that map.
 #[inline(always)]
 fn enter(key: &AllocationKey, allocation: &Allocation, epoch: u32, how: u64) -> u64 {
     let (owner, handle, epoch) = (space_and_resource(key), key.handle, epoch as u64);
@@ -100,21 +117,38 @@ fn enter(key: &AllocationKey, allocation: &Allocation, epoch: u32, how: u64) -> 
         entered = unsafe { enter_block(owner, handle, allocation, epoch, how | NOT_HASHED) };
     }
     if entered == IN_HASH && overflowed() & (ASK_AFTER - 1) == 0 {
-        send(&Event { kind: event::kind::OVERFLOW, ..Event::default() }, Wake::Now);
+        ask_for_room();
     }
     entered
+}
+
+/// Asks user space for more of the table. A global function, so that there is room for the event on
+/// the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ask_for_room() -> u64 {
+    send(&Event { kind: event::kind::OVERFLOW, ..Event::default() }, Wake::Now);
+    0
 }
 
 /// Removes the record of this key, if there is one, and says so.
 #[inline(always)]
 pub fn remove(key: &AllocationKey, epoch: u32) -> bool {
-    let removed = match is_block(key).then(|| remove_block(space_and_resource(key), key.handle, epoch as u64)) {
-        None | Some(IN_HASH) => {
-            leave(key, epoch);
-            ALLOCATIONS.remove(key).is_ok()
+    match is_block(key).then(|| remove_block(space_and_resource(key), key.handle, epoch as u64)) {
+        None | Some(IN_HASH) => remove_elsewhere(key, epoch),
+        Some(DONE) => {
+            give_room();
+            true
         }
-        Some(removed) => removed == DONE,
-    };
+        Some(_) => false,
+    }
+}
+
+/// [`remove`], for what is not in the table of heap blocks.
+#[inline(always)]
+pub fn remove_elsewhere(key: &AllocationKey, epoch: u32) -> bool {
+    leave(key, epoch);
+    let removed = ALLOCATIONS.remove(key).is_ok();
     if removed {
         give_room();
     }

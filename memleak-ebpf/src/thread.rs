@@ -8,6 +8,7 @@ use aya_ebpf::{
     },
 };
 use memleak_common::{
+    settings::flags,
     stack::NO_STACK,
     stats::Stat,
     thread::{
@@ -59,19 +60,24 @@ pub fn current_registers() -> Registers {
     Registers(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64)
 }
 
+/// The place where a thread's record can be, if there are places.
 #[inline(always)]
 fn place(pid_tgid: u64) -> Option<*mut ThreadPlace> {
+    if setting!(flags) & flags::HASH_ALONE != 0 {
+        return None;
+    }
     THREAD_PLACES.get_ptr_mut(pid_tgid as u32 & (THREAD_PLACE_COUNT - 1))
 }
 
 /// The record of a thread, if it has one. Only the thread's own programs touch it.
 #[inline(always)]
 pub fn find(pid_tgid: u64) -> Option<*mut ThreadRecord> {
-    let place = place(pid_tgid)?;
-    // SAFETY: an aligned word of a map value; then a member of it.
-    unsafe {
-        if (&raw const (*place).holder).read_volatile() == pid_tgid {
-            return Some(&raw mut (*place).record);
+    if let Some(place) = place(pid_tgid) {
+        // SAFETY: an aligned word of a map value; then a member of it.
+        unsafe {
+            if (&raw const (*place).holder).read_volatile() == pid_tgid {
+                return Some(&raw mut (*place).record);
+            }
         }
     }
     THREADS.get_ptr_mut(&pid_tgid)
@@ -96,13 +102,14 @@ pub fn forget(pid_tgid: u64) {
 /// A record for a thread that has none: at its place or, if another thread has that, in the map.
 #[inline(always)]
 fn take_record(pid_tgid: u64) -> Option<*mut ThreadRecord> {
-    let place = place(pid_tgid)?;
-    // SAFETY: an aligned word of a map value; then a record that is this thread's own.
-    unsafe {
-        if change(&raw mut (*place).holder, 0, pid_tgid) {
-            let record = &mut (*place).record;
-            reset(record);
-            return Some(record);
+    if let Some(place) = place(pid_tgid) {
+        // SAFETY: an aligned word of a map value; then a record that is this thread's own.
+        unsafe {
+            if change(&raw mut (*place).holder, 0, pid_tgid) {
+                let record = &mut (*place).record;
+                reset(record);
+                return Some(record);
+            }
         }
     }
     if THREADS.insert(&pid_tgid, EMPTY_THREAD.get(0)?, BPF_ANY as u64).is_err() {

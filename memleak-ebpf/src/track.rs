@@ -89,8 +89,8 @@ pub fn acquire_enter(ctx: &ProbeContext, mode: ReturnMode) -> Option<()> {
 /// [`push_call`]: the call nests in one of its group.
 const NESTED: u64 = 1 << 32;
 
-/// Pushes a call of this row (with [`NESTED`] or not) with these arguments. A global function, which
-/// the verifier checks once.
+/// Pushes a call of this row (with [`NESTED`] or not) with these arguments. A global function,
+/// which the verifier checks once.
 ///
 /// # Safety
 /// `thread` is null or the record of the current thread, `args` is null or borrowed.
@@ -321,8 +321,8 @@ fn is_none(row: &ProbeRow, handle: u64) -> bool {
 
 /// Drops pending calls that were left without a return that we saw. Gives the new call's return
 /// address if it is known, else 0. `None`: the new call is to be left alone. It is a tail call of a
-/// pending one of its group, which then is the one that counts; or to probe its return would end the
-/// target.
+/// pending one of its group, which then is the one that counts; or to probe its return would end
+/// the target.
 ///
 /// A call that is pending at a lower stack pointer has been left, or is on another stack: it was
 /// interrupted by a signal whose handler runs above it (sigaltstack), or was switched away from. If
@@ -433,7 +433,8 @@ pub fn acquire_exit(ctx: &RetProbeContext) -> Option<()> {
 /// All three are null, or the record of the current thread, a call that it has left, and how.
 #[inline(always)]
 pub unsafe fn commit(thread: *mut ThreadRecord, call: *mut PendingCall, at: &Return) {
-    // SAFETY: the caller says so. A call that is in the record is no longer one of its pending ones.
+    // SAFETY: the caller says so. A call that is in the record is no longer one of its pending
+    // ones.
     unsafe {
         // Here, and not in that function: the stack of all would be more than a program may have.
         if commit_call(thread, call, at) == FAILED {
@@ -445,8 +446,8 @@ pub unsafe fn commit(thread: *mut ThreadRecord, call: *mut PendingCall, at: &Ret
 /// [`commit_call`]: the call has done nothing, and what it had taken out is to be put back.
 const FAILED: u64 = 1;
 
-/// [`commit`], but for calls that have [`FAILED`]. A global function, which the verifier checks once
-/// and not for each way to it.
+/// [`commit`], but for calls that have [`FAILED`]. A global function, which the verifier checks
+/// once and not for each way to it.
 ///
 /// # Safety
 /// As of [`commit`].
@@ -457,7 +458,8 @@ pub unsafe extern "C" fn commit_call(
     call: *mut PendingCall,
     at: *const Return,
 ) -> u64 {
-    // SAFETY: the caller says so. A call that is in the record is no longer one of its pending ones.
+    // SAFETY: the caller says so. A call that is in the record is no longer one of its pending
+    // ones.
     let (thread, call, at) = unsafe { (thread.as_mut(), call.as_mut(), at.as_ref()) };
     let (Some(thread), Some(call), Some(at)) = (thread, call, at) else { return 0 };
     if commit_or_fail(thread, call, at) == Some(FAILED) { FAILED } else { 0 }
@@ -471,7 +473,7 @@ fn commit_or_fail(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return
     let Some(handle) = acquired_handle(row, call, returned) else {
         let zero_size_release = has(row, flags::ZERO_SIZE_RELEASES) && call.size_or_address == 0 && returned == 0;
         if zero_size_release || has(row, flags::RELEASES_ANYWAY) {
-            finish_release(thread, row, call);
+            finish_release(thread, call);
             return None;
         }
         return Some(FAILED);
@@ -481,13 +483,13 @@ fn commit_or_fail(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return
         return None;
     }
     if row.release_arg != NO_ARG {
-        finish_release(thread, row, call);
+        finish_release(thread, call);
     }
     if row.handle == handle::NONE {
         return None;
     }
     if has(row, flags::RANGE) && row.replace_mask & call.call_flags as u32 != 0 {
-        replace_range(thread, row, call, handle);
+        replace_range(thread, call, handle);
     }
     let size = match row.size {
         size::BEHIND_ARG => read_word(call.size_or_address, 8).unwrap_or(0),

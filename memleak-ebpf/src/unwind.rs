@@ -121,8 +121,8 @@ impl Tables for Maps {
     fn mapping(&self, index: u32) -> Option<Mapping> {
         const WORDS: usize = size_of::<Mapping>() / size_of::<u64>();
         let place = UNWIND_MAPPINGS.get_ptr(index)?.cast::<u64>();
-        // SAFETY: the words of a map value. Volatile, so that the compiler copies words and not bytes:
-        // it calls a function for that.
+        // SAFETY: the words of a map value. Volatile, so that the compiler copies words and not
+        // bytes: it calls a function for that.
         let words: [u64; WORDS] = core::array::from_fn(|word| unsafe { place.add(word).read_volatile() });
         let half = |word: u64| [word as u32, (word >> 32) as u32];
         let ([rows, pages], [page_count, reserved]) = (half(words[3]), half(words[4]));

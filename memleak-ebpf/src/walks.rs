@@ -45,8 +45,8 @@ fn start_of(thread: &ThreadRecord, regs: Regs) -> WalkStart {
 /// walk is recorded if it is time ([`note`], [`finish`]).
 ///
 /// # Safety
-/// `thread` is null or the record of the current thread, of which no call is pending: the kernel has
-/// replaced no return address.
+/// `thread` is null or the record of the current thread, of which no call is pending: the kernel
+/// has replaced no return address.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub unsafe extern "C" fn recall_walk(thread: *mut ThreadRecord, ip: u64, sp: u64, fp: u64) -> u64 {
@@ -90,9 +90,11 @@ fn is_same(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u64) -> bool
         return false;
     }
     if span as usize > STACK_WINDOW {
-        return is_same_in_pieces(thread, place, sp, len);
+        return is_same_in_pieces(thread, place, sp);
     }
-    // All of it in one read, which costs more than what is read.
+    // All of it in one read, which costs more than what is read. The length is read again at each
+    // turn, here and below: the compiler would count down from it, and up to 6.6 the verifier
+    // learns no bound from a comparison with zero.
     let window = &mut thread.unwind.window;
     // SAFETY: the window has room for it; the helper checks the address.
     let read = unsafe { bpf_probe_read_user(window.words.as_mut_ptr().cast(), 8 * span, sp as *const _) };
@@ -101,7 +103,7 @@ fn is_same(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u64) -> bool
     }
     (window.base, window.bytes) = (sp, 8 * span as u64);
     for i in 0..WALK_WORDS {
-        if i as u32 >= len {
+        if i as u32 >= unsafe { (&raw const (*place).len).read_volatile() } {
             break;
         }
         let at = unsafe { (&raw const (*place).at[i]).read_volatile() } as u64;
@@ -115,20 +117,20 @@ fn is_same(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u64) -> bool
 
 /// [`is_same`] for what is more than a window.
 #[inline(always)]
-fn is_same_in_pieces(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u64, len: u32) -> bool {
+fn is_same_in_pieces(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u64) -> bool {
     // Where the window begins, in words from the stack pointer on, and how many are in it.
     let (mut begin, mut words) = (0u64, 0u64);
     for i in 0..WALK_WORDS {
-        if i as u32 >= len {
+        // SAFETY: aligned words of a map value, here and below.
+        if i as u32 >= unsafe { (&raw const (*place).len).read_volatile() } {
             break;
         }
-        // SAFETY: aligned words of a map value, here and below.
         let at = unsafe { (&raw const (*place).at[i]).read_volatile() } as u64;
         if at.wrapping_sub(begin) >= words {
             begin = at;
-            // SAFETY: the current thread's record. Read back, so that the compiler does not know how
-            // many words there are at most: it would leave out the mask below, which the verifier
-            // wants to see.
+            // SAFETY: the current thread's record. Read back, so that the compiler does not know
+            // how many words there are at most: it would leave out the mask below, which the
+            // verifier wants to see.
             words = unsafe {
                 move_window(thread, sp.wrapping_add(8 * at));
                 (&raw const thread.unwind.window.bytes).read_volatile() / 8
@@ -143,8 +145,8 @@ fn is_same_in_pieces(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u6
     true
 }
 
-/// Reads the stack from this address on into the thread's window. A function of its own, so that the
-/// verifier forgets what it knows of it.
+/// Reads the stack from this address on into the thread's window. A function of its own, so that
+/// the verifier forgets what it knows of it.
 ///
 /// # Safety
 /// `thread` is null or the record of the current thread.

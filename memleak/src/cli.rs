@@ -217,16 +217,17 @@ pub struct Cli {
     #[arg(long, value_name = "N", help_heading = "What is captured")]
     pub stack_storage_size: Option<String>,
 
-    /// Maximum number of outstanding allocations kept [default: as many as --max-memory has room for]
+    /// Maximum number of outstanding allocations kept [default: as many as --max-memory has room
+    /// for]
     #[arg(long, value_name = "N", help_heading = "What is captured")]
     pub max_allocs: Option<String>,
 
-    /// Kernel memory that the table of heap blocks may take [default: 2G, or an eighth of the memory
-    /// if that is less]
+    /// Kernel memory that the table of heap blocks may take [default: 2G, or an eighth of the
+    /// memory if that is less]
     #[arg(long, value_name = "SIZE", help_heading = "What is captured")]
     pub max_memory: Option<String>,
 
-    /// How stacks are walked: auto (unwind tables, and the frame pointer where a file has none),
+    /// How stacks are walked: auto (unwind tables, and the frame pointer if a file has none),
     /// dwarf or fp [default: auto]
     #[arg(long, value_name = "HOW", help_heading = "What is captured")]
     pub unwind: Option<String>,
@@ -390,7 +391,7 @@ fn exit_message(error: &clap::Error) -> ExitMessage {
     ExitMessage::error(exit::USAGE, &line)
 }
 
-/// A detail of clap's error as text; empty where it has none of that kind.
+/// A detail of clap's error as text; empty if it has none of that kind.
 fn context(error: &clap::Error, kind: ContextKind) -> String {
     match error.get(kind) {
         Some(ContextValue::String(text)) => text.clone(),

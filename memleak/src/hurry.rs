@@ -18,7 +18,7 @@ const PATIENCE: u64 = if cfg!(debug_assertions) { 7_000_000_000 } else { 450_000
 static ASKED: AtomicU64 = AtomicU64::new(0);
 
 /// Notes when SIGINT or SIGTERM comes, beside whatever else handles it.
-pub fn listen() -> io::Result<()> {
+pub(crate) fn listen() -> io::Result<()> {
     for signal in [libc::SIGINT, libc::SIGTERM] {
         // SAFETY: the action reads a clock and stores a number, which a signal's handler may do
         // (signal-safety(7)).
@@ -34,7 +34,7 @@ fn ask() {
 
 /// Whether work on files is to be given up.
 #[inline]
-pub fn is_due() -> bool {
+pub(crate) fn is_due() -> bool {
     let asked = ASKED.load(Ordering::Relaxed);
     asked != 0 && is_over(asked)
 }

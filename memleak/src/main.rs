@@ -49,7 +49,7 @@ fn status() -> u8 {
 /// itself (mallopt(3), M_MMAP_THRESHOLD): for a process of 200 MB of code that was 27 of 140 MB.
 fn give_back_large_blocks() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: two integers, and there is no other thread yet. Where it fails the threshold stays as
+    // SAFETY: two integers, and there is no other thread yet. If it fails the threshold stays as
     // it is. One arena: another reserves 128 MB of addresses for each thread, which `ulimit -v`
     // counts.
     unsafe {

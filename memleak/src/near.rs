@@ -1,7 +1,7 @@
 //! The name that was meant.
 
-/// The candidate that is most like `name`, where one is alike enough to be worth asking about.
-pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+/// The candidate that is most like `name`, if one is alike enough to be worth asking about.
+pub(crate) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     /// As clap has it for its options.
     const ALIKE: f64 = 0.7;
     let rated = candidates.into_iter().map(|candidate| (strsim::jaro(name, candidate), candidate));
@@ -10,7 +10,7 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 }
 
 /// The candidates, those first that are most like `name`.
-pub fn by_likeness<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+pub(crate) fn by_likeness<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let mut rated: Vec<_> =
         candidates.into_iter().map(|candidate| (strsim::jaro_winkler(name, candidate), candidate)).collect();
     rated.sort_by(|a, b| b.0.total_cmp(&a.0));

@@ -175,7 +175,7 @@ impl Default for ObjectStore {
 
 impl ObjectStore {
     /// ObjectStore that hold `memory` bytes of symbols and debug information at most, whose debug
-    /// files are looked for in `debug_directory`, too, which is ours.
+    /// files are also looked for in `debug_directory`, which is ours.
     pub fn new(memory: u64, debug_directory: &Path) -> Self {
         let host_debug = Root::at(debug_directory).ok().map(Arc::new);
         Self(Arc::new(OpenFiles { budget: Budget::new(memory), memory, host_debug, files: Mutex::default() }))

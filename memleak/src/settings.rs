@@ -55,7 +55,7 @@ pub enum SortKey {
 /// How stacks are walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum UnwindMode {
-    /// By unwind tables; one step by the frame pointer where there is no row.
+    /// By unwind tables; one step by the frame pointer if there is no row.
     Auto,
     /// By unwind tables alone.
     Dwarf,

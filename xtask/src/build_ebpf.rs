@@ -13,19 +13,20 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-
-use crate::{
+use xtask::{
     packages::{self, Package},
-    privilege, run, sources,
+    privilege, run,
 };
 
+use crate::sources;
+
 /// Architectures that have an object: BPF programs read arguments from registers, which differ.
-pub const ARCHITECTURES: [&str; 1] = ["x86_64"];
+pub(crate) const ARCHITECTURES: [&str; 1] = ["x86_64"];
 
 const TARGET: &str = "bpfel-unknown-none";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
-/// rustup's toolchains that will do, where `core`'s source is with them: the first is known to, the
+/// rustup's toolchains that will do, if `core`'s source is with them: the first is known to, the
 /// other changes.
 const NIGHTLIES: [&str; 2] = ["nightly-2026-05-20", "nightly"];
 const LLVM_MAJOR: u32 = 22;
@@ -43,8 +44,8 @@ const LLVM_PACKAGE: Package =
 
 /// Options of `build-ebpf`.
 #[derive(Args)]
-pub struct Options {
-    /// Build nothing: fail where the committed object was not built from the sources as they are
+pub(crate) struct Options {
+    /// Build nothing: fail if the committed object was not built from the sources as they are
     #[arg(long)]
     check: bool,
     /// Build a second time, in another folder, and fail if that gives other bytes
@@ -53,7 +54,7 @@ pub struct Options {
 }
 
 /// Builds the objects of all architectures, or checks them.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     if options.check {
         return check();
     }
@@ -85,7 +86,7 @@ fn build_elsewhere(toolchain: &Toolchain, linker: &Path, arch: &str) -> Result<(
 }
 
 /// Fails if a committed object was not built from the sources as they are.
-pub fn check() -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     for arch in ARCHITECTURES {
         sources::check(run::root(), arch)?;
         eprintln!("{} is built from these sources", sources::object_path(arch).display());
@@ -187,7 +188,7 @@ fn llvm_major(version: &str) -> Option<u32> {
     version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?.split('.').next()?.parse().ok()
 }
 
-/// The linker: the one in the cache, which is built first where it is missing.
+/// The linker: the one in the cache, which is built first if it is missing.
 fn bpf_linker() -> Result<PathBuf> {
     let cache = cache_directory()?.join("bpf-linker");
     let linker = cache.join("bin/bpf-linker");
@@ -219,7 +220,7 @@ fn has_version(linker: &Path) -> bool {
 }
 
 /// Where this project keeps what is slow to make.
-pub fn cache_directory() -> Result<PathBuf> {
+pub(crate) fn cache_directory() -> Result<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
     Ok(base.context("neither XDG_CACHE_HOME nor HOME is set")?.join("memleak"))
@@ -263,7 +264,7 @@ const AS_RUSTC: &str = "MEMLEAK_XTASK_AS_RUSTC";
 /// Cargo tells crates apart by a number in `-C metadata`, which it makes of the folder too if a
 /// crate is outside of the workspace's, as memleak-common is. It gets into symbols, and so into the
 /// object. A crate's name and version serve as well.
-pub fn as_rustc() -> Option<Result<ExitCode>> {
+pub(crate) fn as_rustc() -> Option<Result<ExitCode>> {
     std::env::var_os(AS_RUSTC)?;
     let mut arguments = std::env::args_os().skip(1);
     let rustc = arguments.next()?;

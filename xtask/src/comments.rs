@@ -7,16 +7,15 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-
-use crate::run;
+use xtask::run;
 
 /// Columns of a comment, with what it is indented by.
 const COLUMNS: usize = 100;
 
-const CRATES: [&str; 5] = ["fuzz", "memleak", "memleak-common", "memleak-ebpf", "xtask"];
+const CRATES: [&str; 6] = ["bench", "fuzz", "memleak", "memleak-common", "memleak-ebpf", "xtask"];
 
 /// Wraps the comments of all Rust files in the repository.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     for (name, text) in sources(run::root())? {
         let wrapped = wrap(&text);
         if wrapped != text {
@@ -29,7 +28,7 @@ pub fn run() -> Result<()> {
 }
 
 /// Files with comments to be wrapped, a line each.
-pub fn check(root: &Path) -> Result<Vec<String>> {
+pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
     let too_wide = sources(root)?.into_iter().filter(|(_, text)| wrap(text) != *text);
     let names = too_wide.map(|(name, _)| name.display().to_string());
     Ok(names.map(|name| format!("{name}: comments over {COLUMNS} columns: `cargo xtask comments`")).collect())

@@ -11,8 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-
-use crate::{
+use xtask::{
     packages::{self, Package},
     privilege, run,
 };
@@ -27,7 +26,7 @@ const PACE: Duration = Duration::from_millis(100);
 const CULPRIT: &str = "word_counter::word_count";
 
 /// Runs the demo.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     packages::ensure(&[COMPILER])?;
     privilege::as_root("true", "run the demo as root")?;
     let memleak = run::memleak_binary()?;
@@ -112,7 +111,7 @@ impl Feeder {
 
     /// Ends wordcount and its feeder; gives the number of files counted.
     fn end(&mut self) -> Result<usize> {
-        // Not an error where it has ended by itself: the trace has said so then.
+        // Not an error if it has ended by itself: the trace has said so then.
         let _ = self.child.kill();
         self.child.wait()?;
         let Some(thread) = self.thread.take() else { return Ok(0) };
@@ -148,7 +147,7 @@ fn explanation(counted: usize) -> String {
   ever reaches zero, so the words stay, although main has let go of them. A std::weak_ptr in count_printer
   (examples/wordcount.cc, the line marked \"closes the circle\") mends it.
 
-  Make the change, run this demo again, and the stacks are gone. Or point memleak at a program of yours:
+  Make the change, run this demo again, and the stacks are gone. Or point memleak at your own program:
     sudo target/release/memleak -p PID
 "
     )

@@ -4,8 +4,7 @@ use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-
-use crate::{
+use xtask::{
     packages::{self, Package},
     run,
 };
@@ -17,21 +16,29 @@ const MAX_BYTES: u64 = 12_000_000;
 
 /// Options of `dist`.
 #[derive(Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Build for this target, not for this machine: x86_64-unknown-linux-musl
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,
+    /// Link this machine's own C library in: runs on any Linux of this machine's kind
+    #[arg(long = "static", conflicts_with = "target")]
+    is_static: bool,
 }
 
 /// Builds the program with the profile `dist`, and takes it apart: `memleak` and `memleak.debug`,
 /// which it names. The names of functions stay in the program, so a panic's backtrace tells them;
 /// with the other file beside it, lines too.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     packages::ensure(&[BINUTILS])?;
     let mut cargo = run::cargo();
     cargo.args(["build", "--profile", "dist", "--locked", "-p", "memleak", "--bin", "memleak"]);
     if let Some(target) = &options.target {
         cargo.args(["--target", target]);
+    }
+    if options.is_static {
+        // For a named target the flags are the program's alone: a procedural macro cannot be static.
+        cargo.args(["--target", &run::host_target()?]);
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", ["-C", "target-feature=+crt-static"].join("\x1f"));
     }
     let built = run::executables(&mut cargo)?.into_iter().find(|executable| executable.target == "memleak");
     let built = built.context("cargo built no `memleak`")?.path;

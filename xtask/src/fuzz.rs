@@ -10,14 +10,13 @@ mod seeds;
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-
-use crate::{
+use xtask::{
     packages::{self, Package},
     run,
 };
@@ -46,8 +45,8 @@ const LIMITS: [&str; 3] = ["-max_len=20000", "-timeout=10", "-rss_limit_mb=2048"
 
 /// Options of `fuzz`.
 #[derive(Args)]
-pub struct Options {
-    /// What to fuzz (fuzz/targets/); all of them, one after the other, where none is named
+pub(crate) struct Options {
+    /// What to fuzz (fuzz/targets/); all of them, one after the other, if none is named
     targets: Vec<String>,
     /// Seconds for each
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
@@ -65,7 +64,7 @@ struct Outcome {
 }
 
 /// Builds the targets and runs them; fails if one of them found something.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     packages::ensure(&PACKAGES)?;
     let folder = run::root().join("fuzz");
     let built = build(&folder)?;
@@ -94,11 +93,10 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn build(folder: &Path) -> Result<Vec<run::Executable>> {
-    let version = run::output(Command::new("rustc").arg("-vV"))?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    let host = run::host_target()?;
     let mut cargo = run::cargo();
     // For a named target the flags are the programs' alone, not the build scripts' too.
-    cargo.current_dir(folder).args(["build", "--release", "--bins", "--target", host]);
+    cargo.current_dir(folder).args(["build", "--release", "--bins", "--target", &host]);
     cargo.env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
     let mut built = run::executables(&mut cargo)?;
     ensure!(!built.is_empty(), "cargo built no fuzz targets");
@@ -106,7 +104,7 @@ fn build(folder: &Path) -> Result<Vec<run::Executable>> {
     Ok(built)
 }
 
-/// Runs one target. What it said is shown where it found something.
+/// Runs one target. What it said is shown if it found something.
 fn fuzz(executable: &run::Executable, folder: &Path, seeds: &seeds::Seeds, seconds: u32) -> Result<Outcome> {
     let target = executable.target.clone();
     let corpus = folder.join("corpus").join(&target);
@@ -151,11 +149,6 @@ fn lossy(line: Vec<u8>) -> String {
 fn last_number(lines: &[String], before: &str) -> Option<u64> {
     let (_, rest) = lines.iter().rev().find_map(|line| line.split_once(before))?;
     rest.split_whitespace().next()?.parse().ok()
-}
-
-/// A file beside others of its kind.
-fn named(folder: &Path, name: &str) -> PathBuf {
-    folder.join(format!("seed-{name}"))
 }
 
 #[cfg(test)]

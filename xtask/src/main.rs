@@ -1,23 +1,21 @@
 //! Builds, tests, demonstrates and measures memleak: `cargo xtask --help`.
 
-mod bench;
 mod build_ebpf;
 mod comments;
 mod demo;
 mod dist;
 mod fuzz;
 mod layers;
-mod packages;
-mod privilege;
-mod run;
 mod soak;
 mod sources;
 mod test;
 mod vm;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, os::unix::process::CommandExt, process::ExitCode};
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
+use xtask::run;
 
 /// Builds, tests, demonstrates and measures memleak.
 #[derive(Parser)]
@@ -30,7 +28,12 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Task {
     /// Measures what tracing costs, beside the bare traps and bcc's memleak
-    Bench(bench::Options),
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Options of the program that measures: `cargo xtask bench --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
+        options: Vec<OsString>,
+    },
     /// Builds the BPF programs into the object that the tool embeds (memleak/ebpf/)
     BuildEbpf(build_ebpf::Options),
     /// Wraps comments at 100 columns, which rustfmt leaves alone
@@ -57,7 +60,7 @@ fn main() -> ExitCode {
         return status.unwrap_or_else(failed);
     }
     let outcome = match Arguments::parse().task {
-        Task::Bench(options) => bench::run(&options),
+        Task::Bench { options } => bench(&options),
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Comments => comments::run(),
         Task::Demo => demo::run(),
@@ -72,6 +75,13 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(error),
     }
+}
+
+/// Becomes the program that measures, a crate of its own: bench/.
+fn bench(options: &[OsString]) -> anyhow::Result<()> {
+    let mut cargo = run::cargo();
+    cargo.args(["run", "--quiet", "--package", "bench", "--"]).args(options);
+    Err(cargo.exec()).with_context(|| format!("cannot start `{}`", run::shown(&cargo)))
 }
 
 fn failed(error: anyhow::Error) -> ExitCode {

@@ -1,4 +1,4 @@
-//! Debian and Ubuntu packages that a task needs: named if they are missing, installed where we
+//! Debian and Ubuntu packages that a task needs: named if they are missing, installed if we
 //! are root.
 
 use std::process::Command;

@@ -14,7 +14,7 @@ pub fn is_root() -> bool {
 }
 
 /// A command that runs `program` as root: itself if we are root, else through sudo. `instead`
-/// says what to do where there is no way to become root.
+/// says what to do if there is no way to become root.
 pub fn as_root(program: impl AsRef<OsStr>, instead: &str) -> Result<Command> {
     if is_root() {
         return Ok(Command::new(program));

@@ -95,6 +95,13 @@ pub fn rust_sysroot() -> Result<PathBuf> {
     Ok(output(Command::new("rustc").current_dir(root()).args(["--print", "sysroot"]))?.trim().into())
 }
 
+/// The target that the Rust toolchain in use builds for by itself.
+pub fn host_target() -> Result<String> {
+    let version = output(Command::new("rustc").current_dir(root()).arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc names no host")?.to_owned())
+}
+
 /// Where on PATH (or in sbin, which a user's PATH leaves out) a program is.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -3,12 +3,13 @@
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use xtask::{packages, privilege, run};
 
-use crate::{packages, privilege, run, test};
+use crate::test;
 
 /// Options of `soak`.
 #[derive(Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// How long the mixed load runs
     #[arg(long, value_name = "SECONDS", default_value_t = 1200)]
     seconds: u64,
@@ -25,7 +26,7 @@ pub struct Options {
 }
 
 /// Runs the soaks and shows what they print.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     const INSTEAD: &str = "run it as root";
     privilege::as_root("true", INSTEAD)?;
     packages::ensure(&test::LIVE_PACKAGES)?;

@@ -22,10 +22,10 @@ const SOURCES: [&str; 5] = [
 ];
 
 /// Path of a file, relative to the root, and the SHA-256 sum of its bytes in hex.
-pub type Sums = BTreeMap<String, String>;
+pub(crate) type Sums = BTreeMap<String, String>;
 
 /// Sums of all sources under `root`.
-pub fn sums_of_sources(root: &Path) -> Result<Sums> {
+pub(crate) fn sums_of_sources(root: &Path) -> Result<Sums> {
     let mut sums = Sums::new();
     for source in SOURCES {
         add(root, Path::new(source), &mut sums)?;
@@ -47,7 +47,7 @@ fn add(root: &Path, relative: &Path, sums: &mut Sums) -> Result<()> {
 }
 
 /// Copies what the object is built from to another root.
-pub fn copy(root: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy(root: &Path, to: &Path) -> Result<()> {
     // The workspace's Cargo.toml has what memleak-common's takes from there.
     for relative in sums_of_sources(root)?.into_keys().chain(["Cargo.toml".to_owned()]) {
         let (from, to) = (root.join(&relative), to.join(&relative));
@@ -61,7 +61,7 @@ pub fn copy(root: &Path, to: &Path) -> Result<()> {
 }
 
 /// SHA-256 sum of a file, in hex.
-pub fn sum(path: &Path) -> Result<String> {
+pub(crate) fn sum(path: &Path) -> Result<String> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
@@ -70,7 +70,7 @@ pub fn sum(path: &Path) -> Result<String> {
 }
 
 /// The object of an architecture, relative to the root.
-pub fn object_path(arch: &str) -> PathBuf {
+pub(crate) fn object_path(arch: &str) -> PathBuf {
     PathBuf::from(format!("memleak/ebpf/memleak-{arch}.bpf.o"))
 }
 
@@ -80,7 +80,7 @@ fn list_path(arch: &str) -> PathBuf {
 }
 
 /// Writes the list for an object that was just built from `sources`.
-pub fn write_list(root: &Path, arch: &str, mut sources: Sums) -> Result<()> {
+pub(crate) fn write_list(root: &Path, arch: &str, mut sources: Sums) -> Result<()> {
     let object = object_path(arch);
     sources.insert(object.display().to_string(), sum(&root.join(&object))?);
     let mut text = String::new();
@@ -91,8 +91,8 @@ pub fn write_list(root: &Path, arch: &str, mut sources: Sums) -> Result<()> {
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Fails, naming the files, where the sources or the object are not those of the list.
-pub fn check(root: &Path, arch: &str) -> Result<()> {
+/// Fails, naming the files, if the sources or the object are not those of the list.
+pub(crate) fn check(root: &Path, arch: &str) -> Result<()> {
     let list = list_path(arch);
     let text = fs::read_to_string(root.join(&list))
         .with_context(|| format!("cannot read {}: run `cargo xtask build-ebpf`", list.display()))?;
@@ -125,7 +125,9 @@ fn differing<'a>(listed: &'a Sums, found: &'a Sums) -> Vec<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{build_ebpf::ARCHITECTURES, run};
+    use xtask::run;
+
+    use crate::build_ebpf::ARCHITECTURES;
 
     #[test]
     fn committed_object_is_built_from_these_sources() -> Result<()> {

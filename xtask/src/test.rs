@@ -9,15 +9,15 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde_json::Value;
-
-use crate::{
-    build_ebpf, layers,
+use xtask::{
     packages::{self, Package},
     privilege, run,
 };
 
+use crate::{build_ebpf, layers};
+
 /// What the live tests build and trace.
-pub const LIVE_PACKAGES: [Package; 23] = [
+pub(crate) const LIVE_PACKAGES: [Package; 23] = [
     Package { names: &["g++"], purpose: "compiles the traced programs" },
     Package { names: &["libc6-dev"], purpose: "static glibc programs" },
     Package { names: &["libc6-dbg"], purpose: "debug files to find by build id" },
@@ -71,15 +71,15 @@ const INSTEAD: &str = "run `cargo xtask test --no-root` for the tests that need 
 
 /// Options of `test`.
 #[derive(Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Leave out the live tests, which attach probes and so need root
     #[arg(long)]
     no_root: bool,
 }
 
-/// Runs all checks in order; the quick static ones end the run where they fail, the tests are all
+/// Runs all checks in order; the quick static ones end the run if they fail, the tests are all
 /// run.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     if !options.no_root {
         privilege::as_root("true", INSTEAD)?;
         packages::ensure(&LIVE_PACKAGES)?;

@@ -108,7 +108,8 @@ pub unsafe fn publish(word: *mut u64, value: u64) {
     let _ = unsafe { core::intrinsics::atomic_xchg::<u64, ORDER>(word, value) };
 }
 
-/// Loads a word after all that was loaded before, by an addition of nothing, which is a full barrier.
+/// Loads a word after all that was loaded before, by an addition of nothing, which is a full
+/// barrier.
 ///
 /// # Safety
 /// `word` is an aligned word of a map's value.

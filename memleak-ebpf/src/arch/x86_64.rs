@@ -98,8 +98,8 @@ pub fn caller_of(ctx: &RetProbeContext) -> CallerFrame {
     unsafe { CallerFrame { ip: (*ctx.regs).rip, sp: (*ctx.regs).rsp, fp: (*ctx.regs).rbp } }
 }
 
-/// Stores a word that says what was stored, or read, before: other CPUs see it after that. Stores are
-/// in order here (Intel SDM, volume 3, 9.2.2).
+/// Stores a word that says what was stored, or read, before: other CPUs see it after that. Stores
+/// are in order here (Intel SDM, volume 3, 9.2.2).
 ///
 /// # Safety
 /// `word` is an aligned word of a map's value.

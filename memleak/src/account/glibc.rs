@@ -1,13 +1,13 @@
 //! What is free inside glibc's arenas, read from outside (malloc/malloc.c and malloc/arena.c, 2.26
 //! to 2.42).
 //!
-//! A heap is a row of chunks, each with its size before it: the main arena's is what lies behind
+//! A heap is a row of chunks, each with its size before it: the main arena's is what lies after
 //! the break, those of others begin at multiples of 64 MiB with a `heap_info`. So nothing need be
 //! known of glibc's own variables, which have no symbols in a stripped library. A chunk is free if
-//! the one behind it says so, or if it is small and its first word leads on as those of fastbins
+//! the one after it says so, or if it is small and its first word leads on as those of fastbins
 //! and tcaches do, which stay marked as used.
 //!
-//! The target goes on meanwhile: what makes no sense ends a stretch, and the next begins at a block
+//! The target runs meanwhile: what makes no sense ends a stretch, and the next begins at a block
 //! that we know, or at a chunk that was seen before.
 
 use std::ops::Range;
@@ -30,7 +30,7 @@ const HEADER: u64 = 16;
 const MAX_CACHED: u64 = 0x420;
 /// `struct tcache_perthread_struct` as a chunk, since 2.30.
 const TCACHE_CHUNK: u64 = 0x290;
-/// Where behind its `malloc_state` (2,200 bytes) an arena's first chunk may begin.
+/// Where after its `malloc_state` (2,200 bytes) an arena's first chunk may begin.
 const FIRST_CHUNK: Range<u64> = 0x700..0xb00;
 /// Chunks that must follow each other for a first one to be believed.
 const CHAIN: usize = 4;
@@ -51,13 +51,13 @@ const WINDOW: u64 = 64 << 10;
 struct Heap {
     /// All of it, with what is before the first chunk.
     range: Range<u64>,
-    /// The first chunk, where it was found.
+    /// The first chunk, if it was found.
     first: Option<u64>,
 }
 
 /// What was found of a process's arenas. Ranges are in order and do not overlap.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Arenas {
+pub(super) struct Arenas {
     /// The heaps.
     pub heaps: Vec<Range<u64>>,
     /// Free chunks.
@@ -75,7 +75,7 @@ pub struct Arenas {
 
 /// What was found in a part of a heap.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cell {
+pub(super) struct Cell {
     /// All of it.
     pub range: Range<u64>,
     /// Bytes of free chunks.
@@ -88,12 +88,12 @@ pub struct Cell {
 
 /// Where arenas may be.
 #[derive(Debug)]
-pub struct HeapPlaces<'a> {
-    /// What lies behind the break; empty where nothing does.
+pub(super) struct HeapPlaces<'a> {
+    /// What lies after the break; empty if nothing does.
     pub main: Range<u64>,
     /// Anonymous memory that can be written, in order.
     pub writable: &'a [Range<u64>],
-    /// No other allocator may have what lies behind the break.
+    /// No other allocator may have what lies after the break.
     pub is_sure: bool,
     /// Chunks that were seen before, in order.
     pub anchors: &'a [u64],
@@ -113,7 +113,7 @@ impl HeapPlaces<'_> {
 }
 
 /// Looks at the arenas. `blocks`: the addresses of known blocks, in order.
-pub fn read_arenas(
+pub(super) fn read_arenas(
     memory: &dyn ReadMemory,
     resident: &Resident,
     places: &HeapPlaces<'_>,
@@ -147,7 +147,7 @@ pub fn read_arenas(
 }
 
 /// `amount * part / whole`.
-pub fn scaled(amount: u64, part: u64, whole: u64) -> u64 {
+pub(super) fn scaled(amount: u64, part: u64, whole: u64) -> u64 {
     (u128::from(amount) * u128::from(part)).checked_div(u128::from(whole)).unwrap_or(0) as u64
 }
 
@@ -169,7 +169,7 @@ fn stretches(heap: &Heap, size: u64, share: u64, knows_some: bool) -> Vec<(Range
         .collect()
 }
 
-/// Adds a range behind the others, joined to the last where they touch.
+/// Adds a range after the others, joined to the last if they touch.
 fn push(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
     match ranges.last_mut() {
         _ if range.is_empty() => {}
@@ -283,7 +283,7 @@ impl ChunkWalk<'_, '_> {
         }
     }
 
-    /// The first chunk in a range that is known: of a block, or from before, where it makes sense
+    /// The first chunk in a range that is known: of a block, or from before, if it makes sense
     /// still.
     fn resume(&mut self, next_block: &mut usize, range: Range<u64>, heap: &Heap) -> Option<u64> {
         while self.blocks.get(*next_block).is_some_and(|block| *block < range.start + HEADER) {
@@ -300,12 +300,12 @@ impl ChunkWalk<'_, '_> {
         anchor.or(of_block)
     }
 
-    /// Looks at one chunk and gives its end; `None` where it makes no sense.
+    /// Looks at one chunk and gives its end; `None` if it makes no sense.
     fn chunk(&mut self, at: u64, heap: &Heap, is_known: bool) -> Option<u64> {
         let size = chunk_size(self.window.word(at + 8)?)?;
         let end = at.checked_add(size).filter(|end| *end <= heap.range.end)?;
         let is_top = end == heap.range.end;
-        // A chunk behind this one that is not in memory says nothing.
+        // A chunk after this one that is not in memory says nothing.
         let is_used = !is_top && self.window.word(end + 8)? & PREV_INUSE != 0;
         let is_tcache = !is_known && size == TCACHE_CHUNK && is_used && self.is_tcache(at + HEADER);
         let is_free = !is_known && (!is_used || (size <= MAX_CACHED && self.leads_on(at + HEADER)));

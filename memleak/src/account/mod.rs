@@ -42,7 +42,7 @@ pub struct Memory {
     pub rss_growth: i64,
     /// Outstanding blocks and mappings that we see.
     pub outstanding_resident: u64,
-    /// Free inside the allocator, where that can be read.
+    /// Free inside the allocator, if that can be read.
     pub allocator_free: Option<u64>,
     /// What the allocator has mapped for itself: headers and rounding, and, where it cannot be
     /// read, what is free in it.
@@ -138,7 +138,7 @@ impl Accounts {
         is_final || self.last.is_none_or(|(at, took)| at.elapsed() >= took * SHARE)
     }
 
-    /// The account of these processes; `None` where none of them can be read.
+    /// The account of these processes; `None` if none of them can be read.
     pub fn make(&mut self, processes: Vec<AccountedProcess>) -> Option<Memory> {
         let began = Instant::now();
         let living: HashSet<u32> = processes.iter().map(|process| process.space).collect();

@@ -41,7 +41,7 @@ pub struct Allocators {
 
 /// What stays of one reading for the next.
 #[derive(Clone, Debug, Default)]
-pub struct Remembered {
+pub(super) struct Remembered {
     /// Stacks of threads: one that runs at the moment does not say where its stack is.
     stacks: Vec<Range<u64>>,
     /// Mappings in which an allocator that we cannot read has handed out blocks.
@@ -55,7 +55,7 @@ pub struct Remembered {
 
 impl Remembered {
     /// Of a process of which nothing is older than its account.
-    pub fn of_new_program() -> Self {
+    pub(super) fn of_new_program() -> Self {
         Self { older: Some(Vec::new()), ..Self::default() }
     }
 }
@@ -67,12 +67,12 @@ const FIRST_BUDGET: u64 = 1 << 30;
 
 /// Resident bytes by whose they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryParts {
+pub(super) struct MemoryParts {
     /// All.
     pub rss: u64,
     /// Outstanding blocks and mappings that we know.
     pub outstanding: u64,
-    /// Free inside the allocator, where that can be read.
+    /// Free inside the allocator, if that can be read.
     pub free: Option<u64>,
     /// What else the allocator has.
     pub allocator: u64,
@@ -92,7 +92,7 @@ pub struct MemoryParts {
 }
 
 /// Measures process `pid`, which has mapped `mappings`.
-pub fn measure(
+pub(super) fn measure(
     pid: u32,
     mappings: &[Mapping],
     store: &ObjectStore,
@@ -120,7 +120,7 @@ fn resident(pid: u32, mappings: &[Mapping]) -> io::Result<Resident> {
     let mut runs = Vec::new();
     // Mappings that touch are read as one: a target may have tens of thousands.
     let mut joined: Option<Range<u64>> = None;
-    // x86-64's vsyscall is listed, too, and lies in the kernel's half.
+    // x86-64's vsyscall is also listed, and lies in the kernel's half.
     for mapping in mappings.iter().filter(|mapping| mapping.end <= 1 << 63) {
         match &mut joined {
             Some(range) if range.end == mapping.start => range.end = mapping.end,
@@ -197,7 +197,7 @@ impl MemorySource<'_> {
         (mapping.backing == Backing::Other && mapping.inode == 0).then_some(mapping.start..mapping.end)
     }
 
-    /// What lies behind the break: mappings that touch, from its start on.
+    /// What lies after the break: mappings that touch, from its start on.
     fn heap(&self) -> Range<u64> {
         let behind = self.anonymous().skip_while(|mapping| mapping.end <= self.break_start);
         let mut heap = self.break_start..self.break_start;

@@ -5,27 +5,27 @@ use std::ops::Range;
 
 /// Bytes in memory that nobody has claimed yet: runs that do not touch, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resident(Vec<Range<u64>>);
+pub(super) struct Resident(Vec<Range<u64>>);
 
 impl Resident {
     /// Of runs in order of address.
-    pub fn new(runs: Vec<Range<u64>>) -> Self {
+    pub(super) fn new(runs: Vec<Range<u64>>) -> Self {
         Self(runs)
     }
 
     /// How many bytes are left.
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.0.iter().map(|run| run.end - run.start).sum()
     }
 
     /// The run that `address` lies in.
-    pub fn run_at(&self, address: u64) -> Option<Range<u64>> {
+    pub(super) fn run_at(&self, address: u64) -> Option<Range<u64>> {
         let at = self.0.partition_point(|run| run.end <= address);
         self.0.get(at).filter(|run| run.start <= address).cloned()
     }
 
     /// The parts of the runs that lie in `range`, in order.
-    pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    pub(super) fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let first = self.0.partition_point(|run| run.end <= range.start);
         let runs =
             self.0.get(first..).unwrap_or_default().iter().take_while(move |run| run.start < range.end);
@@ -33,13 +33,13 @@ impl Resident {
     }
 
     /// How many bytes are left in `range`.
-    pub fn bytes_within(&self, range: Range<u64>) -> u64 {
+    pub(super) fn bytes_within(&self, range: Range<u64>) -> u64 {
         self.within(range).map(|run| run.end - run.start).sum()
     }
 
     /// Gives out what is left of `claims`, which are in order of their first addresses and may
     /// overlap. How many bytes it was.
-    pub fn take(&mut self, claims: impl IntoIterator<Item = Range<u64>>) -> u64 {
+    pub(super) fn take(&mut self, claims: impl IntoIterator<Item = Range<u64>>) -> u64 {
         let mut left = Vec::with_capacity(self.0.len());
         let mut claims = claims.into_iter().peekable();
         let mut taken = 0;
@@ -66,9 +66,10 @@ impl Resident {
     }
 }
 
-/// Puts claims in order.
-pub fn sorted(mut claims: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    claims.sort_unstable_by_key(|claim| (claim.start, claim.end));
+/// Puts claims in order of their first addresses.
+pub(super) fn sorted(mut claims: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    // Millions of blocks, by the digits of their addresses: a comparison takes five times as long.
+    radsort::sort_by_key(&mut claims, |claim| claim.start);
     claims
 }
 

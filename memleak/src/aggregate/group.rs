@@ -41,7 +41,7 @@ pub struct Group {
     pub oldest_ns: u64,
     /// Age of the newest, in nanoseconds.
     pub newest_ns: u64,
-    /// Bytes (of a resource without size: how many) now minus those in the report before (0 where
+    /// Bytes (of a resource without size: how many) now minus those in the report before (0 if
     /// it was not in it).
     pub growth: i128,
     /// It is among the top groups of its table.

@@ -303,7 +303,7 @@ fn each_table_has_its_own_top_and_what_has_no_size_goes_by_count() {
     assert_eq!(groups, [(mmap, 3, 1), (heap, 2, 1), (fd, 2, 2), (fd, 1, 1)]);
     assert_eq!(by_resource(&result), [("heap", 3, 2), ("mmap", 4096, 1), ("fd", 0, 3)]);
     assert_eq!((result.totals.bytes, result.totals.count), (4099, 6));
-    // Descriptors are listed without -a, too: their summary needs them.
+    // Descriptors are also listed without -a: their summary needs them.
     let listed: Vec<bool> = top(&result).map(|group| group.allocations.is_some()).collect();
     assert_eq!(listed, [false, false, true, true]);
     // The others follow in their table.

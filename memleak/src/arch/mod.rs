@@ -51,7 +51,7 @@ impl Machine {
     }
 
     /// Chooses the place for the probes of one function: `code` is the whole of it, this machine's
-    /// code found at `vaddr`. Bit N of `arguments_read` is set where the programs read argument N.
+    /// code found at `vaddr`. Bit N of `arguments_read` is set if the programs read argument N.
     pub fn place(self, code: &[u8], vaddr: u64, arguments_read: u8) -> Placement {
         match self {
             Self::X86_64 => x86_64::placement::place(code, vaddr, arguments_read),

@@ -25,7 +25,7 @@ use super::{
 const ANSWERS: &str = "BIRTH_ANSWERS";
 
 /// The ring buffer and the places for answers. Several threads read it, each notice once.
-pub struct Births {
+pub(crate) struct Births {
     ring: Mutex<RingBuf<MapData>>,
     fd: RawFd,
     answers: NonNull<AtomicU64>,
@@ -49,13 +49,13 @@ impl Births {
     }
 
     /// A descriptor that is readable when there is a notice.
-    pub fn fd(&self) -> RawFd {
+    pub(crate) fn fd(&self) -> RawFd {
         self.fd
     }
 
     /// Hands the next notice to `with`; says whether there was one. Nobody else is handed one
     /// meanwhile: if there is none, all that were told before have been dealt with.
-    pub fn next(&self, with: impl FnOnce(&Event)) -> bool {
+    pub(crate) fn next(&self, with: impl FnOnce(&Event)) -> bool {
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(item) = ring.next() else { return false };
         if item.len() >= size_of::<Event>() {
@@ -66,7 +66,7 @@ impl Births {
     }
 
     /// Lets the thread go on that has told of this birth.
-    pub fn answer(&self, event: &Event) {
+    pub(crate) fn answer(&self, event: &Event) {
         if let Some(place) = event.resource.checked_sub(1).filter(|place| *place < MAX_HELD) {
             // SAFETY: so many words are mapped.
             unsafe { self.answers.add(place as usize).as_ref() }.store(event.time_ns, Ordering::Release);

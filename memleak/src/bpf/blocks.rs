@@ -30,7 +30,7 @@ const MAX_BYTES: u64 = 2 << 30;
 const MEMORY_PART: u64 = 4;
 
 /// The table.
-pub struct Blocks {
+pub(super) struct Blocks {
     /// The map of segments.
     outer: OwnedFd,
     header: Array<Header>,
@@ -57,13 +57,21 @@ impl Blocks {
         Ok(blocks)
     }
 
-    /// Programs have found the table full: adds a segment, if they were many and there is memory for
-    /// it.
+    /// Programs have found the table full: adds a segment, if they were many and there is memory
+    /// for it.
     pub(super) fn overflow(&mut self) {
         let overflowed = self.overflowed_word().load(Ordering::Relaxed);
         let newest = places(self.newest());
         if !self.segments.is_empty() && overflowed - self.overflowed >= newest / OVERFLOW_PART {
             self.overflowed = overflowed;
+            self.grow();
+        }
+    }
+
+    /// Records were read, so many of them in the newest segment: adds one in time.
+    pub(super) fn read_newest(&mut self, records: u64) {
+        const PART: u64 = 2;
+        if !self.segments.is_empty() && records > places(self.newest()) / PART {
             self.grow();
         }
     }
@@ -127,18 +135,21 @@ impl Blocks {
     }
 
     /// Hands each record to `each` that is there from before this call until after it, and others
-    /// or not; calls `between` now and then.
+    /// or not; calls `between` now and then. Gives how many there were in the newest segment.
     pub(super) fn for_each(
         &self,
         mut each: impl FnMut(&AllocationKey, &Allocation),
         mut between: impl FnMut(),
-    ) {
+    ) -> u64 {
+        let mut newest = 0;
         const AT_ONCE: u32 = 4096;
         for segment in &self.segments {
+            newest = 0;
             for index in 0..segment.len() {
                 let set = Places(segment.at(index).as_ptr());
                 for way in 0..WAYS {
                     if let Some(record) = set.read(way) {
+                        newest += 1;
                         each(&record.key, &record.allocation);
                     }
                 }
@@ -147,6 +158,7 @@ impl Blocks {
                 }
             }
         }
+        newest
     }
 
     /// Removes the record of a key with this birth; says whether it was there. Nobody may be

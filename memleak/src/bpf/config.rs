@@ -13,7 +13,7 @@ use crate::{probe::table::Row, proc::btf};
 
 /// How stacks are walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Walk {
+pub(crate) enum Walk {
     /// By unwind tables.
     Tables {
         /// Frames that no table describes are left by the frame pointer. A kernel that refuses the
@@ -28,7 +28,7 @@ pub enum Walk {
 
 /// What a run asks of the programs.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// What is traced.
     pub resources: Vec<Resource>,
     /// Smallest size, bytes.
@@ -59,18 +59,22 @@ pub struct Config {
     pub verbosity: u8,
 }
 
-/// Entries of the map `ALLOCATIONS` if no maximum is given: for what is not a heap block, and for
-/// those that find no place in their table.
+/// Entries of the map `ALLOCATIONS` if no maximum is given, where it is for all that is traced.
 const HASHED: u32 = 1_000_000;
+/// Where it is for mappings, and for the heap blocks that find no place in their table until that
+/// has grown. Each entry takes time at each report, whether it is used or not.
+const HASHED_BESIDE_BLOCKS: u32 = 1 << 18;
 
 impl Config {
     /// Entries of the map `ALLOCATIONS`.
-    pub fn hashed(&self) -> u32 {
-        self.max_allocs.unwrap_or(HASHED)
+    pub(crate) fn hashed(&self) -> u32 {
+        let of_memory = |resource: &Resource| matches!(resource, Resource::Heap | Resource::Mmap);
+        let hashed = if self.resources.iter().all(of_memory) { HASHED_BESIDE_BLOCKS } else { HASHED };
+        self.max_allocs.unwrap_or(hashed)
     }
 
     /// Stacks are walked by unwind tables.
-    pub fn walks_tables(&self) -> bool {
+    pub(crate) fn walks_tables(&self) -> bool {
         matches!(self.walk, Walk::Tables { .. }) && !self.traps_only
     }
 }
@@ -95,6 +99,9 @@ pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings
     }
     if config.follow_forks {
         bits |= flags::FOLLOW_FORKS;
+    }
+    if !takes_types() {
+        bits |= flags::HASH_ALONE;
     }
     let task = match task_offsets() {
         Err(error) if config.follow_forks => return Err(BpfError::NoBtf(error.to_string())),
@@ -146,10 +153,15 @@ fn task_offsets() -> io::Result<TaskOffsets> {
     })
 }
 
+/// The kernel takes type information of programs.
+pub(super) fn takes_types() -> bool {
+    aya::features().btf().is_some()
+}
+
 /// Threads of the target can wait for us: the kernel has `bpf_loop` and takes the type information
 /// that it needs, and there is another CPU for us to answer on.
 fn may_hold() -> bool {
-    if aya::features().btf().is_none() {
+    if !takes_types() {
         return false;
     }
     let has_loop = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 17, 0));
@@ -157,7 +169,7 @@ fn may_hold() -> bool {
 }
 
 /// Threads of ours that answer births: one more than may wait, on a processor each.
-pub fn answering_threads() -> usize {
+pub(crate) fn answering_threads() -> usize {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     cpus.min(MAX_HELD as usize + 1)
 }

@@ -24,14 +24,14 @@ use crate::proc::clock::monotonic_ns;
 const MAP: &str = "EPOCH";
 
 /// The epoch, and what is told while it is odd.
-pub struct Epoch {
+pub(super) struct Epoch {
     word: Word,
     moved: RingBuf<MapData>,
     grace: Grace,
 }
 
 /// A reading that is under way: it ends with [`Epoch::end`].
-pub struct Reading {
+pub(super) struct Reading {
     /// The moment: CLOCK_MONOTONIC nanoseconds.
     pub time_ns: u64,
     /// By so many nanoseconds the moment may have been later, at most.
@@ -42,7 +42,7 @@ pub struct Reading {
 
 impl Epoch {
     /// Takes the maps of the loaded object.
-    pub fn open(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
+    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
         let moved = ring(ebpf, "MOVED")?;
         let Some(Map::Array(map)) = ebpf.map(MAP) else { return Err(BpfError::Missing(MAP)) };
         let word = Word::open(map.fd().as_fd()).map_err(|error| map_error(MAP, &error))?;
@@ -52,7 +52,7 @@ impl Epoch {
 
     /// Makes the cut, and waits until the programs that have not seen it have ended. What they have
     /// sent is there then.
-    pub fn begin(&mut self) -> Result<Reading, BpfError> {
+    pub(super) fn begin(&mut self) -> Result<Reading, BpfError> {
         let epoch = (self.word.get().load(Ordering::Relaxed) + 1) | 1;
         let time_ns = monotonic_ns();
         self.word.get().store(epoch, Ordering::SeqCst);
@@ -66,7 +66,7 @@ impl Epoch {
     }
 
     /// Records that have left their place since the cut, as far as they were told by now.
-    pub fn take_moved(&mut self, reading: &Reading, mut each: impl FnMut(&Moved)) {
+    pub(super) fn take_moved(&mut self, reading: &Reading, mut each: impl FnMut(&Moved)) {
         while let Some(item) = self.moved.next() {
             if item.len() < size_of::<Moved>() {
                 continue;
@@ -81,13 +81,13 @@ impl Epoch {
     }
 
     /// Nothing is to be told any more. Waits until those programs have ended that do.
-    pub fn end(&mut self) -> Result<(), BpfError> {
+    pub(super) fn end(&mut self) -> Result<(), BpfError> {
         self.lower();
         self.grace.wait().map_err(|error| map_error(MAP, &error))
     }
 
     /// Ends a reading that has failed.
-    pub fn lower(&mut self) {
+    pub(super) fn lower(&mut self) {
         let epoch = self.word.get().load(Ordering::Relaxed);
         self.word.get().store(epoch.next_multiple_of(2), Ordering::SeqCst);
     }

@@ -36,7 +36,7 @@ const UNUSED: &[&str] = &[
 ];
 
 /// What was loaded and attached.
-pub struct LoadedKernelMode {
+pub(super) struct LoadedKernelMode {
     /// Programs and maps.
     pub ebpf: Ebpf,
     /// What the programs tell.
@@ -48,7 +48,7 @@ pub struct LoadedKernelMode {
 }
 
 /// Loads the programs of a plan, and attaches them.
-pub fn load(config: &Config, plan: &KernelPlan) -> Result<LoadedKernelMode, BpfError> {
+pub(super) fn load(config: &Config, plan: &KernelPlan) -> Result<LoadedKernelMode, BpfError> {
     check_kernel()?;
     let object = preallocate(OBJECT, PREALLOCATED).ok_or(BpfError::Missing("section maps"))?;
     let settings = program_settings(&Config { max_allocs: None, ..config.clone() }, &[])?;

@@ -41,7 +41,7 @@ use crate::{
 
 /// The process in which a probe fires: itself, and no child of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Scope {
+pub(crate) struct Scope {
     /// Its number in our PID namespace.
     pub pid: u32,
     /// Its place in the map `TARGETS`, which attach cookies carry.
@@ -49,7 +49,7 @@ pub struct Scope {
 }
 
 /// What is attached.
-pub struct Probes {
+pub(super) struct Probes {
     uprobes: Uprobes,
     /// See [`super::user_mode::Loaded::mends_stack`].
     mends_stack: bool,
@@ -107,7 +107,7 @@ impl HoldsLinks for Attached {
 
 /// How attaching a plan went.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Points attached.
     pub attached: usize,
     /// Points that could not be, with the reason.
@@ -127,7 +127,7 @@ enum SlotFate {
 
 impl Probes {
     /// Nothing is attached yet.
-    pub fn new(uprobes: Uprobes, mends_stack: bool) -> Self {
+    pub(super) fn new(uprobes: Uprobes, mends_stack: bool) -> Self {
         let (processes, freed) = (HashMap::new(), Vec::new());
         Self { uprobes, mends_stack, processes, count: 0, closer: None, freed }
     }
@@ -140,7 +140,7 @@ impl Probes {
     }
 
     /// Attaches what is not attached yet, in the plan's order.
-    pub fn attach(
+    pub(super) fn attach(
         &mut self,
         ebpf: &mut Ebpf,
         scope: Scope,
@@ -204,13 +204,13 @@ impl Probes {
     }
 
     /// Ends what is attached to the process with this slot, which has become another task.
-    pub fn forget(&mut self, slot: u32) {
+    pub(super) fn forget(&mut self, slot: u32) {
         self.retire(slot, SlotFate::Kept);
     }
 
     /// Ends what was attached to the process with this slot, which has ended: [`Self::closed`] will
     /// give the slot.
-    pub fn release(&mut self, slot: u32) {
+    pub(super) fn release(&mut self, slot: u32) {
         self.retire(slot, SlotFate::Freed);
     }
 
@@ -232,7 +232,7 @@ impl Probes {
     }
 
     /// Ends what is attached to the process with this slot, and waits until it has.
-    pub fn end(&mut self, slot: u32) {
+    pub(super) fn end(&mut self, slot: u32) {
         if let Some(attached) = self.processes.remove(&slot) {
             self.count -= attached.count;
             wait_for(end_with_a_child(attached.links));
@@ -240,14 +240,14 @@ impl Probes {
     }
 
     /// Waits until all links have ended that are to end.
-    pub fn finish_closing(&mut self) {
+    pub(super) fn finish_closing(&mut self) {
         if let Some(closer) = self.closer.take() {
             self.freed.extend(closer.finish());
         }
     }
 
     /// Slots of ended processes whose links have ended since this was last asked.
-    pub fn closed(&mut self) -> Vec<u32> {
+    pub(super) fn closed(&mut self) -> Vec<u32> {
         let mut closed = std::mem::take(&mut self.freed);
         closed.extend(self.closer.iter().flat_map(Closer::closed));
         closed
@@ -255,7 +255,7 @@ impl Probes {
 
     /// Attaches to a process what is attached to the one that has made it. Says whether all of it
     /// could be.
-    pub fn inherit(
+    pub(super) fn inherit(
         &mut self,
         ebpf: &mut Ebpf,
         parent: u32,
@@ -288,13 +288,16 @@ impl Probes {
     }
 
     /// The stack is mended when an exception leaves a call whose return address is replaced.
-    pub fn mends_stack(&self) -> bool {
+    pub(super) fn mends_stack(&self) -> bool {
         self.mends_stack
     }
 
     /// A call that would end the process if it switched stacks or, if the stack cannot be mended
     /// here, threw an exception; with the reason why its `ret` instructions are not probed instead.
-    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> impl Iterator<Item = (&'a AttachPoint, Unclear)> {
+    pub(super) fn dangers<'a>(
+        &self,
+        points: &'a [AttachPoint],
+    ) -> impl Iterator<Item = (&'a AttachPoint, Unclear)> {
         let mends_stack = self.mends_stack;
         let is_dangerous = move |point: &AttachPoint| match point.scope {
             RowScope::User => true,
@@ -306,17 +309,17 @@ impl Probes {
     }
 
     /// A probe fires for the threads of a process, and not for all that share its memory.
-    pub fn are_of_threads(&self) -> bool {
+    pub(super) fn are_of_threads(&self) -> bool {
         matches!(self.uprobes, Uprobes::Multi(_))
     }
 
     /// Number of probes.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.count
     }
 
     /// Ends all links, and waits until the last one has. See [`super::closer`] for how.
-    pub fn detach(&mut self) -> Duration {
+    pub(super) fn detach(&mut self) -> Duration {
         let start = Instant::now();
         self.closer = None; // what it has begun comes to its end
         self.count = 0;
@@ -326,7 +329,7 @@ impl Probes {
     }
 
     /// Programs that aya does not know of.
-    pub fn programs(&self) -> impl Iterator<Item = &OwnedFd> {
+    pub(super) fn programs(&self) -> impl Iterator<Item = &OwnedFd> {
         match &self.uprobes {
             Uprobes::Single => None,
             Uprobes::Multi(programs) => Some(programs.loaded()),

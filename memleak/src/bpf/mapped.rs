@@ -8,10 +8,10 @@ use memleak_common::{
 };
 use rustc_hash::FxHashSet;
 
-use super::{blocks::Blocks, error::BpfError, unwind_maps::Array};
+use super::{blocks::Blocks, config::takes_types, error::BpfError, unwind_maps::Array};
 
 /// The maps of user mode that are read without a system call.
-pub struct Mapped {
+pub(super) struct Mapped {
     /// The table of heap blocks.
     pub(super) blocks: Blocks,
     threads: Array<ThreadPlace>,
@@ -22,7 +22,7 @@ impl Mapped {
     /// Maps them. `max_memory`: see [`Blocks::open`].
     pub(super) fn open(ebpf: &Ebpf, max_memory: Option<u64>) -> Result<Self, BpfError> {
         Ok(Self {
-            blocks: Blocks::open(ebpf, max_memory)?,
+            blocks: Blocks::open(ebpf, if takes_types() { max_memory } else { Some(0) })?,
             threads: Array::open(ebpf, "THREAD_PLACES")?,
             walks: Array::open(ebpf, "CACHED_WALKS")?,
         })

@@ -39,11 +39,11 @@ mod user_mode;
 
 use std::time::Duration;
 
-pub use births::Births;
-pub use config::{Config, Walk, answering_threads};
-pub use error::BpfError;
-pub use links::Scope;
-pub use tracer::{Tracer, UserStart};
+pub(crate) use births::Births;
+pub(crate) use config::{Config, Walk, answering_threads};
+pub(crate) use error::BpfError;
+pub(crate) use links::Scope;
+pub(crate) use tracer::{Tracer, UserStart};
 
 /// Longest time that a process is held at its birth.
-pub const HOLD: Duration = Duration::from_nanos(memleak_common::settings::HOLD_BIRTH_NS);
+pub(crate) const HOLD: Duration = Duration::from_nanos(memleak_common::settings::HOLD_BIRTH_NS);

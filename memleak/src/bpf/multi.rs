@@ -35,7 +35,7 @@ use super::{
 };
 
 /// Programs of the object, loaded for `uprobe_multi`.
-pub struct MultiPrograms {
+pub(super) struct MultiPrograms {
     object: Object,
     btf: Option<OwnedFd>,
     loaded: HashMap<&'static str, (Ends, OwnedFd)>,
@@ -45,7 +45,7 @@ pub struct MultiPrograms {
 
 /// Where in calls a program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ends {
+pub(super) enum Ends {
     /// At their entries or at their returns.
     One,
     /// At both: at the entry it says whether it is to run at the return.
@@ -99,7 +99,7 @@ impl LinkAttributes {
 
 impl MultiPrograms {
     /// Prepares the programs of `object`, whose maps `ebpf` has made; none is loaded yet.
-    pub fn prepare(object: &[u8], ebpf: &Ebpf) -> Result<Self, BpfError> {
+    pub(super) fn prepare(object: &[u8], ebpf: &Ebpf) -> Result<Self, BpfError> {
         let failed = |error: &dyn std::error::Error| BpfError::Load(chain(error));
         let mut object = Object::parse(object).map_err(|error| failed(&error))?;
         let features = aya::features();
@@ -122,34 +122,58 @@ impl MultiPrograms {
     }
 
     /// Has the kernel verify a program and take it in.
-    pub fn load(&mut self, name: &'static str, ends: Ends) -> io::Result<()> {
+    pub(super) fn load(&mut self, name: &'static str, ends: Ends) -> io::Result<()> {
+        self.load_at_once(&[(name, ends)]).pop().unwrap_or(Ok(()))
+    }
+
+    /// The same for several programs, on a thread each: some take the verifier tens of milliseconds.
+    /// One result for each of them.
+    pub(super) fn load_at_once(&mut self, wanted: &[(&'static str, Ends)]) -> Vec<io::Result<()>> {
+        let this = &*self;
+        let loaded: Vec<io::Result<OwnedFd>> = match wanted {
+            [(name, ends)] => vec![this.load_apart(name, *ends)],
+            _ => std::thread::scope(|scope| {
+                let threads: Vec<_> =
+                    wanted.iter().map(|(name, ends)| scope.spawn(|| this.load_apart(name, *ends))).collect();
+                let join = |thread: std::thread::ScopedJoinHandle<'_, io::Result<OwnedFd>>| {
+                    thread.join().unwrap_or_else(|_| Err(io::Error::other("the loading thread has panicked")))
+                };
+                threads.into_iter().map(join).collect()
+            }),
+        };
+        let keep = |(fd, (name, ends)): (io::Result<OwnedFd>, &(&'static str, Ends))| {
+            self.loaded.insert(name, (*ends, fd?));
+            Ok(())
+        };
+        loaded.into_iter().zip(wanted).map(keep).collect()
+    }
+
+    fn load_apart(&self, name: &'static str, ends: Ends) -> io::Result<OwnedFd> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no program {name}"));
         let program = self.object.programs.get(name).ok_or_else(missing)?;
         let function = self.object.functions.get(&program.function_key()).ok_or_else(missing)?;
-        let fd = load_program(name, &program.license, function, self.btf.as_ref(), ends)?;
-        self.loaded.insert(name, (ends, fd));
-        Ok(())
+        load_program(name, &program.license, function, self.btf.as_ref(), ends)
     }
 
     /// All is loaded: links are made by a child of ours from now on.
-    pub fn start_maker(&mut self) {
+    pub(super) fn start_maker(&mut self) {
         let programs: Vec<RawFd> = self.loaded().map(|program| program.as_raw_fd()).collect();
         let maker = Maker::start(LinkAttributes::LAYOUT, &programs);
         self.maker = maker.inspect_err(|error| log::debug!("links are made by ourselves: {error}")).ok();
     }
 
     /// All that were loaded.
-    pub fn loaded(&self) -> impl Iterator<Item = &OwnedFd> {
+    pub(super) fn loaded(&self) -> impl Iterator<Item = &OwnedFd> {
         self.loaded.values().map(|(_, fd)| fd)
     }
 
     /// One program serves both ends of calls.
-    pub fn serves_both_ends(&self) -> bool {
+    pub(super) fn serves_both_ends(&self) -> bool {
         self.loaded.values().any(|(ends, _)| *ends == Ends::Both)
     }
 
     /// Attaches a program to places (offset in the file, cookie) of one file, in one process.
-    pub fn attach(
+    pub(super) fn attach(
         &self,
         name: &str,
         is_return: bool,

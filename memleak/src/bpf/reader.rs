@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// What is kept from one snapshot to the next.
-pub struct Reader {
+pub(super) struct Reader {
     /// By attach cookie.
     rows: Vec<ProbeRow>,
     /// `None` if descriptors are not traced, or not all of them.
@@ -49,6 +49,8 @@ pub struct Reader {
     /// The same, after the cut of the snapshot that is being made.
     released_later: Vec<Release>,
     epoch: Epoch,
+    /// Memory for the next reading: to get it anew takes as long as to read.
+    spare: Vec<Outstanding>,
     /// `None` in kernel mode.
     mapped: Option<Mapped>,
     /// Records that were dead, and removed by us: released, though not by their own start.
@@ -101,7 +103,12 @@ impl Reader {
     /// Has read nothing yet. `rows` are those that the BPF side has. `checks_descriptors`: all
     /// descriptors are traced, and are to be compared with what the processes have open.
     /// `stack_storage_size`: entries of the map `STACKS`.
-    pub fn new(epoch: Epoch, rows: Vec<ProbeRow>, checks_descriptors: bool, stack_storage_size: u32) -> Self {
+    pub(super) fn new(
+        epoch: Epoch,
+        rows: Vec<ProbeRow>,
+        checks_descriptors: bool,
+        stack_storage_size: u32,
+    ) -> Self {
         let descriptors = checks_descriptors.then(Descriptors::default);
         Self {
             rows,
@@ -110,6 +117,7 @@ impl Reader {
             ranges: Ranges::default(),
             released_later: Vec::new(),
             epoch,
+            spare: Vec::new(),
             mapped: None,
             removed: 0,
             skipped_runs: 0,
@@ -121,19 +129,29 @@ impl Reader {
     }
 
     /// Reads these maps as well.
-    pub fn set_mapped(&mut self, mapped: Mapped) {
+    pub(super) fn set_mapped(&mut self, mapped: Mapped) {
         self.mapped = Some(mapped);
     }
 
+    /// The records of a snapshot are done with: their memory serves the next one.
+    pub(super) fn give_back(&mut self, mut outstanding: Vec<Outstanding>) {
+        /// Records: 128 MiB. More are not worth to be kept.
+        const MOST: usize = 2 << 20;
+        if outstanding.capacity() <= MOST {
+            outstanding.clear();
+            self.spare = outstanding;
+        }
+    }
+
     /// Programs have found the table of heap blocks full.
-    pub fn overflow(&mut self) {
+    pub(super) fn overflow(&mut self) {
         if let Some(mapped) = &mut self.mapped {
             mapped.blocks.overflow();
         }
     }
 
     /// The kernel's own things count.
-    pub fn of_kernel(epoch: Epoch, stack_storage_size: u32) -> Self {
+    pub(super) fn of_kernel(epoch: Epoch, stack_storage_size: u32) -> Self {
         let mut reader = Self::new(epoch, Vec::new(), false, stack_storage_size);
         reader.stacks = StackStore::new(stack_storage_size, true);
         reader.owners.insert(KERNEL_SPACE, State::Living);
@@ -141,7 +159,7 @@ impl Reader {
     }
 
     /// A process is about to be traced: who owns what it acquires.
-    pub fn add_target(&mut self, owner: Owner, pid: u32, end: &PidFd) {
+    pub(super) fn add_target(&mut self, owner: Owner, pid: u32, end: &PidFd) {
         self.owners.insert(owner.space, State::Living);
         if owner.process == 0 {
             return;
@@ -154,7 +172,7 @@ impl Reader {
 
     /// Owners that have ended with a process. What they held is theirs for good; [`Reader::clear`]
     /// is to be called some time.
-    pub fn ended(&mut self, owners: &[u32]) {
+    pub(super) fn ended(&mut self, owners: &[u32]) {
         for owner in owners {
             self.owners.insert(*owner, State::Ended);
             if let Some(descriptors) = &mut self.descriptors {
@@ -165,7 +183,7 @@ impl Reader {
 
     /// Owners that have ended and hold nothing, as far as is known for good; they are forgotten
     /// here.
-    pub fn take_released(&mut self) -> Vec<u32> {
+    pub(super) fn take_released(&mut self) -> Vec<u32> {
         let holding = self.ended.owners();
         let folded = |state: &State| *state == State::Folded;
         self.owners
@@ -175,19 +193,19 @@ impl Reader {
     }
 
     /// See [`Ended::take_old`].
-    pub fn take_old_ended(&mut self) -> Option<Snapshot> {
+    pub(super) fn take_old_ended(&mut self) -> Option<Snapshot> {
         self.ended.take_old()
     }
 
     /// A range was released.
-    pub fn released(&mut self, release: &Release) {
+    pub(super) fn released(&mut self, release: &Release) {
         self.ranges.release(release);
     }
 
     /// A process has replaced its program and owns memory by a new number from now on. What was
     /// acquired in the `old` space, if nobody else lives there, is void, and so are the descriptors
     /// that are not open any more. [`Reader::clear`] is to be called some time.
-    pub fn replaced(&mut self, pid: u32, owner: Owner, old: Option<u32>) {
+    pub(super) fn replaced(&mut self, pid: u32, owner: Owner, old: Option<u32>) {
         self.owners.insert(owner.space, State::Living);
         if let Some(old) = old {
             self.void.insert(old);
@@ -204,7 +222,7 @@ impl Reader {
     }
 
     /// Something is to be done by [`Self::clear`].
-    pub fn is_unclear(&self) -> bool {
+    pub(super) fn is_unclear(&self) -> bool {
         !self.void.is_empty()
             || !self.replaced.is_empty()
             || self.owners.values().any(|state| *state == State::Ended)
@@ -213,7 +231,7 @@ impl Reader {
     /// Takes the records out of the kernel's table that nobody can release any more: those that
     /// execs have made void go, those of owners that have ended become ours. Reads all records, so
     /// one call serves many processes: a build has hundreds in a second.
-    pub fn clear(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<(), BpfError> {
+    pub(super) fn clear(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<(), BpfError> {
         if self.is_unclear() { self.read(ebpf, events).map(drop) } else { Ok(()) }
     }
 
@@ -261,7 +279,7 @@ impl Reader {
     }
 
     /// Uses up the releases of ranges between two reports, if so many have come that they weigh.
-    pub fn apply_releases(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<(), BpfError> {
+    pub(super) fn apply_releases(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<(), BpfError> {
         if self.ranges.is_large() { self.read(ebpf, events).map(drop) } else { Ok(()) }
     }
 
@@ -277,11 +295,15 @@ impl Reader {
         let counted = Stats::read(ebpf);
         let known = |owner| self.owners.contains_key(&owner) || self.void.contains(&owner);
         let tables = records::outstanding(
+            std::mem::take(&mut self.spare),
             (ebpf, self.mapped.as_ref()),
             (&mut self.epoch, &reading),
             known,
             &self.rows,
         )?;
+        if let Some(mapped) = &mut self.mapped {
+            mapped.blocks.read_newest(tables.newest_blocks);
+        }
         let counted = counted?;
         let applied = self.ranges.apply(tables.outstanding);
         let dead_elsewhere = self.remove_dead(ebpf, &applied.dead)?;
@@ -302,17 +324,17 @@ impl Reader {
     }
 
     /// One stack.
-    pub fn stack(&mut self, ebpf: &Ebpf, id: u64) -> Result<Option<&Stack>, BpfError> {
+    pub(super) fn stack(&mut self, ebpf: &Ebpf, id: u64) -> Result<Option<&Stack>, BpfError> {
         self.stacks.get(ebpf, id)
     }
 
     /// When [`Self::collect_stacks`] is to be called; `None` while there is room for stacks.
-    pub fn collection_due(&self, ebpf: &Ebpf) -> Result<Option<Instant>, BpfError> {
+    pub(super) fn collection_due(&self, ebpf: &Ebpf) -> Result<Option<Instant>, BpfError> {
         Ok(self.stacks.due(Stats::read(ebpf)?.get(Stat::StoredStacks)))
     }
 
     /// Removes stacks that nothing refers to.
-    pub fn collect_stacks(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<(), BpfError> {
+    pub(super) fn collect_stacks(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<(), BpfError> {
         let began = Instant::now();
         let read = self.read(ebpf, events)?;
         self.collect(ebpf, &read.outstanding, read.other_stacks, began)
@@ -346,7 +368,7 @@ impl Reader {
     }
 
     /// Everything that was outstanding at one moment, the present one.
-    pub fn snapshot(
+    pub(super) fn snapshot(
         &mut self,
         ebpf: &Ebpf,
         probes: &Probes,

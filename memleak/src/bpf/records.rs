@@ -1,5 +1,5 @@
-//! The records of what is outstanding (the table of heap blocks and the map `ALLOCATIONS`), and those
-//! that calls in progress have taken out (maps `THREADS` and `CALLS`).
+//! The records of what is outstanding (the table of heap blocks and the map `ALLOCATIONS`), and
+//! those that calls in progress have taken out (maps `THREADS` and `CALLS`).
 
 use aya::Ebpf;
 use memleak_common::{
@@ -30,6 +30,8 @@ pub(super) struct ReadRecords {
     pub other_stacks: FxHashSet<u64>,
     /// Descriptors that are newer than the cut: owner and number.
     pub newer_descriptors: FxHashSet<(u32, u64)>,
+    /// Records in the newest segment of the table of heap blocks.
+    pub newest_blocks: u64,
 }
 
 /// What names a record, wherever it has moved to meanwhile. The rest of a range has another handle
@@ -42,15 +44,16 @@ fn identity(record: &Outstanding) -> Identity {
 }
 
 /// What of the owners that are `known` was outstanding at the cut: what is in the table or in a
-/// call in progress, or was told to have left it since, and is older than the cut. Ends the
-/// reading.
+/// call in progress, or was told to have left it since, and is older than the cut. Added to
+/// `outstanding`, which is empty. Ends the reading.
 pub(super) fn outstanding(
+    outstanding: Vec<Outstanding>,
     (ebpf, mapped): (&Ebpf, Option<&Mapped>),
     (epoch, reading): (&mut Epoch, &Reading),
     known: impl Fn(u32) -> bool,
     rows: &[ProbeRow],
 ) -> Result<ReadRecords, BpfError> {
-    let mut read = ReadRecords::default();
+    let mut read = ReadRecords { outstanding, ..ReadRecords::default() };
     let mut told: FxHashMap<Identity, Outstanding> = FxHashMap::default();
     let mut take_moved = |epoch: &mut Epoch| {
         epoch.take_moved(reading, |moved| {
@@ -79,7 +82,7 @@ fn read_tables(
     read: &mut ReadRecords,
     mut between: impl FnMut(),
 ) -> Result<(), BpfError> {
-    let ReadRecords { outstanding, other_stacks, newer_descriptors } = read;
+    let ReadRecords { outstanding, other_stacks, newer_descriptors, newest_blocks } = read;
     // Blocks that a call in progress has taken out (realloc): still acquired, until it returns.
     let mut add_taken_out = |owner: Owner, call: &PendingCall| {
         if call.has_released == TAKEN_OUT
@@ -118,7 +121,7 @@ fn read_tables(
         }
     };
     if let Some(mapped) = mapped {
-        mapped.blocks.for_each(&mut add, &mut between);
+        *newest_blocks = mapped.blocks.for_each(&mut add, &mut between);
     }
     sys::for_each_entry_with(fd(ebpf, "ALLOCATIONS")?, add, &mut between)
         .map_err(|error| map_error("ALLOCATIONS", &error))

@@ -22,7 +22,7 @@ use super::{
 const CONTROL_BYTES: usize = 4 << 20;
 
 /// Readers of the ring buffers of events.
-pub struct Events {
+pub(super) struct Events {
     /// All that is not a line of `-t`: few, and none may be lost.
     control: RingBuf<MapData>,
     /// Lines of `-t`.
@@ -35,7 +35,7 @@ pub struct Events {
 
 impl Events {
     /// Takes the maps out of the loaded object.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
         let (control, trace) = (ring(ebpf, "EVENTS")?, ring(ebpf, "TRACE")?);
         let either =
             watch(&[control.as_raw_fd(), trace.as_raw_fd()]).map_err(|error| map_error("EVENTS", &error))?;
@@ -43,13 +43,13 @@ impl Events {
     }
 
     /// The next event that is not a line of `-t`.
-    pub fn next_control(&mut self) -> Option<Event> {
+    pub(super) fn next_control(&mut self) -> Option<Event> {
         self.passed_over.pop_front().or_else(|| next(&mut self.control))
     }
 
     /// Takes out the releases of ranges that were sent up to now. Others wait until they are asked
     /// for.
-    pub fn take_releases(&mut self, mut each: impl FnMut(&Event)) {
+    pub(super) fn take_releases(&mut self, mut each: impl FnMut(&Event)) {
         // No more than there were: a target may send them as fast as they are taken.
         let most = CONTROL_BYTES / size_of::<Event>();
         for _ in 0..most {
@@ -63,12 +63,12 @@ impl Events {
     }
 
     /// Events wait that make nothing readable.
-    pub fn has_passed_over(&self) -> bool {
+    pub(super) fn has_passed_over(&self) -> bool {
         !self.passed_over.is_empty()
     }
 
     /// The next line of `-t`.
-    pub fn next_line(&mut self) -> Option<Event> {
+    pub(super) fn next_line(&mut self) -> Option<Event> {
         next(&mut self.trace)
     }
 }

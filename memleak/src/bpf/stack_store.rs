@@ -50,7 +50,7 @@ const PAUSE: u32 = 5;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Stacks, the programs' and ours.
-pub struct StackStore {
+pub(super) struct StackStore {
     /// Stacks are the kernel's: they say what its objects are, and nothing of mappings.
     of_kernel: bool,
     /// Room in the map.
@@ -75,7 +75,7 @@ struct Kept {
 
 impl StackStore {
     /// None was read yet. `capacity`: entries of the map. `of_kernel`: kernel mode.
-    pub fn new(capacity: u32, of_kernel: bool) -> Self {
+    pub(super) fn new(capacity: u32, of_kernel: bool) -> Self {
         let capacity = capacity.into();
         Self {
             of_kernel,
@@ -89,7 +89,7 @@ impl StackStore {
     }
 
     /// One stack; `None` if it is not known.
-    pub fn get(&mut self, ebpf: &Ebpf, id: u64) -> Result<Option<&Stack>, BpfError> {
+    pub(super) fn get(&mut self, ebpf: &Ebpf, id: u64) -> Result<Option<&Stack>, BpfError> {
         if id != NO_STACK && !self.kept.contains_key(&id) {
             let stack = if is_long(id) {
                 read::<MAX_STACK_DEPTH>(ebpf, LONG, id, self.of_kernel)?
@@ -104,17 +104,17 @@ impl StackStore {
 
     /// When the stacks are to be collected, where `stored` were stored so far; `None` while there
     /// is room.
-    pub fn due(&self, stored: u64) -> Option<Instant> {
+    pub(super) fn due(&self, stored: u64) -> Option<Instant> {
         (stored.saturating_sub(self.removed) >= self.wanted).then_some(self.next)
     }
 
     /// Whether [`Self::forget`] is worth finding out what is referred to.
-    pub fn has_many(&self) -> bool {
+    pub(super) fn has_many(&self) -> bool {
         self.kept.len() > MANY && self.forgotten.elapsed() > KEPT_FOR
     }
 
     /// Forgets the stacks that have not been `referenced` for a while.
-    pub fn forget(&mut self, referenced: &FxHashSet<u64>) {
+    pub(super) fn forget(&mut self, referenced: &FxHashSet<u64>) {
         let now = Instant::now();
         self.kept.retain(|id, kept| {
             if referenced.contains(id) {
@@ -130,7 +130,7 @@ impl StackStore {
 
     /// Removes the stacks that are not `referenced`, and forgets those that have not been for long.
     /// `began`: when the references began to be read. Gives how many were removed.
-    pub fn collect(
+    pub(super) fn collect(
         &mut self,
         ebpf: &Ebpf,
         referenced: &FxHashSet<u64>,
@@ -199,7 +199,7 @@ where
 }
 
 /// Stacks that the kernel mode's programs remember, and may refer to without looking them up.
-pub fn remembered(ebpf: &Ebpf, ids: &mut FxHashSet<u64>) -> Result<(), BpfError> {
+pub(super) fn remembered(ebpf: &Ebpf, ids: &mut FxHashSet<u64>) -> Result<(), BpfError> {
     let map: PerCpuArray<&MapData, RememberedStack> = per_cpu(ebpf, "REMEMBERED")?;
     for place in map.iter() {
         let place = place.map_err(|error| map_error("REMEMBERED", &error))?;

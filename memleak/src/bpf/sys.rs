@@ -55,12 +55,15 @@ pub(super) fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i64> {
 
 /// Calls `each` for every entry of a hash map with this key and value (the map's own sizes must be
 /// theirs). Entries that come or go meanwhile may be seen or not; no other is missed or seen twice.
-pub fn for_each_entry<K: Pod, V: Pod>(map: BorrowedFd<'_>, each: impl FnMut(&K, &V)) -> io::Result<()> {
+pub(super) fn for_each_entry<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    each: impl FnMut(&K, &V),
+) -> io::Result<()> {
     for_each_entry_with(map, each, || {})
 }
 
 /// The same, which calls `between` after each batch.
-pub fn for_each_entry_with<K: Pod, V: Pod>(
+pub(super) fn for_each_entry_with<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     mut each: impl FnMut(&K, &V),
     mut between: impl FnMut(),
@@ -117,7 +120,7 @@ pub fn for_each_entry_with<K: Pod, V: Pod>(
 }
 
 /// Removes the entries of these keys. One that is not there is passed over.
-pub fn remove_all<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
+pub(super) fn remove_all<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
     while !keys.is_empty() {
         let mut attributes = BatchAttributes {
             keys: keys.as_ptr() as u64,
@@ -139,7 +142,7 @@ pub fn remove_all<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()>
 
 /// Enters `value` under `key`, unless there is something already, which is not an error. Says
 /// whether it did.
-pub fn put_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<bool> {
+pub(super) fn put_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<bool> {
     const BPF_NOEXIST: u64 = 1;
     let mut attributes = ElementAttributes {
         map_fd: map.as_raw_fd() as u32,
@@ -156,7 +159,7 @@ pub fn put_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::R
 
 /// Runs of a program that the kernel skipped, since another one was running on the CPU (Linux
 /// 5.12).
-pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
+pub(super) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
     /// The part of `union bpf_attr` that BPF_OBJ_GET_INFO_BY_FD uses.
     #[repr(C)]
     struct InfoAttributes {
@@ -176,7 +179,7 @@ pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 /// Removes an entry and returns what it held; `None` if there is none.
-pub fn take<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+pub(super) fn take<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = V::default();
     let mut attributes = ElementAttributes {
         map_fd: map.as_raw_fd() as u32,
@@ -193,7 +196,7 @@ pub fn take<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Resul
 
 /// Enters `value` under `key`, in place of what is there. The value of a map of maps is a
 /// descriptor.
-pub fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+pub(super) fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     let mut attributes = ElementAttributes {
         map_fd: map.as_raw_fd() as u32,
         key: std::ptr::from_ref(key) as u64,
@@ -204,7 +207,7 @@ pub fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Resul
 }
 
 /// A new array map of one entry: of a word, or of a map like `inner`.
-pub fn new_array(inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+pub(super) fn new_array(inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
     create(&mut CreateAttributes {
         map_type: if inner.is_some() { BPF_MAP_TYPE_ARRAY_OF_MAPS } else { BPF_MAP_TYPE_ARRAY },
@@ -218,7 +221,7 @@ pub fn new_array(inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
 
 /// A new array map that can be mapped into memory, for a map of maps whose inner ones differ in
 /// size.
-pub fn new_segment(value_size: u32, max_entries: u32) -> io::Result<OwnedFd> {
+pub(super) fn new_segment(value_size: u32, max_entries: u32) -> io::Result<OwnedFd> {
     create(&mut CreateAttributes {
         map_type: BPF_MAP_TYPE_ARRAY,
         key_size: 4,

@@ -43,7 +43,7 @@ use crate::{
 type Logger = EbpfLogger<&'static dyn log::Log>;
 
 /// What runs in the kernel for a session. Its links end with it.
-pub struct Tracer {
+pub(crate) struct Tracer {
     ebpf: Ebpf,
     events: AsyncFd<Events>,
     log: Option<AsyncFd<Logger>>,
@@ -57,7 +57,7 @@ pub struct Tracer {
 }
 
 /// A tracer of processes that has nothing attached yet.
-pub struct UserStart {
+pub(crate) struct UserStart {
     /// The tracer.
     pub tracer: Tracer,
     /// Notices of children and new programs.
@@ -71,7 +71,7 @@ pub struct UserStart {
 impl Tracer {
     /// Loads the programs that trace processes by these rows, and enters the unwind tables of the
     /// processes `pids`, which will be the first that are taken in; `store` opens their objects.
-    pub fn of_processes(
+    pub(crate) fn of_processes(
         config: &Config,
         rows: &[Row],
         pids: impl Iterator<Item = u32>,
@@ -108,7 +108,7 @@ impl Tracer {
 
     /// Loads and attaches the programs of a plan for the kernel. Gives also why some functions
     /// could not be probed.
-    pub fn of_kernel(config: &Config, plan: &KernelPlan) -> Result<(Self, Vec<BpfError>), BpfError> {
+    pub(crate) fn of_kernel(config: &Config, plan: &KernelPlan) -> Result<(Self, Vec<BpfError>), BpfError> {
         let mut loaded = kernel_mode::load(config, plan)?;
         let reader = Reader::of_kernel(Epoch::open(&mut loaded.ebpf)?, config.stack_storage_size);
         let tracer = Self::new(config, loaded.ebpf, loaded.events, loaded.probes, reader, None)?;
@@ -131,14 +131,20 @@ impl Tracer {
 
     /// Makes the process `pid` known to the programs, in this slot. `end` is readable when it has
     /// ended.
-    pub fn add_target(&mut self, slot: u32, pid: u32, target: Target, end: &PidFd) -> Result<(), BpfError> {
+    pub(crate) fn add_target(
+        &mut self,
+        slot: u32,
+        pid: u32,
+        target: Target,
+        end: &PidFd,
+    ) -> Result<(), BpfError> {
         self.reader.add_target(target.owner, pid, end);
         targets::enter(&mut self.ebpf, slot, pid, target)
     }
 
     /// The process with this slot has ended, and with it these owners. [`Self::clear`] is to be
     /// called some time.
-    pub fn owners_ended(&mut self, slot: u32, owners: &[u32]) {
+    pub(crate) fn owners_ended(&mut self, slot: u32, owners: &[u32]) {
         if let Some(unwinding) = &mut self.unwinding {
             unwinding.remove(slot);
         }
@@ -146,33 +152,33 @@ impl Tracer {
     }
 
     /// The programs know the process `pid`, which had this slot, no longer.
-    pub fn forget_pid(&mut self, slot: u32, pid: u32) -> Result<(), BpfError> {
+    pub(crate) fn forget_pid(&mut self, slot: u32, pid: u32) -> Result<(), BpfError> {
         targets::forget_pid(&mut self.ebpf, slot, pid)
     }
 
     /// Ends what was attached to a process that has ended: [`Self::freed`] will give its slot.
-    pub fn release_slot(&mut self, slot: u32) {
+    pub(crate) fn release_slot(&mut self, slot: u32) {
         self.probes.release(slot);
     }
 
     /// A process goes on untraced: nothing is counted of it from here on. Its links end later.
-    pub fn silence(&mut self, slot: u32) -> Result<(), BpfError> {
+    pub(crate) fn silence(&mut self, slot: u32) -> Result<(), BpfError> {
         targets::silence(&mut self.ebpf, slot)
     }
 
     /// Ends what is attached to the process with this slot, and waits until it has.
-    pub fn end_probes(&mut self, slot: u32) {
+    pub(crate) fn end_probes(&mut self, slot: u32) {
         self.probes.end(slot);
     }
 
     /// Waits until all links have ended that are to end.
-    pub fn finish_closing(&mut self) {
+    pub(crate) fn finish_closing(&mut self) {
         self.probes.finish_closing();
     }
 
     /// Slots that nothing names any more, since this was last asked, each with what the programs
     /// had there.
-    pub fn freed(&mut self) -> Result<Vec<(u32, Target)>, BpfError> {
+    pub(crate) fn freed(&mut self) -> Result<Vec<(u32, Target)>, BpfError> {
         let closed = self.probes.closed();
         targets::forget_slots(&mut self.ebpf, &closed)?;
         closed.into_iter().map(|slot| Ok((slot, targets::remove(&mut self.ebpf, slot)?))).collect()
@@ -180,7 +186,7 @@ impl Tracer {
 
     /// Gives a child the probes and the unwind tables of the process that has made it. Says whether
     /// the probes are all in.
-    pub fn inherit(&mut self, parent: u32, child: Scope) -> Result<bool, BpfError> {
+    pub(crate) fn inherit(&mut self, parent: u32, child: Scope) -> Result<bool, BpfError> {
         // Tables first: it walks as soon as it runs.
         if let Some(unwinding) = &mut self.unwinding {
             unwinding.inherit(parent, child.slot);
@@ -198,7 +204,7 @@ impl Tracer {
     /// for it wherever others have put a breakpoint: both tasks are of one thread group
     /// (kernel/trace/bpf_trace.c, `same_thread_group`), and calls would come twice. [`Self::clear`]
     /// is to be called some time.
-    pub fn program_replaced(&mut self, traced: &Traced, old: Option<u32>, by_another_thread: bool) {
+    pub(crate) fn program_replaced(&mut self, traced: &Traced, old: Option<u32>, by_another_thread: bool) {
         if by_another_thread {
             self.probes.end(traced.slot);
         }
@@ -209,7 +215,7 @@ impl Tracer {
     }
 
     /// Brings the unwind tables of the process with this slot up to date with what it has mapped.
-    pub fn observe(&mut self, slot: u32, mappings: &[Mapping], target: &dyn SymbolTarget) {
+    pub(crate) fn observe(&mut self, slot: u32, mappings: &[Mapping], target: &dyn SymbolTarget) {
         // One that has ended has nothing mapped; its last stacks have been walked.
         if let Some(unwinding) = &mut self.unwinding
             && !mappings.is_empty()
@@ -220,19 +226,19 @@ impl Tracer {
 
     /// The generation of what is mapped in an address space: what is read between two equal answers
     /// was mapped all that time, or came meanwhile.
-    pub fn generation(&self, space: u32) -> u64 {
+    pub(crate) fn generation(&self, space: u32) -> u64 {
         self.mapping_states.as_ref().map_or(0, |states| states.generation(space))
     }
 
     /// Something was unmapped in an address space of which nobody has told.
-    pub fn end_generation(&self, space: u32) {
+    pub(crate) fn end_generation(&self, space: u32) {
         if let Some(states) = &self.mapping_states {
             states.end_generation(space);
         }
     }
 
     /// A process that lives in `parent` has made one that lives in `child`.
-    pub fn inherit_mappings(&self, parent: u32, child: u32) {
+    pub(crate) fn inherit_mappings(&self, parent: u32, child: u32) {
         if let Some(states) = self.mapping_states.as_ref().filter(|_| parent != child) {
             states.inherit(parent, child);
         }
@@ -240,7 +246,7 @@ impl Tracer {
 
     /// Has the programs ask the dynamic linker what it is doing, once it is known where (`find`:
     /// the address of its `struct r_debug`).
-    pub fn find_dynamic_linker(&self, space: u32, find: impl FnOnce() -> Option<u64>) {
+    pub(crate) fn find_dynamic_linker(&self, space: u32, find: impl FnOnce() -> Option<u64>) {
         if let Some(states) = &self.mapping_states
             && states.debug(space) == 0
             && let Some(address) = find()
@@ -250,47 +256,50 @@ impl Tracer {
     }
 
     /// What is new of the unwind tables, in words.
-    pub fn unwinding_news(&mut self) -> Option<String> {
+    pub(crate) fn unwinding_news(&mut self) -> Option<String> {
         self.unwinding.as_mut()?.news()
     }
 
     /// Probes of a process do not fire for another that shares its memory
     /// (kernel/trace/bpf_trace.c, `uprobe_prog_run`); perf's do (kernel/trace/trace_uprobe.c,
     /// `uprobe_perf_filter`).
-    pub fn tells_sharers_apart(&self) -> bool {
+    pub(crate) fn tells_sharers_apart(&self) -> bool {
         self.probes.are_of_threads()
     }
 
     /// See [`Probes::mends_stack`].
-    pub fn mends_stack(&self) -> bool {
+    pub(crate) fn mends_stack(&self) -> bool {
         self.probes.mends_stack()
     }
 
     /// See [`Probes::dangers`].
-    pub fn dangers<'a>(&self, points: &'a [AttachPoint]) -> impl Iterator<Item = (&'a AttachPoint, Unclear)> {
+    pub(crate) fn dangers<'a>(
+        &self,
+        points: &'a [AttachPoint],
+    ) -> impl Iterator<Item = (&'a AttachPoint, Unclear)> {
         self.probes.dangers(points)
     }
 
     /// Attaches what is not attached yet, in the plan's order.
-    pub fn attach(&mut self, scope: Scope, points: &[AttachPoint]) -> Result<Outcome, BpfError> {
+    pub(crate) fn attach(&mut self, scope: Scope, points: &[AttachPoint]) -> Result<Outcome, BpfError> {
         self.probes.attach(&mut self.ebpf, scope, points, self.traps_only)
     }
 
     /// Number of probes.
-    pub fn probes(&self) -> usize {
+    pub(crate) fn probes(&self) -> usize {
         self.probes.len()
     }
 
     /// Ends all links, and waits until the last one has. Gives how many there were and how long it
     /// took.
-    pub fn detach(&mut self) -> Option<(usize, Duration)> {
+    pub(crate) fn detach(&mut self) -> Option<(usize, Duration)> {
         let count = self.probes.len();
         (count > 0).then(|| (count, self.probes.detach()))
     }
 
     /// Waits until there may be events to take, if `for_events`; passes on what the programs log
     /// meanwhile.
-    pub async fn ready(&mut self, for_events: bool) -> io::Result<()> {
+    pub(crate) async fn ready(&mut self, for_events: bool) -> io::Result<()> {
         if for_events && self.events.get_ref().has_passed_over() {
             return Ok(());
         }
@@ -307,71 +316,76 @@ impl Tracer {
     }
 
     /// The next event that is not a line of `-t`.
-    pub fn next_event(&mut self) -> Option<Event> {
+    pub(crate) fn next_event(&mut self) -> Option<Event> {
         self.events.get_mut().next_control()
     }
 
     /// The next line of `-t`.
-    pub fn next_line(&mut self) -> Option<Event> {
+    pub(crate) fn next_line(&mut self) -> Option<Event> {
         self.events.get_mut().next_line()
     }
 
     /// Answers all notices of new mappings up to this time: threads that wait for it go on.
-    pub fn answer(&mut self, time_ns: u64) -> Result<(), BpfError> {
+    pub(crate) fn answer(&mut self, time_ns: u64) -> Result<(), BpfError> {
         const MAP: &str = "ANSWERED";
         array_mut(&mut self.ebpf, MAP)?.set(0, time_ns, 0).map_err(|error| map_error(MAP, &error))
     }
 
     /// Programs have found the table of heap blocks full.
-    pub fn overflow(&mut self) {
+    pub(crate) fn overflow(&mut self) {
         self.reader.overflow();
     }
 
     /// A range was released.
-    pub fn released(&mut self, release: &Release) {
+    pub(crate) fn released(&mut self, release: &Release) {
         self.reader.released(release);
     }
 
     /// Uses up the releases of ranges between two reports, if so many have come that they weigh.
-    pub fn apply_releases(&mut self) -> Result<(), BpfError> {
+    pub(crate) fn apply_releases(&mut self) -> Result<(), BpfError> {
         self.reader.apply_releases(&self.ebpf, self.events.get_mut())
     }
 
     /// Takes the records out of the kernel's table that nobody can release any more.
-    pub fn clear(&mut self) -> Result<(), BpfError> {
+    pub(crate) fn clear(&mut self) -> Result<(), BpfError> {
         self.reader.clear(&self.ebpf, self.events.get_mut())
     }
 
     /// What processes held that ended long ago, if it is too much to be kept here: see
     /// [`crate::targets::Ended::take_old`].
-    pub fn take_old_ended(&mut self) -> Option<Snapshot> {
+    pub(crate) fn take_old_ended(&mut self) -> Option<Snapshot> {
         self.reader.take_old_ended()
     }
 
     /// Owners that have ended and hold nothing: nothing needs to be known of them any more.
-    pub fn take_released(&mut self) -> Vec<u32> {
+    pub(crate) fn take_released(&mut self) -> Vec<u32> {
         self.reader.take_released()
     }
 
     /// One stack.
-    pub fn stack(&mut self, id: u64) -> Result<Option<&Stack>, BpfError> {
+    pub(crate) fn stack(&mut self, id: u64) -> Result<Option<&Stack>, BpfError> {
         self.reader.stack(&self.ebpf, id)
     }
 
     /// When [`Self::collect_stacks`] is to be called; `None` while there is room for stacks.
-    pub fn collection_due(&self) -> Result<Option<Instant>, BpfError> {
+    pub(crate) fn collection_due(&self) -> Result<Option<Instant>, BpfError> {
         self.reader.collection_due(&self.ebpf)
     }
 
     /// Removes stacks that nothing refers to.
-    pub fn collect_stacks(&mut self) -> Result<(), BpfError> {
+    pub(crate) fn collect_stacks(&mut self) -> Result<(), BpfError> {
         self.reader.collect_stacks(&self.ebpf, self.events.get_mut())
     }
 
     /// Everything that was outstanding at one moment, the present one. What was told before of
     /// processes is known of them.
-    pub fn snapshot(&mut self) -> Result<Snapshot, BpfError> {
+    pub(crate) fn snapshot(&mut self) -> Result<Snapshot, BpfError> {
         self.reader.snapshot(&self.ebpf, &self.probes, self.events.get_mut())
+    }
+
+    /// A snapshot is done with: its memory serves the next one.
+    pub(crate) fn give_back(&mut self, snapshot: Snapshot) {
+        self.reader.give_back(snapshot.outstanding);
     }
 }
 

@@ -22,9 +22,9 @@ use crate::{
 };
 
 /// Entries of `UNWIND_MAPPINGS`: a process has 20 to 300, twice while they change.
-pub const MAPPINGS: u32 = 32_768;
+pub(super) const MAPPINGS: u32 = 32_768;
 /// Entries of `UNWIND_LISTS`: one for each slot of a process.
-pub const LISTS: u32 = MAX_TARGETS;
+pub(super) const LISTS: u32 = MAX_TARGETS;
 /// Words of `UNWIND_WORDS` where nothing is known of what will be mapped (a command): 4 million
 /// rows of rustc and LLVM fit in 40 MB.
 const WORDS_UNKNOWN: u32 = 5 << 20;
@@ -34,7 +34,7 @@ const WORDS_SPARE: u32 = 1 << 20;
 /// Entries that `UNWIND_WORDS` gets, when tables of so many words are known to be needed. A process
 /// that runs may load as much as a command (a database that begins to compile its queries loads all
 /// of LLVM).
-pub fn words_for(sums: Option<Sums>) -> u32 {
+pub(super) fn words_for(sums: Option<Sums>) -> u32 {
     let Some(sums) = sums else { return WORDS_UNKNOWN };
     // 32 GB of tables would be 4 billion rows: more text than an address space holds.
     let known = u32::try_from(sums.words).unwrap_or(u32::MAX / 2).min(u32::MAX / 2);
@@ -42,7 +42,7 @@ pub fn words_for(sums: Option<Sums>) -> u32 {
 }
 
 /// The tables of all processes, in the programs' maps.
-pub struct Unwinding {
+pub(super) struct Unwinding {
     tables: ProcessTables,
     layout: Layout,
     store: MapStore,
@@ -52,7 +52,7 @@ pub struct Unwinding {
 
 impl Unwinding {
     /// Maps the programs' arrays. `tables` may hold tables already.
-    pub fn open(ebpf: &Ebpf, tables: ProcessTables) -> Result<Self, BpfError> {
+    pub(super) fn open(ebpf: &Ebpf, tables: ProcessTables) -> Result<Self, BpfError> {
         let words = WordArray::open(ebpf)?;
         let mappings = Array::open(ebpf, "UNWIND_MAPPINGS")?;
         let lists = Array::open(ebpf, "UNWIND_LISTS")?;
@@ -66,21 +66,21 @@ impl Unwinding {
     }
 
     /// Brings the tables of the process with this slot up to date with what it has mapped.
-    pub fn observe(&mut self, slot: u32, mappings: &[ProcessMapping], target: &dyn Target) {
+    pub(super) fn observe(&mut self, slot: u32, mappings: &[ProcessMapping], target: &dyn Target) {
         if let Some(objects) = self.tables.observe(slot, mappings, target) {
             self.set(slot, &objects);
         }
     }
 
     /// A process was made by another, and has what that has mapped.
-    pub fn inherit(&mut self, parent: u32, child: u32) {
+    pub(super) fn inherit(&mut self, parent: u32, child: u32) {
         if let Some(objects) = self.tables.inherit(parent, child) {
             self.set(child, &objects);
         }
     }
 
     /// Enters objects that [`ProcessTables::observe`] gave.
-    pub fn set(&mut self, slot: u32, objects: &[MappedObject]) {
+    pub(super) fn set(&mut self, slot: u32, objects: &[MappedObject]) {
         let mut result = self.layout.set_process(slot, objects, Shortage::Fail, &mut self.store);
         if let Err(error) = &result
             && self.reclaiming_may_help(error)
@@ -131,19 +131,19 @@ impl Unwinding {
 
     /// The process with this slot has replaced its program. The programs have dropped its list
     /// already.
-    pub fn forget(&mut self, slot: u32) {
+    pub(super) fn forget(&mut self, slot: u32) {
         self.tables.forget(slot);
     }
 
     /// The process with this slot has ended.
-    pub fn remove(&mut self, slot: u32) {
+    pub(super) fn remove(&mut self, slot: u32) {
         self.tables.forget(slot);
         // Publishing into a memory map cannot fail.
         let _ = self.layout.remove_process(slot, &mut self.store);
     }
 
     /// Tables, rows, time and memory, where they have changed since they were last asked for.
-    pub fn news(&mut self) -> Option<String> {
+    pub(super) fn news(&mut self) -> Option<String> {
         let sums = self.tables.sums();
         if self.told.replace(sums) == Some(sums) {
             return None;

@@ -33,7 +33,7 @@ pub(super) const EMPTY_SESSION: &str = "empty_session";
 type BothEnds = (&'static str, [&'static str; 2]);
 
 /// How uprobe programs are loaded, and so attached.
-pub enum Uprobes {
+pub(super) enum Uprobes {
     /// By aya: one link for each place.
     Single,
     /// One link for all places of a file.
@@ -68,13 +68,12 @@ impl Uprobes {
     /// locked down (integrity), nor without CAP_SYS_ADMIN (kernel/trace/bpf_trace.c,
     /// `bpf_get_probe_write_proto`).
     pub(super) fn load_all(&mut self, ebpf: &mut Ebpf, traps_only: bool) -> Result<bool, BpfError> {
-        for &name in if traps_only { EMPTY_UPROBES } else { UPROBES } {
-            self.load(ebpf, name)?;
-        }
         if traps_only {
+            EMPTY_UPROBES.iter().try_for_each(|name| self.load(ebpf, name))?;
             self.load_both_ends(ebpf, EMPTY_ACQUIRE)?;
             return Ok(true);
         }
+        self.load_large(ebpf)?;
         let [mending, plain] = ABANDON;
         let mends = self.load(ebpf, mending);
         if let Err(error) = &mends {
@@ -89,11 +88,30 @@ impl Uprobes {
         Ok(mends.is_ok())
     }
 
+    /// Loads the programs that are always loaded, and the one for both ends of calls if the kernel has
+    /// a kind for it: at once, if aya need not know of them.
+    fn load_large(&mut self, ebpf: &mut Ebpf) -> Result<(), BpfError> {
+        let Self::Multi(programs) = self else {
+            return UPROBES.iter().try_for_each(|name| self.load(ebpf, name));
+        };
+        let mut wanted: Vec<(&'static str, Ends)> = UPROBES.iter().map(|name| (*name, Ends::One)).collect();
+        if may_serve_both_ends() {
+            wanted.push((SESSION, Ends::Both));
+        }
+        // That of a session is told where it is asked for.
+        let results = programs.load_at_once(&wanted).into_iter().take(UPROBES.len());
+        let mut results = results.map(|result| result.map_err(|error| load_error(&error)));
+        results.try_for_each(std::convert::identity)
+    }
+
     /// Loads a program for both ends of calls, or else one for each end.
     fn load_both_ends(&mut self, ebpf: &mut Ebpf, (both, each): BothEnds) -> Result<(), BpfError> {
         if let Self::Multi(programs) = self
             && may_serve_both_ends()
         {
+            if programs.serves_both_ends() {
+                return Ok(());
+            }
             match programs.load(both, Ends::Both) {
                 Ok(()) => return Ok(()),
                 Err(error) => log::debug!("a program for each end of a call: {}", load_error(&error)),

@@ -29,7 +29,7 @@ const LIFECYCLE: &[(&str, &str)] = &[
 const SIGNALS: (&str, &str) = ("signal_deliver", "signal_deliver");
 
 /// What was loaded.
-pub struct Loaded {
+pub(super) struct Loaded {
     /// Programs, maps and, as they are attached, links: all of them end with it.
     pub ebpf: Ebpf,
     /// What the programs tell.
@@ -47,7 +47,7 @@ pub struct Loaded {
 
 /// Loads the programs for this run and fills the map of rows. `unwind_words`: entries of
 /// `UNWIND_WORDS`.
-pub fn load(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded, BpfError> {
+pub(super) fn load(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded, BpfError> {
     /// Descriptors of programs, maps, links and all else, with one process: 80. Where they run out
     /// amid loading, what the kernel can do is found out wrongly, and its errors mislead.
     const DESCRIPTORS: u64 = 96;

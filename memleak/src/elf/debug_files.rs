@@ -65,7 +65,7 @@ impl Roots {
     }
 
     /// What else has symbols of `elf`, which is at `path` in the target: its debug file, and its
-    /// MiniDebugInfo where that has none.
+    /// MiniDebugInfo if that has none.
     pub fn symbol_files(&self, elf: &ElfFile, path: &Path) -> (Option<DebugFile>, Option<ElfFile>) {
         let debug = self.debug_file(elf, path);
         let has_symbols = debug.as_ref().is_some_and(|found| found.elf.has_symbol_table());
@@ -123,7 +123,7 @@ impl Roots {
 }
 
 /// The ELF file at `path` below `root`.
-pub fn open(root: Arc<Root>, path: PathBuf, budget: &Budget) -> Option<DebugFile> {
+pub(crate) fn open(root: Arc<Root>, path: PathBuf, budget: &Budget) -> Option<DebugFile> {
     let source = Source::from_file(root.open(&path).ok()?).ok()?;
     Some(DebugFile { elf: ElfFile::parse(source, budget).ok()?, root, path })
 }

@@ -42,7 +42,7 @@ pub struct Segment {
     pub vaddr: u64,
     /// `p_filesz`, bytes.
     pub len: u64,
-    /// `p_memsz`, bytes: with what is no part of the file (`.bss`).
+    /// `p_memsz`, bytes: with what is not part of the file (`.bss`).
     pub memory_len: u64,
     /// `PF_X`.
     pub executable: bool,
@@ -388,7 +388,7 @@ impl ElfFile {
         self.sections.iter().any(|section| section.kind == elf::SHT_SYMTAB.0 && section.size > 0)
     }
 
-    /// A section's bytes as they are in the file, where they are `most` at most.
+    /// A section's bytes as they are in the file, if they are `most` at most.
     pub fn raw_data(&self, section: &Section, most: u64) -> io::Result<Bytes> {
         match section.kind == elf::SHT_NOBITS.0 {
             true => Ok(Bytes::default()),
@@ -398,7 +398,7 @@ impl ElfFile {
     }
 
     /// A section's bytes, unpacked if they are compressed (`SHF_COMPRESSED`, or the older
-    /// `.zdebug_` sections), where they are `most` at most. Empty if there is no such section.
+    /// `.zdebug_` sections), if they are `most` at most. Empty if there is no such section.
     pub fn data(&self, name: &str, most: u64) -> io::Result<Bytes> {
         if let Some(section) = self.section(name.as_bytes()) {
             let data = self.raw_data(section, most)?;

@@ -28,7 +28,7 @@ use crate::hurry;
 /// is read once.
 const READ: u64 = 640 << 20;
 
-/// Bytes read at a time where a part is not held as a whole.
+/// Bytes read at a time when a part is not held as a whole.
 const CHUNK: usize = 256 << 10;
 
 /// What files may cost: bytes held in memory by all objects of a run together, and bytes read of

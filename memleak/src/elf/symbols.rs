@@ -262,6 +262,8 @@ pub struct FunctionSymbol {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SymbolNames {
     whole: HashSet<Vec<u8>>,
+    /// Bytes of the longest of them: most names of C++ and Rust are longer, and not hashed.
+    longest: usize,
     endings: Vec<Vec<u8>>,
 }
 
@@ -274,20 +276,22 @@ impl SymbolNames {
 
     /// A symbol of this name is to be kept.
     fn contains(&self, name: &[u8]) -> bool {
-        self.whole.contains(name) || self.endings.iter().any(|ending| name.ends_with(ending))
+        (name.len() <= self.longest && self.whole.contains(name))
+            || self.endings.iter().any(|ending| name.ends_with(ending))
     }
 }
 
 impl<S: Into<String>> FromIterator<S> for SymbolNames {
     fn from_iter<I: IntoIterator<Item = S>>(names: I) -> Self {
-        let whole = names.into_iter().map(|name| name.into().into_bytes()).collect();
-        Self { whole, endings: Vec::new() }
+        let whole: HashSet<Vec<u8>> = names.into_iter().map(|name| name.into().into_bytes()).collect();
+        let longest = whole.iter().map(Vec::len).max().unwrap_or(0);
+        Self { whole, longest, endings: Vec::new() }
     }
 }
 
 /// The functions named in `names` that one of `files` (an object, and then its debug files) defines
 /// for others to call, within the object's code: in order of name, then address, each pair once.
-pub fn functions_named(files: &[&ElfFile], names: &SymbolNames) -> Vec<FunctionSymbol> {
+pub(crate) fn functions_named(files: &[&ElfFile], names: &SymbolNames) -> Vec<FunctionSymbol> {
     let mut functions = BTreeMap::new();
     let Some(object) = files.first() else { return Vec::new() };
     for table in files.iter().flat_map(|file| file.symbol_tables()) {
@@ -321,7 +325,8 @@ fn add_functions(
     };
     table.for_each_named(&table.elf.budget(), is_wanted, |index, name| {
         let name = without_version(name);
-        let Some(symbol) = table.symbol(index).filter(|_| names.contains(name)) else { return };
+        // Reads the file once more: for the few that are looked for.
+        let Some(symbol) = names.contains(name).then(|| table.symbol(index)).flatten() else { return };
         let name = String::from_utf8_lossy(name).into_owned();
         let (vaddr, size) = (symbol.value, symbol.size);
         let kind = match symbol.kind == elf::STT_GNU_IFUNC.0 {
@@ -336,8 +341,8 @@ fn add_functions(
 
 /// A versioned name is `name@VERSION` or `name@@VERSION` in the .symtab of a static or an older
 /// linker's file.
-pub fn without_version(name: &[u8]) -> &[u8] {
-    match name.iter().position(|&byte| byte == b'@') {
+pub(crate) fn without_version(name: &[u8]) -> &[u8] {
+    match memchr::memchr(b'@', name) {
         Some(at) if at > 0 => name.get(..at).unwrap_or(name),
         _ => name,
     }

@@ -205,7 +205,7 @@ impl PlanError {
         };
         let unreadable = |object: &Object| match &object.elf {
             Ok(_) => None,
-            // Files of other kinds are mapped for execution, too (JIT compilers do): no matter,
+            // Files of other kinds are also mapped for execution (JIT compilers do): no matter,
             // unless it was named.
             Err(ObjectError::NotElf) if options.object.is_none() => None,
             Err(ObjectError::NotElf) => Some(Self::NotElf { object: object.to_string() }),

@@ -19,7 +19,7 @@ use crate::proc::btf::Btf;
 
 /// A tracepoint. The program of the same place serves it.
 #[derive(Clone, Copy, Debug)]
-pub struct TracepointRow {
+pub(crate) struct TracepointRow {
     /// Which.
     pub tracepoint: Tracepoint,
     /// Its program's name in the BPF object.
@@ -62,7 +62,7 @@ const fn tracepoint(
 
 /// All of them; what releases comes first, so that nothing that was seen acquired can be missed at
 /// its release.
-pub const TRACEPOINT_TABLE: &[TracepointRow] = &[
+pub(crate) const TRACEPOINT_TABLE: &[TracepointRow] = &[
     TracepointRow {
         twin: Some("kfree_twin"),
         ..tracepoint(Tracepoint::Kfree, "kfree", Resource::Slab, &["ptr"], &[])
@@ -115,7 +115,7 @@ pub const TRACEPOINT_TABLE: &[TracepointRow] = &[
 
 /// A function, for kprobes.
 #[derive(Clone, Copy, Debug)]
-pub struct FunctionRow {
+pub(crate) struct FunctionRow {
     /// Its name, without the suffix `_noprof` that allocators carry since 6.10.
     pub name: &'static str,
     /// What it is about.
@@ -144,7 +144,7 @@ const fn release(name: &'static str, handle: &'static [&'static str]) -> Functio
 }
 
 /// All of them; what releases comes first.
-pub const FUNCTION_TABLE: &[FunctionRow] = &[
+pub(crate) const FUNCTION_TABLE: &[FunctionRow] = &[
     release("kfree", &["object", "objp", "x"]),
     release("kmem_cache_free", &["x", "objp"]),
     // kfree_rcu ends here, and its objects may be freed in bulk.
@@ -199,15 +199,15 @@ const PAGE_USERS: &[(&str, Resource)] = &[
 ];
 
 /// How the names of twins end ([`TracepointRow::twin`]).
-pub const TWIN: &str = "_twin";
+pub(crate) const TWIN: &str = "_twin";
 
 /// The tracepoint of the program `work_start`.
-pub const WORK_START: &str = "workqueue_execute_start";
+pub(crate) const WORK_START: &str = "workqueue_execute_start";
 
 /// `--kernel-probes`: by what the kernel's allocators are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum KernelProbes {
-    /// Raw tracepoints where the kernel has them, kprobes for the rest.
+    /// Raw tracepoints if the kernel has them, kprobes for the rest.
     Auto,
     /// Raw tracepoints alone.
     Tracepoint,
@@ -216,7 +216,7 @@ pub enum KernelProbes {
 }
 
 /// What the running kernel is asked.
-pub trait KernelFacts {
+pub(crate) trait KernelFacts {
     /// The kernel's own name of a function (it may have a suffix) and its address.
     fn function(&self, name: &str) -> Option<(String, u64)>;
     /// Code of these functions.
@@ -227,7 +227,7 @@ pub trait KernelFacts {
 
 /// A function to probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KernelFunction {
+pub(crate) struct KernelFunction {
     /// Its name in this kernel.
     pub name: String,
     /// Its address.
@@ -238,7 +238,7 @@ pub struct KernelFunction {
 
 /// What to attach.
 #[derive(Clone, Debug)]
-pub struct KernelPlan {
+pub(crate) struct KernelPlan {
     /// Positions and places; the filters are not set.
     pub settings: KernelSettings,
     /// Tracepoints, in the order in which to attach them.
@@ -269,7 +269,7 @@ pub enum KernelPlanError {
 }
 
 /// Plans for the running kernel. `percpu`: `-P`.
-pub fn plan(
+pub(crate) fn plan(
     btf: &Btf,
     facts: &dyn KernelFacts,
     probes: KernelProbes,

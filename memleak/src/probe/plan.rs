@@ -28,7 +28,7 @@ pub struct Family {
     pub object: String,
     /// The first of its functions that acquire.
     pub acquires: String,
-    /// One that releases is named, too.
+    /// One that releases is also named.
     pub releases: bool,
     /// Its functions are malloc's and C++'s own, which other objects may define as well.
     pub is_plain: bool,

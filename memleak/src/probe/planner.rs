@@ -353,7 +353,7 @@ impl<'a> Planner<'a> {
     /// The row's calls are followed by their `ret` instructions, wherever these are known: those of
     /// functions that users name, of which nobody knows whether they throw or switch stacks; those
     /// of mmap and related functions, which signal handlers call on stacks of their own; and those
-    /// that throw where the stack cannot be mended.
+    /// that throw if the stack cannot be mended.
     fn leaves_addresses_alone(&self, row: &Row) -> bool {
         let followed = matches!(
             row.role,

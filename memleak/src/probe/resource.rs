@@ -18,7 +18,7 @@ pub struct ResourceInfo {
     pub description: String,
     /// What several of them are called in a heading.
     pub unit: String,
-    /// Reports count bytes of it, too.
+    /// Reports also count bytes of it.
     pub has_size: bool,
     /// Its handles are small numbers (descriptors), not addresses.
     pub is_number: bool,

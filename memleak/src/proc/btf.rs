@@ -9,11 +9,11 @@ const MAGIC: u16 = 0xeb9f;
 
 /// `BTF_KIND_*` (include/uapi/linux/btf.h).
 mod kind {
-    pub const STRUCT: u32 = 4;
-    pub const UNION: u32 = 5;
-    pub const TYPEDEF: u32 = 8;
-    pub const FUNC: u32 = 12;
-    pub const FUNC_PROTO: u32 = 13;
+    pub(super) const STRUCT: u32 = 4;
+    pub(super) const UNION: u32 = 5;
+    pub(super) const TYPEDEF: u32 = 8;
+    pub(super) const FUNC: u32 = 12;
+    pub(super) const FUNC_PROTO: u32 = 13;
 }
 
 /// Anonymous structures and unions within each other that are looked into.
@@ -88,7 +88,7 @@ impl Btf {
     }
 
     fn member_bits(&self, structure: Type, member: &str, nesting: u32) -> Option<u32> {
-        // struct btf_member: name_off, type, offset in bits (the low 24 where there are bit fields)
+        // struct btf_member: name_off, type, offset in bits (the low 24 if there are bit fields)
         let mask = if structure.flag { 0x00ff_ffff } else { u32::MAX };
         for index in 0..structure.entries {
             let entry = structure.at + 12 * index;
@@ -313,7 +313,7 @@ mod tests {
     fn finds_functions_and_tracepoints() {
         let btf = Btf::parse(sample()).expect("parses");
         assert_eq!(btf.function_parameters("plain"), Some(vec![]));
-        assert_eq!(btf.function_parameters("a"), None, "a structure is no function");
+        assert_eq!(btf.function_parameters("a"), None, "a structure is not a function");
         assert_eq!(btf.tracepoint_arguments("kmalloc"), Some(vec!["call_site".to_owned(), "ptr".to_owned()]));
         assert_eq!(btf.tracepoint_arguments("odd"), None, "not what we know: no __data");
         assert_eq!(btf.tracepoint_arguments("kfree"), None);

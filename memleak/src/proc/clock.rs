@@ -4,7 +4,7 @@ use std::{fs, sync::LazyLock, time::Duration};
 
 /// Nanoseconds of the clock of `bpf_ktime_get_ns`: CLOCK_MONOTONIC as the machine has it, whatever
 /// our time namespace adds to it (time_namespaces(7)).
-pub fn monotonic_ns() -> u64 {
+pub(crate) fn monotonic_ns() -> u64 {
     static ADDED: LazyLock<i128> = LazyLock::new(added_ns);
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is valid; the clock exists on every Linux.

@@ -24,7 +24,7 @@ const MAX_ENTRIES: u64 = 4096;
 
 /// The address of `struct r_debug` in the memory of process `pid`. `None`: it is not there yet, the
 /// program is static or not a 64-bit one, or its memory cannot be read.
-pub fn debug_address(pid: u32, memory: &dyn ReadMemory) -> Option<u64> {
+pub(crate) fn debug_address(pid: u32, memory: &dyn ReadMemory) -> Option<u64> {
     let auxiliary = fs::read(format!("/proc/{pid}/auxv")).ok()?;
     find(&auxiliary, memory).ok()?
 }

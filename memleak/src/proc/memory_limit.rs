@@ -19,21 +19,21 @@ const VERSION_1: FileNames =
 const VERSION_2: FileNames = FileNames { limit: "memory.max", used: "memory.current", files: "file" };
 
 /// Bytes that we may still use: the least that one of our groups and those above them leaves.
-/// `None`: there is no limit, or nothing tells of it.
-pub fn memory_left() -> Option<u64> {
+/// `None`: there is no limit, or nothing names it.
+pub(crate) fn memory_left() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     left_in(&groups, &mounts)
 }
 
-/// Bytes that we may use: what the machine has to give (/proc/meminfo, MemAvailable), or less if our
-/// control groups leave less. `None` if nothing tells.
-pub fn memory_available() -> Option<u64> {
+/// Bytes that we may use: what the machine has to give (/proc/meminfo, MemAvailable), or less if
+/// our control groups leave less. `None` if nothing tells.
+pub(crate) fn memory_available() -> Option<u64> {
     [meminfo("MemAvailable:"), memory_left()].into_iter().flatten().min()
 }
 
 /// Bytes of memory that the machine has.
-pub fn memory_total() -> Option<u64> {
+pub(crate) fn memory_total() -> Option<u64> {
     meminfo("MemTotal:")
 }
 
@@ -95,7 +95,7 @@ impl Mount {
 impl FileNames {
     fn left(&self, group: &Path) -> Option<u64> {
         let number = |name| fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
-        // Version 2 says `max` where there is no limit, version 1 a number near the highest one.
+        // Version 2 says `max` if there is no limit, version 1 a number near the highest one.
         let limit = number(self.limit).filter(|limit| *limit < 1 << 60)?;
         let statistics = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
         let of_files = statistics.lines().find_map(|line| line.strip_prefix(self.files)?.trim().parse().ok());

@@ -25,7 +25,7 @@ const REGIONS: usize = 1024;
 /// Calls of one reading: a bound for address spaces of terabytes whose pages lie far apart.
 const MAX_CALLS: u32 = 20_000;
 
-/// Entries read at a time where the kernel has no `PAGEMAP_SCAN`, and those of one reading.
+/// Entries read at a time if the kernel has no `PAGEMAP_SCAN`, and those of one reading.
 const ENTRIES: usize = 1 << 16;
 const MAX_ENTRIES: u64 = 1 << 26;
 const ENTRY_PRESENT: u64 = 1 << 63;
@@ -57,7 +57,7 @@ struct ScanArg {
 
 /// The page map of a process.
 #[derive(Debug)]
-pub struct Pagemap {
+pub(crate) struct Pagemap {
     file: File,
     calls: u32,
     entries: u64,
@@ -66,14 +66,14 @@ pub struct Pagemap {
 
 impl Pagemap {
     /// Opens it.
-    pub fn open(pid: u32) -> io::Result<Self> {
+    pub(crate) fn open(pid: u32) -> io::Result<Self> {
         Ok(Self { file: File::open(format!("/proc/{pid}/pagemap"))?, calls: 0, entries: 0, scans: true })
     }
 
     /// Adds to `runs` what of `range` is in memory, in order; runs that touch are joined.
     ///
     /// An error: it cannot be read, or it would be too much work.
-    pub fn add_resident(&mut self, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
+    pub(crate) fn add_resident(&mut self, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
         if self.scans {
             match self.scan(range.clone(), runs) {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {

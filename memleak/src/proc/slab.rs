@@ -12,7 +12,7 @@ use std::{
 /// it as a directory `:A-0000128` with a link for each name
 /// (Documentation/admin-guide/mm/slab.rst); /proc/slabinfo has the first one's name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SlabCaches {
+pub(crate) struct SlabCaches {
     /// Each name, and what it is a link to.
     names: BTreeMap<String, Option<String>>,
     /// The names of /proc/slabinfo; empty if it cannot be read.
@@ -21,7 +21,7 @@ pub struct SlabCaches {
 
 /// A slab cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SlabCache {
+pub(crate) struct SlabCache {
     /// The name in its `struct kmem_cache`.
     pub name: String,
     /// Other names of it, whose objects cannot be told apart.
@@ -30,12 +30,12 @@ pub struct SlabCache {
 
 impl SlabCaches {
     /// The running kernel's; none if it shows neither.
-    pub fn read() -> Self {
+    pub(crate) fn read() -> Self {
         Self::read_from(Path::new("/sys/kernel/slab"), Path::new("/proc/slabinfo"))
     }
 
     /// The same, from a directory and a file of that form.
-    pub fn read_from(directory: &Path, slabinfo: &Path) -> Self {
+    pub(crate) fn read_from(directory: &Path, slabinfo: &Path) -> Self {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
         let mut names: BTreeMap<String, Option<String>> = entries
             .filter_map(|entry| {
@@ -56,12 +56,12 @@ impl SlabCaches {
     }
 
     /// All names.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.names.keys().map(String::as_str)
     }
 
     /// The cache that `name` is a name of.
-    pub fn find(&self, name: &str) -> Option<SlabCache> {
+    pub(crate) fn find(&self, name: &str) -> Option<SlabCache> {
         let link = self.names.get(name)?;
         let mut same: Vec<&String> = match link {
             None => vec![self.names.get_key_value(name)?.0],

@@ -10,15 +10,15 @@ const MAX_THREADS: usize = 4096;
 
 /// Two addresses that the kernel gave a program when it began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StackPlaces {
+pub(crate) struct StackPlaces {
     /// Where the break began (brk(2)).
     pub break_start: u64,
     /// In the first thread's stack.
     pub stack: u64,
 }
 
-/// Reads them; `None` where they are hidden from us.
-pub fn places(pid: u32) -> Option<StackPlaces> {
+/// Reads them; `None` if they are hidden from us.
+pub(crate) fn places(pid: u32) -> Option<StackPlaces> {
     parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
@@ -32,12 +32,12 @@ fn parse_stat(stat: &[u8]) -> Option<StackPlaces> {
 }
 
 /// The stack pointers of those threads of `pid` that wait for something at this moment.
-pub fn stack_pointers(pid: u32) -> Vec<u64> {
+pub(crate) fn stack_pointers(pid: u32) -> Vec<u64> {
     system_calls(pid).filter_map(|text| parse_system_call(&text)).collect()
 }
 
 /// How many threads of `pid` wait in a call of accept(2) or accept4(2) at this moment.
-pub fn accepting(pid: u32) -> usize {
+pub(crate) fn accepting(pid: u32) -> usize {
     let waits = |text: &String| {
         let number =
             text.split_ascii_whitespace().next().and_then(|number| number.parse::<libc::c_long>().ok());

@@ -4,7 +4,7 @@ use std::{collections::HashSet, fs, io, str::SplitAsciiWhitespace};
 
 /// The parts of a process's status that matter here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
+pub(crate) struct Status {
     /// Command name, 15 bytes at most.
     pub comm: String,
     /// Thread group id as the reader's PID namespace has it.
@@ -26,14 +26,14 @@ pub struct Status {
 }
 
 /// Command name of thread `tid`, of whatever process; `None` if it has ended.
-pub fn thread_comm(tid: u32) -> Option<String> {
+pub(crate) fn thread_comm(tid: u32) -> Option<String> {
     // /proc/TID is there for each thread, though only those of processes are listed (proc(5)).
     let comm = fs::read(format!("/proc/{tid}/comm")).ok()?;
     Some(String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned())
 }
 
 /// The processes that process `pid` has made and that live (proc(5), /proc/PID/task/TID/children).
-pub fn children(pid: u32) -> Vec<u32> {
+pub(crate) fn children(pid: u32) -> Vec<u32> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let lists =
         threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
@@ -43,14 +43,14 @@ pub fn children(pid: u32) -> Vec<u32> {
 }
 
 /// The process that `pid` is a child of.
-pub fn parent_of(pid: u32) -> Option<u32> {
+pub(crate) fn parent_of(pid: u32) -> Option<u32> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
     stat_fields(&stat)?.1.nth(1)?.parse().ok()
 }
 
 /// The children of process `parent` that are named `comm` and began after `start_time`.
-pub fn successors(parent: u32, comm: &str, start_time: u64) -> Vec<u32> {
+pub(crate) fn successors(parent: u32, comm: &str, start_time: u64) -> Vec<u32> {
     let is_successor = |pid: &u32| {
         read_status(*pid)
             .is_ok_and(|status| !status.zombie && status.comm == comm && status.start_time > start_time)
@@ -60,7 +60,7 @@ pub fn successors(parent: u32, comm: &str, start_time: u64) -> Vec<u32> {
 
 /// Processes that live and are among `pids`, or in a process group or session that began with one
 /// of them: what has been left of a daemon's parents. With their command names.
-pub fn related(pids: &HashSet<u32>) -> Vec<(u32, String)> {
+pub(crate) fn related(pids: &HashSet<u32>) -> Vec<(u32, String)> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let mut related: Vec<(u32, String)> = processes
         .flatten()
@@ -76,7 +76,7 @@ pub fn related(pids: &HashSet<u32>) -> Vec<(u32, String)> {
 }
 
 /// The command name of /proc/PID/stat, and the fields from the third on (proc_pid_stat(5)). The
-/// name may hold spaces and parentheses: what comes after the last one is no part of it.
+/// name may hold spaces and parentheses: what comes after the last one is not part of it.
 pub(super) fn stat_fields(stat: &str) -> Option<(&str, SplitAsciiWhitespace<'_>)> {
     let (name, fields) = stat.rsplit_once(')')?;
     let (_, comm) = name.split_once('(')?;
@@ -94,7 +94,7 @@ fn family(stat: &str) -> Option<(String, [u32; 2])> {
 }
 
 /// Reads `pid`'s status.
-pub fn read_status(pid: u32) -> io::Result<Status> {
+pub(crate) fn read_status(pid: u32) -> io::Result<Status> {
     let status = fs::read(format!("/proc/{pid}/status"))?;
     let stat = fs::read(format!("/proc/{pid}/stat"))?;
     parse(&String::from_utf8_lossy(&status), &String::from_utf8_lossy(&stat))

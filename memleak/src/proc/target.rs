@@ -4,11 +4,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io,
-    mem::MaybeUninit,
-    os::{
-        fd::AsRawFd as _,
-        unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
-    },
+    os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -33,7 +29,7 @@ pub trait Target {
     /// The map of its generated code (`/tmp/perf-PID.map`), if there is one.
     fn perf_map(&self) -> Option<File>;
 
-    /// The path by which its program was started, where that is a link to a file of quite another
+    /// The path by which its program was started, if that is a link to a file of quite another
     /// name.
     fn started_as(&self) -> Option<PathBuf> {
         None
@@ -141,16 +137,12 @@ fn is_same_file(file: &File, mapping: &Mapping) -> bool {
     let Ok(metadata) = file.metadata() else { return false };
     let device = (libc::major(metadata.dev()) as i32, libc::minor(metadata.dev()) as i32);
     // Both of these file systems give stat(2) other device numbers than /proc/PID/maps.
-    let renumbers =
-        || matches!(file_system(file), Some(libc::BTRFS_SUPER_MAGIC | libc::OVERLAYFS_SUPER_MAGIC));
+    const RENUMBERING: [u64; 2] = [libc::BTRFS_SUPER_MAGIC as u64, libc::OVERLAYFS_SUPER_MAGIC as u64];
+    let renumbers = || file_system(file).is_some_and(|magic| RENUMBERING.contains(&magic));
     metadata.ino() == mapping.inode && (device == mapping.device || renumbers())
 }
 
 /// The magic number of the file system that `file` is on.
-fn file_system(file: &File) -> Option<libc::__fsword_t> {
-    let mut status = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: the descriptor is open and `status` has room for a statfs.
-    let result = unsafe { libc::fstatfs(file.as_raw_fd(), status.as_mut_ptr()) };
-    // SAFETY: the call succeeded, so it has filled `status`.
-    (result == 0).then(|| unsafe { status.assume_init() }.f_type)
+fn file_system(file: &File) -> Option<u64> {
+    Some(rustix::fs::fstatfs(file).ok()?.f_type as u64)
 }

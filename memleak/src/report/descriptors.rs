@@ -11,11 +11,11 @@ const PATHS: usize = 3;
 const PATH_LEN: usize = 100;
 
 /// What processes have open now: by PID and number.
-pub type Open = HashMap<u32, BTreeMap<u32, String>>;
+pub(crate) type Open = HashMap<u32, BTreeMap<u32, String>>;
 
 /// Fills [`AllocationLine::now`] from what processes have `open`, and gives it in a few words:
 /// `12 sockets, 3 files (/tmp/a, /tmp/b, ...)`. `None` if nothing is known of any.
-pub fn describe(lines: &mut [AllocationLine], open: &Open) -> Option<String> {
+pub(crate) fn describe(lines: &mut [AllocationLine], open: &Open) -> Option<String> {
     for line in lines.iter_mut() {
         let open = open.get(&line.pid);
         line.now = u32::try_from(line.address).ok().and_then(|fd| open?.get(&fd)).cloned();

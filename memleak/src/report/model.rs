@@ -175,7 +175,7 @@ pub struct StackReport {
     pub newest_ms: Option<u64>,
     /// Kernel mode: what its objects are.
     pub tag: Option<Tag>,
-    /// Callee first. Empty where the stack is not known, or where the form does not write it
+    /// Callee first. Empty if the stack is not known, or if the form does not write it
     /// ([`super::format::Scope`]).
     pub frames: Vec<FrameId>,
     /// What else there is to say.
@@ -195,7 +195,7 @@ impl StackReport {
         self.processes.len() > 1 || self.others.processes > 0
     }
 
-    /// Why callers are missing, where they are.
+    /// Why callers are missing, if they are.
     pub fn cut(&self) -> Option<Cut> {
         self.notes.iter().find_map(|note| match note {
             Note::Cut(cut) => Some(*cut),
@@ -229,17 +229,17 @@ pub struct Report {
     pub target: TargetInfo,
     /// How many have come and gone.
     pub processes: Processes,
-    /// Sums (scaled, where sampling is on).
+    /// Sums (scaled, if sampling is on).
     pub totals: Totals,
     /// The same for each resource that is traced, in the order of the tables.
     pub by_resource: Vec<ResourceTotal>,
     /// What was lost.
     pub lost: Lost,
-    /// What is to be said where no stack is: that nothing is outstanding, and what is attached.
+    /// What is to be said if there is no stack: that nothing is outstanding, and what is attached.
     pub if_empty: Option<String>,
-    /// The account of the targets' memory; `None` where there is none.
+    /// The account of the targets' memory; `None` if there is none.
     pub memory: Option<Memory>,
-    /// One acquire in this many was captured, where that is not 1: numbers are estimates.
+    /// One acquire in this many was captured, if that is not 1: numbers are estimates.
     pub sampled: Option<u64>,
     /// The frames of `stacks`.
     pub frames: Frames,

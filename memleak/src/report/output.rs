@@ -155,7 +155,7 @@ impl Caller {
 enum Place {
     /// To one of our own descriptors: /dev/stdout, /dev/fd/3.
     Descriptor(OwnedFd),
-    /// To a name in a directory, of something that is no link, or of nothing.
+    /// To a name in a directory, of something that is not a link, or of nothing.
     Name { directory: OwnedFd, name: OsString, stat: Option<Stat> },
 }
 

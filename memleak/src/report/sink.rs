@@ -41,7 +41,7 @@ pub enum SinkError {
 /// What became of something that was written.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
+pub(crate) enum Delivery {
     /// It is on its way to the reader.
     Written,
     /// The reader has closed its end of the pipe: nobody wants more, and the program ends quietly.
@@ -50,7 +50,7 @@ pub enum Delivery {
 
 /// Writes reports and events, in the form that is asked for.
 #[derive(Debug)]
-pub struct Sink {
+pub(crate) struct Sink {
     output: Output,
     format: Box<dyn Format>,
     /// One delivery, made in full before any of it is written. Its memory is used again.
@@ -70,7 +70,7 @@ enum Output {
 
 impl Sink {
     /// For standard output, or the file `output`, which is not touched yet.
-    pub fn open(output: Option<&OutputFile>, format: Box<dyn Format>) -> Result<Self, SinkError> {
+    pub(crate) fn open(output: Option<&OutputFile>, format: Box<dyn Format>) -> Result<Self, SinkError> {
         let output = match output {
             None => {
                 let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(SinkError::Stdout)?;
@@ -82,14 +82,14 @@ impl Sink {
     }
 
     /// The program of process `pid` is traced from now on: nothing is written over it.
-    pub fn protect_process(&mut self, pid: u32) {
+    pub(crate) fn protect_process(&mut self, pid: u32) {
         if let Output::Named { protected, .. } = &mut self.output {
             protected.add_process(pid);
         }
     }
 
     /// The same, of a command that is about to be started.
-    pub fn protect_command(&mut self, program: &OsStr) {
+    pub(crate) fn protect_command(&mut self, program: &OsStr) {
         if let Output::Named { protected, .. } = &mut self.output {
             protected.add_command(program);
         }
@@ -97,7 +97,7 @@ impl Sink {
 
     /// What is wrong with the file of `--output`, as far as this can be known before anything is
     /// traced.
-    pub fn check(&self) -> Result<(), SinkError> {
+    pub(crate) fn check(&self) -> Result<(), SinkError> {
         match &self.output {
             Output::Open { .. } => Ok(()),
             Output::Named { output, protected } => output::check(&output.path, protected)
@@ -106,12 +106,12 @@ impl Sink {
     }
 
     /// The stacks that it writes.
-    pub fn scope(&self) -> Scope {
+    pub(crate) fn scope(&self) -> Scope {
         self.format.scope()
     }
 
     /// Writes one report, if the form writes those that are not the last.
-    pub fn report(&mut self, report: &Report) -> Result<Delivery, SinkError> {
+    pub(crate) fn report(&mut self, report: &Report) -> Result<Delivery, SinkError> {
         if !report.is_final && self.format.occasion() == Occasion::Last {
             return Ok(Delivery::Written);
         }
@@ -119,7 +119,7 @@ impl Sink {
     }
 
     /// Writes events that came in together.
-    pub fn events(&mut self, events: &[EventLine]) -> Result<Delivery, SinkError> {
+    pub(crate) fn events(&mut self, events: &[EventLine]) -> Result<Delivery, SinkError> {
         self.deliver(|format, out| events.iter().try_for_each(|event| format.event(event, out)))
     }
 
@@ -308,7 +308,8 @@ mod tests {
         assert!(error.to_string().contains("--output /dev/full: cannot be written to: No space"), "{error}");
     }
 
-    /// What could be written of a report before the disk was full is no beginning of the next one.
+    /// What could be written of a report before the disk was full is not the beginning of the next
+    /// one.
     #[test]
     fn after_half_a_line_comes_a_new_one() {
         let (mut reader, mut sink) = into_pipe();
@@ -317,7 +318,7 @@ mod tests {
             let delivery = sink.deliver(|_, out| out.write_all(text.as_bytes())).expect("no error");
             assert_eq!(delivery, Delivery::Written);
         }
-        assert!(sink.within_line, "two is no line");
+        assert!(sink.within_line, "two is not a line");
         drop(sink);
         let mut all = String::new();
         reader.read_to_string(&mut all).expect("reads");

@@ -39,7 +39,7 @@ impl Session {
         accounts.make(processes(&self.targets, known(snapshot, own, &self.targets)))
     }
 
-    /// Accounts for processes' memory, where all of it is traced.
+    /// Accounts for processes' memory, if all of it is traced.
     pub(super) fn new_accounts(
         settings: &CaptureSettings,
         sample_rate: u64,

@@ -157,8 +157,8 @@ impl Session {
         Ok(true)
     }
 
-    /// A target goes on without us. Its links end later: until then the programs tell of its execs,
-    /// for the sake of those programs that must not have any.
+    /// A target keeps running without us. Its links end later: until then the programs report its
+    /// execs, for the sake of those programs that must not have any.
     fn leave(&mut self, target: u32, slot: u32) -> Result<(), SessionError> {
         self.tracer.silence(slot)?;
         let owners = self.targets.end(target);

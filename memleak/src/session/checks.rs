@@ -46,7 +46,7 @@ pub(super) fn check_interval(settings: &Settings, processes: &[Process]) -> Resu
     }
 }
 
-/// A plan for all that process `pid` has mapped must attach something, where anything is probed.
+/// A plan for all that process `pid` has mapped must attach something, if anything is probed.
 /// What is not there is warned of: it may come with a library that is yet to be loaded. `is_all`:
 /// nothing is traced but by the plan.
 pub(super) fn check_plan(

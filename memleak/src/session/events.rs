@@ -156,7 +156,7 @@ impl Session {
         self.reporter.symbolizer.retain(|process| targets.get(process).is_some());
     }
 
-    /// Makes room for stacks, unless a report has done so meanwhile. Another time is set where it
+    /// Makes room for stacks, unless a report has done so meanwhile. Another time is set if it
     /// was not enough.
     pub(super) fn collect_stacks(&mut self) -> Result<(), SessionError> {
         self.due.collection = self.tracer.collection_due()?;

@@ -1,10 +1,10 @@
 //! Children and new programs of targets, stopped before their first instruction until the probes
 //! are in.
 //!
-//! The thread that makes a child, or has replaced its program, tells of it (ring buffer `BIRTHS`)
-//! and waits in the kernel for an answer. Meanwhile a thread of ours seizes the child by ptrace(2)
-//! and asks it to stop: no signal is sent, and nobody but a debugger could tell. When the probes
-//! are in, it is let go. If we are killed, the kernel lets it go.
+//! The thread that makes a child, or has replaced its program, reports it (ring buffer `BIRTHS`)
+//! and waits in the kernel for an answer. Meanwhile one of our threads seizes the child by
+//! ptrace(2) and asks it to stop: no signal is sent, and nobody but a debugger could tell. When the
+//! probes are in, it is let go. If we are killed, the kernel lets it go.
 //!
 //! ptrace(2) ties a stopped process to the thread that has seized it. There are several threads,
 //! each on a processor of its own, since the one that waits in the kernel takes a processor that
@@ -256,12 +256,13 @@ fn own_cpus() -> Vec<usize> {
 fn be_prompt(cpu: usize) {
     // SAFETY: plain bits: all zeroes is a value.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    let priority = libc::sched_param { sched_priority: 1 };
+    // The kernel's `struct sched_param`: musl's has more in it, and its function does nothing.
+    let priority: libc::c_int = 1;
     // SAFETY: an index that `own_cpus` gave, a set of the size given and a valid parameter.
     unsafe {
         libc::CPU_SET(cpu, &mut set);
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
-        libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority);
+        libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_FIFO, &raw const priority);
     }
 }
 

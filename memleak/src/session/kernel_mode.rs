@@ -52,7 +52,7 @@ pub(super) struct KernelStart {
 pub(super) fn load(settings: &Settings, options: &KernelOptions) -> Result<KernelStart, SessionError> {
     let cache = options.slab.as_deref().map(|name| find_cache(name, &SlabCaches::read())).transpose()?;
     if let Some(pid) = options.only_pid {
-        // Not within info!, which asks for nothing where it says nothing.
+        // Not within info!, which asks for nothing if it says nothing.
         let comm = check_only_pid(pid)?;
         info!("what process {pid} ({comm}) allocates");
     }
@@ -84,7 +84,7 @@ pub(super) fn load(settings: &Settings, options: &KernelOptions) -> Result<Kerne
     Ok(KernelStart { tracer, symbols, took: begin.elapsed() })
 }
 
-/// Whether a tracepoint may tell of objects of a cache: what cannot need not cost anything.
+/// Whether a tracepoint may report objects of a cache: what cannot need not cost anything.
 fn may_tell_of(tracepoint: Tracepoint, cache: &CacheFilter) -> bool {
     match tracepoint {
         Tracepoint::Kfree | Tracepoint::CacheFree | Tracepoint::CacheAlloc | Tracepoint::CacheAllocNode => {

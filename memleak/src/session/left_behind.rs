@@ -5,7 +5,7 @@ use log::warn;
 use super::state::Session;
 use crate::{proc::status::related, settings::TargetSpec};
 
-/// Processes that are remembered: one that makes thousands is no daemon's beginning.
+/// Processes that are remembered: one that makes thousands is not starting daemons.
 const REMEMBERED: usize = 256;
 
 /// Processes named.
@@ -20,7 +20,7 @@ impl Session {
         self.untraced.push_back(pid);
     }
 
-    /// Says what of a command that has ended goes on.
+    /// Says which processes of a command that has ended are still running.
     pub(super) fn tell_left_behind(&self) {
         let is_command = matches!(self.settings.target, TargetSpec::Command(_));
         if !is_command || !self.targets.all_ended() || self.untraced.is_empty() {

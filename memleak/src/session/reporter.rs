@@ -209,7 +209,7 @@ fn if_empty(settings: &ReportSettings, targets: &Targets, taken: &Taken, is_fina
     format!("nothing {yet}{age}: {} probes are attached{allocators}; {seen}", taken.probes)
 }
 
-/// Reads what the processes of these descriptors have open, where that was not read yet. The number
+/// Reads what the processes of these descriptors have open, if that was not read yet. The number
 /// of a process that has ended may be another's by now.
 fn add_open(open: &mut Open, lines: &[AllocationLine], targets: &Targets) {
     let lives = |pid: &u32| targets.with_pid(*pid).is_some();

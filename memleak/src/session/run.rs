@@ -38,7 +38,7 @@ use crate::{
 pub struct RunOutcome {
     /// Allocations in the last report.
     pub outstanding: u64,
-    /// How the command ended, where it ended by itself.
+    /// How the command ended, if it ended by itself.
     pub command: Option<ExitStatus>,
 }
 
@@ -194,6 +194,7 @@ impl Session {
         let report = self.reporter.make_report(&self.settings, &self.targets, &taken, is_final);
         let delivery = self.reporter.sink.report(&report)?;
         tell_time(&taken);
+        self.tracer.give_back(taken.snapshot);
         Ok(delivery)
     }
 

@@ -59,7 +59,7 @@ pub(super) struct Session {
     pub(super) targets: Targets,
     pub(super) reporter: Reporter,
     pub(super) due: Due,
-    /// What the targets' memory is, where all of it is traced.
+    /// What the targets' memory is, if all of it is traced.
     pub(super) accounts: Option<Accounts>,
     /// Numbers of targets that have ended.
     pub(super) ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
@@ -190,7 +190,7 @@ impl Session {
         }
     }
 
-    /// Takes over what a process has mapped now: the unwind tables at once, since it goes on.
+    /// Takes over what a process has mapped now: the unwind tables at once, since it keeps running.
     pub(super) fn observe(&mut self, target: u32) {
         /// Readings tried: one that something was unmapped meanwhile says nothing of any time.
         const READINGS: usize = 4;

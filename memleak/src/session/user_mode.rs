@@ -84,7 +84,7 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
 }
 
 impl UserMode {
-    /// Plans probes for what a process has mapped: for all of it, where that must hold an
+    /// Plans probes for what a process has mapped: for all of it, if that must hold an
     /// allocator, or for the objects that were not looked at yet.
     pub(super) fn plan(
         &mut self,
@@ -103,8 +103,8 @@ impl UserMode {
         };
         let mut mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
         if which == Objects::New {
-            // Before they are read, which takes milliseconds, in which the target goes on and the
-            // next notice waits.
+            // Before they are read, which takes milliseconds, in which the target keeps running and
+            // the next notice waits.
             mappings.retain(|mapping| {
                 !traced.planned.contains(&ObjectId { device: mapping.device, inode: mapping.inode })
             });

@@ -75,7 +75,7 @@ pub(super) fn ticks(period: Duration) -> Interval {
     ticks
 }
 
-/// Waits until a moment; for ever where there is none.
+/// Waits until a moment; for ever if there is none.
 pub(super) async fn moment(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,

@@ -20,7 +20,7 @@ pub struct KernelOptions {
     pub only_pid: Option<u32>,
     /// What threads of this command name allocate, only (`--only-comm`); 15 bytes at most.
     pub only_comm: Option<String>,
-    /// Per-CPU memory, too (`-P`).
+    /// Per-CPU memory as well (`-P`).
     pub percpu: bool,
     /// Compare what is remembered of stacks with what the kernel's walk gives.
     pub check_stacks: bool,

@@ -15,12 +15,12 @@ use crate::{
     },
 };
 
-/// What `-k` traces; with `-P` per-CPU memory, too.
+/// What `-k` traces; with `-P` per-CPU memory as well.
 const KERNEL: &[Resource] = &[Resource::Slab, Resource::Pages, Resource::Vmalloc];
 
 /// What `-r`, `--acquire`, `--release` and `--resources-file` come to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selection {
+pub(super) struct Selection {
     /// All of them: built-in ones, and after them [`Resource::Custom`] for each that a user has
     /// described.
     pub resources: Vec<Resource>,

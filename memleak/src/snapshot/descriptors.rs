@@ -26,7 +26,7 @@ struct Listed {
 
 /// What is known of processes' descriptors beside the counted ones.
 #[derive(Default)]
-pub struct Descriptors {
+pub(crate) struct Descriptors {
     /// Processes, by the number that owns their descriptors.
     processes: HashMap<u32, Listed>,
     /// Those that were not seen to be made: when they were first found, and what they were.
@@ -36,12 +36,12 @@ pub struct Descriptors {
 }
 
 /// What processes had open: by the number that owns it, with the time at which it was asked for.
-pub struct OpenLists(HashMap<u32, (u64, BTreeMap<u32, String>)>);
+pub(crate) struct OpenLists(HashMap<u32, (u64, BTreeMap<u32, String>)>);
 
 impl Descriptors {
     /// Remembers what process `pid` has open now: it is about to be traced. `end` is readable when
     /// it has ended.
-    pub fn remember(&mut self, owner: u32, pid: u32, end: &PidFd) {
+    pub(crate) fn remember(&mut self, owner: u32, pid: u32, end: &PidFd) {
         let before = open_descriptors(pid).unwrap_or_default();
         // Several processes may share one list.
         if let (Ok(end), Entry::Vacant(entry)) = (end.try_clone(), self.processes.entry(owner)) {
@@ -51,7 +51,7 @@ impl Descriptors {
 
     /// Leaves the records of this owner, which has ended, as they are from now on. Gives those that
     /// have none in the kernel's table: what was found when its list was last looked at.
-    pub fn forget(&mut self, owner: u32) -> Vec<Outstanding> {
+    pub(crate) fn forget(&mut self, owner: u32) -> Vec<Outstanding> {
         self.processes.remove(&owner);
         let found = self.found.extract_if(|(of, _), _| *of == owner);
         found.map(|((_, fd), (time_ns, _))| unseen(owner, fd, time_ns)).collect()
@@ -59,7 +59,7 @@ impl Descriptors {
 
     /// What the processes have open: to be asked for before the snapshot is made that it is
     /// compared with.
-    pub fn list(&self) -> OpenLists {
+    pub(crate) fn list(&self) -> OpenLists {
         let list = |listed: &Listed| {
             // What is acquired from here on may not be in the list.
             let listed_ns = monotonic_ns();
@@ -72,7 +72,7 @@ impl Descriptors {
     /// Puts the records of descriptors right. `lists` were made before the snapshot, of which
     /// `newer` descriptors (owner, number) are no part. Processes that have ended are left as they
     /// were counted.
-    pub fn reconcile(
+    pub(crate) fn reconcile(
         &mut self,
         mut lists: OpenLists,
         newer: &FxHashSet<(u32, u64)>,
@@ -112,7 +112,7 @@ impl Descriptors {
 
 /// What the kernel's table is to be told.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Corrections {
+pub(crate) struct Corrections {
     /// Records of descriptors that are closed.
     pub dead: Vec<Outstanding>,
     /// Those that were found for the second time: no call is about to return that enters them. From

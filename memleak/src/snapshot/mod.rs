@@ -101,7 +101,7 @@ pub struct Lost {
     /// Runs of our programs that the kernel skipped.
     pub skipped_runs: u64,
     /// Calls that released many things at once, which nothing tells: those are still listed. Not
-    /// written where there are none.
+    /// written if there are none.
     #[serde(skip_serializing_if = "is_zero")]
     pub mass_releases: u64,
     /// Stacks of the report that are known in part: their outer callers are missing. A snapshot
@@ -126,7 +126,7 @@ pub struct Snapshot {
     pub outstanding: Vec<Outstanding>,
     /// Stacks by id. An id that is missing (`NO_STACK`) has no known stack.
     pub stacks: HashMap<u64, Stack>,
-    /// Acquires up to then (sampled ones only, where sampling is on).
+    /// Acquires up to then (sampled ones only, if sampling is on).
     pub acquired: u64,
     /// Releases up to then of what was seen acquired.
     pub released: u64,

@@ -3,7 +3,7 @@
 //! has no return probe, and others map memory in threads of their own. Such a mapping is known by
 //! its stack: from the mapping's caller outwards it is in the object that holds the allocator until
 //! it comes to the allocator's code. A signal handler that maps something while its thread is in
-//! malloc is no part of that call: its own frames are between the two.
+//! malloc is not part of that call: its own frames are between the two.
 
 use std::{collections::HashMap, ops::Range};
 
@@ -53,18 +53,18 @@ impl Nameless {
 
 /// What was taken out of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Own(pub Vec<Outstanding>);
+pub(crate) struct Own(pub Vec<Outstanding>);
 
 impl Own {
     /// Bytes mapped.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.0.iter().map(|mapping| mapping.size).fold(0, u64::saturating_add)
     }
 }
 
 /// Takes out of `snapshot` what allocators have mapped for themselves. `code_of`: where the
 /// allocators' code is in the address space of this number.
-pub fn take_out<'a>(snapshot: &mut Snapshot, code_of: impl Fn(u32) -> &'a [Code]) -> Own {
+pub(crate) fn take_out<'a>(snapshot: &mut Snapshot, code_of: impl Fn(u32) -> &'a [Code]) -> Own {
     let Snapshot { outstanding, stacks, .. } = snapshot;
     let mut known: HashMap<(u32, u64), bool> = HashMap::new();
     let is_own = |outstanding: &mut Outstanding| {

@@ -2,7 +2,7 @@
 //! (close_range).
 //!
 //! The BPF programs find the record that begins where a release begins, and cannot search for
-//! others. So they tell of each release, and what else it covers is found here, when the records
+//! others. So they report each release, and what else it covers is found here, when the records
 //! are read. A release is used up then. What it has cut out of a record is kept as that record's
 //! holes, merged, for as long as the record is there.
 //!
@@ -21,7 +21,7 @@ use super::{Outstanding, PAGE_SIZE};
 
 /// A range of addresses, or a span of handles, was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Release {
+pub(crate) struct Release {
     /// Whose: [`Outstanding::space`].
     pub space: u32,
     /// What was released.
@@ -36,7 +36,7 @@ pub struct Release {
 
 impl Release {
     /// What an event of the kind `RELEASE_RANGE` tells.
-    pub fn of(event: &Event) -> Self {
+    pub(crate) fn of(event: &Event) -> Self {
         Self {
             space: event.owner,
             resource: Resource::from_u32(event.resource).unwrap_or(Resource::Mmap),
@@ -49,7 +49,7 @@ impl Release {
 
 /// What [`Ranges::apply`] gives.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Applied {
+pub(crate) struct Applied {
     /// What is outstanding after all; a range with a hole in it gives two.
     pub outstanding: Vec<Outstanding>,
     /// Records of which nothing is left: they are to be removed from the kernel's table, and given
@@ -59,7 +59,7 @@ pub struct Applied {
 
 /// What was released and not used yet, and the holes of records that are there.
 #[derive(Debug, Default)]
-pub struct Ranges {
+pub(crate) struct Ranges {
     releases: HashMap<(u32, Resource), Releases>,
     /// By owner and the record's number, which the rest of a range has from the whole.
     holes: HashMap<(u32, u64), Holed>,
@@ -74,13 +74,13 @@ struct Holed {
 
 impl Ranges {
     /// Takes in a release that is to be applied to the records.
-    pub fn release(&mut self, release: &Release) {
+    pub(crate) fn release(&mut self, release: &Release) {
         let releases = self.releases.entry((release.space, release.resource)).or_default();
         releases.add(release.start, release.end, release.time_ns);
     }
 
     /// So many releases have come that they weigh (some 40 MB): [`Self::apply`] uses them up.
-    pub fn is_large(&self) -> bool {
+    pub(crate) fn is_large(&self) -> bool {
         const MANY: usize = 500_000;
         self.len() > MANY
     }
@@ -91,7 +91,7 @@ impl Ranges {
 
     /// Cuts what was released out of the records: all that there were when the last release had
     /// come.
-    pub fn apply(&mut self, mut outstanding: Vec<Outstanding>) -> Applied {
+    pub(crate) fn apply(&mut self, mut outstanding: Vec<Outstanding>) -> Applied {
         if self.releases.is_empty() && self.holes.is_empty() {
             return Applied { outstanding, dead: Vec::new() };
         }
@@ -198,7 +198,7 @@ impl Releases {
         }
     }
 
-    /// Enters a range where there is none; joins it to one of the same release that ends where it
+    /// Enters a range if there is none; joins it to one of the same release that ends where it
     /// begins.
     fn insert(&mut self, start: u64, end: u64, time_ns: u64) {
         if let Some((_, before)) = self.0.range_mut(..start).next_back()

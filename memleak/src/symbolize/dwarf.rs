@@ -21,7 +21,7 @@ const MAX_FRAMES: usize = 256;
 
 /// A call, as DWARF tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct SourceFrame {
+pub(super) struct SourceFrame {
     /// Linkage name, if there is one.
     pub function: Option<Vec<u8>>,
     /// Source file, relative to the directory of the compilation where it is inside.
@@ -31,13 +31,13 @@ pub struct SourceFrame {
 }
 
 /// Finds files that debug information names by path: `.dwo`, `.dwp`.
-pub trait FindFile {
+pub(super) trait FindFile {
     /// The file at `path` (absolute), if it can be opened and is an ELF file.
     fn find(&self, path: &[u8]) -> Option<ElfFile>;
 }
 
 /// The debug information of one object.
-pub struct Dwarf {
+pub(super) struct Dwarf {
     context: Context<LimitedReader>,
     fuel: u64,
     package: Option<DwarfPackage<LimitedReader>>,
@@ -51,7 +51,7 @@ impl std::fmt::Debug for Dwarf {
 
 impl Dwarf {
     /// Whether `elf` has debug information at all.
-    pub fn is_in(elf: &ElfFile) -> bool {
+    pub(super) fn is_in(elf: &ElfFile) -> bool {
         [&b".debug_info"[..], b".zdebug_info"]
             .iter()
             .any(|name| elf.section(name).is_some_and(|it| it.size > 0))
@@ -59,7 +59,7 @@ impl Dwarf {
 
     /// Reads the units of `elf`, whose references into a supplementary file go to `supplementary`;
     /// `package` holds its split units (`.dwp`).
-    pub fn new(
+    pub(super) fn new(
         elf: &ElfFile,
         supplementary: Option<&ElfFile>,
         package: Option<&ElfFile>,
@@ -80,13 +80,13 @@ impl Dwarf {
     }
 
     /// Whether it was too much to read to the end.
-    pub fn is_exhausted(&self) -> bool {
+    pub(super) fn is_exhausted(&self) -> bool {
         self.fuel == 0
     }
 
-    /// The calls at `vaddr`, innermost first; the last one is the function itself. Empty where
+    /// The calls at `vaddr`, innermost first; the last one is the function itself. Empty if
     /// nothing is known.
-    pub fn frames(&mut self, vaddr: u64, files: &dyn FindFile) -> Vec<SourceFrame> {
+    pub(super) fn frames(&mut self, vaddr: u64, files: &dyn FindFile) -> Vec<SourceFrame> {
         if vaddr == u64::MAX {
             return Vec::new(); // addr2line computes the address after it.
         }

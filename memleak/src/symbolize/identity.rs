@@ -19,7 +19,7 @@ pub struct ObjectNumber(pub u32);
 
 /// What makes two files the same object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum ObjectIdentity {
+pub(super) enum ObjectIdentity {
     /// The build id, and the executable segments (`p_vaddr`, `p_filesz`): a build may give all its
     /// files one id.
     BuildId(Vec<u8>, Vec<(u64, u64)>),
@@ -29,7 +29,7 @@ pub enum ObjectIdentity {
 
 impl ObjectIdentity {
     /// Of a file.
-    pub fn of(elf: &ElfFile) -> Self {
+    pub(super) fn of(elf: &ElfFile) -> Self {
         let code = elf.segments.iter().filter(|segment| segment.executable);
         match elf.build_id() {
             Some(id) => Self::BuildId(id, code.map(|segment| (segment.vaddr, segment.len)).collect()),
@@ -38,7 +38,7 @@ impl ObjectIdentity {
     }
 
     /// What a place in the object is called on any machine.
-    pub fn anchor(&self, vaddr: u64) -> Anchor {
+    pub(super) fn anchor(&self, vaddr: u64) -> Anchor {
         match self {
             Self::BuildId(id, _) => Anchor::BuildId(id.as_slice().into(), vaddr),
             Self::Content(hash) => Anchor::Content(hash.as_slice().into(), vaddr),
@@ -76,7 +76,7 @@ pub enum Anchor {
 /// The objects of a run in which something was located, by their files (`F`), each with a `T` of
 /// one of those.
 #[derive(Debug)]
-pub struct Identities<F, T> {
+pub(super) struct Identities<F, T> {
     numbers: HashMap<ObjectIdentity, ObjectNumber>,
     /// `None` of what is not an ELF file that can be read.
     files: HashMap<F, Option<ObjectNumber>>,
@@ -93,7 +93,7 @@ impl<F, T> Default for Identities<F, T> {
 impl<F: Clone + Eq + Hash, T: Clone> Identities<F, T> {
     /// The number of the object that `file` is; `None` if it has no identity. Each file is asked
     /// once.
-    pub fn number(
+    pub(super) fn number(
         &mut self,
         file: &F,
         of_file: &T,
@@ -119,12 +119,12 @@ impl<F: Clone + Eq + Hash, T: Clone> Identities<F, T> {
     }
 
     /// What was given for a file of this object.
-    pub fn get(&self, number: ObjectNumber) -> Option<&T> {
+    pub(super) fn get(&self, number: ObjectNumber) -> Option<&T> {
         self.objects.get(&number).map(|(_, of_file)| of_file)
     }
 
     /// What a place in an object is called on any machine.
-    pub fn anchor(&self, number: ObjectNumber, vaddr: u64) -> Anchor {
+    pub(super) fn anchor(&self, number: ObjectNumber, vaddr: u64) -> Anchor {
         match self.objects.get(&number) {
             Some((identity, _)) => identity.anchor(vaddr),
             None => Anchor::Address(vaddr),
@@ -132,12 +132,12 @@ impl<F: Clone + Eq + Hash, T: Clone> Identities<F, T> {
     }
 
     /// All of [`Self::get`].
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.objects.values().map(|(_, of_file)| of_file)
     }
 
     /// Forgets all objects but these.
-    pub fn retain(&mut self, used: &HashSet<ObjectNumber>) {
+    pub(super) fn retain(&mut self, used: &HashSet<ObjectNumber>) {
         self.objects.retain(|number, _| used.contains(number));
         self.numbers.retain(|_, number| used.contains(number));
         self.files.retain(|_, number| number.is_some_and(|number| used.contains(&number)));

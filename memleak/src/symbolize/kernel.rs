@@ -149,10 +149,10 @@ impl KernelSymbols {
     }
 
     /// Frames of a stack of the kernel, callee first; one for each address, but for the tracer's
-    /// own at the callee end: the BPF program and what led to it. Reads the table again where it
+    /// own at the callee end: the BPF program and what led to it. Reads the table again if it
     /// has no symbol for an address.
     ///
-    /// As everywhere the byte before a return address is looked up. The address itself is, where it
+    /// As everywhere the byte before a return address is looked up. The address itself is, if it
     /// is not a return address: in the frame that a probe has stopped, and in one that an interrupt
     /// has.
     pub fn frames(&mut self, ips: &[u64]) -> Vec<Frame> {
@@ -177,7 +177,7 @@ impl KernelSymbols {
         frames
     }
 
-    /// What the kernel (`[kernel]`) or a module of it is on any machine: its name, and behind a
+    /// What the kernel (`[kernel]`) or a module of it is on any machine: its name, and after a
     /// zero its build id, if it has one.
     pub fn identity(&mut self, module: &str) -> Box<[u8]> {
         if let Some(known) = self.identities.get(module) {
@@ -196,7 +196,7 @@ impl KernelSymbols {
     /// Where the code of these functions is, in order of address: each from its first byte to the
     /// next function's. Variants that the compiler has made of a function count as that function
     /// (`new_slab.isra.0`, `.part.0`, `.constprop.0`, `.cold`), and so does the one with the suffix
-    /// `_noprof` that it has from Linux 6.10 on where allocations are profiled.
+    /// `_noprof` that it has from Linux 6.10 on if allocations are profiled.
     pub fn address_ranges(&self, names: &[&str]) -> Vec<Range<u64>> {
         let is_one = |name: &[u8]| names.iter().any(|wanted| is_variant(name, wanted));
         let found = (0..self.table.symbols.len()).filter(|&at| is_one(self.table.name(at)));
@@ -233,7 +233,7 @@ fn parse_table(kallsyms: &[u8], modules_text: &[u8]) -> Result<KernelTable, Kern
     if symbols(kallsyms).all(|symbol| !symbol.is_text()) {
         return Err(KernelSymbolsError::Empty);
     }
-    // kallsyms_show_value() in kernel/ksyms_common.c: 0 shows them where perf_event_paranoid is 1
+    // kallsyms_show_value() in kernel/ksyms_common.c: 0 shows them if perf_event_paranoid is 1
     // or less, 0 and 1 to who has CAP_SYSLOG, 2 to nobody.
     let kptr_restrict = kernel_setting("kptr_restrict").unwrap_or(0);
     Err(match kptr_restrict {
@@ -454,7 +454,7 @@ fn is_variant(name: &[u8], wanted: &str) -> bool {
 }
 
 /// How many frames at the callee end belong to tracing itself. Code without a symbol counts with
-/// what called it: where `net.core.bpf_jit_kallsyms` is 0 our own program has none.
+/// what called it: if `net.core.bpf_jit_kallsyms` is 0 our own program has none.
 fn tracing_frames(ips: &[u64], table: &KernelTable) -> usize {
     let mut count = 0;
     for (index, ip) in ips.iter().enumerate() {

@@ -35,7 +35,7 @@ const BACK_AFTER: u64 = 3;
 
 /// Some code that is mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Region<T> {
+pub(super) struct Region<T> {
     /// Its addresses.
     pub range: Range<u64>,
     /// What is mapped there: equal only if it is the same code at the same place.
@@ -44,7 +44,7 @@ pub struct Region<T> {
 
 /// What is known of an address at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MappingAt<'a, T> {
+pub(super) enum MappingAt<'a, T> {
     /// This was mapped there.
     Code(&'a T),
     /// Nothing that can run was.
@@ -76,7 +76,7 @@ pub enum Observed {
 
 /// The executable mappings of one address space, as they were in each generation.
 #[derive(Clone, Debug)]
-pub struct Mapped<T> {
+pub(super) struct Mapped<T> {
     /// In order of generation, one each.
     readings: VecDeque<MapsReading<T>>,
     /// Programs, the last ones.
@@ -101,7 +101,7 @@ impl<T: Clone + PartialEq> Mapped<T> {
     /// Takes over what is mapped in `generation`, which must not have ended when it was read:
     /// `regions` in order of address. A reading of a generation that is over when a newer one is
     /// known changes nothing. `counts` says of code that is gone whether that is of interest.
-    pub fn observe(
+    pub(super) fn observe(
         &mut self,
         generation: u64,
         regions: &[Region<T>],
@@ -123,7 +123,7 @@ impl<T: Clone + PartialEq> Mapped<T> {
 
     /// Takes over where the program itself is mapped in `generation`: it stays there until there is
     /// another one.
-    pub fn keep(&mut self, generation: u64, regions: &[Region<T>]) {
+    pub(super) fn keep(&mut self, generation: u64, regions: &[Region<T>]) {
         match self.programs.back_mut() {
             Some(last) if last.regions == regions => {
                 last.seen = *last.seen.start()..=generation.max(*last.seen.end());
@@ -147,7 +147,7 @@ impl<T: Clone + PartialEq> Mapped<T> {
     }
 
     /// What was mapped at `address` in `generation`.
-    pub fn find(&self, generation: u64, address: u64) -> MappingAt<'_, T> {
+    pub(super) fn find(&self, generation: u64, address: u64) -> MappingAt<'_, T> {
         if let Some(code) = self.find_program(generation, address) {
             return MappingAt::Code(code);
         }
@@ -176,13 +176,13 @@ impl<T: Clone + PartialEq> Mapped<T> {
     }
 
     /// Forgets what only addresses of long ago are looked up in.
-    pub fn forget_old(&mut self) {
+    pub(super) fn forget_old(&mut self) {
         let old = self.readings.len().saturating_sub(KEPT);
         self.readings.drain(..old);
     }
 
     /// All code that may still be found, some of it several times.
-    pub fn code(&self) -> impl Iterator<Item = &T> {
+    pub(super) fn code(&self) -> impl Iterator<Item = &T> {
         let regions = self.readings.iter().flat_map(|reading| reading.regions.iter());
         let programs = self.programs.iter().flat_map(|program| &program.regions);
         regions.chain(programs).map(|region| &region.code)

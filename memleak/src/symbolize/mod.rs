@@ -40,7 +40,7 @@ pub enum NoSymbol {
 pub struct Frame {
     /// The return address.
     pub ip: u64,
-    /// Path of the object as the target names it (`[vdso]`, `[perf map]` where it has none).
+    /// Path of the object as the target names it (`[vdso]`, `[perf map]` if it has none).
     pub module: Option<String>,
     /// `ip` as an address of the object: minus its load bias.
     pub offset: Option<u64>,
@@ -59,4 +59,22 @@ pub struct Frame {
     pub inlined: bool,
     /// Why there is no function.
     pub no_symbol: Option<NoSymbol>,
+}
+
+impl Frame {
+    /// A place of which no function is known, in an object or in none.
+    pub fn without_function(ip: u64, module: Option<String>, offset: Option<u64>, why: NoSymbol) -> Self {
+        Self {
+            ip,
+            module,
+            offset,
+            function: None,
+            symbol: None,
+            function_offset: None,
+            file: None,
+            line: None,
+            inlined: false,
+            no_symbol: Some(why),
+        }
+    }
 }

@@ -22,7 +22,7 @@ const MAX_REMEMBERED: usize = 1 << 18;
 /// A call in an object: all of a [`super::Frame`] that does not depend on where the object is
 /// mapped.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Call {
+pub(super) struct Call {
     /// Demangled name.
     pub function: Option<String>,
     /// Name as the symbol table or DWARF has it.
@@ -40,7 +40,7 @@ pub struct Call {
 
 /// An object, and the names in it.
 #[derive(Debug)]
-pub struct NamedObject {
+pub(super) struct NamedObject {
     file: Arc<ObjectFile>,
     roots: Roots,
     names: Option<ObjectNames>,
@@ -55,13 +55,13 @@ struct ObjectNames {
 
 impl NamedObject {
     /// An object whose debug files are looked for in `roots`.
-    pub fn new(file: Arc<ObjectFile>, roots: Roots) -> Self {
+    pub(super) fn new(file: Arc<ObjectFile>, roots: Roots) -> Self {
         Self { file, roots, names: None, remembered: HashMap::new() }
     }
 
     /// The calls at `vaddr`, innermost first; empty if neither a symbol nor debug information
     /// covers it.
-    pub fn calls(&mut self, vaddr: u64) -> Arc<[Call]> {
+    pub(super) fn calls(&mut self, vaddr: u64) -> Arc<[Call]> {
         if let Some(calls) = self.remembered.get(&vaddr) {
             return calls.clone();
         }
@@ -74,12 +74,12 @@ impl NamedObject {
     }
 
     /// Whether its symbols and debug information are held in memory.
-    pub fn has_names(&self) -> bool {
+    pub(super) fn has_names(&self) -> bool {
         self.names.is_some()
     }
 
     /// Gives back the memory of its names: they are read again when they are asked for.
-    pub fn forget_names(&mut self) {
+    pub(super) fn forget_names(&mut self) {
         self.names = None;
     }
 
@@ -96,7 +96,7 @@ impl NamedObject {
     }
 }
 
-/// Split units, where the target's compiler left them.
+/// Split units, if the target's compiler left them.
 struct SplitFiles<'a> {
     roots: &'a Roots,
     budget: &'a Budget,

@@ -32,7 +32,7 @@ const MAX_NAME: usize = 4096;
 
 /// A generated function.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Generated {
+pub(super) struct Generated {
     /// First address.
     pub start: u64,
     /// Name as the file has it, control characters replaced.
@@ -41,7 +41,7 @@ pub struct Generated {
 
 /// One process's map, kept open, so that what was appended to it is read when it is asked for.
 #[derive(Debug)]
-pub struct PerfMap {
+pub(super) struct PerfMap {
     file: File,
     /// Where the first line that was not read yet begins.
     read: u64,
@@ -55,18 +55,18 @@ pub struct PerfMap {
 
 impl PerfMap {
     /// Takes over an open file.
-    pub fn new(file: File) -> Self {
+    pub(super) fn new(file: File) -> Self {
         Self { file, read: 0, seen: 0, functions: Regions::default(), names: 0, told: false }
     }
 
     /// Whether `file` is the one that is held.
-    pub fn is_same(&self, file: &File) -> bool {
+    pub(super) fn is_same(&self, file: &File) -> bool {
         let identity = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
         matches!((identity(&self.file), identity(file)), (Ok(ours), Ok(other)) if ours == other)
     }
 
     /// Reads what was appended. A file that shrank was rewritten: all of it is read again.
-    pub fn refresh(&mut self) -> io::Result<()> {
+    pub(super) fn refresh(&mut self) -> io::Result<()> {
         let length = self.file.metadata()?.len();
         if length == self.seen {
             return Ok(());
@@ -105,7 +105,7 @@ impl PerfMap {
     }
 
     /// The function at `address`.
-    pub fn find(&self, address: u64) -> Option<&Generated> {
+    pub(super) fn find(&self, address: u64) -> Option<&Generated> {
         self.functions.get(address)
     }
 

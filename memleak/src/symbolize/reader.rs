@@ -33,7 +33,7 @@ thread_local! {
 }
 
 /// Runs `work` with `fuel` reads to spend; gives what is left: none if it was too much.
-pub fn with_fuel<T>(fuel: u64, work: impl FnOnce() -> T) -> (T, u64) {
+pub(super) fn with_fuel<T>(fuel: u64, work: impl FnOnce() -> T) -> (T, u64) {
     CEILING.set(resident_bytes().saturating_add(MEMORY));
     LIMITS.set((fuel, stack_address().saturating_sub(STACK)));
     let result = work();
@@ -63,17 +63,17 @@ fn spend(reads: u64) -> gimli::Result<()> {
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct LimitedReader(Inner);
+pub(super) struct LimitedReader(Inner);
 
 impl LimitedReader {
     /// Reads `bytes` from their beginning.
-    pub fn new(bytes: Bytes, little_endian: bool) -> Self {
+    pub(super) fn new(bytes: Bytes, little_endian: bool) -> Self {
         let endian = if little_endian { RunTimeEndian::Little } else { RunTimeEndian::Big };
         Self(EndianReader::new(bytes, endian))
     }
 
     /// What is left to read.
-    pub fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         self.0.bytes()
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// Disjoint half-open ranges of addresses.
 #[derive(Clone, Debug)]
-pub struct Regions<T> {
+pub(super) struct Regions<T> {
     /// By first address: address after the last, and the value.
     ranges: BTreeMap<u64, (u64, T)>,
 }
@@ -18,7 +18,7 @@ impl<T> Default for Regions<T> {
 impl<T: Clone> Regions<T> {
     /// Sets `start..end`; what was there before stays known outside it. An empty range changes
     /// nothing.
-    pub fn insert(&mut self, start: u64, end: u64, value: T) {
+    pub(super) fn insert(&mut self, start: u64, end: u64, value: T) {
         if start >= end {
             return;
         }
@@ -42,13 +42,13 @@ impl<T: Clone> Regions<T> {
     }
 
     /// The value at `address`.
-    pub fn get(&self, address: u64) -> Option<&T> {
+    pub(super) fn get(&self, address: u64) -> Option<&T> {
         let (_, (end, value)) = self.ranges.range(..=address).next_back()?;
         (address < *end).then_some(value)
     }
 
     /// Number of ranges.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.ranges.len()
     }
 }

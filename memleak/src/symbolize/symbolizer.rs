@@ -148,7 +148,7 @@ impl Symbolizer {
         self.kernel = Some(symbols);
     }
 
-    /// Takes over what modules the kernel has now, where its stacks are asked for; once for each
+    /// Takes over what modules the kernel has now, if its stacks are asked for; once for each
     /// report. What cannot be read leaves what was known.
     pub fn observe_kernel(&mut self) {
         if let Some(kernel) = &mut self.kernel {
@@ -370,11 +370,15 @@ impl Symbolizer {
         match *location {
             Location::Object { object, vaddr } => match self.identities.get(object).cloned() {
                 Some(code) => self.code_frames(&code, vaddr, ip, frames),
-                None => frames.push(unknown(ip, None, None, NoSymbol::Unmapped)),
+                None => frames.push(Frame::without_function(ip, None, None, NoSymbol::Unmapped)),
             },
-            Location::Uncertain { .. } => frames.push(unknown(ip, None, None, NoSymbol::Uncertain)),
+            Location::Uncertain { .. } => {
+                frames.push(Frame::without_function(ip, None, None, NoSymbol::Uncertain))
+            }
             Location::Elsewhere { space, ip } => self.elsewhere(space, ip, frames),
-            Location::Kernel { ip } => frames.push(unknown(ip, None, None, NoSymbol::Unmapped)),
+            Location::Kernel { ip } => {
+                frames.push(Frame::without_function(ip, None, None, NoSymbol::Unmapped))
+            }
         }
     }
 
@@ -382,7 +386,7 @@ impl Symbolizer {
     /// frame pointer may be data.
     fn elsewhere(&mut self, space: u32, ip: u64, frames: &mut Vec<Frame>) {
         let (Some(process), Some(call)) = (self.processes.get(&space), ip.checked_sub(1)) else {
-            frames.push(unknown(ip, None, None, NoSymbol::Unmapped));
+            frames.push(Frame::without_function(ip, None, None, NoSymbol::Unmapped));
             return;
         };
         if let Some(named) = process.generated(ip) {
@@ -390,18 +394,23 @@ impl Symbolizer {
             return;
         }
         let Some(code) = process.data(call, &self.store) else {
-            frames.push(unknown(ip, None, None, NoSymbol::Unmapped));
+            frames.push(Frame::without_function(ip, None, None, NoSymbol::Unmapped));
             return;
         };
         let Some(object) = &code.object else {
-            frames.push(unknown(ip, None, None, NoSymbol::Anonymous));
+            frames.push(Frame::without_function(ip, None, None, NoSymbol::Anonymous));
             return;
         };
         let vaddr = ip.wrapping_sub(code.bias);
         match object.elf() {
             Ok(_) => self.code_frames(&code, vaddr, ip, frames),
             Err(_) => {
-                frames.push(unknown(ip, code.module.clone(), Some(vaddr), NoSymbol::UnreadableObject));
+                frames.push(Frame::without_function(
+                    ip,
+                    code.module.clone(),
+                    Some(vaddr),
+                    NoSymbol::UnreadableObject,
+                ));
             }
         }
     }
@@ -416,7 +425,7 @@ impl Symbolizer {
         let calls = object.map(|object| object.calls(vaddr.wrapping_sub(1))).unwrap_or_default();
         let module = code.module.clone();
         match &*calls {
-            [] => frames.push(unknown(ip, module, Some(vaddr), NoSymbol::NotInSymbolTable)),
+            [] => frames.push(Frame::without_function(ip, module, Some(vaddr), NoSymbol::NotInSymbolTable)),
             calls => frames.extend(calls.iter().map(|call| frame(ip, module.clone(), vaddr, call))),
         }
     }
@@ -432,7 +441,7 @@ fn kernel_ips(locations: &[Location]) -> Option<Vec<u64>> {
 }
 
 impl AddressSpace {
-    /// The frame of an address in generated code, where the perf map names it.
+    /// The frame of an address in generated code, if the perf map names it.
     fn generated(&self, ip: u64) -> Option<Frame> {
         let function = self.perf_map.as_ref()?.find(ip.checked_sub(1)?)?;
         Some(Frame {
@@ -491,21 +500,6 @@ fn module_name(mapping: &Mapping) -> Option<String> {
         Backing::File { path, .. } => Some(super::demangle::printable_path(path)),
         Backing::Vdso => Some("[vdso]".to_owned()),
         Backing::Other => None,
-    }
-}
-
-fn unknown(ip: u64, module: Option<String>, offset: Option<u64>, why: NoSymbol) -> Frame {
-    Frame {
-        ip,
-        module,
-        offset,
-        function: None,
-        symbol: None,
-        function_offset: None,
-        file: None,
-        line: None,
-        inlined: false,
-        no_symbol: Some(why),
     }
 }
 

@@ -35,7 +35,7 @@ const NO_PARENT: u32 = u32::MAX;
 
 /// A function found by address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Function {
+pub(super) struct Function {
     /// vaddr of its first byte.
     pub start: u64,
     /// Name, without a version.
@@ -44,7 +44,7 @@ pub struct Function {
 
 /// Sorted functions: 32 bytes each.
 #[derive(Debug, Default)]
-pub struct Symbols {
+pub(super) struct Symbols {
     entries: Vec<SymbolEntry>,
     strings: Vec<Strings>,
     charge: Option<Charge>,
@@ -70,7 +70,7 @@ const _: () = assert!(size_of::<SymbolEntry>() == 32);
 impl Symbols {
     /// Indexes the functions in all symbol tables of `files`. A table that cannot be read is left
     /// out.
-    pub fn read(files: &[&ElfFile]) -> Self {
+    pub(super) fn read(files: &[&ElfFile]) -> Self {
         let mut symbols = Self::default();
         let Some(budget) = files.first().map(|elf| elf.budget()) else { return symbols };
         let mut tables = Vec::new();
@@ -84,7 +84,7 @@ impl Symbols {
     }
 
     /// The function that covers `vaddr`: the one that begins last, if several do.
-    pub fn find(&self, vaddr: u64) -> Option<Function> {
+    pub(super) fn find(&self, vaddr: u64) -> Option<Function> {
         let mut index = self.entries.partition_point(|entry| entry.start <= vaddr).checked_sub(1)?;
         for _ in 0..MAX_NESTING {
             let entry = self.entries.get(index)?;

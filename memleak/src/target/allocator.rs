@@ -126,7 +126,7 @@ const KNOWN: &[Known] = &[
         own_operators: true,
     },
     // gnu_get_libc_version is missing in a static program that does not call it. The names must be
-    // glibc's alone: __libc_malloc and __libc_memalign are tcmalloc's, too.
+    // glibc's alone: __libc_malloc and __libc_memalign are tcmalloc's as well.
     Known {
         kind: AllocatorKind::Glibc,
         name: "glibc",
@@ -214,7 +214,10 @@ pub fn told_by_words(elf: &Elf) -> Option<AllocatorKind> {
     let known: Vec<_> = KNOWN.iter().filter_map(|known| Some((known, known.words.split_first()?))).collect();
     let firsts: Vec<_> = known.iter().map(|(_, (first, _))| first.as_bytes()).collect();
     let (known, (_, others)) = known.get(elf.find_first(&firsts)?)?;
-    others.iter().all(|word| elf.find_first(&[word.as_bytes()]).is_some()).then_some(known.kind)
+    // glibc reads the same line of the file, and a static program holds glibc.
+    let is_glibcs = known.kind == AllocatorKind::Rpmalloc && elf.is_static();
+    let has_all = others.iter().all(|word| elf.find_first(&[word.as_bytes()]).is_some());
+    (has_all && !is_glibcs).then_some(known.kind)
 }
 
 /// Prefixes under which `elf` may define malloc and related functions: those that are common, and
@@ -275,7 +278,7 @@ impl AllocatorKind {
     }
 
     /// Its `operator new` does not call malloc, so that it needs probes of its own. So it is taken
-    /// to be where nothing is known: a call that does reach malloc is nested in the operator's and
+    /// to be if nothing is known: a call that does reach malloc is nested in the operator's and
     /// counts once all the same.
     pub fn has_own_operators(self) -> bool {
         self.known().is_none_or(|known| known.own_operators)

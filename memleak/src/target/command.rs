@@ -12,7 +12,10 @@ use std::{
     process::{Child, Command, ExitStatus},
 };
 
-use crate::{arch::Breakpoint, proc::ptrace::ptrace};
+use crate::{
+    arch::Breakpoint,
+    proc::ptrace::{beginning_system_call, ptrace},
+};
 
 /// Why a command does not run. One line: what, why, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +39,7 @@ fn program_name(argv: &[OsString]) -> String {
 
 /// What a held command has come to.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Held {
+pub(crate) enum Held {
     /// It has mapped code that has not run yet.
     Mapped,
     /// It has replaced its program, before its own code ran.
@@ -49,7 +52,7 @@ pub enum Held {
 
 /// A command that was started, stopped at its exec.
 #[derive(Debug)]
-pub struct HeldCommand {
+pub(crate) struct HeldCommand {
     child: Child,
     entry: Option<Breakpoint>,
     /// The system call it is in maps code.
@@ -58,7 +61,7 @@ pub struct HeldCommand {
 
 impl HeldCommand {
     /// Starts the program `argv[0]` with our standard streams.
-    pub fn start(argv: &[OsString]) -> Result<Self, CommandError> {
+    pub(crate) fn start(argv: &[OsString]) -> Result<Self, CommandError> {
         let failed = |error: &io::Error| CommandError { program: program_name(argv), why: explain(error) };
         let (program, args) = argv.split_first().ok_or_else(|| failed(&io::ErrorKind::NotFound.into()))?;
         let mut command = Command::new(program);
@@ -72,7 +75,7 @@ impl HeldCommand {
     }
 
     /// Its process.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
@@ -95,7 +98,7 @@ impl HeldCommand {
     }
 
     /// Lets it run until it has mapped more code, comes to its entry point or ends.
-    pub fn advance(&mut self) -> io::Result<Held> {
+    pub(crate) fn advance(&mut self) -> io::Result<Held> {
         let pid = self.child.id();
         if self.entry.is_none() {
             return Ok(Held::Entry);
@@ -132,23 +135,16 @@ impl HeldCommand {
 
     /// A system call begins or ends: says whether one has ended that has mapped code.
     fn has_mapped_code(&mut self) -> io::Result<bool> {
-        let mut info = std::mem::MaybeUninit::<libc::ptrace_syscall_info>::zeroed();
-        let size = size_of::<libc::ptrace_syscall_info>() as u64;
-        ptrace(libc::PTRACE_GET_SYSCALL_INFO, self.child.id(), size, info.as_mut_ptr() as u64)?;
-        // SAFETY: plain integers, zeroed and then filled by the kernel.
-        let info = unsafe { info.assume_init() };
-        if info.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
-            // SAFETY: the kernel has filled this member for this `op`.
-            let entry = unsafe { info.u.entry };
-            let maps = matches!(entry.nr as i64, libc::SYS_mmap | libc::SYS_mprotect);
-            self.mapping_code = maps && entry.args[2] & libc::PROT_EXEC as u64 != 0;
+        if let Some(call) = beginning_system_call(self.child.id())? {
+            let maps = matches!(call.number, libc::SYS_mmap | libc::SYS_mprotect);
+            self.mapping_code = maps && call.arguments[2] & libc::PROT_EXEC as u64 != 0;
             return Ok(false);
         }
         Ok(std::mem::take(&mut self.mapping_code))
     }
 
     /// Lets it run free.
-    pub fn release(self) -> io::Result<Child> {
+    pub(crate) fn release(self) -> io::Result<Child> {
         ptrace(libc::PTRACE_DETACH, self.child.id(), 0, 0)?;
         Ok(self.child)
     }

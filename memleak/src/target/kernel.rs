@@ -49,7 +49,7 @@ pub enum KernelTargetError {
 
 /// A slab cache as the BPF side tells it from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CacheFilter {
+pub(crate) enum CacheFilter {
     /// One of kmalloc's.
     Kmalloc(Label),
     /// Another one, by the name in its `struct kmem_cache`, with the other names of the same cache.
@@ -57,7 +57,7 @@ pub enum CacheFilter {
 }
 
 /// The cache that `--slab NAME` names.
-pub fn find_cache(name: &str, caches: &SlabCaches) -> Result<CacheFilter, KernelTargetError> {
+pub(crate) fn find_cache(name: &str, caches: &SlabCaches) -> Result<CacheFilter, KernelTargetError> {
     if let Some((sizes, size)) = name.strip_prefix("kmalloc-rnd-").and_then(|rest| rest.split_once('-'))
         && sizes.bytes().all(|byte| byte.is_ascii_digit())
     {
@@ -83,7 +83,7 @@ pub fn find_cache(name: &str, caches: &SlabCaches) -> Result<CacheFilter, Kernel
 }
 
 /// Checks `--only-pid`: one of our processes or a thread of the kernel's. Gives its command name.
-pub fn check_only_pid(pid: u32) -> Result<String, KernelTargetError> {
+pub(crate) fn check_only_pid(pid: u32) -> Result<String, KernelTargetError> {
     let status = read_status(pid).map_err(|error| ProcessError::of(pid, error))?;
     if status.tgid != pid {
         return Err(ProcessError::Thread { tid: pid, pid: status.tgid }.into());

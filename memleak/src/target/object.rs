@@ -29,7 +29,7 @@ use crate::{
 
 /// Longest function whose body is read.
 const MAX_CODE: u64 = 1 << 20;
-/// Bytes read at a time where a text is looked for.
+/// Bytes read at a time when a text is looked for.
 const SEARCH_WINDOW: usize = 1 << 20;
 /// Most bytes of a segment in which a text is looked for.
 const MAX_SEARCHED: u64 = 512 << 20;
@@ -130,7 +130,7 @@ impl Elf {
         }
         let has_interpreter = elf.other_segment(elf::PT_INTERP).is_some();
         // DF_1_PIE tells a static-pie program from a shared object such as the dynamic linker; a
-        // name of its own tells the C library, which can be started, too, from a program.
+        // name of its own tells the C library, which can also be started, from a program.
         let flags = elf.dynamic_entry(elf::DT_FLAGS_1).unwrap_or(0);
         let is_static = !has_interpreter && (elf.file_type == elf::ET_EXEC.0 || flags & elf::DF_1_PIE.0 != 0);
         let is_program = is_static || (has_interpreter && elf.dynamic_entry(elf::DT_SONAME).is_none());
@@ -154,7 +154,7 @@ impl Elf {
         &self.symbols
     }
 
-    /// The definitions of `name`: one for each address, several where old versions have code of
+    /// The definitions of `name`: one for each address, several if old versions have code of
     /// their own.
     pub fn symbols_named(&self, name: &str) -> &[FunctionSymbol] {
         let start = self.symbols.partition_point(|symbol| symbol.name.as_str() < name);
@@ -378,8 +378,8 @@ impl fmt::Display for Object {
 }
 
 /// Reads the objects that `mappings` of process `pid` show (in the order of their first executable
-/// mapping), with the symbols named in `names`. An object that cannot be read is there, too, with
-/// the reason.
+/// mapping), with the symbols named in `names`. An object that cannot be read is there as well,
+/// with the reason.
 pub fn read_objects(store: &ObjectStore, pid: u32, mappings: &[Mapping], names: &SymbolNames) -> Vec<Object> {
     let mut seen = HashSet::new();
     let target = LiveTarget(pid);

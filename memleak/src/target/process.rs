@@ -77,7 +77,7 @@ impl ProcessError {
 
 /// A process, held by a descriptor that no later process of the same number can be mistaken for.
 #[derive(Debug)]
-pub struct Process {
+pub(crate) struct Process {
     /// Its number in our PID namespace.
     pub pid: u32,
     /// Command name.
@@ -91,7 +91,7 @@ pub struct Process {
 
 impl Process {
     /// Takes hold of a running process.
-    pub fn open(pid: u32) -> Result<Self, ProcessError> {
+    pub(crate) fn open(pid: u32) -> Result<Self, ProcessError> {
         if pid == std::process::id() {
             return Err(ProcessError::Itself(pid));
         }
@@ -103,12 +103,12 @@ impl Process {
     }
 
     /// A descriptor that is readable once the process has ended.
-    pub fn end_fd(&self) -> io::Result<PidFd> {
+    pub(crate) fn end_fd(&self) -> io::Result<PidFd> {
         self.pidfd.try_clone()
     }
 
     /// What a user should know before probes go into this process.
-    pub fn warning(&self) -> Option<String> {
+    pub(crate) fn warning(&self) -> Option<String> {
         const SECCOMP_MODE_FILTER: u32 = 2;
         // The uretprobe trampoline is a system call from 6.11 on.
         let by_system_call =
@@ -143,7 +143,7 @@ fn check(pid: u32, status: &Status) -> Result<(), ProcessError> {
 /// Refuses a process that runs a program by translating its code. The kernel puts probes into
 /// whatever has mapped the probed file; the translator reads the breakpoint in place of the code,
 /// and the program is killed by it.
-pub fn check_program(pid: u32) -> Result<(), ProcessError> {
+pub(crate) fn check_program(pid: u32) -> Result<(), ProcessError> {
     let Ok(path) = std::fs::read_link(format!("/proc/{pid}/exe")) else { return Ok(()) };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_valgrind = name.ends_with("-amd64-linux") && path.iter().any(|part| part == "valgrind");
@@ -158,11 +158,11 @@ pub fn check_program(pid: u32) -> Result<(), ProcessError> {
 
 /// A descriptor of a process: readable once it has ended (pidfd_open(2)).
 #[derive(Debug)]
-pub struct PidFd(OwnedFd);
+pub(crate) struct PidFd(OwnedFd);
 
 impl PidFd {
     /// Opens one.
-    pub fn open(pid: u32) -> io::Result<Self> {
+    pub(crate) fn open(pid: u32) -> io::Result<Self> {
         // SAFETY: pidfd_open(2) takes two integers.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
@@ -171,12 +171,12 @@ impl PidFd {
     }
 
     /// Another descriptor of the same process.
-    pub fn try_clone(&self) -> io::Result<Self> {
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)
     }
 
     /// It has ended: its number may be another's by now.
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         let mut poll = libc::pollfd { fd: self.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one pollfd, which lives through the call.
         unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }

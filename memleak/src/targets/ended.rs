@@ -12,7 +12,7 @@ const MOST_RECORDS: usize = 1 << 16;
 
 /// Records of processes that have ended, and their stacks.
 #[derive(Debug, Default)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// Those that ended first come first.
     records: Vec<Outstanding>,
     stacks: HashMap<u64, Stack>,
@@ -20,33 +20,33 @@ pub struct Ended {
 
 impl Ended {
     /// Takes over the records of owners that have ended.
-    pub fn add(&mut self, records: impl IntoIterator<Item = Outstanding>) {
+    pub(crate) fn add(&mut self, records: impl IntoIterator<Item = Outstanding>) {
         self.records.extend(records);
     }
 
     /// Takes over a stack that a record refers to.
-    pub fn add_stack(&mut self, id: u64, stack: &Stack) {
+    pub(crate) fn add_stack(&mut self, id: u64, stack: &Stack) {
         self.stacks.entry(id).or_insert_with(|| stack.clone());
     }
 
     /// All records.
-    pub fn records(&self) -> &[Outstanding] {
+    pub(crate) fn records(&self) -> &[Outstanding] {
         &self.records
     }
 
     /// A stack that one of them refers to.
-    pub fn stack(&self, id: u64) -> Option<&Stack> {
+    pub(crate) fn stack(&self, id: u64) -> Option<&Stack> {
         self.stacks.get(&id)
     }
 
     /// Numbers ([`Outstanding::space`]) that own one of them.
-    pub fn owners(&self) -> HashSet<u32> {
+    pub(crate) fn owners(&self) -> HashSet<u32> {
         self.records.iter().map(|record| record.space).collect()
     }
 
     /// Gives away the older ones, and their stacks, if there are more than are kept one by one:
     /// whoever takes them adds them up. All of an owner go together.
-    pub fn take_old(&mut self) -> Option<Snapshot> {
+    pub(crate) fn take_old(&mut self) -> Option<Snapshot> {
         if self.records.len() <= MOST_OWNERS {
             return None; // each owner has a record
         }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use memleak_common::thread::{MAX_TARGETS, Owner, Target};
 
-pub use ended::Ended;
+pub(crate) use ended::Ended;
 
 use crate::{
     snapshot::own::{Code, Nameless},
@@ -20,7 +20,7 @@ use crate::{
 
 /// A process, told from every other one that has had its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TargetId {
+pub(crate) struct TargetId {
     /// Its number in our PID namespace.
     pub pid: u32,
     /// When it began: clock ticks since the machine did (proc(5), /proc/PID/stat, field 22).
@@ -29,7 +29,7 @@ pub struct TargetId {
 
 /// What a child shares with the process that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Shared {
+pub(crate) struct Shared {
     /// The address space (CLONE_VM).
     pub memory: bool,
     /// The descriptors (CLONE_FILES).
@@ -38,7 +38,7 @@ pub struct Shared {
 
 /// One traced process.
 #[derive(Debug)]
-pub struct Traced {
+pub(crate) struct Traced {
     /// Which.
     pub id: TargetId,
     /// Command name.
@@ -67,7 +67,7 @@ pub struct Traced {
 
 /// All traced processes, those that have ended included as long as something of theirs is known.
 #[derive(Debug, Default)]
-pub struct Targets {
+pub(crate) struct Targets {
     /// By number: the first one that the process had.
     processes: BTreeMap<u32, Traced>,
     /// The process of each number that owns something.
@@ -79,7 +79,7 @@ impl Targets {
     /// Takes a process in. Gives its number, its slot and what the BPF side is to know of it;
     /// `None` if all slots are taken. `parent`: the process that made it, and what the two share;
     /// `descriptors`: what it opens counts.
-    pub fn add(
+    pub(crate) fn add(
         &mut self,
         id: TargetId,
         comm: String,
@@ -126,17 +126,17 @@ impl Targets {
     }
 
     /// The process of this number.
-    pub fn get(&self, process: u32) -> Option<&Traced> {
+    pub(crate) fn get(&self, process: u32) -> Option<&Traced> {
         self.processes.get(&process)
     }
 
     /// The same, to be changed.
-    pub fn get_mut(&mut self, process: u32) -> Option<&mut Traced> {
+    pub(crate) fn get_mut(&mut self, process: u32) -> Option<&mut Traced> {
         self.processes.get_mut(&process)
     }
 
     /// A process has its parent's probes, and what was found out for them.
-    pub fn inherit_plan(&mut self, parent: u32, child: u32) {
+    pub(crate) fn inherit_plan(&mut self, parent: u32, child: u32) {
         let Some(parent) = self.processes.get(&parent) else { return };
         let (planned, code) = (parent.planned.clone(), parent.allocator_code.clone());
         let (allocators, nameless) = (parent.allocators.clone(), parent.nameless.clone());
@@ -148,33 +148,33 @@ impl Targets {
 
     /// The process that a space's or a process's number belongs to: of a shared space the one that
     /// had it first.
-    pub fn owner_of(&self, number: u32) -> Option<&Traced> {
+    pub(crate) fn owner_of(&self, number: u32) -> Option<&Traced> {
         self.processes.get(self.numbers.get(&number)?)
     }
 
     /// The number of the process that [`Self::owner_of`] gives.
-    pub fn process_of(&self, number: u32) -> Option<u32> {
+    pub(crate) fn process_of(&self, number: u32) -> Option<u32> {
         self.numbers.get(&number).copied()
     }
 
     /// All, with their numbers.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &Traced)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Traced)> {
         self.processes.iter().map(|(number, traced)| (*number, traced))
     }
 
     /// Those that have not ended.
-    pub fn living(&self) -> impl Iterator<Item = (u32, &Traced)> {
+    pub(crate) fn living(&self) -> impl Iterator<Item = (u32, &Traced)> {
         self.iter().filter(|(_, traced)| !traced.ended)
     }
 
     /// The living process that has this PID.
-    pub fn with_pid(&self, pid: u32) -> Option<u32> {
+    pub(crate) fn with_pid(&self, pid: u32) -> Option<u32> {
         self.living().find_map(|(number, traced)| (traced.id.pid == pid).then_some(number))
     }
 
     /// A process has replaced its program, and has a new address space. Gives the number of the old
     /// one, if nobody lives in it any more.
-    pub fn replaced(&mut self, process: u32, space: u32) -> Option<u32> {
+    pub(crate) fn replaced(&mut self, process: u32, space: u32) -> Option<u32> {
         let traced = self.processes.get_mut(&process)?;
         let old = std::mem::replace(&mut traced.owner.space, space);
         self.numbers.insert(space, process);
@@ -187,7 +187,7 @@ impl Targets {
     }
 
     /// A process has ended. Gives the numbers whose owner has ended with it.
-    pub fn end(&mut self, process: u32) -> Vec<u32> {
+    pub(crate) fn end(&mut self, process: u32) -> Vec<u32> {
         let Some(traced) = self.processes.get_mut(&process) else { return Vec::new() };
         traced.ended = true;
         let Owner { space, process } = traced.owner;
@@ -202,13 +202,13 @@ impl Targets {
 
     /// Nothing names the slot of an ended process any more. `last` is what the BPF side had
     /// there.
-    pub fn release_slot(&mut self, slot: u32, last: Target) {
+    pub(crate) fn release_slot(&mut self, slot: u32, last: Target) {
         self.slots.release(slot, last.next_space);
     }
 
     /// Nothing is known any more of what these numbers owned. Processes that have ended and own
     /// nothing are forgotten, but for those that a user has named.
-    pub fn forget(&mut self, released: &[u32]) {
+    pub(crate) fn forget(&mut self, released: &[u32]) {
         let mut processes: Vec<u32> =
             released.iter().filter_map(|number| self.numbers.remove(number)).collect();
         processes.sort_unstable();
@@ -223,7 +223,7 @@ impl Targets {
     }
 
     /// Some were traced, and none of them lives.
-    pub fn all_ended(&self) -> bool {
+    pub(crate) fn all_ended(&self) -> bool {
         !self.processes.is_empty() && self.living().next().is_none()
     }
 }

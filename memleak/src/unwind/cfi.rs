@@ -381,13 +381,13 @@ fn cfa_at(register: Register, offset: Option<i64>) -> Cfa {
 
 /// DWARF operations that the recognized expressions are made of (DWARF 5 section 7.7.1).
 mod op {
-    pub const DEREF: u8 = 0x06;
-    pub const AND: u8 = 0x1a;
-    pub const PLUS: u8 = 0x22;
-    pub const SHL: u8 = 0x24;
-    pub const GE: u8 = 0x2a;
-    pub const LIT0: u8 = 0x30;
-    pub const BREG0: u8 = 0x70;
+    pub(super) const DEREF: u8 = 0x06;
+    pub(super) const AND: u8 = 0x1a;
+    pub(super) const PLUS: u8 = 0x22;
+    pub(super) const SHL: u8 = 0x24;
+    pub(super) const GE: u8 = 0x2a;
+    pub(super) const LIT0: u8 = 0x30;
+    pub(super) const BREG0: u8 = 0x70;
 }
 
 /// `DW_OP_bregN offset` at the front: register, offset, what follows.

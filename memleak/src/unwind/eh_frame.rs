@@ -229,7 +229,7 @@ fn entry_offsets(bytes: &[u8], cie_id: u32, budget: &Budget) -> Vec<usize> {
     offsets
 }
 
-/// Reads the entries at `offsets`, with several threads where they are many.
+/// Reads the entries at `offsets`, with several threads if they are many.
 fn read_section<'input, S>(
     section: &S,
     bases: &BaseAddresses,

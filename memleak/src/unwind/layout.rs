@@ -27,7 +27,7 @@ pub trait Store {
     fn read_words(&self, index: u32, count: u32) -> Result<Vec<u64>, Self::Error>;
     /// Writes mappings from entry `index` on.
     fn write_mappings(&mut self, index: u32, mappings: &[Mapping]) -> Result<(), Self::Error>;
-    /// Publishes a process's list, with one store; an empty list where it has gone.
+    /// Publishes a process's list, with one store; an empty list if it has gone.
     fn publish(&mut self, pid: u32, list: MappingList) -> Result<(), Self::Error>;
 }
 

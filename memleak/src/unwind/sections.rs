@@ -5,7 +5,7 @@ use object::elf::PT_GNU_EH_FRAME;
 use crate::elf::{Bytes, ElfFile};
 
 /// Longest section that is read, bytes: rustc's has 10 MB, and a browser's 20.
-pub const MAX_SECTION: u64 = 48 << 20;
+pub(super) const MAX_SECTION: u64 = 48 << 20;
 /// Bytes of `.eh_frame_hdr` that are read: its head says where `.eh_frame` is.
 const MAX_HEADER: u64 = 64;
 

@@ -54,7 +54,7 @@ impl SharedTable {
         self.pages
     }
 
-    /// Words that the table takes where it is laid out: rows and page index.
+    /// Words that the table takes when it is laid out: rows and page index.
     pub fn words(&self) -> usize {
         self.rows as usize + self.pages as usize
     }

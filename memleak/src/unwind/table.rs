@@ -171,7 +171,7 @@ fn rows_of<'r>(runs: &'r Runs, run: &Run) -> &'r [Row] {
     runs.rows.get(first..first + run.count as usize).unwrap_or_default()
 }
 
-/// Appends a row; it replaces one at its `pc`, and is dropped where the row before says the same.
+/// Appends a row; it replaces one at its `pc`, and is dropped if the row before says the same.
 fn push(rows: &mut Vec<Row>, row: Row) {
     if rows.last().is_some_and(|last| last.pc() == row.pc()) {
         rows.pop();

@@ -15,7 +15,7 @@ use crate::{
 
 /// What a form must come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen<'a> {
+pub(crate) enum Seen<'a> {
     /// The report equals the ledger.
     Exactly,
     /// The report cannot, and a warning has these words.
@@ -49,7 +49,7 @@ fn trace(command: &mut Command) -> Outcome {
 
 /// Traces the program and compares its ledger with the report, or the warnings with what they must
 /// say.
-pub fn check(form: &str, command: &mut Command, expected: Seen<'_>) {
+pub(crate) fn check(form: &str, command: &mut Command, expected: Seen<'_>) {
     let outcome = trace(command);
     let told = outcome.report.sum_but("heap", &RUNTIMES);
     let words = outcome.warnings.join("\n");

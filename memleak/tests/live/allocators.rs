@@ -11,7 +11,7 @@ use crate::{
     guard::alone,
     ledger,
     process::{self, Running},
-    programs::{Link, build, scratch_dir, text},
+    programs::{Link, build, redis_settings, scratch_dir, text},
     report::Report,
     tracer::{NEVER, Tracer, trace_command},
 };
@@ -162,12 +162,12 @@ fn is_of_zmalloc(function: &str) -> bool {
     ["zmalloc", "zcalloc", "zrealloc", "ztry", "zstrdup"].iter().any(|prefix| function.starts_with(prefix))
 }
 
-/// redis counts what jemalloc sets aside for each block that it takes through its `zmalloc` and kin
-/// (`used_memory`). The tracer counts what was asked for, so each block is rounded up to its size
-/// class first, and those whose stacks do not pass a function of zmalloc.c (the Lua interpreter's,
-/// OpenSSL's, libc's) are left out. What remains is the client that asks: `INFO` counts its record
-/// and its buffers (a reply buffer of 16 KiB and a query buffer of up to 32 KiB), and they are gone
-/// when the report is made. `CLIENT` is room for those.
+/// redis counts what jemalloc sets aside for each block that it takes through its `zmalloc` and
+/// related functions (`used_memory`). The tracer counts what was asked for, so each block is
+/// rounded up to its size class first, and those whose stacks do not pass a function of zmalloc.c
+/// (the Lua interpreter's, OpenSSL's, libc's) are left out. What remains is the client that asks:
+/// `INFO` counts its record and its buffers (a reply buffer of 16 KiB and a query buffer of up to
+/// 32 KiB), and they are gone when the report is made. `CLIENT` is room for those.
 #[test]
 fn redis_server_agrees_with_its_own_count() {
     const CLIENT: u64 = 64 << 10;
@@ -178,23 +178,12 @@ fn redis_server_agrees_with_its_own_count() {
     let arguments = ["--json", "-v", "-a", "-o", "0", "-T", "100000", "--output"];
     let reports = dir.join("reports");
     let mut tracer = Tracer::run(
-        Command::new(crate::tracer::MEMLEAK).args(arguments).arg(&reports).args([NEVER, "--"]).args([
-            "redis-server",
-            "--port",
-            "0",
-            "--unixsocket",
-            text(&socket),
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--dir",
-            text(&dir),
-            "--maxmemory",
-            "0",
-            "--hz",
-            "1",
-        ]),
+        Command::new(crate::tracer::MEMLEAK)
+            .args(arguments)
+            .arg(&reports)
+            .args([NEVER, "--", "redis-server"])
+            .args(redis_settings(&dir, &socket))
+            .args(["--maxmemory", "0", "--hz", "1"]),
     );
     tracer.wait_attached();
     tracer.running().expect_line("readiness", |line| line.contains("eady to accept connections"));

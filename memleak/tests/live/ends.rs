@@ -237,7 +237,7 @@ fn nobody_reads_the_reports() {
 
 /// Runs memleak, reads a line and closes the pipe, upon which it is to end with status 0:
 /// `memleak ... | head -1`. Gives what it wrote to standard error.
-pub fn read_one_line(arguments: &[&str]) -> String {
+pub(crate) fn read_one_line(arguments: &[&str]) -> String {
     let mut child = Command::new(MEMLEAK)
         .args(arguments)
         .stdout(Stdio::piped())

@@ -17,7 +17,7 @@ use crate::{
 
 /// Runs to the end; the exit status and the one line on standard error, which holds each of
 /// `words`.
-pub fn assert_one_line(output: &Output, status: i32, words: &[&str], what: &str) {
+pub(crate) fn assert_one_line(output: &Output, status: i32, words: &[&str], what: &str) {
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(code(output.status), status, "{what}: {message}");
     assert_eq!(message.lines().count(), 1, "{what}: {message}");

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Options that leave nothing out of a report.
-pub const EVERYTHING: [&str; 5] = ["-o", "0", "-T", "100000", NEVER];
+pub(crate) const EVERYTHING: [&str; 5] = ["-o", "0", "-T", "100000", NEVER];
 
 #[test]
 fn eight_threads_and_two_million_calls() {

@@ -35,16 +35,16 @@ const PROGRAMS: &[&str] = &[
 
 /// How long the kernel may take to free what its last user has left (it waits for an RCU grace
 /// period).
-pub const KERNEL_PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const KERNEL_PATIENCE: Duration = Duration::from_secs(20);
 
 static MACHINE: Mutex<()> = Mutex::new(());
 
 /// Held by a test; checks when dropped.
-pub struct Alone(#[expect(dead_code, reason = "held for its Drop")] MutexGuard<'static, ()>);
+pub(crate) struct Alone(#[expect(dead_code, reason = "held for its Drop")] MutexGuard<'static, ()>);
 
 /// Waits for the other tests and takes the machine. Declare it first in a test, so that it is
 /// dropped last.
-pub fn alone() -> Alone {
+pub(crate) fn alone() -> Alone {
     // SAFETY: geteuid(2) cannot fail and touches no memory.
     let user = unsafe { libc::geteuid() };
     assert_eq!(user, 0, "the live tests load BPF programs: run them as root (cargo xtask test)");
@@ -61,7 +61,7 @@ impl Drop for Alone {
 
 /// Fails if a BPF program of ours is loaded that no process holds: something in the kernel still
 /// does.
-pub fn assert_nothing_left() {
+pub(crate) fn assert_nothing_left() {
     let deadline = Instant::now() + KERNEL_PATIENCE;
     loop {
         let left = programs_left();
@@ -74,7 +74,7 @@ pub fn assert_nothing_left() {
 }
 
 /// Fails if a link to a raw tracepoint is left that no process holds (kernel mode pins none).
-pub fn assert_no_links_left() {
+pub(crate) fn assert_no_links_left() {
     let deadline = Instant::now() + KERNEL_PATIENCE;
     loop {
         let held = held("link_id:");
@@ -117,7 +117,7 @@ fn held(name: &str) -> BTreeSet<u32> {
 }
 
 /// Lines of the kernel's log that say that something is wrong with it.
-pub fn kernel_complaints() -> Vec<String> {
+pub(crate) fn kernel_complaints() -> Vec<String> {
     let log = Command::new("dmesg").output().expect("dmesg");
     assert!(log.status.success(), "reading the kernel's log: {log:?}");
     let bad = ["WARNING:", "BUG:", "Oops", "INFO: task", "rcu: INFO", "refcount_t", "leaking uprobe"];
@@ -126,14 +126,14 @@ pub fn kernel_complaints() -> Vec<String> {
 }
 
 /// A number of /proc/PID/status, in kB.
-pub fn status_kb(pid: u32, field: &str) -> u64 {
+pub(crate) fn status_kb(pid: u32, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
     line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 /// CPU time of a process, user and system (proc(5), /proc/PID/stat: utime and stime in ticks).
-pub fn cpu_time(pid: u32) -> Duration {
+pub(crate) fn cpu_time(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
     let fields: Vec<&str> = stat.rsplit(") ").next().expect("a name").split(' ').collect();
     let ticks: u64 = fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime");
@@ -141,6 +141,6 @@ pub fn cpu_time(pid: u32) -> Duration {
 }
 
 /// What the kernel has complained of since it had said `before`.
-pub fn new_complaints(before: &[String]) -> Vec<String> {
+pub(crate) fn new_complaints(before: &[String]) -> Vec<String> {
     kernel_complaints().into_iter().filter(|line| !before.contains(line)).collect()
 }

@@ -24,7 +24,7 @@ fn ways() -> Vec<&'static str> {
 
 /// Whether the kernel was built with kprobes: its PMU is there then (perf_event_open(2), dynamic
 /// PMUs).
-pub fn has_kprobes() -> bool {
+pub(crate) fn has_kprobes() -> bool {
     Path::new("/sys/bus/event_source/devices/kprobe").exists()
 }
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::process::Running;
 
 /// An allocation site and what is acquired there (`heap`, `mmap`).
-pub type Site = (String, String);
+pub(crate) type Site = (String, String);
 
 /// One line of the ledger.
 #[derive(Debug, Deserialize)]
@@ -20,7 +20,7 @@ struct Entry {
 
 /// What a site holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Amount {
+pub(crate) struct Amount {
     /// Outstanding bytes.
     pub bytes: u64,
     /// Outstanding allocations; `None` if the program cannot say.
@@ -28,10 +28,10 @@ pub struct Amount {
 }
 
 /// What each site holds; sites that hold nothing are left out.
-pub type Ledger = BTreeMap<Site, Amount>;
+pub(crate) type Ledger = BTreeMap<Site, Amount>;
 
 /// Reads the ledger lines among `lines`.
-pub fn parse(lines: &[String]) -> Ledger {
+pub(crate) fn parse(lines: &[String]) -> Ledger {
     lines
         .iter()
         .filter(|line| line.starts_with("{\"site\""))
@@ -45,6 +45,6 @@ pub fn parse(lines: &[String]) -> Ledger {
 }
 
 /// Waits for a program's ledger.
-pub fn hear(program: &mut Running) -> Ledger {
+pub(crate) fn hear(program: &mut Running) -> Ledger {
     parse(&program.expect("END"))
 }

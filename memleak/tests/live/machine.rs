@@ -16,7 +16,7 @@ const fn instruction(code: u8, target: u8, source: u8, offset: i16, value: i32) 
 
 /// A kprobe program that writes to user memory: a kernel that is locked down (integrity) does not
 /// load it (kernel/trace/bpf_trace.c, `LOCKDOWN_BPF_WRITE_USER`).
-pub fn lets_programs_write_user_memory() -> bool {
+pub(crate) fn lets_programs_write_user_memory() -> bool {
     const BPF_PROG_LOAD: libc::c_long = 5;
     const BPF_PROG_TYPE_KPROBE: u32 = 2;
     const PROBE_WRITE_USER: i32 = 36;

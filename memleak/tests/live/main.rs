@@ -41,6 +41,7 @@ mod robust;
 mod rust_allocators;
 mod sampling;
 mod sites;
+mod table;
 mod targets;
 mod unusual;
 mod unwinding;

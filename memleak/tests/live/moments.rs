@@ -18,7 +18,7 @@ struct Bounds {
 
 /// Compares what a report says of `site_busy` with what the program says. Gives how many calls were
 /// in progress, of which nobody can say whether they had done it.
-pub fn assert_right_at_its_moment(target: &mut Running, report: &Report) -> u64 {
+pub(crate) fn assert_right_at_its_moment(target: &mut Running, report: &Report) -> u64 {
     let bounds = ask(target, report.cut_ns, report.cut_ns + report.cut_within_ns);
     let (bytes, count) = report.site("site_busy");
     let is_within = (bounds.count.0..=bounds.count.1).contains(&count);

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The program `sizes`, waiting for phases.
-pub fn sizes() -> Running {
+pub(crate) fn sizes() -> Running {
     let mut target = Running::start(&mut Command::new(build("sizes.c", Link::Dynamic, &[])));
     target.expect("READY");
     target

@@ -15,14 +15,14 @@ use std::{
 
 /// How long an event may take before the test fails. `MEMLEAK_LIVE_PATIENCE` has other seconds for
 /// slow machines.
-pub fn patience() -> Duration {
+pub(crate) fn patience() -> Duration {
     let seconds = std::env::var("MEMLEAK_LIVE_PATIENCE").ok().and_then(|seconds| seconds.parse().ok());
     Duration::from_secs(seconds.unwrap_or(60))
 }
 
 /// Rounds from 0 up to `all`, of which `MEMLEAK_LIVE_ROUNDS` leaves so many, spread evenly, on slow
 /// machines.
-pub fn rounds(all: usize) -> impl Iterator<Item = u64> {
+pub(crate) fn rounds(all: usize) -> impl Iterator<Item = u64> {
     let most = std::env::var("MEMLEAK_LIVE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
     (0..all as u64).step_by(all.div_ceil(most.unwrap_or(all).max(1)))
 }
@@ -35,7 +35,7 @@ struct State {
 
 /// The lines of a stream, as they come.
 #[derive(Clone, Default)]
-pub struct Lines(Arc<(Mutex<State>, Condvar)>);
+pub(crate) struct Lines(Arc<(Mutex<State>, Condvar)>);
 
 impl Lines {
     fn follow(stream: impl Read + Send + 'static) -> Self {
@@ -61,13 +61,13 @@ impl Lines {
     }
 
     /// All lines so far.
-    pub fn so_far(&self) -> Vec<String> {
+    pub(crate) fn so_far(&self) -> Vec<String> {
         self.state().lines.clone()
     }
 
     /// Waits for a line that is `wanted`, from the line with number `from` on; returns its number
     /// and the line. `None` if the stream ended, or [`patience`] did.
-    pub fn wait(&self, from: usize, wanted: impl Fn(&str) -> bool) -> Option<(usize, String)> {
+    pub(crate) fn wait(&self, from: usize, wanted: impl Fn(&str) -> bool) -> Option<(usize, String)> {
         let deadline = Instant::now() + patience();
         let mut state = self.state();
         let mut next = from;
@@ -96,7 +96,7 @@ impl Lines {
 
 /// What a process left behind.
 #[derive(Debug)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// How it ended.
     pub status: ExitStatus,
     /// Its standard output.
@@ -107,7 +107,7 @@ pub struct Ended {
 
 /// A running child, leader of a process group of its own, killed with the whole group when it is
 /// dropped.
-pub struct Running {
+pub(crate) struct Running {
     name: String,
     child: Child,
     stdin: Option<ChildStdin>,
@@ -119,7 +119,7 @@ pub struct Running {
 
 impl Running {
     /// Starts `command` with pipes on its standard streams.
-    pub fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let name = format!("{command:?}");
         // SAFETY: prctl(2) may be called between fork and exec.
         unsafe {
@@ -142,29 +142,29 @@ impl Running {
     }
 
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Its standard output.
-    pub fn stdout(&self) -> &Lines {
+    pub(crate) fn stdout(&self) -> &Lines {
         &self.stdout
     }
 
     /// Its standard error.
-    pub fn stderr(&self) -> &Lines {
+    pub(crate) fn stderr(&self) -> &Lines {
         &self.stderr
     }
 
     /// Writes a line to its standard input.
-    pub fn tell(&mut self, line: &str) {
+    pub(crate) fn tell(&mut self, line: &str) {
         let stdin = self.stdin.as_mut().expect("its standard input is open");
         let sent = stdin.write_all(format!("{line}\n").as_bytes());
         sent.unwrap_or_else(|error| panic!("telling {line:?}: {error}\n{}", self.outputs()));
     }
 
     /// Waits for the next line of its standard output that is `wanted`.
-    pub fn expect_line(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+    pub(crate) fn expect_line(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         match self.stdout.wait(self.next, wanted) {
             Some((number, line)) => {
                 self.next = number + 1;
@@ -175,14 +175,14 @@ impl Running {
     }
 
     /// Waits for exactly this line, and returns those before it.
-    pub fn expect(&mut self, wanted: &str) -> Vec<String> {
+    pub(crate) fn expect(&mut self, wanted: &str) -> Vec<String> {
         let from = self.next;
         self.expect_line(wanted, |line| line == wanted);
         self.stdout.so_far()[from..self.next - 1].to_vec()
     }
 
     /// Sends a signal to it (not to its group).
-    pub fn signal(&self, signal: i32) {
+    pub(crate) fn signal(&self, signal: i32) {
         // SAFETY: kill(2) touches no memory of ours; the child is not yet waited for, so the id is
         // its own.
         let failed = unsafe { libc::kill(self.pid() as i32, signal) };
@@ -190,18 +190,18 @@ impl Running {
     }
 
     /// Whether it has ended.
-    pub fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_ended(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
     /// Waits for its end by itself. Its output may go on afterwards, through children.
-    pub fn wait_status(&mut self) -> ExitStatus {
+    pub(crate) fn wait_status(&mut self) -> ExitStatus {
         assert!(wait_for_end(self.pid(), patience()), "it does not end\n{}", self.outputs());
         self.child.wait().expect("waiting for a child")
     }
 
     /// Closes its standard input and waits for its end and for that of its output.
-    pub fn end(mut self) -> Ended {
+    pub(crate) fn end(mut self) -> Ended {
         self.stdin = None;
         let status = self.wait_status();
         let outputs = self.outputs();
@@ -215,7 +215,7 @@ impl Running {
     }
 
     /// Both outputs so far, for a failed test to show.
-    pub fn outputs(&self) -> String {
+    pub(crate) fn outputs(&self) -> String {
         let show = |lines: &Lines| {
             let lines = lines.so_far();
             let skipped = lines.len().saturating_sub(40);
@@ -246,7 +246,7 @@ impl Drop for Running {
 }
 
 /// Waits until the process has ended (a zombie has), by its pidfd; false if it did not in time.
-pub fn wait_for_end(pid: u32, patience: Duration) -> bool {
+pub(crate) fn wait_for_end(pid: u32, patience: Duration) -> bool {
     // SAFETY: pidfd_open(2) takes a number and flags, and returns a new descriptor or -1.
     let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     if descriptor < 0 {
@@ -261,6 +261,6 @@ pub fn wait_for_end(pid: u32, patience: Duration) -> bool {
 }
 
 /// The exit status as a shell would say it: 128+N for signal N.
-pub fn code(status: ExitStatus) -> i32 {
+pub(crate) fn code(status: ExitStatus) -> i32 {
     status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
 }

@@ -11,7 +11,7 @@ use std::{
 
 /// How a program is linked.
 #[derive(Clone, Copy, Debug, Hash)]
-pub enum Link {
+pub(crate) enum Link {
     /// Against glibc's shared library.
     Dynamic,
     /// With glibc in it.
@@ -53,8 +53,14 @@ const COMMON_FLAGS: &[&str] = &[
     "-Werror",
 ];
 
+/// What redis-server is to be told: it keeps nothing on disk, and listens at `socket` alone.
+pub(crate) fn redis_settings<'a>(folder: &'a Path, socket: &'a Path) -> [&'a str; 10] {
+    let [folder, socket] = [folder, socket].map(text);
+    ["--port", "0", "--unixsocket", socket, "--save", "", "--appendonly", "no", "--dir", folder]
+}
+
 /// A folder for what tests make, inside the build's own.
-pub fn scratch_dir() -> PathBuf {
+pub(crate) fn scratch_dir() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("live");
     fs::create_dir_all(&dir).expect("making the scratch folder");
     dir
@@ -62,7 +68,7 @@ pub fn scratch_dir() -> PathBuf {
 
 /// Compiles `source` (a file of `tests/programs`) and returns the program's path. Built once for
 /// the same sources and flags.
-pub fn build(source: &str, link: Link, flags: &[&str]) -> PathBuf {
+pub(crate) fn build(source: &str, link: Link, flags: &[&str]) -> PathBuf {
     static COMPILING: Mutex<()> = Mutex::new(());
     let _compiling = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
@@ -97,6 +103,6 @@ pub fn build(source: &str, link: Link, flags: &[&str]) -> PathBuf {
 }
 
 /// A path as an argument.
-pub fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }

@@ -8,7 +8,7 @@ use crate::ledger::{Amount, Ledger, Site};
 
 /// One report.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Report {
+pub(crate) struct Report {
     pub schema: u32,
     pub time: String,
     pub target: Target,
@@ -28,7 +28,7 @@ pub struct Report {
 
 /// The account of the target's memory.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Memory {
+pub(crate) struct Memory {
     pub rss: u64,
     pub rss_growth: i64,
     pub outstanding_resident: u64,
@@ -49,14 +49,14 @@ pub struct Processes {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub struct Target {
+pub(crate) struct Target {
     pub kind: String,
     pub pids: Vec<u32>,
     pub comm: String,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-pub struct Totals {
+pub(crate) struct Totals {
     pub bytes: u64,
     pub count: u64,
     pub acquired: u64,
@@ -64,7 +64,7 @@ pub struct Totals {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub struct Stack {
+pub(crate) struct Stack {
     pub resource: String,
     pub bytes: u64,
     pub count: u64,
@@ -85,21 +85,21 @@ pub struct Stack {
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-pub struct ProcessCount {
+pub(crate) struct ProcessCount {
     pub pid: u32,
     pub bytes: u64,
     pub count: u64,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
-pub struct OtherProcesses {
+pub(crate) struct OtherProcesses {
     pub processes: u64,
     pub bytes: u64,
     pub count: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub struct Frame {
+pub(crate) struct Frame {
     pub ip: String,
     pub module: Option<String>,
     pub offset: Option<String>,
@@ -110,7 +110,7 @@ pub struct Frame {
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
-pub struct Allocation {
+pub(crate) struct Allocation {
     /// If several processes hold the stack.
     pub pid: Option<u32>,
     pub address: String,
@@ -124,7 +124,7 @@ const LOSSES: [&str; 7] =
 
 impl Frame {
     /// The function's name without its parameters.
-    pub fn bare_function(&self) -> &str {
+    pub(crate) fn bare_function(&self) -> &str {
         let name = self.function.as_deref().unwrap_or_default();
         name.split('(').next().unwrap_or(name)
     }
@@ -132,7 +132,7 @@ impl Frame {
 
 impl Stack {
     /// The allocation site: the innermost function that is one.
-    pub fn site(&self) -> Option<&str> {
+    pub(crate) fn site(&self) -> Option<&str> {
         self.frames.iter().map(Frame::bare_function).find(|name| name.starts_with("site_"))
     }
 
@@ -151,12 +151,12 @@ impl Stack {
 
 impl Report {
     /// Reads one line.
-    pub fn parse(line: &str) -> Self {
+    pub(crate) fn parse(line: &str) -> Self {
         serde_json::from_str(line).unwrap_or_else(|error| panic!("not a report: {error}: {line}"))
     }
 
     /// What each site holds.
-    pub fn sites(&self) -> Ledger {
+    pub(crate) fn sites(&self) -> Ledger {
         let mut sites = Ledger::new();
         for stack in &self.stacks {
             if let Some(site) = stack.site() {
@@ -169,18 +169,18 @@ impl Report {
     }
 
     /// What one site holds: bytes and count, zeros where it is not in the report.
-    pub fn site(&self, name: &str) -> (u64, u64) {
+    pub(crate) fn site(&self, name: &str) -> (u64, u64) {
         let of_name = self.stacks.iter().filter(|stack| stack.site() == Some(name));
         of_name.fold((0, 0), |sum, stack| (sum.0 + stack.bytes, sum.1 + stack.count))
     }
 
     /// Sums over the stacks of one resource: bytes and count.
-    pub fn sum(&self, resource: &str) -> (u64, u64) {
+    pub(crate) fn sum(&self, resource: &str) -> (u64, u64) {
         self.sum_but(resource, &[])
     }
 
     /// The same but for stacks with one of these functions.
-    pub fn sum_but(&self, resource: &str, functions: &[&str]) -> (u64, u64) {
+    pub(crate) fn sum_but(&self, resource: &str, functions: &[&str]) -> (u64, u64) {
         let counts = |stack: &&Stack| {
             let mut frames = stack.frames.iter();
             !frames.any(|frame| functions.contains(&frame.bare_function()))
@@ -190,7 +190,7 @@ impl Report {
     }
 
     /// Every site holds what the ledger says, none holds more, and the totals are the stacks' sums.
-    pub fn assert_equals(&self, ledger: &Ledger) {
+    pub(crate) fn assert_equals(&self, ledger: &Ledger) {
         let sites = self.sites();
         let mut names: Vec<&Site> = sites.keys().chain(ledger.keys()).collect();
         names.sort();
@@ -211,14 +211,14 @@ impl Report {
     }
 
     /// The totals are the stacks' sums. Wants a report of all stacks.
-    pub fn assert_sums(&self) {
+    pub(crate) fn assert_sums(&self) {
         let (bytes, count) =
             self.stacks.iter().fold((0, 0), |sum, stack| (sum.0 + stack.bytes, sum.1 + stack.count));
         assert_eq!((self.totals.bytes, self.totals.count), (bytes, count), "{}", self.describe());
     }
 
     /// No stack of `resource` is without a site.
-    pub fn assert_only_sites(&self, resource: &str) {
+    pub(crate) fn assert_only_sites(&self, resource: &str) {
         let strangers: Vec<String> = self
             .stacks
             .iter()
@@ -229,14 +229,14 @@ impl Report {
     }
 
     /// All counters of losses are there and 0.
-    pub fn assert_nothing_lost(&self) {
+    pub(crate) fn assert_nothing_lost(&self) {
         for loss in LOSSES {
             assert_eq!(self.lost.get(loss), Some(&0), "lost.{loss}\n{}", self.describe());
         }
     }
 
     /// For a failed test to show.
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let stacks: Vec<String> = self.stacks.iter().take(60).map(Stack::describe).collect();
         format!(
             "schema {} {} {:?} after {} ms final {} totals {:?} lost {:?}\n{}",

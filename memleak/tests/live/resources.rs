@@ -124,12 +124,18 @@ fn open_descriptors(pid: u32) -> BTreeSet<u32> {
     entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
 }
 
+/// fds.c, before it has made anything.
+fn holder_of_descriptors(arguments: &[&str]) -> Running {
+    let program = build("fds.c", Link::Dynamic, &["-Wno-unused-result"]);
+    let mut target = Running::start(Command::new(program).args(arguments));
+    target.expect("READY");
+    target
+}
+
 #[test]
 fn eight_threads_with_descriptors_at_random() {
     let _alone = alone();
-    let program = build("fds.c", Link::Dynamic, &["-Wno-unused-result"]);
-    let mut target = Running::start(Command::new(program).args(["random", "8", "50000", "20260105"]));
-    target.expect("READY");
+    let mut target = holder_of_descriptors(&["random", "8", "50000", "20260105"]);
     let before = open_descriptors(target.pid());
     let mut tracer = Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "-T", "100000", "0.3"]);
     target.tell("go");
@@ -153,9 +159,7 @@ fn eight_threads_with_descriptors_at_random() {
 #[test]
 fn descriptors_that_no_call_returns_are_found() {
     let _alone = alone();
-    let program = build("fds.c", Link::Dynamic, &["-Wno-unused-result"]);
-    let mut target = Running::start(Command::new(program).arg("unseen"));
-    target.expect("READY");
+    let mut target = holder_of_descriptors(&["unseen"]);
     let before = open_descriptors(target.pid());
     let mut tracer = Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "0.3"]);
     target.tell("go");
@@ -173,9 +177,7 @@ fn descriptors_that_no_call_returns_are_found() {
 #[test]
 fn an_exec_keeps_descriptors_and_closes_some() {
     let _alone = alone();
-    let program = build("fds.c", Link::Dynamic, &["-Wno-unused-result"]);
-    let mut target = Running::start(Command::new(program).arg("exec"));
-    target.expect("READY");
+    let mut target = holder_of_descriptors(&["exec"]);
     let mut tracer = Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "0.3"]);
     target.tell("go");
     tracer.wait_note(|line| line.contains("has replaced its program"));
@@ -374,9 +376,7 @@ fn each_system_call_that_makes_descriptors() {
 fn descriptors_that_no_call_returns_outlive_their_process() {
     let _alone = alone();
     for reports in [1, 3] {
-        let program = build("fds.c", Link::Dynamic, &["-Wno-unused-result"]);
-        let mut target = Running::start(Command::new(program).arg("unseen"));
-        target.expect("READY");
+        let mut target = holder_of_descriptors(&["unseen"]);
         let before = open_descriptors(target.pid());
         let mut tracer = Tracer::attach_with(target.pid(), &["-r", "fd", "-a", "-o", "0", "0.3"]);
         target.tell("go");

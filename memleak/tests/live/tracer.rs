@@ -13,20 +13,20 @@ use crate::{
 };
 
 /// The built program.
-pub const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
+pub(crate) const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
 
 /// An interval that no test lives to see: reports come at the end only.
-pub const NEVER: &str = "3600";
+pub(crate) const NEVER: &str = "3600";
 
 /// A running tracer.
-pub struct Tracer {
+pub(crate) struct Tracer {
     running: Running,
     next_report: usize,
     next_note: usize,
 }
 
 /// A tracer that has ended.
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Exit status, 128+N for signal N.
     pub code: i32,
     /// All reports, of a tracer that wrote JSON to standard output.
@@ -37,26 +37,26 @@ pub struct Outcome {
 
 impl Tracer {
     /// Starts `memleak` with these arguments.
-    pub fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(MEMLEAK);
         command.args(arguments);
         Self::run(&mut command)
     }
 
     /// Starts a command that becomes `memleak`.
-    pub fn run(command: &mut Command) -> Self {
+    pub(crate) fn run(command: &mut Command) -> Self {
         Self { running: Running::start(command.env("RUST_BACKTRACE", "0")), next_report: 0, next_note: 0 }
     }
 
     /// Traces a running process, all stacks, all ages, JSON, with one report in the end; returns
     /// when the probes are in.
-    pub fn attach(pid: u32) -> Self {
+    pub(crate) fn attach(pid: u32) -> Self {
         Self::attach_with(pid, &["-o", "0", "-T", "100000", NEVER])
     }
 
     /// Traces a running process (`--json -v -p PID` and `arguments`); returns when the probes are
     /// in.
-    pub fn attach_with(pid: u32, arguments: &[&str]) -> Self {
+    pub(crate) fn attach_with(pid: u32, arguments: &[&str]) -> Self {
         let pid = pid.to_string();
         let mut all = vec!["--json", "-v", "-p", &pid];
         all.extend(arguments);
@@ -66,17 +66,17 @@ impl Tracer {
     }
 
     /// The process underneath.
-    pub fn running(&mut self) -> &mut Running {
+    pub(crate) fn running(&mut self) -> &mut Running {
         &mut self.running
     }
 
     /// Waits for the (next) message that probes are in; needs `-v`. Returns the message.
-    pub fn wait_attached(&mut self) -> String {
+    pub(crate) fn wait_attached(&mut self) -> String {
         self.wait_note(|line| line.contains("attached") && line.contains("probes"))
     }
 
     /// Waits for the next line of standard error that is `wanted`.
-    pub fn wait_note(&mut self, wanted: impl Fn(&str) -> bool) -> String {
+    pub(crate) fn wait_note(&mut self, wanted: impl Fn(&str) -> bool) -> String {
         match self.running.stderr().wait(self.next_note, wanted) {
             Some((number, line)) => {
                 self.next_note = number + 1;
@@ -87,12 +87,12 @@ impl Tracer {
     }
 
     /// Its standard error so far.
-    pub fn notes(&self) -> Vec<String> {
+    pub(crate) fn notes(&self) -> Vec<String> {
         self.running.stderr().so_far()
     }
 
     /// Waits for the next JSON report that is `wanted`.
-    pub fn wait_report(&mut self, wanted: impl Fn(&Report) -> bool) -> Report {
+    pub(crate) fn wait_report(&mut self, wanted: impl Fn(&Report) -> bool) -> Report {
         let mut last = None;
         let started = Instant::now();
         while let Some((number, line)) = self.running.stdout().wait(self.next_report, |_| true) {
@@ -111,20 +111,20 @@ impl Tracer {
     }
 
     /// Waits for a report whose snapshot was taken after this call: the one under way may be older.
-    pub fn fresh_report(&mut self) -> Report {
+    pub(crate) fn fresh_report(&mut self) -> Report {
         self.next_report = self.running.stdout().so_far().len();
         self.wait_report(|_| true);
         self.wait_report(|_| true)
     }
 
     /// Sends SIGINT and waits for the end.
-    pub fn stop(self) -> Outcome {
+    pub(crate) fn stop(self) -> Outcome {
         self.running.signal(libc::SIGINT);
         self.wait()
     }
 
     /// Waits for the end.
-    pub fn wait(self) -> Outcome {
+    pub(crate) fn wait(self) -> Outcome {
         let ended = self.running.end();
         let reports =
             ended.stdout.iter().filter(|l| l.starts_with("{\"schema\"")).map(|l| Report::parse(l)).collect();
@@ -132,14 +132,14 @@ impl Tracer {
     }
 
     /// Sends SIGINT; the last report of a tracer that did its work.
-    pub fn stop_with_report(self) -> Report {
+    pub(crate) fn stop_with_report(self) -> Report {
         self.stop().into_final_report()
     }
 }
 
 impl Outcome {
     /// The last report of a tracer that did its work: the only final one.
-    pub fn into_final_report(mut self) -> Report {
+    pub(crate) fn into_final_report(mut self) -> Report {
         assert_eq!(self.code, 0, "{:?}", self.ended.stderr);
         let last = self.reports.pop().unwrap_or_else(|| panic!("no report: {:?}", self.ended));
         assert!(last.is_final, "the last report says so: {}", last.describe());
@@ -149,7 +149,7 @@ impl Outcome {
 }
 
 /// What came of tracing a command.
-pub struct CommandOutcome {
+pub(crate) struct CommandOutcome {
     /// Exit status, 128+N for signal N.
     pub code: i32,
     /// All reports.
@@ -159,7 +159,7 @@ pub struct CommandOutcome {
 }
 
 /// Traces a command to its end (`--json --output FILE OPTIONS -- COMMAND`).
-pub fn trace_command(options: &[&str], command: &[&str]) -> CommandOutcome {
+pub(crate) fn trace_command(options: &[&str], command: &[&str]) -> CommandOutcome {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let file = scratch_dir().join(format!("reports-{}-{number}", std::process::id()));
@@ -176,7 +176,7 @@ pub fn trace_command(options: &[&str], command: &[&str]) -> CommandOutcome {
 
 impl CommandOutcome {
     /// The last report.
-    pub fn last_report(&self) -> &Report {
+    pub(crate) fn last_report(&self) -> &Report {
         let last = self.reports.last().unwrap_or_else(|| panic!("no report: {:?}", self.ended));
         assert!(last.is_final, "{}", last.describe());
         last

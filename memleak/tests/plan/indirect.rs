@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Functions with a prefix, one of them indirect: a constructor-free arena.
-pub const INDIRECT: &str = "
+pub(crate) const INDIRECT: &str = "
     static char arena[4096]; static unsigned long used;
     static void *chosen(unsigned long n) { void *p = arena + used; used += n; return p; }
     static void *other(unsigned long n) { (void)n; return 0; }

@@ -14,7 +14,7 @@ use memleak_common::probe::Resource;
 use crate::fixture::{NmSymbol, Segments};
 
 /// Functions with their entries, by program.
-pub fn entries(plan: &Plan, file: &Path, program: ProgramKind) -> BTreeMap<u64, String> {
+pub(crate) fn entries(plan: &Plan, file: &Path, program: ProgramKind) -> BTreeMap<u64, String> {
     let segments = Segments::of(file);
     let entry =
         |point: &AttachPoint| segments.vaddr_of(point.file_offset) - u64::from(point.placement.offset);
@@ -27,12 +27,17 @@ pub fn entries(plan: &Plan, file: &Path, program: ProgramKind) -> BTreeMap<u64, 
 
 /// Checks a plan for one file against nm: each row's function that nm has as a global or weak one
 /// is probed at its address, each address once for each program, and nothing else is.
-pub fn check_against_nm(plan: &Plan, file: &Path, symbols: &[NmSymbol], applies: impl Fn(&str) -> bool) {
+pub(crate) fn check_against_nm(
+    plan: &Plan,
+    file: &Path,
+    symbols: &[NmSymbol],
+    applies: impl Fn(&str) -> bool,
+) {
     let symbols: Vec<_> = symbols.iter().filter(|symbol| matches!(symbol.kind, 'T' | 'W')).collect();
     check_against_symbols(plan, file, &symbols, applies);
 }
 
-pub fn check_against_symbols(
+pub(crate) fn check_against_symbols(
     plan: &Plan,
     file: &Path,
     symbols: &[&NmSymbol],
@@ -41,7 +46,7 @@ pub fn check_against_symbols(
     check_resources(DEFAULT_RESOURCES, plan, file, symbols, applies);
 }
 
-pub fn check_resources(
+pub(crate) fn check_resources(
     resources: &[Resource],
     plan: &Plan,
     file: &Path,

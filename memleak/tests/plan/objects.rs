@@ -2,11 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use memleak::probe::plan::{PlanError, PlanOptions, SkipReason, check_object_argument, plan};
+use memleak::{
+    objects::ObjectStore,
+    probe::plan::{PlanError, PlanOptions, SkipReason, check_object_argument, plan},
+    proc::maps::read_maps,
+    target::object::{Object, SymbolNames, read_objects},
+};
 
 use crate::{
     C_LIBRARY, LIBRARIES, NEVER_FREES, WAITS,
-    fixture::{Running, all_symbols, compile},
+    fixture::{Running, all_symbols, compile, run},
     indirect::INDIRECT,
     is_operator,
     nm::check_against_nm,
@@ -23,6 +28,36 @@ fn refuses_a_stripped_static_program_clearly() {
     let error = PlanError::nothing_found(&objects, &options);
     assert_eq!(error, PlanError::Stripped { object: program.display().to_string() });
     assert!(error.to_string().contains("is stripped: no symbol names malloc in it; install its debug file"));
+}
+
+/// Of a stripped program the debug file is read, if it is of the same build.
+#[test]
+fn finds_the_symbols_of_a_stripped_program_in_its_debug_file() {
+    let full = compile("gcc", "plan_full", WAITS, &["-static", "-Wl,--build-id=sha1"]);
+    let stripped = full.with_file_name("plan_apart");
+    run("strip", &["-o", &stripped.to_string_lossy(), &full.to_string_lossy()]);
+    let notes = run("readelf", &["-nW", &stripped.to_string_lossy()]);
+    let id = notes.split("Build ID: ").nth(1).unwrap().split_whitespace().next().unwrap();
+    let debug_directory = tempfile::tempdir().unwrap();
+    let place = debug_directory.path().join(".build-id").join(&id[..2]).join(format!("{}.debug", &id[2..]));
+    std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+    let target = Running::start(&stripped, None);
+    let symbols = || {
+        let store = ObjectStore::new(1 << 30, debug_directory.path());
+        let names = SymbolNames::from_iter(["malloc"]);
+        let objects = read_objects(&store, target.pid(), &read_maps(target.pid()).unwrap(), &names);
+        let elf = objects.iter().find(|object| object.path == stripped).unwrap().elf.as_ref().unwrap();
+        assert!(elf.is_static());
+        (elf.has_symbol_table(), elf.symbols().to_vec())
+    };
+    assert_eq!(symbols(), (false, vec![]), "there is no debug file");
+    let other = compile("gcc", "plan_other", NEVER_FREES, &["-static", "-Wl,--build-id=sha1"]);
+    std::fs::copy(&other, &place).unwrap();
+    assert_eq!(symbols(), (false, vec![]), "another program's debug file is not believed");
+    run("objcopy", &["--only-keep-debug", &full.to_string_lossy(), &place.to_string_lossy()]);
+    let whole = Object::open(&full, &SymbolNames::from_iter(["malloc"])).unwrap();
+    assert_eq!(symbols(), (true, whole.elf.as_ref().unwrap().symbols().to_vec()));
+    assert_eq!(symbols().1.len(), 1);
 }
 
 #[test]

@@ -23,12 +23,12 @@ use memleak::{
 use memleak_common::probe::Resource;
 
 /// 2026-01-02T03:04:05.678Z
-pub fn time() -> SystemTime {
+pub(crate) fn time() -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(1_767_323_045_678)
 }
 
 /// A place two hours east of Greenwich: its time of day is not UTC.
-pub fn options(top: usize) -> Options {
+pub(crate) fn options(top: usize) -> Options {
     Options { top, time_zone: TimeZone::fixed(offset(2)) }
 }
 
@@ -48,23 +48,12 @@ fn frame(ip: u64, function: &str, function_offset: u64, place: Option<(&str, u32
 }
 
 fn unknown(ip: u64, module: Option<&str>, offset: Option<u64>, reason: NoSymbol) -> Frame {
-    Frame {
-        ip,
-        module: module.map(str::to_owned),
-        offset,
-        function: None,
-        symbol: None,
-        function_offset: None,
-        file: None,
-        line: None,
-        inlined: false,
-        no_symbol: Some(reason),
-    }
+    Frame::without_function(ip, module.map(str::to_owned), offset, reason)
 }
 
 /// A stack of a report, with its frames.
 #[derive(Clone)]
-pub struct Stack {
+pub(crate) struct Stack {
     pub pid: u32,
     /// The processes that hold it, where they are several.
     pub shared: Vec<ProcessCount>,
@@ -102,7 +91,7 @@ impl Stack {
 }
 
 /// The stack of the documented text form.
-pub fn leaky() -> Stack {
+pub(crate) fn leaky() -> Stack {
     Stack {
         pid: 123,
         shared: Vec::new(),
@@ -125,7 +114,7 @@ pub fn leaky() -> Stack {
     }
 }
 
-pub fn mapping() -> Stack {
+pub(crate) fn mapping() -> Stack {
     Stack {
         resource: info(Resource::Mmap),
         bytes: 4096,
@@ -137,11 +126,11 @@ pub fn mapping() -> Stack {
     }
 }
 
-pub fn info(resource: Resource) -> Arc<ResourceInfo> {
+pub(crate) fn info(resource: Resource) -> Arc<ResourceInfo> {
     Arc::new(ResourceInfo::built_in(resource))
 }
 
-pub fn report(stacks: Vec<Stack>) -> Report {
+pub(crate) fn report(stacks: Vec<Stack>) -> Report {
     report_of(&[Resource::Heap, Resource::Mmap].map(info), stacks)
 }
 
@@ -180,7 +169,7 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
 }
 
 /// What a user has described: without a size, its handles numbers or addresses.
-pub fn user(name: &str, unit: &str, is_number: bool) -> Arc<ResourceInfo> {
+pub(crate) fn user(name: &str, unit: &str, is_number: bool) -> Arc<ResourceInfo> {
     Arc::new(ResourceInfo {
         resource: Resource::Custom(u16::from(is_number)),
         name: name.to_owned(),
@@ -197,7 +186,7 @@ fn line(address: u64, age_ms: u64, now: Option<&str>) -> AllocationLine {
 }
 
 /// Three tables: that of memory, descriptors with what they are now, and a user's own.
-pub fn resources() -> Report {
+pub(crate) fn resources() -> Report {
     let fd = info(Resource::Fd);
     let lease = user("lease", "leases \x1b[1m", false);
     let unused = user("slot", "slot", true);
@@ -254,7 +243,7 @@ fn inlined() -> Report {
     report(vec![Stack { frames: vec![push, host, no_line, no_offset], ..leaky() }])
 }
 
-pub fn no_symbols() -> Report {
+pub(crate) fn no_symbols() -> Report {
     let frames = vec![
         unknown(0x7f00_0000_1234, Some("/usr/lib/libfoo.so.1"), Some(0x1234), NoSymbol::NotInSymbolTable),
         unknown(0x7f00_0000_2345, Some("/gone/libbar.so"), Some(0x2345), NoSymbol::UnreadableObject),
@@ -273,7 +262,7 @@ pub fn no_symbols() -> Report {
 }
 
 /// What kernel mode gives: no process, and stacks that say what their objects are.
-pub fn kernel() -> Report {
+pub(crate) fn kernel() -> Report {
     let frame = |ip: u64, function: &str, function_offset, module: &str| Frame {
         module: Some(module.to_owned()),
         offset: Some(ip & 0xff_ffff),
@@ -309,7 +298,7 @@ pub fn kernel() -> Report {
     report
 }
 
-pub fn hostile() -> Report {
+pub(crate) fn hostile() -> Report {
     let forged = "x\n\t999 bytes in 9 allocations from stack\n\t\t0x0000000000000000\ty";
     let frames = vec![
         frame(0x55fc_a689_a188, forged, 1, Some(("/a/\x1b]0;owned\x07.c", 1))),
@@ -326,7 +315,7 @@ pub fn hostile() -> Report {
 }
 
 /// Stacks that several processes hold: two, with their blocks, and thirty.
-pub fn merged() -> Report {
+pub(crate) fn merged() -> Report {
     let of = |pid, bytes, count| ProcessCount { pid, bytes, count };
     let with_blocks = Stack {
         shared: vec![of(124, 64, 4), of(123, 16, 1)],
@@ -353,7 +342,7 @@ pub fn merged() -> Report {
     report_of(&[Resource::Heap, Resource::Mmap, Resource::Fd].map(info), vec![many, with_blocks, opened])
 }
 
-pub fn cases() -> Vec<(&'static str, Report)> {
+pub(crate) fn cases() -> Vec<(&'static str, Report)> {
     let with_allocations = Stack {
         allocations: Some(vec![
             AllocationLine { pid: 123, address: 0x55_fca0, size: 16, age_ms: 4000, now: None },

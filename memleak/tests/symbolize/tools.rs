@@ -18,13 +18,13 @@ use memleak::{
 };
 
 /// Where position-independent fixtures are mapped.
-pub const BIAS: u64 = 0x5555_0000_0000;
+pub(crate) const BIAS: u64 = 0x5555_0000_0000;
 
 /// A directory that is gone with its owner. It is the root of the target, too.
-pub struct Directory(pub PathBuf);
+pub(crate) struct Directory(pub PathBuf);
 
 impl Directory {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("memleak-symbolize-{}-{count}", std::process::id()));
@@ -32,7 +32,7 @@ impl Directory {
         Self(path)
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         let path = self.0.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         path
@@ -45,12 +45,12 @@ impl Drop for Directory {
     }
 }
 
-pub fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/symbolize/fixtures").join(name)
 }
 
 /// Runs a command line of words (`{}` stands for the paths in turn) and gives what it prints.
-pub fn run(line: &str, paths: &[&Path]) -> String {
+pub(crate) fn run(line: &str, paths: &[&Path]) -> String {
     let mut paths = paths.iter();
     let mut words = line.split_whitespace().map(|word| match word.split_once("{}") {
         Some((before, after)) => format!("{before}{}{after}", paths.next().unwrap().display()),
@@ -63,7 +63,7 @@ pub fn run(line: &str, paths: &[&Path]) -> String {
 }
 
 /// A target with one file mapped, below a directory of ours that is its root.
-pub struct FileTarget {
+pub(crate) struct FileTarget {
     pub root: PathBuf,
 }
 
@@ -87,7 +87,7 @@ impl Target for FileTarget {
 
 /// The mappings that the kernel would make of `file` (as `/NAME`), by what readelf says of its
 /// segments.
-pub fn mappings(file: &Path, name: &str, bias: u64) -> Vec<Mapping> {
+pub(crate) fn mappings(file: &Path, name: &str, bias: u64) -> Vec<Mapping> {
     const PAGE: u64 = 4096;
     let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
     run("readelf -lW {}", &[file])
@@ -113,13 +113,13 @@ pub fn mappings(file: &Path, name: &str, bias: u64) -> Vec<Mapping> {
 }
 
 /// A symbolizer that finds nothing on this machine but what is in `directory`.
-pub fn symbolizer(directory: &Directory) -> Symbolizer {
+pub(crate) fn symbolizer(directory: &Directory) -> Symbolizer {
     let options = SymbolizerOptions { debug_directory: directory.0.join("host-debug"), ..Default::default() };
     Symbolizer::with_options(&options)
 }
 
 /// Symbolizes vaddrs of `/NAME` of the target whose root `directory` is.
-pub fn symbolize(directory: &Directory, name: &str, vaddrs: &[u64]) -> Vec<Vec<Frame>> {
+pub(crate) fn symbolize(directory: &Directory, name: &str, vaddrs: &[u64]) -> Vec<Vec<Frame>> {
     let file = directory.path(name);
     let bias = if run("readelf -hW {}", &[&file]).contains("EXEC (") { 0 } else { BIAS };
     let mut symbolizer = symbolizer(directory);
@@ -140,7 +140,7 @@ pub fn symbolize(directory: &Directory, name: &str, vaddrs: &[u64]) -> Vec<Vec<F
 }
 
 /// The return addresses (vaddrs) of all calls in a file, as objdump disassembles it.
-pub fn return_addresses(file: &Path) -> Vec<u64> {
+pub(crate) fn return_addresses(file: &Path) -> Vec<u64> {
     let text = run("objdump -d --no-show-raw-insn -j .text {}", &[file]);
     let instructions: Vec<(u64, &str)> = text
         .lines()
@@ -153,7 +153,7 @@ pub fn return_addresses(file: &Path) -> Vec<u64> {
 }
 
 /// What `addr2line -fi` says of each vaddr: function and file:line, innermost first.
-pub fn addr2line(file: &Path, vaddrs: &[u64]) -> Vec<Vec<(String, String)>> {
+pub(crate) fn addr2line(file: &Path, vaddrs: &[u64]) -> Vec<Vec<(String, String)>> {
     let mut command = Command::new("addr2line");
     command.args(["-a", "-f", "-i", "-e"]).arg(file);
     command.args(vaddrs.iter().map(|vaddr| format!("{vaddr:#x}")));
@@ -176,7 +176,7 @@ pub fn addr2line(file: &Path, vaddrs: &[u64]) -> Vec<Vec<(String, String)>> {
 
 /// Functions by start: size and the names that nm gives them. One without a size reaches to the
 /// next one.
-pub fn nm(file: &Path) -> BTreeMap<u64, (u64, Vec<String>)> {
+pub(crate) fn nm(file: &Path) -> BTreeMap<u64, (u64, Vec<String>)> {
     let number = |text| u64::from_str_radix(text, 16).unwrap();
     let mut functions: BTreeMap<u64, (u64, Vec<String>)> = BTreeMap::new();
     for line in run("nm -S --defined-only {}", &[file]).lines() {

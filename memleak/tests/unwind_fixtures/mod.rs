@@ -9,7 +9,7 @@ use std::{
 
 /// Runs a program and gives its standard output; fails with its standard error, or with what to
 /// install.
-pub fn run(command: &mut Command) -> String {
+pub(crate) fn run(command: &mut Command) -> String {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().unwrap_or_else(|error| {
         panic!(
@@ -22,17 +22,17 @@ pub fn run(command: &mut Command) -> String {
 }
 
 /// The path of a fixture's source.
-pub fn source(name: &str) -> PathBuf {
+pub(crate) fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/unwind_fixtures").join(name)
 }
 
 /// A path for something built, of this test's name alone.
-pub fn built(name: &str) -> PathBuf {
+pub(crate) fn built(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
 
 /// Compiles `source_name` with `compiler` and `flags` (split at spaces) into `name`.
-pub fn compile(name: &str, compiler: &str, source_name: &str, flags: &str) -> PathBuf {
+pub(crate) fn compile(name: &str, compiler: &str, source_name: &str, flags: &str) -> PathBuf {
     let output = built(name);
     run(Command::new(compiler)
         .arg(source(source_name))
@@ -43,7 +43,7 @@ pub fn compile(name: &str, compiler: &str, source_name: &str, flags: &str) -> Pa
 }
 
 /// A shared object for aarch64: clang compiles for it anywhere, and Rust's own linker links for it.
-pub fn compile_aarch64(name: &str, flags: &str) -> PathBuf {
+pub(crate) fn compile_aarch64(name: &str, flags: &str) -> PathBuf {
     let object = compile(
         &format!("{name}.o"),
         "clang",
@@ -61,7 +61,7 @@ pub fn compile_aarch64(name: &str, flags: &str) -> PathBuf {
 }
 
 /// Where a shared library of the system lies, by the name that a C compiler links.
-pub fn library(name: &str) -> PathBuf {
+pub(crate) fn library(name: &str) -> PathBuf {
     let path = run(Command::new("gcc").arg(format!("-print-file-name={name}")));
     PathBuf::from(path.trim()).canonicalize().expect("gcc names a library that is there")
 }

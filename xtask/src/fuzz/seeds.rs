@@ -7,9 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-
-use super::named;
-use crate::run;
+use xtask::run;
 
 /// Compiled in each of these ways, from the source of that name in memleak/tests/unwind_fixtures.
 const FILES: [(&str, &str, &str); 9] = [
@@ -49,7 +47,7 @@ fn type_information() -> Vec<u8> {
 }
 
 /// Files of all kinds.
-pub struct Seeds {
+pub(super) struct Seeds {
     /// Name and path of shared objects.
     objects: Vec<(&'static str, PathBuf)>,
     folder: PathBuf,
@@ -57,7 +55,7 @@ pub struct Seeds {
 
 impl Seeds {
     /// Compiles them into `folder`.
-    pub fn make(folder: &Path) -> Result<Self> {
+    pub(super) fn make(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder)?;
         let sources = run::root().join("memleak/tests/unwind_fixtures");
         let mut objects = Vec::new();
@@ -74,7 +72,7 @@ impl Seeds {
     }
 
     /// Writes those of one target into its corpus.
-    pub fn write(&self, target: &str, corpus: &Path) -> Result<()> {
+    pub(super) fn write(&self, target: &str, corpus: &Path) -> Result<()> {
         match target {
             "unwind_table" | "elf" | "symbolize" => {
                 for (name, path) in &self.objects {
@@ -170,4 +168,9 @@ impl Seeds {
             line.split_whitespace().skip_while(|word| *word != name).nth(2).context("no address")?;
         Ok(Some(u64::from_str_radix(address, 16)?))
     }
+}
+
+/// A file beside others of its kind.
+fn named(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("seed-{name}"))
 }

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use super::modules::{Crate, Needs};
 
 /// The list of modules.
-pub struct Modules {
+pub(super) struct Modules {
     /// Each entry's place (a folder, or a file), and the names in it.
     entries: Vec<(String, Vec<String>)>,
 }
 
 impl Modules {
     /// Reads all entries that begin with a path, with the indented lines that belong to each.
-    pub fn parse(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Self {
         let mut entries: Vec<String> = Vec::new();
         let mut is_open = false;
         for line in text.lines() {
@@ -33,7 +33,7 @@ impl Modules {
 
     /// Whether an entry names this file (relative to the repository): by its name, in the entry of
     /// one of its folders. A `mod.rs` is named by its folder.
-    pub fn names(&self, path: &Path) -> bool {
+    pub(super) fn names(&self, path: &Path) -> bool {
         let file_name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let folder = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
         let names_it = |name: &String| {
@@ -55,11 +55,11 @@ fn covers(place: &str, path: &Path) -> bool {
 }
 
 /// The layers, from the lowest up, each with its modules (`arch/x86_64/code`).
-pub struct Layers(Vec<Vec<PathBuf>>);
+pub(super) struct Layers(Vec<Vec<PathBuf>>);
 
 impl Layers {
     /// Reads the numbered list after a line that begins with `title`.
-    pub fn parse(text: &str, title: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str, title: &str) -> Option<Self> {
         let after = &text[text.find(title)?..];
         let lines = after.lines().skip_while(|line| !line.starts_with("1. "));
         let mut layers: Vec<Vec<PathBuf>> = Vec::new();
@@ -83,7 +83,7 @@ impl Layers {
     }
 
     /// Imports from above, and files that are in no layer.
-    pub fn wrong(&self, source: &Crate, needs: &Needs) -> Vec<String> {
+    pub(super) fn wrong(&self, source: &Crate, needs: &Needs) -> Vec<String> {
         let mut wrong = Vec::new();
         for file in source.files() {
             let path = source.folder.join(&file.path);

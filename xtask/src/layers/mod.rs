@@ -13,12 +13,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use xtask::run;
 
 use self::{
     architecture::{Layers, Modules},
     modules::{Crate, circles},
 };
-use crate::{comments, run};
+use crate::comments;
 
 /// Words that may stand in one folder only, or not in one.
 const PLACES: &[(&str, Place)] = &[
@@ -35,7 +36,7 @@ enum Place {
 }
 
 /// Checks the repository.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     let mut wrong = check(run::root())?;
     wrong.extend(comments::check(run::root())?);
     for line in &wrong {
@@ -59,19 +60,25 @@ fn check(repository: &Path) -> Result<Vec<String>> {
         (Crate::read(repository, "memleak-ebpf/src", "main.rs", None)?, "**Layers of the BPF programs.**"),
         (Crate::read(repository, "memleak-common/src", "lib.rs", None)?, ""),
     ];
+    let tools = [
+        Crate::read(repository, "xtask/src", "lib.rs", None)?,
+        Crate::read(repository, "xtask/src", "main.rs", None)?,
+        Crate::read(repository, "bench/src", "main.rs", None)?,
+    ];
     let named = Modules::parse(&drawn);
     let mut wrong = Vec::new();
     for (source, title) in &crates {
-        let needs = source.needs();
-        for circle in circles(&needs) {
-            wrong.push(format!("{}: files in a circle: {}", source.folder.display(), listed(&circle)));
-        }
         if !title.is_empty() {
             let layers = Layers::parse(&drawn, title)
                 .with_context(|| format!("ARCHITECTURE.md has no list after {title}"))?;
-            wrong.extend(layers.wrong(source, &needs));
+            wrong.extend(layers.wrong(source, &source.needs()));
         }
         wrong.extend(misplaced(source));
+    }
+    for source in crates.iter().map(|(source, _)| source).chain(&tools) {
+        for circle in circles(&source.needs()) {
+            wrong.push(format!("{}: files in a circle: {}", source.folder.display(), listed(&circle)));
+        }
         let unnamed = source.files().filter(|file| !named.names(&source.folder.join(&file.path)));
         wrong.extend(unnamed.map(|file| {
             format!("{}: not named in ARCHITECTURE.md", source.folder.join(&file.path).display())
@@ -150,16 +157,22 @@ mod tests {
         ("memleak-ebpf/src/main.rs", "mod maps;\nuse maps::count;"),
         ("memleak-ebpf/src/maps.rs", "pub fn count() {}"),
         ("memleak-common/src/lib.rs", ""),
+        ("xtask/src/lib.rs", "pub mod run;"),
+        ("xtask/src/run.rs", "pub fn run() {}"),
+        ("xtask/src/main.rs", "use xtask::run;"),
+        ("bench/src/main.rs", "mod pairs;"),
+        ("bench/src/pairs.rs", "pub fn measure() {}"),
         (
             "ARCHITECTURE.md",
             "- `memleak-common/src/`: `lib.rs`\n- `memleak-ebpf/src/`: `main.rs`, `maps.rs`\n\
-             - `memleak/src/`: `lib.rs`, `main.rs`, `arch/`,\n  `session.rs`, `low/` (`a.rs`, `b.rs`)\n\n\
+             - `memleak/src/`: `lib.rs`, `main.rs`, `arch/`,\n  `session.rs`, `low/` (`a.rs`, `b.rs`)\n\
+             - `xtask/src/`: `lib.rs`, `main.rs`, `run.rs`\n- `bench/src/`: `main.rs`, `pairs.rs`\n\n\
              **Layers.** Nothing imports from above:\n\n1. memleak-common, `low`, `arch`\n2. `session`\n3. \
              `main`\n\n**Layers of the BPF programs.** Likewise:\n\n1. `maps`\n2. `main`\n",
         ),
     ];
 
-    /// What is said of the files above where one is otherwise.
+    /// What is said of the files above if one is otherwise.
     fn said_of(name: &str, changed: &[(&str, &str)]) -> Result<Vec<String>> {
         let root: PathBuf =
             std::env::temp_dir().join(format!("memleak-layers-{}-{name}", std::process::id()));
@@ -187,6 +200,14 @@ mod tests {
                 "inline",
                 &[("memleak/src/low/a.rs", "pub struct A(super::B);")],
                 "memleak/src: files in a circle: low/a.rs, low/b.rs",
+            ),
+            (
+                "tools' circle",
+                &[
+                    ("bench/src/main.rs", "mod pairs;\nfn f() { pairs::measure() }"),
+                    ("bench/src/pairs.rs", "use super::f;\npub fn measure() {}"),
+                ],
+                "bench/src: files in a circle: main.rs, pairs.rs",
             ),
             (
                 "above",

@@ -11,10 +11,10 @@ use anyhow::{Context, Result};
 use super::source::{Import, Source};
 
 /// Place of a module: `bpf`, `tracer`. The root is empty.
-pub type Module = Vec<String>;
+pub(super) type Module = Vec<String>;
 
 /// A crate's source files.
-pub struct Crate {
+pub(super) struct Crate {
     /// Folder of the sources, relative to the repository.
     pub folder: PathBuf,
     modules: BTreeMap<Module, File>,
@@ -23,7 +23,7 @@ pub struct Crate {
 }
 
 /// A file and what is in it.
-pub struct File {
+pub(super) struct File {
     /// Path in the crate's folder: `bpf/tracer.rs`.
     pub path: PathBuf,
     /// What it imports and defines.
@@ -31,12 +31,12 @@ pub struct File {
 }
 
 /// A file needs another.
-pub type Needs = BTreeMap<PathBuf, BTreeSet<PathBuf>>;
+pub(super) type Needs = BTreeMap<PathBuf, BTreeSet<PathBuf>>;
 
 impl Crate {
     /// Reads the files that `root_file` (`lib.rs`, `main.rs`) declares. `program`: a further root
     /// file and the name by which it knows this crate.
-    pub fn read(
+    pub(super) fn read(
         repository: &Path,
         folder: &str,
         root_file: &str,
@@ -64,13 +64,13 @@ impl Crate {
     }
 
     /// All files.
-    pub fn files(&self) -> impl Iterator<Item = &File> {
+    pub(super) fn files(&self) -> impl Iterator<Item = &File> {
         self.modules.values().chain(self.program.iter().map(|(_, file)| file))
     }
 
     /// Which file needs which others. A `pub use` of what the file does not use itself needs
     /// nothing: it is a further name.
-    pub fn needs(&self) -> Needs {
+    pub(super) fn needs(&self) -> Needs {
         let mut needs = Needs::new();
         for (module, file) in &self.modules {
             let is_needed = |import: &&Import| !import.is_reexport || file.source.used.contains(&import.name);
@@ -159,7 +159,7 @@ fn read(base: &Path, path: PathBuf) -> Result<File> {
 }
 
 /// Files that need each other, each circle once.
-pub fn circles(needs: &Needs) -> Vec<BTreeSet<PathBuf>> {
+pub(super) fn circles(needs: &Needs) -> Vec<BTreeSet<PathBuf>> {
     let reach: BTreeMap<&PathBuf, BTreeSet<&PathBuf>> =
         needs.keys().map(|file| (file, reachable(needs, file))).collect();
     let mut circles = Vec::new();

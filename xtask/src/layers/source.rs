@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 /// One import, or one path that stands in the code.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Import {
+pub(super) struct Import {
     /// As written: `crate`, `bpf`, `Tracer`.
     pub path: Vec<String>,
     /// The name that it has here; `*` for all names.
@@ -15,7 +15,7 @@ pub struct Import {
 
 /// What is read of a file.
 #[derive(Debug, Default)]
-pub struct Source {
+pub(super) struct Source {
     /// Imports and paths, without those of tests.
     pub imports: Vec<Import>,
     /// Modules that it declares, without those of tests.
@@ -41,7 +41,7 @@ const TYPES: &[&str] = &["struct", "enum", "union", "trait"];
 
 impl Source {
     /// Reads a file's text.
-    pub fn parse(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Self {
         let mut source = Self::default();
         let tokens = tokens(text);
         let mut at = 0;

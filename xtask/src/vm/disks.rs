@@ -1,7 +1,7 @@
 //! The guest's two disks: one with the programs of this machine's packages, kept from run to run,
 //! and one with what was just built.
 //!
-//! Both are ext4 images made of a staged folder of hard links, where the file system allows them,
+//! Both are ext4 images made of a staged folder of hard links, if the file system allows them,
 //! without mounting anything.
 
 use std::{
@@ -14,8 +14,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use sha2::{Digest as _, Sha256};
-
-use crate::run;
+use xtask::run;
 
 /// Folders of packages that no test reads.
 const LEFT_OUT: [&str; 6] = [
@@ -43,7 +42,7 @@ const MOUNT_POINTS: [&str; 8] = ["dev", "proc", "sys", "tmp", "run", "root", "va
 
 /// The disk with these packages, and those they need, as they are installed here. Made once for the
 /// same versions.
-pub fn of_packages(wanted: &[&str], cache: &Path) -> Result<PathBuf> {
+pub(super) fn of_packages(wanted: &[&str], cache: &Path) -> Result<PathBuf> {
     let format =
         "--showformat=${Package}\t${Version}\t${db:Status-Status}\t${Provides}\t${Pre-Depends}, ${Depends}\n";
     let database = run::output(Command::new("dpkg-query").args(["--show", format]))?;
@@ -78,7 +77,7 @@ pub fn of_packages(wanted: &[&str], cache: &Path) -> Result<PathBuf> {
 }
 
 /// The disk with these files and folders of this machine, at the same paths.
-pub fn of_paths(paths: &[PathBuf], extra: &[(&str, &str)], work: &Path) -> Result<PathBuf> {
+pub(super) fn of_paths(paths: &[PathBuf], extra: &[(&str, &str)], work: &Path) -> Result<PathBuf> {
     let staged = Staged::new(&work.join("stage"))?;
     for path in paths {
         staged.add(path)?;

@@ -60,7 +60,7 @@ impl Archive {
 
 /// The whole initramfs for a kernel. `script` is what its process 1 does, in busybox's shell, when
 /// the modules are in.
-pub fn build(kernel: &Kernel, busybox: &Path, script: &str) -> Result<Vec<u8>> {
+pub(super) fn build(kernel: &Kernel, busybox: &Path, script: &str) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "proc", "sys", "root", "modules"] {
         archive.folder(folder);

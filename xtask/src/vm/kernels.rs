@@ -13,12 +13,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-
-use crate::run;
+use xtask::run;
 
 /// What memleak must do on a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expected {
+pub(super) enum Expected {
     /// Trace: the live tests pass.
     Traces,
     /// Say in one line that the kernel is too old, and end with status 1.
@@ -27,7 +26,7 @@ pub enum Expected {
 
 /// A series of kernels.
 #[derive(Clone, Copy, Debug)]
-pub struct Series {
+pub(super) struct Series {
     /// As in `--kernel`.
     pub name: &'static str,
     /// The Debian release whose main and security archives have it.
@@ -37,7 +36,7 @@ pub struct Series {
 }
 
 /// The matrix. Debian has no 5.15, 5.19 or anything else between 5.10 and 6.1.
-pub const MATRIX: [Series; 3] = [
+pub(super) const MATRIX: [Series; 3] = [
     Series { name: "5.10", release: "bullseye", expected: Expected::Refuses },
     Series { name: "6.1", release: "bookworm", expected: Expected::Traces },
     Series { name: "6.12", release: "trixie", expected: Expected::Traces },
@@ -48,24 +47,24 @@ const NEWER: &str = "trixie-backports";
 
 /// A kernel that can be booted.
 #[derive(Debug)]
-pub struct Kernel {
+pub(super) struct Kernel {
     /// The series or the file's name: what reports call it.
     pub name: String,
     /// The compressed kernel (`vmlinuz`).
     pub image: PathBuf,
-    /// Its modules (`.../lib/modules/VERSION`), where they are known.
+    /// Its modules (`.../lib/modules/VERSION`), if they are known.
     pub modules: Option<PathBuf>,
     /// What memleak must do there.
     pub expected: Expected,
 }
 
 impl Kernel {
-    /// The newest kernel of a series: from the cache, which is filled first where it has none.
-    pub fn of_series(series: &str, cache: &Path) -> Result<Self> {
+    /// The newest kernel of a series: from the cache, which is filled first if it has none.
+    pub(super) fn of_series(series: &str, cache: &Path) -> Result<Self> {
         let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         ensure!(
             matches!(series.split('.').collect::<Vec<_>>()[..], [major, minor] if digits(major) && digits(minor)),
-            "`{series}` is no series of kernels: type two numbers, as in --kernel 6.12"
+            "`{series}` is not a series of kernels: type two numbers, as in --kernel 6.12"
         );
         let row = MATRIX.iter().find(|row| row.name == series);
         let unpacked = cache.join(format!("linux-{series}"));
@@ -81,8 +80,8 @@ impl Kernel {
 
     /// A kernel that the user has. Its modules are looked for beside it, as packages have them, and
     /// where installed kernels have theirs.
-    pub fn of_image(image: &Path) -> Result<Self> {
-        ensure!(image.is_file(), "{} is no file", image.display());
+    pub(super) fn of_image(image: &Path) -> Result<Self> {
+        ensure!(image.is_file(), "{} is not a file", image.display());
         let name = image.file_name().unwrap_or(image.as_os_str()).to_string_lossy().into_owned();
         Ok(Self { name, image: image.to_owned(), modules: modules_of(image), expected: Expected::Traces })
     }

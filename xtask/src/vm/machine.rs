@@ -12,9 +12,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use xtask::run;
 
 use super::{disks, initramfs, kernels::Kernel};
-use crate::run;
 
 /// Before the status in the last line that a guest writes. Without this line a run has failed,
 /// whatever else it wrote.
@@ -68,7 +68,7 @@ busybox poweroff -f
 ";
 
 /// What to run, and where.
-pub struct Machine<'a> {
+pub(super) struct Machine<'a> {
     /// The kernel to boot.
     pub kernel: &'a Kernel,
     /// The disk of this machine's packages; the guest changes a copy.
@@ -84,7 +84,7 @@ pub struct Machine<'a> {
 }
 
 /// How a run ended.
-pub struct Ended {
+pub(super) struct Ended {
     /// Exit status of the command.
     pub status: i32,
     /// All that the command wrote, to either stream.
@@ -97,7 +97,7 @@ impl Machine<'_> {
     /// Boots, runs the command, hands each line it writes to `show`. Fails if the guest did not
     /// come to an end in time, gave no status, or its kernel complained: with the console's last
     /// lines.
-    pub fn run(&self, busybox: &Path, mut show: impl FnMut(&str)) -> Result<Ended> {
+    pub(super) fn run(&self, busybox: &Path, mut show: impl FnMut(&str)) -> Result<Ended> {
         let started = Instant::now();
         let paths: String = self.paths.iter().map(|path| format!("{}\n", path.display())).collect();
         let extra = [("start", SECOND_STAGE), ("command", self.command), ("paths", &paths)];

@@ -20,12 +20,12 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-
-use crate::{
-    build_ebpf,
+use xtask::{
     packages::{self, Package},
-    run, test,
+    run,
 };
+
+use crate::{build_ebpf, test};
 use kernels::{Expected, Kernel, MATRIX};
 use machine::{Ended, Machine};
 
@@ -38,7 +38,7 @@ const HOST_PACKAGES: [Package; 5] = [
     Package { names: &["xz-utils"], purpose: "decompresses kernel modules" },
 ];
 
-/// What the guest needs beside the programs of the live tests: names of packages, left out where
+/// What the guest needs beside the programs of the live tests: names of packages, left out if
 /// they are not installed.
 const GUEST_PACKAGES: [&str; 17] = [
     "bash",
@@ -70,7 +70,7 @@ const TESTS: [(&str, &str); 13] = [
     ("exact::each_function_alone_with_shared_glibc", "every kind of row, its probes at entry and return"),
     ("exact::eight_threads_and_two_million_calls", "threads of a process, exact to the byte"),
     ("exact::ranges_are_split_moved_and_replaced", "ranges, MAP_FIXED"),
-    ("fallback::", "frame pointers, where the verifier refuses the unwinder"),
+    ("fallback::", "frame pointers, if the verifier refuses the unwinder"),
     ("kernel::", "kernel mode: tracepoints and kprobes"),
     ("kernel_facts::", "what BTF says of the kernel"),
     ("losses::", "full tables, counted"),
@@ -85,7 +85,7 @@ const LEFT_OUT: [&str; 1] = ["kernel_ends::"];
 
 /// Options of `vm`.
 #[derive(Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Only kernels of this series: 5.10, 6.1, 6.12, or any newer one that Debian's backports have
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<String>,
@@ -110,7 +110,7 @@ pub struct Options {
 }
 
 /// Boots each kernel and runs the tests, or the command, in it.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     packages::ensure(&HOST_PACKAGES)?;
     if options.shell.is_none() {
         packages::ensure(&test::LIVE_PACKAGES)?;

@@ -2,14 +2,14 @@
 
 #[cfg(target_arch = "aarch64")]
 pub mod host;
-pub mod placement;
+pub(crate) mod placement;
 
 use object::elf;
 
 use super::relocations::RelocationTypes;
 
 /// ELF for the Arm 64-bit Architecture (AAELF64), section 5.7.
-pub const RELOCATIONS: RelocationTypes = RelocationTypes {
+pub(crate) const RELOCATIONS: RelocationTypes = RelocationTypes {
     irelative: elf::R_AARCH64_IRELATIVE,
     plain: [elf::R_AARCH64_JUMP_SLOT, elf::R_AARCH64_GLOB_DAT, elf::R_AARCH64_ABS64],
 };

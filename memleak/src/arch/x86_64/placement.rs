@@ -1,7 +1,7 @@
 //! Which instruction of a function is probed.
 //!
-//! A breakpoint costs one trap where the kernel can emulate the instruction it replaced, and two
-//! where it has to single-step a copy of it (arch/x86/kernel/uprobes.c, `branch_setup_xol_ops` and
+//! A breakpoint costs one trap if the kernel can emulate the instruction it replaced, and two
+//! if it has to single-step a copy of it (arch/x86/kernel/uprobes.c, `branch_setup_xol_ops` and
 //! `push_setup_xol_ops`). So the probe goes to the first instruction of the function's first basic
 //! block that the kernel emulates, provided that by then nothing that our programs read has changed
 //! and that each call passes it exactly once.
@@ -33,7 +33,7 @@ const PRESERVED: [Register; 7] =
     [Register::RSP, Register::RBP, Register::RBX, Register::R12, Register::R13, Register::R14, Register::R15];
 
 /// Chooses the place for the probes of one function: `code` is the whole of it, x86_64 code found
-/// at `vaddr`. Bit N of `arguments_read` is set where the programs read argument N.
+/// at `vaddr`. Bit N of `arguments_read` is set if the programs read argument N.
 pub fn place(code: &[u8], vaddr: u64, arguments_read: u8) -> Placement {
     if code.is_empty() {
         return Placement::entry(Reason::BodyUnknown);
@@ -128,7 +128,7 @@ fn is_write(access: OpAccess) -> bool {
 }
 
 /// Why the body may come back to a place after the entry and not after the candidate; `None`
-/// where it never does. A jump to the entry itself is no matter: a probe at the entry would be hit
+/// if it never does. A jump to the entry itself is no matter: a probe at the entry would be hit
 /// again, too.
 fn body_reenters(code: &[u8], vaddr: u64, candidate: &Candidate) -> Option<Reason> {
     let between = 1..=u64::from(candidate.offset);

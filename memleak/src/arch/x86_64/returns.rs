@@ -2,7 +2,7 @@
 //!
 //! Where they are probed no return address is replaced on the target's stack. So the function may
 //! throw, switch to another stack or be interrupted, and the target is as it was. A breakpoint in
-//! the middle of an instruction would be the end of the target; so a function is taken only where
+//! the middle of an instruction would be the end of the target; so a function is taken only if
 //! every byte of it is code and every jump in it comes to an instruction.
 
 use std::collections::{BTreeSet, HashSet};

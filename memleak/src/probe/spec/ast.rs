@@ -39,7 +39,7 @@ impl fmt::Display for Spec {
 /// Which function, and of which resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// The resource's name, where one was given.
+    /// The resource's name, if one was given.
     pub resource: Option<String>,
     /// The object that defines the function: a path, a file name or a library's name. `None`: any
     /// that does.
@@ -131,7 +131,7 @@ pub enum Size {
 /// A comparison of the return value with a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// What the function returns. `None`: the type of the resource's handles where it returns one,
+    /// What the function returns. `None`: the type of the resource's handles if it returns one,
     /// else an int.
     pub width: Option<Width>,
     /// How it is compared.

@@ -20,7 +20,7 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// Why a file of resources cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ReadError {
+pub(crate) enum ReadError {
     /// It cannot be read.
     #[error("{0}: cannot be read: {1}; name a file that can")]
     Io(String, io::Error),
@@ -45,7 +45,7 @@ pub enum ReadError {
 }
 
 /// Reads a file that the user has named. It may be a pipe, and anybody's.
-pub fn read_named(path: &Path) -> Result<Vec<UserResource>, ReadError> {
+pub(crate) fn read_named(path: &Path) -> Result<Vec<UserResource>, ReadError> {
     let name = path.display().to_string();
     match File::open(path) {
         Ok(file) => read(file, name),
@@ -59,7 +59,7 @@ pub fn read_named(path: &Path) -> Result<Vec<UserResource>, ReadError> {
 /// Nobody has named these files, and we may be root with another user's environment: only what root
 /// or we ourselves own, and nobody else can write to, is taken, and that of a folder of which the
 /// same holds: else a file that is trusted could be put there, or taken away.
-pub fn read_folder(folder: &Path) -> Vec<Result<Vec<UserResource>, ReadError>> {
+pub(crate) fn read_folder(folder: &Path) -> Vec<Result<Vec<UserResource>, ReadError>> {
     let name = |path: &Path| path.display().to_string();
     let opened = look_at(folder).and_then(|(held, metadata)| {
         // The folder that was looked at, whatever its name leads to by now.
@@ -140,7 +140,7 @@ fn read(file: File, name: String) -> Result<Vec<UserResource>, ReadError> {
 /// The folder of the configuration: `$XDG_CONFIG_HOME/memleak/resources.d`, or below `~/.config`.
 /// `None` if neither is set to an absolute path (XDG Base Directory Specification). Under sudo
 /// it is what sudo's environment says: root's, unless it was told to keep the user's.
-pub fn configured_folder() -> Option<PathBuf> {
+pub(crate) fn configured_folder() -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let config = absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")))?;
     Some(config.join("memleak/resources.d"))

@@ -95,7 +95,7 @@ impl<'a> Lexer<'a> {
         self.clone().next()
     }
 
-    /// Takes `c`, where it comes next.
+    /// Takes `c`, if it comes next.
     pub(super) fn take_if(&mut self, c: char) -> bool {
         self.skip_space();
         let found = self.rest.starts_with(c);

@@ -267,7 +267,7 @@ impl<'a> Parser<'a> {
         Ok(ValuePlace::Behind { argument, offset })
     }
 
-    /// `as int` or `as long`, where it follows.
+    /// `as int` or `as long`, if it follows.
     fn width(&mut self) -> Result<Option<Width>, SpecError> {
         if !self.take_word("as") {
             return Ok(None);
@@ -280,7 +280,7 @@ impl<'a> Parser<'a> {
         Err(self.unexpected("int or long after as"))
     }
 
-    /// `argN`, where it follows: an N that is none is an error.
+    /// `argN`, if it follows: an N that is none is an error.
     fn argument(&mut self) -> Result<Option<u8>, SpecError> {
         let Token::Word(word) = self.lexer.peek() else { return Ok(None) };
         let Some(digits) = word.strip_prefix("arg") else { return Ok(None) };

@@ -13,7 +13,7 @@ use super::{
     memory::{self, HEAP, POSIX_MEMALIGN, product, resizing, sized, throwing},
 };
 
-/// NetBSD's reallocarr(3), of mimalloc, too: the block's address is where argument 0 says, before
+/// NetBSD's reallocarr(3), also of mimalloc: the block's address is where argument 0 says, before
 /// and after.
 const REALLOCARR: ProbeRow = ProbeRow {
     handle: handle::BEHIND_ARG,
@@ -30,7 +30,7 @@ const REALLOCARR: ProbeRow = ProbeRow {
 /// Returns a copy of a string.
 const STRING: ProbeRow = ProbeRow { handle: handle::RETURN, size: size::STRING, ..HEAP };
 
-/// The same, where the caller has given no room for it.
+/// The same, if the caller has given no room for it.
 const NEW_STRING: ProbeRow = ProbeRow { only: only::ARG_IN, only_values: [0, 0], ..STRING };
 
 const fn acquire(function: &'static str, probe: ProbeRow) -> Row {
@@ -60,7 +60,7 @@ const fn row(function: &'static str, role: Role, probe: ProbeRow) -> Row {
 }
 
 /// In order of allocators.
-pub const ROWS: &[Row] = &[
+pub(super) const ROWS: &[Row] = &[
     // mimalloc's mimalloc.h: what mi_ before malloc's own functions does not make already.
     acquire("mi_zalloc", sized(0)),
     acquire("mi_malloc_small", sized(0)),
@@ -87,7 +87,7 @@ pub const ROWS: &[Row] = &[
     resize("mi_aligned_recalloc", resizing(product(1, 2), 0, 0)),
     resize("mi_aligned_offset_recalloc", resizing(product(1, 2), 0, 0)),
     resize("mi_reallocarr", REALLOCARR),
-    // With the size that the block has got stored behind their last argument.
+    // With the size that the block has got stored after their last argument.
     acquire("mi_umalloc", sized(0)),
     acquire("mi_umalloc_small", sized(0)),
     acquire("mi_umalloc_aligned", sized(0)),

@@ -2,7 +2,7 @@
 //!
 //! Signatures: the functions' pages in section 2 and 3 of the Linux manual.
 //!
-//! Descriptors are counted at system calls where the kernel lets us ([`super::system_calls`]): raw
+//! Descriptors are counted at system calls if the kernel lets us ([`super::system_calls`]): raw
 //! calls are seen as well then. Where it does not the same rows serve for the C library's
 //! functions.
 
@@ -64,7 +64,7 @@ const fn stream(function: &'static str) -> Row {
 }
 
 /// Where two rows meet at one address the first one names it.
-pub const ROWS: &[Row] = &[
+pub(super) const ROWS: &[Row] = &[
     new_fd("open"),
     new_fd("open64"),
     new_fd("openat"),

@@ -10,7 +10,7 @@ const fn abandon(function: &'static str) -> Row {
 }
 
 /// In no order that matters.
-pub const ROWS: &[Row] = &[
+pub(super) const ROWS: &[Row] = &[
     // The Itanium C++ ABI's level I, libgcc_s or libunwind; pthread_exit and cancellation force an
     // unwinding too.
     abandon("_Unwind_RaiseException"),

@@ -54,7 +54,7 @@ const fn fallible_release(function: &'static str, probe: ProbeRow) -> Row {
 }
 
 /// In no order that matters.
-pub const ROWS: &[Row] = &[
+pub(super) const ROWS: &[Row] = &[
     acquire("sqlite3_open", stores(SQLITE, 1)),
     acquire("sqlite3_open_v2", stores(SQLITE, 1)),
     acquire("sqlite3_open16", stores(SQLITE, 1)),

@@ -1,4 +1,4 @@
-//! The resources `heap` and `mmap`: malloc, mmap and their kin.
+//! The resources `heap` and `mmap`: malloc, mmap and related functions.
 //!
 //! Signatures: malloc(3), posix_memalign(3), mmap(2), mremap(2), jemalloc(3); C23 7.24.3 for
 //! `free_sized` and `free_aligned_sized`; the Itanium C++ ABI, section 5.1, for the mangled
@@ -59,7 +59,7 @@ const MREMAP: ProbeRow = ProbeRow {
 };
 const MUNMAP: ProbeRow = ProbeRow { release_arg: 0, release_len_arg: 1, success: success::EQUAL, ..RANGES };
 
-/// The argument is a block that has another size from now on, where the call succeeds.
+/// The argument is a block that has another size from now on, if the call succeeds.
 pub(super) const fn in_place(size_arg: u8, handle_arg: u8) -> ProbeRow {
     let flags = flags::IN_PLACE | flags::WIDE_RETURN;
     ProbeRow { handle: handle::ARG, handle_arg, success: success::NOT_EQUAL, flags, ..sized(size_arg) }
@@ -95,7 +95,7 @@ const fn delete(function: &'static str) -> Row {
 }
 
 /// Where two rows meet at one address the first one names it, so the usual name comes first.
-pub const ROWS: &[Row] = &[
+pub(super) const ROWS: &[Row] = &[
     acquire("malloc", sized(0)),
     acquire("calloc", product(0, 1)),
     resize("realloc", resizing(sized(1), 0, flags::ZERO_SIZE_RELEASES)),

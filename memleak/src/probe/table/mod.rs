@@ -15,7 +15,7 @@ use std::sync::LazyLock;
 pub use row::{DEFAULT_RESOURCES, Role, Row, Scope};
 pub(in crate::probe::table) use row::{if_equal, of, releases, returns, row, stores, takes, with};
 
-/// The table of all built-in resources. Users' rows come behind.
+/// The table of all built-in resources. Users' rows come after it.
 pub static TABLE: LazyLock<Vec<Row>> = LazyLock::new(|| {
     [
         memory::ROWS,

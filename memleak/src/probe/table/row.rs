@@ -96,17 +96,17 @@ pub(super) const fn of(resource: Resource, group: u8) -> ProbeRow {
     ProbeRow { resource: number, group: number << 8 | group as u32, ..ProbeRow::EMPTY }
 }
 
-/// Returns the handle, a pointer; null where it fails.
+/// Returns the handle, a pointer; null if it fails.
 pub(super) const fn returns(row: ProbeRow) -> ProbeRow {
     ProbeRow { handle: handle::RETURN, ..row }
 }
 
-/// Stores the handle, a pointer, where argument `handle_arg` says; null where it fails.
+/// Stores the handle, a pointer, where argument `handle_arg` says; null if it fails.
 pub(super) const fn stores(row: ProbeRow, handle_arg: u8) -> ProbeRow {
     ProbeRow { handle: handle::BEHIND_ARG, handle_arg, ..row }
 }
 
-/// Acquires what argument `handle_arg` is, where it returns `value`.
+/// Acquires what argument `handle_arg` is, if it returns `value`.
 pub(super) const fn takes(row: ProbeRow, handle_arg: u8, value: i64) -> ProbeRow {
     ProbeRow { handle: handle::ARG, handle_arg, ..if_equal(row, value) }
 }

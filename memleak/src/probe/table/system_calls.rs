@@ -1,6 +1,6 @@
 //! System calls that make and end descriptors, each with the function whose row serves it: its
 //! arguments and what it returns are the same. (The kernel returns a negative number where the C
-//! library returns -1.) Those that are no functions of the C library, or other ones there, have
+//! library returns -1.) Those that are not functions of the C library, or other ones there, have
 //! rows of their own here.
 //!
 //! These are all of Linux 6.18 (arch/x86/entry/syscalls/syscall_64.tbl, and the callers of
@@ -145,7 +145,7 @@ const fn call(function: &'static str, probe: ProbeRow) -> Row {
 }
 
 /// System calls that no function of the C library serves.
-pub const ROWS: &[Row] = &[
+pub(crate) const ROWS: &[Row] = &[
     call("bpf", BPF),
     call("clone", CLONE),
     call("clone3", CLONE3),
@@ -155,11 +155,11 @@ pub const ROWS: &[Row] = &[
     call("io_uring_setup", IO_URING),
 ];
 
-/// Resources that system calls tell of.
-pub const RESOURCES: &[Resource] = &[Resource::Fd];
+/// Resources that system calls acquire and release.
+pub(crate) const RESOURCES: &[Resource] = &[Resource::Fd];
 
 /// Entries of the map `SYSTEM_CALLS`: number, and what is entered under it. `rows` is the table.
-pub fn entries(rows: &[Row]) -> Vec<(u32, u32)> {
+pub(crate) fn entries(rows: &[Row]) -> Vec<(u32, u32)> {
     arch::SYSTEM_CALLS
         .iter()
         .chain(SYSTEM_CALLS)

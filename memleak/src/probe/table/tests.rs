@@ -160,7 +160,7 @@ fn gives_each_role_what_its_programs_need() {
         assert_eq!((acquires(row), releases(row)), expected, "{function}");
         assert!(acquires(row) || probe.size == size::NONE, "{function}");
         if *role == Role::FallibleRelease {
-            assert_ne!(probe.success, success::HANDLE, "{function}: no handle tells of its success");
+            assert_ne!(probe.success, success::HANDLE, "{function}: no handle shows its success");
         }
         assert_eq!(*role == Role::InPlace, probe.flags & flags::IN_PLACE != 0, "{function}");
         assert_eq!(*role == Role::Sweep, probe.flags & flags::SWEEPS != 0, "{function}");

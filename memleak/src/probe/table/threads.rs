@@ -36,7 +36,7 @@ const fn release(function: &'static str, probe: ProbeRow) -> Row {
 }
 
 /// In no order that matters.
-pub const ROWS: &[Row] = &[
+pub(super) const ROWS: &[Row] = &[
     acquire("pthread_create", NEW_THREAD),
     // C11 7.28.5
     acquire("thrd_create", stores(THREAD, 0)),

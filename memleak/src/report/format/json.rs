@@ -7,7 +7,7 @@
 //! some have come (`joined`: children that are followed) or ended (`left`) since the beginning. The
 //! address of what has a number for a handle (a descriptor) is that number; if a resource has no
 //! size, `bytes` and `size` are 0. `now` says what descriptors are at the time of the report. A
-//! stack has `stack_id` (null where it is not known), `pid` (0 for the kernel's; where several
+//! stack has `stack_id` (null if it is not known), `pid` (0 for the kernel's; if several
 //! processes hold it, the one that holds most, and then `process_counts` says what each holds, and
 //! each of `allocations` has a `pid`), one of whole pages `order` (2^order pages each), and a frame
 //! `no_symbol`, which says why it has no function, else null.
@@ -119,8 +119,8 @@ fn rfc3339(time: SystemTime) -> String {
     time.to_zoned(TimeZone::UTC).strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
-/// serde_json's compact form, with the characters escaped, too, that a terminal would act on; JSON
-/// itself asks for those below U+0020 only.
+/// serde_json's compact form, with those characters escaped as well that a terminal would act on;
+/// JSON itself asks for those below U+0020 only.
 struct OneLine;
 
 impl Formatter for OneLine {

@@ -14,7 +14,7 @@ use crate::report::{model::Report, trace::EventLine};
 pub struct Kind {
     /// The name that `--format` takes.
     pub name: &'static str,
-    /// It can write single events, too (`-t`).
+    /// It can also write single events (`-t`).
     pub has_events: bool,
     /// Makes one.
     pub new: fn(&Options) -> Box<dyn Format>,
@@ -37,14 +37,14 @@ impl Eq for Kind {}
 /// What a form depends on besides the report.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many stacks of each table a list has (`-T`); bcc's heading names it, too.
+    /// How many stacks of each table a list has (`-T`); bcc's heading names it as well.
     pub top: usize,
     /// Whose time of day a heading shows.
     pub time_zone: TimeZone,
 }
 
 impl Options {
-    /// In the system's time zone (`TZ` or /etc/localtime; UTC where neither can be read).
+    /// In the system's time zone (`TZ` or /etc/localtime; UTC if neither can be read).
     pub fn new(top: usize) -> Self {
         Self { top, time_zone: TimeZone::system() }
     }
@@ -83,7 +83,7 @@ pub trait Format: fmt::Debug + Send {
     /// Writes a report.
     fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()>;
 
-    /// Writes an event; nothing where the form has none ([`Kind::has_events`]).
+    /// Writes an event; nothing if the form has none ([`Kind::has_events`]).
     fn event(&self, _event: &EventLine, _out: &mut dyn Write) -> io::Result<()> {
         Ok(())
     }

@@ -10,7 +10,7 @@ pub mod text;
 
 pub use kind::{Format, Kind, Occasion, Options, Scope};
 
-/// All forms: what `--format` takes, the first where nothing is asked for.
+/// All forms: what `--format` takes, the first if nothing is asked for.
 pub static KINDS: [Kind; 3] = [text::KIND, json::KIND, folded::KIND];
 
 /// The form of this name.

@@ -1,7 +1,7 @@
 //! The text form, which scripts written for bcc's memleak read.
 //!
-//! Every line that is no stack's heading begins with something that is no plain integer, and only a
-//! stack's heading and what stands above a stack begin with exactly one tab.
+//! Every line that is not a stack's heading begins with something that is not a plain integer, and
+//! only a stack's heading and what stands above a stack begin with exactly one tab.
 
 use std::{
     fmt,
@@ -264,7 +264,7 @@ impl fmt::Display for ShownHandle<'_> {
     }
 }
 
-/// Why callers are missing behind the last frame.
+/// Why callers are missing after the last frame.
 fn why_cut(cut: Cut, last: Option<&Frame>) -> String {
     let place = match last.and_then(|frame| frame.module.as_deref()) {
         Some(module) => bracketed(module),
@@ -322,13 +322,13 @@ fn why_unknown(reason: Option<NoSymbol>) -> &'static str {
     }
 }
 
-/// `[libc.so.6]` for a path; a module that is no path has its brackets already (`[vdso]`).
+/// `[libc.so.6]` for a path; a module that is not a path has its brackets already (`[vdso]`).
 fn bracketed(module: &str) -> String {
     let name = printable(basename(module));
     if name.starts_with('[') && name.ends_with(']') { name.into_owned() } else { format!("[{name}]") }
 }
 
-/// What follows the last slash; all of it where nothing does.
+/// What follows the last slash; all of it if nothing does.
 fn basename(path: &str) -> &str {
     match path.rsplit('/').next() {
         Some(name) if !name.is_empty() => name,

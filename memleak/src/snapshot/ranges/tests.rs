@@ -168,7 +168,7 @@ struct Programs {
 }
 
 impl Programs {
-    /// `finish_release`: the record that begins there goes, or its rest is entered anew.
+    /// `finish_release`: the record that begins there goes, or its rest is entered again.
     fn release(&mut self, start: u64, end: u64, time_ns: u64) {
         if let Some((size, made_ns)) = self.records.remove(&start)
             && size.next_multiple_of(PAGE_SIZE) > end - start

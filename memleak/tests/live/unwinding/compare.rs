@@ -95,7 +95,7 @@ fn watch(gdb: &mut Command, drive: impl FnOnce(u32)) -> (Report, Truth) {
 
 /// How the tracer's stacks compared with gdb's.
 #[derive(Debug, Default)]
-pub struct Score {
+pub(super) struct Score {
     /// Calls whose blocks were left.
     blocks: usize,
     pub stacks: usize,
@@ -191,12 +191,17 @@ fn score_driven(name: &str, command: &[&str], at_least: usize, drive: impl FnOnc
 }
 
 /// All frames are gdb's, and all stacks end where stacks begin.
-pub fn assert_equal(name: &str, command: &[&str], at_least: usize) -> Report {
+pub(super) fn assert_equal(name: &str, command: &[&str], at_least: usize) -> Report {
     assert_equal_driven(name, command, at_least, drop)
 }
 
 /// The same of a command that `drive` (told the process's id) makes work and end.
-pub fn assert_equal_driven(name: &str, command: &[&str], at_least: usize, drive: impl FnOnce(u32)) -> Report {
+pub(super) fn assert_equal_driven(
+    name: &str,
+    command: &[&str],
+    at_least: usize,
+    drive: impl FnOnce(u32),
+) -> Report {
     let (report, score) = score_driven(name, command, at_least, drive);
     score.assert_equal(name);
     assert_all_end(name, &report);
@@ -205,7 +210,7 @@ pub fn assert_equal_driven(name: &str, command: &[&str], at_least: usize, drive:
 
 /// The same of a server that is attached to when it is ready (a line that `is_ready`), and that
 /// `drive` makes work and end.
-pub fn assert_server_equal(
+pub(super) fn assert_server_equal(
     name: &str,
     command: &mut Command,
     at_least: usize,

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     guard::alone,
     process::patience,
-    programs::{scratch_dir, text},
+    programs::{redis_settings, scratch_dir, text},
     report::{Report, Stack},
 };
 
@@ -232,20 +232,8 @@ fn frames_are_gdbs_in_redis_under_load() {
     let dir = scratch_dir().join(format!("unwinding-redis-{}", std::process::id()));
     fs::create_dir_all(&dir).expect("a folder for redis");
     let socket = dir.join("socket");
-    let settings = [
-        "--port",
-        "0",
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-        "--dir",
-        text(&dir),
-        "--unixsocket",
-        text(&socket),
-    ];
     let mut command = Command::new("/usr/bin/redis-server");
-    command.args(settings);
+    command.args(redis_settings(&dir, &socket));
     let is_ready = |line: &str| line.contains("eady to accept connections");
     assert_server_equal("redis-server under load", &mut command, 20, is_ready, |_| load(&socket));
     fs::remove_dir_all(&dir).expect("removing redis' folder");

@@ -74,7 +74,7 @@ pub(super) struct Flow<'t> {
 }
 
 impl<'t> Flow<'t> {
-    /// `parts`: where code begins, too, but with a function's frame.
+    /// `parts`: also where code begins, but with a function's frame.
     pub(super) fn new(text: &'t Text, parts: impl Iterator<Item = u32>, budget: u64) -> Self {
         let len = text.bytes.len();
         let mut flow = Self {
@@ -497,7 +497,7 @@ impl<'t> Flow<'t> {
     /// Where a jump leads to within this function; another one returns to this one's caller.
     fn target(&self, run: &mut Run, instruction: &Instruction, state: &State) -> Option<u32> {
         let target = self.text.index(instruction.near_branch_target());
-        // What is called elsewhere, too, is a function of its own.
+        // What is also called elsewhere is a function of its own.
         let is_other = |target: u32| {
             target != run.start
                 && (self.starts.contains(target) || (state.is_balanced() && self.hints.contains(target)))

@@ -4,7 +4,7 @@
 //! far the stack pointer is from the return address. The code itself says it: a function begins
 //! with the return address on top, and each instruction moves the stack pointer by what it says.
 //! [`flow`] follows that from where functions begin along all jumps, and [`state`] is what is known
-//! before an instruction. Where two ways disagree there is no row: a wrong row is worse than none.
+//! before an instruction. If two ways disagree there is no row: a wrong row is worse than none.
 //!
 //! Functions begin at symbols, at the entry point and where calls lead to. What they do not reach
 //! (functions that are called by address alone, cases of a `switch`) is tried: a state is guessed,
@@ -41,20 +41,20 @@ const MAX_BYTES: u32 = 64 << 20;
 const WINDOW_BYTES: u32 = 4 << 20;
 /// Shorter stretches between functions are padding.
 const MIN_GAP: u32 = 16;
-/// Symbols are read where there are no more than one for so many bytes, and these.
+/// Symbols are read if there are no more than one for so many bytes, and these.
 const BYTES_PER_SYMBOL: u64 = 64;
 const MIN_SYMBOLS: u64 = 4096;
 /// Most stretches, the longest.
 const MAX_GAPS: usize = 2048;
 /// Instructions that are decoded for each byte: compilers' code takes less than one, and what is
-/// hard to make sense of some more, which is not tried where there is much of it.
+/// hard to make sense of some more, which is not tried if there is much of it.
 const WORK: u64 = 4;
 const MUCH: u64 = 16 << 20;
 /// Most windows that are analysed at a time.
 const MAX_THREADS: usize = 4;
 /// Most instructions of a trial.
 const MAX_TRIAL: u64 = 20_000;
-/// Instructions of a trial where many have failed.
+/// Instructions of a trial once many have failed.
 const MIN_TRIAL: u64 = 64;
 /// Ways back from signal handlers, `mov $15, %rax; syscall` and `mov $15, %eax; syscall`:
 /// rt_sigreturn.

@@ -67,7 +67,7 @@ pub(super) struct Run {
     pub(super) called: Vec<u32>,
     /// Indirect jumps, and the state there.
     pub(super) switches: Vec<(u32, State)>,
-    /// It may come back to its caller, by itself or by what it goes on in.
+    /// It may come back to its caller, by itself or by what it continues in.
     pub(super) returns: bool,
     /// Functions that it calls and that wait for it: whether they return was not known yet.
     pub(super) unsure: Vec<u32>,

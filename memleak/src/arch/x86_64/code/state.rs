@@ -406,7 +406,7 @@ impl State {
     }
 }
 
-/// The second operand, where it is a number.
+/// The second operand, if it is a number.
 fn immediate(instruction: &Instruction) -> Option<i64> {
     let is_number = matches!(
         instruction.op1_kind(),

@@ -51,7 +51,7 @@ impl Symbols {
 /// libraries that nothing runs.
 const LEFT_BEHIND: &[u8] = b".bolt.org.";
 
-/// vaddrs of executable sections, first and after the last, in order; none where the file does not
+/// vaddrs of executable sections, first and after the last, in order; none if the file does not
 /// say.
 pub(crate) fn code_sections(elf: &ElfFile) -> Vec<(u64, u64)> {
     let mut code: Vec<_> = elf

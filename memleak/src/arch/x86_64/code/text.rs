@@ -63,7 +63,7 @@ impl Bits {
         self.0.get(index as usize / 64).is_some_and(|word| word >> (index % 64) & 1 != 0)
     }
 
-    /// False where it was set before.
+    /// False if it was set before.
     pub(super) fn insert(&mut self, index: u32) -> bool {
         let Some(word) = self.0.get_mut(index as usize / 64) else { return false };
         let bit = 1 << (index % 64);
@@ -125,7 +125,7 @@ impl Marks {
         }
     }
 
-    /// The mark for a state. So many are different in no program: where they run out nothing is
+    /// The mark for a state. So many are different in no program: if they run out nothing is
     /// known.
     pub(super) fn mark_of(&mut self, state: &mut State) -> Mark {
         if let Some(number) = self.numbers.get(state) {

@@ -9,7 +9,7 @@ const MMAPABLE: u64 = 1 << 10;
 
 /// Bytes of memory at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// `VmHWM`: the most that was resident so far.
     pub peak: f64,
     /// `RssAnon`: its own.
@@ -27,7 +27,7 @@ pub struct Memory {
 
 impl Memory {
     /// Of the tracer that was started as process `pid`: itself, or what sudo started.
-    pub fn of(pid: u32) -> Result<Self> {
+    pub(crate) fn of(pid: u32) -> Result<Self> {
         let pid = tracer(pid)?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let bytes = |name: &str| {
@@ -48,18 +48,18 @@ impl Memory {
     }
 
     /// What is resident.
-    pub fn resident(self) -> f64 {
+    pub(crate) fn resident(self) -> f64 {
         self.anonymous + self.file + self.shared
     }
 
     /// The kernel's.
-    pub fn maps(self) -> f64 {
+    pub(crate) fn maps(self) -> f64 {
         self.unwind_maps + self.other_maps
     }
 }
 
 /// memleak's process: `pid`, or the youngest of what it has started.
-pub fn tracer(mut pid: u32) -> Result<u32> {
+pub(crate) fn tracer(mut pid: u32) -> Result<u32> {
     while fs::read_to_string(format!("/proc/{pid}/comm"))?.trim_end() == "sudo" {
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
         let child = children.split_whitespace().next_back().context("sudo has started nothing")?;

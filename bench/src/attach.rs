@@ -2,7 +2,7 @@
 //! and the memory that it takes: until then, and for a first report.
 
 use std::{
-    fmt::Write as _,
+    fmt::{self, Write as _},
     fs,
     ops::RangeInclusive,
     path::{Path, PathBuf},
@@ -11,20 +11,22 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use xtask::run;
 
-use super::{
-    Options, Target, Tracer, cpu, median, memleak_command,
+use crate::{
+    cpu, document,
+    median::median,
     memory::{Memory, tracer},
-    processes, table,
+    options::Options,
+    processes::{self, Target, Tracer, memleak_command},
 };
-use crate::run;
 
 /// Bytes of text of the first process: what the issue asks for.
 const TEXT: RangeInclusive<u64> = 150_000_000..=160_000_000;
 /// Stacks that the report shows.
 const STACKS: usize = 10;
 /// Title of the section in BENCHMARKS.md.
-pub const TITLE: &str = "Attaching to a process of much code";
+pub(crate) const TITLE: &str = "Attaching to a process of much code";
 
 /// Measured in one round.
 struct Round {
@@ -49,7 +51,8 @@ struct Case {
     arguments: Vec<PathBuf>,
     /// What it has mapped: the bytes of text, and the files with the most of it.
     text: Text,
-    rounds: Vec<Round>,
+    /// Of each memleak.
+    rounds: Vec<Vec<Round>>,
 }
 
 /// Executable mappings.
@@ -61,32 +64,46 @@ struct Text {
 }
 
 /// Measures; gives the section.
-pub fn section(options: &Options, memleak: &Path) -> Result<String> {
+pub(crate) fn section(options: &Options, memleak: &Path) -> Result<String> {
     let program = processes::compile("maps.c", &[])?;
     let mut cases = [Case::some_libraries()?, Case::the_compiler()?];
+    let tracers: Vec<&Path> = std::iter::once(memleak).chain(options.beside.as_deref()).collect();
+    for case in &mut cases {
+        case.rounds.resize_with(tracers.len(), Vec::new);
+    }
     for round in 1..=options.rounds {
         for case in &mut cases {
-            let one = case.measure(&program, memleak)?;
-            eprintln!(
-                "  round {round}, {:.0} MB: {:.0} ms (CPU {:.0} ms), of which tables {:.0} ms; peak {}, then {}, kernel {}; \
-                 a report {:.0} ms, then {}, peak {}",
-                case.text.bytes as f64 / 1e6,
-                one.attach_ms,
-                one.cpu_ms,
-                one.tables_ms,
-                megabytes(one.attached.peak),
-                megabytes(one.attached.resident()),
-                megabytes(one.attached.maps()),
-                one.report_ms,
-                megabytes(one.reported.resident()),
-                megabytes(one.reported.peak),
-            );
-            case.rounds.push(one);
+            // Each is the first in turn: what a file's first reader pays is nobody's alone.
+            for place in 0..tracers.len() {
+                let at = (place + round as usize) % tracers.len();
+                let one = case.measure(&program, tracers[at])?;
+                eprintln!("  round {round}, {:.0} MB, {}: {one}", case.megabytes(), tracers[at].display());
+                case.rounds[at].push(one);
+            }
         }
     }
     let text = cases[0].text.bytes;
     ensure!(TEXT.contains(&text), "the first process maps {text} bytes of text: there are too few libraries");
     markdown(options, &cases)
+}
+
+impl fmt::Display for Round {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            to,
+            "{:.0} ms (CPU {:.0} ms), of which tables {:.0} ms; peak {}, then {}, kernel {}; \
+             a report {:.0} ms, then {}, peak {}",
+            self.attach_ms,
+            self.cpu_ms,
+            self.tables_ms,
+            megabytes(self.attached.peak),
+            megabytes(self.attached.resident()),
+            megabytes(self.attached.maps()),
+            self.report_ms,
+            megabytes(self.reported.resident()),
+            megabytes(self.reported.peak),
+        )
+    }
 }
 
 fn megabytes(bytes: f64) -> String {
@@ -126,26 +143,28 @@ fn markdown(options: &Options, cases: &[Case]) -> Result<String> {
     ];
     let mut text = format!(
         "## {TITLE}\n\n{}\n\nMedians over {} rounds: `cargo xtask bench --attach`. Text is the sum of executable \
-         mappings; MB are 10^6 bytes. The kernel's memory for BPF maps is as `/proc/PID/fdinfo` says (memlock); it is no part of \
+         mappings; MB are 10^6 bytes. The kernel's memory for BPF maps is as `/proc/PID/fdinfo` says (memlock); it is not part of \
          what is resident, since memleak maps no more of it than it is writing.\n\n",
-        table::machine()?,
+        document::machine()?,
         options.rounds,
     );
     for case in cases {
         let files = case.text.files.iter().map(|(bytes, name)| format!("{name} {:.1}", *bytes as f64 / 1e6));
         let files = files.collect::<Vec<_>>().join(", ");
-        writeln!(text, "- {:.1} MB: {files}, and less than 1 MB each", case.text.bytes as f64 / 1e6)?;
+        writeln!(text, "- {:.1} MB: {files}, and less than 1 MB each", case.megabytes())?;
     }
+    let columns = || cases.iter().flat_map(|case| case.rounds.iter().enumerate().map(move |of| (case, of)));
     text += "\n| text |";
-    for case in cases {
-        write!(text, " {:.0} MB |", case.text.bytes as f64 / 1e6)?;
+    for (case, (at, _)) in columns() {
+        let whose = if at == 0 { "" } else { ", the other memleak" };
+        write!(text, " {:.0} MB{whose} |", case.megabytes())?;
     }
     text += "\n| --- |";
-    text += &" ---: |".repeat(cases.len());
+    text += &" ---: |".repeat(columns().count());
     for (name, value, shown) in rows {
         write!(text, "\n| {name} |")?;
-        for case in cases {
-            write!(text, " {} |", shown(median(case.rounds.iter().map(value)).context("no rounds")?))?;
+        for (_, (_, rounds)) in columns() {
+            write!(text, " {} |", shown(median(rounds.iter().map(value)).context("no rounds")?))?;
         }
     }
     text.push('\n');
@@ -184,6 +203,10 @@ impl Case {
             text: Text::default(),
             rounds: Vec::new(),
         })
+    }
+
+    fn megabytes(&self) -> f64 {
+        self.text.bytes as f64 / 1e6
     }
 
     fn measure(&mut self, program: &Path, memleak: &Path) -> Result<Round> {

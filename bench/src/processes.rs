@@ -13,12 +13,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use xtask::{privilege, run};
 
-use super::{BigReport, INSTEAD, median};
-use crate::{privilege, run};
+use crate::median::median;
 
 /// A tracer that takes longer than this beyond its traced time (bcc compiles first) hangs.
 const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Left out at both ends of the traced time.
+pub(crate) const MARGIN: Duration = Duration::from_millis(250);
+/// What to do if there is no way to become root.
+pub(crate) const INSTEAD: &str = "run the bench as root";
 
 /// A line that a process wrote, and when it came.
 struct Line {
@@ -28,7 +33,7 @@ struct Line {
 }
 
 /// CLOCK_MONOTONIC, which the traced program stamps its windows with.
-pub fn now() -> Duration {
+pub(crate) fn now() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a valid timespec for the length of the call, and the clock exists on every
     // Linux.
@@ -48,14 +53,14 @@ fn lines(stream: impl Read + Send + 'static, sender: mpsc::Sender<Line>) {
 }
 
 /// The program that is traced. Dropping it ends it.
-pub struct Target {
+pub(crate) struct Target {
     child: Child,
     input: ChildStdin,
     lines: Receiver<Line>,
 }
 
-/// The traced program, compiled: xtask/bench/pairs.c.
-pub struct Pairs {
+/// The traced program, compiled: bench/programs/pairs.c.
+pub(crate) struct Pairs {
     program: PathBuf,
     /// The system's C library, as the compiler finds it.
     libc: PathBuf,
@@ -65,7 +70,7 @@ pub struct Pairs {
 
 impl Pairs {
     /// Compiles it.
-    pub fn compile() -> Result<Self> {
+    pub(crate) fn compile() -> Result<Self> {
         let program = compile("pairs.c", &["-fno-omit-frame-pointer"])?;
         let own_libc = program.with_file_name("libc");
         fs::create_dir_all(&own_libc)?;
@@ -74,7 +79,7 @@ impl Pairs {
     }
 
     /// Starts it with a C library of its own.
-    pub fn start(&self, arguments: &[&str]) -> Result<Target> {
+    pub(crate) fn start(&self, arguments: &[&str]) -> Result<Target> {
         // A new file, not new bytes in the old one: probes belong to an inode.
         let copy = self.own_libc.join("libc.so.6");
         if copy.exists() {
@@ -86,20 +91,20 @@ impl Pairs {
     }
 }
 
-/// Compiles a program of xtask/bench into target/bench.
-pub fn compile(source: &str, flags: &[&str]) -> Result<PathBuf> {
+/// Compiles a program of bench/programs into target/bench.
+pub(crate) fn compile(source: &str, flags: &[&str]) -> Result<PathBuf> {
     let directory = run::root().join("target/bench");
     fs::create_dir_all(&directory)?;
     let program = directory.join(source.trim_end_matches(".c"));
     let mut compiler = Command::new("gcc");
     compiler.current_dir(run::root()).args(["-O2", "-Wall", "-Wextra"]).args(flags);
-    run::run(compiler.arg(Path::new("xtask/bench").join(source)).arg("-o").arg(&program))?;
+    run::run(compiler.arg(Path::new("bench/programs").join(source)).arg("-o").arg(&program))?;
     Ok(program)
 }
 
 impl Target {
     /// Starts a program that prints windows until its standard input ends.
-    pub fn start(command: &mut Command) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let shown = run::shown(command);
         let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = piped.spawn().with_context(|| format!("cannot start `{shown}`"))?;
@@ -110,25 +115,25 @@ impl Target {
     }
 
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Lets one that waits begin.
-    pub fn go(&mut self) -> Result<()> {
+    pub(crate) fn go(&mut self) -> Result<()> {
         Ok(writeln!(self.input, "go")?)
     }
 
     /// Waits for its next line, which has to be this one.
-    pub fn expect(&self, text: &str) -> Result<()> {
+    pub(crate) fn expect(&self, text: &str) -> Result<()> {
         let line = self.lines.recv_timeout(PATIENCE).context("the traced program says nothing")?;
-        ensure!(line.text == text, "the traced program says `{}` where it should say `{text}`", line.text);
+        ensure!(line.text == text, "the traced program says `{}` and should say `{text}`", line.text);
         Ok(())
     }
 
     /// Medians of the windows within `length` from `start`, less a margin at both ends; waits for
     /// the last of them.
-    pub fn pace(&self, start: Duration, length: Duration, margin: Duration) -> Result<Pace> {
+    pub(crate) fn pace(&self, start: Duration, length: Duration, margin: Duration) -> Result<Pace> {
         let (from, to) = (start + margin, start + length - margin);
         let mut inside = Vec::new();
         let mut last_end = None;
@@ -163,7 +168,7 @@ impl Drop for Target {
 
 /// How fast the traced program went.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
+pub(crate) struct Pace {
     /// Nanoseconds for a turn of its loop: a pair of malloc and free, say.
     pub turn_ns: f64,
     /// Share of the time for which it had a CPU; well below 1 on a machine that does other work
@@ -171,7 +176,7 @@ pub struct Pace {
     pub cpu_share: f64,
 }
 
-/// `END_NS TURN_NS CPU_SHARE`, as the programs of xtask/bench print it.
+/// `END_NS TURN_NS CPU_SHARE`, as the programs of bench/programs print it.
 fn parse_window(line: &str) -> Option<(Duration, Pace)> {
     let mut words = line.split(' ');
     let end = Duration::from_nanos(words.next()?.parse().ok()?);
@@ -180,30 +185,37 @@ fn parse_window(line: &str) -> Option<(Duration, Pace)> {
 }
 
 /// A tracer to run for one report.
-pub struct Tracer {
+pub(crate) struct Tracer {
     /// The command line.
     pub command: Command,
     /// A line with this text tells when the traced time begins, or ends.
     pub mark: &'static str,
 }
 
+/// The command line of a memleak that says what it does.
+pub(crate) fn memleak_command(memleak: &Path) -> Result<Command> {
+    let mut command = privilege::as_root(memleak, INSTEAD)?;
+    command.arg("-v");
+    Ok(command)
+}
+
 /// What came of a tracer's run.
-pub struct Traced {
+pub(crate) struct Traced {
     /// When the marked line came (CLOCK_MONOTONIC).
     pub marked: Duration,
     lines: Vec<String>,
-    /// Most that it had resident (or sudo, where it stands between).
+    /// Most that it had resident (or sudo, if it stands between).
     peak_rss_bytes: u64,
 }
 
 impl Tracer {
     /// Runs it to its end.
-    pub fn run(self, seconds: Duration) -> Result<Traced> {
+    pub(crate) fn run(self, seconds: Duration) -> Result<Traced> {
         self.run_with(seconds, || Ok(()))
     }
 
     /// Runs it to its end; calls `at_mark` when the marked line comes.
-    pub fn run_with(self, seconds: Duration, at_mark: impl FnOnce() -> Result<()>) -> Result<Traced> {
+    pub(crate) fn run_with(self, seconds: Duration, at_mark: impl FnOnce() -> Result<()>) -> Result<Traced> {
         let (mark, mut at_mark) = (self.mark, Some(at_mark));
         self.run_watched(seconds, |_, line| match at_mark.take_if(|_| line.contains(mark)) {
             Some(at_mark) => at_mark(),
@@ -213,7 +225,7 @@ impl Tracer {
 
     /// Runs it to its end; calls `at_line` with the process that was started and each line, when it
     /// comes.
-    pub fn run_watched(
+    pub(crate) fn run_watched(
         mut self,
         seconds: Duration,
         mut at_line: impl FnMut(u32, &str) -> Result<()>,
@@ -242,8 +254,16 @@ impl Tracer {
     }
 }
 
-/// A tracer that goes on until it is dropped, or [`Self::end`] is called.
-pub struct Running {
+/// One report over many allocations.
+pub(crate) struct BigReport {
+    pub allocations: u64,
+    pub total_ms: f64,
+    pub snapshot_ms: f64,
+    pub peak_rss_bytes: u64,
+}
+
+/// A tracer that runs until it is dropped, or [`Self::end`] is called.
+pub(crate) struct Running {
     /// When the marked line came (CLOCK_MONOTONIC).
     pub marked: Duration,
     shown: String,
@@ -257,7 +277,7 @@ pub struct Running {
 
 impl Running {
     /// Starts a tracer as root and waits for a line with `mark`. `words`: its command line.
-    pub fn start(words: &[OsString], mark: &str) -> Result<Self> {
+    pub(crate) fn start(words: &[OsString], mark: &str) -> Result<Self> {
         const SCRIPT: &str = r#""$@" & read -r line; kill -TERM $!; wait $!"#;
         let mut command = privilege::as_root("/bin/sh", INSTEAD)?;
         command.args(["-c", SCRIPT, "sh"]).args(words);
@@ -287,7 +307,7 @@ impl Running {
     }
 
     /// Ends it; gives all that it said.
-    pub fn end(mut self) -> Result<Vec<String>> {
+    pub(crate) fn end(mut self) -> Result<Vec<String>> {
         drop(self.input.take());
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -332,7 +352,7 @@ fn collect(
 }
 
 /// Waits for a child; gives what it used, the children that it waited for included.
-pub fn wait_with_usage(child: &Child) -> Result<(ExitStatus, libc::rusage)> {
+pub(crate) fn wait_with_usage(child: &Child) -> Result<(ExitStatus, libc::rusage)> {
     use std::os::unix::process::ExitStatusExt;
     let pid = libc::pid_t::try_from(child.id())?;
     let mut status = 0;
@@ -347,17 +367,17 @@ pub fn wait_with_usage(child: &Child) -> Result<(ExitStatus, libc::rusage)> {
 
 impl Traced {
     /// What memleak says it took to attach, in milliseconds: `memleak: attached N probes in X ms`.
-    pub fn attach_ms(&self) -> Result<f64> {
+    pub(crate) fn attach_ms(&self) -> Result<f64> {
         self.number("memleak: attached ", " in ")
     }
 
     /// What memleak says it took to detach, in milliseconds: `memleak: detached N probes in X ms`.
-    pub fn detach_ms(&self) -> Result<f64> {
+    pub(crate) fn detach_ms(&self) -> Result<f64> {
         self.number("memleak: detached ", " in ")
     }
 
     /// The first report: `memleak: report over N allocations took X ms (snapshot Y ms)`.
-    pub fn big_report(&self) -> Result<BigReport> {
+    pub(crate) fn big_report(&self) -> Result<BigReport> {
         const PREFIX: &str = "memleak: report over ";
         let allocations = self.number(PREFIX, "over ")?;
         Ok(BigReport {
@@ -370,12 +390,12 @@ impl Traced {
     }
 
     /// How many lines have `text` in them.
-    pub fn count(&self, text: &str) -> usize {
+    pub(crate) fn count(&self, text: &str) -> usize {
         self.lines.iter().filter(|line| line.contains(text)).count()
     }
 
     /// The number after `before` in the first line that starts with `prefix`.
-    pub fn number(&self, prefix: &str, before: &str) -> Result<f64> {
+    pub(crate) fn number(&self, prefix: &str, before: &str) -> Result<f64> {
         let line = self.lines.iter().find(|line| line.starts_with(prefix));
         let line = line.with_context(|| format!("memleak -v did not say `{prefix}...`"))?;
         let (_, rest) = line.split_once(before).with_context(|| format!("no `{before}` in: {line}"))?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 /// Seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Cpu {
+pub(crate) struct Cpu {
     /// In user mode.
     pub user: f64,
     /// In the kernel.
@@ -15,13 +15,13 @@ pub struct Cpu {
 
 impl Cpu {
     /// Of both kinds.
-    pub fn sum(self) -> f64 {
+    pub(crate) fn sum(self) -> f64 {
         self.user + self.system
     }
 }
 
 /// CPU time so far: of a process itself, and of those that it has waited for.
-pub fn of(pid: u32) -> Result<[Cpu; 2]> {
+pub(crate) fn of(pid: u32) -> Result<[Cpu; 2]> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // SAFETY: sysconf(3) takes an integer.
     let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
@@ -29,7 +29,7 @@ pub fn of(pid: u32) -> Result<[Cpu; 2]> {
 }
 
 /// Waits until a child has ended, and leaves it to be waited for; gives what [`of`] does.
-pub fn at_end(child: &Child) -> Result<[Cpu; 2]> {
+pub(crate) fn at_end(child: &Child) -> Result<[Cpu; 2]> {
     let pid = child.id();
     // SAFETY: siginfo_t is plain data, for which zero is a value.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };

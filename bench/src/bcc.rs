@@ -11,26 +11,26 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use xtask::{privilege, run};
 
-use super::processes::{Target, Tracer};
-use crate::{privilege, run};
+use crate::processes::{INSTEAD, Target, Tracer};
 
 /// Debian's and Ubuntu's name of it.
 const PROGRAM: &str = "memleak-bpfcc";
 
 /// What it says when it has begun to trace the kernel.
-pub const KERNEL_MARK: &str = "Attaching to kernel allocators";
+pub(crate) const KERNEL_MARK: &str = "Attaching to kernel allocators";
 
 /// How to run it.
-pub struct Bcc {
+pub(crate) struct Bcc {
     program: PathBuf,
-    /// For BCC_KERNEL_SOURCE, where the running kernel has no headers where bcc looks for them.
+    /// For BCC_KERNEL_SOURCE, if the running kernel has no headers where bcc looks for them.
     headers: Option<PathBuf>,
 }
 
 impl Bcc {
     /// Finds it, and headers for it; the error says what is missing.
-    pub fn find() -> Result<Self> {
+    pub(crate) fn find() -> Result<Self> {
         let program = run::find_program(PROGRAM).with_context(|| {
             format!("{PROGRAM} is not installed (Debian: bpfcc-tools, linux-headers-amd64)")
         })?;
@@ -43,9 +43,9 @@ impl Bcc {
     }
 
     /// The tracer for one report after `seconds`.
-    pub fn tracer(&self, target: &Target, seconds: Duration) -> Result<Tracer> {
+    pub(crate) fn tracer(&self, target: &Target, seconds: Duration) -> Result<Tracer> {
         // Through env, since sudo drops variables.
-        let mut command = privilege::as_root("/usr/bin/env", super::INSTEAD)?;
+        let mut command = privilege::as_root("/usr/bin/env", INSTEAD)?;
         if let Some(headers) = &self.headers {
             command.arg(format!("BCC_KERNEL_SOURCE={}", headers.display()));
         }
@@ -57,7 +57,7 @@ impl Bcc {
 
     /// Words of a command that traces the kernel and makes no report for an hour. It says
     /// [`KERNEL_MARK`] when it has begun.
-    pub fn kernel_words(&self) -> Vec<OsString> {
+    pub(crate) fn kernel_words(&self) -> Vec<OsString> {
         let headers = self.headers.iter().map(|headers| {
             let mut word = OsString::from("BCC_KERNEL_SOURCE=");
             word.push(headers);

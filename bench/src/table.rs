@@ -1,32 +1,21 @@
-//! The result as Markdown.
+//! What `pairs` measured, as Markdown.
 
-use std::{fmt::Write as _, fs};
+use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
 
-use super::{DEPTHS, Options, Results, Variant, median};
-use crate::run;
-
-/// A program that has a CPU for less than this share of the time is in somebody's way.
-pub const QUIET: f64 = 0.95;
-
-/// What a variant is called.
-pub fn name(variant: Variant) -> &'static str {
-    match variant {
-        Variant::Untraced => "untraced",
-        Variant::Traps => "traps alone",
-        Variant::Memleak => "memleak",
-        Variant::Pointers => "memleak --unwind fp",
-        Variant::Kernel => "memleak with bpf_get_stackid",
-        Variant::Bcc => "memleak-bpfcc",
-    }
-}
+use crate::{
+    document::{self, QUIET},
+    median::median,
+    options::Options,
+    results::{DEPTHS, Results, Variant},
+};
 
 /// All tables, with the machine they were made on.
-pub fn markdown(results: &Results, options: &Options) -> Result<String> {
+pub(crate) fn markdown(results: &Results, options: &Options) -> Result<String> {
     let mut text =
         String::from("# Benchmarks\n\nMade by `cargo xtask bench --write`; not written by hand.\n\n");
-    writeln!(text, "{}\n", machine()?)?;
+    writeln!(text, "{}\n", document::machine()?)?;
     writeln!(
         text,
         "Medians over {} rounds, {} s of traced time each. \"Traps alone\" is memleak's own attach points with empty \
@@ -61,7 +50,7 @@ fn pairs(text: &mut String, results: &Results) -> Result<()> {
     };
     text.push_str("## A pair of malloc and free, by the traced program's clock\n\n| stack depth |");
     for variant in Variant::ALL {
-        write!(text, " {} |", name(variant))?;
+        write!(text, " {} |", variant.name())?;
     }
     text.push_str(" memleak / traps | memleak / bpf_get_stackid | memleak-bpfcc / memleak |\n|");
     text.push_str(&" ---: |".repeat(Variant::ALL.len() + 4));
@@ -114,67 +103,4 @@ fn once(text: &mut String, results: &Results) -> Result<()> {
         writeln!(text, "| {what} | {value} |")?;
     }
     Ok(())
-}
-
-/// One sentence about where the figures come from.
-pub fn machine() -> Result<String> {
-    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = cpus.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.split_once(": ")).map_or("unknown", |(_, value)| value)
-    };
-    let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
-    let place = if field("flags").split(' ').any(|flag| flag == "hypervisor") {
-        "virtual machine"
-    } else {
-        "machine"
-    };
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let system = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let system = system
-        .lines()
-        .find_map(|line| line.strip_prefix("PRETTY_NAME="))
-        .unwrap_or("Linux")
-        .trim_matches('"');
-    let mut git = run::git();
-    let commit =
-        run::output(git.args(["describe", "--always", "--dirty", "--exclude=*"])).unwrap_or_default();
-    Ok(format!(
-        "Machine: {place}, {count} CPUs ({}), {system}, Linux {}. Commit {}.",
-        field("model name"),
-        release.trim(),
-        commit.trim()
-    ))
-}
-
-/// `text` with a section (`## TITLE` to the next title) replaced, or added at the end.
-pub fn with_section(text: &str, title: &str, section: &str) -> String {
-    let heading = format!("## {title}\n");
-    let (before, rest) = text.split_once(&heading).unwrap_or((text, ""));
-    let after = rest.find("\n## ").map_or("", |at| &rest[at + 1..]);
-    let parts = [before.trim_end(), section.trim(), after.trim()];
-    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n\n") + "\n"
-}
-
-/// A section of `text`, its title included; `None` if there is none of that title.
-pub fn section_of<'t>(text: &'t str, title: &str) -> Option<&'t str> {
-    let start = text.find(&format!("## {title}\n"))?;
-    let rest = &text[start..];
-    Some(rest.find("\n## ").map_or(rest, |at| &rest[..at]).trim())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sections_are_replaced_and_added() {
-        let text = "# All\n\n## A\n\none\n\n## B\n\ntwo\n";
-        assert_eq!(with_section(text, "A", "## A\n\nnew\n"), "# All\n\n## A\n\nnew\n\n## B\n\ntwo\n");
-        assert_eq!(with_section(text, "B", "## B\nnew"), "# All\n\n## A\n\none\n\n## B\nnew\n");
-        assert_eq!(with_section(text, "C", "## C\nnew"), format!("{text}\n## C\nnew\n"));
-        assert_eq!(section_of(text, "A"), Some("## A\n\none"));
-        assert_eq!(section_of(text, "B"), Some("## B\n\ntwo"));
-        assert_eq!(section_of(text, "C"), None);
-    }
 }

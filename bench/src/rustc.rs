@@ -11,19 +11,21 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use xtask::{privilege, run};
 
-use super::{
-    Options,
+use crate::{
     cpu::{self, Cpu},
-    median, memleak_command, table,
+    document,
+    median::median,
+    options::Options,
+    processes::memleak_command,
 };
-use crate::{privilege, run};
 
 /// What is compiled: no small crate, one that needs no other, and one that our own tests need
 /// anyway.
 const CRATE: &str = "memchr";
 /// Title of the section in BENCHMARKS.md.
-pub const TITLE: &str = "rustc compiling a crate";
+pub(crate) const TITLE: &str = "rustc compiling a crate";
 /// Stacks of which the frames are counted: those with the most allocations.
 const STACKS: &str = "1000";
 
@@ -51,12 +53,12 @@ struct Cost {
     wall: f64,
     compiler: Cpu,
     tracer: Cpu,
-    /// Acquired and released, where they are counted.
+    /// Acquired and released, if they are counted.
     calls: f64,
 }
 
 /// Measures; gives the section.
-pub fn section(options: &Options, memleak: &Path) -> Result<String> {
+pub(crate) fn section(options: &Options, memleak: &Path) -> Result<String> {
     ensure!(privilege::is_root(), "run it as root: below sudo, tracer and compiler cannot be told apart");
     let compile = Compile::find()?;
     let mut costs: [Vec<Cost>; VARIANTS.len()] = Default::default();
@@ -97,10 +99,10 @@ fn markdown(
          acquired and released, by the last report; what a call costs is the compiler's CPU time beyond that with the \
          traps alone, divided by them. Frames are those of the {STACKS} stacks with the most allocations that are \
          outstanding at each second of one more run, each counted as often as it has allocations, inlined ones left out; that \
-         is no mean over all calls, of which most are gone by then.\n\n| | wall | wall / untraced \
+         is not a mean over all calls, of which most are gone by then.\n\n| | wall | wall / untraced \
          | compiler: user | system | memleak: user | system | calls | a call, beyond the traps | frames of a stack |\n\
          | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
-        table::machine()?,
+        document::machine()?,
         options.rounds,
         compile.version
     );
@@ -176,7 +178,7 @@ impl Compile {
         let metadata: Value = serde_json::from_str(&metadata)?;
         let packages = metadata["packages"].as_array().context("no packages")?;
         let package = packages.iter().find(|package| package["name"] == CRATE);
-        let package = package.with_context(|| format!("{CRATE} is no dependency any more"))?;
+        let package = package.with_context(|| format!("{CRATE} is not a dependency any more"))?;
         let field = |name: &str| package[name].as_str().map(str::to_owned).context("a field is missing");
         let folder = PathBuf::from(field("manifest_path")?);
         let output = run::root().join("target/bench/rustc");

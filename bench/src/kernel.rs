@@ -1,21 +1,23 @@
 //! `cargo xtask bench --kernel`: what tracing the kernel costs a program that has it allocate, by
 //! the program's own clock.
 //!
-//! The program is xtask/bench/kernel.c. As in user mode, all variants take turns in every round,
+//! The program is bench/programs/kernel.c. As in user mode, all variants take turns in every round,
 //! and figures are medians over the rounds. No tracer makes a report while the program is measured.
 
 use std::{ffi::OsString, fmt::Write as _, fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Result, ensure};
 
-use super::{
-    MARGIN, Options, bcc, median,
-    processes::{self, Pace, Running, Target},
-    table::{self, QUIET},
+use crate::{
+    bcc,
+    document::{self, QUIET},
+    median::median,
+    options::Options,
+    processes::{self, MARGIN, Pace, Running, Target},
 };
 
 /// The section of BENCHMARKS.md.
-pub const TITLE: &str = "The kernel's allocators, by the clock of a program that has it allocate";
+pub(crate) const TITLE: &str = "The kernel's allocators, by the clock of a program that has it allocate";
 
 /// What the program does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +109,7 @@ struct Bench {
 }
 
 /// Measures, and gives the section.
-pub fn section(options: &Options, memleak: PathBuf) -> Result<String> {
+pub(crate) fn section(options: &Options, memleak: PathBuf) -> Result<String> {
     let mut results = Results::default();
     let bcc = bcc::Bcc::find().map_err(|error| results.without_bcc = Some(format!("{error:#}"))).ok();
     let mut bench = Bench {
@@ -199,7 +201,7 @@ fn markdown(results: &Results, options: &Options) -> Result<String> {
     let mut text = format!(
         "## {TITLE}\n\nMade by `cargo xtask bench \
          --kernel --write`. {}\n\nMedians over {} rounds, {} s of traced time each.\n\n| a turn |",
-        table::machine()?,
+        document::machine()?,
         options.rounds,
         options.seconds
     );

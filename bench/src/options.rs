@@ -1,0 +1,35 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Measures what tracing costs, beside the bare traps and bcc's memleak
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
+pub(crate) struct Options {
+    /// How often everything is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+    /// Seconds of traced time for each measurement
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..))]
+    pub seconds: u32,
+    /// Outstanding allocations of the big report
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub allocations: u64,
+    /// Measure attaching to a process that maps 150 MB of code, and nothing else
+    #[arg(long, conflicts_with = "rustc")]
+    pub attach: bool,
+    /// With --attach: another memleak, to be measured in turn with this one
+    #[arg(long, value_name = "PROGRAM", requires = "attach", conflicts_with = "write")]
+    pub beside: Option<PathBuf>,
+    /// Measure whole runs of rustc, and nothing else
+    #[arg(long)]
+    pub rustc: bool,
+    /// Measure kernel mode: what tracing costs those who have the kernel allocate
+    #[arg(long)]
+    pub kernel: bool,
+    /// Write the result to BENCHMARKS.md too
+    #[arg(long)]
+    pub write: bool,
+}
