@@ -20,8 +20,8 @@ pub mod flags {
     /// Linux 5.17).
     pub const HOLD: u32 = 64;
     /// Records of blocks and threads are in hash maps alone. Where the kernel takes no type
-    /// information it verifies each function for each way to it, and what is in arrays as well would
-    /// be too much.
+    /// information it verifies each function for each way to it, and what is in arrays as well
+    /// would be too much.
     pub const HASH_ALONE: u32 = 128;
 }
 

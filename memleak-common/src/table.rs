@@ -1,8 +1,8 @@
 //! The table of heap blocks: what is outstanding of [`crate::probe::Resource::Heap`], where
 //! programs find it without the kernel's locks and user space reads it without a system call.
 //!
-//! It has segments (inner maps of the map `SEGMENTS`, arrays of [`Set`]s), each at most twice as
-//! large as the last. A key has two sets in each segment, its home and a second one:
+//! It has segments (inner maps of the map `SEGMENTS`, arrays of [`BlockSet`]s), each at most twice
+//! as large as the last. A key has two sets in each segment, its home and a second one:
 //!
 //! ```text
 //! segment 0   [set][set] ... [set]                    2^13 sets
@@ -46,7 +46,7 @@ pub const STATE: u64 = 3;
 /// One outstanding block.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct BlockRecord {
     /// What it is about.
     pub key: AllocationKey,
     /// What is known of it.
@@ -56,7 +56,7 @@ pub struct Record {
 /// Places for records whose keys have the same home or second set.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Set {
+pub struct BlockSet {
     /// Whether there is a record at each place, and of which hash.
     pub tags: [u64; WAYS],
     /// Not 0 once a record whose home this is has gone to its second set.
@@ -64,13 +64,13 @@ pub struct Set {
     /// Not 0 once a record whose home this is has gone to the map `ALLOCATIONS`.
     pub hashed: u32,
     /// The records.
-    pub records: [Record; WAYS],
+    pub records: [BlockRecord; WAYS],
 }
 
 /// What all programs ask of the table (the map `TABLE`, which user space writes by mmap).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Header {
+pub struct TableHeader {
     /// Segments that there are.
     pub segments: u32,
     /// Fills up; 0.
@@ -84,9 +84,10 @@ pub struct Header {
 
 /// Where a key's records can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hash(u64);
+#[repr(transparent)]
+pub struct KeyHash(u64);
 
-impl Hash {
+impl KeyHash {
     /// Of a key: each bit of it changes half of the hash's.
     #[inline(always)]
     pub const fn of(key: &AllocationKey) -> Self {
@@ -136,5 +137,5 @@ pub const fn places(segment: u32) -> u64 {
 
 /// Bytes of a segment.
 pub const fn bytes(segment: u32) -> u64 {
-    sets(segment) as u64 * size_of::<Set>() as u64
+    sets(segment) as u64 * size_of::<BlockSet>() as u64
 }

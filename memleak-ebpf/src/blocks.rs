@@ -6,13 +6,13 @@ use core::intrinsics::AtomicOrdering;
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
     cut::is_reading,
-    table::{BUSY, FREE, Hash, Header, MAX_SEGMENTS, Record, Set, VALID, WAYS},
+    table::{BUSY, FREE, KeyHash, TableHeader, MAX_SEGMENTS, BlockRecord, BlockSet, VALID, WAYS},
 };
 
 use crate::{
     arch::publish,
+    cut::tell,
     maps::{SEGMENTS, TABLE, add, setting},
-    table::tell,
 };
 
 /// A key's owner and resource in one word, as these functions take it.
@@ -33,13 +33,13 @@ pub const HASHED: u64 = u64::MAX - 1;
 
 /// A place of the table: its set of a segment, and which of the set's it is.
 #[derive(Clone, Copy)]
-struct Place {
+struct BlockPlace {
     segment: u32,
     set: u32,
     way: u32,
 }
 
-impl Place {
+impl BlockPlace {
     #[inline(always)]
     const fn pack(self) -> u64 {
         (self.segment as u64) << 32 | (self.set as u64) << 3 | self.way as u64
@@ -60,21 +60,21 @@ fn segments() -> u32 {
 }
 
 #[inline(always)]
-fn set_at(segment: u32, set: u32) -> Option<*mut Set> {
+fn set_at(segment: u32, set: u32) -> Option<*mut BlockSet> {
     SEGMENTS.get(segment)?.get_ptr_mut(set)
 }
 
 /// The tag of a place, and its record. A set is eight lines of a record's size, of which the first
 /// one has the tags: so two masks keep both within it, which the verifier sees.
 #[inline(always)]
-fn place_of(set: *mut Set, way: u32) -> (*mut u64, *mut Record) {
+fn place_of(set: *mut BlockSet, way: u32) -> (*mut u64, *mut BlockRecord) {
     // The compiler is not to know that the masks change nothing: it would leave them out.
     // SAFETY: a variable.
     let way = unsafe { (&raw const way).read_volatile() };
     // SAFETY: members of a map value.
     unsafe {
         let tag = set.cast::<u64>().add((way & 7) as usize);
-        let record = set.cast::<Record>().add(((way + 1) & 7) as usize);
+        let record = set.cast::<BlockRecord>().add(((way + 1) & 7) as usize);
         (tag, record)
     }
 }
@@ -82,7 +82,7 @@ fn place_of(set: *mut Set, way: u32) -> (*mut u64, *mut Record) {
 /// Which places of a set have this tag, a bit for each. Without a branch, so that the verifier has
 /// one way to follow.
 #[inline(always)]
-fn ways_with(set: *mut Set, tag: u64) -> u32 {
+fn ways_with(set: *mut BlockSet, tag: u64) -> u32 {
     let mut ways = 0;
     for way in 0..WAYS {
         // SAFETY: an aligned word of a map value.
@@ -105,7 +105,7 @@ fn lowest(ways: u32) -> u32 {
 /// Where in a set the record of this key is. Of two keys with one tag the second is not found: a
 /// tag has 62 bits of a hash.
 #[inline(always)]
-fn way_of(set: *mut Set, key: &AllocationKey, tag: u64) -> Option<u32> {
+fn way_of(set: *mut BlockSet, key: &AllocationKey, tag: u64) -> Option<u32> {
     let ways = ways_with(set, tag);
     if ways == 0 {
         return None;
@@ -123,17 +123,17 @@ fn way_of(set: *mut Set, key: &AllocationKey, tag: u64) -> Option<u32> {
 
 /// Not 0 if records whose home this is may be elsewhere.
 #[inline(always)]
-fn has_overflowed(set: *mut Set) -> u64 {
+fn has_overflowed(set: *mut BlockSet) -> u64 {
     // SAFETY: both words at once, of a map value that is aligned.
     unsafe { (&raw const (*set).second).cast::<u64>().read_volatile() }
 }
 
-/// Where the record of a key is: a packed [`Place`], [`NOWHERE`] or [`HASHED`].
+/// Where the record of a key is: a packed [`BlockPlace`], [`NOWHERE`] or [`HASHED`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn find_block(space_and_resource: u64, handle: u64) -> u64 {
     let key = key(space_and_resource, handle);
-    let hash = Hash::of(&key);
+    let hash = KeyHash::of(&key);
     let tag = hash.tag(VALID);
     let segments = segments();
     let mut hashed = segments == 0;
@@ -145,7 +145,7 @@ pub extern "C" fn find_block(space_and_resource: u64, handle: u64) -> u64 {
         let home = hash.home(segment);
         let Some(set) = set_at(segment, home) else { continue };
         if let Some(way) = way_of(set, &key, tag) {
-            return Place { segment, set: home, way }.pack();
+            return BlockPlace { segment, set: home, way }.pack();
         }
         // SAFETY: aligned words of a map value.
         let (has_second, has_hashed) =
@@ -155,7 +155,7 @@ pub extern "C" fn find_block(space_and_resource: u64, handle: u64) -> u64 {
             let second = hash.second(segment);
             let Some(set) = set_at(segment, second) else { continue };
             if let Some(way) = way_of(set, &key, tag) {
-                return Place { segment, set: second, way }.pack();
+                return BlockPlace { segment, set: second, way }.pack();
             }
         }
     }
@@ -171,8 +171,8 @@ pub fn record_at(place: u64) -> Option<*mut Allocation> {
 }
 
 #[inline(always)]
-fn tag_and_record(place: u64) -> Option<(*mut u64, *mut Record)> {
-    let Place { segment, set, way } = Place::unpack(place);
+fn tag_and_record(place: u64) -> Option<(*mut u64, *mut BlockRecord)> {
+    let BlockPlace { segment, set, way } = BlockPlace::unpack(place);
     Some(place_of(set_at(segment, set)?, way))
 }
 
@@ -197,7 +197,7 @@ pub const NOT_HASHED: u64 = 2;
 #[inline(never)]
 pub extern "C" fn remove_block(space_and_resource: u64, handle: u64, epoch: u64) -> u64 {
     let key = key(space_and_resource, handle);
-    let hash = Hash::of(&key);
+    let hash = KeyHash::of(&key);
     let mut found = None;
     if segments() == 1 {
         // What is nearly always so.
@@ -250,7 +250,7 @@ pub unsafe extern "C" fn enter_block(
     // SAFETY: the caller says so.
     let Some(allocation) = (unsafe { allocation.as_ref() }) else { return 0 };
     let key = key(space_and_resource, handle);
-    let hash = Hash::of(&key);
+    let hash = KeyHash::of(&key);
     let segments = segments();
     if segments == 1 {
         // What is nearly always so.
@@ -301,7 +301,7 @@ pub unsafe extern "C" fn enter_block(
 
 /// Enters a record at a free place of a set, if there is one.
 #[inline(always)]
-fn enter_in(set: *mut Set, hash: Hash, key: &AllocationKey, allocation: &Allocation) -> bool {
+fn enter_in(set: *mut BlockSet, hash: KeyHash, key: &AllocationKey, allocation: &Allocation) -> bool {
     for _ in 0..WAYS {
         let free = ways_with(set, FREE);
         if free == 0 {
@@ -393,4 +393,4 @@ pub unsafe fn change(word: *mut u64, from: u64, to: u64) -> bool {
 }
 
 /// The map's header; a type that only user space reads as a whole.
-const _: () = assert!(size_of::<Set>() == 8 * size_of::<Record>() && WAYS == 7 && size_of::<Header>() == 24);
+const _: () = assert!(size_of::<BlockSet>() == 8 * size_of::<BlockRecord>() && WAYS == 7 && size_of::<TableHeader>() == 24);

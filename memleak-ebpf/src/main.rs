@@ -11,11 +11,13 @@
 mod arch;
 mod args;
 mod blocks;
+mod cut;
 mod kernel_mode;
 mod lifecycle;
 mod mappings;
 mod maps;
 mod nesting;
+mod plain;
 mod records;
 mod returns;
 mod stack;
@@ -24,6 +26,7 @@ mod table;
 mod thread;
 mod track;
 mod unwind;
+mod values;
 mod walks;
 mod window;
 

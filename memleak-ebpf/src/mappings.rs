@@ -1,11 +1,12 @@
 //! The generation of what a process has mapped: `memleak_common::mappings`.
 
 use aya_ebpf::helpers::bpf_probe_read_user;
-use memleak_common::mappings::{
-    MappingState, NEW_PROGRAM, R_STATE, RT_CONSISTENT, RT_UNKNOWN, index_of, only_adds,
+use memleak_common::{
+    mappings::{MappingState, NEW_PROGRAM, R_STATE, RT_CONSISTENT, RT_UNKNOWN, index_of, only_adds},
+    unwind::PublishedList,
 };
 
-use crate::maps::{MAPPING_STATES, add};
+use crate::maps::{MAPPING_STATES, UNWIND_LISTS, add};
 
 /// The generation of an address space's mappings.
 #[inline(always)]
@@ -50,5 +51,18 @@ pub fn new_program(old: u32, new: u32) {
         add(own, behind + NEW_PROGRAM);
         (&raw mut (*state).debug).write_volatile(0);
         (&raw mut (*state).last).write_volatile(RT_CONSISTENT);
+    }
+}
+
+/// What the process with this slot has mapped, and the generation of that.
+#[inline(always)]
+pub fn published_list(slot: u32) -> PublishedList {
+    let Some(place) = UNWIND_LISTS.get_ptr(slot) else { return PublishedList::default() };
+    // SAFETY: aligned words of a map value, which user space stores one by one: the generation
+    // last.
+    unsafe {
+        let generation = core::ptr::read_volatile(&raw const (*place).generation);
+        let list = core::ptr::read_volatile(&raw const (*place).list);
+        PublishedList { list, generation }
     }
 }

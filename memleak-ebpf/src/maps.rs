@@ -22,7 +22,7 @@ use memleak_common::{
     stack::{ShortStackRecord, StackRecord},
     stats::{STATS as STAT_COUNT, Stat},
     system_call::MAX_SYSTEM_CALLS,
-    table::{Header, MAX_SEGMENTS, Set},
+    table::{BlockSet, MAX_SEGMENTS, TableHeader},
     thread::{
         CallKey, MAX_TARGETS, OpenCall, THREAD_PLACES as THREAD_PLACE_COUNT, Target, ThreadPlace, ThreadRecord,
     },
@@ -86,33 +86,33 @@ pub static EMPTY_THREAD: Array<ThreadRecord> = Array::with_max_entries(1, 0);
 
 /// The table of heap blocks, in segments. User space makes them, and reads them by mmap.
 #[btf_map]
-pub static SEGMENTS: ArrayOfMaps<Segment, { MAX_SEGMENTS as usize }> = ArrayOfMaps::new();
+pub static SEGMENTS: ArrayOfMaps<SegmentMap, { MAX_SEGMENTS as usize }> = ArrayOfMaps::new();
 
 /// What a segment is made like: an array of sets. By sizes and not by types, as aya's maps are: one
 /// with types cannot be made where the kernel takes no type information.
 #[repr(C)]
-pub struct Segment {
+pub struct SegmentMap {
     r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_ARRAY as usize],
     key_size: *const [i32; size_of::<u32>()],
-    value_size: *const [i32; size_of::<Set>()],
+    value_size: *const [i32; size_of::<BlockSet>()],
     max_entries: *const [i32; 1],
     map_flags: *const [i32; SEGMENT_FLAGS],
 }
 
-impl Segment {
+impl SegmentMap {
     /// One of the sets.
     #[inline(always)]
-    pub fn get_ptr_mut(&self, set: u32) -> Option<*mut Set> {
+    pub fn get_ptr_mut(&self, set: u32) -> Option<*mut BlockSet> {
         let map = (&raw const *self).cast_mut().cast();
         // SAFETY: the helper takes a map and a key of its size.
-        let found: *mut Set = unsafe { bpf_map_lookup_elem(map, (&raw const set).cast()) }.cast();
+        let found: *mut BlockSet = unsafe { bpf_map_lookup_elem(map, (&raw const set).cast()) }.cast();
         (!found.is_null()).then_some(found)
     }
 }
 
 /// What there is of the table. User space writes it by mmap.
 #[map]
-pub static TABLE: Array<Header> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub static TABLE: Array<TableHeader> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// What else is outstanding, and heap blocks that found no place in the table.
 #[map]

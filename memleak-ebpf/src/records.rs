@@ -26,7 +26,8 @@ use crate::{
     args::Return,
     maps::{ALLOCATIONS, EEXIST, PROBES, Wake, add, count, count_in, has, send, send_line, setting},
     stack,
-    table::{self, epoch},
+    cut::{self, epoch},
+    table,
 };
 
 /// [`PendingCall::has_released`].
@@ -223,7 +224,7 @@ pub fn resize(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
     let Some(found) = table::get_ptr(&key) else { return };
     // A reading that is under way has it as it was.
     // SAFETY: an aligned map value, which only whoever holds the block changes.
-    table::leave_call(&key, unsafe { &*found }, thread.epoch);
+    cut::leave_call(&key, unsafe { &*found }, thread.epoch);
     // SAFETY: an aligned word of a map value, which only whoever holds the block changes.
     unsafe { (&raw mut (*found).size).write_volatile(size) };
 }
@@ -352,7 +353,7 @@ fn put_back_in(owner: Owner, call: &PendingCall) {
     if has(row, flags::GONE_WHILE_PENDING) {
         record.epoch = epoch; // it was not there, and is now
     } else {
-        table::leave_call(&key, &call.released, epoch);
+        cut::leave_call(&key, &call.released, epoch);
     }
     // After a return that we missed the address may be another block's by now.
     if !matches!(table::insert_new(&key, &record), Ok(()) | Err(EEXIST)) {
@@ -394,7 +395,7 @@ fn finish_release_in(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) 
     let pages = if is_span { call.released_len } else { pages(call.released_len) };
     if call.has_released == RECORD {
         if !has(row, flags::GONE_WHILE_PENDING) {
-            table::leave_call(&key(thread.owner, row, call.released_handle), &call.released, thread.epoch);
+            cut::leave_call(&key(thread.owner, row, call.released_handle), &call.released, thread.epoch);
         }
         if is_range && pages_of(&call.released) > pages {
             keep_rest(thread.owner, row, call, pages);

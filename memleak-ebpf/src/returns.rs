@@ -23,7 +23,8 @@ use crate::{
     records::put_back,
     stack::kernel_walk,
     thread::{current_thread, group},
-    track::{applies, commit, enter_call, read_arguments, row},
+    track::{commit, enter_call, read_arguments, row},
+    values::applies,
 };
 
 /// Such a function is entered.

@@ -20,6 +20,7 @@ use crate::{
     thread::{self, current_thread_of_tracepoint},
     stack::kernel_walk,
     track::{self, commit},
+    values::applies,
 };
 
 /// A system call is entered.
@@ -28,7 +29,7 @@ pub fn enter(ctx: &RawTracePointContext) -> Option<()> {
     let (cookie, releases, row) = row(ctx.arg::<u64>(1))?;
     let thread = current_thread_of_tracepoint()?;
     let args = Registers(ctx.arg::<u64>(0)).arguments();
-    if row.only != only::ALL && !track::applies(row, &args) {
+    if row.only != only::ALL && !applies(row, &args) {
         return None;
     }
     if releases {

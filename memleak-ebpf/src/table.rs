@@ -7,8 +7,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use memleak_common::{
-    allocation::{Allocation, AllocationKey, RELEASED_EARLY},
-    cut::{Moved, is_reading},
+    allocation::{Allocation, AllocationKey},
     event::{self, Event},
     probe::Resource,
     settings::flags,
@@ -20,20 +19,13 @@ use crate::{
         ASK_HASH, DONE, EXISTS, HASHED, IN_HASH, IS_NEW, NOT_HASHED, NOWHERE, REPLACED, enter_block, find_block,
         give_room, overflowed, record_at, remove_block, space_and_resource, take_room,
     },
-    maps::{ALLOCATIONS, EEXIST, EPOCH, MOVED, Wake, count, count_in, send, setting},
+    cut::leave,
+    maps::{ALLOCATIONS, EEXIST, Wake, count, count_in, send, setting},
 };
 
 /// Records that find no place in the table until user space is asked for more of it: a power of
 /// two.
 const ASK_AFTER: u64 = 256;
-
-/// The epoch now.
-#[inline(always)]
-pub fn epoch() -> u32 {
-    let Some(epoch) = EPOCH.get_ptr(0) else { return 0 };
-    // SAFETY: an aligned word of a map value, which user space stores.
-    unsafe { epoch.read_volatile() as u32 }
-}
 
 /// What a map says if it is full.
 const ENOSPC: i32 = -28;
@@ -190,62 +182,4 @@ pub fn get(key: &AllocationKey) -> Option<Allocation> {
 pub fn time_of(key: &AllocationKey) -> Option<u64> {
     // SAFETY: as above.
     get_ptr(key).map(|found| unsafe { (*found).time_ns })
-}
-
-/// A record is about to leave the table.
-#[inline(always)]
-fn leave(key: &AllocationKey, epoch: u32) {
-    if is_reading(epoch) {
-        tell_leaving(key.space as u64 | (key.resource as u64) << 32, key.handle, epoch as u64);
-    }
-}
-
-/// A record that a call had taken out is about to leave the call.
-#[inline(always)]
-pub fn leave_call(key: &AllocationKey, allocation: &Allocation, epoch: u32) {
-    if is_reading(epoch) {
-        // SAFETY: a record that is borrowed.
-        unsafe { tell(key.space as u64 | (key.resource as u64) << 32, key.handle, allocation, epoch as u64) };
-    }
-}
-
-/// Tells of the record of this key. A global function, which the verifier checks once and not for
-/// each way to it.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn tell_leaving(space_and_resource: u64, handle: u64, epoch: u64) -> u64 {
-    let (space, resource) = (space_and_resource as u32, (space_and_resource >> 32) as u32);
-    let Some(found) = ALLOCATIONS.get_ptr(&AllocationKey { space, resource, handle }) else { return 0 };
-    // SAFETY: an aligned map value; a record changes only while its block is acquired.
-    unsafe { tell(space_and_resource, handle, found, epoch) }
-}
-
-/// Tells of a record, if it is one that was there at the cut. A global function likewise; gives 1
-/// if it has told.
-///
-/// # Safety
-/// `allocation` is null or a record that is there as long as this runs.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub unsafe extern "C" fn tell(
-    space_and_resource: u64,
-    handle: u64,
-    allocation: *const Allocation,
-    epoch: u64,
-) -> u64 {
-    const BPF_RB_NO_WAKEUP: u64 = 1;
-    // SAFETY: the caller says so.
-    let Some(allocation) = (unsafe { allocation.as_ref() }) else { return 0 };
-    if allocation.epoch == epoch as u32 || allocation.count == RELEASED_EARLY {
-        return 0;
-    }
-    let (space, resource) = (space_and_resource as u32, (space_and_resource >> 32) as u32);
-    let Some(mut entry) = MOVED.reserve::<Moved>(0) else {
-        count(Stat::LostMoves);
-        return 0;
-    };
-    let key = AllocationKey { space, resource, handle };
-    entry.write(Moved { key, allocation: *allocation, epoch });
-    entry.submit(BPF_RB_NO_WAKEUP);
-    1
 }

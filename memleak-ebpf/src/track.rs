@@ -15,13 +15,16 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use memleak_common::{
-    probe::{NO_ARG, ProbeRow, Resource, flags, handle, only, row_of, size, slot_of, success},
+    probe::{NO_ARG, ProbeRow, flags, handle, only, row_of, size, slot_of},
     settings::flags as setting_flags,
     stats::Stat,
     thread::{MAX_PENDING, Owner, PendingCall, ThreadRecord},
 };
 
 use crate::{
+    cut,
+    plain::{enter_plain, exit_plain},
+    values::{Handles, MAX_HANDLES, acquired_handle, applies, handle_to_release, handles, is_none, narrow, read_word, size_or_address},
     arch::{TRAMPOLINE, caller_of, entry_sp, exit_sp, instruction_pointer},
     args::{Arguments, Return},
     maps::{PROBES, count, has, setting},
@@ -31,7 +34,6 @@ use crate::{
         replace_range, take_out,
     },
     stack::kernel_walk,
-    table,
     thread::{self, current_thread, group, owner, top},
     unwind,
 };
@@ -149,128 +151,6 @@ pub fn acquire_session(ctx: &ProbeContext) -> bool {
     true
 }
 
-/// [`acquire_enter`] for what is nearly always so: a call of malloc's kind, while none is pending.
-/// Says whether it was.
-#[inline(always)]
-fn enter_plain(ctx: &ProbeContext) -> bool {
-    let Some(thread) = thread::find(bpf_get_current_pid_tgid()) else { return false };
-    // SAFETY: only this thread's own programs touch its record.
-    let thread = unsafe { &mut *thread };
-    // SAFETY: the helper takes the program's context.
-    let cookie = row_of(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
-    let Some(row) = PROBES.get(cookie) else { return false };
-    let may_nest = thread.depth != 0 || thread.open[0] != 0;
-    if row.flags & flags::PLAIN == 0 || may_nest || setting!(flags) & setting_flags::READ_RETURNS != 0 {
-        return false;
-    }
-    thread.interrupted = 0;
-    let call = &mut thread.pending[0];
-    call.sp = entry_sp(ctx);
-    call.return_address = 0;
-    call.row = cookie;
-    call.has_released = NOTHING;
-    call.nested = 0;
-    call.size_or_address = ctx.arg(0).unwrap_or(0);
-    thread.depth = 1;
-    true
-}
-
-/// [`acquire_exit`], likewise. `None` if it is not such a call.
-#[inline(always)]
-fn exit_plain(ctx: &RetProbeContext) -> Option<()> {
-    // SAFETY: only this thread's own programs touch its record.
-    let thread = unsafe { &mut *thread::find(bpf_get_current_pid_tgid())? };
-    let call = &thread.pending[0];
-    let row = PROBES.get(call.row)?;
-    if thread.depth != 1 || call.sp != exit_sp(ctx) || call.nested != 0 || row.flags & flags::PLAIN == 0 {
-        return None;
-    }
-    let size = call.size_or_address;
-    thread.depth = 0;
-    thread.returning = 0;
-    let returned: u64 = ctx.ret();
-    if returned == 0 || returned == u64::MAX {
-        return Some(());
-    }
-    let at = Return { caller: caller_of(ctx), returned, kernel_stack: kernel_walk(ctx.regs.cast()) };
-    // SAFETY: the current thread's record, and what is borrowed.
-    unsafe { commit_block(thread, &at, size) };
-    Some(())
-}
-
-/// A block was acquired. A global function, which the verifier checks once.
-///
-/// # Safety
-/// `thread` is null or the record of the current thread, `at` is null or borrowed.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub unsafe extern "C" fn commit_block(thread: *mut ThreadRecord, at: *const Return, size: u64) -> u64 {
-    // SAFETY: the caller says so.
-    let (Some(thread), Some(at)) = (unsafe { (thread.as_mut(), at.as_ref()) }) else { return 0 };
-    thread.epoch = table::epoch();
-    let _ = record(at, thread, &BLOCK, &Acquired { handle: at.returned, size, entered_ns: 0 });
-    0
-}
-
-/// What there is to know of a row of malloc's kind once its call has returned.
-const BLOCK: ProbeRow =
-    ProbeRow { resource: Resource::Heap.number(), handle: handle::RETURN, size: size::ARG, ..ProbeRow::EMPTY };
-
-/// The call is one of those that count: see [`only`].
-#[inline(always)]
-pub fn applies(row: &ProbeRow, args: &Arguments) -> bool {
-    let arg = args.get(row.only_arg);
-    match row.only {
-        only::ARG_IN => row.only_values[0] == arg as u32 || row.only_values[1] == arg as u32,
-        only::ARGS_DIFFER => arg as u32 != args.get(row.only_values[0] as u8) as u32,
-        only::BEHIND_ARG_CLEAR => {
-            let address = arg.wrapping_add(row.only_values[0] as u64);
-            // SAFETY: the helper checks the address.
-            arg == 0
-                || unsafe { bpf_probe_read_user(address as *const u32) }.unwrap_or(0) & row.only_values[1]
-                    == 0
-        }
-        only::ARG_IN_BITS => {
-            let bits = row.only_values[0] as u64 | (row.only_values[1] as u64) << 32;
-            arg < 64 && bits >> (arg & 63) & 1 != 0
-        }
-        only::ARG_HAS => arg as u32 & row.only_values[0] != 0,
-        only::ARGS_ARE => {
-            row.only_values[0] == arg as u32 && row.only_values[1] == args.get(row.only_arg + 1) as u32
-        }
-        only::ARENA_SWEEP => names_arena_sweep(arg),
-        only::BEHIND_ARG_HAS => {
-            let address = arg.wrapping_add(row.only_values[0] as u64);
-            // SAFETY: the helper checks the address.
-            unsafe { bpf_probe_read_user(address as *const u32) }.unwrap_or(0) & row.only_values[1] != 0
-        }
-        _ => true,
-    }
-}
-
-/// Whether the string at `address` is `arena.N.reset` or `arena.N.destroy`.
-#[inline(always)]
-fn names_arena_sweep(address: u64) -> bool {
-    const ARENA: u64 = u64::from_ne_bytes(*b"arena.\0\0");
-    const DIGITS: u64 = 8;
-    let first = read_word(address, 8).unwrap_or(0);
-    if first & u64::from_ne_bytes([255, 255, 255, 255, 255, 255, 0, 0]) != ARENA {
-        return false;
-    }
-    let mut at = address.wrapping_add(6);
-    for _ in 0..DIGITS {
-        // SAFETY: the helper checks the address.
-        let digit = unsafe { bpf_probe_read_user(at as *const u8) }.unwrap_or(0);
-        if !digit.is_ascii_digit() {
-            break;
-        }
-        at = at.wrapping_add(1);
-    }
-    // SAFETY: as above.
-    let word = unsafe { bpf_probe_read_user(at as *const u32) }.unwrap_or(0);
-    word == u32::from_ne_bytes(*b".res") || word == u32::from_ne_bytes(*b".des")
-}
-
 #[inline(always)]
 pub fn read_arguments(args: &Arguments, owner: Owner, row: &ProbeRow, call: &mut PendingCall) {
     call.size_or_address = size_or_address(row, args);
@@ -292,31 +172,9 @@ pub fn read_arguments(args: &Arguments, owner: Owner, row: &ProbeRow, call: &mut
         let nothing =
             is_none(row, call.released_handle) || (has(row, flags::RANGE) && call.released_len == 0);
         if call.has_released == NOTHING && !nothing {
-            take_out(table::epoch(), owner, call);
+            take_out(cut::epoch(), owner, call);
         }
     }
-}
-
-/// The handle that the call is about to release; 0 if it cannot be read.
-#[inline(always)]
-fn handle_to_release(row: &ProbeRow, args: &Arguments) -> u64 {
-    let arg = args.get(row.release_arg);
-    if !has(row, flags::RELEASE_BEHIND) || arg == 0 {
-        return narrow(row, arg);
-    }
-    read_word(arg.wrapping_add(row.release_offset as u64), row.handle_width).unwrap_or(0)
-}
-
-/// As much of a word as is the row's handle.
-#[inline(always)]
-fn narrow(row: &ProbeRow, word: u64) -> u64 {
-    if row.handle_width == 4 { word & 0xffff_ffff } else { word }
-}
-
-/// The handle names nothing: null.
-#[inline(always)]
-fn is_none(row: &ProbeRow, handle: u64) -> bool {
-    handle == 0 && !has(row, flags::ZERO_IS_HANDLE)
 }
 
 /// Drops pending calls that were left without a return that we saw. Gives the new call's return
@@ -469,7 +327,7 @@ pub unsafe extern "C" fn commit_call(
 fn commit_or_fail(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return) -> Option<u64> {
     let row = PROBES.get(call.row)?;
     let returned = at.returned;
-    thread.epoch = table::epoch();
+    thread.epoch = cut::epoch();
     let Some(handle) = acquired_handle(row, call, returned) else {
         let zero_size_release = has(row, flags::ZERO_SIZE_RELEASES) && call.size_or_address == 0 && returned == 0;
         if zero_size_release || has(row, flags::RELEASES_ANYWAY) {
@@ -509,58 +367,6 @@ fn commit_or_fail(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return
             Some(handle) => record_another(thread, row, handle, stack_id),
             None => count(Stat::LostAllocations),
         }
-    }
-    None
-}
-
-/// Most handles that one call is seen to acquire. (A message can have more: they are found
-/// otherwise.)
-const MAX_HANDLES: u64 = 16;
-
-/// Where a call has stored its handles.
-struct Handles {
-    address: u64,
-    number: u64,
-}
-
-/// The handles of a call that stores them; none of one that returns it. `None` for a message
-/// without descriptors.
-#[inline(always)]
-fn handles(row: &ProbeRow, call: &PendingCall) -> Option<Handles> {
-    match row.handle {
-        handle::BEHIND_ARG => Some(Handles {
-            address: call.out_pointer.wrapping_add(row.handle_offset as u64),
-            number: row.handle_count as u64,
-        }),
-        handle::IN_MESSAGE => descriptors_in(call.out_pointer),
-        _ => Some(Handles { address: 0, number: 0 }),
-    }
-}
-
-/// The descriptors in a message. include/linux/socket.h, `struct user_msghdr` and `struct cmsghdr`:
-/// the kernel puts those of a message into one header.
-#[inline(always)]
-fn descriptors_in(message: u64) -> Option<Handles> {
-    const CONTROL: u64 = 32;
-    const HEADER: u64 = 16;
-    const MAX_HEADERS: usize = 4;
-    const SOL_SOCKET_SCM_RIGHTS: u64 = 1 | 1 << 32;
-    let mut at = read_word(message.wrapping_add(CONTROL), 8)?;
-    let mut left = read_word(message.wrapping_add(CONTROL + 8), 8)?;
-    for _ in 0..MAX_HEADERS {
-        if left < HEADER + 4 {
-            return None;
-        }
-        let (length, kind) = (read_word(at, 8)?, read_word(at.wrapping_add(8), 8)?);
-        if length < HEADER || length > left {
-            return None;
-        }
-        if kind == SOL_SOCKET_SCM_RIGHTS {
-            return Some(Handles { address: at.wrapping_add(HEADER), number: (length - HEADER) / 4 });
-        }
-        let step = length.wrapping_add(7) & !7;
-        at = at.wrapping_add(step);
-        left = left.saturating_sub(step);
     }
     None
 }
@@ -647,91 +453,3 @@ pub fn row(ctx: *mut core::ffi::c_void) -> Option<(u32, u32, &'static ProbeRow)>
     Some((row, slot_of(cookie), PROBES.get(row)?))
 }
 
-#[inline(always)]
-fn size_or_address(row: &ProbeRow, args: &Arguments) -> u64 {
-    match row.size {
-        size::ARG => args.get(row.size_arg),
-        size::PRODUCT => product(args.get(row.size_arg), args.get(row.size_arg2)),
-        // Read when the call returns.
-        size::BEHIND_ARG => args.get(row.size_arg),
-        size::CONSTANT => row.constant,
-        _ => 0,
-    }
-}
-
-/// A product that overflows makes the call fail; wrapped to 0 it would look like a release of
-/// size 0. (There is no 128-bit multiplication here to ask.) What is not computed is 2^48 or more:
-/// more than any address space.
-#[inline(always)]
-fn product(a: u64, b: u64) -> u64 {
-    let fits =
-        (a >> 32 == 0 && b >> 32 == 0) || (a >> 48 == 0 && b >> 16 == 0) || (a >> 16 == 0 && b >> 48 == 0);
-    if fits || a == 0 || b == 0 { a.wrapping_mul(b) } else { u64::MAX }
-}
-
-/// What says success does so.
-#[inline(always)]
-fn succeeded(row: &ProbeRow, returned: u64) -> bool {
-    if row.success == success::HANDLE {
-        return true; // the usual case: the handle will tell
-    }
-    let value = if has(row, flags::WIDE_RETURN) { returned as i64 } else { returned as i32 as i64 };
-    match row.success {
-        success::EQUAL => value == row.success_value,
-        success::NOT_EQUAL => value != row.success_value,
-        success::AT_LEAST => value >= row.success_value,
-        success::AT_MOST => value <= row.success_value,
-        success::NEVER => false,
-        _ => true,
-    }
-}
-
-/// What the call handed out, or `None` if it failed. A row without a handle gives 0.
-#[inline(always)]
-fn acquired_handle(row: &ProbeRow, call: &PendingCall, returned: u64) -> Option<u64> {
-    if !succeeded(row, returned) || (row.success == success::SIZE_OR_MORE && returned < call.size_or_address) {
-        return None;
-    }
-    let word = match row.handle {
-        handle::RETURN => returned,
-        handle::NONE => return Some(0),
-        handle::ARG => call.out_pointer,
-        handle::BEHIND_ARG | handle::BEHIND_RETURN => {
-            let base = if row.handle == handle::BEHIND_ARG { call.out_pointer } else { returned };
-            if base == 0 || base == u64::MAX {
-                return None;
-            }
-            let Some(word) = read_word(base.wrapping_add(row.handle_offset as u64), row.handle_width) else {
-                count(Stat::LostAllocations);
-                return None;
-            };
-            word
-        }
-        _ => {
-            let Handles { address, number } = descriptors_in(call.out_pointer)?;
-            if number == 0 {
-                return None;
-            }
-            read_word(address, row.handle_width)?
-        }
-    };
-    let acquired = narrow(row, word);
-    if is_none(row, acquired) || (row.success == success::HANDLE && acquired == u64::MAX) {
-        None
-    } else {
-        Some(acquired)
-    }
-}
-
-/// A word of 4 or 8 bytes of the target's memory.
-#[inline(always)]
-fn read_word(address: u64, width: u8) -> Option<u64> {
-    // SAFETY: the helper checks the address.
-    unsafe {
-        if width == 4 {
-            bpf_probe_read_user(address as *const u32).ok().map(u64::from)
-        } else {
-            bpf_probe_read_user(address as *const u64).ok()
-        }
-    }
-}

@@ -15,7 +15,8 @@ use memleak_common::{
 use crate::{
     arch,
     args::CallerFrame,
-    maps::{CALLS, KNOWN, PROBES, UNWIND_LISTS, UNWIND_MAPPINGS, UNWIND_WORDS, setting},
+    mappings::published_list,
+    maps::{CALLS, KNOWN, PROBES, UNWIND_MAPPINGS, UNWIND_WORDS, setting},
     walks::note_word,
     window::{Hash, WalkResult, read_window, replaced},
 };
@@ -333,17 +334,4 @@ pub unsafe extern "C" fn pending_at(thread: *const ThreadRecord, sp: u64, group:
 #[inline(always)]
 fn is_of_group(row: u32, group: u32) -> bool {
     group == ANY_GROUP || PROBES.get(row).is_some_and(|row| row.group == group)
-}
-
-/// What the process with this slot has mapped, and the generation of that.
-#[inline(always)]
-pub fn published_list(slot: u32) -> PublishedList {
-    let Some(place) = UNWIND_LISTS.get_ptr(slot) else { return PublishedList::default() };
-    // SAFETY: aligned words of a map value, which user space stores one by one: the generation
-    // last.
-    unsafe {
-        let generation = core::ptr::read_volatile(&raw const (*place).generation);
-        let list = core::ptr::read_volatile(&raw const (*place).list);
-        PublishedList { list, generation }
-    }
 }

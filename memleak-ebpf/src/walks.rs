@@ -12,9 +12,8 @@ use memleak_common::{
 use crate::{
     arch::{publish, read_after},
     blocks::change,
-    mappings,
+    mappings::{self, published_list},
     maps::CACHED_WALKS,
-    unwind::published_list,
     window::{Hash, read_window},
 };
 

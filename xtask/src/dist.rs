@@ -36,7 +36,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         cargo.args(["--target", target]);
     }
     if options.is_static {
-        // For a named target the flags are the program's alone: a procedural macro cannot be static.
+        // For a named target the flags are the program's alone: a procedural macro cannot be
+        // static.
         cargo.args(["--target", &run::host_target()?]);
         cargo.env("CARGO_ENCODED_RUSTFLAGS", ["-C", "target-feature=+crt-static"].join("\x1f"));
     }

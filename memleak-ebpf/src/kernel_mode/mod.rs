@@ -36,6 +36,7 @@ use self::{
     stack::StackUse,
 };
 use crate::{
+    cut,
     arch::{entry_sp, exit_sp},
     args::Arguments,
     maps::{KERNEL_CALLS, KERNEL_ROWS, LAST_RELEASED, count, count_in, kernel_setting, send_line, setting},
@@ -418,7 +419,7 @@ fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut KernelAcquired) -> Opt
 #[inline(always)]
 fn enter(acquired: &KernelAcquired, stack_id: Option<u64>) {
     let key = AllocationKey { space: 0, resource: acquired.resource.number(), handle: acquired.handle };
-    let epoch = table::epoch();
+    let epoch = cut::epoch();
     let Some(stack_id) = stack_id else {
         // The address may be one whose release we did not see: its older record is void.
         table::remove(&key, epoch);
@@ -462,7 +463,7 @@ fn release(resource: Resource, handle: u64) {
 #[inline(never)]
 pub extern "C" fn release_handle(resource: u64, handle: u64) -> u64 {
     let key = AllocationKey { space: 0, resource: resource as u32, handle };
-    let epoch = table::epoch();
+    let epoch = cut::epoch();
     if setting!(flags) & setting_flags::TRACE == 0 {
         return table::release(&key, epoch) as u64;
     }

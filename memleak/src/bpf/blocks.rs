@@ -11,7 +11,10 @@ use aya::{Ebpf, maps::Map};
 use log::debug;
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
-    table::{BUSY, FREE, Hash, Header, MAX_SEGMENTS, Record, STATE, Set, VALID, WAYS, bytes, places, sets},
+    table::{
+        BUSY, BlockRecord, BlockSet, FREE, KeyHash, MAX_SEGMENTS, STATE, TableHeader, VALID, WAYS, bytes,
+        places, sets,
+    },
 };
 
 use super::{
@@ -33,8 +36,8 @@ const MEMORY_PART: u64 = 4;
 pub(super) struct Blocks {
     /// The map of segments.
     outer: OwnedFd,
-    header: Array<Header>,
-    segments: Vec<Array<Set>>,
+    header: Array<TableHeader>,
+    segments: Vec<Array<BlockSet>>,
     /// Bytes that the segments may have.
     max_bytes: u64,
     /// Records that had found no place when the newest segment was made.
@@ -106,8 +109,8 @@ impl Blocks {
         }
     }
 
-    fn add(&self, segment: u32) -> io::Result<Array<Set>> {
-        let made = sys::new_segment(size_of::<Set>() as u32, sets(segment))?;
+    fn add(&self, segment: u32) -> io::Result<Array<BlockSet>> {
+        let made = sys::new_segment(size_of::<BlockSet>() as u32, sets(segment))?;
         let mapped = Array::map(made.as_fd(), sets(segment))?;
         sys::put(self.outer.as_fd(), &segment, &made.as_raw_fd())?;
         Ok(mapped)
@@ -164,8 +167,8 @@ impl Blocks {
     /// Removes the record of a key with this birth; says whether it was there. Nobody may be
     /// releasing it.
     pub(super) fn remove(&self, key: &AllocationKey, birth: u64) -> bool {
-        let hash = Hash::of(key);
-        let is_it = |record: &Record| record.key == *key && record.allocation.birth == birth;
+        let hash = KeyHash::of(key);
+        let is_it = |record: &BlockRecord| record.key == *key && record.allocation.birth == birth;
         for (number, segment) in (0..).zip(&self.segments) {
             for index in [hash.home(number), hash.second(number)] {
                 let set = Places(segment.at(index).as_ptr());
@@ -186,7 +189,7 @@ impl Blocks {
 }
 
 /// A set in the memory map of its segment.
-struct Places(*mut Set);
+struct Places(*mut BlockSet);
 
 impl Places {
     /// The tag of a place, of which there are [`WAYS`].
@@ -197,13 +200,13 @@ impl Places {
     }
 
     /// The record at a place; `None` if there is none, or if it changes.
-    fn read(&self, way: usize) -> Option<Record> {
+    fn read(&self, way: usize) -> Option<BlockRecord> {
         let tag = self.tag(way).load(Ordering::Acquire);
         if tag & STATE != VALID {
             return None;
         }
         // SAFETY: as above: a place of the set.
-        let record = unsafe { (&raw mut (*self.0).records).cast::<Record>().add(way) };
+        let record = unsafe { (&raw mut (*self.0).records).cast::<BlockRecord>().add(way) };
         // SAFETY: aligned words; volatile, since a program may write to them. What was read then is
         // not taken for a record.
         let (birth, read) =

@@ -11,14 +11,14 @@ use rustc_hash::FxHashSet;
 use super::{blocks::Blocks, config::takes_types, error::BpfError, unwind_maps::Array};
 
 /// The maps of user mode that are read without a system call.
-pub(super) struct Mapped {
+pub(super) struct MappedMaps {
     /// The table of heap blocks.
     pub(super) blocks: Blocks,
     threads: Array<ThreadPlace>,
     walks: Array<CachedWalk>,
 }
 
-impl Mapped {
+impl MappedMaps {
     /// Maps them. `max_memory`: see [`Blocks::open`].
     pub(super) fn open(ebpf: &Ebpf, max_memory: Option<u64>) -> Result<Self, BpfError> {
         Ok(Self {

@@ -126,8 +126,8 @@ impl MultiPrograms {
         self.load_at_once(&[(name, ends)]).pop().unwrap_or(Ok(()))
     }
 
-    /// The same for several programs, on a thread each: some take the verifier tens of milliseconds.
-    /// One result for each of them.
+    /// The same for several programs, on a thread each: some take the verifier tens of
+    /// milliseconds. One result for each of them.
     pub(super) fn load_at_once(&mut self, wanted: &[(&'static str, Ends)]) -> Vec<io::Result<()>> {
         let this = &*self;
         let loaded: Vec<io::Result<OwnedFd>> = match wanted {

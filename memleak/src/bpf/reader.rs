@@ -19,7 +19,7 @@ use super::{
     cut::Epoch,
     error::BpfError,
     links::Probes,
-    mapped::Mapped,
+    mapped::MappedMaps,
     records::{self, enter_found, remove_dead, remove_for_good},
     rings::Events,
     stack_store::{self, StackStore},
@@ -52,7 +52,7 @@ pub(super) struct Reader {
     /// Memory for the next reading: to get it anew takes as long as to read.
     spare: Vec<Outstanding>,
     /// `None` in kernel mode.
-    mapped: Option<Mapped>,
+    mapped: Option<MappedMaps>,
     /// Records that were dead, and removed by us: released, though not by their own start.
     removed: u64,
     /// Runs that were lost, as far as they were seen.
@@ -129,7 +129,7 @@ impl Reader {
     }
 
     /// Reads these maps as well.
-    pub(super) fn set_mapped(&mut self, mapped: Mapped) {
+    pub(super) fn set_mapped(&mut self, mapped: MappedMaps) {
         self.mapped = Some(mapped);
     }
 

@@ -13,7 +13,7 @@ use super::{
     access::fd,
     cut::{Epoch, Reading},
     error::{BpfError, map_error},
-    mapped::Mapped,
+    mapped::MappedMaps,
     sys,
 };
 use crate::snapshot::{Outstanding, PAGE_SIZE};
@@ -48,7 +48,7 @@ fn identity(record: &Outstanding) -> Identity {
 /// `outstanding`, which is empty. Ends the reading.
 pub(super) fn outstanding(
     outstanding: Vec<Outstanding>,
-    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
+    (ebpf, mapped): (&Ebpf, Option<&MappedMaps>),
     (epoch, reading): (&mut Epoch, &Reading),
     known: impl Fn(u32) -> bool,
     rows: &[ProbeRow],
@@ -75,7 +75,7 @@ pub(super) fn outstanding(
 }
 
 fn read_tables(
-    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
+    (ebpf, mapped): (&Ebpf, Option<&MappedMaps>),
     epoch: u32,
     known: &impl Fn(u32) -> bool,
     rows: &[ProbeRow],
@@ -154,7 +154,7 @@ fn key_of(record: &Outstanding) -> AllocationKey {
 
 /// Removes records of owners in whose name nobody acquires or releases any more.
 pub(super) fn remove_for_good<'a>(
-    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
+    (ebpf, mapped): (&Ebpf, Option<&MappedMaps>),
     records: impl Iterator<Item = &'a Outstanding>,
 ) -> Result<(), BpfError> {
     let mut removed = 0;
@@ -170,7 +170,7 @@ pub(super) fn remove_for_good<'a>(
 /// Removes records that are dead: ranges of which nothing is mapped any more, descriptors that are
 /// closed. Gives how many there were: others have moved since they were read, or are gone.
 pub(super) fn remove_dead(
-    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
+    (ebpf, mapped): (&Ebpf, Option<&MappedMaps>),
     dead: &[Outstanding],
 ) -> Result<u64, BpfError> {
     let mut removed: u64 = 0;
@@ -192,7 +192,7 @@ pub(super) fn remove_dead(
 
 /// Enters things that no program has seen acquired, unless there is a record by now.
 pub(super) fn enter_found(
-    (ebpf, mapped): (&Ebpf, Option<&Mapped>),
+    (ebpf, mapped): (&Ebpf, Option<&MappedMaps>),
     found: &[Outstanding],
 ) -> Result<(), BpfError> {
     for record in found {
@@ -206,7 +206,7 @@ pub(super) fn enter_found(
     Ok(())
 }
 
-fn adjust_held(mapped: Option<&Mapped>, difference: i64) {
+fn adjust_held(mapped: Option<&MappedMaps>, difference: i64) {
     if let Some(mapped) = mapped {
         mapped.blocks.adjust_held(difference);
     }

@@ -20,7 +20,7 @@ use super::{
     error::{BpfError, map_error},
     kernel_mode,
     links::{Outcome, Probes, Scope},
-    mapped::Mapped,
+    mapped::MappedMaps,
     mapping_states::MappingStates,
     reader::Reader,
     rings::Events,
@@ -99,7 +99,7 @@ impl Tracer {
         let rows = rows.iter().map(|row| row.probe).collect();
         let mut reader =
             Reader::new(Epoch::open(&mut loaded.ebpf)?, rows, checks_descriptors, config.stack_storage_size);
-        reader.set_mapped(Mapped::open(&loaded.ebpf, config.max_memory)?);
+        reader.set_mapped(MappedMaps::open(&loaded.ebpf, config.max_memory)?);
         let mapping_states = MappingStates::open(&loaded.ebpf)?;
         let mut tracer = Self::new(config, loaded.ebpf, loaded.events, probes, reader, unwinding)?;
         tracer.mapping_states = Some(mapping_states);

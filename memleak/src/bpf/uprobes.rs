@@ -88,8 +88,8 @@ impl Uprobes {
         Ok(mends.is_ok())
     }
 
-    /// Loads the programs that are always loaded, and the one for both ends of calls if the kernel has
-    /// a kind for it: at once, if aya need not know of them.
+    /// Loads the programs that are always loaded, and the one for both ends of calls if the kernel
+    /// has a kind for it: at once, if aya need not know of them.
     fn load_large(&mut self, ebpf: &mut Ebpf) -> Result<(), BpfError> {
         let Self::Multi(programs) = self else {
             return UPROBES.iter().try_for_each(|name| self.load(ebpf, name));

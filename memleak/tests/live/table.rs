@@ -1,5 +1,5 @@
-//! The table of heap blocks grows while it is used, and what finds no place in it is kept elsewhere;
-//! walks that are cached are those that a fresh walk would be.
+//! The table of heap blocks grows while it is used, and what finds no place in it is kept
+//! elsewhere; walks that are cached are those that a fresh walk would be.
 
 use std::process::Command;
 
