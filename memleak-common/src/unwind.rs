@@ -33,6 +33,7 @@
 //! rsp' = CFA
 //! rbp' = rbp, [CFA + 8*s], [rsp] or [rbp]              (slot 0, s, SLOT_AT_SP, SLOT_AT_FP)
 //! Kind::SIGNAL: rbp', rsp', rip' = [rsp + 120], [rsp + 160], [rsp + 168]
+//! Kind::RECORD: rbp', rip' = [rbp], [rbp + 8]; rsp' = rbp + 16, which may be another stack's
 //! ```
 //!
 //! aarch64 (A is CFA + 8*s, sp or x29 by the slot field; pc' loses its pointer authentication
@@ -101,6 +102,9 @@ impl Kind {
     pub const FP_PAIR: Self = Self(12);
     /// aarch64: CFA from `x29`, `x30` saved and `x29` untouched.
     pub const FP_RA: Self = Self(13);
+    /// x86_64: the frame record at the frame pointer, on whatever stack that is: code that keeps
+    /// frame pointers and switches stacks (Go).
+    pub const RECORD: Self = Self(14);
 }
 
 /// Slot field: the register is saved where the stack pointer points.
@@ -526,6 +530,19 @@ fn enter_caller(state: &mut State, ip: u64, cfa: u64, fp: u64) -> Step {
     state.regs = Regs { ip, sp: cfa, fp, lr: 0 };
     state.exact = 0;
     Step::Frame
+}
+
+/// One step by the frame record at the frame pointer, of code that is known to keep one. The record
+/// may be on another stack; the first one of a stack is at 0 (Go: `runtime.goexit`'s).
+#[inline(always)]
+fn step_by_record<R: Reads>(state: &mut State, reads: &R) -> Step {
+    let fp = state.regs.fp;
+    if fp == 0 {
+        return Step::Complete;
+    }
+    let Some([next, found]) = reads.read2(fp) else { return Step::Unreadable };
+    let cfa = fp.wrapping_add(16);
+    enter_caller(state, reads.return_address(cfa, found), cfa, next)
 }
 
 /// One step by the frame record at the frame pointer (both architectures: saved frame pointer,

@@ -339,6 +339,19 @@ fn aarch64_leaf_returns_by_register() {
     assert_eq!(step, Step::Unsupported);
 }
 
+/// Go's: the caller's record may be at a lower address, on another stack; the first one is at 0.
+#[test]
+fn frame_records_lead_to_other_stacks() {
+    let record = Row::bare(0, Kind::RECORD);
+    let words = [0, TEXT + 0x20, 0, 0, STACK, TEXT + 0x30];
+    let first = step_with(record, (TEXT, STACK, STACK + 32), &words);
+    assert_eq!(first, (Step::Frame, TEXT + 0x30, STACK + 48, STACK));
+    let second = step_with(record, (TEXT, STACK + 48, STACK), &words);
+    assert_eq!(second, (Step::Frame, TEXT + 0x20, STACK + 16, 0));
+    assert_eq!(step_with(record, (TEXT, STACK, 0), &words).0, Step::Complete);
+    assert_eq!(step_with(record, (TEXT, STACK, 8), &words).0, Step::Unreadable);
+}
+
 #[test]
 fn aarch64_frame_records() {
     let words = [0xf9, 0x00f5_0000_0055_0020, 3, 4, 5, 6];

@@ -2,7 +2,7 @@
 
 use super::{
     Kind, Reads, Regs, State, Step, Tables, enter_caller, enter_interrupted, find_row, slot_address,
-    step_without_row,
+    step_by_record, step_without_row,
 };
 
 /// From a frame of an x86_64 thread to its caller.
@@ -26,6 +26,8 @@ pub fn step_x86_64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &T
         regs.sp.wrapping_add(offset).wrapping_add(pushed)
     } else if kind == Kind::SIGNAL {
         return step_signal_x86_64(state, reads);
+    } else if kind == Kind::RECORD {
+        return step_by_record(state, reads);
     } else if kind == Kind::END {
         return Step::Complete;
     } else if kind == Kind::NONE {

@@ -94,8 +94,17 @@ impl Parts {
         let machine = Machine::from_elf(machine).ok_or(UnwindError::Machine(machine.0))?;
         let segments = ExecSegments::read(elf)?;
         // Megabytes of `.eh_frame`, which are given back before as much again is asked for.
-        let mut runs = read_entries(&sections(elf), &segments, machine, &elf.budget());
-        let gaps = if machine == Machine::X86_64 {
+        let mut sections = sections(elf);
+        let is_go = machine == Machine::X86_64 && is_go(elf);
+        if is_go {
+            // It knows nothing of switches of stacks.
+            sections.debug_frame = crate::elf::Bytes::default();
+        }
+        let mut runs = read_entries(&sections, &segments, machine, &elf.budget());
+        let gaps = if is_go {
+            add_records(&mut runs, &segments);
+            Gaps::default()
+        } else if machine == Machine::X86_64 {
             let read_symbols = |limit, is_wanted: &dyn Fn(u64) -> bool| Symbols::read(elf, limit, is_wanted);
             Gaps::find(&runs, &segments, elf.entry, || code_sections(elf), read_symbols)
         } else {
@@ -124,6 +133,21 @@ pub(super) fn read(object: &ObjectFile) -> Result<&ElfFile, UnwindError> {
         std::io::ErrorKind::InvalidData => UnwindError::NotElf,
         _ => UnwindError::Read(error.to_string()),
     })
+}
+
+/// The object has code of Go's compiler (src/runtime/symtab.go: the table of its functions).
+fn is_go(elf: &ElfFile) -> bool {
+    [b".gopclntab" as &[u8], b".data.rel.ro.gopclntab"].iter().any(|name| elf.section(name).is_some())
+}
+
+/// Says of all code that nothing else tells of that it keeps frame pointers, as Go does. It has
+/// calls from one stack to another (`runtime.asmcgocall`), which a reader of code would follow on
+/// the wrong one.
+fn add_records(runs: &mut Runs, segments: &ExecSegments) {
+    for (start, end) in runs.gaps(segments.text_len()) {
+        runs.push(start, end, &[Row::bare(start, Kind::RECORD)]);
+    }
+    runs.runs.sort_unstable_by_key(|run| (run.start, run.first));
 }
 
 /// Says of the code at the entry, if nothing else does, that a stack ends there: the kernel has

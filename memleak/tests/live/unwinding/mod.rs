@@ -12,8 +12,9 @@ use std::{
 
 use crate::{
     guard::alone,
+    ledger,
     process::Running,
-    programs::{scratch_dir, text},
+    programs::{Link, build, scratch_dir, text},
     report::{Frame, Report, Stack},
     tracer::{NEVER, Tracer, trace_command},
 };
@@ -72,6 +73,27 @@ fn the_direct_caller_of_operator_new_is_there() {
             report.describe()
         );
     }
+}
+
+/// Code of Go's compiler has no tables that know of its switches of stacks: it is crossed by its
+/// frame pointers, from one stack to the other.
+#[test]
+fn gos_frame_pointers_lead_from_one_stack_to_another() {
+    let _alone = alone();
+    let flags = ["-fno-asynchronous-unwind-tables", "-fno-unwind-tables"];
+    let program = build("go_like.c", Link::Dynamic, &flags);
+    let mut target = Running::start(&mut Command::new(program));
+    target.expect("READY");
+    let tracer = Tracer::attach_with(target.pid(), &["-o", "0", "-T", "100000", NEVER]);
+    target.tell("go");
+    let ledger = ledger::hear(&mut target);
+    let report = tracer.stop_with_report();
+    report.assert_equals(&ledger);
+    report.assert_nothing_lost();
+    // The function that switches has no frame record, so its caller's frame is passed over.
+    let there = stack_through(&report, "site_there");
+    assert_eq!(there[..4], ["allocate", "call_on_other_stack", "site_there", "main"], "{there:?}");
+    assert_eq!(there.last().map(String::as_str), Some("_start"), "{there:?}");
 }
 
 #[test]
