@@ -3,6 +3,7 @@
 //     pairs loop DEPTH    calls malloc and free in turn, with DEPTH frames of its own on the stack (main is the first),
 //                         and prints a line for each window of time: its end (CLOCK_MONOTONIC, ns), ns for each pair,
 //                         share of the window for which it had a CPU (1: no other program was in its way)
+//     pairs leak DEPTH    the same, but one block in ten is never freed; the line ends with how many were not so far
 //     pairs hold COUNT    at a line from standard input acquires COUNT blocks, through 64 different stacks; prints
 //                         "held" and keeps them
 //
@@ -21,7 +22,10 @@ enum { WINDOW_NS = 250000000, PAIRS_BETWEEN_CLOCKS = 1024, BLOCK = 64, STACKS = 
 // Keeps the compiler from dropping a pair of calls whose result nobody uses.
 static void use(void *block) { __asm__ volatile("" : : "r"(block) : "memory"); }
 
-__attribute__((noinline)) static void loop(void) {
+enum work { LOOP, LEAK, HOLD };
+
+__attribute__((noinline)) static void loop(int leaks) {
+    uint64_t leaked = 0;
     while (!input_has_ended()) {
         uint64_t start = clock_ns(CLOCK_MONOTONIC), start_of_cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
         uint64_t end, pairs = 0;
@@ -29,14 +33,16 @@ __attribute__((noinline)) static void loop(void) {
             for (int i = 0; i < PAIRS_BETWEEN_CLOCKS; i++) {
                 void *block = malloc(BLOCK);
                 use(block);
-                free(block);
+                if (leaks && i % 10 == 9) leaked++;
+                else free(block);
             }
             pairs += PAIRS_BETWEEN_CLOCKS;
             end = clock_ns(CLOCK_MONOTONIC);
         } while (end - start < WINDOW_NS);
         double elapsed = (double)(end - start);
         double on_cpu = (double)(clock_ns(CLOCK_THREAD_CPUTIME_ID) - start_of_cpu);
-        printf("%llu %.3f %.3f\n", (unsigned long long)end, elapsed / (double)pairs, on_cpu / elapsed);
+        printf("%llu %.3f %.3f", (unsigned long long)end, elapsed / (double)pairs, on_cpu / elapsed);
+        printf(leaks ? " %llu\n" : "\n", (unsigned long long)leaked);
     }
 }
 
@@ -49,13 +55,13 @@ __attribute__((noinline)) static void hold(size_t blocks) {
 static size_t blocks_at_the_bottom;
 
 // `frames` more frames, then `work` in one of its own. What follows the call keeps it from being a jump.
-__attribute__((noinline)) static void descend(unsigned frames, int holding) {
+__attribute__((noinline)) static void descend(unsigned frames, enum work work) {
     if (frames > 0) {
-        descend(frames - 1, holding);
-    } else if (holding) {
+        descend(frames - 1, work);
+    } else if (work == HOLD) {
         hold(blocks_at_the_bottom);
     } else {
-        loop();
+        loop(work == LEAK);
     }
     use(&frames);
 }
@@ -67,7 +73,11 @@ int main(int argc, char **argv) {
     setvbuf(stdout, out, _IOLBF, sizeof out);
     setvbuf(stdin, in, _IOLBF, sizeof in);
     if (argc == 3 && strcmp(argv[1], "loop") == 0 && number >= 3) {
-        descend((unsigned)number - 3, 0);
+        descend((unsigned)number - 3, LOOP);
+        return 0;
+    }
+    if (argc == 3 && strcmp(argv[1], "leak") == 0 && number >= 3) {
+        descend((unsigned)number - 3, LEAK);
         return 0;
     }
     if (argc == 3 && strcmp(argv[1], "hold") == 0 && number > 0) {
@@ -76,7 +86,7 @@ int main(int argc, char **argv) {
         }
         for (unsigned i = 0; i < STACKS; i++) {
             blocks_at_the_bottom = number / STACKS + (i < number % STACKS);
-            descend(i, 1);
+            descend(i, HOLD);
         }
         puts("held");
         while (getchar() != EOF) {
