@@ -3,6 +3,8 @@
 
 use std::{
     io,
+    panic::resume_unwind,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -25,19 +27,19 @@ use super::{
     reader::Reader,
     rings::Events,
     room, targets,
-    unwind_maps::{Unwinding, words_for},
-    user_mode,
+    unwind_maps::{Unwinding, has_room, words_for},
+    user_mode::{self, Loaded},
 };
 use crate::{
     arch::returns::Unclear,
     objects::ObjectStore,
     probe::{kernel::KernelPlan, plan::AttachPoint, table::Row},
-    proc::{maps::Mapping, readable::readable},
+    proc::{maps::Mapping, memory_limit::memory_left, readable::readable},
     snapshot::{Snapshot, Stack, ranges::Release},
     symbolize::Target as SymbolTarget,
     target::process::PidFd,
     targets::Traced,
-    unwind::ProcessTables,
+    unwind::{MappedObject, ProcessTables},
 };
 
 type Logger = EbpfLogger<&'static dyn log::Log>;
@@ -77,16 +79,13 @@ impl Tracer {
         pids: impl Iterator<Item = u32>,
         store: &ObjectStore,
     ) -> Result<UserStart, BpfError> {
-        // The tables first: an array's size is set when it is made.
+        let pids: Vec<u32> = if config.walks_tables() { pids.collect() } else { Vec::new() };
         let mut tables = ProcessTables::new(store.clone());
-        let objects =
-            if config.walks_tables() { tables.observe_running((0..).zip(pids)) } else { Vec::new() };
-        let sums = (!objects.is_empty()).then(|| tables.sums());
-        let words = room::fit(config, sums.as_ref(), words_for(sums))?;
-        let begin = Instant::now();
-        let mut loaded = user_mode::load(config, rows, words)?;
+        let Prepared { objects, mut loaded, took } = match pids.is_empty() || memory_left().is_some() {
+            true => prepare_in_turn(config, rows, &pids, &mut tables),
+            false => prepare_at_once(config, rows, &pids, &mut tables),
+        }?;
         let births = Births::open(&mut loaded.ebpf)?;
-        let took = begin.elapsed();
         // What was left out by sampling is open, too.
         let checks_descriptors = config.resources.contains(&Resource::Fd) && config.sample_rate == 1;
         let mut unwinding = loaded.walks_tables.then(|| Unwinding::open(&loaded.ebpf, tables)).transpose()?;
@@ -387,6 +386,56 @@ impl Tracer {
     pub(crate) fn give_back(&mut self, snapshot: Snapshot) {
         self.reader.give_back(snapshot.outstanding);
     }
+}
+
+/// The programs, and unwind tables for the first processes.
+struct Prepared {
+    /// Executable mappings with their tables, by slot.
+    objects: Vec<(u32, Vec<MappedObject>)>,
+    loaded: Loaded,
+    /// How long the kernel took to take the programs in.
+    took: Duration,
+}
+
+/// Makes the tables first: the size of an array is set when it is made, and there may be little
+/// room.
+fn prepare_in_turn(
+    config: &Config,
+    rows: &[Row],
+    pids: &[u32],
+    tables: &mut ProcessTables,
+) -> Result<Prepared, BpfError> {
+    let objects = tables.observe_running((0..).zip(pids.iter().copied()));
+    let sums = (!objects.is_empty()).then(|| tables.sums());
+    let words = room::fit(config, sums.as_ref(), words_for(sums))?;
+    let begin = Instant::now();
+    let loaded = user_mode::load(config, rows, words)?;
+    Ok(Prepared { objects, loaded, took: begin.elapsed() })
+}
+
+/// Makes the tables while the kernel verifies the programs. Those are loaded again if the tables
+/// are more than there is room for in what was made for them.
+fn prepare_at_once(
+    config: &Config,
+    rows: &[Row],
+    pids: &[u32],
+    tables: &mut ProcessTables,
+) -> Result<Prepared, BpfError> {
+    let words = words_for(None);
+    let begin = Instant::now();
+    let (objects, loaded, took) = thread::scope(|scope| {
+        let making = scope.spawn(|| tables.observe_running((0..).zip(pids.iter().copied())));
+        let loaded = user_mode::load(config, rows, words);
+        let took = begin.elapsed();
+        (making.join().unwrap_or_else(|panic| resume_unwind(panic)), loaded, took)
+    });
+    let loaded = loaded?;
+    if has_room(words, &tables.sums()) {
+        return Ok(Prepared { objects, loaded, took });
+    }
+    drop(loaded);
+    let loaded = user_mode::load(config, rows, words_for(Some(tables.sums())))?;
+    Ok(Prepared { objects, loaded, took: begin.elapsed() })
 }
 
 fn logger(ebpf: &mut Ebpf) -> Option<AsyncFd<Logger>> {

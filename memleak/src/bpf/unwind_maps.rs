@@ -41,6 +41,12 @@ pub(super) fn words_for(sums: Option<Sums>) -> u32 {
     (known + known / 4 + WORDS_SPARE).max(WORDS_UNKNOWN)
 }
 
+/// Whether so many words have room for tables that are known, and for some more.
+pub(super) fn has_room(words: u32, known: &Sums) -> bool {
+    let known = known.words as u64;
+    known + known / 8 + u64::from(WORDS_SPARE) / 2 <= u64::from(words)
+}
+
 /// The tables of all processes, in the programs' maps.
 pub(super) struct Unwinding {
     tables: ProcessTables,
