@@ -64,18 +64,23 @@ fn set_at(segment: u32, set: u32) -> Option<*mut BlockSet> {
     SEGMENTS.get(segment)?.get_ptr_mut(set)
 }
 
+/// The lowest three bits. In the machine's own words, since the compiler would leave out a mask
+/// that it knows to change nothing, and the verifier asks for it.
+#[inline(always)]
+fn masked(way: u32) -> usize {
+    let mut bits = way as u64;
+    // SAFETY: it changes this register alone.
+    unsafe { core::arch::asm!("{0} &= 7", inout(reg) bits, options(pure, nomem, nostack)) };
+    bits as usize
+}
+
 /// The tag of a place, and its record. A set is eight lines of a record's size, of which the first
 /// one has the tags: so two masks keep both within it, which the verifier sees.
 #[inline(always)]
 fn place_of(set: *mut BlockSet, way: u32) -> (*mut u64, *mut BlockRecord) {
-    // The compiler is not to know that the masks change nothing: it would leave them out.
-    // SAFETY: a variable.
-    let way = unsafe { (&raw const way).read_volatile() };
     // SAFETY: members of a map value.
     unsafe {
-        let tag = set.cast::<u64>().add((way & 7) as usize);
-        let record = set.cast::<BlockRecord>().add(((way + 1) & 7) as usize);
-        (tag, record)
+        (set.cast::<u64>().add(masked(way)), set.cast::<BlockRecord>().add(masked(way.wrapping_add(1))))
     }
 }
 
@@ -244,7 +249,6 @@ pub unsafe extern "C" fn enter_block(
     space_and_resource: u64,
     handle: u64,
     allocation: *const Allocation,
-    epoch: u64,
     how: u64,
 ) -> u64 {
     // SAFETY: the caller says so.
@@ -274,8 +278,10 @@ pub unsafe extern "C" fn enter_block(
         // SAFETY: an aligned word of a map value; then a place that is ours.
         unsafe {
             if change(tag, hash.tag(VALID), hash.tag(BUSY)) {
-                if is_reading(epoch as u32) {
-                    tell(space_and_resource, handle, &raw const (*record).allocation, epoch);
+                // The one that takes its place is of the epoch that the program has found.
+                let epoch = allocation.epoch;
+                if is_reading(epoch) {
+                    tell(space_and_resource, handle, &raw const (*record).allocation, epoch as u64);
                 }
                 store(&raw mut (*record).allocation, allocation);
                 publish(tag, hash.tag(VALID));

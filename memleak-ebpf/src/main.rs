@@ -6,6 +6,7 @@
 #![no_std]
 #![no_main]
 #![allow(internal_features)]
+#![feature(asm_experimental_arch)] // see blocks.rs
 #![feature(core_intrinsics)] // atomic_xadd, see maps.rs; atomic_cxchg, see blocks.rs
 
 mod arch;

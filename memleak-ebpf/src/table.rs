@@ -42,7 +42,7 @@ pub fn insert_new(key: &AllocationKey, allocation: &Allocation) -> Result<(), i3
     if !take_room() {
         return Err(ENOSPC);
     }
-    let entered = match is_block(key).then(|| enter(key, allocation, allocation.epoch, IS_NEW)) {
+    let entered = match is_block(key).then(|| enter(key, allocation, IS_NEW)) {
         Some(DONE) => Ok(()),
         Some(EXISTS) => Err(EEXIST),
         _ => ALLOCATIONS.insert(key, allocation, BPF_NOEXIST as u64),
@@ -66,8 +66,8 @@ pub fn insert_elsewhere(key: &AllocationKey, allocation: &Allocation) -> Result<
     entered
 }
 
-/// Enters a record in place of any other of its key. Says whether there was room; counts it as lost
-/// if not.
+/// Enters a record of this epoch in place of any other of its key. Says whether there was room;
+/// counts it as lost if not.
 #[inline(always)]
 pub fn replace(key: &AllocationKey, allocation: &Allocation, epoch: u32) -> bool {
     if !take_room() {
@@ -75,7 +75,7 @@ pub fn replace(key: &AllocationKey, allocation: &Allocation, epoch: u32) -> bool
         count(Stat::LostAllocations);
         return false;
     }
-    match is_block(key).then(|| enter(key, allocation, epoch, 0)) {
+    match is_block(key).then(|| enter(key, allocation, 0)) {
         Some(DONE) => return true,
         Some(REPLACED) => {
             give_room();
@@ -98,15 +98,15 @@ pub fn replace(key: &AllocationKey, allocation: &Allocation, epoch: u32) -> bool
 /// [`enter_block`], which is told whether the map `ALLOCATIONS` has a record of the key: then the
 /// new one is a matter of that map.
 #[inline(always)]
-fn enter(key: &AllocationKey, allocation: &Allocation, epoch: u32, how: u64) -> u64 {
-    let (owner, handle, epoch) = (space_and_resource(key), key.handle, epoch as u64);
+fn enter(key: &AllocationKey, allocation: &Allocation, how: u64) -> u64 {
+    let (owner, handle) = (space_and_resource(key), key.handle);
     // SAFETY, of both: a record that is borrowed.
-    let mut entered = unsafe { enter_block(owner, handle, allocation, epoch, how) };
+    let mut entered = unsafe { enter_block(owner, handle, allocation, how) };
     if entered == ASK_HASH {
         if ALLOCATIONS.get_ptr(key).is_some() {
             return IN_HASH;
         }
-        entered = unsafe { enter_block(owner, handle, allocation, epoch, how | NOT_HASHED) };
+        entered = unsafe { enter_block(owner, handle, allocation, how | NOT_HASHED) };
     }
     if entered == IN_HASH && overflowed() & (ASK_AFTER - 1) == 0 {
         ask_for_room();

@@ -43,7 +43,7 @@ pub(crate) struct Memory {
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-pub struct Processes {
+pub(crate) struct Processes {
     pub joined: u64,
     pub left: u64,
 }

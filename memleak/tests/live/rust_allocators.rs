@@ -13,10 +13,10 @@ use crate::{
 };
 
 /// The program, and the crates that may be its allocator.
-pub const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/rust_allocators");
+pub(crate) const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/rust_allocators");
 
 /// Cargo, without what it has set for our own build.
-pub fn cargo() -> Command {
+pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env!("CARGO"));
     for (name, _) in std::env::vars_os() {
         let is_ours = |name: &str| name.starts_with("CARGO_") || name == "RUSTFLAGS";
