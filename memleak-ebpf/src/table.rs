@@ -83,6 +83,19 @@ pub fn replace(key: &AllocationKey, allocation: &Allocation, epoch: u32) -> bool
         }
         _ => {}
     }
+    put_elsewhere(key, allocation, epoch)
+}
+
+/// [`replace`], for what is not a heap block: the kernel's own. Without a look at the table of
+/// those, which would be verified for nothing.
+#[inline(always)]
+pub fn replace_elsewhere(key: &AllocationKey, allocation: &Allocation, epoch: u32) -> bool {
+    take_room() && put_elsewhere(key, allocation, epoch)
+}
+
+/// Enters a record in the map `ALLOCATIONS`; room was taken for it.
+#[inline(always)]
+fn put_elsewhere(key: &AllocationKey, allocation: &Allocation, epoch: u32) -> bool {
     leave(key, epoch);
     let is_new = setting!(max_allocs) == u64::MAX || ALLOCATIONS.get_ptr(key).is_none();
     let entered = ALLOCATIONS.insert(key, allocation, BPF_ANY as u64).is_ok();
@@ -157,6 +170,16 @@ pub fn release(key: &AllocationKey, epoch: u32) -> bool {
     released
 }
 
+/// [`release`], for what is not a heap block.
+#[inline(always)]
+pub fn release_elsewhere(key: &AllocationKey, epoch: u32) -> bool {
+    let released = remove_elsewhere(key, epoch);
+    if released {
+        count_in(Stat::Released, epoch);
+    }
+    released
+}
+
 /// Where the record of this key is. It changes only while what it is about is acquired.
 #[inline(always)]
 pub fn get_ptr(key: &AllocationKey) -> Option<*mut Allocation> {
@@ -170,16 +193,17 @@ pub fn get_ptr(key: &AllocationKey) -> Option<*mut Allocation> {
     ALLOCATIONS.get_ptr_mut(key)
 }
 
-/// The record of this key, which only whoever holds what it is about changes.
+/// The record of this key, which is not a heap block's: only whoever holds what it is about changes
+/// it.
 #[inline(always)]
-pub fn get(key: &AllocationKey) -> Option<Allocation> {
+pub fn get_elsewhere(key: &AllocationKey) -> Option<Allocation> {
     // SAFETY: an aligned map value; a record changes only while its block is acquired.
-    get_ptr(key).map(|found| unsafe { *found })
+    ALLOCATIONS.get_ptr(key).map(|found| unsafe { *found })
 }
 
-/// When the record of this key was made, if there is one.
+/// When the record of this key, which is not a heap block's, was made, if there is one.
 #[inline(always)]
-pub fn time_of(key: &AllocationKey) -> Option<u64> {
+pub fn time_of_elsewhere(key: &AllocationKey) -> Option<u64> {
     // SAFETY: as above.
-    get_ptr(key).map(|found| unsafe { (*found).time_ns })
+    ALLOCATIONS.get_ptr(key).map(|found| unsafe { (*found).time_ns })
 }

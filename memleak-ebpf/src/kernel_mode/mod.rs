@@ -422,7 +422,7 @@ fn enter(acquired: &KernelAcquired, stack_id: Option<u64>) {
     let epoch = cut::epoch();
     let Some(stack_id) = stack_id else {
         // The address may be one whose release we did not see: its older record is void.
-        table::remove(&key, epoch);
+        table::remove_elsewhere(&key, epoch);
         return;
     };
     let time_ns = now();
@@ -438,8 +438,8 @@ fn enter(acquired: &KernelAcquired, stack_id: Option<u64>) {
     // An allocator's function that has called another: the outer one's stack is the one to keep,
     // and it counts once.
     let is_outer =
-        acquired.since_ns != 0 && table::time_of(&key).is_some_and(|inner_ns| inner_ns >= acquired.since_ns);
-    if !table::replace(&key, &allocation, epoch) {
+        acquired.since_ns != 0 && table::time_of_elsewhere(&key).is_some_and(|inner_ns| inner_ns >= acquired.since_ns);
+    if !table::replace_elsewhere(&key, &allocation, epoch) {
         return;
     }
     if is_outer {
@@ -465,10 +465,10 @@ pub extern "C" fn release_handle(resource: u64, handle: u64) -> u64 {
     let key = AllocationKey { space: 0, resource: resource as u32, handle };
     let epoch = cut::epoch();
     if setting!(flags) & setting_flags::TRACE == 0 {
-        return table::release(&key, epoch) as u64;
+        return table::release_elsewhere(&key, epoch) as u64;
     }
-    let Some(allocation) = table::get(&key) else { return 0 };
-    if !table::release(&key, epoch) {
+    let Some(allocation) = table::get_elsewhere(&key) else { return 0 };
+    if !table::release_elsewhere(&key, epoch) {
         return 0;
     }
     tell(event::kind::RELEASE, &key, &allocation);
