@@ -3,14 +3,13 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
-    ptr::NonNull,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use aya::{
     Ebpf,
-    maps::{Map, MapData, RingBuf},
+    maps::{MapData, RingBuf},
 };
 use memleak_common::cut::Moved;
 
@@ -18,6 +17,7 @@ use super::{
     access::ring,
     error::{BpfError, map_error},
     sys,
+    unwind_maps::Array,
 };
 use crate::proc::clock::monotonic_ns;
 
@@ -25,7 +25,7 @@ const MAP: &str = "EPOCH";
 
 /// The epoch, and what is told while it is odd.
 pub(super) struct Epoch {
-    word: Word,
+    word: Array<u64>,
     moved: RingBuf<MapData>,
     grace: Grace,
 }
@@ -44,18 +44,23 @@ impl Epoch {
     /// Takes the maps of the loaded object.
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
         let moved = ring(ebpf, "MOVED")?;
-        let Some(Map::Array(map)) = ebpf.map(MAP) else { return Err(BpfError::Missing(MAP)) };
-        let word = Word::open(map.fd().as_fd()).map_err(|error| map_error(MAP, &error))?;
+        let word = Array::open(ebpf, MAP)?;
         let grace = Grace::open().map_err(|error| map_error("(map of maps)", &error))?;
         Ok(Self { word, moved, grace })
+    }
+
+    fn word(&self) -> &AtomicU64 {
+        // SAFETY: the map's one value, an aligned word that lives as long as `self`; programs read
+        // it.
+        unsafe { AtomicU64::from_ptr(self.word.at(0).as_ptr()) }
     }
 
     /// Makes the cut, and waits until the programs that have not seen it have ended. What they have
     /// sent is there then.
     pub(super) fn begin(&mut self) -> Result<Reading, BpfError> {
-        let epoch = (self.word.get().load(Ordering::Relaxed) + 1) | 1;
+        let epoch = (self.word().load(Ordering::Relaxed) + 1) | 1;
         let time_ns = monotonic_ns();
-        self.word.get().store(epoch, Ordering::SeqCst);
+        self.word().store(epoch, Ordering::SeqCst);
         let within_ns = monotonic_ns() - time_ns;
         let reading = Reading { time_ns, within_ns, epoch: epoch as u32 };
         if let Err(error) = self.grace.wait() {
@@ -88,41 +93,8 @@ impl Epoch {
 
     /// Ends a reading that has failed.
     pub(super) fn lower(&mut self) {
-        let epoch = self.word.get().load(Ordering::Relaxed);
-        self.word.get().store(epoch.next_multiple_of(2), Ordering::SeqCst);
-    }
-}
-
-/// A word of a map that is mapped into our memory.
-struct Word(NonNull<libc::c_void>);
-
-// SAFETY: it owns its memory map, and the word there is atomic.
-unsafe impl Send for Word {}
-
-impl Word {
-    fn open(map: BorrowedFd<'_>) -> io::Result<Self> {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new memory map at a place of the kernel's choice.
-        let start = unsafe {
-            libc::mmap(std::ptr::null_mut(), size_of::<u64>(), access, libc::MAP_SHARED, map.as_raw_fd(), 0)
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        NonNull::new(start).map(Self).ok_or_else(|| io::ErrorKind::InvalidData.into())
-    }
-
-    fn get(&self) -> &AtomicU64 {
-        // SAFETY: the memory map begins with the map's one value, of 8 bytes, and lives as long as
-        // this.
-        unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast()) }
-    }
-}
-
-impl Drop for Word {
-    fn drop(&mut self) {
-        // SAFETY: the memory map that `open` made; nothing refers to it after this.
-        unsafe { libc::munmap(self.0.as_ptr(), size_of::<u64>()) };
+        let epoch = self.word().load(Ordering::Relaxed);
+        self.word().store(epoch.next_multiple_of(2), Ordering::SeqCst);
     }
 }
 
