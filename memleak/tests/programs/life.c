@@ -1,14 +1,18 @@
 /* Processes that make others: what each mode holds in the end it says itself, `EXPECT BYTES COUNT`. A mode with a T in the
  * margin is started by hand (READY, then a line is waited for). */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
+#include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -130,6 +134,24 @@ static void forks_for_ever(void)
     }
 }
 
+/* Starts itself again under a number of the caller's choice, which nobody may have: TAKEN if somebody does. */
+static int starts_as(pid_t number, char **argv)
+{
+    struct clone_args how = {.exit_signal = SIGCHLD, .set_tid = (uintptr_t)&number, .set_tid_size = 1};
+    pid_t child = (pid_t)syscall(SYS_clone3, &how, sizeof how);
+    if (!child) {
+        execv("/proc/self/exe", argv);
+        _exit(127);
+    }
+    if (child < 0) {
+        puts(errno == EEXIST ? "TAKEN" : strerror(errno));
+        return 1;
+    }
+    int status;
+    waitpid(child, &status, 0);
+    return status != 0;
+}
+
 int main(int argc, char **argv)
 {
     const char *mode = argc > 1 ? argv[1] : "";
@@ -137,6 +159,8 @@ int main(int argc, char **argv)
         forks(atoi(argv[2]));
         return 0;
     }
+    if (!strcmp(mode, "as"))
+        return starts_as(atoi(argv[2]), argv + 2);
     if (!strcmp(mode, "untouched"))
         return is_untouched() ? 0 : 9;
     if (!strcmp(mode, "files")) {
