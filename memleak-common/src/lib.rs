@@ -60,7 +60,7 @@ assert_sizes! {
     thread::ThreadRecord = 24 + 120 * thread::MAX_PENDING + 24 + 120
         + size_of::<stack::StackRecord>() + 32 + size_of::<thread::Unwind>(),
     thread::ThreadPlace = 8 + size_of::<thread::ThreadRecord>(),
-    thread::Unwind = 96 + 16 + 8 * thread::STACK_WINDOW + 16 + 4 * thread::RULES,
+    thread::Unwind = 96 + 16 + 8 * thread::STACK_WINDOW + 32 + 4 * thread::RULES,
     thread::Window = 16 + 8 * thread::STACK_WINDOW,
     unwind::KnownRule = 16,
     unwind::Mapping = 40,

@@ -13,6 +13,7 @@ use crate::{
     arch::publish,
     cut::tell,
     maps::{SEGMENTS, TABLE, add, setting},
+    masked::masked,
 };
 
 /// A key's owner and resource in one word, as these functions take it.
@@ -64,23 +65,16 @@ fn set_at(segment: u32, set: u32) -> Option<*mut BlockSet> {
     SEGMENTS.get(segment)?.get_ptr_mut(set)
 }
 
-/// The lowest three bits. In the machine's own words, since the compiler would leave out a mask
-/// that it knows to change nothing, and the verifier asks for it.
-#[inline(always)]
-fn masked(way: u32) -> usize {
-    let mut bits = way as u64;
-    // SAFETY: it changes this register alone.
-    unsafe { core::arch::asm!("{0} &= 7", inout(reg) bits, options(pure, nomem, nostack)) };
-    bits as usize
-}
-
 /// The tag of a place, and its record. A set is eight lines of a record's size, of which the first
 /// one has the tags: so two masks keep both within it, which the verifier sees.
 #[inline(always)]
 fn place_of(set: *mut BlockSet, way: u32) -> (*mut u64, *mut BlockRecord) {
     // SAFETY: members of a map value.
     unsafe {
-        (set.cast::<u64>().add(masked(way)), set.cast::<BlockRecord>().add(masked(way.wrapping_add(1))))
+        (
+            set.cast::<u64>().add(masked::<7>(way as u64)),
+            set.cast::<BlockRecord>().add(masked::<7>(way.wrapping_add(1) as u64)),
+        )
     }
 }
 
@@ -137,34 +131,47 @@ fn has_overflowed(set: *mut BlockSet) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn find_block(space_and_resource: u64, handle: u64) -> u64 {
-    let key = key(space_and_resource, handle);
-    let hash = KeyHash::of(&key);
-    let tag = hash.tag(VALID);
     let segments = segments();
-    let mut hashed = segments == 0;
+    let mut answer = if segments == 0 { HASHED } else { NOWHERE };
     for back in 1..=MAX_SEGMENTS {
         if back > segments {
             break;
         }
-        let segment = segments - back;
-        let home = hash.home(segment);
-        let Some(set) = set_at(segment, home) else { continue };
-        if let Some(way) = way_of(set, &key, tag) {
-            return BlockPlace { segment, set: home, way }.pack();
+        let found = find_in_segment(space_and_resource, handle, (segments - back) as u64);
+        if found < HASHED {
+            return found;
         }
-        // SAFETY: aligned words of a map value.
-        let (has_second, has_hashed) =
-            unsafe { ((&raw const (*set).second).read_volatile(), (&raw const (*set).hashed).read_volatile()) };
-        hashed |= has_hashed != 0;
-        if has_second != 0 {
-            let second = hash.second(segment);
-            let Some(set) = set_at(segment, second) else { continue };
-            if let Some(way) = way_of(set, &key, tag) {
-                return BlockPlace { segment, set: second, way }.pack();
-            }
+        answer = answer.min(found);
+    }
+    answer
+}
+
+/// [`find_block`] in one segment. A global function, which the verifier checks once and not for
+/// each segment.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_in_segment(space_and_resource: u64, handle: u64, segment: u64) -> u64 {
+    let key = key(space_and_resource, handle);
+    let segment = segment as u32;
+    let hash = KeyHash::of(&key);
+    let tag = hash.tag(VALID);
+    let home = hash.home(segment);
+    let Some(set) = set_at(segment, home) else { return NOWHERE };
+    if let Some(way) = way_of(set, &key, tag) {
+        return BlockPlace { segment, set: home, way }.pack();
+    }
+    // SAFETY: aligned words of a map value.
+    let (has_second, has_hashed) =
+        unsafe { ((&raw const (*set).second).read_volatile(), (&raw const (*set).hashed).read_volatile()) };
+    if has_second != 0 {
+        let second = hash.second(segment);
+        if let Some(set) = set_at(segment, second)
+            && let Some(way) = way_of(set, &key, tag)
+        {
+            return BlockPlace { segment, set: second, way }.pack();
         }
     }
-    if hashed { HASHED } else { NOWHERE }
+    if has_hashed != 0 { HASHED } else { NOWHERE }
 }
 
 /// The record at a place that [`find_block`] gave.
