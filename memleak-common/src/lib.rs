@@ -48,6 +48,7 @@ assert_sizes! {
     settings::Settings = 96,
     stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
     stack::ShortStackRecord = 16 + 8 * stack::SHORT_STACK_DEPTH,
+    table::FilterHead = 8,
     table::TableHeader = 24,
     table::KeyHash = 8,
     table::BlockRecord = 64,

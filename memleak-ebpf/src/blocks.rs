@@ -6,7 +6,7 @@ use core::intrinsics::AtomicOrdering;
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
     cut::is_reading,
-    table::{BUSY, FREE, KeyHash, TableHeader, MAX_SEGMENTS, BlockRecord, BlockSet, VALID, WAYS},
+    table::{BUSY, FILTER, FREE, FilterHead, KeyHash, TableHeader, MAX_SEGMENTS, BlockRecord, BlockSet, VALID, WAYS},
 };
 
 use crate::{
@@ -63,6 +63,21 @@ fn segments() -> u32 {
 #[inline(always)]
 fn set_at(segment: u32, set: u32) -> Option<*mut BlockSet> {
     SEGMENTS.get(segment)?.get_ptr_mut(set)
+}
+
+/// How many segments have no record of a key, from the first one on, nor the map `ALLOCATIONS` in
+/// their name: as far as the filter says.
+#[inline(always)]
+fn empty_below(hash: KeyHash) -> u32 {
+    let Some(head) = set_at(FILTER, 0) else { return 0 };
+    // SAFETY: the first words of a map value that user space stores; as one, since they belong
+    // together.
+    let FilterHead { covers, bits } = FilterHead::unpacked(unsafe { head.cast::<u64>().read_volatile() });
+    let Some(block) = set_at(FILTER, hash.filter_block(bits)) else { return 0 };
+    // SAFETY: an aligned word of a map value, which is 64 of them.
+    let word = unsafe { block.cast::<u64>().add(masked::<63>(hash.filter_word())).read_volatile() };
+    let mask = hash.filter_mask();
+    if word & mask == mask { 0 } else { covers }
 }
 
 /// The tag of a place, and its record. A set is eight lines of a record's size, of which the first
@@ -133,9 +148,16 @@ fn has_overflowed(set: *mut BlockSet) -> u64 {
 pub extern "C" fn find_block(space_and_resource: u64, handle: u64) -> u64 {
     let segments = segments();
     let mut answer = if segments == 0 { HASHED } else { NOWHERE };
+    let mut empty = 0;
     for back in 1..=MAX_SEGMENTS {
-        if back > segments {
+        if back > segments - empty {
             break;
+        }
+        if back == 2 {
+            empty = empty_below(KeyHash::of(&key(space_and_resource, handle)));
+            if empty >= segments - 1 {
+                break;
+            }
         }
         let found = find_in_segment(space_and_resource, handle, (segments - back) as u64);
         if found < HASHED {
@@ -211,12 +233,14 @@ pub extern "C" fn remove_block(space_and_resource: u64, handle: u64, epoch: u64)
     let key = key(space_and_resource, handle);
     let hash = KeyHash::of(&key);
     let mut found = None;
-    if segments() == 1 {
-        // What is nearly always so.
-        let Some(home) = set_at(0, hash.home(0)) else { return 0 };
+    let segments = segments();
+    if segments != 0 {
+        // What is nearly always so: it is young, or not ours.
+        let newest = segments - 1;
+        let Some(home) = set_at(newest, hash.home(newest)) else { return 0 };
         match way_of(home, &key, hash.tag(VALID)) {
             Some(way) => found = Some(place_of(home, way)),
-            None if has_overflowed(home) == 0 => return 0,
+            None if newest == 0 && has_overflowed(home) == 0 => return 0,
             None => {}
         }
     }
@@ -263,11 +287,13 @@ pub unsafe extern "C" fn enter_block(
     let key = key(space_and_resource, handle);
     let hash = KeyHash::of(&key);
     let segments = segments();
-    if segments == 1 {
-        // What is nearly always so.
-        let Some(home) = set_at(0, hash.home(0)) else { return IN_HASH };
+    let newest = segments.wrapping_sub(1);
+    if segments != 0 {
+        // What is nearly always so: there is no record of it anywhere.
+        let Some(home) = set_at(newest, hash.home(newest)) else { return IN_HASH };
         if has_overflowed(home) == 0
             && ways_with(home, hash.tag(VALID)) == 0
+            && (newest == 0 || empty_below(hash) >= newest)
             && enter_in(home, hash, &key, allocation)
         {
             return DONE;
@@ -296,12 +322,11 @@ pub unsafe extern "C" fn enter_block(
             }
         }
     }
-    let segment = segments.wrapping_sub(1);
-    let Some(home) = set_at(segment, hash.home(segment)) else { return IN_HASH };
+    let Some(home) = set_at(newest, hash.home(newest)) else { return IN_HASH };
     if enter_in(home, hash, &key, allocation) {
         return DONE;
     }
-    let Some(second) = set_at(segment, hash.second(segment)) else { return IN_HASH };
+    let Some(second) = set_at(newest, hash.second(newest)) else { return IN_HASH };
     // SAFETY: an aligned word of a map value, of which all that is asked is whether it is 0.
     unsafe { (&raw mut (*home).second).write_volatile(1) };
     if enter_in(second, hash, &key, allocation) {

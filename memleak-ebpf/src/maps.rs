@@ -84,9 +84,10 @@ pub static SWITCHED: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub static EMPTY_THREAD: Array<ThreadRecord> = Array::with_max_entries(1, 0);
 
-/// The table of heap blocks, in segments. User space makes them, and reads them by mmap.
+/// The table of heap blocks, in segments, and its filter. User space makes them, and reads them by
+/// mmap.
 #[btf_map]
-pub static SEGMENTS: ArrayOfMaps<SegmentMap, { MAX_SEGMENTS as usize }> = ArrayOfMaps::new();
+pub static SEGMENTS: ArrayOfMaps<SegmentMap, { MAX_SEGMENTS as usize + 1 }> = ArrayOfMaps::new();
 
 /// What a segment is made like: an array of sets. By sizes and not by types, as aya's maps are: one
 /// with types cannot be made where the kernel takes no type information.

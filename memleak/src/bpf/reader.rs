@@ -144,9 +144,10 @@ impl Reader {
     }
 
     /// Programs have found the table of heap blocks full.
-    pub(super) fn overflow(&mut self) {
+    pub(super) fn overflow(&mut self, ebpf: &Ebpf) {
         if let Some(mapped) = &mut self.mapped {
             mapped.blocks.overflow();
+            records::filter(ebpf, mapped);
         }
     }
 
@@ -303,6 +304,7 @@ impl Reader {
         )?;
         if let Some(mapped) = &mut self.mapped {
             mapped.blocks.read_newest(tables.newest_blocks);
+            records::filter(ebpf, mapped);
         }
         let counted = counted?;
         let applied = self.ranges.apply(tables.outstanding);
