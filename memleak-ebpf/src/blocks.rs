@@ -12,7 +12,8 @@ use memleak_common::{
 use crate::{
     arch::publish,
     cut::tell,
-    maps::{SEGMENTS, TABLE, add, setting},
+    history,
+    maps::{SEGMENTS, TABLE, add, change, setting},
     masked::masked,
 };
 
@@ -226,10 +227,15 @@ pub const IS_NEW: u64 = 1;
 /// The map `ALLOCATIONS` has no record of the key.
 pub const NOT_HASHED: u64 = 2;
 
-/// Removes the record of a key: [`DONE`], [`IN_HASH`], or 0 if there is none.
+/// Bits of what [`remove_block`] is asked, beside the epoch: the block is released.
+pub const RELEASED: u64 = 1 << 32;
+
+/// Removes the record of a key: [`DONE`], [`IN_HASH`], or 0 if there is none. `how` has the epoch
+/// in its lower half.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn remove_block(space_and_resource: u64, handle: u64, epoch: u64) -> u64 {
+pub extern "C" fn remove_block(space_and_resource: u64, handle: u64, how: u64) -> u64 {
+    let epoch = how as u32;
     let key = key(space_and_resource, handle);
     let hash = KeyHash::of(&key);
     let mut found = None;
@@ -261,8 +267,12 @@ pub extern "C" fn remove_block(space_and_resource: u64, handle: u64, epoch: u64)
     }
     // SAFETY: a place that is ours; members of a map value.
     unsafe {
-        if is_reading(epoch as u32) {
-            tell(space_and_resource, handle, &raw const (*record).allocation, epoch);
+        if is_reading(epoch) {
+            tell(space_and_resource, handle, &raw const (*record).allocation, epoch as u64);
+        }
+        if history::is_kept() && how & RELEASED != 0 {
+            let Allocation { stack_id, size, time_ns, .. } = (*record).allocation;
+            history::note_release(stack_id, size, time_ns);
         }
         publish(tag, FREE);
     }
@@ -417,17 +427,6 @@ pub fn give_room() {
 unsafe fn add_and_get(word: *mut u64, amount: u64) -> u64 {
     // SAFETY: the caller's promise.
     unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word, amount) }
-}
-
-/// Changes a word from one value to another, and says whether it had that value.
-///
-/// # Safety
-/// `word` is an aligned word of a map's value.
-#[inline(always)]
-pub unsafe fn change(word: *mut u64, from: u64, to: u64) -> bool {
-    const ORDER: AtomicOrdering = AtomicOrdering::SeqCst;
-    // SAFETY: the caller's promise.
-    unsafe { core::intrinsics::atomic_cxchg::<u64, ORDER, ORDER>(word, from, to) }.1
 }
 
 /// The map's header; a type that only user space reads as a whole.

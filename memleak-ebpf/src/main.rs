@@ -12,7 +12,9 @@
 mod arch;
 mod args;
 mod blocks;
+mod clock;
 mod cut;
+mod history;
 mod kernel_mode;
 mod lifecycle;
 mod mappings;

@@ -26,10 +26,11 @@ use crate::{
     values::{Handles, MAX_HANDLES, acquired_handle, applies, handle_to_release, handles, is_none, narrow, read_word, size_or_address},
     arch::{TRAMPOLINE, caller_of, entry_sp, exit_sp},
     args::{Arguments, Return},
+    clock::now,
     maps::{PROBES, count, has, setting},
     nesting::{is_nested, is_users},
     records::{
-        self, Acquired, NOTHING, PAGE_SIZE, finish_release, now, put_back, record, record_another,
+        self, Acquired, NOTHING, PAGE_SIZE, finish_release, put_back, record, record_another,
         replace_range, take_out,
     },
     stack::kernel_walk,

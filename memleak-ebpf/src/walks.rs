@@ -11,9 +11,8 @@ use memleak_common::{
 
 use crate::{
     arch::{publish, read_after},
-    blocks::change,
     mappings::{self, published_list},
-    maps::CACHED_WALKS,
+    maps::{CACHED_WALKS, change},
     masked::masked,
     window::{Hash, read_window},
 };

@@ -350,6 +350,9 @@ impl Reader {
         began: Instant,
     ) -> Result<(), BpfError> {
         let referenced = self.referenced(ebpf, outstanding, other_stacks)?;
+        if let Some(mapped) = &self.mapped {
+            mapped.forget_histories(&referenced);
+        }
         self.stacks.collect(ebpf, &referenced, began)
     }
 
@@ -418,6 +421,8 @@ impl Reader {
             stacks,
             acquired: read.acquired + found,
             released: read.released + self.removed + dead_elsewhere + closed,
+            histories: self.mapped.as_ref().map(MappedMaps::histories).unwrap_or_default(),
+            lost_histories: stats.get(Stat::LostHistories),
             lost: Lost {
                 allocations: stats.get(Stat::LostAllocations),
                 stacks: stats.get(Stat::LostStacks) + unknown,
