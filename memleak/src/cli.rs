@@ -68,7 +68,7 @@ Reports come every INTERVAL seconds (5), COUNT times or until Ctrl-C.
   -T, --top N           how many stacks to print (10)
   -a, --show-allocs     list each allocation: address, size, age
   -t, --trace           print each acquire and release as it happens
-      --sort KEY        size, count, age or growth
+      --sort KEY        size, count, age, growth or verdict
       --json            write each report as one line of JSON
       --output FILE     write reports to FILE
       --error-exitcode N  exit with N if anything is outstanding at the end
@@ -260,13 +260,26 @@ pub struct Cli {
     #[arg(short = 'T', long, value_name = "N", default_value = "10", help_heading = "What is reported")]
     pub top: String,
 
-    /// Order of the stacks: size, count, age or growth (since the report before)
+    /// Order of the stacks: size, count, age, growth (since the report before) or verdict
     #[arg(long, value_name = "KEY", default_value = "size", help_heading = "What is reported")]
     pub sort: String,
 
-    /// How reports are written: text, json or folded [default: text]
+    /// How reports are written: text, human, json or folded [default: human on a terminal, text in
+    /// a pipe or file]
     #[arg(long, value_name = "NAME", help_heading = "What is reported")]
     pub format: Option<String>,
+
+    /// Colours: auto (on a terminal, as NO_COLOR and CLICOLOR_FORCE say), always or never
+    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "What is reported")]
+    pub color: String,
+
+    /// On a terminal: show frames of libraries too, and whole paths
+    #[arg(long, help_heading = "What is reported")]
+    pub full_stacks: bool,
+
+    /// On a terminal: show names with all their template arguments
+    #[arg(long, help_heading = "What is reported")]
+    pub full_names: bool,
 
     /// Write each report as one line of JSON: --format json
     #[arg(long, help_heading = "What is reported")]

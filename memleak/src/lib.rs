@@ -28,3 +28,5 @@ pub mod symbolize;
 pub mod target;
 mod targets;
 pub mod unwind;
+pub mod verdict;
+pub mod words;

@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, ffi::OsString, time::Duration};
 
 use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
 
+pub use crate::report::model::SortKey;
 pub use kernel::{KernelOptions, KernelProbes};
 use kernel::{refuse_kernel_options, resolve_kernel};
 pub use usage::UsageError;
@@ -22,7 +23,7 @@ use crate::{
         table::Row,
     },
     report::{
-        format::{self, KINDS, Kind, folded, json},
+        format::{self, KINDS, Kind, folded, human, json},
         output::OutputFile,
     },
     stderr,
@@ -37,19 +38,6 @@ pub enum TargetSpec {
     Command(Vec<OsString>),
     /// The kernel's allocators.
     Kernel(KernelOptions),
-}
-
-/// Order of the stacks in a report; ties are broken by size, then count, then the stack itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum SortKey {
-    /// Most outstanding bytes first.
-    Size,
-    /// Most outstanding allocations first.
-    Count,
-    /// Oldest outstanding allocation first.
-    Age,
-    /// Largest growth in bytes since the report before first.
-    Growth,
 }
 
 /// How stacks are walked.
@@ -69,8 +57,15 @@ pub enum UnwindMode {
 /// What a report holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportSettings {
-    /// How it is written.
-    pub format: Kind,
+    /// How it is written; `None`: for people on a terminal, for scripts elsewhere
+    /// ([`Self::format_on`]).
+    pub format: Option<Kind>,
+    /// Colours, as they are asked for.
+    pub color: ColorChoice,
+    /// Frames of libraries too, in the form for people.
+    pub full_stacks: bool,
+    /// Names in full, in the form for people.
+    pub full_names: bool,
     /// How many stacks at most.
     pub top: usize,
     /// Order of the stacks.
@@ -85,6 +80,46 @@ pub struct ReportSettings {
     pub sample_rate: u64,
     /// Reports go here instead of standard output.
     pub output: Option<OutputFile>,
+}
+
+/// Whether there are to be colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ColorChoice {
+    /// On a terminal, unless `NO_COLOR` is set; `CLICOLOR_FORCE` asks for them everywhere.
+    #[default]
+    Auto,
+    /// Yes.
+    Always,
+    /// No.
+    Never,
+}
+
+impl ColorChoice {
+    /// Whether there are colours on standard output, a terminal or not, with these variables of the
+    /// environment.
+    pub fn on(self, is_terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> bool {
+        let is_set = |name: &str| variable(name).is_some_and(|value| !value.is_empty() && value != "0");
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            // Any value that is not empty, 0 too (no-color.org).
+            Self::Auto if variable("NO_COLOR").is_some_and(|value| !value.is_empty()) => false,
+            Self::Auto if is_set("CLICOLOR_FORCE") => true,
+            Self::Auto => is_terminal && variable("TERM").is_some_and(|term| term != "dumb"),
+        }
+    }
+}
+
+impl ReportSettings {
+    /// The form of reports on standard output, which is a terminal or not.
+    pub fn format_on(&self, is_terminal: bool) -> Kind {
+        let [for_scripts, ..] = KINDS;
+        match self.format {
+            Some(kind) => kind,
+            None if is_terminal && self.output.is_none() => human::KIND,
+            None => for_scripts,
+        }
+    }
 }
 
 /// What is captured, in the kernel.
@@ -399,6 +434,9 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
     }
     Ok(ReportSettings {
         format: resolve_format(cli)?,
+        color: one_of("--color", "choice of colours", &cli.color)?,
+        full_stacks: cli.full_stacks,
+        full_names: cli.full_names,
         top: TOP.parse(&cli.top)?,
         sort: one_of("--sort", "sort key", &cli.sort)?,
         show_allocs: cli.show_allocs,
@@ -409,8 +447,8 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
     })
 }
 
-/// The form that is asked for, by its name or by an option of its own.
-fn resolve_format(cli: &Cli) -> Result<Kind, UsageError> {
+/// The form that is asked for, by its name or by an option of its own; `None` if none is.
+fn resolve_format(cli: &Cli) -> Result<Option<Kind>, UsageError> {
     const WHAT: &str = "--format";
     let named = cli.format.as_deref().map(|name| {
         format::named(name).ok_or_else(|| {
@@ -420,8 +458,7 @@ fn resolve_format(cli: &Cli) -> Result<Kind, UsageError> {
     });
     let asked = [named.transpose()?, cli.json.then_some(json::KIND), cli.folded.then_some(folded::KIND)];
     let mut asked = asked.into_iter().flatten();
-    let [default, ..] = KINDS;
-    let kind = asked.next().unwrap_or(default);
+    let Some(kind) = asked.next() else { return Ok(None) };
     if let Some(other) = asked.find(|other| *other != kind) {
         let why = format!("{} and {} were both asked for", kind.name, other.name);
         return Err(UsageError::new(WHAT, why, "keep one of them"));
@@ -430,7 +467,7 @@ fn resolve_format(cli: &Cli) -> Result<Kind, UsageError> {
         let why = format!("{} has no lines for the events of -t/--trace", kind.name);
         return Err(UsageError::new(WHAT, why, "leave out -t, or take another format"));
     }
-    Ok(kind)
+    Ok(Some(kind))
 }
 
 fn parse_interval(text: &str) -> Result<Duration, UsageError> {

@@ -2,9 +2,11 @@
 //!
 //! It knows no settings: what a form depends on is in its [`format::Options`].
 
+pub mod call_sites;
 pub(crate) mod descriptors;
 pub mod format;
 pub mod model;
+pub mod names;
 pub mod output;
 pub(crate) mod sink;
 pub mod trace;

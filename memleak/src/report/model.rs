@@ -10,6 +10,7 @@ use crate::{
     probe::resource::{ResourceInfo, TopOfTables},
     snapshot::{Cut, KERNEL_PID, Lost},
     symbolize::Frame,
+    verdict::{History, Point, Verdict},
 };
 
 /// What is traced, as reports name it.
@@ -37,6 +38,22 @@ pub struct Processes {
     pub joined: u64,
     /// Have ended.
     pub left: u64,
+}
+
+/// Order of the stacks in a report; ties are broken by size, then count, then the stack itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SortKey {
+    /// Most outstanding bytes first.
+    #[default]
+    Size,
+    /// Most outstanding allocations first.
+    Count,
+    /// Oldest outstanding allocation first.
+    Age,
+    /// Largest growth in bytes since the report before first.
+    Growth,
+    /// The worst verdict first: leaks, what grows, caches.
+    Verdict,
 }
 
 /// Sums over all stacks that pass the filters.
@@ -169,6 +186,14 @@ pub struct StackReport {
     pub processes: Vec<ProcessCount>,
     /// Who else held some of it at the end.
     pub others: OtherProcesses,
+    /// Bytes by which it has become more since the report before.
+    pub growth_bytes: i64,
+    /// Allocations by which it has become more since then.
+    pub growth_count: i64,
+    /// What it did so far.
+    pub history: History,
+    /// What that shows.
+    pub verdict: Verdict,
     /// Age of the oldest; `None` with `-C`.
     pub oldest_ms: Option<u64>,
     /// Age of the newest; `None` with `-C`.
@@ -229,6 +254,8 @@ pub struct Report {
     pub target: TargetInfo,
     /// How many have come and gone.
     pub processes: Processes,
+    /// What was outstanding in all in this report and those before, the latest last.
+    pub moments: Vec<Point>,
     /// Sums (scaled, if sampling is on).
     pub totals: Totals,
     /// The same for each resource that is traced, in the order of the tables.

@@ -8,14 +8,14 @@ use std::{
 use super::hints::Hints;
 use crate::{
     account::Memory,
-    aggregate::{Folded, Found, History, aggregate},
+    aggregate::{Folded, Found, Past, aggregate},
     objects::ObjectStore,
     probe::resource::Catalog,
     proc::descriptors::open_descriptors,
     report::{
         descriptors::{Open, describe},
         format::Scope,
-        model::{AllocationLine, Frames, Note, Processes, Report, TargetInfo},
+        model::{AllocationLine, Frames, Note, Processes, Report, TargetInfo, Totals},
         sink::Sink,
     },
     settings::{ReportSettings, Settings, TargetSpec},
@@ -23,6 +23,7 @@ use crate::{
     snapshot::{Cut, KERNEL_PID, KERNEL_SPACE, Lost, Outstanding, Snapshot, Stack},
     symbolize::{Anchor, Frame, Location, ObjectNumber, Symbolizer},
     targets::Targets,
+    verdict::Point,
 };
 
 /// What a report is made of.
@@ -51,7 +52,7 @@ pub(super) struct Reporter {
     sites: Sites,
     /// What processes held that ended long ago.
     folded: Folded,
-    history: History,
+    past: Past,
     hints: Hints,
     /// When tracing began.
     start: Instant,
@@ -68,7 +69,7 @@ impl Reporter {
             sink,
             sites: Sites::default(),
             folded: Folded::default(),
-            history: History::default(),
+            past: Past::default(),
             hints: Hints::default(),
             start: Instant::now(),
             reports: 0,
@@ -109,8 +110,10 @@ impl Reporter {
         let all_ended = targets.all_ended();
         self.sites.update(snapshot, &mut ByProcess { symbolizer: &mut self.symbolizer, targets });
         let pid_of = |space| targets.owner_of(space).map_or(KERNEL_PID, |traced| traced.id.pid);
-        let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &pid_of };
-        let aggregated = aggregate(found, &self.catalog, settings, is_final && all_ended, &mut self.history);
+        let elapsed_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &pid_of, elapsed_ms };
+        let aggregated = aggregate(found, &self.catalog, settings, is_final && all_ended, &mut self.past);
+        let Totals { bytes, count, .. } = aggregated.totals;
         let mut frames = Frames::default();
         let mut open = Open::new();
         let (mut stacks, mut cut_stacks) = (Vec::with_capacity(aggregated.groups.len()), 0);
@@ -141,7 +144,8 @@ impl Reporter {
         self.reports += 1;
         Report {
             time: taken.time,
-            elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            elapsed_ms,
+            moments: self.past.totals(Point { at_ms: elapsed_ms, bytes, count }),
             cut_ns: snapshot.time_ns,
             cut_within_ns: snapshot.within_ns,
             is_final,

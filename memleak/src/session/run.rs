@@ -1,6 +1,7 @@
 //! The course of a run.
 
 use std::{
+    io::{self, IsTerminal as _},
     process::ExitStatus,
     time::{Duration, Instant, SystemTime},
 };
@@ -22,7 +23,7 @@ use crate::{
     probe::plan::check_object_argument,
     proc::{clock::monotonic_ns, limits::raise_open_files},
     report::{
-        format::Options,
+        format::{Options, Style},
         sink::{Delivery, Sink},
     },
     settings::{Settings, TargetSpec},
@@ -58,8 +59,7 @@ enum Reason {
 /// Traces what the settings name until there is nothing more to do.
 pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
     check_mounts()?;
-    let format = (settings.report.format.new)(&Options::new(settings.report.top));
-    let mut sink = Sink::open(settings.report.output.as_ref(), format)?;
+    let mut sink = open_sink(&settings)?;
     if let Some(object) = &settings.capture.object {
         check_object_argument(object)?;
     }
@@ -119,6 +119,21 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
     };
     let outstanding = outstanding?;
     Ok(RunOutcome { outstanding, command: command? })
+}
+
+/// Where reports go, and in which form.
+fn open_sink(settings: &Settings) -> Result<Sink, SessionError> {
+    let report = &settings.report;
+    let is_terminal = report.output.is_none() && io::stdout().is_terminal();
+    let style = Style {
+        color: report.color.on(is_terminal, |name| std::env::var_os(name)),
+        full_stacks: report.full_stacks,
+        full_names: report.full_names,
+        width: None,
+    };
+    let options = Options { sort: report.sort, style, ..Options::new(report.top) };
+    let format = (report.format_on(is_terminal).new)(&options);
+    Ok(Sink::open(report.output.as_ref(), format)?)
 }
 
 /// What is wrong with the file for reports, before anything is traced.

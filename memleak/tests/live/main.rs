@@ -27,6 +27,7 @@ mod exact;
 mod fallback;
 mod harm;
 mod hostile;
+mod human;
 mod kernel;
 mod kernel_ends;
 mod kernel_facts;

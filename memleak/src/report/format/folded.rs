@@ -11,10 +11,13 @@ use std::{
     io::{self, Write},
 };
 
-use super::{Format, Kind, Occasion, Options, Scope, text::frame_without_symbol};
+use super::{Format, Kind, Occasion, Options, Scope};
 use crate::{
     escape::printable,
-    report::model::{Report, StackReport},
+    report::{
+        model::{Report, StackReport},
+        names::without_symbol,
+    },
     symbolize::Frame,
 };
 
@@ -90,6 +93,6 @@ fn fold(report: &Report, stack: &StackReport, names_resource: bool) -> String {
 fn name(frame: &Frame) -> Cow<'_, str> {
     match &frame.function {
         Some(function) => printable(function),
-        None => frame_without_symbol(frame).into(),
+        None => without_symbol(frame).into(),
     }
 }

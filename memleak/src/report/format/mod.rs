@@ -3,15 +3,18 @@
 //! A new one is a file in this folder, with a [`Kind`], and its line in [`KINDS`].
 
 pub mod folded;
+pub mod human;
 pub mod json;
 mod kind;
+mod line;
 mod memory;
+mod path;
 pub mod text;
 
-pub use kind::{Format, Kind, Occasion, Options, Scope};
+pub use kind::{Format, Kind, Occasion, Options, Scope, Style};
 
 /// All forms: what `--format` takes, the first if nothing is asked for.
-pub static KINDS: [Kind; 3] = [text::KIND, json::KIND, folded::KIND];
+pub static KINDS: [Kind; 4] = [text::KIND, human::KIND, json::KIND, folded::KIND];
 
 /// The form of this name.
 pub fn named(name: &str) -> Option<Kind> {
