@@ -60,21 +60,30 @@ impl Found<'_> {
     }
 }
 
+/// What of a snapshot is taken in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Allocations of any age, whatever `-o` says: in the last report of a target that has ended
+    /// nothing is young.
+    pub ignore_older: bool,
+    /// Each group's allocations, one by one.
+    pub blocks: bool,
+}
+
 /// Groups what is outstanding by resource and site, and puts the top groups of each table first:
 /// that of memory, and one for each other resource ([`table_of`]).
 ///
-/// `ignore_older` takes allocations of any age in, whatever `-o` says: in the last report of a
-/// target that has ended nothing is young. `past` is what the calls before left there; it is
+/// `past` is what the calls before left there; it is
 /// brought up to date. `elapsed_ms`: since tracing began.
 pub fn aggregate(
     found: Found<'_>,
     catalog: &Catalog,
     settings: &ReportSettings,
-    ignore_older: bool,
+    wanted: Wanted,
     past: &mut Past,
 ) -> Aggregated {
     let youngest_ns =
-        if ignore_older { 0 } else { u64::try_from(settings.older.as_nanos()).unwrap_or(u64::MAX) };
+        if wanted.ignore_older { 0 } else { u64::try_from(settings.older.as_nanos()).unwrap_or(u64::MAX) };
     let rate = settings.sample_rate.max(1);
     let mut groups = group(found, youngest_ns, rate);
     let zero = |info: &Arc<ResourceInfo>| ResourceTotal { resource: info.clone(), bytes: 0, count: 0 };
@@ -103,10 +112,12 @@ pub fn aggregate(
     let mut groups = in_order(found.sites, settings, &by_resource, groups);
     if !settings.combined_only {
         let is_listed = |group: &Group| {
-            group.is_top && (settings.show_allocs || catalog.get(group.key.resource).is_descriptor)
+            wanted.blocks
+                || group.is_top && (settings.show_allocs || catalog.get(group.key.resource).is_descriptor)
         };
         list_allocations(found, youngest_ns, &mut groups, is_listed);
     }
+    groups.iter_mut().for_each(|group| group.has_blocks = wanted.blocks);
     Aggregated { totals, by_resource, groups }
 }
 

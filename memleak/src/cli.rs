@@ -89,6 +89,9 @@ pub enum Pair {
     Release(String),
 }
 
+/// Heading of the files of the last report.
+const FILES: &str = "Files (of the last report, whole or not at all)";
+
 /// Heading of the options that go with --kernel.
 const KERNEL_MODE: &str = "Kernel mode (with --kernel)";
 
@@ -256,30 +259,14 @@ pub struct Cli {
     #[arg(short = 'o', long, value_name = "MS", default_value = "500", help_heading = "What is reported")]
     pub older: String,
 
-    /// How many stacks to print
-    #[arg(short = 'T', long, value_name = "N", default_value = "10", help_heading = "What is reported")]
-    pub top: String,
-
-    /// Order of the stacks: size, count, age, growth (since the report before) or verdict
-    #[arg(long, value_name = "KEY", default_value = "size", help_heading = "What is reported")]
-    pub sort: String,
+    /// How reports look
+    #[command(flatten)]
+    pub look: LookArguments,
 
     /// How reports are written: text, human, json or folded [default: human on a terminal, text in
     /// a pipe or file]
     #[arg(long, value_name = "NAME", help_heading = "What is reported")]
     pub format: Option<String>,
-
-    /// Colours: auto (on a terminal, as NO_COLOR and CLICOLOR_FORCE say), always or never
-    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "What is reported")]
-    pub color: String,
-
-    /// On a terminal: show frames of libraries too, and whole paths
-    #[arg(long, help_heading = "What is reported")]
-    pub full_stacks: bool,
-
-    /// On a terminal: show names with all their template arguments
-    #[arg(long, help_heading = "What is reported")]
-    pub full_names: bool,
 
     /// Write each report as one line of JSON: --format json
     #[arg(long, help_heading = "What is reported")]
@@ -298,6 +285,19 @@ pub struct Cli {
     #[arg(long, help_heading = "What is reported")]
     pub append: bool,
 
+    /// Files in other forms
+    #[command(flatten)]
+    pub files: FileArguments,
+
+    /// What is left out
+    #[command(flatten)]
+    pub filters: FilterArguments,
+
+    /// Exit with 3 if this holds at the end: growth>SIZE (since the first report), lost>N, or leak;
+    /// repeatable
+    #[arg(long, value_name = "CONDITION", help_heading = "What is reported")]
+    pub fail_if: Vec<String>,
+
     /// Exit with N (1 to 255) if the last report holds an outstanding allocation
     #[arg(long, value_name = "N", help_heading = "What is reported")]
     pub error_exitcode: Option<String>,
@@ -313,6 +313,103 @@ pub struct Cli {
     /// Print all options, with examples
     #[arg(long, action = clap::ArgAction::HelpLong)]
     pub help: Option<bool>,
+}
+
+/// How reports look, and in which order.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct LookArguments {
+    /// How many stacks to print
+    #[arg(short = 'T', long, value_name = "N", default_value = "10", help_heading = "What is reported")]
+    pub top: String,
+
+    /// Order of the stacks: size, count, age, growth (since the report before) or verdict
+    #[arg(long, value_name = "KEY", default_value = "size", help_heading = "What is reported")]
+    pub sort: String,
+
+    /// Colours: auto (on a terminal, as NO_COLOR and CLICOLOR_FORCE say), always or never
+    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "What is reported")]
+    pub color: String,
+
+    /// On a terminal: show frames of libraries too, and whole paths
+    #[arg(long, help_heading = "What is reported")]
+    pub full_stacks: bool,
+
+    /// On a terminal: show names with all their template arguments
+    #[arg(long, help_heading = "What is reported")]
+    pub full_names: bool,
+}
+
+/// What is left out of reports by what is in its stacks.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct FilterArguments {
+    /// Report only stacks with a frame of this module (its file's name) or function (a regular
+    /// expression); repeatable
+    #[arg(long, value_name = "WHAT", help_heading = "What is reported")]
+    pub only: Vec<String>,
+
+    /// Leave out stacks with a frame like this; repeatable
+    #[arg(long, value_name = "REGEX", help_heading = "What is reported")]
+    pub hide: Vec<String>,
+
+    /// Leave out the known leaks of FILE: lines leak:PATTERN as of LeakSanitizer, or valgrind's
+    /// suppressions; repeatable
+    #[arg(long, value_name = "FILE", help_heading = "What is reported")]
+    pub suppressions: Vec<PathBuf>,
+}
+
+/// Files in other forms: of the last report, and of a saved one.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct FileArguments {
+    /// Write a flame graph (SVG) of the last report to FILE; - is standard output here and below
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub flamegraph: Option<PathBuf>,
+
+    /// What the widths of the flame graph are: bytes, count, growth (since the report before) or
+    /// acquired
+    #[arg(long, value_name = "WHAT", default_value = "bytes", help_heading = FILES)]
+    pub flamegraph_by: String,
+
+    /// Write a profile for go tool pprof, Pyroscope, Parca (compressed by gzip)
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub pprof: Option<PathBuf>,
+
+    /// Write a data file for heaptrack_gui; compressed if FILE ends in .gz or .zst
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub heaptrack: Option<PathBuf>,
+
+    /// Write a profile for speedscope (name it FILE.speedscope.json)
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub speedscope: Option<PathBuf>,
+
+    /// Write a profile for the Firefox Profiler
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub firefox: Option<PathBuf>,
+
+    /// Write a trace for ui.perfetto.dev
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub perfetto: Option<PathBuf>,
+
+    /// Write all of the last report, to make any other form of later: memleak report FILE, memleak
+    /// diff OLD NEW
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub save: Option<PathBuf>,
+}
+
+impl FileArguments {
+    /// The file of the form of this name.
+    pub fn path_of(&self, form: &str) -> Option<&std::path::Path> {
+        let path = match form {
+            "flamegraph" => &self.flamegraph,
+            "pprof" => &self.pprof,
+            "heaptrack" => &self.heaptrack,
+            "speedscope" => &self.speedscope,
+            "firefox" => &self.firefox,
+            "perfetto" => &self.perfetto,
+            "save" => &self.save,
+            _ => &None,
+        };
+        path.as_deref()
+    }
 }
 
 /// Reads a command line; `args` begins with the program's name.
@@ -357,7 +454,7 @@ fn pairs(cli: &Cli, matches: &ArgMatches) -> Vec<Pair> {
 }
 
 /// One line for what clap says in several.
-fn exit_message(error: &clap::Error) -> ExitMessage {
+pub(crate) fn exit_message(error: &clap::Error) -> ExitMessage {
     let argument = context(error, ContextKind::InvalidArg);
     let value = context(error, ContextKind::InvalidValue);
     let line = match error.kind() {

@@ -16,6 +16,7 @@ pub(crate) mod hurry;
 pub mod kernel_labels;
 mod near;
 pub mod objects;
+pub mod offline;
 pub mod probe;
 pub mod proc;
 pub mod report;

@@ -15,7 +15,7 @@ pub use usage::UsageError;
 use usage::{MAX_PID, WholeNumber, non_empty, one_of};
 
 use crate::{
-    cli::{self, Cli},
+    cli::{self, Cli, FileArguments, FilterArguments, LookArguments},
     exit::{self, ExitMessage, Stream},
     probe::{
         resource::{Catalog, ResourceInfo},
@@ -23,8 +23,12 @@ use crate::{
         table::Row,
     },
     report::{
-        format::{self, KINDS, Kind, folded, human, json},
+        condition::FailCondition,
+        files::ReportFile,
+        filter::{Filter, Pattern},
+        format::{self, FILE_KINDS, KINDS, Kind, Measure, Options, Style, folded, human, json},
         output::OutputFile,
+        suppressions::Suppressions,
     },
     stderr,
 };
@@ -80,6 +84,14 @@ pub struct ReportSettings {
     pub sample_rate: u64,
     /// Reports go here instead of standard output.
     pub output: Option<OutputFile>,
+    /// Files of the last report in other forms.
+    pub files: Vec<ReportFile>,
+    /// What the widths of a flame graph are.
+    pub flamegraph_by: Measure,
+    /// Stacks that are left out.
+    pub filter: Filter,
+    /// What makes the run fail (`--fail-if`).
+    pub fail_if: Vec<FailCondition>,
 }
 
 /// Whether there are to be colours.
@@ -432,19 +444,154 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         let why = "there is no file to append to";
         return Err(UsageError::new("--append", why, "name it with --output FILE, or leave --append out"));
     }
+    let look = resolve_look(&cli.look, &cli.files)?;
     Ok(ReportSettings {
         format: resolve_format(cli)?,
-        color: one_of("--color", "choice of colours", &cli.color)?,
-        full_stacks: cli.full_stacks,
-        full_names: cli.full_names,
-        top: TOP.parse(&cli.top)?,
-        sort: one_of("--sort", "sort key", &cli.sort)?,
+        color: look.color,
+        full_stacks: look.full_stacks,
+        full_names: look.full_names,
+        top: look.top,
+        sort: look.sort,
         show_allocs: cli.show_allocs,
         combined_only: cli.combined_only,
         older: Duration::from_millis(OLDER.parse(&cli.older)?),
         sample_rate: SAMPLE_RATE.parse(&cli.sample_rate)?,
         output: cli.output.clone().map(|path| OutputFile { path, append: cli.append }),
+        files: resolve_files(&cli.files)?,
+        flamegraph_by: look.flamegraph_by,
+        filter: resolve_filter(&cli.filters)?,
+        fail_if: resolve_conditions(&cli.fail_if, false)?,
     })
+}
+
+/// How reports look, whether they are made now or read again.
+#[derive(Clone, Copy, Debug)]
+pub struct Appearance {
+    /// How many stacks at most.
+    pub top: usize,
+    /// Order of the stacks.
+    pub sort: SortKey,
+    /// Colours, as they are asked for.
+    pub color: ColorChoice,
+    /// Frames of libraries too, in the form for people.
+    pub full_stacks: bool,
+    /// Names in full, in the form for people.
+    pub full_names: bool,
+    /// What the widths of a flame graph are.
+    pub flamegraph_by: Measure,
+}
+
+impl Appearance {
+    /// What formats are told, if standard output is a terminal or not.
+    pub fn options(&self, is_terminal: bool) -> Options {
+        let style = Style {
+            color: self.color.on(is_terminal, |name| std::env::var_os(name)),
+            full_stacks: self.full_stacks,
+            full_names: self.full_names,
+            width: None,
+        };
+        Options { sort: self.sort, style, flamegraph_by: self.flamegraph_by, ..Options::new(self.top) }
+    }
+}
+
+impl ReportSettings {
+    /// How reports look.
+    pub fn appearance(&self) -> Appearance {
+        let Self { top, sort, color, full_stacks, full_names, flamegraph_by, .. } = *self;
+        Appearance { top, sort, color, full_stacks, full_names, flamegraph_by }
+    }
+}
+
+/// How reports look.
+pub fn resolve_look(look: &LookArguments, files: &FileArguments) -> Result<Appearance, UsageError> {
+    Ok(Appearance {
+        top: parse_top(&look.top)?,
+        sort: one_of("--sort", "sort key", &look.sort)?,
+        color: resolve_color(&look.color)?,
+        full_stacks: look.full_stacks,
+        full_names: look.full_names,
+        flamegraph_by: one_of("--flamegraph-by", "measure", &files.flamegraph_by)?,
+    })
+}
+
+/// Whether there are to be colours.
+pub fn resolve_color(text: &str) -> Result<ColorChoice, UsageError> {
+    one_of("--color", "choice of colours", text)
+}
+
+/// How many stacks are printed.
+pub fn parse_top(text: &str) -> Result<usize, UsageError> {
+    TOP.parse(text)
+}
+
+/// What is left out of reports.
+pub fn resolve_filter(filters: &FilterArguments) -> Result<Filter, UsageError> {
+    let patterns = |what: &str, texts: &[String]| {
+        let pattern = |text: &String| {
+            let wrong = |why| {
+                UsageError::new(
+                    what,
+                    format!("'{text}': {why}"),
+                    "give a module's name or a regular expression",
+                )
+            };
+            Pattern::new(text).map_err(wrong)
+        };
+        texts.iter().map(pattern).collect::<Result<Vec<_>, _>>()
+    };
+    let mut suppressions = (!filters.suppressions.is_empty()).then(Suppressions::known);
+    for path in &filters.suppressions {
+        let what = format!("--suppressions {}", path.display());
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            UsageError::new(&what, format!("cannot be read: {error}"), "name a file of suppressions")
+        })?;
+        let rules = Suppressions::parse(&text).map_err(|why| {
+            UsageError::new(&what, why, "write leak:PATTERN, or a suppression as valgrind's")
+        })?;
+        suppressions.get_or_insert_default().extend(rules);
+    }
+    Ok(Filter {
+        only: patterns("--only", &filters.only)?,
+        hide: patterns("--hide", &filters.hide)?,
+        suppressions,
+    })
+}
+
+/// What makes a run fail. Only with two reports something can be new.
+pub fn resolve_conditions(texts: &[String], has_two: bool) -> Result<Vec<FailCondition>, UsageError> {
+    const HOW: &str = "give growth>SIZE, new, lost>N or leak";
+    texts.iter().map(|text| resolve_condition(text, has_two, HOW)).collect()
+}
+
+fn resolve_condition(text: &str, has_two: bool, how: &str) -> Result<FailCondition, UsageError> {
+    const WHAT: &str = "--fail-if";
+    let limit =
+        |text: &str| parse_size(WHAT, text).map_err(|error| UsageError { remedy: how.to_owned(), ..error });
+    match text.split_once('>').map(|(what, limit)| (what.trim(), limit)) {
+        Some(("growth", size)) => Ok(FailCondition::Growth(limit(size)?)),
+        Some(("lost", number)) => Ok(FailCondition::Lost(limit(number)?)),
+        None if text == "leak" => Ok(FailCondition::Leak),
+        None if text == "new" && has_two => Ok(FailCondition::New),
+        None if text == "new" => {
+            let why = "one run has no stacks that were not there before";
+            Err(UsageError::new("--fail-if new", why, "save both and compare them: memleak diff OLD NEW"))
+        }
+        _ => Err(UsageError::new(WHAT, format!("'{text}' is not a condition"), how)),
+    }
+}
+
+/// The files that are asked for. Only one of them can go to standard output.
+pub fn resolve_files(files: &FileArguments) -> Result<Vec<ReportFile>, UsageError> {
+    let files: Vec<ReportFile> = FILE_KINDS
+        .iter()
+        .filter_map(|kind| Some(ReportFile { kind: *kind, path: files.path_of(kind.name)?.to_owned() }))
+        .collect();
+    let mut at_stdout = files.iter().filter(|file| file.is_stdout());
+    if let (Some(one), Some(other)) = (at_stdout.next(), at_stdout.next()) {
+        let why = format!("--{} goes to standard output as well", one.kind.name);
+        return Err(UsageError::new(&format!("--{} -", other.kind.name), why, "name a file for one of them"));
+    }
+    Ok(files)
 }
 
 /// The form that is asked for, by its name or by an option of its own; `None` if none is.

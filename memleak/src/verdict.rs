@@ -7,7 +7,7 @@
 use crate::words::{BinaryBytes, Grouped, Span};
 
 /// What the BPF programs have counted of one stack, since tracing began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Calls {
     /// Acquired.
     pub acquired: u64,
@@ -51,7 +51,7 @@ impl Calls {
 }
 
 /// What was outstanding at the moment of one report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Point {
     /// Milliseconds since tracing began.
     pub at_ms: u64,
@@ -62,7 +62,7 @@ pub struct Point {
 }
 
 /// What is known of one stack, over the whole run.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct History {
     /// What the BPF programs have counted; `None` if they did not.
     pub calls: Option<Calls>,
@@ -107,7 +107,8 @@ impl History {
 }
 
 /// What a stack's outstanding allocations are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum VerdictKind {
     /// Some are forgotten: most are released soon, and those that are held are much older.
     Leak,
@@ -154,7 +155,7 @@ impl VerdictKind {
 }
 
 /// A judgement and its reason.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Verdict {
     /// What it is.
     pub kind: VerdictKind,

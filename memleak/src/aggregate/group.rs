@@ -62,6 +62,8 @@ pub struct Group {
     pub verdict: Verdict,
     /// It is among the top groups of its table.
     pub is_top: bool,
+    /// `allocations` are all of them, for forms that write single blocks.
+    pub has_blocks: bool,
     /// Of the top groups with `-a`, and of descriptors: one for each outstanding allocation that
     /// was captured, oldest first, then by process and address. Not scaled.
     pub allocations: Option<Vec<AllocationLine>>,
@@ -92,7 +94,11 @@ impl Group {
             tag: site.and_then(|site| site.tag().cloned()),
             frames: Vec::<FrameId>::new(),
             notes: site.and_then(|site| site.cut).map(Note::Cut).into_iter().collect(),
-            allocations: self.allocations.filter(|_| settings.show_allocs),
+            blocks: match self.has_blocks {
+                true => self.allocations.clone().unwrap_or_default(),
+                false => Vec::new(),
+            },
+            allocations: self.allocations.filter(|_| settings.show_allocs && self.is_top),
         }
     }
 }
@@ -130,6 +136,7 @@ impl Group {
             history: History::default(),
             verdict: judge(&History::default()),
             is_top: false,
+            has_blocks: false,
             allocations: None,
         }
     }

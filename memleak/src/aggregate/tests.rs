@@ -10,7 +10,10 @@ use memleak_common::stack::NO_STACK;
 
 use super::*;
 use crate::{
-    report::format::text,
+    report::{
+        filter::Filter,
+        format::{Measure, text},
+    },
     settings::ColorChoice,
     sites::{Locate, SiteId},
     snapshot::Stack,
@@ -33,6 +36,10 @@ fn settings() -> ReportSettings {
         older: Duration::ZERO,
         sample_rate: 1,
         output: None,
+        files: Vec::new(),
+        flamegraph_by: Measure::Bytes,
+        filter: Filter::default(),
+        fail_if: Vec::new(),
     }
 }
 
@@ -89,7 +96,8 @@ impl Run {
             pid_of: &|space| space,
             elapsed_ms: 0,
         };
-        aggregate(found, &catalog(), settings, ignore_older, &mut self.past)
+        let wanted = Wanted { ignore_older, blocks: false };
+        aggregate(found, &catalog(), settings, wanted, &mut self.past)
     }
 
     /// The stack that a site was made of: see [`snapshot`].

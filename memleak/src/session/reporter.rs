@@ -8,7 +8,7 @@ use std::{
 use super::hints::Hints;
 use crate::{
     account::Memory,
-    aggregate::{Folded, Found, Past, aggregate},
+    aggregate::{Folded, Found, Past, Wanted, aggregate},
     objects::ObjectStore,
     probe::resource::Catalog,
     proc::descriptors::open_descriptors,
@@ -112,7 +112,8 @@ impl Reporter {
         let pid_of = |space| targets.owner_of(space).map_or(KERNEL_PID, |traced| traced.id.pid);
         let elapsed_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &pid_of, elapsed_ms };
-        let aggregated = aggregate(found, &self.catalog, settings, is_final && all_ended, &mut self.past);
+        let wanted = Wanted { ignore_older: is_final && all_ended, blocks: self.sink.needs_blocks(is_final) };
+        let aggregated = aggregate(found, &self.catalog, settings, wanted, &mut self.past);
         let Totals { bytes, count, .. } = aggregated.totals;
         let mut frames = Frames::default();
         let mut open = Open::new();
@@ -127,7 +128,8 @@ impl Reporter {
                 waited_in_accept = waited(lines, targets);
                 now
             });
-            let is_written = group.is_top || self.sink.scope() == Scope::All;
+            let is_written =
+                group.is_top || !settings.filter.is_empty() || self.sink.scope(is_final) == Scope::All;
             let site = self.sites.get(group.key.site);
             let mut report = group.report(resource, site, settings);
             report.notes.extend(now.map(Note::Now));
@@ -142,7 +144,8 @@ impl Reporter {
             stacks.push(report);
         }
         self.reports += 1;
-        Report {
+        let mut report = Report {
+            suppressed: None,
             time: taken.time,
             elapsed_ms,
             moments: self.past.totals(Point { at_ms: elapsed_ms, bytes, count }),
@@ -159,7 +162,9 @@ impl Reporter {
             sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
             frames,
             stacks,
-        }
+        };
+        settings.filter.apply(&mut report, settings.sort);
+        report
     }
 }
 
@@ -236,7 +241,7 @@ fn target_info(target: &TargetSpec, targets: &Targets) -> TargetInfo {
         TargetSpec::Kernel(_) => return TargetInfo::kernel(),
     };
     TargetInfo {
-        kind,
+        kind: kind.into(),
         pids: targets.iter().map(|(_, traced)| traced.id.pid).collect(),
         comm: targets.iter().next().map_or_else(String::new, |(_, traced)| traced.comm.clone()),
     }

@@ -4,6 +4,7 @@
 //! `MEMLEAK_BLESS=1 cargo test --test report` writes the golden files again; read the difference
 //! before you commit it.
 
+mod files;
 mod human;
 mod reports;
 mod trace;
@@ -13,7 +14,8 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 use memleak::{
     aggregate::{Before, Group, GroupKey},
     report::{
-        format::{KINDS, Options, folded::write_folded, json::write_json, text, text::write_text},
+        filter::Filter,
+        format::{KINDS, Measure, Options, folded::write_folded, json::write_json, text, text::write_text},
         model::{AllocationLine, OtherProcesses, ProcessCount, Report, StackReport},
     },
     settings::{ColorChoice, ReportSettings, SortKey},
@@ -273,6 +275,10 @@ fn settings(combined_only: bool) -> ReportSettings {
         older: Duration::ZERO,
         sample_rate: 1,
         output: None,
+        files: Vec::new(),
+        flamegraph_by: Measure::Bytes,
+        filter: Filter::default(),
+        fail_if: Vec::new(),
     }
 }
 
@@ -293,6 +299,7 @@ fn a_group_becomes_a_stack_of_the_report() {
         history: History::default(),
         verdict: judge(&History::default()),
         is_top: true,
+        has_blocks: false,
         allocations: None,
     };
     group.judge(Vec::new(), 5000, false);

@@ -96,6 +96,7 @@ impl Stack {
             tag: self.tag,
             frames: self.frames.into_iter().map(|frame| frames.intern(frame)).collect(),
             notes: notes.into_iter().flatten().collect(),
+            blocks: self.allocations.clone().unwrap_or_default(),
             allocations: self.allocations,
         }
     }
@@ -163,7 +164,7 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
         cut_ns: 77_000_000_000,
         cut_within_ns: 90,
         is_final: false,
-        target: TargetInfo { kind: "process", pids: vec![123], comm: "leak".to_owned() },
+        target: TargetInfo { kind: "process".into(), pids: vec![123], comm: "leak".to_owned() },
         processes: Processes::default(),
         moments: Vec::new(),
         totals: Totals {
@@ -173,6 +174,7 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
             released: 7,
         },
         lost: Lost::default(),
+        suppressed: None,
         if_empty: None,
         memory: None,
         sampled: None,
@@ -398,7 +400,7 @@ pub(crate) fn cases() -> Vec<(&'static str, Report)> {
         ("merged", merged()),
         ("processes", {
             let mut two = report(vec![leaky(), Stack { pid: 124, ..leaky() }]);
-            two.target.kind = "command";
+            two.target.kind = "command".into();
             two
         }),
     ]

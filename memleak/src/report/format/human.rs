@@ -8,7 +8,7 @@ use super::{
     line::{Look, TextLine, wrap},
     memory,
     path::write_path,
-    text::{lost_line, time_of_day, write_allocation, write_event},
+    text::{lost_line, suppressed, time_of_day, write_allocation, write_event},
 };
 use crate::{
     account::Memory,
@@ -139,6 +139,9 @@ fn write_header(
     };
     let memory = report.memory.as_ref().map(account).into_iter().chain([released]);
     screen.text(&memory.collect::<Vec<_>>().join("; "), 0, Look::Plain, out)?;
+    if let Some(known) = &report.suppressed {
+        screen.text(&format!("suppressed: {}", suppressed(known)), 0, Look::Dim, out)?;
+    }
     if let Some(lost) = lost_line(&report.lost) {
         screen.text(&lost, 0, Look::Warning, out)?;
     }

@@ -31,7 +31,7 @@ use crate::{
     report::{
         model::{
             AllocationLine, OtherProcesses, ProcessCount, Processes, Report, ResourceTotal, StackReport,
-            TargetInfo, Totals,
+            Suppressed, TargetInfo, Totals,
         },
         trace::EventLine,
     },
@@ -81,6 +81,7 @@ pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Resul
             sampled: report.sampled,
             totals: JsonTotals { all: report.totals, by_resource: ByResource(&report.by_resource) },
             lost: report.lost,
+            suppressed: report.suppressed,
             memory: report.memory,
             stacks: report.top(top).map(|stack| JsonStack::new(report, stack)).collect(),
         },
@@ -165,6 +166,8 @@ struct JsonReport<'a> {
     totals: JsonTotals<'a>,
     lost: Lost,
     #[serde(skip_serializing_if = "Option::is_none")]
+    suppressed: Option<Suppressed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Memory>,
     stacks: Vec<JsonStack<'a>>,
 }
@@ -178,7 +181,7 @@ struct JsonTarget<'a> {
 
 impl<'a> From<&'a TargetInfo> for JsonTarget<'a> {
     fn from(target: &'a TargetInfo) -> Self {
-        Self { kind: target.kind, pids: &target.pids, comm: &target.comm }
+        Self { kind: &target.kind, pids: &target.pids, comm: &target.comm }
     }
 }
 

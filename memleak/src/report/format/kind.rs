@@ -8,7 +8,7 @@ use std::{
 use jiff::tz::TimeZone;
 
 use crate::report::{
-    model::{Report, SortKey},
+    model::{Report, SortKey, StackReport},
     trace::EventLine,
 };
 
@@ -48,12 +48,53 @@ pub struct Options {
     pub time_zone: TimeZone,
     /// How the form for people looks.
     pub style: Style,
+    /// What the widths of a flame graph are.
+    pub flamegraph_by: Measure,
 }
 
 impl Options {
     /// In the system's time zone (`TZ` or /etc/localtime; UTC if neither can be read).
     pub fn new(top: usize) -> Self {
-        Self { top, sort: SortKey::Size, time_zone: TimeZone::system(), style: Style::default() }
+        Self {
+            top,
+            sort: SortKey::Size,
+            time_zone: TimeZone::system(),
+            style: Style::default(),
+            flamegraph_by: Measure::default(),
+        }
+    }
+}
+
+/// What is measured of stacks that are folded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Measure {
+    /// Outstanding bytes.
+    #[default]
+    Bytes,
+    /// How many are outstanding.
+    Count,
+    /// Bytes by which it has grown since the report before.
+    Growth,
+    /// Bytes that were acquired since tracing began.
+    Acquired,
+}
+
+impl Measure {
+    /// The number of a stack; of a resource without a size, how many.
+    pub fn of(self, stack: &StackReport) -> u64 {
+        let by_size = |bytes, count| if stack.resource.has_size { bytes } else { count };
+        match self {
+            Self::Bytes => by_size(stack.bytes, stack.count),
+            Self::Count => stack.count,
+            Self::Growth => {
+                let growth = if stack.resource.has_size { stack.growth_bytes } else { stack.growth_count };
+                u64::try_from(growth).unwrap_or(0)
+            }
+            Self::Acquired => {
+                let calls = stack.history.calls.unwrap_or_default();
+                by_size(calls.bytes_acquired, calls.acquired)
+            }
+        }
     }
 }
 
@@ -112,6 +153,13 @@ pub trait Format: fmt::Debug + Send {
     /// The reports that it writes.
     fn occasion(&self) -> Occasion {
         Occasion::Each
+    }
+
+    /// It writes single blocks: [`StackReport::blocks`] is wanted.
+    ///
+    /// [`StackReport::blocks`]: crate::report::model::StackReport::blocks
+    fn needs_blocks(&self) -> bool {
+        false
     }
 
     /// Writes a report.

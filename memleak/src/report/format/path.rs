@@ -38,7 +38,7 @@ enum Part<'a> {
 
 /// The frame that is responsible: the first that is the program's own, else the first that has a
 /// name and is no function of an allocator's, else any.
-pub(super) fn responsible(frames: &[&Frame]) -> usize {
+pub(crate) fn responsible(frames: &[&Frame]) -> usize {
     let named = |frame: &&&Frame| frame.function.is_some();
     let own = frames.iter().position(|frame| !is_library(frame));
     let last_named = || frames.iter().rposition(|frame| named(&frame));
@@ -46,7 +46,7 @@ pub(super) fn responsible(frames: &[&Frame]) -> usize {
 }
 
 /// Writes a stack, indented.
-pub(super) fn write_path(
+pub(crate) fn write_path(
     report: &Report,
     stack: &StackReport,
     indent: usize,

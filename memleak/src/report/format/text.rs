@@ -16,7 +16,7 @@ use crate::{
     escape::printable,
     probe::resource::ResourceInfo,
     report::{
-        model::{AllocationLine, Note, ProcessCount, Report, SortKey, StackReport},
+        model::{AllocationLine, Note, ProcessCount, Report, SortKey, StackReport, Suppressed},
         names::{basename, module_name, without_symbol},
         trace::EventLine,
     },
@@ -66,6 +66,10 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
             None => writeln!(out, ":")?,
         }
         if number == 0 {
+            report
+                .suppressed
+                .iter()
+                .try_for_each(|known| writeln!(out, "\tsuppressed: {}", suppressed(known)))?;
             lost_line(&report.lost).iter().try_for_each(|line| writeln!(out, "\t{line}"))?;
             if let Some(said) = report.if_empty.as_deref().filter(|_| report.stacks.is_empty()) {
                 writeln!(out, "\t{}", printable(said))?;
@@ -152,6 +156,11 @@ pub(super) fn lost_line(lost: &Lost) -> Option<String> {
         })
         .collect();
     (!parts.is_empty()).then(|| format!("lost: {}", parts.join(", ")))
+}
+
+/// How much known leaks hold.
+pub(super) fn suppressed(known: &Suppressed) -> String {
+    format!("{} bytes in {} allocations from {} stacks", known.bytes, known.count, known.stacks)
 }
 
 /// What stands in parentheses behind a stack's heading, where no script looks: its growth or its
