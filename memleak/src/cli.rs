@@ -377,6 +377,10 @@ pub struct FileArguments {
     #[arg(long, value_name = "FILE", help_heading = FILES)]
     pub heaptrack: Option<PathBuf>,
 
+    /// Write a page for a browser: table, flame graph, totals over time; it needs no network
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub html: Option<PathBuf>,
+
     /// Write a profile for speedscope (name it FILE.speedscope.json)
     #[arg(long, value_name = "FILE", help_heading = FILES)]
     pub speedscope: Option<PathBuf>,
@@ -402,6 +406,7 @@ impl FileArguments {
             "flamegraph" => &self.flamegraph,
             "pprof" => &self.pprof,
             "heaptrack" => &self.heaptrack,
+            "html" => &self.html,
             "speedscope" => &self.speedscope,
             "firefox" => &self.firefox,
             "perfetto" => &self.perfetto,

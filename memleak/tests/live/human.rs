@@ -28,7 +28,7 @@ fn terminal() -> (File, OwnedFd) {
 }
 
 /// examples/wordcount.cc, which waits for names of files.
-fn wordcount() -> Child {
+pub(crate) fn wordcount() -> Child {
     let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
     let program = scratch_dir().join("wordcount");
     let source = format!("{examples}/wordcount.cc");

@@ -25,6 +25,7 @@ mod ends;
 mod errors;
 mod exact;
 mod fallback;
+mod files;
 mod harm;
 mod hostile;
 mod human;

@@ -11,6 +11,7 @@ use memleak::report::{
         flamegraph::write_flamegraph,
         folded::{fold_report, write_folded},
         heaptrack::write_heaptrack,
+        html::write_html,
         pprof::write_pprof,
         saved::{self, SavedError},
         speedscope::write_speedscope,
@@ -179,6 +180,24 @@ fn what_was_acquired_is_in_a_profile_if_it_is_known_of_all() {
     assert_eq!(pprof(&report), [[7, 112, 5, 80], [7, 112, 5, 80]]);
     let acquired = fold_report(&report, Measure::Acquired, false);
     assert_eq!(acquired.into_iter().collect::<Vec<_>>(), [("main;leaky(...)".to_owned(), 224)]);
+}
+
+#[test]
+fn a_page_holds_strangers_text_as_data() {
+    for (name, report) in cases() {
+        let page = String::from_utf8(bytes_of(|out| write_html(&report, out))).expect("UTF-8");
+        let (_, data) = page.split_once("id=\"data\">").expect("data");
+        let (data, rest) = data.split_once("</script>").expect("its end");
+        assert!(rest.contains("JSON.parse") && !data.contains('<'), "{name}");
+        let data: Value = serde_json::from_str(data).expect("JSON");
+        let sum: u64 =
+            data["sites"].as_array().expect("sites").iter().filter_map(|site| site["bytes"].as_u64()).sum();
+        assert_eq!(sum, report.totals.bytes, "{name}");
+    }
+    let mut evil = wordcount();
+    evil.target.comm = "</script><script>alert(1)".to_owned();
+    let page = String::from_utf8(bytes_of(|out| write_html(&evil, out))).expect("UTF-8");
+    assert!(!page.contains("</script><script>alert"), "{page}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub mod firefox;
 pub mod flamegraph;
 pub mod folded;
 pub mod heaptrack;
+pub mod html;
 pub mod human;
 pub mod json;
 mod kind;
@@ -32,10 +33,11 @@ pub fn named(name: &str) -> Option<Kind> {
 
 /// The forms that have files of their own, beside what `--format` says: each is an option of its
 /// name.
-pub static FILE_KINDS: [Kind; 7] = [
+pub static FILE_KINDS: [Kind; 8] = [
     flamegraph::KIND,
     pprof::KIND,
     heaptrack::KIND,
+    html::KIND,
     speedscope::KIND,
     firefox::KIND,
     perfetto::KIND,
