@@ -23,7 +23,9 @@ Examples:
   memleak -p 1234 -a -o 0 1 1            every outstanding allocation, once, and end
   memleak -p 1234 -s 100                 a busy program: one allocation in 100, scaled up
   memleak -p 1234 --json --output a.jsonl
-  memleak -p 1234 --folded 60 1 | flamegraph.pl --countname bytes > held.svg
+  memleak -p 1234 --flamegraph held.svg --html held.html 60 1
+  memleak -p 1234 --save before.gz 60 1  all of it, for later: memleak report before.gz --pprof a.pb.gz
+  memleak diff before.gz after.gz        what has grown, is new, is gone
   memleak --kernel 10                    the kernel's own allocations, a report every 10 seconds
   memleak -k --slab dentry --sort growth which paths of the kernel grow the dentry cache
   memleak --error-exitcode 99 -- ./test  for CI: 99 when something is still outstanding at the end
@@ -48,6 +50,7 @@ Exit status:
   0  done
   1  the work could not be done: one line on standard error says what failed, why and what to do
   2  the command line is wrong: one line says what to type
+  3  a condition of --fail-if holds
   N  with --error-exitcode N, if the last report holds an outstanding allocation
   A command that ends by itself passes on its own status (128+N for signal N).";
 
@@ -107,13 +110,25 @@ const KERNEL_MODE: &str = "Kernel mode (with --kernel)";
                       memleak [OPTIONS] [INTERVAL] [COUNT] -- COMMAND [ARG...]"
 )]
 pub struct Cli {
-    /// Seconds between reports; fractions allowed
+    /// Time between reports: seconds, fractions allowed, or with a unit (500ms, 5s, 10m, 1h)
     #[arg(value_name = "INTERVAL", default_value = "5")]
     pub interval: String,
 
     /// Number of reports [default: endless]
     #[arg(value_name = "COUNT")]
     pub count: Option<String>,
+
+    /// End after this time, with a last report: seconds, or with a unit (60s, 10m)
+    #[arg(long, value_name = "TIME", help_heading = "What is reported")]
+    pub duration: Option<String>,
+
+    /// End with a summary: calls, the most that was outstanding and when, what was lost
+    #[arg(long, help_heading = "What is reported")]
+    pub summary: bool,
+
+    /// Print completions for SHELL (bash, zsh, fish, elvish) and exit; the first argument
+    #[arg(long, value_name = "SHELL")]
+    pub completions: Option<String>,
 
     /// After --: run COMMAND and trace it from its first instruction
     #[arg(value_name = "COMMAND", last = true, help_heading = "Target (exactly one kind)")]

@@ -88,6 +88,8 @@ pub struct ReportSettings {
     pub files: Vec<ReportFile>,
     /// What the widths of a flame graph are.
     pub flamegraph_by: Measure,
+    /// The last report ends with a summary.
+    pub summary: bool,
     /// Stacks that are left out.
     pub filter: Filter,
     /// What makes the run fail (`--fail-if`).
@@ -193,6 +195,8 @@ pub struct Settings {
     pub interval: Duration,
     /// Number of reports; `None` for endless.
     pub count: Option<u64>,
+    /// The run ends after this time (`--duration`).
+    pub duration: Option<Duration>,
     /// What is captured.
     pub capture: CaptureSettings,
     /// What a report holds.
@@ -285,6 +289,10 @@ impl Settings {
     /// Checks what was typed. Besides the command line it looks at files of resources alone:
     /// whether a process or another file exists shows later.
     pub fn resolve(cli: Cli) -> Result<Self, UsageError> {
+        if cli.completions.is_some() {
+            let why = "there are other options beside it";
+            return Err(UsageError::new("--completions", why, "type memleak --completions SHELL alone"));
+        }
         let interval = parse_interval(&cli.interval)?;
         let count = cli.count.as_deref().map(|text| COUNT.parse(text)).transpose()?;
         let error_exitcode =
@@ -301,6 +309,7 @@ impl Settings {
             target: resolve_target(&cli)?,
             interval,
             count,
+            duration: cli.duration.as_deref().map(parse_duration).transpose()?,
             capture,
             report,
             // As with valgrind, 0 turns it off.
@@ -459,6 +468,7 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         output: cli.output.clone().map(|path| OutputFile { path, append: cli.append }),
         files: resolve_files(&cli.files)?,
         flamegraph_by: look.flamegraph_by,
+        summary: cli.summary,
         filter: resolve_filter(&cli.filters)?,
         fail_if: resolve_conditions(&cli.fail_if, false)?,
     })
@@ -617,8 +627,28 @@ fn resolve_format(cli: &Cli) -> Result<Option<Kind>, UsageError> {
     Ok(Some(kind))
 }
 
+/// Seconds, or a time with its unit.
+fn seconds(text: &str) -> Option<f64> {
+    // The longer one first: s is the end of both.
+    const UNITS: [(&str, f64); 4] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    let text = text.trim();
+    let with_unit = UNITS.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, *seconds)));
+    let (number, factor) = with_unit.unwrap_or((text, 1.0));
+    // What f64 reads besides numbers ("inf", "nan") is no time.
+    let number = number.parse::<f64>().ok().filter(|number| number.is_finite())?;
+    Some(number * factor)
+}
+
+fn parse_duration(text: &str) -> Result<Duration, UsageError> {
+    let found = seconds(text).filter(|seconds| *seconds > 0.0 && *seconds <= MAX_INTERVAL_SECONDS);
+    found.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {
+        let why = format!("'{text}' is not a time");
+        UsageError::new("--duration", why, "give seconds, or a time such as 500ms, 60s, 10m or 1h")
+    })
+}
+
 fn parse_interval(text: &str) -> Result<Duration, UsageError> {
-    let seconds = text.trim().parse::<f64>().ok();
+    let seconds = seconds(text);
     let seconds = seconds.filter(|seconds| (MIN_INTERVAL_SECONDS..=MAX_INTERVAL_SECONDS).contains(seconds));
     // The range leaves out NaN and whatever no Duration can hold.
     seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {

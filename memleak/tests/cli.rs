@@ -122,6 +122,53 @@ fn interval_and_count() {
 }
 
 #[test]
+fn times_have_units() {
+    let interval = |text: &str| settings(&["-p", "1", text]).interval;
+    for (text, ms) in
+        [("500ms", 500), ("5s", 5000), ("0.5", 500), ("1.5s", 1500), ("10m", 600_000), ("1h", 3_600_000)]
+    {
+        assert_eq!(interval(text), Duration::from_millis(ms), "{text}");
+        assert_eq!(
+            settings(&["-p", "1", "--duration", text]).duration,
+            Some(Duration::from_millis(ms)),
+            "{text}"
+        );
+    }
+    assert_eq!(settings(&["-p", "1"]).duration, None);
+    for text in ["5d", "ms", "0.0001ms", "nans", "1 h 2"] {
+        let error = parse(&["-p", "1", text]).expect_err(text);
+        assert!(
+            error.text.starts_with("memleak: INTERVAL: ") || error.text.contains("one argument too many"),
+            "{text}: {}",
+            error.text
+        );
+    }
+    for text in ["0", "0s", "inf", "5x"] {
+        let error = parse(&["-p", "1", "--duration", text]).expect_err(text);
+        assert!(error.text.starts_with("memleak: --duration: "), "{text}: {}", error.text);
+    }
+}
+
+/// Files of the last report: one of them can go to standard output.
+#[test]
+fn files_are_asked_for_by_their_form() {
+    let files = |arguments: &[&str]| {
+        let arguments = [&["-p", "1"], arguments].concat();
+        let files = settings(&arguments).report.files;
+        files.iter().map(|file| (file.kind.name, file.path.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(files(&[]), []);
+    let found = files(&["--pprof", "a.pb.gz", "--save=b", "--flamegraph", "-", "--flamegraph-by", "count"]);
+    let expected = [("flamegraph", "-"), ("pprof", "a.pb.gz"), ("save", "b")];
+    assert_eq!(found, expected.map(|(form, path)| (form, path.into())));
+    let error = parse(&["-p", "1", "--pprof", "-", "--html", "-"]).expect_err("two at once").text;
+    assert_eq!(
+        error,
+        "memleak: --html -: --pprof goes to standard output as well; name a file for one of them\n"
+    );
+}
+
+#[test]
 fn sizes_have_suffixes_of_1024() {
     for (text, expected) in [
         ("0", 0),
@@ -357,6 +404,22 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["-p", "1", "-q"], "-q: no such option", "memleak --help"),
     (&["-p", "1", "--format", "xml"], "'xml' is not a format", "give one of text, human, json, folded"),
     (&["-p", "1", "--format", "text", "--json"], "text and json were both", "keep one"),
+    (&["-p", "1", "--color", "blue"], "'blue' is not a choice of colours", "auto, always, never"),
+    (&["-p", "1", "--flamegraph-by", "age"], "'age' is not a measure", "bytes, count, growth, acquired"),
+    (
+        &["-p", "1", "--fail-if", "growth"],
+        "'growth' is not a condition",
+        "give growth>SIZE, new, lost>N or leak",
+    ),
+    (&["-p", "1", "--fail-if", "growth>x"], "'x' is not a size", "give growth>SIZE"),
+    (&["-p", "1", "--fail-if", "new"], "no stacks that were not there before", "memleak diff OLD NEW"),
+    (&["-p", "1", "--only", "("], "--only: '('", "a regular expression"),
+    (&["-p", "1", "--suppressions", "/nonexistent"], "cannot be read: No such file", "name a file"),
+    (
+        &["-p", "1", "--completions", "bash"],
+        "there are other options beside it",
+        "memleak --completions SHELL alone",
+    ),
     (&["-p", "1", "--folded", "-t"], "folded has no lines for the events", "another format"),
     (&["-p", "1", "--json=yes"], "--json: takes no value, but 'yes'", "leave the value out"),
 ];

@@ -38,6 +38,7 @@ fn settings() -> ReportSettings {
         output: None,
         files: Vec::new(),
         flamegraph_by: Measure::Bytes,
+        summary: false,
         filter: Filter::default(),
         fail_if: Vec::new(),
     }

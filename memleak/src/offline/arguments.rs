@@ -12,7 +12,7 @@ use crate::{
 /// Shows which stacks of a running process hold its memory: no rebuild, no restart
 #[derive(Debug, Parser)]
 #[command(name = "memleak", version)]
-struct Words {
+pub(super) struct Words {
     #[command(subcommand)]
     word: Word,
 }
@@ -22,10 +22,10 @@ struct Words {
 pub(super) enum Word {
     /// Writes a saved report (--save) again, in any form
     #[command(args_override_self = true)]
-    Report(ReportArguments),
+    Report(Box<ReportArguments>),
     /// Compares two saved reports by their stacks: what has grown, what is new, what has gone
     #[command(args_override_self = true)]
-    Diff(DiffArguments),
+    Diff(Box<DiffArguments>),
 }
 
 #[derive(Debug, Args)]

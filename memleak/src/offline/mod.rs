@@ -3,6 +3,7 @@
 
 mod arguments;
 pub mod diff;
+mod generate;
 
 use std::{
     ffi::OsString,
@@ -11,6 +12,7 @@ use std::{
 };
 
 use arguments::{DiffArguments, ReportArguments, Word};
+use clap::ValueEnum as _;
 
 use crate::{
     exit::{self, ExitMessage},
@@ -28,14 +30,31 @@ use crate::{
 /// Does what `args` ask for and gives the exit status; `None` if their first word is none of ours.
 pub fn run(args: &[OsString]) -> Option<u8> {
     let word = args.get(1)?.to_str()?;
-    if !matches!(word, "report" | "diff") {
-        return None;
-    }
-    let outcome = arguments::parse(args).and_then(|word| match word {
+    let outcome = match (word, args.get(2)) {
+        ("report" | "diff", _) => words(args),
+        ("--completions", Some(shell)) => completions(&shell.to_string_lossy()),
+        ("--man", None) => generate::man()
+            .map_err(|error| failed("--man", format_args!("{error}; make room")))
+            .and_then(|page| print(&page))
+            .map(|()| exit::DONE),
+        _ => completions(word.strip_prefix("--completions=")?),
+    };
+    Some(outcome.unwrap_or_else(|message| message.emit()))
+}
+
+fn completions(shell: &str) -> Result<u8, ExitMessage> {
+    let shell = clap_complete::Shell::from_str(shell, true).map_err(|_| {
+        let line = format!("--completions: '{shell}' is not a shell; give bash, zsh, fish or elvish");
+        ExitMessage::error(exit::USAGE, &line)
+    })?;
+    print(&generate::completions(shell)).map(|()| exit::DONE)
+}
+
+fn words(args: &[OsString]) -> Result<u8, ExitMessage> {
+    match arguments::parse(args)? {
         Word::Report(arguments) => report(&arguments),
         Word::Diff(arguments) => compare(&arguments),
-    });
-    Some(outcome.unwrap_or_else(|message| message.emit()))
+    }
 }
 
 /// A line that says what failed.
@@ -76,6 +95,7 @@ fn report(arguments: &ReportArguments) -> Result<u8, ExitMessage> {
     let filter = settings::resolve_filter(&arguments.filters)?;
     let conditions = settings::resolve_conditions(&arguments.fail_if, false)?;
     let look = settings::resolve_look(&arguments.look, &arguments.files)?;
+    let asked = form(arguments)?;
     let is_terminal = io::stdout().is_terminal();
     let options = look.options(is_terminal);
     let mut report = read(&arguments.file)?;
@@ -88,7 +108,7 @@ fn report(arguments: &ReportArguments) -> Result<u8, ExitMessage> {
     });
     write_files(made)?;
     // With files alone nobody has asked for text.
-    let kind = match (form(arguments)?, files.is_empty()) {
+    let kind = match (asked, files.is_empty()) {
         (Some(kind), _) => Some(kind),
         (None, true) if is_terminal => Some(human::KIND),
         (None, true) => Some(text::KIND),

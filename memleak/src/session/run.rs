@@ -24,6 +24,7 @@ use crate::{
     proc::{clock::monotonic_ns, limits::raise_open_files},
     report::{
         condition::{Facts, FailCondition},
+        format::Options,
         sink::{Delivery, Sink},
     },
     settings::{Settings, TargetSpec},
@@ -52,6 +53,8 @@ enum Reason {
     Count,
     /// A signal.
     Signal,
+    /// The time of `--duration` is over.
+    Duration,
     /// No traced process is left.
     TargetsEnded,
     /// Nobody reads the reports.
@@ -127,7 +130,7 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
 fn open_sink(settings: &Settings) -> Result<Sink, SessionError> {
     let report = &settings.report;
     let is_terminal = report.output.is_none() && io::stdout().is_terminal();
-    let options = report.appearance().options(is_terminal);
+    let options = Options { summary: report.summary, ..report.appearance().options(is_terminal) };
     let format = (report.format_on(is_terminal).new)(&options);
     let mut sink = Sink::open(report.output.as_ref(), format)?;
     for file in &report.files {
@@ -153,10 +156,12 @@ impl Session {
         self.reporter.begin();
         let mut more_events = false;
         let mut ticks = ticks(self.settings.interval);
+        let end = self.settings.duration.and_then(|duration| Instant::now().checked_add(duration));
         loop {
             tokio::select! {
                 biased;
                 () = signals.any() => return Ok(Reason::Signal),
+                () = moment(end) => return Ok(Reason::Duration),
                 _ = ticks.tick() => {
                     if self.settings.count == Some(self.reporter.reports + 1) {
                         return Ok(Reason::Count);

@@ -277,6 +277,7 @@ fn settings(combined_only: bool) -> ReportSettings {
         output: None,
         files: Vec::new(),
         flamegraph_by: Measure::Bytes,
+        summary: false,
         filter: Filter::default(),
         fail_if: Vec::new(),
     }

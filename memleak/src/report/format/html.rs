@@ -12,9 +12,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    Format, Kind, Occasion, Options, Scope, memory,
-    path::responsible,
-    text::{lost_line, suppressed},
+    Format, Kind, Occasion, Options, Scope, lost::lost_line, memory, path::responsible, text::suppressed,
 };
 use crate::{
     report::{

@@ -6,9 +6,11 @@ use std::io::{self, Write};
 use super::{
     Format, Kind, Options, Scope,
     line::{Look, TextLine, wrap},
+    lost::lost_line,
     memory,
     path::write_path,
-    text::{lost_line, suppressed, time_of_day, write_allocation, write_event},
+    summary::summary,
+    text::{suppressed, time_of_day, write_allocation, write_event},
 };
 use crate::{
     account::Memory,
@@ -97,7 +99,14 @@ pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> i
         }
     }
     // What follows is the next report, or the shell's prompt.
-    if report.is_final { Ok(()) } else { writeln!(out) }
+    if report.is_final && !options.summary {
+        return Ok(());
+    }
+    writeln!(out)?;
+    if report.is_final {
+        summary(report).iter().try_for_each(|line| screen.text(line, 0, Look::Plain, out))?;
+    }
+    Ok(())
 }
 
 /// What is traced, what it holds in all, and what its memory is.

@@ -50,6 +50,8 @@ pub struct Options {
     pub style: Style,
     /// What the widths of a flame graph are.
     pub flamegraph_by: Measure,
+    /// bcc's form ends with a summary too.
+    pub summary: bool,
 }
 
 impl Options {
@@ -61,6 +63,7 @@ impl Options {
             time_zone: TimeZone::system(),
             style: Style::default(),
             flamegraph_by: Measure::default(),
+            summary: false,
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod human;
 pub mod json;
 mod kind;
 mod line;
+mod lost;
 mod memory;
 pub(crate) mod path;
 pub mod perfetto;
@@ -19,6 +20,7 @@ pub mod pprof;
 mod protobuf;
 pub mod saved;
 pub mod speedscope;
+mod summary;
 pub mod text;
 
 pub use kind::{Format, Kind, Measure, Occasion, Options, Scope, Style};

@@ -11,7 +11,7 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use super::{Format, Kind, Occasion, Options, Scope, protobuf::Message, text::lost_line};
+use super::{Format, Kind, Occasion, Options, Scope, lost::lost_line, protobuf::Message};
 use crate::{
     report::{
         model::{FrameId, Report, StackReport},

@@ -11,7 +11,7 @@ use std::{
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::{Format, Kind, Options, memory::write_memory};
+use super::{Format, Kind, Options, lost::lost_line, memory::write_memory, summary::summary};
 use crate::{
     escape::printable,
     probe::resource::ResourceInfo,
@@ -20,7 +20,7 @@ use crate::{
         names::{basename, module_name, without_symbol},
         trace::EventLine,
     },
-    snapshot::{Cut, KERNEL_PID, Lost},
+    snapshot::{Cut, KERNEL_PID},
     symbolize::Frame,
 };
 
@@ -81,6 +81,9 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
             write_stack(report, stack, &said, several && stack.pid() != KERNEL_PID, out)?;
         }
     }
+    if report.is_final && options.summary {
+        summary(report).iter().try_for_each(|line| writeln!(out, "summary: {line}"))?;
+    }
     Ok(())
 }
 
@@ -111,51 +114,6 @@ pub fn write_event(event: &EventLine, options: &Options, out: &mut dyn Write) ->
         write!(out, " by {}", printable(comm))?;
     }
     writeln!(out)
-}
-
-/// What says how much of what was lost and what to do about it; `None` if nothing was.
-pub(super) fn lost_line(lost: &Lost) -> Option<String> {
-    let ways = [
-        (lost.allocations, "allocation", "table full: raise --max-allocs, or trace fewer with -z or -s"),
-        (lost.stacks, "stack", "counted, but their stacks are unknown: raise --stack-storage-size"),
-        (
-            lost.events.saturating_sub(lost.trace_lines),
-            "control event",
-            "mmap totals may be too high: report more often",
-        ),
-        (lost.trace_lines, "line", "of -t not printed: write to a file with --output"),
-        (
-            lost.processes,
-            "process",
-            "not traced, or not from their beginning: what they acquired then is missing",
-        ),
-        (lost.moved, "moving record", "missing from one of the reports: trace fewer with -z or -s"),
-        (lost.missed_returns, "return", "allocations by these calls are missing: restart the trace"),
-        (
-            lost.skipped_runs,
-            "program run",
-            "skipped by the kernel, numbers may be off: trace fewer with -z or -s",
-        ),
-        (
-            lost.mass_releases,
-            "mass release",
-            "mi_heap_destroy, arena.N.reset or their like: the blocks that they freed are still listed",
-        ),
-        (lost.cut_stacks, "stack", "truncated: see the line after the last frame"),
-    ];
-    let parts: Vec<String> = ways
-        .iter()
-        .filter(|(number, ..)| *number > 0)
-        .map(|(number, what, remedy)| {
-            let plural = match what.ends_with('s') {
-                _ if *number == 1 => "",
-                true => "es",
-                false => "s",
-            };
-            format!("{number} {what}{plural} ({remedy})")
-        })
-        .collect();
-    (!parts.is_empty()).then(|| format!("lost: {}", parts.join(", ")))
 }
 
 /// How much known leaks hold.
