@@ -10,13 +10,13 @@
 use aya_ebpf::{
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_probe_read_user_str},
+        generated::{bpf_get_prandom_u32, bpf_probe_read_user_str},
     },
 };
 use memleak_common::{
     allocation::{Allocation, AllocationKey, RELEASED_EARLY},
     event::{self, Event},
-    probe::{ProbeRow, flags, size},
+    probe::{ProbeRow, Resource, flags, size},
     settings::flags as setting_flags,
     stats::Stat,
     thread::{Owner, PendingCall, STACK_WINDOW, ThreadRecord},
@@ -24,6 +24,8 @@ use memleak_common::{
 
 use crate::{
     args::Return,
+    clock::{coarse_now, now},
+    history,
     maps::{ALLOCATIONS, EEXIST, PROBES, Wake, add, count, count_in, has, send, send_line, setting},
     stack,
     cut::{self, epoch},
@@ -128,7 +130,7 @@ pub unsafe extern "C" fn enter_of(
 
 #[inline(always)]
 fn enter_in(thread: &mut ThreadRecord, row_flags: u32, key: &AllocationKey, size: u64, stack_id: u64) -> Option<()> {
-    let time_ns = now();
+    let time_ns = if key.resource == Resource::Heap.number() { coarse_now() } else { now() };
     let (tid, epoch, birth) = (thread.tid, thread.epoch, thread.next_birth);
     thread.next_birth += 1;
     let allocation = Allocation { size, stack_id, time_ns, tid, epoch, count: 1, birth };
@@ -400,7 +402,7 @@ fn finish_release_in(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) 
         if is_range && pages_of(&call.released) > pages {
             keep_rest(thread.owner, row, call, pages);
         } else {
-            released(thread, row, call.released_handle, call.released.size);
+            released(thread, row, call.released_handle, &call.released);
         }
     }
     if has(row, flags::EARLY_RELEASE) && call.has_released == NOTHING {
@@ -432,7 +434,7 @@ fn release_early(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
             // SAFETY: an aligned map value that only this handle's users change.
             let (is_mark, size) = unsafe { ((*found).count == RELEASED_EARLY, (*found).size) };
             if table::remove_elsewhere(&key, thread.epoch) && !is_mark {
-                released(thread, row, call.released_handle, size);
+                tell_released(thread, row, call.released_handle, size);
                 return;
             }
         }
@@ -484,7 +486,15 @@ fn pages_of(allocation: &Allocation) -> u64 {
 
 /// Counts, and with `-t` tells, that a record taken out is released for good.
 #[inline(always)]
-fn released(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
+fn released(thread: &ThreadRecord, row: &ProbeRow, handle: u64, record: &Allocation) {
+    if history::is_kept() {
+        history::note_release(record.stack_id, record.size, record.time_ns);
+    }
+    tell_released(thread, row, handle, record.size);
+}
+
+#[inline(always)]
+fn tell_released(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
     count_in(Stat::Released, thread.epoch);
     if setting!(flags) & setting_flags::TRACE != 0 {
         send_release(&key(thread.owner, row, handle), thread.tid, size);
@@ -530,8 +540,3 @@ fn up_to(limit: u64) -> u64 {
     1 + unsafe { bpf_get_prandom_u32() } as u64 % limit.max(1)
 }
 
-#[inline(always)]
-pub fn now() -> u64 {
-    // SAFETY: the helper takes nothing.
-    unsafe { bpf_ktime_get_ns() }
-}

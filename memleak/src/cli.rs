@@ -245,6 +245,10 @@ pub struct Cli {
     #[arg(long, value_name = "SIZE", help_heading = "What is captured")]
     pub max_memory: Option<String>,
 
+    /// Do not keep how much each stack has released, and at what age
+    #[arg(long, help_heading = "What is captured")]
+    pub no_lifetimes: bool,
+
     /// How stacks are walked: auto (unwind tables, and the frame pointer if a file has none),
     /// dwarf or fp [default: auto]
     #[arg(long, value_name = "HOW", help_heading = "What is captured")]

@@ -157,6 +157,8 @@ pub struct CaptureSettings {
     pub max_allocs: Option<u32>,
     /// Kernel memory for the table of heap blocks, bytes; `None`: the default.
     pub max_memory: Option<u64>,
+    /// Keep how much each stack has released, and at what age.
+    pub lifetimes: bool,
     /// Room for stacks.
     pub stack_storage_size: u32,
     /// Most frames of a stack.
@@ -421,6 +423,7 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         trace: cli.trace,
         follow_forks: cli.follow_forks,
         max_allocs: cli.max_allocs.as_deref().map(|text| MAX_ALLOCS.parse(text)).transpose()?,
+        lifetimes: !cli.no_lifetimes,
         max_memory: cli.max_memory.as_deref().map(|text| parse_size("--max-memory", text)).transpose()?,
         stack_storage_size: match &cli.stack_storage_size {
             Some(text) => STACK_STORAGE_SIZE.parse(text)?,

@@ -6,7 +6,8 @@ pub(crate) mod ranges;
 
 use std::collections::HashMap;
 
-use memleak_common::{probe::Resource, unwind::Step};
+use memleak_common::{history::StackHistory, probe::Resource, unwind::Step};
+use rustc_hash::FxHashMap;
 
 use crate::kernel_labels::Tag;
 
@@ -152,6 +153,10 @@ pub struct Snapshot {
     pub acquired: u64,
     /// Releases up to then of what was seen acquired.
     pub released: u64,
+    /// What stacks have released so far, by id; of others nothing, unless some are lost.
+    pub histories: FxHashMap<u64, StackHistory>,
+    /// Releases of stacks that found no room for their history.
+    pub lost_histories: u64,
     /// What was lost so far.
     pub lost: Lost,
 }
