@@ -53,7 +53,7 @@ pub struct Stack {
 }
 
 /// Why a walk ended before the outermost frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Cut {
     /// Deeper than `--max-depth`.
     TooDeep,
@@ -82,7 +82,7 @@ impl Cut {
 }
 
 /// What was lost, by way of loss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Lost {
     /// Allocations not recorded.
     pub allocations: u64,
@@ -103,11 +103,33 @@ pub struct Lost {
     pub skipped_runs: u64,
     /// Calls that released many things at once, which nothing tells: those are still listed. Not
     /// written if there are none.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub mass_releases: u64,
     /// Stacks of the report that are known in part: their outer callers are missing. A snapshot
     /// has 0.
     pub cut_stacks: u64,
+}
+
+impl Lost {
+    /// All of it, in numbers.
+    pub fn sum(&self) -> u64 {
+        // Lines of -t are events.
+        let Self { allocations, stacks, events, trace_lines: _, processes, .. } = self;
+        let Self { moved, missed_returns, skipped_runs, mass_releases, cut_stacks, .. } = self;
+        [
+            allocations,
+            stacks,
+            events,
+            processes,
+            moved,
+            missed_returns,
+            skipped_runs,
+            mass_releases,
+            cut_stacks,
+        ]
+        .into_iter()
+        .fold(0, |sum, number| sum.saturating_add(*number))
+    }
 }
 
 /// For serde.

@@ -7,10 +7,12 @@
 //! some have come (`joined`: children that are followed) or ended (`left`) since the beginning. The
 //! address of what has a number for a handle (a descriptor) is that number; if a resource has no
 //! size, `bytes` and `size` are 0. `now` says what descriptors are at the time of the report. A
-//! stack has `stack_id` (null if it is not known), `pid` (0 for the kernel's; if several
-//! processes hold it, the one that holds most, and then `process_counts` says what each holds, and
-//! each of `allocations` has a `pid`), one of whole pages `order` (2^order pages each), and a frame
-//! `no_symbol`, which says why it has no function, else null.
+//! stack has `stack_id` (null if it is not known), `pid` (0 for the kernel's; if several processes
+//! hold it, the one that holds most, and then `process_counts` says what each holds, and each of
+//! `allocations` has a `pid`), `growth_bytes` and `growth_count` (since the report before),
+//! `verdict` and `verdict_reason`, what was counted of it if that was (`acquired`, `released`,
+//! `bytes_acquired`, `bytes_released`, `lifetime`), one of whole pages `order` (2^order pages
+//! each), and a frame `no_symbol`, which says why it has no function, else null.
 
 use std::{
     io::{self, Write},
@@ -29,12 +31,13 @@ use crate::{
     report::{
         model::{
             AllocationLine, OtherProcesses, ProcessCount, Processes, Report, ResourceTotal, StackReport,
-            TargetInfo, Totals,
+            Suppressed, TargetInfo, Totals,
         },
         trace::EventLine,
     },
     snapshot::{Cut, Lost},
     symbolize::{Frame, NoSymbol},
+    verdict::Calls,
 };
 
 /// `--format json`.
@@ -78,6 +81,7 @@ pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Resul
             sampled: report.sampled,
             totals: JsonTotals { all: report.totals, by_resource: ByResource(&report.by_resource) },
             lost: report.lost,
+            suppressed: report.suppressed,
             memory: report.memory,
             stacks: report.top(top).map(|stack| JsonStack::new(report, stack)).collect(),
         },
@@ -162,6 +166,8 @@ struct JsonReport<'a> {
     totals: JsonTotals<'a>,
     lost: Lost,
     #[serde(skip_serializing_if = "Option::is_none")]
+    suppressed: Option<Suppressed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Memory>,
     stacks: Vec<JsonStack<'a>>,
 }
@@ -175,7 +181,7 @@ struct JsonTarget<'a> {
 
 impl<'a> From<&'a TargetInfo> for JsonTarget<'a> {
     fn from(target: &'a TargetInfo) -> Self {
-        Self { kind: target.kind, pids: &target.pids, comm: &target.comm }
+        Self { kind: &target.kind, pids: &target.pids, comm: &target.comm }
     }
 }
 
@@ -215,6 +221,12 @@ struct JsonStack<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     cut: Option<&'static str>,
     stack_id: Option<String>,
+    growth_bytes: i64,
+    growth_count: i64,
+    verdict: &'static str,
+    verdict_reason: &'a str,
+    #[serde(flatten)]
+    calls: Option<JsonCalls>,
     pid: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     process_counts: Option<&'a [ProcessCount]>,
@@ -245,6 +257,11 @@ impl<'a> JsonStack<'a> {
             truncated: cut.is_some(),
             cut: cut.map(cut_name),
             stack_id: stack.stack_id.map(|id| format!("{id:016x}")),
+            growth_bytes: stack.growth_bytes,
+            growth_count: stack.growth_count,
+            verdict: stack.verdict.kind.name(),
+            verdict_reason: &stack.verdict.reason,
+            calls: stack.history.calls.as_ref().map(JsonCalls::from),
             pid: stack.pid(),
             process_counts: merged.then_some(&stack.processes),
             other_processes: (stack.others.processes > 0).then_some(stack.others),
@@ -252,6 +269,41 @@ impl<'a> JsonStack<'a> {
             frames: report.frames_of(stack).map(JsonFrame::from).collect(),
             now: stack.now(),
             allocations: stack.allocations.as_ref().map(list),
+        }
+    }
+}
+
+/// What was counted of a stack since tracing began.
+#[derive(Serialize)]
+struct JsonCalls {
+    acquired: u64,
+    released: u64,
+    bytes_acquired: u64,
+    bytes_released: u64,
+    lifetime: Lifetime,
+}
+
+/// How long what was released had been held; null if nothing was. Upper ends of the buckets in
+/// which it was counted.
+#[derive(Serialize)]
+struct Lifetime {
+    released_p50_ms: Option<u64>,
+    released_p99_ms: Option<u64>,
+    released_max_ms: Option<u64>,
+}
+
+impl From<&Calls> for JsonCalls {
+    fn from(calls: &Calls) -> Self {
+        Self {
+            acquired: calls.acquired,
+            released: calls.released,
+            bytes_acquired: calls.bytes_acquired,
+            bytes_released: calls.bytes_released,
+            lifetime: Lifetime {
+                released_p50_ms: calls.lifetime_ms(0.5),
+                released_p99_ms: calls.lifetime_ms(0.99),
+                released_max_ms: calls.lifetime_ms(1.0),
+            },
         }
     }
 }
