@@ -72,6 +72,7 @@ impl Group {
             newest_ms: age_ms(self.newest_ns),
             tag: site.and_then(|site| site.tag().cloned()),
             frames: Vec::<FrameId>::new(),
+            why: None,
             notes: site.and_then(|site| site.cut).map(Note::Cut).into_iter().collect(),
             allocations: self.allocations.filter(|_| settings.show_allocs),
         }

@@ -8,3 +8,4 @@ pub mod model;
 pub mod output;
 pub(crate) mod sink;
 pub mod trace;
+pub mod why;

@@ -13,6 +13,7 @@ mod config;
 mod dangers;
 mod error;
 mod events;
+mod explain;
 mod follow;
 mod guard;
 mod hints;
@@ -24,6 +25,7 @@ mod start;
 mod state;
 mod user_mode;
 mod wait;
+mod why;
 
 pub use error::SessionError;
 pub use run::{RunOutcome, run};

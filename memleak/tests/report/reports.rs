@@ -85,6 +85,7 @@ impl Stack {
             tag: self.tag,
             frames: self.frames.into_iter().map(|frame| frames.intern(frame)).collect(),
             notes: notes.into_iter().flatten().collect(),
+            why: None,
             allocations: self.allocations,
         }
     }
@@ -162,6 +163,7 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
         lost: Lost::default(),
         if_empty: None,
         memory: None,
+        why: None,
         sampled: None,
         stacks: stacks.into_iter().map(|stack| stack.report(&mut frames)).collect(),
         frames,

@@ -7,6 +7,7 @@ pub mod json;
 mod kind;
 mod memory;
 pub mod text;
+mod why;
 
 pub use kind::{Format, Kind, Occasion, Options, Scope};
 

@@ -11,7 +11,11 @@ use std::{
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::{Format, Kind, Options, memory::write_memory};
+use super::{
+    Format, Kind, Options,
+    memory::write_memory,
+    why::{write_classes, write_why},
+};
 use crate::{
     escape::printable,
     probe::resource::ResourceInfo,
@@ -75,7 +79,7 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
             write_stack(report, stack, several && stack.pid() != KERNEL_PID, out)?;
         }
     }
-    Ok(())
+    report.why.as_deref().map_or(Ok(()), |why| write_why(why, out))
 }
 
 /// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes` or, if there is no size,
@@ -173,6 +177,7 @@ fn write_stack(
         writeln!(out, "\t\t[process {}]", stack.pid())?;
     }
     stack.notes.iter().try_for_each(|note| write_note_above(note, stack, out))?;
+    write_classes(stack, out)?;
     if stack.frames.is_empty() {
         let why = match stack.resource.is_descriptor {
             true if stack.notes.contains(&Note::WaitedInAccept) => {
