@@ -114,8 +114,8 @@ pub(super) fn measure(
     Ok(split(&source, resident, allocators, known, remembered))
 }
 
-/// What glibc's arenas in process `pid` are made of, all that is in memory. `blocks`: those that are
-/// known, in order.
+/// What glibc's arenas in process `pid` are made of, all that is in memory. `blocks`: those that
+/// are known, in order.
 pub(crate) fn glibc_arenas(
     pid: u32,
     mappings: &[Mapping],

@@ -7,6 +7,7 @@
 use rustc_hash::FxHashMap;
 
 use super::{
+    components::components,
     graph::Graph,
     kinds::Kinds,
     mark::{Class, Marked, Parent},
@@ -56,61 +57,6 @@ pub struct Hanging {
     pub bytes: u64,
 }
 
-/// The component of each of `count` nodes, by Tarjan's algorithm without recursion: the numbers are
-/// in an order in which each component comes after those that it leads to.
-pub(super) fn components<I: Iterator<Item = u32>>(count: usize, edges: impl Fn(u32) -> I) -> Vec<u32> {
-    const NEW: u32 = u32::MAX;
-    let (mut first, mut targets) = (Vec::with_capacity(count + 1), Vec::new());
-    for node in 0..count as u32 {
-        first.push(targets.len() as u32);
-        targets.extend(edges(node));
-    }
-    first.push(targets.len() as u32);
-    let mut found = vec![NEW; count];
-    // When each was come to, and the earliest that it leads back to.
-    let (mut entered, mut low) = (vec![NEW; count], vec![0_u32; count]);
-    let (mut open, mut calls): (Vec<u32>, Vec<(u32, u32)>) = (Vec::new(), Vec::new());
-    let (mut time, mut components) = (0, 0);
-    for start in 0..count {
-        if entered[start] != NEW {
-            continue;
-        }
-        calls.push((start as u32, first[start]));
-        while let Some((node, next)) = calls.last_mut() {
-            let at = *node as usize;
-            if entered[at] == NEW {
-                (entered[at], low[at]) = (time, time);
-                time += 1;
-                open.push(*node);
-            }
-            if *next < first[at + 1] {
-                let to = targets[*next as usize] as usize;
-                *next += 1;
-                if entered[to] == NEW {
-                    calls.push((to as u32, first[to]));
-                } else if found[to] == NEW {
-                    low[at] = low[at].min(entered[to]);
-                }
-                continue;
-            }
-            calls.pop();
-            if let Some((caller, _)) = calls.last() {
-                low[*caller as usize] = low[*caller as usize].min(low[at]);
-            }
-            if low[at] == entered[at] {
-                while let Some(member) = open.pop() {
-                    found[member as usize] = components;
-                    if member as usize == at {
-                        break;
-                    }
-                }
-                components += 1;
-            }
-        }
-    }
-    found
-}
-
 /// The blocks that nothing holds for sure, numbered.
 struct Loose<'a> {
     graph: &'a Graph,
@@ -136,7 +82,10 @@ impl<'a> Loose<'a> {
     }
 
     fn edges(&self, node: u32) -> impl Iterator<Item = u32> {
-        self.graph.pointers(self.block(node)).iter().filter_map(|pointer| self.numbers.get(&pointer.to).copied())
+        self.graph
+            .pointers(self.block(node))
+            .iter()
+            .filter_map(|pointer| self.numbers.get(&pointer.to).copied())
     }
 
     fn is_lost(&self, node: u32) -> bool {
@@ -224,13 +173,14 @@ pub(super) fn find(graph: &Graph, kinds: &Kinds, marked: &Marked) -> Vec<Circle>
     for (number, nodes) in &members {
         shapes.entry(loose.sides(kinds, nodes, &component)).or_default().push(*number);
     }
-    let is_lost = |number: &u32| {
-        members.get(number).is_some_and(|nodes| nodes.iter().all(|node| loose.is_lost(*node)))
-    };
+    let is_lost =
+        |number: &u32| members.get(number).is_some_and(|nodes| nodes.iter().all(|node| loose.is_lost(*node)));
     shapes.retain(|_, numbers| numbers.iter().any(is_lost));
     // What leads to others has the higher number.
-    let mut order: Vec<(u32, Vec<Side>, Vec<u32>)> =
-        shapes.into_iter().map(|(sides, numbers)| (numbers.iter().copied().max().unwrap_or(0), sides, numbers)).collect();
+    let mut order: Vec<(u32, Vec<Side>, Vec<u32>)> = shapes
+        .into_iter()
+        .map(|(sides, numbers)| (numbers.iter().copied().max().unwrap_or(0), sides, numbers))
+        .collect();
     order.sort_unstable_by(|a, b| b.cmp(a));
     let mut taken = vec![false; loose.blocks.len()];
     let mut circles: Vec<Circle> = order
@@ -290,43 +240,8 @@ fn set(taken: &mut [bool], node: u32) {
 
 #[cfg(test)]
 mod tests {
-    use petgraph::{algo::tarjan_scc, graph::DiGraph};
-    use proptest::prelude::*;
-
     use super::*;
     use crate::heap::{Block, graph::RootPointer};
-
-    proptest! {
-        /// Against petgraph.
-        #[test]
-        fn components_are_those_of_another(edges in prop::collection::vec((0..60_u32, 0..60_u32), 0..120)) {
-            let ours = components(60, |node| {
-                edges.iter().filter(move |(from, _)| *from == node).map(|(_, to)| *to)
-            });
-            let mut graph = DiGraph::<(), ()>::new();
-            let nodes: Vec<_> = (0..60).map(|_| graph.add_node(())).collect();
-            for (from, to) in &edges {
-                graph.add_edge(nodes[*from as usize], nodes[*to as usize], ());
-            }
-            let theirs = tarjan_scc(&graph);
-            for component in &theirs {
-                for node in component {
-                    prop_assert_eq!(ours[node.index()], ours[component[0].index()]);
-                }
-            }
-            prop_assert_eq!(ours.iter().max(), Some(&(theirs.len() as u32 - 1)));
-            for (from, to) in edges {
-                prop_assert!(ours[from as usize] >= ours[to as usize]);
-            }
-        }
-    }
-
-    #[test]
-    fn a_long_chain_needs_no_deep_stack() {
-        let count = 1_000_000;
-        let ring = components(count, |node| std::iter::once((node + 1) % count as u32));
-        assert!(ring.iter().all(|number| *number == 0));
-    }
 
     /// Blocks of 100 bytes, one for each of these stacks.
     fn graph(stacks: &[u32], pointers: &[(u32, u32, u32, u32)], roots: Vec<RootPointer>) -> Graph {
@@ -353,8 +268,16 @@ mod tests {
         let mut pointers = Vec::new();
         for first in [0, 4, 8] {
             // Both pointers of a std::shared_ptr, and what the first one holds.
-            pointers.extend([(first, 0x48, first + 1, 16), (first, 0x50, first + 1, 0), (first, 0x58, first + 2, 0)]);
-            pointers.extend([(first + 1, 0x10, first, 16), (first + 1, 0x18, first, 0), (first + 2, 0, first + 3, 0)]);
+            pointers.extend([
+                (first, 0x48, first + 1, 16),
+                (first, 0x50, first + 1, 0),
+                (first, 0x58, first + 2, 0),
+            ]);
+            pointers.extend([
+                (first + 1, 0x10, first, 16),
+                (first + 1, 0x18, first, 0),
+                (first + 2, 0, first + 3, 0),
+            ]);
         }
         let root = RootPointer { kind: RootKind::Stack, place: 0x7ff0, to: 8, offset: 16 };
         let found = circles(&graph(&stacks, &pointers, vec![root]));
@@ -385,7 +308,10 @@ mod tests {
     #[test]
     fn sides_follow_on_each_other() {
         let side = |stack, to| Side { stack, offset: 0, to };
-        assert_eq!(in_a_round(vec![side(1, 3), side(2, 1), side(3, 2)]), [side(1, 3), side(3, 2), side(2, 1)]);
+        assert_eq!(
+            in_a_round(vec![side(1, 3), side(2, 1), side(3, 2)]),
+            [side(1, 3), side(3, 2), side(2, 1)]
+        );
         assert_eq!(in_a_round(vec![side(1, 1), side(1, 1)]).len(), 2);
     }
 }

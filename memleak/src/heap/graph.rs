@@ -6,7 +6,7 @@ use super::{
     Block,
     index::BlockIndex,
     look::read_all,
-    roots::{Places, RootKind},
+    roots::{RootKind, RootPlaces},
 };
 
 /// A pointer in a block.
@@ -55,7 +55,7 @@ impl Graph {
     pub(super) fn read(
         pid: u32,
         index: BlockIndex,
-        places: &Places,
+        places: &RootPlaces,
         runs: &[Range<u64>],
     ) -> io::Result<(Self, u64)> {
         let mut builder = Builder::new(index.blocks().len());
@@ -141,7 +141,7 @@ impl Builder {
 
 /// The pointers among these words. Of a block all words count that it has whole: what follows its
 /// end may be left over from another. A block's pointers to itself do not hold it.
-fn pointers_in(index: &BlockIndex, places: &Places, start: u64, words: &[u64]) -> PiecePointers {
+fn pointers_in(index: &BlockIndex, places: &RootPlaces, start: u64, words: &[u64]) -> PiecePointers {
     let mut found = PiecePointers::default();
     let blocks = index.blocks();
     let mut block = index.first_after(start);
@@ -185,10 +185,10 @@ mod tests {
         let block = |start, size| Block { start, size, birth: 0, stack: 0 };
         let index = BlockIndex::new(vec![block(0x1010, 16), block(0x1040, 20), block(0x9000, 64)]);
         let area = |range, kind| Area { range, kind };
-        let places = Places {
+        let places = RootPlaces {
             areas: vec![area(0x1000..0x1008, RootKind::Global), area(0x1030..0x1080, RootKind::Mapping)],
             places: vec![(0x1028, RootKind::EndedThread)],
-            ..Places::default()
+            ..RootPlaces::default()
         };
         let words = [
             0x9000, // 1000: a global

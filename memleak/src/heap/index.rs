@@ -65,9 +65,10 @@ impl BlockIndex {
 
     fn enter(&mut self) {
         for (number, block) in self.blocks.iter().enumerate() {
-            let piece = self.pieces.entry(block.start >> PIECE_BITS).or_insert_with(|| {
-                Box::new(Piece { bits: [0; PIECE_WORDS], ranks: [number as u32; _] })
-            });
+            let piece = self
+                .pieces
+                .entry(block.start >> PIECE_BITS)
+                .or_insert_with(|| Box::new(Piece { bits: [0; PIECE_WORDS], ranks: [number as u32; _] }));
             let (word, bit) = place_in_piece(block.start);
             piece.bits[word] |= 1 << bit;
             if block.start >> PIECE_BITS != block.end().saturating_sub(1) >> PIECE_BITS {
@@ -156,7 +157,8 @@ mod tests {
 
     #[test]
     fn what_is_in_a_block() {
-        let index = BlockIndex::new(vec![block(0x1_0000, 24), block(0x1_0020, 8), block(0x5_0000, 0x10_0000)]);
+        let index =
+            BlockIndex::new(vec![block(0x1_0000, 24), block(0x1_0020, 8), block(0x5_0000, 0x10_0000)]);
         assert_eq!(index.find(0x1_0000), Some((0, 0)));
         assert_eq!(index.find(0x1_0017), Some((0, 23)));
         assert_eq!(index.find(0x1_0018), None);

@@ -50,8 +50,9 @@ impl Kinds {
             }
         }
         let of_stacks = counts.iter().map(|[all, places @ ..]| {
-            let is_most =
-                |count: u32| *all >= ENOUGH && u64::from(count) * u64::from(MOST.1) >= u64::from(*all) * u64::from(MOST.0);
+            let is_most = |count: u32| {
+                *all >= ENOUGH && u64::from(count) * u64::from(MOST.1) >= u64::from(*all) * u64::from(MOST.0)
+            };
             places.iter().enumerate().map(|(number, count)| u8::from(is_most(*count)) << number).sum()
         });
         Self { of_stacks: of_stacks.collect(), looked_at: FxHashSet::default() }
@@ -122,10 +123,12 @@ fn is_good(size: u64, offset: u32, words: [u64; 3], vtables: &mut Vtables<'_>) -
     // sqlite: the number of bytes that follow.
     let is_length = offset == 8 && size > 8 && first == size - 8;
     // `new T[n]` of what has a destructor: n before it.
-    let is_array = offset == 8 && size >= 8 && match first {
-        0 => size == 8,
-        count => (size - 8) % count == 0 && (size - 8) / count > 0,
-    };
+    let is_array = offset == 8
+        && size >= 8
+        && match first {
+            0 => size == 8,
+            count => (size - 8) % count == 0 && (size - 8) / count > 0,
+        };
     if is_string || is_length || is_array {
         return true;
     }

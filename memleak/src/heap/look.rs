@@ -39,7 +39,9 @@ pub(super) fn populated(pid: u32, mappings: &[Mapping]) -> io::Result<Populated>
     for mapping in mappings.iter().filter(|mapping| mapping.end <= 1 << 63 && mapping.readable) {
         let wanted = if is_shared_memory(mapping) { Wanted::Resident } else { Wanted::Private };
         match &mut joined {
-            Some((before, range)) if range.end == mapping.start && *before == wanted => range.end = mapping.end,
+            Some((before, range)) if range.end == mapping.start && *before == wanted => {
+                range.end = mapping.end
+            }
             _ => {
                 if let Some((wanted, range)) = joined.replace((wanted, mapping.start..mapping.end)) {
                     pagemap.add(wanted, range, &mut runs)?;
@@ -118,7 +120,8 @@ fn read_words(pid: u32, piece: &Range<u64>, buffer: &mut [u64]) -> usize {
     let theirs = libc::iovec { iov_base: piece.start as *mut libc::c_void, iov_len: length };
     // SAFETY: `ours` is a buffer of that length, which any bytes are good for; `theirs` is an
     // address of the other process, which the kernel checks.
-    let read = unsafe { libc::process_vm_readv(pid as libc::pid_t, &raw const ours, 1, &raw const theirs, 1, 0) };
+    let read =
+        unsafe { libc::process_vm_readv(pid as libc::pid_t, &raw const ours, 1, &raw const theirs, 1, 0) };
     usize::try_from(read).unwrap_or(0) / 8 * 8
 }
 

@@ -2,12 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{
-    circles::components,
-    graph::Graph,
-    kinds::Kinds,
-    roots::RootKind,
-};
+use super::{components::components, graph::Graph, kinds::Kinds, roots::RootKind};
 
 /// What a block is, in the words of valgrind's users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -201,7 +196,9 @@ impl Marked {
             let own = component.get(place as usize);
             for to in edges(place) {
                 let other = component.get(to as usize);
-                if let Some(held) = other.filter(|_| other != own).and_then(|it| is_held.get_mut(*it as usize)) {
+                if let Some(held) =
+                    other.filter(|_| other != own).and_then(|it| is_held.get_mut(*it as usize))
+                {
                     *held = true;
                 }
             }
@@ -221,7 +218,9 @@ mod tests {
     use crate::heap::{Block, graph::RootPointer};
 
     fn blocks(count: u64) -> Vec<Block> {
-        (0..count).map(|number| Block { start: 0x1000 + number * 0x100, size: 64, birth: 0, stack: number as u32 }).collect()
+        (0..count)
+            .map(|number| Block { start: 0x1000 + number * 0x100, size: 64, birth: 0, stack: number as u32 })
+            .collect()
     }
 
     fn root(kind: RootKind, to: u32, offset: u32) -> RootPointer {
@@ -239,17 +238,19 @@ mod tests {
     fn classes_are_those_of_valgrind_but_for_circles() {
         use Class::{Definitely, Indirectly, Possibly, Reachable};
         let pointers = [
-            (0, 0, 1, 0),  // reached through the first
-            (1, 0, 2, 8),  // into the middle
-            (2, 0, 3, 0),  // held by what is possibly lost
-            (4, 0, 5, 0),  // a lost one holds the next
-            (6, 0, 7, 0),  // a circle
+            (0, 0, 1, 0), // reached through the first
+            (1, 0, 2, 8), // into the middle
+            (2, 0, 3, 0), // held by what is possibly lost
+            (4, 0, 5, 0), // a lost one holds the next
+            (6, 0, 7, 0), // a circle
             (7, 0, 6, 0),
             (7, 8, 8, 16), // which holds another, by its middle
         ];
         let marked = marked(9, &pointers, vec![root(RootKind::Global, 0, 0)]);
-        let expected =
-            [Reachable, Reachable, Possibly, Possibly, Definitely, Indirectly, Definitely, Definitely, Indirectly];
+        let expected = [
+            Reachable, Reachable, Possibly, Possibly, Definitely, Indirectly, Definitely, Definitely,
+            Indirectly,
+        ];
         assert_eq!(marked.classes, expected);
         assert_eq!(marked.parent(0), Parent::Root(0));
         assert_eq!([marked.parent(2), marked.parent(4)], [Parent::Block(1), Parent::None]);
@@ -257,7 +258,8 @@ mod tests {
 
     #[test]
     fn the_best_root_goes_first_and_ways_are_short() {
-        let roots = vec![root(RootKind::Global, 0, 0), root(RootKind::Stack, 2, 0), root(RootKind::Stack, 3, 0)];
+        let roots =
+            vec![root(RootKind::Global, 0, 0), root(RootKind::Stack, 2, 0), root(RootKind::Stack, 3, 0)];
         let pointers = [(0, 0, 1, 0), (0, 8, 2, 0), (1, 0, 2, 0)];
         let marked = marked(4, &pointers, roots);
         assert_eq!(marked.by[2..], [RootKind::Global, RootKind::Stack]);

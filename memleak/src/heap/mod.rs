@@ -7,6 +7,7 @@
 //! A pointer that moves while it is read is missed by one scan, and hardly ever by three.
 
 mod circles;
+mod components;
 mod graph;
 mod index;
 mod kinds;

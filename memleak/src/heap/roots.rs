@@ -72,12 +72,12 @@ pub(super) struct Area {
 
 /// Everything that pointers begin at, but for what is read.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Places {
+pub(super) struct RootPlaces {
     /// In order; they do not overlap.
     pub areas: Vec<Area>,
     /// Words that are in no memory of the process.
     pub words: Vec<(u64, RootKind)>,
-    /// Places outside of `areas` that are roots all the same.
+    /// RootPlaces outside of `areas` that are roots all the same.
     pub places: Vec<(u64, RootKind)>,
     /// Blocks in use in glibc's arenas that we do not know.
     pub unknown: Option<u64>,
@@ -98,14 +98,14 @@ pub(super) struct RootSource<'a> {
 }
 
 /// Finds the places of all roots.
-pub(super) fn find(source: &RootSource<'_>) -> io::Result<Places> {
+pub(super) fn find(source: &RootSource<'_>) -> io::Result<RootPlaces> {
     let starts: Vec<u64> = source.blocks.iter().map(|block| block.start).collect();
     let arenas = match source.allocators.glibc {
         true => glibc_arenas(source.pid, source.mappings, source.allocators, &starts)?,
         false => Arenas::default(),
     };
     let mut left = Unclaimed::new(source.runs);
-    let mut found = Places::default();
+    let mut found = RootPlaces::default();
     for file in sorted(files_of(source.mappings, source.store)) {
         found.claim(&mut left, file, RootKind::Global);
     }
@@ -128,7 +128,7 @@ pub(super) fn find(source: &RootSource<'_>) -> io::Result<Places> {
     Ok(found)
 }
 
-impl Places {
+impl RootPlaces {
     /// What is left of `range` is of this kind.
     fn claim(&mut self, left: &mut Unclaimed, range: Range<u64>, kind: RootKind) {
         self.areas.extend(left.take(range).into_iter().map(|range| Area { range, kind }));
@@ -136,7 +136,7 @@ impl Places {
 }
 
 /// A stack that glibc has made for a thread.
-struct ThreadStack {
+struct PthreadStack {
     /// With its `struct pthread`, which is at the end.
     range: Range<u64>,
     pthread: u64,
@@ -147,7 +147,7 @@ fn find_stacks(
     source: &RootSource<'_>,
     threads: &[WaitingThread],
     left: &mut Unclaimed,
-    found: &mut Places,
+    found: &mut RootPlaces,
 ) {
     let pointers: Vec<u64> = threads.iter().map(|thread| thread.stack_pointer).collect();
     let lowest = |range: &Range<u64>| pointers.iter().copied().filter(|it| range.contains(it)).min();
@@ -202,8 +202,8 @@ fn is_anonymous(mapping: &Mapping) -> bool {
 
 /// Looks for the `struct pthread` of threads, each of which points to itself twice, in anonymous
 /// memory that nobody has claimed.
-fn thread_stacks(source: &RootSource<'_>, left: &Unclaimed) -> Vec<ThreadStack> {
-    let mut stacks: Vec<ThreadStack> = Vec::new();
+fn thread_stacks(source: &RootSource<'_>, left: &Unclaimed) -> Vec<PthreadStack> {
+    let mut stacks: Vec<PthreadStack> = Vec::new();
     let mut searched = 0;
     for mapping in source.mappings.iter().filter(|mapping| is_anonymous(mapping)) {
         let mut from = mapping.start;
@@ -219,7 +219,7 @@ fn thread_stacks(source: &RootSource<'_>, left: &Unclaimed) -> Vec<ThreadStack> 
                 let end = (pthread + PTHREAD).next_multiple_of(4096).min(mapping.end);
                 let tid = read_places(source.pid, &[pthread + TID_IN_PTHREAD]).pop().flatten();
                 let lives = tid.is_none_or(|tid| tid as u32 != 0);
-                stacks.push(ThreadStack { range: from..end, pthread, lives });
+                stacks.push(PthreadStack { range: from..end, pthread, lives });
                 from = end;
             }
         }

@@ -1,7 +1,12 @@
 //! The scans: each is a look at the table of blocks, at the memory and along the pointers. What is
 //! lost in all of them is lost.
 
-use std::{io, ops::Range, thread, time::{Duration, Instant}};
+use std::{
+    io,
+    ops::Range,
+    thread,
+    time::{Duration, Instant},
+};
 
 use log::debug;
 
@@ -15,11 +20,7 @@ use super::{
     mark::{Class, Classes, Marked, Parent},
     roots::{self, RootKind, RootSource},
 };
-use crate::{
-    account::Allocators,
-    objects::ObjectStore,
-    proc::maps::read_maps,
-};
+use crate::{account::Allocators, objects::ObjectStore, proc::maps::read_maps};
 
 /// How many, and the time from one to the next.
 const SCANS: u32 = 3;
@@ -109,7 +110,7 @@ struct Scan {
     kinds: Kinds,
     marked: Marked,
     runs: Vec<Range<u64>>,
-    places: roots::Places,
+    places: roots::RootPlaces,
     swapped: u64,
 }
 
@@ -157,7 +158,8 @@ impl Scan {
 
     fn class(&self, block: &Block) -> Class {
         let at = self.graph.blocks().binary_search_by_key(&block.start, |it| it.start);
-        let same = at.ok().filter(|at| self.graph.blocks().get(*at).is_some_and(|it| it.birth == block.birth));
+        let same =
+            at.ok().filter(|at| self.graph.blocks().get(*at).is_some_and(|it| it.birth == block.birth));
         // What was freed was held by who has freed it.
         same.and_then(|at| self.marked.classes.get(at)).copied().unwrap_or(Class::Reachable)
     }
@@ -176,8 +178,14 @@ impl Scan {
     fn find_tagged(&mut self, pid: u32) -> io::Result<()> {
         const ADDRESS: u64 = (1 << 48) - 1;
         let lost = |class: &Class| *class == Class::Definitely;
-        let blocks: Vec<Block> = self.graph.blocks().iter().zip(&self.marked.classes)
-            .filter(|(_, class)| lost(class)).map(|(block, _)| *block).collect();
+        let blocks: Vec<Block> = self
+            .graph
+            .blocks()
+            .iter()
+            .zip(&self.marked.classes)
+            .filter(|(_, class)| lost(class))
+            .map(|(block, _)| *block)
+            .collect();
         if blocks.is_empty() {
             return Ok(());
         }
@@ -219,7 +227,8 @@ impl Scan {
         }
     }
 
-    /// A way to one block of each stack that is reachable: to the oldest of those that are held best.
+    /// A way to one block of each stack that is reachable: to the oldest of those that are held
+    /// best.
     fn ways(&self) -> Vec<Way> {
         let mut best: rustc_hash::FxHashMap<u32, (RootKind, u64, u32)> = rustc_hash::FxHashMap::default();
         for (number, block) in self.graph.blocks().iter().enumerate() {
@@ -263,8 +272,11 @@ pub fn examine(
     first: Sight,
     again: &mut dyn FnMut() -> io::Result<Sight>,
 ) -> io::Result<Examined> {
-    let mut blocks: Vec<(Block, Class)> =
-        BlockIndex::new(first.blocks.clone()).blocks().iter().map(|block| (*block, Class::Definitely)).collect();
+    let mut blocks: Vec<(Block, Class)> = BlockIndex::new(first.blocks.clone())
+        .blocks()
+        .iter()
+        .map(|block| (*block, Class::Definitely))
+        .collect();
     let mut scan = Scan::of(target, first)?;
     let (mut unread_bytes, mut unknown) = (scan.swapped, scan.places.unknown);
     merge(&mut blocks, |block| scan.class(block));

@@ -154,7 +154,8 @@ mod tests {
         assert_eq!(first_argument("word_counter>::allocate"), Some("word_counter"));
         assert_eq!(first_argument("void (int, char)>"), Some("void (int, char)"));
         assert_eq!(first_argument("a<b"), None);
-        let name = "std::_Sp_counted_ptr_inplace<word_counter, std::allocator<void>, (__gnu_cxx::_Lock_policy)2>";
+        let name =
+            "std::_Sp_counted_ptr_inplace<word_counter, std::allocator<void>, (__gnu_cxx::_Lock_policy)2>";
         assert_eq!(made_shared(name), Some(("word_counter", 16)));
         assert_eq!(made_shared("std::_Sp_counted_ptr<word_counter*>"), None);
     }
@@ -186,10 +187,10 @@ mod tests {
             backing: Backing::File { path: "/x".into(), deleted: false },
         };
         let name = u64::from_ne_bytes(*b"4node\0\0\0");
-        // 0x1000: the block; 0x1020: vtable with what is before it; 0x1038: type_info; 0x1048: its name.
+        // 0x1000: the block; 0x1020: vtable with what is before it; 0x1038: type_info; 0x1048: its
+        // name.
         let words = vec![0x1030, 7, 2, 0x1030, 0, 0x1038, 0x5555, 0x1030, 0x1048, name];
-        let mut types =
-            TypeNames::new(Box::new(Words(0x1000, words)), vec![file(0x1020, 0x1050)]);
+        let mut types = TypeNames::new(Box::new(Words(0x1000, words)), vec![file(0x1020, 0x1050)]);
         let block = |start, size| Block { start, size, birth: 0, stack: 0 };
         let mut at = |start, size| types.at(&block(start, size)).map(|found| (found.name, found.offset));
         assert_eq!(at(0x1000, 16), Some(("node".to_owned(), 0)));

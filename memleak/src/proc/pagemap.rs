@@ -252,7 +252,8 @@ mod tests {
     #[test]
     fn private_pages_are_those_that_were_written() {
         let file = File::open("/proc/self/exe").unwrap();
-        // SAFETY: a new mapping of our own of a file that stays as it is; the write stays inside it.
+        // SAFETY: a new mapping of our own of a file that stays as it is; the write stays inside
+        // it.
         let start = unsafe {
             let (both, fd) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
             let at = libc::mmap(std::ptr::null_mut(), 40960, both, libc::MAP_PRIVATE, fd, 0);

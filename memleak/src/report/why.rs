@@ -143,7 +143,16 @@ fn is_library(frame: &Frame) -> bool {
     const MODULES: [&str; 7] =
         ["libc.so", "libc-", "libstdc++", "libc++", "libjemalloc", "libtcmalloc", "libmimalloc"];
     const FUNCTIONS: [&str; 10] = [
-        "std::", "__gnu_cxx::", "operator new", "alloc::", "core::", "<alloc::", "<core::", "__rust", "__libc_", "_start",
+        "std::",
+        "__gnu_cxx::",
+        "operator new",
+        "alloc::",
+        "core::",
+        "<alloc::",
+        "<core::",
+        "__rust",
+        "__libc_",
+        "_start",
     ];
     let Some(function) = &frame.function else { return true };
     let module = frame.module.as_deref().and_then(|path| path.rsplit('/').next()).unwrap_or_default();

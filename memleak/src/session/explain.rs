@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::why::{ExaminedHeap, Examinations};
+use super::examined::{Examinations, ExaminedHeap};
 use crate::{
     heap::{Circle, Classes, RootKind, Side, TypeAt, Way, first_argument},
     report::why::{Cycle, CycleMember, HangingBlocks, HeldBy, LostType, MadeIn, Why},
@@ -103,7 +103,8 @@ impl<'a> Explainer<'a> {
     /// Looks up the members of all types that circles and ways pass through.
     fn find_members(&mut self) {
         for heap in &self.looked.heaps {
-            let of_circles = heap.examined.circles.iter().flat_map(|circle| &circle.sides).map(|side| side.stack);
+            let of_circles =
+                heap.examined.circles.iter().flat_map(|circle| &circle.sides).map(|side| side.stack);
             let of_ways = heap.examined.ways.iter().flat_map(|way| &way.hops).map(|(block, _)| block.stack);
             let used: HashSet<u32> = of_circles.chain(of_ways).collect();
             let mut by_place: HashMap<u64, HashSet<String>> = HashMap::new();
@@ -156,7 +157,9 @@ impl<'a> Explainer<'a> {
         circle: &Circle,
         place: &dyn Fn(SiteId) -> Option<usize>,
     ) -> Cycle {
-        let size = |number: u32| heap.examined.blocks().iter().find(|(it, _)| it.stack == number).map_or(0, |(it, _)| it.size);
+        let size = |number: u32| {
+            heap.examined.blocks().iter().find(|(it, _)| it.stack == number).map_or(0, |(it, _)| it.size)
+        };
         let members = circle.sides.iter().map(|side| CycleMember {
             type_name: self.type_name(heap, side.stack),
             field: self.member(heap.types.get(&side.stack), side.offset),
@@ -252,7 +255,9 @@ impl<'a> Explainer<'a> {
         for heap in &looked.heaps {
             for (number, classes) in heap.examined.classes().iter().enumerate() {
                 let (bytes, count) = classes.lost();
-                if count > 0 && let Some(name) = self.type_name(heap, number as u32) {
+                if count > 0
+                    && let Some(name) = self.type_name(heap, number as u32)
+                {
                     let sum = sums.entry(name).or_default();
                     *sum = (sum.0 + count, sum.1.saturating_add(bytes));
                 }
@@ -286,7 +291,7 @@ fn allocated_type(frames: &[Frame]) -> Option<String> {
     const STRING: &str = "std::__cxx11::basic_string<char,";
     let functions = || frames.iter().filter_map(|frame| frame.function.as_deref());
     // Its functions are in libstdc++, which does not say what they are made of.
-    if functions().take(3).any(|function| function.starts_with(STRING)) {
+    if functions().take(3).any(|function| function.trim_start_matches("void ").starts_with(STRING)) {
         return Some("std::string".to_owned());
     }
     let found = functions().find_map(|function| {
@@ -306,7 +311,10 @@ fn allocated_type(frames: &[Frame]) -> Option<String> {
     if found == "char" && is_within("basic_string<char") {
         return Some("std::string".to_owned());
     }
-    let found = found.replace("std::__cxx11::basic_string<char, std::char_traits<char>, std::allocator<char> >", "std::string");
+    let found = found.replace(
+        "std::__cxx11::basic_string<char, std::char_traits<char>, std::allocator<char> >",
+        "std::string",
+    );
     Some(if is_within("std::vector<") || is_within("_Vector_base<") { format!("{found}[]") } else { found })
 }
 
@@ -341,6 +349,9 @@ mod tests {
         assert_eq!(of(&in_vector).as_deref(), Some("std::string[]"));
         let in_string = [new, &format!("{string}::_M_create(unsigned long&, unsigned long)")];
         assert_eq!(of(&in_string).as_deref(), Some("std::string"));
+        let constructs =
+            format!("void {string}::_M_construct<char*>(char*, char*, std::forward_iterator_tag)");
+        assert_eq!(of(&[new, &constructs]).as_deref(), Some("std::string"));
         let shared = "std::__new_allocator<std::_Sp_counted_ptr_inplace<word, std::allocator<void>, (__gnu_cxx::_Lock_policy)2> >::allocate(unsigned long, void const*)";
         assert_eq!(of(&[new, shared]).as_deref(), Some("word"));
     }

@@ -13,6 +13,7 @@ mod config;
 mod dangers;
 mod error;
 mod events;
+mod examined;
 mod explain;
 mod follow;
 mod guard;

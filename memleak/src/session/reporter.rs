@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::{explain::Explainer, hints::Hints, why::Examinations};
+use super::{examined::Examinations, explain::Explainer, hints::Hints};
 use memleak_common::probe::Resource;
 
 use crate::{

@@ -8,6 +8,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     accounts::allocators,
+    examined::{Examinations, ExaminedHeap},
     reporter::Taken,
     state::{Mode, Session},
 };
@@ -18,32 +19,6 @@ use crate::{
     settings::TargetSpec,
     snapshot::{Outstanding, Snapshot, own::Own},
 };
-
-/// What came of looking at all targets' heaps.
-#[derive(Debug, Default)]
-pub(super) struct Examinations {
-    /// The stacks that blocks were acquired at, by their numbers: address space and id.
-    pub stacks: Vec<(u32, u64)>,
-    /// The heaps.
-    pub heaps: Vec<ExaminedHeap>,
-    /// All blocks are known, from the first instruction on.
-    pub complete: bool,
-}
-
-/// What came of looking at one process's heap.
-#[derive(Debug)]
-pub(super) struct ExaminedHeap {
-    /// Its address space.
-    pub space: u32,
-    pub pid: u32,
-    pub examined: Examined,
-    /// The type of a block of each stack, as far as it says so.
-    pub types: HashMap<u32, TypeAt>,
-    /// Where its first thread has its stack.
-    pub main_stack: Range<u64>,
-    /// Its allocator's memory from before the attach cannot be read.
-    pub may_hide: bool,
-}
 
 /// Numbers for the stacks.
 #[derive(Default)]
@@ -102,8 +77,7 @@ impl Session {
                 Ok(heap) => heaps.push(heap),
                 Err(error) => warn!(
                     "--why: cannot look at the memory of process {}: {}; the report says nothing of it",
-                    target.pid,
-                    error
+                    target.pid, error
                 ),
             }
         }
@@ -144,12 +118,6 @@ impl Session {
         matches!(settings.target, TargetSpec::Command(_))
             && settings.report.sample_rate <= 1
             && super::accounts::is_complete(&settings.capture)
-    }
-}
-
-impl ExaminedHeap {
-    fn is_known(&self) -> bool {
-        self.examined.unknown_blocks == Some(0) && self.examined.unread_bytes == 0
     }
 }
 

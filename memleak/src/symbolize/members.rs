@@ -50,7 +50,11 @@ struct Described<'a> {
 }
 
 impl Described<'_> {
-    fn find(&self, wanted: &HashSet<String>, found: &mut HashMap<String, Vec<MemberAt>>) -> gimli::Result<()> {
+    fn find(
+        &self,
+        wanted: &HashSet<String>,
+        found: &mut HashMap<String, Vec<MemberAt>>,
+    ) -> gimli::Result<()> {
         // The names of the namespaces and types around, each with its depth.
         let mut around: Vec<(isize, String)> = Vec::new();
         let mut entries = self.unit.entries();

@@ -94,9 +94,15 @@ impl NamedObject {
     /// The variable at `vaddr`.
     pub(super) fn variable(&self, vaddr: u64) -> Option<Variable> {
         let elf = self.file.elf().ok()?;
-        let (found, _) =
-            if elf.has_symbol_table() { (None, None) } else { self.roots.symbol_files(elf, self.file.path()) };
-        [Some(elf), found.as_ref().map(|found| &found.elf)].into_iter().flatten().find_map(|elf| variable_in(elf, vaddr))
+        let (found, _) = if elf.has_symbol_table() {
+            (None, None)
+        } else {
+            self.roots.symbol_files(elf, self.file.path())
+        };
+        [Some(elf), found.as_ref().map(|found| &found.elf)]
+            .into_iter()
+            .flatten()
+            .find_map(|elf| variable_in(elf, vaddr))
     }
 
     /// Whether its symbols and debug information are held in memory.
@@ -140,7 +146,9 @@ fn variable_in(elf: &ElfFile, vaddr: u64) -> Option<Variable> {
     for table in elf.symbol_tables() {
         let has = |symbol: &RawSymbol| {
             let offset = vaddr.checked_sub(symbol.value);
-            symbol.kind == STT_OBJECT && symbol.section != 0 && offset.is_some_and(|offset| offset < symbol.size)
+            symbol.kind == STT_OBJECT
+                && symbol.section != 0
+                && offset.is_some_and(|offset| offset < symbol.size)
         };
         let mut places = HashMap::new();
         let wanted = |symbol: &RawSymbol| has(symbol).then(|| places.insert(symbol.name, *symbol)).is_some();

@@ -46,3 +46,4 @@ mod targets;
 mod unusual;
 mod unwinding;
 mod user_rows;
+mod why;

@@ -41,7 +41,12 @@ fn our_own_heap_is_examined() {
         blocks: hidden
             .iter()
             .enumerate()
-            .map(|(number, it)| Block { start: it ^ HIDE, size: 32, birth: number as u64, stack: number as u32 })
+            .map(|(number, it)| Block {
+                start: it ^ HIDE,
+                size: 32,
+                birth: number as u64,
+                stack: number as u32,
+            })
             .collect(),
         own: Vec::new(),
     };
@@ -65,10 +70,7 @@ fn our_own_heap_is_examined() {
 
 #[test]
 fn who_has_gone_is_an_error() {
-    let target = HeapTarget {
-        pid: i32::MAX as u32,
-        allocators: Allocators::default(),
-        store: ObjectStore::default(),
-    };
+    let target =
+        HeapTarget { pid: i32::MAX as u32, allocators: Allocators::default(), store: ObjectStore::default() };
     assert!(examine(&target, Sight::default(), &mut || Ok(Sight::default())).is_err());
 }

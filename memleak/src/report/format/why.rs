@@ -91,7 +91,8 @@ fn write_cycle(cycle: &Cycle, out: &mut dyn Write) -> io::Result<()> {
     let widest = |of: &dyn Fn(&CycleMember) -> usize| shown.iter().map(of).max().unwrap_or(0);
     let name_width = widest(&|member| from(member).chars().count());
     let arrow = |member: &CycleMember| {
-        let field = member.field.as_deref().map(|field| format!(".{} ", printable(field))).unwrap_or_default();
+        let field =
+            member.field.as_deref().map(|field| format!(".{} ", printable(field))).unwrap_or_default();
         format!("{field}(+{:#x}) -> {}", member.offset, to(member))
     };
     let arrow_width = widest(&|member| arrow(member).chars().count());
@@ -136,7 +137,13 @@ fn write_hanging(hanging: &[HangingBlocks], out: &mut dyn Write) -> io::Result<(
 }
 
 fn write_held(held: &HeldBy, out: &mut dyn Write) -> io::Result<()> {
-    write!(out, "  held: {} in {} blocks by {}", BinaryBytes(held.bytes), Grouped(held.count), printable(&held.by))?;
+    write!(
+        out,
+        "  held: {} in {} blocks by {}",
+        BinaryBytes(held.bytes),
+        Grouped(held.count),
+        printable(&held.by)
+    )?;
     held.path.iter().try_for_each(|part| write!(out, " -> {}", printable(part)))?;
     writeln!(out, "   made in {}", Shown(&held.made_in))
 }
@@ -177,7 +184,9 @@ struct Shown<'a>(&'a MadeIn);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&printable(&without_parameters(self.0.function.as_deref().unwrap_or("an unknown function"))))?;
+        f.write_str(&printable(&without_parameters(
+            self.0.function.as_deref().unwrap_or("an unknown function"),
+        )))?;
         match &self.0.place {
             Some((file, line)) => {
                 let name = file.rsplit('/').next().unwrap_or(file);
