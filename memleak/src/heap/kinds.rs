@@ -23,8 +23,8 @@ const MOST_LOOKED_AT: usize = 1 << 20;
 /// Tells which pointers count as one to a block's start.
 #[derive(Debug, Default)]
 pub(super) struct Kinds {
-    /// For each stack a bit for each 8 bytes from the start.
-    of_stacks: Vec<u8>,
+    /// For each stack a bit for each place after the start.
+    of_stacks: Vec<u64>,
     /// Blocks and offsets that were looked at, and are good.
     looked_at: FxHashSet<(u32, u32)>,
 }
@@ -32,7 +32,7 @@ pub(super) struct Kinds {
 impl Kinds {
     /// By what all pointers of a process have in common.
     pub(super) fn of(graph: &Graph) -> Self {
-        let mut of_blocks = vec![0_u8; graph.len()];
+        let mut of_blocks = vec![0_u64; graph.len()];
         let mut mark = |to: u32, offset: u32| {
             if let (Some(bit), Some(block)) = (bit(offset), of_blocks.get_mut(to as usize)) {
                 *block |= bit;
@@ -41,21 +41,26 @@ impl Kinds {
         graph.all_pointers().iter().for_each(|pointer| mark(pointer.to, pointer.offset));
         graph.roots.iter().for_each(|root| mark(root.to, root.offset));
         let stacks = graph.blocks().iter().map(|block| block.stack as usize + 1).max().unwrap_or(0);
-        let mut counts = vec![[0_u32; 9]; stacks];
+        let mut counts = vec![(0_u32, [0_u32; FARTHEST as usize]); stacks];
         for (block, bits) in graph.blocks().iter().zip(&of_blocks) {
-            let Some([all, places @ ..]) = counts.get_mut(block.stack as usize) else { continue };
+            let Some((all, places)) = counts.get_mut(block.stack as usize) else { continue };
             *all += 1;
-            for (number, place) in places.iter_mut().enumerate() {
-                *place += u32::from(bits >> number & 1);
+            let mut left = *bits;
+            while left != 0 {
+                if let Some(count) = places.get_mut(left.trailing_zeros() as usize) {
+                    *count += 1;
+                }
+                left &= left - 1;
             }
         }
-        let of_stacks = counts.iter().map(|[all, places @ ..]| {
-            let is_most = |count: u32| {
-                *all >= ENOUGH && u64::from(count) * u64::from(MOST.1) >= u64::from(*all) * u64::from(MOST.0)
-            };
-            places.iter().enumerate().map(|(number, count)| u8::from(is_most(*count)) << number).sum()
-        });
-        Self { of_stacks: of_stacks.collect(), looked_at: FxHashSet::default() }
+        let is_most = |count: u32, all: u32| {
+            all >= ENOUGH && u64::from(count) * u64::from(MOST.1) >= u64::from(all) * u64::from(MOST.0)
+        };
+        let of_stack = |(all, places): &(u32, [u32; FARTHEST as usize])| -> u64 {
+            let most = places.iter().enumerate().filter(|(_, count)| is_most(**count, *all));
+            most.fold(0, |bits, (place, _)| bits | 1 << place)
+        };
+        Self { of_stacks: counts.iter().map(of_stack).collect(), looked_at: FxHashSet::default() }
     }
 
     /// Whether a pointer holds its block as one to its start does.
@@ -110,8 +115,8 @@ impl Kinds {
 }
 
 /// The bit of a place.
-fn bit(offset: u32) -> Option<u8> {
-    (offset % 8 == 0 && offset != 0 && offset <= FARTHEST).then(|| 1 << (offset / 8 - 1))
+fn bit(offset: u32) -> Option<u64> {
+    (1..=FARTHEST).contains(&offset).then(|| 1 << (offset - 1))
 }
 
 /// Whether a block of `size` bytes that is pointed to at `offset` is one of the known forms.

@@ -10,6 +10,7 @@ use crate::{
     proc::{
         maps::{Backing, Mapping},
         stacks::{WaitingThread, places, waiting_threads},
+        status::read_status,
     },
 };
 
@@ -19,6 +20,8 @@ const RED_ZONE: u64 = 128;
 /// of its thread, which the kernel clears at the thread's end, and bytes of all of it.
 const TID_IN_PTHREAD: u64 = 0x2d0;
 const PTHREAD: u64 = 0x900;
+/// Bytes before it that the first thread's variables take at most.
+const FIRST_VARIABLES: u64 = 64 << 10;
 /// It is aligned to so many bytes.
 const PTHREAD_ALIGNMENT: u64 = 64;
 /// Bytes of mappings in which threads are looked for, of one process.
@@ -89,8 +92,11 @@ pub(super) struct RootSource<'a> {
     pub mappings: &'a [Mapping],
     pub store: &'a ObjectStore,
     pub allocators: Allocators,
-    /// What allocators have mapped for themselves.
+    /// All of its blocks and mappings are known.
+    pub from_start: bool,
+    /// What allocators have mapped for themselves, and the program.
     pub own: &'a [Range<u64>],
+    pub mapped: &'a [Range<u64>],
     /// In order.
     pub blocks: &'a [Block],
     /// What is populated, in order.
@@ -115,9 +121,12 @@ pub(super) fn find(source: &RootSource<'_>) -> io::Result<RootPlaces> {
     for heap in &arenas.heaps {
         found.claim(&mut left, heap.clone(), RootKind::FromBefore);
     }
-    found.unknown = source.allocators.glibc.then_some(arenas.unknown);
+    found.unknown = (source.allocators.glibc && !source.allocators.others).then_some(arenas.unknown);
     let threads = waiting_threads(source.pid);
     find_stacks(source, &threads, &mut left, &mut found);
+    if source.from_start && source.allocators.others {
+        take_allocators(source, &mut left, &mut found);
+    }
     for rest in left.all() {
         found.areas.push(Area { range: rest, kind: RootKind::Mapping });
     }
@@ -126,6 +135,21 @@ pub(super) fn find(source: &RootSource<'_>) -> io::Result<RootPlaces> {
     found.words.extend(arguments.map(|word| (*word, RootKind::Register)));
     found.words.extend(kernel_words(source.pid).into_iter().map(|word| (word, RootKind::Kernel)));
     Ok(found)
+}
+
+/// An allocator that we cannot read has mapped, in calls that count as its functions', what nobody
+/// else has: mappings in which it has handed out blocks. What is free in them is full of pointers
+/// to what is lost.
+fn take_allocators(source: &RootSource<'_>, left: &mut Unclaimed, found: &mut RootPlaces) {
+    for mapped in source.mapped {
+        found.claim(left, mapped.clone(), RootKind::Mapping);
+    }
+    for mapping in source.mappings.iter().filter(|mapping| is_anonymous(mapping)) {
+        let next = source.blocks.partition_point(|block| block.start < mapping.start);
+        if source.blocks.get(next).is_some_and(|block| block.start < mapping.end) {
+            left.take(mapping.start..mapping.end);
+        }
+    }
 }
 
 impl RootPlaces {
@@ -140,7 +164,7 @@ struct PthreadStack {
     /// With its `struct pthread`, which is at the end.
     range: Range<u64>,
     pthread: u64,
-    lives: bool,
+    tid: u32,
 }
 
 fn find_stacks(
@@ -156,18 +180,25 @@ fn find_stacks(
         source.mappings.get(at).filter(|it| it.start <= address && is_anonymous(it))
     };
     let of_threads = thread_stacks(source, left);
+    let first_thread = read_status(source.pid).map_or(source.pid, |status| status.inner_pid);
     for stack in &of_threads {
         let from = match lowest(&stack.range) {
             Some(pointer) => pointer.saturating_sub(RED_ZONE).max(stack.range.start),
+            // Its stack is elsewhere, and the kernel may have joined this with other mappings.
+            None if stack.tid == first_thread => {
+                stack.pthread.saturating_sub(FIRST_VARIABLES).max(stack.range.start)
+            }
             // It runs, or is on another stack.
-            None if stack.lives => stack.range.start,
+            None if stack.tid != 0 => stack.range.start,
             None => {
                 found.places.push((stack.pthread + 8, RootKind::EndedThread)); // its dtv
                 stack.range.end
             }
         };
         found.claim(left, from..stack.range.end, RootKind::Stack);
-        left.take(stack.range.clone());
+        if stack.tid != first_thread {
+            left.take(stack.range.clone());
+        }
     }
     // The first thread's, and those of others than glibc.
     let first = places(source.pid).map(|places| places.stack);
@@ -218,8 +249,8 @@ fn thread_stacks(source: &RootSource<'_>, left: &Unclaimed) -> Vec<PthreadStack>
                 }
                 let end = (pthread + PTHREAD).next_multiple_of(4096).min(mapping.end);
                 let tid = read_places(source.pid, &[pthread + TID_IN_PTHREAD]).pop().flatten();
-                let lives = tid.is_none_or(|tid| tid as u32 != 0);
-                stacks.push(PthreadStack { range: from..end, pthread, lives });
+                let tid = tid.map_or(u32::MAX, |tid| tid as u32);
+                stacks.push(PthreadStack { range: from..end, pthread, tid });
                 from = end;
             }
         }

@@ -35,6 +35,8 @@ pub struct Sight {
     pub blocks: Vec<Block>,
     /// What allocators have mapped for themselves, in any order.
     pub own: Vec<Range<u64>>,
+    /// What the program has mapped.
+    pub mapped: Vec<Range<u64>>,
 }
 
 /// A process.
@@ -46,6 +48,8 @@ pub struct HeapTarget {
     pub allocators: Allocators,
     /// The files that it has mapped.
     pub store: ObjectStore,
+    /// All that it has acquired since it began is known.
+    pub from_start: bool,
 }
 
 /// What holds a block.
@@ -128,7 +132,9 @@ impl Scan {
             mappings: &mappings,
             store: &target.store,
             allocators: target.allocators,
+            from_start: target.from_start,
             own: &sight.own,
+            mapped: &sight.mapped,
             blocks: index.blocks(),
             runs: &populated.runs,
         };

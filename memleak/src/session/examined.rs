@@ -28,11 +28,14 @@ pub(super) struct ExaminedHeap {
     pub main_stack: Range<u64>,
     /// Its allocator's memory from before the attach cannot be read.
     pub may_hide: bool,
+    /// Tracing began before the program.
+    pub from_start: bool,
 }
 
 impl ExaminedHeap {
-    /// All of its blocks are known, and all of its memory was read.
-    pub(super) fn is_known(&self) -> bool {
-        self.examined.unknown_blocks == Some(0) && self.examined.unread_bytes == 0
+    /// All of its blocks are known, as far as can be told, and all of its memory was read.
+    pub(super) fn is_complete(&self) -> bool {
+        let is_known = self.examined.unknown_blocks.is_none_or(|unknown| unknown == 0);
+        self.from_start && is_known && self.examined.unread_bytes == 0
     }
 }

@@ -45,8 +45,11 @@ impl Numbers {
             stack: self.of(space, it.stack_id),
         });
         let blocks = blocks.collect();
-        let own = own.0.iter().filter(|it| it.space == space);
-        Sight { blocks, own: own.map(|it| it.address..it.address.saturating_add(it.size)).collect() }
+        let ranges = |all: &[Outstanding]| {
+            let is_range = |it: &&Outstanding| it.space == space && it.resource == Resource::Mmap;
+            all.iter().filter(is_range).map(|it| it.address..it.address.saturating_add(it.size)).collect()
+        };
+        Sight { blocks, own: ranges(&own.0), mapped: ranges(&snapshot.outstanding) }
     }
 }
 
@@ -60,8 +63,10 @@ impl Session {
         for (_, traced) in self.targets.living() {
             let space = traced.owner.space;
             if !spaces.iter().any(|(known, _)| *known == space) {
-                let (allocators, store) = (allocators(traced), mode.store.clone());
-                spaces.push((space, HeapTarget { pid: traced.id.pid, allocators, store }));
+                let (pid, allocators, store) = (traced.id.pid, allocators(traced), mode.store.clone());
+                // An allocator that comes with another program is probed when that has begun.
+                let from_start = self.is_known_from_start() && self.targets.process_of(space) == Some(space);
+                spaces.push((space, HeapTarget { pid, allocators, store, from_start }));
             }
         }
         if spaces.is_empty() {
@@ -84,7 +89,7 @@ impl Session {
         if heaps.is_empty() {
             return None;
         }
-        let complete = self.is_known_from_start() && heaps.iter().all(ExaminedHeap::is_known);
+        let complete = heaps.iter().all(ExaminedHeap::is_complete);
         Some(Examinations { stacks: numbers.stacks, heaps, complete })
     }
 
@@ -95,7 +100,7 @@ impl Session {
         first: Sight,
         numbers: &mut Numbers,
     ) -> io::Result<ExaminedHeap> {
-        let may_hide = target.allocators.others && !self.is_known_from_start();
+        let may_hide = target.allocators.others && !target.from_start;
         let mut again = || {
             // What it has mapped and unmapped since comes first.
             let _ = self.take_events_before_report().map_err(io::Error::other)?; // nobody reads: it ends soon
@@ -108,7 +113,8 @@ impl Session {
         let examined = examine(target, first, &mut again)?;
         let types = types(target.pid, &examined).unwrap_or_default();
         let main_stack = main_stack(target.pid).unwrap_or(0..0);
-        Ok(ExaminedHeap { space, pid: target.pid, examined, types, main_stack, may_hide })
+        let HeapTarget { pid, from_start, .. } = *target;
+        Ok(ExaminedHeap { space, pid, examined, types, main_stack, may_hide, from_start })
     }
 
     /// Tracing began before the targets' first instruction, and all of their allocations are

@@ -48,12 +48,13 @@ fn our_own_heap_is_examined() {
                 stack: number as u32,
             })
             .collect(),
-        own: Vec::new(),
+        ..Sight::default()
     };
     let target = HeapTarget {
         pid: std::process::id(),
         allocators: Allocators { glibc: true, others: false },
         store: ObjectStore::default(),
+        from_start: false,
     };
     let examined = examine(&target, sight(), &mut || Ok(sight())).unwrap();
     assert_eq!(examined.scans, 3);
@@ -70,7 +71,11 @@ fn our_own_heap_is_examined() {
 
 #[test]
 fn who_has_gone_is_an_error() {
-    let target =
-        HeapTarget { pid: i32::MAX as u32, allocators: Allocators::default(), store: ObjectStore::default() };
+    let target = HeapTarget {
+        pid: i32::MAX as u32,
+        allocators: Allocators::default(),
+        store: ObjectStore::default(),
+        from_start: false,
+    };
     assert!(examine(&target, Sight::default(), &mut || Ok(Sight::default())).is_err());
 }
