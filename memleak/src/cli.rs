@@ -269,7 +269,8 @@ pub struct Cli {
     pub format: Option<String>,
 
     /// Say what of the heap is lost, which blocks hold each other in a circle, and what holds the
-    /// rest: at the last report
+    /// rest: at the last report. --why=exact stops the target for it, which makes epoll_wait and a
+    /// few other calls return EINTR
     #[arg(
         long,
         value_name = "HOW",
@@ -283,6 +284,11 @@ pub struct Cli {
     /// With --why: at every N-th report, too
     #[arg(long, value_name = "N", help_heading = "What is reported")]
     pub why_every: Option<String>,
+
+    /// With --why=exact: leave it out if the target would be stopped for longer than MS
+    /// milliseconds [default: 1000]
+    #[arg(long, value_name = "MS", help_heading = "What is reported")]
+    pub max_pause: Option<String>,
 
     /// Write each report as one line of JSON: --format json
     #[arg(long, help_heading = "What is reported")]

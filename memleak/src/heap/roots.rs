@@ -11,6 +11,7 @@ use crate::{
         maps::{Backing, Mapping},
         stacks::{WaitingThread, places, waiting_threads},
         status::read_status,
+        stop::StoppedThread,
     },
 };
 
@@ -101,6 +102,8 @@ pub(super) struct RootSource<'a> {
     pub blocks: &'a [Block],
     /// What is populated, in order.
     pub runs: &'a [Range<u64>],
+    /// Its threads, if they are stopped.
+    pub stopped: Option<&'a [StoppedThread]>,
 }
 
 /// Finds the places of all roots.
@@ -122,7 +125,10 @@ pub(super) fn find(source: &RootSource<'_>) -> io::Result<RootPlaces> {
         found.claim(&mut left, heap.clone(), RootKind::FromBefore);
     }
     found.unknown = (source.allocators.glibc && !source.allocators.others).then_some(arenas.unknown);
-    let threads = waiting_threads(source.pid);
+    let threads = match source.stopped {
+        Some(threads) => threads.iter().map(of_stopped).collect(),
+        None => waiting_threads(source.pid),
+    };
     find_stacks(source, &threads, &mut left, &mut found);
     if source.from_start && source.allocators.others {
         take_allocators(source, &mut left, &mut found);
@@ -135,6 +141,11 @@ pub(super) fn find(source: &RootSource<'_>) -> io::Result<RootPlaces> {
     found.words.extend(arguments.map(|word| (*word, RootKind::Register)));
     found.words.extend(kernel_words(source.pid).into_iter().map(|word| (word, RootKind::Kernel)));
     Ok(found)
+}
+
+/// Of a thread that is stopped all registers are known, as if they were arguments.
+fn of_stopped(thread: &StoppedThread) -> WaitingThread {
+    WaitingThread { stack_pointer: thread.stack_pointer, arguments: thread.registers.clone() }
 }
 
 /// An allocator that we cannot read has mapped, in calls that count as its functions', what nobody

@@ -20,7 +20,14 @@ use super::{
     mark::{Class, Classes, Marked, Parent},
     roots::{self, RootKind, RootSource},
 };
-use crate::{account::Allocators, objects::ObjectStore, proc::maps::read_maps};
+use crate::{
+    account::Allocators,
+    objects::ObjectStore,
+    proc::{
+        maps::read_maps,
+        stop::{StoppedProcess, tracer_of},
+    },
+};
 
 /// How many, and the time from one to the next.
 const SCANS: u32 = 3;
@@ -50,6 +57,8 @@ pub struct HeapTarget {
     pub store: ObjectStore,
     /// All that it has acquired since it began is known.
     pub from_start: bool,
+    /// It may be stopped once, for so long, and is not looked at three times.
+    pub max_pause: Option<Duration>,
 }
 
 /// What holds a block.
@@ -66,8 +75,10 @@ pub struct Way {
 /// What came of all scans.
 #[derive(Debug)]
 pub struct Examined {
-    /// How many scans there were.
+    /// How many scans there were, if it was not stopped.
     pub scans: u32,
+    /// How long it was stopped.
+    pub stopped: Duration,
     /// Blocks in order of address, those of the first look, each with what became of it.
     blocks: Vec<(Block, Class)>,
     /// Bytes that are in swap, and were not looked at.
@@ -116,10 +127,13 @@ struct Scan {
     runs: Vec<Range<u64>>,
     places: roots::RootPlaces,
     swapped: u64,
+    /// What reading took: all that a process must be stopped for.
+    read: Duration,
 }
 
 impl Scan {
-    fn of(target: &HeapTarget, sight: Sight) -> io::Result<Self> {
+    /// Looks at a process. If it is `stopped`, it is let go when its memory has been read.
+    fn of(target: &HeapTarget, sight: Sight, stopped: Option<StoppedProcess>) -> io::Result<Self> {
         let began = Instant::now();
         let mappings = read_maps(target.pid)?;
         if mappings.is_empty() {
@@ -137,10 +151,12 @@ impl Scan {
             mapped: &sight.mapped,
             blocks: index.blocks(),
             runs: &populated.runs,
+            stopped: stopped.as_ref().map(|stopped| stopped.threads.as_slice()),
         };
         let places = roots::find(&source)?;
         let prepared = began.elapsed();
         let (graph, unread) = Graph::read(target.pid, index, &places, &populated.runs)?;
+        drop(stopped);
         let read = began.elapsed();
         let mut kinds = Kinds::of(&graph);
         let mut marked = Marked::follow(&graph, &kinds);
@@ -159,7 +175,7 @@ impl Scan {
             began.elapsed() - read
         );
         let (runs, swapped) = (populated.runs, populated.swapped);
-        Ok(Self { graph, kinds, marked, runs, places, swapped })
+        Ok(Self { graph, kinds, marked, runs, places, swapped, read })
     }
 
     fn class(&self, block: &Block) -> Class {
@@ -278,30 +294,15 @@ pub fn examine(
     first: Sight,
     again: &mut dyn FnMut() -> io::Result<Sight>,
 ) -> io::Result<Examined> {
-    let mut blocks: Vec<(Block, Class)> = BlockIndex::new(first.blocks.clone())
-        .blocks()
-        .iter()
-        .map(|block| (*block, Class::Definitely))
-        .collect();
-    let mut scan = Scan::of(target, first)?;
-    let (mut unread_bytes, mut unknown) = (scan.swapped, scan.places.unknown);
-    merge(&mut blocks, |block| scan.class(block));
-    for _ in 1..SCANS {
-        // What does not change shall have time to: a look at a small heap takes a millisecond.
-        thread::sleep(BETWEEN);
-        drop(scan);
-        scan = Scan::of(target, again()?)?;
-        unread_bytes = unread_bytes.max(scan.swapped);
-        // What is made while it is looked at is known the next time.
-        unknown = unknown.min(scan.places.unknown);
-        merge(&mut blocks, |block| scan.class(block));
-    }
-    let left = BlockIndex::new(again()?.blocks);
-    merge(&mut blocks, |block| {
-        let at = left.blocks().binary_search_by_key(&block.start, |it| it.start).ok();
-        let same = at.and_then(|at| left.blocks().get(at)).is_some_and(|it| it.birth == block.birth);
-        if same { Class::Definitely } else { Class::Reachable }
-    });
+    let index = BlockIndex::new(first.blocks.clone());
+    let mut blocks: Vec<(Block, Class)> =
+        index.blocks().iter().map(|block| (*block, Class::Definitely)).collect();
+    drop(index);
+    let looks = match target.max_pause {
+        Some(most) => look_stopped(target, first, again, &mut blocks, most)?,
+        None => look_repeatedly(target, first, again, &mut blocks)?,
+    };
+    let Looks { mut scan, scans, stopped, unread_bytes, unknown_blocks } = looks;
     if unread_bytes > 0 {
         // What is in swap may point to it.
         blocks.iter_mut().for_each(|(_, class)| *class = (*class).max(Class::Possibly));
@@ -315,13 +316,87 @@ pub fn examine(
         *class = (*class).max(now);
     }
     Ok(Examined {
-        scans: SCANS,
+        scans,
+        stopped,
         unread_bytes,
-        unknown_blocks: unknown,
+        unknown_blocks,
         circles: circles::find(&scan.graph, &scan.kinds, &scan.marked),
         ways: scan.ways(),
         blocks,
     })
+}
+
+/// The last look, and what all of them have in common.
+struct Looks {
+    scan: Scan,
+    scans: u32,
+    stopped: Duration,
+    unread_bytes: u64,
+    unknown_blocks: Option<u64>,
+}
+
+/// Looks three times while the process runs.
+fn look_repeatedly(
+    target: &HeapTarget,
+    first: Sight,
+    again: &mut dyn FnMut() -> io::Result<Sight>,
+    blocks: &mut [(Block, Class)],
+) -> io::Result<Looks> {
+    let mut scan = Scan::of(target, first, None)?;
+    let (mut unread_bytes, mut unknown_blocks) = (scan.swapped, scan.places.unknown);
+    merge(blocks, |block| scan.class(block));
+    for _ in 1..SCANS {
+        // What does not change shall have time to: a look at a small heap takes a millisecond.
+        thread::sleep(BETWEEN);
+        drop(scan);
+        scan = Scan::of(target, again()?, None)?;
+        unread_bytes = unread_bytes.max(scan.swapped);
+        // What is made while it is looked at is known the next time.
+        unknown_blocks = unknown_blocks.min(scan.places.unknown);
+        merge(blocks, |block| scan.class(block));
+    }
+    let left = BlockIndex::new(again()?.blocks);
+    merge(blocks, |block| {
+        let at = left.blocks().binary_search_by_key(&block.start, |it| it.start).ok();
+        let same = at.and_then(|at| left.blocks().get(at)).is_some_and(|it| it.birth == block.birth);
+        if same { Class::Definitely } else { Class::Reachable }
+    });
+    Ok(Looks { scan, scans: SCANS, stopped: Duration::ZERO, unread_bytes, unknown_blocks })
+}
+
+/// Looks once while the process is stopped, if that takes no longer than it may. It is looked at
+/// before while it runs, to know how long that is.
+fn look_stopped(
+    target: &HeapTarget,
+    first: Sight,
+    again: &mut dyn FnMut() -> io::Result<Sight>,
+    blocks: &mut [(Block, Class)],
+    most: Duration,
+) -> io::Result<Looks> {
+    if let Some((tracer, name)) = tracer_of(target.pid) {
+        return Err(io::Error::other(format!(
+            "process {tracer} ({name}) traces it; --why alone needs no stop"
+        )));
+    }
+    let read = Scan::of(target, first, None)?.read;
+    let began = Instant::now();
+    again()?;
+    let estimate = read + began.elapsed();
+    if estimate > most {
+        return Err(io::Error::other(format!(
+            "it would be stopped for some {} ms, and --max-pause allows {}; raise it, or leave out =exact",
+            estimate.as_millis(),
+            most.as_millis()
+        )));
+    }
+    let began = Instant::now();
+    let stopped = StoppedProcess::stop(target.pid, most)?;
+    let sight = again()?;
+    let before = began.elapsed();
+    let scan = Scan::of(target, sight, Some(stopped))?;
+    merge(blocks, |block| scan.class(block));
+    let (unread_bytes, unknown_blocks) = (scan.swapped, scan.places.unknown);
+    Ok(Looks { stopped: before + scan.read, scan, scans: 0, unread_bytes, unknown_blocks })
 }
 
 /// Each block is as good as the best that was seen of it.

@@ -59,6 +59,7 @@ impl<'a> Explainer<'a> {
         let unknown = |heap: &ExaminedHeap| heap.examined.unknown_blocks;
         let mut why = Why {
             scans: looked.heaps.iter().map(|heap| heap.examined.scans).max().unwrap_or(0),
+            stopped_ms: looked.heaps.iter().map(|heap| heap.examined.stopped.as_millis() as u64).sum(),
             complete: looked.complete,
             unknown_blocks: looked.heaps.iter().map(unknown).sum(),
             may_hide: looked.heaps.iter().any(|heap| heap.may_hide),

@@ -16,7 +16,7 @@ use crate::{
     heap::{Block, Class, Examined, HeapTarget, Sight, TypeAt, TypeNames, examine},
     hurry,
     proc::{maps::read_maps, stacks::places},
-    settings::TargetSpec,
+    settings::{TargetSpec, WhyMode},
     snapshot::{Outstanding, Snapshot, own::Own},
 };
 
@@ -57,7 +57,8 @@ impl Session {
     /// Looks at the heaps of all targets that live, if this report is to say why. What cannot be
     /// looked at is told, and left out.
     pub(super) fn examine(&mut self, taken: &Taken, is_final: bool) -> Option<Examinations> {
-        self.settings.why.filter(|why| why.is_due(self.reporter.reports + 1, is_final))?;
+        let why = self.settings.why.filter(|why| why.is_due(self.reporter.reports + 1, is_final))?;
+        let max_pause = (why.mode == WhyMode::Exact).then_some(why.max_pause);
         let mut spaces: Vec<(u32, HeapTarget)> = Vec::new();
         let Mode::User(mode) = &self.mode else { return None };
         for (_, traced) in self.targets.living() {
@@ -66,7 +67,7 @@ impl Session {
                 let (pid, allocators, store) = (traced.id.pid, allocators(traced), mode.store.clone());
                 // An allocator that comes with another program is probed when that has begun.
                 let from_start = self.is_known_from_start() && self.targets.process_of(space) == Some(space);
-                spaces.push((space, HeapTarget { pid, allocators, store, from_start }));
+                spaces.push((space, HeapTarget { pid, allocators, store, from_start, max_pause }));
             }
         }
         if spaces.is_empty() {

@@ -55,6 +55,7 @@ fn our_own_heap_is_examined() {
         allocators: Allocators { glibc: true, others: false },
         store: ObjectStore::default(),
         from_start: false,
+        max_pause: None,
     };
     let examined = examine(&target, sight(), &mut || Ok(sight())).unwrap();
     assert_eq!(examined.scans, 3);
@@ -76,6 +77,7 @@ fn who_has_gone_is_an_error() {
         allocators: Allocators::default(),
         store: ObjectStore::default(),
         from_start: false,
+        max_pause: None,
     };
     assert!(examine(&target, Sight::default(), &mut || Ok(Sight::default())).is_err());
 }
