@@ -171,7 +171,13 @@ impl<'a> Explainer<'a> {
             stack: place(self.site(side.stack)),
             made_in: self.made_in(side.stack),
         });
-        let members = members.collect();
+        let mut members: Vec<CycleMember> = members.collect();
+        // The largest begins: in a circle any may, and numbers of stacks differ from run to run.
+        let key =
+            |member: &CycleMember| (member.size, std::cmp::Reverse(member.offset), member.type_name.clone());
+        if let Some(first) = (0..members.len()).max_by_key(|at| members.get(*at).map(key)) {
+            members.rotate_left(first);
+        }
         let hanging = circle.hanging.iter().map(|hanging| HangingBlocks {
             type_name: self.type_name(heap, hanging.stack),
             count: hanging.count,

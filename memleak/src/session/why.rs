@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, io, ops::Range};
 
-use log::{info, warn};
+use log::warn;
 use memleak_common::probe::Resource;
 use rustc_hash::FxHashMap;
 
@@ -71,7 +71,10 @@ impl Session {
             }
         }
         if spaces.is_empty() {
-            info!("--why: no target is left to look at");
+            warn!(
+                "--why: the target has ended, and its memory with it: look at it while it runs, with --why-every 1 and a \
+                 short INTERVAL, or have it wait before it ends"
+            );
             return None;
         }
         let mut numbers = Numbers::default();

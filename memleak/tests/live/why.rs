@@ -2,14 +2,17 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use crate::{
     guard::alone,
-    process::Running,
+    process::{self, Running, rounds},
     programs::{Link, build, scratch_dir, text},
     report::Report,
     tracer::{NEVER, Tracer},
@@ -172,15 +175,20 @@ fn said(by_size: &BySize, sizes: &[u64], otherwise: char) -> String {
     sizes.iter().map(|size| by_size.get(size).copied().unwrap_or(together)).collect()
 }
 
+/// The report on all shapes, and what they have told.
+fn report_on(program: &Path, why: &str) -> (Report, Vec<String>) {
+    let arguments = ["--json", why, "-a", "-o", "0", "-T", "100000", NEVER, "--", text(program)];
+    let mut tracer = Tracer::start(&arguments);
+    let lines = tracer.running().expect("READY");
+    (tracer.stop_with_report(), lines)
+}
+
 #[test]
 fn shapes_beside_valgrind_and_leak_sanitizer() {
     let _alone = alone();
     let program = build("shapes.cc", Link::Dynamic, &[]);
     let checked = build("shapes.cc", Link::Dynamic, &["-fsanitize=leak"]);
-    let arguments = ["--json", "--why", "-a", "-o", "0", "-T", "100000", NEVER, "--", text(&program)];
-    let mut tracer = Tracer::start(&arguments);
-    let lines = tracer.running().expect("READY");
-    let report = tracer.stop_with_report();
+    let (report, lines) = report_on(&program, "--why");
     let why = report.why.as_ref().expect("why");
     assert_eq!((why["mode"].as_str(), why["complete"].as_bool()), (Some("scans"), Some(true)), "{why}");
     let (ours, valgrinds, sanitizers) = (ours(&report), valgrinds(&program), sanitizers(&checked));
@@ -200,10 +208,88 @@ fn shapes_beside_valgrind_and_leak_sanitizer() {
     assert_eq!(wrong, [""; 0]);
 }
 
+/// Registers are known of a process that is stopped; all else is as it was.
+#[test]
+fn shapes_of_a_process_that_is_stopped() {
+    let _alone = alone();
+    let (report, lines) = report_on(&build("shapes.cc", Link::Dynamic, &[]), "--why=exact");
+    let why = report.why.as_ref().expect("why");
+    assert_eq!((why["mode"].as_str(), why["scans"].as_u64()), (Some("exact"), Some(0)), "{why}");
+    assert!(why["stopped_ms"].as_u64() < Some(1000), "{why}");
+    let ours = ours(&report);
+    for (name, sizes) in &sizes(&lines) {
+        let expected = match name.as_str() {
+            "register" | "vector_register" => "R",
+            name => SHAPES.iter().find(|(known, ..)| *known == name).expect("a shape").1,
+        };
+        assert_eq!(said(&ours, sizes, '-'), expected, "{name}");
+    }
+}
+
+/// The first letter of a process's state, and who traces it.
+fn state(pid: u32) -> (char, u32) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).expect("a field").trim();
+    (field("State:").chars().next().expect("a state"), field("TracerPid:").parse().expect("a number"))
+}
+
+#[test]
+fn a_tracer_that_is_killed_leaves_the_target_running() {
+    let _alone = alone();
+    let program = build("known_leaks.cc", Link::Dynamic, &[]);
+    let mut target = Running::start(Command::new(program).args(["16", "4000000", "7"]));
+    target.expect("READY");
+    target.tell("go");
+    let pid = target.pid();
+    let mut stopped = 0;
+    for round in rounds(200) {
+        let arguments =
+            ["--json", "-v", "-p", &pid.to_string(), "--why=exact", "--why-every", "1", "-o", "0", "0.001"];
+        let mut tracer = Tracer::start(&arguments);
+        tracer.wait_attached();
+        // From the first look to some way into a later one.
+        thread::sleep(Duration::from_micros(round * 7919 % 250_000));
+        stopped += u32::from(state(pid).1 != 0);
+        tracer.running().signal(libc::SIGKILL);
+        tracer.running().wait_status();
+        let (state, tracer) = state(pid);
+        assert!(tracer == 0 && !"tT".contains(state), "{state} {tracer} in round {round}");
+    }
+    println!("stopped at the moment in {stopped} rounds");
+    // It gives its account in the end, and ends well.
+    target.expect("END");
+    target.tell("end");
+    assert_eq!(process::code(target.wait_status()), 0);
+}
+
+/// What cannot be stopped, or not for so short a time, is reported without `why`.
+#[test]
+fn refusals_to_stop_are_one_line() {
+    let _alone = alone();
+    let mut target = Running::start(&mut Command::new(build("shapes.cc", Link::Dynamic, &[])));
+    target.expect("READY");
+    let pid = target.pid();
+    let refused = |more: &[&str], said: &[&str]| {
+        let pid = pid.to_string();
+        let mut arguments = vec!["--json", "-p", &pid, "--why=exact", "-o", "0", "0.3", "1"];
+        arguments.splice(1..1, more.iter().copied());
+        let outcome = Tracer::start(&arguments).wait();
+        assert_eq!(outcome.code, 0);
+        let [line] = outcome.ended.stderr.as_slice() else { panic!("{:?}", outcome.ended.stderr) };
+        said.iter().for_each(|part| assert!(line.contains(part), "{part}: {line}"));
+        assert_eq!(outcome.reports.last().expect("a report").why, None);
+    };
+    refused(&["--max-pause", "1"], &["stopped for some", "--max-pause allows 1"]);
+    // SAFETY: no memory of ours is concerned.
+    let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid as libc::pid_t, 0, 0) };
+    assert_eq!(seized, 0);
+    refused(&[], &["traces it", &std::process::id().to_string()]);
+}
+
 /// wordcount with its circle, or with a std::weak_ptr in it.
 fn wordcount(is_mended: bool) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut source = std::fs::read_to_string(root.join("examples/wordcount.cc")).expect("the example");
+    let mut source = fs::read_to_string(root.join("examples/wordcount.cc")).expect("the example");
     if is_mended {
         let circle = "std::shared_ptr<word_counter> counter_; // closes the circle";
         assert!(source.contains(circle));
@@ -212,9 +298,9 @@ fn wordcount(is_mended: bool) -> PathBuf {
             .replace("counter_->", "counter_.lock()->");
     }
     let folder = scratch_dir().join(if is_mended { "mended" } else { "circle" });
-    std::fs::create_dir_all(&folder).expect("a folder");
+    fs::create_dir_all(&folder).expect("a folder");
     let (file, program) = (folder.join("wordcount.cc"), folder.join("wordcount"));
-    std::fs::write(&file, source).expect("the source");
+    fs::write(&file, source).expect("the source");
     let flags = ["-fno-omit-frame-pointer", "-std=c++11", "-g"];
     let made = Command::new("g++").args(flags).arg(&file).arg("-o").arg(&program).status().expect("g++");
     assert!(made.success());
