@@ -93,6 +93,7 @@ impl Group {
             history: self.history,
             tag: site.and_then(|site| site.tag().cloned()),
             frames: Vec::<FrameId>::new(),
+            why: None,
             notes: site.and_then(|site| site.cut).map(Note::Cut).into_iter().collect(),
             blocks: match self.has_blocks {
                 true => self.allocations.clone().unwrap_or_default(),
