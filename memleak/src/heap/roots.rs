@@ -281,7 +281,7 @@ fn pthreads_in(pid: u32, run: &Range<u64>) -> Vec<u64> {
     };
     // Runs begin at pages, and so do pieces of them.
     let mut found = Vec::new();
-    let read = super::look::read_all(pid, std::slice::from_ref(run), find, |more| found.extend(more));
+    let read = super::look::read_all(pid, false, std::slice::from_ref(run), find, |more| found.extend(more));
     if read.is_ok() { found } else { Vec::new() }
 }
 

@@ -155,7 +155,7 @@ impl Scan {
         };
         let places = roots::find(&source)?;
         let prepared = began.elapsed();
-        let (graph, unread) = Graph::read(target.pid, index, &places, &populated.runs)?;
+        let (graph, unread) = Graph::read(target.pid, stopped.is_some(), index, &places, &populated.runs)?;
         drop(stopped);
         let read = began.elapsed();
         let mut kinds = Kinds::of(&graph);
@@ -226,7 +226,7 @@ impl Scan {
             let found = tagged.filter_map(|(at, word)| Some((at, index.find(word & ADDRESS)?.0)));
             found.filter(|(at, _)| is_live(start + *at as u64 * 8)).map(|(_, block)| block).collect()
         };
-        read_all(pid, &self.runs, find, |found| held.extend(found))?;
+        read_all(pid, false, &self.runs, find, |found| held.extend(found))?;
         let held = held.into_iter().filter_map(|block| index.blocks().get(block as usize));
         let starts: Vec<u64> = held.map(|block| block.start).collect();
         for start in starts {
