@@ -87,6 +87,11 @@ impl BlockIndex {
         }
     }
 
+    /// With others.
+    pub(super) fn with(self, others: impl Iterator<Item = Block>) -> Self {
+        Self::new(self.blocks.into_iter().chain(others).collect())
+    }
+
     /// All blocks, in order.
     pub(super) fn blocks(&self) -> &[Block] {
         &self.blocks
