@@ -69,8 +69,8 @@ pub(crate) struct Arenas {
     pub walked: Vec<Range<u64>>,
     /// The parts of the heaps.
     pub cells: Vec<Cell>,
-    /// Chunks that are in use and not known.
-    pub unknown: u64,
+    /// Blocks that are in use and not known, with what their chunks have room for.
+    pub unknown: Vec<Range<u64>>,
     /// Chunks to begin at the next time, in order.
     pub anchors: Vec<u64>,
 }
@@ -323,7 +323,10 @@ impl ChunkWalk<'_, '_> {
             push(free, at..end);
         } else {
             cell.unknown += size;
-            *unknown += u64::from(!is_top);
+            if !is_top {
+                // The next chunk's first word is the block's last.
+                unknown.push(at + HEADER..end + HEADER / 2);
+            }
         }
         push(walked, at..end);
         if anchors.last().is_none_or(|last| at - last >= ANCHORS) {

@@ -1,7 +1,7 @@
 //! What differs from machine to machine. Each has a folder with the same names in it:
 //! `RELOCATIONS`, `placement::place`, and in `host`, which is compiled for this machine alone,
-//! `MACHINE`, `OBJECT`, `STACK_POINTER`, `SYSTEM_CALLS` and `Breakpoint`. Nothing outside of here asks for
-//! `target_arch` or decodes instructions.
+//! `MACHINE`, `OBJECT`, `STACK_POINTER`, `SYSTEM_CALLS` and `Breakpoint`. Nothing outside of here
+//! asks for `target_arch` or decodes instructions.
 
 pub(crate) mod aarch64;
 pub mod placement;

@@ -256,7 +256,7 @@ mod tests {
 
     fn circles(graph: &Graph) -> Vec<Circle> {
         let kinds = Kinds::of(graph);
-        let mut marked = Marked::follow(graph, &kinds);
+        let mut marked = Marked::follow(graph, &kinds, None);
         marked.split_lost(graph);
         find(graph, &kinds, &marked)
     }

@@ -4,7 +4,7 @@ use std::{io, ops::Range};
 
 use super::{
     Block,
-    index::BlockIndex,
+    index::{BATCH, BlockIndex},
     look::read_all,
     roots::{RootKind, RootPlaces},
 };
@@ -54,13 +54,14 @@ impl Graph {
     /// Reads the memory of `pid` in `runs`; gives also how many bytes could not be read.
     pub(super) fn read(
         pid: u32,
+        is_stopped: bool,
         index: BlockIndex,
         places: &RootPlaces,
         runs: &[Range<u64>],
     ) -> io::Result<(Self, u64)> {
         let mut builder = Builder::new(index.blocks().len());
         let find = |start: u64, words: &[u64]| pointers_in(&index, places, start, words);
-        let unread = read_all(pid, runs, find, |piece| builder.add(piece))?;
+        let unread = read_all(pid, is_stopped, runs, find, |piece| builder.add(piece))?;
         let (first, pointers, mut roots) = builder.end();
         for (word, kind) in &places.words {
             if let Some((to, offset)) = index.find(*word) {
@@ -142,33 +143,67 @@ impl Builder {
 /// The pointers among these words. Of a block all words count that it has whole: what follows its
 /// end may be left over from another. A block's pointers to itself do not hold it.
 fn pointers_in(index: &BlockIndex, places: &RootPlaces, start: u64, words: &[u64]) -> PiecePointers {
-    let mut found = PiecePointers::default();
-    let blocks = index.blocks();
-    let mut block = index.first_after(start);
-    let mut area = places.areas.partition_point(|area| area.range.end <= start);
-    for (at, word) in words.iter().enumerate() {
-        let Some((to, offset)) = index.find(*word) else { continue };
-        let (place, offset) = (start + at as u64 * 8, narrow(offset));
-        while blocks.get(block).is_some_and(|block| block.end() <= place) {
-            block += 1;
-        }
-        if let Some(source) = blocks.get(block).filter(|source| source.start <= place) {
-            if to as usize != block && place + 8 <= source.end() {
-                let from = narrow(place - source.start);
-                found.of_blocks.push((block as u32, Pointer { from, to, offset }));
+    let mut sorter = PointerSorter {
+        blocks: index.blocks(),
+        places,
+        block: index.first_after(start),
+        area: places.areas.partition_point(|area| area.range.end <= start),
+        found: PiecePointers::default(),
+    };
+    let (mut ats, mut values, mut count) = ([0; BATCH], [0; BATCH], 0);
+    let mut found = [None; BATCH];
+    let mut sort = |ats: &[u64], values: &[u64]| {
+        index.find_batch(values, &mut found);
+        for (place, found) in ats.iter().zip(&found) {
+            if let Some((to, offset)) = found {
+                sorter.add(*place, *to, narrow(*offset));
             }
-            continue;
         }
-        while places.areas.get(area).is_some_and(|area| area.range.end <= place) {
-            area += 1;
-        }
-        let of_area = places.areas.get(area).filter(|area| area.range.start <= place).map(|area| area.kind);
-        let alone = || places.places.iter().find(|(alone, _)| *alone == place).map(|(_, kind)| *kind);
-        if let Some(kind) = of_area.or_else(alone) {
-            found.roots.push(RootPointer { kind, place, to, offset });
+    };
+    for (at, word) in words.iter().enumerate().filter(|(_, word)| index.is_near(**word)) {
+        (ats[count], values[count]) = (start + at as u64 * 8, *word);
+        count += 1;
+        if count == BATCH {
+            sort(&ats, &values);
+            count = 0;
         }
     }
-    found
+    sort(&ats[..count], &values[..count]);
+    sorter.found
+}
+
+/// Tells whose the places of pointers are, which come in order.
+struct PointerSorter<'a> {
+    blocks: &'a [Block],
+    places: &'a RootPlaces,
+    /// The first block and the first area that end after the last place.
+    block: usize,
+    area: usize,
+    found: PiecePointers,
+}
+
+impl PointerSorter<'_> {
+    fn add(&mut self, place: u64, to: u32, offset: u32) {
+        while self.blocks.get(self.block).is_some_and(|block| block.end() <= place) {
+            self.block += 1;
+        }
+        if let Some(source) = self.blocks.get(self.block).filter(|source| source.start <= place) {
+            if to as usize != self.block && place + 8 <= source.end() {
+                let from = narrow(place - source.start);
+                self.found.of_blocks.push((self.block as u32, Pointer { from, to, offset }));
+            }
+            return;
+        }
+        let areas = &self.places.areas;
+        while areas.get(self.area).is_some_and(|area| area.range.end <= place) {
+            self.area += 1;
+        }
+        let of_area = areas.get(self.area).filter(|area| area.range.start <= place).map(|area| area.kind);
+        let alone = || self.places.places.iter().find(|(alone, _)| *alone == place).map(|(_, kind)| *kind);
+        if let Some(kind) = of_area.or_else(alone) {
+            self.found.roots.push(RootPointer { kind, place, to, offset });
+        }
+    }
 }
 
 fn narrow(bytes: u64) -> u32 {

@@ -16,6 +16,9 @@ const GRANULE_BITS: u32 = 3;
 const PIECE_WORDS: usize = 1 << (PIECE_BITS - GRANULE_BITS - 6);
 const WORDS_OF_A_RANK: usize = 8;
 
+/// Values that are looked up together.
+pub(super) const BATCH: usize = 64;
+
 /// What begins in a piece of address space.
 #[derive(Debug)]
 struct Piece {
@@ -84,6 +87,11 @@ impl BlockIndex {
         }
     }
 
+    /// With others.
+    pub(super) fn with(self, others: impl Iterator<Item = Block>) -> Self {
+        Self::new(self.blocks.into_iter().chain(others).collect())
+    }
+
     /// All blocks, in order.
     pub(super) fn blocks(&self) -> &[Block] {
         &self.blocks
@@ -108,27 +116,54 @@ impl BlockIndex {
             return None;
         }
         let number = match self.pieces.get(&(value >> PIECE_BITS)) {
-            Some(piece) => self.before(piece, value)?,
+            Some(piece) => Self::rank(piece, value)?,
             None => self.large_before(value)?,
         };
-        let block = self.blocks.get(number as usize)?;
-        let offset = value.checked_sub(block.start)?;
-        let is_in = offset < block.size.max(1) || (offset == 8 && block.size == 8);
-        is_in.then_some((number, offset))
+        self.checked(number, value)
     }
 
-    /// The last block that begins at `value` or before it.
+    /// The same for values that are near, at most as many as [`BATCH`]: each step for all of them
+    /// before the next one, since each may have to wait for memory, and so they wait together.
+    pub(super) fn find_batch(&self, values: &[u64], found: &mut [Option<(u32, u64)>; BATCH]) {
+        let mut pieces = [None; BATCH];
+        for (piece, value) in pieces.iter_mut().zip(values) {
+            *piece = self.pieces.get(&(value >> PIECE_BITS));
+        }
+        let mut numbers = [None; BATCH];
+        for ((number, piece), value) in numbers.iter_mut().zip(pieces).zip(values) {
+            *number = match piece {
+                Some(piece) => Self::rank(piece, *value),
+                None => self.large_before(*value),
+            };
+        }
+        for ((found, number), value) in found.iter_mut().zip(numbers).zip(values) {
+            *found = number.and_then(|number| self.checked(number, *value));
+        }
+    }
+
+    /// The last block that begins at `value` or before it, or within the same 8 bytes.
     #[inline]
-    fn before(&self, piece: &Piece, value: u64) -> Option<u32> {
+    fn rank(piece: &Piece, value: u64) -> Option<u32> {
         let (word, bit) = place_in_piece(value);
         let group = word / WORDS_OF_A_RANK;
         let words = piece.bits.get(group * WORDS_OF_A_RANK..word)?;
         let whole: u32 = words.iter().map(|word| word.count_ones()).sum();
         let upto = piece.bits[word] & (u64::MAX >> (63 - bit));
-        let last = (piece.ranks[group] + whole + upto.count_ones()).checked_sub(1)?;
+        (piece.ranks[group] + whole + upto.count_ones()).checked_sub(1)
+    }
+
+    /// This block or the one before it, if `value` points into it, and how far.
+    #[inline]
+    fn checked(&self, number: u32, value: u64) -> Option<(u32, u64)> {
+        let mut number = number;
         // One that begins later within the same 8 bytes.
-        let is_later = self.blocks.get(last as usize)?.start > value;
-        if is_later { last.checked_sub(1) } else { Some(last) }
+        if self.blocks.get(number as usize)?.start > value {
+            number = number.checked_sub(1)?;
+        }
+        let block = self.blocks.get(number as usize)?;
+        let offset = value.checked_sub(block.start)?;
+        let is_in = offset < block.size.max(1) || (offset == 8 && block.size == 8);
+        is_in.then_some((number, offset))
     }
 
     fn large_before(&self, value: u64) -> Option<u32> {
@@ -200,6 +235,9 @@ mod tests {
                 let expected = found.map(|at| (at as u32, value - blocks[at].start));
                 // What begins directly after 8 bytes goes first.
                 let found = index.find(value);
+                let mut together = [None; BATCH];
+                index.find_batch(&[value, value], &mut together);
+                prop_assert!(!index.is_near(value) || together[1] == found);
                 prop_assert!(found == expected || found.is_some_and(|(_, offset)| offset == 0), "{value:x}");
             }
         }

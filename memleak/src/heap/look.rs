@@ -15,7 +15,7 @@ use crate::proc::{
 
 /// Bytes read by one call.
 const PIECE: u64 = 1 << 20;
-/// Threads that read.
+/// Threads that read: while the target runs one processor is left to it.
 const READERS: usize = 2;
 /// Pieces whose words are held at a time.
 const BATCH: usize = 128;
@@ -71,6 +71,7 @@ fn is_shared_memory(mapping: &Mapping) -> bool {
 /// is given these, in order of address. Gives the bytes that could not be read: unmapped meanwhile.
 pub(super) fn read_all<T: Send>(
     pid: u32,
+    is_stopped: bool,
     runs: &[Range<u64>],
     find: impl Fn(u64, &[u64]) -> T + Sync,
     mut take: impl FnMut(T),
@@ -82,6 +83,8 @@ pub(super) fn read_all<T: Send>(
             starts.map(|start| start..run.end.min(start + PIECE))
         })
         .collect();
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let readers = READERS.min(if is_stopped { processors } else { processors.saturating_sub(1).max(1) });
     let mut unread = 0;
     for batch in pieces.chunks(BATCH) {
         let next = AtomicUsize::new(0);
@@ -96,7 +99,7 @@ pub(super) fn read_all<T: Send>(
             }
         };
         let mut found = thread::scope(|scope| {
-            let others: Vec<_> = (1..READERS.min(batch.len())).map(|_| scope.spawn(work)).collect();
+            let others: Vec<_> = (1..readers.min(batch.len())).map(|_| scope.spawn(work)).collect();
             let mut found = work();
             others.into_iter().filter_map(|other| other.join().ok()).for_each(|more| found.extend(more));
             found
@@ -169,7 +172,7 @@ mod tests {
             let found = words.iter().enumerate().filter(|(_, it)| **it == 0x1234_5678_9abc_def0);
             found.map(|(at, _)| start + at as u64 * 8).collect()
         };
-        read_all(pid, &populated.runs, find, |found| places.extend(found)).unwrap();
+        read_all(pid, true, &populated.runs, find, |found| places.extend(found)).unwrap();
         assert!(places.contains(&place), "{place:x} {places:x?}");
         assert!(places.is_sorted());
     }

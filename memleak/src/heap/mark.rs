@@ -107,13 +107,31 @@ const ROOT: u32 = 1 << 31;
 impl Marked {
     /// Follows all pointers to starts, root by root in the order of their kinds, breadth first: so
     /// a parent is on a shortest way from the best root. Then all others.
-    pub(super) fn follow(graph: &Graph, kinds: &Kinds) -> Self {
+    ///
+    /// Blocks of the stack `before` are held for sure: nobody knows how they are used. Last of all,
+    /// so that it shows which of them nothing else holds.
+    pub(super) fn follow(graph: &Graph, kinds: &Kinds, before: Option<u32>) -> Self {
         let mut marked = Self {
             classes: vec![Class::Definitely; graph.len()],
             by: vec![RootKind::FromBefore; graph.len()],
             parents: vec![NOBODY; graph.len()],
         };
-        marked.follow_as(Class::Reachable, graph, |to, offset| kinds.is_start(graph, to, offset));
+        let is_start = |to, offset| kinds.is_start(graph, to, offset);
+        marked.follow_as(Class::Reachable, graph, is_start);
+        let of_before: Vec<u32> = match before {
+            Some(before) => {
+                (0..).zip(graph.blocks()).filter(|(_, it)| it.stack == before).map(|(at, _)| at).collect()
+            }
+            None => Vec::new(),
+        };
+        let mut queue = VecDeque::new();
+        for block in of_before {
+            if marked.is_class(block, Class::Definitely) {
+                marked.reach(block, Class::Reachable, RootKind::LostBefore, NOBODY);
+                queue.push_back(block);
+                marked.drain(Class::Reachable, graph, &mut queue, &is_start);
+            }
+        }
         marked.follow_as(Class::Possibly, graph, |_, _| true);
         marked
     }
@@ -167,6 +185,11 @@ impl Marked {
         {
             (*of, *root, *from) = (class, by, parent);
         }
+    }
+
+    /// Whether it was reached, by whatever pointers.
+    pub(super) fn is_reached(&self, block: u32) -> bool {
+        self.classes.get(block as usize).is_some_and(|class| *class >= Class::Possibly)
     }
 
     /// From where a block was reached first.
@@ -229,9 +252,21 @@ mod tests {
 
     fn marked(count: u64, pointers: &[(u32, u32, u32, u32)], roots: Vec<RootPointer>) -> Marked {
         let graph = Graph::of(blocks(count), pointers, roots);
-        let mut marked = Marked::follow(&graph, &Kinds::of(&graph));
+        let mut marked = Marked::follow(&graph, &Kinds::of(&graph), None);
         marked.split_lost(&graph);
         marked
+    }
+
+    #[test]
+    fn what_is_from_before_is_held_last() {
+        let roots = vec![root(RootKind::Global, 0, 0)];
+        let graph = Graph::of(blocks(5), &[(0, 0, 1, 0), (2, 0, 3, 0), (2, 8, 1, 0)], roots);
+        // Of the stacks, which are numbered as the blocks are, the third is from before.
+        let marked = Marked::follow(&graph, &Kinds::of(&graph), Some(2));
+        use Class::{Definitely, Reachable};
+        assert_eq!(marked.classes, [Reachable, Reachable, Reachable, Reachable, Definitely]);
+        let by = [RootKind::Global, RootKind::Global, RootKind::LostBefore, RootKind::LostBefore];
+        assert_eq!(marked.by[..4], by);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! them ([`mark`]). A block is lost if it is in every scan, and is the same block before and after.
 //! A pointer that moves while it is read is missed by one scan, and hardly ever by three.
 
+mod before;
 mod circles;
 mod components;
 mod graph;
@@ -17,6 +18,7 @@ mod roots;
 mod scan;
 mod types;
 
+pub use before::Before;
 pub use circles::{Circle, Hanging, Side};
 pub use mark::{Class, Classes};
 pub use roots::RootKind;

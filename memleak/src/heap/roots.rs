@@ -47,11 +47,13 @@ pub enum RootKind {
     Mapping,
     /// Memory of an allocator in which we know no block: from before tracing began.
     FromBefore,
+    /// A block from before tracing began that nothing else holds: it is lost itself.
+    LostBefore,
 }
 
 impl RootKind {
     /// All, in order.
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Global,
         Self::Stack,
         Self::Register,
@@ -59,6 +61,7 @@ impl RootKind {
         Self::EndedThread,
         Self::Mapping,
         Self::FromBefore,
+        Self::LostBefore,
     ];
 
     /// It may be left over, or be of a function that does not need it any more.
@@ -83,8 +86,10 @@ pub(super) struct RootPlaces {
     pub words: Vec<(u64, RootKind)>,
     /// RootPlaces outside of `areas` that are roots all the same.
     pub places: Vec<(u64, RootKind)>,
-    /// Blocks in use in glibc's arenas that we do not know.
-    pub unknown: Option<u64>,
+    /// Blocks in use in glibc's arenas that we do not know; `None` if that cannot be told.
+    pub unknown: Option<Vec<Range<u64>>>,
+    /// Bytes that are free in these.
+    pub free: u64,
 }
 
 /// What is known of a process's memory.
@@ -121,10 +126,16 @@ pub(super) fn find(source: &RootSource<'_>) -> io::Result<RootPlaces> {
     for nobodys in sorted([arenas.free.as_slice(), &arenas.own, source.own].concat()) {
         left.take(nobodys);
     }
+    found.free = arenas.free.iter().map(|range| range.end - range.start).sum();
+    let is_known = source.allocators.glibc && !source.allocators.others;
+    if is_known {
+        // They are blocks like others, but for where they were acquired.
+        arenas.unknown.iter().for_each(|block| _ = left.take(block.clone()));
+    }
     for heap in &arenas.heaps {
         found.claim(&mut left, heap.clone(), RootKind::FromBefore);
     }
-    found.unknown = (source.allocators.glibc && !source.allocators.others).then_some(arenas.unknown);
+    found.unknown = is_known.then_some(arenas.unknown);
     let threads = match source.stopped {
         Some(threads) => threads.iter().map(of_stopped).collect(),
         None => waiting_threads(source.pid),
@@ -281,7 +292,7 @@ fn pthreads_in(pid: u32, run: &Range<u64>) -> Vec<u64> {
     };
     // Runs begin at pages, and so do pieces of them.
     let mut found = Vec::new();
-    let read = super::look::read_all(pid, std::slice::from_ref(run), find, |more| found.extend(more));
+    let read = super::look::read_all(pid, false, std::slice::from_ref(run), find, |more| found.extend(more));
     if read.is_ok() { found } else { Vec::new() }
 }
 

@@ -12,6 +12,7 @@ use log::debug;
 
 use super::{
     Block,
+    before::Before,
     circles::{self, Circle},
     graph::Graph,
     index::BlockIndex,
@@ -59,6 +60,8 @@ pub struct HeapTarget {
     pub from_start: bool,
     /// It may be stopped once, for so long, and is not looked at three times.
     pub max_pause: Option<Duration>,
+    /// The number of the stack of what was there before tracing began.
+    pub before: u32,
 }
 
 /// What holds a block.
@@ -83,8 +86,8 @@ pub struct Examined {
     blocks: Vec<(Block, Class)>,
     /// Bytes that are in swap, and were not looked at.
     pub unread_bytes: u64,
-    /// Blocks in use in glibc's arenas that we do not know; `None` if that cannot be told.
-    pub unknown_blocks: Option<u64>,
+    /// Blocks in use in glibc's arenas that we have not seen made; `None` if that cannot be told.
+    pub before: Option<Before>,
     /// Circles.
     pub circles: Vec<Circle>,
     /// A way to one block of each stack that has one that is reachable.
@@ -129,6 +132,8 @@ struct Scan {
     swapped: u64,
     /// What reading took: all that a process must be stopped for.
     read: Duration,
+    /// What is from before tracing began, if that can be told.
+    before: Option<Before>,
 }
 
 impl Scan {
@@ -154,16 +159,28 @@ impl Scan {
             stopped: stopped.as_ref().map(|stopped| stopped.threads.as_slice()),
         };
         let places = roots::find(&source)?;
+        let index = match places.unknown.as_deref().unwrap_or_default() {
+            [] => index,
+            blocks => index.with(blocks.iter().map(|block| Block {
+                start: block.start,
+                size: block.end - block.start,
+                birth: 0,
+                stack: target.before,
+            })),
+        };
         let prepared = began.elapsed();
-        let (graph, unread) = Graph::read(target.pid, index, &places, &populated.runs)?;
+        let (graph, unread) = Graph::read(target.pid, stopped.is_some(), index, &places, &populated.runs)?;
         drop(stopped);
         let read = began.elapsed();
         let mut kinds = Kinds::of(&graph);
-        let mut marked = Marked::follow(&graph, &kinds);
+        let before = Some(target.before);
+        let mut marked = Marked::follow(&graph, &kinds, before);
         let is_doubtful = |block: u32| marked.classes.get(block as usize) != Some(&Class::Reachable);
         if kinds.look(target.pid, &mappings, &graph, is_doubtful) {
-            marked = Marked::follow(&graph, &kinds);
+            marked = Marked::follow(&graph, &kinds, before);
         }
+        let is_told = places.unknown.is_some();
+        let before = is_told.then(|| Before::of(&graph, &marked, target.before, places.free));
         debug!(
             "process {}: {} pointers in {} blocks and {} at roots; {prepared:.0?} for the roots, {:.0?} to read \
              ({unread} bytes could not be), {:.0?} to follow",
@@ -175,7 +192,7 @@ impl Scan {
             began.elapsed() - read
         );
         let (runs, swapped) = (populated.runs, populated.swapped);
-        Ok(Self { graph, kinds, marked, runs, places, swapped, read })
+        Ok(Self { graph, kinds, marked, runs, places, swapped, read, before })
     }
 
     fn class(&self, block: &Block) -> Class {
@@ -226,7 +243,7 @@ impl Scan {
             let found = tagged.filter_map(|(at, word)| Some((at, index.find(word & ADDRESS)?.0)));
             found.filter(|(at, _)| is_live(start + *at as u64 * 8)).map(|(_, block)| block).collect()
         };
-        read_all(pid, &self.runs, find, |found| held.extend(found))?;
+        read_all(pid, false, &self.runs, find, |found| held.extend(found))?;
         let held = held.into_iter().filter_map(|block| index.blocks().get(block as usize));
         let starts: Vec<u64> = held.map(|block| block.start).collect();
         for start in starts {
@@ -249,12 +266,12 @@ impl Scan {
         }
     }
 
-    /// A way to one block of each stack that is reachable: to the oldest of those that are held
-    /// best.
-    fn ways(&self) -> Vec<Way> {
+    /// A way to one block of each stack but `before` that is reachable: to the oldest of those that
+    /// are held best.
+    fn ways(&self, before: u32) -> Vec<Way> {
         let mut best: rustc_hash::FxHashMap<u32, (RootKind, u64, u32)> = rustc_hash::FxHashMap::default();
         for (number, block) in self.graph.blocks().iter().enumerate() {
-            if self.marked.classes.get(number) != Some(&Class::Reachable) {
+            if self.marked.classes.get(number) != Some(&Class::Reachable) || block.stack == before {
                 continue;
             }
             let Some(by) = self.marked.by.get(number) else { continue };
@@ -302,7 +319,7 @@ pub fn examine(
         Some(most) => look_stopped(target, first, again, &mut blocks, most)?,
         None => look_repeatedly(target, first, again, &mut blocks)?,
     };
-    let Looks { mut scan, scans, stopped, unread_bytes, unknown_blocks } = looks;
+    let Looks { mut scan, scans, stopped, unread_bytes, before } = looks;
     if unread_bytes > 0 {
         // What is in swap may point to it.
         blocks.iter_mut().for_each(|(_, class)| *class = (*class).max(Class::Possibly));
@@ -319,9 +336,9 @@ pub fn examine(
         scans,
         stopped,
         unread_bytes,
-        unknown_blocks,
+        before,
         circles: circles::find(&scan.graph, &scan.kinds, &scan.marked),
-        ways: scan.ways(),
+        ways: scan.ways(target.before),
         blocks,
     })
 }
@@ -332,7 +349,7 @@ struct Looks {
     scans: u32,
     stopped: Duration,
     unread_bytes: u64,
-    unknown_blocks: Option<u64>,
+    before: Option<Before>,
 }
 
 /// Looks three times while the process runs.
@@ -343,7 +360,7 @@ fn look_repeatedly(
     blocks: &mut [(Block, Class)],
 ) -> io::Result<Looks> {
     let mut scan = Scan::of(target, first, None)?;
-    let (mut unread_bytes, mut unknown_blocks) = (scan.swapped, scan.places.unknown);
+    let (mut unread_bytes, mut before) = (scan.swapped, scan.before.take());
     merge(blocks, |block| scan.class(block));
     for _ in 1..SCANS {
         // What does not change shall have time to: a look at a small heap takes a millisecond.
@@ -351,8 +368,10 @@ fn look_repeatedly(
         drop(scan);
         scan = Scan::of(target, again()?, None)?;
         unread_bytes = unread_bytes.max(scan.swapped);
-        // What is made while it is looked at is known the next time.
-        unknown_blocks = unknown_blocks.min(scan.places.unknown);
+        match (&mut before, &scan.before) {
+            (Some(before), Some(now)) => before.and(now),
+            _ => before = None,
+        }
         merge(blocks, |block| scan.class(block));
     }
     let left = BlockIndex::new(again()?.blocks);
@@ -361,7 +380,7 @@ fn look_repeatedly(
         let same = at.and_then(|at| left.blocks().get(at)).is_some_and(|it| it.birth == block.birth);
         if same { Class::Definitely } else { Class::Reachable }
     });
-    Ok(Looks { scan, scans: SCANS, stopped: Duration::ZERO, unread_bytes, unknown_blocks })
+    Ok(Looks { scan, scans: SCANS, stopped: Duration::ZERO, unread_bytes, before })
 }
 
 /// Looks once while the process is stopped, if that takes no longer than it may. It is looked at
@@ -392,11 +411,11 @@ fn look_stopped(
     let began = Instant::now();
     let stopped = StoppedProcess::stop(target.pid, most)?;
     let sight = again()?;
-    let before = began.elapsed();
-    let scan = Scan::of(target, sight, Some(stopped))?;
+    let reached = began.elapsed();
+    let mut scan = Scan::of(target, sight, Some(stopped))?;
     merge(blocks, |block| scan.class(block));
-    let (unread_bytes, unknown_blocks) = (scan.swapped, scan.places.unknown);
-    Ok(Looks { stopped: before + scan.read, scan, scans: 0, unread_bytes, unknown_blocks })
+    let (unread_bytes, before) = (scan.swapped, scan.before.take());
+    Ok(Looks { stopped: reached + scan.read, scan, scans: 0, unread_bytes, before })
 }
 
 /// Each block is as good as the best that was seen of it.

@@ -33,6 +33,8 @@ pub struct Why {
     pub held: Vec<HeldBy>,
     /// What is lost, by type, most bytes first; only what has one.
     pub types: Vec<LostType>,
+    /// What was there before tracing began; `None` if there is nothing to tell.
+    pub before: Option<BeforeAttach>,
     /// What became of blocks that are listed (`-a`), by process and address.
     #[serde(with = "pairs")]
     pub allocations: HashMap<(u32, u64), Class>,
@@ -145,6 +147,23 @@ pub struct HeldBy {
     pub count: u64,
     /// Where they were acquired.
     pub made_in: MadeIn,
+}
+
+/// Blocks of glibc's that were there before tracing began.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BeforeAttach {
+    /// Bytes that they have room for.
+    pub bytes: u64,
+    /// How many.
+    pub count: u64,
+    /// Bytes of those that nothing holds.
+    pub lost_bytes: u64,
+    /// How many these are.
+    pub lost_count: u64,
+    /// Bytes that are free in the arenas.
+    pub free: u64,
+    /// What is lost of them, by type; only what has one.
+    pub types: Vec<LostType>,
 }
 
 /// Lost blocks of one type.

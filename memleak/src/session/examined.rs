@@ -24,6 +24,8 @@ pub(super) struct ExaminedHeap {
     pub examined: Examined,
     /// The type of a block of each stack, as far as it says so.
     pub types: HashMap<u32, TypeAt>,
+    /// The types of lost blocks from before the attach, with how many and their bytes.
+    pub types_before: HashMap<String, (u64, u64)>,
     /// Where its first thread has its stack.
     pub main_stack: Range<u64>,
     /// Its allocator's memory from before the attach cannot be read.
@@ -35,7 +37,7 @@ pub(super) struct ExaminedHeap {
 impl ExaminedHeap {
     /// All of its blocks are known, as far as can be told, and all of its memory was read.
     pub(super) fn is_complete(&self) -> bool {
-        let is_known = self.examined.unknown_blocks.is_none_or(|unknown| unknown == 0);
+        let is_known = self.examined.before.as_ref().is_none_or(|before| before.count == 0);
         self.from_start && is_known && self.examined.unread_bytes == 0
     }
 }

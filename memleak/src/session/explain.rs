@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use super::examined::{Examinations, ExaminedHeap};
 use crate::{
     heap::{Circle, Classes, RootKind, Side, TypeAt, Way, first_argument},
-    report::why::{Cycle, CycleMember, HangingBlocks, HeldBy, LostType, MadeIn, Why},
+    report::why::{BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, LostType, MadeIn, Why},
     sites::{SiteId, Sites},
     symbolize::{Frame, MemberAt, Symbolizer},
 };
@@ -56,7 +56,7 @@ impl<'a> Explainer<'a> {
         place: &dyn Fn(SiteId) -> Option<usize>,
     ) -> Why {
         let looked = self.looked;
-        let unknown = |heap: &ExaminedHeap| heap.examined.unknown_blocks;
+        let unknown = |heap: &ExaminedHeap| heap.examined.before.as_ref().map(|before| before.count);
         let mut why = Why {
             scans: looked.heaps.iter().map(|heap| heap.examined.scans).max().unwrap_or(0),
             stopped_ms: looked.heaps.iter().map(|heap| heap.examined.stopped.as_millis() as u64).sum(),
@@ -71,6 +71,7 @@ impl<'a> Explainer<'a> {
         why.cycles = self.cycles(place);
         why.held = self.held(classes);
         why.types = self.types();
+        why.before = self.before();
         why
     }
 
@@ -222,6 +223,7 @@ impl<'a> Explainer<'a> {
             RootKind::Kernel => "epoll or a timer",
             RootKind::EndedThread => "an ended thread's variables",
             RootKind::Mapping => return format!("mapped memory at {place:#x}"),
+            RootKind::LostBefore => "what was lost before the attach",
             RootKind::FromBefore => return format!("a block from before the attach, at {place:#x}"),
         };
         fixed.to_owned()
@@ -253,6 +255,27 @@ impl<'a> Explainer<'a> {
             Some(member) => format!("{name}.{member} (+{offset:#x})"),
             None => format!("{name} (+{offset:#x})"),
         }
+    }
+
+    /// What was there before tracing began.
+    fn before(&self) -> Option<BeforeAttach> {
+        let heaps = || self.looked.heaps.iter().filter(|heap| !heap.from_start);
+        let mut sum: Option<BeforeAttach> = None;
+        for before in heaps().filter_map(|heap| heap.examined.before.as_ref()) {
+            let (lost_bytes, lost_count) = before.lost_amount();
+            let sum = sum.get_or_insert_default();
+            sum.bytes += before.bytes;
+            sum.count += before.count;
+            sum.free += before.free;
+            sum.lost_bytes += lost_bytes;
+            sum.lost_count += lost_count;
+        }
+        let mut sum = sum?;
+        let of_heaps = heaps().flat_map(|heap| &heap.types_before);
+        let lost = of_heaps.map(|(name, (count, bytes))| (name.clone(), *count, *bytes));
+        sum.types = lost.map(|(name, count, bytes)| LostType { name, count, bytes }).collect();
+        sum.types.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
+        Some(sum)
     }
 
     /// What is lost, by type.

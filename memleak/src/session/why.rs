@@ -20,6 +20,9 @@ use crate::{
     snapshot::{Outstanding, Snapshot, own::Own},
 };
 
+/// Stands for the stacks of what was there before tracing began: no stack has this id.
+const BEFORE: u64 = u64::MAX;
+
 /// Numbers for the stacks.
 #[derive(Default)]
 struct Numbers {
@@ -60,14 +63,16 @@ impl Session {
         let why = self.settings.why.filter(|why| why.is_due(self.reporter.reports + 1, is_final))?;
         let max_pause = (why.mode == WhyMode::Exact).then_some(why.max_pause);
         let mut spaces: Vec<(u32, HeapTarget)> = Vec::new();
+        let mut numbers = Numbers::default();
         let Mode::User(mode) = &self.mode else { return None };
         for (_, traced) in self.targets.living() {
             let space = traced.owner.space;
             if !spaces.iter().any(|(known, _)| *known == space) {
                 let (pid, allocators, store) = (traced.id.pid, allocators(traced), mode.store.clone());
+                let before = numbers.of(space, BEFORE);
                 // An allocator that comes with another program is probed when that has begun.
                 let from_start = self.is_known_from_start() && self.targets.process_of(space) == Some(space);
-                spaces.push((space, HeapTarget { pid, allocators, store, from_start, max_pause }));
+                spaces.push((space, HeapTarget { pid, allocators, store, from_start, max_pause, before }));
             }
         }
         if spaces.is_empty() {
@@ -77,7 +82,6 @@ impl Session {
             );
             return None;
         }
-        let mut numbers = Numbers::default();
         let mut heaps = Vec::new();
         for (space, target) in spaces {
             let first = numbers.sight(&taken.snapshot, &taken.own, space);
@@ -116,9 +120,10 @@ impl Session {
         };
         let examined = examine(target, first, &mut again)?;
         let types = types(target.pid, &examined).unwrap_or_default();
+        let types_before = types_before(target.pid, &examined).unwrap_or_default();
         let main_stack = main_stack(target.pid).unwrap_or(0..0);
         let HeapTarget { pid, from_start, .. } = *target;
-        Ok(ExaminedHeap { space, pid, examined, types, main_stack, may_hide, from_start })
+        Ok(ExaminedHeap { space, pid, examined, types, types_before, main_stack, may_hide, from_start })
     }
 
     /// Tracing began before the targets' first instruction, and all of their allocations are
@@ -143,6 +148,21 @@ fn types(pid: u32, examined: &Examined) -> io::Result<HashMap<u32, TypeAt>> {
     let mut names = TypeNames::of(pid)?;
     let typed = samples.into_iter().filter_map(|(stack, (_, block))| Some((stack, names.at(&block)?)));
     Ok(typed.collect())
+}
+
+/// What of the blocks from before the attach is lost, by type, with how many and their bytes.
+fn types_before(pid: u32, examined: &Examined) -> io::Result<HashMap<String, (u64, u64)>> {
+    /// Blocks that are looked at.
+    const MOST: usize = 1 << 20;
+    let (mut names, mut sums) = (TypeNames::of(pid)?, HashMap::new());
+    let lost = examined.before.iter().flat_map(|before| &before.lost).take(MOST);
+    for block in lost {
+        if let Some(found) = names.at(block) {
+            let sum: &mut (u64, u64) = sums.entry(found.name).or_default();
+            *sum = (sum.0 + 1, sum.1 + block.size);
+        }
+    }
+    Ok(sums)
 }
 
 fn main_stack(pid: u32) -> Option<Range<u64>> {

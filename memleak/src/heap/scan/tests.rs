@@ -56,6 +56,7 @@ fn our_own_heap_is_examined() {
         store: ObjectStore::default(),
         from_start: false,
         max_pause: None,
+        before: 5,
     };
     let examined = examine(&target, sight(), &mut || Ok(sight())).unwrap();
     assert_eq!(examined.scans, 3);
@@ -78,6 +79,7 @@ fn who_has_gone_is_an_error() {
         store: ObjectStore::default(),
         from_start: false,
         max_pause: None,
+        before: 5,
     };
     assert!(examine(&target, Sight::default(), &mut || Ok(Sight::default())).is_err());
 }

@@ -12,7 +12,7 @@ use crate::{
     heap::Classes,
     report::{
         model::{Report, StackReport},
-        why::{Cycle, CycleMember, HangingBlocks, HeldBy, MadeIn, Why},
+        why::{BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, MadeIn, Why},
     },
 };
 
@@ -55,13 +55,15 @@ fn write_limits(why: &Why, out: &mut dyn Write) -> io::Result<()> {
         let bytes = BinaryBytes(why.unread_bytes);
         writeln!(out, "  ({bytes} are in swap and were not read: nothing is called lost for sure)")?;
     }
-    match why.unknown_blocks {
-        Some(unknown) if unknown > 0 => writeln!(
+    let unknown = why.unknown_blocks.filter(|unknown| *unknown > 0);
+    match (&why.before, unknown) {
+        (Some(before), _) => write_before(before, out)?,
+        (None, Some(unknown)) => writeln!(
             out,
             "  ({} blocks are in use that were not seen to be made: what they point to counts as held)",
             Grouped(unknown)
         )?,
-        _ => {}
+        (None, None) => {}
     }
     if why.may_hide {
         writeln!(
@@ -69,6 +71,26 @@ fn write_limits(why: &Why, out: &mut dyn Write) -> io::Result<()> {
             "  (the allocator's memory from before the attach may hold stale pointers, which hide leaks: start the \
              program under memleak)"
         )?;
+    }
+    Ok(())
+}
+
+/// What was there before the attach; what it points to counts as held.
+fn write_before(before: &BeforeAttach, out: &mut dyn Write) -> io::Result<()> {
+    write!(
+        out,
+        "  from before the attach: {} in {} blocks",
+        BinaryBytes(before.bytes),
+        Grouped(before.count)
+    )?;
+    match before.lost_count {
+        0 => write!(out, ", none lost")?,
+        count => write!(out, ", lost of these: {} in {}", BinaryBytes(before.lost_bytes), Grouped(count))?,
+    }
+    writeln!(out, "; {} are free", BinaryBytes(before.free))?;
+    for lost in before.types.iter().take(SHOWN) {
+        let name = printable(&lost.name);
+        writeln!(out, "     lost before: {} x {name} ({})", Grouped(lost.count), BinaryBytes(lost.bytes))?;
     }
     Ok(())
 }
@@ -291,6 +313,15 @@ pub(super) struct JsonWhy {
     unread_bytes: u64,
     #[serde(flatten)]
     classes: JsonClasses,
+    before_attach: Option<JsonBefore>,
+}
+
+/// What was there before tracing began: of glibc's blocks.
+#[derive(Serialize)]
+struct JsonBefore {
+    in_use: JsonAmount,
+    lost: JsonAmount,
+    free_bytes: u64,
 }
 
 impl From<&Why> for JsonWhy {
@@ -303,6 +334,11 @@ impl From<&Why> for JsonWhy {
             unknown_blocks: why.unknown_blocks,
             unread_bytes: why.unread_bytes,
             classes: JsonClasses::from(&why.classes),
+            before_attach: why.before.as_ref().map(|before| JsonBefore {
+                in_use: (before.bytes, before.count).into(),
+                lost: (before.lost_bytes, before.lost_count).into(),
+                free_bytes: before.free,
+            }),
         }
     }
 }
