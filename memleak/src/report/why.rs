@@ -150,7 +150,7 @@ pub struct HeldBy {
 }
 
 /// Blocks of glibc's that were there before tracing began.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BeforeAttach {
     /// Bytes that they have room for.
     pub bytes: u64,
