@@ -185,6 +185,7 @@ fn fork_that_waits(
             // the parent has closed its links, or has been killed; _exit then closes ours, which
             // are the last.
             unsafe {
+                libc::setsid(); // who kills our group does not mean it
                 for (first, last) in others {
                     libc::syscall(libc::SYS_close_range, *first, *last, 0);
                 }
