@@ -6,8 +6,10 @@
 #![no_std]
 
 pub mod allocation;
+pub mod clock;
 pub mod cut;
 pub mod event;
+pub mod history;
 pub mod kernel;
 pub mod mappings;
 pub mod probe;
@@ -31,8 +33,10 @@ macro_rules! assert_sizes {
 assert_sizes! {
     allocation::AllocationKey = 16,
     allocation::Allocation = 48,
+    clock::Tick = 16,
     cut::Moved = 72,
     event::Event = 48,
+    history::StackHistory = 24 + 8 * history::AGES,
     kernel::KernelSettings = 80 + 16 + 16 + 8 + 32 + 16 * kernel::CODE_RANGES + 64,
     kernel::StackWindow = 32 + 8 * kernel::KERNEL_WINDOW,
     kernel::RememberedStack = 32 + 10 * kernel::REMEMBERED_WORDS,
@@ -45,9 +49,10 @@ assert_sizes! {
     mappings::MappingState = 24,
     probe::ProbeRow = 72,
     settings::TaskOffsets = 24,
-    settings::Settings = 96,
+    settings::Settings = 104,
     stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
     stack::ShortStackRecord = 16 + 8 * stack::SHORT_STACK_DEPTH,
+    table::FilterHead = 8,
     table::TableHeader = 24,
     table::KeyHash = 8,
     table::BlockRecord = 64,
@@ -60,7 +65,7 @@ assert_sizes! {
     thread::ThreadRecord = 24 + 120 * thread::MAX_PENDING + 24 + 120
         + size_of::<stack::StackRecord>() + 32 + size_of::<thread::Unwind>(),
     thread::ThreadPlace = 8 + size_of::<thread::ThreadRecord>(),
-    thread::Unwind = 96 + 16 + 8 * thread::STACK_WINDOW + 16 + 4 * thread::RULES,
+    thread::Unwind = 96 + 16 + 8 * thread::STACK_WINDOW + 32 + 4 * thread::RULES,
     thread::Window = 16 + 8 * thread::STACK_WINDOW,
     unwind::KnownRule = 16,
     unwind::Mapping = 40,
@@ -89,6 +94,7 @@ mod pod {
         crate::allocation::Allocation,
         crate::cut::Moved,
         crate::event::Event,
+        crate::history::StackHistory,
         crate::kernel::KernelSettings,
         crate::kernel::KernelRow,
         crate::kernel::KernelCall,

@@ -23,6 +23,8 @@ pub mod flags {
     /// information it verifies each function for each way to it, and what is in arrays as well
     /// would be too much.
     pub const HASH_ALONE: u32 = 128;
+    /// Count what is released, by stack and age ([`crate::history`]).
+    pub const LIFETIMES: u32 = 256;
 }
 
 /// Most threads that wait at once for an answer to a birth (maps `HELD` and `BIRTH_ANSWERS`).
@@ -81,4 +83,8 @@ pub struct Settings {
     pub stored_mask: u64,
     /// Most records that are kept; `u64::MAX`: as many as there is room for.
     pub max_allocs: u64,
+    /// Places of the map of histories: a power of two.
+    pub histories: u32,
+    /// Fills up; 0.
+    pub reserved: u32,
 }

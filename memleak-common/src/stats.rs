@@ -39,6 +39,8 @@ pub enum Stat {
     ReleasedWhileReadToo = 15,
     /// Calls that released many things which nothing told ([`crate::probe::flags::SWEEPS`]).
     Sweeps = 16,
+    /// Releases of stacks that found no place for their history.
+    LostHistories = 17,
 }
 
 impl Stat {
@@ -57,4 +59,4 @@ impl Stat {
 }
 
 /// Number of counters.
-pub const STATS: u32 = 17;
+pub const STATS: u32 = 18;

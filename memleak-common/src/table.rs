@@ -17,6 +17,10 @@
 //! says so). User space then adds a segment. Whoever looks for a key looks through all segments,
 //! the newest first. Records never move.
 //!
+//! All segments but the newest are sealed: records only leave them. So user space makes a filter of
+//! what is in them ([`FilterHead`]), and a look-up in vain, which each new block begins with, reads
+//! one word of that in place of a set of each segment.
+//!
 //! A tag is [`FREE`], or the key's hash with [`BUSY`] or [`VALID`] in its two low bits. To enter a
 //! record a program makes a free tag busy (compare-and-swap), writes the record, and makes the tag
 //! valid. To remove one it makes a valid tag busy, tells of the record if user space reads
@@ -33,6 +37,11 @@ const FIRST_BITS: u32 = 13;
 const LAST_LARGER: u32 = 8;
 /// Most segments: 3 GiB, 44 million records.
 pub const MAX_SEGMENTS: u32 = 10;
+
+/// Where the filter is in the map of segments: behind them.
+pub const FILTER: u32 = MAX_SEGMENTS;
+/// Bits of the filter for each record.
+pub const FILTER_BITS: u64 = 16;
 
 /// A tag: no record is here.
 pub const FREE: u64 = 0;
@@ -65,6 +74,32 @@ pub struct BlockSet {
     pub hashed: u32,
     /// The records.
     pub records: [BlockRecord; WAYS],
+}
+
+/// The first words of the filter: a Bloom filter over the tags of sealed segments, and over the
+/// keys that were in the map `ALLOCATIONS` when it was made. It is a map like a segment. Its first
+/// set is this; the others are blocks of 64 words, of which each key has one (Putze, Sanders,
+/// Singler: "Cache-, Hash- and Space-Efficient Bloom Filters", 2007).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FilterHead {
+    /// Segments that it covers, from the first one on; 0 while it is made.
+    pub covers: u32,
+    /// log2 of its blocks.
+    pub bits: u32,
+}
+
+impl FilterHead {
+    /// Both in one word, as it is in memory.
+    pub const fn packed(self) -> u64 {
+        self.covers as u64 | (self.bits as u64) << 32
+    }
+
+    /// Back from that.
+    #[inline(always)]
+    pub const fn unpacked(word: u64) -> Self {
+        Self { covers: word as u32, bits: (word >> 32) as u32 & 31 }
+    }
 }
 
 /// What all programs ask of the table (the map `TABLE`, which user space writes by mmap).
@@ -108,6 +143,32 @@ impl KeyHash {
     #[inline(always)]
     pub const fn home(self, segment: u32) -> u32 {
         (self.0 >> (64 - set_bits(segment))) as u32
+    }
+
+    /// The hash of which this is a tag, but for the bits that a tag has not.
+    pub const fn of_tag(tag: u64) -> Self {
+        Self(tag & !STATE)
+    }
+
+    /// Its block in a filter of 2^`bits` blocks: which set of the map.
+    #[inline(always)]
+    pub const fn filter_block(self, bits: u32) -> u32 {
+        1 + ((self.0 >> 32) >> (32 - bits)) as u32
+    }
+
+    /// Its word of the block.
+    #[inline(always)]
+    pub const fn filter_word(self) -> u64 {
+        self.0 >> 26 & 63
+    }
+
+    /// Its bits in the word.
+    #[inline(always)]
+    pub const fn filter_mask(self) -> u64 {
+        1 << (self.0 >> 2 & 63)
+            | 1 << (self.0 >> 8 & 63)
+            | 1 << (self.0 >> 14 & 63)
+            | 1 << (self.0 >> 20 & 63)
     }
 
     /// Its second set in a segment: another one than its home.

@@ -209,6 +209,10 @@ pub struct Unwind {
     pub window: Window,
     /// [`crate::unwind::PublishedList::generation`] under which `rules` were found.
     pub generation: u64,
+    /// Of the walk, so far: not 0 if a frame is not that of the walk before.
+    pub changed: u64,
+    /// Of the walk, so far: the hash of its frames.
+    pub hash: u64,
     /// [`crate::unwind::Row::rule`] for the frame that was reached: before a step the known one or
     /// 0, after it the found one.
     pub rule: u32,

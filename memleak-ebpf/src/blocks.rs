@@ -6,13 +6,15 @@ use core::intrinsics::AtomicOrdering;
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
     cut::is_reading,
-    table::{BUSY, FREE, KeyHash, TableHeader, MAX_SEGMENTS, BlockRecord, BlockSet, VALID, WAYS},
+    table::{BUSY, FILTER, FREE, FilterHead, KeyHash, TableHeader, MAX_SEGMENTS, BlockRecord, BlockSet, VALID, WAYS},
 };
 
 use crate::{
     arch::publish,
     cut::tell,
-    maps::{SEGMENTS, TABLE, add, setting},
+    history,
+    maps::{SEGMENTS, TABLE, add, change, setting},
+    masked::masked,
 };
 
 /// A key's owner and resource in one word, as these functions take it.
@@ -64,14 +66,19 @@ fn set_at(segment: u32, set: u32) -> Option<*mut BlockSet> {
     SEGMENTS.get(segment)?.get_ptr_mut(set)
 }
 
-/// The lowest three bits. In the machine's own words, since the compiler would leave out a mask
-/// that it knows to change nothing, and the verifier asks for it.
+/// How many segments have no record of a key, from the first one on, nor the map `ALLOCATIONS` in
+/// their name: as far as the filter says.
 #[inline(always)]
-fn masked(way: u32) -> usize {
-    let mut bits = way as u64;
-    // SAFETY: it changes this register alone.
-    unsafe { core::arch::asm!("{0} &= 7", inout(reg) bits, options(pure, nomem, nostack)) };
-    bits as usize
+fn empty_below(hash: KeyHash) -> u32 {
+    let Some(head) = set_at(FILTER, 0) else { return 0 };
+    // SAFETY: the first words of a map value that user space stores; as one, since they belong
+    // together.
+    let FilterHead { covers, bits } = FilterHead::unpacked(unsafe { head.cast::<u64>().read_volatile() });
+    let Some(block) = set_at(FILTER, hash.filter_block(bits)) else { return 0 };
+    // SAFETY: an aligned word of a map value, which is 64 of them.
+    let word = unsafe { block.cast::<u64>().add(masked::<63>(hash.filter_word())).read_volatile() };
+    let mask = hash.filter_mask();
+    if word & mask == mask { 0 } else { covers }
 }
 
 /// The tag of a place, and its record. A set is eight lines of a record's size, of which the first
@@ -80,7 +87,10 @@ fn masked(way: u32) -> usize {
 fn place_of(set: *mut BlockSet, way: u32) -> (*mut u64, *mut BlockRecord) {
     // SAFETY: members of a map value.
     unsafe {
-        (set.cast::<u64>().add(masked(way)), set.cast::<BlockRecord>().add(masked(way.wrapping_add(1))))
+        (
+            set.cast::<u64>().add(masked::<7>(way as u64)),
+            set.cast::<BlockRecord>().add(masked::<7>(way.wrapping_add(1) as u64)),
+        )
     }
 }
 
@@ -137,34 +147,71 @@ fn has_overflowed(set: *mut BlockSet) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn find_block(space_and_resource: u64, handle: u64) -> u64 {
-    let key = key(space_and_resource, handle);
-    let hash = KeyHash::of(&key);
-    let tag = hash.tag(VALID);
     let segments = segments();
-    let mut hashed = segments == 0;
-    for back in 1..=MAX_SEGMENTS {
-        if back > segments {
+    if segments == 0 {
+        return HASHED;
+    }
+    let newest = find_in_segment(space_and_resource, handle, (segments - 1) as u64);
+    if newest < HASHED || segments == 1 {
+        return newest;
+    }
+    let older = find_in_older(space_and_resource, handle, (segments - 1) as u64);
+    if older < newest { older } else { newest }
+}
+
+/// [`find_block`] in so many segments, the oldest ones.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_in_older(space_and_resource: u64, handle: u64, segments: u64) -> u64 {
+    let empty = segments_without(space_and_resource, handle);
+    let mut answer = NOWHERE;
+    for back in 1..MAX_SEGMENTS as u64 {
+        if back > segments || segments - back < empty {
             break;
         }
-        let segment = segments - back;
-        let home = hash.home(segment);
-        let Some(set) = set_at(segment, home) else { continue };
-        if let Some(way) = way_of(set, &key, tag) {
-            return BlockPlace { segment, set: home, way }.pack();
+        let found = find_in_segment(space_and_resource, handle, segments - back);
+        if found < HASHED {
+            return found;
         }
-        // SAFETY: aligned words of a map value.
-        let (has_second, has_hashed) =
-            unsafe { ((&raw const (*set).second).read_volatile(), (&raw const (*set).hashed).read_volatile()) };
-        hashed |= has_hashed != 0;
-        if has_second != 0 {
-            let second = hash.second(segment);
-            let Some(set) = set_at(segment, second) else { continue };
-            if let Some(way) = way_of(set, &key, tag) {
-                return BlockPlace { segment, set: second, way }.pack();
-            }
+        answer = answer.min(found);
+    }
+    answer
+}
+
+/// [`empty_below`], of a key. A global function: what it needs on the stack would be too much for
+/// who asks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn segments_without(space_and_resource: u64, handle: u64) -> u64 {
+    empty_below(KeyHash::of(&key(space_and_resource, handle))) as u64
+}
+
+/// [`find_block`] in one segment. A global function, which the verifier checks once and not for
+/// each segment.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_in_segment(space_and_resource: u64, handle: u64, segment: u64) -> u64 {
+    let key = key(space_and_resource, handle);
+    let segment = segment as u32;
+    let hash = KeyHash::of(&key);
+    let tag = hash.tag(VALID);
+    let home = hash.home(segment);
+    let Some(set) = set_at(segment, home) else { return NOWHERE };
+    if let Some(way) = way_of(set, &key, tag) {
+        return BlockPlace { segment, set: home, way }.pack();
+    }
+    // SAFETY: aligned words of a map value.
+    let (has_second, has_hashed) =
+        unsafe { ((&raw const (*set).second).read_volatile(), (&raw const (*set).hashed).read_volatile()) };
+    if has_second != 0 {
+        let second = hash.second(segment);
+        if let Some(set) = set_at(segment, second)
+            && let Some(way) = way_of(set, &key, tag)
+        {
+            return BlockPlace { segment, set: second, way }.pack();
         }
     }
-    if hashed { HASHED } else { NOWHERE }
+    if has_hashed != 0 { HASHED } else { NOWHERE }
 }
 
 /// The record at a place that [`find_block`] gave.
@@ -197,19 +244,26 @@ pub const IS_NEW: u64 = 1;
 /// The map `ALLOCATIONS` has no record of the key.
 pub const NOT_HASHED: u64 = 2;
 
-/// Removes the record of a key: [`DONE`], [`IN_HASH`], or 0 if there is none.
+/// Bits of what [`remove_block`] is asked, beside the epoch: the block is released.
+pub const RELEASED: u64 = 1 << 32;
+
+/// Removes the record of a key: [`DONE`], [`IN_HASH`], or 0 if there is none. `how` has the epoch
+/// in its lower half.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn remove_block(space_and_resource: u64, handle: u64, epoch: u64) -> u64 {
+pub extern "C" fn remove_block(space_and_resource: u64, handle: u64, how: u64) -> u64 {
+    let epoch = how as u32;
     let key = key(space_and_resource, handle);
     let hash = KeyHash::of(&key);
     let mut found = None;
-    if segments() == 1 {
-        // What is nearly always so.
-        let Some(home) = set_at(0, hash.home(0)) else { return 0 };
+    let segments = segments();
+    if segments != 0 {
+        // What is nearly always so: it is young, or not ours.
+        let newest = segments - 1;
+        let Some(home) = set_at(newest, hash.home(newest)) else { return 0 };
         match way_of(home, &key, hash.tag(VALID)) {
             Some(way) => found = Some(place_of(home, way)),
-            None if has_overflowed(home) == 0 => return 0,
+            None if newest == 0 && has_overflowed(home) == 0 => return 0,
             None => {}
         }
     }
@@ -230,8 +284,12 @@ pub extern "C" fn remove_block(space_and_resource: u64, handle: u64, epoch: u64)
     }
     // SAFETY: a place that is ours; members of a map value.
     unsafe {
-        if is_reading(epoch as u32) {
-            tell(space_and_resource, handle, &raw const (*record).allocation, epoch);
+        if is_reading(epoch) {
+            tell(space_and_resource, handle, &raw const (*record).allocation, epoch as u64);
+        }
+        if history::is_kept() && how & RELEASED != 0 {
+            let Allocation { stack_id, size, time_ns, .. } = (*record).allocation;
+            history::note_release(stack_id, size, time_ns);
         }
         publish(tag, FREE);
     }
@@ -256,11 +314,13 @@ pub unsafe extern "C" fn enter_block(
     let key = key(space_and_resource, handle);
     let hash = KeyHash::of(&key);
     let segments = segments();
-    if segments == 1 {
-        // What is nearly always so.
-        let Some(home) = set_at(0, hash.home(0)) else { return IN_HASH };
+    let newest = segments.wrapping_sub(1);
+    if segments != 0 {
+        // What is nearly always so: there is no record of it anywhere.
+        let Some(home) = set_at(newest, hash.home(newest)) else { return IN_HASH };
         if has_overflowed(home) == 0
             && ways_with(home, hash.tag(VALID)) == 0
+            && (newest == 0 || empty_below(hash) >= newest)
             && enter_in(home, hash, &key, allocation)
         {
             return DONE;
@@ -289,12 +349,11 @@ pub unsafe extern "C" fn enter_block(
             }
         }
     }
-    let segment = segments.wrapping_sub(1);
-    let Some(home) = set_at(segment, hash.home(segment)) else { return IN_HASH };
+    let Some(home) = set_at(newest, hash.home(newest)) else { return IN_HASH };
     if enter_in(home, hash, &key, allocation) {
         return DONE;
     }
-    let Some(second) = set_at(segment, hash.second(segment)) else { return IN_HASH };
+    let Some(second) = set_at(newest, hash.second(newest)) else { return IN_HASH };
     // SAFETY: an aligned word of a map value, of which all that is asked is whether it is 0.
     unsafe { (&raw mut (*home).second).write_volatile(1) };
     if enter_in(second, hash, &key, allocation) {
@@ -385,17 +444,6 @@ pub fn give_room() {
 unsafe fn add_and_get(word: *mut u64, amount: u64) -> u64 {
     // SAFETY: the caller's promise.
     unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word, amount) }
-}
-
-/// Changes a word from one value to another, and says whether it had that value.
-///
-/// # Safety
-/// `word` is an aligned word of a map's value.
-#[inline(always)]
-pub unsafe fn change(word: *mut u64, from: u64, to: u64) -> bool {
-    const ORDER: AtomicOrdering = AtomicOrdering::SeqCst;
-    // SAFETY: the caller's promise.
-    unsafe { core::intrinsics::atomic_cxchg::<u64, ORDER, ORDER>(word, from, to) }.1
 }
 
 /// The map's header; a type that only user space reads as a whole.

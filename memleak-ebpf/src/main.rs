@@ -1,8 +1,8 @@
 //! The BPF programs of memleak: entry points only. `track` holds what they do.
 //!
-//! Two programs serve every function that acquires, one every function that releases; the attach
-//! cookie names the row of the table (map `PROBES`). All return 0, so that the kernel writes no
-//! perf sample for the hit.
+//! One program (two before Linux 6.13) serves every function that acquires, one every function that
+//! releases; the attach cookie names the row of the table (map `PROBES`). All return 0, so that the
+//! kernel writes no perf sample for the hit.
 #![no_std]
 #![no_main]
 #![allow(internal_features)]
@@ -12,15 +12,19 @@
 mod arch;
 mod args;
 mod blocks;
+mod clock;
 mod cut;
+mod history;
 mod kernel_mode;
 mod lifecycle;
 mod mappings;
 mod maps;
+mod masked;
 mod nesting;
 mod plain;
 mod records;
 mod returns;
+mod session;
 mod stack;
 mod system_calls;
 mod table;
@@ -46,7 +50,7 @@ use track::ReturnMode;
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 pub extern "C" fn acquire_session(ctx: *mut c_void) -> u32 {
-    u32::from(!track::acquire_session(&ProbeContext::new(ctx)))
+    u32::from(!session::acquire_session(&ProbeContext::new(ctx)))
 }
 
 /// Such a function is entered.

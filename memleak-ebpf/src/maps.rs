@@ -11,7 +11,9 @@ use aya_ebpf::{
 };
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
+    clock::Tick,
     event::Event,
+    history::StackHistory,
     kernel::{
         CACHE_NAME_WORDS, KernelCall, KernelRow, KernelSettings, LastReleased, MAX_KERNEL_ROWS,
         REMEMBERED_STACKS, RememberedStack, StackWindow, TRACEPOINTS,
@@ -84,9 +86,10 @@ pub static SWITCHED: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub static EMPTY_THREAD: Array<ThreadRecord> = Array::with_max_entries(1, 0);
 
-/// The table of heap blocks, in segments. User space makes them, and reads them by mmap.
+/// The table of heap blocks, in segments, and its filter. User space makes them, and reads them by
+/// mmap.
 #[btf_map]
-pub static SEGMENTS: ArrayOfMaps<SegmentMap, { MAX_SEGMENTS as usize }> = ArrayOfMaps::new();
+pub static SEGMENTS: ArrayOfMaps<SegmentMap, { MAX_SEGMENTS as usize + 1 }> = ArrayOfMaps::new();
 
 /// What a segment is made like: an array of sets. By sizes and not by types, as aya's maps are: one
 /// with types cannot be made where the kernel takes no type information.
@@ -114,10 +117,18 @@ impl SegmentMap {
 #[map]
 pub static TABLE: Array<TableHeader> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
+/// The current tick.
+#[map]
+pub static CLOCK: Array<Tick> = Array::with_max_entries(1, 0);
+
 /// What else is outstanding, and heap blocks that found no place in the table.
 #[map]
 pub static ALLOCATIONS: HashMap<AllocationKey, Allocation> =
     HashMap::with_max_entries(1_000_000, BPF_F_NO_PREALLOC);
+
+/// What was released, by stack. User space reads it by mmap.
+#[map]
+pub static HISTORIES: Array<StackHistory> = Array::with_max_entries(4, BPF_F_MMAPABLE);
 
 /// Long stacks by id.
 #[map]
@@ -235,6 +246,8 @@ pub static SETTINGS: Settings = Settings {
     task: TaskOffsets { tgid: 0, mm: 0, files: 0, signal: 0, signal_live: 0, reserved: 0 },
     stored_mask: u64::MAX,
     max_allocs: u64::MAX,
+    histories: 4,
+    reserved: 0,
 };
 
 /// As [`SETTINGS`], for kernel mode.
@@ -304,6 +317,17 @@ fn count_at(index: u32) {
 pub unsafe fn add(word: *mut u64, amount: u64) {
     // SAFETY: the caller's promise.
     unsafe { core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word, amount) };
+}
+
+/// Changes a word from one value to another, and says whether it had that value.
+///
+/// # Safety
+/// `word` is an aligned word of a map's value.
+#[inline(always)]
+pub unsafe fn change(word: *mut u64, from: u64, to: u64) -> bool {
+    const ORDER: AtomicOrdering = AtomicOrdering::SeqCst;
+    // SAFETY: the caller's promise.
+    unsafe { core::intrinsics::atomic_cxchg::<u64, ORDER, ORDER>(word, from, to) }.1
 }
 
 /// When the reader of the ring buffer `EVENTS` is woken.

@@ -2,11 +2,11 @@
 //! call is pending, so that nothing of what `track` looks at can be.
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_attach_cookie},
+    helpers::bpf_get_current_pid_tgid,
     programs::{ProbeContext, RetProbeContext},
 };
 use memleak_common::{
-    probe::{ProbeRow, Resource, flags, handle, row_of, size},
+    probe::{ProbeRow, Resource, flags, handle, size},
     settings::flags as setting_flags,
     thread::ThreadRecord,
 };
@@ -22,15 +22,13 @@ use crate::{
 };
 
 /// [`crate::track::acquire_enter`] for what is nearly always so: a call of malloc's kind, while
-/// none is pending. Says whether it was.
+/// none is pending. Says whether it was. `number` is the row's.
 #[inline(always)]
-pub fn enter_plain(ctx: &ProbeContext) -> bool {
+pub fn enter_plain(ctx: &ProbeContext, number: u32) -> bool {
     let Some(thread) = thread::find(bpf_get_current_pid_tgid()) else { return false };
     // SAFETY: only this thread's own programs touch its record.
     let thread = unsafe { &mut *thread };
-    // SAFETY: the helper takes the program's context.
-    let cookie = row_of(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
-    let Some(row) = PROBES.get(cookie) else { return false };
+    let Some(row) = PROBES.get(number) else { return false };
     let may_nest = thread.depth != 0 || thread.open[0] != 0;
     if row.flags & flags::PLAIN == 0 || may_nest || setting!(flags) & setting_flags::READ_RETURNS != 0 {
         return false;
@@ -39,7 +37,7 @@ pub fn enter_plain(ctx: &ProbeContext) -> bool {
     let call = &mut thread.pending[0];
     call.sp = entry_sp(ctx);
     call.return_address = 0;
-    call.row = cookie;
+    call.row = number;
     call.has_released = NOTHING;
     call.nested = 0;
     call.size_or_address = ctx.arg(0).unwrap_or(0);

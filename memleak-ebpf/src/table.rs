@@ -17,9 +17,10 @@ use memleak_common::{
 use crate::{
     blocks::{
         ASK_HASH, DONE, EXISTS, HASHED, IN_HASH, IS_NEW, NOT_HASHED, NOWHERE, REPLACED, enter_block, find_block,
-        give_room, overflowed, record_at, remove_block, space_and_resource, take_room,
+        RELEASED, give_room, overflowed, record_at, remove_block, space_and_resource, take_room,
     },
     cut::leave,
+    history,
     maps::{ALLOCATIONS, EEXIST, Wake, count, count_in, send, setting},
 };
 
@@ -139,7 +140,14 @@ pub extern "C" fn ask_for_room() -> u64 {
 /// Removes the record of this key, if there is one, and says so.
 #[inline(always)]
 pub fn remove(key: &AllocationKey, epoch: u32) -> bool {
-    match is_block(key).then(|| remove_block(space_and_resource(key), key.handle, epoch as u64)) {
+    remove_as(key, epoch, 0)
+}
+
+/// [`remove`]; `released`: 0, or [`RELEASED`].
+#[inline(always)]
+fn remove_as(key: &AllocationKey, epoch: u32, released: u64) -> bool {
+    match is_block(key).then(|| remove_block(space_and_resource(key), key.handle, epoch as u64 | released)) {
+        None | Some(IN_HASH) if released != 0 => release_from_hash(key, epoch),
         None | Some(IN_HASH) => remove_elsewhere(key, epoch),
         Some(DONE) => {
             give_room();
@@ -163,17 +171,34 @@ pub fn remove_elsewhere(key: &AllocationKey, epoch: u32) -> bool {
 /// Removes the record of what is released, and counts it. Says whether there was one.
 #[inline(always)]
 pub fn release(key: &AllocationKey, epoch: u32) -> bool {
-    let released = remove(key, epoch);
+    let released = remove_as(key, epoch, RELEASED);
     if released {
         count_in(Stat::Released, epoch);
     }
     released
 }
 
+/// [`remove_elsewhere`], of what is released.
+#[inline(always)]
+fn release_from_hash(key: &AllocationKey, epoch: u32) -> bool {
+    if !history::is_kept() {
+        return remove_elsewhere(key, epoch);
+    }
+    let Some(found) = ALLOCATIONS.get_ptr(key) else { return false };
+    // SAFETY: an aligned map value; a record changes only while its block is acquired, and this
+    // thread is about to release it.
+    let (stack_id, size, time_ns) = unsafe { ((*found).stack_id, (*found).size, (*found).time_ns) };
+    let removed = remove_elsewhere(key, epoch);
+    if removed {
+        history::note_release(stack_id, size, time_ns);
+    }
+    removed
+}
+
 /// [`release`], for what is not a heap block.
 #[inline(always)]
 pub fn release_elsewhere(key: &AllocationKey, epoch: u32) -> bool {
-    let released = remove_elsewhere(key, epoch);
+    let released = release_from_hash(key, epoch);
     if released {
         count_in(Stat::Released, epoch);
     }

@@ -18,8 +18,7 @@ use memleak_common::{
 
 use crate::{
     arch::{Registers, publish},
-    blocks::change,
-    maps::{EMPTY_THREAD, PROBES, TARGET_SLOTS, TARGETS, THREAD_PLACES, THREADS, count, setting},
+    maps::{EMPTY_THREAD, PROBES, TARGET_SLOTS, TARGETS, THREAD_PLACES, THREADS, change, count, setting},
 };
 
 /// Who owns what the process with this slot acquires.

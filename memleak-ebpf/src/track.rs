@@ -10,7 +10,7 @@
 use aya_ebpf::{
     helpers::{
         bpf_get_current_pid_tgid, bpf_probe_read_user, bpf_probe_write_user,
-        generated::{bpf_get_attach_cookie, bpf_get_func_ip},
+        generated::bpf_get_attach_cookie,
     },
     programs::{ProbeContext, RetProbeContext},
 };
@@ -23,14 +23,14 @@ use memleak_common::{
 
 use crate::{
     cut,
-    plain::{enter_plain, exit_plain},
     values::{Handles, MAX_HANDLES, acquired_handle, applies, handle_to_release, handles, is_none, narrow, read_word, size_or_address},
-    arch::{TRAMPOLINE, caller_of, entry_sp, exit_sp, instruction_pointer},
+    arch::{TRAMPOLINE, caller_of, entry_sp, exit_sp},
     args::{Arguments, Return},
+    clock::now,
     maps::{PROBES, count, has, setting},
     nesting::{is_nested, is_users},
     records::{
-        self, Acquired, NOTHING, PAGE_SIZE, finish_release, now, put_back, record, record_another,
+        self, Acquired, NOTHING, PAGE_SIZE, finish_release, put_back, record, record_another,
         replace_range, take_out,
     },
     stack::kernel_walk,
@@ -132,23 +132,6 @@ pub fn enter_call(call: &mut PendingCall, sp: u64, return_address: u64, row: u32
     call.released_handle = 0;
     call.released_len = 0;
     call.time_ns = 0;
-}
-
-/// Both ends of a call, where one program serves them (uprobe session). At the entry: whether the
-/// return is wanted.
-#[inline(always)]
-pub fn acquire_session(ctx: &ProbeContext) -> bool {
-    // SAFETY: the helper takes the program's context. It gives the place of the probe at both ends,
-    // which is where the thread is at the entry.
-    let is_entry = unsafe { bpf_get_func_ip(ctx.regs.cast()) } == instruction_pointer(ctx);
-    if is_entry {
-        return enter_plain(ctx) || acquire_enter(ctx, ReturnMode::Session).is_some();
-    }
-    let ctx = RetProbeContext::new(ctx.regs.cast());
-    if exit_plain(&ctx).is_none() {
-        let _ = acquire_exit(&ctx);
-    }
-    true
 }
 
 #[inline(always)]

@@ -17,11 +17,12 @@ use crate::{
     args::CallerFrame,
     mappings::published_list,
     maps::{CALLS, KNOWN, PROBES, UNWIND_MAPPINGS, UNWIND_WORDS, setting},
+    masked::masked,
     walks::note_word,
     window::{Hash, WalkResult, read_window, replaced},
 };
 
-const DEPTH_MASK: u32 = RULES as u32 - 1;
+const DEPTH_MASK: u64 = RULES as u64 - 1;
 const WINDOW_MASK: u64 = STACK_WINDOW as u64 - 1;
 
 /// What the driver said of a step that never was: the verifier asks for the check.
@@ -191,32 +192,74 @@ pub unsafe extern "C" fn unwind_step(thread: *mut ThreadRecord) -> u64 {
 /// registers already are the caller's.
 #[inline(always)]
 pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> WalkResult {
-    let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
     let PublishedList { list, generation } = published_list(thread.slot);
     thread.unwind.state = State::new(regs, list, arch::ADDRESS_MASK);
     thread.unwind.state.exact = 0;
     let same_tables = thread.unwind.generation == generation;
     thread.unwind.generation = generation;
-    let (old_len, mut changed) = (thread.stack.len, 0);
-    let mut hash = Hash::default();
+    let old_len = thread.stack.len;
+    (thread.unwind.changed, thread.unwind.hash) = (0, Hash::default().0);
     let mut end = Step::TooDeep as u64;
     thread.stack.by_pointer = 0;
-    for depth in 0..MAX_STACK_DEPTH as u32 {
-        if depth >= max_depth {
+    for piece in 0..MAX_STACK_DEPTH as u32 / FRAMES_AT_ONCE + 1 {
+        // SAFETY: the current thread's record.
+        end = unsafe { walk_frames(thread, (piece * FRAMES_AT_ONCE) as u64, same_tables as u64) };
+        if end != NOT_ENDED {
             break;
         }
-        let place = (depth & DEPTH_MASK) as usize;
+    }
+    thread.stack.end = end as u16;
+    let unchanged = thread.unwind.changed == 0 && thread.stack.len == old_len;
+    WalkResult { hash: Hash(thread.unwind.hash).finish(), unchanged }
+}
+
+/// Frames that [`walk_frames`] walks: with [`MAX_STACK_DEPTH`], a number of whole pieces and one
+/// that is cut.
+const FRAMES_AT_ONCE: u32 = 8;
+const _: () = assert!(RULES as u32 % FRAMES_AT_ONCE == 0);
+/// [`walk_frames`]: there is more of the stack.
+const NOT_ENDED: u64 = u64::MAX;
+
+/// Walks some frames, from this depth on. Gives the [`Step`] with which the walk has ended, or
+/// [`NOT_ENDED`]. A global function, which the verifier checks once and not for each piece.
+///
+/// # Safety
+///
+/// `thread` is null or the record of the current thread.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn walk_frames(thread: *mut ThreadRecord, from: u64, same_tables: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    let Some(thread) = (unsafe { thread.as_mut() }) else { return NO_RECORD };
+    let max_depth = setting!(max_depth).min(MAX_STACK_DEPTH as u32);
+    let from = from as u32;
+    let (mut changed, mut hash) = (thread.unwind.changed, Hash(thread.unwind.hash));
+    let mut end = NOT_ENDED;
+    for i in 0..FRAMES_AT_ONCE {
+        let depth = from + i;
+        if depth >= max_depth {
+            end = Step::TooDeep as u64;
+            break;
+        }
+        let place = masked::<DEPTH_MASK>(depth as u64);
         // The byte before is looked up, here and by whoever symbolizes it.
         let ip = thread.unwind.state.regs.ip.wrapping_add(thread.unwind.state.exact as u64);
-        let difference = thread.stack.ips[place] ^ ip;
+        // SAFETY: the depth is less than the arrays have members, which the compiler no longer
+        // knows.
+        let (stored, rule) = unsafe {
+            let rules = (&raw mut thread.unwind.rules).cast::<u32>();
+            ((&raw mut thread.stack.ips).cast::<u64>().add(place), rules.add(place))
+        };
+        // SAFETY, here and below: members of the current thread's record.
+        let difference = unsafe { stored.read() } ^ ip;
         changed |= difference;
-        thread.stack.ips[place] = ip;
+        unsafe { stored.write(ip) };
         thread.stack.len = depth + 1;
         hash.add(ip);
-        thread.unwind.rule = if difference == 0 && same_tables { thread.unwind.rules[place] } else { 0 };
-        // SAFETY: the current thread's record.
+        let is_known = difference == 0 && same_tables != 0;
+        thread.unwind.rule = if is_known { unsafe { rule.read() } } else { 0 };
         let step = unsafe { unwind_step(thread) };
-        thread.unwind.rules[place] = thread.unwind.rule;
+        unsafe { rule.write(thread.unwind.rule) };
         if step > Step::FrameByPointer as u64 {
             end = step;
             break;
@@ -225,8 +268,8 @@ pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> WalkResult {
             thread.stack.by_pointer = thread.stack.by_pointer.wrapping_add(1);
         }
     }
-    thread.stack.end = end as u16;
-    WalkResult { hash: hash.finish(), unchanged: changed == 0 && thread.stack.len == old_len }
+    (thread.unwind.changed, thread.unwind.hash) = (changed, hash.0);
+    end
 }
 
 /// [`find_caller`]: a call of the group is pending among the callers.

@@ -11,9 +11,9 @@ use memleak_common::{
 
 use crate::{
     arch::{publish, read_after},
-    blocks::change,
     mappings::{self, published_list},
-    maps::CACHED_WALKS,
+    maps::{CACHED_WALKS, change},
+    masked::masked,
     window::{Hash, read_window},
 };
 
@@ -88,60 +88,125 @@ fn is_same(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u64) -> bool
     if len as usize > WALK_WORDS || span == 0 {
         return false;
     }
-    if span as usize > STACK_WINDOW {
-        return is_same_in_pieces(thread, place, sp);
+    let in_window = span as usize <= STACK_WINDOW;
+    if in_window {
+        // All of it in one read, which costs more than what is read.
+        let window = &mut thread.unwind.window;
+        // SAFETY: the window has room for it; the helper checks the address.
+        let read = unsafe { bpf_probe_read_user(window.words.as_mut_ptr().cast(), 8 * span, sp as *const _) };
+        if read != 0 {
+            return false;
+        }
+        (window.base, window.bytes) = (sp, 8 * span as u64);
     }
-    // All of it in one read, which costs more than what is read. The length is read again at each
-    // turn, here and below: the compiler would count down from it, and up to 6.6 the verifier
-    // learns no bound from a comparison with zero.
-    let window = &mut thread.unwind.window;
-    // SAFETY: the window has room for it; the helper checks the address.
-    let read = unsafe { bpf_probe_read_user(window.words.as_mut_ptr().cast(), 8 * span, sp as *const _) };
-    if read != 0 {
-        return false;
-    }
-    (window.base, window.bytes) = (sp, 8 * span as u64);
-    for i in 0..WALK_WORDS {
-        if i as u32 >= unsafe { (&raw const (*place).len).read_volatile() } {
+    for piece in 0..WALK_WORDS / AT_ONCE {
+        let from = piece * AT_ONCE;
+        // The length is read again at each turn, here and below: the compiler would count down from
+        // it, and up to 6.6 the verifier learns no bound from a comparison with zero.
+        if from as u32 >= unsafe { (&raw const (*place).len).read_volatile() } {
             break;
         }
-        let at = unsafe { (&raw const (*place).at[i]).read_volatile() } as u64;
-        let wanted = unsafe { (&raw const (*place).words[i]).read_volatile() };
-        if window.words[(at & WINDOW_MASK) as usize] != wanted {
+        // SAFETY: the current thread's record, and a map value.
+        let differs = unsafe {
+            if in_window {
+                compare_words(thread, place, from as u64)
+            } else {
+                read_and_compare_words(thread, place, from as u64, sp)
+            }
+        };
+        if differs != 0 {
             return false;
         }
     }
     true
 }
 
-/// [`is_same`] for what is more than a window.
+/// Words that [`compare_words`] compares.
+const AT_ONCE: usize = 16;
+
+/// Where the words of a piece are, and what they are.
+///
+/// # Safety
+/// `place` is a map value.
 #[inline(always)]
-fn is_same_in_pieces(thread: &mut ThreadRecord, place: *const CachedWalk, sp: u64) -> bool {
+unsafe fn piece_of(place: *const CachedWalk, from: u64) -> (*const u16, *const u64) {
+    const FIRST_WORDS: u64 = (WALK_WORDS - AT_ONCE) as u64;
+    let from = masked::<FIRST_WORDS>(from);
+    // SAFETY: members of a map value, within their bounds.
+    unsafe { ((&raw const (*place).at).cast::<u16>().add(from), (&raw const (*place).words).cast::<u64>().add(from)) }
+}
+
+/// How the stack, which is in the thread's window, differs from these words of a cached walk: 0 if
+/// it does not. A global function, which the verifier checks once and not for each piece. Without a
+/// branch, so that it has one way to follow.
+///
+/// # Safety
+/// `thread` is null or the record of the current thread, `place` null or a map value.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn compare_words(thread: *const ThreadRecord, place: *const CachedWalk, from: u64) -> u64 {
+    // SAFETY: the caller says so.
+    let Some(thread) = (unsafe { thread.as_ref() }) else { return 1 };
+    if place.is_null() {
+        return 1;
+    }
+    // SAFETY: within these members, which end with a whole piece.
+    let (at, words) = unsafe { piece_of(place, from) };
+    let mut difference = 0;
+    for i in 0..AT_ONCE {
+        // SAFETY: aligned words of a map value.
+        let (at, wanted) = unsafe { (at.add(i).read_volatile() as u64, words.add(i).read_volatile()) };
+        difference |= thread.unwind.window.words[(at & WINDOW_MASK) as usize] ^ wanted;
+    }
+    difference
+}
+
+/// [`compare_words`], where the stack is more than a window: what is not in the window is read into
+/// it.
+///
+/// # Safety
+/// `thread` is null or the record of the current thread, `place` null or a map value.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn read_and_compare_words(
+    thread: *mut ThreadRecord,
+    place: *const CachedWalk,
+    from: u64,
+    sp: u64,
+) -> u64 {
+    // SAFETY: the caller says so.
+    let Some(thread) = (unsafe { thread.as_mut() }) else { return 1 };
+    if place.is_null() {
+        return 1;
+    }
+    // SAFETY: within these members, which end with a whole piece.
+    let (at, expected) = unsafe { piece_of(place, from) };
     // Where the window begins, in words from the stack pointer on, and how many are in it.
-    let (mut begin, mut words) = (0u64, 0u64);
-    for i in 0..WALK_WORDS {
-        // SAFETY: aligned words of a map value, here and below.
-        if i as u32 >= unsafe { (&raw const (*place).len).read_volatile() } {
-            break;
-        }
-        let at = unsafe { (&raw const (*place).at[i]).read_volatile() } as u64;
+    // SAFETY: members of the current thread's record. Read so that the compiler does not know how
+    // many words there are at most: it would leave out the mask below, which the verifier wants to
+    // see.
+    let bounds = |thread: &ThreadRecord| unsafe {
+        let window = &raw const thread.unwind.window;
+        let (base, bytes) = ((&raw const (*window).base).read_volatile(), (&raw const (*window).bytes).read_volatile());
+        (base.wrapping_sub(sp) / 8, bytes / 8)
+    };
+    let (mut begin, mut words) = bounds(thread);
+    for i in 0..AT_ONCE {
+        // SAFETY: aligned words of a map value.
+        let (at, wanted) = unsafe { (at.add(i).read_volatile() as u64, expected.add(i).read_volatile()) };
         if at.wrapping_sub(begin) >= words {
-            begin = at;
-            // SAFETY: the current thread's record. Read back, so that the compiler does not know
-            // how many words there are at most: it would leave out the mask below, which the
-            // verifier wants to see.
-            words = unsafe {
-                move_window(thread, sp.wrapping_add(8 * at));
-                (&raw const thread.unwind.window.bytes).read_volatile() / 8
-            };
+            // SAFETY: the current thread's record.
+            unsafe { move_window(thread, sp.wrapping_add(8 * at)) };
+            (begin, words) = bounds(thread);
+            if words == 0 {
+                return 1;
+            }
         }
-        let wanted = unsafe { (&raw const (*place).words[i]).read_volatile() };
-        let found = thread.unwind.window.words[(at.wrapping_sub(begin) & WINDOW_MASK) as usize];
-        if found != wanted || words == 0 {
-            return false;
+        if thread.unwind.window.words[(at.wrapping_sub(begin) & WINDOW_MASK) as usize] != wanted {
+            return 1;
         }
     }
-    true
+    0
 }
 
 /// Reads the stack from this address on into the thread's window. A function of its own, so that
@@ -186,6 +251,27 @@ pub unsafe extern "C" fn note_word(thread: *const ThreadRecord, address: u64, wo
     0
 }
 
+/// Repeats the last word of a walk until it has a whole number of pieces ([`compare_words`]).
+///
+/// # Safety
+/// `place` is a map value that is ours.
+#[inline(always)]
+unsafe fn fill_up(place: *mut CachedWalk) {
+    for _ in 1..AT_ONCE {
+        // SAFETY: words of a map value.
+        unsafe {
+            let len = (&raw const (*place).len).read_volatile() as usize;
+            if len % AT_ONCE == 0 {
+                break;
+            }
+            let (from, to) = (len.wrapping_sub(1) & (WALK_WORDS - 1), len & (WALK_WORDS - 1));
+            (*place).at[to] = (*place).at[from];
+            (*place).words[to] = (*place).words[from];
+            (&raw mut (*place).len).write_volatile(len as u32 + 1);
+        }
+    }
+}
+
 /// A walk that was not cached has led to this stack.
 ///
 /// # Safety
@@ -214,6 +300,7 @@ pub unsafe extern "C" fn finish_walk(thread: *mut ThreadRecord, id: u64, ip: u64
         // What is mapped may have changed since it was looked up.
         let is_of_now = (*place).start == WalkStart { ip: 0, ..start };
         if id != NO_STACK && (*place).len != TOO_LONG && is_of_now {
+            fill_up(place);
             (*place).stack_id = id;
             (*place).start.ip = ip;
         }

@@ -14,7 +14,7 @@ pub struct WalkResult {
 
 /// The hash of a stack, made while it is walked.
 #[derive(Clone, Copy, Default)]
-pub struct Hash(u64);
+pub struct Hash(pub u64);
 
 impl Hash {
     /// Takes in the next frame.

@@ -2,6 +2,7 @@
 
 mod folded;
 mod group;
+mod past;
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -10,8 +11,9 @@ use std::{
 
 pub use folded::Folded;
 use group::NANOSECONDS_PER_MS;
-pub use group::{Group, GroupKey};
+pub use group::{Before, Group, GroupKey};
 use memleak_common::probe::Resource;
+pub use past::Past;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::{
@@ -21,11 +23,6 @@ use crate::{
     sites::Sites,
     snapshot::{Outstanding, Snapshot},
 };
-
-/// What the report before held: bytes, or how many, by group, for [`SortKey::Growth`]. Starts
-/// empty.
-#[derive(Clone, Debug, Default)]
-pub struct History(FxHashMap<GroupKey, u64>);
 
 /// A snapshot in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,6 +47,8 @@ pub struct Found<'a> {
     pub sites: &'a Sites,
     /// The process of an address space.
     pub pid_of: &'a dyn Fn(u32) -> u32,
+    /// Milliseconds since tracing began.
+    pub elapsed_ms: u64,
 }
 
 impl Found<'_> {
@@ -61,26 +60,35 @@ impl Found<'_> {
     }
 }
 
+/// What of a snapshot is taken in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Allocations of any age, whatever `-o` says: in the last report of a target that has ended
+    /// nothing is young.
+    pub ignore_older: bool,
+    /// Each group's allocations, one by one.
+    pub blocks: bool,
+}
+
 /// Groups what is outstanding by resource and site, and puts the top groups of each table first:
 /// that of memory, and one for each other resource ([`table_of`]).
 ///
-/// `ignore_older` takes allocations of any age in, whatever `-o` says: in the last report of a
-/// target that has ended nothing is young. `history` is what the call before left there; it is
-/// brought up to date.
+/// `past` is what the calls before left there; it is
+/// brought up to date. `elapsed_ms`: since tracing began.
 pub fn aggregate(
     found: Found<'_>,
     catalog: &Catalog,
     settings: &ReportSettings,
-    ignore_older: bool,
-    history: &mut History,
+    wanted: Wanted,
+    past: &mut Past,
 ) -> Aggregated {
     let youngest_ns =
-        if ignore_older { 0 } else { u64::try_from(settings.older.as_nanos()).unwrap_or(u64::MAX) };
+        if wanted.ignore_older { 0 } else { u64::try_from(settings.older.as_nanos()).unwrap_or(u64::MAX) };
     let rate = settings.sample_rate.max(1);
     let mut groups = group(found, youngest_ns, rate);
     let zero = |info: &Arc<ResourceInfo>| ResourceTotal { resource: info.clone(), bytes: 0, count: 0 };
     let mut by_resource: Vec<ResourceTotal> = catalog.traced().iter().map(zero).collect();
-    let mut amounts = FxHashMap::with_capacity_and_hasher(groups.len(), FxBuildHasher);
+    let mut news = past.news(found.elapsed_ms, groups.len());
     let mut totals = Totals {
         acquired: found.snapshot.acquired.saturating_mul(rate),
         released: found.snapshot.released.saturating_mul(rate),
@@ -88,23 +96,28 @@ pub fn aggregate(
     };
     for group in &mut groups {
         let total = total_of(&mut by_resource, catalog, group.key.resource);
-        let amount = if total.resource.has_size { group.bytes } else { group.count };
-        let before = history.0.get(&group.key).copied().unwrap_or(0);
-        group.growth = i128::from(amount) - i128::from(before);
-        amounts.insert(group.key, amount);
+        let points = news.enter(group);
+        group.judge(points, found.elapsed_ms, settings.combined_only);
+        let (now, before) = match total.resource.has_size {
+            true => (group.bytes, group.before.bytes),
+            false => (group.count, group.before.count),
+        };
+        group.growth = i128::from(now) - i128::from(before);
         total.bytes = total.bytes.saturating_add(group.bytes);
         total.count = total.count.saturating_add(group.count);
         totals.bytes = totals.bytes.saturating_add(group.bytes);
         totals.count = totals.count.saturating_add(group.count);
     }
-    history.0 = amounts;
+    past.learn(news);
     let mut groups = in_order(found.sites, settings, &by_resource, groups);
     if !settings.combined_only {
         let is_listed = |group: &Group| {
-            group.is_top && (settings.show_allocs || catalog.get(group.key.resource).is_descriptor)
+            wanted.blocks
+                || group.is_top && (settings.show_allocs || catalog.get(group.key.resource).is_descriptor)
         };
         list_allocations(found, youngest_ns, &mut groups, is_listed);
     }
+    groups.iter_mut().for_each(|group| group.has_blocks = wanted.blocks);
     Aggregated { totals, by_resource, groups }
 }
 
@@ -205,6 +218,7 @@ fn compare(sites: &Sites, sort: SortKey, a: &Group, b: &Group) -> Ordering {
         SortKey::Count => b.count.cmp(&a.count),
         SortKey::Age => b.oldest_ns.cmp(&a.oldest_ns),
         SortKey::Growth => b.growth.cmp(&a.growth),
+        SortKey::Verdict => a.verdict.kind.cmp(&b.verdict.kind),
     };
     let stack =
         |group: &Group| sites.get(group.key.site).map(|site| (site.ips.as_slice(), site.space, site.tag()));

@@ -23,7 +23,9 @@ Examples:
   memleak -p 1234 -a -o 0 1 1            every outstanding allocation, once, and end
   memleak -p 1234 -s 100                 a busy program: one allocation in 100, scaled up
   memleak -p 1234 --json --output a.jsonl
-  memleak -p 1234 --folded 60 1 | flamegraph.pl --countname bytes > held.svg
+  memleak -p 1234 --flamegraph held.svg --html held.html 60 1
+  memleak -p 1234 --save before.gz 60 1  all of it, for later: memleak report before.gz --pprof a.pb.gz
+  memleak diff before.gz after.gz        what has grown, is new, is gone
   memleak --kernel 10                    the kernel's own allocations, a report every 10 seconds
   memleak -k --slab dentry --sort growth which paths of the kernel grow the dentry cache
   memleak --error-exitcode 99 -- ./test  for CI: 99 when something is still outstanding at the end
@@ -48,6 +50,7 @@ Exit status:
   0  done
   1  the work could not be done: one line on standard error says what failed, why and what to do
   2  the command line is wrong: one line says what to type
+  3  a condition of --fail-if holds
   N  with --error-exitcode N, if the last report holds an outstanding allocation
   A command that ends by itself passes on its own status (128+N for signal N).";
 
@@ -68,7 +71,7 @@ Reports come every INTERVAL seconds (5), COUNT times or until Ctrl-C.
   -T, --top N           how many stacks to print (10)
   -a, --show-allocs     list each allocation: address, size, age
   -t, --trace           print each acquire and release as it happens
-      --sort KEY        size, count, age or growth
+      --sort KEY        size, count, age, growth or verdict
       --json            write each report as one line of JSON
       --output FILE     write reports to FILE
       --error-exitcode N  exit with N if anything is outstanding at the end
@@ -89,6 +92,9 @@ pub enum Pair {
     Release(String),
 }
 
+/// Heading of the files of the last report.
+const FILES: &str = "Files (of the last report, whole or not at all)";
+
 /// Heading of the options that go with --kernel.
 const KERNEL_MODE: &str = "Kernel mode (with --kernel)";
 
@@ -104,13 +110,25 @@ const KERNEL_MODE: &str = "Kernel mode (with --kernel)";
                       memleak [OPTIONS] [INTERVAL] [COUNT] -- COMMAND [ARG...]"
 )]
 pub struct Cli {
-    /// Seconds between reports; fractions allowed
+    /// Time between reports: seconds, fractions allowed, or with a unit (500ms, 5s, 10m, 1h)
     #[arg(value_name = "INTERVAL", default_value = "5")]
     pub interval: String,
 
     /// Number of reports [default: endless]
     #[arg(value_name = "COUNT")]
     pub count: Option<String>,
+
+    /// End after this time, with a last report: seconds, or with a unit (60s, 10m)
+    #[arg(long, value_name = "TIME", help_heading = "What is reported")]
+    pub duration: Option<String>,
+
+    /// End with a summary: calls, the most that was outstanding and when, what was lost
+    #[arg(long, help_heading = "What is reported")]
+    pub summary: bool,
+
+    /// Print completions for SHELL (bash, zsh, fish, elvish) and exit; the first argument
+    #[arg(long, value_name = "SHELL")]
+    pub completions: Option<String>,
 
     /// After --: run COMMAND and trace it from its first instruction
     #[arg(value_name = "COMMAND", last = true, help_heading = "Target (exactly one kind)")]
@@ -227,6 +245,10 @@ pub struct Cli {
     #[arg(long, value_name = "SIZE", help_heading = "What is captured")]
     pub max_memory: Option<String>,
 
+    /// Do not keep how much each stack has released, and at what age
+    #[arg(long, help_heading = "What is captured")]
+    pub no_lifetimes: bool,
+
     /// How stacks are walked: auto (unwind tables, and the frame pointer if a file has none),
     /// dwarf or fp [default: auto]
     #[arg(long, value_name = "HOW", help_heading = "What is captured")]
@@ -256,15 +278,12 @@ pub struct Cli {
     #[arg(short = 'o', long, value_name = "MS", default_value = "500", help_heading = "What is reported")]
     pub older: String,
 
-    /// How many stacks to print
-    #[arg(short = 'T', long, value_name = "N", default_value = "10", help_heading = "What is reported")]
-    pub top: String,
+    /// How reports look
+    #[command(flatten)]
+    pub look: LookArguments,
 
-    /// Order of the stacks: size, count, age or growth (since the report before)
-    #[arg(long, value_name = "KEY", default_value = "size", help_heading = "What is reported")]
-    pub sort: String,
-
-    /// How reports are written: text, json or folded [default: text]
+    /// How reports are written: text, human, json or folded [default: human on a terminal, text in
+    /// a pipe or file]
     #[arg(long, value_name = "NAME", help_heading = "What is reported")]
     pub format: Option<String>,
 
@@ -307,6 +326,19 @@ pub struct Cli {
     #[arg(long, help_heading = "What is reported")]
     pub append: bool,
 
+    /// Files in other forms
+    #[command(flatten)]
+    pub files: FileArguments,
+
+    /// What is left out
+    #[command(flatten)]
+    pub filters: FilterArguments,
+
+    /// Exit with 3 if this holds at the end: growth>SIZE (since the first report), lost>N, or leak;
+    /// repeatable
+    #[arg(long, value_name = "CONDITION", help_heading = "What is reported")]
+    pub fail_if: Vec<String>,
+
     /// Exit with N (1 to 255) if the last report holds an outstanding allocation
     #[arg(long, value_name = "N", help_heading = "What is reported")]
     pub error_exitcode: Option<String>,
@@ -322,6 +354,108 @@ pub struct Cli {
     /// Print all options, with examples
     #[arg(long, action = clap::ArgAction::HelpLong)]
     pub help: Option<bool>,
+}
+
+/// How reports look, and in which order.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct LookArguments {
+    /// How many stacks to print
+    #[arg(short = 'T', long, value_name = "N", default_value = "10", help_heading = "What is reported")]
+    pub top: String,
+
+    /// Order of the stacks: size, count, age, growth (since the report before) or verdict
+    #[arg(long, value_name = "KEY", default_value = "size", help_heading = "What is reported")]
+    pub sort: String,
+
+    /// Colours: auto (on a terminal, as NO_COLOR and CLICOLOR_FORCE say), always or never
+    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "What is reported")]
+    pub color: String,
+
+    /// On a terminal: show frames of libraries too, and whole paths
+    #[arg(long, help_heading = "What is reported")]
+    pub full_stacks: bool,
+
+    /// On a terminal: show names with all their template arguments
+    #[arg(long, help_heading = "What is reported")]
+    pub full_names: bool,
+}
+
+/// What is left out of reports by what is in its stacks.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct FilterArguments {
+    /// Report only stacks with a frame of this module (its file's name) or function (a regular
+    /// expression); repeatable
+    #[arg(long, value_name = "WHAT", help_heading = "What is reported")]
+    pub only: Vec<String>,
+
+    /// Leave out stacks with a frame like this; repeatable
+    #[arg(long, value_name = "REGEX", help_heading = "What is reported")]
+    pub hide: Vec<String>,
+
+    /// Leave out the known leaks of FILE: lines leak:PATTERN as of LeakSanitizer, or valgrind's
+    /// suppressions; repeatable
+    #[arg(long, value_name = "FILE", help_heading = "What is reported")]
+    pub suppressions: Vec<PathBuf>,
+}
+
+/// Files in other forms: of the last report, and of a saved one.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct FileArguments {
+    /// Write a flame graph (SVG) of the last report to FILE; - is standard output here and below
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub flamegraph: Option<PathBuf>,
+
+    /// What the widths of the flame graph are: bytes, count, growth (since the report before) or
+    /// acquired
+    #[arg(long, value_name = "WHAT", default_value = "bytes", help_heading = FILES)]
+    pub flamegraph_by: String,
+
+    /// Write a profile for go tool pprof, Pyroscope, Parca (compressed by gzip)
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub pprof: Option<PathBuf>,
+
+    /// Write a data file for heaptrack_gui; compressed if FILE ends in .gz or .zst
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub heaptrack: Option<PathBuf>,
+
+    /// Write a page for a browser: table, flame graph, totals over time; it needs no network
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub html: Option<PathBuf>,
+
+    /// Write a profile for speedscope (name it FILE.speedscope.json)
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub speedscope: Option<PathBuf>,
+
+    /// Write a profile for the Firefox Profiler
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub firefox: Option<PathBuf>,
+
+    /// Write a trace for ui.perfetto.dev
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub perfetto: Option<PathBuf>,
+
+    /// Write all of the last report, to make any other form of later: memleak report FILE, memleak
+    /// diff OLD NEW
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub save: Option<PathBuf>,
+}
+
+impl FileArguments {
+    /// The file of the form of this name.
+    pub fn path_of(&self, form: &str) -> Option<&std::path::Path> {
+        let path = match form {
+            "flamegraph" => &self.flamegraph,
+            "pprof" => &self.pprof,
+            "heaptrack" => &self.heaptrack,
+            "html" => &self.html,
+            "speedscope" => &self.speedscope,
+            "firefox" => &self.firefox,
+            "perfetto" => &self.perfetto,
+            "save" => &self.save,
+            _ => &None,
+        };
+        path.as_deref()
+    }
 }
 
 /// Reads a command line; `args` begins with the program's name.
@@ -366,7 +500,7 @@ fn pairs(cli: &Cli, matches: &ArgMatches) -> Vec<Pair> {
 }
 
 /// One line for what clap says in several.
-fn exit_message(error: &clap::Error) -> ExitMessage {
+pub(crate) fn exit_message(error: &clap::Error) -> ExitMessage {
     let argument = context(error, ContextKind::InvalidArg);
     let value = context(error, ContextKind::InvalidValue);
     let line = match error.kind() {

@@ -14,6 +14,8 @@ pub const DONE: u8 = 0;
 pub const FAILED: u8 = 1;
 /// The command line is wrong.
 pub const USAGE: u8 = 2;
+/// A condition of `--fail-if` holds.
+pub const CONDITION: u8 = 3;
 
 /// The status that passes on a command's own end, as valgrind and strace do: its exit status, or
 /// 128+N for signal N.
@@ -27,11 +29,17 @@ pub fn from_wait_status(status: ExitStatus) -> u8 {
     }
 }
 
-/// The status of a run that did its work. `outstanding` is the number of allocations in the last
-/// report, `command` how a command that we started ended by itself. As with valgrind, what
-/// `--error-exitcode` asks for goes first.
-pub fn of_run(error_exitcode: Option<u8>, outstanding: u64, command: Option<ExitStatus>) -> u8 {
+/// The status of a run that did its work. `has_failed`: a condition of `--fail-if` holds;
+/// `outstanding` is the number of allocations in the last report, `command` how a command that we
+/// started ended by itself. As with valgrind, what `--error-exitcode` asks for goes before that.
+pub fn of_run(
+    has_failed: bool,
+    error_exitcode: Option<u8>,
+    outstanding: u64,
+    command: Option<ExitStatus>,
+) -> u8 {
     match (error_exitcode, command) {
+        _ if has_failed => CONDITION,
         (Some(code), _) if outstanding > 0 => code,
         (_, Some(status)) => from_wait_status(status),
         (_, None) => DONE,
@@ -114,11 +122,12 @@ mod tests {
     #[test]
     fn error_exitcode_goes_before_the_commands_status() {
         let failed = Some(end_of("exit 3"));
-        assert_eq!(of_run(Some(99), 1, failed), 99);
-        assert_eq!(of_run(Some(99), 0, failed), 3);
-        assert_eq!(of_run(None, 1, failed), 3);
-        assert_eq!(of_run(None, 1, None), DONE);
-        assert_eq!(of_run(Some(99), 0, None), DONE);
+        assert_eq!(of_run(false, Some(99), 1, failed), 99);
+        assert_eq!(of_run(false, Some(99), 0, failed), 3);
+        assert_eq!(of_run(false, None, 1, failed), 3);
+        assert_eq!(of_run(false, None, 1, None), DONE);
+        assert_eq!(of_run(false, Some(99), 0, None), DONE);
+        assert_eq!(of_run(true, Some(99), 1, failed), CONDITION);
     }
 
     #[test]

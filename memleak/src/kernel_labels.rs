@@ -17,7 +17,7 @@ const fn kmalloc_prefix(kind: KmallocType) -> &'static str {
 
 /// What the objects of a stack of the kernel's are. Its text form is the cache's name, or
 /// `order 2`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum Tag {
     /// Objects of the slab cache of this name.
     Cache(String),

@@ -1,10 +1,11 @@
 //! Parses the command line, runs, and turns the outcome into an exit status.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{process::ExitCode, thread};
+use std::{ffi::OsString, process::ExitCode, thread};
 
 use memleak::{
     exit::{self, ExitMessage},
+    offline,
     session::{self, SessionError},
     settings::Settings,
     stderr::{self, StderrLog},
@@ -28,7 +29,11 @@ const STACK: usize = 8 << 20;
 
 /// Does what the command line says; gives the exit status.
 fn status() -> u8 {
-    let settings = match Settings::from_args(std::env::args_os()) {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if let Some(status) = offline::run(&args) {
+        return status;
+    }
+    let settings = match Settings::from_args(args) {
         Ok(settings) => settings,
         Err(message) => return message.emit(),
     };
@@ -38,7 +43,10 @@ fn status() -> u8 {
         log::warn!("{warning}");
     }
     match run(settings) {
-        Ok(ended) => exit::of_run(error_exitcode, ended.outstanding, ended.command),
+        Ok(ended) => {
+            ended.failed.iter().for_each(|line| stderr::line(line));
+            exit::of_run(!ended.failed.is_empty(), error_exitcode, ended.outstanding, ended.command)
+        }
         Err(error) if matches!(error.downcast_ref(), Some(SessionError::Internal)) => exit::FAILED,
         Err(error) => ExitMessage::error(exit::FAILED, &error.to_string()).emit(),
     }

@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, ffi::OsString, time::Duration};
 
 use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
 
+pub use crate::report::model::SortKey;
 pub use kernel::{KernelOptions, KernelProbes};
 use kernel::{refuse_kernel_options, resolve_kernel};
 pub use usage::UsageError;
@@ -17,7 +18,7 @@ use why::resolve_why;
 pub use why::{WhyMode, WhySettings};
 
 use crate::{
-    cli::{self, Cli},
+    cli::{self, Cli, FileArguments, FilterArguments, LookArguments},
     exit::{self, ExitMessage, Stream},
     probe::{
         resource::{Catalog, ResourceInfo},
@@ -25,8 +26,12 @@ use crate::{
         table::Row,
     },
     report::{
-        format::{self, KINDS, Kind, folded, json},
+        condition::FailCondition,
+        files::ReportFile,
+        filter::{Filter, Pattern},
+        format::{self, FILE_KINDS, KINDS, Kind, Measure, Options, Style, folded, human, json},
         output::OutputFile,
+        suppressions::Suppressions,
     },
     stderr,
 };
@@ -40,19 +45,6 @@ pub enum TargetSpec {
     Command(Vec<OsString>),
     /// The kernel's allocators.
     Kernel(KernelOptions),
-}
-
-/// Order of the stacks in a report; ties are broken by size, then count, then the stack itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum SortKey {
-    /// Most outstanding bytes first.
-    Size,
-    /// Most outstanding allocations first.
-    Count,
-    /// Oldest outstanding allocation first.
-    Age,
-    /// Largest growth in bytes since the report before first.
-    Growth,
 }
 
 /// How stacks are walked.
@@ -72,8 +64,15 @@ pub enum UnwindMode {
 /// What a report holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportSettings {
-    /// How it is written.
-    pub format: Kind,
+    /// How it is written; `None`: for people on a terminal, for scripts elsewhere
+    /// ([`Self::format_on`]).
+    pub format: Option<Kind>,
+    /// Colours, as they are asked for.
+    pub color: ColorChoice,
+    /// Frames of libraries too, in the form for people.
+    pub full_stacks: bool,
+    /// Names in full, in the form for people.
+    pub full_names: bool,
     /// How many stacks at most.
     pub top: usize,
     /// Order of the stacks.
@@ -88,6 +87,56 @@ pub struct ReportSettings {
     pub sample_rate: u64,
     /// Reports go here instead of standard output.
     pub output: Option<OutputFile>,
+    /// Files of the last report in other forms.
+    pub files: Vec<ReportFile>,
+    /// What the widths of a flame graph are.
+    pub flamegraph_by: Measure,
+    /// The last report ends with a summary.
+    pub summary: bool,
+    /// Stacks that are left out.
+    pub filter: Filter,
+    /// What makes the run fail (`--fail-if`).
+    pub fail_if: Vec<FailCondition>,
+}
+
+/// Whether there are to be colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ColorChoice {
+    /// On a terminal, unless `NO_COLOR` is set; `CLICOLOR_FORCE` asks for them everywhere.
+    #[default]
+    Auto,
+    /// Yes.
+    Always,
+    /// No.
+    Never,
+}
+
+impl ColorChoice {
+    /// Whether there are colours on standard output, a terminal or not, with these variables of the
+    /// environment.
+    pub fn on(self, is_terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> bool {
+        let is_set = |name: &str| variable(name).is_some_and(|value| !value.is_empty() && value != "0");
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            // Any value that is not empty, 0 too (no-color.org).
+            Self::Auto if variable("NO_COLOR").is_some_and(|value| !value.is_empty()) => false,
+            Self::Auto if is_set("CLICOLOR_FORCE") => true,
+            Self::Auto => is_terminal && variable("TERM").is_some_and(|term| term != "dumb"),
+        }
+    }
+}
+
+impl ReportSettings {
+    /// The form of reports on standard output, which is a terminal or not.
+    pub fn format_on(&self, is_terminal: bool) -> Kind {
+        let [for_scripts, ..] = KINDS;
+        match self.format {
+            Some(kind) => kind,
+            None if is_terminal && self.output.is_none() => human::KIND,
+            None => for_scripts,
+        }
+    }
 }
 
 /// What is captured, in the kernel.
@@ -111,6 +160,8 @@ pub struct CaptureSettings {
     pub max_allocs: Option<u32>,
     /// Kernel memory for the table of heap blocks, bytes; `None`: the default.
     pub max_memory: Option<u64>,
+    /// Keep how much each stack has released, and at what age.
+    pub lifetimes: bool,
     /// Room for stacks.
     pub stack_storage_size: u32,
     /// Most frames of a stack.
@@ -149,6 +200,8 @@ pub struct Settings {
     pub interval: Duration,
     /// Number of reports; `None` for endless.
     pub count: Option<u64>,
+    /// The run ends after this time (`--duration`).
+    pub duration: Option<Duration>,
     /// What is captured.
     pub capture: CaptureSettings,
     /// What a report holds.
@@ -243,6 +296,10 @@ impl Settings {
     /// Checks what was typed. Besides the command line it looks at files of resources alone:
     /// whether a process or another file exists shows later.
     pub fn resolve(cli: Cli) -> Result<Self, UsageError> {
+        if cli.completions.is_some() {
+            let why = "there are other options beside it";
+            return Err(UsageError::new("--completions", why, "type memleak --completions SHELL alone"));
+        }
         let interval = parse_interval(&cli.interval)?;
         let count = cli.count.as_deref().map(|text| COUNT.parse(text)).transpose()?;
         let error_exitcode =
@@ -260,6 +317,7 @@ impl Settings {
             target: resolve_target(&cli)?,
             interval,
             count,
+            duration: cli.duration.as_deref().map(parse_duration).transpose()?,
             capture,
             report,
             why,
@@ -372,6 +430,7 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         trace: cli.trace,
         follow_forks: cli.follow_forks,
         max_allocs: cli.max_allocs.as_deref().map(|text| MAX_ALLOCS.parse(text)).transpose()?,
+        lifetimes: !cli.no_lifetimes,
         max_memory: cli.max_memory.as_deref().map(|text| parse_size("--max-memory", text)).transpose()?,
         stack_storage_size: match &cli.stack_storage_size {
             Some(text) => STACK_STORAGE_SIZE.parse(text)?,
@@ -404,20 +463,159 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         let why = "there is no file to append to";
         return Err(UsageError::new("--append", why, "name it with --output FILE, or leave --append out"));
     }
+    let look = resolve_look(&cli.look, &cli.files)?;
     Ok(ReportSettings {
         format: resolve_format(cli)?,
-        top: TOP.parse(&cli.top)?,
-        sort: one_of("--sort", "sort key", &cli.sort)?,
+        color: look.color,
+        full_stacks: look.full_stacks,
+        full_names: look.full_names,
+        top: look.top,
+        sort: look.sort,
         show_allocs: cli.show_allocs,
         combined_only: cli.combined_only,
         older: Duration::from_millis(OLDER.parse(&cli.older)?),
         sample_rate: SAMPLE_RATE.parse(&cli.sample_rate)?,
         output: cli.output.clone().map(|path| OutputFile { path, append: cli.append }),
+        files: resolve_files(&cli.files)?,
+        flamegraph_by: look.flamegraph_by,
+        summary: cli.summary,
+        filter: resolve_filter(&cli.filters)?,
+        fail_if: resolve_conditions(&cli.fail_if, false)?,
     })
 }
 
-/// The form that is asked for, by its name or by an option of its own.
-fn resolve_format(cli: &Cli) -> Result<Kind, UsageError> {
+/// How reports look, whether they are made now or read again.
+#[derive(Clone, Copy, Debug)]
+pub struct Appearance {
+    /// How many stacks at most.
+    pub top: usize,
+    /// Order of the stacks.
+    pub sort: SortKey,
+    /// Colours, as they are asked for.
+    pub color: ColorChoice,
+    /// Frames of libraries too, in the form for people.
+    pub full_stacks: bool,
+    /// Names in full, in the form for people.
+    pub full_names: bool,
+    /// What the widths of a flame graph are.
+    pub flamegraph_by: Measure,
+}
+
+impl Appearance {
+    /// What formats are told, if standard output is a terminal or not.
+    pub fn options(&self, is_terminal: bool) -> Options {
+        let style = Style {
+            color: self.color.on(is_terminal, |name| std::env::var_os(name)),
+            full_stacks: self.full_stacks,
+            full_names: self.full_names,
+            width: None,
+        };
+        Options { sort: self.sort, style, flamegraph_by: self.flamegraph_by, ..Options::new(self.top) }
+    }
+}
+
+impl ReportSettings {
+    /// How reports look.
+    pub fn appearance(&self) -> Appearance {
+        let Self { top, sort, color, full_stacks, full_names, flamegraph_by, .. } = *self;
+        Appearance { top, sort, color, full_stacks, full_names, flamegraph_by }
+    }
+}
+
+/// How reports look.
+pub fn resolve_look(look: &LookArguments, files: &FileArguments) -> Result<Appearance, UsageError> {
+    Ok(Appearance {
+        top: parse_top(&look.top)?,
+        sort: one_of("--sort", "sort key", &look.sort)?,
+        color: resolve_color(&look.color)?,
+        full_stacks: look.full_stacks,
+        full_names: look.full_names,
+        flamegraph_by: one_of("--flamegraph-by", "measure", &files.flamegraph_by)?,
+    })
+}
+
+/// Whether there are to be colours.
+pub fn resolve_color(text: &str) -> Result<ColorChoice, UsageError> {
+    one_of("--color", "choice of colours", text)
+}
+
+/// How many stacks are printed.
+pub fn parse_top(text: &str) -> Result<usize, UsageError> {
+    TOP.parse(text)
+}
+
+/// What is left out of reports.
+pub fn resolve_filter(filters: &FilterArguments) -> Result<Filter, UsageError> {
+    let patterns = |what: &str, texts: &[String]| {
+        let pattern = |text: &String| {
+            let wrong = |why| {
+                UsageError::new(
+                    what,
+                    format!("'{text}': {why}"),
+                    "give a module's name or a regular expression",
+                )
+            };
+            Pattern::new(text).map_err(wrong)
+        };
+        texts.iter().map(pattern).collect::<Result<Vec<_>, _>>()
+    };
+    let mut suppressions = (!filters.suppressions.is_empty()).then(Suppressions::known);
+    for path in &filters.suppressions {
+        let what = format!("--suppressions {}", path.display());
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            UsageError::new(&what, format!("cannot be read: {error}"), "name a file of suppressions")
+        })?;
+        let rules = Suppressions::parse(&text).map_err(|why| {
+            UsageError::new(&what, why, "write leak:PATTERN, or a suppression as valgrind's")
+        })?;
+        suppressions.get_or_insert_default().extend(rules);
+    }
+    Ok(Filter {
+        only: patterns("--only", &filters.only)?,
+        hide: patterns("--hide", &filters.hide)?,
+        suppressions,
+    })
+}
+
+/// What makes a run fail. Only with two reports something can be new.
+pub fn resolve_conditions(texts: &[String], has_two: bool) -> Result<Vec<FailCondition>, UsageError> {
+    const HOW: &str = "give growth>SIZE, new, lost>N or leak";
+    texts.iter().map(|text| resolve_condition(text, has_two, HOW)).collect()
+}
+
+fn resolve_condition(text: &str, has_two: bool, how: &str) -> Result<FailCondition, UsageError> {
+    const WHAT: &str = "--fail-if";
+    let limit =
+        |text: &str| parse_size(WHAT, text).map_err(|error| UsageError { remedy: how.to_owned(), ..error });
+    match text.split_once('>').map(|(what, limit)| (what.trim(), limit)) {
+        Some(("growth", size)) => Ok(FailCondition::Growth(limit(size)?)),
+        Some(("lost", number)) => Ok(FailCondition::Lost(limit(number)?)),
+        None if text == "leak" => Ok(FailCondition::Leak),
+        None if text == "new" && has_two => Ok(FailCondition::New),
+        None if text == "new" => {
+            let why = "one run has no stacks that were not there before";
+            Err(UsageError::new("--fail-if new", why, "save both and compare them: memleak diff OLD NEW"))
+        }
+        _ => Err(UsageError::new(WHAT, format!("'{text}' is not a condition"), how)),
+    }
+}
+
+/// The files that are asked for. Only one of them can go to standard output.
+pub fn resolve_files(files: &FileArguments) -> Result<Vec<ReportFile>, UsageError> {
+    let files: Vec<ReportFile> = FILE_KINDS
+        .iter()
+        .filter_map(|kind| Some(ReportFile { kind: *kind, path: files.path_of(kind.name)?.to_owned() }))
+        .collect();
+    let mut at_stdout = files.iter().filter(|file| file.is_stdout());
+    if let (Some(one), Some(other)) = (at_stdout.next(), at_stdout.next()) {
+        let why = format!("--{} goes to standard output as well", one.kind.name);
+        return Err(UsageError::new(&format!("--{} -", other.kind.name), why, "name a file for one of them"));
+    }
+    Ok(files)
+}
+
+/// The form that is asked for, by its name or by an option of its own; `None` if none is.
+fn resolve_format(cli: &Cli) -> Result<Option<Kind>, UsageError> {
     const WHAT: &str = "--format";
     let named = cli.format.as_deref().map(|name| {
         format::named(name).ok_or_else(|| {
@@ -427,8 +625,7 @@ fn resolve_format(cli: &Cli) -> Result<Kind, UsageError> {
     });
     let asked = [named.transpose()?, cli.json.then_some(json::KIND), cli.folded.then_some(folded::KIND)];
     let mut asked = asked.into_iter().flatten();
-    let [default, ..] = KINDS;
-    let kind = asked.next().unwrap_or(default);
+    let Some(kind) = asked.next() else { return Ok(None) };
     if let Some(other) = asked.find(|other| *other != kind) {
         let why = format!("{} and {} were both asked for", kind.name, other.name);
         return Err(UsageError::new(WHAT, why, "keep one of them"));
@@ -437,11 +634,31 @@ fn resolve_format(cli: &Cli) -> Result<Kind, UsageError> {
         let why = format!("{} has no lines for the events of -t/--trace", kind.name);
         return Err(UsageError::new(WHAT, why, "leave out -t, or take another format"));
     }
-    Ok(kind)
+    Ok(Some(kind))
+}
+
+/// Seconds, or a time with its unit.
+fn seconds(text: &str) -> Option<f64> {
+    // The longer one first: s is the end of both.
+    const UNITS: [(&str, f64); 4] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    let text = text.trim();
+    let with_unit = UNITS.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, *seconds)));
+    let (number, factor) = with_unit.unwrap_or((text, 1.0));
+    // What f64 reads besides numbers ("inf", "nan") is no time.
+    let number = number.parse::<f64>().ok().filter(|number| number.is_finite())?;
+    Some(number * factor)
+}
+
+fn parse_duration(text: &str) -> Result<Duration, UsageError> {
+    let found = seconds(text).filter(|seconds| *seconds > 0.0 && *seconds <= MAX_INTERVAL_SECONDS);
+    found.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {
+        let why = format!("'{text}' is not a time");
+        UsageError::new("--duration", why, "give seconds, or a time such as 500ms, 60s, 10m or 1h")
+    })
 }
 
 fn parse_interval(text: &str) -> Result<Duration, UsageError> {
-    let seconds = text.trim().parse::<f64>().ok();
+    let seconds = seconds(text);
     let seconds = seconds.filter(|seconds| (MIN_INTERVAL_SECONDS..=MAX_INTERVAL_SECONDS).contains(seconds));
     // The range leaves out NaN and whatever no Duration can hold.
     seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {

@@ -5,10 +5,10 @@ use std::{collections::BTreeSet, ffi::OsString, os::unix::ffi::OsStringExt as _,
 use memleak::{
     exit::{self, ExitMessage, Stream},
     report::{
-        format::{folded, json, text},
+        format::{folded, human, json, text},
         output::OutputFile,
     },
-    settings::{KernelOptions, KernelProbes, Settings, SortKey, TargetSpec, UnwindMode},
+    settings::{ColorChoice, KernelOptions, KernelProbes, Settings, SortKey, TargetSpec, UnwindMode},
 };
 
 fn parse(arguments: &[&str]) -> Result<Settings, ExitMessage> {
@@ -41,10 +41,41 @@ fn defaults_are_those_of_the_spec() {
     assert_eq!((capture.trace, capture.follow_forks, capture.traps_only), (false, false, false));
     assert_eq!((capture.object, capture.symbols_prefix), (None, None));
     let report = settings.report;
-    assert_eq!((report.format, report.top, report.sort), (text::KIND, 10, SortKey::Size));
+    assert_eq!((report.format, report.top, report.sort), (None, 10, SortKey::Size));
     assert_eq!((report.show_allocs, report.combined_only), (false, false));
     assert_eq!((report.older, report.sample_rate), (Duration::from_millis(500), 1));
     assert_eq!(report.output, None);
+}
+
+/// People at a terminal get a form of their own; nothing else changes what is written.
+#[test]
+fn the_form_depends_on_the_terminal_if_nothing_is_asked_for() {
+    let on = |arguments: &[&str], is_terminal| {
+        let arguments = [&["-p", "7"], arguments].concat();
+        settings(&arguments).report.format_on(is_terminal)
+    };
+    assert_eq!((on(&[], true), on(&[], false)), (human::KIND, text::KIND));
+    assert_eq!((on(&["--output", "x"], true), on(&["--format", "text"], true)), (text::KIND, text::KIND));
+    assert_eq!((on(&["--json"], true), on(&["--format", "human"], false)), (json::KIND, human::KIND));
+}
+
+#[test]
+fn colours_are_for_terminals_unless_forced() {
+    let on = |choice: ColorChoice, is_terminal, variables: &[(&str, &str)]| {
+        let find =
+            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+        choice.on(is_terminal, find)
+    };
+    let auto = ColorChoice::Auto;
+    assert!(on(auto, true, &[("TERM", "xterm")]) && !on(auto, false, &[("TERM", "xterm")]));
+    assert!(!on(auto, true, &[("TERM", "dumb")]) && !on(auto, true, &[]));
+    assert!(!on(auto, true, &[("TERM", "xterm"), ("NO_COLOR", "1")]));
+    assert!(on(auto, true, &[("TERM", "xterm"), ("NO_COLOR", "")]));
+    assert!(on(auto, false, &[("CLICOLOR_FORCE", "1")]) && !on(auto, false, &[("CLICOLOR_FORCE", "0")]));
+    assert!(!on(auto, false, &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "0")]));
+    assert!(on(ColorChoice::Always, false, &[("NO_COLOR", "1")]));
+    assert!(!on(ColorChoice::Never, true, &[("CLICOLOR_FORCE", "1"), ("TERM", "xterm")]));
+    assert_eq!(settings(&["-p", "7", "--color", "never"]).report.color, ColorChoice::Never);
 }
 
 #[test]
@@ -91,6 +122,53 @@ fn interval_and_count() {
 }
 
 #[test]
+fn times_have_units() {
+    let interval = |text: &str| settings(&["-p", "1", text]).interval;
+    for (text, ms) in
+        [("500ms", 500), ("5s", 5000), ("0.5", 500), ("1.5s", 1500), ("10m", 600_000), ("1h", 3_600_000)]
+    {
+        assert_eq!(interval(text), Duration::from_millis(ms), "{text}");
+        assert_eq!(
+            settings(&["-p", "1", "--duration", text]).duration,
+            Some(Duration::from_millis(ms)),
+            "{text}"
+        );
+    }
+    assert_eq!(settings(&["-p", "1"]).duration, None);
+    for text in ["5d", "ms", "0.0001ms", "nans", "1 h 2"] {
+        let error = parse(&["-p", "1", text]).expect_err(text);
+        assert!(
+            error.text.starts_with("memleak: INTERVAL: ") || error.text.contains("one argument too many"),
+            "{text}: {}",
+            error.text
+        );
+    }
+    for text in ["0", "0s", "inf", "5x"] {
+        let error = parse(&["-p", "1", "--duration", text]).expect_err(text);
+        assert!(error.text.starts_with("memleak: --duration: "), "{text}: {}", error.text);
+    }
+}
+
+/// Files of the last report: one of them can go to standard output.
+#[test]
+fn files_are_asked_for_by_their_form() {
+    let files = |arguments: &[&str]| {
+        let arguments = [&["-p", "1"], arguments].concat();
+        let files = settings(&arguments).report.files;
+        files.iter().map(|file| (file.kind.name, file.path.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(files(&[]), []);
+    let found = files(&["--pprof", "a.pb.gz", "--save=b", "--flamegraph", "-", "--flamegraph-by", "count"]);
+    let expected = [("flamegraph", "-"), ("pprof", "a.pb.gz"), ("save", "b")];
+    assert_eq!(found, expected.map(|(form, path)| (form, path.into())));
+    let error = parse(&["-p", "1", "--pprof", "-", "--html", "-"]).expect_err("two at once").text;
+    assert_eq!(
+        error,
+        "memleak: --html -: --pprof goes to standard output as well; name a file for one of them\n"
+    );
+}
+
+#[test]
 fn sizes_have_suffixes_of_1024() {
     for (text, expected) in [
         ("0", 0),
@@ -130,10 +208,10 @@ fn every_option_has_its_effect() {
     assert_eq!(with(&["--obj", "/x/y"]).capture.object.as_deref(), Some("/x/y"));
     assert_eq!(with(&["-S", "je_"]).capture.symbols_prefix.as_deref(), Some("je_"));
     assert_eq!(with(&["--symbols-prefix", "mi_"]).capture.symbols_prefix.as_deref(), Some("mi_"));
-    assert_eq!(with(&["--json"]).report.format, json::KIND);
-    assert_eq!(with(&["--folded"]).report.format, folded::KIND);
-    assert_eq!(with(&["--format", "text"]).report.format, text::KIND);
-    assert_eq!(with(&["--format", "JSON", "--json"]).report.format, json::KIND);
+    assert_eq!(with(&["--json"]).report.format, Some(json::KIND));
+    assert_eq!(with(&["--folded"]).report.format, Some(folded::KIND));
+    assert_eq!(with(&["--format", "text"]).report.format, Some(text::KIND));
+    assert_eq!(with(&["--format", "JSON", "--json"]).report.format, Some(json::KIND));
     let output = |append| Some(OutputFile { path: "f".into(), append });
     assert_eq!(with(&["--output", "f"]).report.output, output(false));
     assert_eq!(with(&["--append", "--output", "f"]).report.output, output(true));
@@ -151,6 +229,7 @@ fn every_option_has_its_effect() {
         ("count", SortKey::Count),
         ("age", SortKey::Age),
         ("growth", SortKey::Growth),
+        ("verdict", SortKey::Verdict),
     ] {
         assert_eq!(with(&["--sort", name]).report.sort, key);
     }
@@ -323,8 +402,24 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["-p", "1", "--follow-fork"], "--follow-fork: no such option", "did you mean --follow-forks"),
     (&["-p", "1", "--qqq"], "--qqq: no such option", "memleak --help"),
     (&["-p", "1", "-q"], "-q: no such option", "memleak --help"),
-    (&["-p", "1", "--format", "xml"], "'xml' is not a format", "give one of text, json, folded"),
+    (&["-p", "1", "--format", "xml"], "'xml' is not a format", "give one of text, human, json, folded"),
     (&["-p", "1", "--format", "text", "--json"], "text and json were both", "keep one"),
+    (&["-p", "1", "--color", "blue"], "'blue' is not a choice of colours", "auto, always, never"),
+    (&["-p", "1", "--flamegraph-by", "age"], "'age' is not a measure", "bytes, count, growth, acquired"),
+    (
+        &["-p", "1", "--fail-if", "growth"],
+        "'growth' is not a condition",
+        "give growth>SIZE, new, lost>N or leak",
+    ),
+    (&["-p", "1", "--fail-if", "growth>x"], "'x' is not a size", "give growth>SIZE"),
+    (&["-p", "1", "--fail-if", "new"], "no stacks that were not there before", "memleak diff OLD NEW"),
+    (&["-p", "1", "--only", "("], "--only: '('", "a regular expression"),
+    (&["-p", "1", "--suppressions", "/nonexistent"], "cannot be read: No such file", "name a file"),
+    (
+        &["-p", "1", "--completions", "bash"],
+        "there are other options beside it",
+        "memleak --completions SHELL alone",
+    ),
     (&["-p", "1", "--folded", "-t"], "folded has no lines for the events", "another format"),
     (&["-p", "1", "--json=yes"], "--json: takes no value, but 'yes'", "leave the value out"),
 ];

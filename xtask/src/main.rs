@@ -4,6 +4,7 @@ mod build_ebpf;
 mod comments;
 mod demo;
 mod dist;
+mod docs;
 mod fuzz;
 mod layers;
 mod soak;
@@ -40,6 +41,8 @@ enum Task {
     Comments,
     /// Traces a leaking program for a few reports and says what there is to see in them
     Demo,
+    /// Writes the man page and shells' completions (docs/memleak.1, docs/completions/)
+    Docs,
     /// Builds the tool as it is shipped, with its debug information in a file of its own
     Dist(dist::Options),
     /// Fuzzes the parsers that read what a target wrote
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Comments => comments::run(),
         Task::Demo => demo::run(),
+        Task::Docs => docs::run(),
         Task::Dist(options) => dist::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Layers => layers::run(),

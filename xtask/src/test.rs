@@ -17,7 +17,7 @@ use xtask::{
 use crate::{build_ebpf, layers};
 
 /// What the live tests build and trace.
-pub(crate) const LIVE_PACKAGES: [Package; 23] = [
+pub(crate) const LIVE_PACKAGES: [Package; 25] = [
     Package { names: &["g++"], purpose: "compiles the traced programs" },
     Package { names: &["libc6-dev"], purpose: "static glibc programs" },
     Package { names: &["libc6-dbg"], purpose: "debug files to find by build id" },
@@ -38,6 +38,8 @@ pub(crate) const LIVE_PACKAGES: [Package; 23] = [
         names: &["libclang-rt-14-dev", "libclang-rt-19-dev"],
         purpose: "scudo, an allocator to preload",
     },
+    Package { names: &["golang-go"], purpose: "go tool pprof, which reads our profiles" },
+    Package { names: &["heaptrack"], purpose: "heaptrack_print, which reads our data files" },
     Package { names: &["redis-server"], purpose: "a real program with an allocator linked in" },
     Package { names: &["redis-tools"], purpose: "redis-benchmark and redis-cli" },
     Package { names: &["gdb"], purpose: "a second opinion on symbols" },

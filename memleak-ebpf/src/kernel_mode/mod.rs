@@ -39,8 +39,9 @@ use crate::{
     cut,
     arch::{entry_sp, exit_sp},
     args::Arguments,
+    clock::now,
     maps::{KERNEL_CALLS, KERNEL_ROWS, LAST_RELEASED, count, count_in, kernel_setting, send_line, setting},
-    records::{PAGE_SIZE, now},
+    records::PAGE_SIZE,
     table, thread,
 };
 

@@ -36,7 +36,7 @@ pub struct AccountedProcess {
 }
 
 /// Resident bytes of all targets together, by whose they are. The parts add up to `rss`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Memory {
     /// All of them.
     pub rss: u64,
@@ -66,7 +66,7 @@ pub struct Memory {
 }
 
 /// What an account shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Finding {
     /// What grows is free memory inside the allocator.

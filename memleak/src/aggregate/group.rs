@@ -9,6 +9,7 @@ use crate::{
     report::model::{AllocationLine, FrameId, Note, OtherProcesses, ProcessCount, StackReport},
     settings::ReportSettings,
     sites::{Site, SiteId},
+    verdict::{History, Point, Verdict, judge},
 };
 
 /// For ages: the kernel counts nanoseconds, reports show milliseconds.
@@ -22,6 +23,15 @@ pub struct GroupKey {
     pub resource: Resource,
     /// Where.
     pub site: SiteId,
+}
+
+/// What a group held in the report before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Before {
+    /// Outstanding bytes then.
+    pub bytes: u64,
+    /// Outstanding allocations then.
+    pub count: u64,
 }
 
 /// The outstanding allocations of one site. Bytes, counts and growth are scaled by the sample rate.
@@ -44,8 +54,16 @@ pub struct Group {
     /// Bytes (of a resource without size: how many) now minus those in the report before (0 if
     /// it was not in it).
     pub growth: i128,
+    /// What it held in the report before (nothing if it was not in it).
+    pub before: Before,
+    /// What is known of it over the whole run.
+    pub history: History,
+    /// What that shows.
+    pub verdict: Verdict,
     /// It is among the top groups of its table.
     pub is_top: bool,
+    /// `allocations` are all of them, for forms that write single blocks.
+    pub has_blocks: bool,
     /// Of the top groups with `-a`, and of descriptors: one for each outstanding allocation that
     /// was captured, oldest first, then by process and address. Not scaled.
     pub allocations: Option<Vec<AllocationLine>>,
@@ -60,7 +78,6 @@ impl Group {
         site: Option<&Site>,
         settings: &ReportSettings,
     ) -> StackReport {
-        let age_ms = |age_ns: u64| (!settings.combined_only).then_some(age_ns / NANOSECONDS_PER_MS);
         StackReport {
             stack_id: site.map(|site| site.stack_id(&resource.name)),
             resource,
@@ -68,18 +85,44 @@ impl Group {
             count: self.count,
             processes: self.processes,
             others: self.others,
-            oldest_ms: age_ms(self.oldest_ns),
-            newest_ms: age_ms(self.newest_ns),
+            growth_bytes: signed(self.bytes) - signed(self.before.bytes),
+            growth_count: signed(self.count) - signed(self.before.count),
+            oldest_ms: self.history.oldest_ms,
+            newest_ms: self.history.newest_ms,
+            verdict: self.verdict,
+            history: self.history,
             tag: site.and_then(|site| site.tag().cloned()),
             frames: Vec::<FrameId>::new(),
             why: None,
             notes: site.and_then(|site| site.cut).map(Note::Cut).into_iter().collect(),
-            allocations: self.allocations.filter(|_| settings.show_allocs),
+            blocks: match self.has_blocks {
+                true => self.allocations.clone().unwrap_or_default(),
+                false => Vec::new(),
+            },
+            allocations: self.allocations.filter(|_| settings.show_allocs && self.is_top),
         }
     }
 }
 
+/// Half of all numbers: no machine has so many bytes.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
 impl Group {
+    /// Judges it. `past`: what it held in the reports that are kept, the latest last.
+    pub fn judge(&mut self, past: Vec<Point>, watched_ms: u64, combined_only: bool) {
+        let age_ms = |age_ns: u64| (!combined_only).then_some(age_ns / NANOSECONDS_PER_MS);
+        self.history = History {
+            calls: self.history.calls,
+            points: past,
+            oldest_ms: age_ms(self.oldest_ns),
+            newest_ms: age_ms(self.newest_ns),
+            watched_ms,
+        };
+        self.verdict = judge(&self.history);
+    }
+
     pub(super) fn new(key: GroupKey, age_ns: u64) -> Self {
         Self {
             key,
@@ -90,7 +133,11 @@ impl Group {
             oldest_ns: age_ns,
             newest_ns: age_ns,
             growth: 0,
+            before: Before::default(),
+            history: History::default(),
+            verdict: judge(&History::default()),
             is_top: false,
+            has_blocks: false,
             allocations: None,
         }
     }

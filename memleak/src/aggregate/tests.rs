@@ -5,11 +5,16 @@ use std::{
     time::Duration,
 };
 
+use clap::ValueEnum as _;
 use memleak_common::stack::NO_STACK;
 
 use super::*;
 use crate::{
-    report::format::text,
+    report::{
+        filter::Filter,
+        format::{Measure, text},
+    },
+    settings::ColorChoice,
     sites::{Locate, SiteId},
     snapshot::Stack,
     symbolize::{Anchor, Location, ObjectNumber},
@@ -20,7 +25,10 @@ const NOW: u64 = 10_000 * MS;
 
 fn settings() -> ReportSettings {
     ReportSettings {
-        format: text::KIND,
+        format: Some(text::KIND),
+        color: ColorChoice::Never,
+        full_stacks: false,
+        full_names: false,
         top: 10,
         sort: SortKey::Size,
         show_allocs: false,
@@ -28,6 +36,11 @@ fn settings() -> ReportSettings {
         older: Duration::ZERO,
         sample_rate: 1,
         output: None,
+        files: Vec::new(),
+        flamegraph_by: Measure::Bytes,
+        summary: false,
+        filter: Filter::default(),
+        fail_if: Vec::new(),
     }
 }
 
@@ -71,14 +84,21 @@ impl Locate for SameCode {
 struct Run {
     sites: Sites,
     folded: Folded,
-    history: History,
+    past: Past,
 }
 
 impl Run {
     fn report(&mut self, snapshot: &Snapshot, settings: &ReportSettings, ignore_older: bool) -> Aggregated {
         self.sites.update(snapshot, &mut SameCode);
-        let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &|space| space };
-        aggregate(found, &catalog(), settings, ignore_older, &mut self.history)
+        let found = Found {
+            snapshot,
+            folded: &self.folded,
+            sites: &self.sites,
+            pid_of: &|space| space,
+            elapsed_ms: 0,
+        };
+        let wanted = Wanted { ignore_older, blocks: false };
+        aggregate(found, &catalog(), settings, wanted, &mut self.past)
     }
 
     /// The stack that a site was made of: see [`snapshot`].
@@ -410,6 +430,8 @@ fn truth(snapshot: &Snapshot, settings: &ReportSettings) -> (Vec<Sum>, u64, u64)
             SortKey::Size | SortKey::Growth => Some(*bytes),
             SortKey::Count => Some(*count),
             SortKey::Age => oldest,
+            // After one report nothing is known of any.
+            SortKey::Verdict => None,
         };
         // Addresses of stacks fall as their ids grow; no stack at all goes first.
         let stack = if key.1 == NO_STACK { 0 } else { 0x1000 - key.1 };
@@ -428,7 +450,7 @@ fn any_snapshot_agrees_with_the_plain_way() {
             top: 1 + random.below(40) as usize,
             older: Duration::from_millis(random.below(4) * 250),
             show_allocs: true,
-            sort: [SortKey::Size, SortKey::Count, SortKey::Age, SortKey::Growth][random.below(4) as usize],
+            sort: SortKey::value_variants()[random.below(5) as usize],
             ..settings()
         };
         let mut run = Run::default();

@@ -12,8 +12,8 @@ use log::debug;
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
     table::{
-        BUSY, BlockRecord, BlockSet, FREE, KeyHash, MAX_SEGMENTS, STATE, TableHeader, VALID, WAYS, bytes,
-        places, sets,
+        BUSY, BlockRecord, BlockSet, FILTER, FILTER_BITS, FREE, FilterHead, KeyHash, MAX_SEGMENTS, STATE,
+        TableHeader, VALID, WAYS, bytes, places, sets,
     },
 };
 
@@ -38,7 +38,10 @@ pub(super) struct Blocks {
     outer: OwnedFd,
     header: Array<TableHeader>,
     segments: Vec<Array<BlockSet>>,
-    /// Bytes that the segments may have.
+    /// Segments that the filter covers, and its bytes.
+    covered: u32,
+    filter_bytes: u64,
+    /// Bytes that segments and filter may have.
     max_bytes: u64,
     /// Records that had found no place when the newest segment was made.
     overflowed: u64,
@@ -55,7 +58,16 @@ impl Blocks {
         let Some(Map::ArrayOfMaps(map)) = ebpf.map(MAP) else { return Err(BpfError::Missing(MAP)) };
         let outer = map.fd().as_fd().try_clone_to_owned().map_err(|error| map_error(MAP, &error))?;
         let header = Array::open(ebpf, "TABLE")?;
-        let mut blocks = Self { outer, header, segments: Vec::new(), max_bytes, overflowed: 0, told: false };
+        let mut blocks = Self {
+            outer,
+            header,
+            segments: Vec::new(),
+            covered: 0,
+            filter_bytes: 0,
+            max_bytes,
+            overflowed: 0,
+            told: false,
+        };
         blocks.grow();
         Ok(blocks)
     }
@@ -85,7 +97,7 @@ impl Blocks {
 
     fn grow(&mut self) {
         let segment = self.segments.len() as u32;
-        let taken: u64 = (0..segment).map(bytes).sum();
+        let taken = (0..segment).map(bytes).sum::<u64>() + self.filter_bytes;
         if segment == MAX_SEGMENTS || taken + bytes(segment) > self.max_bytes {
             return self.tell("its limit (--max-memory)");
         }
@@ -114,6 +126,49 @@ impl Blocks {
         let mapped = Array::map(made.as_fd(), sets(segment))?;
         sys::put(self.outer.as_fd(), &segment, &made.as_raw_fd())?;
         Ok(mapped)
+    }
+
+    /// There are segments that are sealed, and that the filter does not cover yet.
+    pub(super) fn is_to_be_filtered(&self) -> bool {
+        self.covered < self.newest()
+    }
+
+    /// Makes a filter of all sealed segments. `hashed` is to hand over the keys of blocks that the
+    /// map `ALLOCATIONS` has.
+    pub(super) fn filter(
+        &mut self,
+        hashed: impl FnOnce(&mut dyn FnMut(&AllocationKey)) -> Result<(), BpfError>,
+    ) -> Result<(), BpfError> {
+        let error = |error: io::Error| map_error(MAP, &error);
+        let sealed = self.segments.get(..self.newest() as usize).unwrap_or_default();
+        let mut records = 0u64;
+        for_each_tag(sealed, |_| records += 1);
+        const BITS: u64 = 8 * size_of::<BlockSet>() as u64;
+        let blocks = (records * FILTER_BITS).div_ceil(BITS).next_power_of_two() as u32;
+        let made = sys::new_segment(size_of::<BlockSet>() as u32, blocks + 1).map_err(error)?;
+        let filter: Array<BlockSet> = Array::map(made.as_fd(), blocks + 1).map_err(error)?;
+        // The kernel waits for all programs that are running (kernel/bpf/syscall.c,
+        // `maybe_wait_bpf_programs`): after it nobody puts anything into a sealed segment.
+        sys::put(self.outer.as_fd(), &FILTER, &made.as_raw_fd()).map_err(error)?;
+        let bits = blocks.ilog2();
+        let add = |hash: KeyHash| {
+            let block = filter.at(hash.filter_block(bits)).as_ptr().cast::<u64>();
+            // SAFETY: an aligned word of a block, which has 64; only we write to it.
+            unsafe {
+                let word = AtomicU64::from_ptr(block.add(hash.filter_word() as usize));
+                word.store(word.load(Ordering::Relaxed) | hash.filter_mask(), Ordering::Relaxed);
+            }
+        };
+        for_each_tag(sealed, |tag| add(KeyHash::of_tag(tag)));
+        hashed(&mut |key| add(KeyHash::of(key)))?;
+        let head = FilterHead { covers: self.newest(), bits };
+        let place = filter.at(0).as_ptr().cast::<AtomicU64>();
+        // SAFETY: the first words of the filter, which are aligned. Both at once.
+        unsafe { (*place).store(head.packed(), Ordering::Release) };
+        debug!("table of heap blocks: a filter of {blocks} blocks for {records} records");
+        self.covered = self.newest();
+        self.filter_bytes = u64::from(blocks + 1) * size_of::<BlockSet>() as u64;
+        Ok(())
     }
 
     /// So many more records are there than programs know, or fewer.
@@ -185,6 +240,21 @@ impl Blocks {
             }
         }
         false
+    }
+}
+
+/// Hands over the tags of places of these segments that are not free.
+fn for_each_tag(segments: &[Array<BlockSet>], mut each: impl FnMut(u64)) {
+    for segment in segments {
+        for index in 0..segment.len() {
+            let set = Places(segment.at(index).as_ptr());
+            for way in 0..WAYS {
+                let tag = set.tag(way).load(Ordering::Relaxed);
+                if tag != FREE {
+                    each(tag);
+                }
+            }
+        }
     }
 }
 

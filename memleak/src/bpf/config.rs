@@ -4,6 +4,7 @@ use std::{collections::HashSet, io, os::unix::fs::MetadataExt as _};
 
 use aya::util::KernelVersion;
 use memleak_common::{
+    history::WAYS,
     probe::{Resource, handle},
     settings::{MAX_HELD, Settings, TaskOffsets, flags},
 };
@@ -45,6 +46,8 @@ pub(crate) struct Config {
     pub max_allocs: Option<u32>,
     /// Kernel memory for the table of heap blocks, bytes; `None`: the default.
     pub max_memory: Option<u64>,
+    /// What is released is counted, by stack and age.
+    pub lifetimes: bool,
     /// Room for stacks.
     pub stack_storage_size: u32,
     /// Most frames of a stack.
@@ -71,6 +74,14 @@ impl Config {
         let of_memory = |resource: &Resource| matches!(resource, Resource::Heap | Resource::Mmap);
         let hashed = if self.resources.iter().all(of_memory) { HASHED_BESIDE_BLOCKS } else { HASHED };
         self.max_allocs.unwrap_or(hashed)
+    }
+
+    /// Places of the map `HISTORIES`: for the stacks that there is room for, or as many as nearly
+    /// all programs have. A power of two.
+    pub(super) fn histories(&self) -> u32 {
+        const MOST: u32 = 1 << 15;
+        let wanted = if self.lifetimes && !self.traps_only { self.stack_storage_size } else { 1 };
+        wanted.clamp(WAYS, MOST).next_power_of_two()
     }
 
     /// Stacks are walked by unwind tables.
@@ -103,6 +114,9 @@ pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings
     if !takes_types() {
         bits |= flags::HASH_ALONE;
     }
+    if config.lifetimes {
+        bits |= flags::LIFETIMES;
+    }
     let task = match task_offsets() {
         Err(error) if config.follow_forks => return Err(BpfError::NoBtf(error.to_string())),
         offsets => offsets.unwrap_or_default(),
@@ -133,6 +147,8 @@ pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings
             .fold(0, |features, row| features | row.probe.features()),
         stored_mask: stored_mask(config.stack_storage_size),
         max_allocs: config.max_allocs.map_or(u64::MAX, u64::from),
+        histories: config.histories(),
+        reserved: 0,
     })
 }
 

@@ -51,7 +51,7 @@ pub(super) struct LoadedKernelMode {
 pub(super) fn load(config: &Config, plan: &KernelPlan) -> Result<LoadedKernelMode, BpfError> {
     check_kernel()?;
     let object = preallocate(OBJECT, PREALLOCATED).ok_or(BpfError::Missing("section maps"))?;
-    let settings = program_settings(&Config { max_allocs: None, ..config.clone() }, &[])?;
+    let settings = program_settings(&Config { max_allocs: None, lifetimes: false, ..config.clone() }, &[])?;
     let mut loader = EbpfLoader::new();
     for name in UNUSED {
         loader.map_max_entries(name, 1);

@@ -277,7 +277,11 @@ impl Probes {
     fn program_name(&self, kind: ProgramKind, traps_only: bool) -> &'static str {
         let [_, abandon_plain] = ABANDON;
         match (traps_only, kind) {
-            (false, ProgramKind::AcquireEnter) if self.serves_both_ends() => SESSION,
+            (false, ProgramKind::AcquireEnter | ProgramKind::CallEnter | ProgramKind::CallExit)
+                if self.serves_both_ends() =>
+            {
+                SESSION
+            }
             (true, ProgramKind::AcquireEnter) if self.serves_both_ends() => EMPTY_SESSION,
             (false, ProgramKind::AcquireEnter) if !self.mends_stack => ACQUIRE_PLAIN,
             (false, ProgramKind::AbandonEnter) if !self.mends_stack => abandon_plain,
@@ -347,7 +351,7 @@ fn attach_many(
 ) -> io::Result<OwnedFd> {
     let first = points.first().ok_or(io::ErrorKind::InvalidInput)?;
     let places: Vec<(u64, u64)> =
-        points.iter().map(|point| (point.file_offset, cookie(point.row, scope.slot))).collect();
+        points.iter().map(|point| (point.file_offset, attach_cookie(point, scope))).collect();
     let path = as_seen_by(scope.pid, &first.open_path);
     programs.attach(name, first.program.is_return(), &path, &places, scope.pid)
 }
@@ -369,11 +373,15 @@ fn wait_for(child: libc::pid_t) {
     }
 }
 
+fn attach_cookie(point: &AttachPoint, scope: Scope) -> u64 {
+    cookie(point.row | point.program.place(), scope.slot)
+}
+
 fn attach_one(program: &mut UProbe, scope: Scope, point: &AttachPoint) -> Result<UProbeLink, BpfError> {
     let pid =
         NonZeroU32::new(scope.pid).ok_or_else(|| attach_error(point, "there is no process 0".to_owned()))?;
     let location = UProbeAttachLocation::AbsoluteOffset(point.file_offset);
-    let attach_point = UProbeAttachPoint { location, cookie: Some(cookie(point.row, scope.slot)) };
+    let attach_point = UProbeAttachPoint { location, cookie: Some(attach_cookie(point, scope)) };
     let path = as_seen_by(scope.pid, &point.open_path);
     program
         .attach(attach_point, path, UProbeScope::OneProcess(pid))

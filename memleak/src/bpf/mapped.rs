@@ -3,10 +3,11 @@
 
 use aya::Ebpf;
 use memleak_common::{
+    history::StackHistory,
     thread::{THREAD_PLACES, ThreadPlace, ThreadRecord},
     walks::CachedWalk,
 };
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{blocks::Blocks, config::takes_types, error::BpfError, unwind_maps::Array};
 
@@ -16,6 +17,7 @@ pub(super) struct MappedMaps {
     pub(super) blocks: Blocks,
     threads: Array<ThreadPlace>,
     walks: Array<CachedWalk>,
+    histories: Array<StackHistory>,
 }
 
 impl MappedMaps {
@@ -25,6 +27,7 @@ impl MappedMaps {
             blocks: Blocks::open(ebpf, if takes_types() { max_memory } else { Some(0) })?,
             threads: Array::open(ebpf, "THREAD_PLACES")?,
             walks: Array::open(ebpf, "CACHED_WALKS")?,
+            histories: Array::open(ebpf, "HISTORIES")?,
         })
     }
 
@@ -37,6 +40,35 @@ impl MappedMaps {
             unsafe {
                 if (&raw const (*place).holder).read_volatile() != 0 {
                     each(&(&raw const (*place).record).read_volatile());
+                }
+            }
+        }
+    }
+
+    /// What stacks have released so far, by id.
+    pub(super) fn histories(&self) -> FxHashMap<u64, StackHistory> {
+        let read = |index| {
+            let history = self.histories.at(index).as_ptr();
+            // SAFETY: words in the memory map, which programs add to.
+            let (id, history) = unsafe { ((&raw const (*history).stack_id).read_volatile(), history) };
+            // SAFETY: as above.
+            (id != 0).then(|| (id, unsafe { history.read_volatile() }))
+        };
+        (0..self.histories.len()).filter_map(read).collect()
+    }
+
+    /// Makes the places free of stacks that are not `referenced`: nothing is held by them.
+    pub(super) fn forget_histories(&self, referenced: &FxHashSet<u64>) {
+        for index in 0..self.histories.len() {
+            let history = self.histories.at(index).as_ptr();
+            // SAFETY: words in the memory map. A program that comes to this place now counts for a
+            // stack that holds something, so it is referenced, or has begun after the reading: what
+            // it adds is lost then.
+            unsafe {
+                let id = (&raw const (*history).stack_id).read_volatile();
+                if id != 0 && !referenced.contains(&id) {
+                    history.write_volatile(StackHistory { stack_id: id, ..StackHistory::default() });
+                    (&raw mut (*history).stack_id).write_volatile(0);
                 }
             }
         }

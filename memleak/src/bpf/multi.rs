@@ -121,13 +121,8 @@ impl MultiPrograms {
         Ok(Self { object, btf, loaded: HashMap::new(), maker: None })
     }
 
-    /// Has the kernel verify a program and take it in.
-    pub(super) fn load(&mut self, name: &'static str, ends: Ends) -> io::Result<()> {
-        self.load_at_once(&[(name, ends)]).pop().unwrap_or(Ok(()))
-    }
-
-    /// The same for several programs, on a thread each: some take the verifier tens of
-    /// milliseconds. One result for each of them.
+    /// Has the kernel verify programs and take them in, on a thread each: some take the verifier
+    /// tens of milliseconds. One result for each of them.
     pub(super) fn load_at_once(&mut self, wanted: &[(&'static str, Ends)]) -> Vec<io::Result<()>> {
         let this = &*self;
         let loaded: Vec<io::Result<OwnedFd>> = match wanted {

@@ -144,9 +144,10 @@ impl Reader {
     }
 
     /// Programs have found the table of heap blocks full.
-    pub(super) fn overflow(&mut self) {
+    pub(super) fn overflow(&mut self, ebpf: &Ebpf) {
         if let Some(mapped) = &mut self.mapped {
             mapped.blocks.overflow();
+            records::filter(ebpf, mapped);
         }
     }
 
@@ -303,6 +304,7 @@ impl Reader {
         )?;
         if let Some(mapped) = &mut self.mapped {
             mapped.blocks.read_newest(tables.newest_blocks);
+            records::filter(ebpf, mapped);
         }
         let counted = counted?;
         let applied = self.ranges.apply(tables.outstanding);
@@ -348,6 +350,9 @@ impl Reader {
         began: Instant,
     ) -> Result<(), BpfError> {
         let referenced = self.referenced(ebpf, outstanding, other_stacks)?;
+        if let Some(mapped) = &self.mapped {
+            mapped.forget_histories(&referenced);
+        }
         self.stacks.collect(ebpf, &referenced, began)
     }
 
@@ -416,6 +421,8 @@ impl Reader {
             stacks,
             acquired: read.acquired + found,
             released: read.released + self.removed + dead_elsewhere + closed,
+            histories: self.mapped.as_ref().map(MappedMaps::histories).unwrap_or_default(),
+            lost_histories: stats.get(Stat::LostHistories),
             lost: Lost {
                 allocations: stats.get(Stat::LostAllocations),
                 stacks: stats.get(Stat::LostStacks) + unknown,

@@ -2,6 +2,7 @@
 //! those that calls in progress have taken out (maps `THREADS` and `CALLS`).
 
 use aya::Ebpf;
+use log::debug;
 use memleak_common::{
     allocation::{Allocation, AllocationKey, RELEASED_EARLY},
     probe::{ProbeRow, Resource, flags},
@@ -150,6 +151,25 @@ fn start_of(resource: Resource, handle: u64) -> u64 {
 
 fn key_of(record: &Outstanding) -> AllocationKey {
     AllocationKey { space: record.space, resource: record.resource.number(), handle: record.handle }
+}
+
+/// Makes a filter of the table's sealed segments, if there is not yet one of all. Without it
+/// programs look through all of them.
+pub(super) fn filter(ebpf: &Ebpf, mapped: &mut MappedMaps) {
+    if !mapped.blocks.is_to_be_filtered() {
+        return;
+    }
+    let made = mapped.blocks.filter(|each| {
+        let each = |key: &AllocationKey, _: &Allocation| {
+            if key.resource == Resource::Heap.number() {
+                each(key);
+            }
+        };
+        sys::for_each_entry(fd(ebpf, "ALLOCATIONS")?, each).map_err(|error| map_error("ALLOCATIONS", &error))
+    });
+    if let Err(error) = made {
+        debug!("no filter of the table's older segments: {error}");
+    }
 }
 
 /// Removes records of owners in whose name nobody acquires or releases any more.

@@ -332,7 +332,7 @@ impl Tracer {
 
     /// Programs have found the table of heap blocks full.
     pub(crate) fn overflow(&mut self) {
-        self.reader.overflow();
+        self.reader.overflow(&self.ebpf);
     }
 
     /// A range was released.

@@ -80,6 +80,7 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
         .override_global("SETTINGS", &settings, true)
         .override_global(aya_log::LEVEL, &bpf_log_level(config.verbosity), false)
         .map_max_entries("ALLOCATIONS", config.hashed())
+        .map_max_entries("HISTORIES", config.histories())
         .map_max_entries("STACKS", config.stack_storage_size)
         .map_max_entries("SHORT_STACKS", config.stack_storage_size)
         .map_max_entries("TRACE", trace_bytes(config))

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::{components::components, graph::Graph, kinds::Kinds, roots::RootKind};
 
 /// What a block is, in the words of valgrind's users.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Class {
     /// Nothing points to it, or nothing but a circle that it is part of.
     Definitely,
@@ -30,7 +30,7 @@ impl Class {
 }
 
 /// Bytes and numbers of blocks by their class.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Classes {
     /// Bytes and blocks that are definitely lost.
     pub definitely: (u64, u64),

@@ -8,9 +8,10 @@ use rustc_hash::FxHashMap;
 use super::spec::{Size, UserResource, Width};
 
 /// How reports and `--list-resources` speak of a resource.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ResourceInfo {
     /// Its number.
+    #[serde(with = "number")]
     pub resource: Resource,
     /// For `-r`, and `resource` in JSON.
     pub name: String,
@@ -24,6 +25,22 @@ pub struct ResourceInfo {
     pub is_number: bool,
     /// Its handles are file descriptors: /proc says what they are now.
     pub is_descriptor: bool,
+}
+
+/// A resource as its number.
+mod number {
+    use memleak_common::probe::Resource;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(resource: &Resource, serializer: S) -> Result<S::Ok, S::Error> {
+        resource.number().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Resource, D::Error> {
+        let number = u32::deserialize(deserializer)?;
+        Resource::from_u32(number)
+            .ok_or_else(|| D::Error::custom(format!("no resource has the number {number}")))
+    }
 }
 
 /// Built-in resources of processes, in the order in which they are listed.

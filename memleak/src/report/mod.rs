@@ -2,10 +2,16 @@
 //!
 //! It knows no settings: what a form depends on is in its [`format::Options`].
 
+pub mod call_sites;
+pub mod condition;
 pub(crate) mod descriptors;
+pub mod files;
+pub mod filter;
 pub mod format;
 pub mod model;
+pub mod names;
 pub mod output;
 pub(crate) mod sink;
+pub mod suppressions;
 pub mod trace;
 pub mod why;

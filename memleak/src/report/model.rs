@@ -1,8 +1,9 @@
 //! A report as plain data: what every form writes, and what `session` fills.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::SystemTime};
 
 use memleak_common::probe::Resource;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::why::Why;
 use crate::{
@@ -12,13 +13,14 @@ use crate::{
     probe::resource::{ResourceInfo, TopOfTables},
     snapshot::{Cut, KERNEL_PID, Lost},
     symbolize::Frame,
+    verdict::{History, Point, Verdict},
 };
 
 /// What is traced, as reports name it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TargetInfo {
     /// `process`, `command` or `kernel` (`target.kind` of the JSON form).
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// Processes.
     pub pids: Vec<u32>,
     /// Command name of the first.
@@ -28,12 +30,12 @@ pub struct TargetInfo {
 impl TargetInfo {
     /// The kernel: no process.
     pub fn kernel() -> Self {
-        Self { kind: "kernel", pids: Vec::new(), comm: "kernel".to_owned() }
+        Self { kind: "kernel".into(), pids: Vec::new(), comm: "kernel".to_owned() }
     }
 }
 
 /// Processes that came and went since tracing began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Processes {
     /// Traced later than the first ones: children that were followed.
     pub joined: u64,
@@ -41,8 +43,24 @@ pub struct Processes {
     pub left: u64,
 }
 
+/// Order of the stacks in a report; ties are broken by size, then count, then the stack itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SortKey {
+    /// Most outstanding bytes first.
+    #[default]
+    Size,
+    /// Most outstanding allocations first.
+    Count,
+    /// Oldest outstanding allocation first.
+    Age,
+    /// Largest growth in bytes since the report before first.
+    Growth,
+    /// The worst verdict first: leaks, what grows, caches.
+    Verdict,
+}
+
 /// Sums over all stacks that pass the filters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Totals {
     /// Outstanding bytes.
     pub bytes: u64,
@@ -55,9 +73,10 @@ pub struct Totals {
 }
 
 /// What one resource sums up to, over all stacks that pass the filters.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ResourceTotal {
     /// Which.
+    #[serde(with = "shared")]
     pub resource: Arc<ResourceInfo>,
     /// Outstanding bytes; 0 if it has no size.
     pub bytes: u64,
@@ -66,7 +85,7 @@ pub struct ResourceTotal {
 }
 
 /// What one process holds of what a stack holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ProcessCount {
     /// The process; [`crate::snapshot::KERNEL_PID`] is the kernel.
     pub pid: u32,
@@ -77,7 +96,7 @@ pub struct ProcessCount {
 }
 
 /// What further processes, which have ended, held of what a stack holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct OtherProcesses {
     /// How many.
     pub processes: u64,
@@ -96,8 +115,19 @@ impl OtherProcesses {
     }
 }
 
+/// What known leaks hold, which is left out of a report (`--suppressions`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Suppressed {
+    /// Stacks.
+    pub stacks: u64,
+    /// Outstanding bytes.
+    pub bytes: u64,
+    /// Outstanding allocations.
+    pub count: u64,
+}
+
 /// One outstanding allocation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct AllocationLine {
     /// Whose it is.
     pub pid: u32,
@@ -113,7 +143,7 @@ pub struct AllocationLine {
 }
 
 /// Something that is said of a stack beside its numbers and frames.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Note {
     /// What its descriptors are now, in a few words.
     Now(String),
@@ -124,14 +154,37 @@ pub enum Note {
 }
 
 /// A frame's place in [`Frames`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct FrameId(u32);
+
+impl FrameId {
+    /// Its place among all of them.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// The frames of a report's stacks, each once: most stacks have most of their frames in common.
 #[derive(Clone, Debug, Default)]
 pub struct Frames {
     list: Vec<Arc<Frame>>,
     ids: HashMap<Arc<Frame>, FrameId>,
+}
+
+impl Serialize for Frames {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Frames {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Ids are places in the list: it is taken as it is.
+        let list: Vec<Arc<Frame>> =
+            Vec::<Frame>::deserialize(deserializer)?.into_iter().map(Arc::new).collect();
+        let ids = list.iter().zip(0..).map(|(frame, id)| (frame.clone(), FrameId(id))).collect();
+        Ok(Self { list, ids })
+    }
 }
 
 impl Frames {
@@ -149,6 +202,11 @@ impl Frames {
         id
     }
 
+    /// All of them, each at the place that its id is ([`FrameId::index`]).
+    pub fn iter(&self) -> impl Iterator<Item = &Frame> {
+        self.list.iter().map(|frame| &**frame)
+    }
+
     /// The frame of an id that this table gave; `None` for another table's.
     pub fn get(&self, id: FrameId) -> Option<&Frame> {
         self.list.get(id.0 as usize).map(|frame| &**frame)
@@ -156,12 +214,13 @@ impl Frames {
 }
 
 /// One stack with what it holds, in all processes together.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StackReport {
     /// The same for the same code on any machine ([`crate::sites::StackDigest`]); `None` if the
     /// stack is not known.
     pub stack_id: Option<u64>,
     /// What it holds.
+    #[serde(with = "shared")]
     pub resource: Arc<ResourceInfo>,
     /// Outstanding bytes.
     pub bytes: u64,
@@ -171,6 +230,14 @@ pub struct StackReport {
     pub processes: Vec<ProcessCount>,
     /// Who else held some of it at the end.
     pub others: OtherProcesses,
+    /// Bytes by which it has become more since the report before.
+    pub growth_bytes: i64,
+    /// Allocations by which it has become more since then.
+    pub growth_count: i64,
+    /// What it did so far.
+    pub history: History,
+    /// What that shows.
+    pub verdict: Verdict,
     /// Age of the oldest; `None` with `-C`.
     pub oldest_ms: Option<u64>,
     /// Age of the newest; `None` with `-C`.
@@ -186,6 +253,10 @@ pub struct StackReport {
     pub why: Option<Classes>,
     /// With `-a` only.
     pub allocations: Option<Vec<AllocationLine>>,
+    /// All that were captured, if a form needs them ([`super::format::Format::needs_blocks`]). Not
+    /// scaled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<AllocationLine>,
 }
 
 impl StackReport {
@@ -217,7 +288,7 @@ impl StackReport {
 }
 
 /// One report.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Report {
     /// When its snapshot was taken.
     pub time: SystemTime,
@@ -233,12 +304,17 @@ pub struct Report {
     pub target: TargetInfo,
     /// How many have come and gone.
     pub processes: Processes,
+    /// What was outstanding in all in this report and those before, the latest last.
+    pub moments: Vec<Point>,
     /// Sums (scaled, if sampling is on).
     pub totals: Totals,
     /// The same for each resource that is traced, in the order of the tables.
     pub by_resource: Vec<ResourceTotal>,
     /// What was lost.
     pub lost: Lost,
+    /// What was left out, if known leaks are.
+    #[serde(default)]
+    pub suppressed: Option<Suppressed>,
     /// What is to be said if there is no stack: that nothing is outstanding, and what is attached.
     pub if_empty: Option<String>,
     /// The account of the targets' memory; `None` if there is none.
@@ -276,5 +352,25 @@ impl Report {
             seen.extend(is_new.then(|| resource.table()));
             is_new
         })
+    }
+}
+
+/// What is shared, written as it is.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        shared: &Arc<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        T::serialize(shared, serializer)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<T>, D::Error> {
+        T::deserialize(deserializer).map(Arc::new)
     }
 }

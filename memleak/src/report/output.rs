@@ -32,7 +32,7 @@ use crate::proc::maps::read_maps;
 #[derive(Debug, thiserror::Error)]
 pub enum OutputError {
     /// The system says so.
-    #[error("cannot be opened: {0}; name a file that can be written to with --output")]
+    #[error("cannot be opened: {0}; name a file that can be written to")]
     System(#[from] io::Error),
     /// It is a directory.
     #[error("is a directory; name a file in it")]

@@ -1,4 +1,4 @@
-//! Where reports go: standard output, or the file of `--output`.
+//! Where reports go: standard output, or the file of `--output`; and the files of other forms.
 
 use std::{
     ffi::OsStr,
@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{
+    files::{ReportFile, ReportFileError},
     format::{Format, Occasion, Scope},
     model::Report,
     output::{self, OutputError, OutputFile, Protected, WholeFile},
@@ -24,6 +25,14 @@ pub enum SinkError {
         name: String,
         /// Why, and what to do.
         source: OutputError,
+    },
+    /// A file beside the reports.
+    #[error("{name}: {source}")]
+    File {
+        /// The option and its value.
+        name: String,
+        /// Why, and what to do.
+        source: ReportFileError,
     },
     /// There is no standard output to be had.
     #[error("standard output: cannot be opened: {0}; name a file with --output")]
@@ -53,6 +62,9 @@ pub(crate) enum Delivery {
 pub(crate) struct Sink {
     output: Output,
     format: Box<dyn Format>,
+    /// Files of the last report.
+    files: Vec<(ReportFile, Box<dyn Format>)>,
+    protected: Protected,
     /// One delivery, made in full before any of it is written. Its memory is used again.
     buffer: Vec<u8>,
     /// The last write has failed within a line.
@@ -65,7 +77,9 @@ enum Output {
     /// Standard output, or a file that is open.
     Open { file: File, name: String },
     /// To be opened when there is something to write: until then what is there stays as it is.
-    Named { output: OutputFile, protected: Protected },
+    Named(OutputFile),
+    /// Nowhere: standard output has a file's form, or no reader any more.
+    Nowhere,
 }
 
 impl Sink {
@@ -76,38 +90,72 @@ impl Sink {
                 let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(SinkError::Stdout)?;
                 Output::Open { file: stdout.into(), name: "standard output".to_owned() }
             }
-            Some(output) => Output::Named { output: output.clone(), protected: Protected::default() },
+            Some(output) => Output::Named(output.clone()),
         };
-        Ok(Self { output, format, buffer: Vec::new(), within_line: false })
+        let (files, protected) = (Vec::new(), Protected::default());
+        Ok(Self { output, format, files, protected, buffer: Vec::new(), within_line: false })
+    }
+
+    /// Adds a file of the last report. One that goes to standard output is alone there.
+    pub(crate) fn add_file(&mut self, file: ReportFile, format: Box<dyn Format>) {
+        if file.is_stdout() && matches!(self.output, Output::Open { .. }) {
+            self.output = Output::Nowhere;
+        }
+        self.files.push((file, format));
+    }
+
+    /// There are files to be written, whether or not somebody reads the reports.
+    pub(crate) fn has_files(&self) -> bool {
+        !self.files.is_empty()
+    }
+
+    /// Nobody reads the reports any more.
+    pub(crate) fn lose_reader(&mut self) {
+        self.output = Output::Nowhere;
     }
 
     /// The program of process `pid` is traced from now on: nothing is written over it.
     pub(crate) fn protect_process(&mut self, pid: u32) {
-        if let Output::Named { protected, .. } = &mut self.output {
-            protected.add_process(pid);
-        }
+        self.protected.add_process(pid);
     }
 
     /// The same, of a command that is about to be started.
     pub(crate) fn protect_command(&mut self, program: &OsStr) {
-        if let Output::Named { protected, .. } = &mut self.output {
-            protected.add_command(program);
-        }
+        self.protected.add_command(program);
     }
 
     /// What is wrong with the file of `--output`, as far as this can be known before anything is
     /// traced.
     pub(crate) fn check(&self) -> Result<(), SinkError> {
+        for (file, _) in &self.files {
+            let wrong =
+                |source| SinkError::File { name: file.name(), source: ReportFileError::Output(source) };
+            file.check(&self.protected).map_err(wrong)?;
+        }
         match &self.output {
-            Output::Open { .. } => Ok(()),
-            Output::Named { output, protected } => output::check(&output.path, protected)
+            Output::Open { .. } | Output::Nowhere => Ok(()),
+            Output::Named(output) => output::check(&output.path, &self.protected)
                 .map_err(|source| SinkError::Output { name: name_of(output), source }),
         }
     }
 
+    /// The forms of a report.
+    fn formats(&self, is_final: bool) -> impl Iterator<Item = &dyn Format> {
+        let files = self.files.iter().filter(move |_| is_final).map(|(_, format)| &**format);
+        [&*self.format].into_iter().chain(files)
+    }
+
     /// The stacks that it writes.
-    pub(crate) fn scope(&self) -> Scope {
-        self.format.scope()
+    pub(crate) fn scope(&self, is_final: bool) -> Scope {
+        match self.formats(is_final).any(|format| format.scope() == Scope::All) {
+            true => Scope::All,
+            false => Scope::Top,
+        }
+    }
+
+    /// Single blocks are wanted.
+    pub(crate) fn needs_blocks(&self, is_final: bool) -> bool {
+        self.formats(is_final).any(Format::needs_blocks)
     }
 
     /// Writes one report, if the form writes those that are not the last.
@@ -115,7 +163,21 @@ impl Sink {
         if !report.is_final && self.format.occasion() == Occasion::Last {
             return Ok(Delivery::Written);
         }
-        self.deliver(|format, out| format.report(report, out))
+        let delivery = self.deliver(|format, out| format.report(report, out));
+        if report.is_final {
+            self.write_files(report)?;
+        }
+        delivery
+    }
+
+    /// Writes all files, as far as they can be written; gives the first error.
+    fn write_files(&self, report: &Report) -> Result<(), SinkError> {
+        let mut outcome = Ok(());
+        for (file, format) in &self.files {
+            let written = file.write(&**format, report, &self.protected);
+            outcome = outcome.and(written.map_err(|source| SinkError::File { name: file.name(), source }));
+        }
+        outcome
     }
 
     /// Writes events that came in together.
@@ -133,12 +195,12 @@ impl Sink {
         }
         let made = make(&*self.format, &mut self.buffer);
         if self.format.occasion() == Occasion::Last
-            && let Output::Named { output, protected } = &self.output
+            && let Output::Named(output) = &self.output
             && !output.append
         {
-            return write_whole(output, protected, made, &self.buffer);
+            return write_whole(output, &self.protected, made, &self.buffer);
         }
-        let (file, name) = self.output.opened()?;
+        let Some((file, name)) = self.output.opened(&self.protected)? else { return Ok(Delivery::Written) };
         let mut written = 0;
         let result = made.and_then(|()| write_all(file, &self.buffer, &mut written));
         if let Some(last) = written.checked_sub(1) {
@@ -149,9 +211,9 @@ impl Sink {
 }
 
 impl Output {
-    /// Opens it the first time; gives it and its name.
-    fn opened(&mut self) -> Result<(&File, &str), SinkError> {
-        if let Self::Named { output, protected } = self {
+    /// Opens it the first time; gives it and its name. `None` if there is none.
+    fn opened(&mut self, protected: &Protected) -> Result<Option<(&File, &str)>, SinkError> {
+        if let Self::Named(output) = self {
             let name = name_of(output);
             match output::open_stream(&output.path, output.append, protected) {
                 Ok(file) => *self = Self::Open { file, name },
@@ -159,8 +221,9 @@ impl Output {
             }
         }
         match self {
-            Self::Open { file, name } => Ok((file, name)),
-            Self::Named { output, .. } => Err(SinkError::Output {
+            Self::Open { file, name } => Ok(Some((file, name))),
+            Self::Nowhere => Ok(None),
+            Self::Named(output) => Err(SinkError::Output {
                 name: name_of(output),
                 source: io::Error::from(io::ErrorKind::NotFound).into(),
             }),
@@ -259,7 +322,7 @@ mod tests {
     #[test]
     fn a_non_blocking_pipe_gets_all_of_a_large_report() {
         let (mut reader, mut sink) = into_pipe();
-        let (file, _) = sink.output.opened().expect("a pipe");
+        let (file, _) = sink.output.opened(&Protected::default()).expect("a pipe").expect("one");
         // SAFETY: fcntl on a descriptor that `sink` owns.
         let set = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
         assert_eq!(set, 0);

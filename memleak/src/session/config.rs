@@ -17,6 +17,7 @@ pub(super) fn config(settings: &Settings) -> Config {
         follow_forks: capture.follow_forks,
         max_allocs: capture.max_allocs,
         max_memory: capture.max_memory,
+        lifetimes: capture.lifetimes,
         stack_storage_size: capture.stack_storage_size,
         max_depth: capture.max_depth,
         walk: match capture.unwind {

@@ -10,14 +10,14 @@ use memleak_common::probe::Resource;
 
 use crate::{
     account::Memory,
-    aggregate::{Folded, Found, GroupKey, History, aggregate},
+    aggregate::{Folded, Found, GroupKey, Past, Wanted, aggregate},
     objects::ObjectStore,
     probe::resource::Catalog,
     proc::descriptors::open_descriptors,
     report::{
         descriptors::{Open, describe},
         format::Scope,
-        model::{AllocationLine, Frames, Note, Processes, Report, StackReport, TargetInfo},
+        model::{AllocationLine, Frames, Note, Processes, Report, StackReport, TargetInfo, Totals},
         sink::Sink,
         why::Why,
     },
@@ -26,6 +26,7 @@ use crate::{
     snapshot::{Cut, KERNEL_PID, KERNEL_SPACE, Lost, Outstanding, Snapshot, Stack, own::Own},
     symbolize::{Anchor, Frame, Location, ObjectNumber, Symbolizer},
     targets::Targets,
+    verdict::Point,
 };
 
 /// What a report is made of.
@@ -58,7 +59,7 @@ pub(super) struct Reporter {
     sites: Sites,
     /// What processes held that ended long ago.
     folded: Folded,
-    history: History,
+    past: Past,
     hints: Hints,
     /// When tracing began.
     start: Instant,
@@ -75,7 +76,7 @@ impl Reporter {
             sink,
             sites: Sites::default(),
             folded: Folded::default(),
-            history: History::default(),
+            past: Past::default(),
             hints: Hints::default(),
             start: Instant::now(),
             reports: 0,
@@ -116,8 +117,11 @@ impl Reporter {
         let all_ended = targets.all_ended();
         self.sites.update(snapshot, &mut ByProcess { symbolizer: &mut self.symbolizer, targets });
         let pid_of = |space| targets.owner_of(space).map_or(KERNEL_PID, |traced| traced.id.pid);
-        let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &pid_of };
-        let aggregated = aggregate(found, &self.catalog, settings, is_final && all_ended, &mut self.history);
+        let elapsed_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &pid_of, elapsed_ms };
+        let wanted = Wanted { ignore_older: is_final && all_ended, blocks: self.sink.needs_blocks(is_final) };
+        let aggregated = aggregate(found, &self.catalog, settings, wanted, &mut self.past);
+        let Totals { bytes, count, .. } = aggregated.totals;
         let mut frames = Frames::default();
         let mut open = Open::new();
         let (mut stacks, mut cut_stacks) = (Vec::with_capacity(aggregated.groups.len()), 0);
@@ -132,7 +136,8 @@ impl Reporter {
                 waited_in_accept = waited(lines, targets);
                 now
             });
-            let is_written = group.is_top || self.sink.scope() == Scope::All;
+            let is_written =
+                group.is_top || !settings.filter.is_empty() || self.sink.scope(is_final) == Scope::All;
             let site = self.sites.get(group.key.site);
             let mut report = group.report(resource, site, settings);
             report.notes.extend(now.map(Note::Now));
@@ -148,9 +153,11 @@ impl Reporter {
         }
         self.reports += 1;
         let why = taken.why.as_ref().map(|looked| self.why(looked, targets, &keys, &mut stacks));
-        Report {
+        let mut report = Report {
+            suppressed: None,
             time: taken.time,
-            elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            elapsed_ms,
+            moments: self.past.totals(Point { at_ms: elapsed_ms, bytes, count }),
             cut_ns: snapshot.time_ns,
             cut_within_ns: snapshot.within_ns,
             is_final,
@@ -165,7 +172,9 @@ impl Reporter {
             sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
             frames,
             stacks,
-        }
+        };
+        settings.filter.apply(&mut report, settings.sort);
+        report
     }
 }
 
@@ -185,15 +194,15 @@ impl Reporter {
         for (key, stack) in keys.iter().zip(stacks.iter_mut()).filter(|(key, _)| is_heap(key)) {
             stack.why = classes.get(&key.site).copied();
         }
-        let place = |site: SiteId| keys.iter().position(|key| is_heap(key) && key.site == site);
-        let mut why = explainer.explain(&classes, &place);
+        let mut why = explainer.explain(&classes);
         let listed = stacks.iter().flat_map(|stack| stack.allocations.iter().flatten());
         why.allocations = listed
             .filter_map(|line| {
                 let heap = looked.heaps.iter().find(|heap| heap.pid == line.pid)?;
-                Some(((line.pid, line.address), heap.examined.class_of(line.address)?))
+                Some((line.pid, line.address, heap.examined.class_of(line.address)?))
             })
             .collect();
+        why.allocations.sort_unstable();
         why
     }
 }
@@ -271,7 +280,7 @@ fn target_info(target: &TargetSpec, targets: &Targets) -> TargetInfo {
         TargetSpec::Kernel(_) => return TargetInfo::kernel(),
     };
     TargetInfo {
-        kind,
+        kind: kind.into(),
         pids: targets.iter().map(|(_, traced)| traced.id.pid).collect(),
         comm: targets.iter().next().map_or_else(String::new, |(_, traced)| traced.comm.clone()),
     }

@@ -1,6 +1,7 @@
 //! The course of a run.
 
 use std::{
+    io::{self, IsTerminal as _},
     process::ExitStatus,
     time::{Duration, Instant, SystemTime},
 };
@@ -22,6 +23,7 @@ use crate::{
     probe::plan::check_object_argument,
     proc::{clock::monotonic_ns, limits::raise_open_files},
     report::{
+        condition::{Facts, FailCondition},
         format::Options,
         sink::{Delivery, Sink},
     },
@@ -40,6 +42,8 @@ pub struct RunOutcome {
     pub outstanding: u64,
     /// How the command ended, if it ended by itself.
     pub command: Option<ExitStatus>,
+    /// What is so that must not be (`--fail-if`), a line each.
+    pub failed: Vec<String>,
 }
 
 /// Why the last report is due.
@@ -49,6 +53,8 @@ enum Reason {
     Count,
     /// A signal.
     Signal,
+    /// The time of `--duration` is over.
+    Duration,
     /// No traced process is left.
     TargetsEnded,
     /// Nobody reads the reports.
@@ -58,8 +64,7 @@ enum Reason {
 /// Traces what the settings name until there is nothing more to do.
 pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
     check_mounts()?;
-    let format = (settings.report.format.new)(&Options::new(settings.report.top));
-    let mut sink = Sink::open(settings.report.output.as_ref(), format)?;
+    let mut sink = open_sink(&settings)?;
     if let Some(object) = &settings.capture.object {
         check_object_argument(object)?;
     }
@@ -100,12 +105,12 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
     session.tell_attached();
     session.release_command()?;
     let ended = guarded(session.report_until_done(&mut signals)).await;
-    let outstanding = match ended {
-        Ok(Reason::ReaderGone) => Ok(0),
+    let last = match ended {
+        Ok(Reason::ReaderGone) if !session.reporter.sink.has_files() => Ok(RunOutcome::default()),
         // What was collected is reported, whatever has happened.
         _ => guarded(async { session.last_report() }).await,
     };
-    let outstanding = first_error(ended, outstanding, "the last report is missing");
+    let last = first_error(ended, last, "the last report is missing");
     session.tell_left_behind();
     // Whatever has happened: no probe stays, and a command is not left behind.
     session.detach();
@@ -117,8 +122,21 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
         Some(child) => guarded(end_command(child, &mut signals)).await,
         None => Ok(None),
     };
-    let outstanding = outstanding?;
-    Ok(RunOutcome { outstanding, command: command? })
+    let last = last?;
+    Ok(RunOutcome { command: command?, ..last })
+}
+
+/// Where reports go, and in which form.
+fn open_sink(settings: &Settings) -> Result<Sink, SessionError> {
+    let report = &settings.report;
+    let is_terminal = report.output.is_none() && io::stdout().is_terminal();
+    let options = Options { summary: report.summary, ..report.appearance().options(is_terminal) };
+    let format = (report.format_on(is_terminal).new)(&options);
+    let mut sink = Sink::open(report.output.as_ref(), format)?;
+    for file in &report.files {
+        sink.add_file(file.clone(), file.format(&options));
+    }
+    Ok(sink)
 }
 
 /// What is wrong with the file for reports, before anything is traced.
@@ -138,10 +156,12 @@ impl Session {
         self.reporter.begin();
         let mut more_events = false;
         let mut ticks = ticks(self.settings.interval);
+        let end = self.settings.duration.and_then(|duration| Instant::now().checked_add(duration));
         loop {
             tokio::select! {
                 biased;
                 () = signals.any() => return Ok(Reason::Signal),
+                () = moment(end) => return Ok(Reason::Duration),
                 _ = ticks.tick() => {
                     if self.settings.count == Some(self.reporter.reports + 1) {
                         return Ok(Reason::Count);
@@ -199,10 +219,10 @@ impl Session {
         Ok(delivery)
     }
 
-    /// The last report; gives the number of allocations in it. The target is relieved of its probes
+    /// The last report; gives what a run ends with. The target is relieved of its probes
     /// before the work of making it begins. What fails on the way is told after it, if it can be
     /// made.
-    fn last_report(&mut self) -> Result<u64, SessionError> {
+    fn last_report(&mut self) -> Result<RunOutcome, SessionError> {
         self.arm(false);
         self.take_births(false);
         let delivery = self.take_events_before_report();
@@ -213,11 +233,17 @@ impl Session {
         self.detach();
         let taken = taken?;
         let report = self.reporter.make_report(&self.settings, &self.targets, &taken, true);
-        if !matches!(delivery, Ok(Delivery::ReaderGone)) {
-            let _ = self.reporter.sink.report(&report)?; // the last one: nobody to read it changes nothing
+        if matches!(delivery, Ok(Delivery::ReaderGone)) {
+            self.reporter.sink.lose_reader();
         }
+        let _ = self.reporter.sink.report(&report)?; // the last one: nobody to read it changes nothing
         tell_time(&taken);
-        delivery.map(|_| report.totals.count)
+        let facts = Facts::of_run(&report);
+        let fails = |condition: &FailCondition| {
+            condition.holds(&facts).map(|what| format!("--fail-if {condition}: {what}"))
+        };
+        let failed = self.settings.report.fail_if.iter().filter_map(fails).collect();
+        delivery.map(|_| RunOutcome { outstanding: report.totals.count, command: None, failed })
     }
 
     /// Reads the tables, and what is needed to name what is in them: the mappings and the kernel's

@@ -6,7 +6,8 @@ pub(crate) mod ranges;
 
 use std::collections::HashMap;
 
-use memleak_common::{probe::Resource, unwind::Step};
+use memleak_common::{history::StackHistory, probe::Resource, unwind::Step};
+use rustc_hash::FxHashMap;
 
 use crate::kernel_labels::Tag;
 
@@ -52,7 +53,7 @@ pub struct Stack {
 }
 
 /// Why a walk ended before the outermost frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Cut {
     /// Deeper than `--max-depth`.
     TooDeep,
@@ -81,7 +82,7 @@ impl Cut {
 }
 
 /// What was lost, by way of loss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Lost {
     /// Allocations not recorded.
     pub allocations: u64,
@@ -102,11 +103,33 @@ pub struct Lost {
     pub skipped_runs: u64,
     /// Calls that released many things at once, which nothing tells: those are still listed. Not
     /// written if there are none.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub mass_releases: u64,
     /// Stacks of the report that are known in part: their outer callers are missing. A snapshot
     /// has 0.
     pub cut_stacks: u64,
+}
+
+impl Lost {
+    /// All of it, in numbers.
+    pub fn sum(&self) -> u64 {
+        // Lines of -t are events.
+        let Self { allocations, stacks, events, trace_lines: _, processes, .. } = self;
+        let Self { moved, missed_returns, skipped_runs, mass_releases, cut_stacks, .. } = self;
+        [
+            allocations,
+            stacks,
+            events,
+            processes,
+            moved,
+            missed_returns,
+            skipped_runs,
+            mass_releases,
+            cut_stacks,
+        ]
+        .into_iter()
+        .fold(0, |sum, number| sum.saturating_add(*number))
+    }
 }
 
 /// For serde.
@@ -130,6 +153,10 @@ pub struct Snapshot {
     pub acquired: u64,
     /// Releases up to then of what was seen acquired.
     pub released: u64,
+    /// What stacks have released so far, by id; of others nothing, unless some are lost.
+    pub histories: FxHashMap<u64, StackHistory>,
+    /// Releases of stacks that found no room for their history.
+    pub lost_histories: u64,
     /// What was lost so far.
     pub lost: Lost,
 }

@@ -23,7 +23,7 @@ pub use object::Variable;
 pub use symbolizer::{Location, Symbolizer, SymbolizerOptions};
 
 /// Why a frame has no function name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum NoSymbol {
     /// No mapping of the process held the address.
     Unmapped,
@@ -39,7 +39,7 @@ pub enum NoSymbol {
 
 /// One frame, symbolized. An address with inlined calls gives several, innermost first, all but the
 /// last `inlined`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Frame {
     /// The return address.
     pub ip: u64,

@@ -147,8 +147,8 @@ fn strangers_are_not_touched() {
     tracer.stop_with_report();
 }
 
-/// Has two processes traced, ends one and starts a stranger with its number (`set_tid` of clone3(2)).
-/// Says whether it could be had: a thread of a compiler, say, may have it by then.
+/// Has two processes traced, ends one and starts a stranger with its number (`set_tid` of
+/// clone3(2)). Says whether it could be had: a thread of a compiler, say, may have it by then.
 fn a_stranger_with_the_pid_is_not_traced() -> bool {
     let (mut first, mut other) = (life(&["clone-vm"]), life(&["clone-vm"]));
     first.expect("READY");

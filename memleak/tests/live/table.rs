@@ -38,6 +38,30 @@ fn what_finds_no_place_is_kept_elsewhere() {
     }
 }
 
+/// An address that is handed out again voids its older record, in whatever segment that is: also if
+/// only the filter of older segments leads there.
+#[test]
+fn older_records_of_an_address_are_void() {
+    const BLOCKS: u64 = 200_000;
+    let _alone = alone();
+    let program = build("recycled.c", Link::Dynamic, &["-O2"]);
+    let mut target = Running::start(Command::new(program).arg(BLOCKS.to_string()));
+    target.expect("READY");
+    let options = ["-v", "-v", "-o", "0", "-T", "100000", "0.1"];
+    let mut tracer = Tracer::attach_with(target.pid(), &options);
+    target.tell("go");
+    target.expect("HELD");
+    tracer.wait_report(|report| report.totals.count == BLOCKS);
+    // Made between two reports, after the segment that it is about was followed by another.
+    tracer.wait_note(|note| note.contains("table of heap blocks: a filter of"));
+    tracer.fresh_report();
+    target.tell("recycle");
+    let ledger = ledger::hear(&mut target);
+    let report = tracer.stop_with_report();
+    report.assert_equals(&ledger);
+    report.assert_nothing_lost();
+}
+
 /// Each call's stack is compared with what a cached walk has read: stacks that begin alike are not
 /// taken for each other.
 #[test]

@@ -4,19 +4,23 @@
 //! `MEMLEAK_BLESS=1 cargo test --test report` writes the golden files again; read the difference
 //! before you commit it.
 
+mod files;
+mod human;
 mod reports;
 mod trace;
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use memleak::{
-    aggregate::{Group, GroupKey},
+    aggregate::{Before, Group, GroupKey},
     report::{
-        format::{KINDS, Options, folded::write_folded, json::write_json, text, text::write_text},
+        filter::Filter,
+        format::{KINDS, Measure, Options, folded::write_folded, json::write_json, text, text::write_text},
         model::{AllocationLine, OtherProcesses, ProcessCount, Report, StackReport},
     },
-    settings::{ReportSettings, SortKey},
+    settings::{ColorChoice, ReportSettings, SortKey},
     sites::SiteId,
+    verdict::{History, judge},
 };
 use memleak_common::probe::Resource;
 use regex::Regex;
@@ -50,6 +54,7 @@ fn golden_files() {
     for (name, report) in cases() {
         check_golden(&format!("{name}.txt"), &text_of(&report));
         check_golden(&format!("{name}.json"), &json_of(&report));
+        check_golden(&format!("{name}.human"), &human::of(&report, 80));
     }
 }
 
@@ -61,8 +66,11 @@ fn every_golden_file_belongs_to_a_case() {
         .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
         .collect();
     let cases = cases();
-    let names = cases.iter().map(|(name, _)| *name).chain(["trace", "trace_kernel"]);
-    let expected = names.flat_map(|name| [format!("{name}.txt"), format!("{name}.json")]).collect();
+    let names = cases.iter().map(|(name, _)| *name);
+    let human = names.clone().map(|name| format!("{name}.human"));
+    let both = names.chain(["trace", "trace_kernel"]);
+    let both = both.flat_map(|name| [format!("{name}.txt"), format!("{name}.json")]);
+    let expected = both.chain(human).collect();
     assert_eq!(found, expected);
 }
 
@@ -105,6 +113,10 @@ fn the_json_of_the_spec() {
     let added_fields = added.as_object_mut().expect("a stack");
     assert_eq!(added_fields.remove("pid"), Some(123.into()));
     assert_eq!(added_fields.remove("stack_id"), Some("0123456789abcdef".into()));
+    assert_eq!(added_fields.remove("growth_bytes"), Some(0.into()));
+    assert_eq!(added_fields.remove("growth_count"), Some(0.into()));
+    assert_eq!(added_fields.remove("verdict"), Some("unknown".into()));
+    assert!(added_fields.remove("verdict_reason").is_some());
     let frame = added["frames"][0].as_object_mut().expect("a frame");
     assert_eq!(frame.remove("no_symbol"), Some(Value::Null));
     assert_eq!(actual, spec);
@@ -252,7 +264,10 @@ fn stacks_of_the_kernel_say_what_they_hold() {
 
 fn settings(combined_only: bool) -> ReportSettings {
     ReportSettings {
-        format: text::KIND,
+        format: Some(text::KIND),
+        color: ColorChoice::Never,
+        full_stacks: false,
+        full_names: false,
         top: 3,
         sort: SortKey::Size,
         show_allocs: false,
@@ -260,6 +275,11 @@ fn settings(combined_only: bool) -> ReportSettings {
         older: Duration::ZERO,
         sample_rate: 1,
         output: None,
+        files: Vec::new(),
+        flamegraph_by: Measure::Bytes,
+        summary: false,
+        filter: Filter::default(),
+        fail_if: Vec::new(),
     }
 }
 
@@ -267,7 +287,7 @@ fn settings(combined_only: bool) -> ReportSettings {
 fn a_group_becomes_a_stack_of_the_report() {
     let processes =
         vec![ProcessCount { pid: 9, bytes: 8, count: 1 }, ProcessCount { pid: 7, bytes: 2, count: 1 }];
-    let group = Group {
+    let mut group = Group {
         key: GroupKey { resource: Resource::Mmap, site: SiteId::UNKNOWN },
         bytes: 10,
         count: 2,
@@ -276,13 +296,20 @@ fn a_group_becomes_a_stack_of_the_report() {
         oldest_ns: 2_999_999,
         newest_ns: 1_000_000,
         growth: 10,
+        before: Before::default(),
+        history: History::default(),
+        verdict: judge(&History::default()),
         is_top: true,
+        has_blocks: false,
         allocations: None,
     };
+    group.judge(Vec::new(), 5000, false);
     let stack = group.clone().report(info(Resource::Mmap), None, &settings(false));
+    assert_eq!((stack.growth_bytes, stack.growth_count), (10, 2));
     assert_eq!((stack.pid(), stack.is_merged(), &stack.processes), (9, true, &processes));
     assert_eq!((stack.resource.resource, stack.bytes, stack.count), (Resource::Mmap, 10, 2));
     assert_eq!((stack.oldest_ms, stack.newest_ms, stack.stack_id), (Some(2), Some(1), None));
+    group.judge(Vec::new(), 5000, true);
     let stack = group.report(info(Resource::Mmap), None, &settings(true));
     assert_eq!((stack.oldest_ms, stack.newest_ms, stack.cut()), (None, None, None));
 }

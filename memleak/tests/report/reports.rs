@@ -19,6 +19,7 @@ use memleak::{
     },
     snapshot::{Cut, KERNEL_PID, Lost},
     symbolize::{Frame, NoSymbol},
+    verdict::{History, judge},
 };
 use memleak_common::probe::Resource;
 
@@ -29,10 +30,10 @@ pub(crate) fn time() -> SystemTime {
 
 /// A place two hours east of Greenwich: its time of day is not UTC.
 pub(crate) fn options(top: usize) -> Options {
-    Options { top, time_zone: TimeZone::fixed(offset(2)) }
+    Options { time_zone: TimeZone::fixed(offset(2)), ..Options::new(top) }
 }
 
-fn frame(ip: u64, function: &str, function_offset: u64, place: Option<(&str, u32)>) -> Frame {
+pub(crate) fn frame(ip: u64, function: &str, function_offset: u64, place: Option<(&str, u32)>) -> Frame {
     Frame {
         ip,
         module: Some("/tmp/leak".to_owned()),
@@ -66,6 +67,7 @@ pub(crate) struct Stack {
     pub cut: Option<Cut>,
     pub frames: Vec<Frame>,
     pub now: Option<String>,
+    pub history: History,
     pub allocations: Option<Vec<AllocationLine>>,
 }
 
@@ -80,12 +82,22 @@ impl Stack {
             bytes: self.bytes,
             count: self.count,
             processes: if self.shared.is_empty() { vec![one] } else { self.shared },
+            growth_bytes: 0,
+            growth_count: 0,
+            verdict: judge(&self.history),
+            history: History {
+                oldest_ms: self.oldest_ms,
+                newest_ms: self.newest_ms,
+                watched_ms: 5000,
+                ..self.history
+            },
             oldest_ms: self.oldest_ms,
             newest_ms: self.newest_ms,
             tag: self.tag,
             frames: self.frames.into_iter().map(|frame| frames.intern(frame)).collect(),
             notes: notes.into_iter().flatten().collect(),
             why: None,
+            blocks: self.allocations.clone().unwrap_or_default(),
             allocations: self.allocations,
         }
     }
@@ -111,6 +123,7 @@ pub(crate) fn leaky() -> Stack {
             frame(0x55fc_a689_a1cc, "main", 0x2e, Some(("/home/me/src/leak.c", 7))),
         ],
         now: None,
+        history: History::default(),
         allocations: None,
     }
 }
@@ -152,8 +165,9 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
         cut_ns: 77_000_000_000,
         cut_within_ns: 90,
         is_final: false,
-        target: TargetInfo { kind: "process", pids: vec![123], comm: "leak".to_owned() },
+        target: TargetInfo { kind: "process".into(), pids: vec![123], comm: "leak".to_owned() },
         processes: Processes::default(),
+        moments: Vec::new(),
         totals: Totals {
             bytes: stacks.iter().map(|stack| stack.bytes).sum(),
             count: stacks.iter().map(|stack| stack.count).sum(),
@@ -161,6 +175,7 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
             released: 7,
         },
         lost: Lost::default(),
+        suppressed: None,
         if_empty: None,
         memory: None,
         why: None,
@@ -387,8 +402,62 @@ pub(crate) fn cases() -> Vec<(&'static str, Report)> {
         ("merged", merged()),
         ("processes", {
             let mut two = report(vec![leaky(), Stack { pid: 124, ..leaky() }]);
-            two.target.kind = "command";
+            two.target.kind = "command".into();
             two
         }),
     ]
+}
+
+/// What examples/wordcount.cc holds, as GCC 12 builds it.
+pub(crate) fn wordcount() -> Report {
+    const VECTOR: &str = "std::vector<std::__cxx11::basic_string<char, std::char_traits<char>, std::allocator<char> >, \
+                          std::allocator<std::__cxx11::basic_string<char, std::char_traits<char>, std::allocator<char> > > >";
+    let at = |line: u32| Some(("/root/examples/wordcount.cc", line));
+    let of_library = |ip: u64, name: &str| Frame {
+        module: Some("/usr/lib/x86_64-linux-gnu/libstdc++.so.6.0.30".to_owned()),
+        ..frame(ip, name, 28, None)
+    };
+    let new = of_library(0x55fc_a689_a001, "operator new(unsigned long)");
+    let start = Frame {
+        module: Some("/usr/lib/x86_64-linux-gnu/libc.so.6".to_owned()),
+        ..frame(0x55fc_a689_a900, "__libc_start_main_impl", 133, None)
+    };
+    let main = |line| frame(0x55fc_a689_a800 + u64::from(line), "main", 0x93, at(line));
+    let count = || frame(0x55fc_a689_a700, "word_counter::word_count()", 0x8f, at(64));
+    let in_vector = |number: u64, name: &str| {
+        frame(0x55fc_a689_a100 + number, &format!("void {VECTOR}::{name}(int&&)"), 1, None)
+    };
+    let words = vec![
+        new.clone(),
+        frame(0x55fc_a689_a010, "std::__new_allocator<char>::allocate(unsigned long, void const*)", 1, None),
+        in_vector(1, "_M_realloc_insert<int>"),
+        in_vector(2, "emplace_back<int>"),
+        frame(0x55fc_a689_a020, &format!("std::back_insert_iterator<{VECTOR} >::operator=(int&&)"), 1, None),
+        count(),
+        main(80),
+        start.clone(),
+    ];
+    let text = vec![
+        new.clone(),
+        in_vector(3, "_M_create"),
+        in_vector(4, "push_back"),
+        count(),
+        main(80),
+        start.clone(),
+    ];
+    let shared = |line, make: &str| {
+        vec![new.clone(), frame(0x55fc_a689_a030, make, 1, None), main(line), start.clone()]
+    };
+    let stacks = [
+        (1_572_864, 6, words),
+        (1020, 60, text),
+        (528, 6, shared(78, "std::make_shared<word_counter>()")),
+        (96, 2, shared(74, "std::make_unique<x>()")),
+    ];
+    let stacks = stacks.map(|(bytes, count, frames)| Stack { bytes, count, frames, ..leaky() });
+    let mut report = report(stacks.to_vec());
+    report.target.comm = "wordcount".to_owned();
+    report.target.pids = vec![4711];
+    report.memory = Some(Memory { finding: None, unaccounted: 0, ..memory() });
+    report
 }

@@ -11,11 +11,13 @@ use std::{
     io::{self, Write},
 };
 
-use super::{Format, Kind, Occasion, Options, Scope, text::frame_without_symbol};
+use super::{Format, Kind, Measure, Occasion, Options, Scope};
 use crate::{
     escape::printable,
-    report::model::{Report, StackReport},
-    symbolize::Frame,
+    report::{
+        model::{Report, StackReport},
+        names::name,
+    },
 };
 
 /// `--format folded`.
@@ -51,21 +53,25 @@ impl Format for FoldedFormat {
 
 /// Writes a report.
 pub fn write_folded(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let several_tables = report.tables().count() > 1;
-    let mut lines: BTreeMap<String, u64> = BTreeMap::new();
-    for stack in &report.stacks {
-        let number = if stack.resource.has_size { stack.bytes } else { stack.count };
-        let sum = lines.entry(fold(report, stack, several_tables)).or_default();
-        *sum = sum.saturating_add(number);
-    }
-    lines
+    fold_report(report, Measure::Bytes, true)
         .iter()
-        .filter(|(_, number)| **number > 0)
         .try_for_each(|(line, number)| writeln!(out, "{line} {number}"))
 }
 
+/// The lines of a report with their numbers, without those that are nothing.
+pub fn fold_report(report: &Report, measure: Measure, full_names: bool) -> BTreeMap<String, u64> {
+    let several_tables = report.tables().count() > 1;
+    let mut lines: BTreeMap<String, u64> = BTreeMap::new();
+    for stack in &report.stacks {
+        let sum = lines.entry(fold(report, stack, several_tables, full_names)).or_default();
+        *sum = sum.saturating_add(measure.of(stack));
+    }
+    lines.retain(|_, number| *number > 0);
+    lines
+}
+
 /// The line without its number.
-fn fold(report: &Report, stack: &StackReport, names_resource: bool) -> String {
+fn fold(report: &Report, stack: &StackReport, names_resource: bool, full_names: bool) -> String {
     let mut frames: Vec<Cow<'_, str>> = Vec::with_capacity(stack.frames.len() + 2);
     if names_resource {
         frames.push(printable(&stack.resource.name));
@@ -73,7 +79,7 @@ fn fold(report: &Report, stack: &StackReport, names_resource: bool) -> String {
     if stack.cut().is_some() {
         frames.push(CUT.into());
     }
-    frames.extend(report.frames_of(stack).rev().map(name));
+    frames.extend(report.frames_of(stack).rev().map(|frame| name(frame, full_names)));
     if stack.frames.is_empty() {
         frames.push(UNKNOWN.into());
     }
@@ -84,12 +90,4 @@ fn fold(report: &Report, stack: &StackReport, names_resource: bool) -> String {
     // anything.
     let frames: Vec<String> = frames.iter().map(|frame| frame.replace(';', ":")).collect();
     frames.join(";")
-}
-
-/// A frame's function, or the place where one would be.
-fn name(frame: &Frame) -> Cow<'_, str> {
-    match &frame.function {
-        Some(function) => printable(function),
-        None => frame_without_symbol(frame).into(),
-    }
 }

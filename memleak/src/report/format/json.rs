@@ -7,10 +7,12 @@
 //! some have come (`joined`: children that are followed) or ended (`left`) since the beginning. The
 //! address of what has a number for a handle (a descriptor) is that number; if a resource has no
 //! size, `bytes` and `size` are 0. `now` says what descriptors are at the time of the report. A
-//! stack has `stack_id` (null if it is not known), `pid` (0 for the kernel's; if several
-//! processes hold it, the one that holds most, and then `process_counts` says what each holds, and
-//! each of `allocations` has a `pid`), one of whole pages `order` (2^order pages each), and a frame
-//! `no_symbol`, which says why it has no function, else null.
+//! stack has `stack_id` (null if it is not known), `pid` (0 for the kernel's; if several processes
+//! hold it, the one that holds most, and then `process_counts` says what each holds, and each of
+//! `allocations` has a `pid`), `growth_bytes` and `growth_count` (since the report before),
+//! `verdict` and `verdict_reason`, what was counted of it if that was (`acquired`, `released`,
+//! `bytes_acquired`, `bytes_released`, `lifetime`), one of whole pages `order` (2^order pages
+//! each), and a frame `no_symbol`, which says why it has no function, else null.
 
 use std::{
     io::{self, Write},
@@ -23,21 +25,23 @@ use serde_json::ser::Formatter;
 
 use super::{
     Format, Kind, Options,
-    why::{JsonClasses, JsonCycle, JsonHeld, JsonWhy, cycles, places},
+    why::{JsonClasses, JsonCycle, JsonHeld, JsonWhy, cycles},
 };
 use crate::{
     account::Memory,
     escape::acts_on_terminal,
+    heap::Class,
     kernel_labels::Tag,
     report::{
         model::{
             AllocationLine, OtherProcesses, ProcessCount, Processes, Report, ResourceTotal, StackReport,
-            TargetInfo, Totals,
+            Suppressed, TargetInfo, Totals,
         },
         trace::EventLine,
     },
     snapshot::{Cut, Lost},
     symbolize::{Frame, NoSymbol},
+    verdict::Calls,
 };
 
 /// `--format json`.
@@ -82,9 +86,10 @@ pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Resul
             sampled: report.sampled,
             totals: JsonTotals { all: report.totals, by_resource: ByResource(&report.by_resource) },
             lost: report.lost,
+            suppressed: report.suppressed,
             memory: report.memory,
             why: why.map(JsonWhy::from),
-            cycles: why.map(|why| cycles(why, &places(report, top))),
+            cycles: why.map(|why| cycles(report, why, top)),
             held: why.map(|why| why.held.iter().map(JsonHeld::from).collect()),
             stacks: report.top(top).map(|stack| JsonStack::new(report, stack)).collect(),
         },
@@ -169,6 +174,8 @@ struct JsonReport<'a> {
     totals: JsonTotals<'a>,
     lost: Lost,
     #[serde(skip_serializing_if = "Option::is_none")]
+    suppressed: Option<Suppressed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Memory>,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<JsonWhy>,
@@ -188,7 +195,7 @@ struct JsonTarget<'a> {
 
 impl<'a> From<&'a TargetInfo> for JsonTarget<'a> {
     fn from(target: &'a TargetInfo) -> Self {
-        Self { kind: target.kind, pids: &target.pids, comm: &target.comm }
+        Self { kind: &target.kind, pids: &target.pids, comm: &target.comm }
     }
 }
 
@@ -228,6 +235,12 @@ struct JsonStack<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     cut: Option<&'static str>,
     stack_id: Option<String>,
+    growth_bytes: i64,
+    growth_count: i64,
+    verdict: &'static str,
+    verdict_reason: &'a str,
+    #[serde(flatten)]
+    calls: Option<JsonCalls>,
     pid: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     process_counts: Option<&'a [ProcessCount]>,
@@ -260,6 +273,11 @@ impl<'a> JsonStack<'a> {
             truncated: cut.is_some(),
             cut: cut.map(cut_name),
             stack_id: stack.stack_id.map(|id| format!("{id:016x}")),
+            growth_bytes: stack.growth_bytes,
+            growth_count: stack.growth_count,
+            verdict: stack.verdict.kind.name(),
+            verdict_reason: &stack.verdict.reason,
+            calls: stack.history.calls.as_ref().map(JsonCalls::from),
             pid: stack.pid(),
             process_counts: merged.then_some(&stack.processes),
             other_processes: (stack.others.processes > 0).then_some(stack.others),
@@ -268,6 +286,41 @@ impl<'a> JsonStack<'a> {
             now: stack.now(),
             why: stack.why.as_ref().map(JsonClasses::from),
             allocations: stack.allocations.as_ref().map(list),
+        }
+    }
+}
+
+/// What was counted of a stack since tracing began.
+#[derive(Serialize)]
+struct JsonCalls {
+    acquired: u64,
+    released: u64,
+    bytes_acquired: u64,
+    bytes_released: u64,
+    lifetime: Lifetime,
+}
+
+/// How long what was released had been held; null if nothing was. Upper ends of the buckets in
+/// which it was counted.
+#[derive(Serialize)]
+struct Lifetime {
+    released_p50_ms: Option<u64>,
+    released_p99_ms: Option<u64>,
+    released_max_ms: Option<u64>,
+}
+
+impl From<&Calls> for JsonCalls {
+    fn from(calls: &Calls) -> Self {
+        Self {
+            acquired: calls.acquired,
+            released: calls.released,
+            bytes_acquired: calls.bytes_acquired,
+            bytes_released: calls.bytes_released,
+            lifetime: Lifetime {
+                released_p50_ms: calls.lifetime_ms(0.5),
+                released_p99_ms: calls.lifetime_ms(0.99),
+                released_max_ms: calls.lifetime_ms(1.0),
+            },
         }
     }
 }
@@ -316,14 +369,15 @@ struct JsonAllocation<'a> {
 
 impl<'a> JsonAllocation<'a> {
     fn new(report: &Report, allocation: &'a AllocationLine, names_process: bool) -> Self {
-        let place = (allocation.pid, allocation.address);
+        let why = report.why.as_deref();
+        let class = why.and_then(|why| why.class_of(allocation.pid, allocation.address));
         Self {
             pid: names_process.then_some(allocation.pid),
             address: Hex(allocation.address),
             size: allocation.size,
             age_ms: allocation.age_ms,
             now: allocation.now.as_deref(),
-            why: report.why.as_deref().and_then(|why| why.allocations.get(&place)).map(|class| class.name()),
+            why: class.map(Class::name),
         }
     }
 }

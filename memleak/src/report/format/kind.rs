@@ -7,7 +7,10 @@ use std::{
 
 use jiff::tz::TimeZone;
 
-use crate::report::{model::Report, trace::EventLine};
+use crate::report::{
+    model::{Report, SortKey, StackReport},
+    trace::EventLine,
+};
 
 /// A form that can be asked for.
 #[derive(Clone, Copy)]
@@ -39,14 +42,89 @@ impl Eq for Kind {}
 pub struct Options {
     /// How many stacks of each table a list has (`-T`); bcc's heading names it as well.
     pub top: usize,
+    /// Their order, where a form puts stacks together before it lists them.
+    pub sort: SortKey,
     /// Whose time of day a heading shows.
     pub time_zone: TimeZone,
+    /// How the form for people looks.
+    pub style: Style,
+    /// What the widths of a flame graph are.
+    pub flamegraph_by: Measure,
+    /// bcc's form ends with a summary too.
+    pub summary: bool,
 }
 
 impl Options {
     /// In the system's time zone (`TZ` or /etc/localtime; UTC if neither can be read).
     pub fn new(top: usize) -> Self {
-        Self { top, time_zone: TimeZone::system() }
+        Self {
+            top,
+            sort: SortKey::Size,
+            time_zone: TimeZone::system(),
+            style: Style::default(),
+            flamegraph_by: Measure::default(),
+            summary: false,
+        }
+    }
+}
+
+/// What is measured of stacks that are folded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Measure {
+    /// Outstanding bytes.
+    #[default]
+    Bytes,
+    /// How many are outstanding.
+    Count,
+    /// Bytes by which it has grown since the report before.
+    Growth,
+    /// Bytes that were acquired since tracing began.
+    Acquired,
+}
+
+impl Measure {
+    /// The number of a stack; of a resource without a size, how many.
+    pub fn of(self, stack: &StackReport) -> u64 {
+        let by_size = |bytes, count| if stack.resource.has_size { bytes } else { count };
+        match self {
+            Self::Bytes => by_size(stack.bytes, stack.count),
+            Self::Count => stack.count,
+            Self::Growth => {
+                let growth = if stack.resource.has_size { stack.growth_bytes } else { stack.growth_count };
+                u64::try_from(growth).unwrap_or(0)
+            }
+            Self::Acquired => {
+                let calls = stack.history.calls.unwrap_or_default();
+                by_size(calls.bytes_acquired, calls.acquired)
+            }
+        }
+    }
+}
+
+/// How the form for people looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Style {
+    /// With colours.
+    pub color: bool,
+    /// Frames of libraries too, and all of a path.
+    pub full_stacks: bool,
+    /// Names with all their template arguments and parameters.
+    pub full_names: bool,
+    /// Columns; `None`: as many as the terminal has.
+    pub width: Option<usize>,
+}
+
+impl Style {
+    /// Columns of a line: as many as asked for, as the terminal has, as `COLUMNS` says, or 80.
+    pub fn columns(self) -> usize {
+        /// A window of a few columns shows nothing; then lines may be broken.
+        const FEWEST: usize = 40;
+        let terminal = || {
+            let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+            Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+        };
+        let variable = || std::env::var("COLUMNS").ok()?.parse().ok();
+        self.width.or_else(terminal).or_else(variable).unwrap_or(80).max(FEWEST)
     }
 }
 
@@ -78,6 +156,13 @@ pub trait Format: fmt::Debug + Send {
     /// The reports that it writes.
     fn occasion(&self) -> Occasion {
         Occasion::Each
+    }
+
+    /// It writes single blocks: [`StackReport::blocks`] is wanted.
+    ///
+    /// [`StackReport::blocks`]: crate::report::model::StackReport::blocks
+    fn needs_blocks(&self) -> bool {
+        false
     }
 
     /// Writes a report.

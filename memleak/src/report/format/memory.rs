@@ -33,25 +33,26 @@ pub(super) fn write_memory(memory: &Memory, out: &mut dyn Write) -> io::Result<(
         0..=16384 => writeln!(out, " all accounted for")?,
         bytes => writeln!(out, " {} not accounted for", HumanBytes(bytes))?,
     }
-    match memory.finding {
-        Some(Finding::FreeInside) => writeln!(
-            out,
-            "\tnot a leak of blocks: {} are free inside glibc's arenas (fragmentation; malloc_trim, MALLOC_ARENA_MAX)",
+    finding(memory).iter().try_for_each(|line| writeln!(out, "\t{line}"))
+}
+
+/// What the account shows, in one line.
+pub(super) fn finding(memory: &Memory) -> Option<String> {
+    match memory.finding? {
+        Finding::FreeInside => Some(format!(
+            "not a leak of blocks: {} are free inside glibc's arenas (fragmentation; malloc_trim, MALLOC_ARENA_MAX)",
             HumanBytes(memory.allocator_free.unwrap_or(0))
-        ),
-        Some(Finding::Unaccounted) => writeln!(
-            out,
-            "\tmost growth is not accounted for: {} were handed out by no function that is traced (-v says which allocators \
+        )),
+        Finding::Unaccounted => Some(format!(
+            "most growth is not accounted for: {} were handed out by no function that is traced (-v says which allocators \
              were found; name another by -O or -S, or its functions by --acquire and --release)",
             HumanBytes(memory.unaccounted)
-        ),
-        Some(Finding::OlderMappings) => writeln!(
-            out,
-            "\tmost growth is in memory that was mapped before tracing began: {} (the heap of a language's runtime, or an \
+        )),
+        Finding::OlderMappings => Some(format!(
+            "most growth is in memory that was mapped before tracing began: {} (the heap of a language's runtime, or an \
              allocator's reserve); to see who uses it trace the program from its start",
             HumanBytes(memory.older_growth)
-        ),
-        None => Ok(()),
+        )),
     }
 }
 

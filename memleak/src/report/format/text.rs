@@ -13,18 +13,21 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use super::{
     Format, Kind, Options,
+    lost::lost_line,
     memory::write_memory,
+    summary::summary,
     why::{write_classes, write_why},
 };
 use crate::{
     escape::printable,
     probe::resource::ResourceInfo,
     report::{
-        model::{AllocationLine, Note, ProcessCount, Report, StackReport},
+        model::{AllocationLine, Note, ProcessCount, Report, SortKey, StackReport, Suppressed},
+        names::{basename, module_name, without_symbol},
         trace::EventLine,
     },
-    snapshot::{Cut, KERNEL_PID, Lost},
-    symbolize::{Frame, NoSymbol},
+    snapshot::{Cut, KERNEL_PID},
+    symbolize::Frame,
 };
 
 /// `--format text`.
@@ -49,7 +52,7 @@ impl Format for Text {
 }
 
 /// Time of day in `format` (strftime(3)).
-fn time_of_day(time: SystemTime, zone: &TimeZone, format: &str) -> String {
+pub(super) fn time_of_day(time: SystemTime, zone: &TimeZone, format: &str) -> String {
     // A clock set outside of jiff's years -9999 to 9999 shows as 1970.
     let time = Timestamp::try_from(time).unwrap_or_default();
     time.to_zoned(zone.clone()).strftime(format).to_string()
@@ -69,17 +72,26 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
             None => writeln!(out, ":")?,
         }
         if number == 0 {
-            write_lost(&report.lost, out)?;
+            report
+                .suppressed
+                .iter()
+                .try_for_each(|known| writeln!(out, "\tsuppressed: {}", suppressed(known)))?;
+            lost_line(&report.lost).iter().try_for_each(|line| writeln!(out, "\t{line}"))?;
             if let Some(said) = report.if_empty.as_deref().filter(|_| report.stacks.is_empty()) {
                 writeln!(out, "\t{}", printable(said))?;
             }
             report.memory.iter().try_for_each(|memory| write_memory(memory, out))?;
         }
         for stack in report.top(options.top).filter(|stack| stack.resource.table() == table.table()) {
-            write_stack(report, stack, several && stack.pid() != KERNEL_PID, out)?;
+            let said = what_it_is_sorted_by(stack, options.sort);
+            write_stack(report, stack, &said, several && stack.pid() != KERNEL_PID, out)?;
         }
     }
-    report.why.as_deref().map_or(Ok(()), |why| write_why(why, out))
+    report.why.as_deref().map_or(Ok(()), |why| write_why(why, out))?;
+    if report.is_final && options.summary {
+        summary(report).iter().try_for_each(|line| writeln!(out, "summary: {line}"))?;
+    }
+    Ok(())
 }
 
 /// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes` or, if there is no size,
@@ -111,54 +123,28 @@ pub fn write_event(event: &EventLine, options: &Options, out: &mut dyn Write) ->
     writeln!(out)
 }
 
-/// One line that says how much of what was lost and what to do about it; none if nothing was.
-fn write_lost(lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
-    let ways = [
-        (lost.allocations, "allocation", "table full: raise --max-allocs, or trace fewer with -z or -s"),
-        (lost.stacks, "stack", "counted, but their stacks are unknown: raise --stack-storage-size"),
-        (
-            lost.events.saturating_sub(lost.trace_lines),
-            "control event",
-            "mmap totals may be too high: report more often",
-        ),
-        (lost.trace_lines, "line", "of -t not printed: write to a file with --output"),
-        (
-            lost.processes,
-            "process",
-            "not traced, or not from their beginning: what they acquired then is missing",
-        ),
-        (lost.moved, "moving record", "missing from one of the reports: trace fewer with -z or -s"),
-        (lost.missed_returns, "return", "allocations by these calls are missing: restart the trace"),
-        (
-            lost.skipped_runs,
-            "program run",
-            "skipped by the kernel, numbers may be off: trace fewer with -z or -s",
-        ),
-        (
-            lost.mass_releases,
-            "mass release",
-            "mi_heap_destroy, arena.N.reset or their like: the blocks that they freed are still listed",
-        ),
-        (lost.cut_stacks, "stack", "truncated: see the line after the last frame"),
-    ];
-    let parts: Vec<String> = ways
-        .iter()
-        .filter(|(number, ..)| *number > 0)
-        .map(|(number, what, remedy)| {
-            let plural = match what.ends_with('s') {
-                _ if *number == 1 => "",
-                true => "es",
-                false => "s",
-            };
-            format!("{number} {what}{plural} ({remedy})")
-        })
-        .collect();
-    if parts.is_empty() { Ok(()) } else { writeln!(out, "\tlost: {}", parts.join(", ")) }
+/// How much known leaks hold.
+pub(super) fn suppressed(known: &Suppressed) -> String {
+    format!("{} bytes in {} allocations from {} stacks", known.bytes, known.count, known.stacks)
+}
+
+/// What stands in parentheses behind a stack's heading, where no script looks: its growth or its
+/// verdict, if stacks are in that order.
+fn what_it_is_sorted_by(stack: &StackReport, sort: SortKey) -> String {
+    match sort {
+        SortKey::Growth if stack.resource.has_size => {
+            format!(" ({:+} bytes, {:+} since the report before)", stack.growth_bytes, stack.growth_count)
+        }
+        SortKey::Growth => format!(" ({:+} since the report before)", stack.growth_count),
+        SortKey::Verdict => format!(" ({}: {})", stack.verdict.kind.words(), stack.verdict.reason),
+        SortKey::Size | SortKey::Count | SortKey::Age => String::new(),
+    }
 }
 
 fn write_stack(
     report: &Report,
     stack: &StackReport,
+    said: &str,
     names_process: bool,
     out: &mut dyn Write,
 ) -> io::Result<()> {
@@ -170,8 +156,8 @@ fn write_stack(
         false => write!(out, "\t{} outstanding from stack", stack.count)?,
     }
     match &stack.tag {
-        Some(tag) => writeln!(out, " ({})", printable(&tag.to_string()))?,
-        None => writeln!(out)?,
+        Some(tag) => writeln!(out, " ({}){said}", printable(&tag.to_string()))?,
+        None => writeln!(out, "{said}")?,
     }
     if names_process && !stack.is_merged() {
         writeln!(out, "\t\t[process {}]", stack.pid())?;
@@ -241,7 +227,11 @@ fn write_note_below(note: &Note, last: Option<&Frame>, out: &mut dyn Write) -> i
 
 /// One line of `-a`: `addr = 0x1000 size = 16 age = 900 ms`; if there is no size,
 /// `handle = 5 age = 900 ms`. Where several processes hold the stack `process = 123` follows.
-fn write_allocation(allocation: &AllocationLine, stack: &StackReport, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn write_allocation(
+    allocation: &AllocationLine,
+    stack: &StackReport,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let AllocationLine { pid, address, size, age_ms, now } = allocation;
     let resource = &stack.resource;
     match resource.has_size {
@@ -270,9 +260,9 @@ impl fmt::Display for ShownHandle<'_> {
 }
 
 /// Why callers are missing after the last frame.
-fn why_cut(cut: Cut, last: Option<&Frame>) -> String {
+pub(super) fn why_cut(cut: Cut, last: Option<&Frame>) -> String {
     let place = match last.and_then(|frame| frame.module.as_deref()) {
-        Some(module) => bracketed(module),
+        Some(module) => module_name(module),
         None => "code of no file".to_owned(),
     };
     match cut {
@@ -288,7 +278,7 @@ fn why_cut(cut: Cut, last: Option<&Frame>) -> String {
 fn write_frame(frame: &Frame, out: &mut dyn Write) -> io::Result<()> {
     write!(out, "\t\t0x{:016x}\t", frame.ip)?;
     let Some(function) = &frame.function else {
-        return writeln!(out, "{}", frame_without_symbol(frame));
+        return writeln!(out, "{}", without_symbol(frame));
     };
     write!(out, "{}", printable(function))?;
     match frame.function_offset {
@@ -303,40 +293,8 @@ fn write_frame(frame: &Frame, out: &mut dyn Write) -> io::Result<()> {
         (Some(file), None) => write!(out, " at {}", printable(file))?,
         (None, _) => {}
     }
-    match frame.module.as_deref().map(bracketed) {
+    match frame.module.as_deref().map(module_name) {
         Some(module) => writeln!(out, " {module}"),
         None => writeln!(out),
-    }
-}
-
-/// What a frame is called that has no function: `[libfoo.so]+0x1234`.
-pub(super) fn frame_without_symbol(frame: &Frame) -> String {
-    match (frame.module.as_deref().map(bracketed), frame.offset) {
-        (Some(module), Some(offset)) => format!("{module}+{offset:#x}"),
-        (Some(module), None) => module,
-        (None, _) => format!("[unknown]{}", why_unknown(frame.no_symbol)),
-    }
-}
-
-fn why_unknown(reason: Option<NoSymbol>) -> &'static str {
-    match reason {
-        Some(NoSymbol::Unmapped) => " (nothing is mapped there)",
-        Some(NoSymbol::Anonymous) => " (no file is mapped there: code made at run time?)",
-        Some(NoSymbol::Uncertain) => " (what was mapped there then was not seen in time)",
-        Some(NoSymbol::UnreadableObject | NoSymbol::NotInSymbolTable) | None => "",
-    }
-}
-
-/// `[libc.so.6]` for a path; a module that is not a path has its brackets already (`[vdso]`).
-fn bracketed(module: &str) -> String {
-    let name = printable(basename(module));
-    if name.starts_with('[') && name.ends_with(']') { name.into_owned() } else { format!("[{name}]") }
-}
-
-/// What follows the last slash; all of it if nothing does.
-fn basename(path: &str) -> &str {
-    match path.rsplit('/').next() {
-        Some(name) if !name.is_empty() => name,
-        _ => path,
     }
 }

@@ -12,8 +12,10 @@ use crate::{
     heap::Classes,
     report::{
         model::{Report, StackReport},
+        names::shorten,
         why::{BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, MadeIn, Why},
     },
+    words::{BinaryBytes, Grouped},
 };
 
 /// Circles, ways and types that the text form shows.
@@ -206,9 +208,7 @@ struct Shown<'a>(&'a MadeIn);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&printable(&without_parameters(
-            self.0.function.as_deref().unwrap_or("an unknown function"),
-        )))?;
+        f.write_str(&printable(&shorten(self.0.function.as_deref().unwrap_or("an unknown function"))))?;
         match &self.0.place {
             Some((file, line)) => {
                 let name = file.rsplit('/').next().unwrap_or(file);
@@ -216,57 +216,6 @@ impl fmt::Display for Shown<'_> {
             }
             None => Ok(()),
         }
-    }
-}
-
-/// `word_counter::word_count()` of a function with whatever parameters.
-fn without_parameters(function: &str) -> String {
-    let mut depth = 0_u32;
-    for (at, byte) in function.bytes().enumerate() {
-        match byte {
-            b'(' if depth == 0 && !function[at..].starts_with("(anonymous namespace)") && at > 0 => {
-                return format!("{}()", &function[..at]);
-            }
-            b'<' | b'(' => depth += 1,
-            b'>' | b')' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    function.to_owned()
-}
-
-/// A number as people read it: `9,006`.
-struct Grouped(u64);
-
-impl fmt::Display for Grouped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = self.0.to_string();
-        for (at, digit) in digits.chars().enumerate() {
-            if at > 0 && (digits.len() - at).is_multiple_of(3) {
-                f.write_str(",")?;
-            }
-            write!(f, "{digit}")?;
-        }
-        Ok(())
-    }
-}
-
-/// `360 bytes`, `4.2 MiB`.
-struct BinaryBytes(u64);
-
-impl fmt::Display for BinaryBytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-        if self.0 < 1024 {
-            return write!(f, "{} bytes", self.0);
-        }
-        let mut amount = self.0 as f64 / 1024.0;
-        let mut unit = 0;
-        while amount >= 1024.0 && unit + 1 < UNITS.len() {
-            amount /= 1024.0;
-            unit += 1;
-        }
-        write!(f, "{amount:.1} {}", UNITS[unit])
     }
 }
 
@@ -361,14 +310,17 @@ struct JsonMember<'a> {
     stack: Option<usize>,
 }
 
-/// The circles of a report. `places`: where each stack of the report is among those that are
-/// written, if it is.
-pub(super) fn cycles<'a>(why: &'a Why, places: &[Option<usize>]) -> Vec<JsonCycle<'a>> {
+/// The circles of a report of which the first `top` stacks of each table are written.
+pub(super) fn cycles<'a>(report: &'a Report, why: &'a Why, top: usize) -> Vec<JsonCycle<'a>> {
+    let place = |id: u64| {
+        let is_it = |stack: &StackReport| stack.why.is_some() && stack.stack_id == Some(id);
+        report.top(top).position(is_it)
+    };
     let member = |member: &'a CycleMember| JsonMember {
         r#type: member.type_name.as_deref(),
         field: member.field.as_deref(),
         offset: member.offset,
-        stack: member.stack.and_then(|stack| places.get(stack).copied().flatten()),
+        stack: member.stack.and_then(place),
     };
     let cycle = |cycle: &'a Cycle| JsonCycle {
         length: cycle.length,
@@ -379,14 +331,6 @@ pub(super) fn cycles<'a>(why: &'a Why, places: &[Option<usize>]) -> Vec<JsonCycl
         members: cycle.members.iter().map(member).collect(),
     };
     why.cycles.iter().map(cycle).collect()
-}
-
-/// Where each stack of a report is among the first `top` of each table.
-pub(super) fn places(report: &Report, top: usize) -> Vec<Option<usize>> {
-    let written: Vec<*const StackReport> = report.top(top).map(std::ptr::from_ref).collect();
-    let place = |stack: &StackReport| written.iter().position(|it| std::ptr::eq(*it, stack));
-    // Those that are written come first in their table, and there are few.
-    report.stacks.iter().map(place).collect()
 }
 
 #[derive(Serialize)]
@@ -400,29 +344,5 @@ pub(super) struct JsonHeld<'a> {
 impl<'a> From<&'a HeldBy> for JsonHeld<'a> {
     fn from(held: &'a HeldBy) -> Self {
         Self { by: &held.by, path: &held.path, bytes: held.bytes, count: held.count }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parameters_are_left_out() {
-        let names = [
-            ("main", "main"),
-            ("a::b(std::string const&) const", "a::b()"),
-            ("(anonymous namespace)::f(int)", "(anonymous namespace)::f()"),
-            ("g<void (int)>(char)", "g<void (int)>()"),
-        ];
-        names.iter().for_each(|(name, short)| assert_eq!(without_parameters(name), *short));
-    }
-
-    #[test]
-    fn numbers_as_people_read_them() {
-        let grouped = [0, 999, 1000, 12_345, 1_234_567].map(|number| Grouped(number).to_string());
-        assert_eq!(grouped, ["0", "999", "1,000", "12,345", "1,234,567"]);
-        let bytes = [360, 1024, 4_404_019, 5 << 40].map(|bytes| BinaryBytes(bytes).to_string());
-        assert_eq!(bytes, ["360 bytes", "1.0 KiB", "4.2 MiB", "5.0 TiB"]);
     }
 }

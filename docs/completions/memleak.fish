@@ -1,0 +1,121 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_memleak_global_optspecs
+    string join \n duration= summary completions= p/pid= c/command= k/kernel follow-forks r/resource= list-resources acquire= release= resources-file= library-calls z/min-size= Z/max-size= s/sample-rate= O/obj= S/symbols-prefix= P/percpu kernel-probes= slab= only-pid= only-comm= F/wa-missing-free max-depth= stack-storage-size= max-allocs= max-memory= unwind= traps-only check-stacks t/trace a/show-allocs C/combined-only o/older= T/top= sort= color= full-stacks full-names format= json folded output= append flamegraph= flamegraph-by= pprof= heaptrack= html= speedscope= firefox= perfetto= save= only= hide= suppressions= fail-if= error-exitcode= v/verbose h help V/version
+end
+
+function __fish_memleak_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_memleak_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_memleak_using_subcommand
+    set -l cmd (__fish_memleak_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c memleak -n "__fish_memleak_needs_command" -l duration -d 'End after this time, with a last report: seconds, or with a unit (60s, 10m)' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l completions -d 'Print completions for SHELL (bash, zsh, fish, elvish) and exit; the first argument' -r
+complete -c memleak -n "__fish_memleak_needs_command" -s p -l pid -d 'Trace a running process; repeatable, or a comma list' -r
+complete -c memleak -n "__fish_memleak_needs_command" -s c -l command -d 'Start CMD, split into words as a shell would, and trace it from its first instruction' -r
+complete -c memleak -n "__fish_memleak_needs_command" -s r -l resource -d 'Trace these resources; repeatable, or a comma list [default: heap,mmap, or all of --resources-file]' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l acquire -d 'A function that hands out a resource: \'OBJECT:FUNCTION -> ret\' (see Resources below); repeatable' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l release -d 'A function that releases it: \'OBJECT:FUNCTION(arg1)\'; belongs to the --acquire before it; repeatable' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l resources-file -d 'Also take resources from this TOML file; repeatable' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -s z -l min-size -d 'Capture allocations of at least SIZE bytes; suffixes K, M, G (1024-based)' -r
+complete -c memleak -n "__fish_memleak_needs_command" -s Z -l max-size -d 'Capture allocations of at most SIZE bytes; suffixes K, M, G (1024-based)' -r
+complete -c memleak -n "__fish_memleak_needs_command" -s s -l sample-rate -d 'Trace every N-th allocation; reports are then scaled estimates' -r
+complete -c memleak -n "__fish_memleak_needs_command" -s O -l obj -d 'Take the allocator functions from this object, a path or a library\'s name [default: what the target links]' -r
+complete -c memleak -n "__fish_memleak_needs_command" -s S -l symbols-prefix -d 'The allocator\'s symbols carry this prefix (je_, tc_, mi_)' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l kernel-probes -d 'How to instrument the kernel: auto (tracepoints, and kprobes for what has none), tracepoint or kprobe [default: auto]' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l slab -d 'Capture objects of this slab cache only (kmalloc-64, dentry; see /proc/slabinfo)' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l only-pid -d 'Only kernel allocations made by this process' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l only-comm -d 'Only kernel allocations made by threads of this command name' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l max-depth -d 'Maximum number of frames of a stack, 1 to 127' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l stack-storage-size -d 'Maximum number of distinct stacks kept [default: 65536; 16384 with --kernel]' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l max-allocs -d 'Maximum number of outstanding allocations kept [default: as many as --max-memory has room for]' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l max-memory -d 'Kernel memory that the table of heap blocks may take [default: 2G, or an eighth of the memory if that is less]' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l unwind -d 'How stacks are walked: auto (unwind tables, and the frame pointer if a file has none), dwarf or fp [default: auto]' -r
+complete -c memleak -n "__fish_memleak_needs_command" -s o -l older -d 'Leave out allocations younger than MS milliseconds' -r
+complete -c memleak -n "__fish_memleak_needs_command" -s T -l top -d 'How many stacks to print' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l sort -d 'Order of the stacks: size, count, age, growth (since the report before) or verdict' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l color -d 'Colours: auto (on a terminal, as NO_COLOR and CLICOLOR_FORCE say), always or never' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'How reports are written: text, human, json or folded [default: human on a terminal, text in a pipe or file]' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l output -d 'Write reports to FILE, not to standard output; what was in it is replaced when the first report is ready' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l flamegraph -d 'Write a flame graph (SVG) of the last report to FILE; - is standard output here and below' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l flamegraph-by -d 'What the widths of the flame graph are: bytes, count, growth (since the report before) or acquired' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l pprof -d 'Write a profile for go tool pprof, Pyroscope, Parca (compressed by gzip)' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l heaptrack -d 'Write a data file for heaptrack_gui; compressed if FILE ends in .gz or .zst' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l html -d 'Write a page for a browser: table, flame graph, totals over time; it needs no network' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l speedscope -d 'Write a profile for speedscope (name it FILE.speedscope.json)' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l firefox -d 'Write a profile for the Firefox Profiler' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l perfetto -d 'Write a trace for ui.perfetto.dev' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l save -d 'Write all of the last report, to make any other form of later: memleak report FILE, memleak diff OLD NEW' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l only -d 'Report only stacks with a frame of this module (its file\'s name) or function (a regular expression); repeatable' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l hide -d 'Leave out stacks with a frame like this; repeatable' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l suppressions -d 'Leave out the known leaks of FILE: lines leak:PATTERN as of LeakSanitizer, or valgrind\'s suppressions; repeatable' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l fail-if -d 'Exit with 3 if this holds at the end: growth>SIZE (since the first report), lost>N, or leak; repeatable' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l error-exitcode -d 'Exit with N (1 to 255) if the last report holds an outstanding allocation' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l summary -d 'End with a summary: calls, the most that was outstanding and when, what was lost'
+complete -c memleak -n "__fish_memleak_needs_command" -s k -l kernel -d 'Trace the kernel\'s allocators: slab caches, pages, vmalloc'
+complete -c memleak -n "__fish_memleak_needs_command" -l follow-forks -d 'Also trace the target\'s children and their descendants, whatever programs they run'
+complete -c memleak -n "__fish_memleak_needs_command" -l list-resources -d 'Print the resources that can be named with -r, one a line, and exit'
+complete -c memleak -n "__fish_memleak_needs_command" -l library-calls -d 'Count descriptors at the C library\'s functions, and not at system calls'
+complete -c memleak -n "__fish_memleak_needs_command" -s P -l percpu -d 'Also trace per-CPU allocations'
+complete -c memleak -n "__fish_memleak_needs_command" -s F -l wa-missing-free -d 'Accepted for compatibility with bcc; always on'
+complete -c memleak -n "__fish_memleak_needs_command" -l traps-only -d 'Attach programs that do nothing: what the traps alone cost (cargo xtask bench)'
+complete -c memleak -n "__fish_memleak_needs_command" -l check-stacks -d 'Kernel mode: compare what is remembered of stacks with what the kernel\'s walk gives (a test)'
+complete -c memleak -n "__fish_memleak_needs_command" -s t -l trace -d 'Print each acquire and release as it happens'
+complete -c memleak -n "__fish_memleak_needs_command" -s a -l show-allocs -d 'List each outstanding allocation (address, size, age) above its stack'
+complete -c memleak -n "__fish_memleak_needs_command" -s C -l combined-only -d 'Keep totals for each stack only: no ages or addresses in the report'
+complete -c memleak -n "__fish_memleak_needs_command" -l full-stacks -d 'On a terminal: show frames of libraries too, and whole paths'
+complete -c memleak -n "__fish_memleak_needs_command" -l full-names -d 'On a terminal: show names with all their template arguments'
+complete -c memleak -n "__fish_memleak_needs_command" -l json -d 'Write each report as one line of JSON: --format json'
+complete -c memleak -n "__fish_memleak_needs_command" -l folded -d 'Write the last report as folded stacks, for flame graphs: --format folded'
+complete -c memleak -n "__fish_memleak_needs_command" -l append -d 'With --output: add to what is in FILE'
+complete -c memleak -n "__fish_memleak_needs_command" -s v -l verbose -d 'More detail on standard error; -vv for debug output'
+complete -c memleak -n "__fish_memleak_needs_command" -s h -d 'Print the most used options, on one screen'
+complete -c memleak -n "__fish_memleak_needs_command" -l help -d 'Print all options, with examples'
+complete -c memleak -n "__fish_memleak_needs_command" -s V -l version -d 'Print version'
+complete -c memleak -n "__fish_memleak_needs_command" -a "report" -d 'Writes a saved report (--save) again, in any form'
+complete -c memleak -n "__fish_memleak_needs_command" -a "diff" -d 'Compares two saved reports by their stacks: what has grown, what is new, what has gone'
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l format -d 'How the report is written: text, human, json or folded [default: human on a terminal, text in a pipe or file, nothing with files]' -r
+complete -c memleak -n "__fish_memleak_using_subcommand report" -s T -l top -d 'How many stacks to print' -r
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l sort -d 'Order of the stacks: size, count, age, growth (since the report before) or verdict' -r
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l color -d 'Colours: auto (on a terminal, as NO_COLOR and CLICOLOR_FORCE say), always or never' -r
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l flamegraph -d 'Write a flame graph (SVG) of the last report to FILE; - is standard output here and below' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l flamegraph-by -d 'What the widths of the flame graph are: bytes, count, growth (since the report before) or acquired' -r
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l pprof -d 'Write a profile for go tool pprof, Pyroscope, Parca (compressed by gzip)' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l heaptrack -d 'Write a data file for heaptrack_gui; compressed if FILE ends in .gz or .zst' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l html -d 'Write a page for a browser: table, flame graph, totals over time; it needs no network' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l speedscope -d 'Write a profile for speedscope (name it FILE.speedscope.json)' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l firefox -d 'Write a profile for the Firefox Profiler' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l perfetto -d 'Write a trace for ui.perfetto.dev' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l save -d 'Write all of the last report, to make any other form of later: memleak report FILE, memleak diff OLD NEW' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l only -d 'Report only stacks with a frame of this module (its file\'s name) or function (a regular expression); repeatable' -r
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l hide -d 'Leave out stacks with a frame like this; repeatable' -r
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l suppressions -d 'Leave out the known leaks of FILE: lines leak:PATTERN as of LeakSanitizer, or valgrind\'s suppressions; repeatable' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l fail-if -d 'Exit with 3 if this holds: growth>SIZE (since the first report), lost>N, or leak; repeatable' -r
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l json -d '--format json'
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l folded -d '--format folded'
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l full-stacks -d 'On a terminal: show frames of libraries too, and whole paths'
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l full-names -d 'On a terminal: show names with all their template arguments'
+complete -c memleak -n "__fish_memleak_using_subcommand diff" -s T -l top -d 'How many stacks to print' -r
+complete -c memleak -n "__fish_memleak_using_subcommand diff" -l flamegraph -d 'Write a flame graph of the difference to FILE: red has grown, blue has shrunk' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand diff" -l color -d 'Colours: auto, always or never' -r
+complete -c memleak -n "__fish_memleak_using_subcommand diff" -l only -d 'Report only stacks with a frame of this module (its file\'s name) or function (a regular expression); repeatable' -r
+complete -c memleak -n "__fish_memleak_using_subcommand diff" -l hide -d 'Leave out stacks with a frame like this; repeatable' -r
+complete -c memleak -n "__fish_memleak_using_subcommand diff" -l suppressions -d 'Leave out the known leaks of FILE: lines leak:PATTERN as of LeakSanitizer, or valgrind\'s suppressions; repeatable' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand diff" -l fail-if -d 'Exit with 3 if this holds: growth>SIZE, new, lost>N, or leak; repeatable' -r
+complete -c memleak -n "__fish_memleak_using_subcommand diff" -l json -d 'One object of JSON, with all stacks'
+complete -c memleak -n "__fish_memleak_using_subcommand diff" -l full-names -d 'Show names with all their template arguments'

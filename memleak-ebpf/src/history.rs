@@ -1,0 +1,73 @@
+//! Counts what is released, by stack and age (`memleak_common::history`).
+
+use memleak_common::{
+    history::{AGES, StackHistory, WAYS, age_class, first_place},
+    settings::flags,
+    stack::NO_STACK,
+    stats::Stat,
+};
+
+use crate::{
+    clock::coarse_now,
+    maps::{HISTORIES, add, change, count, setting},
+};
+
+/// What releases are counted.
+#[inline(always)]
+pub fn is_kept() -> bool {
+    setting!(flags) & flags::LIFETIMES != 0
+}
+
+/// Something of this stack was released that was acquired at this time. A global function, which
+/// the verifier checks once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn note_release(stack_id: u64, size: u64, acquired_ns: u64) -> u64 {
+    if stack_id == NO_STACK {
+        return 0;
+    }
+    let Some(history) = history_of(stack_id) else {
+        count(Stat::LostHistories);
+        return 0;
+    };
+    // What was acquired within this tick is not older than it.
+    let age_ns = coarse_now().saturating_sub(acquired_ns);
+    let class = age_class(age_ns) as usize;
+    // SAFETY: aligned words of a map value, which are only ever added to atomically; of the longest
+    // age, of two at once, one may be forgotten.
+    unsafe {
+        if class < AGES {
+            add(&raw mut (*history).released[class], 1);
+        }
+        add(&raw mut (*history).bytes, size);
+        let longest = &raw mut (*history).longest_ns;
+        if age_ns > longest.read_volatile() {
+            longest.write_volatile(age_ns);
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn history_of(stack_id: u64) -> Option<*mut StackHistory> {
+    let first = first_place(stack_id, setting!(histories));
+    for way in 0..WAYS {
+        let history = HISTORIES.get_ptr_mut(first + way)?;
+        // SAFETY: an aligned word of a map value.
+        let holder = unsafe { &raw mut (*history).stack_id };
+        // SAFETY: as above.
+        let mut held_by = unsafe { holder.read_volatile() };
+        if held_by == 0 {
+            // SAFETY: as above.
+            if unsafe { change(holder, 0, stack_id) } {
+                return Some(history);
+            }
+            // SAFETY: as above.
+            held_by = unsafe { holder.read_volatile() };
+        }
+        if held_by == stack_id {
+            return Some(history);
+        }
+    }
+    None
+}

@@ -1,0 +1,99 @@
+//! Files beside the reports on standard output: one for each form that is asked for, of the last
+//! report, whole or not at all.
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use ruzstd::encoding::{CompressionLevel, compress};
+
+use super::{
+    format::{Format, Kind, Options, pprof},
+    model::Report,
+    output::{self, OutputError, Protected, WholeFile},
+};
+
+/// A file that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReportFile {
+    /// In which form.
+    pub kind: Kind,
+    /// Its name.
+    pub path: PathBuf,
+}
+
+impl ReportFile {
+    /// The option that has asked for it.
+    pub fn name(&self) -> String {
+        format!("--{} {}", self.kind.name, self.path.display())
+    }
+
+    /// It goes where reports would go.
+    pub fn is_stdout(&self) -> bool {
+        self.path.as_os_str() == "-"
+    }
+
+    /// Its place in the file system.
+    fn place(&self) -> &Path {
+        if self.is_stdout() { Path::new("/dev/stdout") } else { &self.path }
+    }
+
+    /// What is wrong with it, as far as this can be known before there is a report.
+    pub fn check(&self, protected: &Protected) -> Result<(), OutputError> {
+        output::check(self.place(), protected)
+    }
+
+    /// The form.
+    pub fn format(&self, options: &Options) -> Box<dyn Format> {
+        (self.kind.new)(options)
+    }
+
+    /// Writes it.
+    pub fn write(
+        &self,
+        format: &dyn Format,
+        report: &Report,
+        protected: &Protected,
+    ) -> Result<(), ReportFileError> {
+        let mut bytes = Vec::new();
+        format.report(report, &mut bytes).map_err(ReportFileError::Write)?;
+        self.write_bytes(bytes, protected)
+    }
+
+    /// Writes what is made already; compressed, if its name ends in `.gz` or `.zst`, or its form
+    /// always is.
+    pub fn write_bytes(&self, bytes: Vec<u8>, protected: &Protected) -> Result<(), ReportFileError> {
+        let has_ending = |ending: &str| self.path.extension().is_some_and(|found| found == ending);
+        let bytes = match self.kind {
+            kind if has_ending("gz") || kind == pprof::KIND => {
+                gzip(&bytes).map_err(ReportFileError::Write)?
+            }
+            _ if has_ending("zst") => {
+                let mut compressed = Vec::new();
+                compress(bytes.as_slice(), &mut compressed, CompressionLevel::Fastest);
+                compressed
+            }
+            _ => bytes,
+        };
+        let mut file = WholeFile::create(self.place(), protected).map_err(ReportFileError::Output)?;
+        file.write_all(&bytes).and_then(|()| file.commit()).map_err(ReportFileError::Write)
+    }
+}
+
+fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes)?;
+    encoder.finish()
+}
+
+/// Why a file is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportFileError {
+    /// It must not be written to, or cannot be.
+    #[error("{0}")]
+    Output(OutputError),
+    /// Writing failed.
+    #[error("cannot be written to: {0}; make room, or name another file")]
+    Write(io::Error),
+}

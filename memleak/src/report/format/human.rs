@@ -1,0 +1,327 @@
+//! The form for people, at a terminal: what is responsible first, no addresses, nothing wider than
+//! the terminal. Its details may change; scripts read the other forms.
+
+use std::io::{self, Write};
+
+use super::{
+    Format, Kind, Options, Scope,
+    line::{Look, TextLine, columns, wrap},
+    lost::lost_line,
+    memory,
+    path::write_path,
+    summary::summary,
+    text::{suppressed, time_of_day, write_allocation, write_event},
+    why::write_why,
+};
+use crate::{
+    account::Memory,
+    escape::printable,
+    probe::resource::ResourceInfo,
+    report::{
+        call_sites::{CallSite, call_sites},
+        model::{Note, Report},
+        trace::EventLine,
+        why::Why,
+    },
+    snapshot::KERNEL_PID,
+    verdict::VerdictKind,
+    words::{BinaryBytes, Grouped, Span},
+};
+
+/// `--format human`.
+pub const KIND: Kind = Kind { name: "human", has_events: true, new };
+
+fn new(options: &Options) -> Box<dyn Format> {
+    Box::new(Human(options.clone()))
+}
+
+/// See the module.
+#[derive(Debug)]
+struct Human(Options);
+
+impl Format for Human {
+    fn scope(&self) -> Scope {
+        // What is put together may be outside of the top.
+        Scope::All
+    }
+
+    fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
+        write_human(report, &self.0, out)
+    }
+
+    fn event(&self, event: &EventLine, out: &mut dyn Write) -> io::Result<()> {
+        write_event(event, &self.0, out)
+    }
+}
+
+/// What lines look like.
+#[derive(Clone, Copy)]
+struct Screen<'a> {
+    options: &'a Options,
+    width: usize,
+}
+
+impl Screen<'_> {
+    fn line(&self, line: &TextLine, out: &mut dyn Write) -> io::Result<()> {
+        line.write(self.width, self.options.style.color, out)
+    }
+
+    /// Text in as many lines as it needs, after `indent` blanks.
+    fn text(&self, text: &str, indent: usize, look: Look, out: &mut dyn Write) -> io::Result<()> {
+        wrap(text, self.width.saturating_sub(indent)).iter().try_for_each(|part| {
+            let mut line = TextLine::default();
+            line.push(Look::Plain, " ".repeat(indent)).push(look, part.as_str());
+            self.line(&line, out)
+        })
+    }
+}
+
+/// Writes a report.
+pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> io::Result<()> {
+    let screen = Screen { options, width: options.style.columns() };
+    let tables = call_sites(report, options.sort);
+    write_header(report, &tables, screen, out)?;
+    writeln!(out)?;
+    let time = time_of_day(report.time, &options.time_zone, "%H:%M:%S");
+    for (table, sites) in &tables {
+        let estimated = match report.sampled {
+            Some(rate) => format!(" (estimated from 1 in {rate})"),
+            None => String::new(),
+        };
+        let unit = printable(&table.unit);
+        let heading = format!("[{time}] Top {} stacks with outstanding {unit}{estimated}:", options.top);
+        screen.line(TextLine::default().push(Look::Plain, heading), out)?;
+        if sites.is_empty() {
+            let said = report.if_empty.as_deref().unwrap_or("nothing is outstanding");
+            screen.text(&printable(said), INDENT, Look::Plain, out)?;
+        }
+        let all = sites.iter().map(CallSite::amount).fold(0, u64::saturating_add);
+        for site in sites.iter().take(options.top) {
+            write_site(report, site, all, screen, out)?;
+        }
+    }
+    if let Some(why) = &report.why {
+        write_explanation(why, screen, out)?;
+    }
+    // What follows is the next report, or the shell's prompt.
+    if report.is_final && !options.summary {
+        return Ok(());
+    }
+    writeln!(out)?;
+    if report.is_final {
+        summary(report).iter().try_for_each(|line| screen.text(line, 0, Look::Plain, out))?;
+    }
+    Ok(())
+}
+
+/// What is lost and what holds the rest, in the words of the text form.
+fn write_explanation(why: &Why, screen: Screen<'_>, out: &mut dyn Write) -> io::Result<()> {
+    let mut text = Vec::new();
+    write_why(why, &mut text)?;
+    writeln!(out)?;
+    String::from_utf8_lossy(&text).lines().try_for_each(|line| {
+        let said = line.trim_start();
+        match columns(line) <= screen.width {
+            true => screen.line(TextLine::default().push(Look::Plain, line), out),
+            false => screen.text(said, line.len() - said.len(), Look::Plain, out),
+        }
+    })
+}
+
+/// What is traced, what it holds in all, and what its memory is.
+fn write_header(
+    report: &Report,
+    tables: &[(&ResourceInfo, Vec<CallSite<'_>>)],
+    screen: Screen<'_>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let target = &report.target;
+    let pids = match target.pids.as_slice() {
+        [] => String::new(),
+        [pid] => format!(" ({pid})"),
+        [first, others @ ..] => format!(" ({first} and {} more processes)", others.len()),
+    };
+    let totals = report.totals;
+    let (_, sites) = tables.first().map_or((None, &[][..]), |(table, sites)| (Some(table), sites.as_slice()));
+    let mut line = format!(
+        "{}{pids}, traced for {}: {} in {} on {}",
+        printable(&target.comm),
+        Span(report.elapsed_ms),
+        BinaryBytes(totals.bytes),
+        counted(totals.count, "block"),
+        counted(sites.len() as u64, "site"),
+    );
+    let all: u64 = sites.iter().map(CallSite::amount).fold(0, u64::saturating_add);
+    let top = screen.options.top;
+    if sites.len() > top && all > 0 {
+        let shown = sites.iter().take(top).map(CallSite::amount).fold(0, u64::saturating_add);
+        line += &format!(" (the top {top} hold {})", percent(shown, all));
+    }
+    if let Some(rate) = rate(report) {
+        line += &format!(", {rate}");
+    }
+    screen.text(&line, 0, Look::Plain, out)?;
+    let released = match totals.acquired {
+        0 => "nothing was acquired".to_owned(),
+        acquired => format!("{} of {} released", percent(totals.released, acquired), Grouped(acquired)),
+    };
+    let memory = report.memory.as_ref().map(account).into_iter().chain([released]);
+    screen.text(&memory.collect::<Vec<_>>().join("; "), 0, Look::Plain, out)?;
+    if let Some(known) = &report.suppressed {
+        screen.text(&format!("suppressed: {}", suppressed(known)), 0, Look::Dim, out)?;
+    }
+    if let Some(lost) = lost_line(&report.lost) {
+        screen.text(&lost, 0, Look::Warning, out)?;
+    }
+    report
+        .memory
+        .as_ref()
+        .and_then(memory::finding)
+        .map_or(Ok(()), |found| screen.text(&found, 0, Look::Bold, out))
+}
+
+/// `memory 9.8 MiB, +1.6 MiB: all accounted for`.
+fn account(memory: &Memory) -> String {
+    /// A few pages are what two readings differ by.
+    const LITTLE: u64 = 16_384;
+    let sign = if memory.rss_growth < 0 { '-' } else { '+' };
+    let (rss, growth) = (BinaryBytes(memory.rss), BinaryBytes(memory.rss_growth.unsigned_abs()));
+    let rest = match memory.unaccounted {
+        0..=LITTLE => "all accounted for".to_owned(),
+        bytes => format!("{} not accounted for", BinaryBytes(bytes)),
+    };
+    format!("memory {rss}, {sign}{growth}: {rest}")
+}
+
+/// What became more of the whole, a minute, since the report before; `None` in the first report.
+fn rate(report: &Report) -> Option<String> {
+    let [.., before, now] = report.moments.as_slice() else { return None };
+    let ms = now.at_ms.checked_sub(before.at_ms).filter(|ms| *ms > 0)?;
+    let a_minute = |now: u64, before: u64| i128::from(now.abs_diff(before)) * 60_000 / i128::from(ms);
+    let bytes = u64::try_from(a_minute(now.bytes, before.bytes)).unwrap_or(u64::MAX);
+    let sign = if now.bytes < before.bytes { '-' } else { '+' };
+    Some(format!("{sign}{}/min", BinaryBytes(bytes)))
+}
+
+/// `99.9 %`, and 100 % only if it is all.
+fn percent(part: u64, whole: u64) -> String {
+    let tenths = u128::from(part) * 1000 / u128::from(whole.max(1));
+    match tenths {
+        _ if part >= whole => "100 %".to_owned(),
+        _ => format!("{}.{} %", tenths / 10, tenths % 10),
+    }
+}
+
+/// `1 block`, `9,009 blocks`.
+fn counted(number: u64, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", Grouped(number))
+}
+
+fn look_of(kind: VerdictKind) -> Look {
+    match kind {
+        VerdictKind::Leak => Look::Bad,
+        VerdictKind::Growing => Look::Warning,
+        VerdictKind::Cache | VerdictKind::InUse | VerdictKind::Temporary => Look::Good,
+        VerdictKind::Unknown => Look::Dim,
+    }
+}
+
+/// One site: what it holds, what that is, and who is responsible.
+fn write_site(
+    report: &Report,
+    site: &CallSite<'_>,
+    all: u64,
+    screen: Screen<'_>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let (Some(stack), Some(resource)) = (site.largest(), site.resource()) else { return Ok(()) };
+    let share = percent(site.amount(), all);
+    let held = match resource.has_size {
+        true => format!("{} bytes in {} allocations", site.bytes, site.count),
+        false => format!("{} outstanding", site.count),
+    };
+    let tag =
+        stack.tag.as_ref().map_or_else(String::new, |tag| format!(" ({})", printable(&tag.to_string())));
+    let mut line = TextLine::default();
+    line.push(Look::Dim, bar(site.amount(), all))
+        .push(Look::Bold, format!("{share:>7}"))
+        .push(Look::Plain, format!("  {held}{tag}"));
+    if let Some(growth) = growth(report, site, resource.has_size) {
+        line.push(Look::Plain, format!("  {growth}"));
+    }
+    screen.line(&line, out)?;
+    let verdict = format!("{}: {}{}", site.verdict.kind.words(), site.verdict.reason, parts(report, site));
+    screen.text(&verdict, INDENT, look_of(site.verdict.kind), out)?;
+    for stack in &site.stacks {
+        for allocation in stack.allocations.iter().flatten() {
+            let mut text = Vec::new();
+            write_allocation(allocation, stack, &mut text)?;
+            screen.text(String::from_utf8_lossy(&text).trim(), INDENT, Look::Dim, out)?;
+        }
+    }
+    for note in &stack.notes {
+        match note {
+            Note::Now(now) => screen.text(&format!("now: {}", printable(now)), INDENT, Look::Plain, out)?,
+            Note::WaitedInAccept => {
+                screen.text("was waiting in accept when tracing began", INDENT, Look::Plain, out)?;
+            }
+            // Said at the end of the path.
+            Note::Cut(_) => {}
+        }
+    }
+    write_path(report, stack, INDENT, screen.width, screen.options.style, out)
+}
+
+/// Where what belongs to a site begins.
+const INDENT: usize = 6;
+
+/// Its share as a bar of five blocks.
+fn bar(part: u64, whole: u64) -> String {
+    const CELLS: u128 = 5;
+    let filled = (u128::from(part) * CELLS * 2 + u128::from(whole)) / (2 * u128::from(whole.max(1)));
+    let filled = usize::try_from(filled.min(CELLS)).unwrap_or(0);
+    format!("{:5}", "#".repeat(filled))
+}
+
+/// `+524288 bytes (+2), 7.5 MiB/h`: since the report before; `None` in the first report, and if
+/// nothing has changed.
+fn growth(report: &Report, site: &CallSite<'_>, has_size: bool) -> Option<String> {
+    let [.., before, now] = report.moments.as_slice() else { return None };
+    if (site.growth_bytes, site.growth_count) == (0, 0) {
+        return None;
+    }
+    if !has_size {
+        return Some(format!("{:+}", site.growth_count));
+    }
+    let ms = u128::from(now.at_ms.saturating_sub(before.at_ms).max(1));
+    let an_hour = u128::from(site.growth_bytes.unsigned_abs()) * 3_600_000 / ms;
+    let sign = if site.growth_bytes < 0 { '-' } else { '+' };
+    Some(format!(
+        "{:+} bytes ({:+}), {sign}{}/h",
+        site.growth_bytes,
+        site.growth_count,
+        BinaryBytes(u64::try_from(an_hour).unwrap_or(u64::MAX))
+    ))
+}
+
+/// What is put together here: `  (3 stacks in 2 processes)`; nothing if it is one of the one
+/// process.
+fn parts(report: &Report, site: &CallSite<'_>) -> String {
+    let stacks = match site.stacks.len() {
+        1 => None,
+        stacks => Some(format!("{stacks} stacks")),
+    };
+    let processes = match (site.processes, site.largest().map(|stack| stack.pid())) {
+        (2.., _) => Some(format!("in {} processes", site.processes)),
+        (_, Some(pid)) if pid != KERNEL_PID && report.target.pids.len() > 1 => Some(format!("process {pid}")),
+        _ => None,
+    };
+    match (stacks, processes) {
+        (None, None) => String::new(),
+        (one, other) => {
+            let parts: Vec<String> = one.into_iter().chain(other).collect();
+            format!("  ({})", parts.join(" "))
+        }
+    }
+}

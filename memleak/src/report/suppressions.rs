@@ -1,0 +1,241 @@
+//! Stacks that are not to be reported: LeakSanitizer's `leak:pattern`, valgrind's suppressions, and
+//! a few that we know ourselves.
+//!
+//! A stack is suppressed if a rule matches it. LeakSanitizer's pattern is looked for in each
+//! frame's function, source file and object; `*` is any text, `^` and `$` are a name's ends. A rule
+//! of valgrind's is a list of callers, from the innermost: `fun:` a function (its symbol, or as it
+//! is written in the source), `obj:` an object, `...` any frames; `*` and `?` stand for text.
+
+use crate::symbolize::Frame;
+
+/// What C and C++ libraries keep until the end on purpose.
+const KNOWN: &str = "\
+leak:^__cxa_get_globals$
+leak:^_dl_allocate_tls
+leak:^__new_exitfn$
+leak:^_IO_file_doallocate$
+leak:^_nl_intern_locale_data$
+leak:^init_cacheinfo$
+{
+  The C++ library's reserve for exceptions when there is no memory
+  Memcheck:Leak
+  fun:malloc
+  obj:*/libstdc++.so*
+  fun:call_init*
+}
+";
+
+/// All rules of a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Suppressions(Vec<Rule>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Rule {
+    /// LeakSanitizer's.
+    Anywhere(String),
+    /// valgrind's.
+    Callers(Vec<CallerRule>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum CallerRule {
+    Function(String),
+    Object(String),
+    Any,
+}
+
+impl Suppressions {
+    /// Those that we know, which hold wherever others were asked for.
+    pub fn known() -> Self {
+        Self::parse(KNOWN).unwrap_or_default()
+    }
+
+    /// Reads a file of either kind. An error is `<line>: <why>`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut rules = Vec::new();
+        let mut lines = text.lines().zip(1..).map(|(line, number)| (line.trim(), number));
+        while let Some((line, number)) = lines.next() {
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            if line == "{" {
+                rules.extend(valgrind(&mut lines, number)?);
+                continue;
+            }
+            match line.split_once(':') {
+                Some(("leak", pattern)) if !pattern.is_empty() => {
+                    rules.push(Rule::Anywhere(pattern.to_owned()))
+                }
+                _ => return Err(format!("line {number}: '{line}' is neither leak:PATTERN nor {{")),
+            }
+        }
+        Ok(Self(rules))
+    }
+
+    /// Those of `other` as well.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// A stack, callee first, is not to be reported.
+    pub fn suppress<'a>(&self, frames: impl Iterator<Item = &'a Frame> + Clone) -> bool {
+        self.0.iter().any(|rule| match rule {
+            Rule::Anywhere(pattern) => frames.clone().any(|frame| is_anywhere(pattern, frame)),
+            Rule::Callers(callers) => {
+                let frames: Vec<&Frame> = frames.clone().collect();
+                are_callers(callers, &frames)
+            }
+        })
+    }
+}
+
+/// One of valgrind's: a name, its kind, then callers up to `}`. `None` if it is of another tool.
+fn valgrind<'a>(
+    lines: &mut impl Iterator<Item = (&'a str, u32)>,
+    begin: u32,
+) -> Result<Option<Rule>, String> {
+    let mut callers = Vec::new();
+    let mut is_leak = false;
+    for (at, (line, number)) in lines.enumerate() {
+        match (at, line.split_once(':')) {
+            _ if line == "}" => return Ok(is_leak.then_some(Rule::Callers(callers))),
+            (0, _) => {}
+            // A kind of memcheck's that is no leak is no concern of ours.
+            (1, Some((tools, kind))) => is_leak = tools.contains("Memcheck") && kind.trim() == "Leak",
+            (_, Some(("fun", pattern))) => callers.push(CallerRule::Function(pattern.to_owned())),
+            (_, Some(("obj", pattern))) => callers.push(CallerRule::Object(pattern.to_owned())),
+            (_, Some(("match-leak-kinds" | "src", _))) => {}
+            _ if line == "..." => callers.push(CallerRule::Any),
+            _ if line.is_empty() || line.starts_with('#') => {}
+            _ => return Err(format!("line {number}: '{line}' is none of fun:, obj:, ... and }}")),
+        }
+    }
+    Err(format!("line {begin}: the suppression that begins there has no end (a line of its own with }})"))
+}
+
+/// LeakSanitizer's: text with `*`, which may be anywhere in a name, unless it begins with `^` or
+/// ends in `$`.
+fn is_anywhere(pattern: &str, frame: &Frame) -> bool {
+    let (begins, pattern) = pattern.strip_prefix('^').map_or((false, pattern), |rest| (true, rest));
+    let (ends, pattern) = pattern.strip_suffix('$').map_or((false, pattern), |rest| (true, rest));
+    let pattern = format!("{}{pattern}{}", if begins { "" } else { "*" }, if ends { "" } else { "*" });
+    let names = [&frame.function, &frame.symbol, &frame.file, &frame.module];
+    names.into_iter().flatten().any(|name| is_like(&pattern, name))
+}
+
+fn are_callers(callers: &[CallerRule], frames: &[&Frame]) -> bool {
+    let Some((caller, callers)) = callers.split_first() else { return true };
+    let is_here = |frame: &Frame| match caller {
+        CallerRule::Function(pattern) => {
+            [&frame.symbol, &frame.function].into_iter().flatten().any(|name| is_like(pattern, name))
+        }
+        CallerRule::Object(pattern) => frame.module.as_deref().is_some_and(|module| is_like(pattern, module)),
+        CallerRule::Any => true,
+    };
+    match (caller, frames.split_first()) {
+        (CallerRule::Any, _) => (0..=frames.len()).any(|skipped| are_callers(callers, &frames[skipped..])),
+        (_, Some((frame, frames))) => is_here(frame) && are_callers(callers, frames),
+        (_, None) => false,
+    }
+}
+
+/// The whole text is like a pattern: `*` is any text, `?` any character.
+fn is_like(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (mut at, mut seen) = (0, 0);
+    // Where the last star is, and what it covered up to.
+    let mut star: Option<(usize, usize)> = None;
+    while seen < text.len() {
+        match pattern.get(at) {
+            Some('*') => {
+                star = Some((at, seen));
+                at += 1;
+            }
+            Some(c) if *c == '?' || text.get(seen) == Some(c) => (at, seen) = (at + 1, seen + 1),
+            _ => match &mut star {
+                Some((place, covered)) => {
+                    *covered += 1;
+                    (at, seen) = (*place + 1, *covered);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[at..].iter().all(|c| *c == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::symbolize::NoSymbol;
+
+    fn frame(function: &str, symbol: &str, module: &str) -> Frame {
+        let unknown = Frame::without_function(1, Some(module.to_owned()), None, NoSymbol::Unmapped);
+        Frame { function: Some(function.to_owned()), symbol: Some(symbol.to_owned()), ..unknown }
+    }
+
+    fn stack() -> Vec<Frame> {
+        vec![
+            frame("malloc", "malloc", "/lib/libc.so.6"),
+            frame("app::Cache::put(int)", "_ZN3app5Cache3putEi", "/bin/app"),
+            frame("main", "main", "/bin/app"),
+        ]
+    }
+
+    fn is_suppressed(rules: &str) -> bool {
+        Suppressions::parse(rules).expect("rules").suppress(stack().iter())
+    }
+
+    #[test]
+    fn rules_of_leaksanitizer() {
+        for rule in
+            ["Cache::put", "app::*::put", "^main$", "libc.so", "^/bin/app$", "^app::Cache", "put(int)$"]
+        {
+            assert!(is_suppressed(&format!("# comment\n\nleak:{rule}\n")), "{rule}");
+        }
+        for rule in ["^Cache", "put$", "^mai$", "nothing"] {
+            assert!(!is_suppressed(&format!("leak:{rule}")), "{rule}");
+        }
+    }
+
+    #[test]
+    fn rules_of_valgrind() {
+        let rule = |callers: &str| {
+            is_suppressed(&format!(
+                "{{\n a name\n Memcheck:Leak\n match-leak-kinds: definite\n{callers}\n}}\n"
+            ))
+        };
+        for callers in [
+            "fun:malloc",
+            "fun:malloc\nfun:_ZN3app5Cache*",
+            "fun:malloc\n...\nfun:main",
+            "...\nobj:/bin/app\nfun:ma?n",
+            "obj:*/libc.so*",
+            "...",
+        ] {
+            assert!(rule(callers), "{callers}");
+        }
+        for callers in
+            ["fun:calloc", "fun:malloc\nfun:main", "...\nfun:mainly", "fun:malloc\n...\nfun:main\nfun:more"]
+        {
+            assert!(!rule(callers), "{callers}");
+        }
+        assert!(!is_suppressed("{\nname\nMemcheck:Cond\nfun:malloc\n}"), "is no leak");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_line() {
+        let error = |text: &str| Suppressions::parse(text).expect_err("an error");
+        assert_eq!(error("leak:a\nrace:b"), "line 2: 'race:b' is neither leak:PATTERN nor {");
+        assert_eq!(error("leak:"), "line 1: 'leak:' is neither leak:PATTERN nor {");
+        assert!(
+            error("\n{\nname\nMemcheck:Leak\nfun:a").starts_with("line 2: the suppression that begins there")
+        );
+        assert!(error("{\nname\nMemcheck:Leak\nfon:a\n}").starts_with("line 4: 'fon:a' is none of"));
+    }
+
+    #[test]
+    fn ours_can_be_read() {
+        assert_eq!(Suppressions::known().0.len(), 7);
+    }
+}

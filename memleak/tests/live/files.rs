@@ -1,0 +1,182 @@
+//! Files of the last report, read by the programs that they are for; saved reports, compared.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::{
+    guard::alone,
+    human::wordcount,
+    process::code,
+    programs::{scratch_dir, text},
+    tracer::MEMLEAK,
+};
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).env("PPROF_TMPDIR", scratch_dir()).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}: is it installed?"));
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn memleak(arguments: &[&str]) -> Output {
+    Command::new(MEMLEAK).args(arguments).output().expect("memleak")
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).expect("the file")).expect("JSON")
+}
+
+/// Traces wordcount while it counts `files` files; gives bytes and number of what is outstanding,
+/// as its text says.
+fn trace(files: usize, options: &[&str]) -> (u64, u64) {
+    let mut target = wordcount();
+    let mut input = target.stdin.take().expect("a pipe");
+    let pid = target.id().to_string();
+    let feeder = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(1500));
+        for _ in 0..files {
+            input.write_all(b"constitution.txt\n").expect("it reads");
+        }
+        thread::sleep(Duration::from_millis(1500));
+    });
+    let mut command = Command::new(MEMLEAK);
+    command.args(["-p", &pid, "-o", "0", "-T", "100000"]).args(options).stderr(Stdio::inherit());
+    let output = command.output().expect("memleak");
+    feeder.join().expect("the feeder ends");
+    target.wait().expect("waiting");
+    assert!(output.status.success(), "{:?}", output.status);
+    let written = String::from_utf8(output.stdout).expect("UTF-8");
+    let (_, last) = written.rsplit_once("stacks with outstanding").expect("a report");
+    let numbers = last.lines().filter_map(|line| {
+        let (bytes, rest) = line.strip_prefix('\t')?.split_once(" bytes in ")?;
+        Some((bytes.parse::<u64>().ok()?, rest.split(' ').next()?.parse::<u64>().ok()?))
+    });
+    numbers.fold((0, 0), |sum, (bytes, count)| (sum.0 + bytes, sum.1 + count))
+}
+
+fn folder() -> PathBuf {
+    let path = scratch_dir().join(format!("files-{}", std::process::id()));
+    fs::create_dir_all(&path).expect("a folder");
+    path
+}
+
+/// All formats of one run hold the numbers of its text, as their own readers read them.
+#[test]
+fn readers_find_the_numbers_of_the_text() {
+    let _alone = alone();
+    let folder = folder();
+    let at = |name: &str| folder.join(name);
+    let files = [
+        ("--pprof", at("a.pb.gz")),
+        ("--heaptrack", at("a.zst")),
+        ("--speedscope", at("a.speedscope.json")),
+        ("--firefox", at("a.firefox.json")),
+        ("--flamegraph", at("a.svg")),
+        ("--perfetto", at("a.pftrace")),
+        ("--html", at("a.html")),
+        ("--save", at("a.save.gz")),
+    ];
+    let options: Vec<&str> = files.iter().flat_map(|(option, path)| [*option, text(path)]).collect();
+    let (bytes, count) = trace(20, &options);
+    assert!(bytes > 1 << 20 && count > 100, "{bytes} bytes in {count}");
+    // go tool pprof, in bytes.
+    let top = run(
+        "go",
+        &[
+            "tool",
+            "pprof",
+            "-top",
+            "-unit=b",
+            "-nodefraction=0",
+            "-sample_index=inuse_space",
+            text(&at("a.pb.gz")),
+        ],
+    );
+    assert!(top.contains(&format!(" of {bytes}B total")), "{top}");
+    assert!(top.contains("word_counter::word_count") && top.contains("operator new(unsigned long)"), "{top}");
+    let top = run("go", &["tool", "pprof", "-top", "-sample_index=inuse_objects", text(&at("a.pb.gz"))]);
+    assert!(top.contains(&format!(" of {count} total")), "{top}");
+    // heaptrack's own reader: its leaks, in bytes, by stack.
+    let report = run(
+        "heaptrack_print",
+        &["-f", text(&at("a.zst")), "-F", text(&at("a.folded")), "--flamegraph-cost-type", "leaked"],
+    );
+    assert!(
+        report.contains("calls to allocation functions: ") && report.contains(&format!(": {count} (")),
+        "{report}"
+    );
+    let folded = fs::read_to_string(at("a.folded")).expect("folded stacks");
+    let sum = |line: &str| line.rsplit(' ').next().and_then(|number| number.parse::<u64>().ok());
+    assert_eq!(folded.lines().filter_map(sum).sum::<u64>(), bytes, "{folded}");
+    // The others, as they are written.
+    let speedscope = json(&at("a.speedscope.json"));
+    assert_eq!(
+        (&speedscope["profiles"][0]["endValue"], &speedscope["profiles"][1]["endValue"]),
+        (&bytes.into(), &count.into())
+    );
+    let firefox = json(&at("a.firefox.json"));
+    let allocations = &firefox["threads"][0]["nativeAllocations"];
+    let weights = allocations["weight"].as_array().expect("weights").iter().filter_map(Value::as_u64);
+    assert_eq!((weights.sum::<u64>(), &allocations["length"]), (bytes, &count.into()));
+    for name in ["a.svg", "a.html"] {
+        let file = fs::read_to_string(at(name)).expect(name);
+        assert!(file.contains("word_counter::word_count()"), "{name}");
+    }
+    // The saved one gives all of them again.
+    let again = memleak(&["report", text(&at("a.save.gz")), "--json", "--pprof", text(&at("b.pb.gz"))]);
+    let again: Value = serde_json::from_slice(&again.stdout).expect("JSON");
+    assert_eq!((&again["totals"]["bytes"], &again["totals"]["count"]), (&bytes.into(), &count.into()));
+    assert_eq!(fs::read(at("a.pb.gz")).expect("one"), fs::read(at("b.pb.gz")).expect("the other"));
+    let _ = fs::remove_dir_all(folder);
+}
+
+#[test]
+fn two_runs_are_compared_and_conditions_have_a_status_of_their_own() {
+    let _alone = alone();
+    let folder = folder().join("diff");
+    fs::create_dir_all(&folder).expect("a folder");
+    let [old, new, svg] = ["old", "new", "diff.svg"].map(|name| folder.join(name));
+    let [old, new, svg] = [&old, &new, &svg].map(|path| text(path));
+    let before = trace(5, &["--save", old]);
+    let after = trace(15, &["--save", new]);
+    // Another process, another place in memory: the same stacks.
+    let diff = memleak(&["diff", old, new, "--json", "--flamegraph", svg]);
+    assert_eq!(code(diff.status), 0, "{}", String::from_utf8_lossy(&diff.stderr));
+    let diff: Value = serde_json::from_slice(&diff.stdout).expect("JSON");
+    assert_eq!((&diff["growth"]["bytes"], &diff["growth"]["new"]), (&(after.0 - before.0).into(), &0.into()));
+    assert_eq!(diff["growth"]["count"], after.1 - before.1);
+    let stacks = diff["stacks"].as_array().expect("stacks");
+    assert!(stacks.iter().all(|stack| stack["change"] == "grown"), "{diff}");
+    assert!(fs::read_to_string(svg).expect("a picture").contains("word_counter::word_count()"));
+    for (condition, expected) in [("growth>1M", 3), ("growth>1G", 0), ("new", 0), ("lost>0", 0)] {
+        assert_eq!(
+            code(memleak(&["diff", old, new, "--fail-if", condition]).status),
+            expected,
+            "{condition}"
+        );
+    }
+    let none = memleak(&["diff", new, new, "--fail-if", "growth>0", "--fail-if", "new"]);
+    assert_eq!(code(none.status), 0);
+    let wrong = memleak(&["diff", old, "/nonexistent"]);
+    assert_eq!(code(wrong.status), 1);
+    assert!(String::from_utf8_lossy(&wrong.stderr).starts_with("memleak: /nonexistent: cannot be read: "));
+    // A live run has the same conditions; they go before --error-exitcode.
+    let grows = &["--fail-if", "growth>1K", "--error-exitcode", "9", "-o", "0", "0.1", "3", "--"];
+    let script =
+        "for i in 1 2 3 4 5 6 7 8; do a=\"$a$(head -c 9000 /dev/zero | tr '\\0' x)\"; sleep 0.1; done";
+    let run = memleak(&[&grows[..], &["sh", "-c", script]].concat());
+    assert_eq!(code(run.status), 3, "{}", String::from_utf8_lossy(&run.stderr));
+    assert!(
+        String::from_utf8_lossy(&run.stderr)
+            .contains("--fail-if growth>1024: outstanding bytes have grown by ")
+    );
+    let _ = fs::remove_dir_all(folder);
+}

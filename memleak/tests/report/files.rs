@@ -1,0 +1,289 @@
+//! The forms that have files of their own: all hold the numbers of the same report.
+
+use std::collections::BTreeMap;
+
+use memleak::report::{
+    condition::Facts,
+    filter::{Filter, Pattern},
+    format::{
+        FILE_KINDS, Measure, Options,
+        firefox::write_firefox,
+        flamegraph::write_flamegraph,
+        folded::{fold_report, write_folded},
+        heaptrack::write_heaptrack,
+        html::write_html,
+        pprof::write_pprof,
+        saved::{self, SavedError},
+        speedscope::write_speedscope,
+    },
+    model::{Report, SortKey},
+    suppressions::Suppressions,
+};
+use memleak::verdict::{Calls, Point};
+use serde_json::Value;
+
+use crate::{
+    human, json_of, read_numbers,
+    reports::{cases, leaky, merged, options, report, resources, wordcount},
+    text_of,
+};
+
+fn bytes_of(write: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>) -> Vec<u8> {
+    let mut out = Vec::new();
+    write(&mut out).expect("a Vec takes all");
+    out
+}
+
+fn saved(report: &Report) -> Vec<u8> {
+    let save = FILE_KINDS.iter().find(|kind| kind.name == "save").expect("save");
+    bytes_of(|out| (save.new)(&options(10)).report(report, out))
+}
+
+/// Outstanding bytes, by all that has them.
+fn sums(report: &Report) -> BTreeMap<&'static str, u64> {
+    let text: u64 = read_numbers(&text_of(report)).iter().map(|(bytes, _)| bytes).sum();
+    let json: Value = serde_json::from_str(&json_of(report)).expect("JSON");
+    let in_json =
+        json["stacks"].as_array().expect("stacks").iter().filter_map(|stack| stack["bytes"].as_u64()).sum();
+    let human = human::of(report, 80);
+    let in_human = human
+        .lines()
+        .filter_map(|line| line.split_once(" bytes in ")?.0.rsplit(' ').next()?.parse::<u64>().ok());
+    let folded = String::from_utf8(bytes_of(|out| write_folded(report, out))).expect("UTF-8");
+    let of_line = |line: &str| line.rsplit(' ').next().and_then(|number| number.parse::<u64>().ok());
+    let speedscope: Value =
+        serde_json::from_slice(&bytes_of(|out| write_speedscope(report, false, out))).expect("JSON");
+    let firefox: Value =
+        serde_json::from_slice(&bytes_of(|out| write_firefox(report, false, out))).expect("JSON");
+    let weights =
+        firefox["threads"][0]["nativeAllocations"]["weight"].as_array().cloned().unwrap_or_default();
+    BTreeMap::from([
+        ("text", text),
+        ("json", in_json),
+        ("totals", json["totals"]["bytes"].as_u64().expect("a number")),
+        ("human", in_human.sum()),
+        ("folded", folded.lines().filter_map(of_line).sum()),
+        ("speedscope", speedscope["profiles"][0]["endValue"].as_u64().expect("a number")),
+        ("firefox", weights.iter().filter_map(Value::as_u64).sum()),
+        ("heaptrack", heaptrack(report).iter().sum()),
+        ("pprof", pprof(report).iter().map(|values| values[1]).sum()),
+        ("saved", saved::read_bytes(&saved(report)).expect("read").totals.bytes),
+    ])
+}
+
+/// Sizes of all blocks of a heaptrack file.
+fn heaptrack(report: &Report) -> Vec<u64> {
+    let file = String::from_utf8(bytes_of(|out| write_heaptrack(report, out))).expect("UTF-8");
+    assert!(file.starts_with("v 10400 2\nX "), "{file}");
+    let hex = |text: &str| u64::from_str_radix(text, 16).expect("hexadecimal");
+    let (mut infos, mut blocks) = (Vec::new(), Vec::new());
+    for line in file.lines() {
+        match line.split_once(' ') {
+            Some(("a", info)) => infos.push(hex(info.split(' ').next().expect("a size"))),
+            Some(("+", at)) => blocks.push(infos[hex(at) as usize]),
+            _ => {}
+        }
+    }
+    blocks
+}
+
+/// The values of each sample of a profile, by a reader of protocol buffers that knows nothing else.
+fn pprof(report: &Report) -> Vec<Vec<u64>> {
+    let bytes = bytes_of(|out| write_pprof(report, out));
+    fields(&bytes)
+        .into_iter()
+        .filter(|(field, _)| *field == 2)
+        .map(|(_, sample)| {
+            let values = fields(sample).into_iter().find(|(field, _)| *field == 2).expect("values").1;
+            numbers(values)
+        })
+        .collect()
+}
+
+fn varint(bytes: &mut &[u8]) -> u64 {
+    let (mut number, mut shift) = (0, 0);
+    loop {
+        let (byte, rest) = bytes.split_first().expect("more");
+        *bytes = rest;
+        number |= u64::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            return number;
+        }
+    }
+}
+
+fn numbers(mut bytes: &[u8]) -> Vec<u64> {
+    std::iter::from_fn(|| (!bytes.is_empty()).then(|| varint(&mut bytes))).collect()
+}
+
+/// Fields that have a length; numbers are skipped.
+fn fields(mut bytes: &[u8]) -> Vec<(u64, &[u8])> {
+    let mut found = Vec::new();
+    while !bytes.is_empty() {
+        let tag = varint(&mut bytes);
+        match tag & 7 {
+            0 => {
+                varint(&mut bytes);
+            }
+            2 => {
+                let length = varint(&mut bytes) as usize;
+                let (field, rest) = bytes.split_at(length);
+                found.push((tag >> 3, field));
+                bytes = rest;
+            }
+            other => panic!("wire type {other}"),
+        }
+    }
+    found
+}
+
+#[test]
+fn all_forms_hold_the_same_numbers() {
+    for (name, report) in cases().into_iter().chain([("wordcount", wordcount())]) {
+        // Of a resource without a size the folded form has numbers.
+        if report.by_resource.iter().any(|total| !total.resource.has_size) {
+            continue;
+        }
+        let sums = sums(&report);
+        assert!(sums.values().all(|sum| *sum == report.totals.bytes), "{name}: {sums:?}");
+    }
+}
+
+#[test]
+fn every_form_takes_every_report() {
+    for (name, report) in cases() {
+        for kind in FILE_KINDS {
+            let bytes = bytes_of(|out| (kind.new)(&options(10)).report(&report, out));
+            assert!(!bytes.is_empty(), "{name}: {}", kind.name);
+        }
+    }
+}
+
+#[test]
+fn blocks_that_are_not_listed_are_made_up() {
+    let mut report = report(vec![leaky()]);
+    assert_eq!(heaptrack(&report), [16; 5]);
+    report.stacks[0].bytes = 83;
+    assert_eq!(heaptrack(&report), [16, 16, 17, 17, 17]);
+    assert_eq!(heaptrack(&merged()).iter().sum::<u64>(), merged().totals.bytes);
+}
+
+#[test]
+fn what_was_acquired_is_in_a_profile_if_it_is_known_of_all() {
+    let calls =
+        Calls { acquired: 7, bytes_acquired: 112, released: 2, bytes_released: 32, ..Calls::default() };
+    let mut report = report(vec![leaky(), leaky()]);
+    report.stacks[0].history.calls = Some(calls);
+    assert_eq!(pprof(&report), [[5, 80], [5, 80]]);
+    report.stacks[1].history.calls = Some(calls);
+    assert_eq!(pprof(&report), [[7, 112, 5, 80], [7, 112, 5, 80]]);
+    let acquired = fold_report(&report, Measure::Acquired, false);
+    assert_eq!(acquired.into_iter().collect::<Vec<_>>(), [("main;leaky(...)".to_owned(), 224)]);
+}
+
+#[test]
+fn a_page_holds_strangers_text_as_data() {
+    for (name, report) in cases() {
+        let page = String::from_utf8(bytes_of(|out| write_html(&report, out))).expect("UTF-8");
+        let (_, data) = page.split_once("id=\"data\">").expect("data");
+        let (data, rest) = data.split_once("</script>").expect("its end");
+        assert!(rest.contains("JSON.parse") && !data.contains('<'), "{name}");
+        let data: Value = serde_json::from_str(data).expect("JSON");
+        let sum: u64 =
+            data["sites"].as_array().expect("sites").iter().filter_map(|site| site["bytes"].as_u64()).sum();
+        assert_eq!(sum, report.totals.bytes, "{name}");
+    }
+    let mut evil = wordcount();
+    evil.target.comm = "</script><script>alert(1)".to_owned();
+    let page = String::from_utf8(bytes_of(|out| write_html(&evil, out))).expect("UTF-8");
+    assert!(!page.contains("</script><script>alert"), "{page}");
+}
+
+#[test]
+fn a_flame_graph_is_a_picture_of_all() {
+    let svg = |measure| {
+        let bytes = bytes_of(|out| write_flamegraph(&wordcount(), measure, false, out));
+        String::from_utf8(bytes).expect("UTF-8")
+    };
+    let bytes = svg(Measure::Bytes);
+    assert!(bytes.starts_with("<?xml") && bytes.contains("word_counter::word_count() ("), "{bytes}");
+    assert!(bytes.contains("1,574,508 bytes, 100"), "{bytes}");
+    assert!(svg(Measure::Count).contains("74 allocations, 100"));
+    assert!(svg(Measure::Growth).contains("Nothing is outstanding"));
+}
+
+#[test]
+fn a_saved_report_is_the_same_report() {
+    for (name, report) in cases().into_iter().chain([("wordcount", wordcount())]) {
+        let again = saved::read_bytes(&saved(&report)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!((text_of(&again), json_of(&again)), (text_of(&report), json_of(&report)), "{name}");
+        assert_eq!(saved(&again), saved(&report), "{name}");
+    }
+}
+
+#[test]
+fn what_is_no_saved_report_is_said() {
+    let error = |bytes: &[u8]| saved::read_bytes(bytes).expect_err("an error");
+    assert!(matches!(error(b"{\"schema\":1}"), SavedError::Other));
+    assert!(matches!(error(b""), SavedError::Other));
+    assert!(matches!(error(b"{\"memleak_report\":2,\"report\":{}}"), SavedError::Newer(2)));
+    let whole = saved(&wordcount());
+    assert!(matches!(error(&whole[..whole.len() / 2]), SavedError::Damaged(_)));
+    assert!(matches!(error(b"{\"memleak_report\":1,\"report\":{}}"), SavedError::Damaged(_)));
+}
+
+#[test]
+fn filters_take_stacks_out_and_sum_up_again() {
+    let filtered = |filter: Filter| {
+        let mut report = wordcount();
+        report.moments = vec![Point { at_ms: 5000, bytes: report.totals.bytes, count: report.totals.count }];
+        filter.apply(&mut report, SortKey::Size);
+        report
+    };
+    let pattern = |text| vec![Pattern::new(text).expect("a pattern")];
+    let only = filtered(Filter { only: pattern("^word_counter::"), ..Filter::default() });
+    assert_eq!((only.stacks.len(), only.totals.bytes, only.totals.count), (2, 1_573_884, 66));
+    assert_eq!(
+        (only.by_resource[0].bytes, only.moments[0].bytes, only.suppressed),
+        (1_573_884, 1_573_884, None)
+    );
+    let hidden = filtered(Filter { hide: pattern("word_count\\(\\)"), ..Filter::default() });
+    assert_eq!((hidden.stacks.len(), hidden.totals.bytes), (2, 624));
+    let module = filtered(Filter { only: pattern("libstdc++.so.6.0.30"), ..Filter::default() });
+    assert_eq!(module.stacks.len(), 4);
+    let rules = Suppressions::parse("leak:make_shared").expect("rules");
+    let known = filtered(Filter { suppressions: Some(rules), ..Filter::default() });
+    let suppressed = known.suppressed.expect("suppressed");
+    assert_eq!((suppressed.stacks, suppressed.bytes, suppressed.count, known.stacks.len()), (1, 528, 6, 3));
+    assert!(text_of(&known).contains("\n\tsuppressed: 528 bytes in 6 allocations from 1 stacks\n"));
+    assert!(human::of(&known, 80).contains("\nsuppressed: 528 bytes"));
+    assert_eq!(serde_json::from_str::<Value>(&json_of(&known)).expect("JSON")["suppressed"]["count"], 6);
+    assert!(Pattern::new("(").is_err());
+}
+
+#[test]
+fn what_is_taken_out_makes_room_for_others() {
+    let mut report = resources();
+    let sort = |report: &mut Report, key| {
+        report.sort(key);
+        report.stacks.iter().map(|stack| (stack.bytes, stack.count)).collect::<Vec<_>>()
+    };
+    let (memory, others) = ([(4096, 1), (80, 5)], [(0, 3), (0, 2), (0, 1)]);
+    assert_eq!(sort(&mut report, SortKey::Size), [&memory[..], &others].concat());
+    assert_eq!(sort(&mut report, SortKey::Count), [&[(80, 5), (4096, 1)][..], &others].concat());
+    let mut first = Vec::new();
+    memleak::report::format::text::write_text(&report, &Options { ..options(1) }, &mut first)
+        .expect("written");
+    assert_eq!(read_numbers(&String::from_utf8_lossy(&first)), [(80, 5), (0, 3), (0, 2)]);
+}
+
+#[test]
+fn facts_of_a_run() {
+    let mut report = wordcount();
+    report.moments =
+        vec![Point { at_ms: 1, bytes: 508, count: 1 }, Point { at_ms: 2, bytes: 1_574_508, count: 74 }];
+    (report.lost.stacks, report.lost.cut_stacks) = (2, 1);
+    let facts = Facts::of_run(&report);
+    assert_eq!((facts.growth, facts.new, facts.lost, facts.leaks), (1_574_000, 0, 3, 0));
+}

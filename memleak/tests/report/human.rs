@@ -1,0 +1,122 @@
+//! The form for people.
+
+use memleak::report::{
+    format::{Options, Style, human::write_human},
+    model::{Report, SortKey},
+};
+use memleak::verdict::Point;
+use regex::Regex;
+
+use crate::reports::{Stack, cases, frame, leaky, merged, options, report, resources, wordcount};
+
+/// A report as a terminal of so many columns has it.
+pub(crate) fn of(report: &Report, width: usize) -> String {
+    with(report, Options { style: Style { width: Some(width), ..Style::default() }, ..options(10) })
+}
+
+fn with(report: &Report, options: Options) -> String {
+    let mut out = Vec::new();
+    write_human(report, &options, &mut out).expect("a Vec takes all");
+    String::from_utf8(out).expect("UTF-8")
+}
+
+fn colored() -> Options {
+    Options { style: Style { width: Some(80), color: true, ..Style::default() }, ..options(10) }
+}
+
+#[test]
+fn nothing_is_wider_than_the_terminal() {
+    for (name, report) in cases().into_iter().chain([("wordcount", wordcount())]) {
+        for width in [40, 60, 80, 200] {
+            for line in of(&report, width).lines() {
+                // Words are not cut.
+                let is_word = !line.trim().contains(' ');
+                assert!(line.chars().count() <= width || is_word, "{name}: {width}: {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_stranger_writes_to_the_terminal() {
+    let attributes = Regex::new("\x1b\\[[0-9;]*m").expect("regex");
+    for (name, report) in cases() {
+        let plain = of(&report, 80);
+        for line in plain.lines() {
+            assert!(!line.contains(memleak::escape::acts_on_terminal), "{name}: {line:?}");
+        }
+        // Colours change nothing else.
+        assert_eq!(attributes.replace_all(&with(&report, colored()), ""), plain, "{name}");
+    }
+}
+
+/// The promise of a report of 4 sites: one screen of 80 columns, with room for the prompt.
+#[test]
+fn wordcount_is_one_screen() {
+    let text = of(&wordcount(), 80);
+    let lines: Vec<&str> = text.trim_end().lines().collect();
+    assert!(lines.len() <= 23, "{} lines:\n{text}", lines.len());
+    let responsible: Vec<&str> = lines.iter().filter_map(|line| line.trim().strip_prefix("-> ")).collect();
+    assert_eq!(responsible.len(), 4, "{text}");
+    assert!(
+        responsible[0].starts_with("word_counter::word_count() ")
+            && responsible[0].ends_with(" wordcount.cc:64")
+    );
+    assert!(responsible[2].starts_with("main ") && responsible[2].ends_with(" wordcount.cc:78"), "{text}");
+    assert!(text.contains("   5 frames in std::back_insert_iterator, std::vector; operator new"), "{text}");
+}
+
+#[test]
+fn frames_and_names_in_full_if_that_is_asked_for() {
+    let style = Style { width: Some(300), full_stacks: true, full_names: true, ..Style::default() };
+    let text = with(&wordcount(), Options { style, ..options(10) });
+    assert!(text.contains("std::allocator<char>") && !text.contains("frames in"), "{text}");
+    assert_eq!(text.matches("operator new(unsigned long)").count(), 4, "{text}");
+}
+
+/// The same path of functions is one site, by whatever addresses and in whatever process.
+#[test]
+fn the_same_path_is_one_site() {
+    let again = |offset: u64| {
+        let mut stack = leaky();
+        stack.frames.iter_mut().for_each(|frame| frame.ip += offset);
+        stack
+    };
+    let other = Stack { frames: vec![frame(0x55fc_a689_a300, "other", 1, None)], bytes: 200, ..leaky() };
+    let text = of(&report(vec![again(0), other, again(16), Stack { pid: 124, ..again(32) }]), 80);
+    assert!(text.contains(" 240 bytes in 15 allocations\n"), "{text}");
+    assert!(text.contains("  (3 stacks in 2 processes)\n"), "{text}");
+    assert!(text.find("240 bytes") < text.find("200 bytes"), "the larger one goes first: {text}");
+    let several = of(&merged(), 80);
+    assert!(several.contains("(in 30 processes)"), "{several}");
+}
+
+#[test]
+fn what_has_grown_is_said() {
+    let moments = vec![
+        Point { at_ms: 5000, bytes: 1 << 20, count: 4 },
+        Point { at_ms: 10_000, bytes: 3 << 20, count: 12 },
+    ];
+    let mut grown =
+        Report { moments, elapsed_ms: 10_000, ..report(vec![leaky(), Stack { bytes: 8, ..leaky() }]) };
+    grown.stacks[0].growth_bytes = 1 << 20;
+    grown.stacks[0].growth_count = 4;
+    let text = of(&grown, 100);
+    assert!(text.contains(" on 1 site, +24 MiB/min\n"), "{text}");
+    assert!(text.contains("  +1048576 bytes (+4), +720 MiB/h\n"), "{text}");
+}
+
+#[test]
+fn sites_are_in_the_order_that_is_asked_for() {
+    let mut sorted = resources();
+    sorted.stacks[1].growth_bytes = 1;
+    let first = |sort: SortKey| {
+        let text = with(&sorted, Options { sort, ..options(10) });
+        let arrow = text.split("-> ").nth(1).expect("a site").to_owned();
+        arrow.split(' ').next().expect("a name").to_owned()
+    };
+    assert_eq!(first(SortKey::Size), "map_it");
+    assert_eq!(first(SortKey::Count), "leaky(...)");
+    assert_eq!(first(SortKey::Age), "leaky(...)");
+    assert_eq!(first(SortKey::Growth), "map_it");
+}
