@@ -12,7 +12,7 @@ use log::debug;
 
 use super::{
     Block,
-    before::Before,
+    before::BlocksBefore,
     circles::{self, Circle},
     graph::Graph,
     index::BlockIndex,
@@ -87,7 +87,7 @@ pub struct Examined {
     /// Bytes that are in swap, and were not looked at.
     pub unread_bytes: u64,
     /// Blocks in use in glibc's arenas that we have not seen made; `None` if that cannot be told.
-    pub before: Option<Before>,
+    pub before: Option<BlocksBefore>,
     /// Circles.
     pub circles: Vec<Circle>,
     /// A way to one block of each stack that has one that is reachable.
@@ -133,7 +133,7 @@ struct Scan {
     /// What reading took: all that a process must be stopped for.
     read: Duration,
     /// What is from before tracing began, if that can be told.
-    before: Option<Before>,
+    before: Option<BlocksBefore>,
 }
 
 impl Scan {
@@ -180,7 +180,7 @@ impl Scan {
             marked = Marked::follow(&graph, &kinds, before);
         }
         let is_told = places.unknown.is_some();
-        let before = is_told.then(|| Before::of(&graph, &marked, target.before, places.free));
+        let before = is_told.then(|| BlocksBefore::of(&graph, &marked, target.before, places.free));
         debug!(
             "process {}: {} pointers in {} blocks and {} at roots; {prepared:.0?} for the roots, {:.0?} to read \
              ({unread} bytes could not be), {:.0?} to follow",
@@ -349,7 +349,7 @@ struct Looks {
     scans: u32,
     stopped: Duration,
     unread_bytes: u64,
-    before: Option<Before>,
+    before: Option<BlocksBefore>,
 }
 
 /// Looks three times while the process runs.
