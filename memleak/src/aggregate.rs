@@ -1,5 +1,6 @@
 //! A snapshot, filtered, grouped by stack, and put in order: still addresses, no names.
 
+mod calls;
 mod folded;
 mod group;
 mod past;
@@ -9,9 +10,10 @@ use std::{
     sync::Arc,
 };
 
+use calls::StacksOfGroups;
 pub use folded::Folded;
 use group::NANOSECONDS_PER_MS;
-pub use group::{Before, Group, GroupKey};
+pub use group::{AmountBefore, Group, GroupKey};
 use memleak_common::probe::Resource;
 pub use past::Past;
 use rustc_hash::{FxBuildHasher, FxHashMap};
@@ -171,6 +173,7 @@ fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
     let mut index: FxHashMap<(u32, Resource, u64), (usize, usize)> =
         FxHashMap::with_capacity_and_hasher(found.snapshot.stacks.len(), FxBuildHasher);
     let mut places: FxHashMap<GroupKey, usize> = FxHashMap::default();
+    let mut stacks = StacksOfGroups::default();
     for (outstanding, age_ns) in old_enough(found.snapshot, youngest_ns) {
         let stack = (outstanding.space, outstanding.resource, outstanding.stack_id);
         let (at, part) = *index.entry(stack).or_insert_with(|| {
@@ -181,6 +184,7 @@ fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
             });
             let processes = &mut groups[at].processes;
             processes.push(ProcessCount { pid: (found.pid_of)(outstanding.space), bytes: 0, count: 0 });
+            stacks.0.push((at, outstanding.stack_id));
             (at, processes.len() - 1)
         });
         let group = &mut groups[at];
@@ -197,6 +201,7 @@ fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
         }
     }
     groups.iter_mut().for_each(|group| group.sum_up(rate));
+    stacks.count_calls(found.snapshot, youngest_ns, rate, &mut groups);
     groups
 }
 

@@ -27,7 +27,7 @@ pub struct GroupKey {
 
 /// What a group held in the report before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Before {
+pub struct AmountBefore {
     /// Outstanding bytes then.
     pub bytes: u64,
     /// Outstanding allocations then.
@@ -55,7 +55,7 @@ pub struct Group {
     /// it was not in it).
     pub growth: i128,
     /// What it held in the report before (nothing if it was not in it).
-    pub before: Before,
+    pub before: AmountBefore,
     /// What is known of it over the whole run.
     pub history: History,
     /// What that shows.
@@ -133,7 +133,7 @@ impl Group {
             oldest_ns: age_ns,
             newest_ns: age_ns,
             growth: 0,
-            before: Before::default(),
+            before: AmountBefore::default(),
             history: History::default(),
             verdict: judge(&History::default()),
             is_top: false,

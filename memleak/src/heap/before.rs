@@ -7,7 +7,7 @@ use super::{Block, graph::Graph, mark::Marked, roots::RootKind};
 
 /// Blocks from before the attach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BlocksBefore {
+pub struct Before {
     /// How many, and their bytes.
     pub count: u64,
     /// Bytes that they have room for.
@@ -18,7 +18,7 @@ pub struct BlocksBefore {
     pub lost: Vec<Block>,
 }
 
-impl BlocksBefore {
+impl Before {
     /// Of one scan: blocks of the stack `stack`.
     pub(super) fn of(graph: &Graph, marked: &Marked, stack: u32, free: u64) -> Self {
         let held = |block: u32| marked.by.get(block as usize).is_none_or(|by| *by != RootKind::LostBefore);
@@ -72,11 +72,11 @@ mod tests {
         let root = |to, offset| RootPointer { kind: RootKind::Global, place: 0, to, offset };
         let graph = Graph::of(blocks, &pointers, vec![root(0, 0), root(1, 24)]);
         let marked = Marked::follow(&graph, &Kinds::of(&graph), Some(9));
-        let mut before = BlocksBefore::of(&graph, &marked, 9, 100);
+        let mut before = Before::of(&graph, &marked, 9, 100);
         let starts: Vec<u64> = before.lost.iter().map(|block| block.start).collect();
         assert_eq!((before.count, before.bytes, before.free), (6, 384, 100));
         assert_eq!(starts, [0x1300, 0x1400, 0x1600]);
-        before.and(&BlocksBefore { count: 5, bytes: 320, free: 7, lost: vec![block(3, 9)] });
+        before.and(&Before { count: 5, bytes: 320, free: 7, lost: vec![block(3, 9)] });
         assert_eq!((before.lost_amount(), before.count), ((64, 1), 5));
     }
 }

@@ -18,7 +18,7 @@ mod roots;
 mod scan;
 mod types;
 
-pub use before::BlocksBefore;
+pub use before::Before;
 pub use circles::{Circle, Hanging, Side};
 pub use mark::{Class, Classes};
 pub use roots::RootKind;

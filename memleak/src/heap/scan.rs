@@ -12,7 +12,7 @@ use log::debug;
 
 use super::{
     Block,
-    before::BlocksBefore,
+    before::Before,
     circles::{self, Circle},
     graph::Graph,
     index::BlockIndex,
@@ -90,7 +90,7 @@ pub struct Examined {
     /// Bytes that are in swap, and were not looked at.
     pub unread_bytes: u64,
     /// Blocks in use in glibc's arenas that we have not seen made; `None` if that cannot be told.
-    pub before: Option<BlocksBefore>,
+    pub before: Option<Before>,
     /// Circles.
     pub circles: Vec<Circle>,
     /// A way to one block of each stack that has one that is reachable.
@@ -136,7 +136,7 @@ struct Scan {
     /// What reading took: all that a process must be stopped for.
     read: Duration,
     /// What is from before tracing began, if that can be told.
-    before: Option<BlocksBefore>,
+    before: Option<Before>,
 }
 
 impl Scan {
@@ -183,7 +183,7 @@ impl Scan {
             marked = Marked::follow(&graph, &kinds, before);
         }
         let is_told = places.unknown.is_some();
-        let before = is_told.then(|| BlocksBefore::of(&graph, &marked, target.before, places.free));
+        let before = is_told.then(|| Before::of(&graph, &marked, target.before, places.free));
         debug!(
             "process {}: {} pointers in {} blocks and {} at roots; {prepared:.0?} for the roots, {:.0?} to read \
              ({unread} bytes could not be), {:.0?} to follow",
@@ -351,7 +351,7 @@ struct Looks {
     scans: u32,
     stopped: Duration,
     unread_bytes: u64,
-    before: Option<BlocksBefore>,
+    before: Option<Before>,
 }
 
 /// Looks three times while the process runs, and more often as long as blocks turn up that were

@@ -1,14 +1,17 @@
 //! What `--why` has found, as plain data: what is lost, which blocks hold each other in a circle,
 //! and what holds the rest.
 
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
 use crate::{
     heap::{Class, Classes},
-    report::names::is_library,
     symbolize::Frame,
 };
 
 /// See the module.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Why {
     /// How often the targets' memory was looked through; 0 if they were stopped for it.
     pub scans: u32,
@@ -32,21 +35,41 @@ pub struct Why {
     pub types: Vec<LostType>,
     /// What was there before tracing began; `None` if there is nothing to tell.
     pub before: Option<BeforeAttach>,
-    /// What became of blocks that are listed (`-a`): process, address and class, in order.
-    pub allocations: Vec<(u32, u64, Class)>,
+    /// What became of blocks that are listed (`-a`), by process and address.
+    #[serde(with = "pairs")]
+    pub allocations: HashMap<(u32, u64), Class>,
 }
 
 impl Why {
-    /// What became of the block at `address`, if that was listed.
-    pub fn class_of(&self, pid: u32, address: u64) -> Option<Class> {
-        let place = |&(pid, address, _): &(u32, u64, Class)| (pid, address);
-        let at = self.allocations.binary_search_by_key(&(pid, address), place).ok()?;
-        self.allocations.get(at).map(|(.., class)| *class)
+    /// The report's stacks are at other places now, by their old ones, or gone.
+    pub fn move_stacks(&mut self, places: &[Option<usize>]) {
+        for member in self.cycles.iter_mut().flat_map(|cycle| &mut cycle.members) {
+            member.stack = member.stack.and_then(|stack| places.get(stack).copied().flatten());
+        }
+    }
+}
+
+/// A map as a list of pairs: keys of JSON are strings.
+mod pairs {
+    use std::collections::HashMap;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use crate::heap::Class;
+
+    type Map = HashMap<(u32, u64), Class>;
+
+    pub(super) fn serialize<S: Serializer>(map: &Map, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(map)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Map, D::Error> {
+        Ok(Vec::deserialize(from)?.into_iter().collect())
     }
 }
 
 /// Circles of one shape.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cycle {
     /// Blocks in the largest of them.
     pub length: u64,
@@ -69,7 +92,7 @@ pub struct Cycle {
 }
 
 /// Where blocks were acquired, as far as a line of text can say.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MadeIn {
     /// The function that is responsible.
     pub function: Option<String>,
@@ -78,7 +101,7 @@ pub struct MadeIn {
 }
 
 /// A block of a circle, which holds another.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CycleMember {
     /// Its type.
     pub type_name: Option<String>,
@@ -92,14 +115,14 @@ pub struct CycleMember {
     pub size: u64,
     /// Bytes of the next.
     pub to_size: u64,
-    /// The id of its stack.
-    pub stack: Option<u64>,
+    /// Its stack, by its place among those of the report.
+    pub stack: Option<usize>,
     /// Where it was acquired.
     pub made_in: MadeIn,
 }
 
 /// Blocks that hang off circles.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HangingBlocks {
     /// Their type.
     pub type_name: Option<String>,
@@ -112,7 +135,7 @@ pub struct HangingBlocks {
 }
 
 /// What holds the blocks of a stack.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldBy {
     /// The root: `global g_cache [server]`, `main's stack`.
     pub by: String,
@@ -127,7 +150,7 @@ pub struct HeldBy {
 }
 
 /// Blocks of glibc's that were there before tracing began.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BeforeAttach {
     /// Bytes that they have room for.
     pub bytes: u64,
@@ -144,7 +167,7 @@ pub struct BeforeAttach {
 }
 
 /// Lost blocks of one type.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LostType {
     /// The type.
     pub name: String,
@@ -163,6 +186,34 @@ impl MadeIn {
         let place = frame.file.clone().zip(frame.line);
         Self { function: frame.function.clone(), place }
     }
+}
+
+/// A function of the C or C++ library, of a language's runtime, or of an allocator.
+fn is_library(frame: &Frame) -> bool {
+    const MODULES: [&str; 7] =
+        ["libc.so", "libc-", "libstdc++", "libc++", "libjemalloc", "libtcmalloc", "libmimalloc"];
+    const FUNCTIONS: [&str; 10] = [
+        "std::",
+        "__gnu_cxx::",
+        "operator new",
+        "alloc::",
+        "core::",
+        "<alloc::",
+        "<core::",
+        "__rust",
+        "__libc_",
+        "_start",
+    ];
+    let Some(function) = &frame.function else { return true };
+    let module = frame.module.as_deref().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
+    // A template's instance has its return type before it: `void std::vector<...>::...`.
+    let name = function.split('(').next().unwrap_or_default();
+    let name = name.split('<').next().unwrap_or_default();
+    let name = name.rsplit(' ').next().unwrap_or_default();
+    let is_new = function.starts_with("operator new");
+    is_new
+        || MODULES.iter().any(|start| module.starts_with(start))
+        || FUNCTIONS.iter().any(|start| name.starts_with(start) || function.starts_with(start))
 }
 
 #[cfg(test)]

@@ -11,8 +11,6 @@ use crate::{
     symbolize::{Frame, MemberAt, Symbolizer},
 };
 
-/// The resource, as stacks' ids have it.
-const HEAP: &str = "heap";
 /// Ways that are told.
 const MOST_WAYS: usize = 10;
 
@@ -50,8 +48,13 @@ impl<'a> Explainer<'a> {
         sums
     }
 
-    /// All of it. `classes`: what [`Self::classes`] gave.
-    pub(super) fn explain(mut self, classes: &HashMap<SiteId, Classes>) -> Why {
+    /// All of it. `classes`: what [`Self::classes`] gave; `place`: where a site's stack is in the
+    /// report.
+    pub(super) fn explain(
+        mut self,
+        classes: &HashMap<SiteId, Classes>,
+        place: &dyn Fn(SiteId) -> Option<usize>,
+    ) -> Why {
         let looked = self.looked;
         let unknown = |heap: &ExaminedHeap| heap.examined.before.as_ref().map(|before| before.count);
         let mut why = Why {
@@ -65,7 +68,7 @@ impl<'a> Explainer<'a> {
         };
         classes.values().for_each(|of_site| why.classes.add_all(of_site));
         self.find_members();
-        why.cycles = self.cycles();
+        why.cycles = self.cycles(place);
         why.held = self.held(classes);
         why.types = self.types();
         why.before = self.before();
@@ -126,14 +129,14 @@ impl<'a> Explainer<'a> {
         members.get(at.checked_sub(1)?).map(|member| member.name.clone())
     }
 
-    fn cycles(&mut self) -> Vec<Cycle> {
+    fn cycles(&mut self, place: &dyn Fn(SiteId) -> Option<usize>) -> Vec<Cycle> {
         let looked = self.looked;
         let mut merged: HashMap<Vec<(SiteId, u32, SiteId)>, Cycle> = HashMap::new();
         for heap in &looked.heaps {
             for circle in &heap.examined.circles {
                 let key = |side: &Side| (self.site(side.stack), side.offset, self.site(side.to));
                 let shape = circle.sides.iter().map(key).collect();
-                let cycle = self.cycle(heap, circle);
+                let cycle = self.cycle(heap, circle, place);
                 match merged.get_mut(&shape) {
                     Some(known) => add(known, cycle),
                     None => _ = merged.insert(shape, cycle),
@@ -150,7 +153,12 @@ impl<'a> Explainer<'a> {
         cycles
     }
 
-    fn cycle(&mut self, heap: &ExaminedHeap, circle: &Circle) -> Cycle {
+    fn cycle(
+        &mut self,
+        heap: &ExaminedHeap,
+        circle: &Circle,
+        place: &dyn Fn(SiteId) -> Option<usize>,
+    ) -> Cycle {
         let size = |number: u32| {
             heap.examined.blocks().iter().find(|(it, _)| it.stack == number).map_or(0, |(it, _)| it.size)
         };
@@ -161,7 +169,7 @@ impl<'a> Explainer<'a> {
             to: self.type_name(heap, side.to),
             size: size(side.stack),
             to_size: size(side.to),
-            stack: self.sites.get(self.site(side.stack)).map(|site| site.stack_id(HEAP)),
+            stack: place(self.site(side.stack)),
             made_in: self.made_in(side.stack),
         });
         let mut members: Vec<CycleMember> = members.collect();

@@ -194,15 +194,15 @@ impl Reporter {
         for (key, stack) in keys.iter().zip(stacks.iter_mut()).filter(|(key, _)| is_heap(key)) {
             stack.why = classes.get(&key.site).copied();
         }
-        let mut why = explainer.explain(&classes);
+        let place = |site: SiteId| keys.iter().position(|key| is_heap(key) && key.site == site);
+        let mut why = explainer.explain(&classes, &place);
         let listed = stacks.iter().flat_map(|stack| stack.allocations.iter().flatten());
         why.allocations = listed
             .filter_map(|line| {
                 let heap = looked.heaps.iter().find(|heap| heap.pid == line.pid)?;
-                Some((line.pid, line.address, heap.examined.class_of(line.address)?))
+                Some(((line.pid, line.address), heap.examined.class_of(line.address)?))
             })
             .collect();
-        why.allocations.sort_unstable();
         why
     }
 }

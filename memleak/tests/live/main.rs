@@ -48,4 +48,5 @@ mod targets;
 mod unusual;
 mod unwinding;
 mod user_rows;
+mod verdicts;
 mod why;

@@ -86,6 +86,19 @@ pub(crate) struct Stack {
     pub cache: Option<String>,
     pub frames: Vec<Frame>,
     pub allocations: Option<Vec<Allocation>>,
+    pub verdict: Option<String>,
+    /// Where calls are counted by stack.
+    pub acquired: Option<u64>,
+    pub released: Option<u64>,
+    pub bytes_acquired: Option<u64>,
+    pub bytes_released: Option<u64>,
+    pub lifetime: Option<Lifetime>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct Lifetime {
+    pub released_p50_ms: Option<u64>,
+    pub released_max_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]

@@ -96,8 +96,8 @@ impl Stack {
             tag: self.tag,
             frames: self.frames.into_iter().map(|frame| frames.intern(frame)).collect(),
             notes: notes.into_iter().flatten().collect(),
-            why: None,
             blocks: self.allocations.clone().unwrap_or_default(),
+            why: None,
             allocations: self.allocations,
         }
     }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use super::{
     Format, Kind, Options, Scope,
-    line::{Look, TextLine, columns, wrap},
+    line::{Look, TextLine, wrap},
     lost::lost_line,
     memory,
     path::write_path,
@@ -21,7 +21,6 @@ use crate::{
         call_sites::{CallSite, call_sites},
         model::{Note, Report},
         trace::EventLine,
-        why::Why,
     },
     snapshot::KERNEL_PID,
     verdict::VerdictKind,
@@ -101,7 +100,12 @@ pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> i
         }
     }
     if let Some(why) = &report.why {
-        write_explanation(why, screen, out)?;
+        let mut lines = Vec::new();
+        write_why(why, &mut lines)?;
+        for line in String::from_utf8_lossy(&lines).lines() {
+            let words = line.trim_start();
+            screen.text(words, line.len() - words.len(), Look::Plain, out)?;
+        }
     }
     // What follows is the next report, or the shell's prompt.
     if report.is_final && !options.summary {
@@ -112,20 +116,6 @@ pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> i
         summary(report).iter().try_for_each(|line| screen.text(line, 0, Look::Plain, out))?;
     }
     Ok(())
-}
-
-/// What is lost and what holds the rest, in the words of the text form.
-fn write_explanation(why: &Why, screen: Screen<'_>, out: &mut dyn Write) -> io::Result<()> {
-    let mut text = Vec::new();
-    write_why(why, &mut text)?;
-    writeln!(out)?;
-    String::from_utf8_lossy(&text).lines().try_for_each(|line| {
-        let said = line.trim_start();
-        match columns(line) <= screen.width {
-            true => screen.line(TextLine::default().push(Look::Plain, line), out),
-            false => screen.text(said, line.len() - said.len(), Look::Plain, out),
-        }
-    })
 }
 
 /// What is traced, what it holds in all, and what its memory is.

@@ -25,12 +25,11 @@ use serde_json::ser::Formatter;
 
 use super::{
     Format, Kind, Options,
-    why::{JsonClasses, JsonCycle, JsonHeld, JsonWhy, cycles},
+    why::{JsonClasses, JsonCycle, JsonHeld, JsonWhy, cycles, places},
 };
 use crate::{
     account::Memory,
     escape::acts_on_terminal,
-    heap::Class,
     kernel_labels::Tag,
     report::{
         model::{
@@ -89,7 +88,7 @@ pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Resul
             suppressed: report.suppressed,
             memory: report.memory,
             why: why.map(JsonWhy::from),
-            cycles: why.map(|why| cycles(report, why, top)),
+            cycles: why.map(|why| cycles(why, &places(report, top))),
             held: why.map(|why| why.held.iter().map(JsonHeld::from).collect()),
             stacks: report.top(top).map(|stack| JsonStack::new(report, stack)).collect(),
         },
@@ -369,15 +368,14 @@ struct JsonAllocation<'a> {
 
 impl<'a> JsonAllocation<'a> {
     fn new(report: &Report, allocation: &'a AllocationLine, names_process: bool) -> Self {
-        let why = report.why.as_deref();
-        let class = why.and_then(|why| why.class_of(allocation.pid, allocation.address));
+        let place = (allocation.pid, allocation.address);
         Self {
             pid: names_process.then_some(allocation.pid),
             address: Hex(allocation.address),
             size: allocation.size,
             age_ms: allocation.age_ms,
             now: allocation.now.as_deref(),
-            why: class.map(Class::name),
+            why: report.why.as_deref().and_then(|why| why.allocations.get(&place)).map(|class| class.name()),
         }
     }
 }

@@ -12,7 +12,6 @@ use crate::{
     heap::Classes,
     report::{
         model::{Report, StackReport},
-        names::shorten,
         why::{BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, MadeIn, Why},
     },
     words::{BinaryBytes, Grouped},
@@ -29,7 +28,7 @@ pub(super) fn write_why(why: &Why, out: &mut dyn Write) -> io::Result<()> {
     let all = Grouped(why.classes.count());
     match count {
         0 => write!(out, "Lost: nothing of {all} blocks")?,
-        _ => write!(out, "Lost: {} in {} of {all} blocks", BinaryBytes(bytes), Grouped(count))?,
+        _ => write!(out, "Lost: {} in {} of {all} blocks", amount(bytes), Grouped(count))?,
     }
     match why.scans {
         0 => writeln!(out, "   (stopped for {} ms)", why.stopped_ms)?,
@@ -37,7 +36,7 @@ pub(super) fn write_why(why: &Why, out: &mut dyn Write) -> io::Result<()> {
     }
     let (possible, doubtful) = why.classes.possibly;
     if doubtful > 0 {
-        writeln!(out, "  possibly lost: {} in {} blocks", BinaryBytes(possible), Grouped(doubtful))?;
+        writeln!(out, "  possibly lost: {} in {} blocks", amount(possible), Grouped(doubtful))?;
     }
     why.cycles.iter().take(SHOWN).try_for_each(|cycle| write_cycle(cycle, out))?;
     if why.cycles.len() > SHOWN {
@@ -45,7 +44,7 @@ pub(super) fn write_why(why: &Why, out: &mut dyn Write) -> io::Result<()> {
     }
     for lost in why.types.iter().take(SHOWN) {
         let name = printable(&lost.name);
-        writeln!(out, "  lost: {} x {name} ({})", Grouped(lost.count), BinaryBytes(lost.bytes))?;
+        writeln!(out, "  lost: {} x {name} ({})", Grouped(lost.count), amount(lost.bytes))?;
     }
     why.held.iter().take(SHOWN).try_for_each(|held| write_held(held, out))?;
     write_limits(why, out)
@@ -54,7 +53,7 @@ pub(super) fn write_why(why: &Why, out: &mut dyn Write) -> io::Result<()> {
 /// What the numbers above may be wrong by.
 fn write_limits(why: &Why, out: &mut dyn Write) -> io::Result<()> {
     if why.unread_bytes > 0 {
-        let bytes = BinaryBytes(why.unread_bytes);
+        let bytes = amount(why.unread_bytes);
         writeln!(out, "  ({bytes} are in swap and were not read: nothing is called lost for sure)")?;
     }
     let unknown = why.unknown_blocks.filter(|unknown| *unknown > 0);
@@ -79,20 +78,15 @@ fn write_limits(why: &Why, out: &mut dyn Write) -> io::Result<()> {
 
 /// What was there before the attach; what it points to counts as held.
 fn write_before(before: &BeforeAttach, out: &mut dyn Write) -> io::Result<()> {
-    write!(
-        out,
-        "  from before the attach: {} in {} blocks",
-        BinaryBytes(before.bytes),
-        Grouped(before.count)
-    )?;
+    write!(out, "  from before the attach: {} in {} blocks", amount(before.bytes), Grouped(before.count))?;
     match before.lost_count {
         0 => write!(out, ", none lost")?,
-        count => write!(out, ", lost of these: {} in {}", BinaryBytes(before.lost_bytes), Grouped(count))?,
+        count => write!(out, ", lost of these: {} in {}", amount(before.lost_bytes), Grouped(count))?,
     }
-    writeln!(out, "; {} are free", BinaryBytes(before.free))?;
+    writeln!(out, "; {} are free", amount(before.free))?;
     for lost in before.types.iter().take(SHOWN) {
         let name = printable(&lost.name);
-        writeln!(out, "     lost before: {} x {name} ({})", Grouped(lost.count), BinaryBytes(lost.bytes))?;
+        writeln!(out, "     lost before: {} x {name} ({})", Grouped(lost.count), amount(lost.bytes))?;
     }
     Ok(())
 }
@@ -104,9 +98,9 @@ fn write_cycle(cycle: &Cycle, out: &mut dyn Write) -> io::Result<()> {
         (some, Some(from)) => write!(out, " ({} still pointed at from {})", Grouped(some), printable(from))?,
         (some, None) => write!(out, " ({} still pointed at)", Grouped(some))?,
     }
-    write!(out, ", {}", BinaryBytes(cycle.bytes))?;
+    write!(out, ", {}", amount(cycle.bytes))?;
     match cycle.retained_bytes > cycle.bytes {
-        true => writeln!(out, ", holding {}", BinaryBytes(cycle.retained_bytes))?,
+        true => writeln!(out, ", holding {}", amount(cycle.retained_bytes))?,
         false => writeln!(out)?,
     }
     let shown = cycle.members.get(..SIDES).unwrap_or(&cycle.members);
@@ -164,7 +158,7 @@ fn write_held(held: &HeldBy, out: &mut dyn Write) -> io::Result<()> {
     write!(
         out,
         "  held: {} in {} blocks by {}",
-        BinaryBytes(held.bytes),
+        amount(held.bytes),
         Grouped(held.count),
         printable(&held.by)
     )?;
@@ -208,7 +202,9 @@ struct Shown<'a>(&'a MadeIn);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&printable(&shorten(self.0.function.as_deref().unwrap_or("an unknown function"))))?;
+        f.write_str(&printable(&without_parameters(
+            self.0.function.as_deref().unwrap_or("an unknown function"),
+        )))?;
         match &self.0.place {
             Some((file, line)) => {
                 let name = file.rsplit('/').next().unwrap_or(file);
@@ -217,6 +213,27 @@ impl fmt::Display for Shown<'_> {
             None => Ok(()),
         }
     }
+}
+
+/// `word_counter::word_count()` of a function with whatever parameters.
+fn without_parameters(function: &str) -> String {
+    let mut depth = 0_u32;
+    for (at, byte) in function.bytes().enumerate() {
+        match byte {
+            b'(' if depth == 0 && !function[at..].starts_with("(anonymous namespace)") && at > 0 => {
+                return format!("{}()", &function[..at]);
+            }
+            b'<' | b'(' => depth += 1,
+            b'>' | b')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    function.to_owned()
+}
+
+/// Bytes, in words.
+fn amount(bytes: u64) -> String {
+    format!("{:#}", BinaryBytes(bytes))
 }
 
 /// Bytes and number of blocks.
@@ -310,17 +327,14 @@ struct JsonMember<'a> {
     stack: Option<usize>,
 }
 
-/// The circles of a report of which the first `top` stacks of each table are written.
-pub(super) fn cycles<'a>(report: &'a Report, why: &'a Why, top: usize) -> Vec<JsonCycle<'a>> {
-    let place = |id: u64| {
-        let is_it = |stack: &StackReport| stack.why.is_some() && stack.stack_id == Some(id);
-        report.top(top).position(is_it)
-    };
+/// The circles of a report. `places`: where each stack of the report is among those that are
+/// written, if it is.
+pub(super) fn cycles<'a>(why: &'a Why, places: &[Option<usize>]) -> Vec<JsonCycle<'a>> {
     let member = |member: &'a CycleMember| JsonMember {
         r#type: member.type_name.as_deref(),
         field: member.field.as_deref(),
         offset: member.offset,
-        stack: member.stack.and_then(place),
+        stack: member.stack.and_then(|stack| places.get(stack).copied().flatten()),
     };
     let cycle = |cycle: &'a Cycle| JsonCycle {
         length: cycle.length,
@@ -331,6 +345,14 @@ pub(super) fn cycles<'a>(report: &'a Report, why: &'a Why, top: usize) -> Vec<Js
         members: cycle.members.iter().map(member).collect(),
     };
     why.cycles.iter().map(cycle).collect()
+}
+
+/// Where each stack of a report is among the first `top` of each table.
+pub(super) fn places(report: &Report, top: usize) -> Vec<Option<usize>> {
+    let written: Vec<*const StackReport> = report.top(top).map(std::ptr::from_ref).collect();
+    let place = |stack: &StackReport| written.iter().position(|it| std::ptr::eq(*it, stack));
+    // Those that are written come first in their table, and there are few.
+    report.stacks.iter().map(place).collect()
 }
 
 #[derive(Serialize)]
@@ -344,5 +366,21 @@ pub(super) struct JsonHeld<'a> {
 impl<'a> From<&'a HeldBy> for JsonHeld<'a> {
     fn from(held: &'a HeldBy) -> Self {
         Self { by: &held.by, path: &held.path, bytes: held.bytes, count: held.count }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_left_out() {
+        let names = [
+            ("main", "main"),
+            ("a::b(std::string const&) const", "a::b()"),
+            ("(anonymous namespace)::f(int)", "(anonymous namespace)::f()"),
+            ("g<void (int)>(char)", "g<void (int)>()"),
+        ];
+        names.iter().for_each(|(name, short)| assert_eq!(without_parameters(name), *short));
     }
 }

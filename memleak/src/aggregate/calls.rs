@@ -1,0 +1,85 @@
+//! What became of all that a group has acquired: from the histories of its stacks.
+
+use memleak_common::history::StackHistory;
+use rustc_hash::FxHashMap;
+
+use super::group::Group;
+use crate::{snapshot::Snapshot, verdict::Calls};
+
+/// The stacks of groups, by the group's place. One can be there more than once: it may be the same
+/// in several processes.
+#[derive(Debug, Default)]
+pub(super) struct StacksOfGroups(pub(super) Vec<(usize, u64)>);
+
+impl StacksOfGroups {
+    /// Fills [`crate::verdict::History::calls`] of groups that are summed up. A group's calls are
+    /// not known if those of one of its stacks are not.
+    pub(super) fn count_calls(
+        mut self,
+        snapshot: &Snapshot,
+        youngest_ns: u64,
+        rate: u64,
+        groups: &mut [Group],
+    ) {
+        let Some(histories) = &snapshot.histories else { return };
+        self.0.sort_unstable();
+        self.0.dedup();
+        let mut young = young(snapshot, youngest_ns);
+        let mut sums: FxHashMap<usize, Option<Calls>> = FxHashMap::default();
+        for (at, stack_id) in self.0 {
+            let released = match histories.get(&stack_id) {
+                Some(history) => Some(calls_of(history)),
+                // It has released nothing, unless it found no place.
+                None => (snapshot.lost_histories == 0 && stack_id != 0).then(Calls::default),
+            };
+            let calls = released.map(|released| {
+                let (bytes, count) = young.remove(&stack_id).unwrap_or_default();
+                let acquired = released.released.saturating_add(count);
+                let bytes_acquired = released.bytes_released.saturating_add(bytes);
+                Calls { acquired, bytes_acquired, ..released }
+            });
+            let sum = sums.entry(at).or_insert_with(|| Some(Calls::default()));
+            match (sum.as_mut(), calls) {
+                (Some(sum), Some(calls)) => sum.add(&calls),
+                _ => *sum = None,
+            }
+        }
+        for (at, calls) in sums {
+            let Some(group) = groups.get_mut(at) else { continue };
+            group.history.calls = calls.map(|calls| {
+                let calls = calls.scaled(rate);
+                Calls {
+                    acquired: calls.acquired.saturating_add(group.count),
+                    bytes_acquired: calls.bytes_acquired.saturating_add(group.bytes),
+                    ..calls
+                }
+            });
+        }
+    }
+}
+
+/// Bytes and number of what is too young for a report, by stack.
+fn young(snapshot: &Snapshot, youngest_ns: u64) -> FxHashMap<u64, (u64, u64)> {
+    let mut sums: FxHashMap<u64, (u64, u64)> = FxHashMap::default();
+    let is_young = |time_ns: u64| snapshot.time_ns.saturating_sub(time_ns) < youngest_ns;
+    for outstanding in snapshot.outstanding.iter().filter(|outstanding| is_young(outstanding.time_ns)) {
+        let (bytes, count) = sums.entry(outstanding.stack_id).or_default();
+        *bytes = bytes.saturating_add(outstanding.size);
+        *count += 1;
+    }
+    sums
+}
+
+/// What of a history is about releases.
+fn calls_of(history: &StackHistory) -> Calls {
+    let mut calls = Calls {
+        released: history.released.iter().fold(0, |sum, number| sum.saturating_add(*number)),
+        bytes_released: history.bytes,
+        longest_ms: history.longest_ns.div_ceil(1_000_000),
+        ..Calls::default()
+    };
+    for (to, from) in calls.lifetimes.iter_mut().zip(history.released) {
+        *to = from;
+    }
+    calls
+}
