@@ -425,8 +425,8 @@ fn look_stopped(
     Ok(Looks { stopped: reached + scan.read, scan, scans: 0, unread_bytes, before })
 }
 
-/// Each block is as good as the best that was seen of it; what is gone was held by who has freed it.
-/// Gives whether a block that is there is better than it was.
+/// Each block is as good as the best that was seen of it; what is gone was held by who has freed
+/// it. Gives whether a block that is there is better than it was.
 fn merge(blocks: &mut [(Block, Class)], seen: impl Fn(&Block) -> Option<Class>) -> bool {
     let mut is_better = false;
     for (block, class) in blocks.iter_mut().filter(|(_, class)| *class != Class::Reachable) {
