@@ -30,8 +30,11 @@ use crate::{
     },
 };
 
-/// How many, and the time from one to the next.
+/// How many, and as long as pointers are seen to move; how long all of them may take then.
 const SCANS: u32 = 3;
+const MOST_SCANS: u32 = 12;
+const LONGEST: Duration = Duration::from_secs(10);
+/// The time from one to the next.
 const BETWEEN: Duration = Duration::from_millis(100);
 /// Blocks on the way from a root that are kept.
 const LONGEST_WAY: usize = 64;
@@ -195,12 +198,12 @@ impl Scan {
         Ok(Self { graph, kinds, marked, runs, places, swapped, read, before })
     }
 
-    fn class(&self, block: &Block) -> Class {
+    /// What became of a block; `None` if it is there no more.
+    fn class(&self, block: &Block) -> Option<Class> {
         let at = self.graph.blocks().binary_search_by_key(&block.start, |it| it.start);
         let same =
             at.ok().filter(|at| self.graph.blocks().get(*at).is_some_and(|it| it.birth == block.birth));
-        // What was freed was held by who has freed it.
-        same.and_then(|at| self.marked.classes.get(at)).copied().unwrap_or(Class::Reachable)
+        same.and_then(|at| self.marked.classes.get(at)).copied()
     }
 
     /// Of all blocks that are not known to the first look nothing is said.
@@ -328,9 +331,8 @@ pub fn examine(
     scan.find_tagged(target.pid)?;
     scan.marked.split_lost(&scan.graph);
     for (block, class) in &mut blocks {
-        let now = scan.class(block);
         // What has been freed since was classed as reachable before.
-        *class = (*class).max(now);
+        *class = (*class).max(scan.class(block).unwrap_or(Class::Reachable));
     }
     Ok(Examined {
         scans,
@@ -352,35 +354,40 @@ struct Looks {
     before: Option<Before>,
 }
 
-/// Looks three times while the process runs.
+/// Looks three times while the process runs, and more often as long as blocks turn up that were
+/// lost: their pointers move.
 fn look_repeatedly(
     target: &HeapTarget,
     first: Sight,
     again: &mut dyn FnMut() -> io::Result<Sight>,
     blocks: &mut [(Block, Class)],
 ) -> io::Result<Looks> {
+    let began = Instant::now();
     let mut scan = Scan::of(target, first, None)?;
     let (mut unread_bytes, mut before) = (scan.swapped, scan.before.take());
     merge(blocks, |block| scan.class(block));
-    for _ in 1..SCANS {
+    let (mut scans, mut is_moving) = (1, false);
+    while scans < SCANS || (is_moving && scans < MOST_SCANS && began.elapsed() < LONGEST) {
         // What does not change shall have time to: a look at a small heap takes a millisecond.
         thread::sleep(BETWEEN);
         drop(scan);
         scan = Scan::of(target, again()?, None)?;
+        scans += 1;
         unread_bytes = unread_bytes.max(scan.swapped);
+        // What is made while it is looked at is known the next time.
         match (&mut before, &scan.before) {
             (Some(before), Some(now)) => before.and(now),
             _ => before = None,
         }
-        merge(blocks, |block| scan.class(block));
+        is_moving = merge(blocks, |block| scan.class(block));
     }
     let left = BlockIndex::new(again()?.blocks);
     merge(blocks, |block| {
         let at = left.blocks().binary_search_by_key(&block.start, |it| it.start).ok();
         let same = at.and_then(|at| left.blocks().get(at)).is_some_and(|it| it.birth == block.birth);
-        if same { Class::Definitely } else { Class::Reachable }
+        same.then_some(Class::Definitely)
     });
-    Ok(Looks { scan, scans: SCANS, stopped: Duration::ZERO, unread_bytes, before })
+    Ok(Looks { scan, scans, stopped: Duration::ZERO, unread_bytes, before })
 }
 
 /// Looks once while the process is stopped, if that takes no longer than it may. It is looked at
@@ -418,13 +425,18 @@ fn look_stopped(
     Ok(Looks { stopped: reached + scan.read, scan, scans: 0, unread_bytes, before })
 }
 
-/// Each block is as good as the best that was seen of it.
-fn merge(blocks: &mut [(Block, Class)], seen: impl Fn(&Block) -> Class) {
-    for (block, class) in blocks {
-        if *class != Class::Reachable {
-            *class = (*class).max(seen(block));
+/// Each block is as good as the best that was seen of it; what is gone was held by who has freed
+/// it. Gives whether a block that is there is better than it was.
+fn merge(blocks: &mut [(Block, Class)], seen: impl Fn(&Block) -> Option<Class>) -> bool {
+    let mut is_better = false;
+    for (block, class) in blocks.iter_mut().filter(|(_, class)| *class != Class::Reachable) {
+        match seen(block) {
+            Some(now) if now > *class => (*class, is_better) = (now, true),
+            Some(_) => {}
+            None => *class = Class::Reachable,
         }
     }
+    is_better
 }
 
 #[cfg(test)]
