@@ -1,5 +1,6 @@
 //! A snapshot, filtered, grouped by stack, and put in order: still addresses, no names.
 
+mod calls;
 mod folded;
 mod group;
 mod past;
@@ -9,6 +10,7 @@ use std::{
     sync::Arc,
 };
 
+use calls::StacksOfGroups;
 pub use folded::Folded;
 use group::NANOSECONDS_PER_MS;
 pub use group::{Before, Group, GroupKey};
@@ -68,6 +70,8 @@ pub struct Wanted {
     pub ignore_older: bool,
     /// Each group's allocations, one by one.
     pub blocks: bool,
+    /// What was released, by age.
+    pub lifetimes: bool,
 }
 
 /// Groups what is outstanding by resource and site, and puts the top groups of each table first:
@@ -85,7 +89,10 @@ pub fn aggregate(
     let youngest_ns =
         if wanted.ignore_older { 0 } else { u64::try_from(settings.older.as_nanos()).unwrap_or(u64::MAX) };
     let rate = settings.sample_rate.max(1);
-    let mut groups = group(found, youngest_ns, rate);
+    let (mut groups, stacks) = group(found, youngest_ns, rate);
+    if wanted.lifetimes {
+        calls::fill_in(&mut groups, &stacks, found.snapshot, rate);
+    }
     let zero = |info: &Arc<ResourceInfo>| ResourceTotal { resource: info.clone(), bytes: 0, count: 0 };
     let mut by_resource: Vec<ResourceTotal> = catalog.traced().iter().map(zero).collect();
     let mut news = past.news(found.elapsed_ms, groups.len());
@@ -164,8 +171,8 @@ fn in_order(
     ordered
 }
 
-/// All groups, in no order that matters.
-fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
+/// All groups, in no order that matters, and the stacks of each.
+fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> (Vec<Group>, StacksOfGroups) {
     let mut groups: Vec<Group> = Vec::with_capacity(found.snapshot.stacks.len());
     // By stack first, of which a large target has few for many allocations, then by site.
     let mut index: FxHashMap<(u32, Resource, u64), (usize, usize)> =
@@ -197,7 +204,8 @@ fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
         }
     }
     groups.iter_mut().for_each(|group| group.sum_up(rate));
-    groups
+    let of_heap = index.into_iter().filter(|((_, resource, _), _)| *resource == Resource::Heap);
+    (groups, of_heap.map(|((_, _, stack_id), (at, _))| (stack_id, at)).collect())
 }
 
 /// What is outstanding for `youngest_ns` at least, each with its age in nanoseconds. A record that

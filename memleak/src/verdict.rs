@@ -20,6 +20,9 @@ pub struct Calls {
     /// How long what was released had been held: bucket 0 is less than a millisecond, bucket N
     /// from 2^(N-1) to 2^N milliseconds.
     pub lifetimes: [u64; 32],
+    /// The longest that anything was held that was released, in milliseconds.
+    #[serde(default)]
+    pub longest_ms: u64,
 }
 
 impl Calls {
@@ -34,6 +37,7 @@ impl Calls {
         for (sum, number) in numbers.into_iter().chain(self.lifetimes.iter_mut().zip(more.lifetimes)) {
             *sum = sum.saturating_add(number);
         }
+        self.longest_ms = self.longest_ms.max(more.longest_ms);
     }
 
     /// The time within which this share (of 1) of what was released had gone: the upper end of a
@@ -288,7 +292,7 @@ fn came_and_went(history: &History, shape: &Shape) -> Verdict {
 fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
     let Calls { acquired, released, lifetimes, .. } = calls;
     let soon = calls.lifetime_ms(0.99).unwrap_or(0);
-    let longest = calls.lifetime_ms(1.0).unwrap_or(0);
+    let longest = calls.longest_ms;
     let oldest = history.oldest_ms.unwrap_or(0);
     let percent = *released as f64 / (*acquired).max(1) as f64 * 100.0;
     let share = lower_percent(percent);
@@ -332,7 +336,7 @@ fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
 /// `12,004 acquired, 11,990 released, 99 % within 3 s, the longest after 41 s; the 14 held are 9 min to 3 h old`.
 fn leaked(history: &History, calls: &Calls, shape: &Shape, share: &str) -> String {
     let within = calls.lifetime_ms(0.99).unwrap_or(0);
-    let longest = calls.lifetime_ms(1.0).unwrap_or(0);
+    let longest = calls.longest_ms;
     let ages = match (history.newest_ms, history.oldest_ms) {
         (Some(newest), Some(oldest)) if shape.count > 1 && newest > longest => {
             format!("the {} held are {} to {} old", Grouped(shape.count), Span(newest), Span(oldest))

@@ -60,6 +60,8 @@ pub struct Group {
     pub history: History,
     /// What that shows.
     pub verdict: Verdict,
+    /// Processes that ended long ago have a part in it.
+    pub has_ended_parts: bool,
     /// It is among the top groups of its table.
     pub is_top: bool,
     /// `allocations` are all of them, for forms that write single blocks.
@@ -135,6 +137,7 @@ impl Group {
             before: Before::default(),
             history: History::default(),
             verdict: judge(&History::default()),
+            has_ended_parts: false,
             is_top: false,
             has_blocks: false,
             allocations: None,
@@ -143,6 +146,7 @@ impl Group {
 
     /// Adds another part of the same group. Neither is summed up yet.
     pub(super) fn merge(&mut self, part: Self) {
+        self.has_ended_parts |= part.has_ended_parts;
         self.processes.extend(part.processes);
         self.others.add(part.others);
         self.oldest_ns = self.oldest_ns.max(part.oldest_ns);

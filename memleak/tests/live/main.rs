@@ -48,3 +48,4 @@ mod targets;
 mod unusual;
 mod unwinding;
 mod user_rows;
+mod verdicts;

@@ -72,6 +72,8 @@ pub(crate) struct Stack {
     pub newest_ms: Option<u64>,
     pub truncated: bool,
     pub stack_id: Option<String>,
+    pub verdict: String,
+    pub verdict_reason: String,
     /// Ours beyond the spec.
     pub pid: u32,
     /// If several processes hold it.

@@ -299,6 +299,7 @@ fn a_group_becomes_a_stack_of_the_report() {
         before: Before::default(),
         history: History::default(),
         verdict: judge(&History::default()),
+        has_ended_parts: false,
         is_top: true,
         has_blocks: false,
         allocations: None,
