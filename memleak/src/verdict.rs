@@ -346,12 +346,11 @@ fn leaked(history: &History, calls: &Calls, shape: &Shape, share: &str) -> Strin
         }
         _ => format!("{} are held", Grouped(shape.count)),
     };
-    format!(
-        "{} acquired, {share} released, 99 % within {}, the longest after {}; {ages}",
-        Grouped(calls.acquired),
-        Span(within),
-        Span(longest),
-    )
+    let spread = match longest <= within {
+        true => format!("all within {}", Span(within)),
+        false => format!("99 % within {}, the longest after {}", Span(within), Span(longest)),
+    };
+    format!("{} acquired, {share} released, {spread}; {ages}", Grouped(calls.acquired))
 }
 
 /// Not rounded to all of them if it is not all.

@@ -1,7 +1,7 @@
 //! What became of all that each group has acquired: what the BPF programs have counted by stack
 //! ([`StackHistory`]), and what is held still.
 
-use memleak_common::{history::StackHistory, probe::Resource};
+use memleak_common::{history::StackHistory, probe::Resource, stack::NO_STACK};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::group::{Group, NANOSECONDS_PER_MS};
@@ -43,11 +43,20 @@ pub(super) fn fill_in(groups: &mut [Group], stacks: &StacksOfGroups, snapshot: &
 /// Number and bytes of heap blocks of any age, by stack.
 fn held_by_stack(snapshot: &Snapshot) -> FxHashMap<u64, (u64, u64)> {
     let mut held: FxHashMap<u64, (u64, u64)> = FxHashMap::default();
+    // Most blocks follow on another one of the same stack.
+    let (mut stack_id, mut run) = (NO_STACK, (0, 0));
+    let mut flush = |stack_id: u64, (more, size): (u64, u64)| {
+        let (count, bytes) = held.entry(stack_id).or_default();
+        (*count, *bytes) = (*count + more, bytes.saturating_add(size));
+    };
     for block in snapshot.outstanding.iter().filter(|block| block.resource == Resource::Heap) {
-        let (count, bytes) = held.entry(block.stack_id).or_default();
-        *count += 1;
-        *bytes = bytes.saturating_add(block.size);
+        if block.stack_id != stack_id {
+            flush(stack_id, run);
+            (stack_id, run) = (block.stack_id, (0, 0));
+        }
+        run = (run.0 + 1, block.size.saturating_add(run.1));
     }
+    flush(stack_id, run);
     held
 }
 

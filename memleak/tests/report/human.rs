@@ -102,7 +102,7 @@ fn what_has_grown_is_said() {
     grown.stacks[0].growth_bytes = 1 << 20;
     grown.stacks[0].growth_count = 4;
     let text = of(&grown, 100);
-    assert!(text.contains(" on 1 site, +24 MiB/min\n"), "{text}");
+    assert!(text.contains(" in 10 blocks, +24 MiB/min\n"), "{text}");
     assert!(text.contains("  +1048576 bytes (+4), +720 MiB/h\n"), "{text}");
 }
 

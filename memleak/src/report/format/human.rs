@@ -15,7 +15,6 @@ use super::{
 use crate::{
     account::Memory,
     escape::printable,
-    probe::resource::ResourceInfo,
     report::{
         call_sites::{CallSite, call_sites},
         model::{Note, Report},
@@ -78,7 +77,7 @@ impl Screen<'_> {
 pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> io::Result<()> {
     let screen = Screen { options, width: options.style.columns() };
     let tables = call_sites(report, options.sort);
-    write_header(report, &tables, screen, out)?;
+    write_header(report, screen, out)?;
     writeln!(out)?;
     let time = time_of_day(report.time, &options.time_zone, "%H:%M:%S");
     for (table, sites) in &tables {
@@ -88,12 +87,17 @@ pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> i
         };
         let unit = printable(&table.unit);
         let heading = format!("[{time}] Top {} stacks with outstanding {unit}{estimated}:", options.top);
-        screen.line(TextLine::default().push(Look::Plain, heading), out)?;
+        let all = sites.iter().map(CallSite::amount).fold(0, u64::saturating_add);
+        let shown = sites.iter().take(options.top).map(CallSite::amount).fold(0, u64::saturating_add);
+        let of_all = match sites.len() > options.top {
+            true => format!(" {}, of {}", percent(shown, all), counted(sites.len() as u64, "site")),
+            false => String::new(),
+        };
+        screen.line(TextLine::default().push(Look::Plain, heading).push(Look::Plain, of_all), out)?;
         if sites.is_empty() {
             let said = report.if_empty.as_deref().unwrap_or("nothing is outstanding");
             screen.text(&printable(said), INDENT, Look::Plain, out)?;
         }
-        let all = sites.iter().map(CallSite::amount).fold(0, u64::saturating_add);
         for site in sites.iter().take(options.top) {
             write_site(report, site, all, screen, out)?;
         }
@@ -110,12 +114,7 @@ pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> i
 }
 
 /// What is traced, what it holds in all, and what its memory is.
-fn write_header(
-    report: &Report,
-    tables: &[(&ResourceInfo, Vec<CallSite<'_>>)],
-    screen: Screen<'_>,
-    out: &mut dyn Write,
-) -> io::Result<()> {
+fn write_header(report: &Report, screen: Screen<'_>, out: &mut dyn Write) -> io::Result<()> {
     let target = &report.target;
     let pids = match target.pids.as_slice() {
         [] => String::new(),
@@ -123,21 +122,13 @@ fn write_header(
         [first, others @ ..] => format!(" ({first} and {} more processes)", others.len()),
     };
     let totals = report.totals;
-    let (_, sites) = tables.first().map_or((None, &[][..]), |(table, sites)| (Some(table), sites.as_slice()));
     let mut line = format!(
-        "{}{pids}, traced for {}: {} in {} on {}",
+        "{}{pids}, traced for {}: {} in {}",
         printable(&target.comm),
         Span(report.elapsed_ms),
         BinaryBytes(totals.bytes),
         counted(totals.count, "block"),
-        counted(sites.len() as u64, "site"),
     );
-    let all: u64 = sites.iter().map(CallSite::amount).fold(0, u64::saturating_add);
-    let top = screen.options.top;
-    if sites.len() > top && all > 0 {
-        let shown = sites.iter().take(top).map(CallSite::amount).fold(0, u64::saturating_add);
-        line += &format!(" (the top {top} hold {})", percent(shown, all));
-    }
     if let Some(rate) = rate(report) {
         line += &format!(", {rate}");
     }
