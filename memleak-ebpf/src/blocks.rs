@@ -148,25 +148,42 @@ fn has_overflowed(set: *mut BlockSet) -> u64 {
 #[inline(never)]
 pub extern "C" fn find_block(space_and_resource: u64, handle: u64) -> u64 {
     let segments = segments();
-    let mut answer = if segments == 0 { HASHED } else { NOWHERE };
-    let mut empty = 0;
-    for back in 1..=MAX_SEGMENTS {
-        if back > segments - empty {
+    if segments == 0 {
+        return HASHED;
+    }
+    let newest = find_in_segment(space_and_resource, handle, (segments - 1) as u64);
+    if newest < HASHED || segments == 1 {
+        return newest;
+    }
+    let older = find_in_older(space_and_resource, handle, (segments - 1) as u64);
+    if older < newest { older } else { newest }
+}
+
+/// [`find_block`] in so many segments, the oldest ones.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_in_older(space_and_resource: u64, handle: u64, segments: u64) -> u64 {
+    let empty = segments_without(space_and_resource, handle);
+    let mut answer = NOWHERE;
+    for back in 1..MAX_SEGMENTS as u64 {
+        if back > segments || segments - back < empty {
             break;
         }
-        if back == 2 {
-            empty = empty_below(KeyHash::of(&key(space_and_resource, handle)));
-            if empty >= segments - 1 {
-                break;
-            }
-        }
-        let found = find_in_segment(space_and_resource, handle, (segments - back) as u64);
+        let found = find_in_segment(space_and_resource, handle, segments - back);
         if found < HASHED {
             return found;
         }
         answer = answer.min(found);
     }
     answer
+}
+
+/// [`empty_below`], of a key. A global function: what it needs on the stack would be too much for
+/// who asks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn segments_without(space_and_resource: u64, handle: u64) -> u64 {
+    empty_below(KeyHash::of(&key(space_and_resource, handle))) as u64
 }
 
 /// [`find_block`] in one segment. A global function, which the verifier checks once and not for

@@ -31,10 +31,9 @@ pub fn coarse_now() -> u64 {
     next_tick(jiffies)
 }
 
-/// The first look at a tick. A global function, which the verifier checks once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn next_tick(jiffies: u64) -> u64 {
+/// The first look at a tick.
+#[inline(always)]
+fn next_tick(jiffies: u64) -> u64 {
     let time_ns = now();
     let Some(tick) = CLOCK.get_ptr_mut(0) else { return time_ns };
     // SAFETY: aligned words of a map value; the time is ours while the number is busy.

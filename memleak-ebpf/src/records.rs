@@ -100,15 +100,19 @@ fn enter(
     stack_id: u64,
     entered_ns: u64,
 ) -> Option<()> {
-    thread.entered_ns = entered_ns;
-    let what = key.resource as u64 | (row.flags as u64) << 32;
-    // SAFETY: the current thread's record.
-    let entered = unsafe { enter_of(thread, what, key.handle, size, stack_id) };
+    let resource = key.resource as u64;
+    // SAFETY, of both: the current thread's record.
+    let entered = if has(row, flags::EARLY_RELEASE) {
+        thread.entered_ns = entered_ns;
+        unsafe { enter_unless_released_of(thread, resource, key.handle, size, stack_id) }
+    } else {
+        unsafe { enter_of(thread, resource, key.handle, size, stack_id) }
+    };
     (entered != 0).then_some(())
 }
 
-/// [`enter`], for this resource and the flags of this row in the upper half. A global function,
-/// which the verifier checks once and not for each way to it. Gives 1 if it has entered a record.
+/// [`enter`], of this resource. A global function, which the verifier checks once and not for each
+/// way to it. Gives 1 if it has entered a record.
 ///
 /// # Safety
 /// `thread` is null or the record of the current thread.
@@ -116,35 +120,71 @@ fn enter(
 #[inline(never)]
 pub unsafe extern "C" fn enter_of(
     thread: *mut ThreadRecord,
-    what: u64,
+    resource: u64,
     handle: u64,
     size: u64,
     stack_id: u64,
 ) -> u64 {
     // SAFETY: the caller says so.
     let Some(thread) = (unsafe { thread.as_mut() }) else { return 0 };
-    let resource = what as u32;
-    let key = AllocationKey { space: thread.owner.of(resource), resource, handle };
-    enter_in(thread, (what >> 32) as u32, &key, size, stack_id).is_some() as u64
+    let key = AllocationKey { space: thread.owner.of(resource as u32), resource: resource as u32, handle };
+    let allocation = allocation_of(thread, &key, size, stack_id);
+    if !table::replace(&key, &allocation, allocation.epoch) {
+        return 0;
+    }
+    entered(thread, &key, &allocation);
+    1
 }
 
+/// The same, unless the handle was released after the call that acquires it was entered.
+///
+/// # Safety
+/// As of [`enter_of`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn enter_unless_released_of(
+    thread: *mut ThreadRecord,
+    resource: u64,
+    handle: u64,
+    size: u64,
+    stack_id: u64,
+) -> u64 {
+    // SAFETY: the caller says so.
+    let Some(thread) = (unsafe { thread.as_mut() }) else { return 0 };
+    let key = AllocationKey { space: thread.owner.of(resource as u32), resource: resource as u32, handle };
+    let allocation = allocation_of(thread, &key, size, stack_id);
+    if enter_unless_released(&key, &allocation, thread.entered_ns).is_none() {
+        return 0;
+    }
+    entered(thread, &key, &allocation);
+    1
+}
+
+/// The record of what is acquired now.
 #[inline(always)]
-fn enter_in(thread: &mut ThreadRecord, row_flags: u32, key: &AllocationKey, size: u64, stack_id: u64) -> Option<()> {
-    let time_ns = if key.resource == Resource::Heap.number() { coarse_now() } else { now() };
+fn allocation_of(thread: &mut ThreadRecord, key: &AllocationKey, size: u64, stack_id: u64) -> Allocation {
+    let time_ns = time_of(key.resource as u64);
     let (tid, epoch, birth) = (thread.tid, thread.epoch, thread.next_birth);
     thread.next_birth += 1;
-    let allocation = Allocation { size, stack_id, time_ns, tid, epoch, count: 1, birth };
-    if setting!(features) & row_flags & flags::EARLY_RELEASE != 0 {
-        enter_unless_released(key, &allocation, thread.entered_ns)?;
-    } else if !table::replace(key, &allocation, epoch) {
-        return None;
-    }
-    count_in(Stat::Acquired, epoch);
+    Allocation { size, stack_id, time_ns, tid, epoch, count: 1, birth }
+}
+
+/// Counts, and with `-t` tells, that a record was entered.
+#[inline(always)]
+fn entered(thread: &ThreadRecord, key: &AllocationKey, allocation: &Allocation) {
+    count_in(Stat::Acquired, allocation.epoch);
     if setting!(flags) & setting_flags::TRACE != 0 {
         // SAFETY: the current thread's record.
-        unsafe { send_acquire(thread, key.resource as u64, key.handle, size, stack_id) };
+        unsafe { send_acquire(thread, key.resource as u64, key.handle, allocation.size, allocation.stack_id) };
     }
-    Some(())
+}
+
+/// When something of this resource was acquired, now. A global function: what it needs on the stack
+/// would be too much for who asks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn time_of(resource: u64) -> u64 {
+    if resource == Resource::Heap.number() as u64 { coarse_now() } else { now() }
 }
 
 /// `-t`: tells what was acquired. A global function, so that there is room for the event on the
