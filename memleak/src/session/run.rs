@@ -17,7 +17,7 @@ use super::{
     reporter::Taken,
     state::{Mode, Session},
     user_mode,
-    wait::{Ended, Signals, end_command, millis, moment, ticks},
+    wait::{SignalEnds, Signals, end_command, millis, moment, ticks},
 };
 use crate::{
     probe::plan::check_object_argument,
@@ -161,8 +161,8 @@ impl Session {
             tokio::select! {
                 biased;
                 ended = signals.next() => match ended {
-                    Ended::Us => return Ok(Reason::Signal),
-                    Ended::Terminal => self.reporter.sink.lose_reader(),
+                    SignalEnds::Us => return Ok(Reason::Signal),
+                    SignalEnds::Terminal => self.reporter.sink.lose_reader(),
                 },
                 () = moment(end) => return Ok(Reason::Duration),
                 _ = ticks.tick() => {

@@ -32,7 +32,7 @@ pub(super) async fn end_command(
     signals: &mut Signals,
 ) -> Result<Option<ExitStatus>, SessionError> {
     let system = |error| SessionError::System("cannot wait for the command", error);
-    // Ended by itself: nothing was sent to it yet.
+    // SignalEnds by itself: nothing was sent to it yet.
     if let Some(status) = child.try_wait().map_err(system)? {
         return Ok(Some(status));
     }
@@ -49,7 +49,7 @@ pub(super) async fn end_command(
 }
 
 /// What a signal ends.
-pub(super) enum Ended {
+pub(super) enum SignalEnds {
     /// The run.
     Us,
     /// What is shown: the terminal has gone, and the run goes on.
@@ -75,7 +75,7 @@ impl Signals {
     }
 
     /// The next one, which ends us or the terminal.
-    pub(super) async fn next(&mut self) -> Ended {
+    pub(super) async fn next(&mut self) -> SignalEnds {
         let Self { interrupt, terminate, hangup } = self;
         let hung_up = async {
             match hangup {
@@ -84,9 +84,9 @@ impl Signals {
             }
         };
         tokio::select! {
-            _ = interrupt.recv() => Ended::Us,
-            _ = terminate.recv() => Ended::Us,
-            _ = hung_up => Ended::Terminal,
+            _ = interrupt.recv() => SignalEnds::Us,
+            _ = terminate.recv() => SignalEnds::Us,
+            _ = hung_up => SignalEnds::Terminal,
         }
     }
 
