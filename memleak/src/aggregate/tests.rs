@@ -29,6 +29,7 @@ fn settings() -> ReportSettings {
         color: ColorChoice::Never,
         full_stacks: false,
         full_names: false,
+        split_by: None,
         top: 10,
         sort: SortKey::Size,
         show_allocs: false,

@@ -1,10 +1,15 @@
 //! The form for people, at a terminal: what is responsible first, no addresses, nothing wider than
 //! the terminal. Its details may change; scripts read the other forms.
 
-use std::io::{self, Write};
+use std::{
+    cmp::Reverse,
+    collections::BTreeMap,
+    io::{self, Write},
+};
 
 use super::{
-    Format, Kind, Options, Scope,
+    Format, Kind, Options, Scope, SplitBy,
+    blocks::blocks_of,
     line::{Look, TextLine, wrap},
     lost::lost_line,
     memory,
@@ -40,6 +45,10 @@ impl Format for Human {
     fn scope(&self) -> Scope {
         // What is put together may be outside of the top.
         Scope::All
+    }
+
+    fn needs_blocks(&self) -> bool {
+        self.0.split_by == Some(SplitBy::Size)
     }
 
     fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
@@ -225,6 +234,9 @@ fn write_site(
     screen.line(&line, out)?;
     let verdict = format!("{}: {}{}", site.verdict.kind.words(), site.verdict.reason, parts(report, site));
     screen.text(&verdict, INDENT, look_of(site.verdict.kind), out)?;
+    for line in site_parts(site, screen.options.split_by) {
+        screen.text(&line, INDENT, Look::Plain, out)?;
+    }
     for stack in &site.stacks {
         for allocation in stack.allocations.iter().flatten() {
             let mut text = Vec::new();
@@ -243,6 +255,41 @@ fn write_site(
         }
     }
     write_path(report, stack, INDENT, screen.width, screen.options.style, out)
+}
+
+/// What the parts of a site hold, those that hold most, a line each.
+fn site_parts(site: &CallSite<'_>, by: Option<SplitBy>) -> Vec<String> {
+    /// Lines at most.
+    const MOST: usize = 8;
+    let mut parts: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    let mut add = |key: u64, bytes: u64, count: u64| {
+        let sum = parts.entry(key).or_default();
+        *sum = (sum.0.saturating_add(bytes), sum.1.saturating_add(count));
+    };
+    match by {
+        Some(SplitBy::Process) => {
+            let processes = site.stacks.iter().flat_map(|stack| &stack.processes);
+            processes.for_each(|process| add(process.pid.into(), process.bytes, process.count));
+        }
+        Some(SplitBy::Size) => {
+            site.stacks.iter().flat_map(|stack| blocks_of(stack)).for_each(|(size, _)| add(size, size, 1));
+        }
+        None => {}
+    }
+    let mut parts: Vec<_> = parts.into_iter().collect();
+    parts.sort_by_key(|(key, amount)| (Reverse(*amount), *key));
+    let (others, all) = (parts.len().saturating_sub(MOST), site.amount());
+    let has_size = site.resource().is_some_and(|resource| resource.has_size);
+    let line = |(key, (bytes, count)): (u64, (u64, u64))| {
+        let share = percent(if has_size { bytes } else { count }, all);
+        match by {
+            Some(SplitBy::Size) => format!("{share:>7}  {} of {} each", Grouped(count), BinaryBytes(key)),
+            _ => format!("{share:>7}  process {key}: {} in {}", BinaryBytes(bytes), counted(count, "block")),
+        }
+    };
+    let mut lines: Vec<String> = parts.into_iter().take(MOST).map(line).collect();
+    lines.extend((others > 0).then(|| format!("         and {} more", Grouped(others as u64))));
+    lines
 }
 
 /// Where what belongs to a site begins.
