@@ -13,7 +13,7 @@ use std::{
 use calls::StacksOfGroups;
 pub use folded::Folded;
 use group::NANOSECONDS_PER_MS;
-pub use group::{Before, Group, GroupKey};
+pub use group::{Group, GroupKey, HeldBefore};
 use memleak_common::probe::Resource;
 pub use past::Past;
 use rustc_hash::{FxBuildHasher, FxHashMap};
@@ -64,7 +64,7 @@ impl Found<'_> {
 
 /// What of a snapshot is taken in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct TakenIn {
     /// Allocations of any age, whatever `-o` says: in the last report of a target that has ended
     /// nothing is young.
     pub ignore_older: bool,
@@ -83,7 +83,7 @@ pub fn aggregate(
     found: Found<'_>,
     catalog: &Catalog,
     settings: &ReportSettings,
-    wanted: Wanted,
+    wanted: TakenIn,
     past: &mut Past,
 ) -> Aggregated {
     let youngest_ns =

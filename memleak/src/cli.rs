@@ -287,6 +287,28 @@ pub struct Cli {
     #[arg(long, value_name = "NAME", help_heading = "What is reported")]
     pub format: Option<String>,
 
+    /// Say what of the heap is lost, which blocks hold each other in a circle, and what holds the
+    /// rest: at the last report. --why=exact stops the target for it, which makes epoll_wait and a
+    /// few other calls return EINTR
+    #[arg(
+        long,
+        value_name = "HOW",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "scans",
+        help_heading = "What is reported"
+    )]
+    pub why: Option<String>,
+
+    /// With --why: at every N-th report, too
+    #[arg(long, value_name = "N", help_heading = "What is reported")]
+    pub why_every: Option<String>,
+
+    /// With --why=exact: leave it out if the target would be stopped for longer than MS
+    /// milliseconds [default: 1000]
+    #[arg(long, value_name = "MS", help_heading = "What is reported")]
+    pub max_pause: Option<String>,
+
     /// Write each report as one line of JSON: --format json
     #[arg(long, help_heading = "What is reported")]
     pub json: bool,

@@ -17,6 +17,17 @@ const PATIENCE: u64 = if cfg!(debug_assertions) { 7_000_000_000 } else { 450_000
 /// Our CPU time when the signal came, plus one; 0: none came.
 static ASKED: AtomicU64 = AtomicU64::new(0);
 
+/// CPU time that other work has taken since, nanoseconds.
+static GRANTED: AtomicU64 = AtomicU64::new(0);
+
+/// Does work that was asked for, after a signal as well: its CPU time does not count.
+pub(crate) fn without_counting<T>(work: impl FnOnce() -> T) -> T {
+    let before = cpu_time();
+    let result = work();
+    GRANTED.fetch_add(cpu_time().saturating_sub(before), Ordering::Relaxed);
+    result
+}
+
 /// Notes when SIGINT or SIGTERM comes, beside whatever else handles it.
 pub(crate) fn listen() -> io::Result<()> {
     for signal in [libc::SIGINT, libc::SIGTERM] {
@@ -42,7 +53,7 @@ pub(crate) fn is_due() -> bool {
 #[cold]
 fn is_over(asked: u64) -> bool {
     static TOLD: AtomicBool = AtomicBool::new(false);
-    let is_over = cpu_time() > asked + PATIENCE;
+    let is_over = cpu_time() > asked + PATIENCE + GRANTED.load(Ordering::Relaxed);
     if is_over && !TOLD.swap(true, Ordering::Relaxed) {
         log::warn!("asked to end: functions whose names were not read yet are shown without names");
     }

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod elf;
 pub mod escape;
 pub mod exit;
+pub mod heap;
 pub(crate) mod hurry;
 pub mod kernel_labels;
 mod near;

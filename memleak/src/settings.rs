@@ -3,6 +3,7 @@
 mod kernel;
 mod resources;
 mod usage;
+mod why;
 
 use std::{collections::BTreeSet, ffi::OsString, time::Duration};
 
@@ -13,6 +14,8 @@ pub use kernel::{KernelOptions, KernelProbes};
 use kernel::{refuse_kernel_options, resolve_kernel};
 pub use usage::UsageError;
 use usage::{MAX_PID, WholeNumber, non_empty, one_of};
+use why::resolve_why;
+pub use why::{WhyMode, WhySettings};
 
 use crate::{
     cli::{self, Cli, FileArguments, FilterArguments, LookArguments},
@@ -205,6 +208,8 @@ pub struct Settings {
     pub capture: CaptureSettings,
     /// What a report holds.
     pub report: ReportSettings,
+    /// What is said of the heap (`--why`).
+    pub why: Option<WhySettings>,
     /// Exit status when the last report holds an outstanding allocation (`--error-exitcode`).
     pub error_exitcode: Option<u8>,
     /// `-v`: 0, 1, 2...
@@ -309,6 +314,7 @@ impl Settings {
             ..resolve_capture(&cli)?
         };
         let report = resolve_report(&cli)?;
+        let why = resolve_why(&cli, &capture.resources)?;
         Ok(Self {
             target: resolve_target(&cli)?,
             interval,
@@ -316,6 +322,7 @@ impl Settings {
             duration: cli.duration.as_deref().map(parse_duration).transpose()?,
             capture,
             report,
+            why,
             // As with valgrind, 0 turns it off.
             error_exitcode: error_exitcode.filter(|code| *code != exit::DONE),
             verbosity: cli.verbose,

@@ -18,12 +18,22 @@ use xtask::{
 
 const COMPILER: Package = Package { names: &["g++"], purpose: "compiles examples/wordcount.cc" };
 const TEXTS: [&str; 2] = ["examples/data/constitution.txt", "examples/data/declaration.txt"];
-/// Stacks in a report, seconds between reports, number of reports.
-const REPORTS: [&str; 4] = ["--top", "4", "2", "3"];
+/// Stacks in a report, what holds what at the end, seconds between reports, number of reports.
+const REPORTS: [&str; 5] = ["--top", "4", "--why", "2", "3"];
 /// Between two files: slow enough that the leak is one of megabytes and not of gigabytes.
 const PACE: Duration = Duration::from_millis(100);
 /// The function whose leak the reports must show.
 const CULPRIT: &str = "word_counter::word_count";
+/// What the last report must say of why: the circle, its two types and members, and where they are
+/// made.
+const CIRCLE: [&str; 6] = [
+    "cycle of 2, ",
+    ".printer_ (+0x50) -> count_printer",
+    ".counter_ (+0x18) -> word_counter",
+    "made in main  wordcount.cc:78",
+    "made in main  wordcount.cc:79",
+    "std::weak_ptr",
+];
 
 /// Runs the demo.
 pub(crate) fn run() -> Result<()> {
@@ -42,6 +52,12 @@ pub(crate) fn run() -> Result<()> {
         report.contains(CULPRIT),
         "the reports do not show {CULPRIT}: this is not what the demo promises"
     );
+    for part in CIRCLE {
+        ensure!(
+            report.contains(part),
+            "the last report does not say \"{part}\": this is not what the demo promises"
+        );
+    }
     println!("{}", explanation(counted));
     Ok(())
 }
@@ -143,9 +159,10 @@ fn explanation(counted: usize) -> String {
      whole, though libstdc++ is built without frame pointers: the callers come from its unwind tables.
   3. From report to report the same stacks grow. wordcount has long done with those files: this is a leak.
 
-  Why: the word_counter owns a count_printer, which owns the word_counter back, both by std::shared_ptr. Neither count
-  ever reaches zero, so the words stay, although main has let go of them. A std::weak_ptr in count_printer
-  (examples/wordcount.cc, the line marked \"closes the circle\") mends it.
+  Why: the last lines of the last report say it (--why). The word_counter owns a count_printer by its member printer_,
+  which owns the word_counter back by counter_, both by std::shared_ptr. Neither count ever reaches zero, so all that hangs
+  off them is lost, although main has let go of it. A std::weak_ptr in count_printer (examples/wordcount.cc, the line marked
+  \"closes the circle\") mends it.
 
   Make the change, run this demo again, and the stacks are gone. Or point memleak at your own program:
     sudo target/release/memleak -p PID

@@ -57,7 +57,7 @@ struct Heap {
 
 /// What was found of a process's arenas. Ranges are in order and do not overlap.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Arenas {
+pub(crate) struct Arenas {
     /// The heaps.
     pub heaps: Vec<Range<u64>>,
     /// Free chunks.
@@ -69,13 +69,15 @@ pub(super) struct Arenas {
     pub walked: Vec<Range<u64>>,
     /// The parts of the heaps.
     pub cells: Vec<Cell>,
+    /// Blocks that are in use and not known, with what their chunks have room for.
+    pub unknown: Vec<Range<u64>>,
     /// Chunks to begin at the next time, in order.
     pub anchors: Vec<u64>,
 }
 
 /// What was found in a part of a heap.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Cell {
+pub(crate) struct Cell {
     /// All of it.
     pub range: Range<u64>,
     /// Bytes of free chunks.
@@ -309,7 +311,7 @@ impl ChunkWalk<'_, '_> {
         let is_used = !is_top && self.window.word(end + 8)? & PREV_INUSE != 0;
         let is_tcache = !is_known && size == TCACHE_CHUNK && is_used && self.is_tcache(at + HEADER);
         let is_free = !is_known && (!is_used || (size <= MAX_CACHED && self.leads_on(at + HEADER)));
-        let Arenas { free, own, walked, cells, anchors, .. } = &mut *self.out;
+        let Arenas { free, own, walked, cells, anchors, unknown, .. } = &mut *self.out;
         let mut counted = Cell { range: 0..0, free: 0, own: 0, unknown: 0 };
         let cell = cells.last_mut().unwrap_or(&mut counted);
         if is_known || is_tcache {
@@ -321,6 +323,10 @@ impl ChunkWalk<'_, '_> {
             push(free, at..end);
         } else {
             cell.unknown += size;
+            if !is_top {
+                // The next chunk's first word is the block's last.
+                unknown.push(at + HEADER..end + HEADER / 2);
+            }
         }
         push(walked, at..end);
         if anchors.last().is_none_or(|last| at - last >= ANCHORS) {

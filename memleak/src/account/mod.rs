@@ -13,8 +13,10 @@ use std::{
 
 use log::{debug, info, warn};
 
+pub(crate) use glibc::Arenas;
 pub use process::{Allocators, KnownMemory};
 use process::{MemoryParts, Remembered, measure};
+pub(crate) use process::{files_of, glibc_arenas};
 
 use crate::{objects::ObjectStore, proc::maps::read_maps};
 

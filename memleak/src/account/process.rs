@@ -109,9 +109,31 @@ pub(super) fn measure(
         mappings,
         break_start: places.map_or(0, |places| places.break_start),
         stack_pointers: stack_pointers(pid).into_iter().chain(stack).collect(),
-        files: files(mappings, store),
+        files: files_of(mappings, store),
     };
     Ok(split(&source, resident, allocators, known, remembered))
+}
+
+/// What glibc's arenas in process `pid` are made of, all that is in memory. `blocks`: those that
+/// are known, in order.
+pub(crate) fn glibc_arenas(
+    pid: u32,
+    mappings: &[Mapping],
+    allocators: Allocators,
+    blocks: &[u64],
+) -> io::Result<Arenas> {
+    /// More than there is.
+    const ALL: u64 = 1 << 47;
+    let resident = resident(pid, mappings)?;
+    let memory = ProcessMemory::open(pid)?;
+    let source = MemorySource {
+        memory: &memory,
+        mappings,
+        break_start: places(pid).map_or(0, |places| places.break_start),
+        stack_pointers: Vec::new(),
+        files: Vec::new(),
+    };
+    Ok(arenas_within(&source, &resident, allocators, blocks, &[], ALL))
 }
 
 /// The pages of a process that are in memory.
@@ -138,7 +160,7 @@ fn resident(pid: u32, mappings: &[Mapping]) -> io::Result<Resident> {
 /// What files have of the address space: their mappings, and the memory behind them that programs
 /// and libraries have for variables that begin as zero (`.bss`), which the kernel shows as memory
 /// of nobody.
-fn files(mappings: &[Mapping], store: &ObjectStore) -> Vec<Range<u64>> {
+pub(crate) fn files_of(mappings: &[Mapping], store: &ObjectStore) -> Vec<Range<u64>> {
     let of_file = |mapping: &&Mapping| mapping.backing != Backing::Other || mapping.inode != 0;
     let mapped = mappings.iter().filter(of_file).map(|mapping| mapping.start..mapping.end);
     let objects = mappings.iter().filter(|mapping| mapping.executable && mapping.path().is_some());
@@ -275,12 +297,23 @@ fn arenas(
     blocks: &[Range<u64>],
     anchors: &[u64],
 ) -> Arenas {
-    let writable: Vec<Range<u64>> = source.anonymous().map(|mapping| mapping.start..mapping.end).collect();
     let addresses: Vec<u64> = blocks.iter().map(|block| block.start).collect();
     let budget = if anchors.is_empty() { FIRST_BUDGET } else { BUDGET };
+    arenas_within(source, resident, allocators, &addresses, anchors, budget)
+}
+
+fn arenas_within(
+    source: &MemorySource<'_>,
+    resident: &Resident,
+    allocators: Allocators,
+    blocks: &[u64],
+    anchors: &[u64],
+    budget: u64,
+) -> Arenas {
+    let writable: Vec<Range<u64>> = source.anonymous().map(|mapping| mapping.start..mapping.end).collect();
     let places =
         HeapPlaces { main: source.heap(), writable: &writable, is_sure: !allocators.others, anchors, budget };
-    read_arenas(source.memory, resident, &places, &addresses)
+    read_arenas(source.memory, resident, &places, blocks)
 }
 
 /// What is free and what the allocator's own where nobody has looked: as much in proportion as

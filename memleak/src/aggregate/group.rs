@@ -27,7 +27,7 @@ pub struct GroupKey {
 
 /// What a group held in the report before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Before {
+pub struct HeldBefore {
     /// Outstanding bytes then.
     pub bytes: u64,
     /// Outstanding allocations then.
@@ -55,7 +55,7 @@ pub struct Group {
     /// it was not in it).
     pub growth: i128,
     /// What it held in the report before (nothing if it was not in it).
-    pub before: Before,
+    pub before: HeldBefore,
     /// What is known of it over the whole run.
     pub history: History,
     /// What that shows.
@@ -95,6 +95,7 @@ impl Group {
             history: self.history,
             tag: site.and_then(|site| site.tag().cloned()),
             frames: Vec::<FrameId>::new(),
+            why: None,
             notes: site.and_then(|site| site.cut).map(Note::Cut).into_iter().collect(),
             blocks: match self.has_blocks {
                 true => self.allocations.clone().unwrap_or_default(),
@@ -134,7 +135,7 @@ impl Group {
             oldest_ns: age_ns,
             newest_ns: age_ns,
             growth: 0,
-            before: Before::default(),
+            before: HeldBefore::default(),
             history: History::default(),
             verdict: judge(&History::default()),
             has_ended_parts: false,

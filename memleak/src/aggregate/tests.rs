@@ -98,7 +98,7 @@ impl Run {
             pid_of: &|space| space,
             elapsed_ms: 0,
         };
-        let wanted = Wanted { ignore_older, blocks: false, lifetimes: true };
+        let wanted = TakenIn { ignore_older, blocks: false, lifetimes: true };
         aggregate(found, &catalog(), settings, wanted, &mut self.past)
     }
 

@@ -16,4 +16,5 @@ pub mod root;
 pub(crate) mod slab;
 pub(crate) mod stacks;
 pub(crate) mod status;
+pub(crate) mod stop;
 pub(crate) mod target;

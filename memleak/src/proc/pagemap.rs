@@ -14,7 +14,10 @@ const PAGE: u64 = 4096;
 /// `PAGEMAP_SCAN`, `_IOWR('f', 16, struct pm_scan_arg)`, of include/uapi/linux/fs.h, since Linux
 /// 6.7.
 const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
+/// A page of a file, or of memory that is shared: what was written to is in no file any more.
+const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
 /// The page of zeros that is mapped where memory was read and never written: nobody's memory.
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
 
@@ -29,6 +32,30 @@ const MAX_CALLS: u32 = 20_000;
 const ENTRIES: usize = 1 << 16;
 const MAX_ENTRIES: u64 = 1 << 26;
 const ENTRY_PRESENT: u64 = 1 << 63;
+const ENTRY_SWAPPED: u64 = 1 << 62;
+const ENTRY_FILE: u64 = 1 << 61;
+
+/// The pages that are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// All that are in memory.
+    Resident,
+    /// Those of them that are the process's own: neither a file's nor shared.
+    Private,
+}
+
+impl Wanted {
+    fn none_of(self) -> u64 {
+        match self {
+            Self::Resident => PAGE_IS_PFNZERO,
+            Self::Private => PAGE_IS_PFNZERO | PAGE_IS_FILE,
+        }
+    }
+
+    fn takes_entry(self, entry: u64) -> bool {
+        self == Self::Resident || entry & ENTRY_FILE == 0
+    }
+}
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -62,30 +89,43 @@ pub(crate) struct Pagemap {
     calls: u32,
     entries: u64,
     scans: bool,
+    /// Bytes of pages that were asked for and are in swap.
+    pub(crate) swapped: u64,
 }
 
 impl Pagemap {
     /// Opens it.
     pub(crate) fn open(pid: u32) -> io::Result<Self> {
-        Ok(Self { file: File::open(format!("/proc/{pid}/pagemap"))?, calls: 0, entries: 0, scans: true })
+        let file = File::open(format!("/proc/{pid}/pagemap"))?;
+        Ok(Self { file, calls: 0, entries: 0, scans: true, swapped: 0 })
     }
 
     /// Adds to `runs` what of `range` is in memory, in order; runs that touch are joined.
     ///
     /// An error: it cannot be read, or it would be too much work.
     pub(crate) fn add_resident(&mut self, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
+        self.add(Wanted::Resident, range, runs)
+    }
+
+    /// The same of the pages that are `wanted`.
+    pub(crate) fn add(
+        &mut self,
+        wanted: Wanted,
+        range: Range<u64>,
+        runs: &mut Vec<Range<u64>>,
+    ) -> io::Result<()> {
         if self.scans {
-            match self.scan(range.clone(), runs) {
+            match self.scan(wanted, range.clone(), runs) {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
                     self.scans = false;
                 }
                 result => return result,
             }
         }
-        self.read(range, runs)
+        self.read(wanted, range, runs)
     }
 
-    fn scan(&mut self, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
+    fn scan(&mut self, wanted: Wanted, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
         let mut regions = [PageRegion::default(); REGIONS];
         let mut at = range.start;
         while at < range.end {
@@ -100,16 +140,22 @@ impl Pagemap {
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: REGIONS as u64,
                 max_pages: PAGES_OF_A_CALL,
-                category_inverted: PAGE_IS_PFNZERO,
-                category_mask: PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
-                return_mask: PAGE_IS_PRESENT,
+                category_inverted: wanted.none_of(),
+                category_mask: wanted.none_of(),
+                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
                 ..ScanArg::default()
             };
             // SAFETY: the descriptor is open, `arg` has the size that it says, and `vec` points to
             // `vec_len` regions that live until the call returns.
             let found = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
             let found = usize::try_from(found).map_err(|_| io::Error::last_os_error())?;
-            regions.iter().take(found).for_each(|region| add_run(runs, region.start..region.end));
+            for region in regions.iter().take(found) {
+                match region.categories & PAGE_IS_SWAPPED {
+                    0 => add_run(runs, region.start..region.end),
+                    _ => self.swapped += region.end - region.start,
+                }
+            }
             if arg.walk_end <= at {
                 return Err(io::Error::other("PAGEMAP_SCAN gets nowhere"));
             }
@@ -119,7 +165,7 @@ impl Pagemap {
     }
 
     /// An entry of 8 bytes for each page, whether something is there or not.
-    fn read(&mut self, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
+    fn read(&mut self, wanted: Wanted, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
         let mut buffer =
             vec![0; ENTRIES.min(range.end.saturating_sub(range.start).div_ceil(PAGE) as usize) * 8];
         let mut at = range.start;
@@ -132,8 +178,11 @@ impl Pagemap {
             let bytes = buffer.get_mut(..pages * 8).unwrap_or_default();
             self.file.read_exact_at(bytes, at / PAGE * 8)?;
             for entry in bytes.as_chunks::<8>().0 {
-                if u64::from_ne_bytes(*entry) & ENTRY_PRESENT != 0 {
+                let entry = u64::from_ne_bytes(*entry);
+                if entry & ENTRY_PRESENT != 0 && wanted.takes_entry(entry) {
                     add_run(runs, at..at + PAGE);
+                } else if entry & ENTRY_SWAPPED != 0 && wanted.takes_entry(entry) {
+                    self.swapped += PAGE;
                 }
                 at += PAGE;
             }
@@ -193,10 +242,32 @@ mod tests {
         let (start, _) = pages();
         let mut pagemap = Pagemap::open(std::process::id()).unwrap();
         let mut runs = Vec::new();
-        pagemap.read(start..start + 40960, &mut runs).unwrap();
+        pagemap.read(Wanted::Resident, start..start + 40960, &mut runs).unwrap();
         let relative: Vec<_> =
             runs.iter().map(|run| ((run.start - start) / PAGE, (run.end - start) / PAGE)).collect();
         assert_eq!(relative, [(1, 3), (4, 5), (7, 8)]);
+    }
+
+    /// Pages of files that nobody has written to are the files'.
+    #[test]
+    fn private_pages_are_those_that_were_written() {
+        let file = File::open("/proc/self/exe").unwrap();
+        // SAFETY: a new mapping of our own of a file that stays as it is; the write stays inside
+        // it.
+        let start = unsafe {
+            let (both, fd) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
+            let at = libc::mmap(std::ptr::null_mut(), 40960, both, libc::MAP_PRIVATE, fd, 0);
+            assert_ne!(at, libc::MAP_FAILED);
+            at.cast::<u8>().add(3 * 4096).write_volatile(1);
+            at.cast::<u8>().add(5 * 4096).read_volatile();
+            at as u64
+        };
+        for scans in [true, false] {
+            let mut pagemap = Pagemap { scans, ..Pagemap::open(std::process::id()).unwrap() };
+            let mut runs = Vec::new();
+            pagemap.add(Wanted::Private, start..start + 40960, &mut runs).unwrap();
+            assert_eq!((runs.as_slice(), pagemap.swapped), (&[start + 12288..start + 16384][..], 0));
+        }
     }
 
     /// The kernel's own sum, which other threads of this test change meanwhile.
@@ -219,8 +290,8 @@ mod tests {
     fn too_much_is_an_error() {
         let mut pagemap = Pagemap::open(std::process::id()).unwrap();
         pagemap.entries = MAX_ENTRIES;
-        assert!(pagemap.read(0x1000..0x2000, &mut Vec::new()).is_err());
+        assert!(pagemap.read(Wanted::Resident, 0x1000..0x2000, &mut Vec::new()).is_err());
         pagemap.calls = MAX_CALLS;
-        assert!(pagemap.scan(0x1000..0x2000, &mut Vec::new()).is_err());
+        assert!(pagemap.scan(Wanted::Resident, 0x1000..0x2000, &mut Vec::new()).is_err());
     }
 }

@@ -36,6 +36,20 @@ pub(crate) fn stack_pointers(pid: u32) -> Vec<u64> {
     system_calls(pid).filter_map(|text| parse_system_call(&text)).collect()
 }
 
+/// A thread that waits for something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WaitingThread {
+    /// Its stack pointer.
+    pub stack_pointer: u64,
+    /// The arguments of the system call that it waits in.
+    pub arguments: Vec<u64>,
+}
+
+/// Those threads of `pid` that wait for something at this moment.
+pub(crate) fn waiting_threads(pid: u32) -> Vec<WaitingThread> {
+    system_calls(pid).filter_map(|text| parse_waiting(&text)).collect()
+}
+
 /// How many threads of `pid` wait in a call of accept(2) or accept4(2) at this moment.
 pub(crate) fn accepting(pid: u32) -> usize {
     let waits = |text: &String| {
@@ -50,6 +64,16 @@ pub(crate) fn accepting(pid: u32) -> usize {
 fn system_calls(pid: u32) -> impl Iterator<Item = String> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     threads.take(MAX_THREADS).filter_map(|thread| fs::read_to_string(thread.path().join("syscall")).ok())
+}
+
+/// The same as [`parse_system_call`], with the arguments.
+fn parse_waiting(text: &str) -> Option<WaitingThread> {
+    let stack_pointer = parse_system_call(text)?;
+    let words = text.split_ascii_whitespace().skip(1).take(6);
+    let number = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
+    let has_call = !text.starts_with('-');
+    let arguments = if has_call { words.filter_map(number).collect() } else { Vec::new() };
+    Some(WaitingThread { stack_pointer, arguments })
 }
 
 /// `NUMBER ARGUMENTS SP PC`, `-1 SP PC` or `running`.
@@ -77,6 +101,15 @@ mod tests {
         assert_eq!(parse_system_call("running\n"), None);
         assert_eq!(parse_system_call("-1 0x7ffd0 0x7f01\n"), Some(0x7_ffd0));
         assert_eq!(parse_system_call("0 0x3 0x4 0x1000 0x0 0x0 0x7f02 0x7ffd0 0x7f01\n"), Some(0x7_ffd0));
+    }
+
+    #[test]
+    fn finds_arguments() {
+        let waiting = parse_waiting("0 0x3 0x4 0x1000 0x0 0x0 0x7f02 0x7ffd0 0x7f01\n").unwrap();
+        assert_eq!(waiting.arguments, [3, 4, 0x1000, 0, 0, 0x7f02]);
+        assert_eq!(waiting.stack_pointer, 0x7_ffd0);
+        assert_eq!(parse_waiting("-1 0x7ffd0 0x7f01\n").unwrap().arguments, [0; 0]);
+        assert_eq!(parse_waiting("running\n"), None);
     }
 
     #[test]

@@ -70,7 +70,10 @@ impl Filter {
         }
         let stacks = std::mem::take(&mut report.stacks);
         let (mut kept, mut suppressed) = (Vec::with_capacity(stacks.len()), Suppressed::default());
+        // Where each stack is among those that are kept, if it is.
+        let mut places = Vec::with_capacity(stacks.len());
         for stack in stacks {
+            places.push(None);
             let frames: Vec<&Frame> = report.frames_of(&stack).collect();
             let any = |patterns: &[Pattern]| {
                 patterns.iter().any(|pattern| frames.iter().any(|frame| pattern.matches(frame)))
@@ -80,8 +83,15 @@ impl Filter {
             }
             match &self.suppressions {
                 Some(rules) if rules.suppress(frames.iter().copied()) => suppressed.add(&stack),
-                _ => kept.push(stack),
+                _ => {
+                    places.pop();
+                    places.push(Some(kept.len()));
+                    kept.push(stack);
+                }
             }
+        }
+        if let Some(why) = &mut report.why {
+            why.move_stacks(&places);
         }
         report.suppressed = self.suppressions.is_some().then_some(suppressed);
         report.stacks = kept;

@@ -14,3 +14,4 @@ pub mod output;
 pub(crate) mod sink;
 pub mod suppressions;
 pub mod trace;
+pub mod why;

@@ -5,8 +5,10 @@ use std::{borrow::Cow, collections::HashMap, sync::Arc, time::SystemTime};
 use memleak_common::probe::Resource;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::why::Why;
 use crate::{
     account::Memory,
+    heap::Classes,
     kernel_labels::Tag,
     probe::resource::{ResourceInfo, TopOfTables},
     snapshot::{Cut, KERNEL_PID, Lost},
@@ -247,6 +249,8 @@ pub struct StackReport {
     pub frames: Vec<FrameId>,
     /// What else there is to say.
     pub notes: Vec<Note>,
+    /// What became of its blocks (`--why`).
+    pub why: Option<Classes>,
     /// With `-a` only.
     pub allocations: Option<Vec<AllocationLine>>,
     /// All that were captured, if a form needs them ([`super::format::Format::needs_blocks`]). Not
@@ -315,6 +319,8 @@ pub struct Report {
     pub if_empty: Option<String>,
     /// The account of the targets' memory; `None` if there is none.
     pub memory: Option<Memory>,
+    /// What is lost and what holds the rest (`--why`).
+    pub why: Option<Box<Why>>,
     /// One acquire in this many was captured, if that is not 1: numbers are estimates.
     pub sampled: Option<u64>,
     /// The frames of `stacks`.

@@ -69,7 +69,7 @@ fn processes(targets: &Targets, mut known: HashMap<u32, KnownMemory>) -> Vec<Acc
     accounted.collect()
 }
 
-fn allocators(traced: &Traced) -> Allocators {
+pub(super) fn allocators(traced: &Traced) -> Allocators {
     let is_glibc = |kind: &AllocatorKind| *kind == AllocatorKind::Glibc;
     Allocators {
         glibc: traced.allocators.iter().any(is_glibc),

@@ -13,6 +13,8 @@ mod config;
 mod dangers;
 mod error;
 mod events;
+mod examined;
+mod explain;
 mod follow;
 mod guard;
 mod hints;
@@ -24,6 +26,7 @@ mod start;
 mod state;
 mod user_mode;
 mod wait;
+mod why;
 
 pub use error::SessionError;
 pub use run::{RunOutcome, run};

@@ -5,22 +5,25 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::hints::Hints;
+use super::{examined::Examinations, explain::Explainer, hints::Hints};
+use memleak_common::probe::Resource;
+
 use crate::{
     account::Memory,
-    aggregate::{Folded, Found, Past, Wanted, aggregate},
+    aggregate::{Folded, Found, GroupKey, Past, TakenIn, aggregate},
     objects::ObjectStore,
     probe::resource::Catalog,
     proc::descriptors::open_descriptors,
     report::{
         descriptors::{Open, describe},
         format::Scope,
-        model::{AllocationLine, Frames, Note, Processes, Report, TargetInfo, Totals},
+        model::{AllocationLine, Frames, Note, Processes, Report, StackReport, TargetInfo, Totals},
         sink::Sink,
+        why::Why,
     },
     settings::{ReportSettings, Settings, TargetSpec},
     sites::{Locate, SiteId, Sites},
-    snapshot::{Cut, KERNEL_PID, KERNEL_SPACE, Lost, Outstanding, Snapshot, Stack},
+    snapshot::{Cut, KERNEL_PID, KERNEL_SPACE, Lost, Outstanding, Snapshot, Stack, own::Own},
     symbolize::{Anchor, Frame, Location, ObjectNumber, Symbolizer},
     targets::Targets,
     verdict::Point,
@@ -29,6 +32,10 @@ use crate::{
 /// What a report is made of.
 pub(super) struct Taken {
     pub(super) snapshot: Snapshot,
+    /// What was taken out of it.
+    pub(super) own: Own,
+    /// What is lost and what holds the rest, if that was asked for.
+    pub(super) why: Option<Examinations>,
     /// The moment that it is of.
     pub(super) time: SystemTime,
     /// The account of the targets' memory at that moment.
@@ -114,7 +121,7 @@ impl Reporter {
         let elapsed_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &pid_of, elapsed_ms };
 
-        let wanted = Wanted {
+        let wanted = TakenIn {
             ignore_older: is_final && all_ended,
             blocks: self.sink.needs_blocks(is_final),
             lifetimes: has_lifetimes,
@@ -124,6 +131,7 @@ impl Reporter {
         let mut frames = Frames::default();
         let mut open = Open::new();
         let (mut stacks, mut cut_stacks) = (Vec::with_capacity(aggregated.groups.len()), 0);
+        let keys: Vec<GroupKey> = aggregated.groups.iter().map(|group| group.key).collect();
         for mut group in aggregated.groups {
             let resource = self.catalog.get(group.key.resource);
             let lists = if resource.is_descriptor { group.allocations.as_deref_mut() } else { None };
@@ -150,6 +158,7 @@ impl Reporter {
             stacks.push(report);
         }
         self.reports += 1;
+        let why = taken.why.as_ref().map(|looked| self.why(looked, targets, &keys, &mut stacks));
         let mut report = Report {
             suppressed: None,
             time: taken.time,
@@ -165,12 +174,42 @@ impl Reporter {
             lost: Lost { cut_stacks, ..snapshot.lost },
             if_empty: stacks.is_empty().then(|| if_empty(settings, targets, taken, is_final)),
             memory: taken.memory,
+            why: why.map(Box::new),
             sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
             frames,
             stacks,
         };
         settings.filter.apply(&mut report, settings.sort);
         report
+    }
+}
+
+impl Reporter {
+    /// What is to be said of what is lost. `keys`: what the report's `stacks` are made of.
+    fn why(
+        &mut self,
+        looked: &Examinations,
+        targets: &Targets,
+        keys: &[GroupKey],
+        stacks: &mut [StackReport],
+    ) -> Why {
+        let process_of = |space| targets.process_of(space).unwrap_or(KERNEL_SPACE);
+        let explainer = Explainer::new(&mut self.symbolizer, &self.sites, looked, &process_of);
+        let classes = explainer.classes();
+        let is_heap = |key: &GroupKey| key.resource == Resource::Heap;
+        for (key, stack) in keys.iter().zip(stacks.iter_mut()).filter(|(key, _)| is_heap(key)) {
+            stack.why = classes.get(&key.site).copied();
+        }
+        let place = |site: SiteId| keys.iter().position(|key| is_heap(key) && key.site == site);
+        let mut why = explainer.explain(&classes, &place);
+        let listed = stacks.iter().flat_map(|stack| stack.allocations.iter().flatten());
+        why.allocations = listed
+            .filter_map(|line| {
+                let heap = looked.heaps.iter().find(|heap| heap.pid == line.pid)?;
+                Some(((line.pid, line.address), heap.examined.class_of(line.address)?))
+            })
+            .collect();
+        why
     }
 }
 

@@ -213,7 +213,8 @@ impl Session {
         if self.take_events_before_report()? == Delivery::ReaderGone {
             return Ok(Delivery::ReaderGone);
         }
-        let taken = self.snapshot(is_final)?;
+        let mut taken = self.snapshot(is_final)?;
+        taken.why = self.examine(&taken, is_final);
         let report = self.reporter.make_report(&self.settings, &self.targets, &taken, is_final);
         let delivery = self.reporter.sink.report(&report)?;
         tell_time(&taken);
@@ -228,7 +229,10 @@ impl Session {
         self.arm(false);
         self.take_births(false);
         let delivery = self.take_events_before_report();
-        let taken = self.snapshot(true);
+        let mut taken = self.snapshot(true);
+        if let Ok(taken) = &mut taken {
+            taken.why = self.examine(taken, true);
+        }
         self.detach();
         let taken = taken?;
         let report = self.reporter.make_report(&self.settings, &self.targets, &taken, true);
@@ -273,7 +277,8 @@ impl Session {
         }
         self.reporter.symbolizer.observe_kernel();
         let probes = self.tracer.probes();
-        Ok(Taken { snapshot, time, memory, began: begin, took, probes, processes: self.processes })
+        let processes = self.processes;
+        Ok(Taken { snapshot, own, why: None, time, memory, began: begin, took, probes, processes })
     }
 }
 

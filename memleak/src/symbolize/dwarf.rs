@@ -1,11 +1,18 @@
 //! Source lines and inlined calls, from DWARF.
 
-use std::{io, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    sync::Arc,
+};
 
 use addr2line::{Context, LookupContinuation, LookupResult, SplitDwarfLoad};
 use gimli::{DwarfPackage, SectionId};
 
-use super::reader::{LimitedReader, with_fuel};
+use super::{
+    members::{MemberAt, members},
+    reader::{LimitedReader, with_fuel},
+};
 use crate::elf::{Bytes, ElfFile};
 
 /// Reads that a look-up may make at least, and for each byte of debug information over a whole
@@ -77,6 +84,21 @@ impl Dwarf {
         });
         let (context, fuel) = with_fuel(fuel, || Context::from_dwarf(sections));
         Ok(Self { context: context.map_err(io::Error::other)?, fuel, package })
+    }
+
+    /// The members of types ([`members`]) that the units of `elf` describe.
+    pub(super) fn members(
+        elf: &ElfFile,
+        supplementary: Option<&ElfFile>,
+        wanted: &HashSet<String>,
+    ) -> HashMap<String, Vec<MemberAt>> {
+        let mut bytes = 0;
+        let Ok(mut sections) = load(elf, Form::Main, &mut bytes) else { return HashMap::new() };
+        if let Some(Ok(more)) = supplementary.map(|elf| load(elf, Form::Main, &mut bytes)) {
+            sections.set_sup(more);
+        }
+        let fuel = (FUEL.0 + FUEL.1 * bytes).min(MOST_FUEL);
+        with_fuel(fuel, || members(&sections, wanted)).0.unwrap_or_default()
     }
 
     /// Whether it was too much to read to the end.

@@ -6,6 +6,7 @@ mod dwarf;
 mod identity;
 mod kernel;
 mod mapped;
+mod members;
 mod object;
 mod perf_map;
 mod reader;
@@ -17,6 +18,8 @@ pub use crate::proc::target::{LiveTarget, Target};
 pub use identity::{Anchor, ObjectNumber};
 pub use kernel::{KernelSymbols, KernelSymbolsError, KernelTexts};
 pub use mapped::Observed;
+pub use members::MemberAt;
+pub use object::Variable;
 pub use symbolizer::{Location, Symbolizer, SymbolizerOptions};
 
 /// Why a frame has no function name.

@@ -1,17 +1,25 @@
 //! One object of a target: an ELF file with its symbols and its debug information, read when first
 //! asked for.
 
-use std::{collections::HashMap, ffi::OsStr, os::unix::ffi::OsStrExt as _, path::PathBuf, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use super::{
     demangle::{demangle, printable_bytes},
     dwarf::{Dwarf, FindFile, SourceFrame},
+    members::MemberAt,
     symbols::Symbols,
 };
 use crate::{
     elf::{
         Budget, ElfFile,
         debug_files::{Roots, open},
+        file::RawSymbol,
     },
     objects::ObjectFile,
 };
@@ -73,6 +81,30 @@ impl NamedObject {
         calls
     }
 
+    /// The members of these types, as far as it describes them.
+    pub(super) fn members(&self, wanted: &HashSet<String>) -> HashMap<String, Vec<MemberAt>> {
+        let Ok(elf) = self.file.elf() else { return HashMap::new() };
+        let path = self.file.path();
+        let (found, _) = if Dwarf::is_in(elf) { (None, None) } else { self.roots.symbol_files(elf, path) };
+        let with_dwarf = found.as_ref().map_or(elf, |found| &found.elf);
+        let supplementary = self.roots.supplementary(with_dwarf, path, found.as_ref());
+        Dwarf::members(with_dwarf, supplementary.as_ref(), wanted)
+    }
+
+    /// The variable at `vaddr`.
+    pub(super) fn variable(&self, vaddr: u64) -> Option<Variable> {
+        let elf = self.file.elf().ok()?;
+        let (found, _) = if elf.has_symbol_table() {
+            (None, None)
+        } else {
+            self.roots.symbol_files(elf, self.file.path())
+        };
+        [Some(elf), found.as_ref().map(|found| &found.elf)]
+            .into_iter()
+            .flatten()
+            .find_map(|elf| variable_in(elf, vaddr))
+    }
+
     /// Whether its symbols and debug information are held in memory.
     pub(super) fn has_names(&self) -> bool {
         self.names.is_some()
@@ -94,6 +126,40 @@ impl NamedObject {
         self.file.tell_budget();
         Some(names.calls(vaddr, frames))
     }
+}
+
+/// A variable of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variable {
+    /// Demangled name.
+    pub name: String,
+    /// Path of the object as the target names it.
+    pub module: Option<String>,
+    /// Bytes from its beginning.
+    pub offset: u64,
+}
+
+/// By the symbol tables of `elf`: the smallest variable that has the byte at `vaddr`.
+fn variable_in(elf: &ElfFile, vaddr: u64) -> Option<Variable> {
+    const STT_OBJECT: u8 = 1;
+    let mut best: Option<(u64, u64, String)> = None;
+    for table in elf.symbol_tables() {
+        let has = |symbol: &RawSymbol| {
+            let offset = vaddr.checked_sub(symbol.value);
+            symbol.kind == STT_OBJECT
+                && symbol.section != 0
+                && offset.is_some_and(|offset| offset < symbol.size)
+        };
+        let mut places = HashMap::new();
+        let wanted = |symbol: &RawSymbol| has(symbol).then(|| places.insert(symbol.name, *symbol)).is_some();
+        let mut names = Vec::new();
+        table.for_each_named(&elf.budget(), wanted, |_, name| names.push(name.to_vec()));
+        for (symbol, name) in places.values().zip(names) {
+            let found = (symbol.size, vaddr - symbol.value, demangle(&String::from_utf8_lossy(&name)));
+            best = Some(best.map_or(found.clone(), |best| best.min(found)));
+        }
+    }
+    best.map(|(_, offset, name)| Variable { name, module: None, offset })
 }
 
 /// Split units, if the target's compiler left them.

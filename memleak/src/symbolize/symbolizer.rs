@@ -13,7 +13,8 @@ use super::{
     identity::{Anchor, Identities, ObjectIdentity, ObjectNumber},
     kernel::KernelSymbols,
     mapped::{Mapped, MappingAt, Observed, Region},
-    object::{Call, NamedObject},
+    members::{MemberAt, plain},
+    object::{Call, NamedObject, Variable},
     perf_map::PerfMap,
 };
 use crate::{
@@ -364,6 +365,40 @@ impl Symbolizer {
             self.symbolize_one(location, *ip, &mut frames);
         }
         frames
+    }
+
+    /// The members of types of a process, by the object that has data at `address`, and by its
+    /// program. A type's name is taken without its spaces.
+    pub fn members(
+        &mut self,
+        space: u32,
+        address: u64,
+        wanted: &HashSet<String>,
+    ) -> HashMap<String, Vec<MemberAt>> {
+        let wanted: HashSet<String> = wanted.iter().map(|name| plain(name)).collect();
+        let Some(process) = self.processes.get(&space) else { return HashMap::new() };
+        let of_data = process.data(address, &self.store);
+        let program = process.program.first().map(|region| region.code.clone());
+        let mut found: HashMap<String, Vec<MemberAt>> = HashMap::new();
+        for code in [of_data, program].into_iter().flatten() {
+            let id = code.object.as_ref().map(|object| object.id());
+            if let Some(object) = id.and_then(|id| self.objects.get(&id)) {
+                let left: HashSet<String> =
+                    wanted.iter().filter(|name| !found.contains_key(*name)).cloned().collect();
+                if !left.is_empty() {
+                    found.extend(object.members(&left));
+                }
+            }
+        }
+        found
+    }
+
+    /// The variable at an address of a process, and its object.
+    pub fn variable(&self, space: u32, address: u64) -> Option<Variable> {
+        let code = self.processes.get(&space)?.data(address, &self.store)?;
+        let object = self.objects.get(&code.object.as_ref()?.id())?;
+        let found = object.variable(address.wrapping_sub(code.bias))?;
+        Some(Variable { module: code.module.clone(), ..found })
     }
 
     fn symbolize_one(&mut self, location: &Location, ip: u64, frames: &mut Vec<Frame>) {

@@ -49,3 +49,4 @@ mod unusual;
 mod unwinding;
 mod user_rows;
 mod verdicts;
+mod why;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::ledger::{Amount, Ledger, Site};
 
@@ -23,6 +24,9 @@ pub(crate) struct Report {
     pub memory: Option<Memory>,
     /// If some have come or gone.
     pub processes: Option<Processes>,
+    /// With `--why`.
+    pub why: Option<Value>,
+    pub cycles: Option<Vec<Value>>,
     pub stacks: Vec<Stack>,
 }
 
@@ -118,6 +122,8 @@ pub(crate) struct Allocation {
     pub address: String,
     pub size: u64,
     pub age_ms: u64,
+    /// With `--why`.
+    pub why: Option<String>,
 }
 
 /// The ways to lose something that every report has a counter for.

@@ -12,7 +12,7 @@ mod trace;
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use memleak::{
-    aggregate::{Before, Group, GroupKey},
+    aggregate::{Group, GroupKey, HeldBefore},
     report::{
         filter::Filter,
         format::{KINDS, Measure, Options, folded::write_folded, json::write_json, text, text::write_text},
@@ -297,7 +297,7 @@ fn a_group_becomes_a_stack_of_the_report() {
         oldest_ns: 2_999_999,
         newest_ns: 1_000_000,
         growth: 10,
-        before: Before::default(),
+        before: HeldBefore::default(),
         history: History::default(),
         verdict: judge(&History::default()),
         has_ended_parts: false,

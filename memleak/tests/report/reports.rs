@@ -97,6 +97,7 @@ impl Stack {
             frames: self.frames.into_iter().map(|frame| frames.intern(frame)).collect(),
             notes: notes.into_iter().flatten().collect(),
             blocks: self.allocations.clone().unwrap_or_default(),
+            why: None,
             allocations: self.allocations,
         }
     }
@@ -177,6 +178,7 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
         suppressed: None,
         if_empty: None,
         memory: None,
+        why: None,
         sampled: None,
         stacks: stacks.into_iter().map(|stack| stack.report(&mut frames)).collect(),
         frames,

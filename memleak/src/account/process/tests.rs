@@ -29,7 +29,7 @@ fn mapping(start: u64, end: u64, path: Option<&str>) -> Mapping {
 }
 
 fn source<'a>(mappings: &'a [Mapping], stack_pointers: Vec<u64>) -> MemorySource<'a> {
-    let files = files(mappings, &ObjectStore::default());
+    let files = files_of(mappings, &ObjectStore::default());
     MemorySource { memory: &Nothing, mappings, break_start: 0, stack_pointers, files }
 }
 

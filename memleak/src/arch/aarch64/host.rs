@@ -7,6 +7,9 @@ use crate::{arch::Machine, proc::ptrace::ptrace};
 /// The machine that this memleak runs on.
 pub const MACHINE: Machine = Machine::Aarch64;
 
+/// The word of `user_pt_regs` (asm/ptrace.h) that is the stack pointer.
+pub const STACK_POINTER: usize = 31;
+
 /// The BPF programs and maps, built from memleak-ebpf by `cargo xtask build-ebpf`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/memleak-aarch64.bpf.o");
 

@@ -7,6 +7,9 @@ use crate::{arch::Machine, proc::ptrace::ptrace};
 /// The machine that this memleak runs on.
 pub const MACHINE: Machine = Machine::X86_64;
 
+/// The word of `user_regs_struct` (sys/user.h) that is the stack pointer: `rsp`.
+pub const STACK_POINTER: usize = 19;
+
 /// The BPF programs and maps, built from memleak-ebpf by `cargo xtask build-ebpf`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/memleak-x86_64.bpf.o");
 

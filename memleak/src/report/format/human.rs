@@ -16,6 +16,7 @@ use super::{
     path::write_path,
     summary::summary,
     text::{suppressed, time_of_day, write_allocation, write_event},
+    why::write_why,
 };
 use crate::{
     account::Memory,
@@ -109,6 +110,14 @@ pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> i
         }
         for site in sites.iter().take(options.top) {
             write_site(report, site, all, screen, out)?;
+        }
+    }
+    if let Some(why) = &report.why {
+        let mut lines = Vec::new();
+        write_why(why, &mut lines)?;
+        for line in String::from_utf8_lossy(&lines).lines() {
+            let words = line.trim_start();
+            screen.text(words, line.len() - words.len(), Look::Plain, out)?;
         }
     }
     // What follows is the next report, or the shell's prompt.

@@ -23,7 +23,10 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::ser::Formatter;
 
-use super::{Format, Kind, Options};
+use super::{
+    Format, Kind, Options,
+    why::{JsonClasses, JsonCycle, JsonHeld, JsonWhy, cycles, places},
+};
 use crate::{
     account::Memory,
     escape::acts_on_terminal,
@@ -68,6 +71,7 @@ const SCHEMA: u32 = 1;
 
 /// Writes a report with the first `top` stacks of each table: one line.
 pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Result<()> {
+    let why = report.why.as_deref();
     write_line(
         &JsonReport {
             schema: SCHEMA,
@@ -83,6 +87,9 @@ pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Resul
             lost: report.lost,
             suppressed: report.suppressed,
             memory: report.memory,
+            why: why.map(JsonWhy::from),
+            cycles: why.map(|why| cycles(why, &places(report, top))),
+            held: why.map(|why| why.held.iter().map(JsonHeld::from).collect()),
             stacks: report.top(top).map(|stack| JsonStack::new(report, stack)).collect(),
         },
         out,
@@ -169,6 +176,12 @@ struct JsonReport<'a> {
     suppressed: Option<Suppressed>,
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Memory>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<JsonWhy>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cycles: Option<Vec<JsonCycle<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held: Option<Vec<JsonHeld<'a>>>,
     stacks: Vec<JsonStack<'a>>,
 }
 
@@ -238,6 +251,8 @@ struct JsonStack<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     now: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<JsonClasses>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     allocations: Option<Vec<JsonAllocation<'a>>>,
 }
 
@@ -246,7 +261,7 @@ impl<'a> JsonStack<'a> {
         let cut = stack.cut();
         let merged = stack.is_merged();
         let list = |list: &'a Vec<AllocationLine>| {
-            list.iter().map(|allocation| JsonAllocation::new(allocation, merged)).collect()
+            list.iter().map(|allocation| JsonAllocation::new(report, allocation, merged)).collect()
         };
         Self {
             resource: &stack.resource.name,
@@ -268,6 +283,7 @@ impl<'a> JsonStack<'a> {
             tag: JsonTag::from(stack.tag.as_ref()),
             frames: report.frames_of(stack).map(JsonFrame::from).collect(),
             now: stack.now(),
+            why: stack.why.as_ref().map(JsonClasses::from),
             allocations: stack.allocations.as_ref().map(list),
         }
     }
@@ -346,16 +362,20 @@ struct JsonAllocation<'a> {
     age_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     now: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<&'static str>,
 }
 
 impl<'a> JsonAllocation<'a> {
-    fn new(allocation: &'a AllocationLine, names_process: bool) -> Self {
+    fn new(report: &Report, allocation: &'a AllocationLine, names_process: bool) -> Self {
+        let place = (allocation.pid, allocation.address);
         Self {
             pid: names_process.then_some(allocation.pid),
             address: Hex(allocation.address),
             size: allocation.size,
             age_ms: allocation.age_ms,
             now: allocation.now.as_deref(),
+            why: report.why.as_deref().and_then(|why| why.allocations.get(&place)).map(|class| class.name()),
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod saved;
 pub mod speedscope;
 mod summary;
 pub mod text;
+mod why;
 
 pub use kind::{Format, Kind, Measure, Occasion, Options, Scope, SplitBy, Style};
 

@@ -11,7 +11,13 @@ use std::{
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::{Format, Kind, Options, lost::lost_line, memory::write_memory, summary::summary};
+use super::{
+    Format, Kind, Options,
+    lost::lost_line,
+    memory::write_memory,
+    summary::summary,
+    why::{write_classes, write_why},
+};
 use crate::{
     escape::printable,
     probe::resource::ResourceInfo,
@@ -81,6 +87,7 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
             write_stack(report, stack, &said, several && stack.pid() != KERNEL_PID, out)?;
         }
     }
+    report.why.as_deref().map_or(Ok(()), |why| write_why(why, out))?;
     if report.is_final && options.summary {
         summary(report).iter().try_for_each(|line| writeln!(out, "summary: {line}"))?;
     }
@@ -156,6 +163,7 @@ fn write_stack(
         writeln!(out, "\t\t[process {}]", stack.pid())?;
     }
     stack.notes.iter().try_for_each(|note| write_note_above(note, stack, out))?;
+    write_classes(stack, out)?;
     if stack.frames.is_empty() {
         let why = match stack.resource.is_descriptor {
             true if stack.notes.contains(&Note::WaitedInAccept) => {

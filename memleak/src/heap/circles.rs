@@ -1,0 +1,317 @@
+//! Blocks that hold each other in a circle, and what hangs off them.
+//!
+//! A circle is a strongly connected component of two blocks or more among those that nothing holds
+//! for sure. Circles of one shape (the same stacks, linked at the same places) are one to the
+//! reader.
+
+use rustc_hash::FxHashMap;
+
+use super::{
+    components::components,
+    graph::Graph,
+    kinds::Kinds,
+    mark::{Class, Marked, Parent},
+    roots::RootKind,
+};
+
+/// Circles of one shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Circle {
+    /// Blocks in the largest of them.
+    pub length: u64,
+    /// How many there are.
+    pub count: u64,
+    /// So many of them something alive points into, still.
+    pub pointed_at: u64,
+    /// Where from, of the first of these.
+    pub pointed_from: Option<(RootKind, u64)>,
+    /// Bytes of their blocks.
+    pub bytes: u64,
+    /// With the bytes of what they alone hold.
+    pub retained_bytes: u64,
+    /// Which block holds which.
+    pub sides: Vec<Side>,
+    /// What they hold.
+    pub hanging: Vec<Hanging>,
+}
+
+/// A block of a circle holds the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Side {
+    /// Where the one was acquired.
+    pub stack: u32,
+    /// Where in it the pointer is, bytes.
+    pub offset: u32,
+    /// Where the other was acquired.
+    pub to: u32,
+}
+
+/// Blocks of one stack that hang off circles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hanging {
+    /// Where they were acquired.
+    pub stack: u32,
+    /// How many.
+    pub count: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// The blocks that nothing holds for sure, numbered.
+struct Loose<'a> {
+    graph: &'a Graph,
+    marked: &'a Marked,
+    blocks: Vec<u32>,
+    numbers: FxHashMap<u32, u32>,
+}
+
+impl<'a> Loose<'a> {
+    fn new(graph: &'a Graph, marked: &'a Marked) -> Self {
+        let is_loose = |block: &u32| {
+            let at = *block as usize;
+            let by = marked.by.get(at).copied().unwrap_or(RootKind::Global);
+            marked.classes.get(at) != Some(&Class::Reachable) || by.is_doubtful()
+        };
+        let blocks: Vec<u32> = (0..graph.len() as u32).filter(is_loose).collect();
+        let numbers = blocks.iter().enumerate().map(|(number, block)| (*block, number as u32)).collect();
+        Self { graph, marked, blocks, numbers }
+    }
+
+    fn block(&self, node: u32) -> u32 {
+        self.blocks.get(node as usize).copied().unwrap_or(0)
+    }
+
+    fn edges(&self, node: u32) -> impl Iterator<Item = u32> {
+        self.graph
+            .pointers(self.block(node))
+            .iter()
+            .filter_map(|pointer| self.numbers.get(&pointer.to).copied())
+    }
+
+    fn is_lost(&self, node: u32) -> bool {
+        let class = self.marked.classes.get(self.block(node) as usize);
+        matches!(class, Some(Class::Definitely | Class::Indirectly))
+    }
+
+    fn size(&self, node: u32) -> u64 {
+        self.graph.blocks().get(self.block(node) as usize).map_or(0, |block| block.size)
+    }
+
+    fn stack(&self, node: u32) -> u32 {
+        self.graph.blocks().get(self.block(node) as usize).map_or(0, |block| block.stack)
+    }
+
+    /// The root from which it was reached first, if it was.
+    fn root(&self, node: u32) -> Option<(RootKind, u64)> {
+        let mut block = self.block(node);
+        // No way is longer than there are blocks.
+        for _ in 0..self.graph.len() {
+            match self.marked.parent(block) {
+                Parent::Block(parent) => block = parent,
+                Parent::Root(root) => {
+                    return self.graph.roots.get(root as usize).map(|root| (root.kind, root.place));
+                }
+                Parent::None => return None,
+            }
+        }
+        None
+    }
+
+    /// The shape of a circle: what holds what. A pointer into the middle of a block is left out if
+    /// one to its start comes with it, as `std::shared_ptr` has both.
+    fn sides(&self, kinds: &Kinds, members: &[u32], component: &[u32]) -> Vec<Side> {
+        let of = |node: u32| component.get(node as usize);
+        let own = members.first().and_then(|first| of(*first));
+        let mut sides: Vec<(Side, u32)> = Vec::new();
+        for member in members {
+            let stack = self.stack(*member);
+            for pointer in self.graph.pointers(self.block(*member)) {
+                let Some(to) = self.numbers.get(&pointer.to).filter(|to| of(**to) == own) else { continue };
+                // How good it is: to the start, as good as that, or another one.
+                let good = match pointer.offset {
+                    0 => 0,
+                    offset if kinds.is_start(self.graph, pointer.to, offset) => 1,
+                    _ => 2,
+                };
+                sides.push((Side { stack, offset: pointer.from, to: self.stack(*to) }, good));
+            }
+        }
+        let mut best: FxHashMap<(u32, u32), u32> = FxHashMap::default();
+        for (side, good) in &sides {
+            let known = best.entry((side.stack, side.to)).or_insert(*good);
+            *known = (*known).min(*good);
+        }
+        sides.retain(|(side, good)| best.get(&(side.stack, side.to)) == Some(good));
+        let mut sides: Vec<Side> = sides.into_iter().map(|(side, _)| side).collect();
+        sides.sort_unstable();
+        sides.dedup();
+        in_a_round(sides)
+    }
+}
+
+/// Sides one after the other, each beginning where the one before leads, as far as that goes.
+fn in_a_round(mut sides: Vec<Side>) -> Vec<Side> {
+    for at in 1..sides.len() {
+        let before = sides[at - 1].to;
+        if let Some(next) = sides.iter().skip(at).position(|side| side.stack == before) {
+            sides[at..=at + next].rotate_right(1);
+        }
+    }
+    sides
+}
+
+/// All circles of which at least one is lost, those that hold most first.
+pub(super) fn find(graph: &Graph, kinds: &Kinds, marked: &Marked) -> Vec<Circle> {
+    let loose = Loose::new(graph, marked);
+    let component = components(loose.blocks.len(), |node| loose.edges(node));
+    let mut members: FxHashMap<u32, Vec<u32>> = FxHashMap::default();
+    for (node, number) in component.iter().enumerate() {
+        members.entry(*number).or_default().push(node as u32);
+    }
+    members.retain(|_, nodes| nodes.len() > 1);
+    let mut shapes: FxHashMap<Vec<Side>, Vec<u32>> = FxHashMap::default();
+    for (number, nodes) in &members {
+        shapes.entry(loose.sides(kinds, nodes, &component)).or_default().push(*number);
+    }
+    let is_lost =
+        |number: &u32| members.get(number).is_some_and(|nodes| nodes.iter().all(|node| loose.is_lost(*node)));
+    shapes.retain(|_, numbers| numbers.iter().any(is_lost));
+    // What leads to others has the higher number.
+    let mut order: Vec<(u32, Vec<Side>, Vec<u32>)> = shapes
+        .into_iter()
+        .map(|(sides, numbers)| (numbers.iter().copied().max().unwrap_or(0), sides, numbers))
+        .collect();
+    order.sort_unstable_by(|a, b| b.cmp(a));
+    let mut taken = vec![false; loose.blocks.len()];
+    let mut circles: Vec<Circle> = order
+        .into_iter()
+        .map(|(_, sides, numbers)| {
+            let mut nodes: Vec<&[u32]> =
+                numbers.iter().filter_map(|number| members.get(number)).map(Vec::as_slice).collect();
+            nodes.sort_unstable();
+            describe(&loose, sides, &nodes, &mut taken)
+        })
+        .collect();
+    circles.sort_by(|a, b| b.retained_bytes.cmp(&a.retained_bytes).then_with(|| a.sides.cmp(&b.sides)));
+    circles
+}
+
+/// Counts the circles of one shape and what hangs off them and was not `taken` by others.
+fn describe(loose: &Loose<'_>, sides: Vec<Side>, circles: &[&[u32]], taken: &mut [bool]) -> Circle {
+    let pointed: Vec<&&[u32]> =
+        circles.iter().filter(|nodes| !nodes.iter().all(|node| loose.is_lost(*node))).collect();
+    let mut circle = Circle {
+        length: circles.iter().map(|nodes| nodes.len() as u64).max().unwrap_or(0),
+        count: circles.len() as u64,
+        pointed_at: pointed.len() as u64,
+        pointed_from: pointed.first().and_then(|nodes| nodes.iter().find_map(|node| loose.root(*node))),
+        bytes: circles.iter().flat_map(|nodes| nodes.iter()).map(|node| loose.size(*node)).sum(),
+        retained_bytes: 0,
+        sides,
+        hanging: Vec::new(),
+    };
+    let mut queue: Vec<u32> = circles.iter().flat_map(|nodes| nodes.iter().copied()).collect();
+    queue.iter().for_each(|node| set(taken, *node));
+    circle.retained_bytes = circle.bytes;
+    let mut hanging: FxHashMap<u32, Hanging> = FxHashMap::default();
+    while let Some(node) = queue.pop() {
+        for to in loose.edges(node) {
+            if taken.get(to as usize) == Some(&false) {
+                set(taken, to);
+                queue.push(to);
+                let (stack, size) = (loose.stack(to), loose.size(to));
+                let sum = hanging.entry(stack).or_insert(Hanging { stack, count: 0, bytes: 0 });
+                sum.count += 1;
+                sum.bytes = sum.bytes.saturating_add(size);
+                circle.retained_bytes = circle.retained_bytes.saturating_add(size);
+            }
+        }
+    }
+    circle.hanging = hanging.into_values().collect();
+    circle.hanging.sort_unstable_by_key(|it| (std::cmp::Reverse(it.bytes), it.stack));
+    circle
+}
+
+fn set(taken: &mut [bool], node: u32) {
+    if let Some(entry) = taken.get_mut(node as usize) {
+        *entry = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::heap::{Block, graph::RootPointer};
+
+    /// Blocks of 100 bytes, one for each of these stacks.
+    fn graph(stacks: &[u32], pointers: &[(u32, u32, u32, u32)], roots: Vec<RootPointer>) -> Graph {
+        let block = |(number, stack): (usize, &u32)| Block {
+            start: 0x1000 + number as u64 * 0x100,
+            size: 100,
+            birth: 0,
+            stack: *stack,
+        };
+        Graph::of(stacks.iter().enumerate().map(block).collect(), pointers, roots)
+    }
+
+    fn circles(graph: &Graph) -> Vec<Circle> {
+        let kinds = Kinds::of(graph);
+        let mut marked = Marked::follow(graph, &kinds, None);
+        marked.split_lost(graph);
+        find(graph, &kinds, &marked)
+    }
+
+    #[test]
+    fn circles_of_one_shape_are_one() {
+        // Three pairs of stacks 1 and 2, with two blocks of stack 3 each; the last is pointed at.
+        let stacks = [1, 2, 3, 3, 1, 2, 3, 3, 1, 2, 3, 3];
+        let mut pointers = Vec::new();
+        for first in [0, 4, 8] {
+            // Both pointers of a std::shared_ptr, and what the first one holds.
+            pointers.extend([
+                (first, 0x48, first + 1, 16),
+                (first, 0x50, first + 1, 0),
+                (first, 0x58, first + 2, 0),
+            ]);
+            pointers.extend([
+                (first + 1, 0x10, first, 16),
+                (first + 1, 0x18, first, 0),
+                (first + 2, 0, first + 3, 0),
+            ]);
+        }
+        let root = RootPointer { kind: RootKind::Stack, place: 0x7ff0, to: 8, offset: 16 };
+        let found = circles(&graph(&stacks, &pointers, vec![root]));
+        let expected = Circle {
+            length: 2,
+            count: 3,
+            pointed_at: 1,
+            pointed_from: Some((RootKind::Stack, 0x7ff0)),
+            bytes: 600,
+            retained_bytes: 1200,
+            sides: vec![Side { stack: 1, offset: 0x50, to: 2 }, Side { stack: 2, offset: 0x18, to: 1 }],
+            hanging: vec![Hanging { stack: 3, count: 6, bytes: 600 }],
+        };
+        assert_eq!(found, [expected]);
+    }
+
+    #[test]
+    fn what_is_in_use_is_no_circle() {
+        let root = |kind| RootPointer { kind, place: 0, to: 0, offset: 0 };
+        let pointers = [(0, 0, 1, 0), (1, 0, 0, 0)];
+        for kind in [RootKind::Global, RootKind::Stack] {
+            assert_eq!(circles(&graph(&[1, 2], &pointers, vec![root(kind)])), []);
+        }
+        assert_eq!(circles(&graph(&[1, 2], &pointers[..1], Vec::new())), [], "a chain");
+        assert_eq!(circles(&graph(&[1, 2], &pointers, Vec::new())).len(), 1);
+    }
+
+    #[test]
+    fn sides_follow_on_each_other() {
+        let side = |stack, to| Side { stack, offset: 0, to };
+        assert_eq!(
+            in_a_round(vec![side(1, 3), side(2, 1), side(3, 2)]),
+            [side(1, 3), side(3, 2), side(2, 1)]
+        );
+        assert_eq!(in_a_round(vec![side(1, 1), side(1, 1)]).len(), 2);
+    }
+}

@@ -1,0 +1,265 @@
+//! All pointers into blocks: those in blocks, and those at roots.
+
+use std::{io, ops::Range};
+
+use super::{
+    Block,
+    index::{BATCH, BlockIndex},
+    look::read_all,
+    roots::{RootKind, RootPlaces},
+};
+
+/// A pointer in a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pointer {
+    /// Where in its block, bytes; of more than 4 GiB the last.
+    pub from: u32,
+    /// The block that it points into.
+    pub to: u32,
+    /// How far; of more than 4 GiB the last.
+    pub offset: u32,
+}
+
+/// A pointer that is in no block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RootPointer {
+    /// What it is.
+    pub kind: RootKind,
+    /// Its address; of a register 0.
+    pub place: u64,
+    /// The block that it points into, and how far.
+    pub to: u32,
+    pub offset: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Graph {
+    pub index: BlockIndex,
+    /// Where the pointers of each block begin, and the end of the last one's.
+    first: Vec<u32>,
+    pointers: Vec<Pointer>,
+    /// In the order of their kinds, then of their places.
+    pub roots: Vec<RootPointer>,
+}
+
+/// What one piece of memory holds.
+#[derive(Default)]
+struct PiecePointers {
+    of_blocks: Vec<(u32, Pointer)>,
+    roots: Vec<RootPointer>,
+}
+
+impl Graph {
+    /// Reads the memory of `pid` in `runs`; gives also how many bytes could not be read.
+    pub(super) fn read(
+        pid: u32,
+        is_stopped: bool,
+        index: BlockIndex,
+        places: &RootPlaces,
+        runs: &[Range<u64>],
+    ) -> io::Result<(Self, u64)> {
+        let mut builder = Builder::new(index.blocks().len());
+        let find = |start: u64, words: &[u64]| pointers_in(&index, places, start, words);
+        let unread = read_all(pid, is_stopped, runs, find, |piece| builder.add(piece))?;
+        let (first, pointers, mut roots) = builder.end();
+        for (word, kind) in &places.words {
+            if let Some((to, offset)) = index.find(*word) {
+                roots.push(RootPointer { kind: *kind, place: 0, to, offset: narrow(offset) });
+            }
+        }
+        roots.sort_by_key(|root| root.kind);
+        Ok((Self { index, first, pointers, roots }, unread))
+    }
+
+    /// Of pointers that a test names, in order of their blocks: block, place in it, target, offset.
+    #[cfg(test)]
+    pub(super) fn of(blocks: Vec<Block>, pointers: &[(u32, u32, u32, u32)], roots: Vec<RootPointer>) -> Self {
+        let index = BlockIndex::new(blocks);
+        let mut builder = Builder::new(index.blocks().len());
+        let of_blocks =
+            pointers.iter().map(|&(block, from, to, offset)| (block, Pointer { from, to, offset })).collect();
+        builder.add(PiecePointers { of_blocks, roots });
+        let (first, pointers, roots) = builder.end();
+        Self { index, first, pointers, roots }
+    }
+
+    /// The blocks.
+    pub(super) fn blocks(&self) -> &[Block] {
+        self.index.blocks()
+    }
+
+    /// How many blocks there are.
+    pub(super) fn len(&self) -> usize {
+        self.index.blocks().len()
+    }
+
+    /// The pointers in a block, in order.
+    pub(super) fn pointers(&self, block: u32) -> &[Pointer] {
+        let at = |block: usize| self.first.get(block).map_or(self.pointers.len(), |first| *first as usize);
+        self.pointers.get(at(block as usize)..at(block as usize + 1)).unwrap_or_default()
+    }
+
+    /// All pointers in blocks.
+    pub(super) fn all_pointers(&self) -> &[Pointer] {
+        &self.pointers
+    }
+}
+
+/// Adds up pieces that come in order of address.
+struct Builder {
+    blocks: usize,
+    first: Vec<u32>,
+    pointers: Vec<Pointer>,
+    roots: Vec<RootPointer>,
+}
+
+impl Builder {
+    fn new(blocks: usize) -> Self {
+        Self { blocks, first: Vec::with_capacity(blocks + 1), pointers: Vec::new(), roots: Vec::new() }
+    }
+
+    fn add(&mut self, piece: PiecePointers) {
+        for (block, pointer) in piece.of_blocks {
+            self.begin_until(block as usize);
+            self.pointers.push(pointer);
+        }
+        self.roots.extend(piece.roots);
+    }
+
+    /// The blocks up to this one have no more pointers than there are.
+    fn begin_until(&mut self, block: usize) {
+        while self.first.len() <= block {
+            self.first.push(self.pointers.len() as u32);
+        }
+    }
+
+    fn end(mut self) -> (Vec<u32>, Vec<Pointer>, Vec<RootPointer>) {
+        self.begin_until(self.blocks);
+        (self.first, self.pointers, self.roots)
+    }
+}
+
+/// The pointers among these words. Of a block all words count that it has whole: what follows its
+/// end may be left over from another. A block's pointers to itself do not hold it.
+fn pointers_in(index: &BlockIndex, places: &RootPlaces, start: u64, words: &[u64]) -> PiecePointers {
+    let mut sorter = PointerSorter {
+        blocks: index.blocks(),
+        places,
+        block: index.first_after(start),
+        area: places.areas.partition_point(|area| area.range.end <= start),
+        found: PiecePointers::default(),
+    };
+    let (mut ats, mut values, mut count) = ([0; BATCH], [0; BATCH], 0);
+    let mut found = [None; BATCH];
+    let mut sort = |ats: &[u64], values: &[u64]| {
+        index.find_batch(values, &mut found);
+        for (place, found) in ats.iter().zip(&found) {
+            if let Some((to, offset)) = found {
+                sorter.add(*place, *to, narrow(*offset));
+            }
+        }
+    };
+    for (at, word) in words.iter().enumerate().filter(|(_, word)| index.is_near(**word)) {
+        (ats[count], values[count]) = (start + at as u64 * 8, *word);
+        count += 1;
+        if count == BATCH {
+            sort(&ats, &values);
+            count = 0;
+        }
+    }
+    sort(&ats[..count], &values[..count]);
+    sorter.found
+}
+
+/// Tells whose the places of pointers are, which come in order.
+struct PointerSorter<'a> {
+    blocks: &'a [Block],
+    places: &'a RootPlaces,
+    /// The first block and the first area that end after the last place.
+    block: usize,
+    area: usize,
+    found: PiecePointers,
+}
+
+impl PointerSorter<'_> {
+    fn add(&mut self, place: u64, to: u32, offset: u32) {
+        while self.blocks.get(self.block).is_some_and(|block| block.end() <= place) {
+            self.block += 1;
+        }
+        if let Some(source) = self.blocks.get(self.block).filter(|source| source.start <= place) {
+            if to as usize != self.block && place + 8 <= source.end() {
+                let from = narrow(place - source.start);
+                self.found.of_blocks.push((self.block as u32, Pointer { from, to, offset }));
+            }
+            return;
+        }
+        let areas = &self.places.areas;
+        while areas.get(self.area).is_some_and(|area| area.range.end <= place) {
+            self.area += 1;
+        }
+        let of_area = areas.get(self.area).filter(|area| area.range.start <= place).map(|area| area.kind);
+        let alone = || self.places.places.iter().find(|(alone, _)| *alone == place).map(|(_, kind)| *kind);
+        if let Some(kind) = of_area.or_else(alone) {
+            self.found.roots.push(RootPointer { kind, place, to, offset });
+        }
+    }
+}
+
+fn narrow(bytes: u64) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::heap::roots::Area;
+
+    #[test]
+    fn words_are_of_blocks_or_of_areas() {
+        let block = |start, size| Block { start, size, birth: 0, stack: 0 };
+        let index = BlockIndex::new(vec![block(0x1010, 16), block(0x1040, 20), block(0x9000, 64)]);
+        let area = |range, kind| Area { range, kind };
+        let places = RootPlaces {
+            areas: vec![area(0x1000..0x1008, RootKind::Global), area(0x1030..0x1080, RootKind::Mapping)],
+            places: vec![(0x1028, RootKind::EndedThread)],
+            ..RootPlaces::default()
+        };
+        let words = [
+            0x9000, // 1000: a global
+            0x9000, // 1008: nobody's
+            0x1018, // 1010: points to itself
+            0x9008, // 1018: in the first block
+            0x9000, // 1020: nobody's
+            0x1010, // 1028: a place of its own
+            7,      // 1030
+            0,      // 1038
+            0x1010, // 1040: in the second block
+            0,      // 1048
+            0x9010, // 1050: it has 4 bytes of this
+            0x9000, // 1058: a mapping
+        ];
+        let found = pointers_in(&index, &places, 0x1000, &words);
+        let pointer = |from, to, offset| Pointer { from, to, offset };
+        assert_eq!(found.of_blocks, [(0, pointer(8, 2, 8)), (1, pointer(0, 0, 0))]);
+        let roots: Vec<_> = found.roots.iter().map(|root| (root.kind, root.place, root.to)).collect();
+        let expected = [
+            (RootKind::Global, 0x1000, 2),
+            (RootKind::EndedThread, 0x1028, 0),
+            (RootKind::Mapping, 0x1058, 2),
+        ];
+        assert_eq!(roots, expected);
+    }
+
+    #[test]
+    fn pointers_are_found_by_their_block() {
+        let block = |start| Block { start, size: 16, birth: 0, stack: 0 };
+        let graph = Graph::of(
+            vec![block(0x1000), block(0x1020), block(0x1040), block(0x1060)],
+            &[(0, 0, 1, 0), (0, 8, 2, 0), (2, 0, 3, 0)],
+            Vec::new(),
+        );
+        let to = |block| graph.pointers(block).iter().map(|pointer| pointer.to).collect::<Vec<_>>();
+        assert_eq!([to(0), to(1), to(2), to(3), to(9)], [vec![1, 2], vec![], vec![3], vec![], vec![]]);
+    }
+}

@@ -1,0 +1,245 @@
+//! Which block is at an address? Asked for every word of a process's memory that might be one.
+//!
+//! A bitmap has a bit for each 8 bytes at which a block begins, in pieces of 64 KiB of address
+//! space, with the number of bits before each 512 of them. So the block that begins last before an
+//! address is found by counting, and not by a search through millions.
+
+use rustc_hash::{FxBuildHasher, FxHashMap};
+
+use super::Block;
+
+/// Bits of an address within a piece.
+const PIECE_BITS: u32 = 16;
+/// Bits of an address within a granule.
+const GRANULE_BITS: u32 = 3;
+/// Words of a piece's bitmap, and those that share a count.
+const PIECE_WORDS: usize = 1 << (PIECE_BITS - GRANULE_BITS - 6);
+const WORDS_OF_A_RANK: usize = 8;
+
+/// Values that are looked up together.
+pub(super) const BATCH: usize = 64;
+
+/// What begins in a piece of address space.
+#[derive(Debug)]
+struct Piece {
+    bits: [u64; PIECE_WORDS],
+    /// Blocks that begin before each group of words.
+    ranks: [u32; PIECE_WORDS / WORDS_OF_A_RANK],
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct BlockIndex {
+    blocks: Vec<Block>,
+    pieces: FxHashMap<u64, Box<Piece>>,
+    /// Blocks that are not within one piece: what points into the middle of one may be in a piece
+    /// where no block begins.
+    large: Vec<u32>,
+    /// From the first block to the last one's end.
+    first: u64,
+    span: u64,
+}
+
+impl BlockIndex {
+    /// Puts blocks in order. Of two that overlap the first is cut short, and of two that begin
+    /// within the same 8 bytes one is left out: that is no allocator's doing.
+    pub(super) fn new(mut blocks: Vec<Block>) -> Self {
+        radsort::sort_by_key(&mut blocks, |block| block.start);
+        blocks.dedup_by_key(|block| block.start >> GRANULE_BITS);
+        for at in 1..blocks.len() {
+            let next = blocks[at].start;
+            let before = &mut blocks[at - 1];
+            before.size = before.size.min(next - before.start);
+        }
+        let mut index = Self {
+            pieces: FxHashMap::with_capacity_and_hasher(blocks.len() / 256, FxBuildHasher),
+            large: Vec::new(),
+            first: blocks.first().map_or(0, |block| block.start),
+            span: 0,
+            blocks,
+        };
+        index.span = index.blocks.last().map_or(0, |last| {
+            // One past an array of nothing is taken for it.
+            last.end().saturating_add(8).saturating_sub(index.first)
+        });
+        index.enter();
+        index
+    }
+
+    fn enter(&mut self) {
+        for (number, block) in self.blocks.iter().enumerate() {
+            let piece = self
+                .pieces
+                .entry(block.start >> PIECE_BITS)
+                .or_insert_with(|| Box::new(Piece { bits: [0; PIECE_WORDS], ranks: [number as u32; _] }));
+            let (word, bit) = place_in_piece(block.start);
+            piece.bits[word] |= 1 << bit;
+            if block.start >> PIECE_BITS != block.end().saturating_sub(1) >> PIECE_BITS {
+                self.large.push(number as u32);
+            }
+        }
+        for piece in self.pieces.values_mut() {
+            let mut rank = piece.ranks[0];
+            for (words, entry) in piece.bits.chunks(WORDS_OF_A_RANK).zip(&mut piece.ranks) {
+                *entry = rank;
+                rank += words.iter().map(|word| word.count_ones()).sum::<u32>();
+            }
+        }
+    }
+
+    /// With others.
+    pub(super) fn with(self, others: impl Iterator<Item = Block>) -> Self {
+        Self::new(self.blocks.into_iter().chain(others).collect())
+    }
+
+    /// All blocks, in order.
+    pub(super) fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// The first block that ends after `address`.
+    pub(super) fn first_after(&self, address: u64) -> usize {
+        self.blocks.partition_point(|block| block.end() <= address)
+    }
+
+    /// Whether it may be an address in a block: cheap, and mostly right.
+    #[inline]
+    pub(super) fn is_near(&self, value: u64) -> bool {
+        value.wrapping_sub(self.first) < self.span
+    }
+
+    /// The block that `value` points into, and how far. One past a block of 8 bytes is also in it:
+    /// that is where `new T[0]` points, whose 8 bytes say that there are none.
+    #[inline]
+    pub(super) fn find(&self, value: u64) -> Option<(u32, u64)> {
+        if !self.is_near(value) {
+            return None;
+        }
+        let number = match self.pieces.get(&(value >> PIECE_BITS)) {
+            Some(piece) => Self::rank(piece, value)?,
+            None => self.large_before(value)?,
+        };
+        self.checked(number, value)
+    }
+
+    /// The same for values that are near, at most as many as [`BATCH`]: each step for all of them
+    /// before the next one, since each may have to wait for memory, and so they wait together.
+    pub(super) fn find_batch(&self, values: &[u64], found: &mut [Option<(u32, u64)>; BATCH]) {
+        let mut pieces = [None; BATCH];
+        for (piece, value) in pieces.iter_mut().zip(values) {
+            *piece = self.pieces.get(&(value >> PIECE_BITS));
+        }
+        let mut numbers = [None; BATCH];
+        for ((number, piece), value) in numbers.iter_mut().zip(pieces).zip(values) {
+            *number = match piece {
+                Some(piece) => Self::rank(piece, *value),
+                None => self.large_before(*value),
+            };
+        }
+        for ((found, number), value) in found.iter_mut().zip(numbers).zip(values) {
+            *found = number.and_then(|number| self.checked(number, *value));
+        }
+    }
+
+    /// The last block that begins at `value` or before it, or within the same 8 bytes.
+    #[inline]
+    fn rank(piece: &Piece, value: u64) -> Option<u32> {
+        let (word, bit) = place_in_piece(value);
+        let group = word / WORDS_OF_A_RANK;
+        let words = piece.bits.get(group * WORDS_OF_A_RANK..word)?;
+        let whole: u32 = words.iter().map(|word| word.count_ones()).sum();
+        let upto = piece.bits[word] & (u64::MAX >> (63 - bit));
+        (piece.ranks[group] + whole + upto.count_ones()).checked_sub(1)
+    }
+
+    /// This block or the one before it, if `value` points into it, and how far.
+    #[inline]
+    fn checked(&self, number: u32, value: u64) -> Option<(u32, u64)> {
+        let mut number = number;
+        // One that begins later within the same 8 bytes.
+        if self.blocks.get(number as usize)?.start > value {
+            number = number.checked_sub(1)?;
+        }
+        let block = self.blocks.get(number as usize)?;
+        let offset = value.checked_sub(block.start)?;
+        let is_in = offset < block.size.max(1) || (offset == 8 && block.size == 8);
+        is_in.then_some((number, offset))
+    }
+
+    fn large_before(&self, value: u64) -> Option<u32> {
+        let start = |number: &u32| self.blocks.get(*number as usize).map_or(0, |block| block.start);
+        let at = self.large.partition_point(|number| start(number) <= value);
+        self.large.get(at.checked_sub(1)?).copied()
+    }
+}
+
+/// The word and the bit of an address in its piece.
+#[inline]
+fn place_in_piece(address: u64) -> (usize, u32) {
+    let granule = address >> GRANULE_BITS;
+    ((granule >> 6) as usize % PIECE_WORDS, granule as u32 % 64)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn block(start: u64, size: u64) -> Block {
+        Block { start, size, birth: 0, stack: 0 }
+    }
+
+    #[test]
+    fn what_is_in_a_block() {
+        let index =
+            BlockIndex::new(vec![block(0x1_0000, 24), block(0x1_0020, 8), block(0x5_0000, 0x10_0000)]);
+        assert_eq!(index.find(0x1_0000), Some((0, 0)));
+        assert_eq!(index.find(0x1_0017), Some((0, 23)));
+        assert_eq!(index.find(0x1_0018), None);
+        assert_eq!(index.find(0x1_0028), Some((1, 8)), "one past 8 bytes");
+        assert_eq!(index.find(0x1_0029), None);
+        assert_eq!(index.find(0xffff), None);
+        assert_eq!(index.find(0x14_ffff), Some((2, 0xf_ffff)), "in a piece where nothing begins");
+        assert_eq!(index.find(0x15_0000), None);
+    }
+
+    #[test]
+    fn blocks_of_nothing_have_an_address() {
+        let index = BlockIndex::new(vec![block(0x1000, 0)]);
+        assert_eq!((index.find(0x1000), index.find(0x1001)), (Some((0, 0)), None));
+        assert_eq!(BlockIndex::new(Vec::new()).find(0), None);
+    }
+
+    proptest! {
+        /// Against a search.
+        #[test]
+        fn counting_finds_what_a_search_finds(
+            sizes in prop::collection::vec((1..20_000_u64, 0..9000_u64), 1..300),
+            asked in prop::collection::vec(0..3_000_000_u64, 200),
+        ) {
+            let mut at = 0x7f00_0000_1000;
+            let blocks: Vec<Block> = sizes.iter().map(|(gap, size)| {
+                at += gap * 8;
+                let made = block(at, *size);
+                at += size.next_multiple_of(8);
+                made
+            }).collect();
+            let index = BlockIndex::new(blocks.clone());
+            let near = blocks.iter().flat_map(|it| [it.start - 1, it.start, it.start + it.size / 2, it.end()]);
+            for value in asked.iter().map(|value| value + 0x7f00_0000_0000).chain(near) {
+                let found = blocks.iter().position(|block| {
+                    let past = if block.size == 8 { 9 } else { block.size.max(1) };
+                    (block.start..block.start + past).contains(&value)
+                });
+                let expected = found.map(|at| (at as u32, value - blocks[at].start));
+                // What begins directly after 8 bytes goes first.
+                let found = index.find(value);
+                let mut together = [None; BATCH];
+                index.find_batch(&[value, value], &mut together);
+                prop_assert!(!index.is_near(value) || together[1] == found);
+                prop_assert!(found == expected || found.is_some_and(|(_, offset)| offset == 0), "{value:x}");
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Reads a process's memory while it runs: only pages that it has written to and that are in
+//! memory, in pieces of 1 MiB, by two threads.
+
+use std::{
+    io,
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use crate::proc::{
+    maps::{Backing, Mapping},
+    pagemap::{Pagemap, Wanted},
+};
+
+/// Bytes read by one call.
+const PIECE: u64 = 1 << 20;
+/// Threads that read: while the target runs one processor is left to it.
+const READERS: usize = 2;
+/// Pieces whose words are held at a time.
+const BATCH: usize = 128;
+
+/// What can be read of a process and may hold pointers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Populated {
+    /// In order; they do not touch.
+    pub runs: Vec<Range<u64>>,
+    /// Bytes that are in swap: they are not fetched for us.
+    pub swapped: u64,
+}
+
+/// Finds what `pid` has written to. Mappings of files and shared memory that it can write are read
+/// if nobody can have them but processes: what other programs have left in files are no pointers.
+pub(super) fn populated(pid: u32, mappings: &[Mapping]) -> io::Result<Populated> {
+    let mut pagemap = Pagemap::open(pid)?;
+    let mut runs = Vec::new();
+    // Mappings that touch are read as one. x86-64's vsyscall lies in the kernel's half.
+    let mut joined: Option<(Wanted, Range<u64>)> = None;
+    for mapping in mappings.iter().filter(|mapping| mapping.end <= 1 << 63 && mapping.readable) {
+        let wanted = if is_shared_memory(mapping) { Wanted::Resident } else { Wanted::Private };
+        match &mut joined {
+            Some((before, range)) if range.end == mapping.start && *before == wanted => {
+                range.end = mapping.end
+            }
+            _ => {
+                if let Some((wanted, range)) = joined.replace((wanted, mapping.start..mapping.end)) {
+                    pagemap.add(wanted, range, &mut runs)?;
+                }
+            }
+        }
+    }
+    if let Some((wanted, range)) = joined {
+        pagemap.add(wanted, range, &mut runs)?;
+    }
+    Ok(Populated { runs, swapped: pagemap.swapped })
+}
+
+/// Memory of processes that has a name.
+fn is_shared_memory(mapping: &Mapping) -> bool {
+    let is_named = |path: &[u8]| {
+        [&b"/dev/zero"[..], b"/memfd:", b"/dev/shm/"].iter().any(|start| path.starts_with(start))
+    };
+    match &mapping.backing {
+        Backing::File { path, .. } => mapping.writable && is_named(path.as_os_str().as_encoded_bytes()),
+        Backing::Other => mapping.writable && mapping.inode != 0,
+        Backing::Vdso => false,
+    }
+}
+
+/// Reads all of `runs`, in order. `find` makes something of the words from an address on, `take`
+/// is given these, in order of address. Gives the bytes that could not be read: unmapped meanwhile.
+pub(super) fn read_all<T: Send>(
+    pid: u32,
+    is_stopped: bool,
+    runs: &[Range<u64>],
+    find: impl Fn(u64, &[u64]) -> T + Sync,
+    mut take: impl FnMut(T),
+) -> io::Result<u64> {
+    let pieces: Vec<Range<u64>> = runs
+        .iter()
+        .flat_map(|run| {
+            let starts = (run.start..run.end).step_by(PIECE as usize);
+            starts.map(|start| start..run.end.min(start + PIECE))
+        })
+        .collect();
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let readers = READERS.min(if is_stopped { processors } else { processors.saturating_sub(1).max(1) });
+    let mut unread = 0;
+    for batch in pieces.chunks(BATCH) {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let (mut done, mut buffer) = (Vec::new(), vec![0_u64; (PIECE / 8) as usize]);
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let Some(piece) = batch.get(number) else { return done };
+                let read = read_words(pid, piece, &mut buffer);
+                let words = buffer.get(..read / 8).unwrap_or_default();
+                done.push((number, find(piece.start, words), piece.end - piece.start - read as u64));
+            }
+        };
+        let mut found = thread::scope(|scope| {
+            let others: Vec<_> = (1..readers.min(batch.len())).map(|_| scope.spawn(work)).collect();
+            let mut found = work();
+            others.into_iter().filter_map(|other| other.join().ok()).for_each(|more| found.extend(more));
+            found
+        });
+        if found.len() < batch.len() {
+            return Err(io::Error::other("a thread that read the memory has failed"));
+        }
+        found.sort_unstable_by_key(|(number, ..)| *number);
+        for (_, words, missing) in found {
+            take(words);
+            unread += missing;
+        }
+    }
+    Ok(unread)
+}
+
+/// Fills `buffer` from the start of `piece`; gives the bytes that could be read, whole words.
+fn read_words(pid: u32, piece: &Range<u64>, buffer: &mut [u64]) -> usize {
+    let length = ((piece.end - piece.start) as usize).min(size_of_val(buffer));
+    let ours = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: length };
+    let theirs = libc::iovec { iov_base: piece.start as *mut libc::c_void, iov_len: length };
+    // SAFETY: `ours` is a buffer of that length, which any bytes are good for; `theirs` is an
+    // address of the other process, which the kernel checks.
+    let read =
+        unsafe { libc::process_vm_readv(pid as libc::pid_t, &raw const ours, 1, &raw const theirs, 1, 0) };
+    usize::try_from(read).unwrap_or(0) / 8 * 8
+}
+
+/// Reads words at many places, in order; `None` of those that cannot be read.
+pub(super) fn read_places(pid: u32, places: &[u64]) -> Vec<Option<u64>> {
+    /// IOV_MAX.
+    const MOST: usize = 1024;
+    let mut words = Vec::with_capacity(places.len());
+    while let Some(rest) = places.get(words.len()..).filter(|rest| !rest.is_empty()) {
+        let part = rest.get(..MOST).unwrap_or(rest);
+        let mut buffer = vec![0_u64; part.len()];
+        let length = size_of_val(buffer.as_slice());
+        let ours = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: length };
+        let vector = |place: &u64| libc::iovec { iov_base: *place as *mut libc::c_void, iov_len: 8 };
+        let theirs: Vec<libc::iovec> = part.iter().map(vector).collect();
+        let count = part.len() as libc::c_ulong;
+        // SAFETY: `ours` is a buffer of that length, `theirs` has `count` places of another
+        // process, which the kernel checks.
+        let read = unsafe {
+            libc::process_vm_readv(pid as libc::pid_t, &raw const ours, 1, theirs.as_ptr(), count, 0)
+        };
+        // It ends at the first place that cannot be read.
+        let good = usize::try_from(read).unwrap_or(0) / 8;
+        words.extend(buffer.iter().take(good).map(|word| Some(*word)));
+        if good < part.len() {
+            words.push(None);
+        }
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proc::maps::read_maps;
+
+    #[test]
+    fn our_own_words_are_found() {
+        let pid = std::process::id();
+        let word = Box::new(0x1234_5678_9abc_def0_u64);
+        let place = &raw const *word as u64;
+        let populated = populated(pid, &read_maps(pid).unwrap()).unwrap();
+        let mut places = Vec::new();
+        let find = |start: u64, words: &[u64]| -> Vec<u64> {
+            let found = words.iter().enumerate().filter(|(_, it)| **it == 0x1234_5678_9abc_def0);
+            found.map(|(at, _)| start + at as u64 * 8).collect()
+        };
+        read_all(pid, true, &populated.runs, find, |found| places.extend(found)).unwrap();
+        assert!(places.contains(&place), "{place:x} {places:x?}");
+        assert!(places.is_sorted());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_passed_over() {
+        let words = [7_u64, 8];
+        let place = words.as_ptr() as u64;
+        let read = read_places(std::process::id(), &[place, 8, place + 8, 16]);
+        assert_eq!(read, [Some(7), None, Some(8), None]);
+    }
+}

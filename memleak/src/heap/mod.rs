@@ -1,0 +1,47 @@
+//! Why is it still there? What of a process's blocks nothing points to any more, what holds the
+//! rest, and which blocks hold each other in a circle (`--why`).
+//!
+//! The process is read from outside while it runs. Three scans ([`scan`]) each find all words that
+//! point into a block ([`look`], [`index`]) from the roots ([`roots`]) and from blocks, and follow
+//! them ([`mark`]). A block is lost if it is in every scan, and is the same block before and after.
+//! A pointer that moves while it is read is missed by one scan, and hardly ever by three.
+
+mod before;
+mod circles;
+mod components;
+mod graph;
+mod index;
+mod kinds;
+mod look;
+mod mark;
+mod roots;
+mod scan;
+mod types;
+
+pub use before::Before;
+pub use circles::{Circle, Hanging, Side};
+pub use mark::{Class, Classes};
+pub use roots::RootKind;
+pub use scan::{Examined, HeapTarget, Sight, Way, examine};
+pub(crate) use types::first_argument;
+pub use types::{TypeAt, TypeNames};
+
+/// An outstanding block of one address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// First address.
+    pub start: u64,
+    /// Bytes asked for.
+    pub size: u64,
+    /// Tells it from every other block that was at this address.
+    pub birth: u64,
+    /// Where it was acquired: a number of the caller's, of which there are not many.
+    pub stack: u32,
+}
+
+impl Block {
+    /// The address after the last.
+    pub fn end(&self) -> u64 {
+        self.start.saturating_add(self.size)
+    }
+}

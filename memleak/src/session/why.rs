@@ -1,0 +1,173 @@
+//! `--why`: the targets' heaps, looked at while they live.
+
+use std::{collections::HashMap, io, ops::Range};
+
+use log::warn;
+use memleak_common::probe::Resource;
+use rustc_hash::FxHashMap;
+
+use super::{
+    accounts::allocators,
+    examined::{Examinations, ExaminedHeap},
+    reporter::Taken,
+    state::{Mode, Session},
+};
+use crate::{
+    heap::{Block, Class, Examined, HeapTarget, Sight, TypeAt, TypeNames, examine},
+    hurry,
+    proc::{maps::read_maps, stacks::places},
+    settings::{TargetSpec, WhyMode},
+    snapshot::{Outstanding, Snapshot, own::Own},
+};
+
+/// Stands for the stacks of what was there before tracing began: no stack has this id.
+const BEFORE: u64 = u64::MAX;
+
+/// Numbers for the stacks.
+#[derive(Default)]
+struct Numbers {
+    stacks: Vec<(u32, u64)>,
+    known: FxHashMap<(u32, u64), u32>,
+}
+
+impl Numbers {
+    fn of(&mut self, space: u32, stack_id: u64) -> u32 {
+        *self.known.entry((space, stack_id)).or_insert_with(|| {
+            self.stacks.push((space, stack_id));
+            self.stacks.len() as u32 - 1
+        })
+    }
+
+    /// What a snapshot knows of an address space.
+    fn sight(&mut self, snapshot: &Snapshot, own: &Own, space: u32) -> Sight {
+        let is_block = |it: &&Outstanding| it.space == space && it.resource == Resource::Heap;
+        let blocks = snapshot.outstanding.iter().filter(is_block).map(|it| Block {
+            start: it.address,
+            size: it.size,
+            birth: it.birth,
+            stack: self.of(space, it.stack_id),
+        });
+        let blocks = blocks.collect();
+        let ranges = |all: &[Outstanding]| {
+            let is_range = |it: &&Outstanding| it.space == space && it.resource == Resource::Mmap;
+            all.iter().filter(is_range).map(|it| it.address..it.address.saturating_add(it.size)).collect()
+        };
+        Sight { blocks, own: ranges(&own.0), mapped: ranges(&snapshot.outstanding) }
+    }
+}
+
+impl Session {
+    /// Looks at the heaps of all targets that live, if this report is to say why. What cannot be
+    /// looked at is told, and left out.
+    pub(super) fn examine(&mut self, taken: &Taken, is_final: bool) -> Option<Examinations> {
+        let why = self.settings.why.filter(|why| why.is_due(self.reporter.reports + 1, is_final))?;
+        let max_pause = (why.mode == WhyMode::Exact).then_some(why.max_pause);
+        let mut spaces: Vec<(u32, HeapTarget)> = Vec::new();
+        let mut numbers = Numbers::default();
+        let Mode::User(mode) = &self.mode else { return None };
+        for (_, traced) in self.targets.living() {
+            let space = traced.owner.space;
+            if !spaces.iter().any(|(known, _)| *known == space) {
+                let (pid, allocators, store) = (traced.id.pid, allocators(traced), mode.store.clone());
+                let before = numbers.of(space, BEFORE);
+                // An allocator that comes with another program is probed when that has begun.
+                let from_start = self.is_known_from_start() && self.targets.process_of(space) == Some(space);
+                spaces.push((space, HeapTarget { pid, allocators, store, from_start, max_pause, before }));
+            }
+        }
+        if spaces.is_empty() {
+            warn!(
+                "--why: the target has ended, and its memory with it: look at it while it runs, with --why-every 1 and a \
+                 short INTERVAL, or have it wait before it ends"
+            );
+            return None;
+        }
+        let mut heaps = Vec::new();
+        for (space, target) in spaces {
+            let first = numbers.sight(&taken.snapshot, &taken.own, space);
+            let looked = hurry::without_counting(|| self.examine_one(space, &target, first, &mut numbers));
+            match looked {
+                Ok(heap) => heaps.push(heap),
+                Err(error) => warn!(
+                    "--why: cannot look at the memory of process {}: {}; the report says nothing of it",
+                    target.pid, error
+                ),
+            }
+        }
+        if heaps.is_empty() {
+            return None;
+        }
+        let complete = heaps.iter().all(ExaminedHeap::is_complete);
+        Some(Examinations { stacks: numbers.stacks, heaps, complete })
+    }
+
+    fn examine_one(
+        &mut self,
+        space: u32,
+        target: &HeapTarget,
+        first: Sight,
+        numbers: &mut Numbers,
+    ) -> io::Result<ExaminedHeap> {
+        let may_hide = target.allocators.others && !target.from_start;
+        let mut again = || {
+            // What it has mapped and unmapped since comes first.
+            let _ = self.take_events_before_report().map_err(io::Error::other)?; // nobody reads: it ends soon
+            let mut snapshot = self.tracer.snapshot().map_err(io::Error::other)?;
+            let own = self.take_out_own(&mut snapshot);
+            let sight = numbers.sight(&snapshot, &own, space);
+            self.tracer.give_back(snapshot);
+            Ok(sight)
+        };
+        let examined = examine(target, first, &mut again)?;
+        let types = types(target.pid, &examined).unwrap_or_default();
+        let types_before = types_before(target.pid, &examined).unwrap_or_default();
+        let main_stack = main_stack(target.pid).unwrap_or(0..0);
+        let HeapTarget { pid, from_start, .. } = *target;
+        Ok(ExaminedHeap { space, pid, examined, types, types_before, main_stack, may_hide, from_start })
+    }
+
+    /// Tracing began before the targets' first instruction, and all of their allocations are
+    /// recorded.
+    fn is_known_from_start(&self) -> bool {
+        let settings = &self.settings;
+        matches!(settings.target, TargetSpec::Command(_))
+            && settings.report.sample_rate <= 1
+            && super::accounts::is_complete(&settings.capture)
+    }
+}
+
+/// The type of a block of each stack: of one that is lost, if there is one.
+fn types(pid: u32, examined: &Examined) -> io::Result<HashMap<u32, TypeAt>> {
+    let mut samples: HashMap<u32, (Class, Block)> = HashMap::new();
+    for (block, class) in examined.blocks() {
+        let known = samples.entry(block.stack).or_insert((*class, *block));
+        if *class < known.0 {
+            *known = (*class, *block);
+        }
+    }
+    let mut names = TypeNames::of(pid)?;
+    let typed = samples.into_iter().filter_map(|(stack, (_, block))| Some((stack, names.at(&block)?)));
+    Ok(typed.collect())
+}
+
+/// What of the blocks from before the attach is lost, by type, with how many and their bytes.
+fn types_before(pid: u32, examined: &Examined) -> io::Result<HashMap<String, (u64, u64)>> {
+    /// Blocks that are looked at.
+    const MOST: usize = 1 << 20;
+    let (mut names, mut sums) = (TypeNames::of(pid)?, HashMap::new());
+    let lost = examined.before.iter().flat_map(|before| &before.lost).take(MOST);
+    for block in lost {
+        if let Some(found) = names.at(block) {
+            let sum: &mut (u64, u64) = sums.entry(found.name).or_default();
+            *sum = (sum.0 + 1, sum.1 + block.size);
+        }
+    }
+    Ok(sums)
+}
+
+fn main_stack(pid: u32) -> Option<Range<u64>> {
+    let stack = places(pid)?.stack;
+    let mappings = read_maps(pid).ok()?;
+    let mapping = mappings.into_iter().find(|mapping| (mapping.start..mapping.end).contains(&stack))?;
+    Some(mapping.start..mapping.end)
+}
