@@ -13,7 +13,7 @@ use std::{
 use calls::StacksOfGroups;
 pub use folded::Folded;
 use group::NANOSECONDS_PER_MS;
-pub use group::{Group, GroupKey, HeldBefore};
+pub use group::{AmountBefore, Group, GroupKey};
 use memleak_common::probe::Resource;
 pub use past::Past;
 use rustc_hash::{FxBuildHasher, FxHashMap};
@@ -64,14 +64,12 @@ impl Found<'_> {
 
 /// What of a snapshot is taken in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TakenIn {
+pub struct Wanted {
     /// Allocations of any age, whatever `-o` says: in the last report of a target that has ended
     /// nothing is young.
     pub ignore_older: bool,
     /// Each group's allocations, one by one.
     pub blocks: bool,
-    /// What was released, by age.
-    pub lifetimes: bool,
 }
 
 /// Groups what is outstanding by resource and site, and puts the top groups of each table first:
@@ -83,16 +81,13 @@ pub fn aggregate(
     found: Found<'_>,
     catalog: &Catalog,
     settings: &ReportSettings,
-    wanted: TakenIn,
+    wanted: Wanted,
     past: &mut Past,
 ) -> Aggregated {
     let youngest_ns =
         if wanted.ignore_older { 0 } else { u64::try_from(settings.older.as_nanos()).unwrap_or(u64::MAX) };
     let rate = settings.sample_rate.max(1);
-    let (mut groups, stacks) = group(found, youngest_ns, rate);
-    if wanted.lifetimes {
-        calls::fill_in(&mut groups, &stacks, found.snapshot, rate);
-    }
+    let mut groups = group(found, youngest_ns, rate);
     let zero = |info: &Arc<ResourceInfo>| ResourceTotal { resource: info.clone(), bytes: 0, count: 0 };
     let mut by_resource: Vec<ResourceTotal> = catalog.traced().iter().map(zero).collect();
     let mut news = past.news(found.elapsed_ms, groups.len());
@@ -171,13 +166,14 @@ fn in_order(
     ordered
 }
 
-/// All groups, in no order that matters, and the stacks of each.
-fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> (Vec<Group>, StacksOfGroups) {
+/// All groups, in no order that matters.
+fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::with_capacity(found.snapshot.stacks.len());
     // By stack first, of which a large target has few for many allocations, then by site.
     let mut index: FxHashMap<(u32, Resource, u64), (usize, usize)> =
         FxHashMap::with_capacity_and_hasher(found.snapshot.stacks.len(), FxBuildHasher);
     let mut places: FxHashMap<GroupKey, usize> = FxHashMap::default();
+    let mut stacks = StacksOfGroups::default();
     for (outstanding, age_ns) in old_enough(found.snapshot, youngest_ns) {
         let stack = (outstanding.space, outstanding.resource, outstanding.stack_id);
         let (at, part) = *index.entry(stack).or_insert_with(|| {
@@ -188,6 +184,7 @@ fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> (Vec<Group>, StacksOf
             });
             let processes = &mut groups[at].processes;
             processes.push(ProcessCount { pid: (found.pid_of)(outstanding.space), bytes: 0, count: 0 });
+            stacks.0.push((at, outstanding.stack_id));
             (at, processes.len() - 1)
         });
         let group = &mut groups[at];
@@ -204,8 +201,8 @@ fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> (Vec<Group>, StacksOf
         }
     }
     groups.iter_mut().for_each(|group| group.sum_up(rate));
-    let of_heap = index.into_iter().filter(|((_, resource, _), _)| *resource == Resource::Heap);
-    (groups, of_heap.map(|((_, _, stack_id), (at, _))| (stack_id, at)).collect())
+    stacks.count_calls(found.snapshot, youngest_ns, rate, &mut groups);
+    groups
 }
 
 /// What is outstanding for `youngest_ns` at least, each with its age in nanoseconds. A record that

@@ -20,7 +20,7 @@ pub struct Calls {
     /// How long what was released had been held: bucket 0 is less than a millisecond, bucket N
     /// from 2^(N-1) to 2^N milliseconds.
     pub lifetimes: [u64; 32],
-    /// The longest that anything was held that was released, in milliseconds.
+    /// The longest of these times, milliseconds; 0 if it is not known.
     #[serde(default)]
     pub longest_ms: u64,
 }
@@ -40,6 +40,17 @@ impl Calls {
         self.longest_ms = self.longest_ms.max(more.longest_ms);
     }
 
+    /// What they stand for, if one in so many was captured.
+    #[must_use]
+    pub fn scaled(mut self, rate: u64) -> Self {
+        let numbers =
+            [&mut self.acquired, &mut self.released, &mut self.bytes_acquired, &mut self.bytes_released];
+        for number in numbers.into_iter().chain(&mut self.lifetimes) {
+            *number = number.saturating_mul(rate);
+        }
+        self
+    }
+
     /// The time within which this share (of 1) of what was released had gone: the upper end of a
     /// bucket. `None` if nothing was released.
     pub fn lifetime_ms(&self, share: f64) -> Option<u64> {
@@ -50,7 +61,8 @@ impl Calls {
             sum += number;
             sum as f64 >= wanted
         })?;
-        Some(1 << bucket)
+        let end = 1 << bucket;
+        Some(if self.longest_ms > 0 { self.longest_ms.min(end) } else { end })
     }
 }
 
@@ -299,7 +311,7 @@ fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
     let [at_once, ..] = *lifetimes;
     let is_old = history.oldest_ms.is_some_and(|oldest| oldest > longest && oldest > soon.saturating_mul(4));
     if !is_old && *released >= 10 * MANY && at_once >= released / 10 * 9 && shape.count <= acquired / 100 {
-        let reason = format!("{} of {} released within 1 ms", Grouped(at_once), Grouped(*acquired));
+        let reason = format!("{} of {} released at once", Grouped(at_once), Grouped(*acquired));
         return verdict(VerdictKind::Temporary, reason);
     }
     if percent < 10.0 && shape.grows && shape.reports >= FEW_REPORTS {

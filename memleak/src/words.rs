@@ -44,7 +44,8 @@ impl fmt::Display for BinaryBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
         if self.0 < 1024 {
-            return write!(f, "{} B", self.0);
+            let unit = if f.alternate() { "bytes" } else { "B" };
+            return write!(f, "{} {unit}", self.0);
         }
         let (mut number, mut unit) = (self.0 as f64 / 1024.0, 0);
         while number >= 1023.95 && unit + 1 < UNITS.len() {

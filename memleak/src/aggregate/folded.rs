@@ -63,7 +63,6 @@ impl Folded {
             processes: sum.processes.clone(),
             others: sum.others,
             oldest_ns: now_ns.saturating_sub(sum.first_ns),
-            has_ended_parts: true,
             ..Group::new(*key, now_ns.saturating_sub(sum.last_ns))
         })
     }

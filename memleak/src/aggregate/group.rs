@@ -27,7 +27,7 @@ pub struct GroupKey {
 
 /// What a group held in the report before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct HeldBefore {
+pub struct AmountBefore {
     /// Outstanding bytes then.
     pub bytes: u64,
     /// Outstanding allocations then.
@@ -55,13 +55,11 @@ pub struct Group {
     /// it was not in it).
     pub growth: i128,
     /// What it held in the report before (nothing if it was not in it).
-    pub before: HeldBefore,
+    pub before: AmountBefore,
     /// What is known of it over the whole run.
     pub history: History,
     /// What that shows.
     pub verdict: Verdict,
-    /// Processes that ended long ago have a part in it.
-    pub has_ended_parts: bool,
     /// It is among the top groups of its table.
     pub is_top: bool,
     /// `allocations` are all of them, for forms that write single blocks.
@@ -135,10 +133,9 @@ impl Group {
             oldest_ns: age_ns,
             newest_ns: age_ns,
             growth: 0,
-            before: HeldBefore::default(),
+            before: AmountBefore::default(),
             history: History::default(),
             verdict: judge(&History::default()),
-            has_ended_parts: false,
             is_top: false,
             has_blocks: false,
             allocations: None,
@@ -147,7 +144,6 @@ impl Group {
 
     /// Adds another part of the same group. Neither is summed up yet.
     pub(super) fn merge(&mut self, part: Self) {
-        self.has_ended_parts |= part.has_ended_parts;
         self.processes.extend(part.processes);
         self.others.add(part.others);
         self.oldest_ns = self.oldest_ns.max(part.oldest_ns);

@@ -2,7 +2,7 @@
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
-use super::group::{Group, GroupKey, HeldBefore};
+use super::group::{AmountBefore, Group, GroupKey};
 use crate::verdict::Point;
 
 /// Moments that are kept of a stack. Beyond, every second one of the older half is forgotten.
@@ -72,7 +72,7 @@ impl News {
     pub(super) fn enter(&mut self, group: &mut Group) -> Vec<Point> {
         let mut amounts = self.before.remove(&group.key).unwrap_or_default();
         let before = amounts.last().copied().unwrap_or_default();
-        group.before = HeldBefore { bytes: before.bytes, count: before.count };
+        group.before = AmountBefore { bytes: before.bytes, count: before.count };
         amounts.push(AmountHeld { bytes: group.bytes, count: group.count });
         let missing = self.at_ms.len().saturating_sub(amounts.len());
         let at_ms = self.at_ms.iter().skip(missing);

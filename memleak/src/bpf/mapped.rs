@@ -3,7 +3,7 @@
 
 use aya::Ebpf;
 use memleak_common::{
-    history::StackHistory,
+    history::{StackHistory, WAYS},
     thread::{THREAD_PLACES, ThreadPlace, ThreadRecord},
     walks::CachedWalk,
 };
@@ -45,8 +45,11 @@ impl MappedMaps {
         }
     }
 
-    /// What stacks have released so far, by id.
-    pub(super) fn histories(&self) -> FxHashMap<u64, StackHistory> {
+    /// What stacks have released so far, by id; `None` if that is not counted.
+    pub(super) fn histories(&self) -> Option<FxHashMap<u64, StackHistory>> {
+        if self.histories.len() <= WAYS {
+            return None;
+        }
         let read = |index| {
             let history = self.histories.at(index).as_ptr();
             // SAFETY: words in the memory map, which programs add to.
@@ -54,7 +57,7 @@ impl MappedMaps {
             // SAFETY: as above.
             (id != 0).then(|| (id, unsafe { history.read_volatile() }))
         };
-        (0..self.histories.len()).filter_map(read).collect()
+        Some((0..self.histories.len()).filter_map(read).collect())
     }
 
     /// Makes the places free of stacks that are not `referenced`: nothing is held by them.

@@ -421,7 +421,7 @@ impl Reader {
             stacks,
             acquired: read.acquired + found,
             released: read.released + self.removed + dead_elsewhere + closed,
-            histories: self.mapped.as_ref().map(MappedMaps::histories).unwrap_or_default(),
+            histories: self.mapped.as_ref().and_then(MappedMaps::histories),
             lost_histories: stats.get(Stat::LostHistories),
             lost: Lost {
                 allocations: stats.get(Stat::LostAllocations),

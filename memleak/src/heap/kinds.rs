@@ -132,7 +132,7 @@ fn is_good(size: u64, offset: u32, words: [u64; 3], vtables: &mut Vtables<'_>) -
         && size >= 8
         && match first {
             0 => size == 8,
-            count => (size - 8) % count == 0 && (size - 8) / count > 0,
+            count => (size - 8).is_multiple_of(count) && (size - 8) / count > 0,
         };
     if is_string || is_length || is_array {
         return true;
@@ -152,7 +152,7 @@ struct Vtables<'a> {
 
 impl Vtables<'_> {
     fn is_one(&mut self, address: u64) -> bool {
-        if address == 0 || address % 8 != 0 {
+        if address == 0 || !address.is_multiple_of(8) {
             return false;
         }
         if let Some(known) = self.known.get(&address) {

@@ -10,7 +10,7 @@ use std::{
 
 use crate::proc::{
     maps::{Backing, Mapping},
-    pagemap::{Pagemap, Wanted},
+    pagemap::{Pagemap, WantedPages},
 };
 
 /// Bytes read by one call.
@@ -35,9 +35,9 @@ pub(super) fn populated(pid: u32, mappings: &[Mapping]) -> io::Result<Populated>
     let mut pagemap = Pagemap::open(pid)?;
     let mut runs = Vec::new();
     // Mappings that touch are read as one. x86-64's vsyscall lies in the kernel's half.
-    let mut joined: Option<(Wanted, Range<u64>)> = None;
+    let mut joined: Option<(WantedPages, Range<u64>)> = None;
     for mapping in mappings.iter().filter(|mapping| mapping.end <= 1 << 63 && mapping.readable) {
-        let wanted = if is_shared_memory(mapping) { Wanted::Resident } else { Wanted::Private };
+        let wanted = if is_shared_memory(mapping) { WantedPages::Resident } else { WantedPages::Private };
         match &mut joined {
             Some((before, range)) if range.end == mapping.start && *before == wanted => {
                 range.end = mapping.end

@@ -37,14 +37,14 @@ const ENTRY_FILE: u64 = 1 << 61;
 
 /// The pages that are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub(crate) enum WantedPages {
     /// All that are in memory.
     Resident,
     /// Those of them that are the process's own: neither a file's nor shared.
     Private,
 }
 
-impl Wanted {
+impl WantedPages {
     fn none_of(self) -> u64 {
         match self {
             Self::Resident => PAGE_IS_PFNZERO,
@@ -104,13 +104,13 @@ impl Pagemap {
     ///
     /// An error: it cannot be read, or it would be too much work.
     pub(crate) fn add_resident(&mut self, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
-        self.add(Wanted::Resident, range, runs)
+        self.add(WantedPages::Resident, range, runs)
     }
 
     /// The same of the pages that are `wanted`.
     pub(crate) fn add(
         &mut self,
-        wanted: Wanted,
+        wanted: WantedPages,
         range: Range<u64>,
         runs: &mut Vec<Range<u64>>,
     ) -> io::Result<()> {
@@ -125,7 +125,7 @@ impl Pagemap {
         self.read(wanted, range, runs)
     }
 
-    fn scan(&mut self, wanted: Wanted, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
+    fn scan(&mut self, wanted: WantedPages, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
         let mut regions = [PageRegion::default(); REGIONS];
         let mut at = range.start;
         while at < range.end {
@@ -165,7 +165,7 @@ impl Pagemap {
     }
 
     /// An entry of 8 bytes for each page, whether something is there or not.
-    fn read(&mut self, wanted: Wanted, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
+    fn read(&mut self, wanted: WantedPages, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
         let mut buffer =
             vec![0; ENTRIES.min(range.end.saturating_sub(range.start).div_ceil(PAGE) as usize) * 8];
         let mut at = range.start;
@@ -242,7 +242,7 @@ mod tests {
         let (start, _) = pages();
         let mut pagemap = Pagemap::open(std::process::id()).unwrap();
         let mut runs = Vec::new();
-        pagemap.read(Wanted::Resident, start..start + 40960, &mut runs).unwrap();
+        pagemap.read(WantedPages::Resident, start..start + 40960, &mut runs).unwrap();
         let relative: Vec<_> =
             runs.iter().map(|run| ((run.start - start) / PAGE, (run.end - start) / PAGE)).collect();
         assert_eq!(relative, [(1, 3), (4, 5), (7, 8)]);
@@ -265,8 +265,11 @@ mod tests {
         for scans in [true, false] {
             let mut pagemap = Pagemap { scans, ..Pagemap::open(std::process::id()).unwrap() };
             let mut runs = Vec::new();
-            pagemap.add(Wanted::Private, start..start + 40960, &mut runs).unwrap();
-            assert_eq!((runs.as_slice(), pagemap.swapped), (&[start + 12288..start + 16384][..], 0));
+            pagemap.add(WantedPages::Private, start..start + 40960, &mut runs).unwrap();
+            assert_eq!(
+                (runs.as_slice(), pagemap.swapped),
+                (std::slice::from_ref(&(start + 12288..start + 16384)), 0)
+            );
         }
     }
 
@@ -290,8 +293,8 @@ mod tests {
     fn too_much_is_an_error() {
         let mut pagemap = Pagemap::open(std::process::id()).unwrap();
         pagemap.entries = MAX_ENTRIES;
-        assert!(pagemap.read(Wanted::Resident, 0x1000..0x2000, &mut Vec::new()).is_err());
+        assert!(pagemap.read(WantedPages::Resident, 0x1000..0x2000, &mut Vec::new()).is_err());
         pagemap.calls = MAX_CALLS;
-        assert!(pagemap.scan(Wanted::Resident, 0x1000..0x2000, &mut Vec::new()).is_err());
+        assert!(pagemap.scan(WantedPages::Resident, 0x1000..0x2000, &mut Vec::new()).is_err());
     }
 }

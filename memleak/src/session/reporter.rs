@@ -10,7 +10,7 @@ use memleak_common::probe::Resource;
 
 use crate::{
     account::Memory,
-    aggregate::{Folded, Found, GroupKey, Past, TakenIn, aggregate},
+    aggregate::{Folded, Found, GroupKey, Past, Wanted, aggregate},
     objects::ObjectStore,
     probe::resource::Catalog,
     proc::descriptors::open_descriptors,
@@ -113,7 +113,6 @@ impl Reporter {
     ) -> Report {
         let snapshot = &taken.snapshot;
         let target = target_info(&settings.target, targets);
-        let has_lifetimes = settings.capture.lifetimes;
         let settings = &settings.report;
         let all_ended = targets.all_ended();
         self.sites.update(snapshot, &mut ByProcess { symbolizer: &mut self.symbolizer, targets });
@@ -121,11 +120,7 @@ impl Reporter {
         let elapsed_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &pid_of, elapsed_ms };
 
-        let wanted = TakenIn {
-            ignore_older: is_final && all_ended,
-            blocks: self.sink.needs_blocks(is_final),
-            lifetimes: has_lifetimes,
-        };
+        let wanted = Wanted { ignore_older: is_final && all_ended, blocks: self.sink.needs_blocks(is_final) };
         let aggregated = aggregate(found, &self.catalog, settings, wanted, &mut self.past);
         let Totals { bytes, count, .. } = aggregated.totals;
         let mut frames = Frames::default();

@@ -153,8 +153,9 @@ pub struct Snapshot {
     pub acquired: u64,
     /// Releases up to then of what was seen acquired.
     pub released: u64,
-    /// What stacks have released so far, by id; of others nothing, unless some are lost.
-    pub histories: FxHashMap<u64, StackHistory>,
+    /// What stacks have released so far, by id; of others nothing, unless some are lost. `None` if
+    /// that is not counted.
+    pub histories: Option<FxHashMap<u64, StackHistory>>,
     /// Releases of stacks that found no room for their history.
     pub lost_histories: u64,
     /// What was lost so far.

@@ -76,8 +76,6 @@ pub(crate) struct Stack {
     pub newest_ms: Option<u64>,
     pub truncated: bool,
     pub stack_id: Option<String>,
-    pub verdict: String,
-    pub verdict_reason: String,
     /// Ours beyond the spec.
     pub pid: u32,
     /// If several processes hold it.
@@ -88,6 +86,20 @@ pub(crate) struct Stack {
     pub cache: Option<String>,
     pub frames: Vec<Frame>,
     pub allocations: Option<Vec<Allocation>>,
+    pub verdict: Option<String>,
+    pub verdict_reason: Option<String>,
+    /// Where calls are counted by stack.
+    pub acquired: Option<u64>,
+    pub released: Option<u64>,
+    pub bytes_acquired: Option<u64>,
+    pub bytes_released: Option<u64>,
+    pub lifetime: Option<Lifetime>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct Lifetime {
+    pub released_p50_ms: Option<u64>,
+    pub released_max_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]

@@ -12,7 +12,7 @@ mod trace;
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use memleak::{
-    aggregate::{Group, GroupKey, HeldBefore},
+    aggregate::{AmountBefore, Group, GroupKey},
     report::{
         filter::Filter,
         format::{KINDS, Measure, Options, folded::write_folded, json::write_json, text, text::write_text},
@@ -297,10 +297,9 @@ fn a_group_becomes_a_stack_of_the_report() {
         oldest_ns: 2_999_999,
         newest_ns: 1_000_000,
         growth: 10,
-        before: HeldBefore::default(),
+        before: AmountBefore::default(),
         history: History::default(),
         verdict: judge(&History::default()),
-        has_ended_parts: false,
         is_top: true,
         has_blocks: false,
         allocations: None,

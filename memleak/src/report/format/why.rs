@@ -28,7 +28,7 @@ pub(super) fn write_why(why: &Why, out: &mut dyn Write) -> io::Result<()> {
     let all = Grouped(why.classes.count());
     match count {
         0 => write!(out, "Lost: nothing of {all} blocks")?,
-        _ => write!(out, "Lost: {} in {} of {all} blocks", BinaryBytes(bytes), Grouped(count))?,
+        _ => write!(out, "Lost: {} in {} of {all} blocks", amount(bytes), Grouped(count))?,
     }
     match why.scans {
         0 => writeln!(out, "   (stopped for {} ms)", why.stopped_ms)?,
@@ -36,7 +36,7 @@ pub(super) fn write_why(why: &Why, out: &mut dyn Write) -> io::Result<()> {
     }
     let (possible, doubtful) = why.classes.possibly;
     if doubtful > 0 {
-        writeln!(out, "  possibly lost: {} in {} blocks", BinaryBytes(possible), Grouped(doubtful))?;
+        writeln!(out, "  possibly lost: {} in {} blocks", amount(possible), Grouped(doubtful))?;
     }
     why.cycles.iter().take(SHOWN).try_for_each(|cycle| write_cycle(cycle, out))?;
     if why.cycles.len() > SHOWN {
@@ -44,7 +44,7 @@ pub(super) fn write_why(why: &Why, out: &mut dyn Write) -> io::Result<()> {
     }
     for lost in why.types.iter().take(SHOWN) {
         let name = printable(&lost.name);
-        writeln!(out, "  lost: {} x {name} ({})", Grouped(lost.count), BinaryBytes(lost.bytes))?;
+        writeln!(out, "  lost: {} x {name} ({})", Grouped(lost.count), amount(lost.bytes))?;
     }
     why.held.iter().take(SHOWN).try_for_each(|held| write_held(held, out))?;
     write_limits(why, out)
@@ -53,7 +53,7 @@ pub(super) fn write_why(why: &Why, out: &mut dyn Write) -> io::Result<()> {
 /// What the numbers above may be wrong by.
 fn write_limits(why: &Why, out: &mut dyn Write) -> io::Result<()> {
     if why.unread_bytes > 0 {
-        let bytes = BinaryBytes(why.unread_bytes);
+        let bytes = amount(why.unread_bytes);
         writeln!(out, "  ({bytes} are in swap and were not read: nothing is called lost for sure)")?;
     }
     let unknown = why.unknown_blocks.filter(|unknown| *unknown > 0);
@@ -78,20 +78,15 @@ fn write_limits(why: &Why, out: &mut dyn Write) -> io::Result<()> {
 
 /// What was there before the attach; what it points to counts as held.
 fn write_before(before: &BeforeAttach, out: &mut dyn Write) -> io::Result<()> {
-    write!(
-        out,
-        "  from before the attach: {} in {} blocks",
-        BinaryBytes(before.bytes),
-        Grouped(before.count)
-    )?;
+    write!(out, "  from before the attach: {} in {} blocks", amount(before.bytes), Grouped(before.count))?;
     match before.lost_count {
         0 => write!(out, ", none lost")?,
-        count => write!(out, ", lost of these: {} in {}", BinaryBytes(before.lost_bytes), Grouped(count))?,
+        count => write!(out, ", lost of these: {} in {}", amount(before.lost_bytes), Grouped(count))?,
     }
-    writeln!(out, "; {} are free", BinaryBytes(before.free))?;
+    writeln!(out, "; {} are free", amount(before.free))?;
     for lost in before.types.iter().take(SHOWN) {
         let name = printable(&lost.name);
-        writeln!(out, "     lost before: {} x {name} ({})", Grouped(lost.count), BinaryBytes(lost.bytes))?;
+        writeln!(out, "     lost before: {} x {name} ({})", Grouped(lost.count), amount(lost.bytes))?;
     }
     Ok(())
 }
@@ -103,9 +98,9 @@ fn write_cycle(cycle: &Cycle, out: &mut dyn Write) -> io::Result<()> {
         (some, Some(from)) => write!(out, " ({} still pointed at from {})", Grouped(some), printable(from))?,
         (some, None) => write!(out, " ({} still pointed at)", Grouped(some))?,
     }
-    write!(out, ", {}", BinaryBytes(cycle.bytes))?;
+    write!(out, ", {}", amount(cycle.bytes))?;
     match cycle.retained_bytes > cycle.bytes {
-        true => writeln!(out, ", holding {}", BinaryBytes(cycle.retained_bytes))?,
+        true => writeln!(out, ", holding {}", amount(cycle.retained_bytes))?,
         false => writeln!(out)?,
     }
     let shown = cycle.members.get(..SIDES).unwrap_or(&cycle.members);
@@ -163,7 +158,7 @@ fn write_held(held: &HeldBy, out: &mut dyn Write) -> io::Result<()> {
     write!(
         out,
         "  held: {} in {} blocks by {}",
-        BinaryBytes(held.bytes),
+        amount(held.bytes),
         Grouped(held.count),
         printable(&held.by)
     )?;
@@ -234,6 +229,11 @@ fn without_parameters(function: &str) -> String {
         }
     }
     function.to_owned()
+}
+
+/// Bytes, in words.
+fn amount(bytes: u64) -> String {
+    format!("{:#}", BinaryBytes(bytes))
 }
 
 /// Bytes and number of blocks.
