@@ -378,7 +378,7 @@ mod tests {
         assert_eq!(left.take(0..1000), [100..150, 320..400]);
         assert_eq!(left.take(0..1000), []);
         let mut left = Unclaimed::new(&[100..200, 300..400]);
-        assert_eq!(left.take(120..130), std::slice::from_ref(&(120..130)));
+        assert_eq!(left.take(120..130), vec![120..130]);
         assert_eq!(left.all().collect::<Vec<_>>(), [100..120, 130..200, 300..400]);
         assert_eq!(left.take(50..50), []);
     }

@@ -266,10 +266,7 @@ mod tests {
             let mut pagemap = Pagemap { scans, ..Pagemap::open(std::process::id()).unwrap() };
             let mut runs = Vec::new();
             pagemap.add(WantedPages::Private, start..start + 40960, &mut runs).unwrap();
-            assert_eq!(
-                (runs.as_slice(), pagemap.swapped),
-                (std::slice::from_ref(&(start + 12288..start + 16384)), 0)
-            );
+            assert_eq!((runs, pagemap.swapped), (vec![start + 12288..start + 16384], 0));
         }
     }
 

@@ -13,11 +13,12 @@ static NOINLINE void *site(void) {
 
 int main(void) {
     static void *held[2000];
+    volatile int at_once = 3000; // so that the compiler makes no two loops, and sites, of one
     say("READY");
     hear();
     for (int i = 0; i < 5000; i++) {
         void *block = site();
-        if (i < 3000)
+        if (i < at_once)
             free(block);
         else
             held[i - 3000] = block;
