@@ -116,6 +116,9 @@ pub(crate) struct Outcome {
     pub took: Duration,
 }
 
+/// Children that end links at once, at the end of all: each waits for the kernel's grace periods.
+const CHILDREN: usize = 8;
+
 /// What becomes of a process's slot when its links have ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum SlotFate {
@@ -162,13 +165,19 @@ impl Probes {
         let mut outcome = Outcome::default();
         let mut attached = self.processes.remove(&scope.slot).unwrap_or_default();
         new.retain(|point| attached.keys.insert(point.key()));
-        for group in new.chunk_by(|a, b| a.program == b.program && a.object == b.object) {
+        // One link for what one program serves: the kernel takes its places in order, and each link
+        // costs grace periods at its end.
+        if self.serves_both_ends() {
+            let before = new.len();
+            attached.points.extend(new.extract_if(.., |point| point.program.is_return()));
+            outcome.attached += before - new.len(); // with their entries
+            let of_both = new.partition_point(|point| !point.program.is_call());
+            new[of_both..].sort_by_key(|point| point.object); // it is stable
+        }
+        let name_of = |point: &AttachPoint| self.program_name(point.program, traps_only);
+        for group in new.chunk_by(|a, b| name_of(a) == name_of(b) && a.object == b.object) {
             let Some(first) = group.first() else { continue };
-            if first.program.is_return() && self.serves_both_ends() {
-                outcome.attached += group.len(); // with their entries
-                continue;
-            }
-            let name = self.program_name(first.program, traps_only);
+            let name = name_of(first);
             let whole = match &self.uprobes {
                 Uprobes::Multi(programs) => attach_many(programs, name, scope, group),
                 Uprobes::Single => Err(io::ErrorKind::Unsupported.into()),
@@ -327,8 +336,15 @@ impl Probes {
         let start = Instant::now();
         self.closer = None; // what it has begun comes to its end
         self.count = 0;
-        let attached: Vec<Attached> = std::mem::take(&mut self.processes).into_values().collect();
-        wait_for(end_with_a_child(attached));
+        let attached = std::mem::take(&mut self.processes).into_values();
+        let mut links: Vec<Link> = attached.flat_map(|attached| attached.links).collect();
+        let at_once = links.len().div_ceil(CHILDREN).max(1);
+        let mut children = Vec::with_capacity(CHILDREN);
+        while !links.is_empty() {
+            let rest = links.split_off(links.len().min(at_once));
+            children.push(end_with_a_child(std::mem::replace(&mut links, rest)));
+        }
+        children.into_iter().for_each(wait_for);
         start.elapsed()
     }
 

@@ -266,8 +266,8 @@ mod tests {
             let mut pagemap = Pagemap { scans, ..Pagemap::open(std::process::id()).unwrap() };
             let mut runs = Vec::new();
             pagemap.add(WantedPages::Private, start..start + 40960, &mut runs).unwrap();
-            let private = start + 12288..start + 16384;
-            assert_eq!((runs.as_slice(), pagemap.swapped), (std::slice::from_ref(&private), 0));
+            let touched = start + 12288..start + 16384;
+            assert_eq!((runs.as_slice(), pagemap.swapped), (std::slice::from_ref(&touched), 0));
         }
     }
 
