@@ -371,6 +371,10 @@ pub struct LookArguments {
     #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "What is reported")]
     pub color: String,
 
+    /// On a terminal: split each site by process or size
+    #[arg(long, value_name = "WHAT", help_heading = "What is reported")]
+    pub by: Option<String>,
+
     /// On a terminal: show frames of libraries too, and whole paths
     #[arg(long, help_heading = "What is reported")]
     pub full_stacks: bool,

@@ -29,7 +29,7 @@ use crate::{
         condition::FailCondition,
         files::ReportFile,
         filter::{Filter, Pattern},
-        format::{self, FILE_KINDS, KINDS, Kind, Measure, Options, Style, folded, human, json},
+        format::{self, FILE_KINDS, KINDS, Kind, Measure, Options, SplitBy, Style, folded, human, json},
         output::OutputFile,
         suppressions::Suppressions,
     },
@@ -73,6 +73,8 @@ pub struct ReportSettings {
     pub full_stacks: bool,
     /// Names in full, in the form for people.
     pub full_names: bool,
+    /// By what each site is split, in the form for people.
+    pub split_by: Option<SplitBy>,
     /// How many stacks at most.
     pub top: usize,
     /// Order of the stacks.
@@ -469,6 +471,7 @@ fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         color: look.color,
         full_stacks: look.full_stacks,
         full_names: look.full_names,
+        split_by: look.split_by,
         top: look.top,
         sort: look.sort,
         show_allocs: cli.show_allocs,
@@ -497,6 +500,8 @@ pub struct Appearance {
     pub full_stacks: bool,
     /// Names in full, in the form for people.
     pub full_names: bool,
+    /// By what each site is split, in the form for people.
+    pub split_by: Option<SplitBy>,
     /// What the widths of a flame graph are.
     pub flamegraph_by: Measure,
 }
@@ -510,15 +515,16 @@ impl Appearance {
             full_names: self.full_names,
             width: None,
         };
-        Options { sort: self.sort, style, flamegraph_by: self.flamegraph_by, ..Options::new(self.top) }
+        let Self { top, sort, flamegraph_by, split_by, .. } = *self;
+        Options { sort, style, flamegraph_by, split_by, ..Options::new(top) }
     }
 }
 
 impl ReportSettings {
     /// How reports look.
     pub fn appearance(&self) -> Appearance {
-        let Self { top, sort, color, full_stacks, full_names, flamegraph_by, .. } = *self;
-        Appearance { top, sort, color, full_stacks, full_names, flamegraph_by }
+        let Self { top, sort, color, full_stacks, full_names, flamegraph_by, split_by, .. } = *self;
+        Appearance { top, sort, color, full_stacks, full_names, flamegraph_by, split_by }
     }
 }
 
@@ -530,6 +536,7 @@ pub fn resolve_look(look: &LookArguments, files: &FileArguments) -> Result<Appea
         color: resolve_color(&look.color)?,
         full_stacks: look.full_stacks,
         full_names: look.full_names,
+        split_by: look.by.as_deref().map(|by| one_of("--by", "way to split a site", by)).transpose()?,
         flamegraph_by: one_of("--flamegraph-by", "measure", &files.flamegraph_by)?,
     })
 }

@@ -304,7 +304,7 @@ fn came_and_went(history: &History, shape: &Shape) -> Verdict {
 fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
     let Calls { acquired, released, lifetimes, .. } = calls;
     let soon = calls.lifetime_ms(0.99).unwrap_or(0);
-    let longest = calls.lifetime_ms(1.0).unwrap_or(0);
+    let longest = calls.longest_ms;
     let oldest = history.oldest_ms.unwrap_or(0);
     let percent = *released as f64 / (*acquired).max(1) as f64 * 100.0;
     let share = lower_percent(percent);
@@ -348,7 +348,7 @@ fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
 /// `12,004 acquired, 11,990 released, 99 % within 3 s, the longest after 41 s; the 14 held are 9 min to 3 h old`.
 fn leaked(history: &History, calls: &Calls, shape: &Shape, share: &str) -> String {
     let within = calls.lifetime_ms(0.99).unwrap_or(0);
-    let longest = calls.lifetime_ms(1.0).unwrap_or(0);
+    let longest = calls.longest_ms;
     let ages = match (history.newest_ms, history.oldest_ms) {
         (Some(newest), Some(oldest)) if shape.count > 1 && newest > longest => {
             format!("the {} held are {} to {} old", Grouped(shape.count), Span(newest), Span(oldest))
@@ -358,12 +358,11 @@ fn leaked(history: &History, calls: &Calls, shape: &Shape, share: &str) -> Strin
         }
         _ => format!("{} are held", Grouped(shape.count)),
     };
-    format!(
-        "{} acquired, {share} released, 99 % within {}, the longest after {}; {ages}",
-        Grouped(calls.acquired),
-        Span(within),
-        Span(longest),
-    )
+    let spread = match longest <= within {
+        true => format!("all within {}", Span(within)),
+        false => format!("99 % within {}, the longest after {}", Span(within), Span(longest)),
+    };
+    format!("{} acquired, {share} released, {spread}; {ages}", Grouped(calls.acquired))
 }
 
 /// Not rounded to all of them if it is not all.

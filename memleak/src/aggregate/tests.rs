@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::ValueEnum as _;
-use memleak_common::stack::NO_STACK;
+use memleak_common::{history::StackHistory, stack::NO_STACK};
 
 use super::*;
 use crate::{
@@ -29,6 +29,7 @@ fn settings() -> ReportSettings {
         color: ColorChoice::Never,
         full_stacks: false,
         full_names: false,
+        split_by: None,
         top: 10,
         sort: SortKey::Size,
         show_allocs: false,
@@ -134,6 +135,47 @@ fn by_resource(aggregated: &Aggregated) -> Vec<(&str, u64, u64)> {
 /// The groups that are printed.
 fn top(aggregated: &Aggregated) -> impl Iterator<Item = &Group> {
     aggregated.groups.iter().filter(|group| group.is_top)
+}
+
+#[test]
+fn what_was_released_is_known_by_stack() {
+    let history = |stack_id, released: u64| {
+        let mut history =
+            StackHistory { stack_id, bytes: released * 8, longest_ns: 9 * MS, ..Default::default() };
+        history.released[2] = released;
+        (stack_id, history)
+    };
+    let settings = ReportSettings { older: Duration::from_millis(500), sample_rate: 10, ..settings() };
+    let mut held = snapshot(vec![
+        outstanding(1, 0xa, 8, 600 * MS),
+        // Too young to be reported, and acquired all the same.
+        outstanding(1, 0xb, 8, MS),
+        outstanding(2, 0xc, 4, 600 * MS),
+        descriptor(2, 900),
+    ]);
+    held.histories = Some([history(1, 5)].into_iter().collect());
+    let calls_of = |snapshot: &Snapshot| {
+        let mut run = Run::default();
+        let aggregated = run.report(snapshot, &settings, false);
+        let mut calls: Vec<_> = aggregated
+            .groups
+            .iter()
+            .map(|group| (group.key.resource, run.stack(group), group.history.calls))
+            .collect();
+        calls.sort_by_key(|(resource, stack, _)| (*resource, *stack));
+        calls
+            .into_iter()
+            .map(|(.., calls)| calls.map(|calls| (calls.acquired, calls.released)))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(calls_of(&held), [Some((70, 50)), Some((10, 0)), Some((10, 0))]);
+    // What has found no place may have been of any stack without one.
+    held.lost_histories = 1;
+    assert_eq!(calls_of(&held), [Some((70, 50)), None, None]);
+    let group = Run::default().report(&held, &settings, false).groups.remove(0);
+    let calls = group.history.calls.expect("counted");
+    assert_eq!((calls.bytes_acquired, calls.bytes_released, calls.longest_ms), (560, 400, 9));
+    assert_eq!(calls.lifetimes[2], 50);
 }
 
 #[test]

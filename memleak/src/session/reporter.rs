@@ -119,6 +119,7 @@ impl Reporter {
         let pid_of = |space| targets.owner_of(space).map_or(KERNEL_PID, |traced| traced.id.pid);
         let elapsed_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &pid_of, elapsed_ms };
+
         let wanted = Wanted { ignore_older: is_final && all_ended, blocks: self.sink.needs_blocks(is_final) };
         let aggregated = aggregate(found, &self.catalog, settings, wanted, &mut self.past);
         let Totals { bytes, count, .. } = aggregated.totals;

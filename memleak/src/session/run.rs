@@ -17,7 +17,7 @@ use super::{
     reporter::Taken,
     state::{Mode, Session},
     user_mode,
-    wait::{Signals, end_command, millis, moment, ticks},
+    wait::{SignalEnds, Signals, end_command, millis, moment, ticks},
 };
 use crate::{
     probe::plan::check_object_argument,
@@ -97,8 +97,8 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
         session.trace_command(&argv)?;
     }
     // Not before: while a command is held, a signal ends us both.
-    let mut signals =
-        Signals::listen().map_err(|error| SessionError::System("cannot handle signals", error))?;
+    let mut signals = Signals::listen(session.reporter.sink.has_files())
+        .map_err(|error| SessionError::System("cannot handle signals", error))?;
     // Whoever is told that the probes are in may make children at once.
     session.arm(true);
     session.begin_accounts();
@@ -160,7 +160,10 @@ impl Session {
         loop {
             tokio::select! {
                 biased;
-                () = signals.any() => return Ok(Reason::Signal),
+                ended = signals.next() => match ended {
+                    SignalEnds::Us => return Ok(Reason::Signal),
+                    SignalEnds::Terminal => self.reporter.sink.lose_reader(),
+                },
                 () = moment(end) => return Ok(Reason::Duration),
                 _ = ticks.tick() => {
                     if self.settings.count == Some(self.reporter.reports + 1) {

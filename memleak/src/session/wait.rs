@@ -32,7 +32,7 @@ pub(super) async fn end_command(
     signals: &mut Signals,
 ) -> Result<Option<ExitStatus>, SessionError> {
     let system = |error| SessionError::System("cannot wait for the command", error);
-    // Ended by itself: nothing was sent to it yet.
+    // SignalEnds by itself: nothing was sent to it yet.
     if let Some(status) = child.try_wait().map_err(system)? {
         return Ok(Some(status));
     }
@@ -48,16 +48,46 @@ pub(super) async fn end_command(
     Ok(None)
 }
 
-/// SIGINT and SIGTERM.
+/// What a signal ends.
+pub(super) enum SignalEnds {
+    /// The run.
+    Us,
+    /// What is shown: the terminal has gone, and the run goes on.
+    Terminal,
+}
+
+/// SIGINT and SIGTERM; and SIGHUP, if we outlive our terminal.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Option<Signal>,
 }
 
 impl Signals {
-    pub(super) fn listen() -> io::Result<Self> {
+    /// `outlives_terminal`: a terminal that goes ends what is shown there, and not us.
+    pub(super) fn listen(outlives_terminal: bool) -> io::Result<Self> {
         hurry::listen()?;
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: outlives_terminal.then(|| signal(SignalKind::hangup())).transpose()?,
+        })
+    }
+
+    /// The next one, which ends us or the terminal.
+    pub(super) async fn next(&mut self) -> SignalEnds {
+        let Self { interrupt, terminate, hangup } = self;
+        let hung_up = async {
+            match hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = interrupt.recv() => SignalEnds::Us,
+            _ = terminate.recv() => SignalEnds::Us,
+            _ = hung_up => SignalEnds::Terminal,
+        }
     }
 
     pub(super) async fn any(&mut self) {

@@ -23,6 +23,7 @@ fn calls(held: u64, lifetimes: &[(usize, u64)]) -> Option<Calls> {
     for (bucket, number) in lifetimes {
         calls.lifetimes[*bucket] += number;
         calls.released += number;
+        calls.longest_ms = calls.longest_ms.max(1 << bucket);
     }
     calls.acquired = calls.released + held;
     (calls.bytes_acquired, calls.bytes_released) = (calls.acquired * 64, calls.released * 64);

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     thread,
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     guard::alone,
-    human::wordcount,
+    human::{terminal, wordcount},
     process::code,
     programs::{scratch_dir, text},
     tracer::MEMLEAK,
@@ -28,6 +28,10 @@ fn run(program: &str, arguments: &[&str]) -> String {
 
 fn memleak(arguments: &[&str]) -> Output {
     Command::new(MEMLEAK).args(arguments).output().expect("memleak")
+}
+
+fn memleak_json(arguments: &[&str]) -> Value {
+    serde_json::from_slice(&memleak(arguments).stdout).expect("JSON")
 }
 
 fn json(path: &Path) -> Value {
@@ -135,6 +139,46 @@ fn readers_find_the_numbers_of_the_text() {
     let again: Value = serde_json::from_slice(&again.stdout).expect("JSON");
     assert_eq!((&again["totals"]["bytes"], &again["totals"]["count"]), (&bytes.into(), &count.into()));
     assert_eq!(fs::read(at("a.pb.gz")).expect("one"), fs::read(at("b.pb.gz")).expect("the other"));
+    let _ = fs::remove_dir_all(folder);
+}
+
+/// A terminal that goes takes what is shown there with it, and not what was asked to be kept.
+#[test]
+fn a_saved_report_outlives_the_terminal() {
+    let _alone = alone();
+    let folder = folder().join("hangup");
+    fs::create_dir_all(&folder).expect("a folder");
+    let save = folder.join("save");
+    let mut target = wordcount();
+    let mut input = target.stdin.take().expect("a pipe");
+    let (ours, theirs) = terminal();
+    let pid = target.id().to_string();
+    let mut command = Command::new(MEMLEAK);
+    command.args(["-p", &pid, "-o", "0", "--save", text(&save), "0.2"]);
+    command.stdin(Stdio::null()).stdout(theirs).stderr(Stdio::null());
+    let mut memleak = command.spawn().expect("memleak");
+    drop(command);
+    // The first report is there.
+    let mut reader = BufReader::new(ours);
+    let mut line = String::new();
+    while !line.contains("Top 10 stacks") {
+        line.clear();
+        assert!(reader.read_line(&mut line).expect("a terminal") > 0);
+    }
+    // SAFETY: kill(2) takes two integers; the child was not waited for.
+    assert_eq!(unsafe { libc::kill(memleak.id() as libc::pid_t, libc::SIGHUP) }, 0);
+    // The signal is taken before the terminal goes: its news would be an error of a write
+    // otherwise.
+    thread::sleep(Duration::from_millis(500));
+    drop(reader);
+    input.write_all(b"constitution.txt\n").expect("it reads");
+    thread::sleep(Duration::from_millis(700));
+    assert!(memleak.try_wait().expect("waiting").is_none(), "it has ended");
+    drop(input);
+    target.wait().expect("waiting");
+    assert!(memleak.wait().expect("waiting").success());
+    let report = memleak_json(&["report", text(&save), "--json"]);
+    assert!(report["final"] == true && report["totals"]["bytes"].as_u64() > Some(100_000), "{report}");
     let _ = fs::remove_dir_all(folder);
 }
 

@@ -32,6 +32,7 @@ mod human;
 mod kernel;
 mod kernel_ends;
 mod kernel_facts;
+mod kinds;
 mod life;
 mod limits;
 mod losses;

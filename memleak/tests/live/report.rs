@@ -87,6 +87,7 @@ pub(crate) struct Stack {
     pub frames: Vec<Frame>,
     pub allocations: Option<Vec<Allocation>>,
     pub verdict: Option<String>,
+    pub verdict_reason: Option<String>,
     /// Where calls are counted by stack.
     pub acquired: Option<u64>,
     pub released: Option<u64>,

@@ -166,6 +166,9 @@ fn blocks_that_are_not_listed_are_made_up() {
     assert_eq!(heaptrack(&report), [16; 5]);
     report.stacks[0].bytes = 83;
     assert_eq!(heaptrack(&report), [16, 16, 17, 17, 17]);
+    report.stacks[0].count = u64::MAX;
+    let many = heaptrack(&report);
+    assert_eq!((many.len(), many.iter().sum::<u64>()), (1_000_000, 83));
     assert_eq!(heaptrack(&merged()).iter().sum::<u64>(), merged().totals.bytes);
 }
 

@@ -1,7 +1,7 @@
 //! The form for people.
 
 use memleak::report::{
-    format::{Options, Style, human::write_human},
+    format::{Options, SplitBy, Style, human::write_human},
     model::{Report, SortKey},
 };
 use memleak::verdict::Point;
@@ -102,8 +102,19 @@ fn what_has_grown_is_said() {
     grown.stacks[0].growth_bytes = 1 << 20;
     grown.stacks[0].growth_count = 4;
     let text = of(&grown, 100);
-    assert!(text.contains(" on 1 site, +24 MiB/min\n"), "{text}");
+    assert!(text.contains(" in 10 blocks, +24 MiB/min\n"), "{text}");
     assert!(text.contains("  +1048576 bytes (+4), +720 MiB/h\n"), "{text}");
+}
+
+#[test]
+fn a_site_is_split_if_that_is_asked_for() {
+    let split = |report: &Report, by| with(report, Options { split_by: Some(by), ..options(10) });
+    let text = split(&merged(), SplitBy::Process);
+    assert!(text.contains("       80.0 %  process 124: 64 B in 4 blocks\n"), "{text}");
+    assert!(text.contains("        3.3 %  process 200: 1 MiB in 1 block\n"), "{text}");
+    assert!(text.contains("               and 22 more\n"), "{text}");
+    let text = split(&report(vec![Stack { bytes: 100, ..leaky() }]), SplitBy::Size);
+    assert!(text.contains("        100 %  5 of 20 B each\n"), "{text}");
 }
 
 #[test]

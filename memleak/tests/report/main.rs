@@ -268,6 +268,7 @@ fn settings(combined_only: bool) -> ReportSettings {
         color: ColorChoice::Never,
         full_stacks: false,
         full_names: false,
+        split_by: None,
         top: 3,
         sort: SortKey::Size,
         show_allocs: false,

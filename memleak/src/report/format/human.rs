@@ -1,10 +1,15 @@
 //! The form for people, at a terminal: what is responsible first, no addresses, nothing wider than
 //! the terminal. Its details may change; scripts read the other forms.
 
-use std::io::{self, Write};
+use std::{
+    cmp::Reverse,
+    collections::BTreeMap,
+    io::{self, Write},
+};
 
 use super::{
-    Format, Kind, Options, Scope,
+    Format, Kind, Options, Scope, SplitBy,
+    blocks::blocks_of,
     line::{Look, TextLine, wrap},
     lost::lost_line,
     memory,
@@ -16,7 +21,6 @@ use super::{
 use crate::{
     account::Memory,
     escape::printable,
-    probe::resource::ResourceInfo,
     report::{
         call_sites::{CallSite, call_sites},
         model::{Note, Report},
@@ -42,6 +46,10 @@ impl Format for Human {
     fn scope(&self) -> Scope {
         // What is put together may be outside of the top.
         Scope::All
+    }
+
+    fn needs_blocks(&self) -> bool {
+        self.0.split_by == Some(SplitBy::Size)
     }
 
     fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
@@ -79,7 +87,7 @@ impl Screen<'_> {
 pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> io::Result<()> {
     let screen = Screen { options, width: options.style.columns() };
     let tables = call_sites(report, options.sort);
-    write_header(report, &tables, screen, out)?;
+    write_header(report, screen, out)?;
     writeln!(out)?;
     let time = time_of_day(report.time, &options.time_zone, "%H:%M:%S");
     for (table, sites) in &tables {
@@ -89,12 +97,17 @@ pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> i
         };
         let unit = printable(&table.unit);
         let heading = format!("[{time}] Top {} stacks with outstanding {unit}{estimated}:", options.top);
-        screen.line(TextLine::default().push(Look::Plain, heading), out)?;
+        let all = sites.iter().map(CallSite::amount).fold(0, u64::saturating_add);
+        let shown = sites.iter().take(options.top).map(CallSite::amount).fold(0, u64::saturating_add);
+        let of_all = match sites.len() > options.top {
+            true => format!(" {}, of {}", percent(shown, all), counted(sites.len() as u64, "site")),
+            false => String::new(),
+        };
+        screen.line(TextLine::default().push(Look::Plain, heading).push(Look::Plain, of_all), out)?;
         if sites.is_empty() {
             let said = report.if_empty.as_deref().unwrap_or("nothing is outstanding");
             screen.text(&printable(said), INDENT, Look::Plain, out)?;
         }
-        let all = sites.iter().map(CallSite::amount).fold(0, u64::saturating_add);
         for site in sites.iter().take(options.top) {
             write_site(report, site, all, screen, out)?;
         }
@@ -119,12 +132,7 @@ pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> i
 }
 
 /// What is traced, what it holds in all, and what its memory is.
-fn write_header(
-    report: &Report,
-    tables: &[(&ResourceInfo, Vec<CallSite<'_>>)],
-    screen: Screen<'_>,
-    out: &mut dyn Write,
-) -> io::Result<()> {
+fn write_header(report: &Report, screen: Screen<'_>, out: &mut dyn Write) -> io::Result<()> {
     let target = &report.target;
     let pids = match target.pids.as_slice() {
         [] => String::new(),
@@ -132,21 +140,13 @@ fn write_header(
         [first, others @ ..] => format!(" ({first} and {} more processes)", others.len()),
     };
     let totals = report.totals;
-    let (_, sites) = tables.first().map_or((None, &[][..]), |(table, sites)| (Some(table), sites.as_slice()));
     let mut line = format!(
-        "{}{pids}, traced for {}: {} in {} on {}",
+        "{}{pids}, traced for {}: {} in {}",
         printable(&target.comm),
         Span(report.elapsed_ms),
         BinaryBytes(totals.bytes),
         counted(totals.count, "block"),
-        counted(sites.len() as u64, "site"),
     );
-    let all: u64 = sites.iter().map(CallSite::amount).fold(0, u64::saturating_add);
-    let top = screen.options.top;
-    if sites.len() > top && all > 0 {
-        let shown = sites.iter().take(top).map(CallSite::amount).fold(0, u64::saturating_add);
-        line += &format!(" (the top {top} hold {})", percent(shown, all));
-    }
     if let Some(rate) = rate(report) {
         line += &format!(", {rate}");
     }
@@ -243,6 +243,9 @@ fn write_site(
     screen.line(&line, out)?;
     let verdict = format!("{}: {}{}", site.verdict.kind.words(), site.verdict.reason, parts(report, site));
     screen.text(&verdict, INDENT, look_of(site.verdict.kind), out)?;
+    for line in site_parts(site, screen.options.split_by) {
+        screen.text(&line, INDENT, Look::Plain, out)?;
+    }
     for stack in &site.stacks {
         for allocation in stack.allocations.iter().flatten() {
             let mut text = Vec::new();
@@ -261,6 +264,41 @@ fn write_site(
         }
     }
     write_path(report, stack, INDENT, screen.width, screen.options.style, out)
+}
+
+/// What the parts of a site hold, those that hold most, a line each.
+fn site_parts(site: &CallSite<'_>, by: Option<SplitBy>) -> Vec<String> {
+    /// Lines at most.
+    const MOST: usize = 8;
+    let mut parts: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    let mut add = |key: u64, bytes: u64, count: u64| {
+        let sum = parts.entry(key).or_default();
+        *sum = (sum.0.saturating_add(bytes), sum.1.saturating_add(count));
+    };
+    match by {
+        Some(SplitBy::Process) => {
+            let processes = site.stacks.iter().flat_map(|stack| &stack.processes);
+            processes.for_each(|process| add(process.pid.into(), process.bytes, process.count));
+        }
+        Some(SplitBy::Size) => {
+            site.stacks.iter().flat_map(|stack| blocks_of(stack)).for_each(|(size, _)| add(size, size, 1));
+        }
+        None => {}
+    }
+    let mut parts: Vec<_> = parts.into_iter().collect();
+    parts.sort_by_key(|(key, amount)| (Reverse(*amount), *key));
+    let (others, all) = (parts.len().saturating_sub(MOST), site.amount());
+    let has_size = site.resource().is_some_and(|resource| resource.has_size);
+    let line = |(key, (bytes, count)): (u64, (u64, u64))| {
+        let share = percent(if has_size { bytes } else { count }, all);
+        match by {
+            Some(SplitBy::Size) => format!("{share:>7}  {} of {} each", Grouped(count), BinaryBytes(key)),
+            _ => format!("{share:>7}  process {key}: {} in {}", BinaryBytes(bytes), counted(count, "block")),
+        }
+    };
+    let mut lines: Vec<String> = parts.into_iter().take(MOST).map(line).collect();
+    lines.extend((others > 0).then(|| format!("         and {} more", Grouped(others as u64))));
+    lines
 }
 
 /// Where what belongs to a site begins.

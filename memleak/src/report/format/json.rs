@@ -318,7 +318,7 @@ impl From<&Calls> for JsonCalls {
             lifetime: Lifetime {
                 released_p50_ms: calls.lifetime_ms(0.5),
                 released_p99_ms: calls.lifetime_ms(0.99),
-                released_max_ms: calls.lifetime_ms(1.0),
+                released_max_ms: (calls.released > 0).then_some(calls.longest_ms),
             },
         }
     }

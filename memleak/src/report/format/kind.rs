@@ -50,8 +50,10 @@ pub struct Options {
     pub style: Style,
     /// What the widths of a flame graph are.
     pub flamegraph_by: Measure,
-    /// bcc's form ends with a summary too.
+    /// The last report ends with a summary.
     pub summary: bool,
+    /// By what each site is split.
+    pub split_by: Option<SplitBy>,
 }
 
 impl Options {
@@ -64,6 +66,7 @@ impl Options {
             style: Style::default(),
             flamegraph_by: Measure::default(),
             summary: false,
+            split_by: None,
         }
     }
 }
@@ -99,6 +102,15 @@ impl Measure {
             }
         }
     }
+}
+
+/// By what each site is split in the form for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SplitBy {
+    /// By process.
+    Process,
+    /// By size of the blocks.
+    Size,
 }
 
 /// How the form for people looks.

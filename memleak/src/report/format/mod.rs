@@ -24,7 +24,7 @@ mod summary;
 pub mod text;
 mod why;
 
-pub use kind::{Format, Kind, Measure, Occasion, Options, Scope, Style};
+pub use kind::{Format, Kind, Measure, Occasion, Options, Scope, SplitBy, Style};
 
 /// All forms: what `--format` takes, the first if nothing is asked for.
 pub static KINDS: [Kind; 4] = [text::KIND, human::KIND, json::KIND, folded::KIND];
