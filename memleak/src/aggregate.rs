@@ -191,7 +191,7 @@ fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
         let part = &mut group.processes[part];
         part.bytes = part.bytes.saturating_add(outstanding.size);
         part.count += 1;
-        group.oldest_ns = group.oldest_ns.max(age_ns);
+        group.aged(age_ns, outstanding.birth);
         group.newest_ns = group.newest_ns.min(age_ns);
     }
     for folded in found.folded.groups(found.snapshot.time_ns) {
@@ -221,7 +221,7 @@ fn compare(sites: &Sites, sort: SortKey, a: &Group, b: &Group) -> Ordering {
     let by_key = match sort {
         SortKey::Size => Ordering::Equal,
         SortKey::Count => b.count.cmp(&a.count),
-        SortKey::Age => b.oldest_ns.cmp(&a.oldest_ns),
+        SortKey::Age => b.oldest_ns.cmp(&a.oldest_ns).then_with(|| a.oldest_birth.cmp(&b.oldest_birth)),
         SortKey::Growth => b.growth.cmp(&a.growth),
         SortKey::Verdict => a.verdict.kind.cmp(&b.verdict.kind),
     };

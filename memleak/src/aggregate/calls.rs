@@ -1,6 +1,6 @@
 //! What became of all that a group has acquired: from the histories of its stacks.
 
-use memleak_common::history::StackHistory;
+use memleak_common::{history::StackHistory, probe::Resource};
 use rustc_hash::FxHashMap;
 
 use super::group::Group;
@@ -13,7 +13,8 @@ pub(super) struct StacksOfGroups(pub(super) Vec<(usize, u64)>);
 
 impl StacksOfGroups {
     /// Fills [`crate::verdict::History::calls`] of groups that are summed up. A group's calls are
-    /// not known if those of one of its stacks are not.
+    /// not known if those of one of its stacks are not, nor if processes that ended long ago are
+    /// among its own; and not of ranges, which may be released in part.
     pub(super) fn count_calls(
         mut self,
         snapshot: &Snapshot,
@@ -25,6 +26,9 @@ impl StacksOfGroups {
         self.0.sort_unstable();
         self.0.dedup();
         let mut young = young(snapshot, youngest_ns);
+        // Of code at the same addresses in two programs it is not known whose a release was.
+        let mut groups_of: FxHashMap<u64, usize> = FxHashMap::default();
+        self.0.iter().for_each(|(_, stack_id)| *groups_of.entry(*stack_id).or_default() += 1);
         let mut sums: FxHashMap<usize, Option<Calls>> = FxHashMap::default();
         for (at, stack_id) in self.0 {
             let released = match histories.get(&stack_id) {
@@ -32,6 +36,7 @@ impl StacksOfGroups {
                 // It has released nothing, unless it found no place.
                 None => (snapshot.lost_histories == 0 && stack_id != 0).then(Calls::default),
             };
+            let released = released.filter(|_| groups_of.get(&stack_id) == Some(&1));
             let calls = released.map(|released| {
                 let (bytes, count) = young.remove(&stack_id).unwrap_or_default();
                 let acquired = released.released.saturating_add(count);
@@ -45,7 +50,9 @@ impl StacksOfGroups {
             }
         }
         for (at, calls) in sums {
-            let Some(group) = groups.get_mut(at) else { continue };
+            let is_whole =
+                |group: &&mut Group| group.key.resource != Resource::Mmap && group.others.processes == 0;
+            let Some(group) = groups.get_mut(at).filter(is_whole) else { continue };
             group.history.calls = calls.map(|calls| {
                 let calls = calls.scaled(rate);
                 Calls {

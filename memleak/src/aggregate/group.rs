@@ -1,6 +1,9 @@
 //! What is outstanding of one resource at one site.
 
-use std::{cmp::Reverse, sync::Arc};
+use std::{
+    cmp::{Ordering, Reverse},
+    sync::Arc,
+};
 
 use memleak_common::probe::Resource;
 
@@ -49,6 +52,9 @@ pub struct Group {
     pub others: OtherProcesses,
     /// Age of the oldest, in nanoseconds.
     pub oldest_ns: u64,
+    /// The first birth of those that are as old as it: what a thread has acquired within one tick
+    /// of the clock has its order by that.
+    pub oldest_birth: u64,
     /// Age of the newest, in nanoseconds.
     pub newest_ns: u64,
     /// Bytes (of a resource without size: how many) now minus those in the report before (0 if
@@ -131,6 +137,7 @@ impl Group {
             processes: Vec::with_capacity(1),
             others: OtherProcesses::default(),
             oldest_ns: age_ns,
+            oldest_birth: u64::MAX,
             newest_ns: age_ns,
             growth: 0,
             before: AmountBefore::default(),
@@ -146,8 +153,17 @@ impl Group {
     pub(super) fn merge(&mut self, part: Self) {
         self.processes.extend(part.processes);
         self.others.add(part.others);
-        self.oldest_ns = self.oldest_ns.max(part.oldest_ns);
+        self.aged(part.oldest_ns, part.oldest_birth);
         self.newest_ns = self.newest_ns.min(part.newest_ns);
+    }
+
+    /// Something of this age and birth is among it.
+    pub(super) fn aged(&mut self, age_ns: u64, birth: u64) {
+        match age_ns.cmp(&self.oldest_ns) {
+            Ordering::Greater => (self.oldest_ns, self.oldest_birth) = (age_ns, birth),
+            Ordering::Equal => self.oldest_birth = self.oldest_birth.min(birth),
+            Ordering::Less => {}
+        }
     }
 
     /// Makes one entry for each process, scaled and in order, and sums over them.

@@ -295,6 +295,7 @@ fn a_group_becomes_a_stack_of_the_report() {
         processes: processes.clone(),
         others: OtherProcesses { processes: 3, bytes: 5, count: 4 },
         oldest_ns: 2_999_999,
+        oldest_birth: 0,
         newest_ns: 1_000_000,
         growth: 10,
         before: AmountBefore::default(),
