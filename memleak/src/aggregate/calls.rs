@@ -32,11 +32,10 @@ impl StacksOfGroups {
         let mut sums: FxHashMap<usize, Option<Calls>> = FxHashMap::default();
         for (at, stack_id) in self.0 {
             let released = match histories.get(&stack_id) {
-                Some(history) => Some(calls_of(history)),
+                Some(history) => (groups_of.get(&stack_id) == Some(&1)).then(|| calls_of(history)),
                 // It has released nothing, unless it found no place.
                 None => (snapshot.lost_histories == 0 && stack_id != 0).then(Calls::default),
             };
-            let released = released.filter(|_| groups_of.get(&stack_id) == Some(&1));
             let calls = released.map(|released| {
                 let (bytes, count) = young.remove(&stack_id).unwrap_or_default();
                 let acquired = released.released.saturating_add(count);
