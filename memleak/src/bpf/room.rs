@@ -2,6 +2,7 @@
 //! word and is not killed without one.
 
 use log::debug;
+use memleak_common::history::StackHistory;
 
 use super::{config::Config, error::BpfError};
 use crate::{proc::memory_limit::memory_left, unwind::Sums};
@@ -21,9 +22,10 @@ const LITTLE_SPARE: u64 = 64 << 10;
 /// How many of the unwind tables' words there is room for: `words`, or as few as serve what is
 /// known (`sums`).
 pub(super) fn fit(config: &Config, sums: Option<&Sums>, words: u32) -> Result<u32, BpfError> {
+    let places = u64::from(config.hashed().max(1)).next_power_of_two();
     fit_in(
         memory_left(),
-        config.hashed(),
+        PLACE * places + size_of::<StackHistory>() as u64 * u64::from(config.histories()),
         config.walks_tables(),
         sums.map_or(0, |sums| sums.words as u64),
         words,
@@ -32,13 +34,13 @@ pub(super) fn fit(config: &Config, sums: Option<&Sums>, words: u32) -> Result<u3
 
 fn fit_in(
     left: Option<u64>,
-    max_allocs: u32,
+    maps: u64,
     walks_tables: bool,
     known: u64,
     words: u32,
 ) -> Result<u32, BpfError> {
     let Some(left) = left else { return Ok(words) };
-    let base = KERNEL + OURS + PLACE * u64::from(max_allocs.max(1)).next_power_of_two();
+    let base = KERNEL + OURS + maps;
     let with_tables = |words: u64| base + 8 * words + TABLES + MAKING * 8 * known;
     let fewer = known + known / 4 + LITTLE_SPARE;
     let needed = if walks_tables { with_tables(fewer) } else { base };
@@ -63,16 +65,16 @@ mod tests {
     use super::*;
 
     const MB: u64 = 1 << 20;
-    const ALLOCS: u32 = 1 << 20;
+    const MAPS: u64 = PLACE << 20;
     const WORDS: u32 = 5 << 20;
 
     fn tables(left: u64, known: u64) -> Result<u32, BpfError> {
-        fit_in(Some(left), ALLOCS, true, known, WORDS)
+        fit_in(Some(left), MAPS, true, known, WORDS)
     }
 
     #[test]
     fn tables_have_the_room_that_there_is() {
-        assert!(matches!(fit_in(None, ALLOCS, true, 1 << 30, WORDS), Ok(WORDS)));
+        assert!(matches!(fit_in(None, MAPS, true, 1 << 30, WORDS), Ok(WORDS)));
         assert!(matches!(tables(200 * MB, 100_000), Ok(WORDS)));
         // Ten megabytes of tables' making and no more than what is known.
         assert!(matches!(tables(110 * MB, 100_000), Ok(190_536)));
@@ -82,11 +84,11 @@ mod tests {
 
     #[test]
     fn what_is_said_to_help_does() {
-        assert!(matches!(fit_in(Some(74 * MB), ALLOCS, false, 0, WORDS), Ok(WORDS)));
+        assert!(matches!(fit_in(Some(74 * MB), MAPS, false, 0, WORDS), Ok(WORDS)));
         assert!(matches!(
             tables(73 * MB, 300_000),
             Err(BpfError::LittleMemory { left: 73, needed: 113, without: None })
         ));
-        assert!(matches!(fit_in(Some(59 * MB), 10_000, false, 0, WORDS), Ok(WORDS)));
+        assert!(matches!(fit_in(Some(59 * MB), PLACE << 14, false, 0, WORDS), Ok(WORDS)));
     }
 }

@@ -43,11 +43,13 @@ impl Before {
         before
     }
 
-    /// What another scan has seen as well.
-    pub(super) fn and(&mut self, other: &Self) {
+    /// What another scan has seen as well. Says whether some of what was lost was held there.
+    pub(super) fn and(&mut self, other: &Self) -> bool {
+        let lost = self.lost.len();
         let seen: FxHashSet<(u64, u64)> = other.lost.iter().map(|block| (block.start, block.size)).collect();
         self.lost.retain(|block| seen.contains(&(block.start, block.size)));
         (self.count, self.bytes, self.free) = (other.count, other.bytes, other.free);
+        self.lost.len() < lost
     }
 
     /// Bytes and number of those that are lost.

@@ -375,11 +375,14 @@ fn look_repeatedly(
         scans += 1;
         unread_bytes = unread_bytes.max(scan.swapped);
         // What is made while it is looked at is known the next time.
-        match (&mut before, &scan.before) {
+        is_moving = match (&mut before, &scan.before) {
             (Some(before), Some(now)) => before.and(now),
-            _ => before = None,
-        }
-        is_moving = merge(blocks, |block| scan.class(block));
+            _ => {
+                before = None;
+                false
+            }
+        };
+        is_moving |= merge(blocks, |block| scan.class(block));
     }
     let left = BlockIndex::new(again()?.blocks);
     merge(blocks, |block| {
