@@ -79,7 +79,7 @@ impl Config {
     /// Places of the map `HISTORIES`: for the stacks that there is room for, or as many as nearly
     /// all programs have. A power of two.
     pub(super) fn histories(&self) -> u32 {
-        const MOST: u32 = 1 << 15;
+        const MOST: u32 = 1 << 14;
         let wanted = if self.lifetimes && !self.traps_only { self.stack_storage_size } else { 1 };
         wanted.clamp(WAYS, MOST).next_power_of_two()
     }

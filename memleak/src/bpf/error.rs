@@ -152,6 +152,10 @@ fn why_not_permitted() -> &'static str {
 }
 
 /// Why a map could not be read or written.
-pub(super) fn map_error(map: &'static str, error: &dyn std::error::Error) -> BpfError {
-    BpfError::Map { map, reason: chain(error) }
+pub(super) fn map_error(map: &'static str, error: &(dyn std::error::Error + 'static)) -> BpfError {
+    let mut reason = chain(error);
+    if os_error(error) == Some(libc::ENOMEM) {
+        reason += "; raise the limit on memory (ulimit -v, or the control group's)";
+    }
+    BpfError::Map { map, reason }
 }

@@ -29,7 +29,7 @@ use super::{
     closer::{Closer, HoldsLinks, Retired, end_with_a_child},
     error::{BpfError, chain, os_error},
     multi::MultiPrograms,
-    uprobes::{ABANDON, ACQUIRE_PLAIN, EMPTY_SESSION, SESSION, Uprobes},
+    uprobes::{ABANDON, ACQUIRE_PLAIN, CALLS, EMPTY_SESSION, SESSION, Uprobes},
 };
 use crate::{
     arch::returns::Unclear,
@@ -171,8 +171,6 @@ impl Probes {
             let before = new.len();
             attached.points.extend(new.extract_if(.., |point| point.program.is_return()));
             outcome.attached += before - new.len(); // with their entries
-            let of_both = new.partition_point(|point| !point.program.is_call());
-            new[of_both..].sort_by_key(|point| point.object); // it is stable
         }
         let name_of = |point: &AttachPoint| self.program_name(point.program, traps_only);
         for group in new.chunk_by(|a, b| name_of(a) == name_of(b) && a.object == b.object) {
@@ -286,11 +284,8 @@ impl Probes {
     fn program_name(&self, kind: ProgramKind, traps_only: bool) -> &'static str {
         let [_, abandon_plain] = ABANDON;
         match (traps_only, kind) {
-            (false, ProgramKind::AcquireEnter | ProgramKind::CallEnter | ProgramKind::CallExit)
-                if self.serves_both_ends() =>
-            {
-                SESSION
-            }
+            (false, ProgramKind::AcquireEnter) if self.serves_both_ends() => SESSION,
+            (false, ProgramKind::CallEnter | ProgramKind::CallExit) => CALLS,
             (true, ProgramKind::AcquireEnter) if self.serves_both_ends() => EMPTY_SESSION,
             (false, ProgramKind::AcquireEnter) if !self.mends_stack => ACQUIRE_PLAIN,
             (false, ProgramKind::AbandonEnter) if !self.mends_stack => abandon_plain,

@@ -32,13 +32,7 @@ pub(super) fn fit(config: &Config, sums: Option<&Sums>, words: u32) -> Result<u3
     )
 }
 
-fn fit_in(
-    left: Option<u64>,
-    maps: u64,
-    walks_tables: bool,
-    known: u64,
-    words: u32,
-) -> Result<u32, BpfError> {
+fn fit_in(left: Option<u64>, maps: u64, walks_tables: bool, known: u64, words: u32) -> Result<u32, BpfError> {
     let Some(left) = left else { return Ok(words) };
     let base = KERNEL + OURS + maps;
     let with_tables = |words: u64| base + 8 * words + TABLES + MAKING * 8 * known;

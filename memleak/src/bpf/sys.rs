@@ -42,7 +42,7 @@ const BPF_MAP_LOOKUP_BATCH: i32 = 24;
 const BPF_MAP_DELETE_BATCH: i32 = 27;
 /// Entries asked for in one call, at first: no more than this many, of no more bytes than this.
 const BATCH: usize = 16_384;
-const BATCH_BYTES: usize = 2 << 20;
+const BATCH_BYTES: usize = 512 << 10;
 
 /// bpf(2). Gives what the command returns.
 pub(super) fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i64> {
@@ -69,8 +69,14 @@ pub(super) fn for_each_entry_with<K: Pod, V: Pod>(
     mut between: impl FnMut(),
 ) -> io::Result<()> {
     let mut batch = BATCH.min(BATCH_BYTES / (size_of::<K>() + size_of::<V>()).max(1)).max(1);
-    let mut keys: Vec<K> = Vec::with_capacity(batch);
-    let mut values: Vec<V> = Vec::with_capacity(batch);
+    let (mut keys, mut values): (Vec<K>, Vec<V>) = (Vec::new(), Vec::new());
+    // Where memory is short a few at a time will do.
+    while keys.try_reserve_exact(batch).is_err() || values.try_reserve_exact(batch).is_err() {
+        if batch == 1 {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        batch /= 2;
+    }
     // The place to go on at: opaque, of at most a key's size and at least 4 bytes.
     let mut cursor = vec![0u8; size_of::<K>().max(8)];
     let mut started = false;

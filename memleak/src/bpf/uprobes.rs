@@ -12,16 +12,17 @@ use super::{
 use crate::arch::OBJECT;
 
 /// Uprobe programs of one kind of place.
-const UPROBES: &[&str] = &["release_enter", "mappings_enter"];
+const UPROBES: &[&str] = &["release_enter", "mappings_enter", CALLS];
+/// Both ends of calls of functions whose `ret` instructions are probed.
+pub(super) const CALLS: &str = "call_place";
 /// Mends the stack for an unwinder; and the same without, for kernels that forbid to write to a
 /// process.
 pub(super) const ABANDON: [&str; 2] = ["abandon_enter", "abandon_enter_plain"];
 /// Of both ends of calls; and the programs for each end where the kernel has none for both.
-const ACQUIRE: BothEnds = (SESSION, &["acquire_exit", "acquire_enter", "call_exit", "call_enter"]);
+const ACQUIRE: BothEnds = (SESSION, &["acquire_exit", "acquire_enter"]);
 /// The same on kernels that forbid to write to a process.
-const ACQUIRE_WITHOUT_MENDING: BothEnds =
-    (SESSION, &["acquire_exit", ACQUIRE_PLAIN, "call_exit", "call_enter"]);
-/// One program for both ends of all calls.
+const ACQUIRE_WITHOUT_MENDING: BothEnds = (SESSION, &["acquire_exit", ACQUIRE_PLAIN]);
+/// One program for both ends of a call.
 pub(super) const SESSION: &str = "acquire_session";
 /// In place of `acquire_enter`.
 pub(super) const ACQUIRE_PLAIN: &str = "acquire_enter_plain";

@@ -59,11 +59,6 @@ impl ProgramKind {
         matches!(self, Self::AcquireExit)
     }
 
-    /// It runs at one of the ends of a call that acquires.
-    pub const fn is_call(self) -> bool {
-        matches!(self, Self::AcquireExit | Self::CallExit | Self::AcquireEnter | Self::CallEnter)
-    }
-
     /// The programs that serve a role.
     pub const fn of(role: Role) -> &'static [Self] {
         match role {

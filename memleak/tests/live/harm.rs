@@ -132,3 +132,29 @@ fn a_traced_function_throws() {
         trace_pair(&mut Command::new(program), "throws_get(arg1 size) -> ret", "throws_put(arg1)");
     assert!(report.lost["missed_returns"] <= 50, "at most those that threw: {}", report.describe());
 }
+
+/// Another tracer's probes on the same library fire in this target as well, for nothing. Where no
+/// return address may be replaced they must not replace one either: a stack that begins there would
+/// begin with the kernel's trampoline.
+#[test]
+fn two_tracers_on_one_library() {
+    const THREADS: &str = "20";
+    let _alone = alone();
+    let program = build("first_free.c", Link::Dynamic, &["-pthread"]);
+    let start = || {
+        let mut target = Running::start(Command::new(&program).arg(THREADS));
+        target.expect("READY");
+        let tracer = Tracer::attach(target.pid());
+        (target, tracer)
+    };
+    let both = [start(), start()];
+    for (mut target, tracer) in both {
+        target.tell("go");
+        let ledger = ledger::hear(&mut target);
+        let report = tracer.stop_with_report();
+        assert_eq!(report.site("site_mmap"), (8192, 1), "{ledger:?} {}", report.describe());
+        report.assert_nothing_lost();
+        target.tell("end");
+        assert_eq!(process::code(target.wait_status()), 0, "{}", target.outputs());
+    }
+}
