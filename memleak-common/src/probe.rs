@@ -11,18 +11,10 @@ pub const fn cookie(row: u32, slot: u32) -> u64 {
     row as u64 | (slot as u64) << 32
 }
 
-/// Bits of [`cookie`]'s row that say what is at the place, where one program serves all places.
-pub mod place {
-    /// The entry of a function whose `ret` instructions are probed.
-    pub const CALL: u32 = 1 << 30;
-    /// Such a `ret`.
-    pub const RET: u32 = 1 << 31;
-}
-
 /// The row that an attach cookie names.
 #[inline(always)]
 pub const fn row_of(cookie: u64) -> u32 {
-    cookie as u32 & !(place::CALL | place::RET)
+    cookie as u32
 }
 
 /// The slot that an attach cookie names.

@@ -1,6 +1,6 @@
 //! The BPF programs of memleak: entry points only. `track` holds what they do.
 //!
-//! One program (two before Linux 6.13) serves every function that acquires, one those of which the
+//! One program (two before Linux 6.13) serves every function that acquires, two those of which the
 //! `ret` instructions are probed, one every function that releases; the attach cookie names the row
 //! of the table (map `PROBES`). All return 0, so that the kernel writes no perf sample for the hit.
 #![no_std]
@@ -74,11 +74,18 @@ pub fn acquire_exit(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// A function that acquires, and whose `ret` instructions are probed, is entered; or such a `ret`
-/// is about to be executed. One program for both, so that what they share is verified once.
+/// A function that acquires, and whose `ret` instructions are probed, is entered. A program of its
+/// own: with the next one it would take more of the stack than older kernels have.
 #[uprobe]
-pub fn call_place(ctx: ProbeContext) -> u32 {
-    let _ = returns::call_place(&ctx);
+pub fn call_enter(ctx: ProbeContext) -> u32 {
+    let _ = returns::call_enter(&ctx);
+    0
+}
+
+/// Such a `ret` is about to be executed.
+#[uprobe]
+pub fn call_exit(ctx: ProbeContext) -> u32 {
+    let _ = returns::call_exit(&ctx);
     0
 }
 

@@ -7,11 +7,10 @@
 
 use aya_ebpf::{
     bindings::BPF_ANY,
-    helpers::generated::bpf_get_attach_cookie,
     programs::{ProbeContext, RetProbeContext},
 };
 use memleak_common::{
-    probe::{flags, only, place},
+    probe::{flags, only},
     stats::Stat,
     thread::CallKey,
 };
@@ -28,17 +27,9 @@ use crate::{
     values::applies,
 };
 
-/// Such a function is entered, or returns: the attach cookie says which.
-#[inline(always)]
-pub fn call_place(ctx: &ProbeContext) -> Option<()> {
-    // SAFETY: the helper takes the program's context.
-    let what = unsafe { bpf_get_attach_cookie(ctx.regs.cast()) } as u32;
-    if what & place::RET != 0 { call_exit(ctx) } else { call_enter(ctx) }
-}
-
 /// Such a function is entered.
 #[inline(always)]
-fn call_enter(ctx: &ProbeContext) -> Option<()> {
+pub fn call_enter(ctx: &ProbeContext) -> Option<()> {
     let (cookie, slot, row) = row(ctx.regs.cast())?;
     let thread = current_thread(slot)?;
     let args = Arguments::of(ctx);
@@ -80,7 +71,7 @@ fn call_enter(ctx: &ProbeContext) -> Option<()> {
 
 /// A `ret` of such a function, or of one that it has jumped to, is about to be executed.
 #[inline(always)]
-fn call_exit(ctx: &ProbeContext) -> Option<()> {
+pub fn call_exit(ctx: &ProbeContext) -> Option<()> {
     let (_, slot, _) = row(ctx.regs.cast())?;
     let thread = current_thread(slot)?;
     let key = CallKey { sp: entry_sp(ctx), space: thread.owner.space, reserved: 0 };

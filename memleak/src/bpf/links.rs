@@ -29,7 +29,7 @@ use super::{
     closer::{Closer, HoldsLinks, Retired, end_with_a_child},
     error::{BpfError, chain, os_error},
     multi::MultiPrograms,
-    uprobes::{ABANDON, ACQUIRE_PLAIN, CALLS, EMPTY_SESSION, SESSION, Uprobes},
+    uprobes::{ABANDON, ACQUIRE_PLAIN, EMPTY_SESSION, SESSION, Uprobes},
 };
 use crate::{
     arch::returns::Unclear,
@@ -285,7 +285,6 @@ impl Probes {
         let [_, abandon_plain] = ABANDON;
         match (traps_only, kind) {
             (false, ProgramKind::AcquireEnter) if self.serves_both_ends() => SESSION,
-            (false, ProgramKind::CallEnter | ProgramKind::CallExit) => CALLS,
             (true, ProgramKind::AcquireEnter) if self.serves_both_ends() => EMPTY_SESSION,
             (false, ProgramKind::AcquireEnter) if !self.mends_stack => ACQUIRE_PLAIN,
             (false, ProgramKind::AbandonEnter) if !self.mends_stack => abandon_plain,
@@ -362,7 +361,7 @@ fn attach_many(
 ) -> io::Result<OwnedFd> {
     let first = points.first().ok_or(io::ErrorKind::InvalidInput)?;
     let places: Vec<(u64, u64)> =
-        points.iter().map(|point| (point.file_offset, attach_cookie(point, scope))).collect();
+        points.iter().map(|point| (point.file_offset, cookie(point.row, scope.slot))).collect();
     let path = as_seen_by(scope.pid, &first.open_path);
     programs.attach(name, first.program.is_return(), &path, &places, scope.pid)
 }
@@ -384,15 +383,11 @@ fn wait_for(child: libc::pid_t) {
     }
 }
 
-fn attach_cookie(point: &AttachPoint, scope: Scope) -> u64 {
-    cookie(point.row | point.program.place(), scope.slot)
-}
-
 fn attach_one(program: &mut UProbe, scope: Scope, point: &AttachPoint) -> Result<UProbeLink, BpfError> {
     let pid =
         NonZeroU32::new(scope.pid).ok_or_else(|| attach_error(point, "there is no process 0".to_owned()))?;
     let location = UProbeAttachLocation::AbsoluteOffset(point.file_offset);
-    let attach_point = UProbeAttachPoint { location, cookie: Some(attach_cookie(point, scope)) };
+    let attach_point = UProbeAttachPoint { location, cookie: Some(cookie(point.row, scope.slot)) };
     let path = as_seen_by(scope.pid, &point.open_path);
     program
         .attach(attach_point, path, UProbeScope::OneProcess(pid))

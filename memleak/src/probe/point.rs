@@ -2,8 +2,6 @@
 
 use std::{fmt, path::PathBuf};
 
-use memleak_common::probe::place;
-
 use super::table::{Role, Scope};
 use crate::{
     arch::{placement::Placement, returns::Unclear},
@@ -42,15 +40,6 @@ impl ProgramKind {
             Self::ReleaseEnter => "release_enter",
             Self::AbandonEnter => "abandon_enter",
             Self::MappingsEnter => "mappings_enter",
-        }
-    }
-
-    /// What the attach cookie says of its places: see [`memleak_common::probe::place`].
-    pub const fn place(self) -> u32 {
-        match self {
-            Self::CallEnter => place::CALL,
-            Self::CallExit => place::RET,
-            _ => 0,
         }
     }
 

@@ -390,3 +390,33 @@ fn with_a_weak_pointer_nothing_is_lost() {
         assert!(lines[0].starts_with("Lost: nothing of"), "{lines:#?}");
     }
 }
+
+/// Pointers that move all the time from one place to another, each the only one to its block: none
+/// is lost, seen from the start or made before the attach.
+#[test]
+fn pointers_that_move_lose_nothing() {
+    let _alone = alone();
+    for is_before in [false, true] {
+        let mut target = Running::start(&mut Command::new(build("mover.c", Link::Dynamic, &["-O2"])));
+        target.expect("READY");
+        let attach = |target: &Running| Tracer::attach_with(target.pid(), &["--why", "-o", "0", NEVER]);
+        let tracer = if is_before {
+            target.tell("go");
+            target.expect("HELD");
+            attach(&target)
+        } else {
+            let tracer = attach(&target);
+            target.tell("go");
+            target.expect("HELD");
+            tracer
+        };
+        let report = tracer.stop_with_report();
+        let why = report.why.as_ref().expect("why");
+        for class in ["definitely_lost", "indirectly_lost"] {
+            assert_eq!(why[class]["count"], 0, "{is_before}: {why}");
+        }
+        let before = &why["before_attach"];
+        assert!(!is_before || before["in_use"]["count"].as_u64().is_some_and(|count| count >= 20_000), "{why}");
+        assert_eq!(before["lost"]["count"].as_u64().unwrap_or(0), 0, "{is_before}: {why}");
+    }
+}
