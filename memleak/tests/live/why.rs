@@ -416,7 +416,10 @@ fn pointers_that_move_lose_nothing() {
             assert_eq!(why[class]["count"], 0, "{is_before}: {why}");
         }
         let before = &why["before_attach"];
-        assert!(!is_before || before["in_use"]["count"].as_u64().is_some_and(|count| count >= 20_000), "{why}");
+        assert!(
+            !is_before || before["in_use"]["count"].as_u64().is_some_and(|count| count >= 20_000),
+            "{why}"
+        );
         assert_eq!(before["lost"]["count"].as_u64().unwrap_or(0), 0, "{is_before}: {why}");
     }
 }
