@@ -6,6 +6,7 @@ use core::intrinsics::AtomicOrdering;
 use memleak_common::{
     allocation::{Allocation, AllocationKey},
     cut::is_reading,
+    settings::flags,
     table::{BUSY, FILTER, FREE, FilterHead, KeyHash, TableHeader, MAX_SEGMENTS, BlockRecord, BlockSet, VALID, WAYS},
 };
 
@@ -51,6 +52,12 @@ impl BlockPlace {
     const fn unpack(packed: u64) -> Self {
         Self { segment: (packed >> 32) as u32, set: packed as u32 >> 3, way: packed as u32 & 7 }
     }
+}
+
+/// The table is not used: said again here, where older verifiers see that nothing follows.
+#[inline(always)]
+fn is_unused() -> bool {
+    setting!(flags) & flags::HASH_ALONE != 0
 }
 
 /// Segments that there are.
@@ -148,7 +155,7 @@ fn has_overflowed(set: *mut BlockSet) -> u64 {
 #[inline(never)]
 pub extern "C" fn find_block(space_and_resource: u64, handle: u64) -> u64 {
     let segments = segments();
-    if segments == 0 {
+    if segments == 0 || is_unused() {
         return HASHED;
     }
     let newest = find_in_segment(space_and_resource, handle, (segments - 1) as u64);
@@ -252,6 +259,9 @@ pub const RELEASED: u64 = 1 << 32;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn remove_block(space_and_resource: u64, handle: u64, how: u64) -> u64 {
+    if is_unused() {
+        return IN_HASH;
+    }
     let epoch = how as u32;
     let key = key(space_and_resource, handle);
     let hash = KeyHash::of(&key);
@@ -309,6 +319,9 @@ pub unsafe extern "C" fn enter_block(
     allocation: *const Allocation,
     how: u64,
 ) -> u64 {
+    if is_unused() {
+        return IN_HASH;
+    }
     // SAFETY: the caller says so.
     let Some(allocation) = (unsafe { allocation.as_ref() }) else { return 0 };
     let key = key(space_and_resource, handle);

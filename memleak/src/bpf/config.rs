@@ -80,7 +80,8 @@ impl Config {
     /// all programs have. A power of two.
     pub(super) fn histories(&self) -> u32 {
         const MOST: u32 = 1 << 14;
-        let wanted = if self.lifetimes && !self.traps_only { self.stack_storage_size } else { 1 };
+        let is_kept = self.lifetimes && !self.traps_only && takes_types();
+        let wanted = if is_kept { self.stack_storage_size } else { 1 };
         wanted.clamp(WAYS, MOST).next_power_of_two()
     }
 
@@ -114,7 +115,8 @@ pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings
     if !takes_types() {
         bits |= flags::HASH_ALONE;
     }
-    if config.lifetimes {
+    // Without types each way to it would be verified.
+    if config.lifetimes && takes_types() {
         bits |= flags::LIFETIMES;
     }
     let task = match task_offsets() {
