@@ -76,12 +76,16 @@ impl Config {
         self.max_allocs.unwrap_or(hashed)
     }
 
+    /// What is released is counted by stack. Without types each way to it would be verified.
+    fn keeps_lifetimes(&self) -> bool {
+        self.lifetimes && !self.traps_only && takes_types()
+    }
+
     /// Places of the map `HISTORIES`: for the stacks that there is room for, or as many as nearly
     /// all programs have. A power of two.
     pub(super) fn histories(&self) -> u32 {
         const MOST: u32 = 1 << 14;
-        let is_kept = self.lifetimes && !self.traps_only && takes_types();
-        let wanted = if is_kept { self.stack_storage_size } else { 1 };
+        let wanted = if self.keeps_lifetimes() { self.stack_storage_size } else { 1 };
         wanted.clamp(WAYS, MOST).next_power_of_two()
     }
 
@@ -115,8 +119,7 @@ pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings
     if !takes_types() {
         bits |= flags::HASH_ALONE;
     }
-    // Without types each way to it would be verified.
-    if config.lifetimes && takes_types() {
+    if config.keeps_lifetimes() {
         bits |= flags::LIFETIMES;
     }
     let task = match task_offsets() {

@@ -8,7 +8,7 @@ use fxprof_processed_profile::{
     Timestamp,
 };
 
-use super::{Format, Kind, Occasion, Options, Scope, blocks::blocks_of};
+use super::{Format, Kind, Options, blocks::blocks_of, kind::FileForm};
 use crate::report::{
     model::{Report, StackReport},
     names::name,
@@ -18,31 +18,9 @@ use crate::report::{
 pub const KIND: Kind = Kind { name: "firefox", has_events: false, new };
 
 fn new(options: &Options) -> Box<dyn Format> {
-    Box::new(Firefox { full_names: options.style.full_names })
-}
-
-/// See the module.
-#[derive(Debug)]
-struct Firefox {
-    full_names: bool,
-}
-
-impl Format for Firefox {
-    fn scope(&self) -> Scope {
-        Scope::All
-    }
-
-    fn occasion(&self) -> Occasion {
-        Occasion::Last
-    }
-
-    fn needs_blocks(&self) -> bool {
-        true
-    }
-
-    fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
-        write_firefox(report, self.full_names, out)
-    }
+    FileForm::boxed(options, true, |report, options, out| {
+        write_firefox(report, options.style.full_names, out)
+    })
 }
 
 /// Writes a report.

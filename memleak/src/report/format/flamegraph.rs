@@ -4,35 +4,16 @@ use std::io::{self, Write};
 
 use inferno::flamegraph::{self, Palette, color::BasicPalette};
 
-use super::{Format, Kind, Measure, Occasion, Options, Scope, folded::fold_report};
+use super::{Format, Kind, Measure, Options, folded::fold_report, kind::FileForm};
 use crate::{escape::printable, report::model::Report};
 
 /// `--flamegraph`.
 pub const KIND: Kind = Kind { name: "flamegraph", has_events: false, new };
 
 fn new(options: &Options) -> Box<dyn Format> {
-    Box::new(FlameGraph { measure: options.flamegraph_by, full_names: options.style.full_names })
-}
-
-/// See the module.
-#[derive(Debug)]
-struct FlameGraph {
-    measure: Measure,
-    full_names: bool,
-}
-
-impl Format for FlameGraph {
-    fn scope(&self) -> Scope {
-        Scope::All
-    }
-
-    fn occasion(&self) -> Occasion {
-        Occasion::Last
-    }
-
-    fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
-        write_flamegraph(report, self.measure, self.full_names, out)
-    }
+    FileForm::boxed(options, false, |report, options, out| {
+        write_flamegraph(report, options.flamegraph_by, options.style.full_names, out)
+    })
 }
 
 /// Writes a report.

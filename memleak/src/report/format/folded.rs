@@ -11,7 +11,7 @@ use std::{
     io::{self, Write},
 };
 
-use super::{Format, Kind, Measure, Occasion, Options, Scope};
+use super::{Format, Kind, Measure, Options, kind::FileForm};
 use crate::{
     escape::printable,
     report::{
@@ -29,26 +29,8 @@ const UNKNOWN: &str = "[unknown stack]";
 /// What stands for the callers that are missing.
 const CUT: &str = "[cut]";
 
-fn new(_: &Options) -> Box<dyn Format> {
-    Box::new(FoldedFormat)
-}
-
-/// See the module.
-#[derive(Debug)]
-struct FoldedFormat;
-
-impl Format for FoldedFormat {
-    fn scope(&self) -> Scope {
-        Scope::All
-    }
-
-    fn occasion(&self) -> Occasion {
-        Occasion::Last
-    }
-
-    fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
-        write_folded(report, out)
-    }
+fn new(options: &Options) -> Box<dyn Format> {
+    FileForm::boxed(options, false, |report, _, out| write_folded(report, out))
 }
 
 /// Writes a report.

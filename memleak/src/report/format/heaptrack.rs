@@ -9,7 +9,7 @@ use std::{
     io::{self, Write},
 };
 
-use super::{Format, Kind, Occasion, Options, Scope, blocks::blocks_of};
+use super::{Format, Kind, Options, blocks::blocks_of, kind::FileForm};
 use crate::{
     report::{
         model::{FrameId, Report},
@@ -21,30 +21,8 @@ use crate::{
 /// `--heaptrack`.
 pub const KIND: Kind = Kind { name: "heaptrack", has_events: false, new };
 
-fn new(_: &Options) -> Box<dyn Format> {
-    Box::new(Heaptrack)
-}
-
-/// See the module.
-#[derive(Debug)]
-struct Heaptrack;
-
-impl Format for Heaptrack {
-    fn scope(&self) -> Scope {
-        Scope::All
-    }
-
-    fn occasion(&self) -> Occasion {
-        Occasion::Last
-    }
-
-    fn needs_blocks(&self) -> bool {
-        true
-    }
-
-    fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
-        write_heaptrack(report, out)
-    }
+fn new(options: &Options) -> Box<dyn Format> {
+    FileForm::boxed(options, true, |report, _, out| write_heaptrack(report, out))
 }
 
 /// What has a number in the file; numbers begin at 1.

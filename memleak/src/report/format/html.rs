@@ -12,7 +12,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    Format, Kind, Occasion, Options, Scope, lost::lost_line, memory, path::responsible, text::suppressed,
+    Format, Kind, Options, kind::FileForm, lost::lost_line, memory, path::responsible, text::suppressed,
 };
 use crate::{
     report::{
@@ -29,30 +29,8 @@ pub const KIND: Kind = Kind { name: "html", has_events: false, new };
 
 const PAGE: &str = include_str!("html/page.html");
 
-fn new(_: &Options) -> Box<dyn Format> {
-    Box::new(Html)
-}
-
-/// See the module.
-#[derive(Debug)]
-struct Html;
-
-impl Format for Html {
-    fn scope(&self) -> Scope {
-        Scope::All
-    }
-
-    fn occasion(&self) -> Occasion {
-        Occasion::Last
-    }
-
-    fn needs_blocks(&self) -> bool {
-        true
-    }
-
-    fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
-        write_html(report, out)
-    }
+fn new(options: &Options) -> Box<dyn Format> {
+    FileForm::boxed(options, true, |report, _, out| write_html(report, out))
 }
 
 #[derive(Serialize)]

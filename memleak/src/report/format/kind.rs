@@ -185,3 +185,39 @@ pub trait Format: fmt::Debug + Send {
         Ok(())
     }
 }
+
+/// A form of the last report alone, of all its stacks: that of a file.
+#[derive(Debug)]
+pub(super) struct FileForm {
+    options: Options,
+    needs_blocks: bool,
+    write: WriteFile,
+}
+
+/// Writes a report's file.
+type WriteFile = fn(&Report, &Options, &mut dyn Write) -> io::Result<()>;
+
+impl FileForm {
+    /// `needs_blocks`: see [`Format::needs_blocks`].
+    pub(super) fn boxed(options: &Options, needs_blocks: bool, write: WriteFile) -> Box<dyn Format> {
+        Box::new(Self { options: options.clone(), needs_blocks, write })
+    }
+}
+
+impl Format for FileForm {
+    fn scope(&self) -> Scope {
+        Scope::All
+    }
+
+    fn occasion(&self) -> Occasion {
+        Occasion::Last
+    }
+
+    fn needs_blocks(&self) -> bool {
+        self.needs_blocks
+    }
+
+    fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
+        (self.write)(report, &self.options, out)
+    }
+}

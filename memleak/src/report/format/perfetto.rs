@@ -9,7 +9,7 @@ use std::{
     io::{self, Write},
 };
 
-use super::{Format, Kind, Occasion, Options, Scope, protobuf::Message};
+use super::{Format, Kind, Options, kind::FileForm, protobuf::Message};
 use crate::report::{
     model::{Report, StackReport},
     names::name,
@@ -19,27 +19,9 @@ use crate::report::{
 pub const KIND: Kind = Kind { name: "perfetto", has_events: false, new };
 
 fn new(options: &Options) -> Box<dyn Format> {
-    Box::new(Perfetto { full_names: options.style.full_names })
-}
-
-/// See the module.
-#[derive(Debug)]
-struct Perfetto {
-    full_names: bool,
-}
-
-impl Format for Perfetto {
-    fn scope(&self) -> Scope {
-        Scope::All
-    }
-
-    fn occasion(&self) -> Occasion {
-        Occasion::Last
-    }
-
-    fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
-        write_perfetto(report, self.full_names, out)
-    }
+    FileForm::boxed(options, false, |report, options, out| {
+        write_perfetto(report, options.style.full_names, out)
+    })
 }
 
 /// Clocks: what dumps are timed by, and what the trace's time is.

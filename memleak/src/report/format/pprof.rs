@@ -11,7 +11,7 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use super::{Format, Kind, Occasion, Options, Scope, lost::lost_line, protobuf::Message};
+use super::{Format, Kind, Options, kind::FileForm, lost::lost_line, protobuf::Message};
 use crate::{
     report::{
         model::{FrameId, Report, StackReport},
@@ -23,26 +23,8 @@ use crate::{
 /// `--pprof`.
 pub const KIND: Kind = Kind { name: "pprof", has_events: false, new };
 
-fn new(_: &Options) -> Box<dyn Format> {
-    Box::new(Pprof)
-}
-
-/// See the module.
-#[derive(Debug)]
-struct Pprof;
-
-impl Format for Pprof {
-    fn scope(&self) -> Scope {
-        Scope::All
-    }
-
-    fn occasion(&self) -> Occasion {
-        Occasion::Last
-    }
-
-    fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
-        write_pprof(report, out)
-    }
+fn new(options: &Options) -> Box<dyn Format> {
+    FileForm::boxed(options, false, |report, _, out| write_pprof(report, out))
 }
 
 /// Writes a profile, not compressed.

@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Format, Kind, Occasion, Options, Scope};
+use super::{Format, Kind, Options, kind::FileForm};
 use crate::report::model::Report;
 
 /// `--save`.
@@ -21,31 +21,14 @@ pub const KIND: Kind = Kind { name: "save", has_events: false, new };
 /// Grows when older versions of memleak can no longer read what is written.
 const VERSION: u32 = 1;
 
-fn new(_: &Options) -> Box<dyn Format> {
-    Box::new(Save)
+fn new(options: &Options) -> Box<dyn Format> {
+    FileForm::boxed(options, true, |report, _, out| write_saved(report, out))
 }
 
-/// See the module.
-#[derive(Debug)]
-struct Save;
-
-impl Format for Save {
-    fn scope(&self) -> Scope {
-        Scope::All
-    }
-
-    fn occasion(&self) -> Occasion {
-        Occasion::Last
-    }
-
-    fn needs_blocks(&self) -> bool {
-        true
-    }
-
-    fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
-        serde_json::to_writer(&mut *out, &SavedReport { memleak_report: VERSION, report })?;
-        out.write_all(b"\n")
-    }
+/// Writes a report.
+fn write_saved(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, &SavedReport { memleak_report: VERSION, report })?;
+    out.write_all(b"\n")
 }
 
 #[derive(Serialize, Deserialize)]

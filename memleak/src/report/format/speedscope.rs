@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::{Format, Kind, Occasion, Options, Scope};
+use super::{Format, Kind, Options, kind::FileForm};
 use crate::{
     report::{
         model::{FrameId, Report},
@@ -18,27 +18,9 @@ use crate::{
 pub const KIND: Kind = Kind { name: "speedscope", has_events: false, new };
 
 fn new(options: &Options) -> Box<dyn Format> {
-    Box::new(Speedscope { full_names: options.style.full_names })
-}
-
-/// See the module.
-#[derive(Debug)]
-struct Speedscope {
-    full_names: bool,
-}
-
-impl Format for Speedscope {
-    fn scope(&self) -> Scope {
-        Scope::All
-    }
-
-    fn occasion(&self) -> Occasion {
-        Occasion::Last
-    }
-
-    fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
-        write_speedscope(report, self.full_names, out)
-    }
+    FileForm::boxed(options, false, |report, options, out| {
+        write_speedscope(report, options.style.full_names, out)
+    })
 }
 
 #[derive(Serialize)]
