@@ -2,6 +2,9 @@
 //!
 //! Values are kept as text: one place (`settings`) says in one line what is wrong with them.
 
+mod help;
+mod report;
+
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{
@@ -9,77 +12,10 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
+use help::{AFTER_HELP, SHORT_HELP};
+pub use report::{FileArguments, FilterArguments, LookArguments};
+
 use crate::exit::{self, ExitMessage, Stream};
-
-const AFTER_HELP: &str = "\
-Examples:
-  memleak -p 1234                        a running process: a report every 5 seconds until Ctrl-C
-  memleak -p \"$(pidof nginx)\" 10 3       all its processes: three reports, 10 seconds apart
-  memleak -- ./program --its-option      a program from its first instruction to its end
-  memleak -c './program arg' 1           the same, quoted; a report every second
-  memleak -p 1234 -o 60000 --sort count  what is older than a minute, most allocations first
-  memleak -p 1234 --sort growth          what has grown since the previous report
-  memleak -p 1234 -z 1M -T 3             only blocks of 1 MiB and more, the three largest stacks
-  memleak -p 1234 -a -o 0 1 1            every outstanding allocation, once, and end
-  memleak -p 1234 -s 100                 a busy program: one allocation in 100, scaled up
-  memleak -p 1234 --json --output a.jsonl
-  memleak -p 1234 --flamegraph held.svg --html held.html 60 1
-  memleak -p 1234 --save before.gz 60 1  all of it, for later: memleak report before.gz --pprof a.pb.gz
-  memleak diff before.gz after.gz        what has grown, is new, is gone
-  memleak --kernel 10                    the kernel's own allocations, a report every 10 seconds
-  memleak -k --slab dentry --sort growth which paths of the kernel grow the dentry cache
-  memleak --error-exitcode 99 -- ./test  for CI: 99 when something is still outstanding at the end
-  memleak -p 1234 --acquire 'libfoo.so:foo_open -> ret' --release 'libfoo.so:foo_close(arg1)'
-  memleak -p 1234 --acquire 'db:db_open(arg2 size) -> *arg1 if ret == 0' --release 'db:db_close(arg1)'
-
-Resources: the syntax of --acquire and --release ([ ] optional, { } choose one):
-  acquire:   [NAME=][OBJECT:]FUNCTION[(SIZE size)] -> HANDLE[, HANDLE] [counted] [releasing HANDLE] [if CONDITION]
-  release:   [NAME=][OBJECT:]FUNCTION(HANDLE) [if CONDITION]
-  SIZE:      {argN, argN*argN, a number of bytes}
-  HANDLE:    {ret, argN, *argN, *(argN+OFFSET)} [as int]; arguments count from 1; ret is for acquire only
-  CONDITION: ret [as {int, long}] {==, !=, <, <=, >, >=} NUMBER
-  counted: the same handle may be handed out several times (dlopen); releasing: what the same call takes back (realloc)
-  Without a condition a call has succeeded when its handle is neither 0 nor -1, or, as int, not negative.
-  FUNCTION is a symbol as nm prints it; OBJECT a path or a library's name as with -O, any object if it is left out.
-  A release belongs to the acquire before it, an acquire directly after another one to the same resource.
-
-Ctrl-C, SIGTERM, the end of COUNT and the target's end all give one last report and remove all probes.
-A process given with -p is never signalled.
-
-Exit status:
-  0  done
-  1  the work could not be done: one line on standard error says what failed, why and what to do
-  2  the command line is wrong: one line says what to type
-  3  a condition of --fail-if holds
-  N  with --error-exitcode N, if the last report holds an outstanding allocation
-  A command that ends by itself passes on its own status (128+N for signal N).";
-
-/// What `-h` prints: one screen of 80 columns.
-const SHORT_HELP: &str = "\
-memleak shows which call stacks are holding a running program's memory.
-
-  memleak [OPTIONS] -p PID [INTERVAL] [COUNT]      a running process
-  memleak [OPTIONS] [INTERVAL] [COUNT] -- COMMAND  a program from its beginning
-  memleak [OPTIONS] --kernel [INTERVAL] [COUNT]    the kernel's allocations
-
-Reports come every INTERVAL seconds (5), COUNT times or until Ctrl-C.
-
-  -r, --resource NAME   other resources: fd, mutex, ... (see --list-resources)
-  -o, --older MS        leave out allocations younger than MS ms (500)
-  -z, --min-size SIZE   only allocations of at least SIZE bytes (K, M, G)
-  -s, --sample-rate N   trace one allocation in N: estimates, for busy programs
-  -T, --top N           how many stacks to print (10)
-  -a, --show-allocs     list each allocation: address, size, age
-  -t, --trace           print each acquire and release as it happens
-      --sort KEY        size, count, age, growth or verdict
-      --json            write each report as one line of JSON
-      --output FILE     write reports to FILE
-      --error-exitcode N  exit with N if anything is outstanding at the end
-      --follow-forks    also trace children
-  -v                    more detail on standard error
-
-memleak --help lists all options, with examples. Version: memleak -V
-";
 
 const RESOURCES: &str = "Resources (what is acquired and released)";
 
@@ -91,9 +27,6 @@ pub enum Pair {
     /// The value of `--release`.
     Release(String),
 }
-
-/// Heading of the files of the last report.
-const FILES: &str = "Files (of the last report, whole or not at all)";
 
 /// Heading of the options that go with --kernel.
 const KERNEL_MODE: &str = "Kernel mode (with --kernel)";
@@ -354,112 +287,6 @@ pub struct Cli {
     /// Print all options, with examples
     #[arg(long, action = clap::ArgAction::HelpLong)]
     pub help: Option<bool>,
-}
-
-/// How reports look, and in which order.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct LookArguments {
-    /// How many stacks to print
-    #[arg(short = 'T', long, value_name = "N", default_value = "10", help_heading = "What is reported")]
-    pub top: String,
-
-    /// Order of the stacks: size, count, age, growth (since the report before) or verdict
-    #[arg(long, value_name = "KEY", default_value = "size", help_heading = "What is reported")]
-    pub sort: String,
-
-    /// Colours: auto (on a terminal, as NO_COLOR and CLICOLOR_FORCE say), always or never
-    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "What is reported")]
-    pub color: String,
-
-    /// On a terminal: split each site by process or size
-    #[arg(long, value_name = "WHAT", help_heading = "What is reported")]
-    pub by: Option<String>,
-
-    /// On a terminal: show frames of libraries too, and whole paths
-    #[arg(long, help_heading = "What is reported")]
-    pub full_stacks: bool,
-
-    /// On a terminal: show names with all their template arguments
-    #[arg(long, help_heading = "What is reported")]
-    pub full_names: bool,
-}
-
-/// What is left out of reports by what is in its stacks.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct FilterArguments {
-    /// Report only stacks with a frame of this module (its file's name) or function (a regular
-    /// expression); repeatable
-    #[arg(long, value_name = "WHAT", help_heading = "What is reported")]
-    pub only: Vec<String>,
-
-    /// Leave out stacks with a frame like this; repeatable
-    #[arg(long, value_name = "REGEX", help_heading = "What is reported")]
-    pub hide: Vec<String>,
-
-    /// Leave out the known leaks of FILE: lines leak:PATTERN as of LeakSanitizer, or valgrind's
-    /// suppressions; repeatable
-    #[arg(long, value_name = "FILE", help_heading = "What is reported")]
-    pub suppressions: Vec<PathBuf>,
-}
-
-/// Files in other forms: of the last report, and of a saved one.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct FileArguments {
-    /// Write a flame graph (SVG) of the last report to FILE; - is standard output here and below
-    #[arg(long, value_name = "FILE", help_heading = FILES)]
-    pub flamegraph: Option<PathBuf>,
-
-    /// What the widths of the flame graph are: bytes, count, growth (since the report before) or
-    /// acquired
-    #[arg(long, value_name = "WHAT", default_value = "bytes", help_heading = FILES)]
-    pub flamegraph_by: String,
-
-    /// Write a profile for go tool pprof, Pyroscope, Parca (compressed by gzip)
-    #[arg(long, value_name = "FILE", help_heading = FILES)]
-    pub pprof: Option<PathBuf>,
-
-    /// Write a data file for heaptrack_gui; compressed if FILE ends in .gz or .zst
-    #[arg(long, value_name = "FILE", help_heading = FILES)]
-    pub heaptrack: Option<PathBuf>,
-
-    /// Write a page for a browser: table, flame graph, totals over time; it needs no network
-    #[arg(long, value_name = "FILE", help_heading = FILES)]
-    pub html: Option<PathBuf>,
-
-    /// Write a profile for speedscope (name it FILE.speedscope.json)
-    #[arg(long, value_name = "FILE", help_heading = FILES)]
-    pub speedscope: Option<PathBuf>,
-
-    /// Write a profile for the Firefox Profiler
-    #[arg(long, value_name = "FILE", help_heading = FILES)]
-    pub firefox: Option<PathBuf>,
-
-    /// Write a trace for ui.perfetto.dev
-    #[arg(long, value_name = "FILE", help_heading = FILES)]
-    pub perfetto: Option<PathBuf>,
-
-    /// Write all of the last report, to make any other form of later: memleak report FILE, memleak
-    /// diff OLD NEW
-    #[arg(long, value_name = "FILE", help_heading = FILES)]
-    pub save: Option<PathBuf>,
-}
-
-impl FileArguments {
-    /// The file of the form of this name.
-    pub fn path_of(&self, form: &str) -> Option<&std::path::Path> {
-        let path = match form {
-            "flamegraph" => &self.flamegraph,
-            "pprof" => &self.pprof,
-            "heaptrack" => &self.heaptrack,
-            "html" => &self.html,
-            "speedscope" => &self.speedscope,
-            "firefox" => &self.firefox,
-            "perfetto" => &self.perfetto,
-            "save" => &self.save,
-            _ => &None,
-        };
-        path.as_deref()
-    }
 }
 
 /// Reads a command line; `args` begins with the program's name.
