@@ -281,6 +281,9 @@ pub mod flags {
     /// programs have a short way. It returns a block of as many bytes as its first argument says,
     /// and does nothing else.
     pub const PLAIN: u32 = 1 << 16;
+    /// The call moves the break (brk): what lies between the old one and the new one is acquired or
+    /// released.
+    pub const MOVES_BREAK: u32 = 1 << 17;
 }
 
 /// One function. All argument numbers count from 0 and address the integer arguments of the

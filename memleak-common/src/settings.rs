@@ -50,6 +50,10 @@ pub struct TaskOffsets {
     pub signal_live: u32,
     /// `task_struct::pagefault_disabled`.
     pub pagefault_disabled: u32,
+    /// `mm_struct::brk`.
+    pub mm_brk: u32,
+    /// Fills up; 0.
+    pub reserved: u32,
 }
 
 /// What the programs are told.

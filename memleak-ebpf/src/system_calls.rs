@@ -4,7 +4,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user},
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_get_current_task},
     programs::RawTracePointContext,
 };
 use memleak_common::{
@@ -15,9 +15,9 @@ use memleak_common::{
 
 use crate::{
     arch::Registers,
-    args::Return,
-    maps::{PROBES, SYSTEM_CALLS, has},
-    thread::{self, current_thread_of_tracepoint},
+    args::{Arguments, Return},
+    maps::{PROBES, SYSTEM_CALLS, has, setting},
+    thread::{self, current_thread_of_tracepoint, member},
     stack::kernel_walk,
     track::{self, commit},
     values::applies,
@@ -28,7 +28,13 @@ use crate::{
 pub fn enter(ctx: &RawTracePointContext) -> Option<()> {
     let (cookie, releases, row) = row(ctx.arg::<u64>(1))?;
     let thread = current_thread_of_tracepoint()?;
-    let args = Registers(ctx.arg::<u64>(0)).arguments();
+    let mut args = Registers(ctx.arg::<u64>(0)).arguments();
+    if row.group == 0 && (thread.depth > 0 || thread.open[0] > 0) {
+        return None; // an allocator's own: what it hands out of it counts
+    }
+    if has(row, flags::MOVES_BREAK) {
+        args = of_break(args.get(0))?;
+    }
     if row.only != only::ALL && !applies(row, &args) {
         return None;
     }
@@ -50,7 +56,7 @@ pub fn enter(ctx: &RawTracePointContext) -> Option<()> {
 #[inline(always)]
 pub fn exit(ctx: &RawTracePointContext) -> Option<()> {
     let registers = Registers(ctx.arg::<u64>(0));
-    let (cookie, ..) = row(registers.system_call())?;
+    let (cookie, _, row) = row(registers.system_call())?;
     let pid_tgid = bpf_get_current_pid_tgid();
     // SAFETY: only this thread's own programs touch its record.
     let thread: &mut ThreadRecord = unsafe { &mut *thread::find(pid_tgid)? };
@@ -61,10 +67,42 @@ pub fn exit(ctx: &RawTracePointContext) -> Option<()> {
     // SAFETY: the entry stays as it is until this thread's next system call.
     let call = unsafe { &mut *(&raw mut thread.system_call) };
     let kernel_stack = kernel_walk(ctx.as_ptr());
-    let at = Return { caller: registers.caller(), returned: ctx.arg::<u64>(1), kernel_stack };
+    let mut returned = ctx.arg::<u64>(1);
+    if returned > LOWEST_ERROR {
+        returned = u64::MAX; // as the C library says it
+    } else if has(row, flags::MOVES_BREAK) {
+        returned = match (returned == call.call_flags, call.size_or_address) {
+            (false, _) => u64::MAX,
+            // Nothing was acquired, and something released.
+            (true, 0) => 0,
+            (true, grown) => call.call_flags - grown,
+        };
+    }
+    let at = Return { caller: registers.caller(), returned, kernel_stack };
     // SAFETY: the current thread's record, a call that it has left, and what is borrowed.
     unsafe { commit(thread, call, &at) };
     Some(())
+}
+
+/// What is above is the negative of an error's number (include/linux/err.h, `MAX_ERRNO`).
+const LOWEST_ERROR: u64 = -4096i64 as u64;
+
+/// The arguments of a function that would move the break as brk(2) does to `wanted`: what it
+/// releases, the length of that, by how much it grows, and the new break. `None`: it moves nothing.
+#[inline(always)]
+fn of_break(wanted: u64) -> Option<Arguments> {
+    if setting!(task.mm_brk) == 0 {
+        return None;
+    }
+    // SAFETY: the helper takes nothing.
+    let task = unsafe { bpf_get_current_task() } as *const u8;
+    let memory: u64 = member(task, setting!(task.mm));
+    let current: u64 = member(memory as *const u8, setting!(task.mm_brk));
+    if wanted == 0 || wanted == current {
+        return None;
+    }
+    let (grown, shrunk) = (wanted.saturating_sub(current), current.saturating_sub(wanted));
+    Some(Arguments([wanted, shrunk, grown, wanted, 0, 0, 0, 0]))
 }
 
 /// The row of a system call that is traced: its index, and whether it releases and cannot fail.

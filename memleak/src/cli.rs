@@ -116,6 +116,12 @@ pub struct Cli {
     #[arg(long, help_heading = RESOURCES)]
     pub growth: bool,
 
+    /// Count mappings (the resource mmap) at system calls, and not at the C library's functions:
+    /// raw calls and the break are seen as well, and what allocators map for themselves unless heap
+    /// is traced too
+    #[arg(long, help_heading = RESOURCES)]
+    pub system_calls: bool,
+
     /// Count descriptors at the C library's functions, and not at system calls
     #[arg(long, hide = true)]
     pub library_calls: bool,

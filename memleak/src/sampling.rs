@@ -66,8 +66,9 @@ impl Sampling {
         }
     }
 
-    /// How much more than the estimate of these bytes the true number may be in 19 of 20 cases, given
-    /// the variance of the estimate; it is less by no more. `None` if nothing is estimated so.
+    /// How much more than the estimate of these bytes the true number may be in 19 of 20 cases,
+    /// given the variance of the estimate; it is less by no more. `None` if nothing is estimated
+    /// so.
     ///
     /// The variance is an estimate, too, and low if the other one is. So it is taken to grow with
     /// the number (E. B. Wilson's interval): solved for t, it is (e - t)^2 = z^2 v t / e.

@@ -98,6 +98,8 @@ pub struct CaptureSettings {
     pub traps_only: bool,
     /// Count descriptors at the C library's functions, and not at system calls (`--library-calls`).
     pub library_calls: bool,
+    /// Count ranges of addresses at system calls (`--system-calls`).
+    pub system_calls: bool,
 }
 
 impl CaptureSettings {
@@ -349,5 +351,6 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         )?,
         traps_only: cli.traps_only,
         library_calls: cli.library_calls,
+        system_calls: cli.system_calls,
     })
 }

@@ -58,6 +58,8 @@ pub(crate) struct Config {
     pub traps_only: bool,
     /// Descriptors are counted at the C library's functions, and not at system calls.
     pub library_calls: bool,
+    /// Ranges of addresses are counted at system calls, and not at the C library's functions.
+    pub system_calls: bool,
     /// `-v`: 0, 1, 2...
     pub verbosity: u8,
 }
@@ -172,6 +174,8 @@ fn task_offsets() -> io::Result<TaskOffsets> {
         signal: offset("task_struct", "signal")?,
         signal_live: offset("signal_struct", "live")?,
         pagefault_disabled: offset("task_struct", "pagefault_disabled")?,
+        mm_brk: offset("mm_struct", "brk")?,
+        reserved: 0,
     })
 }
 

@@ -103,9 +103,11 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
     let events = Events::take(&mut ebpf)?;
     let mut by_tracepoints = Vec::new();
     let by_kernel = !config.traps_only && !config.library_calls;
-    if by_kernel && system_calls::RESOURCES.iter().any(|one| config.resources.contains(one)) {
-        match trace_system_calls(&mut ebpf, rows) {
-            Ok(()) => by_tracepoints.extend(system_calls::RESOURCES),
+    let counted = system_calls::counted(&config.resources, config.system_calls);
+    if by_kernel && !counted.is_empty() {
+        match trace_system_calls(&mut ebpf, rows, &counted) {
+            Ok(()) => by_tracepoints.extend(counted),
+            Err(error) if config.system_calls => return Err(error),
             Err(error) => log::warn!(
                 "descriptors are counted at the C library's functions, so that raw system calls are missed: {error}"
             ),
@@ -134,10 +136,10 @@ fn fill_rows(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
 
 /// Has the programs run at each system call of any process; all but those that are of interest end
 /// at once.
-fn trace_system_calls(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
+fn trace_system_calls(ebpf: &mut Ebpf, rows: &[Row], counted: &[Resource]) -> Result<(), BpfError> {
     const MAP: &str = "SYSTEM_CALLS";
     let mut map: Array<_, u32> = array_mut(ebpf, MAP)?;
-    for (number, entry) in system_calls::entries(rows) {
+    for (number, entry) in system_calls::entries(rows, counted) {
         map.set(number, entry, 0).map_err(|error| map_error(MAP, &error))?;
     }
     // A return before its entry, which makes it expected.
@@ -146,7 +148,8 @@ fn trace_system_calls(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {
         program.load().map_err(|error| load_error(&error))?;
         program.attach(tracepoint).map_err(|error| load_error(&error))?;
     }
-    log::info!("descriptors are counted at system calls");
+    let names: Vec<&str> = counted.iter().map(|resource| resource.name()).collect();
+    log::info!("counted at system calls: {}", names.join(", "));
     Ok(())
 }
 

@@ -11,6 +11,7 @@ mod machine;
 mod process;
 mod programs;
 mod ranges;
+mod raw_mappings;
 mod report;
 mod soak;
 mod stack_storage;

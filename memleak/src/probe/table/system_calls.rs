@@ -11,7 +11,7 @@
 //! `ADDFD`, and what the kernel gives an interpreter of binfmt_misc.
 
 use memleak_common::{
-    probe::{DESCRIPTOR, ProbeRow, Resource, flags, handle, only, success},
+    probe::{DESCRIPTOR, ProbeRow, Resource, flags, handle, only, size, success},
     system_call,
 };
 
@@ -65,6 +65,27 @@ const SYSTEM_CALLS: &[(i64, &str)] = &[
     (libc::SYS_close, "close"),
     (libc::SYS_close_range, "close_range"),
 ];
+
+/// The same of ranges of addresses, which are counted here if it is asked for.
+const MAPPING_CALLS: &[(i64, &str)] = &[
+    (libc::SYS_mmap, "mmap"),
+    (libc::SYS_mremap, "mremap"),
+    (libc::SYS_munmap, "munmap"),
+    (libc::SYS_brk, "brk"),
+];
+
+/// brk(2): the BPF side makes arguments of it ([`flags::MOVES_BREAK`]).
+const BRK: ProbeRow = ProbeRow {
+    resource: Resource::Mmap.number(),
+    handle: handle::RETURN,
+    size: size::ARG,
+    size_arg: 2,
+    release_arg: 0,
+    release_len_arg: 1,
+    flags_arg: 3,
+    flags: flags::RANGE | flags::ZERO_SIZE_RELEASES | flags::MOVES_BREAK,
+    ..ProbeRow::EMPTY
+};
 
 /// Returns a descriptor.
 const NEW: ProbeRow = ProbeRow { handle: handle::RETURN, success: success::AT_LEAST, ..DESCRIPTOR };
@@ -153,16 +174,32 @@ pub(crate) const ROWS: &[Row] = &[
     call("seccomp", SECCOMP),
     call("landlock_create_ruleset", LANDLOCK),
     call("io_uring_setup", IO_URING),
+    call("brk", BRK),
 ];
 
-/// Resources that system calls acquire and release.
-pub(crate) const RESOURCES: &[Resource] = &[Resource::Fd];
+/// Those of `resources` that are counted at system calls: descriptors, and if it is asked for
+/// (`mappings`) ranges of addresses.
+pub(crate) fn counted(resources: &[Resource], mappings: bool) -> Vec<Resource> {
+    let is_counted = |resource: &Resource| match resource {
+        Resource::Fd => true,
+        Resource::Mmap => mappings,
+        _ => false,
+    };
+    resources.iter().copied().filter(is_counted).collect()
+}
 
-/// Entries of the map `SYSTEM_CALLS`: number, and what is entered under it. `rows` is the table.
-pub(crate) fn entries(rows: &[Row]) -> Vec<(u32, u32)> {
-    arch::SYSTEM_CALLS
-        .iter()
-        .chain(SYSTEM_CALLS)
+/// Entries of the map `SYSTEM_CALLS` for these resources: number, and what is entered under it.
+/// `rows` is the table.
+pub(crate) fn entries(rows: &[Row], resources: &[Resource]) -> Vec<(u32, u32)> {
+    let of = |resource, calls: &'static [(i64, &'static str)]| match resources.contains(&resource) {
+        true => calls,
+        false => &[],
+    };
+    let descriptors = [of(Resource::Fd, arch::SYSTEM_CALLS), of(Resource::Fd, SYSTEM_CALLS)];
+    descriptors
+        .into_iter()
+        .chain([of(Resource::Mmap, MAPPING_CALLS)])
+        .flatten()
         .filter_map(|(number, function)| {
             let (index, row) = (1..).zip(rows).find(|(_, row)| row.function == *function)?;
             let releases = if row.role == Role::Release { system_call::RELEASES } else { 0 };
@@ -187,8 +224,10 @@ mod tests {
 
     #[test]
     fn every_system_call_has_a_row() {
-        let entries = entries(&TABLE);
-        assert_eq!(entries.len(), arch::SYSTEM_CALLS.len() + SYSTEM_CALLS.len());
+        const RESOURCES: &[Resource] = &[Resource::Fd, Resource::Mmap];
+        let entries = entries(&TABLE, RESOURCES);
+        assert_eq!(entries.len(), arch::SYSTEM_CALLS.len() + SYSTEM_CALLS.len() + MAPPING_CALLS.len());
+        assert_eq!(super::entries(&TABLE, &[Resource::Mmap]).len(), MAPPING_CALLS.len());
         let numbers: HashSet<u32> = entries.iter().map(|(number, _)| *number).collect();
         assert_eq!(numbers.len(), entries.len(), "each once");
         for (number, entry) in entries {
