@@ -183,6 +183,12 @@ pub struct Verdict {
 const FEW_REPORTS: usize = 3;
 /// What is flat for less is not known to be a cache.
 const FLAT_MS: u64 = 10_000;
+/// Releases within a millisecond that are called temporary, and how many of ten these must be.
+pub const MANY_AT_ONCE: u64 = 10 * MANY;
+/// See [`MANY_AT_ONCE`].
+pub const AT_ONCE_OF_TEN: u64 = 9;
+/// Fewer that are held may be a program's own state: a table that it has made larger, say.
+const FEWEST_LEAKED: u64 = 5;
 /// Releases that show how long things are held as a rule.
 const MANY: u64 = 100;
 
@@ -205,7 +211,8 @@ struct Shape {
     reports: usize,
     /// It was less in some report than in the one before.
     fell: bool,
-    /// It has become more in the last third of the time, and is at its most now.
+    /// It is at its most now, and more than ever before the last third of the time: what comes and
+    /// goes is at its most again and again.
     grows: bool,
     /// It is within a fiftieth of what it is now for so long.
     flat_ms: u64,
@@ -224,7 +231,7 @@ impl Shape {
         let (now, most) = (amount(&last), history.points.iter().map(amount).max().unwrap_or(0));
         let third = last.at_ms.saturating_sub(last.at_ms.saturating_sub(first.at_ms) / 3);
         let is_before = |point: &&Point| point.at_ms <= third;
-        let late = history.points.iter().rfind(is_before).map_or(now, amount);
+        let late = history.points.iter().filter(is_before).map(amount).max().unwrap_or(now);
         let near = |point: &&Point| amount(point).abs_diff(now) <= now / 50;
         let flat_since =
             history.points.iter().rev().take_while(near).last().map_or(last.at_ms, |at| at.at_ms);
@@ -310,7 +317,11 @@ fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
     let share = lower_percent(percent);
     let [at_once, ..] = *lifetimes;
     let is_old = history.oldest_ms.is_some_and(|oldest| oldest > longest && oldest > soon.saturating_mul(4));
-    if !is_old && *released >= 10 * MANY && at_once >= released / 10 * 9 && shape.count <= acquired / 100 {
+    if !is_old
+        && *released >= MANY_AT_ONCE
+        && at_once >= released / 10 * AT_ONCE_OF_TEN
+        && shape.count <= acquired / 100
+    {
         let reason = format!("{} of {} released at once", Grouped(at_once), Grouped(*acquired));
         return verdict(VerdictKind::Temporary, reason);
     }
@@ -325,7 +336,7 @@ fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
     if shape.reports < FEW_REPORTS || history.oldest_ms.is_none() {
         return too_short(history, shape);
     }
-    if is_old && *released >= MANY && percent >= 50.0 && shape.grows {
+    if is_old && *released >= MANY && percent >= 50.0 && shape.grows && shape.count >= FEWEST_LEAKED {
         return verdict(VerdictKind::Leak, leaked(history, calls, shape, &share));
     }
     match is_old {

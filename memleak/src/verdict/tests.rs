@@ -51,6 +51,21 @@ fn one_forgotten_in_a_thousand_is_a_leak() {
     assert!(judge(&busy).reason.ends_with("; of the 12 held the oldest is 60 s old"), "{:?}", judge(&busy));
 }
 
+/// A table of a JVM's garbage collector in 5 minutes: one to three are held, for minutes, and all
+/// others are released within seconds. It is at its most again and again.
+#[test]
+fn what_is_at_its_most_again_is_no_leak() {
+    let held = [2, 3, 1, 1, 1, 1, 1, 1, 3, 2, 3, 3, 2, 2, 2, 3, 3, 2, 2, 3];
+    let table = History { calls: calls(3, &[(12, 103)]), ..history(held, (70 * SECOND, SECOND)) };
+    assert_eq!(judge(&table).kind, VerdictKind::Unknown, "{:?}", judge(&table));
+    // Nor are a few that have come for the first time.
+    let few = History {
+        calls: calls(4, &[(12, 103)]),
+        ..history([1, 1, 1, 1, 2, 2, 3, 3, 4], (70 * SECOND, SECOND))
+    };
+    assert_verdict(&few, VerdictKind::Growing, "96 % of 107 released, +288 B/min for 40 s");
+}
+
 #[test]
 fn what_only_grows_is_growing() {
     let queue = history((1..=12).map(|at| at * 1000), (60 * SECOND, 1));
