@@ -124,6 +124,8 @@ pub struct Settings {
     pub count: Option<u64>,
     /// The run ends after this time (`--duration`).
     pub duration: Option<Duration>,
+    /// It outlives its terminal (`--detach`).
+    pub detach: bool,
     /// What is captured.
     pub capture: CaptureSettings,
     /// What a report holds.
@@ -216,6 +218,7 @@ impl Settings {
             interval,
             count,
             duration: cli.duration.as_deref().map(parse_duration).transpose()?,
+            detach: cli.detach,
             capture,
             report,
             why,

@@ -47,6 +47,7 @@ mod sampling;
 mod sites;
 mod table;
 mod targets;
+mod terminal_view;
 mod unusual;
 mod unwinding;
 mod user_rows;

@@ -67,6 +67,8 @@ fn sums(report: &Report) -> BTreeMap<&'static str, u64> {
         ("firefox", weights.iter().filter_map(Value::as_u64).sum()),
         ("heaptrack", heaptrack(report).iter().sum()),
         ("pprof", pprof(report).iter().map(|values| values[1]).sum()),
+        #[cfg(feature = "tui")]
+        ("tui", crate::tui::state(report).rows().iter().map(|row| row.bytes).sum()),
         ("saved", saved::read_bytes(&saved(report)).expect("read").totals.bytes),
     ])
 }
@@ -188,7 +190,7 @@ fn what_was_acquired_is_in_a_profile_if_it_is_known_of_all() {
 #[test]
 fn a_page_holds_strangers_text_as_data() {
     for (name, report) in cases() {
-        let page = String::from_utf8(bytes_of(|out| write_html(&report, out))).expect("UTF-8");
+        let page = String::from_utf8(bytes_of(|out| write_html(&report, false, out))).expect("UTF-8");
         let (_, data) = page.split_once("id=\"data\">").expect("data");
         let (data, rest) = data.split_once("</script>").expect("its end");
         assert!(rest.contains("JSON.parse") && !data.contains('<'), "{name}");
@@ -199,7 +201,7 @@ fn a_page_holds_strangers_text_as_data() {
     }
     let mut evil = wordcount();
     evil.target.comm = "</script><script>alert(1)".to_owned();
-    let page = String::from_utf8(bytes_of(|out| write_html(&evil, out))).expect("UTF-8");
+    let page = String::from_utf8(bytes_of(|out| write_html(&evil, false, out))).expect("UTF-8");
     assert!(!page.contains("</script><script>alert"), "{page}");
 }
 

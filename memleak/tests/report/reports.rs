@@ -176,6 +176,9 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
         },
         lost: Lost::default(),
         suppressed: None,
+        oom_killed: Vec::new(),
+        temporary: Vec::new(),
+        threads: std::collections::BTreeMap::new(),
         if_empty: None,
         memory: None,
         why: None,
@@ -199,7 +202,7 @@ pub(crate) fn user(name: &str, unit: &str, is_number: bool) -> Arc<ResourceInfo>
 }
 
 fn line(address: u64, age_ms: u64, now: Option<&str>) -> AllocationLine {
-    AllocationLine { pid: 123, address, size: 0, age_ms, now: now.map(str::to_owned) }
+    AllocationLine { pid: 123, tid: None, address, size: 0, age_ms, now: now.map(str::to_owned) }
 }
 
 /// Three tables: that of memory, descriptors with what they are now, and a user's own.
@@ -337,8 +340,8 @@ pub(crate) fn merged() -> Report {
     let with_blocks = Stack {
         shared: vec![of(124, 64, 4), of(123, 16, 1)],
         allocations: Some(vec![
-            AllocationLine { pid: 124, address: 0x55_fcc0, size: 64, age_ms: 4000, now: None },
-            AllocationLine { pid: 123, address: 0x55_fca0, size: 16, age_ms: 900, now: None },
+            AllocationLine { pid: 124, tid: None, address: 0x55_fcc0, size: 64, age_ms: 4000, now: None },
+            AllocationLine { pid: 123, tid: None, address: 0x55_fca0, size: 16, age_ms: 900, now: None },
         ]),
         ..leaky()
     };
@@ -362,8 +365,8 @@ pub(crate) fn merged() -> Report {
 pub(crate) fn cases() -> Vec<(&'static str, Report)> {
     let with_allocations = Stack {
         allocations: Some(vec![
-            AllocationLine { pid: 123, address: 0x55_fca0, size: 16, age_ms: 4000, now: None },
-            AllocationLine { pid: 123, address: 0x55_fcc0, size: 64, age_ms: 900, now: None },
+            AllocationLine { pid: 123, tid: None, address: 0x55_fca0, size: 16, age_ms: 4000, now: None },
+            AllocationLine { pid: 123, tid: None, address: 0x55_fcc0, size: 64, age_ms: 900, now: None },
         ]),
         ..leaky()
     };
