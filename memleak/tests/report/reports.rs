@@ -13,8 +13,8 @@ use memleak::{
     report::{
         format::Options,
         model::{
-            AllocationLine, Frames, Note, OtherProcesses, ProcessCount, Processes, Report, ResourceTotal,
-            StackReport, TargetInfo, Totals,
+            AllocationLine, Frames, Note, OomKilled, OtherProcesses, ProcessCount, Processes, Report,
+            ResourceTotal, StackReport, TargetInfo, TemporaryStack, Totals,
         },
     },
     snapshot::{Cut, KERNEL_PID, Lost},
@@ -403,6 +403,15 @@ pub(crate) fn cases() -> Vec<(&'static str, Report)> {
         ("user", report_of(&[user("lease", "leases", false)], vec![])),
         ("kernel", kernel()),
         ("merged", merged()),
+        ("killed", {
+            let mut killed = report(vec![leaky()]);
+            killed.is_final = true;
+            killed.oom_killed = vec![OomKilled { pid: 123, time: time() }];
+            let frames = killed.stacks[0].frames.clone();
+            killed.temporary =
+                vec![TemporaryStack { released: 12_004, at_once: 11_990, bytes: 480_160, frames }];
+            killed
+        }),
         ("processes", {
             let mut two = report(vec![leaky(), Stack { pid: 124, ..leaky() }]);
             two.target.kind = "command".into();

@@ -106,10 +106,10 @@ fn write_temporary(report: &Report, time: &str, out: &mut dyn Write) -> io::Resu
     Ok(())
 }
 
-/// `11990 of 12004 released at once, 480160 bytes in all`.
+/// `released at once: 11990 of 12004 (480160 bytes)`.
 pub(super) fn temporary_line(stack: &TemporaryStack) -> String {
     let TemporaryStack { released, at_once, bytes, .. } = stack;
-    format!("{at_once} of {released} released at once, {bytes} bytes in all")
+    format!("released at once: {at_once} of {released} ({bytes} bytes)")
 }
 
 /// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes` or, if there is no size,
