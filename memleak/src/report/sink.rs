@@ -72,6 +72,8 @@ pub(crate) struct Sink {
     has_view: bool,
     /// A terminal that goes is no reason to end.
     outlives_terminal: bool,
+    /// Reports go to standard output.
+    is_stdout: bool,
     protected: Protected,
     /// One delivery, made in full before any of it is written. Its memory is used again.
     buffer: Vec<u8>,
@@ -93,6 +95,7 @@ enum Output {
 impl Sink {
     /// For standard output, or the file `output`, which is not touched yet.
     pub(crate) fn open(output: Option<&OutputFile>, format: Box<dyn Format>) -> Result<Self, SinkError> {
+        let is_stdout = output.is_none();
         let output = match output {
             None => {
                 let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(SinkError::Stdout)?;
@@ -108,6 +111,7 @@ impl Sink {
             hidden: None,
             has_view: false,
             outlives_terminal: false,
+            is_stdout,
             protected: Protected::default(),
             buffer: Vec::new(),
             within_line: false,
@@ -131,6 +135,14 @@ impl Sink {
     pub(crate) fn lose_reader(&mut self) {
         self.output = Output::Nowhere;
         self.hidden = None;
+    }
+
+    /// Standard output has gone with its terminal. The file of `--output` has not.
+    pub(crate) fn lose_terminal(&mut self) {
+        self.hidden = None;
+        if self.is_stdout {
+            self.output = Output::Nowhere;
+        }
     }
 
     /// A terminal that goes ends what is written there, and nothing else.
@@ -276,7 +288,7 @@ impl Sink {
         // A terminal that has been hung up (tty(4)); SIGHUP comes at the same time.
         let is_hung_up = |error: &io::Error| error.raw_os_error() == Some(libc::EIO);
         if result.as_ref().is_err_and(is_hung_up) && self.outlives_terminal {
-            self.lose_reader();
+            self.lose_terminal();
             return Ok(Delivery::Written);
         }
         delivery(name, result)

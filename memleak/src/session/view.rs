@@ -73,7 +73,7 @@ impl Session {
     /// The terminal has gone. Gives why the run is to end, if it is.
     pub(super) fn lose_terminal(&mut self) -> Option<Reason> {
         self.close_view();
-        self.reporter.sink.lose_reader();
+        self.reporter.sink.lose_terminal();
         (!self.outlives_terminal()).then_some(Reason::Signal)
     }
 

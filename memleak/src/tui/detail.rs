@@ -9,7 +9,7 @@ use super::{
 use crate::{
     escape::printable,
     report::{
-        format::human::counted,
+        format::{html::stacks_in_processes, human::counted},
         model::Report,
         names::{is_library, module_name, name, place},
         source::lines_around,
@@ -65,12 +65,8 @@ pub(super) fn detail(
     };
     let resource = row.resource.as_ref().map_or_else(String::new, |name| format!("{}, ", printable(name)));
     line(Kind::Bold, format!("{}  {}", row.name, row.place));
-    let stacks = counted(row.stacks as u64, "stack");
-    let processes = match row.processes.len() {
-        1 => "1 process".to_owned(),
-        number => format!("{number} processes"),
-    };
-    line(Kind::Plain, format!("{resource}{held}; {stacks} in {processes}"));
+    let stacks = stacks_in_processes(row.stacks as u64, row.processes.len() as u64);
+    line(Kind::Plain, format!("{resource}{held}; {stacks}"));
     line(Kind::Verdict(row.verdict), format!("{}: {}", row.verdict.words(), row.reason));
     line(Kind::Plain, String::new());
     line(Kind::Bold, if row.stacks > 1 { "The largest of its stacks" } else { "Stack" }.to_owned());

@@ -19,6 +19,7 @@ mod account;
 mod allocator_forms;
 mod allocator_sources;
 mod allocators;
+mod answers;
 mod commands;
 mod daemons;
 mod ends;

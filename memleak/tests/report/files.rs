@@ -73,6 +73,66 @@ fn sums(report: &Report) -> BTreeMap<&'static str, u64> {
     ])
 }
 
+/// What the viewer needs of a profile, as formats.md has it from the viewer's sources: its version,
+/// tables whose columns are of one length, references that lead somewhere, and addresses, which
+/// make it balanced.
+#[test]
+fn a_profile_for_firefox_is_sound() {
+    for (name, report) in cases().into_iter().chain([("wordcount", wordcount())]) {
+        let file = bytes_of(|out| write_firefox(&report, false, out));
+        let profile: Value = serde_json::from_slice(&file).expect("JSON");
+        let meta = &profile["meta"];
+        assert!(
+            meta["preprocessedProfileVersion"].as_u64().is_some_and(|version| (40..=70).contains(&version))
+        );
+        for (field, is_right) in [
+            ("interval", meta["interval"].is_number()),
+            ("startTime", meta["startTime"].is_number()),
+            ("product", meta["product"].is_string()),
+            ("markerSchema", meta["markerSchema"].is_array()),
+            ("processType", meta["processType"] == 0),
+            ("symbolicated", meta["symbolicated"].is_boolean()),
+        ] {
+            assert!(is_right, "{name}: {field}: {meta}");
+        }
+        let colors = meta["categories"].as_array().expect("categories").iter();
+        assert!(colors.map(|category| &category["color"]).any(|color| color == "grey"), "{name}");
+        let thread = &profile["threads"][0];
+        let length = |table: &str| {
+            let columns = thread[table].as_object().expect("a table");
+            let length = columns["length"].as_u64().expect("a length") as usize;
+            for (column, list) in columns.iter().filter_map(|(name, list)| Some((name, list.as_array()?))) {
+                assert_eq!(list.len(), length, "{name}: {table}.{column}");
+            }
+            length
+        };
+        let refers = |table: &str, column: &str, to: usize| {
+            let list = thread[table][column].as_array().expect("a column");
+            let is_there = |at: &Value| at.is_null() || at.as_u64().is_some_and(|at| (at as usize) < to);
+            assert!(list.iter().all(is_there), "{name}: {table}.{column}");
+        };
+        let strings = thread["stringArray"].as_array().expect("strings").len();
+        let (stacks, frames, functions) = (length("stackTable"), length("frameTable"), length("funcTable"));
+        length("samples");
+        refers("stackTable", "prefix", stacks);
+        refers("stackTable", "frame", frames);
+        refers("frameTable", "func", functions);
+        refers("funcTable", "name", strings);
+        if thread["nativeAllocations"].is_null() {
+            assert_eq!(report.totals.bytes, 0, "{name}");
+            continue;
+        }
+        refers("nativeAllocations", "stack", stacks);
+        let (allocations, held) = (length("nativeAllocations"), report.totals.count as usize);
+        let addresses = thread["nativeAllocations"]["memoryAddress"].as_array().expect("addresses");
+        assert_eq!(
+            (addresses.len(), thread["nativeAllocations"]["weightType"] == "bytes"),
+            (allocations, true)
+        );
+        assert!(allocations <= held, "{name}");
+    }
+}
+
 /// Sizes of all blocks of a heaptrack file.
 fn heaptrack(report: &Report) -> Vec<u64> {
     let file = String::from_utf8(bytes_of(|out| write_heaptrack(report, out))).expect("UTF-8");

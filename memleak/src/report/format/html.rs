@@ -13,8 +13,8 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::{
-    Format, Kind, Options, kind::FileForm, lost::lost_line, memory, oom::oom_lines, path::responsible,
-    text::suppressed,
+    Format, Kind, Options, human::counted, kind::FileForm, lost::lost_line, memory, oom::oom_lines,
+    path::responsible, text::suppressed,
 };
 use crate::{
     report::{
@@ -165,13 +165,22 @@ fn page_site<'a>(report: &Report, site: &'a CallSite<'_>) -> PageSite<'a> {
         oldest: site.history.oldest_ms,
         verdict: site.verdict.kind.name(),
         reason: &site.verdict.reason,
-        said: format!("{resource}{tag}; {} stacks in {} processes", site.stacks.len(), site.processes),
+        said: format!("{resource}{tag}; {}", stacks_in_processes(site.stacks.len() as u64, site.processes)),
         frames: ids.iter().map(|id| id.index()).collect(),
         own,
         lifetimes: site.history.calls.map(|calls| {
             calls.lifetimes.iter().enumerate().map(|(bucket, number)| (1 << bucket, *number)).collect()
         }),
     }
+}
+
+/// `2 stacks in 1 process`.
+pub(crate) fn stacks_in_processes(stacks: u64, processes: u64) -> String {
+    let processes = match processes {
+        1 => "1 process".to_owned(),
+        number => format!("{number} processes"),
+    };
+    format!("{} in {processes}", counted(stacks, "stack"))
 }
 
 /// How many numbers there are up to each power of two.
