@@ -1,6 +1,10 @@
 //! The run and the view that shows it (`--tui`): what the user asks for is done here.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use log::warn;
 
@@ -62,10 +66,12 @@ impl Session {
     pub(super) fn asked(&mut self, request: ViewRequest) -> Result<Option<Reason>, SessionError> {
         match request {
             ViewRequest::Quit => Ok(Some(Reason::Signal)),
-            ViewRequest::Gone => {
+            // The view has failed, and said so: reports follow each other as without it.
+            ViewRequest::Gone if io::stdout().is_terminal() => {
                 self.close_view();
-                Ok(self.lose_terminal())
+                Ok(None)
             }
+            ViewRequest::Gone => Ok(self.lose_terminal()),
             ViewRequest::Write(path) => self.write_now(path),
         }
     }
@@ -113,6 +119,7 @@ impl Session {
                 },
                 request = next_request(&mut self.view) => match request {
                     ViewRequest::Quit => self.close_view(),
+                    ViewRequest::Gone if io::stdout().is_terminal() => self.close_view(),
                     ViewRequest::Gone => drop(self.lose_terminal()),
                     ViewRequest::Write(path) => self.write_last(path),
                 },

@@ -69,9 +69,8 @@ impl Decoder {
                 None if is_all || rest.len() > LONGEST => (Keystroke::Other, self.0.len()),
                 None => return None,
             },
-            // With Alt: no key of ours. A second escape is a key again.
-            [ESCAPE, ESCAPE, ..] => (Keystroke::Escape, 1),
-            [ESCAPE, ..] => (Keystroke::Other, 2),
+            // Alt and a key, or an escape and a key soon after: of ours none goes with Alt.
+            [ESCAPE, ..] => (Keystroke::Escape, 1),
             [b'\r' | b'\n', ..] => (Keystroke::Enter, 1),
             [0x7f | 0x08, ..] => (Keystroke::Backspace, 1),
             [0x03 | 0x04, ..] => (Keystroke::Interrupt, 1),
@@ -155,6 +154,7 @@ mod tests {
         assert_eq!(arrows, expected);
         assert_eq!(keys("größe".as_bytes()).len(), 5);
         assert_eq!(keys(b"\x1b\x1b[A"), [Keystroke::Escape, Keystroke::Up]);
+        assert_eq!(keys(b"\x1bm"), [Keystroke::Escape, Keystroke::Char('m')]);
     }
 
     /// A slow line brings a key in parts.

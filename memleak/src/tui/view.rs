@@ -57,6 +57,7 @@ impl View {
     /// left.
     pub fn open(appearance: ViewLook) -> Result<Self, ViewError> {
         check()?;
+        outlive_stops()?;
         let terminal = Terminal::enter()?;
         let (woken, wake) = io::pipe()?;
         for end in [woken.as_raw_fd(), wake.as_raw_fd()] {
@@ -112,6 +113,15 @@ impl View {
         // A full pipe wakes as well.
         let _ = (&self.wake).write(b"x");
     }
+}
+
+/// A stopped run leaves the terminal as it is to the shell (SIGTSTP; Ctrl-Z is a key here), and the
+/// children of its targets waiting. A command that we start stops as ever: a handler is none of
+/// its.
+fn outlive_stops() -> io::Result<()> {
+    // SAFETY: the action does nothing.
+    unsafe { signal_hook_registry::register(libc::SIGTSTP, || {})? };
+    Ok(())
 }
 
 fn locked(inbox: &Mutex<Inbox>) -> MutexGuard<'_, Inbox> {

@@ -193,6 +193,8 @@ fn no_signal_breaks_the_terminal() {
         let tmux = Tmux::start(&format!("signal{signal}"), (80, 24), &arguments);
         tmux.wait_for(&["traced for", "q quit"]);
         assert_eq!(tmux.asks("#{alternate_on} #{cursor_flag}"), "1 0");
+        // SAFETY: kill(2) takes two integers; the process is memleak's. It does not stop.
+        assert_eq!(unsafe { libc::kill(tmux.memleak(), libc::SIGTSTP) }, 0);
         let memleak = tmux.memleak();
         // The standard library looks whether the first SIGSEGV is a stack's overflow, and goes back
         // to what has caused it: only there it would come again by itself.
