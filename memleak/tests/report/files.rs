@@ -12,6 +12,7 @@ use memleak::report::{
         folded::{fold_report, write_folded},
         heaptrack::write_heaptrack,
         html::write_html,
+        perfetto::write_perfetto,
         pprof::write_pprof,
         saved::{self, SavedError},
         speedscope::write_speedscope,
@@ -66,11 +67,65 @@ fn sums(report: &Report) -> BTreeMap<&'static str, u64> {
         ("speedscope", speedscope["profiles"][0]["endValue"].as_u64().expect("a number")),
         ("firefox", weights.iter().filter_map(Value::as_u64).sum()),
         ("heaptrack", heaptrack(report).iter().sum()),
+        ("perfetto", perfetto(report)),
+        ("flamegraph", flamegraph(report)),
+        (
+            "html",
+            page_data(report)["sites"]
+                .as_array()
+                .expect("sites")
+                .iter()
+                .filter_map(|site| site["bytes"].as_u64())
+                .sum(),
+        ),
         ("pprof", pprof(report).iter().map(|values| values[1]).sum()),
         #[cfg(feature = "tui")]
         ("tui", crate::tui::state(report).rows().iter().map(|row| row.bytes).sum()),
         ("saved", saved::read_bytes(&saved(report)).expect("read").totals.bytes),
     ])
+}
+
+/// What a page shows.
+fn page_data(report: &Report) -> Value {
+    let page = String::from_utf8(bytes_of(|out| write_html(report, false, out))).expect("UTF-8");
+    let (_, data) = page.split_once("id=\"data\">").expect("data");
+    let (data, rest) = data.split_once("</script>").expect("its end");
+    assert!(rest.contains("JSON.parse") && !data.contains('<'), "{data}");
+    serde_json::from_str(data).expect("JSON")
+}
+
+/// What a flame graph says of all of it.
+fn flamegraph(report: &Report) -> u64 {
+    let svg = bytes_of(|out| write_flamegraph(report, Measure::Bytes, false, out));
+    let svg = String::from_utf8(svg).expect("UTF-8");
+    let Some((_, all)) = svg.split_once("<title>all (") else { return 0 };
+    let digits: String =
+        all.split(' ').next().unwrap_or_default().chars().filter(char::is_ascii_digit).collect();
+    digits.parse().expect("a number")
+}
+
+/// What the last dump of a trace has allocated in all.
+fn perfetto(report: &Report) -> u64 {
+    let of = |message: &[u8], wanted: u64| -> Vec<Vec<u8>> {
+        let found = fields(message).into_iter().filter(|(field, _)| *field == wanted);
+        found.map(|(_, bytes)| bytes.to_vec()).collect()
+    };
+    let trace = bytes_of(|out| write_perfetto(report, false, out));
+    let dumps: Vec<Vec<u8>> = of(&trace, 1).iter().flat_map(|packet| of(packet, 37)).collect();
+    let heaps = of(dumps.last().expect("a dump"), 5);
+    heaps.iter().flat_map(|heap| of(heap, 2)).map(|sample| number_of(&sample, 2)).sum()
+}
+
+/// The number in a field of a message that has numbers alone; 0 if it has none there.
+fn number_of(mut message: &[u8], wanted: u64) -> u64 {
+    while !message.is_empty() {
+        let (tag, number) = (varint(&mut message), varint(&mut message));
+        assert_eq!(tag & 7, 0, "a number");
+        if tag >> 3 == wanted {
+            return number;
+        }
+    }
+    0
 }
 
 /// What the viewer needs of a profile, as formats.md has it from the viewer's sources: its version,
@@ -250,11 +305,7 @@ fn what_was_acquired_is_in_a_profile_if_it_is_known_of_all() {
 #[test]
 fn a_page_holds_strangers_text_as_data() {
     for (name, report) in cases() {
-        let page = String::from_utf8(bytes_of(|out| write_html(&report, false, out))).expect("UTF-8");
-        let (_, data) = page.split_once("id=\"data\">").expect("data");
-        let (data, rest) = data.split_once("</script>").expect("its end");
-        assert!(rest.contains("JSON.parse") && !data.contains('<'), "{name}");
-        let data: Value = serde_json::from_str(data).expect("JSON");
+        let data = page_data(&report);
         let sum: u64 =
             data["sites"].as_array().expect("sites").iter().filter_map(|site| site["bytes"].as_u64()).sum();
         assert_eq!(sum, report.totals.bytes, "{name}");
