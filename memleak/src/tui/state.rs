@@ -155,7 +155,7 @@ impl State {
     }
 
     /// No row is selected but the first, whichever that will be.
-    fn to_beginning(&mut self) {
+    fn select_none(&mut self) {
         self.selected = None;
         self.top = 0;
     }
@@ -165,7 +165,7 @@ impl State {
         let at = self.selected();
         let room = self.room.max(1);
         self.top = self.top.min(at).max((at + 1).saturating_sub(room));
-        self.top = self.top.min(self.rows.len().saturating_sub(room).max(0));
+        self.top = self.top.min(self.rows.len().saturating_sub(room));
     }
 
     /// Does what a key is for.
@@ -259,7 +259,7 @@ impl State {
     fn sort_by(&mut self, column: SortColumn) {
         self.sort = column;
         self.arrange();
-        self.to_beginning();
+        self.select_none();
     }
 
     fn pause(&mut self) {
@@ -317,7 +317,7 @@ impl State {
             _ => return Action::None,
         }
         self.arrange();
-        self.to_beginning();
+        self.select_none();
         Action::None
     }
 

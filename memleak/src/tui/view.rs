@@ -99,6 +99,17 @@ impl View {
 
     /// Gives the terminal back.
     pub fn close(self) {
+        drop(self);
+    }
+
+    fn wake(&self) {
+        // A full pipe wakes as well.
+        let _ = (&self.wake).write(b"x");
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
         locked(&self.inbox).close = true;
         self.wake();
         let begin = Instant::now();
@@ -107,11 +118,6 @@ impl View {
         }
         // What is said from now on is about our end.
         stderr::release();
-    }
-
-    fn wake(&self) {
-        // A full pipe wakes as well.
-        let _ = (&self.wake).write(b"x");
     }
 }
 
