@@ -6,15 +6,28 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
 };
 
+use crate::symbolize::Frame;
+
 /// Lines before and after.
 const AROUND: u32 = 2;
 /// A larger file is no source.
 const LARGEST: u64 = 8 << 20;
 
+/// The line of a frame and those around it, with their numbers.
+pub fn lines_of(frame: &Frame) -> Vec<(u32, String)> {
+    match (frame.file.as_deref(), frame.directory.as_deref(), frame.line) {
+        (Some(file), Some(folder), Some(line)) if !file.starts_with('/') => {
+            lines_around(&format!("{folder}/{file}"), line)
+        }
+        (Some(file), _, Some(line)) => lines_around(file, line),
+        _ => Vec::new(),
+    }
+}
+
 /// A line of a file and those around it, with their numbers; none if it cannot be read. The name is
 /// from the target's debug information: only a regular file is read, and shown to nobody but who
 /// has asked for it.
-pub fn lines_around(path: &str, line: u32) -> Vec<(u32, String)> {
+fn lines_around(path: &str, line: u32) -> Vec<(u32, String)> {
     let first = line.saturating_sub(AROUND).max(1);
     let last = line.saturating_add(AROUND);
     let Some(text) = read(path) else { return Vec::new() };
@@ -60,6 +73,14 @@ mod tests {
         assert_eq!(numbers(1), [1, 2, 3]);
         assert_eq!(numbers(6), [4, 5, 6]);
         assert_eq!((lines(7), lines(u32::MAX)), (Vec::new(), Vec::new()));
+        // As debug information has it: a name, and the folder of the compilation.
+        let nameless = Frame::without_function(1, None, None, crate::symbolize::NoSymbol::Unmapped);
+        let mut frame = Frame { file: Some("a.c".to_owned()), line: Some(1), ..nameless };
+        assert_eq!(lines_of(&frame), []);
+        frame.directory = folder.path().to_str().map(str::to_owned);
+        assert_eq!(lines_of(&frame).len(), 3);
+        frame.file = path.to_str().map(str::to_owned);
+        assert_eq!(lines_of(&frame).len(), 3);
         assert_eq!(lines_around("/dev/zero", 1), []);
         assert_eq!(lines_around("/nonexistent", 1), []);
         assert_eq!(lines_around("/", 1), []);

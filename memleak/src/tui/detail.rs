@@ -9,10 +9,10 @@ use super::{
 use crate::{
     escape::printable,
     report::{
-        format::{html::stacks_in_processes, human::counted},
+        format::{html::stacks_in_processes, human::counted, line::wrap},
         model::Report,
         names::{is_library, module_name, name, place},
-        source::lines_around,
+        source::lines_of,
     },
     symbolize::Frame,
     verdict::{Calls, VerdictKind},
@@ -67,15 +67,23 @@ pub(super) fn detail(
     line(Kind::Bold, format!("{}  {}", row.name, row.place));
     let stacks = stacks_in_processes(row.stacks as u64, row.processes.len() as u64);
     line(Kind::Plain, format!("{resource}{held}; {stacks}"));
-    line(Kind::Verdict(row.verdict), format!("{}: {}", row.verdict.words(), row.reason));
+    let verdict = format!("{}: {}", row.verdict.words(), row.reason);
+    for part in wrap(&verdict, width.saturating_sub(2)) {
+        line(Kind::Verdict(row.verdict), part);
+    }
     line(Kind::Plain, String::new());
+    let frame_at = |at: usize| row.frames.get(at).and_then(|id| report.frames.get(*id));
+    // What is to be looked at first, above all that libraries do.
+    let source = frame_at(row.own).filter(|_| with_source).map(source_lines).unwrap_or_default();
+    if row.own > 0 && !source.is_empty() {
+        source.into_iter().for_each(|text| line(Kind::Plain, text));
+        line(Kind::Plain, String::new());
+    }
     line(Kind::Bold, if row.stacks > 1 { "The largest of its stacks" } else { "Stack" }.to_owned());
     for (at, frame) in row.frames.iter().filter_map(|id| report.frames.get(*id)).enumerate() {
         line(frame_kind(frame, at == row.own), frame_line(frame, at == row.own, full_names, width));
-        let source = frame.file.as_deref().zip(frame.line).filter(|_| with_source && !is_library(frame));
-        for (number, text) in source.into_iter().flat_map(|(file, at)| lines_around(file, at)) {
-            let arrow = if Some(number) == frame.line { '>' } else { ' ' };
-            line(Kind::Dim, format!("      {arrow}{number:5}  {}", printable(&text)));
+        if with_source && !is_library(frame) {
+            source_lines(frame).into_iter().for_each(|text| line(Kind::Dim, text));
         }
     }
     if row.frames.is_empty() {
@@ -97,6 +105,15 @@ pub(super) fn detail(
         lifetimes(calls, width).into_iter().for_each(|(kind, text)| line(kind, text));
     }
     lines
+}
+
+/// The line of a frame, marked, and those around it.
+fn source_lines(frame: &Frame) -> Vec<String> {
+    let line = |(number, text): (u32, String)| {
+        let arrow = if Some(number) == frame.line { '>' } else { ' ' };
+        format!("      {arrow}{number:5}  {}", printable(&text))
+    };
+    lines_of(frame).into_iter().map(line).collect()
 }
 
 fn frame_kind(frame: &Frame, is_own: bool) -> Kind {

@@ -136,7 +136,7 @@ fn keys_on_terminals_of_two_sizes() {
         assert_eq!(screen.lines().count(), usize::from(height), "{screen}");
         assert!(screen.lines().all(|line| line.chars().count() <= usize::from(width)), "{screen}");
         tmux.keys(&["Enter"]);
-        tmux.wait_for(&["-> ", "wordcount.cc:", "bytes in", "Esc back", ">"]);
+        tmux.wait_for(&["wordcount.cc:64", "bytes in", "Esc back", ">   64  "]);
         tmux.keys(&["Escape"]);
         tmux.wait_for(&["SITE ("]);
         tmux.keys(&["?"]);

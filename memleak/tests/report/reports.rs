@@ -42,6 +42,7 @@ pub(crate) fn frame(ip: u64, function: &str, function_offset: u64, place: Option
         symbol: Some(function.to_owned()),
         function_offset: Some(function_offset),
         file: place.map(|(file, _)| file.to_owned()),
+        directory: None,
         line: place.map(|(_, line)| line),
         inlined: false,
         no_symbol: None,

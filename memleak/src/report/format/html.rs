@@ -21,7 +21,7 @@ use crate::{
         call_sites::{CallSite, call_sites},
         model::{Report, SortKey},
         names::{is_library, module_name, name, place},
-        source::lines_around,
+        source::lines_of,
     },
     symbolize::Frame,
     words::{BinaryBytes, Grouped, Span},
@@ -135,12 +135,11 @@ fn notes(report: &Report) -> Vec<PageNote> {
 
 fn page_frame(frame: &Frame, with_source: bool) -> PageFrame {
     let library = is_library(frame);
-    let source = frame.file.as_deref().zip(frame.line).filter(|_| with_source && !library);
     PageFrame {
         name: name(frame, false).into_owned(),
         full: name(frame, true).into_owned(),
         place: if frame.file.is_some() { place(frame) } else { String::new() },
-        source: source.map(|(file, line)| lines_around(file, line)).unwrap_or_default(),
+        source: if with_source && !library { lines_of(frame) } else { Vec::new() },
         line: frame.line,
         module: frame.module.as_deref().map(module_name).unwrap_or_default(),
         library,

@@ -12,7 +12,7 @@ pub mod html;
 pub mod human;
 pub mod json;
 mod kind;
-mod line;
+pub(crate) mod line;
 pub(crate) mod lost;
 mod memory;
 pub(crate) mod oom;
