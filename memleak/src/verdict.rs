@@ -211,8 +211,9 @@ struct Shape {
     reports: usize,
     /// It was less in some report than in the one before.
     fell: bool,
-    /// It is at its most now, and more than ever before the last third of the time: what comes and
-    /// goes is at its most again and again.
+    /// It is at its most now, and more than ever before the last third of the time; and what was held
+    /// at the least has become more from each third to the next. What comes and goes is at its most
+    /// at times.
     grows: bool,
     /// It is within a fiftieth of what it is now for so long.
     flat_ms: u64,
@@ -239,7 +240,9 @@ impl Shape {
             count: last.count,
             reports: history.points.len(),
             fell: steps().any(|step| matches!(step, [before, after] if amount(after) < amount(before))),
-            grows: now == most && now > late.saturating_add(late / 100),
+            grows: now == most
+                && now > late.saturating_add(late / 100)
+                && floor_rises(&history.points, amount),
             flat_ms: last.at_ms.saturating_sub(flat_since),
             bytes_more: last.bytes.saturating_sub(first.bytes),
             over_ms: last.at_ms.saturating_sub(first.at_ms),
@@ -259,6 +262,21 @@ impl Shape {
             _ => String::new(),
         }
     }
+}
+
+/// The least of each third of the time is more than that of the third before.
+fn floor_rises(points: &[Point], amount: impl Fn(&Point) -> u64) -> bool {
+    let (Some(first), Some(last)) = (points.first(), points.last()) else { return false };
+    let third = last.at_ms.saturating_sub(first.at_ms).div_ceil(3).max(1);
+    let mut least: [Option<u64>; 3] = [None; 3];
+    for point in points {
+        let at = (point.at_ms.saturating_sub(first.at_ms) / third).min(2);
+        if let Some(least) = least.get_mut(at as usize) {
+            *least = Some(least.map_or(amount(point), |known| known.min(amount(point))));
+        }
+    }
+    let least: Vec<u64> = least.into_iter().flatten().collect();
+    least.windows(2).all(|pair| matches!(pair, [before, after] if before < after))
 }
 
 fn verdict(kind: VerdictKind, reason: String) -> Verdict {
@@ -344,7 +362,14 @@ fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
             VerdictKind::Growing,
             format!("{share} of {} released{}", Grouped(*acquired), shape.rate()),
         ),
-        true => too_short(history, shape),
+        true => {
+            let kept = format!(
+                "{share} of {} released, the oldest held is {} old",
+                Grouped(*acquired),
+                Span(oldest)
+            );
+            verdict(VerdictKind::Unknown, format!("{kept}, and it goes up and down"))
+        }
         false => verdict(
             VerdictKind::InUse,
             format!(

@@ -163,6 +163,9 @@ fn keys_on_terminals_of_two_sizes() {
             !narrow.contains("LAST") && narrow.lines().all(|line| line.chars().count() <= 60),
             "{narrow}"
         );
+        // stty tells the size as well.
+        tmux.run(&["resize-window", "-x", &width.to_string(), "-y", &height.to_string()]);
+        tmux.wait_for(&["LAST", "VERDICT"]);
         tmux.keys(&["q"]);
         tmux.wait_for(&["status 0"]);
         tmux.is_as_before("q");
