@@ -129,6 +129,7 @@ fn reset(record: &mut ThreadRecord) {
     record.returning = 0;
     record.open = [0; 2];
     record.stack_id = NO_STACK;
+    record.skipped_sp = 0;
     // The rules of no list.
     record.unwind.generation = u64::MAX;
     record.unwind.window.bytes = 0;

@@ -126,6 +126,11 @@ pub struct Cli {
     #[arg(short = 's', long, value_name = "N", default_value = "1", help_heading = "What is captured")]
     pub sample_rate: String,
 
+    /// Capture heap blocks by their bytes, one sample in SIZE on average (512K): large blocks
+    /// always, small ones by chance; numbers are estimates, with their margin
+    #[arg(long, value_name = "SIZE", help_heading = "What is captured")]
+    pub sample_bytes: Option<String>,
+
     /// Take the allocator functions from this object, a path or a library's name [default: what the
     /// target links]
     #[arg(short = 'O', long = "obj", value_name = "OBJECT", help_heading = "What is captured")]

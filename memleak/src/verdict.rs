@@ -40,13 +40,13 @@ impl Calls {
         self.longest_ms = self.longest_ms.max(more.longest_ms);
     }
 
-    /// What they stand for, if one in so many was captured.
+    /// The same with other numbers, of which they are the captured ones.
     #[must_use]
-    pub fn scaled(mut self, rate: u64) -> Self {
+    pub fn map(mut self, whole: impl Fn(u64) -> u64) -> Self {
         let numbers =
             [&mut self.acquired, &mut self.released, &mut self.bytes_acquired, &mut self.bytes_released];
         for number in numbers.into_iter().chain(&mut self.lifetimes) {
-            *number = number.saturating_mul(rate);
+            *number = whole(*number);
         }
         self
     }
@@ -211,9 +211,9 @@ struct Shape {
     reports: usize,
     /// It was less in some report than in the one before.
     fell: bool,
-    /// It is at its most now, and more than ever before the last third of the time; and what was held
-    /// at the least has become more from each third to the next. What comes and goes is at its most
-    /// at times.
+    /// It is at its most now, and more than ever before the last third of the time; and what was
+    /// held at the least has become more from each third to the next. What comes and goes is at its
+    /// most at times.
     grows: bool,
     /// It is within a fiftieth of what it is now for so long.
     flat_ms: u64,

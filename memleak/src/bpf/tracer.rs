@@ -35,6 +35,7 @@ use crate::{
     objects::ObjectStore,
     probe::{kernel::KernelPlan, plan::AttachPoint, table::Row},
     proc::{maps::Mapping, memory_limit::memory_left, readable::readable},
+    sampling::Sampling,
     snapshot::{Snapshot, Stack, ranges::Release},
     symbolize::Target as SymbolTarget,
     target::process::PidFd,
@@ -87,7 +88,7 @@ impl Tracer {
         }?;
         let births = Births::open(&mut loaded.ebpf)?;
         // What was left out by sampling is open, too.
-        let checks_descriptors = config.resources.contains(&Resource::Fd) && config.sample_rate == 1;
+        let checks_descriptors = config.resources.contains(&Resource::Fd) && config.sampling == Sampling::All;
         let mut unwinding = loaded.walks_tables.then(|| Unwinding::open(&loaded.ebpf, tables)).transpose()?;
         if let Some(unwinding) = &mut unwinding {
             for (slot, objects) in &objects {

@@ -18,7 +18,7 @@ impl Session {
         let Some(histories) = snapshot.histories.as_ref().filter(|_| settings.temporary) else {
             return Ok(Vec::new());
         };
-        let (top, rate) = (settings.top, settings.sample_rate);
+        let (top, sampling) = (settings.top, settings.sampling);
         let mut passing: Vec<(u64, u64, &StackHistory)> = histories
             .values()
             .map(|history| {
@@ -27,7 +27,7 @@ impl Session {
                 (history.released[0], released, history)
             })
             .filter(|(at_once, released, _)| {
-                at_once.saturating_mul(rate) >= MANY_AT_ONCE && *at_once >= released / 10 * AT_ONCE_OF_TEN
+                sampling.whole(*at_once) >= MANY_AT_ONCE && *at_once >= released / 10 * AT_ONCE_OF_TEN
             })
             .collect();
         passing.sort_unstable_by_key(|(at_once, _, history)| (Reverse(*at_once), history.stack_id));
@@ -43,9 +43,9 @@ impl Session {
             stacks.push(Passing {
                 process,
                 stack,
-                released: released.saturating_mul(rate),
-                at_once: at_once.saturating_mul(rate),
-                bytes: history.bytes.saturating_mul(rate),
+                released: sampling.whole(released),
+                at_once: sampling.whole(at_once),
+                bytes: sampling.whole(history.bytes),
             });
         }
         Ok(stacks)

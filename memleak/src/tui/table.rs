@@ -97,8 +97,8 @@ fn header(canvas: &mut Canvas<'_>, state: &State, report: &Report) {
     let title = format!("{}{pids}", printable(&target.comm));
     let at = canvas.text(1, 0, &title, BOLD);
     let mut said = format!(", traced for {}", Span(report.elapsed_ms));
-    if let Some(rate) = report.sampled {
-        let _ = write!(said, ", estimated from 1 in {rate}");
+    if let Some(estimated) = report.sampling.said() {
+        let _ = write!(said, ", {estimated}");
     }
     canvas.text(at, 0, &said, PLAIN);
     let status = match (report.is_final, state.is_paused) {

@@ -17,7 +17,7 @@ use super::{
     oom::oom_lines,
     path::write_path,
     summary::summary,
-    text::{suppressed, temporary_line, write_allocation, write_event},
+    text::{estimated, suppressed, temporary_line, write_allocation, write_event},
     why::write_why,
 };
 use crate::{
@@ -93,10 +93,7 @@ pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> i
     writeln!(out)?;
     let time = time_of_day(report.time, &options.time_zone, "%H:%M:%S");
     for (table, sites) in &tables {
-        let estimated = match report.sampled {
-            Some(rate) => format!(" (estimated from 1 in {rate})"),
-            None => String::new(),
-        };
+        let estimated = estimated(report);
         let unit = printable(&table.unit);
         let heading = format!("[{time}] Top {} stacks with outstanding {unit}{estimated}:", options.top);
         let all = sites.iter().map(CallSite::amount).fold(0, u64::saturating_add);
@@ -303,9 +300,14 @@ fn site_parts(report: &Report, site: &CallSite<'_>, by: Option<SplitBy>) -> Vec<
             processes.for_each(|process| add(process.pid.into(), process.bytes, process.count));
         }
         Some(SplitBy::Thread) => {
-            let rate = report.sampled.unwrap_or(1);
-            for block in site.stacks.iter().flat_map(|stack| &stack.blocks) {
-                add(block.tid.unwrap_or(0).into(), block.size.saturating_mul(rate), rate);
+            for stack in &site.stacks {
+                for block in &stack.blocks {
+                    let number = report.sampling.number_of(stack.resource.resource, block.size);
+                    add(block.tid.unwrap_or(0).into(), block.size.saturating_mul(number), number);
+                }
+            }
+            for (bytes, count) in parts.values_mut() {
+                (*bytes, *count) = (report.sampling.whole(*bytes), report.sampling.whole(*count));
             }
         }
         Some(SplitBy::Size) => {
