@@ -189,6 +189,9 @@ pub const MANY_AT_ONCE: u64 = 10 * MANY;
 pub const AT_ONCE_OF_TEN: u64 = 9;
 /// Fewer that are held may be a program's own state: a table that it has made larger, say.
 const FEWEST_LEAKED: u64 = 5;
+/// What is forgotten is so many times as old as what was released has ever been. What a program
+/// makes when it warms up is old, too, but it stops.
+const FORGOTTEN: u64 = 16;
 /// Releases that show how long things are held as a rule.
 const MANY: u64 = 100;
 
@@ -335,6 +338,7 @@ fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
     let share = lower_percent(percent);
     let [at_once, ..] = *lifetimes;
     let is_old = history.oldest_ms.is_some_and(|oldest| oldest > longest && oldest > soon.saturating_mul(4));
+    let is_forgotten = is_old && oldest >= longest.saturating_mul(FORGOTTEN) && shape.count >= FEWEST_LEAKED;
     if !is_old
         && *released >= MANY_AT_ONCE
         && at_once >= released / 10 * AT_ONCE_OF_TEN
@@ -354,7 +358,7 @@ fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
     if shape.reports < FEW_REPORTS || history.oldest_ms.is_none() {
         return too_short(history, shape);
     }
-    if is_old && *released >= MANY && percent >= 50.0 && shape.grows && shape.count >= FEWEST_LEAKED {
+    if is_forgotten && *released >= MANY && percent >= 50.0 && shape.grows {
         return verdict(VerdictKind::Leak, leaked(history, calls, shape, &share));
     }
     match is_old {

@@ -66,6 +66,10 @@ fn what_is_at_its_most_again_is_no_leak() {
     let held = [9, 12, 12, 10, 12, 10, 11, 12, 12, 10, 12, 10, 10, 11, 17];
     let spike = History { calls: calls(17, &[(12, 672)]), ..history(held, (70 * SECOND, SECOND)) };
     assert_eq!(judge(&spike).kind, VerdictKind::Unknown, "{:?}", judge(&spike));
+    // Nor is what a program makes while it warms up.
+    let warm =
+        History { calls: calls(16, &[(12, 111)]), ..history([3, 5, 6, 9, 12, 16], (49 * SECOND, SECOND)) };
+    assert_verdict(&warm, VerdictKind::Growing, "87 % of 127 released, +1.9 KiB/min for 25 s");
     // A leak below what comes and goes is one all the same.
     let noisy = [3, 6, 5, 7, 8, 9, 11, 10, 13];
     let leak = History { calls: calls(13, &[(12, 672)]), ..history(noisy, (70 * SECOND, SECOND)) };
