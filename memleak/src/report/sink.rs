@@ -404,6 +404,40 @@ mod tests {
         assert_eq!(delivery, Delivery::ReaderGone);
     }
 
+    /// The terminal goes in the middle of a report: the write waits for room by then, and fails.
+    #[test]
+    fn a_terminal_that_goes_during_a_write_is_an_error_only_if_it_is_needed() {
+        use std::os::fd::FromRawFd as _;
+        for outlives in [false, true] {
+            let (mut shows, mut ours) = (-1, -1);
+            let (name, settings, size) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());
+            // SAFETY: openpty(3) writes two descriptors, which are ours from then on.
+            let made = unsafe { libc::openpty(&raw mut shows, &raw mut ours, name, settings, size) };
+            assert_eq!(made, 0, "{}", io::Error::last_os_error());
+            // SAFETY: both are open, and nobody else's.
+            let (shows, ours) = unsafe { (OwnedFd::from_raw_fd(shows), File::from_raw_fd(ours)) };
+            let mut sink = open(None).expect("standard output");
+            sink.output = Output::Open { file: ours, name: "a terminal".to_owned() };
+            if outlives {
+                sink.outlive_terminal();
+            }
+            let gone = std::thread::spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                drop(shows);
+            });
+            let large = vec![b'x'; 1 << 20]; // a terminal holds some KiB
+            let delivery = sink.deliver(|_, out| out.write_all(&large));
+            gone.join().expect("it has gone");
+            match outlives {
+                true => {
+                    assert_eq!(delivery.expect("no error"), Delivery::Written);
+                    assert!(matches!(sink.output, Output::Nowhere));
+                }
+                false => assert!(delivery.expect_err("an error").to_string().contains("Input/output error")),
+            }
+        }
+    }
+
     #[test]
     fn a_non_blocking_pipe_gets_all_of_a_large_report() {
         let (mut reader, mut sink) = into_pipe();
