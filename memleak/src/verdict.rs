@@ -372,7 +372,7 @@ fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
                 Grouped(*acquired),
                 Span(oldest)
             );
-            verdict(VerdictKind::Unknown, format!("{kept}, and it goes up and down"))
+            verdict(VerdictKind::Unknown, format!("{kept}, and what is held grows no more, or not steadily"))
         }
         false => verdict(
             VerdictKind::InUse,

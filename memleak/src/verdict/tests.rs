@@ -60,7 +60,7 @@ fn what_is_at_its_most_again_is_no_leak() {
     assert_verdict(
         &table,
         VerdictKind::Unknown,
-        "97 % of 106 released, the oldest held is 70 s old, and it goes up and down",
+        "97 % of 106 released, the oldest held is 70 s old, and what is held grows no more, or not steadily",
     );
     // One report in which more are held is no growth.
     let held = [9, 12, 12, 10, 12, 10, 11, 12, 12, 10, 12, 10, 10, 11, 17];
