@@ -48,8 +48,8 @@ pub struct TaskOffsets {
     pub signal: u32,
     /// `signal_struct::live`: the threads of a process that have not ended.
     pub signal_live: u32,
-    /// Fills up; 0.
-    pub reserved: u32,
+    /// `task_struct::pagefault_disabled`.
+    pub pagefault_disabled: u32,
 }
 
 /// What the programs are told.

@@ -244,7 +244,7 @@ pub static SETTINGS: Settings = Settings {
     max_depth: 127,
     held: 0,
     features: 0,
-    task: TaskOffsets { tgid: 0, mm: 0, files: 0, signal: 0, signal_live: 0, reserved: 0 },
+    task: TaskOffsets { tgid: 0, mm: 0, files: 0, signal: 0, signal_live: 0, pagefault_disabled: 0 },
     stored_mask: u64::MAX,
     max_allocs: u64::MAX,
     histories: 4,

@@ -110,6 +110,12 @@ pub struct Cli {
     #[arg(long = "resources-file", value_name = "FILE", help_heading = RESOURCES)]
     pub resources_files: Vec<PathBuf>,
 
+    /// Show what makes the process grow: pages of memory that are still there, by the stack that
+    /// touched each first; no function is probed, which costs next to nothing and works for any
+    /// program (the same as -r growth)
+    #[arg(long, help_heading = RESOURCES)]
+    pub growth: bool,
+
     /// Count descriptors at the C library's functions, and not at system calls
     #[arg(long, hide = true)]
     pub library_calls: bool,

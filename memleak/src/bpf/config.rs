@@ -171,7 +171,7 @@ fn task_offsets() -> io::Result<TaskOffsets> {
         files: offset("task_struct", "files")?,
         signal: offset("task_struct", "signal")?,
         signal_live: offset("signal_struct", "live")?,
-        reserved: 0,
+        pagefault_disabled: offset("task_struct", "pagefault_disabled")?,
     })
 }
 
