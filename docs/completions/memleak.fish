@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n duration= summary completions= p/pid= c/command= k/kernel follow-forks r/resource= list-resources acquire= release= resources-file= growth system-calls library-calls z/min-size= Z/max-size= s/sample-rate= sample-bytes= O/obj= S/symbols-prefix= P/percpu kernel-probes= slab= only-pid= only-comm= F/wa-missing-free max-depth= stack-storage-size= max-allocs= max-memory= no-lifetimes unwind= traps-only check-stacks t/trace a/show-allocs C/combined-only o/older= T/top= sort= color= by= full-stacks full-names format= why= why-every= max-pause= json folded output= append flamegraph= flamegraph-by= pprof= heaptrack= html= speedscope= firefox= perfetto= save= only= hide= suppressions= fail-if= error-exitcode= v/verbose h help V/version
+    string join \n duration= summary completions= p/pid= c/command= k/kernel follow-forks r/resource= list-resources acquire= release= resources-file= growth system-calls library-calls z/min-size= Z/max-size= s/sample-rate= sample-bytes= O/obj= S/symbols-prefix= P/percpu kernel-probes= slab= only-pid= only-comm= F/wa-missing-free max-depth= stack-storage-size= max-allocs= max-memory= no-lifetimes unwind= traps-only check-stacks t/trace a/show-allocs C/combined-only o/older= temporary tui detach T/top= sort= color= by= full-stacks with-source full-names format= why= why-every= max-pause= json folded output= append flamegraph= flamegraph-by= pprof= heaptrack= html= speedscope= firefox= perfetto= save= only= hide= suppressions= fail-if= error-exitcode= v/verbose h help V/version
 end
 
 function __fish_memleak_needs_command
@@ -51,7 +51,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -s o -l older -d 'Leave ou
 complete -c memleak -n "__fish_memleak_needs_command" -s T -l top -d 'How many stacks to print' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l sort -d 'Order of the stacks: size, count, age, growth (since the report before) or verdict' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l color -d 'Colours: auto (on a terminal, as NO_COLOR and CLICOLOR_FORCE say), always or never' -r
-complete -c memleak -n "__fish_memleak_needs_command" -l by -d 'On a terminal: split each site by process or size' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l by -d 'On a terminal: split each site by process, thread or size' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'How reports are written: text, human, json or folded [default: human on a terminal, text in a pipe or file]' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l why -d 'Say what of the heap is lost, which blocks hold each other in a circle, and what holds the rest: at the last report. --why=exact stops the target for it, which makes epoll_wait and a few other calls return EINTR' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l why-every -d 'With --why: at every N-th report, too' -r
@@ -86,7 +86,11 @@ complete -c memleak -n "__fish_memleak_needs_command" -l check-stacks -d 'Kernel
 complete -c memleak -n "__fish_memleak_needs_command" -s t -l trace -d 'Print each acquire and release as it happens'
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l show-allocs -d 'List each outstanding allocation (address, size, age) above its stack'
 complete -c memleak -n "__fish_memleak_needs_command" -s C -l combined-only -d 'Keep totals for each stack only: no ages or addresses in the report'
+complete -c memleak -n "__fish_memleak_needs_command" -l temporary -d 'With each report: the stacks whose allocations were released at once, in numbers'
+complete -c memleak -n "__fish_memleak_needs_command" -l tui -d 'Show reports on the terminal as they come, to sort, search and look into; ? shows the keys'
+complete -c memleak -n "__fish_memleak_needs_command" -l detach -d 'Go on when the terminal goes (a dropped ssh), as with --save and other files'
 complete -c memleak -n "__fish_memleak_needs_command" -l full-stacks -d 'On a terminal: show frames of libraries too, and whole paths'
+complete -c memleak -n "__fish_memleak_needs_command" -l with-source -d 'Show lines of sources, if they are on this machine: in the view of --tui, in the page of --html'
 complete -c memleak -n "__fish_memleak_needs_command" -l full-names -d 'On a terminal: show names with all their template arguments'
 complete -c memleak -n "__fish_memleak_needs_command" -l json -d 'Write each report as one line of JSON: --format json'
 complete -c memleak -n "__fish_memleak_needs_command" -l folded -d 'Write the last report as folded stacks, for flame graphs: --format folded'
@@ -101,7 +105,7 @@ complete -c memleak -n "__fish_memleak_using_subcommand report" -l format -d 'Ho
 complete -c memleak -n "__fish_memleak_using_subcommand report" -s T -l top -d 'How many stacks to print' -r
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l sort -d 'Order of the stacks: size, count, age, growth (since the report before) or verdict' -r
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l color -d 'Colours: auto (on a terminal, as NO_COLOR and CLICOLOR_FORCE say), always or never' -r
-complete -c memleak -n "__fish_memleak_using_subcommand report" -l by -d 'On a terminal: split each site by process or size' -r
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l by -d 'On a terminal: split each site by process, thread or size' -r
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l flamegraph -d 'Write a flame graph (SVG) of the last report to FILE; - is standard output here and below' -r -F
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l flamegraph-by -d 'What the widths of the flame graph are: bytes, count, growth (since the report before) or acquired' -r
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l pprof -d 'Write a profile for go tool pprof, Pyroscope, Parca (compressed by gzip)' -r -F
@@ -118,6 +122,7 @@ complete -c memleak -n "__fish_memleak_using_subcommand report" -l fail-if -d 'E
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l json -d '--format json'
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l folded -d '--format folded'
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l full-stacks -d 'On a terminal: show frames of libraries too, and whole paths'
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l with-source -d 'Show lines of sources, if they are on this machine: in the view of --tui, in the page of --html'
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l full-names -d 'On a terminal: show names with all their template arguments'
 complete -c memleak -n "__fish_memleak_using_subcommand diff" -s T -l top -d 'How many stacks to print' -r
 complete -c memleak -n "__fish_memleak_using_subcommand diff" -l flamegraph -d 'Write a flame graph of the difference to FILE: red has grown, blue has shrunk' -r -F

@@ -257,7 +257,13 @@ fn list_allocations(
     for (outstanding, age_ns) in old_enough(found.snapshot, youngest_ns) {
         if let Some(&at) = index.get(&found.key_of(outstanding)) {
             let pid = (found.pid_of)(outstanding.space);
-            lists[at].push((Reverse(age_ns), pid, outstanding.address, outstanding.size));
+            lists[at].push((
+                Reverse(age_ns),
+                pid,
+                outstanding.address,
+                outstanding.size,
+                outstanding.thread(),
+            ));
         }
     }
     for (group, mut list) in groups.iter_mut().zip(lists) {
@@ -265,8 +271,9 @@ fn list_allocations(
             continue;
         }
         list.sort_unstable();
-        let lines = list.into_iter().map(|(Reverse(age_ns), pid, address, size)| AllocationLine {
+        let lines = list.into_iter().map(|(Reverse(age_ns), pid, address, size, tid)| AllocationLine {
             pid,
+            tid,
             address,
             size,
             age_ms: age_ns / NANOSECONDS_PER_MS,

@@ -228,6 +228,18 @@ pub struct Cli {
     #[arg(short = 'o', long, value_name = "MS", default_value = "500", help_heading = "What is reported")]
     pub older: String,
 
+    /// With each report: the stacks whose allocations were released at once, in numbers
+    #[arg(long, help_heading = "What is reported")]
+    pub temporary: bool,
+
+    /// Show reports on the terminal as they come, to sort, search and look into; ? shows the keys
+    #[arg(long, help_heading = "What is reported")]
+    pub tui: bool,
+
+    /// Go on when the terminal goes (a dropped ssh), as with --save and other files
+    #[arg(long, help_heading = "What is reported")]
+    pub detach: bool,
+
     /// How reports look
     #[command(flatten)]
     pub look: LookArguments,

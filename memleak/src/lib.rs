@@ -30,6 +30,7 @@ pub mod stderr;
 pub mod symbolize;
 pub mod target;
 mod targets;
+pub mod tui;
 pub mod unwind;
 pub mod verdict;
 pub mod words;

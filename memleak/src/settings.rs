@@ -126,6 +126,8 @@ pub struct Settings {
     pub count: Option<u64>,
     /// The run ends after this time (`--duration`).
     pub duration: Option<Duration>,
+    /// It outlives its terminal (`--detach`).
+    pub detach: bool,
     /// What is captured.
     pub capture: CaptureSettings,
     /// What a report holds.
@@ -218,6 +220,7 @@ impl Settings {
             interval,
             count,
             duration: cli.duration.as_deref().map(parse_duration).transpose()?,
+            detach: cli.detach,
             capture,
             report,
             why,

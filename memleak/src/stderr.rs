@@ -6,8 +6,10 @@
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
-    io::{self, Write as _},
+    collections::VecDeque,
+    io::{self, IsTerminal as _, Write as _},
     panic::PanicHookInfo,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use crate::escape::printable;
@@ -19,7 +21,60 @@ pub fn line(text: &str) {
 
 /// Writes `text` as it is.
 pub fn write(text: &str) {
-    let _ = io::stderr().write_all(text.as_bytes());
+    let mut held = held();
+    match held.is_on {
+        true => held.add(text),
+        false => drop(io::stderr().write_all(text.as_bytes())),
+    }
+}
+
+/// What is to be written when a terminal is ours no more that shows something else meanwhile.
+#[derive(Debug)]
+struct HeldTexts {
+    is_on: bool,
+    texts: VecDeque<String>,
+    /// Texts so far.
+    number: u64,
+}
+
+/// Texts that are held; beyond, the oldest are lost.
+const MOST_HELD: usize = 200;
+
+static HELD: Mutex<HeldTexts> = Mutex::new(HeldTexts { is_on: false, texts: VecDeque::new(), number: 0 });
+
+fn held() -> MutexGuard<'static, HeldTexts> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl HeldTexts {
+    fn add(&mut self, text: &str) {
+        if self.texts.len() == MOST_HELD {
+            self.texts.pop_front();
+        }
+        self.texts.push_back(text.to_owned());
+        self.number += 1;
+    }
+}
+
+/// What is said from now on is held if standard error is a terminal: another one has it.
+pub fn hold() {
+    held().is_on = io::stderr().is_terminal();
+}
+
+/// How many texts were held so far, and the last one, without our name.
+pub fn last_held() -> Option<(u64, String)> {
+    let held = held();
+    let text = held.texts.back()?.trim_end();
+    Some((held.number, printable(text.strip_prefix("memleak: ").unwrap_or(text)).into_owned()))
+}
+
+/// Writes what was held, and all that is said from now on.
+pub fn release() {
+    let mut held = held();
+    held.is_on = false;
+    for text in std::mem::take(&mut held.texts) {
+        let _ = io::stderr().write_all(text.as_bytes());
+    }
 }
 
 /// Messages of the `log` crate as lines on standard error: warnings, and with `-v` what happens.
@@ -79,6 +134,14 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
+
+    #[test]
+    fn of_very_many_texts_the_latest_are_held() {
+        let mut held = HeldTexts { is_on: true, texts: VecDeque::new(), number: 0 };
+        (0..MOST_HELD + 5).for_each(|number| held.add(&number.to_string()));
+        assert_eq!((held.number, held.texts.len()), (MOST_HELD as u64 + 5, MOST_HELD));
+        assert_eq!(held.texts.front().map(String::as_str), Some("5"));
+    }
 
     #[test]
     fn a_panic_is_one_line_that_says_where() {

@@ -183,6 +183,15 @@ pub struct Verdict {
 const FEW_REPORTS: usize = 3;
 /// What is flat for less is not known to be a cache.
 const FLAT_MS: u64 = 10_000;
+/// Releases within a millisecond that are called temporary, and how many of ten these must be.
+pub const MANY_AT_ONCE: u64 = 10 * MANY;
+/// See [`MANY_AT_ONCE`].
+pub const AT_ONCE_OF_TEN: u64 = 9;
+/// Fewer that are held may be a program's own state: a table that it has made larger, say.
+const FEWEST_LEAKED: u64 = 5;
+/// What is forgotten is so many times as old as what was released has ever been. What a program
+/// makes when it warms up is old, too, but it stops.
+const FORGOTTEN: u64 = 16;
 /// Releases that show how long things are held as a rule.
 const MANY: u64 = 100;
 
@@ -205,7 +214,9 @@ struct Shape {
     reports: usize,
     /// It was less in some report than in the one before.
     fell: bool,
-    /// It has become more in the last third of the time, and is at its most now.
+    /// It is at its most now, and more than ever before the last third of the time; and what was
+    /// held at the least has become more from each third to the next. What comes and goes is at its
+    /// most at times.
     grows: bool,
     /// It is within a fiftieth of what it is now for so long.
     flat_ms: u64,
@@ -224,7 +235,7 @@ impl Shape {
         let (now, most) = (amount(&last), history.points.iter().map(amount).max().unwrap_or(0));
         let third = last.at_ms.saturating_sub(last.at_ms.saturating_sub(first.at_ms) / 3);
         let is_before = |point: &&Point| point.at_ms <= third;
-        let late = history.points.iter().rfind(is_before).map_or(now, amount);
+        let late = history.points.iter().filter(is_before).map(amount).max().unwrap_or(now);
         let near = |point: &&Point| amount(point).abs_diff(now) <= now / 50;
         let flat_since =
             history.points.iter().rev().take_while(near).last().map_or(last.at_ms, |at| at.at_ms);
@@ -232,7 +243,9 @@ impl Shape {
             count: last.count,
             reports: history.points.len(),
             fell: steps().any(|step| matches!(step, [before, after] if amount(after) < amount(before))),
-            grows: now == most && now > late.saturating_add(late / 100),
+            grows: now == most
+                && now > late.saturating_add(late / 100)
+                && floor_rises(&history.points, amount),
             flat_ms: last.at_ms.saturating_sub(flat_since),
             bytes_more: last.bytes.saturating_sub(first.bytes),
             over_ms: last.at_ms.saturating_sub(first.at_ms),
@@ -252,6 +265,21 @@ impl Shape {
             _ => String::new(),
         }
     }
+}
+
+/// The least of each third of the time is more than that of the third before.
+fn floor_rises(points: &[Point], amount: impl Fn(&Point) -> u64) -> bool {
+    let (Some(first), Some(last)) = (points.first(), points.last()) else { return false };
+    let third = last.at_ms.saturating_sub(first.at_ms).div_ceil(3).max(1);
+    let mut least: [Option<u64>; 3] = [None; 3];
+    for point in points {
+        let at = (point.at_ms.saturating_sub(first.at_ms) / third).min(2);
+        if let Some(least) = least.get_mut(at as usize) {
+            *least = Some(least.map_or(amount(point), |known| known.min(amount(point))));
+        }
+    }
+    let least: Vec<u64> = least.into_iter().flatten().collect();
+    least.windows(2).all(|pair| matches!(pair, [before, after] if before < after))
 }
 
 fn verdict(kind: VerdictKind, reason: String) -> Verdict {
@@ -310,7 +338,12 @@ fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
     let share = lower_percent(percent);
     let [at_once, ..] = *lifetimes;
     let is_old = history.oldest_ms.is_some_and(|oldest| oldest > longest && oldest > soon.saturating_mul(4));
-    if !is_old && *released >= 10 * MANY && at_once >= released / 10 * 9 && shape.count <= acquired / 100 {
+    let is_forgotten = is_old && oldest >= longest.saturating_mul(FORGOTTEN) && shape.count >= FEWEST_LEAKED;
+    if !is_old
+        && *released >= MANY_AT_ONCE
+        && at_once >= released / 10 * AT_ONCE_OF_TEN
+        && shape.count <= acquired / 100
+    {
         let reason = format!("{} of {} released at once", Grouped(at_once), Grouped(*acquired));
         return verdict(VerdictKind::Temporary, reason);
     }
@@ -325,7 +358,7 @@ fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
     if shape.reports < FEW_REPORTS || history.oldest_ms.is_none() {
         return too_short(history, shape);
     }
-    if is_old && *released >= MANY && percent >= 50.0 && shape.grows {
+    if is_forgotten && *released >= MANY && percent >= 50.0 && shape.grows {
         return verdict(VerdictKind::Leak, leaked(history, calls, shape, &share));
     }
     match is_old {
@@ -333,7 +366,14 @@ fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
             VerdictKind::Growing,
             format!("{share} of {} released{}", Grouped(*acquired), shape.rate()),
         ),
-        true => too_short(history, shape),
+        true => {
+            let kept = format!(
+                "{share} of {} released, the oldest held is {} old",
+                Grouped(*acquired),
+                Span(oldest)
+            );
+            verdict(VerdictKind::Unknown, format!("{kept}, and what is held grows no more, or not steadily"))
+        }
         false => verdict(
             VerdictKind::InUse,
             format!(

@@ -29,6 +29,9 @@ fn settings() -> ReportSettings {
         color: ColorChoice::Never,
         full_stacks: false,
         full_names: false,
+        with_source: false,
+        tui: false,
+        temporary: false,
         split_by: None,
         top: 10,
         sort: SortKey::Size,
@@ -404,7 +407,7 @@ fn sampling_scales_all_that_is_counted_and_nothing_else() {
     assert_eq!(result.totals, Totals { bytes: 80, count: 10, acquired: 200, released: 70 });
     let group = &result.groups[0];
     assert_eq!((group.bytes, group.count, group.growth, group.oldest_ns), (80, 10, 80, 5 * MS));
-    let lines = vec![AllocationLine { pid: 1, address: 0xa, size: 8, age_ms: 5, now: None }];
+    let lines = vec![AllocationLine { pid: 1, tid: None, address: 0xa, size: 8, age_ms: 5, now: None }];
     assert_eq!(group.allocations, Some(lines));
 }
 

@@ -59,6 +59,14 @@ impl Machine {
         }
     }
 
+    /// The address that the function at `vaddr` returns, if it does nothing else.
+    pub fn returned_address(self, code: &[u8], vaddr: u64) -> Option<u64> {
+        match self {
+            Self::X86_64 => x86_64::constant::returned_address(code, vaddr),
+            Self::Aarch64 => None,
+        }
+    }
+
     /// Addresses (`vaddr`) of the instructions by which the function at `vaddr` returns.
     /// `whole_function` gives all code of the function at an address.
     pub fn returns(

@@ -20,13 +20,18 @@ pub struct LookArguments {
     #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "What is reported")]
     pub color: String,
 
-    /// On a terminal: split each site by process or size
+    /// On a terminal: split each site by process, thread or size
     #[arg(long, value_name = "WHAT", help_heading = "What is reported")]
     pub by: Option<String>,
 
     /// On a terminal: show frames of libraries too, and whole paths
     #[arg(long, help_heading = "What is reported")]
     pub full_stacks: bool,
+
+    /// Show lines of sources, if they are on this machine: in the view of --tui, in the page of
+    /// --html
+    #[arg(long, help_heading = "What is reported")]
+    pub with_source: bool,
 
     /// On a terminal: show names with all their template arguments
     #[arg(long, help_heading = "What is reported")]

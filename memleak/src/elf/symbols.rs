@@ -279,6 +279,13 @@ impl SymbolNames {
         Self { endings: by_last, ..self }
     }
 
+    /// The same, and this name.
+    pub fn with_name(mut self, name: &str) -> Self {
+        self.longest = self.longest.max(name.len());
+        self.whole.insert(name.as_bytes().to_vec());
+        self
+    }
+
     /// A symbol of this name is to be kept.
     fn contains(&self, name: &[u8]) -> bool {
         (name.len() <= self.longest && self.whole.contains(name))

@@ -163,7 +163,8 @@ impl<'a> Diff<'a> {
                 (None, Some(stack)) => (self.old, stack),
                 (None, None) => continue,
             };
-            write_path(report, stack, 4, style.columns(), style, out)?;
+            let frames: Vec<_> = report.frames_of(stack).collect();
+            write_path(&frames, stack.cut(), 4, style.columns(), style, out)?;
         }
         match self.changes.len().saturating_sub(top) {
             0 => Ok(()),

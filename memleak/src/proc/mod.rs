@@ -9,6 +9,7 @@ pub(crate) mod limits;
 pub mod maps;
 pub mod memory;
 pub(crate) mod memory_limit;
+pub(crate) mod oom;
 pub(crate) mod pagemap;
 pub(crate) mod ptrace;
 pub(crate) mod readable;

@@ -83,7 +83,8 @@ mod tests {
 
     /// Descriptor N is the N-th of `targets`.
     fn described(targets: &[Option<&str>]) -> Option<String> {
-        let line = |address: u64| AllocationLine { pid: 1, address, size: 0, age_ms: 1, now: None };
+        let line =
+            |address: u64| AllocationLine { pid: 1, tid: None, address, size: 0, age_ms: 1, now: None };
         let mut lines: Vec<_> = (0..targets.len() as u64).map(line).collect();
         let open = (0..).zip(targets).filter_map(|(fd, target)| Some((fd, (*target)?.to_owned()))).collect();
         let words = describe(&mut lines, &Open::from([(1, open)]));

@@ -9,7 +9,10 @@ use std::{
 use ruzstd::encoding::{CompressionLevel, compress};
 
 use super::{
-    format::{Format, Kind, Options, pprof},
+    format::{
+        Format, Kind, Options, firefox, flamegraph, folded, heaptrack, html, perfetto, pprof, saved,
+        speedscope, text,
+    },
     model::Report,
     output::{self, OutputError, Protected, WholeFile},
 };
@@ -81,6 +84,34 @@ impl ReportFile {
     }
 }
 
+/// Endings of names, and the forms that they stand for. The longest that fits counts.
+const ENDINGS: [(&str, Kind); 12] = [
+    (".html", html::KIND),
+    (".svg", flamegraph::KIND),
+    (".pb.gz", pprof::KIND),
+    (".pprof", pprof::KIND),
+    (".heaptrack.gz", heaptrack::KIND),
+    (".zst", heaptrack::KIND),
+    (".speedscope.json", speedscope::KIND),
+    (".firefox.json", firefox::KIND),
+    (".pftrace", perfetto::KIND),
+    (".folded", folded::KIND),
+    (".txt", text::KIND),
+    (".json", saved::KIND),
+];
+
+/// The form that a file's name stands for; what says nothing is saved to be read again.
+pub fn kind_of_name(path: &Path) -> Option<Kind> {
+    let name = path.file_name()?.to_string_lossy();
+    let fits = |(ending, _): &&(&str, Kind)| name.ends_with(ending);
+    let longest = ENDINGS.iter().filter(fits).max_by_key(|(ending, _)| ending.len());
+    match longest {
+        Some((_, kind)) => Some(*kind),
+        None => (!name.contains('.') || name.ends_with(".json.gz") || name.ends_with(".save.gz"))
+            .then_some(saved::KIND),
+    }
+}
+
 fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes)?;
@@ -96,4 +127,29 @@ pub enum ReportFileError {
     /// Writing failed.
     #[error("cannot be written to: {0}; make room, or name another file")]
     Write(io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stand_for_forms() {
+        for (name, form) in [
+            ("a.html", Some("html")),
+            ("/tmp/a.b.svg", Some("flamegraph")),
+            ("a.pb.gz", Some("pprof")),
+            ("a.zst", Some("heaptrack")),
+            ("a.speedscope.json", Some("speedscope")),
+            ("a.firefox.json", Some("firefox")),
+            ("a.json", Some("save")),
+            ("a.json.gz", Some("save")),
+            ("before", Some("save")),
+            ("a.txt", Some("text")),
+            ("a.exe", None),
+            ("", None),
+        ] {
+            assert_eq!(kind_of_name(Path::new(name)).map(|kind| kind.name), form, "{name}");
+        }
+    }
 }

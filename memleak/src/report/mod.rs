@@ -12,6 +12,7 @@ pub mod model;
 pub mod names;
 pub mod output;
 pub(crate) mod sink;
+pub mod source;
 pub mod suppressions;
 pub mod trace;
 pub mod why;

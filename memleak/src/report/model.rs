@@ -1,6 +1,11 @@
 //! A report as plain data: what every form writes, and what `session` fills.
 
-use std::{borrow::Cow, collections::HashMap, sync::Arc, time::SystemTime};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use memleak_common::probe::Resource;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -127,11 +132,36 @@ pub struct Suppressed {
     pub count: u64,
 }
 
+/// A process that the kernel has killed for want of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct OomKilled {
+    /// Which.
+    pub pid: u32,
+    /// When.
+    pub time: SystemTime,
+}
+
+/// A stack whose allocations are released at once, in numbers (`--temporary`).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct TemporaryStack {
+    /// Released so far.
+    pub released: u64,
+    /// Of these, within a millisecond.
+    pub at_once: u64,
+    /// Bytes released.
+    pub bytes: u64,
+    /// Callee first.
+    pub frames: Vec<FrameId>,
+}
+
 /// One outstanding allocation.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct AllocationLine {
     /// Whose it is.
     pub pid: u32,
+    /// The thread that acquired it, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tid: Option<u32>,
     /// Address of the block.
     pub address: u64,
     /// Bytes asked for.
@@ -319,6 +349,15 @@ pub struct Report {
     /// What was left out, if known leaks are.
     #[serde(default)]
     pub suppressed: Option<Suppressed>,
+    /// The targets that were killed for want of memory.
+    #[serde(default)]
+    pub oom_killed: Vec<OomKilled>,
+    /// What is released at once, the most often first (`--temporary`).
+    #[serde(default)]
+    pub temporary: Vec<TemporaryStack>,
+    /// The names of threads, if each site is split by them.
+    #[serde(default)]
+    pub threads: BTreeMap<u32, String>,
     /// What is to be said if there is no stack: that nothing is outstanding, and what is attached.
     pub if_empty: Option<String>,
     /// The account of the targets' memory; `None` if there is none.

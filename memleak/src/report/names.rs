@@ -194,6 +194,16 @@ pub fn module_name(module: &str) -> String {
     if name.starts_with('[') && name.ends_with(']') { name.into_owned() } else { format!("[{name}]") }
 }
 
+/// Where a frame is: `wordcount.cc:64`, or its module; nothing if its name says that already.
+pub fn place(frame: &Frame) -> String {
+    match (frame.file.as_deref().map(basename), frame.line) {
+        (Some(file), Some(line)) => format!("{}:{line}", printable(file)),
+        (Some(file), None) => printable(file).into_owned(),
+        (None, _) if frame.function.is_none() => String::new(),
+        (None, _) => frame.module.as_deref().map(module_name).unwrap_or_default(),
+    }
+}
+
 /// What follows the last slash; all of it if nothing does.
 pub fn basename(path: &str) -> &str {
     match path.rsplit('/').next() {

@@ -64,6 +64,16 @@ pub(crate) struct Sink {
     format: Box<dyn Format>,
     /// Files of the last report.
     files: Vec<(ReportFile, Box<dyn Format>)>,
+    /// Files of the next report ([`Self::ask`]).
+    asked: Vec<(ReportFile, Box<dyn Format>)>,
+    /// Standard output, while a view has the terminal.
+    hidden: Option<Output>,
+    /// A view shows all stacks.
+    has_view: bool,
+    /// A terminal that goes is no reason to end.
+    outlives_terminal: bool,
+    /// Reports go to standard output.
+    is_stdout: bool,
     protected: Protected,
     /// One delivery, made in full before any of it is written. Its memory is used again.
     buffer: Vec<u8>,
@@ -85,6 +95,7 @@ enum Output {
 impl Sink {
     /// For standard output, or the file `output`, which is not touched yet.
     pub(crate) fn open(output: Option<&OutputFile>, format: Box<dyn Format>) -> Result<Self, SinkError> {
+        let is_stdout = output.is_none();
         let output = match output {
             None => {
                 let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(SinkError::Stdout)?;
@@ -92,8 +103,19 @@ impl Sink {
             }
             Some(output) => Output::Named(output.clone()),
         };
-        let (files, protected) = (Vec::new(), Protected::default());
-        Ok(Self { output, format, files, protected, buffer: Vec::new(), within_line: false })
+        Ok(Self {
+            output,
+            format,
+            files: Vec::new(),
+            asked: Vec::new(),
+            hidden: None,
+            has_view: false,
+            outlives_terminal: false,
+            is_stdout,
+            protected: Protected::default(),
+            buffer: Vec::new(),
+            within_line: false,
+        })
     }
 
     /// Adds a file of the last report. One that goes to standard output is alone there.
@@ -112,6 +134,54 @@ impl Sink {
     /// Nobody reads the reports any more.
     pub(crate) fn lose_reader(&mut self) {
         self.output = Output::Nowhere;
+        self.hidden = None;
+    }
+
+    /// Standard output has gone with its terminal. The file of `--output` has not.
+    pub(crate) fn lose_terminal(&mut self) {
+        self.hidden = None;
+        if self.is_stdout {
+            self.output = Output::Nowhere;
+        }
+    }
+
+    /// A terminal that goes ends what is written there, and nothing else.
+    pub(crate) fn outlive_terminal(&mut self) {
+        self.outlives_terminal = true;
+    }
+
+    /// A view shows the reports, and has standard output for itself.
+    pub(crate) fn begin_view(&mut self) {
+        self.has_view = true;
+        if matches!(self.output, Output::Open { .. }) {
+            self.hidden = Some(std::mem::replace(&mut self.output, Output::Nowhere));
+        }
+    }
+
+    /// The view has ended.
+    pub(crate) fn end_view(&mut self) {
+        self.has_view = false;
+        if let Some(output) = self.hidden.take() {
+            self.output = output;
+        }
+    }
+
+    /// The next report goes to this file as well.
+    pub(crate) fn ask(&mut self, file: ReportFile, format: Box<dyn Format>) {
+        self.asked.push((file, format));
+    }
+
+    /// Writes the files that were asked for; gives what became of each, in one line.
+    pub(crate) fn write_asked(&mut self, report: &Report) -> Vec<String> {
+        let asked = std::mem::take(&mut self.asked);
+        let write = |(file, format): (ReportFile, Box<dyn Format>)| {
+            let path = file.path.display();
+            match file.write(&*format, report, &self.protected) {
+                Ok(()) => format!("written: {path}"),
+                Err(error) => format!("{path}: {error}"),
+            }
+        };
+        asked.into_iter().map(write).collect()
     }
 
     /// The program of process `pid` is traced from now on: nothing is written over it.
@@ -142,12 +212,13 @@ impl Sink {
     /// The forms of a report.
     fn formats(&self, is_final: bool) -> impl Iterator<Item = &dyn Format> {
         let files = self.files.iter().filter(move |_| is_final).map(|(_, format)| &**format);
-        [&*self.format].into_iter().chain(files)
+        let asked = self.asked.iter().map(|(_, format)| &**format);
+        [&*self.format].into_iter().chain(files).chain(asked)
     }
 
     /// The stacks that it writes.
     pub(crate) fn scope(&self, is_final: bool) -> Scope {
-        match self.formats(is_final).any(|format| format.scope() == Scope::All) {
+        match self.has_view || self.formats(is_final).any(|format| format.scope() == Scope::All) {
             true => Scope::All,
             false => Scope::Top,
         }
@@ -163,11 +234,16 @@ impl Sink {
         if !report.is_final && self.format.occasion() == Occasion::Last {
             return Ok(Delivery::Written);
         }
-        let delivery = self.deliver(|format, out| format.report(report, out));
+        let delivery = self.print(report);
         if report.is_final {
             self.write_files(report)?;
         }
         delivery
+    }
+
+    /// Writes one report, and no files.
+    pub(crate) fn print(&mut self, report: &Report) -> Result<Delivery, SinkError> {
+        self.deliver(|format, out| format.report(report, out))
     }
 
     /// Writes all files, as far as they can be written; gives the first error.
@@ -189,6 +265,9 @@ impl Sink {
         &mut self,
         make: impl FnOnce(&dyn Format, &mut dyn Write) -> io::Result<()>,
     ) -> Result<Delivery, SinkError> {
+        if matches!(self.output, Output::Nowhere) {
+            return Ok(Delivery::Written);
+        }
         self.buffer.clear();
         if self.within_line {
             self.buffer.push(b'\n');
@@ -205,6 +284,12 @@ impl Sink {
         let result = made.and_then(|()| write_all(file, &self.buffer, &mut written));
         if let Some(last) = written.checked_sub(1) {
             self.within_line = self.buffer.get(last) != Some(&b'\n');
+        }
+        // A terminal that has been hung up (tty(4)); SIGHUP comes at the same time.
+        let is_hung_up = |error: &io::Error| error.raw_os_error() == Some(libc::EIO);
+        if result.as_ref().is_err_and(is_hung_up) && self.outlives_terminal {
+            self.lose_terminal();
+            return Ok(Delivery::Written);
         }
         delivery(name, result)
     }
@@ -317,6 +402,40 @@ mod tests {
         drop(reader);
         let delivery = sink.deliver(|_, out| out.write_all(b"x\n")).expect("no error");
         assert_eq!(delivery, Delivery::ReaderGone);
+    }
+
+    /// The terminal goes in the middle of a report: the write waits for room by then, and fails.
+    #[test]
+    fn a_terminal_that_goes_during_a_write_is_an_error_only_if_it_is_needed() {
+        use std::os::fd::FromRawFd as _;
+        for outlives in [false, true] {
+            let (mut shows, mut ours) = (-1, -1);
+            let (name, settings, size) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());
+            // SAFETY: openpty(3) writes two descriptors, which are ours from then on.
+            let made = unsafe { libc::openpty(&raw mut shows, &raw mut ours, name, settings, size) };
+            assert_eq!(made, 0, "{}", io::Error::last_os_error());
+            // SAFETY: both are open, and nobody else's.
+            let (shows, ours) = unsafe { (OwnedFd::from_raw_fd(shows), File::from_raw_fd(ours)) };
+            let mut sink = open(None).expect("standard output");
+            sink.output = Output::Open { file: ours, name: "a terminal".to_owned() };
+            if outlives {
+                sink.outlive_terminal();
+            }
+            let gone = std::thread::spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                drop(shows);
+            });
+            let large = vec![b'x'; 1 << 20]; // a terminal holds some KiB
+            let delivery = sink.deliver(|_, out| out.write_all(&large));
+            gone.join().expect("it has gone");
+            match outlives {
+                true => {
+                    assert_eq!(delivery.expect("no error"), Delivery::Written);
+                    assert!(matches!(sink.output, Output::Nowhere));
+                }
+                false => assert!(delivery.expect_err("an error").to_string().contains("Input/output error")),
+            }
+        }
     }
 
     #[test]

@@ -209,8 +209,9 @@ impl Session {
         let owners = self.targets.end(target);
         self.left(target);
         let Some(traced) = self.targets.get(target) else { return Ok(()) };
-        let slot = traced.slot;
-        self.tracer.forget_pid(slot, traced.id.pid)?;
+        let (slot, pid) = (traced.slot, traced.id.pid);
+        self.tracer.forget_pid(slot, pid)?;
+        self.find_oom_killed(pid);
         self.tracer.owners_ended(slot, &owners);
         self.due.clearing.get_or_insert_with(|| Instant::now() + CLEAR_AFTER);
         // One that ends with the run takes its probes along.

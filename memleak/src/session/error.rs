@@ -8,6 +8,7 @@ use crate::{
     report::sink::SinkError,
     symbolize::KernelSymbolsError,
     target::{command::CommandError, kernel::KernelTargetError, process::ProcessError},
+    tui::ViewError,
 };
 
 /// Why a run cannot go on. One line each: what, why, what to do.
@@ -60,6 +61,9 @@ pub enum SessionError {
     /// Reports cannot be written.
     #[error(transparent)]
     Sink(#[from] SinkError),
+    /// There is no view.
+    #[error(transparent)]
+    View(#[from] ViewError),
     /// A panic, which has been told where it happened.
     #[error("internal error; this is a bug: please report it")]
     Internal,

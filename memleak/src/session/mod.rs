@@ -24,7 +24,9 @@ mod reporter;
 mod run;
 mod start;
 mod state;
+mod temporary;
 mod user_mode;
+mod view;
 mod wait;
 mod why;
 

@@ -1,7 +1,7 @@
 //! Making a report: a snapshot, aggregated and symbolized.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -13,11 +13,14 @@ use crate::{
     aggregate::{Folded, Found, GroupKey, Past, Wanted, aggregate},
     objects::ObjectStore,
     probe::resource::Catalog,
-    proc::descriptors::open_descriptors,
+    proc::{descriptors::open_descriptors, status::thread_comm},
     report::{
         descriptors::{Open, describe},
-        format::Scope,
-        model::{AllocationLine, Frames, Note, Processes, Report, StackReport, TargetInfo, Totals},
+        format::{Scope, SplitBy},
+        model::{
+            AllocationLine, Frames, Note, OomKilled, Processes, Report, StackReport, TargetInfo,
+            TemporaryStack, Totals,
+        },
         sink::Sink,
         why::Why,
     },
@@ -48,6 +51,20 @@ pub(super) struct Taken {
     pub(super) probes: usize,
     /// Which came and went.
     pub(super) processes: Processes,
+    /// What is released at once.
+    pub(super) temporary: Vec<Passing>,
+    /// Which of them were killed for want of memory.
+    pub(super) oom_killed: Vec<OomKilled>,
+}
+
+/// A stack and what it has released.
+pub(super) struct Passing {
+    /// The process in whose memory its addresses are.
+    pub(super) process: u32,
+    pub(super) stack: Stack,
+    pub(super) released: u64,
+    pub(super) at_once: u64,
+    pub(super) bytes: u64,
 }
 
 /// What makes reports, and where they go.
@@ -153,9 +170,15 @@ impl Reporter {
             stacks.push(report);
         }
         self.reports += 1;
+        let temporary = taken.temporary.iter().map(|stack| self.temporary(stack, &mut frames)).collect();
+        let by_thread = settings.split_by == Some(SplitBy::Thread);
+        let threads = if by_thread { names_of_threads(&stacks) } else { BTreeMap::new() };
         let why = taken.why.as_ref().map(|looked| self.why(looked, targets, &keys, &mut stacks));
         let mut report = Report {
             suppressed: None,
+            temporary,
+            threads,
+            oom_killed: taken.oom_killed.clone(),
             time: taken.time,
             elapsed_ms,
             moments: self.past.totals(Point { at_ms: elapsed_ms, bytes, count }),
@@ -181,6 +204,18 @@ impl Reporter {
 }
 
 impl Reporter {
+    fn temporary(&mut self, passing: &Passing, frames: &mut Frames) -> TemporaryStack {
+        let Passing { process, stack, released, at_once, bytes } = passing;
+        let locations = self.symbolizer.locate(*process, stack.generation, &stack.ips);
+        let of_stack = self.symbolizer.frames(&locations, &stack.ips);
+        TemporaryStack {
+            released: *released,
+            at_once: *at_once,
+            bytes: *bytes,
+            frames: of_stack.into_iter().map(|frame| frames.intern(frame)).collect(),
+        }
+    }
+
     /// What is to be said of what is lost. `keys`: what the report's `stacks` are made of.
     fn why(
         &mut self,
@@ -257,6 +292,13 @@ fn if_empty(settings: &ReportSettings, targets: &Targets, taken: &Taken, is_fina
     };
     let seen = format!("{} acquired, {} released", taken.snapshot.acquired, taken.snapshot.released);
     format!("nothing {yet}{age}: {} probes are attached{allocators}; {seen}", taken.probes)
+}
+
+/// What the threads are called that have acquired something; those that live.
+fn names_of_threads(stacks: &[StackReport]) -> BTreeMap<u32, String> {
+    let blocks = stacks.iter().flat_map(|stack| &stack.blocks);
+    let threads: BTreeSet<u32> = blocks.filter_map(|block| block.tid).collect();
+    threads.into_iter().filter_map(|thread| Some((thread, thread_comm(thread)?))).collect()
 }
 
 /// Reads what the processes of these descriptors have open, if that was not read yet. The number

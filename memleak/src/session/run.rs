@@ -3,6 +3,7 @@
 use std::{
     io::{self, IsTerminal as _},
     process::ExitStatus,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -17,7 +18,8 @@ use super::{
     reporter::Taken,
     state::{Mode, Session},
     user_mode,
-    wait::{SignalEnds, Signals, end_command, millis, moment, ticks},
+    view::next_request,
+    wait::{Reason, SignalEnds, Signals, end_command, millis, moment, ticks},
 };
 use crate::{
     probe::plan::check_object_argument,
@@ -33,6 +35,7 @@ use crate::{
         own::{self, Own},
     },
     target::process::Process,
+    tui,
 };
 
 /// How a run ended.
@@ -46,24 +49,12 @@ pub struct RunOutcome {
     pub failed: Vec<String>,
 }
 
-/// Why the last report is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reason {
-    /// COUNT reports were made: the one that was due is the last.
-    Count,
-    /// A signal.
-    Signal,
-    /// The time of `--duration` is over.
-    Duration,
-    /// No traced process is left.
-    TargetsEnded,
-    /// Nobody reads the reports.
-    ReaderGone,
-}
-
 /// Traces what the settings name until there is nothing more to do.
 pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
     check_mounts()?;
+    if settings.report.tui {
+        tui::check()?;
+    }
     let mut sink = open_sink(&settings)?;
     if let Some(object) = &settings.capture.object {
         check_object_argument(object)?;
@@ -97,14 +88,23 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
         session.trace_command(&argv)?;
     }
     // Not before: while a command is held, a signal ends us both.
-    let mut signals = Signals::listen(session.reporter.sink.has_files())
+    let outlives_terminal = session.outlives_terminal();
+    let mut signals = Signals::listen(outlives_terminal)
         .map_err(|error| SessionError::System("cannot handle signals", error))?;
+    if outlives_terminal {
+        session.reporter.sink.outlive_terminal();
+    }
     // Whoever is told that the probes are in may make children at once.
     session.arm(true);
     session.begin_accounts();
     session.tell_attached();
+    session.open_view()?;
     session.release_command()?;
     let ended = guarded(session.report_until_done(&mut signals)).await;
+    // Who has asked for the end sees what is printed then.
+    if !matches!(ended, Ok(Reason::Count | Reason::Duration | Reason::TargetsEnded)) {
+        session.close_view();
+    }
     let last = match ended {
         Ok(Reason::ReaderGone) if !session.reporter.sink.has_files() => Ok(RunOutcome::default()),
         // What was collected is reported, whatever has happened.
@@ -122,6 +122,10 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
         Some(child) => guarded(end_command(child, &mut signals)).await,
         None => Ok(None),
     };
+    match &last {
+        Ok(_) => session.leave_view(&mut signals).await,
+        Err(_) => session.close_view(),
+    }
     let last = last?;
     Ok(RunOutcome { command: command?, ..last })
 }
@@ -162,8 +166,13 @@ impl Session {
                 biased;
                 ended = signals.next() => match ended {
                     SignalEnds::Us => return Ok(Reason::Signal),
-                    SignalEnds::Terminal => self.reporter.sink.lose_reader(),
+                    SignalEnds::Terminal => drop(self.lose_terminal()),
                 },
+                request = next_request(&mut self.view) => {
+                    if let Some(reason) = self.asked(request)? {
+                        return Ok(reason);
+                    }
+                }
                 () = moment(end) => return Ok(Reason::Duration),
                 _ = ticks.tick() => {
                     if self.settings.count == Some(self.reporter.reports + 1) {
@@ -209,14 +218,15 @@ impl Session {
     }
 
     /// Makes and writes one report.
-    fn report(&mut self, is_final: bool) -> Result<Delivery, SessionError> {
+    pub(super) fn report(&mut self, is_final: bool) -> Result<Delivery, SessionError> {
         if self.take_events_before_report()? == Delivery::ReaderGone {
             return Ok(Delivery::ReaderGone);
         }
         let mut taken = self.snapshot(is_final)?;
         taken.why = self.examine(&taken, is_final);
-        let report = self.reporter.make_report(&self.settings, &self.targets, &taken, is_final);
+        let report = Arc::new(self.reporter.make_report(&self.settings, &self.targets, &taken, is_final));
         let delivery = self.reporter.sink.report(&report)?;
+        self.show(&report);
         tell_time(&taken);
         self.tracer.give_back(taken.snapshot);
         Ok(delivery)
@@ -235,11 +245,15 @@ impl Session {
         }
         self.detach();
         let taken = taken?;
-        let report = self.reporter.make_report(&self.settings, &self.targets, &taken, true);
+        let report = Arc::new(self.reporter.make_report(&self.settings, &self.targets, &taken, true));
         if matches!(delivery, Ok(Delivery::ReaderGone)) {
             self.reporter.sink.lose_reader();
         }
         let _ = self.reporter.sink.report(&report)?; // the last one: nobody to read it changes nothing
+        if self.view.is_some() {
+            self.show(&report);
+            self.last = Some(report.clone());
+        }
         tell_time(&taken);
         let facts = Facts::of_run(&report);
         let fails = |condition: &FailCondition| {
@@ -276,9 +290,22 @@ impl Session {
             self.observe(target);
         }
         self.reporter.symbolizer.observe_kernel();
+        let temporary = self.temporary(&snapshot)?;
         let probes = self.tracer.probes();
-        let processes = self.processes;
-        Ok(Taken { snapshot, own, why: None, time, memory, began: begin, took, probes, processes })
+        let (processes, oom_killed) = (self.processes, self.oom_killed());
+        Ok(Taken {
+            snapshot,
+            own,
+            why: None,
+            time,
+            memory,
+            began: begin,
+            took,
+            probes,
+            processes,
+            temporary,
+            oom_killed,
+        })
     }
 }
 

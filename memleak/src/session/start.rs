@@ -68,7 +68,7 @@ impl Session {
     /// Starts a command and puts probes into each object before its code runs.
     pub(super) fn trace_command(&mut self, argv: &[OsString]) -> Result<(), SessionError> {
         let system = |error| SessionError::System("cannot hold the command", error);
-        let mut held = HeldCommand::start(argv)?;
+        let mut held = HeldCommand::start(argv, self.settings.report.tui)?;
         // After the start, since a command would inherit it.
         raise_open_files();
         let target = self.add_target(&Process::open(held.pid())?, None)?;

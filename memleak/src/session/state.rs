@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,14 +25,20 @@ use crate::{
         dynamic_linker::debug_address,
         maps::read_maps,
         memory::ProcessMemory,
+        oom::OomLog,
         readable::readable,
         status::{parent_of, read_status},
     },
-    report::{model::Processes, sink::Sink},
+    report::{
+        model::{OomKilled, Processes, Report},
+        sink::Sink,
+        suppressions::Suppressions,
+    },
     settings::Settings,
     symbolize::{LiveTarget, Observed},
     target::process::{Process, ProcessError},
     targets::{Shared, TargetId, Targets},
+    tui::View,
 };
 
 /// What is traced.
@@ -67,9 +74,17 @@ pub(super) struct Session {
     pub(super) untraced: VecDeque<u32>,
     /// Processes that came and went.
     pub(super) processes: Processes,
+    /// What the kernel says of whom it has killed for want of memory; `None` if we cannot read it.
+    oom: Option<OomLog>,
+    /// Those targets that it has killed.
+    oom_killed: Vec<OomKilled>,
     /// Processes that were not traced, or not from their beginning, as far as we know and the
     /// programs do not.
     pub(super) lost_processes: u64,
+    /// What shows the reports (`--tui`).
+    pub(super) view: Option<View>,
+    /// The last report, as long as the view keeps it from standard output.
+    pub(super) last: Option<Arc<Report>>,
     /// Probes attached, and the time that it took, since it was last said.
     attached: (usize, Duration),
 }
@@ -107,7 +122,11 @@ impl Session {
             ends,
             untraced: VecDeque::new(),
             processes: Processes::default(),
+            oom: OomLog::open(),
+            oom_killed: Vec::new(),
             lost_processes: 0,
+            view: None,
+            last: None,
             attached: (0, Duration::ZERO),
         }
     }
@@ -148,6 +167,18 @@ impl Session {
         let Some(traced) = self.targets.get_mut(target) else { return Ok(()) };
         let plan = mode.plan(&self.settings.capture, traced, which)?;
         let scope = Scope { pid: traced.id.pid, slot: traced.slot };
+        if let (Some(carried), Some(known)) =
+            (&mut mode.carried, &mut self.settings.report.filter.suppressions)
+        {
+            for text in carried.drain(..) {
+                match Suppressions::parse(&text) {
+                    Ok(rules) => known.extend(rules),
+                    Err(why) => {
+                        warn!("suppressions that process {} carries are not read: {why}", traced.id.pid)
+                    }
+                }
+            }
+        }
         mode.dangers.tell(&self.tracer, &mode.store, scope.pid, &plan.points);
         if plan.points.is_empty() {
             return Ok(());
@@ -219,6 +250,19 @@ impl Session {
         }
         let memory = || ProcessMemory::open(pid).ok();
         self.tracer.find_dynamic_linker(space, || debug_address(pid, &memory()?));
+    }
+
+    /// Which of the targets that have ended the kernel has killed for want of memory. `ended`: one
+    /// that has just ended.
+    pub(super) fn find_oom_killed(&mut self, ended: u32) {
+        let killed = self.oom.as_mut().map(|log| log.kills(&[ended])).unwrap_or_default();
+        let killed = killed.into_iter().map(|kill| OomKilled { pid: kill.pid, time: kill.time });
+        self.oom_killed.extend(killed);
+    }
+
+    /// The targets that the kernel has killed for want of memory.
+    pub(super) fn oom_killed(&self) -> Vec<OomKilled> {
+        self.oom_killed.clone()
     }
 
     pub(super) fn detach(&mut self) {

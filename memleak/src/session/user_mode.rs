@@ -34,6 +34,11 @@ use crate::{
     targets::Traced,
 };
 
+/// What LeakSanitizer asks a program for its known leaks (sanitizer/lsan_interface.h).
+const CARRIED: &str = "__lsan_default_suppressions";
+/// Longest text of them.
+const MOST_CARRIED: u64 = 64 << 10;
+
 /// Which of a process's objects are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Objects {
@@ -59,6 +64,9 @@ pub(super) struct UserMode {
     pub(super) follower: Follower,
     /// What is not seen of allocators, as far as it was told.
     told_gaps: HashSet<Gap>,
+    /// Suppressions that objects carry, and that were not taken in yet; `None` if they are not
+    /// asked for.
+    pub(super) carried: Option<Vec<String>>,
     /// A command that does not run yet.
     pub(super) held: Option<HeldCommand>,
     /// A command that runs.
@@ -79,7 +87,9 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
         .map_err(|error| SessionError::System("cannot start a thread", error))?;
     let (mends_stack, told_gaps) = (tracer.mends_stack(), HashSet::new());
     let (dangers, held, command) = (Dangers::default(), None, None);
-    let mode = UserMode { store, rows, probed, mends_stack, dangers, told_gaps, follower, held, command };
+    let carried = settings.report.filter.suppressions.is_some().then(Vec::new);
+    let mode =
+        UserMode { store, rows, probed, mends_stack, dangers, told_gaps, follower, carried, held, command };
     Ok((mode, tracer))
 }
 
@@ -109,8 +119,18 @@ impl UserMode {
                 !traced.planned.contains(&ObjectId { device: mapping.device, inode: mapping.inode })
             });
         }
-        let mut objects = read_objects(&self.store, pid, &mappings, &symbol_names(&options));
+        let names = match self.carried {
+            Some(_) => symbol_names(&options).with_name(CARRIED),
+            None => symbol_names(&options),
+        };
+        let mut objects = read_objects(&self.store, pid, &mappings, &names);
         objects.retain(|object| traced.planned.insert(object.id) || which == Objects::All);
+        if let Some(carried) = &mut self.carried {
+            let texts = objects
+                .iter()
+                .filter_map(|object| object.elf.as_ref().ok()?.returned_text(CARRIED, MOST_CARRIED));
+            carried.extend(texts);
+        }
         let memory = ProcessMemory::open(pid).ok();
         let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
         if which == Objects::All {

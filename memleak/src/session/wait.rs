@@ -48,6 +48,21 @@ pub(super) async fn end_command(
     Ok(None)
 }
 
+/// Why the last report is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// COUNT reports were made: the one that was due is the last.
+    Count,
+    /// A signal.
+    Signal,
+    /// The time of `--duration` is over.
+    Duration,
+    /// No traced process is left.
+    TargetsEnded,
+    /// Nobody reads the reports.
+    ReaderGone,
+}
+
 /// What a signal ends.
 pub(super) enum SignalEnds {
     /// The run.

@@ -44,6 +44,8 @@ const SAMPLE_RATE: WholeNumber = WholeNumber {
 /// What a report holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportSettings {
+    /// A view shows them (`--tui`).
+    pub tui: bool,
     /// How it is written; `None`: for people on a terminal, for scripts elsewhere
     /// ([`Self::format_on`]).
     pub format: Option<Kind>,
@@ -53,6 +55,8 @@ pub struct ReportSettings {
     pub full_stacks: bool,
     /// Names in full, in the form for people.
     pub full_names: bool,
+    /// Lines of sources, where there is room for them.
+    pub with_source: bool,
     /// By what each site is split, in the form for people.
     pub split_by: Option<SplitBy>,
     /// How many stacks at most.
@@ -75,6 +79,8 @@ pub struct ReportSettings {
     pub flamegraph_by: Measure,
     /// The last report ends with a summary.
     pub summary: bool,
+    /// Stacks are listed whose allocations are released at once.
+    pub temporary: bool,
     /// Stacks that are left out.
     pub filter: Filter,
     /// What makes the run fail (`--fail-if`).
@@ -131,12 +137,26 @@ pub(super) fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         let why = "there is no file to append to";
         return Err(UsageError::new("--append", why, "name it with --output FILE, or leave --append out"));
     }
+    if cli.temporary && (cli.no_lifetimes || cli.kernel) {
+        let (with, why) = match cli.kernel {
+            true => ("--kernel", "how long the kernel's objects live is not kept"),
+            false => ("--no-lifetimes", "how long blocks live is not kept then"),
+        };
+        return Err(UsageError::new(&format!("--temporary with {with}"), why, "keep one of them"));
+    }
     let look = resolve_look(&cli.look, &cli.files)?;
+    let format = resolve_format(cli)?;
+    let files = resolve_files(&cli.files)?;
+    if cli.tui {
+        check_view(cli, format, &files)?;
+    }
     Ok(ReportSettings {
-        format: resolve_format(cli)?,
+        tui: cli.tui,
+        format,
         color: look.color,
         full_stacks: look.full_stacks,
         full_names: look.full_names,
+        with_source: look.with_source,
         split_by: look.split_by,
         top: look.top,
         sort: look.sort,
@@ -145,12 +165,33 @@ pub(super) fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         older: Duration::from_millis(OLDER.parse(&cli.older)?),
         sampling: resolve_sampling(cli)?,
         output: cli.output.clone().map(|path| OutputFile { path, append: cli.append }),
-        files: resolve_files(&cli.files)?,
+        files,
         flamegraph_by: look.flamegraph_by,
         summary: cli.summary,
+        temporary: cli.temporary,
         filter: resolve_filter(&cli.filters)?,
         fail_if: resolve_conditions(&cli.fail_if, false)?,
     })
+}
+
+/// A view has standard output for itself.
+fn check_view(cli: &Cli, format: Option<Kind>, files: &[ReportFile]) -> Result<(), UsageError> {
+    let to_stdout = files.iter().find(|file| file.is_stdout());
+    let other = match (cli.output.is_some(), to_stdout) {
+        (_, Some(file)) => Some(file.name()),
+        (false, None) if cli.trace => Some("-t".to_owned()),
+        (false, None) => {
+            format.filter(|kind| *kind != human::KIND).map(|kind| format!("--format {}", kind.name))
+        }
+        (true, None) => None,
+    };
+    match other {
+        Some(other) => {
+            let why = "the view has the terminal, and this would be written there as well";
+            Err(UsageError::new(&format!("--tui with {other}"), why, "name a file for it (--output FILE)"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Which acquires are captured.
@@ -185,6 +226,8 @@ pub struct Appearance {
     pub full_stacks: bool,
     /// Names in full, in the form for people.
     pub full_names: bool,
+    /// Lines of sources, where there is room for them.
+    pub with_source: bool,
     /// By what each site is split, in the form for people.
     pub split_by: Option<SplitBy>,
     /// What the widths of a flame graph are.
@@ -198,6 +241,7 @@ impl Appearance {
             color: self.color.on(is_terminal, |name| std::env::var_os(name)),
             full_stacks: self.full_stacks,
             full_names: self.full_names,
+            with_source: self.with_source,
             width: None,
         };
         let Self { top, sort, flamegraph_by, split_by, .. } = *self;
@@ -208,8 +252,9 @@ impl Appearance {
 impl ReportSettings {
     /// How reports look.
     pub fn appearance(&self) -> Appearance {
-        let Self { top, sort, color, full_stacks, full_names, flamegraph_by, split_by, .. } = *self;
-        Appearance { top, sort, color, full_stacks, full_names, flamegraph_by, split_by }
+        let Self { top, sort, color, full_stacks, full_names, with_source, flamegraph_by, split_by, .. } =
+            *self;
+        Appearance { top, sort, color, full_stacks, full_names, with_source, flamegraph_by, split_by }
     }
 }
 
@@ -221,6 +266,7 @@ pub fn resolve_look(look: &LookArguments, files: &FileArguments) -> Result<Appea
         color: resolve_color(&look.color)?,
         full_stacks: look.full_stacks,
         full_names: look.full_names,
+        with_source: look.with_source,
         split_by: look.by.as_deref().map(|by| one_of("--by", "way to split a site", by)).transpose()?,
         flamegraph_by: one_of("--flamegraph-by", "measure", &files.flamegraph_by)?,
     })

@@ -6,7 +6,7 @@ pub(crate) mod ranges;
 
 use std::collections::HashMap;
 
-use memleak_common::{history::StackHistory, probe::Resource, unwind::Step};
+use memleak_common::{history::StackHistory, probe::Resource, stack::NO_STACK, unwind::Step};
 use rustc_hash::FxHashMap;
 
 use crate::kernel_labels::Tag;
@@ -36,6 +36,16 @@ pub struct Outstanding {
     pub time_ns: u64,
     /// A number that no other record of its owner, resource and handle has.
     pub birth: u64,
+}
+
+impl Outstanding {
+    /// The thread that acquired it, if a call was seen to do so: births begin with its number,
+    /// above these bits (`first_birth` in memleak-ebpf/src/thread.rs).
+    pub fn thread(&self) -> Option<u32> {
+        const BITS: u32 = 42;
+        let number = u32::try_from(self.birth >> BITS).ok()?;
+        Some(number).filter(|number| *number > 0 && self.stack_id != NO_STACK)
+    }
 }
 
 /// One stack: return addresses, callee first.

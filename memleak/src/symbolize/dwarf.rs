@@ -33,6 +33,8 @@ pub(super) struct SourceFrame {
     pub function: Option<Vec<u8>>,
     /// Source file, relative to the directory of the compilation where it is inside.
     pub file: Option<String>,
+    /// That directory, if `file` is relative to it.
+    pub directory: Option<String>,
     /// Source line.
     pub line: Option<u32>,
 }
@@ -128,9 +130,13 @@ impl Dwarf {
             && frames.len() < MAX_FRAMES
         {
             let file = frame.location.as_ref().and_then(|location| location.file);
+            let file = file.map(|file| relative(file, directory.as_ref()));
+            let is_relative = file.is_some_and(|file| !file.starts_with('/'));
+            let folder = directory.as_ref().filter(|_| is_relative);
             frames.push(SourceFrame {
                 function: frame.function.map(|function| function.name.bytes().to_vec()),
-                file: file.map(|file| relative(file, directory.as_ref()).to_owned()),
+                file: file.map(str::to_owned),
+                directory: folder.map(|folder| String::from_utf8_lossy(folder.bytes()).into_owned()),
                 line: frame.location.and_then(|location| location.line),
             });
         }

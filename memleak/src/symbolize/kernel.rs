@@ -386,6 +386,7 @@ impl KernelTable {
             symbol: name,
             function_offset: found.map(|(_, symbol)| ip.wrapping_sub(symbol.address)),
             file: None,
+            directory: None,
             line: None,
             inlined: false,
             no_symbol: found.is_none().then_some(NoSymbol::NotInSymbolTable),

@@ -56,6 +56,9 @@ pub struct Frame {
     pub function_offset: Option<u64>,
     /// Source file as the debug information names it.
     pub file: Option<String>,
+    /// The folder that `file` is in, if that is not a whole path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
     /// Source line of the call.
     pub line: Option<u32>,
     /// The function was inlined into the next frame's.
@@ -75,6 +78,7 @@ impl Frame {
             symbol: None,
             function_offset: None,
             file: None,
+            directory: None,
             line: None,
             inlined: false,
             no_symbol: Some(why),

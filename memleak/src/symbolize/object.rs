@@ -40,6 +40,8 @@ pub(super) struct Call {
     pub start: Option<u64>,
     /// Source file.
     pub file: Option<String>,
+    /// The folder that it is in, if it is not a whole path.
+    pub directory: Option<String>,
     /// Source line.
     pub line: Option<u32>,
     /// Inlined into the next call's function.
@@ -212,6 +214,7 @@ impl ObjectNames {
                     symbol: raw.map(|raw| printable_bytes(raw.as_bytes())),
                     start,
                     file: frame.file.map(|file| printable_bytes(file.as_bytes())),
+                    directory: frame.directory.map(|folder| printable_bytes(folder.as_bytes())),
                     line: frame.line,
                     inlined: true,
                 }

@@ -7,9 +7,9 @@
 
 use std::{
     ffi::OsString,
-    io,
+    io::{self, IsTerminal as _},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
-    process::{Child, Command, ExitStatus},
+    process::{Child, Command, ExitStatus, Stdio},
 };
 
 use crate::{
@@ -37,6 +37,19 @@ fn program_name(argv: &[OsString]) -> String {
     argv.first().map_or_else(String::new, |program| program.to_string_lossy().into_owned())
 }
 
+/// What would use the terminal uses nothing.
+fn away_from_terminal(command: &mut Command) {
+    if io::stdin().is_terminal() {
+        command.stdin(Stdio::null());
+    }
+    if io::stdout().is_terminal() {
+        command.stdout(Stdio::null());
+    }
+    if io::stderr().is_terminal() {
+        command.stderr(Stdio::null());
+    }
+}
+
 /// What a held command has come to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Held {
@@ -60,12 +73,16 @@ pub(crate) struct HeldCommand {
 }
 
 impl HeldCommand {
-    /// Starts the program `argv[0]` with our standard streams.
-    pub(crate) fn start(argv: &[OsString]) -> Result<Self, CommandError> {
+    /// Starts the program `argv[0]` with our standard streams; those that are the terminal lead
+    /// nowhere if that is ours alone.
+    pub(crate) fn start(argv: &[OsString], owns_terminal: bool) -> Result<Self, CommandError> {
         let failed = |error: &io::Error| CommandError { program: program_name(argv), why: explain(error) };
         let (program, args) = argv.split_first().ok_or_else(|| failed(&io::ErrorKind::NotFound.into()))?;
         let mut command = Command::new(program);
         command.args(args);
+        if owns_terminal {
+            away_from_terminal(&mut command);
+        }
         // SAFETY: between fork and exec only a system call is made.
         unsafe { command.pre_exec(|| ptrace(libc::PTRACE_TRACEME, 0, 0, 0).map(drop)) };
         let child = command.spawn().map_err(|error| failed(&error))?;
@@ -200,7 +217,7 @@ mod tests {
 
     #[test]
     fn stops_when_code_is_mapped_and_at_the_entry_point() {
-        let mut held = HeldCommand::start(&argv(&["/bin/sh", "-c", "exit 7"])).unwrap();
+        let mut held = HeldCommand::start(&argv(&["/bin/sh", "-c", "exit 7"]), false).unwrap();
         let mut mapped = 0;
         loop {
             match held.advance().unwrap() {
@@ -225,9 +242,9 @@ mod tests {
 
     #[test]
     fn says_why_a_program_does_not_run() {
-        let missing = HeldCommand::start(&argv(&["/nonexistent/program"])).unwrap_err();
+        let missing = HeldCommand::start(&argv(&["/nonexistent/program"]), false).unwrap_err();
         assert!(missing.to_string().contains("no such program"), "{missing}");
-        let not_executable = HeldCommand::start(&argv(&["/etc/passwd"])).unwrap_err();
+        let not_executable = HeldCommand::start(&argv(&["/etc/passwd"]), false).unwrap_err();
         assert!(not_executable.to_string().contains("permission denied"), "{not_executable}");
     }
 }

@@ -220,6 +220,24 @@ impl Elf {
         (size > 0 && code.len() as u64 == size).then_some(code)
     }
 
+    /// The text to which the functions of this name (one of those asked for) lead, if they do
+    /// nothing but to return its address; `None` if it is longer than `most`.
+    pub fn returned_text(&self, name: &str, most: u64) -> Option<String> {
+        let elf = self.elf()?;
+        self.symbols_named(name).iter().find_map(|symbol| {
+            // Room for an instruction behind each that is looked at, if the size is not known.
+            const SHORT: u64 = 64;
+            let size = if symbol.size == 0 { SHORT } else { symbol.size.min(SHORT) };
+            let vaddr = arch::HOST.returned_address(&self.code(symbol.vaddr, size), symbol.vaddr)?;
+            let segment = elf.segments.iter().find(|segment| segment.offset_of(vaddr).is_some())?;
+            let left = segment.vaddr.saturating_add(segment.len).saturating_sub(vaddr);
+            let mut bytes = vec![0; left.min(most) as usize];
+            elf.source().read(segment.offset_of(vaddr)?, &mut bytes, &elf.budget()).ok()?;
+            bytes.truncate(bytes.iter().position(|byte| *byte == 0)?);
+            String::from_utf8(bytes).ok()
+        })
+    }
+
     /// The first of `texts` (its index) that the file's data or code holds, in the order of
     /// `texts`. Reads the whole file, as far as an object may cost.
     pub fn find_first(&self, texts: &[&[u8]]) -> Option<usize> {

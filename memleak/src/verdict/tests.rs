@@ -51,6 +51,37 @@ fn one_forgotten_in_a_thousand_is_a_leak() {
     assert!(judge(&busy).reason.ends_with("; of the 12 held the oldest is 60 s old"), "{:?}", judge(&busy));
 }
 
+/// A table of a JVM's garbage collector in 5 minutes: one to three are held, for minutes, and all
+/// others are released within seconds. It is at its most again and again.
+#[test]
+fn what_is_at_its_most_again_is_no_leak() {
+    let held = [2, 3, 1, 1, 1, 1, 1, 1, 3, 2, 3, 3, 2, 2, 2, 3, 3, 2, 2, 3];
+    let table = History { calls: calls(3, &[(12, 103)]), ..history(held, (70 * SECOND, SECOND)) };
+    assert_verdict(
+        &table,
+        VerdictKind::Unknown,
+        "97 % of 106 released, the oldest held is 70 s old, and what is held grows no more, or not steadily",
+    );
+    // One report in which more are held is no growth.
+    let held = [9, 12, 12, 10, 12, 10, 11, 12, 12, 10, 12, 10, 10, 11, 17];
+    let spike = History { calls: calls(17, &[(12, 672)]), ..history(held, (70 * SECOND, SECOND)) };
+    assert_eq!(judge(&spike).kind, VerdictKind::Unknown, "{:?}", judge(&spike));
+    // Nor is what a program makes while it warms up.
+    let warm =
+        History { calls: calls(16, &[(12, 111)]), ..history([3, 5, 6, 9, 12, 16], (49 * SECOND, SECOND)) };
+    assert_verdict(&warm, VerdictKind::Growing, "87 % of 127 released, +1.9 KiB/min for 25 s");
+    // A leak below what comes and goes is one all the same.
+    let noisy = [3, 6, 5, 7, 8, 9, 11, 10, 13];
+    let leak = History { calls: calls(13, &[(12, 672)]), ..history(noisy, (70 * SECOND, SECOND)) };
+    assert_eq!(judge(&leak).kind, VerdictKind::Leak, "{:?}", judge(&leak));
+    // Nor are a few that have come for the first time.
+    let few = History {
+        calls: calls(4, &[(12, 103)]),
+        ..history([1, 1, 1, 2, 2, 2, 3, 3, 4], (70 * SECOND, SECOND))
+    };
+    assert_verdict(&few, VerdictKind::Growing, "96 % of 107 released, +288 B/min for 40 s");
+}
+
 #[test]
 fn what_only_grows_is_growing() {
     let queue = history((1..=12).map(|at| at * 1000), (60 * SECOND, 1));

@@ -45,7 +45,7 @@ fn limits_of_ours() {
 
 /// A group with a limit of memory, of either version of control groups; `None` if this machine lets
 /// us make none.
-fn limited_group(bytes: u64) -> Option<PathBuf> {
+pub(crate) fn limited_group(bytes: u64) -> Option<PathBuf> {
     let places = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
     places.into_iter().find_map(|(place, limit)| {
         let group = Path::new(place).join(format!("memleak-test-{}", std::process::id()));

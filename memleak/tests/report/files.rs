@@ -12,6 +12,7 @@ use memleak::report::{
         folded::{fold_report, write_folded},
         heaptrack::write_heaptrack,
         html::write_html,
+        perfetto::write_perfetto,
         pprof::write_pprof,
         saved::{self, SavedError},
         speedscope::write_speedscope,
@@ -66,9 +67,125 @@ fn sums(report: &Report) -> BTreeMap<&'static str, u64> {
         ("speedscope", speedscope["profiles"][0]["endValue"].as_u64().expect("a number")),
         ("firefox", weights.iter().filter_map(Value::as_u64).sum()),
         ("heaptrack", heaptrack(report).iter().sum()),
+        ("perfetto", perfetto(report)),
+        ("flamegraph", flamegraph(report)),
+        (
+            "html",
+            page_data(report)["sites"]
+                .as_array()
+                .expect("sites")
+                .iter()
+                .filter_map(|site| site["bytes"].as_u64())
+                .sum(),
+        ),
         ("pprof", pprof(report).iter().map(|values| values[1]).sum()),
+        #[cfg(feature = "tui")]
+        ("tui", crate::tui::state(report).rows().iter().map(|row| row.bytes).sum()),
         ("saved", saved::read_bytes(&saved(report)).expect("read").totals.bytes),
     ])
+}
+
+/// What a page shows.
+fn page_data(report: &Report) -> Value {
+    let page = String::from_utf8(bytes_of(|out| write_html(report, false, out))).expect("UTF-8");
+    let (_, data) = page.split_once("id=\"data\">").expect("data");
+    let (data, rest) = data.split_once("</script>").expect("its end");
+    assert!(rest.contains("JSON.parse") && !data.contains('<'), "{data}");
+    serde_json::from_str(data).expect("JSON")
+}
+
+/// What a flame graph says of all of it.
+fn flamegraph(report: &Report) -> u64 {
+    let svg = bytes_of(|out| write_flamegraph(report, Measure::Bytes, false, out));
+    let svg = String::from_utf8(svg).expect("UTF-8");
+    let Some((_, all)) = svg.split_once("<title>all (") else { return 0 };
+    let digits: String =
+        all.split(' ').next().unwrap_or_default().chars().filter(char::is_ascii_digit).collect();
+    digits.parse().expect("a number")
+}
+
+/// What the last dump of a trace has allocated in all.
+fn perfetto(report: &Report) -> u64 {
+    let of = |message: &[u8], wanted: u64| -> Vec<Vec<u8>> {
+        let found = fields(message).into_iter().filter(|(field, _)| *field == wanted);
+        found.map(|(_, bytes)| bytes.to_vec()).collect()
+    };
+    let trace = bytes_of(|out| write_perfetto(report, false, out));
+    let dumps: Vec<Vec<u8>> = of(&trace, 1).iter().flat_map(|packet| of(packet, 37)).collect();
+    let heaps = of(dumps.last().expect("a dump"), 5);
+    heaps.iter().flat_map(|heap| of(heap, 2)).map(|sample| number_of(&sample, 2)).sum()
+}
+
+/// The number in a field of a message that has numbers alone; 0 if it has none there.
+fn number_of(mut message: &[u8], wanted: u64) -> u64 {
+    while !message.is_empty() {
+        let (tag, number) = (varint(&mut message), varint(&mut message));
+        assert_eq!(tag & 7, 0, "a number");
+        if tag >> 3 == wanted {
+            return number;
+        }
+    }
+    0
+}
+
+/// What the viewer needs of a profile, as formats.md has it from the viewer's sources: its version,
+/// tables whose columns are of one length, references that lead somewhere, and addresses, which
+/// make it balanced.
+#[test]
+fn a_profile_for_firefox_is_sound() {
+    for (name, report) in cases().into_iter().chain([("wordcount", wordcount())]) {
+        let file = bytes_of(|out| write_firefox(&report, false, out));
+        let profile: Value = serde_json::from_slice(&file).expect("JSON");
+        let meta = &profile["meta"];
+        assert!(
+            meta["preprocessedProfileVersion"].as_u64().is_some_and(|version| (40..=70).contains(&version))
+        );
+        for (field, is_right) in [
+            ("interval", meta["interval"].is_number()),
+            ("startTime", meta["startTime"].is_number()),
+            ("product", meta["product"].is_string()),
+            ("markerSchema", meta["markerSchema"].is_array()),
+            ("processType", meta["processType"] == 0),
+            ("symbolicated", meta["symbolicated"].is_boolean()),
+        ] {
+            assert!(is_right, "{name}: {field}: {meta}");
+        }
+        let colors = meta["categories"].as_array().expect("categories").iter();
+        assert!(colors.map(|category| &category["color"]).any(|color| color == "grey"), "{name}");
+        let thread = &profile["threads"][0];
+        let length = |table: &str| {
+            let columns = thread[table].as_object().expect("a table");
+            let length = columns["length"].as_u64().expect("a length") as usize;
+            for (column, list) in columns.iter().filter_map(|(name, list)| Some((name, list.as_array()?))) {
+                assert_eq!(list.len(), length, "{name}: {table}.{column}");
+            }
+            length
+        };
+        let refers = |table: &str, column: &str, to: usize| {
+            let list = thread[table][column].as_array().expect("a column");
+            let is_there = |at: &Value| at.is_null() || at.as_u64().is_some_and(|at| (at as usize) < to);
+            assert!(list.iter().all(is_there), "{name}: {table}.{column}");
+        };
+        let strings = thread["stringArray"].as_array().expect("strings").len();
+        let (stacks, frames, functions) = (length("stackTable"), length("frameTable"), length("funcTable"));
+        length("samples");
+        refers("stackTable", "prefix", stacks);
+        refers("stackTable", "frame", frames);
+        refers("frameTable", "func", functions);
+        refers("funcTable", "name", strings);
+        if thread["nativeAllocations"].is_null() {
+            assert_eq!(report.totals.bytes, 0, "{name}");
+            continue;
+        }
+        refers("nativeAllocations", "stack", stacks);
+        let (allocations, held) = (length("nativeAllocations"), report.totals.count as usize);
+        let addresses = thread["nativeAllocations"]["memoryAddress"].as_array().expect("addresses");
+        assert_eq!(
+            (addresses.len(), thread["nativeAllocations"]["weightType"] == "bytes"),
+            (allocations, true)
+        );
+        assert!(allocations <= held, "{name}");
+    }
 }
 
 /// Sizes of all blocks of a heaptrack file.
@@ -188,18 +305,14 @@ fn what_was_acquired_is_in_a_profile_if_it_is_known_of_all() {
 #[test]
 fn a_page_holds_strangers_text_as_data() {
     for (name, report) in cases() {
-        let page = String::from_utf8(bytes_of(|out| write_html(&report, out))).expect("UTF-8");
-        let (_, data) = page.split_once("id=\"data\">").expect("data");
-        let (data, rest) = data.split_once("</script>").expect("its end");
-        assert!(rest.contains("JSON.parse") && !data.contains('<'), "{name}");
-        let data: Value = serde_json::from_str(data).expect("JSON");
+        let data = page_data(&report);
         let sum: u64 =
             data["sites"].as_array().expect("sites").iter().filter_map(|site| site["bytes"].as_u64()).sum();
         assert_eq!(sum, report.totals.bytes, "{name}");
     }
     let mut evil = wordcount();
     evil.target.comm = "</script><script>alert(1)".to_owned();
-    let page = String::from_utf8(bytes_of(|out| write_html(&evil, out))).expect("UTF-8");
+    let page = String::from_utf8(bytes_of(|out| write_html(&evil, false, out))).expect("UTF-8");
     assert!(!page.contains("</script><script>alert"), "{page}");
 }
 

@@ -2,7 +2,7 @@
 
 use memleak::report::{
     format::{Options, SplitBy, Style, human::write_human},
-    model::{Report, SortKey},
+    model::{AllocationLine, Report, SortKey},
 };
 use memleak::verdict::Point;
 use regex::Regex;
@@ -115,6 +115,14 @@ fn a_site_is_split_if_that_is_asked_for() {
     assert!(text.contains("               and 22 more\n"), "{text}");
     let text = split(&report(vec![Stack { bytes: 100, ..leaky() }]), SplitBy::Size);
     assert!(text.contains("        100 %  5 of 20 B each\n"), "{text}");
+    let mut threads = report(vec![leaky()]);
+    let of = |tid, size| AllocationLine { pid: 123, tid, address: size, size, age_ms: 1, now: None };
+    threads.stacks[0].blocks = vec![of(Some(7), 30), of(Some(7), 30), of(Some(8), 16), of(None, 4)];
+    threads.threads = [(7, "worker".to_owned())].into();
+    let text = split(&threads, SplitBy::Thread);
+    assert!(text.contains("       75.0 %  thread 7 (worker): 60 B in 2 blocks\n"), "{text}");
+    assert!(text.contains("       20.0 %  thread 8: 16 B in 1 block\n"), "{text}");
+    assert!(text.contains("        5.0 %  thread not known: 4 B in 1 block\n"), "{text}");
 }
 
 #[test]

@@ -8,6 +8,8 @@ mod files;
 mod human;
 mod reports;
 mod trace;
+#[cfg(feature = "tui")]
+mod tui;
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
@@ -104,8 +106,14 @@ fn the_json_of_the_spec() {
     .expect("the documented object");
     let mut stack = leaky();
     stack.frames.truncate(1);
-    stack.allocations =
-        Some(vec![AllocationLine { pid: 123, address: 0x55_fca0, size: 16, age_ms: 900, now: None }]);
+    stack.allocations = Some(vec![AllocationLine {
+        pid: 123,
+        tid: None,
+        address: 0x55_fca0,
+        size: 16,
+        age_ms: 900,
+        now: None,
+    }]);
     let mut actual: Value = serde_json::from_str(&json_of(&report(vec![stack]))).expect("JSON");
     let by_resource = serde_json::json!({"heap":{"bytes":80,"count":5},"mmap":{"bytes":0,"count":0}});
     let totals = actual["totals"].as_object_mut().expect("totals");
@@ -269,6 +277,9 @@ fn settings(combined_only: bool) -> ReportSettings {
         color: ColorChoice::Never,
         full_stacks: false,
         full_names: false,
+        with_source: false,
+        tui: false,
+        temporary: false,
         split_by: None,
         top: 3,
         sort: SortKey::Size,

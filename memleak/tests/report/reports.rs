@@ -13,8 +13,8 @@ use memleak::{
     report::{
         format::Options,
         model::{
-            AllocationLine, Frames, Note, OtherProcesses, ProcessCount, Processes, Report, ResourceTotal,
-            StackReport, TargetInfo, Totals,
+            AllocationLine, Frames, Note, OomKilled, OtherProcesses, ProcessCount, Processes, Report,
+            ResourceTotal, StackReport, TargetInfo, TemporaryStack, Totals,
         },
     },
     sampling::Sampling,
@@ -43,6 +43,7 @@ pub(crate) fn frame(ip: u64, function: &str, function_offset: u64, place: Option
         symbol: Some(function.to_owned()),
         function_offset: Some(function_offset),
         file: place.map(|(file, _)| file.to_owned()),
+        directory: None,
         line: place.map(|(_, line)| line),
         inlined: false,
         no_symbol: None,
@@ -178,6 +179,9 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
         },
         lost: Lost::default(),
         suppressed: None,
+        oom_killed: Vec::new(),
+        temporary: Vec::new(),
+        threads: std::collections::BTreeMap::new(),
         if_empty: None,
         memory: None,
         why: None,
@@ -202,7 +206,7 @@ pub(crate) fn user(name: &str, unit: &str, is_number: bool) -> Arc<ResourceInfo>
 }
 
 fn line(address: u64, age_ms: u64, now: Option<&str>) -> AllocationLine {
-    AllocationLine { pid: 123, address, size: 0, age_ms, now: now.map(str::to_owned) }
+    AllocationLine { pid: 123, tid: None, address, size: 0, age_ms, now: now.map(str::to_owned) }
 }
 
 /// Three tables: that of memory, descriptors with what they are now, and a user's own.
@@ -340,8 +344,8 @@ pub(crate) fn merged() -> Report {
     let with_blocks = Stack {
         shared: vec![of(124, 64, 4), of(123, 16, 1)],
         allocations: Some(vec![
-            AllocationLine { pid: 124, address: 0x55_fcc0, size: 64, age_ms: 4000, now: None },
-            AllocationLine { pid: 123, address: 0x55_fca0, size: 16, age_ms: 900, now: None },
+            AllocationLine { pid: 124, tid: None, address: 0x55_fcc0, size: 64, age_ms: 4000, now: None },
+            AllocationLine { pid: 123, tid: None, address: 0x55_fca0, size: 16, age_ms: 900, now: None },
         ]),
         ..leaky()
     };
@@ -365,8 +369,8 @@ pub(crate) fn merged() -> Report {
 pub(crate) fn cases() -> Vec<(&'static str, Report)> {
     let with_allocations = Stack {
         allocations: Some(vec![
-            AllocationLine { pid: 123, address: 0x55_fca0, size: 16, age_ms: 4000, now: None },
-            AllocationLine { pid: 123, address: 0x55_fcc0, size: 64, age_ms: 900, now: None },
+            AllocationLine { pid: 123, tid: None, address: 0x55_fca0, size: 16, age_ms: 4000, now: None },
+            AllocationLine { pid: 123, tid: None, address: 0x55_fcc0, size: 64, age_ms: 900, now: None },
         ]),
         ..leaky()
     };
@@ -403,6 +407,15 @@ pub(crate) fn cases() -> Vec<(&'static str, Report)> {
         ("user", report_of(&[user("lease", "leases", false)], vec![])),
         ("kernel", kernel()),
         ("merged", merged()),
+        ("killed", {
+            let mut killed = report(vec![leaky()]);
+            killed.is_final = true;
+            killed.oom_killed = vec![OomKilled { pid: 123, time: time() }];
+            let frames = killed.stacks[0].frames.clone();
+            killed.temporary =
+                vec![TemporaryStack { released: 12_004, at_once: 11_990, bytes: 480_160, frames }];
+            killed
+        }),
         ("processes", {
             let mut two = report(vec![leaky(), Stack { pid: 124, ..leaky() }]);
             two.target.kind = "command".into();

@@ -122,6 +122,7 @@ fn addresses_become_frames() {
         symbol: Some("kmem_cache_alloc_noprof".into()),
         function_offset: Some(0x40),
         file: None,
+        directory: None,
         line: None,
         inlined: false,
         no_symbol: None,

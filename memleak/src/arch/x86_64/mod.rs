@@ -1,6 +1,7 @@
 //! x86_64.
 
 pub(crate) mod code;
+pub(crate) mod constant;
 #[cfg(target_arch = "x86_64")]
 pub mod host;
 pub mod placement;

@@ -9,16 +9,19 @@ use std::{
     io::{self, Write},
 };
 
+use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::{
-    Format, Kind, Options, kind::FileForm, lost::lost_line, memory, path::responsible, text::suppressed,
+    Format, Kind, Options, human::counted, kind::FileForm, lost::lost_line, memory, oom::oom_lines,
+    path::responsible, text::suppressed,
 };
 use crate::{
     report::{
         call_sites::{CallSite, call_sites},
         model::{Report, SortKey},
-        names::{basename, is_library, module_name, name},
+        names::{is_library, module_name, name, place},
+        source::lines_of,
     },
     symbolize::Frame,
     words::{BinaryBytes, Grouped, Span},
@@ -30,7 +33,7 @@ pub const KIND: Kind = Kind { name: "html", has_events: false, new };
 const PAGE: &str = include_str!("html/page.html");
 
 fn new(options: &Options) -> Box<dyn Format> {
-    FileForm::boxed(options, true, |report, _, out| write_html(report, out))
+    FileForm::boxed(options, true, |report, options, out| write_html(report, options.style.with_source, out))
 }
 
 #[derive(Serialize)]
@@ -58,6 +61,11 @@ struct PageFrame {
     place: String,
     module: String,
     library: bool,
+    /// Lines of its source, with their numbers (`--with-source`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    source: Vec<(u32, String)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -78,7 +86,7 @@ struct PageSite<'a> {
 }
 
 /// Writes a report.
-pub fn write_html(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+pub fn write_html(report: &Report, with_source: bool, out: &mut dyn Write) -> io::Result<()> {
     let tables = call_sites(report, SortKey::Size);
     let sites: Vec<&CallSite<'_>> = tables.iter().flat_map(|(_, sites)| sites).collect();
     let blocks = || report.stacks.iter().flat_map(|stack| &stack.blocks);
@@ -90,7 +98,7 @@ pub fn write_html(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         moments: report.moments.iter().map(|moment| (moment.at_ms, moment.bytes, moment.count)).collect(),
         sizes: histogram(blocks().map(|block| block.size)),
         ages: histogram(blocks().map(|block| block.age_ms)),
-        frames: report.frames.iter().map(page_frame).collect(),
+        frames: report.frames.iter().map(|frame| page_frame(frame, with_source)).collect(),
         sites: sites.iter().map(|site| page_site(report, site)).collect(),
     };
     // The end of the element in which it stands would be an end anywhere in it.
@@ -118,23 +126,23 @@ fn notes(report: &Report) -> Vec<PageNote> {
     let estimated = report.sampling.said();
     let known = report.suppressed.as_ref().map(|known| format!("suppressed: {}", suppressed(known)));
     let found = report.memory.as_ref().and_then(memory::finding);
+    let oom = oom_lines(report, &TimeZone::system());
+    let oom = oom.into_iter().map(|text| PageNote { text, bad: true });
     let plain = [estimated, known, found, report.if_empty.clone()];
     let notes = plain.into_iter().flatten().map(|text| PageNote { text, bad: false });
-    notes.chain(lost_line(&report.lost).map(|text| PageNote { text, bad: true })).collect()
+    oom.chain(notes).chain(lost_line(&report.lost).map(|text| PageNote { text, bad: true })).collect()
 }
 
-fn page_frame(frame: &Frame) -> PageFrame {
-    let place = match (frame.file.as_deref().map(basename), frame.line) {
-        (Some(file), Some(line)) => format!("{file}:{line}"),
-        (Some(file), None) => file.to_owned(),
-        (None, _) => String::new(),
-    };
+fn page_frame(frame: &Frame, with_source: bool) -> PageFrame {
+    let library = is_library(frame);
     PageFrame {
         name: name(frame, false).into_owned(),
         full: name(frame, true).into_owned(),
-        place,
+        place: if frame.file.is_some() { place(frame) } else { String::new() },
+        source: if with_source && !library { lines_of(frame) } else { Vec::new() },
+        line: frame.line,
         module: frame.module.as_deref().map(module_name).unwrap_or_default(),
-        library: is_library(frame),
+        library,
     }
 }
 
@@ -156,13 +164,22 @@ fn page_site<'a>(report: &Report, site: &'a CallSite<'_>) -> PageSite<'a> {
         oldest: site.history.oldest_ms,
         verdict: site.verdict.kind.name(),
         reason: &site.verdict.reason,
-        said: format!("{resource}{tag}; {} stacks in {} processes", site.stacks.len(), site.processes),
+        said: format!("{resource}{tag}; {}", stacks_in_processes(site.stacks.len() as u64, site.processes)),
         frames: ids.iter().map(|id| id.index()).collect(),
         own,
         lifetimes: site.history.calls.map(|calls| {
             calls.lifetimes.iter().enumerate().map(|(bucket, number)| (1 << bucket, *number)).collect()
         }),
     }
+}
+
+/// `2 stacks in 1 process`.
+pub(crate) fn stacks_in_processes(stacks: u64, processes: u64) -> String {
+    let processes = match processes {
+        1 => "1 process".to_owned(),
+        number => format!("{number} processes"),
+    };
+    format!("{} in {processes}", counted(stacks, "stack"))
 }
 
 /// How many numbers there are up to each power of two.

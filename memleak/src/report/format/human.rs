@@ -10,12 +10,14 @@ use std::{
 use super::{
     Format, Kind, Options, Scope, SplitBy,
     blocks::blocks_of,
+    clock::time_of_day,
     line::{Look, TextLine, wrap},
     lost::lost_line,
     memory,
+    oom::oom_lines,
     path::write_path,
     summary::summary,
-    text::{estimated, suppressed, time_of_day, write_allocation, write_event},
+    text::{estimated, suppressed, temporary_line, write_allocation, write_event},
     why::write_why,
 };
 use crate::{
@@ -49,7 +51,7 @@ impl Format for Human {
     }
 
     fn needs_blocks(&self) -> bool {
-        self.0.split_by == Some(SplitBy::Size)
+        matches!(self.0.split_by, Some(SplitBy::Size | SplitBy::Thread))
     }
 
     fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
@@ -109,6 +111,7 @@ pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> i
             write_site(report, site, all, screen, out)?;
         }
     }
+    write_temporary(report, screen, &time, out)?;
     if let Some(why) = &report.why {
         let mut lines = Vec::new();
         write_why(why, &mut lines)?;
@@ -124,6 +127,21 @@ pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> i
     writeln!(out)?;
     if report.is_final {
         summary(report).iter().try_for_each(|line| screen.text(line, 0, Look::Plain, out))?;
+    }
+    Ok(())
+}
+
+/// The stacks whose allocations were released at once.
+fn write_temporary(report: &Report, screen: Screen<'_>, time: &str, out: &mut dyn Write) -> io::Result<()> {
+    if report.temporary.is_empty() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    screen.text(&format!("[{time}] Stacks of temporary allocations:"), 0, Look::Plain, out)?;
+    for stack in &report.temporary {
+        screen.text(&temporary_line(stack), INDENT, Look::Bold, out)?;
+        let frames: Vec<_> = stack.frames.iter().filter_map(|id| report.frames.get(*id)).collect();
+        write_path(&frames, None, INDENT, screen.width, screen.options.style, out)?;
     }
     Ok(())
 }
@@ -157,6 +175,9 @@ fn write_header(report: &Report, screen: Screen<'_>, out: &mut dyn Write) -> io:
     if let Some(known) = &report.suppressed {
         screen.text(&format!("suppressed: {}", suppressed(known)), 0, Look::Dim, out)?;
     }
+    for line in oom_lines(report, &screen.options.time_zone) {
+        screen.text(&line, 0, Look::Bad, out)?;
+    }
     if let Some(lost) = lost_line(&report.lost) {
         screen.text(&lost, 0, Look::Warning, out)?;
     }
@@ -168,7 +189,7 @@ fn write_header(report: &Report, screen: Screen<'_>, out: &mut dyn Write) -> io:
 }
 
 /// `memory 9.8 MiB, +1.6 MiB: all accounted for`.
-fn account(memory: &Memory) -> String {
+pub(crate) fn account(memory: &Memory) -> String {
     /// A few pages are what two readings differ by.
     const LITTLE: u64 = 16_384;
     let sign = if memory.rss_growth < 0 { '-' } else { '+' };
@@ -181,7 +202,7 @@ fn account(memory: &Memory) -> String {
 }
 
 /// What became more of the whole, a minute, since the report before; `None` in the first report.
-fn rate(report: &Report) -> Option<String> {
+pub(crate) fn rate(report: &Report) -> Option<String> {
     let [.., before, now] = report.moments.as_slice() else { return None };
     let ms = now.at_ms.checked_sub(before.at_ms).filter(|ms| *ms > 0)?;
     let a_minute = |now: u64, before: u64| i128::from(now.abs_diff(before)) * 60_000 / i128::from(ms);
@@ -191,7 +212,7 @@ fn rate(report: &Report) -> Option<String> {
 }
 
 /// `99.9 %`, and 100 % only if it is all.
-fn percent(part: u64, whole: u64) -> String {
+pub(crate) fn percent(part: u64, whole: u64) -> String {
     let tenths = u128::from(part) * 1000 / u128::from(whole.max(1));
     match tenths {
         _ if part >= whole => "100 %".to_owned(),
@@ -200,7 +221,7 @@ fn percent(part: u64, whole: u64) -> String {
 }
 
 /// `1 block`, `9,009 blocks`.
-fn counted(number: u64, what: &str) -> String {
+pub(crate) fn counted(number: u64, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{} {what}{plural}", Grouped(number))
 }
@@ -240,7 +261,7 @@ fn write_site(
     screen.line(&line, out)?;
     let verdict = format!("{}: {}{}", site.verdict.kind.words(), site.verdict.reason, parts(report, site));
     screen.text(&verdict, INDENT, look_of(site.verdict.kind), out)?;
-    for line in site_parts(site, screen.options.split_by) {
+    for line in site_parts(report, site, screen.options.split_by) {
         screen.text(&line, INDENT, Look::Plain, out)?;
     }
     for stack in &site.stacks {
@@ -260,11 +281,12 @@ fn write_site(
             Note::Cut(_) => {}
         }
     }
-    write_path(report, stack, INDENT, screen.width, screen.options.style, out)
+    let frames: Vec<_> = report.frames_of(stack).collect();
+    write_path(&frames, stack.cut(), INDENT, screen.width, screen.options.style, out)
 }
 
 /// What the parts of a site hold, those that hold most, a line each.
-fn site_parts(site: &CallSite<'_>, by: Option<SplitBy>) -> Vec<String> {
+fn site_parts(report: &Report, site: &CallSite<'_>, by: Option<SplitBy>) -> Vec<String> {
     /// Lines at most.
     const MOST: usize = 8;
     let mut parts: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
@@ -276,6 +298,17 @@ fn site_parts(site: &CallSite<'_>, by: Option<SplitBy>) -> Vec<String> {
         Some(SplitBy::Process) => {
             let processes = site.stacks.iter().flat_map(|stack| &stack.processes);
             processes.for_each(|process| add(process.pid.into(), process.bytes, process.count));
+        }
+        Some(SplitBy::Thread) => {
+            for stack in &site.stacks {
+                for block in &stack.blocks {
+                    let number = report.sampling.number_of(stack.resource.resource, block.size);
+                    add(block.tid.unwrap_or(0).into(), block.size.saturating_mul(number), number);
+                }
+            }
+            for (bytes, count) in parts.values_mut() {
+                (*bytes, *count) = (report.sampling.whole(*bytes), report.sampling.whole(*count));
+            }
         }
         Some(SplitBy::Size) => {
             site.stacks.iter().flat_map(|stack| blocks_of(stack)).for_each(|(size, _)| add(size, size, 1));
@@ -290,12 +323,26 @@ fn site_parts(site: &CallSite<'_>, by: Option<SplitBy>) -> Vec<String> {
         let share = percent(if has_size { bytes } else { count }, all);
         match by {
             Some(SplitBy::Size) => format!("{share:>7}  {} of {} each", Grouped(count), BinaryBytes(key)),
+            Some(SplitBy::Thread) => {
+                let held = format!("{} in {}", BinaryBytes(bytes), counted(count, "block"));
+                format!("{share:>7}  {}: {held}", thread_name(report, key))
+            }
             _ => format!("{share:>7}  process {key}: {} in {}", BinaryBytes(bytes), counted(count, "block")),
         }
     };
     let mut lines: Vec<String> = parts.into_iter().take(MOST).map(line).collect();
     lines.extend((others > 0).then(|| format!("         and {} more", Grouped(others as u64))));
     lines
+}
+
+/// `thread 4711 (worker)`; 0 stands for one that is not known.
+fn thread_name(report: &Report, number: u64) -> String {
+    let name = u32::try_from(number).ok().and_then(|number| report.threads.get(&number));
+    match (number, name) {
+        (0, _) => "thread not known".to_owned(),
+        (_, Some(name)) => format!("thread {number} ({})", printable(name)),
+        (_, None) => format!("thread {number}"),
+    }
 }
 
 /// Where what belongs to a site begins.

@@ -35,8 +35,8 @@ use crate::{
     kernel_labels::Tag,
     report::{
         model::{
-            AllocationLine, OtherProcesses, ProcessCount, Processes, Report, ResourceTotal, StackReport,
-            Suppressed, TargetInfo, Totals,
+            AllocationLine, OomKilled, OtherProcesses, ProcessCount, Processes, Report, ResourceTotal,
+            StackReport, Suppressed, TargetInfo, TemporaryStack, Totals,
         },
         trace::EventLine,
     },
@@ -90,6 +90,8 @@ pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Resul
             totals: JsonTotals { all: report.totals, by_resource: ByResource(&report.by_resource) },
             lost: report.lost,
             suppressed: report.suppressed,
+            oom_killed: report.oom_killed.iter().map(JsonOomKilled::from).collect(),
+            temporary: report.temporary.iter().map(|stack| JsonTemporary::new(report, stack)).collect(),
             memory: report.memory,
             why: why.map(JsonWhy::from),
             cycles: why.map(|why| cycles(why, &places(report, top))),
@@ -182,6 +184,10 @@ struct JsonReport<'a> {
     lost: Lost,
     #[serde(skip_serializing_if = "Option::is_none")]
     suppressed: Option<Suppressed>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    oom_killed: Vec<JsonOomKilled>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    temporary: Vec<JsonTemporary<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Memory>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -228,6 +234,34 @@ impl Serialize for ByResource<'_> {
             map.serialize_entry(&resource.name, &Amount { bytes: *bytes, count: *count })?;
         }
         map.end()
+    }
+}
+
+#[derive(Serialize)]
+struct JsonOomKilled {
+    pid: u32,
+    time: String,
+}
+
+impl From<&OomKilled> for JsonOomKilled {
+    fn from(killed: &OomKilled) -> Self {
+        Self { pid: killed.pid, time: rfc3339(killed.time) }
+    }
+}
+
+#[derive(Serialize)]
+struct JsonTemporary<'a> {
+    released: u64,
+    at_once: u64,
+    bytes: u64,
+    frames: Vec<JsonFrame<'a>>,
+}
+
+impl<'a> JsonTemporary<'a> {
+    fn new(report: &'a Report, stack: &TemporaryStack) -> Self {
+        let TemporaryStack { released, at_once, bytes, ref frames } = *stack;
+        let frames = frames.iter().filter_map(|id| report.frames.get(*id)).map(JsonFrame::from).collect();
+        Self { released, at_once, bytes, frames }
     }
 }
 

@@ -109,6 +109,8 @@ impl Measure {
 pub enum SplitBy {
     /// By process.
     Process,
+    /// By the thread that has acquired it.
+    Thread,
     /// By size of the blocks.
     Size,
 }
@@ -122,6 +124,8 @@ pub struct Style {
     pub full_stacks: bool,
     /// Names with all their template arguments and parameters.
     pub full_names: bool,
+    /// Lines of sources beside stacks, where a form has room for them.
+    pub with_source: bool,
     /// Columns; `None`: as many as the terminal has.
     pub width: Option<usize>,
 }

@@ -91,7 +91,7 @@ pub(super) fn clip(text: &str, width: usize) -> Cow<'_, str> {
 }
 
 /// `text` in lines of `width` columns, at blanks; a longer word is cut.
-pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
         match lines.last_mut() {

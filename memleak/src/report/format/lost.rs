@@ -3,7 +3,7 @@
 use crate::snapshot::Lost;
 
 /// What says how much of what was lost and what to do about it; `None` if nothing was.
-pub(super) fn lost_line(lost: &Lost) -> Option<String> {
+pub(crate) fn lost_line(lost: &Lost) -> Option<String> {
     let ways = [
         (lost.allocations, "allocation", "table full: raise --max-allocs, or trace fewer with -z or -s"),
         (lost.stacks, "stack", "counted, but their stacks are unknown: raise --stack-storage-size"),

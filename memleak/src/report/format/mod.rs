@@ -3,6 +3,7 @@
 //! A new one is a file in this folder, with a [`Kind`], and its line in [`KINDS`].
 
 mod blocks;
+mod clock;
 pub mod firefox;
 pub mod flamegraph;
 pub mod folded;
@@ -11,9 +12,10 @@ pub mod html;
 pub mod human;
 pub mod json;
 mod kind;
-mod line;
-mod lost;
+pub(crate) mod line;
+pub(crate) mod lost;
 mod memory;
+pub(crate) mod oom;
 pub(crate) mod path;
 pub mod perfetto;
 pub mod pprof;

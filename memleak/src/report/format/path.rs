@@ -9,11 +9,8 @@ use super::{
     text::why_cut,
 };
 use crate::{
-    escape::printable,
-    report::{
-        model::{Report, StackReport},
-        names::{basename, family, is_library, module_name, name},
-    },
+    report::names::{family, is_library, name, place},
+    snapshot::Cut,
     symbolize::Frame,
 };
 
@@ -47,21 +44,20 @@ pub(crate) fn responsible(frames: &[&Frame]) -> usize {
 
 /// Writes a stack, indented.
 pub(crate) fn write_path(
-    report: &Report,
-    stack: &StackReport,
+    frames: &[&Frame],
+    cut: Option<Cut>,
     indent: usize,
     width: usize,
     style: Style,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let frames: Vec<&Frame> = report.frames_of(stack).collect();
     let page = Page { indent, width, style };
     if frames.is_empty() {
         return page
             .said("stack not known: raise --stack-storage-size, or it was made before the attach", out);
     }
-    let at = responsible(&frames);
-    let parts = if style.full_stacks { unfolded(&frames, at) } else { folded(&frames, at) };
+    let at = responsible(frames);
+    let parts = if style.full_stacks { unfolded(frames, at) } else { folded(frames, at) };
     for (number, part) in parts.iter().enumerate() {
         match part {
             Part::Frame(frame, times) => page.frame(frame, *times, number == 0, out)?,
@@ -70,7 +66,7 @@ pub(crate) fn write_path(
             Part::More(number) => page.said(&format!("... {number} more frames"), out)?,
         }
     }
-    match stack.cut() {
+    match cut {
         Some(cut) => page.said(&format!("(cut: {})", why_cut(cut, frames.last().copied())), out),
         None => Ok(()),
     }
@@ -136,13 +132,7 @@ impl Page {
         } else if frame.inlined && self.style.full_stacks {
             shown += " (inlined)";
         }
-        let place = match (frame.file.as_deref().map(basename), frame.line) {
-            (Some(file), Some(line)) => format!("{}:{line}", printable(file)),
-            (Some(file), None) => printable(file).into_owned(),
-            // A name that is a place has it already.
-            (None, _) if frame.function.is_none() => String::new(),
-            (None, _) => frame.module.as_deref().map(module_name).unwrap_or_default(),
-        };
+        let place = place(frame);
         let (arrow, look) = match is_first {
             true => ("-> ", Look::Bold),
             false if is_library(frame) => ("   ", Look::Dim),

@@ -6,15 +6,14 @@
 use std::{
     fmt,
     io::{self, Write},
-    time::SystemTime,
 };
-
-use jiff::{Timestamp, tz::TimeZone};
 
 use super::{
     Format, Kind, Options,
+    clock::time_of_day,
     lost::lost_line,
     memory::write_memory,
+    oom::oom_lines,
     summary::summary,
     why::{write_classes, write_why},
 };
@@ -22,7 +21,9 @@ use crate::{
     escape::printable,
     probe::resource::ResourceInfo,
     report::{
-        model::{AllocationLine, Note, ProcessCount, Report, SortKey, StackReport, Suppressed},
+        model::{
+            AllocationLine, Note, ProcessCount, Report, SortKey, StackReport, Suppressed, TemporaryStack,
+        },
         names::{basename, module_name, without_symbol},
         trace::EventLine,
     },
@@ -51,13 +52,6 @@ impl Format for Text {
     }
 }
 
-/// Time of day in `format` (strftime(3)).
-pub(super) fn time_of_day(time: SystemTime, zone: &TimeZone, format: &str) -> String {
-    // A clock set outside of jiff's years -9999 to 9999 shows as 1970.
-    let time = Timestamp::try_from(time).unwrap_or_default();
-    time.to_zoned(zone.clone()).strftime(format).to_string()
-}
-
 /// Writes a report.
 pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io::Result<()> {
     let time = time_of_day(report.time, &options.time_zone, "%H:%M:%S");
@@ -73,6 +67,9 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
                 .suppressed
                 .iter()
                 .try_for_each(|known| writeln!(out, "\tsuppressed: {}", suppressed(known)))?;
+            for line in oom_lines(report, &options.time_zone) {
+                writeln!(out, "\t{line}")?;
+            }
             lost_line(&report.lost).iter().try_for_each(|line| writeln!(out, "\t{line}"))?;
             if let Some(said) = report.if_empty.as_deref().filter(|_| report.stacks.is_empty()) {
                 writeln!(out, "\t{}", printable(said))?;
@@ -84,11 +81,32 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
             write_stack(report, stack, &said, several && stack.pid() != KERNEL_PID, out)?;
         }
     }
+    write_temporary(report, &time, out)?;
     report.why.as_deref().map_or(Ok(()), |why| write_why(why, out))?;
     if report.is_final && options.summary {
         summary(report).iter().try_for_each(|line| writeln!(out, "summary: {line}"))?;
     }
     Ok(())
+}
+
+/// The stacks whose allocations were released at once.
+fn write_temporary(report: &Report, time: &str, out: &mut dyn Write) -> io::Result<()> {
+    if report.temporary.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "[{time}] Stacks of temporary allocations:")?;
+    for stack in &report.temporary {
+        writeln!(out, "\t{}", temporary_line(stack))?;
+        let frames = stack.frames.iter().filter_map(|id| report.frames.get(*id));
+        frames.into_iter().try_for_each(|frame| write_frame(frame, out))?;
+    }
+    Ok(())
+}
+
+/// `released at once: 11990 of 12004 (480160 bytes)`.
+pub(super) fn temporary_line(stack: &TemporaryStack) -> String {
+    let TemporaryStack { released, at_once, bytes, .. } = stack;
+    format!("released at once: {at_once} of {released} ({bytes} bytes)")
 }
 
 /// Writes `[HH:MM:SS.mmm] PID/TID acquire heap 0x7f12 128 bytes` or, if there is no size,
@@ -235,7 +253,7 @@ pub(super) fn write_allocation(
     stack: &StackReport,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let AllocationLine { pid, address, size, age_ms, now } = allocation;
+    let AllocationLine { pid, address, size, age_ms, now, .. } = allocation;
     let resource = &stack.resource;
     match resource.has_size {
         true => write!(out, "\taddr = {} size = {size} age = {age_ms} ms", ShownHandle(*address, resource))?,
