@@ -10,6 +10,7 @@ mod before;
 mod circles;
 mod components;
 mod graph;
+mod hidden;
 mod index;
 mod kinds;
 mod look;
@@ -22,7 +23,7 @@ pub use before::Before;
 pub use circles::{Circle, Hanging, Side};
 pub use mark::{Class, Classes};
 pub use roots::RootKind;
-pub use scan::{Examined, HeapTarget, Sight, Way, examine};
+pub use scan::{AskedBlock, Examined, HeapTarget, Sight, Way, examine};
 pub(crate) use types::first_argument;
 pub use types::{TypeAt, TypeNames};
 

@@ -27,6 +27,8 @@ pub(crate) struct Report {
     /// With `--why`.
     pub why: Option<Value>,
     pub cycles: Option<Vec<Value>>,
+    pub held: Option<Vec<Value>>,
+    pub why_of: Option<Vec<Value>>,
     pub stacks: Vec<Stack>,
 }
 

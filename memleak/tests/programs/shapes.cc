@@ -342,6 +342,20 @@ static void *in_register(void *) {
                      : "rax", "rcx", "r11", "r12", "memory");
     return nullptr;
 }
+// The same of the function that had it made.
+static void *keeps_in_register(void *) {
+    uintptr_t kept = (uintptr_t)block("kept_in_register");
+    __asm__ volatile("mov %1, %%r12\n\t"
+                     "movq $0, %1\n\t"
+                     "lock incl %0\n\t"
+                     "1: mov $34, %%eax\n\t"
+                     "syscall\n\t"
+                     "jmp 1b"
+                     : "+m"(waiting), "+m"(kept)
+                     :
+                     : "rax", "rcx", "r11", "r12", "memory");
+    return nullptr;
+}
 static void *in_vector_register(void *) {
     __asm__ volatile("lock incl %0\n\t"
                      "mov %1, %%r12\n\t"
@@ -375,6 +389,7 @@ static NOINLINE void threads() {
     hide(1, "vector_register");
     start(in_register);
     start(in_vector_register);
+    start(keeps_in_register);
     start(with_variable);
     start(with_specific);
     start(with_stack);

@@ -3,6 +3,7 @@
 //! A new one is a file in this folder, with a [`Kind`], and its line in [`KINDS`].
 
 mod blocks;
+pub mod dot;
 pub mod firefox;
 pub mod flamegraph;
 pub mod folded;
@@ -36,7 +37,7 @@ pub fn named(name: &str) -> Option<Kind> {
 
 /// The forms that have files of their own, beside what `--format` says: each is an option of its
 /// name.
-pub static FILE_KINDS: [Kind; 8] = [
+pub static FILE_KINDS: [Kind; 9] = [
     flamegraph::KIND,
     pprof::KIND,
     heaptrack::KIND,
@@ -44,5 +45,6 @@ pub static FILE_KINDS: [Kind; 8] = [
     speedscope::KIND,
     firefox::KIND,
     perfetto::KIND,
+    dot::KIND,
     saved::KIND,
 ];
