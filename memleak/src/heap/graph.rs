@@ -77,6 +77,19 @@ impl Graph {
         Ok((Self { index, first, pointers, roots }, unread))
     }
 
+    /// Leaves out what is no pointer to a block, though it points into its last 8 bytes: there begins
+    /// the header of the chunk after it, to which glibc's lists of free chunks lead. They are in its
+    /// own variables, in one of `places`.
+    pub(super) fn leave_out_chunks(&mut self, places: &[Range<u64>]) {
+        let blocks = self.index.blocks();
+        self.roots.retain(|root| {
+            let is_its_own =
+                root.kind == RootKind::Global && places.iter().any(|it| it.contains(&root.place));
+            let size = blocks.get(root.to as usize).map_or(0, |block| block.size);
+            !is_its_own || root.offset == 0 || u64::from(root.offset) != next_header(size)
+        });
+    }
+
     /// Of pointers that a test names, in order of their blocks: block, place in it, target, offset.
     #[cfg(test)]
     pub(super) fn of(blocks: Vec<Block>, pointers: &[(u32, u32, u32, u32)], roots: Vec<RootPointer>) -> Self {
@@ -231,6 +244,11 @@ impl PointerSorter<'_> {
     }
 }
 
+/// Where in a block of glibc's the header of the next chunk begins, or after it.
+fn next_header(size: u64) -> u64 {
+    size.saturating_add(8).next_multiple_of(16).max(32) - 16
+}
+
 fn narrow(bytes: u64) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
@@ -283,6 +301,27 @@ mod tests {
         let expected =
             [(RootKind::Global, 0x1000, 0), (RootKind::Mapping, 0x1018, 8), (RootKind::Mapping, 0x1058, 0)];
         assert_eq!(roots, expected);
+    }
+
+    #[test]
+    fn lists_of_free_chunks_hold_nothing() {
+        // Of 24 bytes: the next chunk begins in its last 8. Of 32 it begins behind them.
+        let blocks = vec![
+            Block { start: 0x1010, size: 24, birth: 0, stack: 0 },
+            Block { start: 0x1030, size: 32, birth: 0, stack: 0 },
+        ];
+        let root = |place, to, offset| RootPointer { kind: RootKind::Global, place, to, offset };
+        let roots = vec![
+            root(0x9000, 0, 16),
+            root(0x9008, 0, 0),
+            root(0x9010, 0, 8),
+            root(0xa000, 0, 16),
+            root(0x9018, 1, 24),
+        ];
+        let mut graph = Graph::of(blocks, &[], roots.clone());
+        graph.leave_out_chunks(&[0x9000..0xa000]);
+        assert_eq!(graph.roots, roots[1..]);
+        assert_eq!([1, 24, 25, 40].map(next_header), [16, 16, 32, 32]);
     }
 
     #[test]

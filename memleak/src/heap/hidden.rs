@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 
+use log::debug;
 use rustc_hash::FxHashMap;
 
 use super::{
@@ -20,6 +21,10 @@ use crate::{
 
 /// General registers of a thread that runs, each of which may hold a block.
 const OF_RUNNING: u64 = 16;
+/// Calls from the one that allocates on, of which the functions may keep the block: its own, and of
+/// those that wrap it. A block's address gets no farther without being written to memory, as a rule,
+/// and `main` is on all stacks.
+const NEAREST: usize = 3;
 /// A birth has its thread's number above so many bits, and grows with time below.
 const BIRTH_BITS: u32 = 42;
 
@@ -49,12 +54,17 @@ impl HiddenRegisters {
             }
             is_same
         });
+        debug!(
+            "process {pid}: {} threads run; with registers that are not known: {owners:x?}",
+            threads.running
+        );
         Self { owners, running: threads.running }
     }
 
     /// How many blocks they may hold that were acquired at a stack of these return addresses.
     fn may_hold(&self, ips: &[u64]) -> u64 {
-        let passes = |owner: &&RegisterOwner| ips.iter().any(|ip| owner.code.contains(&(ip - 1)));
+        let near = ips.get(..NEAREST).unwrap_or(ips);
+        let passes = |owner: &&RegisterOwner| near.iter().any(|ip| owner.code.contains(&(ip - 1)));
         let of_waiting: u64 = self.owners.iter().filter(passes).map(|owner| u64::from(owner.registers)).sum();
         of_waiting.saturating_add(self.running.saturating_mul(OF_RUNNING))
     }
@@ -117,13 +127,17 @@ mod tests {
         let marked = Marked::follow(&graph, &Kinds::of(&graph), None);
         let owner = |code, registers| RegisterOwner { code, registers };
         let look = |owners, running| HiddenRegisters { owners, running };
-        let ips = |stack: u32| if stack == 1 { vec![0x500, 0x120] } else { vec![0x500, 0x100] };
+        let ips = |stack: u32| match stack {
+            1 => vec![0x500, 0x120],
+            _ => vec![0x500, 0x100, 0x501, 0x120],
+        };
         let held = |looks: &[HiddenRegisters]| {
             let mut held = maybe_held(&graph, &marked, looks, &ips);
             held.sort_unstable();
             held
         };
-        // 0x100 is where a call ends that is the last of the function before.
+        // 0x100 is where a call ends that is the last of the function before; 0x120 is too far away
+        // for the other stack.
         let waits = || look(vec![owner(0x100..0x200, 2)], 0);
         assert_eq!(held(&[waits()]), [1, 2, 3]);
         assert_eq!(held(&[waits(), look(vec![owner(0x100..0x180, 1)], 0)]), [1, 3]);

@@ -211,9 +211,10 @@ impl Scan {
         let runs = &populated.runs;
         let from =
             Sources { pid: target.pid, is_stopped: stopped.is_some(), places: &places, runs, others: None };
-        let (graph, unread) = Graph::read(index, &from)?;
+        let (mut graph, unread) = Graph::read(index, &from)?;
         drop(stopped);
         let read = began.elapsed();
+        graph.leave_out_chunks(&chunk_lists(target, &mappings));
         let mut kinds = Kinds::of(&graph);
         let before = Some(target.before);
         let mut marked = Marked::follow(&graph, &kinds, before);
@@ -281,7 +282,8 @@ impl Scan {
         let runs = &populated.runs;
         let others = Some(index.blocks());
         let from = Sources { pid: target.pid, is_stopped: false, places: &places, runs, others };
-        let (graph, _) = Graph::read(BlockIndex::new(blocks.collect()), &from)?;
+        let (mut graph, _) = Graph::read(BlockIndex::new(blocks.collect()), &from)?;
+        graph.leave_out_chunks(&chunk_lists(target, &mappings));
         let read = began.elapsed();
         let mut marked = Marked::follow(&graph, &self.kinds, None);
         let is_doubtful = |block: u32| marked.classes.get(block as usize) != Some(&Class::Reachable);
@@ -431,6 +433,12 @@ impl Scan {
     }
 }
 
+/// Where glibc has its lists of free chunks.
+fn chunk_lists(target: &HeapTarget, mappings: &[Mapping]) -> Vec<Range<u64>> {
+    let has_lists = |it: &&Mapping| target.allocators.glibc && it.writable && it.is_of_c_library();
+    mappings.iter().filter(has_lists).map(|it| it.start..it.end).collect()
+}
+
 /// Examines a process. `first` is what is known of it now, `again` gives the same anew, at once;
 /// `ips_of` gives the return addresses of a stack.
 pub fn examine(
@@ -472,7 +480,7 @@ struct Looks {
 }
 
 /// Looks three times while the process runs, and more often as long as blocks turn up that were
-/// lost: their pointers move. If nothing is lost there is nothing to look for again.
+/// lost: their pointers move.
 fn look_repeatedly(
     target: &HeapTarget,
     first: Sight,
@@ -482,9 +490,7 @@ fn look_repeatedly(
     let mut scan = Scan::of(target, first, None)?;
     let mut hidden = vec![std::mem::take(&mut scan.places.hidden)];
     let (mut scans, mut is_moving) = (1, false);
-    while !scan.loose().is_empty()
-        && (scans < SCANS || (is_moving && scans < MOST_SCANS && began.elapsed() < LONGEST))
-    {
+    while scans < SCANS || (is_moving && scans < MOST_SCANS && began.elapsed() < LONGEST) {
         // What does not change shall have time to: a look at a small heap takes a millisecond.
         thread::sleep(BETWEEN);
         let found = scan.look_again(target, again()?)?;
@@ -492,9 +498,7 @@ fn look_repeatedly(
         is_moving = found.0;
         hidden.push(found.1);
     }
-    if scans > 1 {
-        scan.forget_gone(&BlockIndex::new(again()?.blocks), target.before);
-    }
+    scan.forget_gone(&BlockIndex::new(again()?.blocks), target.before);
     Ok(Looks { scan, scans, stopped: Duration::ZERO, hidden })
 }
 

@@ -182,17 +182,9 @@ impl<'a> RegisterOwners<'a> {
         let bias = object.elf().ok()?.load_bias(&place_of(mapping))?;
         let frames = self.frames.entry(object.id()).or_insert_with(|| LoadedFrames::of(&object));
         let mut rules = frames.as_ref()?.rules(ip.wrapping_sub(bias), bias)?;
-        rules.is_of_c_library = is_c_library(mapping);
+        rules.is_of_c_library = mapping.is_of_c_library();
         Some(rules)
     }
-}
-
-/// By the names that its files have.
-fn is_c_library(mapping: &Mapping) -> bool {
-    let name = mapping.path().and_then(|path| path.file_name()).unwrap_or_default();
-    [&b"libc.so"[..], b"libc-", b"libpthread", b"ld-musl"]
-        .iter()
-        .any(|it| name.as_encoded_bytes().starts_with(it))
 }
 
 impl LoadedFrames {

@@ -344,16 +344,23 @@ static void *in_register(void *) {
 }
 // The same of the function that had it made.
 static void *keeps_in_register(void *) {
-    uintptr_t kept = (uintptr_t)block("kept_in_register");
+    volatile uintptr_t kept = (uintptr_t)block("kept_in_register");
+    scrub();
     __asm__ volatile("mov %1, %%r12\n\t"
                      "movq $0, %1\n\t"
+                     "xor %%edi, %%edi\n\t"
+                     "xor %%esi, %%esi\n\t"
+                     "xor %%edx, %%edx\n\t"
+                     "xor %%r10d, %%r10d\n\t"
+                     "xor %%r8d, %%r8d\n\t"
+                     "xor %%r9d, %%r9d\n\t"
                      "lock incl %0\n\t"
                      "1: mov $34, %%eax\n\t"
                      "syscall\n\t"
                      "jmp 1b"
                      : "+m"(waiting), "+m"(kept)
                      :
-                     : "rax", "rcx", "r11", "r12", "memory");
+                     : "rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "memory");
     return nullptr;
 }
 static void *in_vector_register(void *) {
