@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n duration= summary completions= p/pid= c/command= k/kernel follow-forks r/resource= list-resources acquire= release= resources-file= library-calls z/min-size= Z/max-size= s/sample-rate= O/obj= S/symbols-prefix= P/percpu kernel-probes= slab= only-pid= only-comm= F/wa-missing-free max-depth= stack-storage-size= max-allocs= max-memory= no-lifetimes unwind= traps-only check-stacks t/trace a/show-allocs C/combined-only o/older= T/top= sort= color= by= full-stacks full-names format= why= why-every= max-pause= json folded output= append flamegraph= flamegraph-by= pprof= heaptrack= html= speedscope= firefox= perfetto= save= only= hide= suppressions= fail-if= error-exitcode= v/verbose h help V/version
+    string join \n duration= summary completions= p/pid= c/command= k/kernel follow-forks r/resource= list-resources acquire= release= resources-file= growth library-calls z/min-size= Z/max-size= s/sample-rate= sample-bytes= O/obj= S/symbols-prefix= P/percpu kernel-probes= slab= only-pid= only-comm= F/wa-missing-free max-depth= stack-storage-size= max-allocs= max-memory= no-lifetimes unwind= traps-only check-stacks t/trace a/show-allocs C/combined-only o/older= T/top= sort= color= by= full-stacks full-names format= why= why-every= max-pause= json folded output= append flamegraph= flamegraph-by= pprof= heaptrack= html= speedscope= firefox= perfetto= save= only= hide= suppressions= fail-if= error-exitcode= v/verbose h help V/version
 end
 
 function __fish_memleak_needs_command
@@ -35,6 +35,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -l resources-file -d 'Also
 complete -c memleak -n "__fish_memleak_needs_command" -s z -l min-size -d 'Capture allocations of at least SIZE bytes; suffixes K, M, G (1024-based)' -r
 complete -c memleak -n "__fish_memleak_needs_command" -s Z -l max-size -d 'Capture allocations of at most SIZE bytes; suffixes K, M, G (1024-based)' -r
 complete -c memleak -n "__fish_memleak_needs_command" -s s -l sample-rate -d 'Trace every N-th allocation; reports are then scaled estimates' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l sample-bytes -d 'Capture heap blocks by their bytes, one sample in SIZE on average (512K): large blocks always, small ones by chance; numbers are estimates, with their margin' -r
 complete -c memleak -n "__fish_memleak_needs_command" -s O -l obj -d 'Take the allocator functions from this object, a path or a library\'s name [default: what the target links]' -r
 complete -c memleak -n "__fish_memleak_needs_command" -s S -l symbols-prefix -d 'The allocator\'s symbols carry this prefix (je_, tc_, mi_)' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l kernel-probes -d 'How to instrument the kernel: auto (tracepoints, and kprobes for what has none), tracepoint or kprobe [default: auto]' -r
@@ -74,6 +75,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -l summary -d 'End with a 
 complete -c memleak -n "__fish_memleak_needs_command" -s k -l kernel -d 'Trace the kernel\'s allocators: slab caches, pages, vmalloc'
 complete -c memleak -n "__fish_memleak_needs_command" -l follow-forks -d 'Also trace the target\'s children and their descendants, whatever programs they run'
 complete -c memleak -n "__fish_memleak_needs_command" -l list-resources -d 'Print the resources that can be named with -r, one a line, and exit'
+complete -c memleak -n "__fish_memleak_needs_command" -l growth -d 'Show what makes the process grow: pages of memory that are still there, by the stack that touched each first; no function is probed, which costs next to nothing and works for any program (the same as -r growth)'
 complete -c memleak -n "__fish_memleak_needs_command" -l library-calls -d 'Count descriptors at the C library\'s functions, and not at system calls'
 complete -c memleak -n "__fish_memleak_needs_command" -s P -l percpu -d 'Also trace per-CPU allocations'
 complete -c memleak -n "__fish_memleak_needs_command" -s F -l wa-missing-free -d 'Accepted for compatibility with bcc; always on'

@@ -21,6 +21,7 @@ pub mod offline;
 pub mod probe;
 pub mod proc;
 pub mod report;
+pub mod sampling;
 pub mod session;
 pub mod settings;
 pub mod sites;
