@@ -344,7 +344,10 @@ static void *in_register(void *) {
 }
 // The same of the function that had it made.
 static void *keeps_in_register(void *) {
-    volatile uintptr_t kept = (uintptr_t)block("kept_in_register");
+    const size_t size = 900;
+    volatile uintptr_t kept = (uintptr_t)malloc(size);
+    memset((void *)kept, 0, size);
+    tell("kept_in_register", size);
     scrub();
     __asm__ volatile("mov %1, %%r12\n\t"
                      "movq $0, %1\n\t"
