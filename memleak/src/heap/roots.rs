@@ -111,6 +111,8 @@ pub(super) struct RootSource<'a> {
     pub runs: &'a [Range<u64>],
     /// Its threads, if they are stopped.
     pub stopped: Option<&'a [StoppedThread]>,
+    /// What registers may hold is asked for, if they are not known. It takes a while for each thread.
+    pub asks_for_registers: bool,
 }
 
 /// Finds the places of all roots.
@@ -142,7 +144,9 @@ pub(super) fn find(source: &RootSource<'_>) -> io::Result<RootPlaces> {
         Some(threads) => threads.iter().map(of_stopped).collect(),
         None => {
             let threads = threads(source.pid);
-            found.hidden = HiddenRegisters::of(source.pid, &threads, source.mappings, source.store);
+            if source.asks_for_registers {
+                found.hidden = HiddenRegisters::of(source.pid, &threads, source.mappings, source.store);
+            }
             threads.waiting
         }
     };

@@ -173,6 +173,8 @@ impl Prepared {
             blocks: index.blocks(),
             runs: &populated.runs,
             stopped: stopped.map(|stopped| stopped.threads.as_slice()),
+            // A look before a stop is to take as long as the one after.
+            asks_for_registers: target.max_pause.is_none(),
         };
         let places = roots::find(&source)?;
         let index = match places.unknown.as_deref().unwrap_or_default() {
