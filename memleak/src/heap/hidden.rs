@@ -70,6 +70,9 @@ impl HiddenRegisters {
     }
 }
 
+/// A block's birth, and its number.
+type NewestFirst = (Reverse<u64>, u32);
+
 /// Lost blocks that a register may have held at every look: of each stack the newest, and at most
 /// as many as there are registers. `ips_of` knows the stacks' return addresses.
 pub(super) fn maybe_held(
@@ -79,7 +82,7 @@ pub(super) fn maybe_held(
     ips_of: &dyn Fn(u32) -> Vec<u64>,
 ) -> Vec<u32> {
     // The newest are known by thread.
-    let mut lost: FxHashMap<(u32, u64), Vec<(Reverse<u64>, u32)>> = FxHashMap::default();
+    let mut lost: FxHashMap<(u32, u64), Vec<NewestFirst>> = FxHashMap::default();
     for (number, block) in (0..).zip(graph.blocks()) {
         if marked.classes.get(number as usize) == Some(&Class::Definitely) {
             let key = (block.stack, block.birth >> BIRTH_BITS);
