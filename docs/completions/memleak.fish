@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n duration= summary completions= p/pid= c/command= k/kernel follow-forks r/resource= list-resources acquire= release= resources-file= growth system-calls library-calls z/min-size= Z/max-size= s/sample-rate= sample-bytes= O/obj= S/symbols-prefix= P/percpu kernel-probes= slab= only-pid= only-comm= F/wa-missing-free max-depth= stack-storage-size= max-allocs= max-memory= no-lifetimes unwind= traps-only check-stacks t/trace a/show-allocs C/combined-only o/older= temporary tui detach T/top= sort= color= by= full-stacks with-source full-names format= why= why-every= max-pause= json folded output= append flamegraph= flamegraph-by= pprof= heaptrack= html= speedscope= firefox= perfetto= save= only= hide= suppressions= fail-if= error-exitcode= v/verbose h help V/version
+    string join \n duration= summary completions= p/pid= c/command= k/kernel follow-forks r/resource= list-resources acquire= release= resources-file= growth system-calls library-calls z/min-size= Z/max-size= s/sample-rate= sample-bytes= O/obj= S/symbols-prefix= P/percpu kernel-probes= slab= only-pid= only-comm= F/wa-missing-free max-depth= stack-storage-size= max-allocs= max-memory= no-lifetimes unwind= traps-only check-stacks t/trace a/show-allocs C/combined-only o/older= temporary tui detach T/top= sort= color= by= full-stacks with-source full-names format= why= why-every= why-of= max-pause= json folded output= append flamegraph= flamegraph-by= pprof= heaptrack= html= speedscope= firefox= perfetto= why-dot= save= only= hide= suppressions= fail-if= error-exitcode= v/verbose h help V/version
 end
 
 function __fish_memleak_needs_command
@@ -55,6 +55,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -l by -d 'On a terminal: s
 complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'How reports are written: text, human, json or folded [default: human on a terminal, text in a pipe or file]' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l why -d 'Say what of the heap is lost, which blocks hold each other in a circle, and what holds the rest: at the last report. --why=exact stops the target for it, which makes epoll_wait and a few other calls return EINTR' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l why-every -d 'With --why: at every N-th report, too' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l why-of -d 'With --why: say what holds the block at ADDRESS, or the blocks of TYPE' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l max-pause -d 'With --why=exact: leave it out if the target would be stopped for longer than MS milliseconds [default: 1000]' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l output -d 'Write reports to FILE, not to standard output; what was in it is replaced when the first report is ready' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l flamegraph -d 'Write a flame graph (SVG) of the last report to FILE; - is standard output here and below' -r -F
@@ -65,6 +66,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -l html -d 'Write a page f
 complete -c memleak -n "__fish_memleak_needs_command" -l speedscope -d 'Write a profile for speedscope (name it FILE.speedscope.json)' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l firefox -d 'Write a profile for the Firefox Profiler' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l perfetto -d 'Write a trace for ui.perfetto.dev' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l why-dot -d 'With --why: write the circles as a graph for dot (Graphviz)' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l save -d 'Write all of the last report, to make any other form of later: memleak report FILE, memleak diff OLD NEW' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l only -d 'Report only stacks with a frame of this module (its file\'s name) or function (a regular expression); repeatable' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l hide -d 'Leave out stacks with a frame like this; repeatable' -r
@@ -114,6 +116,7 @@ complete -c memleak -n "__fish_memleak_using_subcommand report" -l html -d 'Writ
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l speedscope -d 'Write a profile for speedscope (name it FILE.speedscope.json)' -r -F
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l firefox -d 'Write a profile for the Firefox Profiler' -r -F
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l perfetto -d 'Write a trace for ui.perfetto.dev' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l why-dot -d 'With --why: write the circles as a graph for dot (Graphviz)' -r -F
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l save -d 'Write all of the last report, to make any other form of later: memleak report FILE, memleak diff OLD NEW' -r -F
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l only -d 'Report only stacks with a frame of this module (its file\'s name) or function (a regular expression); repeatable' -r
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l hide -d 'Leave out stacks with a frame like this; repeatable' -r

@@ -266,6 +266,10 @@ pub struct Cli {
     #[arg(long, value_name = "N", help_heading = "What is reported")]
     pub why_every: Option<String>,
 
+    /// With --why: say what holds the block at ADDRESS, or the blocks of TYPE
+    #[arg(long, value_name = "ADDRESS|TYPE", help_heading = "What is reported")]
+    pub why_of: Option<String>,
+
     /// With --why=exact: leave it out if the target would be stopped for longer than MS
     /// milliseconds [default: 1000]
     #[arg(long, value_name = "MS", help_heading = "What is reported")]

@@ -23,7 +23,7 @@ use units::{parse_duration, parse_interval, parse_size};
 pub use usage::UsageError;
 use usage::{MAX_PID, WholeNumber, non_empty, one_of};
 use why::resolve_why;
-pub use why::{WhyMode, WhySettings};
+pub use why::{WhyMode, WhyOf, WhySettings};
 
 use crate::{
     cli::{self, Cli},

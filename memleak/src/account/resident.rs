@@ -34,7 +34,8 @@ impl Resident {
 
     /// How many bytes are left in `range`.
     pub(super) fn bytes_within(&self, range: Range<u64>) -> u64 {
-        self.within(range).map(|run| run.end - run.start).sum()
+        // Of a range that ends before it begins nothing.
+        self.within(range).map(|run| run.end.saturating_sub(run.start)).sum()
     }
 
     /// Gives out what is left of `claims`, which are in order of their first addresses and may
@@ -100,6 +101,8 @@ mod tests {
         let resident = Resident::new(vec![100..200, 300..400]);
         assert_eq!(resident.within(150..350).collect::<Vec<_>>(), [150..200, 300..350]);
         assert_eq!((resident.bytes_within(0..1000), resident.bytes_within(200..300)), (200, 0));
+        let (end, start) = (120, 180);
+        assert_eq!(resident.bytes_within(start..end), 0, "which ends before it begins");
         assert_eq!(
             [99, 100, 199, 200, 399, 400].map(|at| resident.run_at(at).is_some()),
             [false, true, true, false, true, false]
