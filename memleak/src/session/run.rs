@@ -1,6 +1,7 @@
 //! The course of a run.
 
 use std::{
+    collections::BTreeSet,
     io::{self, IsTerminal as _},
     process::ExitStatus,
     time::{Duration, Instant, SystemTime},
@@ -14,9 +15,11 @@ use super::{
     follow::Birth,
     guard::{first_error, guarded},
     kernel_mode,
+    members::{Members, next_members},
+    publish::Publisher,
     reporter::Taken,
     state::{Mode, Session},
-    user_mode,
+    user_mode::{self, UserMode},
     wait::{SignalEnds, Signals, end_command, millis, moment, ticks},
 };
 use crate::{
@@ -25,6 +28,7 @@ use crate::{
     report::{
         condition::{Facts, FailCondition},
         format::Options,
+        model::Report,
         sink::{Delivery, Sink},
     },
     settings::{Settings, TargetSpec},
@@ -69,14 +73,10 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
         check_object_argument(object)?;
     }
     // Targets first: a number that is none is worth no verifying of programs.
-    let processes = match &settings.target {
-        TargetSpec::Pids(pids) => {
-            pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?
-        }
-        TargetSpec::Command(_) | TargetSpec::Kernel(_) => Vec::new(),
-    };
+    let Named { mut processes, members, first_member } = Named::of(&settings.target)?;
     check_interval(&settings, &processes)?;
     check_output(&mut sink, &settings.target, &processes)?;
+    let publisher = Publisher::start(&settings)?;
     if !processes.is_empty() {
         raise_open_files();
     }
@@ -85,14 +85,19 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
             let start = kernel_mode::load(&settings, options)?;
             Session::of_kernel(settings, sink, start)
         }
-        TargetSpec::Pids(_) | TargetSpec::Command(_) => {
-            let (mode, tracer) = user_mode::load(&settings, &processes)?;
+        TargetSpec::Pids(_) | TargetSpec::Members { .. } | TargetSpec::Command(_) => {
+            let (mut mode, tracer) = user_mode::load(&settings, &processes)?;
+            mode.members = members;
             Session::of_processes(settings, sink, mode, tracer)
         }
     };
+    session.reporter.publishes = publisher.is_some();
+    session.publisher = publisher;
+    let selected = processes.split_off(first_member);
     for process in processes {
         session.trace_running(process)?;
     }
+    session.trace_members(selected)?;
     if let TargetSpec::Command(argv) = session.settings.target.clone() {
         session.trace_command(&argv)?;
     }
@@ -103,6 +108,7 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
     session.arm(true);
     session.begin_accounts();
     session.tell_attached();
+    session.due.price = session.begin_price();
     session.release_command()?;
     let ended = guarded(session.report_until_done(&mut signals)).await;
     let last = match ended {
@@ -124,6 +130,46 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
     };
     let last = last?;
     Ok(RunOutcome { command: command?, ..last })
+}
+
+/// What a target names of running processes.
+#[derive(Default)]
+struct Named {
+    /// Those of `-p`, and after them those that are selected.
+    processes: Vec<Process>,
+    members: Option<Members>,
+    /// Where the latter begin.
+    first_member: usize,
+}
+
+impl Named {
+    fn of(target: &TargetSpec) -> Result<Self, SessionError> {
+        let open =
+            |pids: &BTreeSet<u32>| pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>();
+        match target {
+            TargetSpec::Pids(pids) => {
+                let processes = open(pids)?;
+                Ok(Self { first_member: processes.len(), processes, members: None })
+            }
+            TargetSpec::Members { pids, selectors } => {
+                let mut processes = open(pids)?;
+                let first_member = processes.len();
+                let (members, selected) = Members::of(selectors)?;
+                let mut failed = None;
+                for pid in selected.into_iter().filter(|pid| !pids.contains(pid)) {
+                    match Process::open(pid) {
+                        Ok(process) => processes.push(process),
+                        Err(error) => failed = Some(error),
+                    }
+                }
+                match failed {
+                    Some(error) if processes.is_empty() => Err(error.into()),
+                    _ => Ok(Self { processes, members: Some(members), first_member }),
+                }
+            }
+            TargetSpec::Command(_) | TargetSpec::Kernel(_) => Ok(Self::default()),
+        }
+    }
 }
 
 /// Where reports go, and in which form.
@@ -173,8 +219,11 @@ impl Session {
                         return Ok(Reason::ReaderGone);
                     }
                 }
-                Some(birth) = next_birth(&mut self.mode) => {
-                    self.born(&birth, false);
+                Some(news) = next_news(&mut self.mode) => {
+                    match news {
+                        Arrival::Birth(birth) => self.born(&birth, false),
+                        Arrival::Members(pids) => self.join(pids),
+                    }
                     if self.targets.all_ended() {
                         return Ok(Reason::TargetsEnded);
                     }
@@ -204,6 +253,7 @@ impl Session {
                 }
                 () = moment(self.due.collection) => self.collect_stacks()?,
                 () = moment(self.due.clearing) => self.clear()?,
+                () = moment(self.due.price) => self.tell_price(),
             }
         }
     }
@@ -218,6 +268,7 @@ impl Session {
         let report = self.reporter.make_report(&self.settings, &self.targets, &taken, is_final);
         let delivery = self.reporter.sink.report(&report)?;
         tell_time(&taken);
+        self.publish(report, &taken);
         self.tracer.give_back(taken.snapshot);
         Ok(delivery)
     }
@@ -246,7 +297,9 @@ impl Session {
             condition.holds(&facts).map(|what| format!("--fail-if {condition}: {what}"))
         };
         let failed = self.settings.report.fail_if.iter().filter_map(fails).collect();
-        delivery.map(|_| RunOutcome { outstanding: report.totals.count, command: None, failed })
+        let outstanding = report.totals.count;
+        self.publish(report, &taken);
+        delivery.map(|_| RunOutcome { outstanding, command: None, failed })
     }
 
     /// Reads the tables, and what is needed to name what is in them: the mappings and the kernel's
@@ -292,11 +345,32 @@ impl Session {
     }
 }
 
-/// The next child or new program; none of the kernel's.
-async fn next_birth(mode: &mut Mode) -> Option<Birth> {
-    match mode {
-        Mode::User(mode) => mode.follower.next().await,
-        Mode::Kernel => std::future::pending().await,
+impl Session {
+    /// Gives a report to those who may ask for it.
+    fn publish(&mut self, report: Report, taken: &Taken) {
+        if let Some(publisher) = &mut self.publisher {
+            let rate = self.settings.report.sample_rate;
+            publisher.publish(report, taken, &self.targets, &self.tracer, rate);
+        }
+    }
+}
+
+/// Processes that may have to be traced.
+enum Arrival {
+    /// A child or a new program of a target.
+    Birth(Birth),
+    /// What is selected.
+    Members(Vec<u32>),
+}
+
+/// The next ones; none of the kernel's.
+async fn next_news(mode: &mut Mode) -> Option<Arrival> {
+    let Mode::User(mode) = mode else { return std::future::pending().await };
+    let UserMode { follower, members, .. } = &mut **mode;
+    tokio::select! {
+        biased;
+        birth = follower.next() => birth.map(Arrival::Birth),
+        pids = next_members(members) => Some(Arrival::Members(pids)),
     }
 }
 

@@ -1,0 +1,13 @@
+//! Options for machines that are watched by others than people.
+
+/// Heading of these options.
+const FLEET: &str = "Fleets (Prometheus, Pyroscope, Parca)";
+
+/// Where others get what is found.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct FleetArguments {
+    /// Serve /metrics, /debug/pprof/heap, /report and /healthz by HTTP: a port of 127.0.0.1,
+    /// IP:PORT, or unix:PATH (which other users cannot read)
+    #[arg(long, value_name = "ADDRESS", help_heading = FLEET)]
+    pub listen: Option<String>,
+}
