@@ -32,7 +32,7 @@ _memleak() {
 
     case "${cmd}" in
         memleak)
-            opts="-p -c -k -r -z -Z -s -O -S -P -F -t -a -C -o -T -v -h -V --duration --summary --completions --pid --name --unit --cgroup --container --pod --command --kernel --follow-forks --resource --list-resources --acquire --release --resources-file --library-calls --min-size --max-size --sample-rate --obj --symbols-prefix --percpu --kernel-probes --slab --only-pid --only-comm --wa-missing-free --max-depth --stack-storage-size --max-allocs --max-memory --no-lifetimes --unwind --traps-only --check-stacks --trace --show-allocs --combined-only --older --top --sort --color --by --full-stacks --full-names --format --why --why-every --max-pause --json --folded --output --append --flamegraph --flamegraph-by --pprof --heaptrack --html --speedscope --firefox --perfetto --save --only --hide --suppressions --listen --fail-if --error-exitcode --verbose --help --version report diff doctor"
+            opts="-p -c -k -r -z -Z -s -O -S -P -F -t -a -C -o -T -v -h -V --duration --summary --completions --pid --name --unit --cgroup --container --pod --command --kernel --follow-forks --resource --list-resources --acquire --release --resources-file --library-calls --min-size --max-size --sample-rate --obj --symbols-prefix --percpu --kernel-probes --slab --only-pid --only-comm --wa-missing-free --max-depth --stack-storage-size --max-allocs --max-memory --no-lifetimes --unwind --traps-only --check-stacks --trace --show-allocs --combined-only --older --top --sort --color --by --full-stacks --full-names --format --why --why-every --max-pause --json --folded --output --append --flamegraph --flamegraph-by --pprof --heaptrack --html --speedscope --firefox --perfetto --save --only --hide --suppressions --listen --push --fail-if --error-exitcode --no-seccomp --verbose --help --version report diff doctor"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -275,6 +275,10 @@ _memleak() {
                     return 0
                     ;;
                 --listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --push)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

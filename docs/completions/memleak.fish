@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n duration= summary completions= p/pid= name= unit= cgroup= container= pod= c/command= k/kernel follow-forks r/resource= list-resources acquire= release= resources-file= library-calls z/min-size= Z/max-size= s/sample-rate= O/obj= S/symbols-prefix= P/percpu kernel-probes= slab= only-pid= only-comm= F/wa-missing-free max-depth= stack-storage-size= max-allocs= max-memory= no-lifetimes unwind= traps-only check-stacks t/trace a/show-allocs C/combined-only o/older= T/top= sort= color= by= full-stacks full-names format= why= why-every= max-pause= json folded output= append flamegraph= flamegraph-by= pprof= heaptrack= html= speedscope= firefox= perfetto= save= only= hide= suppressions= listen= fail-if= error-exitcode= v/verbose h help V/version
+    string join \n duration= summary completions= p/pid= name= unit= cgroup= container= pod= c/command= k/kernel follow-forks r/resource= list-resources acquire= release= resources-file= library-calls z/min-size= Z/max-size= s/sample-rate= O/obj= S/symbols-prefix= P/percpu kernel-probes= slab= only-pid= only-comm= F/wa-missing-free max-depth= stack-storage-size= max-allocs= max-memory= no-lifetimes unwind= traps-only check-stacks t/trace a/show-allocs C/combined-only o/older= T/top= sort= color= by= full-stacks full-names format= why= why-every= max-pause= json folded output= append flamegraph= flamegraph-by= pprof= heaptrack= html= speedscope= firefox= perfetto= save= only= hide= suppressions= listen= push= fail-if= error-exitcode= no-seccomp v/verbose h help V/version
 end
 
 function __fish_memleak_needs_command
@@ -74,6 +74,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -l only -d 'Report only st
 complete -c memleak -n "__fish_memleak_needs_command" -l hide -d 'Leave out stacks with a frame like this; repeatable' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l suppressions -d 'Leave out the known leaks of FILE: lines leak:PATTERN as of LeakSanitizer, or valgrind\'s suppressions; repeatable' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l listen -d 'Serve /metrics, /debug/pprof/heap, /report and /healthz by HTTP: a port of 127.0.0.1, IP:PORT, or unix:PATH (which other users cannot read)' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l push -d 'Send each report as a profile: http://HOST:4040 (Pyroscope), http://HOST:4040/ingest, or http://HOST:7070/api/profiles/writeraw (Parca)' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l fail-if -d 'Exit with 3 if this holds at the end: growth>SIZE (since the first report), lost>N, or leak; repeatable' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l error-exitcode -d 'Exit with N (1 to 255) if the last report holds an outstanding allocation' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l summary -d 'End with a summary: calls, the most that was outstanding and when, what was lost'
@@ -94,6 +95,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -l full-names -d 'On a ter
 complete -c memleak -n "__fish_memleak_needs_command" -l json -d 'Write each report as one line of JSON: --format json'
 complete -c memleak -n "__fish_memleak_needs_command" -l folded -d 'Write the last report as folded stacks, for flame graphs: --format folded'
 complete -c memleak -n "__fish_memleak_needs_command" -l append -d 'With --output: add to what is in FILE'
+complete -c memleak -n "__fish_memleak_needs_command" -l no-seccomp -d 'Put up no filter of system calls once probes are in'
 complete -c memleak -n "__fish_memleak_needs_command" -s v -l verbose -d 'More detail on standard error; -vv for debug output'
 complete -c memleak -n "__fish_memleak_needs_command" -s h -d 'Print the most used options, on one screen'
 complete -c memleak -n "__fish_memleak_needs_command" -l help -d 'Print all options, with examples'

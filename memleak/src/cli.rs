@@ -288,6 +288,10 @@ pub struct Cli {
     #[arg(long, value_name = "N", help_heading = "What is reported")]
     pub error_exitcode: Option<String>,
 
+    /// Put up no filter of system calls once probes are in
+    #[arg(long)]
+    pub no_seccomp: bool,
+
     /// More detail on standard error; -vv for debug output
     #[arg(short = 'v', long, action = clap::ArgAction::Count)]
     pub verbose: u8,

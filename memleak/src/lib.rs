@@ -22,6 +22,7 @@ pub mod offline;
 pub mod probe;
 pub mod proc;
 pub mod report;
+mod rights;
 pub mod serve;
 pub mod session;
 pub mod settings;

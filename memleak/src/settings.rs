@@ -2,6 +2,7 @@
 
 mod kernel;
 mod listen;
+mod push;
 mod report;
 mod resources;
 mod select;
@@ -18,6 +19,8 @@ pub use kernel::{KernelOptions, KernelProbes};
 use kernel::{refuse_kernel_options, resolve_kernel};
 pub use listen::ListenAddress;
 use listen::parse_listen;
+use push::parse_push;
+pub use push::{PushProtocol, PushTarget};
 use report::resolve_report;
 pub use report::{
     ColorChoice, ReportSettings, parse_top, resolve_color, resolve_conditions, resolve_files, resolve_filter,
@@ -131,6 +134,8 @@ impl CaptureSettings {
 pub struct FleetSettings {
     /// They ask here (`--listen`).
     pub listen: Option<ListenAddress>,
+    /// They are sent reports (`--push`).
+    pub push: Option<PushTarget>,
 }
 
 /// Everything.
@@ -154,6 +159,8 @@ pub struct Settings {
     pub fleet: FleetSettings,
     /// Exit status when the last report holds an outstanding allocation (`--error-exitcode`).
     pub error_exitcode: Option<u8>,
+    /// A filter of system calls is put up once probes are in (not with `--no-seccomp`).
+    pub seccomp: bool,
     /// `-v`: 0, 1, 2...
     pub verbosity: u8,
     /// What the user should know before all else, a line each.
@@ -241,9 +248,13 @@ impl Settings {
             capture,
             report,
             why,
-            fleet: FleetSettings { listen: cli.fleet.listen.as_deref().map(parse_listen).transpose()? },
+            fleet: FleetSettings {
+                listen: cli.fleet.listen.as_deref().map(parse_listen).transpose()?,
+                push: cli.fleet.push.as_deref().map(parse_push).transpose()?,
+            },
             // As with valgrind, 0 turns it off.
             error_exitcode: error_exitcode.filter(|code| *code != exit::DONE),
+            seccomp: !cli.no_seccomp,
             verbosity: cli.verbose,
             warnings: selection.warnings,
         })

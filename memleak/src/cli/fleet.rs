@@ -10,4 +10,9 @@ pub struct FleetArguments {
     /// IP:PORT, or unix:PATH (which other users cannot read)
     #[arg(long, value_name = "ADDRESS", help_heading = FLEET)]
     pub listen: Option<String>,
+
+    /// Send each report as a profile: http://HOST:4040 (Pyroscope), http://HOST:4040/ingest, or
+    /// http://HOST:7070/api/profiles/writeraw (Parca)
+    #[arg(long, value_name = "URL", help_heading = FLEET)]
+    pub push: Option<String>,
 }

@@ -36,6 +36,7 @@ use crate::{
         files::gzip,
         format::{Format, Options, html, pprof},
     },
+    rights::be_modest,
     settings::ListenAddress,
 };
 
@@ -67,7 +68,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// Opens the address and begins to serve.
-    pub(crate) fn start(asked: &ListenAddress, shared: Arc<Latest>, top: usize) -> Result<Self, ListenError> {
+    pub(crate) fn start(asked: &ListenAddress, latest: Arc<Latest>, top: usize) -> Result<Self, ListenError> {
         let of = |source| ListenError { address: asked.clone(), source };
         let (listener, file) = Listener::open(asked)?;
         let address = listener.address(asked);
@@ -77,7 +78,7 @@ impl Server {
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(of)?;
         let (end, ended) = oneshot::channel();
-        let pages = Pages { shared, top, is_local, made: RefCell::default() };
+        let pages = Pages { latest, top, is_local, made: RefCell::default() };
         let serve = move || {
             be_modest();
             LocalSet::new().block_on(&runtime, async {
@@ -90,14 +91,6 @@ impl Server {
         thread::Builder::new().name("listen".to_owned()).stack_size(1 << 20).spawn(serve).map_err(of)?;
         Ok(Self { address, _end: end, _file: file })
     }
-}
-
-/// Whoever asks comes after whatever else runs here.
-fn be_modest() {
-    const NICE: libc::c_int = 10;
-    // SAFETY: setpriority(2) takes integers; on Linux it is about this thread. If it fails the
-    // thread is as others are.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
 async fn accept(listener: Listener, pages: Rc<Pages>) {
@@ -150,7 +143,7 @@ fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, places: &Arc<Sem
 
 /// What can be asked for, made once for each report.
 struct Pages {
-    shared: Arc<Latest>,
+    latest: Arc<Latest>,
     top: usize,
     /// Only programs of this machine reach us. So a browser's page must not, that has been told
     /// that its own name stands for this machine.
@@ -204,7 +197,7 @@ impl Pages {
     }
 
     fn page(&self, page: Asked, kind: &'static str) -> Response<Full<Bytes>> {
-        let latest = self.shared.latest();
+        let latest = self.latest.get();
         if latest.is_none() && !matches!(page, Asked::Metrics(_)) {
             let mut response = text(StatusCode::SERVICE_UNAVAILABLE, "there is no report yet\n");
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
@@ -247,7 +240,7 @@ impl Pages {
         let options = Options::new(self.top);
         Ok(Bytes::from(match page {
             Asked::Metrics(form) => {
-                super::metrics::page(published, form, self.top, &self.shared.counters()).into_bytes()
+                super::metrics::page(published, form, self.top, &self.latest.counters()).into_bytes()
             }
             Asked::Profile => gzip(&written((pprof::KIND.new)(&options))?)?,
             Asked::Report => written((html::KIND.new)(&options))?,

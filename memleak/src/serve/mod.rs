@@ -1,19 +1,19 @@
 //! What others get of a run: the last report, in the forms that Prometheus, pprof's readers and
 //! browsers ask for.
 //!
-//! A run puts what it has found into [`Latest`], which takes no longer than to exchange a pointer.
+//! A run puts what it has found into `Latest`, which takes no longer than to exchange a pointer.
 //! All else happens in threads of their own: no client can make a run wait.
 
 pub(crate) mod http;
+mod latest;
 pub mod metrics;
+pub(crate) mod push;
 mod socket;
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use crate::report::model::Report;
+pub(crate) use latest::Latest;
 pub use socket::ListenError;
 
 /// What is known of a traced process besides the report.
@@ -49,30 +49,4 @@ pub struct Published {
     pub allocated_bytes: Option<u64>,
     /// Our programs; empty if the kernel does not count.
     pub programs: Vec<ProgramUse>,
-}
-
-/// What a run and those who serve others have in common.
-#[derive(Debug, Default)]
-pub(crate) struct Latest {
-    latest: Mutex<Option<Arc<Published>>>,
-}
-
-impl Latest {
-    /// The latest report.
-    pub(crate) fn latest(&self) -> Option<Arc<Published>> {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// There is a new one.
-    pub(crate) fn publish(&self, published: Published) {
-        let published = Some(Arc::new(published));
-        let old =
-            std::mem::replace(&mut *self.latest.lock().unwrap_or_else(PoisonError::into_inner), published);
-        drop(old); // not under the lock: it may be large
-    }
-
-    /// Counters of those who serve: name, help, value.
-    pub(crate) fn counters(&self) -> Vec<(&'static str, &'static str, u64)> {
-        Vec::new()
-    }
 }

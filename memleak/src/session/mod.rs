@@ -10,6 +10,7 @@ mod accounts;
 mod births;
 mod checks;
 mod config;
+mod confine;
 mod count;
 mod dangers;
 mod error;

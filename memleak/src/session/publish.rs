@@ -1,4 +1,4 @@
-//! What a run gives to those who ask for it (`--listen`).
+//! What a run gives to those who ask for it (`--listen`, `--push`).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,8 +10,12 @@ use crate::{
     bpf::{ProgramRuns, RunStatistics, Tracer},
     proc::status::resident,
     report::model::Report,
-    serve::{Latest, ProgramUse, Published, PublishedProcess, http::Server},
-    settings::{ListenAddress, Settings},
+    serve::{
+        Latest, ProgramUse, Published, PublishedProcess,
+        http::Server,
+        push::{PushCounters, Pusher},
+    },
+    settings::{FleetSettings, ListenAddress, Settings},
     targets::Targets,
 };
 
@@ -19,6 +23,7 @@ use crate::{
 pub(super) struct Publisher {
     latest: Arc<Latest>,
     _server: Option<Server>,
+    pusher: Option<Pusher>,
     allocated: Allocated,
     /// The kernel counts our programs' runs as long as this is there.
     statistics: Option<RunStatistics>,
@@ -36,20 +41,32 @@ struct Allocated {
 impl Publisher {
     /// Opens what others can ask at. `None`: nobody asks.
     pub(super) fn start(settings: &Settings) -> Result<Option<Self>, SessionError> {
-        let Some(listen) = &settings.fleet.listen else { return Ok(None) };
-        let latest = Arc::new(Latest::default());
-        let server = Server::start(listen, latest.clone(), settings.report.top)?;
-        tell(&server.address);
-        let statistics = RunStatistics::begin();
-        if let Err(error) = &statistics {
-            info!("the kernel does not count our programs' runs: {error}");
+        let FleetSettings { listen, push } = &settings.fleet;
+        if listen.is_none() && push.is_none() {
+            return Ok(None);
         }
-        Ok(Some(Self {
-            latest,
-            _server: Some(server),
-            allocated: Allocated::default(),
-            statistics: statistics.ok(),
-        }))
+        let counters = Arc::new(PushCounters::default());
+        let pushed = push.is_some().then(|| counters.clone());
+        let latest = Arc::new(Latest::new(pushed));
+        let server = listen.as_ref().map(|at| Server::start(at, latest.clone(), settings.report.top));
+        let server = server.transpose()?;
+        let cannot = |error| SessionError::System("cannot start a thread", error);
+        let pusher = push.clone().map(|to| Pusher::start(to, counters)).transpose().map_err(cannot)?;
+        let mut statistics = None;
+        if let Some(server) = &server {
+            tell(&server.address);
+            statistics = RunStatistics::begin()
+                .inspect_err(|error| info!("the kernel does not count our programs' runs: {error}"))
+                .ok();
+        }
+        Ok(Some(Self { latest, _server: server, pusher, allocated: Allocated::default(), statistics }))
+    }
+
+    /// Sends what is left to be sent, as far as it can be in a short time.
+    pub(super) async fn finish(self) {
+        if let Some(pusher) = self.pusher {
+            pusher.finish().await;
+        }
     }
 }
 
@@ -95,7 +112,11 @@ impl Publisher {
         let processes: BTreeMap<u32, PublishedProcess> =
             processes.map(|process| (process.pid, process)).collect();
         let processes = processes.into_values().collect();
-        self.latest.publish(Published { report, processes, allocated_bytes, programs });
+        let published = Arc::new(Published { report, processes, allocated_bytes, programs });
+        if let Some(pusher) = &self.pusher {
+            pusher.push(&published);
+        }
+        self.latest.set(published);
     }
 }
 

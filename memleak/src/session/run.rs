@@ -12,6 +12,7 @@ use log::info;
 use super::{
     SessionError,
     checks::{check_interval, check_mounts},
+    confine::confine,
     follow::Birth,
     guard::{first_error, guarded},
     kernel_mode,
@@ -110,6 +111,7 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
     session.tell_attached();
     session.due.price = session.begin_price();
     session.release_command()?;
+    confine(&session.settings);
     let ended = guarded(session.report_until_done(&mut signals)).await;
     let last = match ended {
         Ok(Reason::ReaderGone) if !session.reporter.sink.has_files() => Ok(RunOutcome::default()),
@@ -128,6 +130,9 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
         Some(child) => guarded(end_command(child, &mut signals)).await,
         None => Ok(None),
     };
+    if let Some(publisher) = session.publisher.take() {
+        publisher.finish().await;
+    }
     let last = last?;
     Ok(RunOutcome { command: command?, ..last })
 }

@@ -122,6 +122,16 @@ fn check_by_promtool(page: &str) {
     assert!(output.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
 }
 
+/// The rules of `contrib/` tell what leaks from what does not.
+#[test]
+fn alerts_fire_when_they_should() {
+    let _alone = alone();
+    let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/../contrib/prometheus/alerts-test.yaml");
+    let output = Command::new("promtool").args(["test", "rules", rules]).output();
+    let output = output.expect("promtool, of Debian's package prometheus");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn pprof_reads_both_profiles() {
     let _alone = alone();

@@ -42,6 +42,7 @@ mod members;
 mod moments;
 mod options;
 mod outputs;
+mod push;
 mod resources;
 mod robust;
 mod rust_allocators;
