@@ -87,7 +87,8 @@ impl Session {
         if self.targets.with_pid(pid).is_some() {
             return Ok(false);
         }
-        if !self.settings.capture.follow_forks && !self.selects(pid) {
+        // Without either, what shares the memory is traced for its sake.
+        if !shared.memory && !self.settings.capture.follow_forks && !self.selects(pid) {
             self.has_made(pid);
             return Ok(false);
         }
