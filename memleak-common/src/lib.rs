@@ -13,6 +13,7 @@ pub mod history;
 pub mod kernel;
 pub mod mappings;
 pub mod probe;
+pub mod sampling;
 pub mod settings;
 pub mod stack;
 pub mod stats;
@@ -49,7 +50,7 @@ assert_sizes! {
     mappings::MappingState = 24,
     probe::ProbeRow = 72,
     settings::TaskOffsets = 24,
-    settings::Settings = 104,
+    settings::Settings = 112,
     stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
     stack::ShortStackRecord = 16 + 8 * stack::SHORT_STACK_DEPTH,
     table::FilterHead = 8,
@@ -63,7 +64,7 @@ assert_sizes! {
     thread::PendingCall = 120,
     thread::Target = 16,
     thread::ThreadRecord = 24 + 120 * thread::MAX_PENDING + 24 + 120
-        + size_of::<stack::StackRecord>() + 32 + size_of::<thread::Unwind>(),
+        + size_of::<stack::StackRecord>() + 56 + size_of::<thread::Unwind>(),
     thread::ThreadPlace = 8 + size_of::<thread::ThreadRecord>(),
     thread::Unwind = 96 + 16 + 8 * thread::STACK_WINDOW + 32 + 4 * thread::RULES,
     thread::Window = 16 + 8 * thread::STACK_WINDOW,

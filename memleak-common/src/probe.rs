@@ -61,6 +61,8 @@ pub enum Resource {
     Ssl,
     /// Blocks of Python's allocators.
     Python,
+    /// Pages of memory, by what touched them first.
+    Growth,
     /// A user's own: the N-th of the run.
     Custom(u16),
 }
@@ -84,6 +86,7 @@ impl Resource {
         Self::Dl,
         Self::Ssl,
         Self::Python,
+        Self::Growth,
     ];
 
     /// The number that keys, rows and events carry.
@@ -105,6 +108,7 @@ impl Resource {
             Self::Dl => 13,
             Self::Ssl => 14,
             Self::Python => 15,
+            Self::Growth => 16,
             Self::Custom(n) => FIRST_CUSTOM + n as u32,
         }
     }
@@ -136,14 +140,15 @@ impl Resource {
             Self::Dl => "dl",
             Self::Ssl => "ssl",
             Self::Python => "python",
+            Self::Growth => "growth",
             Self::Custom(_) => "custom",
         }
     }
 
     /// What is acquired has a number of bytes.
     pub const fn has_size(self) -> bool {
-        use Resource::{Heap, Mmap, Pages, Percpu, Python, Slab, Vmalloc};
-        matches!(self, Heap | Mmap | Slab | Pages | Vmalloc | Percpu | Python)
+        use Resource::{Growth, Heap, Mmap, Pages, Percpu, Python, Slab, Vmalloc};
+        matches!(self, Heap | Mmap | Slab | Pages | Vmalloc | Percpu | Python | Growth)
     }
 }
 

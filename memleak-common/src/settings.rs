@@ -48,8 +48,8 @@ pub struct TaskOffsets {
     pub signal: u32,
     /// `signal_struct::live`: the threads of a process that have not ended.
     pub signal_live: u32,
-    /// Fills up; 0.
-    pub reserved: u32,
+    /// `task_struct::pagefault_disabled`.
+    pub pagefault_disabled: u32,
 }
 
 /// What the programs are told.
@@ -62,6 +62,9 @@ pub struct Settings {
     pub max_size: u64,
     /// Capture one acquire in this many; 1 for all.
     pub sample_rate: u64,
+    /// Blocks are captured by their bytes: one sample in this many on average
+    /// ([`crate::sampling`]); 0: all.
+    pub sample_bytes: u64,
     /// Device number of the tool's PID namespace (`st_dev` of /proc/self/ns/pid), or 0 in the first
     /// one.
     pub pid_ns_dev: u64,

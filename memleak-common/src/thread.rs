@@ -78,7 +78,9 @@ pub struct PendingCall {
     /// one reference of several, and the record is still there.
     pub has_released: u16,
     /// 1 if the call nests in one of its group and does not count.
-    pub nested: u16,
+    pub nested: u8,
+    /// 1 if the filters have let the call pass at its entry.
+    pub is_chosen: u8,
     /// Size asked for; of rows with [`crate::probe::size::BEHIND_ARG`] the address where it stands
     /// when the call returns.
     pub size_or_address: u64,
@@ -130,7 +132,7 @@ pub struct OpenCall {
 pub struct ThreadRecord {
     /// Who owns what it acquires: [`Target::owner`] when the record was made.
     pub owner: Owner,
-    /// Acquires to go until the next sample.
+    /// Acquires, or bytes, to go until the next sample; 0 if none was drawn yet.
     pub sample_countdown: u64,
     /// Valid entries of `pending`, outermost first.
     pub depth: u32,
@@ -168,6 +170,13 @@ pub struct ThreadRecord {
     /// When the call was entered whose record is being entered, for rows with
     /// [`crate::probe::flags::EARLY_RELEASE`].
     pub entered_ns: u64,
+    /// [`PendingCall::sp`] of the last call of malloc's kind whose return is of no interest;
+    /// else 0.
+    pub skipped_sp: u64,
+    /// Its return address: while it is there, the call may not have returned.
+    pub skipped_return: u64,
+    /// Its row.
+    pub skipped_row: u64,
     /// What a walk needs.
     pub unwind: Unwind,
 }

@@ -251,7 +251,8 @@ pub const IS_NEW: u64 = 1;
 /// The map `ALLOCATIONS` has no record of the key.
 pub const NOT_HASHED: u64 = 2;
 
-/// Bits of what [`remove_block`] is asked, beside the epoch: the block is released.
+/// Bits of what [`remove_block`] is asked, beside the epoch: the block is released, which is
+/// counted.
 pub const RELEASED: u64 = 1 << 32;
 
 /// Removes the record of a key: [`DONE`], [`IN_HASH`], or 0 if there is none. `how` has the epoch
@@ -297,9 +298,9 @@ pub extern "C" fn remove_block(space_and_resource: u64, handle: u64, how: u64) -
         if is_reading(epoch) {
             tell(space_and_resource, handle, &raw const (*record).allocation, epoch as u64);
         }
-        if history::is_kept() && how & RELEASED != 0 {
+        if how & RELEASED != 0 {
             let Allocation { stack_id, size, time_ns, .. } = (*record).allocation;
-            history::note_release(stack_id, size, time_ns);
+            history::released(key.resource, stack_id, size, time_ns, epoch);
         }
         publish(tag, FREE);
     }

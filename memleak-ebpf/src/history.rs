@@ -9,20 +9,37 @@ use memleak_common::{
 
 use crate::{
     clock::coarse_now,
-    maps::{HISTORIES, add, change, count, setting},
+    maps::{HISTORIES, add, add_in, change, count, setting},
+    sampling::number_of,
 };
 
 /// What releases are counted.
 #[inline(always)]
-pub fn is_kept() -> bool {
+fn is_kept() -> bool {
     setting!(flags) & flags::LIFETIMES != 0
 }
 
-/// Something of this stack was released that was acquired at this time. A global function, which
-/// the verifier checks once.
+/// What is asked of a record that is released: without, it need not be looked at.
+#[inline(always)]
+pub fn needs_record() -> bool {
+    is_kept() || setting!(sample_bytes) != 0
+}
+
+/// Counts that this record was released.
+#[inline(always)]
+pub fn released(resource: u32, stack_id: u64, size: u64, acquired_ns: u64, epoch: u32) {
+    let number = number_of(resource, size);
+    add_in(Stat::Released, epoch, number);
+    if is_kept() {
+        note_release(stack_id, size, acquired_ns, number);
+    }
+}
+
+/// As so many something of this stack counts that was released, and that was acquired at this
+/// time. A global function, which the verifier checks once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn note_release(stack_id: u64, size: u64, acquired_ns: u64) -> u64 {
+pub extern "C" fn note_release(stack_id: u64, size: u64, acquired_ns: u64, number: u64) -> u64 {
     if stack_id == NO_STACK {
         return 0;
     }
@@ -37,9 +54,9 @@ pub extern "C" fn note_release(stack_id: u64, size: u64, acquired_ns: u64) -> u6
     // age, of two at once, one may be forgotten.
     unsafe {
         if class < AGES {
-            add(&raw mut (*history).released[class], 1);
+            add(&raw mut (*history).released[class], number);
         }
-        add(&raw mut (*history).bytes, size);
+        add(&raw mut (*history).bytes, size.wrapping_mul(number));
         let longest = &raw mut (*history).longest_ns;
         if age_ns > longest.read_volatile() {
             longest.write_volatile(age_ns);

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::{
-        bpf_get_current_pid_tgid, bpf_probe_read_kernel,
+        bpf_get_current_pid_tgid,
         generated::{bpf_get_attach_cookie, bpf_ktime_get_ns, bpf_loop},
     },
     programs::{ProbeContext, RawTracePointContext},
@@ -23,7 +23,7 @@ use crate::{
         ANSWERED, BIRTH_ANSWERS, BIRTHS, HELD, TARGET_SLOTS, TARGETS, UNWIND_LISTS, Wake, count,
         send, setting,
     },
-    thread::{self, slot_of_process, target_id},
+    thread::{self, member, slot_of_process, target_id},
     track,
 };
 
@@ -52,13 +52,6 @@ fn is_last_thread(task: *const u8) -> bool {
     }
     let signal: u64 = member(task, setting!(task.signal));
     signal != 0 && member::<u32>(signal as *const u8, setting!(task.signal_live)) == 0
-}
-
-/// A member of a structure of the kernel's; 0 if it cannot be read.
-#[inline(always)]
-fn member<T: Copy + Default>(structure: *const u8, offset: u32) -> T {
-    // SAFETY: the helper checks the address; the offset is the running kernel's own (BTF).
-    unsafe { bpf_probe_read_kernel(structure.wrapping_add(offset as usize).cast::<T>()) }.unwrap_or_default()
 }
 
 /// The current process has replaced its program: its memory, and all that was in it, is gone.

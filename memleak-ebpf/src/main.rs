@@ -14,6 +14,7 @@ mod args;
 mod blocks;
 mod clock;
 mod cut;
+mod growth;
 mod history;
 mod kernel_mode;
 mod lifecycle;
@@ -24,7 +25,9 @@ mod nesting;
 mod plain;
 mod records;
 mod returns;
+mod sampling;
 mod session;
+mod skipped;
 mod stack;
 mod system_calls;
 mod table;
@@ -146,6 +149,20 @@ pub fn system_enter(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn system_exit(ctx: RawTracePointContext) -> i32 {
     let _ = system_calls::exit(&ctx);
+    0
+}
+
+/// A process touches an address where it has no page.
+#[raw_tracepoint(tracepoint = "page_fault_user")]
+pub fn page_fault_user(ctx: RawTracePointContext) -> i32 {
+    let _ = growth::page_fault(&ctx, false);
+    0
+}
+
+/// The same in a system call.
+#[raw_tracepoint(tracepoint = "page_fault_kernel")]
+pub fn page_fault_kernel(ctx: RawTracePointContext) -> i32 {
+    let _ = growth::page_fault(&ctx, true);
     0
 }
 

@@ -237,13 +237,14 @@ pub static SETTINGS: Settings = Settings {
     min_size: 0,
     max_size: u64::MAX,
     sample_rate: 1,
+    sample_bytes: 0,
     pid_ns_dev: 0,
     pid_ns_ino: 0,
     flags: 0,
     max_depth: 127,
     held: 0,
     features: 0,
-    task: TaskOffsets { tgid: 0, mm: 0, files: 0, signal: 0, signal_live: 0, reserved: 0 },
+    task: TaskOffsets { tgid: 0, mm: 0, files: 0, signal: 0, signal_live: 0, pagefault_disabled: 0 },
     stored_mask: u64::MAX,
     max_allocs: u64::MAX,
     histories: 4,
@@ -288,23 +289,29 @@ pub fn has(row: &ProbeRow, flag: u32) -> bool {
 /// Adds 1 to a counter.
 #[inline(always)]
 pub fn count(stat: Stat) {
-    count_at(stat as u32);
+    count_at(stat as u32, 1);
 }
 
 /// Adds 1 to the counter that counts something in an epoch: see [`Stat::at`].
 #[inline(always)]
 pub fn count_in(stat: Stat, epoch: u32) {
-    count_at(stat.at(epoch));
+    count_at(stat.at(epoch), 1);
+}
+
+/// The same, for so many.
+#[inline(always)]
+pub fn add_in(stat: Stat, epoch: u32, number: u64) {
+    count_at(stat.at(epoch), number);
 }
 
 #[inline(always)]
-fn count_at(index: u32) {
+fn count_at(index: u32, number: u64) {
     if let Some(counter) = STATS.get_ptr_mut(index) {
         // Uprobe programs can be preempted by another task's on the same CPU, so even a CPU's own
         // counter needs an atomic addition. (`AtomicU64::fetch_add` does not exist for a target
         // without compare-and-swap in its base instruction set.) SAFETY: a valid, aligned map value
         // that is only ever added to atomically.
-        unsafe { add(counter, 1) };
+        unsafe { add(counter, number) };
     }
 }
 

@@ -17,32 +17,43 @@ use crate::{
     cut,
     maps::{PROBES, setting},
     records::{Acquired, NOTHING, record},
+    sampling::{is_wanted, may_skip},
+    skipped::{is_within_skipped, skip},
     stack::kernel_walk,
     thread,
 };
 
 /// [`crate::track::acquire_enter`] for what is nearly always so: a call of malloc's kind, while
-/// none is pending. Says whether it was. `number` is the row's.
+/// none is pending. Says whether its return is wanted; `None` if it is not such a call. `number`
+/// is the row's.
 #[inline(always)]
-pub fn enter_plain(ctx: &ProbeContext, number: u32) -> bool {
-    let Some(thread) = thread::find(bpf_get_current_pid_tgid()) else { return false };
+pub fn enter_plain(ctx: &ProbeContext, number: u32) -> Option<bool> {
     // SAFETY: only this thread's own programs touch its record.
-    let thread = unsafe { &mut *thread };
-    let Some(row) = PROBES.get(number) else { return false };
+    let thread = unsafe { &mut *thread::find(bpf_get_current_pid_tgid())? };
+    let row = PROBES.get(number)?;
     let may_nest = thread.depth != 0 || thread.open[0] != 0;
     if row.flags & flags::PLAIN == 0 || may_nest || setting!(flags) & setting_flags::READ_RETURNS != 0 {
-        return false;
+        return None;
+    }
+    let (sp, size) = (entry_sp(ctx), ctx.arg(0).unwrap_or(0));
+    if is_within_skipped(ctx, thread, sp, number) {
+        return Some(false);
+    }
+    if may_skip() && !is_wanted(thread, row, size) {
+        skip(thread, sp, number);
+        return Some(false);
     }
     thread.interrupted = 0;
     let call = &mut thread.pending[0];
-    call.sp = entry_sp(ctx);
+    call.sp = sp;
     call.return_address = 0;
     call.row = number;
     call.has_released = NOTHING;
     call.nested = 0;
-    call.size_or_address = ctx.arg(0).unwrap_or(0);
+    call.is_chosen = 1;
+    call.size_or_address = size;
     thread.depth = 1;
-    true
+    Some(true)
 }
 
 /// [`crate::track::acquire_exit`], likewise. `None` if it is not such a call.
@@ -55,7 +66,7 @@ pub fn exit_plain(ctx: &RetProbeContext) -> Option<()> {
     if thread.depth != 1 || call.sp != exit_sp(ctx) || call.nested != 0 || row.flags & flags::PLAIN == 0 {
         return None;
     }
-    let size = call.size_or_address;
+    let (size, is_chosen) = (call.size_or_address, call.is_chosen);
     thread.depth = 0;
     thread.returning = 0;
     let returned: u64 = ctx.ret();
@@ -64,21 +75,27 @@ pub fn exit_plain(ctx: &RetProbeContext) -> Option<()> {
     }
     let at = Return { caller: caller_of(ctx), returned, kernel_stack: kernel_walk(ctx.regs.cast()) };
     // SAFETY: the current thread's record, and what is borrowed.
-    unsafe { commit_block(thread, &at, size) };
+    unsafe { commit_block(thread, &at, size, is_chosen as u64) };
     Some(())
 }
 
-/// A block was acquired. A global function, which the verifier checks once.
+/// A block was acquired; the filters have let it pass (`is_chosen` is not 0), or are asked now. A
+/// global function, which the verifier checks once.
 ///
 /// # Safety
 /// `thread` is null or the record of the current thread, `at` is null or borrowed.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn commit_block(thread: *mut ThreadRecord, at: *const Return, size: u64) -> u64 {
+pub unsafe extern "C" fn commit_block(
+    thread: *mut ThreadRecord,
+    at: *const Return,
+    size: u64,
+    is_chosen: u64,
+) -> u64 {
     // SAFETY: the caller says so.
     let (Some(thread), Some(at)) = (unsafe { (thread.as_mut(), at.as_ref()) }) else { return 0 };
     thread.epoch = cut::epoch();
-    let _ = record(at, thread, &BLOCK, &Acquired { handle: at.returned, size, entered_ns: 0 });
+    let _ = record(at, thread, &BLOCK, &Acquired { handle: at.returned, size, entered_ns: 0, is_chosen: is_chosen != 0 });
     0
 }
 

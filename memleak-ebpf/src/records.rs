@@ -10,13 +10,13 @@
 use aya_ebpf::{
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_get_prandom_u32, bpf_probe_read_user_str},
+        generated::bpf_probe_read_user_str,
     },
 };
 use memleak_common::{
     allocation::{Allocation, AllocationKey, RELEASED_EARLY},
     event::{self, Event},
-    probe::{ProbeRow, Resource, flags, size},
+    probe::{ProbeRow, Resource, flags},
     settings::flags as setting_flags,
     stats::Stat,
     thread::{Owner, PendingCall, STACK_WINDOW, ThreadRecord},
@@ -26,7 +26,8 @@ use crate::{
     args::Return,
     clock::{coarse_now, now},
     history,
-    maps::{ALLOCATIONS, EEXIST, PROBES, Wake, add, count, count_in, has, send, send_line, setting},
+    maps::{ALLOCATIONS, EEXIST, PROBES, Wake, add, add_in, count, count_in, has, send, send_line, setting},
+    sampling::{is_wanted, number_of},
     stack,
     cut::{self, epoch},
     table,
@@ -52,6 +53,8 @@ pub struct Acquired {
     pub size: u64,
     /// When the call was entered, for rows with [`flags::EARLY_RELEASE`].
     pub entered_ns: u64,
+    /// The filters have let the call pass already.
+    pub is_chosen: bool,
 }
 
 /// The key of a handle that an owner has acquired by a row's function.
@@ -71,9 +74,7 @@ pub fn record(at: &Return, thread: &mut ThreadRecord, row: &ProbeRow, acquired: 
     if has(row, flags::COUNTED) && add_reference(&key) {
         return None;
     }
-    let sample_rate = setting!(sample_rate);
-    let in_range = row.size == size::NONE || (size >= setting!(min_size) && size <= setting!(max_size));
-    if !in_range || (sample_rate > 1 && !sampled(thread, sample_rate)) {
+    if !acquired.is_chosen && !is_wanted(thread, row, size) {
         // The address may be one whose release we did not see: its older record is void.
         table::remove(&key, thread.epoch);
         return None;
@@ -172,7 +173,7 @@ fn allocation_of(thread: &mut ThreadRecord, key: &AllocationKey, size: u64, stac
 /// Counts, and with `-t` tells, that a record was entered.
 #[inline(always)]
 fn entered(thread: &ThreadRecord, key: &AllocationKey, allocation: &Allocation) {
-    count_in(Stat::Acquired, allocation.epoch);
+    add_in(Stat::Acquired, allocation.epoch, number_of(key.resource, allocation.size));
     if setting!(flags) & setting_flags::TRACE != 0 {
         // SAFETY: the current thread's record.
         unsafe { send_acquire(thread, key.resource as u64, key.handle, allocation.size, allocation.stack_id) };
@@ -474,6 +475,7 @@ fn release_early(thread: &ThreadRecord, row: &ProbeRow, call: &PendingCall) {
             // SAFETY: an aligned map value that only this handle's users change.
             let (is_mark, size) = unsafe { ((*found).count == RELEASED_EARLY, (*found).size) };
             if table::remove_elsewhere(&key, thread.epoch) && !is_mark {
+                count_in(Stat::Released, thread.epoch);
                 tell_released(thread, row, call.released_handle, size);
                 return;
             }
@@ -527,15 +529,13 @@ fn pages_of(allocation: &Allocation) -> u64 {
 /// Counts, and with `-t` tells, that a record taken out is released for good.
 #[inline(always)]
 fn released(thread: &ThreadRecord, row: &ProbeRow, handle: u64, record: &Allocation) {
-    if history::is_kept() {
-        history::note_release(record.stack_id, record.size, record.time_ns);
-    }
+    history::released(row.resource, record.stack_id, record.size, record.time_ns, thread.epoch);
     tell_released(thread, row, handle, record.size);
 }
 
+/// With `-t` tells of a release.
 #[inline(always)]
 fn tell_released(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
-    count_in(Stat::Released, thread.epoch);
     if setting!(flags) & setting_flags::TRACE != 0 {
         send_release(&key(thread.owner, row, handle), thread.tid, size);
     }
@@ -555,28 +555,3 @@ fn send_release(key: &AllocationKey, tid: u32, size: u64) {
     };
     send_line(&event);
 }
-
-/// One in `rate`: counted for each thread, the gaps drawn evenly from 1 to 2 `rate` - 1, so that a
-/// pattern in the program's own calls cannot keep step with the sampling. A thread's first gap is
-/// what is left of one that began before it did: of length k with probability (2 `rate` - k) /
-/// (`rate` (2 `rate` - 1)), the smaller of two even draws.
-#[inline(always)]
-fn sampled(thread: &mut ThreadRecord, rate: u64) -> bool {
-    if thread.sample_countdown == 0 {
-        thread.sample_countdown = up_to(2 * rate - 1).min(up_to(2 * rate));
-    }
-    thread.sample_countdown -= 1;
-    if thread.sample_countdown > 0 {
-        return false;
-    }
-    thread.sample_countdown = up_to(2 * rate - 1);
-    true
-}
-
-/// An even draw from 1 to `limit`, which must not be 0.
-#[inline(always)]
-fn up_to(limit: u64) -> u64 {
-    // SAFETY: the helper takes nothing.
-    1 + unsafe { bpf_get_prandom_u32() } as u64 % limit.max(1)
-}
-

@@ -26,7 +26,8 @@ pub fn acquire_session(ctx: &ProbeContext) -> bool {
     if is_entry {
         // SAFETY: the helper takes the program's context.
         let number = row_of(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
-        return enter_plain(ctx, number) || acquire_enter(ctx, ReturnMode::Session).is_some();
+        return enter_plain(ctx, number)
+            .unwrap_or_else(|| acquire_enter(ctx, ReturnMode::Session).is_some());
     }
     let ctx = RetProbeContext::new(ctx.regs.cast());
     if exit_plain(&ctx).is_none() {

@@ -147,7 +147,7 @@ pub fn remove(key: &AllocationKey, epoch: u32) -> bool {
 #[inline(always)]
 fn remove_as(key: &AllocationKey, epoch: u32, released: u64) -> bool {
     match is_block(key).then(|| remove_block(space_and_resource(key), key.handle, epoch as u64 | released)) {
-        None | Some(IN_HASH) if released != 0 => release_from_hash(key, epoch),
+        None | Some(IN_HASH) if released != 0 => release_elsewhere(key, epoch),
         None | Some(IN_HASH) => remove_elsewhere(key, epoch),
         Some(DONE) => {
             give_room();
@@ -171,18 +171,18 @@ pub fn remove_elsewhere(key: &AllocationKey, epoch: u32) -> bool {
 /// Removes the record of what is released, and counts it. Says whether there was one.
 #[inline(always)]
 pub fn release(key: &AllocationKey, epoch: u32) -> bool {
-    let released = remove_as(key, epoch, RELEASED);
-    if released {
-        count_in(Stat::Released, epoch);
-    }
-    released
+    remove_as(key, epoch, RELEASED)
 }
 
-/// [`remove_elsewhere`], of what is released.
+/// [`release`], for what is not in the table of heap blocks.
 #[inline(always)]
-fn release_from_hash(key: &AllocationKey, epoch: u32) -> bool {
-    if !history::is_kept() {
-        return remove_elsewhere(key, epoch);
+pub fn release_elsewhere(key: &AllocationKey, epoch: u32) -> bool {
+    if !history::needs_record() {
+        let removed = remove_elsewhere(key, epoch);
+        if removed {
+            count_in(Stat::Released, epoch);
+        }
+        return removed;
     }
     let Some(found) = ALLOCATIONS.get_ptr(key) else { return false };
     // SAFETY: an aligned map value; a record changes only while its block is acquired, and this
@@ -190,19 +190,9 @@ fn release_from_hash(key: &AllocationKey, epoch: u32) -> bool {
     let (stack_id, size, time_ns) = unsafe { ((*found).stack_id, (*found).size, (*found).time_ns) };
     let removed = remove_elsewhere(key, epoch);
     if removed {
-        history::note_release(stack_id, size, time_ns);
+        history::released(key.resource, stack_id, size, time_ns, epoch);
     }
     removed
-}
-
-/// [`release`], for what is not a heap block.
-#[inline(always)]
-pub fn release_elsewhere(key: &AllocationKey, epoch: u32) -> bool {
-    let released = release_from_hash(key, epoch);
-    if released {
-        count_in(Stat::Released, epoch);
-    }
-    released
 }
 
 /// Where the record of this key is. It changes only while what it is about is acquired.

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, bpf_pidns_info},
     helpers::{
-        bpf_get_current_pid_tgid,
+        bpf_get_current_pid_tgid, bpf_probe_read_kernel,
         generated::{bpf_get_current_task_btf, bpf_get_ns_current_pid_tgid, bpf_ktime_get_ns, bpf_task_pt_regs},
     },
 };
@@ -57,6 +57,13 @@ pub fn current_thread_of_tracepoint() -> Option<&'static mut ThreadRecord> {
 pub fn current_registers() -> Registers {
     // SAFETY: the helpers take nothing, and the task that the first one gives.
     Registers(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64)
+}
+
+/// A member of a structure of the kernel's; 0 if it cannot be read.
+#[inline(always)]
+pub fn member<T: Copy + Default>(structure: *const u8, offset: u32) -> T {
+    // SAFETY: the helper checks the address; the offset is the running kernel's own (BTF).
+    unsafe { bpf_probe_read_kernel(structure.wrapping_add(offset as usize).cast::<T>()) }.unwrap_or_default()
 }
 
 /// The place where a thread's record can be, if there are places.
@@ -129,6 +136,7 @@ fn reset(record: &mut ThreadRecord) {
     record.returning = 0;
     record.open = [0; 2];
     record.stack_id = NO_STACK;
+    record.skipped_sp = 0;
     // The rules of no list.
     record.unwind.generation = u64::MAX;
     record.unwind.window.bytes = 0;

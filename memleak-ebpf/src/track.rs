@@ -29,6 +29,7 @@ use crate::{
     clock::now,
     maps::{PROBES, count, has, setting},
     nesting::{is_nested, is_users},
+    skipped::is_within_skipped,
     records::{
         self, Acquired, NOTHING, PAGE_SIZE, finish_release, put_back, record, record_another,
         replace_range, take_out,
@@ -58,6 +59,9 @@ pub fn acquire_enter(ctx: &ProbeContext, mode: ReturnMode) -> Option<()> {
     let mut return_address = drop_stale(thread, row, sp, mode)?;
     let args = Arguments::of(ctx);
     if row.only != only::ALL && !applies(row, &args) {
+        return None;
+    }
+    if mode == ReturnMode::Session && row.group == 0 && is_within_skipped(ctx, thread, sp, cookie) {
         return None;
     }
     if thread.depth == 0 {
@@ -129,6 +133,7 @@ pub fn enter_call(call: &mut PendingCall, sp: u64, return_address: u64, row: u32
     call.row = row;
     call.has_released = NOTHING;
     call.nested = 0;
+    call.is_chosen = 0;
     call.released_handle = 0;
     call.released_len = 0;
     call.time_ns = 0;
@@ -337,7 +342,7 @@ fn commit_or_fail(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return
         size::STRING => records::string_size(thread, returned),
         _ => call.size_or_address,
     };
-    let stack_id = record(at, thread, row, &Acquired { handle, size, entered_ns: call.time_ns })?;
+    let stack_id = record(at, thread, row, &Acquired { handle, size, entered_ns: call.time_ns, is_chosen: call.is_chosen != 0 })?;
     if setting!(features) & flags::SEVERAL_HANDLES == 0 || row.handle == handle::RETURN {
         return None; // the usual case
     }

@@ -18,6 +18,7 @@ use crate::{
     mappings::published_list,
     maps::{CALLS, KNOWN, PROBES, UNWIND_MAPPINGS, UNWIND_WORDS, setting},
     masked::masked,
+    sampling::may_skip,
     walks::note_word,
     window::{Hash, WalkResult, read_window, replaced},
 };
@@ -360,6 +361,9 @@ pub fn search_callers(ctx: &ProbeContext, thread: &mut ThreadRecord, group: u32)
 pub unsafe extern "C" fn pending_at(thread: *const ThreadRecord, sp: u64, group: u32) -> u64 {
     // SAFETY: the caller's promise.
     let Some(thread) = (unsafe { thread.as_ref() }) else { return 0 };
+    if may_skip() && group == 0 && thread.skipped_sp == sp {
+        return 1;
+    }
     for (i, call) in (0..).zip(&thread.pending) {
         if i >= thread.depth {
             break;

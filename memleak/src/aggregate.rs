@@ -21,6 +21,7 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 use crate::{
     probe::resource::{Catalog, ResourceInfo, TopOfTables, table_of},
     report::model::{AllocationLine, ProcessCount, ResourceTotal, Totals},
+    sampling::Sampling,
     settings::{ReportSettings, SortKey},
     sites::Sites,
     snapshot::{Outstanding, Snapshot},
@@ -31,6 +32,9 @@ use crate::{
 pub struct Aggregated {
     /// Sums over all groups.
     pub totals: Totals,
+    /// Their bytes are this much more or less, in 19 of 20 cases; `None` if they are not estimated
+    /// by samples of bytes.
+    pub margin: Option<u64>,
     /// The same for each resource that is traced or was found.
     pub by_resource: Vec<ResourceTotal>,
     /// All groups, table by table. The top ones of each table come first, in the order of the
@@ -86,14 +90,14 @@ pub fn aggregate(
 ) -> Aggregated {
     let youngest_ns =
         if wanted.ignore_older { 0 } else { u64::try_from(settings.older.as_nanos()).unwrap_or(u64::MAX) };
-    let rate = settings.sample_rate.max(1);
-    let mut groups = group(found, youngest_ns, rate);
+    let sampling = settings.sampling;
+    let mut groups = group(found, youngest_ns, sampling);
     let zero = |info: &Arc<ResourceInfo>| ResourceTotal { resource: info.clone(), bytes: 0, count: 0 };
     let mut by_resource: Vec<ResourceTotal> = catalog.traced().iter().map(zero).collect();
     let mut news = past.news(found.elapsed_ms, groups.len());
     let mut totals = Totals {
-        acquired: found.snapshot.acquired.saturating_mul(rate),
-        released: found.snapshot.released.saturating_mul(rate),
+        acquired: sampling.whole(found.snapshot.acquired),
+        released: sampling.whole(found.snapshot.released),
         ..Totals::default()
     };
     for group in &mut groups {
@@ -111,6 +115,7 @@ pub fn aggregate(
         totals.count = totals.count.saturating_add(group.count);
     }
     past.learn(news);
+    let variance = groups.iter().fold(0u128, |sum, group| sum.saturating_add(group.variance));
     let mut groups = in_order(found.sites, settings, &by_resource, groups);
     if !settings.combined_only {
         let is_listed = |group: &Group| {
@@ -120,7 +125,7 @@ pub fn aggregate(
         list_allocations(found, youngest_ns, &mut groups, is_listed);
     }
     groups.iter_mut().for_each(|group| group.has_blocks = wanted.blocks);
-    Aggregated { totals, by_resource, groups }
+    Aggregated { totals, margin: sampling.margin(variance), by_resource, groups }
 }
 
 /// The sums of `resource`; a resource that is not traced can be there as well, from a run's
@@ -167,7 +172,7 @@ fn in_order(
 }
 
 /// All groups, in no order that matters.
-fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
+fn group(found: Found<'_>, youngest_ns: u64, sampling: Sampling) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::with_capacity(found.snapshot.stacks.len());
     // By stack first, of which a large target has few for many allocations, then by site.
     let mut index: FxHashMap<(u32, Resource, u64), (usize, usize)> =
@@ -189,8 +194,11 @@ fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
         });
         let group = &mut groups[at];
         let part = &mut group.processes[part];
-        part.bytes = part.bytes.saturating_add(outstanding.size);
-        part.count += 1;
+        let number = sampling.number_of(outstanding.resource, outstanding.size);
+        part.bytes = part.bytes.saturating_add(outstanding.size.saturating_mul(number));
+        part.count = part.count.saturating_add(number);
+        let variance = sampling.variance_of(outstanding.resource, outstanding.size);
+        group.variance = group.variance.saturating_add(variance);
         group.aged(age_ns, outstanding.birth);
         group.newest_ns = group.newest_ns.min(age_ns);
     }
@@ -200,8 +208,8 @@ fn group(found: Found<'_>, youngest_ns: u64, rate: u64) -> Vec<Group> {
             None => groups.push(folded),
         }
     }
-    groups.iter_mut().for_each(|group| group.sum_up(rate));
-    stacks.count_calls(found.snapshot, youngest_ns, rate, &mut groups);
+    groups.iter_mut().for_each(|group| group.sum_up(sampling));
+    stacks.count_calls(found.snapshot, youngest_ns, sampling, &mut groups);
     groups
 }
 

@@ -118,6 +118,12 @@ pub struct Cli {
     #[arg(long = "resources-file", value_name = "FILE", help_heading = RESOURCES)]
     pub resources_files: Vec<PathBuf>,
 
+    /// Show what makes the process grow: pages of memory that are still there, by the stack that
+    /// touched each first; no function is probed, which costs next to nothing and works for any
+    /// program (the same as -r growth)
+    #[arg(long, help_heading = RESOURCES)]
+    pub growth: bool,
+
     /// Count descriptors at the C library's functions, and not at system calls
     #[arg(long, hide = true)]
     pub library_calls: bool,
@@ -133,6 +139,11 @@ pub struct Cli {
     /// Trace every N-th allocation; reports are then scaled estimates
     #[arg(short = 's', long, value_name = "N", default_value = "1", help_heading = "What is captured")]
     pub sample_rate: String,
+
+    /// Capture heap blocks by their bytes, one sample in SIZE on average (512K): large blocks
+    /// always, small ones by chance; numbers are estimates, with their margin
+    #[arg(long, value_name = "SIZE", help_heading = "What is captured")]
+    pub sample_bytes: Option<String>,
 
     /// Take the allocator functions from this object, a path or a library's name [default: what the
     /// target links]

@@ -23,6 +23,7 @@ pub mod probe;
 pub mod proc;
 pub mod report;
 mod rights;
+pub mod sampling;
 pub mod serve;
 pub mod session;
 pub mod settings;

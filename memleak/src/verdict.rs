@@ -40,13 +40,13 @@ impl Calls {
         self.longest_ms = self.longest_ms.max(more.longest_ms);
     }
 
-    /// What they stand for, if one in so many was captured.
+    /// The same with other numbers, of which they are the captured ones.
     #[must_use]
-    pub fn scaled(mut self, rate: u64) -> Self {
+    pub fn map(mut self, whole: impl Fn(u64) -> u64) -> Self {
         let numbers =
             [&mut self.acquired, &mut self.released, &mut self.bytes_acquired, &mut self.bytes_released];
         for number in numbers.into_iter().chain(&mut self.lifetimes) {
-            *number = number.saturating_mul(rate);
+            *number = whole(*number);
         }
         self
     }

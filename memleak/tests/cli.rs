@@ -8,6 +8,7 @@ use memleak::{
         format::{folded, human, json, text},
         output::OutputFile,
     },
+    sampling::Sampling,
     settings::{ColorChoice, KernelOptions, KernelProbes, Settings, SortKey, TargetSpec, UnwindMode},
 };
 
@@ -43,7 +44,7 @@ fn defaults_are_those_of_the_spec() {
     let report = settings.report;
     assert_eq!((report.format, report.top, report.sort), (None, 10, SortKey::Size));
     assert_eq!((report.show_allocs, report.combined_only), (false, false));
-    assert_eq!((report.older, report.sample_rate), (Duration::from_millis(500), 1));
+    assert_eq!((report.older, report.sampling), (Duration::from_millis(500), Sampling::All));
     assert_eq!(report.output, None);
 }
 
@@ -202,8 +203,9 @@ fn every_option_has_its_effect() {
     assert_eq!(with(&["--older", "1500"]).report.older, Duration::from_millis(1500));
     assert_eq!(with(&["--top", "5"]).report.top, 5);
     assert_eq!(with(&["-T5"]).report.top, 5);
-    assert_eq!(with(&["-s", "100"]).report.sample_rate, 100);
-    assert_eq!(with(&["--sample-rate", "3"]).report.sample_rate, 3);
+    assert_eq!(with(&["-s", "100"]).report.sampling, Sampling::OneIn(100));
+    assert_eq!(with(&["--sample-rate", "3"]).report.sampling, Sampling::OneIn(3));
+    assert_eq!(with(&["--sample-bytes", "512K"]).report.sampling, Sampling::Bytes(512 << 10));
     assert_eq!(with(&["-O", "libfoo"]).capture.object.as_deref(), Some("libfoo"));
     assert_eq!(with(&["--obj", "/x/y"]).capture.object.as_deref(), Some("/x/y"));
     assert_eq!(with(&["-S", "je_"]).capture.symbols_prefix.as_deref(), Some("je_"));
@@ -528,7 +530,7 @@ fn the_kernel_is_a_target() {
         (common.capture.min_size, common.capture.max_size, common.capture.trace),
         (1024, 1 << 20, true)
     );
-    assert_eq!((common.report.sample_rate, common.report.sort), (10, SortKey::Growth));
+    assert_eq!((common.report.sampling, common.report.sort), (Sampling::OneIn(10), SortKey::Growth));
     assert!(settings(&["-k", "-C"]).report.combined_only);
 }
 

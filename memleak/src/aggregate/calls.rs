@@ -4,7 +4,7 @@ use memleak_common::{history::StackHistory, probe::Resource};
 use rustc_hash::FxHashMap;
 
 use super::group::Group;
-use crate::{snapshot::Snapshot, verdict::Calls};
+use crate::{sampling::Sampling, snapshot::Snapshot, verdict::Calls};
 
 /// The stacks of groups, by the group's place. One can be there more than once: it may be the same
 /// in several processes.
@@ -19,13 +19,13 @@ impl StacksOfGroups {
         mut self,
         snapshot: &Snapshot,
         youngest_ns: u64,
-        rate: u64,
+        sampling: Sampling,
         groups: &mut [Group],
     ) {
         let Some(histories) = &snapshot.histories else { return };
         self.0.sort_unstable();
         self.0.dedup();
-        let mut young = young(snapshot, youngest_ns);
+        let mut young = young(snapshot, youngest_ns, sampling);
         // Of code at the same addresses in two programs it is not known whose a release was.
         let mut groups_of: FxHashMap<u64, usize> = FxHashMap::default();
         self.0.iter().for_each(|(_, stack_id)| *groups_of.entry(*stack_id).or_default() += 1);
@@ -53,7 +53,7 @@ impl StacksOfGroups {
                 |group: &&mut Group| group.key.resource != Resource::Mmap && group.others.processes == 0;
             let Some(group) = groups.get_mut(at).filter(is_whole) else { continue };
             group.history.calls = calls.map(|calls| {
-                let calls = calls.scaled(rate);
+                let calls = calls.map(|number| sampling.whole(number));
                 Calls {
                     acquired: calls.acquired.saturating_add(group.count),
                     bytes_acquired: calls.bytes_acquired.saturating_add(group.bytes),
@@ -64,14 +64,15 @@ impl StacksOfGroups {
     }
 }
 
-/// Bytes and number of what is too young for a report, by stack.
-fn young(snapshot: &Snapshot, youngest_ns: u64) -> FxHashMap<u64, (u64, u64)> {
+/// Bytes and number of what is too young for a report, by stack, in the unit of the histories.
+fn young(snapshot: &Snapshot, youngest_ns: u64, sampling: Sampling) -> FxHashMap<u64, (u64, u64)> {
     let mut sums: FxHashMap<u64, (u64, u64)> = FxHashMap::default();
     let is_young = |time_ns: u64| snapshot.time_ns.saturating_sub(time_ns) < youngest_ns;
     for outstanding in snapshot.outstanding.iter().filter(|outstanding| is_young(outstanding.time_ns)) {
         let (bytes, count) = sums.entry(outstanding.stack_id).or_default();
-        *bytes = bytes.saturating_add(outstanding.size);
-        *count += 1;
+        let number = sampling.number_of(outstanding.resource, outstanding.size);
+        *bytes = bytes.saturating_add(outstanding.size.saturating_mul(number));
+        *count = count.saturating_add(number);
     }
     sums
 }

@@ -10,6 +10,7 @@ use memleak_common::probe::Resource;
 use crate::{
     probe::resource::ResourceInfo,
     report::model::{AllocationLine, FrameId, Note, OtherProcesses, ProcessCount, StackReport},
+    sampling::Sampling,
     settings::ReportSettings,
     sites::{Site, SiteId},
     verdict::{History, Point, Verdict, judge},
@@ -37,7 +38,8 @@ pub struct AmountBefore {
     pub count: u64,
 }
 
-/// The outstanding allocations of one site. Bytes, counts and growth are scaled by the sample rate.
+/// The outstanding allocations of one site. Bytes, counts and growth are those of all of them:
+/// until [`Group::sum_up`] those of the captured ones, in the unit of [`Sampling::number_of`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// What and where.
@@ -46,6 +48,8 @@ pub struct Group {
     pub bytes: u64,
     /// Outstanding allocations.
     pub count: u64,
+    /// The variance of `bytes`, if they are estimated by samples of bytes; else 0.
+    pub variance: u128,
     /// What each process holds of that, the largest sum first.
     pub processes: Vec<ProcessCount>,
     /// What processes held that ended long ago.
@@ -89,6 +93,7 @@ impl Group {
             resource,
             bytes: self.bytes,
             count: self.count,
+            margin: settings.sampling.margin(self.variance),
             processes: self.processes,
             others: self.others,
             growth_bytes: signed(self.bytes) - signed(self.before.bytes),
@@ -134,6 +139,7 @@ impl Group {
             key,
             bytes: 0,
             count: 0,
+            variance: 0,
             processes: Vec::with_capacity(1),
             others: OtherProcesses::default(),
             oldest_ns: age_ns,
@@ -153,6 +159,7 @@ impl Group {
     pub(super) fn merge(&mut self, part: Self) {
         self.processes.extend(part.processes);
         self.others.add(part.others);
+        self.variance = self.variance.saturating_add(part.variance);
         self.aged(part.oldest_ns, part.oldest_birth);
         self.newest_ns = self.newest_ns.min(part.newest_ns);
     }
@@ -167,22 +174,22 @@ impl Group {
     }
 
     /// Makes one entry for each process, scaled and in order, and sums over them.
-    pub(super) fn sum_up(&mut self, rate: u64) {
+    pub(super) fn sum_up(&mut self, sampling: Sampling) {
         self.processes.sort_unstable_by_key(|process| process.pid);
         self.processes.dedup_by(|next, first| {
             let same = next.pid == first.pid;
             if same {
                 first.bytes = first.bytes.saturating_add(next.bytes);
-                first.count += next.count;
+                first.count = first.count.saturating_add(next.count);
             }
             same
         });
         let OtherProcesses { bytes, count, .. } = &mut self.others;
-        (*bytes, *count) = (bytes.saturating_mul(rate), count.saturating_mul(rate));
+        (*bytes, *count) = (sampling.whole(*bytes), sampling.whole(*count));
         (self.bytes, self.count) = (*bytes, *count);
         for process in &mut self.processes {
-            process.bytes = process.bytes.saturating_mul(rate);
-            process.count = process.count.saturating_mul(rate);
+            process.bytes = sampling.whole(process.bytes);
+            process.count = sampling.whole(process.count);
             self.bytes = self.bytes.saturating_add(process.bytes);
             self.count = self.count.saturating_add(process.count);
         }

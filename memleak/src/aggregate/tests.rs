@@ -35,7 +35,7 @@ fn settings() -> ReportSettings {
         show_allocs: false,
         combined_only: false,
         older: Duration::ZERO,
-        sample_rate: 1,
+        sampling: Sampling::All,
         output: None,
         files: Vec::new(),
         flamegraph_by: Measure::Bytes,
@@ -145,7 +145,8 @@ fn what_was_released_is_known_by_stack() {
         history.released[2] = released;
         (stack_id, history)
     };
-    let settings = ReportSettings { older: Duration::from_millis(500), sample_rate: 10, ..settings() };
+    let settings =
+        ReportSettings { older: Duration::from_millis(500), sampling: Sampling::OneIn(10), ..settings() };
     let mut held = snapshot(vec![
         outstanding(1, 0xa, 8, 600 * MS),
         // Too young to be reported, and acquired all the same.
@@ -205,7 +206,7 @@ fn what_was_folded_counts() {
             folding.folded.add(process[0].space, process.iter().map(site));
         }
         folding.sites.hold(folding.folded.sites());
-        let settings = ReportSettings { sample_rate: 3, ..settings() };
+        let settings = ReportSettings { sampling: Sampling::OneIn(3), ..settings() };
         let folded = folding.report(&snapshot(new), &settings, false);
         assert_eq!(
             (folded.totals.bytes, folded.totals.count),
@@ -248,7 +249,7 @@ fn a_group_is_one_resource_at_one_site_in_all_processes() {
 #[test]
 fn a_site_of_many_processes_names_those_first_that_hold_most() {
     let held = |space: u32, size: u64| Outstanding { space, ..outstanding(1, size, size, 1) };
-    let settings = ReportSettings { show_allocs: true, sample_rate: 2, ..settings() };
+    let settings = ReportSettings { show_allocs: true, sampling: Sampling::OneIn(2), ..settings() };
     let result = run(&snapshot(vec![held(7, 1), held(3, 5), held(9, 5), held(7, 3)]), &settings);
     let processes: Vec<_> =
         result.groups[0].processes.iter().map(|it| (it.pid, it.bytes, it.count)).collect();
@@ -398,7 +399,7 @@ fn growth_of_what_has_no_size_is_in_numbers() {
 
 #[test]
 fn sampling_scales_all_that_is_counted_and_nothing_else() {
-    let settings = ReportSettings { sample_rate: 10, show_allocs: true, ..settings() };
+    let settings = ReportSettings { sampling: Sampling::OneIn(10), show_allocs: true, ..settings() };
     let result = run(&snapshot(vec![outstanding(1, 0xa, 8, 5 * MS)]), &settings);
     assert_eq!(result.totals, Totals { bytes: 80, count: 10, acquired: 200, released: 70 });
     let group = &result.groups[0];
@@ -425,7 +426,7 @@ fn allocations_are_listed_oldest_first_for_the_top_stacks() {
 
 #[test]
 fn sums_that_leave_64_bits_stay_at_their_end() {
-    let settings = ReportSettings { sample_rate: u64::MAX, ..settings() };
+    let settings = ReportSettings { sampling: Sampling::OneIn(u64::MAX), ..settings() };
     let huge = snapshot(vec![outstanding(1, 1, u64::MAX, 0), outstanding(1, 2, u64::MAX, 0)]);
     assert_eq!(run(&huge, &settings).totals.bytes, u64::MAX);
 }

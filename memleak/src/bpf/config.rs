@@ -10,7 +10,7 @@ use memleak_common::{
 };
 
 use super::error::BpfError;
-use crate::{probe::table::Row, proc::btf};
+use crate::{probe::table::Row, proc::btf, sampling::Sampling};
 
 /// How stacks are walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +36,8 @@ pub(crate) struct Config {
     pub min_size: u64,
     /// Largest size, bytes.
     pub max_size: u64,
-    /// One acquire in this many is captured.
-    pub sample_rate: u64,
+    /// Which acquires are captured.
+    pub sampling: Sampling,
     /// Each acquire and release is sent as an event.
     pub trace: bool,
     /// Children are traced from their fork on.
@@ -139,7 +139,8 @@ pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings
     Ok(Settings {
         min_size: config.min_size,
         max_size: config.max_size,
-        sample_rate: config.sample_rate,
+        sample_rate: config.sampling.rate(),
+        sample_bytes: config.sampling.bytes(),
         pid_ns_dev,
         pid_ns_ino,
         flags: bits,
@@ -170,7 +171,7 @@ fn task_offsets() -> io::Result<TaskOffsets> {
         files: offset("task_struct", "files")?,
         signal: offset("task_struct", "signal")?,
         signal_live: offset("signal_struct", "live")?,
-        reserved: 0,
+        pagefault_disabled: offset("task_struct", "pagefault_disabled")?,
     })
 }
 

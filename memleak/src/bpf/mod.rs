@@ -17,6 +17,7 @@ mod closer;
 mod config;
 mod cut;
 mod error;
+mod growth;
 mod kernel_mode;
 mod links;
 mod maker;

@@ -18,6 +18,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{
     cut::Epoch,
     error::BpfError,
+    growth::Growth,
     links::Probes,
     mapped::MappedMaps,
     records::{self, enter_found, remove_dead, remove_for_good},
@@ -66,6 +67,8 @@ pub(super) struct Reader {
     replaced: FxHashMap<u32, (u64, BTreeSet<u32>)>,
     /// What those held that have ended.
     ended: Ended,
+    /// `None` if growth is not traced.
+    growth: Option<Growth>,
 }
 
 /// What was read of the kernel's tables.
@@ -125,7 +128,13 @@ impl Reader {
             void: FxHashSet::default(),
             replaced: FxHashMap::default(),
             ended: Ended::default(),
+            growth: None,
         }
+    }
+
+    /// Pages are traced as well.
+    pub(super) fn trace_growth(&mut self) {
+        self.growth = Some(Growth::default());
     }
 
     /// Reads these maps as well.
@@ -162,6 +171,7 @@ impl Reader {
     /// A process is about to be traced: who owns what it acquires.
     pub(super) fn add_target(&mut self, owner: Owner, pid: u32, end: &PidFd) {
         self.owners.insert(owner.space, State::Living);
+        self.growth.iter_mut().for_each(|growth| growth.add(owner.space, pid));
         if owner.process == 0 {
             return;
         }
@@ -176,6 +186,7 @@ impl Reader {
     pub(super) fn ended(&mut self, owners: &[u32]) {
         for owner in owners {
             self.owners.insert(*owner, State::Ended);
+            self.growth.iter_mut().for_each(|growth| growth.forget(*owner));
             if let Some(descriptors) = &mut self.descriptors {
                 self.ended.add(descriptors.forget(*owner));
             }
@@ -208,7 +219,9 @@ impl Reader {
     /// that are not open any more. [`Reader::clear`] is to be called some time.
     pub(super) fn replaced(&mut self, pid: u32, owner: Owner, old: Option<u32>) {
         self.owners.insert(owner.space, State::Living);
+        self.growth.iter_mut().for_each(|growth| growth.add(owner.space, pid));
         if let Some(old) = old {
+            self.growth.iter_mut().for_each(|growth| growth.forget(old));
             self.void.insert(old);
             // A process's number still names its descriptors.
             if old != owner.process {
@@ -309,7 +322,9 @@ impl Reader {
         let counted = counted?;
         let applied = self.ranges.apply(tables.outstanding);
         let dead_elsewhere = self.remove_dead(ebpf, &applied.dead)?;
-        let outstanding = self.settle(ebpf, applied.outstanding)?;
+        let mut outstanding = self.settle(ebpf, applied.outstanding)?;
+        let gone = self.growth.as_ref().map(|growth| growth.take_gone(&mut outstanding, reading.time_ns));
+        let dead_elsewhere = dead_elsewhere + self.remove_dead(ebpf, &gone.unwrap_or_default())?;
         for release in self.released_later.drain(..) {
             self.ranges.release(&release);
         }

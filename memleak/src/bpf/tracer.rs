@@ -37,6 +37,7 @@ use crate::{
     objects::ObjectStore,
     probe::{kernel::KernelPlan, plan::AttachPoint, table::Row},
     proc::{maps::Mapping, memory_limit::memory_left, readable::readable},
+    sampling::Sampling,
     snapshot::{Snapshot, Stack, ranges::Release},
     symbolize::Target as SymbolTarget,
     target::process::PidFd,
@@ -66,8 +67,8 @@ pub(crate) struct UserStart {
     pub tracer: Tracer,
     /// Notices of children and new programs.
     pub births: Births,
-    /// Resources that system calls tell of: no function of the target's is probed for them.
-    pub by_system_calls: &'static [Resource],
+    /// Resources that tracepoints tell of: no function of the target's is probed for them.
+    pub by_tracepoints: Vec<Resource>,
     /// How long the kernel took to take the programs in.
     pub took: Duration,
 }
@@ -89,7 +90,7 @@ impl Tracer {
         }?;
         let births = Births::open(&mut loaded.ebpf)?;
         // What was left out by sampling is open, too.
-        let checks_descriptors = config.resources.contains(&Resource::Fd) && config.sample_rate == 1;
+        let checks_descriptors = config.resources.contains(&Resource::Fd) && config.sampling == Sampling::All;
         let mut unwinding = loaded.walks_tables.then(|| Unwinding::open(&loaded.ebpf, tables)).transpose()?;
         if let Some(unwinding) = &mut unwinding {
             for (slot, objects) in &objects {
@@ -100,11 +101,14 @@ impl Tracer {
         let rows = rows.iter().map(|row| row.probe).collect();
         let mut reader =
             Reader::new(Epoch::open(&mut loaded.ebpf)?, rows, checks_descriptors, config.stack_storage_size);
+        if config.resources.contains(&Resource::Growth) {
+            reader.trace_growth();
+        }
         reader.set_mapped(MappedMaps::open(&loaded.ebpf, config.max_memory)?);
         let mapping_states = MappingStates::open(&loaded.ebpf)?;
         let mut tracer = Self::new(config, loaded.ebpf, loaded.events, probes, reader, unwinding)?;
         tracer.mapping_states = Some(mapping_states);
-        Ok(UserStart { tracer, births, by_system_calls: loaded.by_system_calls, took })
+        Ok(UserStart { tracer, births, by_tracepoints: loaded.by_tracepoints, took })
     }
 
     /// Loads and attaches the programs of a plan for the kernel. Gives also why some functions

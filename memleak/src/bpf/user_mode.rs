@@ -28,6 +28,10 @@ const LIFECYCLE: &[(&str, &str)] = &[
 /// The same, where it is to be had: it asks for a kernel with type information.
 const SIGNALS: (&str, &str) = ("signal_deliver", "signal_deliver");
 
+/// Where the kernel is told of pages that are not there: of x86_64 alone.
+const PAGE_FAULTS: [(&str, &str); 2] =
+    [("page_fault_user", "page_fault_user"), ("page_fault_kernel", "page_fault_kernel")];
+
 /// What was loaded.
 pub(super) struct Loaded {
     /// Programs, maps and, as they are attached, links: all of them end with it.
@@ -41,8 +45,8 @@ pub(super) struct Loaded {
     pub mends_stack: bool,
     /// Stacks are walked by unwind tables.
     pub walks_tables: bool,
-    /// Resources that system calls tell of: no function of the target's is probed for them.
-    pub by_system_calls: &'static [Resource],
+    /// Resources that tracepoints tell of: no function of the target's is probed for them.
+    pub by_tracepoints: Vec<Resource>,
 }
 
 /// Loads the programs for this run and fills the map of rows. `unwind_words`: entries of
@@ -97,17 +101,23 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
     let mends_stack = uprobes.load_all(&mut ebpf, config.traps_only)?;
     attach_lifecycle(&mut ebpf)?;
     let events = Events::take(&mut ebpf)?;
-    let mut by_system_calls: &[Resource] = &[];
+    let mut by_tracepoints = Vec::new();
     let by_kernel = !config.traps_only && !config.library_calls;
     if by_kernel && system_calls::RESOURCES.iter().any(|one| config.resources.contains(one)) {
         match trace_system_calls(&mut ebpf, rows) {
-            Ok(()) => by_system_calls = system_calls::RESOURCES,
+            Ok(()) => by_tracepoints.extend(system_calls::RESOURCES),
             Err(error) => log::warn!(
                 "descriptors are counted at the C library's functions, so that raw system calls are missed: {error}"
             ),
         }
     }
-    Ok(Loaded { ebpf, events, uprobes, mends_stack, walks_tables, by_system_calls })
+    if config.resources.contains(&Resource::Growth) {
+        for (name, tracepoint) in PAGE_FAULTS {
+            load_tracepoint(&mut ebpf, name, tracepoint)?;
+        }
+        by_tracepoints.push(Resource::Growth);
+    }
+    Ok(Loaded { ebpf, events, uprobes, mends_stack, walks_tables, by_tracepoints })
 }
 
 fn fill_rows(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {

@@ -33,8 +33,8 @@ impl Findings {
             memleak: env!("CARGO_PKG_VERSION"),
             machine: std::env::consts::ARCH,
             checks,
-            trap_ns: costs.map(|costs| ns(costs.trap)),
-            traced_trap_ns: costs.map(|costs| ns(costs.full)),
+            trap_ns: costs.as_ref().map(|costs| ns(costs.trap)),
+            traced_trap_ns: costs.as_ref().map(|costs| ns(costs.full())),
             processes: prices.prices,
         }
     }
@@ -81,7 +81,7 @@ fn write_price(price: &Price, text: &mut String) {
     );
     for Offer { options, cpus } in &price.offers {
         let what = if options.is_empty() { "full tracing" } else { options };
-        let _ = writeln!(text, "  {what:<14} costs about {} of a CPU", percent(*cpus));
+        let _ = writeln!(text, "  {what:<19} costs about {} of a CPU", percent(*cpus));
     }
 }
 

@@ -7,17 +7,30 @@ use serde::Serialize;
 use super::child::Pairs;
 use crate::{
     proc::status::thread_comm,
-    session::{Rates, SessionError, count, traced},
+    session::{Rates, SessionError, TRAPS_ONLY, count, traced},
 };
 
-/// What tracing costs on this machine, of one trap.
-#[derive(Clone, Copy, Debug, Default)]
+/// What tracing costs on this machine.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Costs {
-    /// The trap alone.
+    /// A trap alone.
     pub trap: Duration,
-    /// With what our programs do.
-    pub full: Duration,
+    /// By options, of a pair of malloc and free.
+    offers: Vec<(&'static [&'static str], Duration)>,
+    /// Traps that such a pair is.
+    traps_of_pair: f64,
 }
+
+impl Costs {
+    /// A trap, with what is done in it in full.
+    pub(super) fn full(&self) -> Duration {
+        let full = self.offers.first().map_or(Duration::ZERO, |(_, pair)| *pair);
+        full.div_f64(self.traps_of_pair.max(1.0))
+    }
+}
+
+/// Ways to trace a process, in full first.
+const WAYS: [&[&str]; 4] = [&[], &["-s", "100"], &["--sample-bytes", "512K"], &["--growth"]];
 
 /// What tracing of a process would cost.
 #[derive(Clone, Debug, Serialize)]
@@ -60,32 +73,29 @@ pub(super) async fn of_all(pids: &[u32]) -> Prices {
     let costs = measure().await;
     let mut prices = Vec::new();
     for pid in pids {
-        let known = costs.as_ref().copied().unwrap_or_default();
+        let known = costs.clone().unwrap_or_default();
         let rates = match &costs {
             Ok(costs) => count(*pid, costs.trap).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.clone()),
         };
-        prices.push(Price::of(*pid, rates, known));
+        prices.push(Price::of(*pid, rates, &known));
     }
     Prices { costs: Some(costs), prices }
 }
 
-/// One allocation in so many, as an offer.
-const SAMPLED: f64 = 100.0;
-
 impl Price {
-    fn of(pid: u32, rates: Result<Rates, String>, costs: Costs) -> Self {
+    fn of(pid: u32, rates: Result<Rates, String>, costs: &Costs) -> Self {
         let (rates, error) = match rates {
             Ok(rates) => (rates, None),
             Err(error) => (Rates::default(), Some(error)),
         };
-        let of = |each: f64| rates.traps * each;
-        let (trap, full) = (costs.trap.as_secs_f64(), costs.full.as_secs_f64());
-        // What is not captured ends in the program at once.
-        let offers = vec![
-            Offer { options: String::new(), cpus: of(full) },
-            Offer { options: format!("-s {SAMPLED}"), cpus: of(trap + (full - trap).max(0.0) / SAMPLED) },
-        ];
+        // What a process does is made of pairs, as far as its traps tell.
+        let pairs = rates.traps / costs.traps_of_pair.max(1.0);
+        let offer = |(options, pair): &(&[&str], Duration)| Offer {
+            options: options.join(" "),
+            cpus: pairs * pair.as_secs_f64(),
+        };
+        let offers: Vec<Offer> = costs.offers.iter().map(offer).collect();
         Self {
             pid,
             comm: thread_comm(pid).unwrap_or_default(),
@@ -114,23 +124,22 @@ async fn measured() -> Result<Costs, SessionError> {
     let mut pairs = Pairs::start().map_err(system)?;
     let pid = pairs.pid();
     let shortest = |pairs: &mut Pairs| (0..ROUNDS).filter_map(|_| pairs.time(PAIRS)).min();
-    let untraced = shortest(&mut pairs);
-    let mut each = [Duration::ZERO; 2];
-    for (cost, traps_only) in each.iter_mut().zip([true, false]) {
-        let (with, traps) = traced(pid, traps_only, || shortest(&mut pairs)).await?;
-        let traps_of_pair = traps as f64 / f64::from(PAIRS * ROUNDS as u32);
-        if let (Some(with), Some(without)) = (with, untraced)
-            && traps_of_pair >= 1.0
-        {
-            *cost = with.saturating_sub(without).div_f64(traps_of_pair);
-        }
-    }
-    let [trap, full] = each;
-    match full.is_zero() {
-        true => Err(SessionError::System(
+    let untraced = shortest(&mut pairs).unwrap_or_default();
+    let (with, traps) = traced(pid, &[TRAPS_ONLY], || shortest(&mut pairs)).await?;
+    let traps_of_pair = traps as f64 / f64::from(PAIRS * ROUNDS as u32);
+    if traps_of_pair < 1.0 {
+        return Err(SessionError::System(
             "cannot measure what a trap costs",
             std::io::Error::other("this program's own calls of malloc are not seen"),
-        )),
-        false => Ok(Costs { trap, full: full.max(trap) }),
+        ));
     }
+    let trap = with.unwrap_or_default().saturating_sub(untraced).div_f64(traps_of_pair);
+    let mut offers = Vec::new();
+    for options in WAYS {
+        // A way that this kernel does not have is none.
+        if let Ok((Some(with), _)) = traced(pid, options, || shortest(&mut pairs)).await {
+            offers.push((options, with.saturating_sub(untraced)));
+        }
+    }
+    Ok(Costs { trap, offers, traps_of_pair })
 }

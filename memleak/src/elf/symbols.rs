@@ -264,20 +264,28 @@ pub struct SymbolNames {
     whole: HashSet<Vec<u8>>,
     /// Bytes of the longest of them: most names of C++ and Rust are longer, and not hashed.
     longest: usize,
-    endings: Vec<Vec<u8>>,
+    /// By their last byte: most names of an object are ruled out by it.
+    endings: BTreeMap<u8, Vec<Vec<u8>>>,
 }
 
 impl SymbolNames {
     /// The same, and every name that ends with one of `endings`.
     pub fn with_endings<S: Into<String>>(self, endings: impl IntoIterator<Item = S>) -> Self {
-        let endings = endings.into_iter().map(|ending| ending.into().into_bytes()).collect();
-        Self { endings, ..self }
+        let mut by_last: BTreeMap<u8, Vec<Vec<u8>>> = BTreeMap::new();
+        for ending in endings.into_iter().map(|ending| ending.into().into_bytes()) {
+            let Some(last) = ending.last() else { continue };
+            by_last.entry(*last).or_default().push(ending);
+        }
+        Self { endings: by_last, ..self }
     }
 
     /// A symbol of this name is to be kept.
     fn contains(&self, name: &[u8]) -> bool {
         (name.len() <= self.longest && self.whole.contains(name))
-            || self.endings.iter().any(|ending| name.ends_with(ending))
+            || name
+                .last()
+                .and_then(|last| self.endings.get(last))
+                .is_some_and(|endings| endings.iter().any(|ending| name.ends_with(ending)))
     }
 }
 
@@ -285,7 +293,7 @@ impl<S: Into<String>> FromIterator<S> for SymbolNames {
     fn from_iter<I: IntoIterator<Item = S>>(names: I) -> Self {
         let whole: HashSet<Vec<u8>> = names.into_iter().map(|name| name.into().into_bytes()).collect();
         let longest = whole.iter().map(Vec::len).max().unwrap_or(0);
-        Self { whole, longest, endings: Vec::new() }
+        Self { whole, longest, endings: BTreeMap::new() }
     }
 }
 

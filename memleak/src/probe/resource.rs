@@ -57,6 +57,7 @@ pub const OF_PROCESSES: &[Resource] = &[
     Resource::Dl,
     Resource::Ssl,
     Resource::Python,
+    Resource::Growth,
 ];
 
 /// What memory is called in a heading, as in bcc's.
@@ -82,6 +83,7 @@ impl ResourceInfo {
             Resource::Dl => ("objects loaded by dlopen", "loaded objects"),
             Resource::Ssl => ("OpenSSL's objects", "OpenSSL objects"),
             Resource::Python => ("blocks of Python's allocators", "Python allocations"),
+            Resource::Growth => ("pages of memory, by what touched them first", MEMORY),
             Resource::Custom(_) => ("described by the user", "resources of the user"),
         };
         Self {

@@ -20,6 +20,7 @@ const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 /// The page of zeros that is mapped where memory was read and never written: nobody's memory.
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
+const PAGE_IS_HUGE: u64 = 1 << 6;
 
 /// Pages found in one call: while it looks at them, the target cannot map or unmap anything.
 const PAGES_OF_A_CALL: u64 = 1 << 15;
@@ -55,6 +56,15 @@ impl WantedPages {
     fn takes_entry(self, entry: u64) -> bool {
         self == Self::Resident || entry & ENTRY_FILE == 0
     }
+}
+
+/// Pages of a process's own that hold something, in memory or in swap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeptPages {
+    /// Their addresses.
+    pub range: Range<u64>,
+    /// They are parts of huge pages. Not known before Linux 6.7.
+    pub are_huge: bool,
 }
 
 #[repr(C)]
@@ -115,7 +125,14 @@ impl Pagemap {
         runs: &mut Vec<Range<u64>>,
     ) -> io::Result<()> {
         if self.scans {
-            match self.scan(wanted, range.clone(), runs) {
+            let mut swapped = 0;
+            let scanned =
+                self.scan(wanted, range.clone(), |region| match region.categories & PAGE_IS_SWAPPED {
+                    0 => add_run(runs, region.start..region.end),
+                    _ => swapped += region.end - region.start,
+                });
+            self.swapped += swapped;
+            match scanned {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
                     self.scans = false;
                 }
@@ -125,7 +142,35 @@ impl Pagemap {
         self.read(wanted, range, runs)
     }
 
-    fn scan(&mut self, wanted: WantedPages, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
+    /// Adds to `kept` what of `range` holds something of the process's own, in order.
+    ///
+    /// An error: as of [`Self::add_resident`].
+    pub(crate) fn add_kept(&mut self, range: Range<u64>, kept: &mut Vec<KeptPages>) -> io::Result<()> {
+        if self.scans {
+            let scanned = self.scan(WantedPages::Private, range.clone(), |region| {
+                let are_huge = region.categories & PAGE_IS_HUGE != 0;
+                kept.push(KeptPages { range: region.start..region.end, are_huge });
+            });
+            match scanned {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+                    self.scans = false;
+                }
+                result => return result,
+            }
+        }
+        self.entries_of(range, |at, entry| {
+            if entry & (ENTRY_PRESENT | ENTRY_SWAPPED) != 0 && WantedPages::Private.takes_entry(entry) {
+                kept.push(KeptPages { range: at..at + PAGE, are_huge: false });
+            }
+        })
+    }
+
+    fn scan(
+        &mut self,
+        wanted: WantedPages,
+        range: Range<u64>,
+        mut found_region: impl FnMut(&PageRegion),
+    ) -> io::Result<()> {
         let mut regions = [PageRegion::default(); REGIONS];
         let mut at = range.start;
         while at < range.end {
@@ -143,19 +188,14 @@ impl Pagemap {
                 category_inverted: wanted.none_of(),
                 category_mask: wanted.none_of(),
                 category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_HUGE,
                 ..ScanArg::default()
             };
             // SAFETY: the descriptor is open, `arg` has the size that it says, and `vec` points to
             // `vec_len` regions that live until the call returns.
             let found = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
             let found = usize::try_from(found).map_err(|_| io::Error::last_os_error())?;
-            for region in regions.iter().take(found) {
-                match region.categories & PAGE_IS_SWAPPED {
-                    0 => add_run(runs, region.start..region.end),
-                    _ => self.swapped += region.end - region.start,
-                }
-            }
+            regions.iter().take(found).for_each(&mut found_region);
             if arg.walk_end <= at {
                 return Err(io::Error::other("PAGEMAP_SCAN gets nowhere"));
             }
@@ -164,8 +204,22 @@ impl Pagemap {
         Ok(())
     }
 
-    /// An entry of 8 bytes for each page, whether something is there or not.
     fn read(&mut self, wanted: WantedPages, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
+        let mut swapped = 0;
+        let read = self.entries_of(range, |at, entry| {
+            if entry & ENTRY_PRESENT != 0 && wanted.takes_entry(entry) {
+                add_run(runs, at..at + PAGE);
+            } else if entry & ENTRY_SWAPPED != 0 && wanted.takes_entry(entry) {
+                swapped += PAGE;
+            }
+        });
+        self.swapped += swapped;
+        read
+    }
+
+    /// An entry of 8 bytes for each page of `range`, whether something is there or not, with the
+    /// page's address.
+    fn entries_of(&mut self, range: Range<u64>, mut found: impl FnMut(u64, u64)) -> io::Result<()> {
         let mut buffer =
             vec![0; ENTRIES.min(range.end.saturating_sub(range.start).div_ceil(PAGE) as usize) * 8];
         let mut at = range.start;
@@ -178,12 +232,7 @@ impl Pagemap {
             let bytes = buffer.get_mut(..pages * 8).unwrap_or_default();
             self.file.read_exact_at(bytes, at / PAGE * 8)?;
             for entry in bytes.as_chunks::<8>().0 {
-                let entry = u64::from_ne_bytes(*entry);
-                if entry & ENTRY_PRESENT != 0 && wanted.takes_entry(entry) {
-                    add_run(runs, at..at + PAGE);
-                } else if entry & ENTRY_SWAPPED != 0 && wanted.takes_entry(entry) {
-                    self.swapped += PAGE;
-                }
+                found(at, u64::from_ne_bytes(*entry));
                 at += PAGE;
             }
         }
@@ -293,6 +342,6 @@ mod tests {
         pagemap.entries = MAX_ENTRIES;
         assert!(pagemap.read(WantedPages::Resident, 0x1000..0x2000, &mut Vec::new()).is_err());
         pagemap.calls = MAX_CALLS;
-        assert!(pagemap.scan(WantedPages::Resident, 0x1000..0x2000, &mut Vec::new()).is_err());
+        assert!(pagemap.scan(WantedPages::Resident, 0x1000..0x2000, |_| ()).is_err());
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     heap::Classes,
     kernel_labels::Tag,
     probe::resource::{ResourceInfo, TopOfTables},
+    sampling::Sampling,
     snapshot::{Cut, KERNEL_PID, Lost},
     symbolize::Frame,
     verdict::{History, Point, Verdict},
@@ -226,6 +227,9 @@ pub struct StackReport {
     pub bytes: u64,
     /// Outstanding allocations.
     pub count: u64,
+    /// [`Report::margin`], of this stack.
+    #[serde(default)]
+    pub margin: Option<u64>,
     /// Who holds how much of it, the largest sum first.
     pub processes: Vec<ProcessCount>,
     /// Who else held some of it at the end.
@@ -321,8 +325,13 @@ pub struct Report {
     pub memory: Option<Memory>,
     /// What is lost and what holds the rest (`--why`).
     pub why: Option<Box<Why>>,
-    /// One acquire in this many was captured, if that is not 1: numbers are estimates.
-    pub sampled: Option<u64>,
+    /// Which acquires were captured: if not all, numbers are estimates.
+    #[serde(default)]
+    pub sampling: Sampling,
+    /// The outstanding bytes are this much more or less, in 19 of 20 cases; `None` if they are not
+    /// estimated by samples of bytes.
+    #[serde(default)]
+    pub margin: Option<u64>,
     /// The frames of `stacks`.
     pub frames: Frames,
     /// All stacks, table by table. The top ones of each table come first and in order, the others

@@ -10,7 +10,7 @@ use memleak_common::probe::Resource;
 use super::state::{Mode, Session};
 use crate::{
     account::{AccountedProcess, Accounts, Allocators, KnownMemory, Memory},
-    settings::CaptureSettings,
+    settings::{CaptureSettings, Settings},
     snapshot::{Outstanding, Snapshot, own::Own},
     target::allocator::AllocatorKind,
     targets::{Targets, Traced},
@@ -39,14 +39,14 @@ impl Session {
         accounts.make(processes(&self.targets, known(snapshot, own, &self.targets)))
     }
 
-    /// Accounts for processes' memory, if all of it is traced.
-    pub(super) fn new_accounts(
-        settings: &CaptureSettings,
-        sample_rate: u64,
-        mode: &Mode,
-    ) -> Option<Accounts> {
+    /// Accounts for processes' memory, if all of it is traced. Not with samples by bytes: the pages
+    /// of the blocks that they stand for are not known.
+    pub(super) fn new_accounts(settings: &Settings, mode: &Mode) -> Option<Accounts> {
+        let Settings { capture, report, .. } = settings;
         match mode {
-            Mode::User(mode) if is_complete(settings) => Some(Accounts::new(mode.store.clone(), sample_rate)),
+            Mode::User(mode) if is_complete(capture) && report.sampling.bytes() == 0 => {
+                Some(Accounts::new(mode.store.clone(), report.sampling.rate()))
+            }
             Mode::User(_) | Mode::Kernel => None,
         }
     }

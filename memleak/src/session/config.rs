@@ -13,7 +13,7 @@ pub(super) fn config(settings: &Settings) -> Config {
         resources: capture.resources.clone(),
         min_size: capture.min_size,
         max_size: capture.max_size,
-        sample_rate: settings.report.sample_rate,
+        sampling: settings.report.sampling,
         trace: capture.trace,
         follow_forks: capture.follow_forks || members::follow(&settings.target),
         max_allocs: capture.max_allocs,

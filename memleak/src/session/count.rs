@@ -43,7 +43,7 @@ pub(crate) struct Rates {
 /// slower it is meanwhile.
 pub(crate) async fn count(pid: u32, trap: Duration) -> Result<Rates, SessionError> {
     let before = cpus(pid).await;
-    let session = attach(pid, true)?;
+    let session = attach(pid, &[TRAPS_ONLY])?;
     let statistics = RunStatistics::begin()
         .map_err(|error| SessionError::System("the kernel does not count runs of programs", error));
     let counted = match &statistics {
@@ -71,14 +71,16 @@ pub(crate) async fn count(pid: u32, trap: Duration) -> Result<Rates, SessionErro
     })
 }
 
-/// Attaches to a process of ours for as long as `work` takes, in full or with programs that do
-/// nothing. Gives also how many traps there were meanwhile.
+/// Programs that do nothing.
+pub(crate) const TRAPS_ONLY: &str = "--traps-only";
+
+/// Attaches to a process of ours with these options for as long as `work` takes. Gives also how many traps there were meanwhile.
 pub(crate) async fn traced<T>(
     pid: u32,
-    traps_only: bool,
+    options: &[&str],
     work: impl FnOnce() -> T,
 ) -> Result<(T, u64), SessionError> {
-    let session = attach(pid, traps_only)?;
+    let session = attach(pid, options)?;
     let done = (|| {
         let _statistics = RunStatistics::begin()
             .map_err(|error| SessionError::System("the kernel does not count runs of programs", error))?;
@@ -90,9 +92,9 @@ pub(crate) async fn traced<T>(
     done
 }
 
-fn attach(pid: u32, traps_only: bool) -> Result<Session, SessionError> {
+fn attach(pid: u32, options: &[&str]) -> Result<Session, SessionError> {
     let pid = pid.to_string();
-    let arguments = ["memleak", "-p", &pid, if traps_only { "--traps-only" } else { "--wa-missing-free" }];
+    let arguments = [&["memleak", "-p", &pid], options].concat();
     let settings = Settings::from_args(arguments).map_err(|_| SessionError::Internal)?;
     let sink = Sink::open(None, (text::KIND.new)(&Options::new(1)))?;
     let TargetPid(process) = TargetPid::of(&settings)?;

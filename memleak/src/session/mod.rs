@@ -34,6 +34,6 @@ mod user_mode;
 mod wait;
 mod why;
 
-pub(crate) use count::{Rates, count, traced};
+pub(crate) use count::{Rates, TRAPS_ONLY, count, traced};
 pub use error::SessionError;
 pub use run::{RunOutcome, run};

@@ -10,6 +10,7 @@ use crate::{
     bpf::{ProgramRuns, RunStatistics, Tracer},
     proc::status::resident,
     report::model::Report,
+    sampling::Sampling,
     serve::{
         Latest, ProgramUse, Published, PublishedProcess,
         http::Server,
@@ -85,16 +86,22 @@ fn tell(address: &ListenAddress) {
 }
 
 impl Publisher {
-    /// Gives a report to those who may ask for it. `rate`: one acquire in so many was captured.
+    /// Gives a report to those who may ask for it.
     pub(super) fn publish(
         &mut self,
         report: Report,
         taken: &Taken,
         targets: &Targets,
         tracer: &Tracer,
-        rate: u64,
+        sampling: Sampling,
     ) {
-        let allocated_bytes = self.allocated.count(taken).map(|bytes| bytes.saturating_mul(rate));
+        let allocated_bytes = match sampling {
+            // Sizes of samples say nothing of bytes before they are weighed.
+            Sampling::Bytes(_) => None,
+            Sampling::All | Sampling::OneIn(_) => {
+                self.allocated.count(taken).map(|bytes| sampling.whole(bytes))
+            }
+        };
         let programs = match &self.statistics {
             Some(_) => tracer.program_runs().unwrap_or_default(),
             None => Vec::new(),

@@ -71,14 +71,14 @@ pub(super) struct Reporter {
 
 impl Reporter {
     /// Has made no report yet.
-    pub(super) fn new(catalog: Catalog, sink: Sink, store: ObjectStore) -> Self {
+    pub(super) fn new(settings: &Settings, sink: Sink, store: ObjectStore) -> Self {
         Self {
-            catalog,
+            catalog: settings.capture.catalog(),
             symbolizer: Symbolizer::with_objects(store),
             sink,
             publishes: false,
             sites: Sites::default(),
-            folded: Folded::default(),
+            folded: Folded::new(settings.report.sampling),
             past: Past::default(),
             hints: Hints::default(),
             start: Instant::now(),
@@ -174,7 +174,8 @@ impl Reporter {
             if_empty: stacks.is_empty().then(|| if_empty(settings, targets, taken, is_final)),
             memory: taken.memory,
             why: why.map(Box::new),
-            sampled: (settings.sample_rate > 1).then_some(settings.sample_rate),
+            sampling: settings.sampling,
+            margin: aggregated.margin,
             frames,
             stacks,
         };

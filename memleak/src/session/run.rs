@@ -354,8 +354,8 @@ impl Session {
     /// Gives a report to those who may ask for it.
     fn publish(&mut self, report: Report, taken: &Taken) {
         if let Some(publisher) = &mut self.publisher {
-            let rate = self.settings.report.sample_rate;
-            publisher.publish(report, taken, &self.targets, &self.tracer, rate);
+            let sampling = self.settings.report.sampling;
+            publisher.publish(report, taken, &self.targets, &self.tracer, sampling);
         }
     }
 }

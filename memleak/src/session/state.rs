@@ -101,8 +101,8 @@ impl Session {
             Mode::User(mode) => mode.store.clone(),
             Mode::Kernel => ObjectStore::default(),
         };
-        let accounts = Self::new_accounts(&settings.capture, settings.report.sample_rate, &mode);
-        let reporter = Reporter::new(settings.capture.catalog(), sink, store);
+        let accounts = Self::new_accounts(&settings, &mode);
+        let reporter = Reporter::new(&settings, sink, store);
         let (targets, due, ends) = (Targets::default(), Due::default(), mpsc::unbounded_channel());
         Self {
             settings,

@@ -73,10 +73,10 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
     let rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
     let store = ObjectStore::default();
     let pids = processes.iter().map(|process| process.pid);
-    let UserStart { tracer, births, by_system_calls, took } =
+    let UserStart { tracer, births, by_tracepoints, took } =
         Tracer::of_processes(&config(settings), &rows, pids, &store)?;
     info!("loaded the BPF programs in {} ms", millis(took));
-    let is_probed = |resource: &Resource| !by_system_calls.contains(resource);
+    let is_probed = |resource: &Resource| !by_tracepoints.contains(resource);
     let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
     let follower = Follower::start(births, answering_threads())
         .map_err(|error| SessionError::System("cannot start a thread", error))?;

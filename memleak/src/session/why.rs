@@ -16,6 +16,7 @@ use crate::{
     heap::{Block, Class, Examined, HeapTarget, Sight, TypeAt, TypeNames, examine},
     hurry,
     proc::{maps::read_maps, stacks::places},
+    sampling::Sampling,
     settings::{TargetSpec, WhyMode},
     snapshot::{Outstanding, Snapshot, own::Own},
 };
@@ -131,7 +132,7 @@ impl Session {
     fn is_known_from_start(&self) -> bool {
         let settings = &self.settings;
         matches!(settings.target, TargetSpec::Command(_))
-            && settings.report.sample_rate <= 1
+            && settings.report.sampling == Sampling::All
             && super::accounts::is_complete(&settings.capture)
     }
 }

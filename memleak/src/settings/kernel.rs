@@ -35,12 +35,17 @@ const ONLY_PID: WholeNumber = WholeNumber {
 
 /// Options that go with a process or command only: given or not, their names, and what they are
 /// about.
-fn for_processes(cli: &Cli) -> [(bool, &'static str, &'static str); 4] {
+fn for_processes(cli: &Cli) -> [(bool, &'static str, &'static str); 5] {
     [
         (cli.object.is_some(), "-O/--obj", "names an object of a process"),
         (cli.symbols_prefix.is_some(), "-S/--symbols-prefix", "is about the allocator of a process"),
         (cli.follow_forks, "--follow-forks", "is about the children of a process"),
         (cli.unwind.is_some(), "--unwind", "is about the stacks of a process; the kernel walks its own"),
+        (
+            cli.sample_bytes.is_some(),
+            "--sample-bytes",
+            "is about the heap of a process; -s samples the kernel's",
+        ),
     ]
 }
 

@@ -2,6 +2,8 @@
 
 use std::{ffi::OsString, time::Duration};
 
+use memleak_common::sampling::MAX_SAMPLE_BYTES;
+
 use super::{
     units::parse_size,
     usage::{UsageError, WholeNumber, one_of},
@@ -17,6 +19,7 @@ use crate::{
         output::OutputFile,
         suppressions::Suppressions,
     },
+    sampling::Sampling,
 };
 
 const TOP: WholeNumber = WholeNumber {
@@ -62,8 +65,8 @@ pub struct ReportSettings {
     pub combined_only: bool,
     /// Leave out allocations younger than this (`-o`).
     pub older: Duration,
-    /// One acquire in this many was captured (`-s`); 1 for all.
-    pub sample_rate: u64,
+    /// Which acquires are captured (`-s`, `--sample-bytes`).
+    pub sampling: Sampling,
     /// Reports go here instead of standard output.
     pub output: Option<OutputFile>,
     /// Files of the last report in other forms.
@@ -140,7 +143,7 @@ pub(super) fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         show_allocs: cli.show_allocs,
         combined_only: cli.combined_only,
         older: Duration::from_millis(OLDER.parse(&cli.older)?),
-        sample_rate: SAMPLE_RATE.parse(&cli.sample_rate)?,
+        sampling: resolve_sampling(cli)?,
         output: cli.output.clone().map(|path| OutputFile { path, append: cli.append }),
         files: resolve_files(&cli.files)?,
         flamegraph_by: look.flamegraph_by,
@@ -148,6 +151,25 @@ pub(super) fn resolve_report(cli: &Cli) -> Result<ReportSettings, UsageError> {
         filter: resolve_filter(&cli.filters)?,
         fail_if: resolve_conditions(&cli.fail_if, false)?,
     })
+}
+
+/// Which acquires are captured.
+fn resolve_sampling(cli: &Cli) -> Result<Sampling, UsageError> {
+    const WHAT: &str = "--sample-bytes";
+    let rate: u64 = SAMPLE_RATE.parse(&cli.sample_rate)?;
+    let Some(text) = &cli.sample_bytes else {
+        return Ok(if rate > 1 { Sampling::OneIn(rate) } else { Sampling::All });
+    };
+    if rate > 1 {
+        let why = "-s samples by number, and --sample-bytes by bytes";
+        return Err(UsageError::new("-s with --sample-bytes", why, "keep one of them"));
+    }
+    let mean = parse_size(WHAT, text)?;
+    if !(1..=MAX_SAMPLE_BYTES).contains(&mean) {
+        let why = format!("'{text}' is not from 1 to 1024G");
+        return Err(UsageError::new(WHAT, why, "give the bytes that go to a sample, such as 512K"));
+    }
+    Ok(Sampling::Bytes(mean))
 }
 
 /// How reports look, whether they are made now or read again.

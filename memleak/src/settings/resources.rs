@@ -34,7 +34,8 @@ pub(super) struct Selection {
 
 /// What the command line asks for.
 pub(super) fn select(cli: &Cli) -> Result<Selection, UsageError> {
-    let is_asked = !(cli.resources.is_empty() && cli.pairs.is_empty() && cli.resources_files.is_empty());
+    let is_asked =
+        cli.growth || !(cli.resources.is_empty() && cli.pairs.is_empty() && cli.resources_files.is_empty());
     if cli.kernel && is_asked {
         let why = "the kernel's resources are chosen by -P, --slab and --only-pid";
         return Err(UsageError::new("-r/--resource with -k", why, "leave one of them out"));
@@ -62,8 +63,10 @@ fn choose(cli: &Cli) -> Result<Selection, UsageError> {
         let why = format!("two resources are named {name}");
         return Err(UsageError::new("--resources-file", why, "give one of them another name (NAME=...)"));
     }
+    let growth = cli.growth.then(|| Resource::Growth.name().to_owned());
+    let named: Vec<String> = cli.resources.iter().cloned().chain(growth).collect();
     let mut selection = Selection { user: of_line, ..Selection::default() };
-    if cli.resources.is_empty() {
+    if named.is_empty() {
         selection.user.extend(of_files);
         if selection.user.is_empty() {
             let percpu = if cli.percpu { &[Resource::Percpu][..] } else { &[] };
@@ -73,7 +76,7 @@ fn choose(cli: &Cli) -> Result<Selection, UsageError> {
         return Ok(selection);
     }
     let mut of_folder = None;
-    for name in names(&cli.resources)? {
+    for name in names(&named)? {
         let has = |resource: &&UserResource| resource.name == name;
         if let Some(resource) = OF_PROCESSES.iter().find(|resource| resource.name() == name) {
             selection.resources.push(*resource);

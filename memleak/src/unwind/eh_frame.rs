@@ -167,18 +167,32 @@ impl Limits<'_> {
     fn take(&self, counter: &AtomicU64, amount: u64) -> bool {
         let left =
             counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(amount));
-        match left {
-            Ok(left) => left % 1024 != 0 || !hurry::is_due(),
-            Err(_) => {
-                self.budget.exceeded();
-                false
-            }
+        if left.is_err() {
+            self.budget.exceeded();
         }
+        left.is_ok()
     }
 
-    /// An instruction.
-    fn step(&self) -> gimli::Result<()> {
-        if self.take(&self.work, INSTRUCTION_WORK) { Ok(()) } else { Err(gimli::Error::Io) }
+    /// Takes what the instructions of an entry of `len` bytes may cost, at once: a counter that all
+    /// threads share is dear at each instruction. An instruction has at least a byte.
+    fn steps(&self, len: usize) -> gimli::Result<Steps> {
+        match self.take(&self.work, INSTRUCTION_WORK * len as u64) {
+            true => Ok(Steps(0)),
+            false => Err(gimli::Error::Io),
+        }
+    }
+}
+
+/// Counts the instructions of an entry: a long one is left when the program has to end.
+struct Steps(u32);
+
+impl Steps {
+    fn step(&mut self) -> gimli::Result<()> {
+        self.0 = self.0.wrapping_add(1);
+        match self.0.is_multiple_of(1024) && hurry::is_due() {
+            true => Err(gimli::Error::Io),
+            false => Ok(()),
+        }
     }
 }
 
@@ -329,6 +343,7 @@ where
             self.runs.stats.outside += 1;
             return;
         };
+        let Ok(mut steps) = limits.steps(fde.entry_len()) else { return };
         let entry = entry_of(section, self.machine, fde.cie());
         let mut instructions = fde.instructions(section, bases);
         let rows = &mut self.runs.rows;
@@ -337,7 +352,7 @@ where
             initial,
             start,
             end,
-            || limits.step().and_then(|()| instructions.next()),
+            || steps.step().and_then(|()| instructions.next()),
             |address, rule| {
                 // Addresses grow from `start`, so that the distance says the pc.
                 let pc = u64::from(start_pc) + (address - start);
@@ -373,8 +388,9 @@ where
                 if !self.limits.take(&self.limits.work, entry.entry_len() as u64) {
                     return Err(gimli::Error::Io);
                 }
+                let mut steps = self.limits.steps(entry.entry_len())?;
                 let mut instructions = entry.instructions(self.section, self.bases);
-                let mut next = || self.limits.step().and_then(|()| instructions.next());
+                let mut next = || steps.step().and_then(|()| instructions.next());
                 let initial = entry_of(self.section, self.machine, &entry).initial_rules(&mut next).ok();
                 let cie = Cie { entry, initial };
                 self.cies.insert(offset, cie.clone());

@@ -54,7 +54,7 @@ fn known_leaks_under(library: Option<&str>, operators: &[&str]) {
 /// libstdc++'s operators call malloc; the aligned ones lose the stack's thread (no frame pointer,
 /// and %rbp in use).
 const OPERATORS: [&str; 2] = ["-std=c++17", "-DOPERATORS"];
-const ALL_OPERATORS: [&str; 3] = ["-std=c++17", "-DOPERATORS", "-DALIGNED_OPERATORS"];
+pub(crate) const ALL_OPERATORS: [&str; 3] = ["-std=c++17", "-DOPERATORS", "-DALIGNED_OPERATORS"];
 
 #[test]
 fn operators_of_libstdcxx_count_once() {

@@ -4,6 +4,7 @@
 //! A test takes the machine for itself ([`guard::alone`]) and leaves no process and no BPF program
 //! behind. It waits for events (a line, a report, a process's end), never for a time to pass.
 
+mod growth;
 mod guard;
 mod ledger;
 mod machine;

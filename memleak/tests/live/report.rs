@@ -21,6 +21,8 @@ pub(crate) struct Report {
     pub totals: Totals,
     pub lost: BTreeMap<String, u64>,
     pub sampled: Option<u64>,
+    pub sample_bytes: Option<u64>,
+    pub margin_bytes: Option<u64>,
     pub memory: Option<Memory>,
     /// If some have come or gone.
     pub processes: Option<Processes>,
@@ -72,6 +74,7 @@ pub(crate) struct Stack {
     pub resource: String,
     pub bytes: u64,
     pub count: u64,
+    pub margin_bytes: Option<u64>,
     pub oldest_ms: Option<u64>,
     pub newest_ms: Option<u64>,
     pub truncated: bool,
@@ -192,6 +195,14 @@ impl Report {
     pub(crate) fn site(&self, name: &str) -> (u64, u64) {
         let of_name = self.stacks.iter().filter(|stack| stack.site() == Some(name));
         of_name.fold((0, 0), |sum, stack| (sum.0 + stack.bytes, sum.1 + stack.count))
+    }
+
+    /// Half the width of the interval around the bytes of a site: of estimates that do not depend
+    /// on each other, the squares add up.
+    pub(crate) fn margin_of(&self, name: &str) -> f64 {
+        let of_name = self.stacks.iter().filter(|stack| stack.site() == Some(name));
+        let squares = of_name.map(|stack| (stack.margin_bytes.expect("an estimate") as f64).powi(2));
+        squares.sum::<f64>().sqrt()
     }
 
     /// Sums over the stacks of one resource: bytes and count.

@@ -115,7 +115,7 @@ fn numbers(report: &Report) -> Vec<(&'static str, String)> {
 }
 
 fn notes(report: &Report) -> Vec<PageNote> {
-    let estimated = report.sampled.map(|rate| format!("estimated from 1 in {rate}"));
+    let estimated = report.sampling.said();
     let known = report.suppressed.as_ref().map(|known| format!("suppressed: {}", suppressed(known)));
     let found = report.memory.as_ref().and_then(memory::finding);
     let plain = [estimated, known, found, report.if_empty.clone()];

@@ -15,7 +15,7 @@ use super::{
     memory,
     path::write_path,
     summary::summary,
-    text::{suppressed, time_of_day, write_allocation, write_event},
+    text::{estimated, suppressed, time_of_day, write_allocation, write_event},
     why::write_why,
 };
 use crate::{
@@ -91,10 +91,7 @@ pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> i
     writeln!(out)?;
     let time = time_of_day(report.time, &options.time_zone, "%H:%M:%S");
     for (table, sites) in &tables {
-        let estimated = match report.sampled {
-            Some(rate) => format!(" (estimated from 1 in {rate})"),
-            None => String::new(),
-        };
+        let estimated = estimated(report);
         let unit = printable(&table.unit);
         let heading = format!("[{time}] Top {} stacks with outstanding {unit}{estimated}:", options.top);
         let all = sites.iter().map(CallSite::amount).fold(0, u64::saturating_add);

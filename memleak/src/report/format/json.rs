@@ -2,17 +2,19 @@
 //!
 //! Addresses are strings in hexadecimal, since JSON's numbers lose bits above 2^53. In a frame, a
 //! value that is not known is null; in a stack, ages are null with `-C`. `sampled` and
-//! `allocations` are there only with `-s` and `-a`, and `memory` if the targets' memory was
-//! accounted for (resident bytes; `allocator_free` is null if it cannot be read), `processes` if
-//! some have come (`joined`: children that are followed) or ended (`left`) since the beginning. The
-//! address of what has a number for a handle (a descriptor) is that number; if a resource has no
-//! size, `bytes` and `size` are 0. `now` says what descriptors are at the time of the report. A
-//! stack has `stack_id` (null if it is not known), `pid` (0 for the kernel's; if several processes
-//! hold it, the one that holds most, and then `process_counts` says what each holds, and each of
-//! `allocations` has a `pid`), `growth_bytes` and `growth_count` (since the report before),
-//! `verdict` and `verdict_reason`, what was counted of it if that was (`acquired`, `released`,
-//! `bytes_acquired`, `bytes_released`, `lifetime`), one of whole pages `order` (2^order pages
-//! each), and a frame `no_symbol`, which says why it has no function, else null.
+//! `allocations` are there only with `-s` and `-a`, `sample_bytes` and `margin_bytes` (the bytes
+//! are that much more or less, in 19 of 20 cases) with `--sample-bytes`, and `memory` if the
+//! targets' memory was accounted for (resident bytes; `allocator_free` is null if it cannot be
+//! read), `processes` if some have come (`joined`: children that are followed) or ended (`left`)
+//! since the beginning. The address of what has a number for a handle (a descriptor) is that
+//! number; if a resource has no size, `bytes` and `size` are 0. `now` says what descriptors are at
+//! the time of the report. A stack has `stack_id` (null if it is not known), `pid` (0 for the
+//! kernel's; if several processes hold it, the one that holds most, and then `process_counts` says
+//! what each holds, and each of `allocations` has a `pid`), `growth_bytes` and `growth_count`
+//! (since the report before), `verdict` and `verdict_reason`, what was counted of it if that was
+//! (`acquired`, `released`, `bytes_acquired`, `bytes_released`, `lifetime`), one of whole pages
+//! `order` (2^order pages each), and a frame `no_symbol`, which says why it has no function, else
+//! null.
 
 use std::{
     io::{self, Write},
@@ -82,7 +84,9 @@ pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Resul
             cut_ns: report.cut_ns,
             cut_within_ns: report.cut_within_ns,
             is_final: report.is_final,
-            sampled: report.sampled,
+            sampled: (report.sampling.rate() > 1).then(|| report.sampling.rate()),
+            sample_bytes: (report.sampling.bytes() > 0).then(|| report.sampling.bytes()),
+            margin_bytes: report.margin,
             totals: JsonTotals { all: report.totals, by_resource: ByResource(&report.by_resource) },
             lost: report.lost,
             suppressed: report.suppressed,
@@ -170,6 +174,10 @@ struct JsonReport<'a> {
     is_final: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     sampled: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sample_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    margin_bytes: Option<u64>,
     totals: JsonTotals<'a>,
     lost: Lost,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -228,6 +236,8 @@ struct JsonStack<'a> {
     resource: &'a str,
     bytes: u64,
     count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    margin_bytes: Option<u64>,
     oldest_ms: Option<u64>,
     newest_ms: Option<u64>,
     truncated: bool,
@@ -267,6 +277,7 @@ impl<'a> JsonStack<'a> {
             resource: &stack.resource.name,
             bytes: stack.bytes,
             count: stack.count,
+            margin_bytes: stack.margin,
             oldest_ms: stack.oldest_ms,
             newest_ms: stack.newest_ms,
             truncated: cut.is_some(),

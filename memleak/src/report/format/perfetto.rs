@@ -134,7 +134,7 @@ fn dump(report: &Report, at_ms: u64, began: u64, index: u64) -> Message {
         }
         let heap = if resource == "heap" { "libc.malloc" } else { resource };
         process.text(11, heap).number(9, began.saturating_add(at_ms.saturating_mul(1_000_000)));
-        process.number(12, report.sampled.unwrap_or(1)).number(15, began);
+        process.number(12, report.sampling.rate().max(report.sampling.bytes())).number(15, began);
         packet.message(5, &process);
     }
     packet.number(7, index);

@@ -243,7 +243,7 @@ impl Profile {
             end.text(6, text);
         }
         end.number(9, u64::try_from(time.as_nanos()).unwrap_or(0)).message(11, &period);
-        end.number(12, report.sampled.unwrap_or(1));
+        end.number(12, report.sampling.rate().max(report.sampling.bytes()));
         if let Some(comment) = comment {
             end.numbers(13, [comment]);
         }

@@ -67,10 +67,7 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
         report.target.pids.len() > 1 || report.stacks.iter().any(|stack| Some(stack.pid()) != first_pid);
     for (number, table) in report.tables().enumerate() {
         write!(out, "[{time}] Top {} stacks with outstanding {}", options.top, printable(&table.unit))?;
-        match report.sampled {
-            Some(rate) => writeln!(out, " (estimated from 1 in {rate}):")?,
-            None => writeln!(out, ":")?,
-        }
+        writeln!(out, "{}:", estimated(report))?;
         if number == 0 {
             report
                 .suppressed
@@ -121,6 +118,12 @@ pub fn write_event(event: &EventLine, options: &Options, out: &mut dyn Write) ->
         write!(out, " by {}", printable(comm))?;
     }
     writeln!(out)
+}
+
+/// What the numbers of a report are estimated from, in parentheses; nothing if they are not.
+pub(super) fn estimated(report: &Report) -> String {
+    let margin = report.margin.map(|margin| format!(", +-{margin} bytes in all")).unwrap_or_default();
+    report.sampling.said().map(|said| format!(" ({said}{margin})")).unwrap_or_default()
 }
 
 /// How much known leaks hold.
