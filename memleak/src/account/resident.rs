@@ -8,8 +8,8 @@ use std::ops::Range;
 pub(super) struct Resident(Vec<Range<u64>>);
 
 impl Resident {
-    /// Of runs in order of address. A mapping that grew while they were read can be there twice: each
-    /// byte counts once.
+    /// Of runs in order of address. A mapping that grew while they were read can be there twice:
+    /// each byte counts once.
     pub(super) fn new(mut runs: Vec<Range<u64>>) -> Self {
         let mut at = 0;
         runs.retain_mut(|run| {

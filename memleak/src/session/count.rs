@@ -74,7 +74,8 @@ pub(crate) async fn count(pid: u32, trap: Duration) -> Result<Rates, SessionErro
 /// Programs that do nothing.
 pub(crate) const TRAPS_ONLY: &str = "--traps-only";
 
-/// Attaches to a process of ours with these options for as long as `work` takes. Gives also how many traps there were meanwhile.
+/// Attaches to a process of ours with these options for as long as `work` takes. Gives also how
+/// many traps there were meanwhile.
 pub(crate) async fn traced<T>(
     pid: u32,
     options: &[&str],
