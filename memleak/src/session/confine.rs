@@ -19,7 +19,7 @@ pub(super) fn confine(settings: &Settings) {
             connects: settings.fleet.push.is_some(),
         };
         match rights::filter(needs) {
-            Ok(()) => info!("a seccomp filter is up"),
+            Ok(()) => info!("system calls of our own are filtered"),
             Err(error) => warn!("no seccomp filter: {error}; --no-seccomp keeps this quiet"),
         }
     }
