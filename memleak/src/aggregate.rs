@@ -125,7 +125,7 @@ pub fn aggregate(
         list_allocations(found, youngest_ns, &mut groups, is_listed);
     }
     groups.iter_mut().for_each(|group| group.has_blocks = wanted.blocks);
-    Aggregated { totals, margin: sampling.margin(variance), by_resource, groups }
+    Aggregated { totals, margin: sampling.margin(totals.bytes, variance), by_resource, groups }
 }
 
 /// The sums of `resource`; a resource that is not traced can be there as well, from a run's

@@ -93,7 +93,7 @@ impl Group {
             resource,
             bytes: self.bytes,
             count: self.count,
-            margin: settings.sampling.margin(self.variance),
+            margin: settings.sampling.margin(self.bytes, self.variance),
             processes: self.processes,
             others: self.others,
             growth_bytes: signed(self.bytes) - signed(self.before.bytes),
