@@ -14,8 +14,9 @@ impl Resident {
         let mut at = 0;
         runs.retain_mut(|run| {
             run.start = run.start.max(at);
-            at = at.max(run.end);
-            run.start < run.end
+            let is_new = run.start < run.end;
+            at = if is_new { run.end } else { at };
+            is_new
         });
         Self(runs)
     }
