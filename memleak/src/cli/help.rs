@@ -51,7 +51,7 @@ Exit status:
 pub(super) const SHORT_HELP: &str = "\
 memleak shows which call stacks are holding a running program's memory.
 
-  memleak [OPTIONS] -p PID [INTERVAL] [COUNT]      a running process
+  memleak [OPTIONS] -p PID [INTERVAL] [COUNT]      a process (or --name NAME)
   memleak [OPTIONS] [INTERVAL] [COUNT] -- COMMAND  a program from its beginning
   memleak [OPTIONS] --kernel [INTERVAL] [COUNT]    the kernel's allocations
 
@@ -69,7 +69,6 @@ Reports come every INTERVAL seconds (5), COUNT times or until Ctrl-C.
       --output FILE     write reports to FILE
       --error-exitcode N  exit with N if anything is outstanding at the end
       --follow-forks    also trace children
-      --name NAME       all processes of a name; also --unit, --container, ...
   -v                    more detail on standard error
 
 memleak --help lists all options, with examples. Version: memleak -V
