@@ -8,8 +8,16 @@ use std::ops::Range;
 pub(super) struct Resident(Vec<Range<u64>>);
 
 impl Resident {
-    /// Of runs in order of address.
-    pub(super) fn new(runs: Vec<Range<u64>>) -> Self {
+    /// Of runs in order of address. A mapping that grew while they were read can be there twice:
+    /// each byte counts once.
+    pub(super) fn new(mut runs: Vec<Range<u64>>) -> Self {
+        let mut at = 0;
+        runs.retain_mut(|run| {
+            run.start = run.start.max(at);
+            let is_new = run.start < run.end;
+            at = if is_new { run.end } else { at };
+            is_new
+        });
         Self(runs)
     }
 
@@ -78,6 +86,14 @@ pub(super) fn sorted(mut claims: Vec<Range<u64>>) -> Vec<Range<u64>> {
 #[expect(clippy::single_range_in_vec_init, reason = "lists of claims, of which some have one")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_there_twice_counts_once() {
+        let runs = vec![0x1000..0x3000, 0x1000..0x4000, 0x2000..0x3000, 0x6000..0x6000, 0x5000..0x7000];
+        let resident = Resident::new(runs);
+        assert_eq!(resident.bytes(), 0x5000);
+        assert_eq!(resident.bytes_within(0x2000..0x6000), 0x3000);
+    }
 
     #[test]
     fn each_byte_is_given_out_once() {
