@@ -41,6 +41,7 @@ mod user_mode;
 
 use std::time::Duration;
 
+pub(crate) use access::can_write_to_targets;
 pub(crate) use births::Births;
 pub(crate) use config::{Config, Walk, answering_threads};
 pub(crate) use error::BpfError;

@@ -5,10 +5,13 @@ use std::{env, fs, path::Path};
 use aya::util::KernelVersion;
 use serde::Serialize;
 
-use crate::proc::{
-    limits::most_open_files,
-    memory_limit::{memory_available, memory_left},
-    status::in_first_pid_namespace,
+use crate::{
+    bpf::can_write_to_targets,
+    proc::{
+        limits::most_open_files,
+        memory_limit::{memory_available, memory_left},
+        status::in_first_pid_namespace,
+    },
 };
 
 /// One thing that was looked at.
@@ -110,14 +113,17 @@ fn lockdown() -> Check {
     let text = first_line("/sys/kernel/security/lockdown").unwrap_or_default();
     let chosen = text.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map(|(chosen, _)| chosen);
     match chosen {
-        Some("integrity") => {
-            let means = "no program may write to a target: exceptions out of tcmalloc's operator new end it";
-            check("lockdown", "integrity", false, means)
-        }
         Some("confidentiality") => {
             check("lockdown", "confidentiality", false, "no program may read memory: nothing works")
         }
-        _ => check("lockdown", "none", true, "return addresses can be put back"),
+        chosen => match can_write_to_targets() {
+            true => check("lockdown", chosen.unwrap_or("none"), true, "return addresses can be put back"),
+            false => {
+                let means =
+                    "no program may write to a target: exceptions out of tcmalloc's operator new end it";
+                check("lockdown", chosen.unwrap_or("none that is shown"), false, means)
+            }
+        },
     }
 }
 
