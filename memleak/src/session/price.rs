@@ -14,7 +14,7 @@ pub(super) const DEAR: f64 = 0.25;
 /// measure it.
 pub(super) const USUAL_TRAP: Duration = Duration::from_nanos(430);
 
-/// TrapCounts of our programs so far.
+/// How often our programs have run so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TrapCounts {
     pub(super) acquires: u64,
