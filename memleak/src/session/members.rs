@@ -8,13 +8,13 @@
 use std::{
     collections::{HashMap, HashSet},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use log::info;
 use tokio::{
     io::unix::AsyncFd,
-    time::{Interval, MissedTickBehavior, interval},
+    time::{Interval, MissedTickBehavior, interval, sleep_until},
 };
 
 use crate::{
@@ -33,6 +33,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A name is looked up again after so many looks: a container of the same name may be another one.
 const LOOKS_TO_RESOLVE: u32 = 10;
 
+/// A program that has just begun is left alone for so long: its libraries are being mapped.
+const SETTLING: Duration = Duration::from_millis(100);
+
 /// A newcomer is given up at this failure: the libraries of one whose program has just begun are
 /// not mapped yet.
 const TRIES: u32 = 3;
@@ -47,6 +50,8 @@ pub(super) struct Members {
     looked: u32,
     /// Processes that cannot be traced, by when they began: each is said once.
     pub(super) refused: HashMap<u32, u64>,
+    /// Processes with a new program, and since when.
+    beginning: HashMap<u32, Instant>,
     /// How often newcomers could not be traced.
     failed: HashMap<u32, u32>,
 }
@@ -79,6 +84,7 @@ impl Members {
             looks,
             looked: 0,
             refused: HashMap::new(),
+            beginning: HashMap::new(),
             failed: HashMap::new(),
         };
         Ok((members, all))
@@ -98,28 +104,37 @@ impl Members {
 
     /// Waits until there may be new ones; gives all of which that is so.
     pub(super) async fn next(&mut self) -> Vec<u32> {
-        let Self { watch, looks, .. } = self;
-        let told = async {
-            match watch {
-                Some(watch) => match watch.readable().await {
-                    Ok(mut ready) => {
-                        ready.clear_ready();
-                        watch.get_ref().take()
-                    }
-                    Err(_) => std::future::pending().await,
-                },
-                None => std::future::pending().await,
+        loop {
+            let Self { watch, looks, beginning, .. } = self;
+            let told = async {
+                match watch {
+                    Some(watch) => match watch.readable().await {
+                        Ok(mut ready) => {
+                            ready.clear_ready();
+                            watch.get_ref().take()
+                        }
+                        Err(_) => std::future::pending().await,
+                    },
+                    None => std::future::pending().await,
+                }
+            };
+            let settled = async {
+                match beginning.values().min() {
+                    Some(began) => sleep_until((*began + SETTLING).into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(pids) = told => {
+                    let pids: HashSet<u32> = pids.into_iter().filter(|pid| self.takes(*pid)).collect();
+                    // A new program may be one that can be traced.
+                    self.refused.retain(|pid, _| !pids.contains(pid));
+                    self.failed.retain(|pid, _| !pids.contains(pid));
+                    self.beginning.extend(pids.into_iter().map(|pid| (pid, Instant::now())));
+                }
+                () = settled => return self.beginning.extract_if(|_, began| has_settled(*began)).map(|(pid, _)| pid).collect(),
+                _ = looks.tick() => return self.look(),
             }
-        };
-        tokio::select! {
-            Some(pids) = told => {
-                let pids: HashSet<u32> = pids.into_iter().filter(|pid| self.takes(*pid)).collect();
-                // A new program may be one that can be traced.
-                self.refused.retain(|pid, _| !pids.contains(pid));
-                self.failed.retain(|pid, _| !pids.contains(pid));
-                pids.into_iter().collect()
-            }
-            _ = looks.tick() => self.look(),
         }
     }
 
@@ -134,8 +149,15 @@ impl Members {
                 }
             }
         }
-        self.selections.iter().flat_map(Chosen::processes).collect()
+        let found = self.selections.iter().flat_map(Chosen::processes);
+        let mut found: Vec<u32> = found.filter(|pid| !self.beginning.contains_key(pid)).collect();
+        found.extend(self.beginning.extract_if(|_, began| has_settled(*began)).map(|(pid, _)| pid));
+        found
     }
+}
+
+fn has_settled(began: Instant) -> bool {
+    began.elapsed() >= SETTLING
 }
 
 fn has_begun_at(pid: u32, began: u64) -> bool {
