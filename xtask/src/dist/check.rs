@@ -213,7 +213,7 @@ fn traced(report: &str) -> Option<(u64, u64)> {
     for line in report.lines() {
         if let Some((bytes, count)) = heading(line) {
             found = Some((bytes, count));
-        } else if line.contains(" leak+") {
+        } else if line.split_whitespace().any(|word| word.starts_with("leak+")) {
             return found;
         }
     }
@@ -258,9 +258,9 @@ mod tests {
     fn the_leak_is_found_in_a_report() {
         let report = "[11:25:34] Top 10 stacks with outstanding allocations:\n\
                       \t40 bytes in 2 allocations from stack\n\
-                      \t\t0x1 main+0x1 [leak]\n\
+                      \t\t0x1\tmain+0x1 [leak]\n\
                       \t5000 bytes in 5 allocations from stack\n\
-                      \t\t0x2 leak+0x9 [leak]\n";
+                      \t\t0x2\tleak+0x9 [leak]\n";
         assert_eq!(traced(report), Some((5000, 5)));
         assert_eq!(traced(&report.replace("leak+", "other+")), None);
     }
