@@ -13,6 +13,7 @@ mod processes;
 mod results;
 mod rustc;
 mod table;
+mod why;
 
 use std::process::ExitCode;
 
@@ -41,14 +42,14 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<()> {
     packages::ensure(&[COMPILER])?;
     privilege::as_root("true", INSTEAD)?;
-    if options.attach || options.rustc || options.kernel {
+    if options.attach || options.rustc || options.kernel || options.why {
         return run_part(options);
     }
     let mut text = table::markdown(&pairs::measure(options)?, options)?;
     println!("{text}");
     // The parts that were not measured stay as they are.
     let old = document::read();
-    for title in [attach::TITLE, rustc::TITLE, kernel::TITLE] {
+    for title in [attach::TITLE, rustc::TITLE, kernel::TITLE, why::TITLE] {
         if let Some(section) = document::section_of(&old, title) {
             text = document::with_section(&text, title, section);
         }
@@ -63,6 +64,8 @@ fn run_part(options: &Options) -> Result<()> {
         (attach::TITLE, attach::section(options, &memleak)?)
     } else if options.rustc {
         (rustc::TITLE, rustc::section(options, &memleak)?)
+    } else if options.why {
+        (why::TITLE, why::section(options, &memleak)?)
     } else {
         (kernel::TITLE, kernel::section(options, memleak)?)
     };

@@ -29,6 +29,9 @@ pub(crate) struct Options {
     /// Measure kernel mode: what tracing costs those who have the kernel allocate
     #[arg(long)]
     pub kernel: bool,
+    /// Measure looking through a heap of 5 million blocks (--why), and nothing else
+    #[arg(long)]
+    pub why: bool,
     /// Write the result to BENCHMARKS.md too
     #[arg(long)]
     pub write: bool,

@@ -389,6 +389,11 @@ impl Traced {
         })
     }
 
+    /// The lines that begin with `prefix`.
+    pub(crate) fn lines_with<'t>(&'t self, prefix: &'t str) -> impl Iterator<Item = &'t str> {
+        self.lines.iter().map(String::as_str).filter(move |line| line.starts_with(prefix))
+    }
+
     /// How many lines have `text` in them.
     pub(crate) fn count(&self, text: &str) -> usize {
         self.lines.iter().filter(|line| line.contains(text)).count()

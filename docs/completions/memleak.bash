@@ -19,6 +19,9 @@ _memleak() {
             memleak,diff)
                 cmd="memleak__subcmd__diff"
                 ;;
+            memleak,doctor)
+                cmd="memleak__subcmd__doctor"
+                ;;
             memleak,report)
                 cmd="memleak__subcmd__report"
                 ;;
@@ -29,7 +32,7 @@ _memleak() {
 
     case "${cmd}" in
         memleak)
-            opts="-p -c -k -r -z -Z -s -O -S -P -F -t -a -C -o -T -v -h -V --duration --summary --completions --pid --command --kernel --follow-forks --resource --list-resources --acquire --release --resources-file --growth --system-calls --library-calls --min-size --max-size --sample-rate --sample-bytes --obj --symbols-prefix --percpu --kernel-probes --slab --only-pid --only-comm --wa-missing-free --max-depth --stack-storage-size --max-allocs --max-memory --no-lifetimes --unwind --traps-only --check-stacks --trace --show-allocs --combined-only --older --temporary --tui --detach --top --sort --color --by --full-stacks --with-source --full-names --format --why --why-every --max-pause --json --folded --output --append --flamegraph --flamegraph-by --pprof --heaptrack --html --speedscope --firefox --perfetto --save --only --hide --suppressions --fail-if --error-exitcode --verbose --help --version report diff"
+            opts="-p -c -k -r -z -Z -s -O -S -P -F -t -a -C -o -T -v -h -V --duration --summary --completions --pid --name --unit --cgroup --container --pod --command --kernel --follow-forks --resource --list-resources --acquire --release --resources-file --growth --system-calls --library-calls --min-size --max-size --sample-rate --sample-bytes --obj --symbols-prefix --percpu --kernel-probes --slab --only-pid --only-comm --wa-missing-free --max-depth --stack-storage-size --max-allocs --max-memory --no-lifetimes --unwind --traps-only --check-stacks --trace --show-allocs --combined-only --older --temporary --tui --detach --top --sort --color --by --full-stacks --with-source --full-names --format --why --why-every --why-of --max-pause --json --folded --output --append --flamegraph --flamegraph-by --pprof --heaptrack --html --speedscope --firefox --perfetto --why-dot --save --only --hide --suppressions --listen --push --fail-if --error-exitcode --no-seccomp --verbose --help --version report diff doctor"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -48,6 +51,26 @@ _memleak() {
                     return 0
                     ;;
                 -p)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --unit)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cgroup)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --container)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --pod)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -199,6 +222,10 @@ _memleak() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --why-of)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --max-pause)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -239,6 +266,10 @@ _memleak() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --why-dot)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --save)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -252,6 +283,14 @@ _memleak() {
                     return 0
                     ;;
                 --suppressions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --push)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -316,8 +355,30 @@ _memleak() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        memleak__subcmd__doctor)
+            opts="-p --pid --json --pairs"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --pid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -p)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         memleak__subcmd__report)
-            opts="-T --format --json --folded --top --sort --color --by --full-stacks --with-source --full-names --flamegraph --flamegraph-by --pprof --heaptrack --html --speedscope --firefox --perfetto --save --only --hide --suppressions --fail-if"
+            opts="-T --format --json --folded --top --sort --color --by --full-stacks --with-source --full-names --flamegraph --flamegraph-by --pprof --heaptrack --html --speedscope --firefox --perfetto --why-dot --save --only --hide --suppressions --fail-if"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -376,6 +437,10 @@ _memleak() {
                     return 0
                     ;;
                 --perfetto)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --why-dot)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n duration= summary completions= p/pid= c/command= k/kernel follow-forks r/resource= list-resources acquire= release= resources-file= growth system-calls library-calls z/min-size= Z/max-size= s/sample-rate= sample-bytes= O/obj= S/symbols-prefix= P/percpu kernel-probes= slab= only-pid= only-comm= F/wa-missing-free max-depth= stack-storage-size= max-allocs= max-memory= no-lifetimes unwind= traps-only check-stacks t/trace a/show-allocs C/combined-only o/older= temporary tui detach T/top= sort= color= by= full-stacks with-source full-names format= why= why-every= max-pause= json folded output= append flamegraph= flamegraph-by= pprof= heaptrack= html= speedscope= firefox= perfetto= save= only= hide= suppressions= fail-if= error-exitcode= v/verbose h help V/version
+    string join \n duration= summary completions= p/pid= name= unit= cgroup= container= pod= c/command= k/kernel follow-forks r/resource= list-resources acquire= release= resources-file= growth system-calls library-calls z/min-size= Z/max-size= s/sample-rate= sample-bytes= O/obj= S/symbols-prefix= P/percpu kernel-probes= slab= only-pid= only-comm= F/wa-missing-free max-depth= stack-storage-size= max-allocs= max-memory= no-lifetimes unwind= traps-only check-stacks t/trace a/show-allocs C/combined-only o/older= temporary tui detach T/top= sort= color= by= full-stacks with-source full-names format= why= why-every= why-of= max-pause= json folded output= append flamegraph= flamegraph-by= pprof= heaptrack= html= speedscope= firefox= perfetto= why-dot= save= only= hide= suppressions= listen= push= fail-if= error-exitcode= no-seccomp v/verbose h help V/version
 end
 
 function __fish_memleak_needs_command
@@ -27,6 +27,11 @@ end
 complete -c memleak -n "__fish_memleak_needs_command" -l duration -d 'End after this time, with a last report: seconds, or with a unit (60s, 10m)' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l completions -d 'Print completions for SHELL (bash, zsh, fish, elvish) and exit; the first argument' -r
 complete -c memleak -n "__fish_memleak_needs_command" -s p -l pid -d 'Trace a running process; repeatable, or a comma list' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l name -d 'Trace all processes of this name, and those that come later; repeatable, as are the next four' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l unit -d 'Trace the processes of a unit of systemd (nginx, or nginx.service)' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l cgroup -d 'Trace the processes of a control group and those below it: a path in /sys/fs/cgroup, or as in /proc/PID/cgroup' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l container -d 'Trace the processes of a container of docker, containerd, cri-o or podman: the beginning of its ID, or its name' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l pod -d 'Trace the processes of a pod of Kubernetes on this machine' -r
 complete -c memleak -n "__fish_memleak_needs_command" -s c -l command -d 'Start CMD, split into words as a shell would, and trace it from its first instruction' -r
 complete -c memleak -n "__fish_memleak_needs_command" -s r -l resource -d 'Trace these resources; repeatable, or a comma list [default: heap,mmap, or all of --resources-file]' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l acquire -d 'A function that hands out a resource: \'OBJECT:FUNCTION -> ret\' (see Resources below); repeatable' -r
@@ -55,6 +60,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -l by -d 'On a terminal: s
 complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'How reports are written: text, human, json or folded [default: human on a terminal, text in a pipe or file]' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l why -d 'Say what of the heap is lost, which blocks hold each other in a circle, and what holds the rest: at the last report. --why=exact stops the target for it, which makes epoll_wait and a few other calls return EINTR' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l why-every -d 'With --why: at every N-th report, too' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l why-of -d 'With --why: say what holds the block at ADDRESS, or the blocks of TYPE' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l max-pause -d 'With --why=exact: leave it out if the target would be stopped for longer than MS milliseconds [default: 1000]' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l output -d 'Write reports to FILE, not to standard output; what was in it is replaced when the first report is ready' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l flamegraph -d 'Write a flame graph (SVG) of the last report to FILE; - is standard output here and below' -r -F
@@ -65,10 +71,13 @@ complete -c memleak -n "__fish_memleak_needs_command" -l html -d 'Write a page f
 complete -c memleak -n "__fish_memleak_needs_command" -l speedscope -d 'Write a profile for speedscope (name it FILE.speedscope.json)' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l firefox -d 'Write a profile for the Firefox Profiler' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l perfetto -d 'Write a trace for ui.perfetto.dev' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l why-dot -d 'With --why: write the circles as a graph for dot (Graphviz)' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l save -d 'Write all of the last report, to make any other form of later: memleak report FILE, memleak diff OLD NEW' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l only -d 'Report only stacks with a frame of this module (its file\'s name) or function (a regular expression); repeatable' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l hide -d 'Leave out stacks with a frame like this; repeatable' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l suppressions -d 'Leave out the known leaks of FILE: lines leak:PATTERN as of LeakSanitizer, or valgrind\'s suppressions; repeatable' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l listen -d 'Serve /metrics, /debug/pprof/heap, /report and /healthz by HTTP: a port of 127.0.0.1, IP:PORT, or unix:PATH (which other users cannot read)' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l push -d 'Send each report as a profile: http://HOST:4040 (Pyroscope), http://HOST:4040/ingest, or http://HOST:7070/api/profiles/writeraw (Parca)' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l fail-if -d 'Exit with 3 if this holds at the end: growth>SIZE (since the first report), lost>N, or leak; repeatable' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l error-exitcode -d 'Exit with N (1 to 255) if the last report holds an outstanding allocation' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l summary -d 'End with a summary: calls, the most that was outstanding and when, what was lost'
@@ -95,12 +104,14 @@ complete -c memleak -n "__fish_memleak_needs_command" -l full-names -d 'On a ter
 complete -c memleak -n "__fish_memleak_needs_command" -l json -d 'Write each report as one line of JSON: --format json'
 complete -c memleak -n "__fish_memleak_needs_command" -l folded -d 'Write the last report as folded stacks, for flame graphs: --format folded'
 complete -c memleak -n "__fish_memleak_needs_command" -l append -d 'With --output: add to what is in FILE'
+complete -c memleak -n "__fish_memleak_needs_command" -l no-seccomp -d 'Put up no filter of system calls once probes are in'
 complete -c memleak -n "__fish_memleak_needs_command" -s v -l verbose -d 'More detail on standard error; -vv for debug output'
 complete -c memleak -n "__fish_memleak_needs_command" -s h -d 'Print the most used options, on one screen'
 complete -c memleak -n "__fish_memleak_needs_command" -l help -d 'Print all options, with examples'
 complete -c memleak -n "__fish_memleak_needs_command" -s V -l version -d 'Print version'
 complete -c memleak -n "__fish_memleak_needs_command" -a "report" -d 'Writes a saved report (--save) again, in any form'
 complete -c memleak -n "__fish_memleak_needs_command" -a "diff" -d 'Compares two saved reports by their stacks: what has grown, what is new, what has gone'
+complete -c memleak -n "__fish_memleak_needs_command" -a "doctor" -d 'Says what this machine offers, and with -p what tracing a process would cost'
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l format -d 'How the report is written: text, human, json or folded [default: human on a terminal, text in a pipe or file, nothing with files]' -r
 complete -c memleak -n "__fish_memleak_using_subcommand report" -s T -l top -d 'How many stacks to print' -r
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l sort -d 'Order of the stacks: size, count, age, growth (since the report before) or verdict' -r
@@ -114,6 +125,7 @@ complete -c memleak -n "__fish_memleak_using_subcommand report" -l html -d 'Writ
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l speedscope -d 'Write a profile for speedscope (name it FILE.speedscope.json)' -r -F
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l firefox -d 'Write a profile for the Firefox Profiler' -r -F
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l perfetto -d 'Write a trace for ui.perfetto.dev' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l why-dot -d 'With --why: write the circles as a graph for dot (Graphviz)' -r -F
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l save -d 'Write all of the last report, to make any other form of later: memleak report FILE, memleak diff OLD NEW' -r -F
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l only -d 'Report only stacks with a frame of this module (its file\'s name) or function (a regular expression); repeatable' -r
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l hide -d 'Leave out stacks with a frame like this; repeatable' -r
@@ -133,3 +145,6 @@ complete -c memleak -n "__fish_memleak_using_subcommand diff" -l suppressions -d
 complete -c memleak -n "__fish_memleak_using_subcommand diff" -l fail-if -d 'Exit with 3 if this holds: growth>SIZE, new, lost>N, or leak; repeatable' -r
 complete -c memleak -n "__fish_memleak_using_subcommand diff" -l json -d 'One object of JSON, with all stacks'
 complete -c memleak -n "__fish_memleak_using_subcommand diff" -l full-names -d 'Show names with all their template arguments'
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s p -l pid -d 'Also say what tracing this process would cost: its calls are counted for a fifth of a second; repeatable' -r
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l json -d 'One object of JSON'
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l pairs -d 'Make pairs of malloc and free, for the doctor that has started this'

@@ -2,8 +2,10 @@
 //!
 //! Values are kept as text: one place (`settings`) says in one line what is wrong with them.
 
+mod fleet;
 mod help;
 mod report;
+mod select;
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -12,8 +14,10 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
+pub use fleet::FleetArguments;
 use help::{AFTER_HELP, SHORT_HELP};
 pub use report::{FileArguments, FilterArguments, LookArguments};
+pub use select::SelectArguments;
 
 use crate::exit::{self, ExitMessage, Stream};
 
@@ -70,6 +74,10 @@ pub struct Cli {
     /// Trace a running process; repeatable, or a comma list
     #[arg(short = 'p', long = "pid", value_name = "PID", help_heading = "Target (exactly one kind)")]
     pub pids: Vec<String>,
+
+    /// Processes by what people know of them
+    #[command(flatten)]
+    pub select: SelectArguments,
 
     /// Start CMD, split into words as a shell would, and trace it from its first instruction
     #[arg(short = 'c', long, value_name = "CMD", help_heading = "Target (exactly one kind)")]
@@ -266,6 +274,10 @@ pub struct Cli {
     #[arg(long, value_name = "N", help_heading = "What is reported")]
     pub why_every: Option<String>,
 
+    /// With --why: say what holds the block at ADDRESS, or the blocks of TYPE
+    #[arg(long, value_name = "ADDRESS|TYPE", help_heading = "What is reported")]
+    pub why_of: Option<String>,
+
     /// With --why=exact: leave it out if the target would be stopped for longer than MS
     /// milliseconds [default: 1000]
     #[arg(long, value_name = "MS", help_heading = "What is reported")]
@@ -296,6 +308,10 @@ pub struct Cli {
     #[command(flatten)]
     pub filters: FilterArguments,
 
+    /// Where others get what is found
+    #[command(flatten)]
+    pub fleet: FleetArguments,
+
     /// Exit with 3 if this holds at the end: growth>SIZE (since the first report), lost>N, or leak;
     /// repeatable
     #[arg(long, value_name = "CONDITION", help_heading = "What is reported")]
@@ -304,6 +320,10 @@ pub struct Cli {
     /// Exit with N (1 to 255) if the last report holds an outstanding allocation
     #[arg(long, value_name = "N", help_heading = "What is reported")]
     pub error_exitcode: Option<String>,
+
+    /// Put up no filter of system calls once probes are in
+    #[arg(long)]
+    pub no_seccomp: bool,
 
     /// More detail on standard error; -vv for debug output
     #[arg(short = 'v', long, action = clap::ArgAction::Count)]

@@ -1,8 +1,11 @@
 //! Checked, resolved settings: what the rest of the program works with.
 
 mod kernel;
+mod listen;
+mod push;
 mod report;
 mod resources;
+mod select;
 mod units;
 mod usage;
 mod why;
@@ -14,16 +17,21 @@ use memleak_common::{probe::Resource, stack::MAX_STACK_DEPTH};
 pub use crate::report::model::SortKey;
 pub use kernel::{KernelOptions, KernelProbes};
 use kernel::{refuse_kernel_options, resolve_kernel};
+pub use listen::ListenAddress;
+use listen::parse_listen;
+use push::parse_push;
+pub use push::{PushProtocol, PushTarget};
 use report::resolve_report;
 pub use report::{
     ColorChoice, ReportSettings, parse_top, resolve_color, resolve_conditions, resolve_files, resolve_filter,
     resolve_look,
 };
+use select::resolve_selectors;
 use units::{parse_duration, parse_interval, parse_size};
 pub use usage::UsageError;
 use usage::{MAX_PID, WholeNumber, non_empty, one_of};
 use why::resolve_why;
-pub use why::{WhyMode, WhySettings};
+pub use why::{WhyMode, WhyOf, WhySettings};
 
 use crate::{
     cli::{self, Cli},
@@ -34,6 +42,7 @@ use crate::{
         table::Row,
     },
     stderr,
+    target::selector::Selector,
 };
 
 /// What is traced.
@@ -41,6 +50,13 @@ use crate::{
 pub enum TargetSpec {
     /// Running processes.
     Pids(BTreeSet<u32>),
+    /// Running processes, and those that these selectors take now and later.
+    Members {
+        /// Traced as they are.
+        pids: BTreeSet<u32>,
+        /// At least one.
+        selectors: Vec<Selector>,
+    },
     /// A command to start: program and arguments.
     Command(Vec<OsString>),
     /// The kernel's allocators.
@@ -115,6 +131,15 @@ impl CaptureSettings {
     }
 }
 
+/// Where others get what is found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FleetSettings {
+    /// They ask here (`--listen`).
+    pub listen: Option<ListenAddress>,
+    /// They are sent reports (`--push`).
+    pub push: Option<PushTarget>,
+}
+
 /// Everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -134,8 +159,12 @@ pub struct Settings {
     pub report: ReportSettings,
     /// What is said of the heap (`--why`).
     pub why: Option<WhySettings>,
+    /// Where others get what is found.
+    pub fleet: FleetSettings,
     /// Exit status when the last report holds an outstanding allocation (`--error-exitcode`).
     pub error_exitcode: Option<u8>,
+    /// A filter of system calls is put up once probes are in (not with `--no-seccomp`).
+    pub seccomp: bool,
     /// `-v`: 0, 1, 2...
     pub verbosity: u8,
     /// What the user should know before all else, a line each.
@@ -224,8 +253,13 @@ impl Settings {
             capture,
             report,
             why,
+            fleet: FleetSettings {
+                listen: cli.fleet.listen.as_deref().map(parse_listen).transpose()?,
+                push: cli.fleet.push.as_deref().map(parse_push).transpose()?,
+            },
             // As with valgrind, 0 turns it off.
             error_exitcode: error_exitcode.filter(|code| *code != exit::DONE),
+            seccomp: !cli.no_seccomp,
             verbosity: cli.verbose,
             warnings: selection.warnings,
         })
@@ -233,10 +267,12 @@ impl Settings {
 }
 
 fn resolve_target(cli: &Cli) -> Result<TargetSpec, UsageError> {
-    const HOW: &str =
-        "type memleak -p PID, memleak -c 'COMMAND ARG...', memleak -- COMMAND ARG... or memleak --kernel";
+    const HOW: &str = "type memleak -p PID, memleak --name NAME, memleak -c 'COMMAND ARG...', memleak -- COMMAND ARG... or memleak --kernel";
+    let selects = cli.select.given();
     let given: Vec<&str> = [
-        (!cli.pids.is_empty(), "-p"),
+        // Both are processes.
+        (!cli.pids.is_empty() && selects.is_none(), "-p"),
+        (selects.is_some(), selects.unwrap_or_default()),
         (cli.command.is_some(), "-c"),
         (!cli.command_line.is_empty(), "-- COMMAND"),
         (cli.kernel, "-k"),
@@ -258,6 +294,10 @@ fn resolve_target(cli: &Cli) -> Result<TargetSpec, UsageError> {
     refuse_kernel_options(cli)?;
     match &cli.command {
         Some(line) => split_command(line).map(TargetSpec::Command),
+        None if selects.is_some() => {
+            let pids = if cli.pids.is_empty() { BTreeSet::new() } else { parse_pids(&cli.pids)? };
+            Ok(TargetSpec::Members { pids, selectors: resolve_selectors(&cli.select)? })
+        }
         None if cli.pids.is_empty() => {
             checked_command("--", cli.command_line.clone()).map(TargetSpec::Command)
         }

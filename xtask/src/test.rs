@@ -17,7 +17,7 @@ use xtask::{
 use crate::{build_ebpf, layers};
 
 /// What the live tests build and trace.
-pub(crate) const LIVE_PACKAGES: [Package; 25] = [
+pub(crate) const LIVE_PACKAGES: [Package; 27] = [
     Package { names: &["g++"], purpose: "compiles the traced programs" },
     Package { names: &["libc6-dev"], purpose: "static glibc programs" },
     Package { names: &["libc6-dbg"], purpose: "debug files to find by build id" },
@@ -39,6 +39,8 @@ pub(crate) const LIVE_PACKAGES: [Package; 25] = [
         purpose: "scudo, an allocator to preload",
     },
     Package { names: &["golang-go"], purpose: "go tool pprof, which reads our profiles" },
+    Package { names: &["prometheus"], purpose: "promtool, which checks our metrics and alerts" },
+    Package { names: &["nginx"], purpose: "a real server with workers" },
     Package { names: &["heaptrack"], purpose: "heaptrack_print, which reads our data files" },
     Package { names: &["redis-server"], purpose: "a real program with an allocator linked in" },
     Package { names: &["redis-tools"], purpose: "redis-benchmark and redis-cli" },

@@ -236,12 +236,13 @@ fn is_chain(window: &mut MemoryWindow<'_>, mut at: u64, end: u64, arena: u64) ->
     for _ in 0..CHAIN {
         let Some(word) = window.word(at + 8) else { return false };
         let Some(size) = chunk_size(word) else { return false };
-        if word & NON_MAIN_ARENA != arena {
-            return false;
-        }
         at += size;
+        // The top, of which glibc does not say whose it is.
         if at >= end {
             return at == end;
+        }
+        if word & NON_MAIN_ARENA != arena {
+            return false;
         }
     }
     true

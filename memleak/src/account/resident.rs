@@ -8,8 +8,16 @@ use std::ops::Range;
 pub(super) struct Resident(Vec<Range<u64>>);
 
 impl Resident {
-    /// Of runs in order of address.
-    pub(super) fn new(runs: Vec<Range<u64>>) -> Self {
+    /// Of runs in order of address. A mapping that grew while they were read can be there twice:
+    /// each byte counts once.
+    pub(super) fn new(mut runs: Vec<Range<u64>>) -> Self {
+        let mut at = 0;
+        runs.retain_mut(|run| {
+            run.start = run.start.max(at);
+            let is_new = run.start < run.end;
+            at = if is_new { run.end } else { at };
+            is_new
+        });
         Self(runs)
     }
 
@@ -34,7 +42,8 @@ impl Resident {
 
     /// How many bytes are left in `range`.
     pub(super) fn bytes_within(&self, range: Range<u64>) -> u64 {
-        self.within(range).map(|run| run.end - run.start).sum()
+        // Of a range that ends before it begins nothing.
+        self.within(range).map(|run| run.end.saturating_sub(run.start)).sum()
     }
 
     /// Gives out what is left of `claims`, which are in order of their first addresses and may
@@ -79,6 +88,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_there_twice_counts_once() {
+        let runs = vec![0x1000..0x3000, 0x1000..0x4000, 0x2000..0x3000, 0x6000..0x6000, 0x5000..0x7000];
+        let resident = Resident::new(runs);
+        assert_eq!(resident.bytes(), 0x5000);
+        assert_eq!(resident.bytes_within(0x2000..0x6000), 0x3000);
+    }
+
+    #[test]
     fn each_byte_is_given_out_once() {
         let mut resident = Resident::new(vec![100..200, 300..400]);
         assert_eq!(resident.take([0..110, 50..120, 150..160, 155..170, 190..310]), 20 + 20 + 10 + 10);
@@ -100,6 +117,8 @@ mod tests {
         let resident = Resident::new(vec![100..200, 300..400]);
         assert_eq!(resident.within(150..350).collect::<Vec<_>>(), [150..200, 300..350]);
         assert_eq!((resident.bytes_within(0..1000), resident.bytes_within(200..300)), (200, 0));
+        let (end, start) = (120, 180);
+        assert_eq!(resident.bytes_within(start..end), 0, "which ends before it begins");
         assert_eq!(
             [99, 100, 199, 200, 399, 400].map(|at| resident.run_at(at).is_some()),
             [false, true, true, false, true, false]

@@ -15,13 +15,13 @@ compile_error!("memleak knows x86_64 and aarch64");
 use std::collections::BTreeSet;
 
 #[cfg(target_arch = "aarch64")]
-pub use aarch64::host::{Breakpoint, MACHINE as HOST, OBJECT, STACK_POINTER, SYSTEM_CALLS};
+pub use aarch64::host::{Breakpoint, MACHINE as HOST, OBJECT, OLD_FILE_CALLS, STACK_POINTER, SYSTEM_CALLS};
 use object::elf;
 use placement::Placement;
 use relocations::RelocationTypes;
 use returns::Unclear;
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::host::{Breakpoint, MACHINE as HOST, OBJECT, STACK_POINTER, SYSTEM_CALLS};
+pub use x86_64::host::{Breakpoint, MACHINE as HOST, OBJECT, OLD_FILE_CALLS, STACK_POINTER, SYSTEM_CALLS};
 
 /// The machines whose code can be traced and whose stacks can be walked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]

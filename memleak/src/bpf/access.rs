@@ -5,10 +5,17 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use aya::{
     Ebpf,
     maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, RingBuf},
-    programs::Program,
+    programs::{Program, ProgramType},
+    sys::{BpfHelper, is_helper_supported},
 };
 
 use super::error::{BpfError, map_error};
+
+/// The kernel lets programs write to a target's memory: return addresses can be put back when an
+/// exception leaves a probed call. It may refuse without being locked down.
+pub(crate) fn can_write_to_targets() -> bool {
+    is_helper_supported(ProgramType::KProbe, BpfHelper::BPF_FUNC_probe_write_user).unwrap_or(false)
+}
 
 /// The descriptor of a hash map.
 pub(super) fn fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, BpfError> {

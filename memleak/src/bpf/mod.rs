@@ -6,7 +6,7 @@
 //!   (programs), `links`;
 //! - `closer` (ends links beside the run), `births` (notices of children and new programs);
 //! - `targets`, `records`, `rings`, `cut`, `stack_store`, `unwind_maps`, `mapping_states`, `stats`
-//!   (maps);
+//!   (maps), `runs` (what the kernel counts);
 //! - `user_mode` and `kernel_mode` (loading), `reader` (snapshots);
 //! - `tracer`, which is all that a session sees.
 
@@ -29,6 +29,7 @@ mod reader;
 mod records;
 mod rings;
 mod room;
+mod runs;
 mod stack_store;
 mod stats;
 mod sys;
@@ -40,10 +41,12 @@ mod user_mode;
 
 use std::time::Duration;
 
+pub(crate) use access::can_write_to_targets;
 pub(crate) use births::Births;
 pub(crate) use config::{Config, Walk, answering_threads};
 pub(crate) use error::BpfError;
 pub(crate) use links::Scope;
+pub(crate) use runs::{ProgramRuns, RunStatistics};
 pub(crate) use tracer::{Tracer, UserStart};
 
 /// Longest time that a process is held at its birth.

@@ -166,6 +166,11 @@ pub(super) fn put_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -
 /// Runs of a program that the kernel skipped, since another one was running on the CPU (Linux
 /// 5.12).
 pub(super) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
+    program_info(program).map(|info| info.recursion_misses)
+}
+
+/// What the kernel says of a program.
+pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
     /// The part of `union bpf_attr` that BPF_OBJ_GET_INFO_BY_FD uses.
     #[repr(C)]
     struct InfoAttributes {
@@ -181,7 +186,7 @@ pub(super) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
         info: std::ptr::from_mut(&mut info) as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    Ok(info.recursion_misses)
+    Ok(info)
 }
 
 /// Removes an entry and returns what it held; `None` if there is none.

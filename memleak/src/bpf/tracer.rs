@@ -26,7 +26,9 @@ use super::{
     mapping_states::MappingStates,
     reader::Reader,
     rings::Events,
-    room, targets,
+    room,
+    runs::{ProgramRuns, program_runs},
+    targets,
     unwind_maps::{Unwinding, has_room, words_for},
     user_mode::{self, Loaded},
 };
@@ -384,6 +386,11 @@ impl Tracer {
     /// processes is known of them.
     pub(crate) fn snapshot(&mut self) -> Result<Snapshot, BpfError> {
         self.reader.snapshot(&self.ebpf, &self.probes, self.events.get_mut())
+    }
+
+    /// What the kernel has counted of our programs.
+    pub(crate) fn program_runs(&self) -> Result<Vec<ProgramRuns>, BpfError> {
+        program_runs(&self.ebpf, &self.probes)
     }
 
     /// A snapshot is done with: its memory serves the next one.

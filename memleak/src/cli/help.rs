@@ -4,7 +4,10 @@
 pub(super) const AFTER_HELP: &str = "\
 Examples:
   memleak -p 1234                        a running process: a report every 5 seconds until Ctrl-C
-  memleak -p \"$(pidof nginx)\" 10 3       all its processes: three reports, 10 seconds apart
+  memleak --name nginx 10 3              all its processes, and new ones: three reports, 10 seconds apart
+  memleak --container 3f4e5d 10          a container's processes; also --unit, --cgroup, --pod
+  memleak doctor -p 1234                 what tracing it would cost, and what this machine offers
+  memleak --unit nginx --listen 9464     for Prometheus, Parca, go tool pprof
   memleak -- ./program --its-option      a program from its first instruction to its end
   memleak -c './program arg' 1           the same, quoted; a report every second
   memleak -p 1234 -o 60000 --sort count  what is older than a minute, most allocations first
@@ -48,7 +51,7 @@ Exit status:
 pub(super) const SHORT_HELP: &str = "\
 memleak shows which call stacks are holding a running program's memory.
 
-  memleak [OPTIONS] -p PID [INTERVAL] [COUNT]      a running process
+  memleak [OPTIONS] -p PID [INTERVAL] [COUNT]      a process (or --name NAME)
   memleak [OPTIONS] [INTERVAL] [COUNT] -- COMMAND  a program from its beginning
   memleak [OPTIONS] --kernel [INTERVAL] [COUNT]    the kernel's allocations
 

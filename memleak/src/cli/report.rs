@@ -92,6 +92,10 @@ pub struct FileArguments {
     #[arg(long, value_name = "FILE", help_heading = FILES)]
     pub perfetto: Option<PathBuf>,
 
+    /// With --why: write the circles as a graph for dot (Graphviz)
+    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    pub why_dot: Option<PathBuf>,
+
     /// Write all of the last report, to make any other form of later: memleak report FILE, memleak
     /// diff OLD NEW
     #[arg(long, value_name = "FILE", help_heading = FILES)]
@@ -109,6 +113,7 @@ impl FileArguments {
             "speedscope" => &self.speedscope,
             "firefox" => &self.firefox,
             "perfetto" => &self.perfetto,
+            "why-dot" => &self.why_dot,
             "save" => &self.save,
             _ => &None,
         };

@@ -43,13 +43,20 @@ impl Before {
         before
     }
 
-    /// What another scan has seen as well. Says whether some of what was lost was held there.
-    pub(super) fn and(&mut self, other: &Self) -> bool {
+    /// Another look has seen these as well. Says whether some of what was lost was held there.
+    pub(super) fn retain_lost(&mut self, is_lost: impl Fn(&Block) -> bool) -> bool {
         let lost = self.lost.len();
-        let seen: FxHashSet<(u64, u64)> = other.lost.iter().map(|block| (block.start, block.size)).collect();
-        self.lost.retain(|block| seen.contains(&(block.start, block.size)));
-        (self.count, self.bytes, self.free) = (other.count, other.bytes, other.free);
+        self.lost.retain(is_lost);
         self.lost.len() < lost
+    }
+
+    /// Counts what is there now.
+    pub(super) fn count<'a>(&mut self, blocks: impl Iterator<Item = &'a Block>, free: u64) {
+        (self.count, self.bytes, self.free) = (0, 0, free);
+        for block in blocks {
+            self.count += 1;
+            self.bytes += block.size;
+        }
     }
 
     /// Bytes and number of those that are lost.
@@ -78,7 +85,8 @@ mod tests {
         let starts: Vec<u64> = before.lost.iter().map(|block| block.start).collect();
         assert_eq!((before.count, before.bytes, before.free), (6, 384, 100));
         assert_eq!(starts, [0x1300, 0x1400, 0x1600]);
-        before.and(&Before { count: 5, bytes: 320, free: 7, lost: vec![block(3, 9)] });
-        assert_eq!((before.lost_amount(), before.count), ((64, 1), 5));
+        assert!(before.retain_lost(|it| it.start == 0x1300) && !before.retain_lost(|_| true));
+        before.count([block(3, 9), block(4, 9)].iter(), 7);
+        assert_eq!((before.lost_amount(), before.count, before.bytes, before.free), ((64, 1), 2, 128, 7));
     }
 }

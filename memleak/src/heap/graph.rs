@@ -4,7 +4,7 @@ use std::{io, ops::Range};
 
 use super::{
     Block,
-    index::{BATCH, BlockIndex},
+    index::{BATCH, BlockIndex, first_after},
     look::read_all,
     roots::{RootKind, RootPlaces},
 };
@@ -32,6 +32,17 @@ pub(super) struct RootPointer {
     pub offset: u32,
 }
 
+/// Where pointers are looked for.
+pub(super) struct Sources<'a> {
+    pub pid: u32,
+    pub is_stopped: bool,
+    pub places: &'a RootPlaces,
+    /// What is read, in order.
+    pub runs: &'a [Range<u64>],
+    /// All blocks, if only pointers to some are looked for: what is in others is at a root.
+    pub others: Option<&'a [Block]>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Graph {
@@ -51,25 +62,32 @@ struct PiecePointers {
 }
 
 impl Graph {
-    /// Reads the memory of `pid` in `runs`; gives also how many bytes could not be read.
-    pub(super) fn read(
-        pid: u32,
-        is_stopped: bool,
-        index: BlockIndex,
-        places: &RootPlaces,
-        runs: &[Range<u64>],
-    ) -> io::Result<(Self, u64)> {
+    /// Reads the memory for pointers to these blocks; gives also how many bytes could not be read.
+    pub(super) fn read(index: BlockIndex, from: &Sources<'_>) -> io::Result<(Self, u64)> {
         let mut builder = Builder::new(index.blocks().len());
-        let find = |start: u64, words: &[u64]| pointers_in(&index, places, start, words);
-        let unread = read_all(pid, is_stopped, runs, find, |piece| builder.add(piece))?;
+        let find = |start: u64, words: &[u64]| pointers_in(&index, from, start, words);
+        let unread = read_all(from.pid, from.is_stopped, from.runs, find, |piece| builder.add(piece))?;
         let (first, pointers, mut roots) = builder.end();
-        for (word, kind) in &places.words {
+        for (word, kind) in &from.places.words {
             if let Some((to, offset)) = index.find(*word) {
                 roots.push(RootPointer { kind: *kind, place: 0, to, offset: narrow(offset) });
             }
         }
         roots.sort_by_key(|root| root.kind);
         Ok((Self { index, first, pointers, roots }, unread))
+    }
+
+    /// Leaves out what is no pointer to a block, though it points into its last 8 bytes: there
+    /// begins the header of the chunk after it, to which glibc's lists of free chunks lead. They
+    /// are in its own variables, in one of `places`.
+    pub(super) fn leave_out_chunks(&mut self, places: &[Range<u64>]) {
+        let blocks = self.index.blocks();
+        self.roots.retain(|root| {
+            let is_its_own =
+                root.kind == RootKind::Global && places.iter().any(|it| it.contains(&root.place));
+            let size = blocks.get(root.to as usize).map_or(0, |block| block.size);
+            !is_its_own || root.offset == 0 || u64::from(root.offset) != next_header(size)
+        });
     }
 
     /// Of pointers that a test names, in order of their blocks: block, place in it, target, offset.
@@ -82,6 +100,11 @@ impl Graph {
         builder.add(PiecePointers { of_blocks, roots });
         let (first, pointers, roots) = builder.end();
         Self { index, first, pointers, roots }
+    }
+
+    /// The blocks, without all else.
+    pub(super) fn into_blocks(self) -> Vec<Block> {
+        self.index.into_blocks()
     }
 
     /// The blocks.
@@ -142,11 +165,13 @@ impl Builder {
 
 /// The pointers among these words. Of a block all words count that it has whole: what follows its
 /// end may be left over from another. A block's pointers to itself do not hold it.
-fn pointers_in(index: &BlockIndex, places: &RootPlaces, start: u64, words: &[u64]) -> PiecePointers {
+fn pointers_in(index: &BlockIndex, from: &Sources<'_>, start: u64, words: &[u64]) -> PiecePointers {
+    let (places, blocks) = (from.places, from.others.unwrap_or(index.blocks()));
     let mut sorter = PointerSorter {
-        blocks: index.blocks(),
+        targets: from.others.is_some().then_some(index),
+        blocks,
         places,
-        block: index.first_after(start),
+        block: first_after(blocks, start),
         area: places.areas.partition_point(|area| area.range.end <= start),
         found: PiecePointers::default(),
     };
@@ -174,6 +199,8 @@ fn pointers_in(index: &BlockIndex, places: &RootPlaces, start: u64, words: &[u64
 
 /// Tells whose the places of pointers are, which come in order.
 struct PointerSorter<'a> {
+    /// The blocks that pointers are looked for to, if these are not all.
+    targets: Option<&'a BlockIndex>,
     blocks: &'a [Block],
     places: &'a RootPlaces,
     /// The first block and the first area that end after the last place.
@@ -188,9 +215,20 @@ impl PointerSorter<'_> {
             self.block += 1;
         }
         if let Some(source) = self.blocks.get(self.block).filter(|source| source.start <= place) {
-            if to as usize != self.block && place + 8 <= source.end() {
-                let from = narrow(place - source.start);
-                self.found.of_blocks.push((self.block as u32, Pointer { from, to, offset }));
+            if place + 8 > source.end() {
+                return;
+            }
+            let number = match self.targets {
+                Some(targets) => targets.number_of(source),
+                None => Some(self.block as u32),
+            };
+            match number {
+                Some(number) if number == to => {}
+                Some(number) => {
+                    let from = narrow(place - source.start);
+                    self.found.of_blocks.push((number, Pointer { from, to, offset }));
+                }
+                None => self.found.roots.push(RootPointer { kind: RootKind::Mapping, place, to, offset }),
             }
             return;
         }
@@ -204,6 +242,11 @@ impl PointerSorter<'_> {
             self.found.roots.push(RootPointer { kind, place, to, offset });
         }
     }
+}
+
+/// Where in a block of glibc's the header of the next chunk begins, or after it.
+fn next_header(size: u64) -> u64 {
+    size.saturating_add(8).next_multiple_of(16).max(32) - 16
 }
 
 fn narrow(bytes: u64) -> u32 {
@@ -239,7 +282,8 @@ mod tests {
             0x9010, // 1050: it has 4 bytes of this
             0x9000, // 1058: a mapping
         ];
-        let found = pointers_in(&index, &places, 0x1000, &words);
+        let from = Sources { pid: 0, is_stopped: false, places: &places, runs: &[], others: None };
+        let found = pointers_in(&index, &from, 0x1000, &words);
         let pointer = |from, to, offset| Pointer { from, to, offset };
         assert_eq!(found.of_blocks, [(0, pointer(8, 2, 8)), (1, pointer(0, 0, 0))]);
         let roots: Vec<_> = found.roots.iter().map(|root| (root.kind, root.place, root.to)).collect();
@@ -249,6 +293,35 @@ mod tests {
             (RootKind::Mapping, 0x1058, 2),
         ];
         assert_eq!(roots, expected);
+        // Pointers to the last one alone: what the first block has is at a root.
+        let (some, all) = (BlockIndex::new(vec![block(0x9000, 64)]), index.blocks());
+        let found = pointers_in(&some, &Sources { others: Some(all), ..from }, 0x1000, &words);
+        assert_eq!(found.of_blocks, []);
+        let roots: Vec<_> = found.roots.iter().map(|root| (root.kind, root.place, root.offset)).collect();
+        let expected =
+            [(RootKind::Global, 0x1000, 0), (RootKind::Mapping, 0x1018, 8), (RootKind::Mapping, 0x1058, 0)];
+        assert_eq!(roots, expected);
+    }
+
+    #[test]
+    fn lists_of_free_chunks_hold_nothing() {
+        // Of 24 bytes: the next chunk begins in its last 8. Of 32 it begins behind them.
+        let blocks = vec![
+            Block { start: 0x1010, size: 24, birth: 0, stack: 0 },
+            Block { start: 0x1030, size: 32, birth: 0, stack: 0 },
+        ];
+        let root = |place, to, offset| RootPointer { kind: RootKind::Global, place, to, offset };
+        let roots = vec![
+            root(0x9000, 0, 16),
+            root(0x9008, 0, 0),
+            root(0x9010, 0, 8),
+            root(0xa000, 0, 16),
+            root(0x9018, 1, 24),
+        ];
+        let mut graph = Graph::of(blocks, &[], roots.clone());
+        graph.leave_out_chunks(std::slice::from_ref(&(0x9000..0xa000)));
+        assert_eq!(graph.roots, roots[1..]);
+        assert_eq!([1, 24, 25, 40].map(next_header), [16, 16, 32, 32]);
     }
 
     #[test]

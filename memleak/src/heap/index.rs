@@ -1,50 +1,61 @@
 //! Which block is at an address? Asked for every word of a process's memory that might be one.
 //!
-//! A bitmap has a bit for each 8 bytes at which a block begins, in pieces of 64 KiB of address
-//! space, with the number of bits before each 512 of them. So the block that begins last before an
-//! address is found by counting, and not by a search through millions.
+//! A bitmap has a bit for each 8 bytes at which a block begins, in pieces of 1 MiB of address
+//! space. Beside every 448 bits is the number of blocks before them, in the same line of the
+//! processor's cache. So the block that begins last before an address is found by counting, and not
+//! by a search through millions; and of a pointer to a block's start, as most are, that line says
+//! all.
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::Block;
 
 /// Bits of an address within a piece.
-const PIECE_BITS: u32 = 16;
+const PIECE_BITS: u32 = 20;
 /// Bits of an address within a granule.
 const GRANULE_BITS: u32 = 3;
-/// Words of a piece's bitmap, and those that share a count.
-const PIECE_WORDS: usize = 1 << (PIECE_BITS - GRANULE_BITS - 6);
-const WORDS_OF_A_RANK: usize = 8;
+/// Words of bits that share a count.
+const WORDS: usize = 7;
+/// Granules of a line, and lines of a piece.
+const LINE: usize = WORDS * 64;
+const LINES: usize = (1_usize << (PIECE_BITS - GRANULE_BITS)).div_ceil(LINE);
 
 /// Values that are looked up together.
 pub(super) const BATCH: usize = 64;
 
-/// What begins in a piece of address space.
-#[derive(Debug)]
-struct Piece {
-    bits: [u64; PIECE_WORDS],
-    /// Blocks that begin before each group of words.
-    ranks: [u32; PIECE_WORDS / WORDS_OF_A_RANK],
+/// Where blocks begin in some part of a piece.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Line {
+    /// Blocks that begin before it.
+    rank: u64,
+    bits: [u64; WORDS],
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct BlockIndex {
     blocks: Vec<Block>,
-    pieces: FxHashMap<u64, Box<Piece>>,
+    lines: Vec<Line>,
+    /// Where the lines of each piece begin in which a block begins.
+    pieces: FxHashMap<u64, u32>,
     /// Blocks that are not within one piece: what points into the middle of one may be in a piece
     /// where no block begins.
     large: Vec<u32>,
     /// From the first block to the last one's end.
     first: u64,
     span: u64,
+    /// All begin where a granule does.
+    is_aligned: bool,
 }
 
 impl BlockIndex {
     /// Puts blocks in order. Of two that overlap the first is cut short, and of two that begin
     /// within the same 8 bytes one is left out: that is no allocator's doing.
     pub(super) fn new(mut blocks: Vec<Block>) -> Self {
-        radsort::sort_by_key(&mut blocks, |block| block.start);
+        if !blocks.is_sorted_by_key(|block| block.start) {
+            radsort::sort_by_key(&mut blocks, |block| block.start);
+        }
         blocks.dedup_by_key(|block| block.start >> GRANULE_BITS);
         for at in 1..blocks.len() {
             let next = blocks[at].start;
@@ -52,10 +63,12 @@ impl BlockIndex {
             before.size = before.size.min(next - before.start);
         }
         let mut index = Self {
-            pieces: FxHashMap::with_capacity_and_hasher(blocks.len() / 256, FxBuildHasher),
+            lines: Vec::new(),
+            pieces: FxHashMap::with_capacity_and_hasher(blocks.len() / 4096, FxBuildHasher),
             large: Vec::new(),
             first: blocks.first().map_or(0, |block| block.start),
             span: 0,
+            is_aligned: blocks.iter().all(|block| block.start.is_multiple_of(1 << GRANULE_BITS)),
             blocks,
         };
         index.span = index.blocks.last().map_or(0, |last| {
@@ -68,21 +81,24 @@ impl BlockIndex {
 
     fn enter(&mut self) {
         for (number, block) in self.blocks.iter().enumerate() {
-            let piece = self
-                .pieces
-                .entry(block.start >> PIECE_BITS)
-                .or_insert_with(|| Box::new(Piece { bits: [0; PIECE_WORDS], ranks: [number as u32; _] }));
-            let (word, bit) = place_in_piece(block.start);
-            piece.bits[word] |= 1 << bit;
-            if block.start >> PIECE_BITS != block.end().saturating_sub(1) >> PIECE_BITS {
+            let piece = block.start >> PIECE_BITS;
+            let lines = &mut self.lines;
+            let first = *self.pieces.entry(piece).or_insert_with(|| {
+                let first = lines.len() as u32;
+                lines.resize(lines.len() + LINES, Line { rank: number as u64, bits: [0; WORDS] });
+                first
+            });
+            let (line, bit) = place_in_piece(block.start);
+            lines[first as usize + line].bits[bit / 64] |= 1 << (bit % 64);
+            if piece != block.end().saturating_sub(1) >> PIECE_BITS {
                 self.large.push(number as u32);
             }
         }
-        for piece in self.pieces.values_mut() {
-            let mut rank = piece.ranks[0];
-            for (words, entry) in piece.bits.chunks(WORDS_OF_A_RANK).zip(&mut piece.ranks) {
-                *entry = rank;
-                rank += words.iter().map(|word| word.count_ones()).sum::<u32>();
+        for lines in self.lines.chunks_mut(LINES) {
+            let mut rank = lines[0].rank;
+            for line in lines {
+                line.rank = rank;
+                rank += line.bits.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
             }
         }
     }
@@ -97,9 +113,22 @@ impl BlockIndex {
         &self.blocks
     }
 
+    /// The blocks, without all else.
+    pub(super) fn into_blocks(self) -> Vec<Block> {
+        self.blocks
+    }
+
     /// The first block that ends after `address`.
     pub(super) fn first_after(&self, address: u64) -> usize {
-        self.blocks.partition_point(|block| block.end() <= address)
+        first_after(&self.blocks, address)
+    }
+
+    /// The number of this very block, if it is among them.
+    pub(super) fn number_of(&self, block: &Block) -> Option<u32> {
+        let at = self.blocks.binary_search_by_key(&block.start, |it| it.start).ok()?;
+        let is_same =
+            self.blocks.get(at).is_some_and(|it| it.birth == block.birth && it.stack == block.stack);
+        is_same.then_some(at as u32)
     }
 
     /// Whether it may be an address in a block: cheap, and mostly right.
@@ -115,41 +144,45 @@ impl BlockIndex {
         if !self.is_near(value) {
             return None;
         }
-        let number = match self.pieces.get(&(value >> PIECE_BITS)) {
-            Some(piece) => Self::rank(piece, value)?,
-            None => self.large_before(value)?,
-        };
-        self.checked(number, value)
+        match self.line(value) {
+            Some(line) => self.find_in(line, value),
+            None => self.checked(self.large_before(value)?, value),
+        }
     }
 
     /// The same for values that are near, at most as many as [`BATCH`]: each step for all of them
     /// before the next one, since each may have to wait for memory, and so they wait together.
     pub(super) fn find_batch(&self, values: &[u64], found: &mut [Option<(u32, u64)>; BATCH]) {
-        let mut pieces = [None; BATCH];
-        for (piece, value) in pieces.iter_mut().zip(values) {
-            *piece = self.pieces.get(&(value >> PIECE_BITS));
+        let mut lines = [None; BATCH];
+        for (line, value) in lines.iter_mut().zip(values) {
+            *line = self.line(*value);
         }
-        let mut numbers = [None; BATCH];
-        for ((number, piece), value) in numbers.iter_mut().zip(pieces).zip(values) {
-            *number = match piece {
-                Some(piece) => Self::rank(piece, *value),
-                None => self.large_before(*value),
+        for ((found, line), value) in found.iter_mut().zip(lines).zip(values) {
+            *found = match line {
+                Some(line) => self.find_in(line, *value),
+                None => self.large_before(*value).and_then(|number| self.checked(number, *value)),
             };
-        }
-        for ((found, number), value) in found.iter_mut().zip(numbers).zip(values) {
-            *found = number.and_then(|number| self.checked(number, *value));
         }
     }
 
-    /// The last block that begins at `value` or before it, or within the same 8 bytes.
+    /// The line of an address, if a block begins in its piece.
     #[inline]
-    fn rank(piece: &Piece, value: u64) -> Option<u32> {
-        let (word, bit) = place_in_piece(value);
-        let group = word / WORDS_OF_A_RANK;
-        let words = piece.bits.get(group * WORDS_OF_A_RANK..word)?;
-        let whole: u32 = words.iter().map(|word| word.count_ones()).sum();
-        let upto = piece.bits[word] & (u64::MAX >> (63 - bit));
-        (piece.ranks[group] + whole + upto.count_ones()).checked_sub(1)
+    fn line(&self, value: u64) -> Option<&Line> {
+        let first = *self.pieces.get(&(value >> PIECE_BITS))?;
+        self.lines.get(first as usize + place_in_piece(value).0)
+    }
+
+    #[inline]
+    fn find_in(&self, line: &Line, value: u64) -> Option<(u32, u64)> {
+        let (_, bit) = place_in_piece(value);
+        let (word, bit) = (bit / 64, bit % 64);
+        let whole: u32 = line.bits.iter().take(word).map(|word| word.count_ones()).sum();
+        let upto = line.bits.get(word)? & (u64::MAX >> (63 - bit));
+        let number = (line.rank + u64::from(whole + upto.count_ones())).checked_sub(1)? as u32;
+        if self.is_aligned && value.is_multiple_of(1 << GRANULE_BITS) && upto >> bit != 0 {
+            return Some((number, 0));
+        }
+        self.checked(number, value)
     }
 
     /// This block or the one before it, if `value` points into it, and how far.
@@ -173,11 +206,16 @@ impl BlockIndex {
     }
 }
 
-/// The word and the bit of an address in its piece.
+/// The first of these blocks, which are in order, that ends after `address`.
+pub(super) fn first_after(blocks: &[Block], address: u64) -> usize {
+    blocks.partition_point(|block| block.end() <= address)
+}
+
+/// The line of an address in its piece, and the bit in that.
 #[inline]
-fn place_in_piece(address: u64) -> (usize, u32) {
-    let granule = address >> GRANULE_BITS;
-    ((granule >> 6) as usize % PIECE_WORDS, granule as u32 % 64)
+fn place_in_piece(address: u64) -> (usize, usize) {
+    let granule = (address >> GRANULE_BITS) as usize % (1 << (PIECE_BITS - GRANULE_BITS));
+    (granule / LINE, granule % LINE)
 }
 
 #[cfg(test)]

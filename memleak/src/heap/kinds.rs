@@ -25,8 +25,8 @@ const MOST_LOOKED_AT: usize = 1 << 20;
 pub(super) struct Kinds {
     /// For each stack a bit for each place after the start.
     of_stacks: Vec<u64>,
-    /// Blocks and offsets that were looked at, and are good.
-    looked_at: FxHashSet<(u32, u32)>,
+    /// Blocks (their addresses) and offsets that were looked at, and are good.
+    looked_at: FxHashSet<(u64, u32)>,
 }
 
 impl Kinds {
@@ -68,9 +68,9 @@ impl Kinds {
         if offset == 0 {
             return true;
         }
-        let stack = graph.blocks().get(to as usize).map_or(0, |block| block.stack);
-        let of_stack = self.of_stacks.get(stack as usize).copied().unwrap_or(0);
-        bit(offset).is_some_and(|bit| of_stack & bit != 0) || self.looked_at.contains(&(to, offset))
+        let Some(block) = graph.blocks().get(to as usize) else { return false };
+        let of_stack = self.of_stacks.get(block.stack as usize).copied().unwrap_or(0);
+        bit(offset).is_some_and(|bit| of_stack & bit != 0) || self.looked_at.contains(&(block.start, offset))
     }
 
     /// Looks at the blocks that `is_asked`, which are pointed into. Gives whether any of these
@@ -103,11 +103,11 @@ impl Kinds {
         let before = self.looked_at.len();
         for (&(to, offset), words) in asked.iter().zip(words.chunks(3)) {
             let [first, second, there] = words else { continue };
-            let size = graph.blocks().get(to as usize).map_or(0, |block| block.size);
+            let Some(block) = graph.blocks().get(to as usize) else { continue };
             // Of an array of nothing the place behind it is another block's or nobody's.
             let Some(first) = *first else { continue };
-            if is_good(size, offset, [first, second.unwrap_or(0), there.unwrap_or(0)], &mut vtables) {
-                self.looked_at.insert((to, offset));
+            if is_good(block.size, offset, [first, second.unwrap_or(0), there.unwrap_or(0)], &mut vtables) {
+                self.looked_at.insert((block.start, offset));
             }
         }
         self.looked_at.len() > before

@@ -1,5 +1,5 @@
 //! Reads a process's memory while it runs: only pages that it has written to and that are in
-//! memory, in pieces of 1 MiB, by two threads.
+//! memory, in pieces, by one thread of low priority; by two while it is stopped.
 
 use std::{
     io,
@@ -13,10 +13,14 @@ use crate::proc::{
     pagemap::{Pagemap, WantedPages},
 };
 
-/// Bytes read by one call.
+/// Bytes read by one call: while the target is stopped, and while it runs and may want to change
+/// its mappings, which it cannot meanwhile.
 const PIECE: u64 = 1 << 20;
+const SMALL_PIECE: u64 = 256 << 10;
 /// Threads that read: while the target runs one processor is left to it.
 const READERS: usize = 2;
+/// How nice they are then: what the target wants goes first.
+const NICE: libc::c_int = 10;
 /// Pieces whose words are held at a time.
 const BATCH: usize = 128;
 
@@ -76,11 +80,12 @@ pub(super) fn read_all<T: Send>(
     find: impl Fn(u64, &[u64]) -> T + Sync,
     mut take: impl FnMut(T),
 ) -> io::Result<u64> {
+    let size = if is_stopped { PIECE } else { SMALL_PIECE };
     let pieces: Vec<Range<u64>> = runs
         .iter()
         .flat_map(|run| {
-            let starts = (run.start..run.end).step_by(PIECE as usize);
-            starts.map(|start| start..run.end.min(start + PIECE))
+            let starts = (run.start..run.end).step_by(size as usize);
+            starts.map(move |start| start..run.end.min(start + size))
         })
         .collect();
     let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -89,7 +94,10 @@ pub(super) fn read_all<T: Send>(
     for batch in pieces.chunks(BATCH) {
         let next = AtomicUsize::new(0);
         let work = || {
-            let (mut done, mut buffer) = (Vec::new(), vec![0_u64; (PIECE / 8) as usize]);
+            let (mut done, mut buffer) = (Vec::new(), vec![0_u64; (size / 8) as usize]);
+            if !is_stopped {
+                be_nice();
+            }
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let Some(piece) = batch.get(number) else { return done };
@@ -99,10 +107,9 @@ pub(super) fn read_all<T: Send>(
             }
         };
         let mut found = thread::scope(|scope| {
-            let others: Vec<_> = (1..readers.min(batch.len())).map(|_| scope.spawn(work)).collect();
-            let mut found = work();
-            others.into_iter().filter_map(|other| other.join().ok()).for_each(|more| found.extend(more));
-            found
+            let threads: Vec<_> = (0..readers.min(batch.len())).map(|_| scope.spawn(work)).collect();
+            let found = threads.into_iter().filter_map(|thread| thread.join().ok());
+            found.flatten().collect::<Vec<_>>()
         });
         if found.len() < batch.len() {
             return Err(io::Error::other("a thread that read the memory has failed"));
@@ -114,6 +121,13 @@ pub(super) fn read_all<T: Send>(
         }
     }
     Ok(unread)
+}
+
+/// This thread leaves the processor to others who want it.
+fn be_nice() {
+    // SAFETY: no memory is concerned. Linux takes 0 for the calling thread, and not for the
+    // process. If it fails we are as important as others.
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
 /// Fills `buffer` from the start of `piece`; gives the bytes that could be read, whole words.

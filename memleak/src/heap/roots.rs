@@ -3,13 +3,13 @@
 
 use std::{fs, io, ops::Range};
 
-use super::{Block, look::read_places};
+use super::{Block, hidden::HiddenRegisters, look::read_places};
 use crate::{
     account::{Allocators, Arenas, files_of, glibc_arenas},
     objects::ObjectStore,
     proc::{
         maps::{Backing, Mapping},
-        stacks::{WaitingThread, places, waiting_threads},
+        stacks::{WaitingThread, places, threads},
         status::read_status,
         stop::StoppedThread,
     },
@@ -90,6 +90,8 @@ pub(super) struct RootPlaces {
     pub unknown: Option<Vec<Range<u64>>>,
     /// Bytes that are free in these.
     pub free: u64,
+    /// Registers that are not known.
+    pub hidden: HiddenRegisters,
 }
 
 /// What is known of a process's memory.
@@ -109,6 +111,9 @@ pub(super) struct RootSource<'a> {
     pub runs: &'a [Range<u64>],
     /// Its threads, if they are stopped.
     pub stopped: Option<&'a [StoppedThread]>,
+    /// What registers may hold is asked for, if they are not known. It takes a while for each
+    /// thread.
+    pub asks_for_registers: bool,
 }
 
 /// Finds the places of all roots.
@@ -138,7 +143,13 @@ pub(super) fn find(source: &RootSource<'_>) -> io::Result<RootPlaces> {
     found.unknown = is_known.then_some(arenas.unknown);
     let threads = match source.stopped {
         Some(threads) => threads.iter().map(of_stopped).collect(),
-        None => waiting_threads(source.pid),
+        None => {
+            let threads = threads(source.pid);
+            if source.asks_for_registers {
+                found.hidden = HiddenRegisters::of(source.pid, &threads, source.mappings, source.store);
+            }
+            threads.waiting
+        }
     };
     find_stacks(source, &threads, &mut left, &mut found);
     if source.from_start && source.allocators.others {
@@ -156,7 +167,7 @@ pub(super) fn find(source: &RootSource<'_>) -> io::Result<RootPlaces> {
 
 /// Of a thread that is stopped all registers are known, as if they were arguments.
 fn of_stopped(thread: &StoppedThread) -> WaitingThread {
-    WaitingThread { stack_pointer: thread.stack_pointer, arguments: thread.registers.clone() }
+    WaitingThread { ip: 0, stack_pointer: thread.stack_pointer, arguments: thread.registers.clone() }
 }
 
 /// An allocator that we cannot read has mapped, in calls that count as its functions', what nobody

@@ -9,23 +9,26 @@ use std::{
 };
 
 use log::debug;
+use rustc_hash::FxHashSet;
 
 use super::{
     Block,
     before::Before,
     circles::{self, Circle},
-    graph::Graph,
+    graph::{Graph, Sources},
+    hidden::HiddenRegisters,
     index::BlockIndex,
     kinds::Kinds,
-    look::{populated, read_all},
+    look::{Populated, populated, read_all},
     mark::{Class, Classes, Marked, Parent},
+    newest::maybe_held,
     roots::{self, RootKind, RootSource},
 };
 use crate::{
     account::Allocators,
     objects::ObjectStore,
     proc::{
-        maps::read_maps,
+        maps::{Mapping, read_maps},
         stop::{StoppedProcess, tracer_of},
     },
 };
@@ -65,6 +68,8 @@ pub struct HeapTarget {
     pub max_pause: Option<Duration>,
     /// The number of the stack of what was there before tracing began.
     pub before: u32,
+    /// An address of which the block is asked for.
+    pub asked: Option<u64>,
 }
 
 /// What holds a block.
@@ -76,6 +81,19 @@ pub struct Way {
     pub root: (RootKind, u64),
     /// From the root on: the blocks that lead to it, and where in each the pointer is.
     pub hops: Vec<(Block, u32)>,
+}
+
+/// A block that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AskedBlock {
+    /// The block.
+    pub block: Block,
+    /// What became of it.
+    pub class: Class,
+    /// What holds it; `None` if nothing does for sure.
+    pub way: Option<Way>,
+    /// Else another block that points into it, and where in that the pointer is.
+    pub pointed_from: Option<(Block, u32)>,
 }
 
 /// What came of all scans.
@@ -95,6 +113,8 @@ pub struct Examined {
     pub circles: Vec<Circle>,
     /// A way to one block of each stack that has one that is reachable.
     pub ways: Vec<Way>,
+    /// The block that was asked for, if there is one at that address.
+    pub asked: Option<AskedBlock>,
 }
 
 impl Examined {
@@ -125,23 +145,17 @@ impl Examined {
     }
 }
 
-/// One scan.
-struct Scan {
-    graph: Graph,
-    kinds: Kinds,
-    marked: Marked,
-    runs: Vec<Range<u64>>,
+/// What is known before the memory is read.
+struct Surveyed {
+    mappings: Vec<Mapping>,
+    populated: Populated,
+    index: BlockIndex,
     places: roots::RootPlaces,
-    swapped: u64,
-    /// What reading took: all that a process must be stopped for.
-    read: Duration,
-    /// What is from before tracing began, if that can be told.
-    before: Option<Before>,
+    took: Duration,
 }
 
-impl Scan {
-    /// Looks at a process. If it is `stopped`, it is let go when its memory has been read.
-    fn of(target: &HeapTarget, sight: Sight, stopped: Option<StoppedProcess>) -> io::Result<Self> {
+impl Surveyed {
+    fn of(target: &HeapTarget, sight: Sight, stopped: Option<&StoppedProcess>) -> io::Result<Self> {
         let began = Instant::now();
         let mappings = read_maps(target.pid)?;
         if mappings.is_empty() {
@@ -159,7 +173,9 @@ impl Scan {
             mapped: &sight.mapped,
             blocks: index.blocks(),
             runs: &populated.runs,
-            stopped: stopped.as_ref().map(|stopped| stopped.threads.as_slice()),
+            stopped: stopped.map(|stopped| stopped.threads.as_slice()),
+            // A look before a stop is to take as long as the one after.
+            asks_for_registers: target.max_pause.is_none(),
         };
         let places = roots::find(&source)?;
         let index = match places.unknown.as_deref().unwrap_or_default() {
@@ -171,10 +187,37 @@ impl Scan {
                 stack: target.before,
             })),
         };
-        let prepared = began.elapsed();
-        let (graph, unread) = Graph::read(target.pid, stopped.is_some(), index, &places, &populated.runs)?;
+        Ok(Self { mappings, populated, index, places, took: began.elapsed() })
+    }
+}
+
+/// The first look, along all pointers.
+struct Scan {
+    graph: Graph,
+    kinds: Kinds,
+    marked: Marked,
+    runs: Vec<Range<u64>>,
+    places: roots::RootPlaces,
+    swapped: u64,
+    /// What reading took: all that a process must be stopped for.
+    read: Duration,
+    /// What is from before tracing began, if that can be told.
+    before: Option<Before>,
+}
+
+impl Scan {
+    /// Looks at a process. If it is `stopped`, it is let go when its memory has been read.
+    fn of(target: &HeapTarget, sight: Sight, stopped: Option<StoppedProcess>) -> io::Result<Self> {
+        let began = Instant::now();
+        let prepared = Surveyed::of(target, sight, stopped.as_ref())?;
+        let Surveyed { mappings, populated, index, places, took } = prepared;
+        let runs = &populated.runs;
+        let from =
+            Sources { pid: target.pid, is_stopped: stopped.is_some(), places: &places, runs, others: None };
+        let (mut graph, unread) = Graph::read(index, &from)?;
         drop(stopped);
         let read = began.elapsed();
+        graph.leave_out_chunks(&chunk_lists(target, &mappings));
         let mut kinds = Kinds::of(&graph);
         let before = Some(target.before);
         let mut marked = Marked::follow(&graph, &kinds, before);
@@ -185,33 +228,102 @@ impl Scan {
         let is_told = places.unknown.is_some();
         let before = is_told.then(|| Before::of(&graph, &marked, target.before, places.free));
         debug!(
-            "process {}: {} pointers in {} blocks and {} at roots; {prepared:.0?} for the roots, {:.0?} to read \
+            "process {}: {} pointers in {} blocks and {} at roots; {took:.0?} for the roots, {:.0?} to read \
              ({unread} bytes could not be), {:.0?} to follow",
             target.pid,
             graph.all_pointers().len(),
             graph.len(),
             graph.roots.len(),
-            read - prepared,
+            read - took,
             began.elapsed() - read
         );
         let (runs, swapped) = (populated.runs, populated.swapped);
         Ok(Self { graph, kinds, marked, runs, places, swapped, read, before })
     }
 
-    /// What became of a block; `None` if it is there no more.
-    fn class(&self, block: &Block) -> Option<Class> {
-        let at = self.graph.blocks().binary_search_by_key(&block.start, |it| it.start);
-        let same =
-            at.ok().filter(|at| self.graph.blocks().get(*at).is_some_and(|it| it.birth == block.birth));
-        same.and_then(|at| self.marked.classes.get(at)).copied()
+    fn class(&self, number: u32) -> Class {
+        self.marked.classes.get(number as usize).copied().unwrap_or(Class::Reachable)
     }
 
-    /// Of all blocks that are not known to the first look nothing is said.
-    fn set_classes(&mut self, of: &[(Block, Class)]) {
-        for (block, class) in self.graph.blocks().iter().zip(&mut self.marked.classes) {
-            let at = of.binary_search_by_key(&block.start, |(it, _)| it.start).ok().and_then(|at| of.get(at));
-            let known = at.filter(|(it, _)| it.birth == block.birth).map(|(_, class)| *class);
-            *class = known.unwrap_or(Class::Reachable).max(*class);
+    /// The blocks that nothing holds for sure, by their numbers, in order.
+    fn loose(&self) -> Vec<u32> {
+        let lost_before = self.before.iter().flat_map(|before| &before.lost);
+        let lost_before: FxHashSet<u32> =
+            lost_before.filter_map(|block| self.graph.index.number_of(block)).collect();
+        let is_loose = |number: &u32| self.class(*number) != Class::Reachable || lost_before.contains(number);
+        (0..self.graph.len() as u32).filter(is_loose).collect()
+    }
+
+    /// Takes over what another look has seen of a block, if that is better. Says whether it is.
+    fn improve(&mut self, number: u32, seen: Class) -> bool {
+        match self.marked.classes.get_mut(number as usize) {
+            Some(class) if seen > *class => {
+                *class = seen;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Looks again: whether something holds what nothing held before. Only pointers to that are
+    /// looked for, and whatever has one, and is in use, holds it. Says whether something was found.
+    fn look_again(&mut self, target: &HeapTarget, sight: Sight) -> io::Result<(bool, HiddenRegisters)> {
+        let prepared = Surveyed::of(target, sight, None)?;
+        let Surveyed { mappings, populated, index, mut places, took } = prepared;
+        let began = Instant::now();
+        let loose = self.loose();
+        let mut there = Vec::new();
+        for number in loose {
+            let Some(block) = self.graph.blocks().get(number as usize) else { continue };
+            match index.number_of(block) {
+                Some(_) => there.push(number),
+                // What is gone was held by who has freed it.
+                None => _ = self.improve(number, Class::Reachable),
+            }
+        }
+        let blocks = there.iter().filter_map(|number| self.graph.blocks().get(*number as usize).copied());
+        let runs = &populated.runs;
+        let others = Some(index.blocks());
+        let from = Sources { pid: target.pid, is_stopped: false, places: &places, runs, others };
+        let (mut graph, _) = Graph::read(BlockIndex::new(blocks.collect()), &from)?;
+        graph.leave_out_chunks(&chunk_lists(target, &mappings));
+        let read = began.elapsed();
+        let mut marked = Marked::follow(&graph, &self.kinds, None);
+        let is_doubtful = |block: u32| marked.classes.get(block as usize) != Some(&Class::Reachable);
+        if self.kinds.look(target.pid, &mappings, &graph, is_doubtful) {
+            marked = Marked::follow(&graph, &self.kinds, None);
+        }
+        let mut is_better = false;
+        for (number, seen) in there.iter().zip(&marked.classes) {
+            is_better |= self.improve(*number, *seen);
+        }
+        if let Some(before) = &mut self.before {
+            // What points into the middle of one may hold it.
+            let is_lost = |block: &Block| {
+                let number = graph.index.number_of(block);
+                number.is_some_and(|number| !marked.is_reached(number))
+            };
+            is_better |= before.retain_lost(is_lost);
+            let blocks = index.blocks().iter().filter(|block| block.stack == target.before);
+            before.count(blocks, places.free);
+        }
+        debug!(
+            "process {}: {} of {} blocks looked for again; {took:.0?} for the roots, {read:.0?} to read",
+            target.pid,
+            there.len(),
+            index.blocks().len()
+        );
+        self.swapped = self.swapped.max(populated.swapped);
+        Ok((is_better, std::mem::take(&mut places.hidden)))
+    }
+
+    /// What is gone by now was held by who has freed it.
+    fn forget_gone(&mut self, left: &BlockIndex, before: u32) {
+        for number in self.loose() {
+            let Some(block) = self.graph.blocks().get(number as usize) else { continue };
+            if block.stack != before && left.number_of(block).is_none() {
+                self.improve(number, Class::Reachable);
+            }
         }
     }
 
@@ -262,7 +374,7 @@ impl Scan {
         let mut queue = vec![block];
         while let Some(block) = queue.pop() {
             let Some(class) = self.marked.classes.get_mut(block as usize) else { continue };
-            if *class == Class::Definitely {
+            if *class < Class::Possibly {
                 *class = Class::Possibly;
                 queue.extend(self.graph.pointers(block).iter().map(|pointer| pointer.to));
             }
@@ -284,6 +396,22 @@ impl Scan {
         let mut ways: Vec<Way> = best.into_values().filter_map(|(.., block)| self.way(block)).collect();
         ways.sort_unstable_by_key(|way| way.block.stack);
         ways
+    }
+
+    /// What is to be said of the block at `address`.
+    fn asked(&self, address: u64) -> Option<AskedBlock> {
+        let (number, _) = self.graph.index.find(address)?;
+        let block = *self.graph.blocks().get(number as usize)?;
+        let from = |source: u32| {
+            let from = self.graph.pointers(source).iter().find(|pointer| pointer.to == number)?.from;
+            Some((*self.graph.blocks().get(source as usize)?, from))
+        };
+        Some(AskedBlock {
+            block,
+            class: *self.marked.classes.get(number as usize)?,
+            way: self.way(number),
+            pointed_from: (0..self.graph.len() as u32).find_map(from),
+        })
     }
 
     fn way(&self, block: u32) -> Option<Way> {
@@ -308,50 +436,50 @@ impl Scan {
     }
 }
 
-/// Examines a process. `first` is what is known of it now, `again` gives the same anew, at once.
+/// Where glibc has its lists of free chunks.
+fn chunk_lists(target: &HeapTarget, mappings: &[Mapping]) -> Vec<Range<u64>> {
+    let has_lists = |it: &&Mapping| target.allocators.glibc && it.writable && it.is_of_c_library();
+    mappings.iter().filter(has_lists).map(|it| it.start..it.end).collect()
+}
+
+/// Examines a process. `first` is what is known of it now, `again` gives the same anew, at once;
+/// `ips_of` gives the return addresses of a stack.
 pub fn examine(
     target: &HeapTarget,
     first: Sight,
     again: &mut dyn FnMut() -> io::Result<Sight>,
+    ips_of: &dyn Fn(u32) -> Vec<u64>,
 ) -> io::Result<Examined> {
-    let index = BlockIndex::new(first.blocks.clone());
-    let mut blocks: Vec<(Block, Class)> =
-        index.blocks().iter().map(|block| (*block, Class::Definitely)).collect();
-    drop(index);
     let looks = match target.max_pause {
-        Some(most) => look_stopped(target, first, again, &mut blocks, most)?,
-        None => look_repeatedly(target, first, again, &mut blocks)?,
+        Some(most) => look_stopped(target, first, again, most)?,
+        None => look_repeatedly(target, first, again)?,
     };
-    let Looks { mut scan, scans, stopped, unread_bytes, before } = looks;
+    let Looks { mut scan, scans, stopped, hidden } = looks;
+    let unread_bytes = scan.swapped;
     if unread_bytes > 0 {
         // What is in swap may point to it.
-        blocks.iter_mut().for_each(|(_, class)| *class = (*class).max(Class::Possibly));
+        scan.marked.classes.iter_mut().for_each(|class| *class = (*class).max(Class::Possibly));
     }
-    scan.set_classes(&blocks);
     scan.find_tagged(target.pid)?;
     scan.marked.split_lost(&scan.graph);
-    for (block, class) in &mut blocks {
-        // What has been freed since was classed as reachable before.
-        *class = (*class).max(scan.class(block).unwrap_or(Class::Reachable));
-    }
-    Ok(Examined {
-        scans,
-        stopped,
-        unread_bytes,
-        before,
-        circles: circles::find(&scan.graph, &scan.kinds, &scan.marked),
-        ways: scan.ways(target.before),
-        blocks,
-    })
+    let held = maybe_held(&scan.graph, &scan.marked, &hidden, ips_of);
+    held.into_iter().for_each(|block| scan.hold_doubtfully(block));
+    let (circles, ways) = (circles::find(&scan.graph, &scan.kinds, &scan.marked), scan.ways(target.before));
+    let asked = target.asked.and_then(|address| scan.asked(address));
+    let Scan { graph, marked, before, .. } = scan;
+    // What was there before is told by itself.
+    let blocks = graph.into_blocks().into_iter().zip(marked.classes);
+    let blocks = blocks.filter(|(block, _)| block.stack != target.before).collect();
+    Ok(Examined { scans, stopped, unread_bytes, before, circles, ways, asked, blocks })
 }
 
-/// The last look, and what all of them have in common.
+/// What the looks have in common.
 struct Looks {
     scan: Scan,
     scans: u32,
     stopped: Duration,
-    unread_bytes: u64,
-    before: Option<Before>,
+    /// What each of them could not see.
+    hidden: Vec<HiddenRegisters>,
 }
 
 /// Looks three times while the process runs, and more often as long as blocks turn up that were
@@ -360,46 +488,33 @@ fn look_repeatedly(
     target: &HeapTarget,
     first: Sight,
     again: &mut dyn FnMut() -> io::Result<Sight>,
-    blocks: &mut [(Block, Class)],
 ) -> io::Result<Looks> {
     let began = Instant::now();
     let mut scan = Scan::of(target, first, None)?;
-    let (mut unread_bytes, mut before) = (scan.swapped, scan.before.take());
-    merge(blocks, |block| scan.class(block));
+    let mut hidden = vec![std::mem::take(&mut scan.places.hidden)];
     let (mut scans, mut is_moving) = (1, false);
     while scans < SCANS || (is_moving && scans < MOST_SCANS && began.elapsed() < LONGEST) {
         // What does not change shall have time to: a look at a small heap takes a millisecond.
         thread::sleep(BETWEEN);
-        drop(scan);
-        scan = Scan::of(target, again()?, None)?;
+        let found = scan.look_again(target, again()?)?;
         scans += 1;
-        unread_bytes = unread_bytes.max(scan.swapped);
-        // What is made while it is looked at is known the next time.
-        is_moving = match (&mut before, &scan.before) {
-            (Some(before), Some(now)) => before.and(now),
-            _ => {
-                before = None;
-                false
-            }
-        };
-        is_moving |= merge(blocks, |block| scan.class(block));
+        is_moving = found.0;
+        hidden.push(found.1);
     }
-    let left = BlockIndex::new(again()?.blocks);
-    merge(blocks, |block| {
-        let at = left.blocks().binary_search_by_key(&block.start, |it| it.start).ok();
-        let same = at.and_then(|at| left.blocks().get(at)).is_some_and(|it| it.birth == block.birth);
-        same.then_some(Class::Definitely)
-    });
-    Ok(Looks { scan, scans, stopped: Duration::ZERO, unread_bytes, before })
+    scan.forget_gone(&BlockIndex::new(again()?.blocks), target.before);
+    Ok(Looks { scan, scans, stopped: Duration::ZERO, hidden })
 }
 
 /// Looks once while the process is stopped, if that takes no longer than it may. It is looked at
 /// before while it runs, to know how long that is.
+///
+/// What is known of its blocks is from just before: what it has made since is found by walking
+/// glibc's chunks, and is in use without being known; what it has freed since is gone afterwards.
+/// Of other allocators it is asked for while the process is stopped.
 fn look_stopped(
     target: &HeapTarget,
     first: Sight,
     again: &mut dyn FnMut() -> io::Result<Sight>,
-    blocks: &mut [(Block, Class)],
     most: Duration,
 ) -> io::Result<Looks> {
     if let Some((tracer, name)) = tracer_of(target.pid) {
@@ -407,10 +522,13 @@ fn look_stopped(
             "process {tracer} ({name}) traces it; --why alone needs no stop"
         )));
     }
-    let read = Scan::of(target, first, None)?.read;
+    let walks_chunks = target.allocators.glibc && !target.allocators.others;
+    let mut estimate = Scan::of(target, first, None)?.read;
     let began = Instant::now();
-    again()?;
-    let estimate = read + began.elapsed();
+    let mut sight = again()?;
+    if !walks_chunks {
+        estimate += began.elapsed();
+    }
     if estimate > most {
         return Err(io::Error::other(format!(
             "it would be stopped for some {} ms, and --max-pause allows {}; raise it, or leave out =exact",
@@ -420,26 +538,16 @@ fn look_stopped(
     }
     let began = Instant::now();
     let stopped = StoppedProcess::stop(target.pid, most)?;
-    let sight = again()?;
+    debug!("process {}: {} threads stopped in {:.0?}", target.pid, stopped.threads.len(), began.elapsed());
+    if !walks_chunks {
+        sight = again()?;
+    }
     let reached = began.elapsed();
     let mut scan = Scan::of(target, sight, Some(stopped))?;
-    merge(blocks, |block| scan.class(block));
-    let (unread_bytes, before) = (scan.swapped, scan.before.take());
-    Ok(Looks { stopped: reached + scan.read, scan, scans: 0, unread_bytes, before })
-}
-
-/// Each block is as good as the best that was seen of it; what is gone was held by who has freed
-/// it. Gives whether a block that is there is better than it was.
-fn merge(blocks: &mut [(Block, Class)], seen: impl Fn(&Block) -> Option<Class>) -> bool {
-    let mut is_better = false;
-    for (block, class) in blocks.iter_mut().filter(|(_, class)| *class != Class::Reachable) {
-        match seen(block) {
-            Some(now) if now > *class => (*class, is_better) = (now, true),
-            Some(_) => {}
-            None => *class = Class::Reachable,
-        }
+    if walks_chunks {
+        scan.forget_gone(&BlockIndex::new(again()?.blocks), target.before);
     }
-    is_better
+    Ok(Looks { stopped: reached + scan.read, scan, scans: 0, hidden: Vec::new() })
 }
 
 #[cfg(test)]

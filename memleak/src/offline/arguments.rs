@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     cli::{self, FileArguments, FilterArguments, LookArguments},
+    doctor::DoctorArguments,
     exit::ExitMessage,
 };
 
@@ -26,6 +27,8 @@ pub(super) enum Word {
     /// Compares two saved reports by their stacks: what has grown, what is new, what has gone
     #[command(args_override_self = true)]
     Diff(Box<DiffArguments>),
+    /// Says what this machine offers, and with -p what tracing a process would cost
+    Doctor(DoctorArguments),
 }
 
 #[derive(Debug, Args)]

@@ -15,6 +15,7 @@ use arguments::{DiffArguments, ReportArguments, Word};
 use clap::ValueEnum as _;
 
 use crate::{
+    doctor,
     exit::{self, ExitMessage},
     report::{
         condition::{Facts, FailCondition},
@@ -24,14 +25,14 @@ use crate::{
         output::Protected,
     },
     settings::{self, UsageError},
-    stderr,
+    stderr::{self, StderrLog},
 };
 
 /// Does what `args` ask for and gives the exit status; `None` if their first word is none of ours.
 pub fn run(args: &[OsString]) -> Option<u8> {
     let word = args.get(1)?.to_str()?;
     let outcome = match (word, args.get(2)) {
-        ("report" | "diff", _) => words(args),
+        ("report" | "diff" | "doctor", _) => words(args),
         ("--completions", Some(shell)) => completions(&shell.to_string_lossy()),
         ("--man", None) => generate::man()
             .map_err(|error| failed("--man", format_args!("{error}; make room")))
@@ -54,6 +55,14 @@ fn words(args: &[OsString]) -> Result<u8, ExitMessage> {
     match arguments::parse(args)? {
         Word::Report(arguments) => report(&arguments),
         Word::Diff(arguments) => compare(&arguments),
+        Word::Doctor(arguments) if arguments.pairs => {
+            doctor::run_pairs();
+            Ok(exit::DONE)
+        }
+        Word::Doctor(arguments) => {
+            StderrLog::install(0);
+            print(&doctor::run(&arguments)?).map(|()| exit::DONE)
+        }
     }
 }
 

@@ -57,6 +57,12 @@ impl Mapping {
         }
     }
 
+    /// It is the C library's, by the names that its files have.
+    pub(crate) fn is_of_c_library(&self) -> bool {
+        let name = self.path().and_then(Path::file_name).unwrap_or_default().as_encoded_bytes();
+        [&b"libc.so"[..], b"libc-", b"libpthread", b"ld-musl"].iter().any(|start| name.starts_with(start))
+    }
+
     /// Path under /proc that opens the very file that is mapped, deleted or replaced as it may be,
     /// in whatever mount namespace (proc_pid_map_files(5)).
     pub fn map_files_path(&self, pid: u32) -> PathBuf {

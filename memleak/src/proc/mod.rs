@@ -1,9 +1,11 @@
 //! Reading /proc and another process's memory. Nothing else in the program does.
 
 pub mod btf;
+pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod descriptors;
 pub(crate) mod dynamic_linker;
+pub(crate) mod exec_watch;
 pub mod kallsyms;
 pub(crate) mod limits;
 pub mod maps;

@@ -39,15 +39,33 @@ pub(crate) fn stack_pointers(pid: u32) -> Vec<u64> {
 /// A thread that waits for something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WaitingThread {
+    /// Where it goes on.
+    pub ip: u64,
     /// Its stack pointer.
     pub stack_pointer: u64,
     /// The arguments of the system call that it waits in.
     pub arguments: Vec<u64>,
 }
 
-/// Those threads of `pid` that wait for something at this moment.
-pub(crate) fn waiting_threads(pid: u32) -> Vec<WaitingThread> {
-    system_calls(pid).filter_map(|text| parse_waiting(&text)).collect()
+/// What the threads of a process do at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Threads {
+    /// Those that wait for something.
+    pub waiting: Vec<WaitingThread>,
+    /// How many do not.
+    pub running: u64,
+}
+
+/// Those of `pid` at this moment.
+pub(crate) fn threads(pid: u32) -> Threads {
+    let mut threads = Threads::default();
+    for text in system_calls(pid) {
+        match parse_waiting(&text) {
+            Some(thread) => threads.waiting.push(thread),
+            None => threads.running += u64::from(text.starts_with("running")),
+        }
+    }
+    threads
 }
 
 /// How many threads of `pid` wait in a call of accept(2) or accept4(2) at this moment.
@@ -73,7 +91,8 @@ fn parse_waiting(text: &str) -> Option<WaitingThread> {
     let number = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
     let has_call = !text.starts_with('-');
     let arguments = if has_call { words.filter_map(number).collect() } else { Vec::new() };
-    Some(WaitingThread { stack_pointer, arguments })
+    let ip = text.split_ascii_whitespace().next_back().and_then(number)?;
+    Some(WaitingThread { ip, stack_pointer, arguments })
 }
 
 /// `NUMBER ARGUMENTS SP PC`, `-1 SP PC` or `running`.
@@ -107,7 +126,7 @@ mod tests {
     fn finds_arguments() {
         let waiting = parse_waiting("0 0x3 0x4 0x1000 0x0 0x0 0x7f02 0x7ffd0 0x7f01\n").unwrap();
         assert_eq!(waiting.arguments, [3, 4, 0x1000, 0, 0, 0x7f02]);
-        assert_eq!(waiting.stack_pointer, 0x7_ffd0);
+        assert_eq!((waiting.ip, waiting.stack_pointer), (0x7f01, 0x7_ffd0));
         assert_eq!(parse_waiting("-1 0x7ffd0 0x7f01\n").unwrap().arguments, [0; 0]);
         assert_eq!(parse_waiting("running\n"), None);
     }

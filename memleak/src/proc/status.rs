@@ -58,15 +58,33 @@ pub(crate) fn successors(parent: u32, comm: &str, start_time: u64) -> Vec<u32> {
     children(parent).into_iter().filter(is_successor).collect()
 }
 
+/// Bytes that a process has in memory (proc_pid_statm(5)); `None` if it has ended.
+pub(crate) fn resident(pid: u32) -> Option<u64> {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+/// We are in the machine's first PID namespace: its number there is always the same
+/// (include/linux/proc_ns.h, PROC_PID_INIT_INO).
+pub(crate) fn in_first_pid_namespace() -> bool {
+    const FIRST: &str = "pid:[4026531836]";
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace.as_os_str() == FIRST)
+}
+
+/// All processes, of this PID namespace.
+pub(crate) fn processes() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// Processes that live and are among `pids`, or in a process group or session that began with one
 /// of them: what has been left of a daemon's parents. With their command names.
 pub(crate) fn related(pids: &HashSet<u32>) -> Vec<(u32, String)> {
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    let mut related: Vec<(u32, String)> = processes
-        .flatten()
-        .filter_map(|entry| {
-            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read(entry.path().join("stat")).ok()?;
+    let mut related: Vec<(u32, String)> = processes()
+        .into_iter()
+        .filter_map(|pid| {
+            let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
             let (comm, ids) = family(&String::from_utf8_lossy(&stat))?;
             (pids.contains(&pid) || ids.iter().any(|id| pids.contains(id))).then_some((pid, comm))
         })

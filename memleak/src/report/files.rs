@@ -112,7 +112,8 @@ pub fn kind_of_name(path: &Path) -> Option<Kind> {
     }
 }
 
-fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
+/// Compressed.
+pub(crate) fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes)?;
     encoder.finish()

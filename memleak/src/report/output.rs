@@ -112,7 +112,7 @@ impl Protected {
 
 /// Who has asked for the report, and gets the files that we make: under sudo not root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Caller {
+pub(crate) struct Caller {
     uid: u32,
     /// Ids to be set on a new file; `None` if it has them anyway.
     owner: Option<(u32, u32)>,
@@ -120,7 +120,7 @@ struct Caller {
 
 impl Caller {
     /// sudo(8): SUDO_UID and SUDO_GID are those of the user who has called it.
-    fn current() -> Self {
+    pub(crate) fn current() -> Self {
         let id = |name: &str| std::env::var(name).ok()?.parse().ok();
         Self::of(rustix::process::geteuid().as_raw(), id("SUDO_UID"), id("SUDO_GID"))
     }
@@ -130,6 +130,26 @@ impl Caller {
             (0, Some(uid), Some(gid)) if uid != 0 => Self { uid, owner: Some((uid, gid)) },
             _ => Self { uid: euid, owner: None },
         }
+    }
+
+    /// Does something with the caller's rights to files, in this thread alone; what it makes is the
+    /// caller's.
+    pub(crate) fn with_its_rights<T>(&self, work: impl FnOnce() -> T) -> T {
+        /// Sets both; gives what they were (setfsuid(2), setfsgid(2)).
+        fn set(uid: u32, gid: u32) -> (u32, u32) {
+            // SAFETY: both take an integer and are about this thread.
+            unsafe {
+                let gid = libc::setfsgid(gid) as u32;
+                (libc::setfsuid(uid) as u32, gid)
+            }
+        }
+        let Some((uid, gid)) = self.owner else { return work() };
+        let (own_uid, own_gid) = set(uid, gid);
+        let done = work();
+        // The user first: it gives back the right to set the group.
+        set(own_uid, own_gid);
+        set(own_uid, own_gid);
+        done
     }
 
     /// The user can be trusted not to lead us elsewhere: root, or the one who has asked.

@@ -31,6 +31,9 @@ pub struct Why {
     pub cycles: Vec<Cycle>,
     /// What holds what is reachable, most bytes first.
     pub held: Vec<HeldBy>,
+    /// What was asked for with `--why-of`.
+    #[serde(default)]
+    pub asked: Vec<Asked>,
     /// What is lost, by type, most bytes first; only what has one.
     pub types: Vec<LostType>,
     /// What was there before tracing began; `None` if there is nothing to tell.
@@ -44,7 +47,9 @@ impl Why {
     /// The report's stacks are at other places now, by their old ones, or gone.
     pub fn move_stacks(&mut self, places: &[Option<usize>]) {
         for member in self.cycles.iter_mut().flat_map(|cycle| &mut cycle.members) {
-            member.stack = member.stack.and_then(|stack| places.get(stack).copied().flatten());
+            for stack in [&mut member.stack, &mut member.to_stack] {
+                *stack = stack.and_then(|stack| places.get(stack).copied().flatten());
+            }
         }
     }
 }
@@ -117,6 +122,9 @@ pub struct CycleMember {
     pub to_size: u64,
     /// Its stack, by its place among those of the report.
     pub stack: Option<usize>,
+    /// The next one's.
+    #[serde(default)]
+    pub to_stack: Option<usize>,
     /// Where it was acquired.
     pub made_in: MadeIn,
 }
@@ -146,6 +154,24 @@ pub struct HeldBy {
     /// How many they are.
     pub count: u64,
     /// Where they were acquired.
+    pub made_in: MadeIn,
+}
+
+/// What holds a block that was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The address or type, as it was asked for.
+    pub what: String,
+    /// The block's address and bytes; `None` if there is none that was seen made.
+    pub block: Option<(u64, u64)>,
+    /// What became of it.
+    pub class: Option<Class>,
+    /// The root that holds it; `None` if nothing does for sure.
+    pub by: Option<String>,
+    /// The blocks from the root on, by the member that holds the next, up to itself. Of what no
+    /// root holds, the one that points to it.
+    pub path: Vec<String>,
+    /// Where it was acquired.
     pub made_in: MadeIn,
 }
 

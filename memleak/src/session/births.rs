@@ -87,6 +87,11 @@ impl Session {
         if self.targets.with_pid(pid).is_some() {
             return Ok(false);
         }
+        // Without either, what shares the memory is traced for its sake.
+        if !shared.memory && !self.settings.capture.follow_forks && !self.selects(pid) {
+            self.has_made(pid);
+            return Ok(false);
+        }
         // Links of the older kind fire for all who share the memory.
         if shared.memory && !self.tracer.tells_sharers_apart() {
             return Ok(false);
@@ -123,6 +128,7 @@ impl Session {
         }
         let old = self.targets.replaced(target, space);
         let follows = self.settings.capture.follow_forks;
+        let follows = follows || self.selects(birth.event.tid);
         let Some(traced) = self.targets.get_mut(target) else { return Ok(false) };
         let (pid, slot) = (traced.id.pid, traced.slot);
         if let Some(error) = translator {
@@ -159,7 +165,7 @@ impl Session {
 
     /// A target keeps running without us. Its links end later: until then the programs report its
     /// execs, for the sake of those programs that must not have any.
-    fn leave(&mut self, target: u32, slot: u32) -> Result<(), SessionError> {
+    pub(super) fn leave(&mut self, target: u32, slot: u32) -> Result<(), SessionError> {
         self.tracer.silence(slot)?;
         let owners = self.targets.end(target);
         self.tracer.owners_ended(slot, &owners);

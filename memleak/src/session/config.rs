@@ -1,5 +1,6 @@
 //! What the command line asks of the BPF programs.
 
+use super::members;
 use crate::{
     bpf::{Config, Walk},
     settings::{Settings, UnwindMode},
@@ -14,7 +15,7 @@ pub(super) fn config(settings: &Settings) -> Config {
         max_size: capture.max_size,
         sampling: settings.report.sampling,
         trace: capture.trace,
-        follow_forks: capture.follow_forks,
+        follow_forks: capture.follow_forks || members::follow(&settings.target),
         max_allocs: capture.max_allocs,
         max_memory: capture.max_memory,
         lifetimes: capture.lifetimes,

@@ -6,8 +6,11 @@ use crate::{
     bpf::BpfError,
     probe::{kernel::KernelPlanError, plan::PlanError},
     report::sink::SinkError,
+    serve::ListenError,
     symbolize::KernelSymbolsError,
-    target::{command::CommandError, kernel::KernelTargetError, process::ProcessError},
+    target::{
+        command::CommandError, kernel::KernelTargetError, process::ProcessError, selector::SelectError,
+    },
     tui::ViewError,
 };
 
@@ -20,6 +23,9 @@ pub enum SessionError {
     /// A process that cannot be traced.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// None of what was named runs.
+    #[error(transparent)]
+    Select(#[from] SelectError),
     /// A command that does not run.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -67,6 +73,9 @@ pub enum SessionError {
     /// A panic, which has been told where it happened.
     #[error("internal error; this is a bug: please report it")]
     Internal,
+    /// Nobody could ask.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// A system call that does not fail on a sound system.
     #[error("{0}: {1}; try again")]
     System(&'static str, io::Error),

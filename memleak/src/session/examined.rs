@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use crate::heap::{Examined, TypeAt};
+use crate::{
+    heap::{Examined, TypeAt},
+    settings::WhyOf,
+};
 
 /// What came of looking at all targets' heaps.
 #[derive(Debug, Default)]
@@ -13,6 +16,8 @@ pub(super) struct Examinations {
     pub heaps: Vec<ExaminedHeap>,
     /// All blocks are known, from the first instruction on.
     pub complete: bool,
+    /// What is to be said besides (`--why-of`).
+    pub of: Option<WhyOf>,
 }
 
 /// What came of looking at one process's heap.

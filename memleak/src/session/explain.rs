@@ -5,14 +5,18 @@ use std::collections::{HashMap, HashSet};
 
 use super::examined::{Examinations, ExaminedHeap};
 use crate::{
-    heap::{Circle, Classes, RootKind, Side, TypeAt, Way, first_argument},
-    report::why::{BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, LostType, MadeIn, Why},
+    heap::{AskedBlock, Block, Circle, Class, Classes, RootKind, Side, TypeAt, Way, first_argument},
+    report::why::{Asked, BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, LostType, MadeIn, Why},
+    settings::WhyOf,
     sites::{SiteId, Sites},
-    symbolize::{Frame, MemberAt, Symbolizer},
+    symbolize::{Frame, Holder, MemberAt, PointsTo, Symbolizer},
 };
 
 /// Ways that are told.
 const MOST_WAYS: usize = 10;
+/// Types and variables that are looked up one by one, for what they point to: each is a search
+/// through an object's debug information.
+const MOST_LOOKED_UP: usize = 24;
 
 /// What explaining needs.
 pub(super) struct Explainer<'a> {
@@ -22,7 +26,9 @@ pub(super) struct Explainer<'a> {
     /// Of an address space, as the symbolizer knows it.
     process_of: &'a dyn Fn(u32) -> u32,
     frames: HashMap<SiteId, Vec<Frame>>,
-    members: HashMap<String, Vec<MemberAt>>,
+    members: HashMap<Holder, Vec<MemberAt>>,
+    /// So many were looked up one by one.
+    looked_up: usize,
 }
 
 impl<'a> Explainer<'a> {
@@ -32,7 +38,15 @@ impl<'a> Explainer<'a> {
         looked: &'a Examinations,
         process_of: &'a dyn Fn(u32) -> u32,
     ) -> Self {
-        Self { symbolizer, sites, looked, process_of, frames: HashMap::new(), members: HashMap::new() }
+        Self {
+            symbolizer,
+            sites,
+            looked,
+            process_of,
+            frames: HashMap::new(),
+            members: HashMap::new(),
+            looked_up: 0,
+        }
     }
 
     /// What became of the blocks of each site.
@@ -71,6 +85,7 @@ impl<'a> Explainer<'a> {
         why.cycles = self.cycles(place);
         why.held = self.held(classes);
         why.types = self.types();
+        why.asked = self.asked();
         why.before = self.before();
         why
     }
@@ -108,10 +123,15 @@ impl<'a> Explainer<'a> {
             let of_circles =
                 heap.examined.circles.iter().flat_map(|circle| &circle.sides).map(|side| side.stack);
             let of_ways = heap.examined.ways.iter().flat_map(|way| &way.hops).map(|(block, _)| block.stack);
-            let used: HashSet<u32> = of_circles.chain(of_ways).collect();
-            let mut by_place: HashMap<u64, HashSet<String>> = HashMap::new();
+            let asked = heap.examined.asked.iter();
+            let of_asked = asked.flat_map(|asked| {
+                let hops = asked.way.iter().flat_map(|way| &way.hops).chain(&asked.pointed_from);
+                hops.map(|(block, _)| block.stack)
+            });
+            let used: HashSet<u32> = of_circles.chain(of_ways).chain(of_asked).collect();
+            let mut by_place: HashMap<u64, HashSet<Holder>> = HashMap::new();
             for found in used.iter().filter_map(|number| heap.types.get(number)) {
-                by_place.entry(found.place).or_default().insert(found.name.clone());
+                by_place.entry(found.place).or_default().insert(holder(&found.name));
             }
             let process = (self.process_of)(heap.space);
             for (place, names) in by_place {
@@ -123,10 +143,26 @@ impl<'a> Explainer<'a> {
     /// The member at `offset` of a block of this type.
     fn member(&self, of: Option<&TypeAt>, offset: u32) -> Option<String> {
         let of = of?;
-        let members = self.members.get(&without_spaces(&of.name))?;
         let within = u64::from(offset).checked_sub(of.offset)?;
+        self.member_of(&holder(&of.name), within).map(|member| member.name.clone())
+    }
+
+    fn member_of(&self, of: &Holder, within: u64) -> Option<&MemberAt> {
+        let members = self.members.get(of)?;
         let at = members.partition_point(|member| member.offset <= within);
-        members.get(at.checked_sub(1)?).map(|member| member.name.clone())
+        members.get(at.checked_sub(1)?)
+    }
+
+    /// The same, looked up now if it was not before: by the object that has `place`.
+    fn find_member(&mut self, heap: &ExaminedHeap, place: u64, of: Holder, within: u64) -> Option<MemberAt> {
+        if !self.members.contains_key(&of) && self.looked_up < MOST_LOOKED_UP {
+            self.looked_up += 1;
+            let wanted = HashSet::from([of.clone()]);
+            let found = self.symbolizer.members((self.process_of)(heap.space), place, &wanted);
+            self.members.extend(found);
+            self.members.entry(of.clone()).or_default();
+        }
+        self.member_of(&of, within).cloned()
     }
 
     fn cycles(&mut self, place: &dyn Fn(SiteId) -> Option<usize>) -> Vec<Cycle> {
@@ -170,6 +206,7 @@ impl<'a> Explainer<'a> {
             size: size(side.stack),
             to_size: size(side.to),
             stack: place(self.site(side.stack)),
+            to_stack: place(self.site(side.to)),
             made_in: self.made_in(side.stack),
         });
         let mut members: Vec<CycleMember> = members.collect();
@@ -240,19 +277,156 @@ impl<'a> Explainer<'a> {
         ways.dedup_by_key(|(site, ..)| *site);
         let held = ways.into_iter().take(MOST_WAYS).map(|(site, heap, way)| {
             let (bytes, count) = classes.get(&site).map_or((0, 0), |of_site| of_site.reachable);
-            let hop = |hop: &(crate::heap::Block, u32)| self.hop_name(heap, hop.0.stack, hop.1);
-            let path = way.hops.iter().map(hop).collect();
-            let by = self.root_name(heap, way.root);
+            let (by, path) = self.way_names(heap, way);
             HeldBy { by, path, bytes, count, made_in: self.made_in(way.block.stack) }
         });
         held.collect()
     }
 
-    /// `document.index (+0x18)`, or as much of that as is known.
+    /// The root that a way begins at, and the blocks from there on, with the one that it leads to.
+    fn way_names(&mut self, heap: &ExaminedHeap, way: &Way) -> (String, Vec<String>) {
+        let by = self.root_name(heap, way.root);
+        // What a block does not say of its type, the pointer to it says.
+        let mut next = self.pointed_to_by(heap, way.root);
+        let (_, place) = way.root;
+        let mut path = Vec::new();
+        for (block, from) in &way.hops {
+            let (name, of_next) = self.hop_by(heap, place, next, block.stack, *from);
+            path.push(name);
+            next = of_next;
+        }
+        let last = self.type_name(heap, way.block.stack).or_else(|| next.as_ref().map(pointed_name));
+        path.push(last.unwrap_or_else(|| format!("{} bytes", way.block.size)));
+        (by, path)
+    }
+
+    /// What a variable points to.
+    fn pointed_to_by(&mut self, heap: &ExaminedHeap, (kind, place): (RootKind, u64)) -> Option<PointsTo> {
+        if kind != RootKind::Global {
+            return None;
+        }
+        let variable = self.symbolizer.variable((self.process_of)(heap.space), place)?;
+        let of = Holder::Variable(without_spaces(&variable.name));
+        self.find_member(heap, place, of, variable.offset)?.points_to
+    }
+
+    /// A block on a way, which is what `by` says if it does not say it itself, and what its pointer
+    /// at `offset` leads to.
+    fn hop_by(
+        &mut self,
+        heap: &ExaminedHeap,
+        place: u64,
+        by: Option<PointsTo>,
+        number: u32,
+        offset: u32,
+    ) -> (String, Option<PointsTo>) {
+        if let (None, Some(by)) = (self.type_name(heap, number), by) {
+            if by.pointers > 1 {
+                let next = PointsTo { pointers: by.pointers - 1, ..by.clone() };
+                return (pointed_name(&by), Some(next));
+            }
+            return match self.find_member(heap, place, holder(&by.name), u64::from(offset)) {
+                Some(member) => (format!("{}.{}", by.name, member.name), member.points_to),
+                None => (format!("{} (+{offset:#x})", by.name), None),
+            };
+        }
+        let next = heap.types.get(&number).and_then(|of| {
+            let within = u64::from(offset).checked_sub(of.offset)?;
+            self.member_of(&holder(&of.name), within)?.points_to.clone()
+        });
+        (self.hop_name(heap, number, offset), next)
+    }
+
+    fn block_name(&mut self, heap: &ExaminedHeap, block: &Block) -> String {
+        self.type_name(heap, block.stack).unwrap_or_else(|| format!("{} bytes", block.size))
+    }
+
+    /// What was asked for with `--why-of`.
+    fn asked(&mut self) -> Vec<Asked> {
+        let looked = self.looked;
+        match &looked.of {
+            None => Vec::new(),
+            Some(WhyOf::Address(address)) => {
+                let found =
+                    looked.heaps.iter().filter_map(|heap| Some((heap, heap.examined.asked.as_ref()?)));
+                let mut asked: Vec<Asked> =
+                    found.map(|(heap, block)| self.asked_block(heap, block, *address)).collect();
+                if asked.is_empty() {
+                    asked.push(Asked { what: format!("{address:#x}"), ..Asked::default() });
+                }
+                asked
+            }
+            Some(WhyOf::Type(name)) => self.asked_type(name),
+        }
+    }
+
+    fn asked_block(&mut self, heap: &ExaminedHeap, found: &AskedBlock, address: u64) -> Asked {
+        let (by, path) = match (&found.way, found.pointed_from) {
+            (Some(way), _) => {
+                let (by, path) = self.way_names(heap, way);
+                (Some(by), path)
+            }
+            (None, Some((block, from))) => {
+                let path = vec![self.hop_name(heap, block.stack, from), self.block_name(heap, &found.block)];
+                (None, path)
+            }
+            (None, None) => (None, vec![self.block_name(heap, &found.block)]),
+        };
+        let Block { start, size, stack, .. } = found.block;
+        // The sums say what all looks have in common.
+        let class = heap.examined.class_of(start).unwrap_or(found.class);
+        let block = Some((start, size));
+        Asked {
+            what: format!("{address:#x}"),
+            block,
+            class: Some(class),
+            by,
+            path,
+            made_in: self.made_in(stack),
+        }
+    }
+
+    /// A way to a block of each stack that makes blocks of this type.
+    fn asked_type(&mut self, name: &str) -> Vec<Asked> {
+        let looked = self.looked;
+        let mut asked = Vec::new();
+        for heap in &looked.heaps {
+            let mut samples: HashMap<u32, (Class, Block)> = HashMap::new();
+            for (block, class) in heap.examined.blocks() {
+                let known = samples.entry(block.stack).or_insert((*class, *block));
+                *known = (known.0.max(*class), if *class > known.0 { *block } else { known.1 });
+            }
+            let mut samples: Vec<(u32, (Class, Block))> = samples.into_iter().collect();
+            samples.sort_unstable_by_key(|(stack, _)| *stack);
+            for (stack, (class, block)) in samples {
+                let is_it = self.type_name(heap, stack).is_some_and(|of| is_named(&of, name));
+                if !is_it || asked.len() == MOST_WAYS {
+                    continue;
+                }
+                let way = heap.examined.ways.iter().find(|way| way.block.stack == stack).cloned();
+                let block = way.as_ref().map_or(block, |way| way.block);
+                // Of a circle that is lost, the block before.
+                let sides = heap.examined.circles.iter().flat_map(|circle| &circle.sides);
+                let pointed_from = sides.clone().find(|side| side.to == stack).and_then(|side| {
+                    let blocks = &mut heap.examined.blocks().iter();
+                    let (before, _) = blocks.find(|(before, _)| before.stack == side.stack)?;
+                    Some((*before, side.offset))
+                });
+                let found = AskedBlock { block, class, way, pointed_from };
+                asked.push(Asked { what: name.to_owned(), ..self.asked_block(heap, &found, block.start) });
+            }
+        }
+        if asked.is_empty() {
+            asked.push(Asked { what: name.to_owned(), ..Asked::default() });
+        }
+        asked
+    }
+
+    /// `document.index`, or `document (+0x18)`, by what is known.
     fn hop_name(&mut self, heap: &ExaminedHeap, number: u32, offset: u32) -> String {
         let name = self.type_name(heap, number).unwrap_or_else(|| "block".to_owned());
         match self.member(heap.types.get(&number), offset) {
-            Some(member) => format!("{name}.{member} (+{offset:#x})"),
+            Some(member) => format!("{name}.{member}"),
             None => format!("{name} (+{offset:#x})"),
         }
     }
@@ -300,6 +474,12 @@ impl<'a> Explainer<'a> {
     }
 }
 
+/// A type of this name, with or without its namespaces.
+fn is_named(of: &str, name: &str) -> bool {
+    let (of, name) = (without_spaces(of), without_spaces(name));
+    of == name || of.strip_suffix(&name).is_some_and(|outer| outer.ends_with("::"))
+}
+
 fn add(known: &mut Cycle, more: Cycle) {
     known.length = known.length.max(more.length);
     known.count += more.count;
@@ -308,6 +488,19 @@ fn add(known: &mut Cycle, more: Cycle) {
     known.bytes = known.bytes.saturating_add(more.bytes);
     known.retained_bytes = known.retained_bytes.saturating_add(more.retained_bytes);
     known.hanging.extend(more.hanging);
+}
+
+/// What a pointer leads to: a structure, or an array of pointers to such.
+fn pointed_name(of: &PointsTo) -> String {
+    match of.pointers {
+        0 | 1 => of.name.clone(),
+        more => format!("{}{}[]", of.name, "*".repeat(more as usize - 1)),
+    }
+}
+
+/// A type, as the symbolizer knows it.
+fn holder(name: &str) -> Holder {
+    Holder::Type(without_spaces(name))
 }
 
 /// As the symbolizer has the names of types.

@@ -73,6 +73,8 @@ pub(super) struct Reporter {
     pub(super) catalog: Catalog,
     pub(super) symbolizer: Symbolizer,
     pub(super) sink: Sink,
+    /// All stacks of each report are wanted, whatever the form of what is written.
+    pub(super) publishes: bool,
     sites: Sites,
     /// What processes held that ended long ago.
     folded: Folded,
@@ -91,6 +93,7 @@ impl Reporter {
             catalog: settings.capture.catalog(),
             symbolizer: Symbolizer::with_objects(store),
             sink,
+            publishes: false,
             sites: Sites::default(),
             folded: Folded::new(settings.report.sampling),
             past: Past::default(),
@@ -144,6 +147,8 @@ impl Reporter {
         let mut open = Open::new();
         let (mut stacks, mut cut_stacks) = (Vec::with_capacity(aggregated.groups.len()), 0);
         let keys: Vec<GroupKey> = aggregated.groups.iter().map(|group| group.key).collect();
+        let wants_all =
+            self.publishes || !settings.filter.is_empty() || self.sink.scope(is_final) == Scope::All;
         for mut group in aggregated.groups {
             let resource = self.catalog.get(group.key.resource);
             let lists = if resource.is_descriptor { group.allocations.as_deref_mut() } else { None };
@@ -154,8 +159,7 @@ impl Reporter {
                 waited_in_accept = waited(lines, targets);
                 now
             });
-            let is_written =
-                group.is_top || !settings.filter.is_empty() || self.sink.scope(is_final) == Scope::All;
+            let is_written = group.is_top || wants_all;
             let site = self.sites.get(group.key.site);
             let mut report = group.report(resource, site, settings);
             report.notes.extend(now.map(Note::Now));
@@ -319,7 +323,7 @@ fn is_no_loss(note: &Note, frames: &[Frame]) -> bool {
 
 fn target_info(target: &TargetSpec, targets: &Targets) -> TargetInfo {
     let kind = match target {
-        TargetSpec::Pids(_) => "process",
+        TargetSpec::Pids(_) | TargetSpec::Members { .. } => "process",
         TargetSpec::Command(_) => "command",
         TargetSpec::Kernel(_) => return TargetInfo::kernel(),
     };

@@ -1,6 +1,7 @@
 //! The course of a run.
 
 use std::{
+    collections::BTreeSet,
     io::{self, IsTerminal as _},
     process::ExitStatus,
     sync::Arc,
@@ -12,12 +13,15 @@ use log::info;
 use super::{
     SessionError,
     checks::{check_interval, check_mounts},
+    confine::confine,
     follow::Birth,
     guard::{first_error, guarded},
     kernel_mode,
+    members::{Members, next_members},
+    publish::Publisher,
     reporter::Taken,
     state::{Mode, Session},
-    user_mode,
+    user_mode::{self, UserMode},
     view::next_request,
     wait::{Reason, SignalEnds, Signals, end_command, millis, moment, ticks},
 };
@@ -27,6 +31,7 @@ use crate::{
     report::{
         condition::{Facts, FailCondition},
         format::Options,
+        model::Report,
         sink::{Delivery, Sink},
     },
     settings::{Settings, TargetSpec},
@@ -60,14 +65,10 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
         check_object_argument(object)?;
     }
     // Targets first: a number that is none is worth no verifying of programs.
-    let processes = match &settings.target {
-        TargetSpec::Pids(pids) => {
-            pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?
-        }
-        TargetSpec::Command(_) | TargetSpec::Kernel(_) => Vec::new(),
-    };
+    let Named { mut processes, members, first_member } = Named::of(&settings.target)?;
     check_interval(&settings, &processes)?;
     check_output(&mut sink, &settings.target, &processes)?;
+    let publisher = Publisher::start(&settings)?;
     if !processes.is_empty() {
         raise_open_files();
     }
@@ -76,14 +77,19 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
             let start = kernel_mode::load(&settings, options)?;
             Session::of_kernel(settings, sink, start)
         }
-        TargetSpec::Pids(_) | TargetSpec::Command(_) => {
-            let (mode, tracer) = user_mode::load(&settings, &processes)?;
+        TargetSpec::Pids(_) | TargetSpec::Members { .. } | TargetSpec::Command(_) => {
+            let (mut mode, tracer) = user_mode::load(&settings, &processes)?;
+            mode.members = members;
             Session::of_processes(settings, sink, mode, tracer)
         }
     };
+    session.reporter.publishes = publisher.is_some();
+    session.publisher = publisher;
+    let selected = processes.split_off(first_member);
     for process in processes {
         session.trace_running(process)?;
     }
+    session.trace_members(selected)?;
     if let TargetSpec::Command(argv) = session.settings.target.clone() {
         session.trace_command(&argv)?;
     }
@@ -98,8 +104,10 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
     session.arm(true);
     session.begin_accounts();
     session.tell_attached();
+    session.due.price = session.begin_price();
     session.open_view()?;
     session.release_command()?;
+    confine(&session.settings);
     let ended = guarded(session.report_until_done(&mut signals)).await;
     // Who has asked for the end sees what is printed then.
     if !matches!(ended, Ok(Reason::Count | Reason::Duration | Reason::TargetsEnded)) {
@@ -126,8 +134,51 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
         Ok(_) => session.leave_view(&mut signals).await,
         Err(_) => session.close_view(),
     }
+    if let Some(publisher) = session.publisher.take() {
+        publisher.finish().await;
+    }
     let last = last?;
     Ok(RunOutcome { command: command?, ..last })
+}
+
+/// What a target names of running processes.
+#[derive(Default)]
+struct Named {
+    /// Those of `-p`, and after them those that are selected.
+    processes: Vec<Process>,
+    members: Option<Members>,
+    /// Where the latter begin.
+    first_member: usize,
+}
+
+impl Named {
+    fn of(target: &TargetSpec) -> Result<Self, SessionError> {
+        let open =
+            |pids: &BTreeSet<u32>| pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>();
+        match target {
+            TargetSpec::Pids(pids) => {
+                let processes = open(pids)?;
+                Ok(Self { first_member: processes.len(), processes, members: None })
+            }
+            TargetSpec::Members { pids, selectors } => {
+                let mut processes = open(pids)?;
+                let first_member = processes.len();
+                let (members, selected) = Members::of(selectors)?;
+                let mut failed = None;
+                for pid in selected.into_iter().filter(|pid| !pids.contains(pid)) {
+                    match Process::open(pid) {
+                        Ok(process) => processes.push(process),
+                        Err(error) => failed = Some(error),
+                    }
+                }
+                match failed {
+                    Some(error) if processes.is_empty() => Err(error.into()),
+                    _ => Ok(Self { processes, members: Some(members), first_member }),
+                }
+            }
+            TargetSpec::Command(_) | TargetSpec::Kernel(_) => Ok(Self::default()),
+        }
+    }
 }
 
 /// Where reports go, and in which form.
@@ -182,8 +233,11 @@ impl Session {
                         return Ok(Reason::ReaderGone);
                     }
                 }
-                Some(birth) = next_birth(&mut self.mode) => {
-                    self.born(&birth, false);
+                Some(news) = next_news(&mut self.mode) => {
+                    match news {
+                        Arrival::Birth(birth) => self.born(&birth, false),
+                        Arrival::Members(pids) => self.join(pids),
+                    }
                     if self.targets.all_ended() {
                         return Ok(Reason::TargetsEnded);
                     }
@@ -213,6 +267,7 @@ impl Session {
                 }
                 () = moment(self.due.collection) => self.collect_stacks()?,
                 () = moment(self.due.clearing) => self.clear()?,
+                () = moment(self.due.price) => self.tell_price(),
             }
         }
     }
@@ -228,6 +283,7 @@ impl Session {
         let delivery = self.reporter.sink.report(&report)?;
         self.show(&report);
         tell_time(&taken);
+        self.publish(report, &taken);
         self.tracer.give_back(taken.snapshot);
         Ok(delivery)
     }
@@ -260,7 +316,9 @@ impl Session {
             condition.holds(&facts).map(|what| format!("--fail-if {condition}: {what}"))
         };
         let failed = self.settings.report.fail_if.iter().filter_map(fails).collect();
-        delivery.map(|_| RunOutcome { outstanding: report.totals.count, command: None, failed })
+        let outstanding = report.totals.count;
+        self.publish(report, &taken);
+        delivery.map(|_| RunOutcome { outstanding, command: None, failed })
     }
 
     /// Reads the tables, and what is needed to name what is in them: the mappings and the kernel's
@@ -319,11 +377,32 @@ impl Session {
     }
 }
 
-/// The next child or new program; none of the kernel's.
-async fn next_birth(mode: &mut Mode) -> Option<Birth> {
-    match mode {
-        Mode::User(mode) => mode.follower.next().await,
-        Mode::Kernel => std::future::pending().await,
+impl Session {
+    /// Gives a report to those who may ask for it.
+    fn publish(&mut self, report: Arc<Report>, taken: &Taken) {
+        if let Some(publisher) = &mut self.publisher {
+            let sampling = self.settings.report.sampling;
+            publisher.publish(report, taken, &self.targets, &self.tracer, sampling);
+        }
+    }
+}
+
+/// Processes that may have to be traced.
+enum Arrival {
+    /// A child or a new program of a target.
+    Birth(Birth),
+    /// What is selected.
+    Members(Vec<u32>),
+}
+
+/// The next ones; none of the kernel's.
+async fn next_news(mode: &mut Mode) -> Option<Arrival> {
+    let Mode::User(mode) = mode else { return std::future::pending().await };
+    let UserMode { follower, members, .. } = &mut **mode;
+    tokio::select! {
+        biased;
+        birth = follower.next() => birth.map(Arrival::Birth),
+        pids = next_members(members) => Some(Arrival::Members(pids)),
     }
 }
 

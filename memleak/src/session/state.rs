@@ -12,6 +12,8 @@ use tokio::sync::mpsc;
 use super::{
     SessionError,
     kernel_mode::KernelStart,
+    price::PriceCheck,
+    publish::Publisher,
     reporter::Reporter,
     user_mode::{Objects, UserMode},
     wait::millis,
@@ -56,6 +58,8 @@ pub(super) struct Due {
     pub(super) collection: Option<Instant>,
     /// When the kernel's table is to be cleared of what nobody can release any more.
     pub(super) clearing: Option<Instant>,
+    /// When it is to be said what tracing costs.
+    pub(super) price: Option<Instant>,
 }
 
 /// Everything of a run.
@@ -65,6 +69,10 @@ pub(super) struct Session {
     pub(super) tracer: Tracer,
     pub(super) targets: Targets,
     pub(super) reporter: Reporter,
+    /// Who else is given reports.
+    pub(super) publisher: Option<Publisher>,
+    /// What is counted of its first moments.
+    pub(super) price: Option<PriceCheck>,
     pub(super) due: Due,
     /// What the targets' memory is, if all of it is traced.
     pub(super) accounts: Option<Accounts>,
@@ -117,6 +125,8 @@ impl Session {
             tracer,
             targets,
             reporter,
+            publisher: None,
+            price: None,
             due,
             accounts,
             ends,
@@ -138,7 +148,8 @@ impl Session {
         process: &Process,
         parent: Option<(u32, Shared)>,
     ) -> Result<u32, SessionError> {
-        let is_followed = parent.is_none() || self.settings.capture.follow_forks;
+        let follows = self.settings.capture.follow_forks;
+        let is_followed = parent.is_none() || follows || self.selects(process.pid);
         let cannot_wait = |error| SessionError::System("cannot wait for a process", error);
         let end = process.end_fd().map_err(cannot_wait)?;
         let watch = readable(end.try_clone().map_err(cannot_wait)?).map_err(cannot_wait)?;

@@ -11,6 +11,7 @@ use super::{
     config::config,
     dangers::Dangers,
     follow::Follower,
+    members::Members,
     wait::millis,
 };
 use crate::{
@@ -62,6 +63,8 @@ pub(super) struct UserMode {
     pub(super) dangers: Dangers,
     /// Follows children and new programs.
     pub(super) follower: Follower,
+    /// Processes that are selected, and those to come.
+    pub(super) members: Option<Members>,
     /// What is not seen of allocators, as far as it was told.
     told_gaps: HashSet<Gap>,
     /// Suppressions that objects carry, and that were not taken in yet; `None` if they are not
@@ -86,10 +89,21 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
     let follower = Follower::start(births, answering_threads())
         .map_err(|error| SessionError::System("cannot start a thread", error))?;
     let (mends_stack, told_gaps) = (tracer.mends_stack(), HashSet::new());
-    let (dangers, held, command) = (Dangers::default(), None, None);
+    let (members, dangers, held, command) = (None, Dangers::default(), None, None);
     let carried = settings.report.filter.suppressions.is_some().then(Vec::new);
-    let mode =
-        UserMode { store, rows, probed, mends_stack, dangers, told_gaps, follower, carried, held, command };
+    let mode = UserMode {
+        store,
+        rows,
+        probed,
+        mends_stack,
+        dangers,
+        told_gaps,
+        follower,
+        members,
+        carried,
+        held,
+        command,
+    };
     Ok((mode, tracer))
 }
 

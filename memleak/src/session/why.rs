@@ -1,8 +1,8 @@
 //! `--why`: the targets' heaps, looked at while they live.
 
-use std::{collections::HashMap, io, ops::Range};
+use std::{collections::HashMap, io, ops::Range, time::Instant};
 
-use log::warn;
+use log::{info, warn};
 use memleak_common::probe::Resource;
 use rustc_hash::FxHashMap;
 
@@ -17,7 +17,7 @@ use crate::{
     hurry,
     proc::{maps::read_maps, stacks::places},
     sampling::Sampling,
-    settings::{TargetSpec, WhyMode},
+    settings::{TargetSpec, WhyMode, WhyOf},
     snapshot::{Outstanding, Snapshot, own::Own},
 };
 
@@ -61,8 +61,12 @@ impl Session {
     /// Looks at the heaps of all targets that live, if this report is to say why. What cannot be
     /// looked at is told, and left out.
     pub(super) fn examine(&mut self, taken: &Taken, is_final: bool) -> Option<Examinations> {
-        let why = self.settings.why.filter(|why| why.is_due(self.reporter.reports + 1, is_final))?;
+        let why = self.settings.why.as_ref().filter(|why| why.is_due(self.reporter.reports + 1, is_final))?;
         let max_pause = (why.mode == WhyMode::Exact).then_some(why.max_pause);
+        let asked = match why.of {
+            Some(WhyOf::Address(address)) => Some(address),
+            Some(WhyOf::Type(_)) | None => None,
+        };
         let mut spaces: Vec<(u32, HeapTarget)> = Vec::new();
         let mut numbers = Numbers::default();
         let Mode::User(mode) = &self.mode else { return None };
@@ -73,7 +77,8 @@ impl Session {
                 let before = numbers.of(space, BEFORE);
                 // An allocator that comes with another program is probed when that has begun.
                 let from_start = self.is_known_from_start() && self.targets.process_of(space) == Some(space);
-                spaces.push((space, HeapTarget { pid, allocators, store, from_start, max_pause, before }));
+                let target = HeapTarget { pid, allocators, store, from_start, max_pause, before, asked };
+                spaces.push((space, target));
             }
         }
         if spaces.is_empty() {
@@ -83,10 +88,18 @@ impl Session {
             );
             return None;
         }
+        let began = Instant::now();
         let mut heaps = Vec::new();
         for (space, target) in spaces {
             let first = numbers.sight(&taken.snapshot, &taken.own, space);
-            let looked = hurry::without_counting(|| self.examine_one(space, &target, first, &mut numbers));
+            let known = numbers.stacks.clone();
+            let ips_of = |number: u32| {
+                let id = known.get(number as usize).map(|(_, stack_id)| stack_id);
+                let stack = id.and_then(|id| taken.snapshot.stacks.get(id));
+                stack.map(|stack| stack.ips.clone()).unwrap_or_default()
+            };
+            let look = || self.examine_one(space, &target, first, &mut numbers, &ips_of);
+            let looked = hurry::without_counting(look);
             match looked {
                 Ok(heap) => heaps.push(heap),
                 Err(error) => warn!(
@@ -98,8 +111,10 @@ impl Session {
         if heaps.is_empty() {
             return None;
         }
+        info!("looked at the heap in {:.0} ms", began.elapsed().as_secs_f64() * 1000.0);
         let complete = heaps.iter().all(ExaminedHeap::is_complete);
-        Some(Examinations { stacks: numbers.stacks, heaps, complete })
+        let of = self.settings.why.as_ref().and_then(|why| why.of.clone());
+        Some(Examinations { stacks: numbers.stacks, heaps, complete, of })
     }
 
     fn examine_one(
@@ -108,6 +123,7 @@ impl Session {
         target: &HeapTarget,
         first: Sight,
         numbers: &mut Numbers,
+        ips_of: &dyn Fn(u32) -> Vec<u64>,
     ) -> io::Result<ExaminedHeap> {
         let may_hide = target.allocators.others && !target.from_start;
         let mut again = || {
@@ -119,7 +135,7 @@ impl Session {
             self.tracer.give_back(snapshot);
             Ok(sight)
         };
-        let examined = examine(target, first, &mut again)?;
+        let examined = examine(target, first, &mut again, ips_of)?;
         let types = types(target.pid, &examined).unwrap_or_default();
         let types_before = types_before(target.pid, &examined).unwrap_or_default();
         let main_stack = main_stack(target.pid).unwrap_or(0..0);

@@ -10,7 +10,7 @@ use addr2line::{Context, LookupContinuation, LookupResult, SplitDwarfLoad};
 use gimli::{DwarfPackage, SectionId};
 
 use super::{
-    members::{MemberAt, members},
+    members::{Holder, MemberAt, members},
     reader::{LimitedReader, with_fuel},
 };
 use crate::elf::{Bytes, ElfFile};
@@ -92,8 +92,8 @@ impl Dwarf {
     pub(super) fn members(
         elf: &ElfFile,
         supplementary: Option<&ElfFile>,
-        wanted: &HashSet<String>,
-    ) -> HashMap<String, Vec<MemberAt>> {
+        wanted: &HashSet<Holder>,
+    ) -> HashMap<Holder, Vec<MemberAt>> {
         let mut bytes = 0;
         let Ok(mut sections) = load(elf, Form::Main, &mut bytes) else { return HashMap::new() };
         if let Some(Ok(more)) = supplementary.map(|elf| load(elf, Form::Main, &mut bytes)) {

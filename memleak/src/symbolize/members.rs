@@ -1,4 +1,5 @@
-//! The members of types, from DWARF: what is at an offset of an object.
+//! The members of types and variables, from DWARF: what is at an offset of an object, and what a
+//! pointer there points to.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,6 +12,37 @@ const DEEPEST: u32 = 8;
 /// Most members of a type.
 const MOST: usize = 4096;
 
+/// Types and qualifiers on the way from a member to what it points to.
+const LONGEST_TYPE: u32 = 16;
+
+/// What has members.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Holder {
+    /// A structure of this name.
+    Type(String),
+    /// A variable. One that is a pointer has a single member, itself.
+    Variable(String),
+}
+
+impl Holder {
+    /// Without what compilers and demanglers write in different ways.
+    pub(super) fn plain(&self) -> Self {
+        match self {
+            Self::Type(name) => Self::Type(plain(name)),
+            Self::Variable(name) => Self::Variable(plain(name)),
+        }
+    }
+}
+
+/// The type that a pointer leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PointsTo {
+    /// Its name.
+    pub name: String,
+    /// How many pointers there are on the way: of `T *` 1.
+    pub pointers: u32,
+}
+
 /// A member, or a base's member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberAt {
@@ -18,18 +50,27 @@ pub struct MemberAt {
     pub offset: u64,
     /// Its name.
     pub name: String,
+    /// The structure that it leads to, if it is a pointer to one.
+    pub points_to: Option<PointsTo>,
+}
+
+/// What members refer to by its place in a unit.
+struct Unnamed {
+    offset: u64,
+    name: String,
+    points_to: Option<(UnitOffset<usize>, u32)>,
 }
 
 /// The name without what compilers and demanglers write in different ways.
-pub(super) fn plain(name: &str) -> String {
+fn plain(name: &str) -> String {
     name.chars().filter(|c| !c.is_whitespace()).collect()
 }
 
-/// The members of these types (by [`plain`] name) as far as they are described, in order.
+/// The members of these (by [`plain`] name) as far as they are described, in order.
 pub(super) fn members(
     dwarf: &gimli::Dwarf<LimitedReader>,
-    wanted: &HashSet<String>,
-) -> gimli::Result<HashMap<String, Vec<MemberAt>>> {
+    wanted: &HashSet<Holder>,
+) -> gimli::Result<HashMap<Holder, Vec<MemberAt>>> {
     let mut found = HashMap::new();
     let mut units = dwarf.units();
     while let Some(header) = units.next()? {
@@ -52,8 +93,32 @@ struct Described<'a> {
 impl Described<'_> {
     fn find(
         &self,
-        wanted: &HashSet<String>,
-        found: &mut HashMap<String, Vec<MemberAt>>,
+        wanted: &HashSet<Holder>,
+        found: &mut HashMap<Holder, Vec<MemberAt>>,
+    ) -> gimli::Result<()> {
+        let mut types = HashMap::new();
+        let mut unnamed = Vec::new();
+        // What is hostile behind what is wanted is no reason to leave that out.
+        let result = self.search(wanted, &mut types, &mut unnamed);
+        for (holder, members) in unnamed {
+            let named = |it: Unnamed| MemberAt {
+                offset: it.offset,
+                name: it.name,
+                points_to: it
+                    .points_to
+                    .and_then(|(of, pointers)| Some(PointsTo { name: types.get(&of)?.clone(), pointers })),
+            };
+            found.entry(holder).or_insert_with(|| members.into_iter().map(named).collect());
+        }
+        result
+    }
+
+    /// Finds what is wanted, and the names of all types of the unit.
+    fn search(
+        &self,
+        wanted: &HashSet<Holder>,
+        types: &mut HashMap<UnitOffset<usize>, String>,
+        found: &mut Vec<(Holder, Vec<Unnamed>)>,
     ) -> gimli::Result<()> {
         // The names of the namespaces and types around, each with its depth.
         let mut around: Vec<(isize, String)> = Vec::new();
@@ -64,7 +129,8 @@ impl Described<'_> {
                 around.pop();
             }
             let is_type = is_type(entry);
-            if !is_type && entry.tag() != gimli::DW_TAG_namespace {
+            let is_variable = entry.tag() == gimli::DW_TAG_variable;
+            if !is_type && !is_variable && entry.tag() != gimli::DW_TAG_namespace {
                 continue;
             }
             let name = self.name(entry).unwrap_or_else(|| "(anonymous namespace)".to_owned());
@@ -72,16 +138,24 @@ impl Described<'_> {
                 Some((_, outer)) => format!("{outer}::{name}"),
                 None => name,
             };
-            if is_type && !entry.has_attr(gimli::DW_AT_declaration) {
-                let plain = plain(&whole);
-                if wanted.contains(&plain) && !found.contains_key(&plain) {
-                    let mut members = Vec::new();
-                    self.collect(entry.offset(), 0, 0, &mut members)?;
-                    members.sort_by_key(|member: &MemberAt| member.offset);
-                    found.insert(plain, members);
-                }
+            if is_type {
+                types.insert(entry.offset(), whole.clone());
             }
-            around.push((depth, whole));
+            let is_declared = entry.has_attr(gimli::DW_AT_declaration);
+            let holder = if is_type { Holder::Type(plain(&whole)) } else { Holder::Variable(plain(&whole)) };
+            if (is_type || is_variable) && !is_declared && wanted.contains(&holder) {
+                let mut members = Vec::new();
+                match self.type_of(entry) {
+                    _ if is_type => self.collect(entry.offset(), 0, 0, &mut members)?,
+                    Some((of, 0)) => self.collect(of, 0, 0, &mut members)?,
+                    points_to => members.push(Unnamed { offset: 0, name: whole.clone(), points_to }),
+                }
+                members.sort_by_key(|member| member.offset);
+                found.push((holder, members));
+            }
+            if !is_variable {
+                around.push((depth, whole));
+            }
         }
         Ok(())
     }
@@ -92,7 +166,7 @@ impl Described<'_> {
         offset: UnitOffset<usize>,
         base: u64,
         depth: u32,
-        members: &mut Vec<MemberAt>,
+        members: &mut Vec<Unnamed>,
     ) -> gimli::Result<()> {
         let mut tree = self.unit.entries_tree(Some(offset))?;
         let mut children = tree.root()?.children();
@@ -103,7 +177,8 @@ impl Described<'_> {
             match entry.tag() {
                 gimli::DW_TAG_member if members.len() < MOST => {
                     if let Some(name) = self.name(entry) {
-                        members.push(MemberAt { offset: base.saturating_add(at), name });
+                        let points_to = self.type_of(entry).filter(|(_, pointers)| *pointers > 0);
+                        members.push(Unnamed { offset: base.saturating_add(at), name, points_to });
                     }
                 }
                 gimli::DW_TAG_inheritance if depth < DEEPEST => {
@@ -115,6 +190,26 @@ impl Described<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The structure that an entry is, or leads to by so many pointers.
+    fn type_of(&self, entry: &DebuggingInformationEntry<LimitedReader>) -> Option<(UnitOffset<usize>, u32)> {
+        let (mut value, mut pointers) = (entry.attr_value(gimli::DW_AT_type)?, 0);
+        for _ in 0..LONGEST_TYPE {
+            let AttributeValue::UnitRef(of) = value else { return None };
+            let entry = self.unit.entry(of).ok()?;
+            match entry.tag() {
+                gimli::DW_TAG_pointer_type | gimli::DW_TAG_reference_type => pointers += 1,
+                gimli::DW_TAG_typedef
+                | gimli::DW_TAG_const_type
+                | gimli::DW_TAG_volatile_type
+                | gimli::DW_TAG_array_type => {}
+                _ if is_type(&entry) => return Some((of, pointers)),
+                _ => return None,
+            }
+            value = entry.attr_value(gimli::DW_AT_type)?;
+        }
+        None
     }
 
     fn name(&self, entry: &DebuggingInformationEntry<LimitedReader>) -> Option<String> {

@@ -12,7 +12,7 @@ use std::{
 use super::{
     demangle::{demangle, printable_bytes},
     dwarf::{Dwarf, FindFile, SourceFrame},
-    members::MemberAt,
+    members::{Holder, MemberAt},
     symbols::Symbols,
 };
 use crate::{
@@ -83,8 +83,8 @@ impl NamedObject {
         calls
     }
 
-    /// The members of these types, as far as it describes them.
-    pub(super) fn members(&self, wanted: &HashSet<String>) -> HashMap<String, Vec<MemberAt>> {
+    /// The members of these types and variables, as far as it describes them.
+    pub(super) fn members(&self, wanted: &HashSet<Holder>) -> HashMap<Holder, Vec<MemberAt>> {
         let Ok(elf) = self.file.elf() else { return HashMap::new() };
         let path = self.file.path();
         let (found, _) = if Dwarf::is_in(elf) { (None, None) } else { self.roots.symbol_files(elf, path) };

@@ -13,7 +13,7 @@ use super::{
     identity::{Anchor, Identities, ObjectIdentity, ObjectNumber},
     kernel::KernelSymbols,
     mapped::{Mapped, MappingAt, Observed, Region},
-    members::{MemberAt, plain},
+    members::{Holder, MemberAt},
     object::{Call, NamedObject, Variable},
     perf_map::PerfMap,
 };
@@ -367,23 +367,23 @@ impl Symbolizer {
         frames
     }
 
-    /// The members of types of a process, by the object that has data at `address`, and by its
-    /// program. A type's name is taken without its spaces.
+    /// The members of types and variables of a process, by the object that has data at `address`,
+    /// and by its program. Names are taken without their spaces.
     pub fn members(
         &mut self,
         space: u32,
         address: u64,
-        wanted: &HashSet<String>,
-    ) -> HashMap<String, Vec<MemberAt>> {
-        let wanted: HashSet<String> = wanted.iter().map(|name| plain(name)).collect();
+        wanted: &HashSet<Holder>,
+    ) -> HashMap<Holder, Vec<MemberAt>> {
+        let wanted: HashSet<Holder> = wanted.iter().map(Holder::plain).collect();
         let Some(process) = self.processes.get(&space) else { return HashMap::new() };
         let of_data = process.data(address, &self.store);
         let program = process.program.first().map(|region| region.code.clone());
-        let mut found: HashMap<String, Vec<MemberAt>> = HashMap::new();
+        let mut found: HashMap<Holder, Vec<MemberAt>> = HashMap::new();
         for code in [of_data, program].into_iter().flatten() {
             let id = code.object.as_ref().map(|object| object.id());
             if let Some(object) = id.and_then(|id| self.objects.get(&id)) {
-                let left: HashSet<String> =
+                let left: HashSet<Holder> =
                     wanted.iter().filter(|name| !found.contains_key(*name)).cloned().collect();
                 if !left.is_empty() {
                     found.extend(object.members(&left));

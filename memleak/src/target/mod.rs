@@ -2,7 +2,9 @@
 
 pub mod allocator;
 pub(crate) mod command;
+mod containers;
 pub mod ifunc;
 pub(crate) mod kernel;
 pub mod object;
 pub(crate) mod process;
+pub mod selector;

@@ -10,6 +10,7 @@ mod cache;
 pub(crate) mod cfi;
 pub(crate) mod eh_frame;
 mod layout;
+mod owners;
 mod process;
 mod sections;
 mod segments;
@@ -22,6 +23,7 @@ pub use cache::{TableCache, TableResult};
 pub use cfi::Unsupported;
 pub use layout::{Arrays, Layout, LayoutError, MappedObject, Shortage, Store};
 
+pub(crate) use owners::{RegisterOwner, RegisterOwners};
 pub use process::{ProcessTables, Sums};
 pub use segments::ExecSegments;
 pub use shared::SharedTable;

@@ -229,7 +229,10 @@ fn nobody_reads_the_reports() {
         let mut target = loops();
         let pid = target.pid().to_string();
         let said = read_one_line(&[format, &["-o", "0", "-p", &pid, "0.2"]].concat());
-        assert!(said.is_empty(), "{said}");
+        // What it costs to trace a program that does nothing but allocate is said when it begins.
+        let other: Vec<&str> =
+            said.lines().filter(|line| !line.contains("allocator calls a second: tracing costs")).collect();
+        assert!(other.is_empty(), "{other:?}");
         assert_nothing_left();
         assert_goes_on(&mut target);
     }

@@ -29,6 +29,8 @@ pub(crate) struct Report {
     /// With `--why`.
     pub why: Option<Value>,
     pub cycles: Option<Vec<Value>>,
+    pub held: Option<Vec<Value>>,
+    pub why_of: Option<Vec<Value>>,
     pub stacks: Vec<Stack>,
 }
 

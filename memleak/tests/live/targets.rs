@@ -17,7 +17,7 @@ use crate::{
     tracer::{MEMLEAK, Tracer},
 };
 
-fn lifecycle(arguments: &[&str]) -> Running {
+pub(crate) fn lifecycle(arguments: &[&str]) -> Running {
     let program = build("lifecycle.c", Link::Dynamic, &[]);
     let mut target = Running::start(Command::new(program).args(arguments));
     target.expect("READY");
@@ -26,7 +26,7 @@ fn lifecycle(arguments: &[&str]) -> Running {
 
 /// Compares what sites hold; the runtime's own blocks (thread records, library lists) are not the
 /// ledger's.
-fn assert_sites(report: &Report, ledger: &ledger::Ledger) {
+pub(crate) fn assert_sites(report: &Report, ledger: &ledger::Ledger) {
     let stacks: Vec<_> = report.stacks.iter().filter(|stack| stack.site().is_some()).cloned().collect();
     let bytes = stacks.iter().map(|stack| stack.bytes).sum();
     let count = stacks.iter().map(|stack| stack.count).sum();

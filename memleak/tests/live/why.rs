@@ -25,7 +25,8 @@ use crate::{
 /// into the middle for one to the start, and does not look at mapped memory. Neither it nor
 /// valgrind knows what the kernel holds, or what is behind `new T[0]` (valgrind); read-only pages
 /// valgrind does not read. We alone take a tag in the upper bits for a maybe, and headers for what
-/// they are. We do not see the registers of a process that is not stopped.
+/// they are. We do not see the registers of a process that is not stopped, but know of which
+/// functions they are: what such a function has had made is possibly lost.
 const SHAPES: &[(&str, &str, &str, &str)] = &[
     ("main_stack", "R", "R", "R"),
     ("lost", "D", "D", "D"),
@@ -78,6 +79,7 @@ const SHAPES: &[(&str, &str, &str, &str)] = &[
     ("ended_thread_local", "D", "D", "D"),
     ("register", "D", "R", "R"),
     ("vector_register", "D", "D", "R"),
+    ("kept_in_register", "P", "R", "R"),
     ("thread_local", "R", "R", "R"),
     ("specific", "R", "R", "R"),
     ("thread_stack", "R", "R", "R"),
@@ -220,7 +222,7 @@ fn shapes_of_a_process_that_is_stopped() {
     let ours = ours(&report);
     for (name, sizes) in &sizes(&lines) {
         let expected = match name.as_str() {
-            "register" | "vector_register" => "R",
+            "register" | "vector_register" | "kept_in_register" => "R",
             name => SHAPES.iter().find(|(known, ..)| *known == name).expect("a shape").1,
         };
         assert_eq!(said(&ours, sizes, '-'), expected, "{name}");
@@ -375,6 +377,62 @@ fn the_lab_ends_with_its_circle() {
             assert!(lines.iter().any(|line| line.contains(part)), "{part}: {lines:#?}");
         }
     }
+}
+
+/// `--why-of` says what holds blocks of a type, or why nothing does; `--why-dot` draws the circle.
+#[test]
+fn a_type_can_be_asked_for_and_circles_are_drawn() {
+    let _alone = alone();
+    let mut target = Running::start(&mut Command::new(wordcount(false)));
+    let pid = target.pid().to_string();
+    let drawn = scratch_dir().join("circle.dot");
+    let common = ["-p", &pid, "--why", "-o", "0", NEVER];
+    let of_type = ["-v", "--why-of", "count_printer", "--why-dot", text(&drawn)];
+    let mut asked = Tracer::start(&[&of_type[..], &common[..]].concat());
+    let mut nobody = Tracer::start(&[&["-v", "--json", "--why-of", "0x10"][..], &common[..]].concat());
+    asked.wait_attached();
+    nobody.wait_attached();
+    read_books(&mut target, 3);
+    let lines = asked.stop().ended.stdout;
+    let line = lines.iter().find(|line| line.starts_with("  why count_printer: ")).expect("an answer");
+    // The third is in main's frame, still.
+    let parts = ["bytes at 0x", "count_printer", "made in main  wordcount.cc:79"];
+    assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+    assert!(line.contains(": by main's stack") || line.contains(": by a block that nothing holds"), "{line}");
+    let drawn = fs::read_to_string(&drawn).expect("a file");
+    for part in
+        ["digraph cycles {", "cycle of 2, 3 times", "word_counter\\nmain", "label=\".printer_ +0x50\""]
+    {
+        assert!(drawn.contains(part), "{part}: {drawn}");
+    }
+    let nobody = nobody.stop().reports.pop().expect("a report");
+    let answer = nobody.why_of.expect("an answer");
+    assert_eq!(answer[0]["what"], "0x10");
+    assert_eq!(answer[0]["address"], serde_json::Value::Null, "{answer:?}");
+    target.end();
+}
+
+/// Of blocks in C the debug information says what they are, from the variable on.
+#[test]
+fn what_holds_blocks_is_told_by_its_types() {
+    let _alone = alone();
+    let program = build("holders.c", Link::Dynamic, &["-g"]);
+    let mut tracer = Tracer::start(&["--json", "--why", "-o", "0", "-T", "100", NEVER, "--", text(&program)]);
+    tracer.running().expect("READY");
+    let report = tracer.stop_with_report();
+    let held = report.held.as_deref().expect("held");
+    let of =
+        |bytes: u64| held.iter().find(|held| held["bytes"] == bytes).unwrap_or_else(|| panic!("{held:?}"));
+    let bodies = of(1600);
+    let by = bodies["by"].as_str().unwrap_or_default();
+    assert!(by.starts_with("global g_cache [holders"), "{bodies}");
+    assert_eq!(
+        bodies["path"],
+        serde_json::json!(["cache.map", "entry*[]", "entry.body", "body"]),
+        "{bodies}"
+    );
+    let entries = of(256);
+    assert_eq!(entries["path"], serde_json::json!(["cache.map", "entry*[]", "entry"]), "{entries}");
 }
 
 #[test]

@@ -342,6 +342,30 @@ static void *in_register(void *) {
                      : "rax", "rcx", "r11", "r12", "memory");
     return nullptr;
 }
+// The same of the function that had it made.
+static void *keeps_in_register(void *) {
+    const size_t size = 900;
+    volatile uintptr_t kept = (uintptr_t)malloc(size);
+    memset((void *)kept, 0, size);
+    tell("kept_in_register", size);
+    scrub();
+    __asm__ volatile("mov %1, %%r12\n\t"
+                     "movq $0, %1\n\t"
+                     "xor %%edi, %%edi\n\t"
+                     "xor %%esi, %%esi\n\t"
+                     "xor %%edx, %%edx\n\t"
+                     "xor %%r10d, %%r10d\n\t"
+                     "xor %%r8d, %%r8d\n\t"
+                     "xor %%r9d, %%r9d\n\t"
+                     "lock incl %0\n\t"
+                     "1: mov $34, %%eax\n\t"
+                     "syscall\n\t"
+                     "jmp 1b"
+                     : "+m"(waiting), "+m"(kept)
+                     :
+                     : "rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "memory");
+    return nullptr;
+}
 static void *in_vector_register(void *) {
     __asm__ volatile("lock incl %0\n\t"
                      "mov %1, %%r12\n\t"
@@ -375,6 +399,7 @@ static NOINLINE void threads() {
     hide(1, "vector_register");
     start(in_register);
     start(in_vector_register);
+    start(keeps_in_register);
     start(with_variable);
     start(with_specific);
     start(with_stack);

@@ -169,6 +169,25 @@ fn heaps_of_other_arenas_are_found() {
     assert_eq!(total(&arenas.free), 0x40 + tops);
 }
 
+/// What a thread has that has made one block: the second chunk is followed by the top, which does
+/// not say that it is another arena's.
+#[test]
+fn a_heap_of_few_chunks_is_found() {
+    let (start, size) = (2 * HEAP_MAX, 0x21000);
+    let mut memory = Fake::new(start, size);
+    let arena = start + 0x30;
+    [arena, 0, size, size].iter().zip([0, 8, 16, 24]).for_each(|(word, at)| memory.put(start + at, *word));
+    let first = arena + 0x8a0;
+    let end = memory.chunks(first, NON_MAIN_ARENA, &[(0x290, true), (0xab0, true)]);
+    memory.put(end + 8, (start + size - end) | PREV_INUSE);
+    // `top` of its malloc_state, in the last 8 bytes of the block.
+    memory.put(arena + 96, end);
+    let writable = [start..start + size];
+    let places = HeapPlaces { main: 0..0, writable: &writable, is_sure: true, anchors: &[], budget: 1 << 30 };
+    let arenas = read_arenas(&memory, &memory.all(), &places, &[first + 0x290 + HEADER]);
+    assert_eq!(arenas.own, [start..end]);
+}
+
 #[test]
 fn a_large_heap_is_looked_at_here_and_there() {
     for (size, share) in [(10 << 30, 1 << 30), (10 << 30, 1 << 20), (1 << 40, 1 << 27)] {

@@ -17,6 +17,10 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/memleak-aa
 /// table is the generic one (include/uapi/asm-generic/unistd.h).
 pub const SYSTEM_CALLS: &[(i64, &str)] = &[];
 
+/// System calls that only this machine has, and that a C library may make for files and for
+/// waiting: none.
+pub const OLD_FILE_CALLS: &[i64] = &[];
+
 /// A breakpoint at the entry point, in the processor's debug registers: a child that a constructor
 /// forks does not inherit it, as it would a changed instruction.
 #[derive(Debug)]

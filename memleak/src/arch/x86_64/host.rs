@@ -26,6 +26,28 @@ pub const SYSTEM_CALLS: &[(i64, &str)] = &[
     (libc::SYS_signalfd, "signalfd"),
 ];
 
+/// System calls that only this machine and older ones have, and that a C library may make for files
+/// and for waiting.
+pub const OLD_FILE_CALLS: &[i64] = &[
+    libc::SYS_open,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_access,
+    libc::SYS_readlink,
+    libc::SYS_rename,
+    libc::SYS_unlink,
+    libc::SYS_poll,
+    libc::SYS_select,
+    libc::SYS_epoll_wait,
+    libc::SYS_pipe,
+    libc::SYS_dup2,
+    libc::SYS_fork,
+    libc::SYS_vfork,
+    libc::SYS_getpgrp,
+    libc::SYS_arch_prctl,
+    libc::SYS_time,
+];
+
 /// A breakpoint at the entry point, in the processor's debug registers: a child that a constructor
 /// forks does not inherit it, as it would a changed instruction.
 #[derive(Debug)]

@@ -57,8 +57,9 @@ fn our_own_heap_is_examined() {
         from_start: false,
         max_pause: None,
         before: 5,
+        asked: Some((further ^ HIDE) + 3),
     };
-    let examined = examine(&target, sight(), &mut || Ok(sight())).unwrap();
+    let examined = examine(&target, sight(), &mut || Ok(sight()), &|_| Vec::new()).unwrap();
     assert_eq!(examined.scans, 3);
     let class = |block: u64| examined.class_of(block ^ HIDE).unwrap();
     // The lists of blocks that are looked for are in our own heap as well, so that nothing of ours
@@ -69,6 +70,9 @@ fn our_own_heap_is_examined() {
     assert_eq!(way.root.1, HOLDER.as_ptr() as u64);
     let way = examined.ways.iter().find(|way| way.block.stack == 4).unwrap();
     assert_eq!(way.hops.iter().map(|(block, from)| (block.stack, *from)).collect::<Vec<_>>(), [(3, 24)]);
+    let asked = examined.asked.unwrap();
+    assert_eq!((asked.block.stack, asked.class, asked.way.as_ref()), (4, Class::Reachable, Some(way)));
+    assert_eq!(asked.pointed_from.map(|(block, from)| (block.stack, from)), Some((3, 24)));
 }
 
 #[test]
@@ -80,6 +84,7 @@ fn who_has_gone_is_an_error() {
         from_start: false,
         max_pause: None,
         before: 5,
+        asked: None,
     };
-    assert!(examine(&target, Sight::default(), &mut || Ok(Sight::default())).is_err());
+    assert!(examine(&target, Sight::default(), &mut || Ok(Sight::default()), &|_| Vec::new()).is_err());
 }

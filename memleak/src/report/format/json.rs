@@ -27,7 +27,7 @@ use serde_json::ser::Formatter;
 
 use super::{
     Format, Kind, Options,
-    why::{JsonClasses, JsonCycle, JsonHeld, JsonWhy, cycles, places},
+    why::{JsonAsked, JsonClasses, JsonCycle, JsonHeld, JsonWhy, asked, cycles, places},
 };
 use crate::{
     account::Memory,
@@ -96,6 +96,7 @@ pub fn write_json(report: &Report, top: usize, out: &mut dyn Write) -> io::Resul
             why: why.map(JsonWhy::from),
             cycles: why.map(|why| cycles(why, &places(report, top))),
             held: why.map(|why| why.held.iter().map(JsonHeld::from).collect()),
+            why_of: why.and_then(asked),
             stacks: report.top(top).map(|stack| JsonStack::new(report, stack)).collect(),
         },
         out,
@@ -196,6 +197,8 @@ struct JsonReport<'a> {
     cycles: Option<Vec<JsonCycle<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     held: Option<Vec<JsonHeld<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why_of: Option<Vec<JsonAsked<'a>>>,
     stacks: Vec<JsonStack<'a>>,
 }
 

@@ -4,6 +4,7 @@
 
 mod blocks;
 mod clock;
+pub mod dot;
 pub mod firefox;
 pub mod flamegraph;
 pub mod folded;
@@ -38,7 +39,7 @@ pub fn named(name: &str) -> Option<Kind> {
 
 /// The forms that have files of their own, beside what `--format` says: each is an option of its
 /// name.
-pub static FILE_KINDS: [Kind; 8] = [
+pub static FILE_KINDS: [Kind; 9] = [
     flamegraph::KIND,
     pprof::KIND,
     heaptrack::KIND,
@@ -46,5 +47,6 @@ pub static FILE_KINDS: [Kind; 8] = [
     speedscope::KIND,
     firefox::KIND,
     perfetto::KIND,
+    dot::KIND,
     saved::KIND,
 ];

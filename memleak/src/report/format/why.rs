@@ -9,10 +9,10 @@ use serde::Serialize;
 
 use crate::{
     escape::printable,
-    heap::Classes,
+    heap::{Class, Classes},
     report::{
         model::{Report, StackReport},
-        why::{BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, MadeIn, Why},
+        why::{Asked, BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, MadeIn, Why},
     },
     words::{BinaryBytes, Grouped},
 };
@@ -47,7 +47,25 @@ pub(super) fn write_why(why: &Why, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "  lost: {} x {name} ({})", Grouped(lost.count), amount(lost.bytes))?;
     }
     why.held.iter().take(SHOWN).try_for_each(|held| write_held(held, out))?;
+    why.asked.iter().try_for_each(|asked| write_asked(asked, out))?;
     write_limits(why, out)
+}
+
+/// What `--why-of` has asked for.
+fn write_asked(asked: &Asked, out: &mut dyn Write) -> io::Result<()> {
+    let (Some((address, size)), Some(class)) = (asked.block, asked.class) else {
+        return writeln!(out, "  why {}: no block of this run is there", printable(&asked.what));
+    };
+    let (what, class) = (printable(&asked.what), class.name().replace('_', " "));
+    write!(out, "  why {what}: {size} bytes at {address:#x}, {class}")?;
+    match (&asked.by, asked.path.len()) {
+        (Some(by), _) => write!(out, ": by {}", printable(by))?,
+        (None, 0 | 1) if asked.class == Some(Class::Definitely) => write!(out, ": nothing points to it")?,
+        (None, 0 | 1) => {}
+        (None, _) => write!(out, ": by a block that nothing holds for sure")?,
+    }
+    asked.path.iter().try_for_each(|part| write!(out, " -> {}", printable(part)))?;
+    writeln!(out, "   made in {}", Shown(&asked.made_in))
 }
 
 /// What the numbers above may be wrong by.
@@ -183,14 +201,14 @@ pub(super) fn write_classes(stack: &StackReport, out: &mut dyn Write) -> io::Res
     if parts.is_empty() { Ok(()) } else { writeln!(out, "\t\t[{}]", parts.join(", ")) }
 }
 
-fn times(count: u64) -> String {
+pub(super) fn times(count: u64) -> String {
     match count {
         1 => "once".to_owned(),
         count => format!("{} times", Grouped(count)),
     }
 }
 
-fn type_or_size(name: Option<&str>, size: u64) -> String {
+pub(super) fn type_or_size(name: Option<&str>, size: u64) -> String {
     match name {
         Some(name) => printable(name).into_owned(),
         None => format!("block of {size} bytes"),
@@ -198,7 +216,7 @@ fn type_or_size(name: Option<&str>, size: u64) -> String {
 }
 
 /// `main  wordcount.cc:78`
-struct Shown<'a>(&'a MadeIn);
+pub(super) struct Shown<'a>(pub &'a MadeIn);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -232,7 +250,7 @@ fn without_parameters(function: &str) -> String {
 }
 
 /// Bytes, in words.
-fn amount(bytes: u64) -> String {
+pub(super) fn amount(bytes: u64) -> String {
     format!("{:#}", BinaryBytes(bytes))
 }
 
@@ -367,6 +385,34 @@ impl<'a> From<&'a HeldBy> for JsonHeld<'a> {
     fn from(held: &'a HeldBy) -> Self {
         Self { by: &held.by, path: &held.path, bytes: held.bytes, count: held.count }
     }
+}
+
+#[derive(Serialize)]
+pub(super) struct JsonAsked<'a> {
+    what: &'a str,
+    address: Option<String>,
+    size: Option<u64>,
+    why: Option<&'static str>,
+    by: Option<&'a str>,
+    path: &'a [String],
+}
+
+impl<'a> From<&'a Asked> for JsonAsked<'a> {
+    fn from(asked: &'a Asked) -> Self {
+        Self {
+            what: &asked.what,
+            address: asked.block.map(|(address, _)| format!("{address:#x}")),
+            size: asked.block.map(|(_, size)| size),
+            why: asked.class.map(Class::name),
+            by: asked.by.as_deref(),
+            path: &asked.path,
+        }
+    }
+}
+
+/// What was asked for; `None` if nothing was.
+pub(super) fn asked(why: &Why) -> Option<Vec<JsonAsked<'_>>> {
+    (!why.asked.is_empty()).then(|| why.asked.iter().map(JsonAsked::from).collect())
 }
 
 #[cfg(test)]

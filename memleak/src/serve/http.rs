@@ -1,0 +1,282 @@
+//! `--listen`: HTTP for Prometheus, pprof's readers and browsers.
+//!
+//! In a thread of its own, with a lower priority than the run's. Anybody may connect who reaches
+//! the address: so there is nothing to be written, few connections at a time, and each has to come
+//! to its end in time.
+
+use std::{
+    cell::RefCell, collections::HashMap, convert::Infallible, io, net::IpAddr, rc::Rc, sync::Arc, thread,
+    time::Duration,
+};
+
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{self, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::{Semaphore, oneshot},
+    task::{LocalSet, spawn_local},
+    time::{sleep, timeout},
+};
+
+use super::{
+    Latest, Published,
+    metrics::TextForm,
+    socket::{ListenError, Listener, Remove},
+};
+use crate::{
+    report::{
+        files::gzip,
+        format::{Format, Options, html, pprof},
+    },
+    rights::be_modest,
+    settings::ListenAddress,
+};
+
+/// Connections at a time. More are closed at once.
+const CONNECTIONS: usize = 64;
+/// A request's head has to be there within this time,
+const HEAD_TIME: Duration = Duration::from_secs(5);
+/// and a connection ends after this one, whatever is on its way.
+const CONNECTION_TIME: Duration = Duration::from_secs(60);
+/// Bytes and lines of a head.
+const HEAD_BYTES: usize = 16 << 10;
+const HEAD_LINES: usize = 64;
+/// From an accept that has failed (no descriptors are left, say) to the next one.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What is at `/`.
+const INDEX: &str = "memleak\n\n/metrics             for Prometheus\n/debug/pprof/heap    go tool pprof \
+                     http://ADDRESS/debug/pprof/heap\n/debug/pprof/allocs  the same\n/report              the last \
+                     report as a page\n/healthz             ok\n";
+
+/// A server that runs until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    /// Where it listens.
+    pub(crate) address: ListenAddress,
+    _end: oneshot::Sender<Infallible>,
+    _file: Option<Remove>,
+}
+
+impl Server {
+    /// Opens the address and begins to serve.
+    pub(crate) fn start(asked: &ListenAddress, latest: Arc<Latest>, top: usize) -> Result<Self, ListenError> {
+        let of = |source| ListenError { address: asked.clone(), source };
+        let (listener, file) = Listener::open(asked)?;
+        let address = listener.address(asked);
+        let is_local = match &address {
+            ListenAddress::Tcp(address) => address.ip().is_loopback(),
+            ListenAddress::Unix(_) => false,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(of)?;
+        let (end, ended) = oneshot::channel();
+        let pages = Pages { latest, top, is_local, made: RefCell::default() };
+        let serve = move || {
+            be_modest();
+            LocalSet::new().block_on(&runtime, async {
+                tokio::select! {
+                    _ = ended => {}
+                    () = accept(listener, Rc::new(pages)) => {}
+                }
+            });
+        };
+        thread::Builder::new().name("listen".to_owned()).stack_size(1 << 20).spawn(serve).map_err(of)?;
+        Ok(Self { address, _end: end, _file: file })
+    }
+}
+
+async fn accept(listener: Listener, pages: Rc<Pages>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let accepted = match listener {
+        Listener::Tcp(listener) => match TcpListener::from_std(listener) {
+            Ok(listener) => loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => serve(stream, &places, &pages),
+                    Err(error) => rest(&error).await,
+                }
+            },
+            Err(error) => error,
+        },
+        Listener::Unix(listener) => match UnixListener::from_std(listener) {
+            Ok(listener) => loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => serve(stream, &places, &pages),
+                    Err(error) => rest(&error).await,
+                }
+            },
+            Err(error) => error,
+        },
+    };
+    log::warn!("--listen: cannot wait for connections: {accepted}");
+}
+
+async fn rest(error: &io::Error) {
+    log::debug!("--listen: {error}");
+    sleep(PAUSE).await;
+}
+
+/// Serves a connection, if there is a place for it.
+fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, places: &Arc<Semaphore>, pages: &Rc<Pages>) {
+    let Ok(place) = places.clone().try_acquire_owned() else { return };
+    let pages = pages.clone();
+    spawn_local(async move {
+        let answer = service_fn(|request: Request<Incoming>| {
+            let response = pages.answer(&request);
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(HEAD_BYTES);
+        http.max_headers(HEAD_LINES).half_close(false);
+        let served = http.serve_connection(TokioIo::new(stream), answer);
+        let _ = timeout(CONNECTION_TIME, served).await; // what a client does wrong is its own affair
+        drop(place);
+    });
+}
+
+/// What can be asked for, made once for each report.
+struct Pages {
+    latest: Arc<Latest>,
+    top: usize,
+    /// Only programs of this machine reach us. So a browser's page must not, that has been told
+    /// that its own name stands for this machine.
+    is_local: bool,
+    made: RefCell<Made>,
+}
+
+/// What was made of a report.
+#[derive(Default)]
+struct Made {
+    of: Option<Arc<Published>>,
+    bodies: HashMap<ServedPage, Bytes>,
+}
+
+/// What can be asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum ServedPage {
+    Metrics(TextForm),
+    Profile,
+    Report,
+}
+
+impl Pages {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        if !is_read {
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return closing(response);
+        }
+        if self.is_local && !is_named_locally(request) {
+            return closing(text(StatusCode::MISDIRECTED_REQUEST, "this is not the host that was meant\n"));
+        }
+        let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+        match request.uri().path() {
+            "/" => text(StatusCode::OK, INDEX),
+            "/healthz" => text(StatusCode::OK, "ok\n"),
+            "/metrics" => {
+                let form = TextForm::accepted(accept.unwrap_or_default());
+                self.page(ServedPage::Metrics(form), form.content_type())
+            }
+            "/debug/pprof/heap" | "/debug/pprof/allocs" => {
+                let mut response = self.page(ServedPage::Profile, "application/octet-stream");
+                let name = HeaderValue::from_static("attachment; filename=\"heap.pb.gz\"");
+                response.headers_mut().insert(header::CONTENT_DISPOSITION, name);
+                response
+            }
+            "/report" => self.page(ServedPage::Report, "text/html; charset=utf-8"),
+            _ => text(StatusCode::NOT_FOUND, "no such page; / lists them\n"),
+        }
+    }
+
+    fn page(&self, page: ServedPage, kind: &'static str) -> Response<Full<Bytes>> {
+        let latest = self.latest.get();
+        if latest.is_none() && !matches!(page, ServedPage::Metrics(_)) {
+            let mut response = text(StatusCode::SERVICE_UNAVAILABLE, "there is no report yet\n");
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+            return response;
+        }
+        let mut made = self.made.borrow_mut();
+        let is_same = match (&made.of, &latest) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_same {
+            *made = Made { of: latest, bodies: HashMap::new() };
+        }
+        // What it counts of itself changes between reports.
+        if matches!(page, ServedPage::Metrics(_)) {
+            made.bodies.remove(&page);
+        }
+        let body = match made.bodies.get(&page) {
+            Some(body) => body.clone(),
+            None => match self.make(page, made.of.as_deref()) {
+                Ok(body) => made.bodies.entry(page).or_insert(body).clone(),
+                Err(error) => {
+                    log::debug!("--listen: {error}");
+                    return text(StatusCode::INTERNAL_SERVER_ERROR, "it cannot be made\n");
+                }
+            },
+        };
+        response(StatusCode::OK, kind, body)
+    }
+
+    fn make(&self, page: ServedPage, published: Option<&Published>) -> io::Result<Bytes> {
+        let written = |format: Box<dyn Format>| {
+            let mut bytes = Vec::new();
+            match published {
+                Some(published) => format.report(&published.report, &mut bytes).map(|()| bytes),
+                None => Ok(bytes),
+            }
+        };
+        let options = Options::new(self.top);
+        Ok(Bytes::from(match page {
+            ServedPage::Metrics(form) => {
+                super::metrics::page(published, form, self.top, &self.latest.counters()).into_bytes()
+            }
+            ServedPage::Profile => gzip(&written((pprof::KIND.new)(&options))?)?,
+            ServedPage::Report => written((html::KIND.new)(&options))?,
+        }))
+    }
+}
+
+/// The client has meant this machine: by an address, or by the name that is always its own.
+fn is_named_locally(request: &Request<Incoming>) -> bool {
+    let Some(host) = request.headers().get(header::HOST) else { return true };
+    let Ok(host) = host.to_str() else { return false };
+    let Ok(host) = host.parse::<hyper::http::uri::Authority>() else { return false };
+    let host = host.host().trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
+}
+
+fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    response(status, "text/plain; charset=utf-8", Bytes::from_static(text.as_bytes()))
+}
+
+fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = [
+        (header::CONTENT_TYPE, kind),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    for (name, value) in headers {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// What comes after this request is not read.
+fn closing(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}

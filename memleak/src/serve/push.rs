@@ -1,0 +1,335 @@
+//! `--push`: each report as a profile, to Pyroscope or Parca.
+//!
+//! In a thread of its own. What cannot be delivered is tried again, less and less often; so many
+//! are kept, the latest ones, and what is dropped is counted.
+
+use std::{
+    collections::VecDeque,
+    fs, io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{
+    Request, StatusCode,
+    body::Bytes,
+    client::conn::http1,
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT},
+};
+use hyper_util::rt::TokioIo;
+use log::warn;
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpStream,
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::Published;
+use crate::{
+    report::{files::gzip, format::pprof::write_pprof},
+    rights::be_modest,
+    settings::{PushProtocol, PushTarget},
+};
+
+/// Reports that are kept for a receiver that is down.
+const KEPT: usize = 16;
+/// Reports that wait for being made into profiles.
+const WAITING: usize = 4;
+/// One delivery.
+const DELIVERY: Duration = Duration::from_secs(10);
+/// From a delivery that has failed to the next one: twice as long each time, up to a minute.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// At the end of a run, for what is left.
+const LAST: Duration = Duration::from_secs(5);
+/// Bytes of an answer that are looked at.
+const ANSWER: usize = 64 << 10;
+
+/// What became of reports.
+#[derive(Debug, Default)]
+pub(crate) struct PushCounters {
+    sent: AtomicU64,
+    failed: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl PushCounters {
+    /// Name, help, value.
+    pub(super) fn all(&self) -> [(&'static str, &'static str, u64); 3] {
+        [
+            ("memleak_push_sent_total", "Reports that were delivered.", self.sent.load(Relaxed)),
+            ("memleak_push_failed_total", "Deliveries that have failed.", self.failed.load(Relaxed)),
+            ("memleak_push_dropped_total", "Reports that were never delivered.", self.dropped.load(Relaxed)),
+        ]
+    }
+}
+
+/// Sends reports as long as this is there.
+#[derive(Debug)]
+pub(crate) struct Pusher {
+    reports: mpsc::Sender<Arc<Published>>,
+    done: oneshot::Receiver<()>,
+    counters: Arc<PushCounters>,
+    to: String,
+}
+
+impl Pusher {
+    pub(crate) fn start(target: PushTarget, counters: Arc<PushCounters>) -> io::Result<Self> {
+        let (reports, taken) = mpsc::channel(WAITING);
+        let (end, done) = oneshot::channel();
+        let to = target.to_string();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut courier = Courier::new(target, counters.clone());
+        let work = move || {
+            be_modest();
+            runtime.block_on(courier.run(taken));
+            // A look-up of a name that hangs holds nobody up.
+            runtime.shutdown_background();
+            let _ = end.send(());
+        };
+        thread::Builder::new().name("push".to_owned()).stack_size(1 << 20).spawn(work)?;
+        Ok(Self { reports, done, counters, to })
+    }
+
+    /// Sends a report, some time. Never waits.
+    pub(crate) fn push(&self, published: &Arc<Published>) {
+        if self.reports.try_send(published.clone()).is_err() {
+            self.counters.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// No more reports: those that are left are sent, as far as they can be in a short time.
+    pub(crate) async fn finish(self) {
+        let Self { reports, done, counters, to } = self;
+        drop(reports);
+        let _ = timeout(LAST + DELIVERY, done).await;
+        let dropped = counters.dropped.load(Relaxed);
+        if dropped > 0 {
+            let sent = counters.sent.load(Relaxed);
+            warn!("--push {to}: {dropped} reports were never delivered, {sent} were");
+        }
+    }
+}
+
+/// Why a report was not delivered.
+enum Failure {
+    /// It may be another time.
+    Later(String),
+    /// The receiver does not want it.
+    Never(String),
+}
+
+struct Courier {
+    target: PushTarget,
+    counters: Arc<PushCounters>,
+    queue: VecDeque<Parcel>,
+    pause: Duration,
+    next: Instant,
+    is_told: bool,
+}
+
+/// A report as it is sent.
+struct Parcel {
+    time: SystemTime,
+    name: String,
+    bytes: Vec<u8>,
+}
+
+impl Courier {
+    fn new(target: PushTarget, counters: Arc<PushCounters>) -> Self {
+        let (queue, next) = (VecDeque::new(), Instant::now());
+        Self { target, counters, queue, pause: FIRST_PAUSE, next, is_told: false }
+    }
+
+    async fn run(&mut self, mut reports: mpsc::Receiver<Arc<Published>>) {
+        let mut end: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                biased;
+                report = reports.recv(), if end.is_none() => match report {
+                    Some(report) => self.take(&report),
+                    None => {
+                        end = Some(Instant::now() + LAST);
+                        (self.next, self.pause) = (Instant::now(), FIRST_PAUSE);
+                    }
+                },
+                () = sleep_until(self.next), if !self.queue.is_empty() => self.deliver().await,
+                else => {}
+            }
+            if end.is_some_and(|end| self.queue.is_empty() || Instant::now() >= end || self.next >= end) {
+                break;
+            }
+        }
+        self.counters.dropped.fetch_add(self.queue.len() as u64, Relaxed);
+    }
+
+    fn take(&mut self, published: &Published) {
+        let mut bytes = Vec::new();
+        let made = write_pprof(&published.report, &mut bytes).and_then(|()| gzip(&bytes));
+        let Ok(bytes) = made else { return };
+        if self.queue.len() == KEPT {
+            self.queue.pop_front();
+            self.counters.dropped.fetch_add(1, Relaxed);
+        }
+        let name = published.report.target.comm.clone();
+        self.queue.push_back(Parcel { time: published.report.time, name, bytes });
+    }
+
+    /// Delivers the oldest one.
+    async fn deliver(&mut self) {
+        let Some(profile) = self.queue.front() else { return };
+        let delivered = match timeout(DELIVERY, self.post(profile)).await {
+            Ok(delivered) => delivered,
+            Err(_) => Err(Failure::Later(format!("no answer within {} s", DELIVERY.as_secs()))),
+        };
+        match delivered {
+            Ok(()) => {
+                self.queue.pop_front();
+                self.counters.sent.fetch_add(1, Relaxed);
+                (self.next, self.pause, self.is_told) = (Instant::now(), FIRST_PAUSE, false);
+            }
+            Err(Failure::Later(why)) => {
+                self.counters.failed.fetch_add(1, Relaxed);
+                self.tell(&format!("{why}; it is tried again, and the last {KEPT} reports are kept"));
+                self.next = Instant::now() + self.pause;
+                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            }
+            Err(Failure::Never(why)) => {
+                self.queue.pop_front();
+                self.counters.failed.fetch_add(1, Relaxed);
+                self.counters.dropped.fetch_add(1, Relaxed);
+                self.tell(&format!("{why}; reports are dropped until it takes one"));
+                self.next = Instant::now();
+            }
+        }
+    }
+
+    /// Once, until something was delivered again.
+    fn tell(&mut self, what: &str) {
+        if !std::mem::replace(&mut self.is_told, true) {
+            warn!("--push {}: {what}", self.target);
+        }
+    }
+
+    async fn post(&self, profile: &Parcel) -> Result<(), Failure> {
+        let later = |error: &dyn std::fmt::Display| Failure::Later(error.to_string());
+        let target = &self.target;
+        let request = request(target, profile).map_err(|error| Failure::Never(error.to_string()))?;
+        let stream = TcpStream::connect((target.host.as_str(), target.port)).await;
+        let stream = stream.map_err(|error| later(&error))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| later(&error))?;
+        let connection = tokio::spawn(connection);
+        let answered = sender.send_request(request).await.map_err(|error| later(&error));
+        let answer = match answered {
+            Ok(answer) => answer,
+            Err(failure) => {
+                connection.abort();
+                return Err(failure);
+            }
+        };
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER).collect().await;
+        connection.abort();
+        let said =
+            body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned()).unwrap_or_default();
+        let said: String = said.lines().next().unwrap_or_default().chars().take(200).collect();
+        let failed = format!("{status}{}{said}", if said.is_empty() { "" } else { ": " });
+        match status {
+            status if status.is_success() => Ok(()),
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(Failure::Later(failed)),
+            status if status.is_server_error() => Err(Failure::Later(failed)),
+            _ => Err(Failure::Never(failed)),
+        }
+    }
+}
+
+/// The request that delivers a profile.
+fn request(target: &PushTarget, profile: &Parcel) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
+    let seconds = profile.time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (path, kind, body) = match target.protocol {
+        PushProtocol::Pyroscope => {
+            let body = json!({"series": [{
+                "labels": labels(profile),
+                "samples": [{"ID": identifier(), "rawProfile": BASE64_STANDARD.encode(&profile.bytes)}],
+            }]});
+            (target.path.clone(), "application/json".to_owned(), body.to_string().into_bytes())
+        }
+        PushProtocol::Parca => {
+            let body = json!({"normalized": false, "series": [{
+                "labels": {"labels": labels(profile)},
+                "samples": [{"rawProfile": BASE64_STANDARD.encode(&profile.bytes)}],
+            }]});
+            (target.path.clone(), "application/json".to_owned(), body.to_string().into_bytes())
+        }
+        PushProtocol::Ingest => {
+            let name = query_safe(&profile.name);
+            let path = format!("{}?name={name}&from={seconds}&until={seconds}&format=pprof", target.path);
+            let (boundary, body) = form(profile);
+            (path, format!("multipart/form-data; boundary={boundary}"), body)
+        }
+    };
+    let host = if target.host.contains(':') { format!("[{}]", target.host) } else { target.host.clone() };
+    let mut request = Request::post(path)
+        .header(HOST, format!("{host}:{}", target.port))
+        .header(USER_AGENT, concat!("memleak/", env!("CARGO_PKG_VERSION")))
+        .header(CONTENT_TYPE, kind);
+    if let Some(user) = &target.user {
+        request = request.header(AUTHORIZATION, format!("Basic {}", BASE64_STANDARD.encode(user)));
+    }
+    request.body(Full::new(Bytes::from(body)))
+}
+
+/// What the profile is of, for Pyroscope and Parca alike.
+fn labels(profile: &Parcel) -> Value {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    json!([
+        {"name": "__name__", "value": "memory"},
+        {"name": "service_name", "value": profile.name},
+        {"name": "instance", "value": host},
+    ])
+}
+
+fn identifier() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default().trim().to_owned()
+}
+
+/// A name without what means something in a query.
+fn query_safe(name: &str) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    name.chars().map(safe).collect()
+}
+
+/// The parts of a form: the profile, and how its values are to be shown.
+fn form(profile: &Parcel) -> (String, Vec<u8>) {
+    let kinds = json!({
+        "alloc_objects": {"units": "objects", "aggregation": "sum"},
+        "alloc_space": {"units": "bytes", "aggregation": "sum"},
+        "inuse_objects": {"units": "objects", "aggregation": "average"},
+        "inuse_space": {"units": "bytes", "aggregation": "average"},
+    });
+    let boundary = format!("memleak-{}", identifier());
+    let mut body = Vec::with_capacity(profile.bytes.len() + 1024);
+    let kinds = kinds.to_string();
+    for (name, file, bytes) in [
+        ("profile", "profile.pprof", profile.bytes.as_slice()),
+        ("sample_type_config", "config.json", kinds.as_bytes()),
+    ] {
+        let head = format!(
+            "--{boundary}\r\nContent-Disposition: form-data; name=\"{name}\"; filename=\"{file}\"\r\n\
+             Content-Type: application/octet-stream\r\n\r\n"
+        );
+        body.extend_from_slice(head.as_bytes());
+        body.extend_from_slice(bytes);
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(format!("--{boundary}--\r\n").as_bytes());
+    (boundary, body)
+}

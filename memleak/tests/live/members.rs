@@ -1,0 +1,230 @@
+//! Targets by what people know: names, units, control groups, containers; and those that come
+//! later.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use crate::{
+    exact::EVERYTHING,
+    guard::alone,
+    ledger,
+    process::Running,
+    programs::{Link, build, scratch_dir, text},
+    targets::{assert_sites, lifecycle},
+    tracer::{MEMLEAK, Tracer},
+};
+
+/// Traces by a selector; returns when the probes are in.
+fn trace(selector: &[&str], more: &[&str]) -> Tracer {
+    let mut arguments = vec!["--json", "-v"];
+    arguments.extend(selector);
+    arguments.extend(more);
+    let mut tracer = Tracer::start(&arguments);
+    tracer.wait_attached();
+    tracer
+}
+
+/// A control group, removed when it is dropped.
+struct Group(PathBuf);
+
+impl Group {
+    /// Of whatever version this machine has.
+    fn new(name: &str) -> Self {
+        let places = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/memory", "/sys/fs/cgroup"];
+        let place = places.into_iter().find(|place| Path::new(place).join("cgroup.procs").exists());
+        let group = Path::new(place.expect("control groups are mounted")).join(name);
+        fs::create_dir_all(&group).expect("a group can be made");
+        Self(group)
+    }
+
+    fn path(&self) -> &str {
+        text(&self.0)
+    }
+
+    fn add(&self, pid: u32) {
+        fs::write(self.0.join("cgroup.procs"), pid.to_string()).expect("a process can be moved there");
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // The last process of it may be on its way out.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn unique(what: &str) -> String {
+    format!("memleak-{what}-{}", std::process::id())
+}
+
+/// nginx in a folder of its own, and under a name of its own: another one on this machine is
+/// nobody's target. A master and two workers.
+fn nginx(folder: &Path, name: &str) -> Running {
+    fs::create_dir_all(folder).expect("a folder");
+    let program = folder.join(name);
+    fs::copy("/usr/sbin/nginx", &program).expect("nginx is installed");
+    let socket = folder.join("socket");
+    let _ = fs::remove_file(&socket);
+    let settings = format!(
+        "user root;\nworker_processes 2;\ndaemon off;\npid {0}/pid;\nerror_log stderr notice;\nevents {{}}\n\
+         http {{ access_log off; server {{ listen unix:{0}/socket; }} }}\n",
+        folder.display()
+    );
+    fs::write(folder.join("nginx.conf"), settings).expect("written");
+    let mut command = Command::new(&program);
+    command.args(["-p", text(folder), "-c", "nginx.conf", "-e", "stderr"]);
+    let nginx = Running::start(&mut command);
+    let mut next = 0;
+    for _ in 0..2 {
+        let started = nginx.stderr().wait(next, |line| line.contains("start worker process "));
+        next = started.unwrap_or_else(|| panic!("no worker: {}", nginx.outputs())).0 + 1;
+    }
+    nginx
+}
+
+#[test]
+fn all_processes_of_a_name_and_those_that_come() {
+    let _alone = alone();
+    let name = format!("ngx-{}", std::process::id());
+    let nginx = nginx(&scratch_dir().join(unique("nginx")), &name);
+    let mut tracer = trace(&["--name", &name], &["-o", "0", "-T", "100000", "0.5"]);
+    let first = tracer.wait_report(|report| report.target.pids.len() >= 3);
+    assert!(first.target.pids.contains(&nginx.pid()), "{:?}", first.target);
+    // New workers are made by the master, and allocate for their settings before they serve.
+    nginx.signal(libc::SIGHUP);
+    let is_new = |pid: &u32| !first.target.pids.contains(pid);
+    let later = tracer.wait_report(|report| report.target.pids.iter().filter(|pid| is_new(pid)).count() >= 2);
+    assert!(later.totals.acquired > first.totals.acquired, "{}", later.describe());
+    let report = tracer.stop_with_report();
+    assert_eq!(report.lost["processes"], 0, "{}", report.describe());
+    assert!(report.totals.bytes > 0, "{}", report.describe());
+}
+
+/// A process that another starts, which is none of the name's, joins by its program.
+#[test]
+fn one_that_comes_from_elsewhere_joins() {
+    let _alone = alone();
+    let program = build("lifecycle.c", Link::Dynamic, &[]);
+    let name = program.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+    let mut first = lifecycle(&["threads"]);
+    let mut tracer = trace(&["--name", &name], &EVERYTHING);
+    let mut second = lifecycle(&["threads"]);
+    tracer.wait_note(|line| line.contains(&format!("process {} ", second.pid())) && line.contains("joined"));
+    for target in [&mut first, &mut second] {
+        target.tell("go");
+    }
+    let mut ledger = ledger::hear(&mut first);
+    for (site, held) in ledger::hear(&mut second) {
+        let sum = ledger.entry(site).or_default();
+        sum.bytes += held.bytes;
+        sum.count = sum.count.or(Some(0)).zip(held.count).map(|(a, b)| a + b);
+    }
+    let report = tracer.stop_with_report();
+    assert_sites(&report, &ledger);
+    assert_eq!(report.target.pids.len(), 2, "{:?}", report.target);
+    for mut target in [first, second] {
+        target.tell("end");
+        assert!(target.wait_status().success());
+    }
+}
+
+/// What a member makes is traced from its first instruction, and to the byte.
+#[test]
+fn the_children_of_a_group_are_in_it() {
+    let _alone = alone();
+    let unit = unique("test");
+    let group = Group::new(&format!("{unit}.service"));
+    for selector in [["--cgroup", group.path()], ["--unit", &unit]] {
+        let mut target = lifecycle(&["fork"]);
+        group.add(target.pid());
+        let tracer = trace(&selector, &EVERYTHING);
+        target.tell("go");
+        let ledger = ledger::parse(&target.expect("END"));
+        let report = tracer.stop_with_report();
+        assert_sites(&report, &ledger);
+        assert_eq!(report.target.pids.len(), 2, "{:?}", report.target);
+        target.tell("end");
+        assert!(target.wait_status().success());
+    }
+}
+
+/// Nothing tells of a process that is moved into a group: it joins at the next look.
+#[test]
+fn one_that_is_moved_into_a_group_joins() {
+    let _alone = alone();
+    let group = Group::new(&unique("moved"));
+    let inner = Group::new(&format!("{}/inner", unique("moved")));
+    let first = lifecycle(&["threads"]);
+    group.add(first.pid());
+    let mut tracer = trace(&["--cgroup", group.path()], &EVERYTHING);
+    let mut second = lifecycle(&["threads"]);
+    inner.add(second.pid());
+    tracer.wait_note(|line| line.contains(&format!("process {} ", second.pid())) && line.contains("joined"));
+    second.tell("go");
+    let ledger = ledger::hear(&mut second);
+    second.tell("end");
+    assert!(second.wait_status().success());
+    // The group goes on: one of its processes has ended.
+    let report = tracer.stop_with_report();
+    assert_sites(&report, &ledger);
+    drop(first);
+}
+
+/// A container as docker and containerd make them: a group of its ID, and a PID namespace.
+#[test]
+fn a_container_by_the_beginning_of_its_id() {
+    let _alone = alone();
+    let id: String = format!("{:08x}", std::process::id()).repeat(8);
+    for name in [format!("docker-{id}.scope"), format!("cri-containerd-{id}.scope")] {
+        let group = Group::new(&name);
+        let program = build("lifecycle.c", Link::Dynamic, &[]);
+        let enter = format!(
+            "echo $$ > {}/cgroup.procs; exec unshare --pid --fork --mount-proc {} fork",
+            group.path(),
+            text(&program)
+        );
+        let mut target = Running::start(Command::new("bash").args(["-c", &enter]));
+        target.expect("READY");
+        let tracer = trace(&["--container", &id[..12]], &EVERYTHING);
+        target.tell("go");
+        let ledger = ledger::parse(&target.expect("END"));
+        let report = tracer.stop_with_report();
+        assert_sites(&report, &ledger);
+        // unshare, the program and its child.
+        assert_eq!(report.target.pids.len(), 3, "{:?}", report.target);
+        target.tell("end");
+        assert!(target.wait_status().success());
+    }
+}
+
+#[test]
+fn what_is_not_there_is_one_line() {
+    let _alone = alone();
+    let target = lifecycle(&["threads"]);
+    let program = build("lifecycle.c", Link::Dynamic, &[]);
+    let name: String = program.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+    let comm: String = name.chars().take(15).collect();
+    for (selector, wanted) in [
+        (["--name", &name.replacen("lifecycle", "lifecylce", 1)], comm.as_str()),
+        (["--unit", "no-such-unit"], "no process is in a control group named no-such-unit.service"),
+        (["--cgroup", "/no/such"], "no process is in it"),
+        (["--container", "0123456789ab"], "no process is in this container"),
+        (["--pod", "shop/web"], "/var/log/pods has no folder of it"),
+    ] {
+        let output = Command::new(MEMLEAK).args(selector).output().expect("memleak");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{selector:?}: {error}");
+        assert!(error.lines().count() == 1 && error.contains(wanted), "{selector:?}: {error}");
+    }
+    drop(target);
+}

@@ -1,0 +1,129 @@
+//! `--push`: profiles for receivers that are up, down, slow, and that refuse.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    guard::alone,
+    process::Running,
+    programs::{Link, build, scratch_dir, text},
+    tracer::Tracer,
+};
+
+fn target() -> Running {
+    let mut target =
+        Running::start(Command::new(build("sites.c", Link::Dynamic, &[])).args(["leak", "1000"]));
+    target.expect("READY");
+    target
+}
+
+/// A receiver, and its port.
+fn receiver(folder: &Path, port: u16, status: u16) -> (Running, u16) {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/receiver.py");
+    let mut receiver = Running::start(
+        Command::new("python3").arg(program).arg(folder).args([port.to_string(), status.to_string()]),
+    );
+    let line = receiver.expect_line("port", |line| line.starts_with("PORT "));
+    (receiver, line["PORT ".len()..].parse().expect("a number"))
+}
+
+fn folder(name: &str) -> PathBuf {
+    let folder = scratch_dir().join(format!("push-{name}-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("a folder");
+    folder
+}
+
+fn trace(target: &mut Running, url: &str) -> Tracer {
+    let tracer = Tracer::attach_with(target.pid(), &["--push", url, "-o", "0", "0.3"]);
+    target.tell("go");
+    target.expect("END");
+    tracer
+}
+
+#[test]
+fn profiles_are_delivered() {
+    let _alone = alone();
+    let folder = folder("up");
+    let (mut receiver, port) = receiver(&folder, 0, 200);
+    for (kind, path) in [("pyroscope", ""), ("ingest", "/ingest"), ("parca", "/api/profiles/writeraw")] {
+        let mut target = target();
+        let tracer = trace(&mut target, &format!("http://user:word@127.0.0.1:{port}{path}"));
+        let basic = "Basic dXNlcjp3b3Jk";
+        let wanted =
+            |line: &str| line.starts_with(&format!("RECEIVED {kind} sites-")) && line.ends_with(basic);
+        for _ in 0..3 {
+            receiver.expect_line(kind, wanted);
+        }
+        let outcome = tracer.stop();
+        assert_eq!(outcome.code, 0, "{:?}", outcome.ended.stderr);
+        let last = fs::read_dir(&folder).expect("read").flatten().map(|entry| entry.path());
+        let number = |path: &PathBuf| -> u32 {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            name.trim_start_matches(kind)
+                .trim_start_matches('-')
+                .split('.')
+                .next()
+                .unwrap_or_default()
+                .parse()
+                .unwrap_or(0)
+        };
+        let last = last.max_by_key(number).expect("a profile");
+        let output = Command::new("go")
+            .args(["tool", "pprof", "-top", "-sample_index=inuse_space", text(&last)])
+            .env("HOME", scratch_dir())
+            .output()
+            .expect("go");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && said.contains("site_leak"), "{kind}: {said} {output:?}");
+    }
+}
+
+/// One that is down is tried again; when it is there it gets what was kept.
+#[test]
+fn a_receiver_that_is_down_gets_it_later() {
+    let _alone = alone();
+    let folder = folder("down");
+    let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number").port();
+    let mut target = target();
+    let mut tracer = trace(&mut target, &format!("http://127.0.0.1:{port}"));
+    tracer.wait_note(|line| line.contains("--push 127.0.0.1:") && line.contains("Connection refused"));
+    for _ in 0..4 {
+        tracer.fresh_report();
+    }
+    let (mut receiver, _) = receiver(&folder, port, 200);
+    for _ in 0..4 {
+        receiver.expect_line("profile", |line| line.starts_with("RECEIVED pyroscope"));
+    }
+    let outcome = tracer.stop();
+    let told = outcome.ended.stderr.iter().filter(|line| line.contains("Connection refused")).count();
+    assert_eq!((outcome.code, told), (0, 1), "{:?}", outcome.ended.stderr);
+}
+
+/// Reports come in time whatever a receiver does, and the end does not wait for long.
+#[test]
+fn a_receiver_that_is_slow_or_refuses_disturbs_nothing() {
+    let _alone = alone();
+    for (status, said) in [(0, "HANGS"), (400, "REFUSED"), (503, "REFUSED")] {
+        let (mut receiver, port) = receiver(&folder("slow"), 0, status);
+        let mut target = target();
+        let mut tracer = trace(&mut target, &format!("http://127.0.0.1:{port}"));
+        receiver.expect(said);
+        for _ in 0..3 {
+            let begin = Instant::now();
+            tracer.fresh_report();
+            assert!(begin.elapsed() < Duration::from_secs(3), "{status}: {:?}", begin.elapsed());
+        }
+        let begin = Instant::now();
+        let outcome = tracer.stop();
+        assert!(begin.elapsed() < Duration::from_secs(25), "{status}: {:?}", begin.elapsed());
+        assert_eq!(outcome.code, 0, "{:?}", outcome.ended.stderr);
+        let told = outcome.ended.stderr.iter().any(|line| line.contains("reports were never delivered"));
+        assert!(told, "{status}: {:?}", outcome.ended.stderr);
+    }
+}
