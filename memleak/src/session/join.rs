@@ -30,7 +30,7 @@ impl Session {
     pub(super) fn trace_members(&mut self, processes: Vec<Process>) -> Result<(), SessionError> {
         let mut failed = None;
         for process in processes {
-            failed = self.trace_member(process).err().or(failed);
+            failed = self.trace_member(process, false).err().or(failed);
         }
         match failed {
             Some(error) if self.targets.living().next().is_none() => Err(error),
@@ -38,16 +38,20 @@ impl Session {
         }
     }
 
-    /// What cannot be traced is left out, and that is said once.
-    fn trace_member(&mut self, process: Process) -> Result<(), SessionError> {
+    /// What cannot be traced is left out, and that is said once; a newcomer is tried again.
+    fn trace_member(&mut self, process: Process, is_new: bool) -> Result<(), SessionError> {
         let (pid, comm, began) = (process.pid, process.comm.clone(), process.start_time);
         let traced = self.trace_running(process);
         let target = self.targets.with_pid(pid);
         if let Err(error) = &traced {
-            if read_status(pid).is_ok() {
-                warn!("process {pid} ({comm}) is left out: {error}");
+            if is_new && self.members().is_some_and(|members| members.may_come_yet(pid)) {
+                debug!("process {pid} ({comm}) does not join yet: {error}");
+            } else {
+                if read_status(pid).is_ok() {
+                    warn!("process {pid} ({comm}) is left out: {error}");
+                }
+                self.refuse(pid, began);
             }
-            self.refuse(pid, began);
             if let Some(target) = target
                 && let Some(slot) = self.targets.get(target).map(|traced| traced.slot)
             {
@@ -86,7 +90,7 @@ impl Session {
                 }
             };
             let comm = process.comm.clone();
-            if self.trace_member(process).is_ok() {
+            if self.trace_member(process, true).is_ok() {
                 self.processes.joined += 1;
                 info!("process {pid} ({comm}) has joined");
                 self.tell_attached();

@@ -33,6 +33,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A name is looked up again after so many looks: a container of the same name may be another one.
 const LOOKS_TO_RESOLVE: u32 = 10;
 
+/// A newcomer is given up at this failure: the libraries of one whose program has just begun are
+/// not mapped yet.
+const TRIES: u32 = 3;
+
 /// What is selected, and how newcomers are found.
 pub(super) struct Members {
     selectors: Vec<Selector>,
@@ -43,6 +47,8 @@ pub(super) struct Members {
     looked: u32,
     /// Processes that cannot be traced, by when they began: each is said once.
     pub(super) refused: HashMap<u32, u64>,
+    /// How often newcomers could not be traced.
+    failed: HashMap<u32, u32>,
 }
 
 impl Members {
@@ -73,6 +79,7 @@ impl Members {
             looks,
             looked: 0,
             refused: HashMap::new(),
+            failed: HashMap::new(),
         };
         Ok((members, all))
     }
@@ -80,6 +87,13 @@ impl Members {
     /// A process is one of them.
     pub(super) fn takes(&self, pid: u32) -> bool {
         self.selections.iter().any(|selection| selection.takes(pid))
+    }
+
+    /// A newcomer could not be traced: whether that may have been too early.
+    pub(super) fn may_come_yet(&mut self, pid: u32) -> bool {
+        let failed = self.failed.entry(pid).or_default();
+        *failed += 1;
+        *failed < TRIES
     }
 
     /// Waits until there may be new ones; gives all of which that is so.
@@ -102,6 +116,7 @@ impl Members {
                 let pids: HashSet<u32> = pids.into_iter().filter(|pid| self.takes(*pid)).collect();
                 // A new program may be one that can be traced.
                 self.refused.retain(|pid, _| !pids.contains(pid));
+                self.failed.retain(|pid, _| !pids.contains(pid));
                 pids.into_iter().collect()
             }
             _ = looks.tick() => self.look(),
@@ -112,6 +127,7 @@ impl Members {
         self.looked += 1;
         if self.looked.is_multiple_of(LOOKS_TO_RESOLVE) {
             self.refused.retain(|pid, began| has_begun_at(*pid, *began));
+            self.failed.retain(|pid, _| self.refused.contains_key(pid));
             for (selector, selection) in self.selectors.iter().zip(&mut self.selections) {
                 if let Ok(found) = Chosen::of(selector, Path::new("/")) {
                     *selection = found;

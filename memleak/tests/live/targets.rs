@@ -112,7 +112,8 @@ fn exec_under_trace(mode: &str, next: &Path, same_objects: bool) {
     target.tell("go");
     target.expect("EXECUTED");
     if !same_objects {
-        tracer.wait_attached();
+        // First there is the dynamic linker's place alone, of a program that has one.
+        tracer.wait_note(|line| line.contains("attached") && !line.contains("attached 1 probes"));
     }
     target.tell("go");
     let ledger = ledger::hear(&mut target);
