@@ -1,6 +1,19 @@
-//! `cargo xtask dist`: the tool as it is shipped, with its debug information in a file of its own.
+//! `cargo xtask dist`: the tool as it is shipped. One static program and its debug information, in
+//! archives, packages for Debian and Fedora, and a container image.
 
-use std::{fs, path::PathBuf, process::Command};
+mod archive;
+mod check;
+mod image;
+mod licences;
+mod native;
+mod release;
+
+use std::{
+    env::consts::ARCH,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -9,51 +22,147 @@ use xtask::{
     run,
 };
 
+use crate::sources;
+use archive::Entry;
+use release::{Release, parts, released};
+
 const BINUTILS: Package = Package { names: &["binutils"], purpose: "takes debug information apart" };
 
 /// What is shipped is smaller than this.
-const MAX_BYTES: u64 = 12_000_000;
+const MAX_BYTES: u64 = 8_000_000;
+
+/// What `docs/` has of the program, and the licences: copied to the parts as they are.
+const COPIED: [&str; 5] = [
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
+    "docs/completions/memleak.bash",
+    "docs/completions/_memleak",
+    "docs/completions/memleak.fish",
+];
 
 /// Options of `dist`.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Build for this target, not for this machine: x86_64-unknown-linux-musl
+    /// Build for this target, not for this machine with its own C library:
+    /// x86_64-unknown-linux-musl
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,
-    /// Link this machine's own C library in: runs on any Linux of this machine's kind
-    #[arg(long = "static", conflicts_with = "target")]
-    is_static: bool,
+    /// Make the program and its debug information alone: no archives, packages or image
+    #[arg(long, conflicts_with = "check")]
+    program_only: bool,
+    /// Try out what was made, as root: on bare Debian systems, and where there is no other file
+    #[arg(long)]
+    check: bool,
 }
 
-/// Builds the program with the profile `dist`, and takes it apart: `memleak` and `memleak.debug`,
-/// which it names. The names of functions stay in the program, so a panic's backtrace tells them;
-/// with the other file beside it, lines too.
+/// Builds the program with the profile `dist`, and makes of it what is handed out.
 pub(crate) fn run(options: &Options) -> Result<()> {
     packages::ensure(&[BINUTILS])?;
+    if options.check {
+        check::prepare()?;
+    }
+    let target = match &options.target {
+        Some(target) => target.clone(),
+        None => run::host_target()?,
+    };
+    take_apart(&build(&target)?)?;
+    if target.starts_with(ARCH) {
+        // A C library that is too old for such relocations fails here, and not at a user's.
+        run::run(Command::new(parts().join("memleak")).arg("--version"))?;
+    }
+    if options.program_only {
+        return Ok(());
+    }
+    let release = Release::new(&target)?;
+    fs::create_dir_all(released()).with_context(|| format!("cannot make {}", released().display()))?;
+    write_parts(&release)?;
+    write_archives(&release)?;
+    native::write(&release)?;
+    image::write(&release)?;
+    write_sums(&release)?;
+    if options.check { check::run(&release) } else { Ok(()) }
+}
+
+/// The program, linked statically: it runs on any Linux of its kind of machine.
+fn build(target: &str) -> Result<PathBuf> {
     let mut cargo = run::cargo();
     cargo.args(["build", "--profile", "dist", "--locked", "-p", "memleak", "--bin", "memleak"]);
-    if let Some(target) = &options.target {
-        cargo.args(["--target", target]);
-    }
-    if options.is_static {
-        // For a named target the flags are the program's alone: a procedural macro cannot be
-        // static.
-        cargo.args(["--target", &run::host_target()?]);
-        cargo.env("CARGO_ENCODED_RUSTFLAGS", ["-C", "target-feature=+crt-static"].join("\x1f"));
-    }
+    // With a named target the flags are the program's alone: a procedural macro cannot be static.
+    cargo.args(["--target", target]);
+    // Relocations as a bit map have a tenth of their size.
+    let flags = ["-C", "target-feature=+crt-static", "-C", "link-arg=-Wl,-z,pack-relative-relocs"];
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     let built = run::executables(&mut cargo)?.into_iter().find(|executable| executable.target == "memleak");
-    let built = built.context("cargo built no `memleak`")?.path;
-    let folder = run::root().join("target/shipped");
+    Ok(built.context("cargo built no `memleak`")?.path)
+}
+
+/// Takes the program apart: `memleak` and `memleak.debug`, which it names. A panic tells its place
+/// in the sources without the other file; with it beside the program, its backtrace has names.
+fn take_apart(built: &Path) -> Result<()> {
+    let folder = parts();
     fs::create_dir_all(&folder)?;
     let (program, debug) = (folder.join("memleak"), folder.join("memleak.debug"));
-    let objcopy = |arguments: &[&str], from: &PathBuf, to: &PathBuf| {
+    let objcopy = |arguments: &[&str], from: &Path, to: &Path| {
         // In the folder, since the link is to a file that objcopy reads.
         run::run(Command::new("objcopy").current_dir(&folder).args(arguments).arg(from).arg(to))
     };
-    objcopy(&["--only-keep-debug", "--compress-debug-sections"], &built, &debug)?;
-    objcopy(&["--strip-debug", "--add-gnu-debuglink=memleak.debug"], &built, &program)?;
+    objcopy(&["--only-keep-debug", "--compress-debug-sections"], built, &debug)?;
+    objcopy(&["--strip-all", "--add-gnu-debuglink=memleak.debug"], built, &program)?;
     let (bytes, debug_bytes) = (fs::metadata(&program)?.len(), fs::metadata(&debug)?.len());
-    ensure!(bytes < MAX_BYTES, "{} has {bytes} bytes: more than {MAX_BYTES}", program.display());
+    ensure!(bytes < MAX_BYTES, "{} has {bytes} bytes: it must have less than {MAX_BYTES}", program.display());
     eprintln!("wrote {} ({bytes} bytes) and memleak.debug ({debug_bytes} bytes)", program.display());
     Ok(())
+}
+
+/// Puts what goes with the program beside it.
+fn write_parts(release: &Release) -> Result<()> {
+    for file in COPIED {
+        let file = run::root().join(file);
+        release::write(&parts().join(file.file_name().unwrap_or_default()), release::read(&file)?)?;
+    }
+    let page = release::read(&run::root().join("docs/memleak.1"))?;
+    release::write(&parts().join("memleak.1.gz"), archive::gzip(&page)?)?;
+    release::write(&parts().join("THIRD-PARTY-LICENSES"), licences::third_party(release)?)
+}
+
+/// The program with its manual page, completions, licences and sums; and its debug information,
+/// which unpacks to beside it.
+fn write_archives(release: &Release) -> Result<()> {
+    let name = release.name();
+    let files = [
+        ("memleak", "memleak"),
+        ("memleak.1.gz", "memleak.1.gz"),
+        ("memleak.bash", "completions/memleak.bash"),
+        ("_memleak", "completions/_memleak"),
+        ("memleak.fish", "completions/memleak.fish"),
+    ];
+    let files = files.into_iter().chain(release::LICENCES.map(|licence| (licence, licence)));
+    let mut entries =
+        vec![Entry::folder(format!("{name}/"), 0o755), Entry::folder(format!("{name}/completions/"), 0o755)];
+    let mut sums = String::new();
+    for (part, path) in files {
+        let content = release::read(&parts().join(part))?;
+        sums += &format!("{}  {path}\n", sources::sum_of(&content));
+        let path = format!("{name}/{path}");
+        entries.push(match part {
+            "memleak" => Entry::program(path, content),
+            _ => Entry::file(path, content),
+        });
+    }
+    entries.push(Entry::file(format!("{name}/SHA256SUMS"), sums));
+    let packed = |entries: &[Entry]| archive::gzip(&archive::tar(entries, release.time)?);
+    release::write(&release.archive(), packed(&entries)?)?;
+    let debug = release::read(&parts().join("memleak.debug"))?;
+    release::write(&release.debug_archive(), packed(&[Entry::file(format!("{name}/memleak.debug"), debug)])?)
+}
+
+/// The sums of all that is handed out, beside it.
+fn write_sums(release: &Release) -> Result<()> {
+    let mut sums = String::new();
+    for file in release.files() {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        eprintln!("wrote {} ({} bytes)", file.display(), fs::metadata(&file)?.len());
+        sums += &format!("{}  {name}\n", sources::sum(&file)?);
+    }
+    release::write(&released().join("SHA256SUMS"), sums)
 }

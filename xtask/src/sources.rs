@@ -62,11 +62,15 @@ pub(crate) fn copy(root: &Path, to: &Path) -> Result<()> {
 
 /// SHA-256 sum of a file, in hex.
 pub(crate) fn sum(path: &Path) -> Result<String> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
+    Ok(sum_of(&fs::read(path).with_context(|| format!("cannot read {}", path.display()))?))
+}
+
+/// SHA-256 sum of bytes, in hex.
+pub(crate) fn sum_of(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
         hex
-    }))
+    })
 }
 
 /// The object of an architecture, relative to the root.
