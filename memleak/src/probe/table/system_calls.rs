@@ -174,7 +174,7 @@ pub(crate) const ROWS: &[Row] = &[
     call("seccomp", SECCOMP),
     call("landlock_create_ruleset", LANDLOCK),
     call("io_uring_setup", IO_URING),
-    call("brk", BRK),
+    row("brk", Role::Resize, Scope::SystemCall, BRK),
 ];
 
 /// Those of `resources` that are counted at system calls: descriptors, and if it is asked for

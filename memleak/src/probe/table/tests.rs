@@ -175,17 +175,20 @@ fn keeps_ranges_and_blocks_apart() {
     for Row { function, scope, role, probe, .. } in TABLE.iter() {
         let is_range = probe.flags & flags::RANGE != 0;
         let is_span = probe.flags & flags::SPAN != 0;
-        assert_eq!(is_range, *scope == Scope::Mapping, "{function}");
+        // The system call that makes no range by itself.
+        let moves_break = probe.flags & flags::MOVES_BREAK != 0;
+        assert_eq!(moves_break, *function == "brk" && *scope == Scope::SystemCall, "{function}");
+        assert_eq!(is_range, *scope == Scope::Mapping || moves_break, "{function}");
         assert_eq!(is_range, probe.resource == Resource::Mmap.number(), "{function}");
         let has_length = is_span || (is_range && *role != Role::Acquire);
         assert_eq!(probe.release_len_arg != NO_ARG, has_length, "{function}");
         let has_masks = probe.replace_mask != 0 || probe.keep_mask != 0;
-        assert_eq!(has_masks, probe.flags_arg != NO_ARG, "{function}");
+        assert_eq!(has_masks || moves_break, probe.flags_arg != NO_ARG, "{function}");
         let zero_size = probe.flags & flags::ZERO_SIZE_RELEASES != 0;
         let is_realloc = *role == Role::Resize && *scope == Scope::Heap;
         let is_its_alias = function.starts_with("TCMallocInternalRealloc");
         let is_tbbs = *function == "scalable_aligned_realloc";
-        assert_eq!(zero_size, is_realloc || is_its_alias || is_tbbs, "{function}");
+        assert_eq!(zero_size, is_realloc || is_its_alias || is_tbbs || moves_break, "{function}");
     }
 }
 
