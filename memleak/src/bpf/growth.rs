@@ -8,10 +8,9 @@ use memleak_common::probe::Resource;
 
 use crate::{
     proc::pagemap::{KeptPages, Pagemap},
-    snapshot::Outstanding,
+    snapshot::{Outstanding, PAGE_SIZE},
 };
 
-const PAGE: u64 = 4096;
 /// Bytes of a huge page of the lowest level.
 const HUGE: u64 = 2 << 20;
 /// What was touched so shortly before the moment of a reading and is not there may come yet: it
@@ -79,7 +78,7 @@ fn kept(pid: u32, records: &[Outstanding]) -> io::Result<Vec<KeptPages>> {
 fn ranges(records: &[Outstanding]) -> Vec<Range<u64>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
     for record in records {
-        let end = record.address + PAGE;
+        let end = record.address + PAGE_SIZE;
         match ranges.last_mut() {
             Some(last) if record.address <= last.end + NEAR => last.end = end,
             _ => ranges.push(record.address..end),
@@ -108,7 +107,7 @@ fn take_out(records: &mut Vec<Outstanding>, kept: &[KeptPages], now_ns: u64) -> 
                 let page = record.address / HUGE;
                 match huge.filter(|(last, _)| *last == page).and_then(|(_, first)| left.get_mut(first)) {
                     Some(first) => {
-                        first.size -= PAGE;
+                        first.size -= PAGE_SIZE;
                         left.push(record);
                     }
                     None => {
@@ -133,7 +132,7 @@ mod tests {
             resource: Resource::Growth,
             address,
             handle: address,
-            size: PAGE,
+            size: PAGE_SIZE,
             stack_id: 1,
             time_ns,
             birth: address,
@@ -157,8 +156,12 @@ mod tests {
 
     #[test]
     fn a_huge_page_counts_once() {
-        let mut records =
-            vec![page(HUGE, 0), page(HUGE + 5 * PAGE, 0), page(2 * HUGE + PAGE, 0), page(3 * HUGE, 0)];
+        let mut records = vec![
+            page(HUGE, 0),
+            page(HUGE + 5 * PAGE_SIZE, 0),
+            page(2 * HUGE + PAGE_SIZE, 0),
+            page(3 * HUGE, 0),
+        ];
         let gone = take_out(
             &mut records,
             &[kept(HUGE..3 * HUGE, true), kept(3 * HUGE..4 * HUGE, false)],
@@ -166,7 +169,7 @@ mod tests {
         );
         assert!(gone.is_empty());
         let sizes: Vec<u64> = records.iter().map(|record| record.size).collect();
-        assert_eq!(sizes, [HUGE - PAGE, PAGE, HUGE, PAGE]);
+        assert_eq!(sizes, [HUGE - PAGE_SIZE, PAGE_SIZE, HUGE, PAGE_SIZE]);
     }
 
     #[test]

@@ -58,18 +58,22 @@ fn sampled_blocks_are_released() {
     assert!(!sizes.is_empty() && sizes.iter().all(|size| [4321, 77].contains(size)), "{sizes:?}");
 }
 
-#[test]
-fn the_heading_says_that_it_is_an_estimate() {
-    let _alone = alone();
+/// The heading of the text report of `sizes` with these options.
+fn heading_with(options: &[&str]) -> String {
     let mut target = sizes();
     let pid = target.pid().to_string();
-    let mut tracer = Tracer::start(&["-v", "-s", "10", "-o", "0", "-p", &pid, NEVER]);
+    let mut tracer = Tracer::start(&[&["-v"], options, &["-o", "0", "-p", &pid, NEVER]].concat());
     tracer.wait_attached();
     target.tell("a");
     target.tell("q");
     ledger::hear(&mut target);
-    let outcome = tracer.stop();
-    let heading = &outcome.ended.stdout[0];
+    tracer.stop().ended.stdout[0].clone()
+}
+
+#[test]
+fn the_heading_says_that_it_is_an_estimate() {
+    let _alone = alone();
+    let heading = heading_with(&["-s", "10"]);
     assert!(
         heading.ends_with("Top 10 stacks with outstanding allocations (estimated from 1 in 10):"),
         "{heading}"
@@ -160,15 +164,7 @@ fn what_is_much_larger_than_a_sample_is_exact() {
 #[test]
 fn the_heading_says_what_goes_to_a_sample() {
     let _alone = alone();
-    let mut target = sizes();
-    let pid = target.pid().to_string();
-    let mut tracer = Tracer::start(&["-v", "--sample-bytes", "4K", "-o", "0", "-p", &pid, NEVER]);
-    tracer.wait_attached();
-    target.tell("a");
-    target.tell("q");
-    ledger::hear(&mut target);
-    let outcome = tracer.stop();
-    let heading = &outcome.ended.stdout[0];
+    let heading = heading_with(&["--sample-bytes", "4K"]);
     assert!(
         heading.contains(" (estimated from 1 in 4096 bytes, +-") && heading.ends_with(" bytes in all):"),
         "{heading}"

@@ -46,7 +46,7 @@ const MMAP: ProbeRow = ProbeRow {
     replace_mask: libc::MAP_FIXED as u32,
     ..RANGES
 };
-const MREMAP: ProbeRow = ProbeRow {
+pub(super) const MREMAP: ProbeRow = ProbeRow {
     handle: handle::RETURN,
     size: size::ARG,
     size_arg: 2,

@@ -11,11 +11,11 @@
 //! `ADDFD`, and what the kernel gives an interpreter of binfmt_misc.
 
 use memleak_common::{
-    probe::{DESCRIPTOR, ProbeRow, Resource, flags, handle, only, size, success},
+    probe::{DESCRIPTOR, ProbeRow, Resource, flags, handle, only, success},
     system_call,
 };
 
-use super::{Role, Row, Scope, row, with};
+use super::{Role, Row, Scope, memory::MREMAP, row, with};
 use crate::arch;
 
 /// Linux 6.15; the same number on each machine. The libc crate does not have it.
@@ -74,17 +74,13 @@ const MAPPING_CALLS: &[(i64, &str)] = &[
     (libc::SYS_brk, "brk"),
 ];
 
-/// brk(2): the BPF side makes arguments of it ([`flags::MOVES_BREAK`]).
+/// brk(2): the BPF side makes arguments of it that are in the places of mremap's
+/// ([`flags::MOVES_BREAK`]).
 const BRK: ProbeRow = ProbeRow {
-    resource: Resource::Mmap.number(),
-    handle: handle::RETURN,
-    size: size::ARG,
-    size_arg: 2,
-    release_arg: 0,
-    release_len_arg: 1,
-    flags_arg: 3,
     flags: flags::RANGE | flags::ZERO_SIZE_RELEASES | flags::MOVES_BREAK,
-    ..ProbeRow::EMPTY
+    replace_mask: 0,
+    keep_mask: 0,
+    ..MREMAP
 };
 
 /// Returns a descriptor.
