@@ -3,6 +3,7 @@
 mod calls;
 mod folded;
 mod group;
+mod grouping;
 mod past;
 
 use std::{
@@ -10,18 +11,17 @@ use std::{
     sync::Arc,
 };
 
-use calls::StacksOfGroups;
 pub use folded::Folded;
 use group::NANOSECONDS_PER_MS;
 pub use group::{AmountBefore, Group, GroupKey};
+pub use grouping::Found;
 use memleak_common::probe::Resource;
 pub use past::Past;
-use rustc_hash::{FxBuildHasher, FxHashMap};
+use rustc_hash::FxHashMap;
 
 use crate::{
     probe::resource::{Catalog, ResourceInfo, TopOfTables, table_of},
-    report::model::{AllocationLine, ProcessCount, ResourceTotal, Totals},
-    sampling::Sampling,
+    report::model::{AllocationLine, ResourceTotal, Totals},
     settings::{ReportSettings, SortKey},
     sites::Sites,
     snapshot::{Outstanding, Snapshot},
@@ -40,30 +40,6 @@ pub struct Aggregated {
     /// All groups, table by table. The top ones of each table come first, in the order of the
     /// settings' sort key; the others in none.
     pub groups: Vec<Group>,
-}
-
-/// What is outstanding, and where.
-#[derive(Clone, Copy)]
-pub struct Found<'a> {
-    /// The maps.
-    pub snapshot: &'a Snapshot,
-    /// What processes held that ended long ago. It is never young, and not listed.
-    pub folded: &'a Folded,
-    /// The sites of its stacks.
-    pub sites: &'a Sites,
-    /// The process of an address space.
-    pub pid_of: &'a dyn Fn(u32) -> u32,
-    /// Milliseconds since tracing began.
-    pub elapsed_ms: u64,
-}
-
-impl Found<'_> {
-    fn key_of(&self, outstanding: &Outstanding) -> GroupKey {
-        GroupKey {
-            resource: outstanding.resource,
-            site: self.sites.of(outstanding.space, outstanding.stack_id),
-        }
-    }
 }
 
 /// What of a snapshot is taken in.
@@ -91,7 +67,7 @@ pub fn aggregate(
     let youngest_ns =
         if wanted.ignore_older { 0 } else { u64::try_from(settings.older.as_nanos()).unwrap_or(u64::MAX) };
     let sampling = settings.sampling;
-    let mut groups = group(found, youngest_ns, sampling);
+    let mut groups = grouping::group(found, youngest_ns, sampling, &mut past.grouped);
     let zero = |info: &Arc<ResourceInfo>| ResourceTotal { resource: info.clone(), bytes: 0, count: 0 };
     let mut by_resource: Vec<ResourceTotal> = catalog.traced().iter().map(zero).collect();
     let mut news = past.news(found.elapsed_ms, groups.len());
@@ -169,48 +145,6 @@ fn in_order(
     let mut top = TopOfTables::new(settings.top);
     ordered.iter_mut().for_each(|group| group.is_top = top.takes(group.key.resource));
     ordered
-}
-
-/// All groups, in no order that matters.
-fn group(found: Found<'_>, youngest_ns: u64, sampling: Sampling) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::with_capacity(found.snapshot.stacks.len());
-    // By stack first, of which a large target has few for many allocations, then by site.
-    let mut index: FxHashMap<(u32, Resource, u64), (usize, usize)> =
-        FxHashMap::with_capacity_and_hasher(found.snapshot.stacks.len(), FxBuildHasher);
-    let mut places: FxHashMap<GroupKey, usize> = FxHashMap::default();
-    let mut stacks = StacksOfGroups::default();
-    for (outstanding, age_ns) in old_enough(found.snapshot, youngest_ns) {
-        let stack = (outstanding.space, outstanding.resource, outstanding.stack_id);
-        let (at, part) = *index.entry(stack).or_insert_with(|| {
-            let key = found.key_of(outstanding);
-            let at = *places.entry(key).or_insert_with(|| {
-                groups.push(Group::new(key, age_ns));
-                groups.len() - 1
-            });
-            let processes = &mut groups[at].processes;
-            processes.push(ProcessCount { pid: (found.pid_of)(outstanding.space), bytes: 0, count: 0 });
-            stacks.0.push((at, outstanding.stack_id));
-            (at, processes.len() - 1)
-        });
-        let group = &mut groups[at];
-        let part = &mut group.processes[part];
-        let number = sampling.number_of(outstanding.resource, outstanding.size);
-        part.bytes = part.bytes.saturating_add(outstanding.size.saturating_mul(number));
-        part.count = part.count.saturating_add(number);
-        let variance = sampling.variance_of(outstanding.resource, outstanding.size);
-        group.variance = group.variance.saturating_add(variance);
-        group.aged(age_ns, outstanding.birth);
-        group.newest_ns = group.newest_ns.min(age_ns);
-    }
-    for folded in found.folded.groups(found.snapshot.time_ns) {
-        match places.get(&folded.key) {
-            Some(at) => groups[*at].merge(folded),
-            None => groups.push(folded),
-        }
-    }
-    groups.iter_mut().for_each(|group| group.sum_up(sampling));
-    stacks.count_calls(found.snapshot, youngest_ns, sampling, &mut groups);
-    groups
 }
 
 /// What is outstanding for `youngest_ns` at least, each with its age in nanoseconds. A record that

@@ -18,7 +18,10 @@ pub use process::{Allocators, KnownMemory};
 use process::{MemoryParts, Remembered, measure};
 pub(crate) use process::{files_of, glibc_arenas};
 
-use crate::{objects::ObjectStore, proc::maps::read_maps};
+use crate::{
+    objects::ObjectStore,
+    proc::{maps::read_maps, status::memory_sizes},
+};
 
 /// A process that has an address space of its own.
 #[derive(Debug)]
@@ -97,6 +100,15 @@ pub struct Accounts {
     told_nameless: HashSet<u32>,
     /// When the last account was made, and what it took.
     last: Option<(Instant, Duration)>,
+    made: Option<MadeAccount>,
+}
+
+/// An account, and by what it is known whether it still holds.
+#[derive(Debug)]
+struct MadeAccount {
+    memory: Memory,
+    /// By process: [`memory_sizes`], before the account was made.
+    sizes: Vec<(u32, Option<String>)>,
 }
 
 /// An account may take this part of the time between two.
@@ -116,6 +128,7 @@ impl Accounts {
             sample_rate: sample_rate.max(1),
             told_nameless: HashSet::new(),
             last: None,
+            made: None,
         }
     }
 
@@ -140,9 +153,21 @@ impl Accounts {
         is_final || self.last.is_none_or(|(at, took)| at.elapsed() >= took * SHARE)
     }
 
+    /// What is outstanding is not what it was at the last account.
+    pub fn forget_last(&mut self) {
+        self.made = None;
+    }
+
+    /// The last account, if the processes have as much memory as they had then.
+    pub fn unchanged(&self) -> Option<Memory> {
+        let MadeAccount { memory, sizes } = self.made.as_ref()?;
+        sizes.iter().all(|(pid, size)| size.is_some() && memory_sizes(*pid) == *size).then_some(*memory)
+    }
+
     /// The account of these processes; `None` if none of them can be read.
     pub fn make(&mut self, processes: Vec<AccountedProcess>) -> Option<Memory> {
         let began = Instant::now();
+        let sizes = processes.iter().map(|process| (process.pid, memory_sizes(process.pid))).collect();
         let living: HashSet<u32> = processes.iter().map(|process| process.space).collect();
         self.spaces.retain(|space, _| living.contains(space));
         self.told_nameless.retain(|space| living.contains(space));
@@ -172,6 +197,7 @@ impl Accounts {
         self.outstanding_before = Some(memory.outstanding_resident);
         let took = began.elapsed();
         self.last = Some((Instant::now(), took));
+        self.made = Some(MadeAccount { memory, sizes });
         info!("accounted for {} bytes of memory in {:.1} ms", memory.rss, took.as_secs_f64() * 1e3);
         Some(memory)
     }

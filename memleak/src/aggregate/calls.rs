@@ -4,11 +4,15 @@ use memleak_common::{history::StackHistory, probe::Resource};
 use rustc_hash::FxHashMap;
 
 use super::group::Group;
-use crate::{sampling::Sampling, snapshot::Snapshot, verdict::Calls};
+use crate::{
+    sampling::Sampling,
+    snapshot::{Outstanding, Snapshot},
+    verdict::Calls,
+};
 
 /// The stacks of groups, by the group's place. One can be there more than once: it may be the same
 /// in several processes.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct StacksOfGroups(pub(super) Vec<(usize, u64)>);
 
 impl StacksOfGroups {
@@ -18,14 +22,13 @@ impl StacksOfGroups {
     pub(super) fn count_calls(
         mut self,
         snapshot: &Snapshot,
-        youngest_ns: u64,
+        mut young: Young,
         sampling: Sampling,
         groups: &mut [Group],
     ) {
         let Some(histories) = &snapshot.histories else { return };
         self.0.sort_unstable();
         self.0.dedup();
-        let mut young = young(snapshot, youngest_ns, sampling);
         // Of code at the same addresses in two programs it is not known whose a release was.
         let mut groups_of: FxHashMap<u64, usize> = FxHashMap::default();
         self.0.iter().for_each(|(_, stack_id)| *groups_of.entry(*stack_id).or_default() += 1);
@@ -37,7 +40,7 @@ impl StacksOfGroups {
                 None => (snapshot.lost_histories == 0 && stack_id != 0).then(Calls::default),
             };
             let calls = released.map(|released| {
-                let (bytes, count) = young.remove(&stack_id).unwrap_or_default();
+                let (bytes, count) = young.0.remove(&stack_id).unwrap_or_default();
                 let acquired = released.released.saturating_add(count);
                 let bytes_acquired = released.bytes_released.saturating_add(bytes);
                 Calls { acquired, bytes_acquired, ..released }
@@ -65,16 +68,21 @@ impl StacksOfGroups {
 }
 
 /// Bytes and number of what is too young for a report, by stack, in the unit of the histories.
-fn young(snapshot: &Snapshot, youngest_ns: u64, sampling: Sampling) -> FxHashMap<u64, (u64, u64)> {
-    let mut sums: FxHashMap<u64, (u64, u64)> = FxHashMap::default();
-    let is_young = |time_ns: u64| snapshot.time_ns.saturating_sub(time_ns) < youngest_ns;
-    for outstanding in snapshot.outstanding.iter().filter(|outstanding| is_young(outstanding.time_ns)) {
-        let (bytes, count) = sums.entry(outstanding.stack_id).or_default();
+#[derive(Clone, Debug, Default)]
+pub(super) struct Young(FxHashMap<u64, (u64, u64)>);
+
+impl Young {
+    pub(super) fn add(&mut self, outstanding: &Outstanding, sampling: Sampling) {
+        let (bytes, count) = self.0.entry(outstanding.stack_id).or_default();
         let number = sampling.number_of(outstanding.resource, outstanding.size);
         *bytes = bytes.saturating_add(outstanding.size.saturating_mul(number));
         *count = count.saturating_add(number);
     }
-    sums
+
+    /// There is nothing like it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// What of a history is about releases.

@@ -2,7 +2,10 @@
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
-use super::group::{AmountBefore, Group, GroupKey};
+use super::{
+    group::{AmountBefore, Group, GroupKey},
+    grouping::KeptGroups,
+};
 use crate::verdict::Point;
 
 /// Moments that are kept of a stack. Beyond, every second one of the older half is forgotten.
@@ -18,6 +21,8 @@ pub struct Past {
     /// What each group held then; what is missing at the beginning is nothing.
     groups: FxHashMap<GroupKey, Vec<AmountHeld>>,
     totals: Vec<Point>,
+    /// The groups of the last report, if they may be those of the next.
+    pub(super) grouped: Option<KeptGroups>,
 }
 
 /// What a group held.

@@ -13,10 +13,12 @@ use crate::{
     report::{
         filter::Filter,
         format::{Measure, text},
+        model::ProcessCount,
     },
+    sampling::Sampling,
     settings::ColorChoice,
     sites::{Locate, SiteId},
-    snapshot::Stack,
+    snapshot::{Stack, TableVersion},
     symbolize::{Anchor, Location, ObjectNumber},
 };
 
@@ -516,5 +518,34 @@ fn any_snapshot_agrees_with_the_plain_way() {
                 group.processes.iter().fold((0, 0), |sum, it| (sum.0 + it.bytes, sum.1 + it.count));
             assert_eq!(processes, (sum, len), "round {round}");
         }
+    }
+}
+
+#[test]
+fn the_same_snapshot_later_is_as_if_read_again() {
+    let mut random = Random(3);
+    for round in 0..200 {
+        let list = (0..1000)
+            .map(|address| outstanding(random.below(5), address, 8, random.below(4) * 250 * MS))
+            .collect();
+        let first = Snapshot { version: Some(TableVersion::default()), ..snapshot(list) };
+        let older = Duration::from_millis(random.below(3) * 250);
+        let settings = ReportSettings { older, sort: SortKey::Age, ..settings() };
+        let later = Snapshot { time_ns: first.time_ns + random.below(2000) * MS, ..first.clone() };
+        let reports = [&first, &later].map(|it| [it.clone(), Snapshot { version: None, ..it.clone() }]);
+        let (mut kept, mut anew) = (Run::default(), Run::default());
+        for [same, read] in reports {
+            let result = kept.report(&same, &settings, false);
+            assert_eq!(result, anew.report(&read, &settings, false), "round {round}");
+        }
+        // What has changed is not taken for the same.
+        let changed = Snapshot {
+            version: Some(TableVersion { released: 1, ..TableVersion::default() }),
+            outstanding: first.outstanding.iter().skip(500).copied().collect(),
+            ..later
+        };
+        let result = kept.report(&changed, &settings, false);
+        let read = Snapshot { version: None, ..changed };
+        assert_eq!(result, anew.report(&read, &settings, false), "round {round}");
     }
 }

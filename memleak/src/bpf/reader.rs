@@ -16,7 +16,7 @@ use memleak_common::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
-    cut::Epoch,
+    cut::{Epoch, Reading},
     error::BpfError,
     growth::Growth,
     links::Probes,
@@ -29,7 +29,7 @@ use super::{
 use crate::{
     proc::{clock::monotonic_ns, descriptors::open_descriptors},
     snapshot::{
-        KERNEL_SPACE, Lost, Outstanding, Snapshot, Stack,
+        KERNEL_SPACE, Lost, MOST_KEPT, Outstanding, Snapshot, Stack, TableVersion,
         descriptors::Descriptors,
         ranges::{Ranges, Release},
     },
@@ -69,6 +69,17 @@ pub(super) struct Reader {
     ended: Ended,
     /// `None` if growth is not traced.
     growth: Option<Growth>,
+    /// What has changed otherwise than by an acquire or a release that programs have counted.
+    changes: u64,
+}
+
+/// A cut that was made, and whose tables are to be read.
+struct MadeCut {
+    reading: Reading,
+    /// Acquires up to the cut.
+    acquired: u64,
+    /// Releases up to the cut of what was seen acquired.
+    released: u64,
 }
 
 /// What was read of the kernel's tables.
@@ -83,10 +94,8 @@ struct Read {
     other_stacks: FxHashSet<u64>,
     /// Descriptors that are newer: owner and number.
     newer_descriptors: FxHashSet<(u32, u64)>,
-    /// Acquires up to the cut.
-    acquired: u64,
-    /// Releases up to the cut of what was seen acquired.
-    released: u64,
+    /// See [`records::ReadRecords::may_come_back`].
+    may_come_back: bool,
     /// Records that were dead at the cut, and were gone or had moved when they were to be removed.
     dead_elsewhere: u64,
 }
@@ -129,6 +138,7 @@ impl Reader {
             replaced: FxHashMap::default(),
             ended: Ended::default(),
             growth: None,
+            changes: 0,
         }
     }
 
@@ -144,9 +154,7 @@ impl Reader {
 
     /// The records of a snapshot are done with: their memory serves the next one.
     pub(super) fn give_back(&mut self, mut outstanding: Vec<Outstanding>) {
-        /// Records: 128 MiB. More are not worth to be kept.
-        const MOST: usize = 2 << 20;
-        if outstanding.capacity() <= MOST {
+        if outstanding.capacity() > 0 && outstanding.capacity() <= MOST_KEPT {
             outstanding.clear();
             self.spare = outstanding;
         }
@@ -170,6 +178,7 @@ impl Reader {
 
     /// A process is about to be traced: who owns what it acquires.
     pub(super) fn add_target(&mut self, owner: Owner, pid: u32, end: &PidFd) {
+        self.changes += 1;
         self.owners.insert(owner.space, State::Living);
         self.growth.iter_mut().for_each(|growth| growth.add(owner.space, pid));
         if owner.process == 0 {
@@ -184,6 +193,7 @@ impl Reader {
     /// Owners that have ended with a process. What they held is theirs for good; [`Reader::clear`]
     /// is to be called some time.
     pub(super) fn ended(&mut self, owners: &[u32]) {
+        self.changes += 1;
         for owner in owners {
             self.owners.insert(*owner, State::Ended);
             self.growth.iter_mut().for_each(|growth| growth.forget(*owner));
@@ -206,11 +216,14 @@ impl Reader {
 
     /// See [`Ended::take_old`].
     pub(super) fn take_old_ended(&mut self) -> Option<Snapshot> {
-        self.ended.take_old()
+        let old = self.ended.take_old();
+        self.changes += u64::from(old.is_some());
+        old
     }
 
     /// A range was released.
     pub(super) fn released(&mut self, release: &Release) {
+        self.changes += 1;
         self.ranges.release(release);
     }
 
@@ -218,6 +231,7 @@ impl Reader {
     /// acquired in the `old` space, if nobody else lives there, is void, and so are the descriptors
     /// that are not open any more. [`Reader::clear`] is to be called some time.
     pub(super) fn replaced(&mut self, pid: u32, owner: Owner, old: Option<u32>) {
+        self.changes += 1;
         self.owners.insert(owner.space, State::Living);
         self.growth.iter_mut().for_each(|growth| growth.add(owner.space, pid));
         if let Some(old) = old {
@@ -297,21 +311,39 @@ impl Reader {
         if self.ranges.is_large() { self.read(ebpf, events).map(drop) } else { Ok(()) }
     }
 
-    /// Makes a cut and reads what was outstanding then in the kernel's table.
-    fn read(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<Read, BpfError> {
+    /// Makes a cut. It is to be read ([`Self::read_at`]), or given up ([`Epoch::lower`]).
+    fn cut(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<MadeCut, BpfError> {
         let before = Stats::read(ebpf)?;
         let reading = self.epoch.begin()?;
         let is_later = |event: &Event| event.stack_id as u32 == reading.epoch;
-        events.take_releases(|event| match Release::of(event) {
-            release if is_later(event) => self.released_later.push(release),
-            release => self.ranges.release(&release),
+        events.take_releases(|event| {
+            self.changes += 1;
+            match Release::of(event) {
+                release if is_later(event) => self.released_later.push(release),
+                release => self.ranges.release(&release),
+            }
         });
-        let counted = Stats::read(ebpf);
+        let counted = Stats::read(ebpf).inspect_err(|_| self.epoch.lower())?;
+        Ok(MadeCut {
+            acquired: counted.at_cut(&before, Stat::Acquired, reading.epoch),
+            released: counted.at_cut(&before, Stat::Released, reading.epoch),
+            reading,
+        })
+    }
+
+    /// Makes a cut and reads what was outstanding then in the kernel's table.
+    fn read(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<Read, BpfError> {
+        let cut = self.cut(ebpf, events)?;
+        self.read_at(ebpf, &cut.reading)
+    }
+
+    /// Reads what was outstanding in the kernel's table at a cut.
+    fn read_at(&mut self, ebpf: &Ebpf, reading: &Reading) -> Result<Read, BpfError> {
         let known = |owner| self.owners.contains_key(&owner) || self.void.contains(&owner);
         let tables = records::outstanding(
             std::mem::take(&mut self.spare),
             (ebpf, self.mapped.as_ref()),
-            (&mut self.epoch, &reading),
+            (&mut self.epoch, reading),
             known,
             &self.rows,
         )?;
@@ -319,13 +351,13 @@ impl Reader {
             mapped.blocks.read_newest(tables.newest_blocks);
             records::filter(ebpf, mapped);
         }
-        let counted = counted?;
         let applied = self.ranges.apply(tables.outstanding);
         let dead_elsewhere = self.remove_dead(ebpf, &applied.dead)?;
         let mut outstanding = self.settle(ebpf, applied.outstanding)?;
         let gone = self.growth.as_ref().map(|growth| growth.take_gone(&mut outstanding, reading.time_ns));
         let dead_elsewhere = dead_elsewhere + self.remove_dead(ebpf, &gone.unwrap_or_default())?;
         for release in self.released_later.drain(..) {
+            self.changes += 1;
             self.ranges.release(&release);
         }
         Ok(Read {
@@ -334,10 +366,17 @@ impl Reader {
             outstanding,
             other_stacks: tables.other_stacks,
             newer_descriptors: tables.newer_descriptors,
-            acquired: counted.at_cut(&before, Stat::Acquired, reading.epoch),
-            released: counted.at_cut(&before, Stat::Released, reading.epoch),
+            may_come_back: tables.may_come_back,
             dead_elsewhere,
         })
+    }
+
+    /// The state that a cut found; `None` if programs do not count all that changes it: what
+    /// processes have open and which pages they have is looked up.
+    fn version(&self, cut: &MadeCut) -> Option<TableVersion> {
+        let MadeCut { acquired, released, .. } = *cut;
+        let all_counted = self.descriptors.is_none() && self.growth.is_none();
+        all_counted.then_some(TableVersion { acquired, released, changes: self.changes })
     }
 
     /// One stack.
@@ -387,16 +426,30 @@ impl Reader {
         Ok(referenced)
     }
 
-    /// Everything that was outstanding at one moment, the present one.
+    /// Everything that was outstanding at one moment, the present one. `last`: what this gave the
+    /// last time, of which nothing may have been taken; if the same is outstanding still, it is
+    /// given again, of the new moment.
     pub(super) fn snapshot(
         &mut self,
         ebpf: &Ebpf,
         probes: &Probes,
         events: &mut Events,
+        last: Option<Snapshot>,
     ) -> Result<Snapshot, BpfError> {
         let began = Instant::now();
         let open = self.descriptors.as_ref().map(Descriptors::list);
-        let read = self.read(ebpf, events)?;
+        let cut = self.cut(ebpf, events)?;
+        let version = self.version(&cut);
+        match last {
+            Some(last) if version.is_some() && last.version == version => {
+                self.epoch.lower();
+                let Reading { time_ns, within_ns, .. } = cut.reading;
+                let (lost, _) = self.lost(ebpf, probes)?;
+                return Ok(Snapshot { time_ns, within_ns, lost, ..last });
+            }
+            last => self.give_back(last.map(|last| last.outstanding).unwrap_or_default()),
+        }
+        let read = self.read_at(ebpf, &cut.reading)?;
         let Read { time_ns, within_ns, mut outstanding, other_stacks, newer_descriptors, .. } = read;
         let mut dead_elsewhere = read.dead_elsewhere;
         if let (Some(descriptors), Some(open)) = (&mut self.descriptors, open) {
@@ -405,16 +458,7 @@ impl Reader {
             enter_found((ebpf, self.mapped.as_ref()), &corrections.lasting)?;
         }
         let (mut stacks, unknown) = self.stacks_of(ebpf, &mut outstanding)?;
-        // Skipped runs first: those that a twin makes good between the two readings are then not
-        // told as lost.
-        let skipped = skipped_runs(ebpf, probes)?;
-        let stats = Stats::read(ebpf)?;
-        let wrong = stats.get(Stat::WrongStacks);
-        if wrong > 0 {
-            log::warn!("{wrong} cached stacks did not match a fresh walk");
-        }
-        // What a program's twin did in its stead was not lost.
-        self.skipped_runs = self.skipped_runs.max(skipped.saturating_sub(stats.get(Stat::RescuedRuns)));
+        let (lost, stats) = self.lost(ebpf, probes)?;
         if self.stacks.due(stats.get(Stat::StoredStacks)).is_some() {
             self.collect(ebpf, &outstanding, other_stacks, began)?;
         } else if self.stacks.has_many() {
@@ -430,27 +474,45 @@ impl Reader {
         let (found, closed) =
             self.descriptors.as_ref().map_or((0, 0), |descriptors| descriptors.found_and_closed);
         Ok(Snapshot {
+            // What was not where it was read, or is not known yet, may be found the next time.
+            version: version.filter(|_| dead_elsewhere == 0 && unknown == 0 && !read.may_come_back),
             time_ns,
             within_ns,
             outstanding,
             stacks,
-            acquired: read.acquired + found,
-            released: read.released + self.removed + dead_elsewhere + closed,
+            acquired: cut.acquired + found,
+            released: cut.released + self.removed + dead_elsewhere + closed,
             histories: self.mapped.as_ref().and_then(MappedMaps::histories),
             lost_histories: stats.get(Stat::LostHistories),
-            lost: Lost {
-                allocations: stats.get(Stat::LostAllocations),
-                stacks: stats.get(Stat::LostStacks) + unknown,
-                cut_stacks: 0,
-                events: stats.get(Stat::LostEvents) + stats.get(Stat::LostLines),
-                trace_lines: stats.get(Stat::LostLines),
-                processes: stats.get(Stat::LostProcesses),
-                moved: stats.get(Stat::LostMoves),
-                missed_returns: stats.get(Stat::MissedReturns),
-                skipped_runs: self.skipped_runs,
-                mass_releases: stats.get(Stat::Sweeps),
-            },
+            lost: Lost { stacks: lost.stacks + unknown, ..lost },
         })
+    }
+
+    /// What was lost so far, and what that was taken from.
+    fn lost(&mut self, ebpf: &Ebpf, probes: &Probes) -> Result<(Lost, Stats), BpfError> {
+        // Skipped runs first: those that a twin makes good between the two readings are then not
+        // told as lost.
+        let skipped = skipped_runs(ebpf, probes)?;
+        let stats = Stats::read(ebpf)?;
+        let wrong = stats.get(Stat::WrongStacks);
+        if wrong > 0 {
+            log::warn!("{wrong} cached stacks did not match a fresh walk");
+        }
+        // What a program's twin did in its stead was not lost.
+        self.skipped_runs = self.skipped_runs.max(skipped.saturating_sub(stats.get(Stat::RescuedRuns)));
+        let lost = Lost {
+            allocations: stats.get(Stat::LostAllocations),
+            stacks: stats.get(Stat::LostStacks),
+            cut_stacks: 0,
+            events: stats.get(Stat::LostEvents) + stats.get(Stat::LostLines),
+            trace_lines: stats.get(Stat::LostLines),
+            processes: stats.get(Stat::LostProcesses),
+            moved: stats.get(Stat::LostMoves),
+            missed_returns: stats.get(Stat::MissedReturns),
+            skipped_runs: self.skipped_runs,
+            mass_releases: stats.get(Stat::Sweeps),
+        };
+        Ok((lost, stats))
     }
 
     /// The stacks that are referred to. A reference to one that is not known is removed, and

@@ -33,6 +33,9 @@ pub(super) struct ReadRecords {
     pub newer_descriptors: FxHashSet<(u32, u64)>,
     /// Records in the newest segment of the table of heap blocks.
     pub newest_blocks: u64,
+    /// A call in progress has taken something out that is not outstanding meanwhile; if the call
+    /// fails, it will be again, which nothing counts.
+    pub may_come_back: bool,
 }
 
 /// What names a record, wherever it has moved to meanwhile. The rest of a range has another handle
@@ -83,14 +86,17 @@ fn read_tables(
     read: &mut ReadRecords,
     mut between: impl FnMut(),
 ) -> Result<(), BpfError> {
-    let ReadRecords { outstanding, other_stacks, newer_descriptors, newest_blocks } = read;
+    let ReadRecords { outstanding, other_stacks, newer_descriptors, newest_blocks, may_come_back } = read;
     // Blocks that a call in progress has taken out (realloc): still acquired, until it returns.
     let mut add_taken_out = |owner: Owner, call: &PendingCall| {
         if call.has_released == TAKEN_OUT
             && call.released.epoch != epoch
             && let Some(row) = rows.get(call.row as usize)
-            && row.flags & flags::GONE_WHILE_PENDING == 0
         {
+            if row.flags & flags::GONE_WHILE_PENDING != 0 {
+                *may_come_back = true;
+                return;
+            }
             let (space, handle) = (owner.of(row.resource), call.released_handle);
             let key = AllocationKey { space, resource: row.resource, handle };
             outstanding.extend(found(known, &key, &call.released));

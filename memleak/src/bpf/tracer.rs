@@ -383,9 +383,9 @@ impl Tracer {
     }
 
     /// Everything that was outstanding at one moment, the present one. What was told before of
-    /// processes is known of them.
-    pub(crate) fn snapshot(&mut self) -> Result<Snapshot, BpfError> {
-        self.reader.snapshot(&self.ebpf, &self.probes, self.events.get_mut())
+    /// processes is known of them. `last`: see [`Reader::snapshot`].
+    pub(crate) fn snapshot(&mut self, last: Option<Snapshot>) -> Result<Snapshot, BpfError> {
+        self.reader.snapshot(&self.ebpf, &self.probes, self.events.get_mut(), last)
     }
 
     /// What the kernel has counted of our programs.

@@ -58,9 +58,15 @@ pub(crate) fn successors(parent: u32, comm: &str, start_time: u64) -> Vec<u32> {
     children(parent).into_iter().filter(is_successor).collect()
 }
 
-/// Bytes that a process has in memory (proc_pid_statm(5)); `None` if it has ended.
+/// What a process has mapped and in memory, in the kernel's words (proc_pid_statm(5)); `None` if it
+/// has ended.
+pub(crate) fn memory_sizes(pid: u32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/statm")).ok()
+}
+
+/// Bytes that a process has in memory; `None` if it has ended.
 pub(crate) fn resident(pid: u32) -> Option<u64> {
-    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let statm = memory_sizes(pid)?;
     let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
 }

@@ -33,9 +33,23 @@ impl Session {
     }
 
     /// Accounts for what the targets have now, given what is outstanding and what allocators have
-    /// mapped for themselves.
-    pub(super) fn account(&mut self, snapshot: &Snapshot, own: &Own, is_final: bool) -> Option<Memory> {
-        let accounts = self.accounts.as_mut().filter(|accounts| accounts.is_due(is_final))?;
+    /// mapped for themselves. `is_same`: that is what it was in the report before.
+    pub(super) fn account(
+        &mut self,
+        (snapshot, own): (&Snapshot, &Own),
+        is_same: bool,
+        is_final: bool,
+    ) -> Option<Memory> {
+        let accounts = self.accounts.as_mut()?;
+        if !is_same {
+            accounts.forget_last();
+        }
+        if let Some(memory) = accounts.unchanged() {
+            return Some(memory);
+        }
+        if !accounts.is_due(is_final) {
+            return None;
+        }
         accounts.make(processes(&self.targets, known(snapshot, own, &self.targets)))
     }
 

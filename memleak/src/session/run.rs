@@ -36,7 +36,7 @@ use crate::{
     },
     settings::{Settings, TargetSpec},
     snapshot::{
-        Snapshot,
+        MOST_KEPT, Snapshot,
         own::{self, Own},
     },
     target::process::Process,
@@ -284,7 +284,10 @@ impl Session {
         self.show(&report);
         tell_time(&taken);
         self.publish(report, &taken);
-        self.tracer.give_back(taken.snapshot);
+        match taken.snapshot.outstanding.capacity() <= MOST_KEPT {
+            true => self.kept = Some((taken.snapshot, taken.own)),
+            false => self.tracer.give_back(taken.snapshot),
+        }
         Ok(delivery)
     }
 
@@ -329,12 +332,18 @@ impl Session {
         self.due.clearing = None;
         self.fold_ended();
         self.take_freed_slots()?;
-        let mut snapshot = self.tracer.snapshot()?;
+        let (last, own) = self.kept.take().unzip();
+        let before = last.as_ref().and_then(|last| last.version);
+        let mut snapshot = self.tracer.snapshot(last)?;
+        let is_same = snapshot.version.is_some() && snapshot.version == before;
         snapshot.lost.processes += self.lost_processes;
         let took = begin.elapsed();
         let ago = Duration::from_nanos(monotonic_ns().saturating_sub(snapshot.time_ns));
         let time = SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
-        let own = self.take_out_own(&mut snapshot);
+        let own = match own {
+            Some(own) if is_same => own,
+            _ => self.take_out_own(&mut snapshot),
+        };
         if !own.0.is_empty() {
             info!(
                 "left out {} bytes in {} mappings that allocators made for themselves",
@@ -342,7 +351,7 @@ impl Session {
                 own.0.len()
             );
         }
-        let memory = self.account(&snapshot, &own, is_final);
+        let memory = self.account((&snapshot, &own), is_same, is_final);
         self.forget_released();
         for target in living {
             self.observe(target);

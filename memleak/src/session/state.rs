@@ -37,6 +37,7 @@ use crate::{
         suppressions::Suppressions,
     },
     settings::Settings,
+    snapshot::{Snapshot, own::Own},
     symbolize::{LiveTarget, Observed},
     target::process::{Process, ProcessError},
     targets::{Shared, TargetId, Targets},
@@ -93,6 +94,8 @@ pub(super) struct Session {
     pub(super) view: Option<View>,
     /// The last report, as long as the view keeps it from standard output.
     pub(super) last: Option<Arc<Report>>,
+    /// What the last report was made of: the next one's, if nothing happens.
+    pub(super) kept: Option<(Snapshot, Own)>,
     /// Probes attached, and the time that it took, since it was last said.
     attached: (usize, Duration),
 }
@@ -137,6 +140,7 @@ impl Session {
             lost_processes: 0,
             view: None,
             last: None,
+            kept: None,
             attached: (0, Duration::ZERO),
         }
     }

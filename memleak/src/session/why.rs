@@ -129,7 +129,7 @@ impl Session {
         let mut again = || {
             // What it has mapped and unmapped since comes first.
             let _ = self.take_events_before_report().map_err(io::Error::other)?; // nobody reads: it ends soon
-            let mut snapshot = self.tracer.snapshot().map_err(io::Error::other)?;
+            let mut snapshot = self.tracer.snapshot(None).map_err(io::Error::other)?;
             let own = self.take_out_own(&mut snapshot);
             let sight = numbers.sight(&snapshot, &own, space);
             self.tracer.give_back(snapshot);

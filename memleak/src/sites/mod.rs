@@ -11,7 +11,7 @@ pub use stack_id::StackDigest;
 
 use crate::{
     kernel_labels::Tag,
-    snapshot::{Cut, Snapshot, Stack},
+    snapshot::{Cut, Snapshot, Stack, TableVersion},
     symbolize::{Anchor, Location, ObjectNumber},
 };
 
@@ -83,12 +83,18 @@ pub struct Sites {
     /// Those that stay, whether or not a stack of the snapshot is there.
     held: FxHashSet<SiteId>,
     last: u64,
+    /// The snapshot that they are of.
+    version: Option<TableVersion>,
 }
 
 impl Sites {
     /// Finds the site of each stack that is outstanding in `snapshot`; those of other stacks are
     /// forgotten.
     pub fn update(&mut self, snapshot: &Snapshot, locate: &mut dyn Locate) {
+        if snapshot.version.is_some() && self.version == snapshot.version {
+            return;
+        }
+        self.version = snapshot.version;
         let used = self.find(snapshot, locate);
         self.known.retain(|at, _| used.contains(at));
         let used: FxHashSet<SiteId> = self.known.values().chain(&self.held).copied().collect();

@@ -148,9 +148,23 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
+/// By what one state of the tables is told from another: while none of it changes, the same is
+/// outstanding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TableVersion {
+    /// Acquires that programs have counted.
+    pub acquired: u64,
+    /// Releases that they have counted.
+    pub released: u64,
+    /// What has changed otherwise: owners that came or went, ranges that were released in part.
+    pub changes: u64,
+}
+
 /// All maps at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
+    /// `None` if nothing tells whether the same is outstanding still.
+    pub version: Option<TableVersion>,
     /// The moment that it is of, CLOCK_MONOTONIC nanoseconds: ages are measured against it.
     pub time_ns: u64,
     /// By so many nanoseconds the moment may have been later, at most.
@@ -171,6 +185,9 @@ pub struct Snapshot {
     /// What was lost so far.
     pub lost: Lost,
 }
+
+/// Records that are kept for the next snapshot, at most: 128 MiB.
+pub(crate) const MOST_KEPT: usize = 2 << 20;
 
 /// Bytes of a page.
 pub(crate) const PAGE_SIZE: u64 = 4096;

@@ -146,3 +146,31 @@ fn ranges_are_split_moved_and_replaced() {
     target.tell("end");
     assert!(target.wait_status().success());
 }
+
+/// While nothing happens a report is made of what the one before was made of. One call is enough
+/// for another.
+#[test]
+fn one_call_between_reports_that_are_the_same() {
+    let _alone = alone();
+    let program = build("one_by_one.c", Link::Dynamic, &[]);
+    let mut target = Running::start(&mut Command::new(program));
+    target.expect("READY");
+    let mut tracer = Tracer::attach_with(target.pid(), &["-o", "0", "-T", "100000", "0.05"]);
+    let mut oldest_ms = 0;
+    for told in ["m", "m", "a", "m", "f", "x", "h", "r", "x", "u", "m", "a", "f"] {
+        target.tell(told);
+        let ledger = ledger::hear(&mut target);
+        for _ in 0..2 {
+            let report = tracer.fresh_report();
+            report.assert_equals(&ledger);
+            report.assert_nothing_lost();
+            assert_eq!(report.totals.acquired - report.totals.released, report.totals.count, "{told}");
+            let oldest = report.stacks.iter().filter_map(|stack| stack.oldest_ms).max();
+            let oldest = oldest.expect("an age");
+            assert!(oldest > oldest_ms, "{told}: {oldest} after {oldest_ms} ms");
+            oldest_ms = oldest;
+        }
+    }
+    target.tell("q");
+    assert!(target.wait_status().success());
+}
