@@ -21,6 +21,7 @@ pub mod system_call;
 pub mod table;
 pub mod thread;
 pub mod unwind;
+pub mod usdt;
 pub mod walks;
 
 /// Asserts the sizes that both sides rely on; a type with padding would leak kernel stack bytes and
@@ -75,6 +76,8 @@ assert_sizes! {
     unwind::Regs = 32,
     unwind::Row = 8,
     unwind::State = 96,
+    usdt::Argument = 16,
+    usdt::SiteRow = 8 + 16 * usdt::ARGUMENTS,
     walks::CachedWalk = 80 + 10 * walks::WALK_WORDS,
     walks::WalkStart = 40,
 }
@@ -117,6 +120,7 @@ mod pod {
         crate::unwind::MappingList,
         crate::unwind::Row,
         crate::unwind::PublishedList,
+        crate::usdt::SiteRow,
         crate::walks::CachedWalk,
     }
 }

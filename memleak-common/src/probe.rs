@@ -63,6 +63,8 @@ pub enum Resource {
     Python,
     /// Pages of memory, by what touched them first.
     Growth,
+    /// Blocks that an allocator has chosen as samples, by what they stand for.
+    OtelMemory,
     /// A user's own: the N-th of the run.
     Custom(u16),
 }
@@ -87,6 +89,7 @@ impl Resource {
         Self::Ssl,
         Self::Python,
         Self::Growth,
+        Self::OtelMemory,
     ];
 
     /// The number that keys, rows and events carry.
@@ -109,6 +112,7 @@ impl Resource {
             Self::Ssl => 14,
             Self::Python => 15,
             Self::Growth => 16,
+            Self::OtelMemory => 17,
             Self::Custom(n) => FIRST_CUSTOM + n as u32,
         }
     }
@@ -141,14 +145,15 @@ impl Resource {
             Self::Ssl => "ssl",
             Self::Python => "python",
             Self::Growth => "growth",
+            Self::OtelMemory => "otel-memory",
             Self::Custom(_) => "custom",
         }
     }
 
     /// What is acquired has a number of bytes.
     pub const fn has_size(self) -> bool {
-        use Resource::{Growth, Heap, Mmap, Pages, Percpu, Python, Slab, Vmalloc};
-        matches!(self, Heap | Mmap | Slab | Pages | Vmalloc | Percpu | Python | Growth)
+        use Resource::{Growth, Heap, Mmap, OtelMemory, Pages, Percpu, Python, Slab, Vmalloc};
+        matches!(self, Heap | Mmap | Slab | Pages | Vmalloc | Percpu | Python | Growth | OtelMemory)
     }
 }
 

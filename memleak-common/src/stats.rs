@@ -41,6 +41,8 @@ pub enum Stat {
     Sweeps = 16,
     /// Releases of stacks that found no place for their history.
     LostHistories = 17,
+    /// Records that were given another size, in place: neither acquired nor released.
+    Resized = 18,
 }
 
 impl Stat {
@@ -59,4 +61,4 @@ impl Stat {
 }
 
 /// Number of counters.
-pub const STATS: u32 = 18;
+pub const STATS: u32 = 19;

@@ -34,6 +34,7 @@ mod table;
 mod thread;
 mod track;
 mod unwind;
+mod usdt;
 mod values;
 mod walks;
 mod window;
@@ -96,6 +97,20 @@ pub fn call_exit(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn release_enter(ctx: ProbeContext) -> u32 {
     let _ = track::release_enter(&ctx);
+    0
+}
+
+/// A probe of the program's own: something was acquired.
+#[uprobe]
+pub fn usdt_acquire(ctx: ProbeContext) -> u32 {
+    let _ = usdt::acquire(&ctx);
+    0
+}
+
+/// A probe of the program's own: something was released.
+#[uprobe]
+pub fn usdt_release(ctx: ProbeContext) -> u32 {
+    let _ = usdt::releases(&ctx);
     0
 }
 

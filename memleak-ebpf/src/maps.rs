@@ -29,6 +29,7 @@ use memleak_common::{
         CallKey, MAX_TARGETS, OpenCall, THREAD_PLACES as THREAD_PLACE_COUNT, Target, ThreadPlace, ThreadRecord,
     },
     unwind::{KNOWN_RULES, KnownRule, Mapping, PublishedList},
+    usdt::{MAX_SITES, SiteRow},
     walks::{CACHED_WALKS as CACHED_WALK_COUNT, CachedWalk},
 };
 
@@ -44,6 +45,10 @@ const SEGMENT_FLAGS: usize = (BPF_F_MMAPABLE | BPF_F_INNER_MAP) as usize;
 /// Rows by attach cookie.
 #[map]
 pub static PROBES: Array<ProbeRow> = Array::with_max_entries(MAX_PROBES, 0);
+
+/// Places of probes that programs define themselves, by attach cookie.
+#[map]
+pub static USDT_SITES: Array<SiteRow> = Array::with_max_entries(MAX_SITES, 0);
 
 /// Traced system calls.
 #[map]

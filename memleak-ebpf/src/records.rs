@@ -270,6 +270,7 @@ pub fn resize(thread: &ThreadRecord, row: &ProbeRow, handle: u64, size: u64) {
     cut::leave_call(&key, unsafe { &*found }, thread.epoch);
     // SAFETY: an aligned word of a map value, which only whoever holds the block changes.
     unsafe { (&raw mut (*found).size).write_volatile(size) };
+    count(Stat::Resized);
 }
 
 /// Bytes of the string at `address`, with the zero behind it: those of the first 16 KiB.

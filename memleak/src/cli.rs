@@ -124,6 +124,12 @@ pub struct Cli {
     #[arg(long, help_heading = RESOURCES)]
     pub growth: bool,
 
+    /// Take an allocator's own samples (its USDT probes otel_memory:alloc and otel_memory:free),
+    /// with the bytes that each stands for, and probe no function; an error if the target has none
+    /// (the same as -r otel-memory)
+    #[arg(long, help_heading = RESOURCES)]
+    pub usdt: bool,
+
     /// Count mappings (the resource mmap) at system calls, and not at the C library's functions:
     /// raw calls and the break are seen as well, and what allocators map for themselves unless heap
     /// is traced too

@@ -17,7 +17,7 @@ use xtask::{
 use crate::{build_ebpf, layers};
 
 /// What the live tests build and trace.
-pub(crate) const LIVE_PACKAGES: [Package; 27] = [
+pub(crate) const LIVE_PACKAGES: [Package; 28] = [
     Package { names: &["g++"], purpose: "compiles the traced programs" },
     Package { names: &["libc6-dev"], purpose: "static glibc programs" },
     Package { names: &["libc6-dbg"], purpose: "debug files to find by build id" },
@@ -59,6 +59,7 @@ pub(crate) const LIVE_PACKAGES: [Package; 27] = [
         purpose: "a real library, with allocators of its own",
     },
     Package { names: &["python3"], purpose: "a real program that opens files and sockets" },
+    Package { names: &["systemtap-sdt-dev"], purpose: "the header of probes that programs define" },
     Package { names: &["bpftool"], purpose: "shows that nothing stays attached" },
 ];
 

@@ -1,7 +1,7 @@
 //! What differs from machine to machine. Each has a folder with the same names in it:
-//! `RELOCATIONS`, `placement::place`, and in `host`, which is compiled for this machine alone,
-//! `MACHINE`, `OBJECT`, `STACK_POINTER`, `SYSTEM_CALLS` and `Breakpoint`. Nothing outside of here
-//! asks for `target_arch` or decodes instructions.
+//! `RELOCATIONS`, `placement::place`, `probe_arguments::parse`, and in `host`, which is compiled
+//! for this machine alone, `MACHINE`, `OBJECT`, `STACK_POINTER`, `SYSTEM_CALLS` and `Breakpoint`.
+//! Nothing outside of here asks for `target_arch` or decodes instructions.
 
 pub(crate) mod aarch64;
 pub mod placement;
@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 
 #[cfg(target_arch = "aarch64")]
 pub use aarch64::host::{Breakpoint, MACHINE as HOST, OBJECT, OLD_FILE_CALLS, STACK_POINTER, SYSTEM_CALLS};
+use memleak_common::usdt::Argument;
 use object::elf;
 use placement::Placement;
 use relocations::RelocationTypes;
@@ -56,6 +57,14 @@ impl Machine {
         match self {
             Self::X86_64 => x86_64::placement::place(code, vaddr, arguments_read),
             Self::Aarch64 => aarch64::placement::place(code, vaddr, arguments_read),
+        }
+    }
+
+    /// Where an argument of a probe is that a program defines itself, from the words of its note.
+    pub fn probe_argument(self, text: &str) -> Option<Argument> {
+        match self {
+            Self::X86_64 => x86_64::probe_arguments::parse(text),
+            Self::Aarch64 => aarch64::probe_arguments::parse(text),
         }
     }
 

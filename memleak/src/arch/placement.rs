@@ -16,6 +16,8 @@ pub enum Reason {
     BodyUnknown,
     /// The function returns there.
     Return,
+    /// The program has a probe of its own there.
+    Own,
 }
 
 /// Where to probe a function.

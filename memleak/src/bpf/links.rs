@@ -21,15 +21,13 @@ use aya::{
     },
 };
 
-use log::debug;
-use memleak_common::probe::cookie;
-
 use super::{
     access::program,
     closer::{Closer, HoldsLinks, Retired, end_with_a_child},
     error::{BpfError, chain, os_error},
-    multi::MultiPrograms,
+    multi::{MultiPrograms, ProbePlace},
     uprobes::{ABANDON, ACQUIRE_PLAIN, EMPTY_SESSION, SESSION, Uprobes},
+    usdt::UsdtSites,
 };
 use crate::{
     arch::returns::Unclear,
@@ -38,6 +36,7 @@ use crate::{
         table::Scope as RowScope,
     },
 };
+use log::debug;
 
 /// The process in which a probe fires: itself, and no child of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +54,7 @@ pub(super) struct Probes {
     mends_stack: bool,
     /// By the process's slot.
     processes: HashMap<u32, Attached>,
+    usdt_sites: UsdtSites,
     /// Places with a probe.
     count: usize,
     /// `None` while nothing was to be ended yet.
@@ -132,7 +132,8 @@ impl Probes {
     /// Nothing is attached yet.
     pub(super) fn new(uprobes: Uprobes, mends_stack: bool) -> Self {
         let (processes, freed) = (HashMap::new(), Vec::new());
-        Self { uprobes, mends_stack, processes, count: 0, closer: None, freed }
+        let usdt_sites = UsdtSites::default();
+        Self { uprobes, mends_stack, processes, usdt_sites, count: 0, closer: None, freed }
     }
 
     /// What kernel mode has attached.
@@ -172,35 +173,17 @@ impl Probes {
             attached.points.extend(new.extract_if(.., |point| point.program.is_return()));
             outcome.attached += before - new.len(); // with their entries
         }
-        let name_of = |point: &AttachPoint| self.program_name(point.program, traps_only);
-        for group in new.chunk_by(|a, b| name_of(a) == name_of(b) && a.object == b.object) {
-            let Some(first) = group.first() else { continue };
-            let name = name_of(first);
-            let whole = match &self.uprobes {
-                Uprobes::Multi(programs) => attach_many(programs, name, scope, group),
-                Uprobes::Single => Err(io::ErrorKind::Unsupported.into()),
+        let names: Vec<_> = new.iter().map(|point| self.program_name(point.program, traps_only)).collect();
+        let mut rest = new.as_slice();
+        while let (Some(first), Some(name)) = (rest.first(), names.get(new.len() - rest.len())) {
+            let of_link = |(point, other): (&Arc<AttachPoint>, &&'static str)| {
+                *other == *name && point.object == first.object
             };
-            match (whole, &self.uprobes) {
-                (Ok(link), _) => {
-                    attached.links.push(Link::Multi(link));
-                    outcome.attached += group.len();
-                }
-                (Err(error), Uprobes::Multi(_)) => {
-                    outcome.failed.extend(group.iter().map(|point| attach_error(point, why(&error))));
-                }
-                (Err(_), Uprobes::Single) => {
-                    let program: &mut UProbe = program(ebpf, name)?;
-                    for point in group {
-                        match attach_one(program, scope, point) {
-                            Ok(link) => {
-                                attached.links.push(Link::Single(link));
-                                outcome.attached += 1;
-                            }
-                            Err(error) => outcome.failed.push(error),
-                        }
-                    }
-                }
-            }
+            let others = names.get(new.len() - rest.len()..).unwrap_or_default();
+            let len = rest.iter().zip(others).take_while(|it| of_link(*it)).count();
+            let (group, after) = rest.split_at(len);
+            self.attach_group(ebpf, scope, (name, group), (&mut attached.links, &mut outcome))?;
+            rest = after;
         }
         attached.points.append(&mut new);
         attached.count += outcome.attached;
@@ -208,6 +191,50 @@ impl Probes {
         self.processes.insert(scope.slot, attached);
         outcome.took = start.elapsed();
         Ok(outcome)
+    }
+
+    /// Attaches one program to points of one object.
+    fn attach_group(
+        &mut self,
+        ebpf: &mut Ebpf,
+        scope: Scope,
+        (name, group): (&'static str, &[Arc<AttachPoint>]),
+        (links, outcome): (&mut Vec<Link>, &mut Outcome),
+    ) -> Result<(), BpfError> {
+        let Some(first) = group.first() else { return Ok(()) };
+        if first.usdt.is_some() {
+            self.uprobes.load_late(ebpf, name)?;
+        }
+        let mut places = Vec::with_capacity(group.len());
+        for point in group {
+            let counter_offset = point.usdt.and_then(|usdt| usdt.semaphore).unwrap_or(0);
+            let cookie = self.usdt_sites.cookie(ebpf, point, scope.slot)?;
+            places.push(ProbePlace { file_offset: point.file_offset, cookie, counter_offset });
+        }
+        match &self.uprobes {
+            Uprobes::Multi(programs) => match attach_many(programs, name, scope, (first, &places)) {
+                Ok(link) => {
+                    links.push(Link::Multi(link));
+                    outcome.attached += group.len();
+                }
+                Err(error) => {
+                    outcome.failed.extend(group.iter().map(|point| attach_error(point, why(&error))));
+                }
+            },
+            Uprobes::Single => {
+                let program: &mut UProbe = program(ebpf, name)?;
+                for (point, place) in group.iter().zip(&places) {
+                    match attach_one(program, scope, point, place) {
+                        Ok(link) => {
+                            links.push(Link::Single(link));
+                            outcome.attached += 1;
+                        }
+                        Err(error) => outcome.failed.push(error),
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Ends what is attached to the process with this slot, which has become another task.
@@ -357,13 +384,10 @@ fn attach_many(
     programs: &MultiPrograms,
     name: &str,
     scope: Scope,
-    points: &[Arc<AttachPoint>],
+    (first, places): (&AttachPoint, &[ProbePlace]),
 ) -> io::Result<OwnedFd> {
-    let first = points.first().ok_or(io::ErrorKind::InvalidInput)?;
-    let places: Vec<(u64, u64)> =
-        points.iter().map(|point| (point.file_offset, cookie(point.row, scope.slot))).collect();
     let path = as_seen_by(scope.pid, &first.open_path);
-    programs.attach(name, first.program.is_return(), &path, &places, scope.pid)
+    programs.attach(name, first.program.is_return(), &path, places, scope.pid)
 }
 
 /// The path that opens the object of a point in process `pid`: a child has what its parent had
@@ -383,11 +407,20 @@ fn wait_for(child: libc::pid_t) {
     }
 }
 
-fn attach_one(program: &mut UProbe, scope: Scope, point: &AttachPoint) -> Result<UProbeLink, BpfError> {
+fn attach_one(
+    program: &mut UProbe,
+    scope: Scope,
+    point: &AttachPoint,
+    place: &ProbePlace,
+) -> Result<UProbeLink, BpfError> {
+    if place.counter_offset != 0 {
+        let reason = "the program waits for its counter to be raised, which needs Linux 6.11".to_owned();
+        return Err(attach_error(point, reason));
+    }
     let pid =
         NonZeroU32::new(scope.pid).ok_or_else(|| attach_error(point, "there is no process 0".to_owned()))?;
-    let location = UProbeAttachLocation::AbsoluteOffset(point.file_offset);
-    let attach_point = UProbeAttachPoint { location, cookie: Some(cookie(point.row, scope.slot)) };
+    let location = UProbeAttachLocation::AbsoluteOffset(place.file_offset);
+    let attach_point = UProbeAttachPoint { location, cookie: Some(place.cookie) };
     let path = as_seen_by(scope.pid, &point.open_path);
     program
         .attach(attach_point, path, UProbeScope::OneProcess(pid))

@@ -183,7 +183,10 @@ unsafe fn make(layout: &AttrLayout, buffer: &mut [u64]) -> i32 {
         // SAFETY: an address among the attributes, which are aligned; what was sent is an offset.
         unsafe {
             let address = start.add(*at).cast::<u64>();
-            *address += start as u64;
+            // None is none.
+            if *address != 0 {
+                *address += start as u64;
+            }
         }
     }
     // SAFETY: the attributes of this command, and after them what they point to.

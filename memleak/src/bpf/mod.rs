@@ -37,6 +37,7 @@ mod targets;
 mod tracer;
 mod unwind_maps;
 mod uprobes;
+mod usdt;
 mod user_mode;
 
 use std::time::Duration;

@@ -43,6 +43,18 @@ pub(super) struct MultiPrograms {
     maker: Option<Maker>,
 }
 
+/// A place in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ProbePlace {
+    /// Of the instruction: bytes.
+    pub file_offset: u64,
+    /// What the program is told.
+    pub cookie: u64,
+    /// Offset in the file of the counter that the kernel raises while a probe is there; 0 if there
+    /// is none.
+    pub counter_offset: u64,
+}
+
 /// Where in calls a program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ends {
@@ -86,7 +98,12 @@ impl LinkAttributes {
     const LAYOUT: AttrLayout = AttrLayout {
         command: bpf_cmd::BPF_LINK_CREATE as i32,
         size: size_of::<Self>(),
-        addresses: &[offset_of!(Self, path), offset_of!(Self, offsets), offset_of!(Self, cookies)],
+        addresses: &[
+            offset_of!(Self, path),
+            offset_of!(Self, offsets),
+            offset_of!(Self, ref_ctr_offsets),
+            offset_of!(Self, cookies),
+        ],
     };
 
     /// Writes them to the beginning of a message.
@@ -157,6 +174,17 @@ impl MultiPrograms {
         self.maker = maker.inspect_err(|error| log::debug!("links are made by ourselves: {error}")).ok();
     }
 
+    /// Loads a program that few targets need, if it is not there yet. The child that makes links
+    /// does not know of it: there is another one from now on.
+    pub(super) fn load_late(&mut self, name: &'static str) -> io::Result<()> {
+        if self.loaded.contains_key(name) {
+            return Ok(());
+        }
+        self.load_at_once(&[(name, Ends::One)]).into_iter().collect::<io::Result<()>>()?;
+        self.start_maker();
+        Ok(())
+    }
+
     /// All that were loaded.
     pub(super) fn loaded(&self) -> impl Iterator<Item = &OwnedFd> {
         self.loaded.values().map(|(_, fd)| fd)
@@ -167,13 +195,13 @@ impl MultiPrograms {
         self.loaded.values().any(|(ends, _)| *ends == Ends::Both)
     }
 
-    /// Attaches a program to places (offset in the file, cookie) of one file, in one process.
+    /// Attaches a program to places of one file, in one process.
     pub(super) fn attach(
         &self,
         name: &str,
         is_return: bool,
         path: &Path,
-        places: &[(u64, u64)],
+        places: &[ProbePlace],
         pid: u32,
     ) -> io::Result<OwnedFd> {
         const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
@@ -181,8 +209,12 @@ impl MultiPrograms {
         let (ends, program) = self.loaded.get(name).ok_or(io::ErrorKind::NotFound)?;
         let path = CString::new(path.as_os_str().as_bytes())?;
         // What the attributes point to comes after them: offsets, cookies, the path.
-        let (offsets, cookies): (Vec<u64>, Vec<u64>) = places.iter().copied().unzip();
-        let mut message = [vec![0; HEAD], offsets, cookies].concat();
+        let words_of = |of: fn(&ProbePlace) -> u64| places.iter().map(of).collect::<Vec<u64>>();
+        let counters = words_of(|place| place.counter_offset);
+        let are_counted = counters.iter().any(|offset| *offset != 0);
+        let (offsets, cookies) = (words_of(|place| place.file_offset), words_of(|place| place.cookie));
+        let counters = if are_counted { counters } else { Vec::new() };
+        let mut message = [vec![0; HEAD], offsets, cookies, counters].concat();
         let path_at = message.len();
         message.extend(words(path.as_bytes_with_nul()));
         let place = |word: usize| (word * size_of::<u64>()) as u64;
@@ -192,6 +224,7 @@ impl MultiPrograms {
             path: place(path_at),
             offsets: place(HEAD),
             cookies: place(HEAD + places.len()),
+            ref_ctr_offsets: if are_counted { place(HEAD + 2 * places.len()) } else { 0 },
             cnt: places.len() as u32,
             multi_flags: if is_return { BPF_F_UPROBE_MULTI_RETURN } else { 0 },
             pid,

@@ -80,6 +80,8 @@ struct MadeCut {
     acquired: u64,
     /// Releases up to the cut of what was seen acquired.
     released: u64,
+    /// What was resized before it, or less.
+    resized: u64,
 }
 
 /// What was read of the kernel's tables.
@@ -327,6 +329,7 @@ impl Reader {
         Ok(MadeCut {
             acquired: counted.at_cut(&before, Stat::Acquired, reading.epoch),
             released: counted.at_cut(&before, Stat::Released, reading.epoch),
+            resized: before.get(Stat::Resized),
             reading,
         })
     }
@@ -374,9 +377,9 @@ impl Reader {
     /// The state that a cut found; `None` if programs do not count all that changes it: what
     /// processes have open and which pages they have is looked up.
     fn version(&self, cut: &MadeCut) -> Option<TableVersion> {
-        let MadeCut { acquired, released, .. } = *cut;
+        let MadeCut { acquired, released, resized, .. } = *cut;
         let all_counted = self.descriptors.is_none() && self.growth.is_none();
-        all_counted.then_some(TableVersion { acquired, released, changes: self.changes })
+        all_counted.then_some(TableVersion { acquired, released, changes: self.changes + resized })
     }
 
     /// One stack.

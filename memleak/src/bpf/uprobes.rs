@@ -76,6 +76,17 @@ impl Uprobes {
         }
     }
 
+    /// Loads a program that few targets need, before it is attached for the first time.
+    pub(super) fn load_late(&mut self, ebpf: &mut Ebpf, name: &'static str) -> Result<(), BpfError> {
+        match self {
+            Self::Single => {
+                let program: &mut UProbe = program(ebpf, name)?;
+                if program.fd().is_ok() { Ok(()) } else { program.load().map_err(|error| load_error(&error)) }
+            }
+            Self::Multi(programs) => programs.load_late(name).map_err(|error| load_error(&error)),
+        }
+    }
+
     /// Loads what will be attached. Gives whether the kernel lets us mend a stack: not where it is
     /// locked down (integrity), nor without CAP_SYS_ADMIN (kernel/trace/bpf_trace.c,
     /// `bpf_get_probe_write_proto`).

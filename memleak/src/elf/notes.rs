@@ -56,18 +56,32 @@ impl ElfFile {
         })
     }
 
-    fn build_id_in(&self, mut notes: &[u8]) -> Option<Vec<u8>> {
-        while notes.len() >= 12 {
-            let field = |at| self.format.field(notes, at, 4) as usize;
+    fn build_id_in(&self, notes: &[u8]) -> Option<Vec<u8>> {
+        let is_id = |(owner, kind, _): &(&[u8], u32, &[u8])| {
+            *kind == elf::NT_GNU_BUILD_ID.0 && owner.starts_with(b"GNU\0")
+        };
+        let (_, _, id) = self.notes_in(notes).find(is_id)?;
+        (1..=MAX_BUILD_ID).contains(&id.len()).then(|| id.to_vec())
+    }
+
+    /// The notes of a section or segment: owner, with its NUL and padding, type, and content, which
+    /// is empty if it is cut off.
+    pub(super) fn notes_in<'a>(
+        &self,
+        mut notes: &'a [u8],
+    ) -> impl Iterator<Item = (&'a [u8], u32, &'a [u8])> + use<'a> {
+        let format = self.format;
+        std::iter::from_fn(move || {
+            const HEADER: usize = 12;
+            let header = notes.get(..HEADER)?;
+            let field = |at| format.field(header, at, 4) as usize;
             let (name_size, size, kind) = (field(0), field(4), field(8) as u32);
-            let from = 12 + name_size.next_multiple_of(4);
-            let id = notes.get(from..from.saturating_add(size));
-            if kind == elf::NT_GNU_BUILD_ID.0 && notes.get(12..16) == Some(b"GNU\0") {
-                return id.filter(|id| (1..=MAX_BUILD_ID).contains(&id.len())).map(<[u8]>::to_vec);
-            }
+            let from = HEADER + name_size.next_multiple_of(4);
+            let owner = notes.get(HEADER..from).unwrap_or_default();
+            let content = notes.get(from..from.saturating_add(size)).unwrap_or_default();
             notes = notes.get(from.saturating_add(size.next_multiple_of(4))..).unwrap_or_default();
-        }
-        None
+            Some((owner, kind, content))
+        })
     }
 
     /// Section `.gnu_debuglink`: a name, NUL, padding to four bytes, a CRC-32.

@@ -86,6 +86,17 @@ pub enum PlanError {
         /// What was looked at.
         objects: String,
     },
+    /// No probe of a target's own.
+    #[error(
+        "no probe {probes} (USDT) in {objects}: no allocator there tells of samples; trace without --usdt, or build \
+         the allocator with them"
+    )]
+    NoUsdt {
+        /// The probes that acquire.
+        probes: String,
+        /// What was looked at.
+        objects: String,
+    },
     /// A user's specification names an object that is not mapped.
     #[error(
         "no object named {object} is mapped, so {function} is not probed; name one of these, or leave the object out: \
@@ -146,14 +157,13 @@ impl PlanError {
             .filter(|resource| {
                 !is_memory(resource) && !of(**resource).any(|(index, _)| planned.contains(&index))
             })
-            .map(|resource| Self::NoResource {
-                resource: resource.name(),
-                functions: of(*resource)
-                    .take(3)
-                    .map(|(_, row)| &*row.function)
-                    .collect::<Vec<_>>()
-                    .join(", "),
-                objects: list(objects.iter()),
+            .map(|resource| {
+                let functions: Vec<_> = of(*resource).take(3).map(|(_, row)| &*row.function).collect();
+                let (functions, objects) = (functions.join(", "), list(objects.iter()));
+                match of(*resource).all(|(_, row)| row.scope == Scope::Usdt) {
+                    true => Self::NoUsdt { probes: functions, objects },
+                    false => Self::NoResource { resource: resource.name(), functions, objects },
+                }
             })
             .collect()
     }

@@ -10,3 +10,4 @@ mod point;
 pub mod resource;
 pub mod spec;
 pub mod table;
+mod usdt;

@@ -61,6 +61,9 @@ pub enum SkipReason {
     /// The address is in no executable segment.
     #[error("its code is not in the file")]
     NoCode,
+    /// A probe of the object's own, whose arguments are where we do not look.
+    #[error("its arguments are in places that are not read: {0}")]
+    Arguments(String),
 }
 
 /// A function, or an object with all of them, that is not probed.
@@ -146,7 +149,10 @@ impl Plan {
     /// [`PlanError::nothing_found`] once all objects are mapped.
     pub fn is_empty(&self) -> bool {
         !self.points.iter().any(|point| {
-            let is_entry = matches!(point.program, ProgramKind::AcquireEnter | ProgramKind::CallEnter);
+            let is_entry = matches!(
+                point.program,
+                ProgramKind::AcquireEnter | ProgramKind::CallEnter | ProgramKind::UsdtAcquire
+            );
             is_entry && (!self.needs_heap || is_allocators(point.scope))
         })
     }

@@ -5,12 +5,13 @@ use std::{
     ops::Range,
 };
 
-use memleak_common::probe::ProbeRow;
+use memleak_common::probe::{ProbeRow, Resource};
 
 use super::{
     plan::{C_LIBRARY_MARKER, Family, Plan, PlanOptions, Skip, SkipReason, is_allocators, is_prefixed},
     point::{AttachPoint, ProgramKind},
     table::{Role, Row, Scope},
+    usdt,
 };
 use crate::{
     arch::{
@@ -123,6 +124,25 @@ impl<'a> Planner<'a> {
             self.add_rows(plan, "", |scope| scope == Scope::CLibrary, None);
         }
         self.add_rows(plan, "", |scope| matches!(scope, Scope::Anywhere | Scope::User), None);
+        self.add_usdt(plan, has_allocator);
+    }
+
+    /// Adds the object's own probes: those of an allocator's samples if they are all that is to be
+    /// had of it, or were asked for.
+    fn add_usdt(&self, plan: &mut Plan, has_allocator: bool) {
+        for (index, row) in self.options.selected().filter(|(_, row)| row.scope == Scope::Usdt) {
+            let is_asked = row.probe.resource == Resource::OtelMemory.number()
+                && self.options.resources.contains(&Resource::OtelMemory);
+            if !is_asked && has_allocator {
+                continue;
+            }
+            for point in usdt::points(index, row, self.object, self.elf) {
+                match point {
+                    Ok(point) => plan.points.extend(Some(point).filter(|point| self.is_new(point))),
+                    Err(reason) => plan.skipped.push(self.skip(&row.function, reason)),
+                }
+            }
+        }
     }
 
     /// Prefixes under which it may define something of an allocator.
@@ -327,6 +347,7 @@ impl<'a> Planner<'a> {
             placement,
             function: symbol.name.clone(),
             unclear,
+            usdt: None,
         };
         let mut points = Vec::new();
         for at in returns {

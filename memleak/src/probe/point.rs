@@ -2,6 +2,8 @@
 
 use std::{fmt, path::PathBuf};
 
+use memleak_common::usdt::{ARGUMENTS, Argument};
+
 use super::table::{Role, Scope};
 use crate::{
     arch::{placement::Placement, returns::Unclear},
@@ -19,6 +21,8 @@ pub enum ProgramKind {
     AbandonEnter,
     /// A release that cannot fail.
     ReleaseEnter,
+    /// The same, at a probe of the target's own.
+    UsdtRelease,
     /// A return probe.
     AcquireExit,
     /// A `ret` of a function whose return address is left alone.
@@ -27,6 +31,8 @@ pub enum ProgramKind {
     AcquireEnter,
     /// The same of a function whose `ret` instructions are probed.
     CallEnter,
+    /// An acquire, at a probe of the target's own.
+    UsdtAcquire,
 }
 
 impl ProgramKind {
@@ -38,6 +44,8 @@ impl ProgramKind {
             Self::CallEnter => "call_enter",
             Self::CallExit => "call_exit",
             Self::ReleaseEnter => "release_enter",
+            Self::UsdtRelease => "usdt_release",
+            Self::UsdtAcquire => "usdt_acquire",
             Self::AbandonEnter => "abandon_enter",
             Self::MappingsEnter => "mappings_enter",
         }
@@ -48,7 +56,7 @@ impl ProgramKind {
         matches!(self, Self::AcquireExit)
     }
 
-    /// The programs that serve a role.
+    /// The programs that serve a role of a function.
     pub const fn of(role: Role) -> &'static [Self] {
         match role {
             Role::Acquire | Role::Resize | Role::InPlace | Role::FallibleRelease | Role::Shield => {
@@ -88,6 +96,18 @@ pub struct AttachPoint {
     /// Why the function's `ret` instructions are not probed, though it may do what replaced return
     /// addresses do not bear.
     pub unclear: Option<Unclear>,
+    /// It is a probe of the target's own.
+    pub usdt: Option<UsdtSite>,
+}
+
+/// What else there is to know of a probe that a target defines itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsdtSite {
+    /// Offset in the file of the counter (`u16`) by which the target knows that somebody listens,
+    /// which the kernel raises and lowers.
+    pub semaphore: Option<u64>,
+    /// Where its arguments are.
+    pub arguments: [Argument; ARGUMENTS],
 }
 
 impl AttachPoint {

@@ -58,6 +58,7 @@ pub const OF_PROCESSES: &[Resource] = &[
     Resource::Ssl,
     Resource::Python,
     Resource::Growth,
+    Resource::OtelMemory,
 ];
 
 /// What memory is called in a heading, as in bcc's.
@@ -84,6 +85,10 @@ impl ResourceInfo {
             Resource::Ssl => ("OpenSSL's objects", "OpenSSL objects"),
             Resource::Python => ("blocks of Python's allocators", "Python allocations"),
             Resource::Growth => ("pages of memory, by what touched them first", MEMORY),
+            Resource::OtelMemory => (
+                "an allocator's own samples (USDT otel_memory), with the bytes that each stands for",
+                "sampled allocations",
+            ),
             Resource::Custom(_) => ("described by the user", "resources of the user"),
         };
         Self {

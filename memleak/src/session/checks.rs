@@ -65,7 +65,9 @@ pub(super) fn check_plan(
         return Err(error);
     }
     let mut missing = missing.chain(PlanError::resources_missing(objects, options, plan));
-    if plan.is_final()
+    // Samples that were asked for are insisted on.
+    let insists = plan.is_empty() && options.resources == [Resource::OtelMemory];
+    if (plan.is_final() || insists)
         && is_all
         && let Some(error) = missing.next()
     {

@@ -34,8 +34,9 @@ pub(super) struct Selection {
 
 /// What the command line asks for.
 pub(super) fn select(cli: &Cli) -> Result<Selection, UsageError> {
-    let is_asked =
-        cli.growth || !(cli.resources.is_empty() && cli.pairs.is_empty() && cli.resources_files.is_empty());
+    let is_asked = cli.growth
+        || cli.usdt
+        || !(cli.resources.is_empty() && cli.pairs.is_empty() && cli.resources_files.is_empty());
     if cli.kernel && is_asked {
         let why = "the kernel's resources are chosen by -P, --slab and --only-pid";
         return Err(UsageError::new("-r/--resource with -k", why, "leave one of them out"));
@@ -64,7 +65,8 @@ fn choose(cli: &Cli) -> Result<Selection, UsageError> {
         return Err(UsageError::new("--resources-file", why, "give one of them another name (NAME=...)"));
     }
     let growth = cli.growth.then(|| Resource::Growth.name().to_owned());
-    let named: Vec<String> = cli.resources.iter().cloned().chain(growth).collect();
+    let usdt = cli.usdt.then(|| Resource::OtelMemory.name().to_owned());
+    let named: Vec<String> = cli.resources.iter().cloned().chain(growth).chain(usdt).collect();
     let mut selection = Selection { user: of_line, ..Selection::default() };
     if named.is_empty() {
         selection.user.extend(of_files);

@@ -156,7 +156,8 @@ pub struct TableVersion {
     pub acquired: u64,
     /// Releases that they have counted.
     pub released: u64,
-    /// What has changed otherwise: owners that came or went, ranges that were released in part.
+    /// What has changed otherwise: owners that came or went, ranges that were released in part,
+    /// blocks that have another size.
     pub changes: u64,
 }
 

@@ -18,7 +18,7 @@ use object::elf;
 pub use crate::elf::symbols::{FunctionSymbol, SymbolKind, SymbolNames};
 use crate::{
     arch::{self, Machine, relocations::RelocationTypes},
-    elf::{ElfFile, debug_files::Roots, symbols::functions_named},
+    elf::{ElfFile, UsdtPlace, debug_files::Roots, symbols::functions_named},
     objects::{ObjectFile, ObjectStore, place_of},
     proc::{
         maps::{Backing, Mapping},
@@ -197,6 +197,16 @@ impl Elf {
     /// Offset in the file of the code at `vaddr`, by the executable `PT_LOAD` segments.
     pub fn file_offset_of(&self, vaddr: u64) -> Option<u64> {
         self.elf()?.code_segment(vaddr)?.offset_of(vaddr)
+    }
+
+    /// The places of a probe that the object defines itself.
+    pub fn usdt_places(&self, provider: &str, name: &str) -> Vec<UsdtPlace> {
+        self.elf().map(|elf| elf.usdt_places(provider, name)).unwrap_or_default()
+    }
+
+    /// Offset in the file of what is at `vaddr`, code or data.
+    pub fn data_offset_of(&self, vaddr: u64) -> Option<u64> {
+        self.elf()?.segments.iter().find_map(|segment| segment.offset_of(vaddr))
     }
 
     /// Up to `size` bytes of code at `vaddr`; fewer at the end of the segment, none if there is no

@@ -151,13 +151,19 @@ fn ranges_are_split_moved_and_replaced() {
 /// for another.
 #[test]
 fn one_call_between_reports_that_are_the_same() {
+    let calls = ["m", "m", "a", "m", "f", "x", "h", "r", "x", "u", "m", "a", "f"];
+    one_by_one(&[], &calls);
+    one_by_one(&["-DJEMALLOC", "-ljemalloc"], &["m", "m", "s", "m", "s"]);
+}
+
+fn one_by_one(flags: &[&str], calls: &[&str]) {
     let _alone = alone();
-    let program = build("one_by_one.c", Link::Dynamic, &[]);
+    let program = build("one_by_one.c", Link::Dynamic, flags);
     let mut target = Running::start(&mut Command::new(program));
     target.expect("READY");
     let mut tracer = Tracer::attach_with(target.pid(), &["-o", "0", "-T", "100000", "0.05"]);
     let mut oldest_ms = 0;
-    for told in ["m", "m", "a", "m", "f", "x", "h", "r", "x", "u", "m", "a", "f"] {
+    for told in calls {
         target.tell(told);
         let ledger = ledger::hear(&mut target);
         for _ in 0..2 {

@@ -56,5 +56,6 @@ mod targets;
 mod terminal_view;
 mod unusual;
 mod unwinding;
+mod usdt;
 mod user_rows;
 mod why;

@@ -2,9 +2,13 @@
 //
 // usage: one_by_one   phases: READY, then for each line of one letter a ledger:
 //   m malloc, f free, r realloc, a mmap, h unmaps half of the last mapping, u unmaps the rest, x munmap that fails, q ends
+//   s gives the last block another size in place (with -DJEMALLOC)
 #include "ledger.h"
 
 #include <sys/mman.h>
+#ifdef JEMALLOC
+#include <jemalloc/jemalloc.h>
+#endif
 
 #define MAPPED (8 * 4096L)
 
@@ -39,6 +43,13 @@ int main(void) {
             blocks[held - 1] = site_realloc(blocks[held - 1], 5000);
             lose(&ledger_site_malloc, 100);
         }
+#ifdef JEMALLOC
+        if (told == 's') {
+            // A block of 100 bytes is one of 112.
+            CHECK(xallocx(blocks[held - 1], 105, 0, 0) >= 105);
+            ledger_site_malloc.bytes += 5;
+        }
+#endif
         if (told == 'a') mapping = site_mmap(MAPPED);
         if (told == 'h') {
             CHECK(munmap(mapping, MAPPED / 2) == 0);

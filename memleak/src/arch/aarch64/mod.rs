@@ -3,6 +3,7 @@
 #[cfg(target_arch = "aarch64")]
 pub mod host;
 pub(crate) mod placement;
+pub(crate) mod probe_arguments;
 
 use object::elf;
 

@@ -5,6 +5,7 @@ pub(crate) mod constant;
 #[cfg(target_arch = "x86_64")]
 pub mod host;
 pub mod placement;
+pub mod probe_arguments;
 pub mod returns;
 
 use object::elf;

@@ -9,6 +9,7 @@ mod memory;
 mod row;
 pub(crate) mod system_calls;
 mod threads;
+mod usdt;
 
 use std::sync::LazyLock;
 
@@ -24,6 +25,7 @@ pub static TABLE: LazyLock<Vec<Row>> = LazyLock::new(|| {
         threads::ROWS,
         libraries::ROWS,
         system_calls::ROWS,
+        usdt::ROWS,
         control::ROWS,
     ]
     .concat()

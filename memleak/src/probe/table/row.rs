@@ -51,6 +51,9 @@ pub enum Scope {
     CLibrary,
     /// Every object that defines the function. Never prefixed.
     Anywhere,
+    /// Objects that define a probe of their own (USDT) named so, `PROVIDER:NAME`, and no function
+    /// of an allocator; all that define it if the resource is asked for.
+    Usdt,
     /// A system call: served, and not looked for in any object.
     SystemCall,
     /// A user's: the objects that [`Row::object`] names, as `-O` would; without a name every
@@ -77,6 +80,7 @@ impl Row {
     /// A run over these resources needs it.
     pub fn serves(&self, resources: &[Resource]) -> bool {
         matches!(self.role, Role::Abandon | Role::Notice)
+            || self.scope == Scope::Usdt && resources.contains(&Resource::Heap)
             || resources.iter().any(|resource| resource.number() == self.probe.resource)
     }
 }
