@@ -34,6 +34,11 @@ pub const MAX_HELD: u32 = 3;
 /// processor that nobody else gets; an answer comes within 0.1 ms or two.
 pub const HOLD_BIRTH_NS: u64 = 10_000_000;
 
+/// Longest time that a thread waits in the dynamic linker for an answer to what it has mapped, ns.
+/// Most come within one or two milliseconds; where a new allocator is to be probed it is ten. A
+/// thread of a tracer that is stopped, or busy, is not waited for longer than this.
+pub const HOLD_NS: u64 = 20_000_000;
+
 /// Byte offsets of members of the kernel's structures (BTF); all 0 if they are not known.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use memleak_common::{
     event::{Event, kind, shared},
     probe::slot_of,
-    settings::{HOLD_BIRTH_NS, MAX_HELD, flags},
+    settings::{HOLD_BIRTH_NS, HOLD_NS, MAX_HELD, flags},
     stats::Stat,
     thread::MAX_TARGETS,
     unwind::MappingList,
@@ -208,10 +208,6 @@ pub fn mappings_changed(ctx: &ProbeContext) {
     }
 }
 
-/// Longest time that a thread waits for an answer, ns. Most come within one or two milliseconds;
-/// where a new allocator is to be probed it is ten. A thread of a tracer that is stopped, or busy,
-/// is not waited for longer than this.
-const HOLD_NS: u64 = 20_000_000;
 /// Turns of the wait, each of 30 ns and more: time is what ends it.
 const HOLD_TURNS: u32 = 1 << 20;
 

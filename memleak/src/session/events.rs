@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use log::{debug, info};
-use memleak_common::event::kind;
+use log::{debug, info, warn};
+use memleak_common::{event::kind, settings::HOLD_NS};
 
 use super::{
     SessionError,
@@ -38,7 +38,7 @@ impl Session {
             match event.kind {
                 kind::RELEASE_RANGE => self.tracer.released(&Release::of(&event)),
                 kind::MAPPINGS => {
-                    noticed.entry(event.owner).or_insert(event.time_ns);
+                    noticed.entry(event.owner).or_insert((event.time_ns, 0)).1 = event.time_ns;
                     last_notice = last_notice.max(Some(event.time_ns));
                 }
                 kind::STACKS => stacks_stored = true,
@@ -50,8 +50,12 @@ impl Session {
         if is_full {
             self.tracer.overflow();
         }
-        for (target, time_ns) in noticed {
-            self.mappings_changed(target, time_ns);
+        for (target, (first_ns, last_ns)) in noticed {
+            let before = self.tracer.probes();
+            self.mappings_changed(target, first_ns);
+            if self.tracer.probes() > before {
+                self.tell_late(target, last_ns);
+            }
         }
         if let Some(time_ns) = last_notice {
             self.tracer.answer(time_ns)?;
@@ -120,6 +124,23 @@ impl Session {
             info!("{error}");
         }
         self.tell_attached();
+    }
+
+    /// Says so if code of a target was running for a while when its probes came. Its thread waited
+    /// for them from `noticed_ns` (CLOCK_MONOTONIC) on.
+    fn tell_late(&self, target: u32, noticed_ns: u64) {
+        let late = monotonic_ns().saturating_sub(noticed_ns);
+        if late > HOLD_NS
+            && let Some(traced) = self.targets.get(target)
+        {
+            warn!(
+                "process {}: probes in what it has loaded came after {} ms, and it waited for {}: calls in between were \
+                 not seen",
+                traced.id.pid,
+                late / 1_000_000,
+                HOLD_NS / 1_000_000
+            );
+        }
     }
 
     /// Takes out of the kernel's table what nobody can release any more.

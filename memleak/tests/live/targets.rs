@@ -166,6 +166,30 @@ fn a_second_allocator_is_opened_later() {
     assert!(target.wait_status().success());
 }
 
+/// The dynamic linker waits for probes, but not for long: here for a tracer that is stopped.
+#[test]
+fn probes_that_come_late_are_told_of() {
+    let _alone = alone();
+    let library = build("plain_allocator.c", Link::Library, &["-O2"]);
+    let mut target = lifecycle(&["dlopen", text(&library)]);
+    let mut tracer = Tracer::attach(target.pid());
+    let stat = format!("/proc/{}/stat", tracer.running().pid());
+    tracer.running().signal(libc::SIGSTOP);
+    while !fs::read_to_string(&stat).expect("a tracer").contains(") T ") {
+        std::thread::yield_now();
+    }
+    target.tell("go");
+    target.expect("OPENED");
+    tracer.running().signal(libc::SIGCONT);
+    let told = tracer.wait_note(|line| line.contains("were not seen"));
+    assert!(told.contains(&format!("process {}: ", target.pid())), "{told}");
+    drop(tracer.stop());
+    target.tell("go");
+    let _ = ledger::hear(&mut target); // nobody has seen it
+    target.tell("end");
+    assert!(target.wait_status().success());
+}
+
 /// The only child of `pid`, waited for by the line that it has printed.
 fn only_child(pid: u32) -> u32 {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("its children");
