@@ -11,11 +11,10 @@ use super::{
     config::{Config, program_settings},
     error::{BpfError, chain, load_error, map_error},
     links::{Link, Probes},
-    object::{bpf_log_level, check_kernel, log_level, preallocate},
+    object::{bpf_log_level, check_kernel, log_level, object_bytes, preallocate},
     rings::{Events, trace_bytes},
     sys,
 };
-use crate::arch::OBJECT;
 use crate::probe::kernel::{KernelFunction, KernelPlan, WORK_START};
 
 /// Maps that the programs of this mode write to: their entries are made in advance, since a program
@@ -50,7 +49,7 @@ pub(super) struct LoadedKernelMode {
 /// Loads the programs of a plan, and attaches them.
 pub(super) fn load(config: &Config, plan: &KernelPlan) -> Result<LoadedKernelMode, BpfError> {
     check_kernel()?;
-    let object = preallocate(OBJECT, PREALLOCATED).ok_or(BpfError::Missing("section maps"))?;
+    let object = preallocate(object_bytes()?, PREALLOCATED).ok_or(BpfError::Missing("section maps"))?;
     let settings = program_settings(&Config { max_allocs: None, lifetimes: false, ..config.clone() }, &[])?;
     let mut loader = EbpfLoader::new();
     for name in UNUSED {

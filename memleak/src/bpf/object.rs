@@ -1,9 +1,28 @@
 //! The embedded object, and whether this kernel can run it.
 
+use std::{io::Read as _, sync::OnceLock};
+
 use aya::{VerifierLogLevel, util::KernelVersion};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::error::BpfError;
+
+/// The BPF programs and maps for this machine, built from memleak-ebpf by `cargo xtask build-ebpf`
+/// and packed by build.rs (gzip).
+static PACKED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/memleak.bpf.o.gz"));
+
+/// The object, unpacked once: memory from the allocator is aligned as its readers want it.
+pub(super) fn object_bytes() -> Result<&'static [u8], BpfError> {
+    static UNPACKED: OnceLock<Vec<u8>> = OnceLock::new();
+    if let Some(bytes) = UNPACKED.get() {
+        return Ok(bytes);
+    }
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(PACKED).read_to_end(&mut bytes).map_err(|error| {
+        BpfError::Load(format!("the embedded BPF object is damaged: {error}; rebuild memleak"))
+    })?;
+    Ok(UNPACKED.get_or_init(|| bytes))
+}
 
 /// No log at first: aya would retry a failed load with ever larger ones, which takes long. With -v
 /// -v the user wants the words.

@@ -8,8 +8,8 @@ use super::{
     access::program,
     error::{BpfError, load_error},
     multi::{Ends, MultiPrograms},
+    object::object_bytes,
 };
-use crate::arch::OBJECT;
 
 /// Uprobe programs of one kind of place.
 const UPROBES: &[&str] = &["release_enter", "mappings_enter", "call_exit", "call_enter"];
@@ -49,7 +49,7 @@ impl Uprobes {
         if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 11, 0)) {
             return Self::Single;
         }
-        match MultiPrograms::prepare(OBJECT, ebpf) {
+        match object_bytes().and_then(|object| MultiPrograms::prepare(object, ebpf)) {
             Ok(programs) => Self::Multi(Box::new(programs)),
             Err(error) => {
                 log::debug!("one link for each probe: {error}");

@@ -10,12 +10,11 @@ use super::{
     access::{array_mut, program},
     config::{Config, Walk, program_settings},
     error::{BpfError, load_error, map_error},
-    object::{bpf_log_level, check_kernel, log_level},
+    object::{bpf_log_level, check_kernel, log_level, object_bytes},
     rings::{Events, trace_bytes},
     unwind_maps,
     uprobes::Uprobes,
 };
-use crate::arch::OBJECT;
 use crate::probe::table::{Row, system_calls};
 use crate::proc::limits::most_open_files;
 
@@ -94,7 +93,7 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
         .map_max_entries("UNWIND_MAPPINGS", room(unwind_maps::MAPPINGS, walks_tables))
         .map_max_entries("UNWIND_LISTS", room(unwind_maps::LISTS, walks_tables))
         .map_max_entries("KERNEL_STACKS", room(config.stack_storage_size, config.walk == Walk::Kernel))
-        .load(OBJECT)
+        .load(object_bytes()?)
         .map_err(|error| load_error(&error))?;
     fill_rows(&mut ebpf, rows)?;
     let mut uprobes = Uprobes::choose(&ebpf);

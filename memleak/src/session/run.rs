@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     probe::plan::check_object_argument,
-    proc::{clock::monotonic_ns, limits::raise_open_files},
+    proc::{clock::monotonic_ns, limits::raise_open_files, memory_limit::memory_available},
     report::{
         condition::{Facts, FailCondition},
         format::Options,
@@ -284,7 +284,7 @@ impl Session {
         self.show(&report);
         tell_time(&taken);
         self.publish(report, &taken);
-        match taken.snapshot.outstanding.capacity() <= MOST_KEPT {
+        match is_worth_keeping(&taken.snapshot) {
             true => self.kept = Some((taken.snapshot, taken.own)),
             false => self.tracer.give_back(taken.snapshot),
         }
@@ -413,6 +413,14 @@ async fn next_news(mode: &mut Mode) -> Option<Arrival> {
         birth = follower.next() => birth.map(Arrival::Birth),
         pids = next_members(members) => Some(Arrival::Members(pids)),
     }
+}
+
+/// It takes little memory, or little of what there is.
+fn is_worth_keeping(snapshot: &Snapshot) -> bool {
+    const PART: u64 = 16;
+    let records = snapshot.outstanding.capacity();
+    let bytes = size_of_val(snapshot.outstanding.as_slice()) as u64;
+    records <= MOST_KEPT || memory_available().is_some_and(|available| bytes <= available / PART)
 }
 
 fn tell_time(taken: &Taken) {

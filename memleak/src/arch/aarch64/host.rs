@@ -10,9 +10,6 @@ pub const MACHINE: Machine = Machine::Aarch64;
 /// The word of `user_pt_regs` (asm/ptrace.h) that is the stack pointer.
 pub const STACK_POINTER: usize = 31;
 
-/// The BPF programs and maps, built from memleak-ebpf by `cargo xtask build-ebpf`.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/memleak-aarch64.bpf.o");
-
 /// System calls that only this machine has, with the function whose row serves them: none, its
 /// table is the generic one (include/uapi/asm-generic/unistd.h).
 pub const SYSTEM_CALLS: &[(i64, &str)] = &[];

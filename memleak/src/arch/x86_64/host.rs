@@ -10,9 +10,6 @@ pub const MACHINE: Machine = Machine::X86_64;
 /// The word of `user_regs_struct` (sys/user.h) that is the stack pointer: `rsp`.
 pub const STACK_POINTER: usize = 19;
 
-/// The BPF programs and maps, built from memleak-ebpf by `cargo xtask build-ebpf`.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/memleak-x86_64.bpf.o");
-
 /// System calls that only this machine and older ones have, with the function whose row serves
 /// them.
 pub const SYSTEM_CALLS: &[(i64, &str)] = &[
