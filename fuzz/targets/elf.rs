@@ -5,7 +5,7 @@
 use std::{os::fd::AsRawFd as _, path::PathBuf};
 
 use memleak::{
-    arch::x86_64::placement::place,
+    arch::x86_64::{placement::place, probe_arguments::parse},
     target::{
         allocator::{identify, marker_names},
         object::{Object, RelocationSlots, SymbolNames},
@@ -22,6 +22,10 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let Ok(elf) = object.elf else { return };
     identify(&elf);
     let _ = (elf.is_static(), elf.is_go(), elf.file_offset_of(mapping().file_offset));
+    for place in elf.usdt_places("libstdcxx", "throw") {
+        let _ = place.arguments.split(' ').map(parse).count();
+    }
+    let _ = std::str::from_utf8(input).map(parse);
     for symbol in elf.symbols() {
         let size = elf.function_size_at(symbol.vaddr);
         let _ = (elf.slots(RelocationSlots::OfResolver(symbol.vaddr)), elf.slots(RelocationSlots::OfSymbol(&symbol.name)));

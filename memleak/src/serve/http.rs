@@ -5,7 +5,15 @@
 //! to its end in time.
 
 use std::{
-    cell::RefCell, collections::HashMap, convert::Infallible, io, net::IpAddr, rc::Rc, sync::Arc, thread,
+    cell::RefCell,
+    collections::HashMap,
+    convert::Infallible,
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Shutdown},
+    os::unix::net::UnixStream,
+    rc::Rc,
+    sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -128,17 +136,51 @@ fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, places: &Arc<Sem
     let Ok(place) = places.clone().try_acquire_owned() else { return };
     let pages = pages.clone();
     spawn_local(async move {
-        let answer = service_fn(|request: Request<Incoming>| {
-            let response = pages.answer(&request);
-            async move { Ok::<_, Infallible>(response) }
-        });
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(HEAD_BYTES);
-        http.max_headers(HEAD_LINES).half_close(false);
-        let served = http.serve_connection(TokioIo::new(stream), answer);
-        let _ = timeout(CONNECTION_TIME, served).await; // what a client does wrong is its own affair
+        connection(stream, &pages, false).await;
         drop(place);
     });
+}
+
+/// `half_close`: a client that sends nothing more is answered all the same.
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, pages: &Pages, half_close: bool) {
+    let answer = service_fn(|request: Request<Incoming>| {
+        let response = pages.answer(&request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(HEAD_BYTES);
+    http.max_headers(HEAD_LINES).half_close(half_close);
+    let served = http.serve_connection(TokioIo::new(stream), answer);
+    let _ = timeout(CONNECTION_TIME, served).await; // what a client does wrong is its own affair
+}
+
+/// What a client is answered, all in all, that sends these bytes and nothing more; there is no
+/// report yet. For fuzzing.
+#[doc(hidden)]
+pub fn answer_to(sent: &[u8]) -> io::Result<Vec<u8>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let pages = Pages { latest: Arc::default(), top: 10, is_local: true, made: RefCell::default() };
+    let (mut client, server) = UnixStream::pair()?;
+    server.set_nonblocking(true)?;
+    let mut requests = client.try_clone()?;
+    let answers = thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            let mut answers = Vec::new();
+            client.read_to_end(&mut answers).map(|_| answers)
+        });
+        // The server may have had enough before all is there.
+        scope.spawn(move || requests.write_all(sent).and_then(|()| requests.shutdown(Shutdown::Write)));
+        runtime.block_on(async {
+            connection(tokio::net::UnixStream::from_std(server)?, &pages, true).await;
+            Ok::<_, io::Error>(())
+        })?;
+        reader.join().unwrap_or_else(|_| Err(io::Error::other("the reader has panicked")))
+    });
+    match answers {
+        // It closes what it has not read.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Vec::new()),
+        answers => answers,
+    }
 }
 
 /// What can be asked for, made once for each report.
@@ -279,4 +321,34 @@ fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Ful
 fn closing(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(sent: &str) -> String {
+        String::from_utf8(answer_to(sent.as_bytes()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn requests_one_after_the_other() {
+        let ask = |path| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let answer = answered(&(ask("/healthz") + &ask("/report") + &ask("/nowhere")));
+        let lines: Vec<_> = answer.lines().filter(|line| line.starts_with("HTTP/1.1 ")).collect();
+        let expected = ["HTTP/1.1 200 OK", "HTTP/1.1 503 Service Unavailable", "HTTP/1.1 404 Not Found"];
+        assert_eq!(lines, expected, "{answer}");
+    }
+
+    #[test]
+    fn what_is_no_request_is_answered_or_not() {
+        for sent in ["", "\0\0\0\0", "GET", "GET / HTTP/9.9\r\n\r\n"] {
+            let answer = answered(sent);
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{sent:?}: {answer}");
+        }
+        let put = answered("PUT /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello");
+        assert!(put.starts_with("HTTP/1.1 405"), "{put}");
+        let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(2 * HEAD_BYTES));
+        assert!(["HTTP/1.1 431", ""].iter().any(|start| answered(&long).starts_with(start)));
+    }
 }

@@ -13,6 +13,8 @@ mod socket;
 use std::{sync::Arc, time::Duration};
 
 use crate::report::model::Report;
+#[doc(hidden)]
+pub use http::answer_to;
 pub(crate) use latest::Latest;
 pub use socket::ListenError;
 

@@ -114,6 +114,13 @@ impl Seeds {
                 }
                 fs::copy(run::root().join("examples/resources/pairs.toml"), named(corpus, "file"))?;
             }
+            "listen" => {
+                for path in ["/", "/metrics", "/report", "/debug/pprof/heap", "/healthz"] {
+                    let accept = "Accept: application/openmetrics-text";
+                    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost:80\r\n{accept}\r\n\r\n");
+                    fs::write(named(corpus, &path.replace('/', "_")), request.repeat(2))?;
+                }
+            }
             "maps" => {
                 fs::write(named(corpus, "self"), fs::read("/proc/self/maps")?)?;
                 let deleted =
