@@ -130,16 +130,86 @@ fn readers_find_the_numbers_of_the_text() {
     let allocations = &firefox["threads"][0]["nativeAllocations"];
     let weights = allocations["weight"].as_array().expect("weights").iter().filter_map(Value::as_u64);
     assert_eq!((weights.sum::<u64>(), &allocations["length"]), (bytes, &count.into()));
-    for name in ["a.svg", "a.html"] {
-        let file = fs::read_to_string(at(name)).expect(name);
-        assert!(file.contains("word_counter::word_count()"), "{name}");
+    let [svg, page] = ["a.svg", "a.html"].map(|name| fs::read_to_string(at(name)).expect(name));
+    for file in [&svg, &page] {
+        assert!(file.contains("word_counter::word_count()"), "{file}");
     }
+    assert!(svg.contains(&format!("<title>all ({} bytes, 100%)", grouped(bytes))), "{svg}");
+    let data = page.split_once("id=\"data\">").and_then(|(_, rest)| rest.split_once("</script>"));
+    let data: Value = serde_json::from_str(data.expect("the page's data").0).expect("JSON");
+    let moment = data["moments"].as_array().and_then(|moments| moments.last()).expect("a moment");
+    assert_eq!((&moment[1], &moment[2]), (&bytes.into(), &count.into()), "{data}");
+    assert_eq!(last_dump(&fs::read(at("a.pftrace")).expect("the trace")), (bytes, count));
     // The saved one gives all of them again.
     let again = memleak(&["report", text(&at("a.save.gz")), "--json", "--pprof", text(&at("b.pb.gz"))]);
     let again: Value = serde_json::from_slice(&again.stdout).expect("JSON");
     assert_eq!((&again["totals"]["bytes"], &again["totals"]["count"]), (&bytes.into(), &count.into()));
     assert_eq!(fs::read(at("a.pb.gz")).expect("one"), fs::read(at("b.pb.gz")).expect("the other"));
     let _ = fs::remove_dir_all(folder);
+}
+
+/// A number as people write it.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.char_indices() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// The fields of a protobuf message: number, and varint or bytes (protobuf.dev, Encoding).
+fn fields(mut message: &[u8]) -> Vec<(u64, u64, &[u8])> {
+    fn varint(bytes: &mut &[u8]) -> u64 {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let (first, rest) = bytes.split_first().expect("more of it");
+            *bytes = rest;
+            value |= u64::from(first & 0x7f) << shift;
+            if first & 0x80 == 0 {
+                break;
+            }
+        }
+        value
+    }
+    let mut found = Vec::new();
+    while !message.is_empty() {
+        let tag = varint(&mut message);
+        let value = varint(&mut message);
+        let length = match tag & 7 {
+            0 => 0,
+            2 => usize::try_from(value).expect("a length"),
+            other => panic!("a field of kind {other}"),
+        };
+        let (bytes, rest) = message.split_at(length);
+        message = rest;
+        found.push((tag >> 3, value, bytes));
+    }
+    found
+}
+
+/// Bytes and number of what is held in the last dump of a Perfetto trace: `Trace.packet` (1),
+/// `profile_packet` (37), `process_dumps` (5), `samples` (2), of which `self_allocated` (2) less
+/// `self_freed` (3), and `alloc_count` (5) less `free_count` (6).
+fn last_dump(trace: &[u8]) -> (u64, u64) {
+    let packets = fields(trace);
+    let mut profiles =
+        packets.iter().flat_map(|(_, _, packet)| fields(packet)).filter(|(number, ..)| *number == 37);
+    let last = profiles.next_back().expect("a dump").2;
+    let mut sums = [0u64; 7];
+    for (_, _, dump) in fields(last).into_iter().filter(|(number, ..)| *number == 5) {
+        for (_, _, sample) in fields(dump).into_iter().filter(|(number, ..)| *number == 2) {
+            for (number, value, _) in fields(sample) {
+                if let Some(sum) = sums.get_mut(number as usize) {
+                    *sum += value;
+                }
+            }
+        }
+    }
+    (sums[2] - sums[3], sums[5] - sums[6])
 }
 
 /// A terminal that goes takes what is shown there with it, and not what was asked to be kept.

@@ -217,16 +217,26 @@ fn no_signal_breaks_the_terminal() {
 #[test]
 fn the_end_of_a_target_waits_for_the_user() {
     let _alone = alone();
-    let arguments =
-        "--tui -o 0 0.3 -- sh -c 'echo noise; head -c 100000 /dev/zero | tail -c 1; sleep 1; exit 7'";
-    let tmux = Tmux::start("end", (80, 24), arguments);
+    let saved = scratch_dir().join(format!("end-{}.save.gz", std::process::id()));
+    let arguments = format!(
+        "--tui -o 0 --save {} 0.3 -- sh -c 'echo noise; head -c 100000 /dev/zero | tail -c 1; sleep 1; exit 7'",
+        saved.display()
+    );
+    let tmux = Tmux::start("end", (80, 24), &arguments);
     let screen = tmux.wait_for(&[" ended: the last report"]);
     assert!(!screen.contains("noise"), "{screen}");
     thread::sleep(Duration::from_millis(700));
     tmux.wait_for(&[" ended: the last report"]);
+    let screen = tmux.screen();
     tmux.keys(&["q"]);
     tmux.wait_for(&["status 7"]);
     tmux.is_as_before("the target's end");
+    // The same numbers as in a file of the same report.
+    let report = Command::new(MEMLEAK).args(["report", "--json"]).arg(&saved).output().expect("memleak");
+    let report: Value = serde_json::from_slice(&report.stdout).expect("JSON");
+    let count = report["totals"]["count"].as_u64().expect("a number");
+    assert!(screen.contains(&format!(" in {count} blocks")), "{count} blocks\n{screen}");
+    let _ = fs::remove_file(saved);
 }
 
 /// A dropped ssh: the terminal goes, and what was to be kept is kept.
