@@ -6,6 +6,8 @@ pub(crate) mod constant;
 pub mod host;
 pub mod placement;
 pub mod returns;
+#[cfg(target_arch = "x86_64")]
+pub mod vectors;
 
 use object::elf;
 
