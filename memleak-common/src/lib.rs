@@ -13,6 +13,7 @@ pub mod history;
 pub mod kernel;
 pub mod mappings;
 pub mod probe;
+pub mod registers;
 pub mod sampling;
 pub mod settings;
 pub mod stack;
@@ -50,6 +51,8 @@ assert_sizes! {
     kernel::KernelCall = 48,
     mappings::MappingState = 24,
     probe::ProbeRow = 72,
+    registers::RegisterOffsets = 32,
+    registers::SavedRegisters = 24 + 8 * (registers::GENERAL_WORDS + registers::VECTOR_WORDS),
     settings::TaskOffsets = 32,
     settings::Settings = 120,
     stack::StackRecord = 16 + 8 * stack::MAX_STACK_DEPTH,
@@ -105,6 +108,8 @@ mod pod {
         crate::kernel::RememberedStack,
         crate::mappings::MappingState,
         crate::probe::ProbeRow,
+        crate::registers::RegisterOffsets,
+        crate::registers::SavedRegisters,
         crate::settings::Settings,
         crate::stack::StackRecord,
         crate::stack::ShortStackRecord,

@@ -24,6 +24,7 @@ mod masked;
 mod nesting;
 mod plain;
 mod records;
+mod registers;
 mod returns;
 mod sampling;
 mod session;
@@ -206,6 +207,18 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     lifecycle::process_fork(&ctx);
+    0
+}
+
+/// A thread, of those that user space asks for.
+///
+/// # Safety
+/// The kernel calls it, with the context of such a program.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub unsafe extern "C" fn thread_registers(context: *const registers::TaskContext) -> i32 {
+    // SAFETY: the kernel's own context.
+    let _ = unsafe { registers::write_thread(context) };
     0
 }
 

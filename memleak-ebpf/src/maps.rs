@@ -20,6 +20,7 @@ use memleak_common::{
     },
     mappings::MappingState,
     probe::{MAX_PROBES, ProbeRow},
+    registers::{RegisterOffsets, SavedRegisters},
     settings::{MAX_HELD, Settings, TaskOffsets},
     stack::{ShortStackRecord, StackRecord},
     stats::{STATS as STAT_COUNT, Stat},
@@ -169,6 +170,10 @@ pub static UNWIND_LISTS: Array<PublishedList> = Array::with_max_entries(1, BPF_F
 #[map]
 pub static KERNEL_STACKS: StackTrace = StackTrace::with_max_entries(1, 0);
 
+/// Where registers of threads are read into.
+#[map]
+pub static REGISTERS: PerCpuArray<SavedRegisters> = PerCpuArray::with_max_entries(1, 0);
+
 /// Kernel mode: names of slab caches by address, with zeroes after them.
 #[map]
 pub static CACHES: HashMap<u64, [u64; CACHE_NAME_WORDS]> = HashMap::with_max_entries(4096, 0);
@@ -260,6 +265,19 @@ pub static SETTINGS: Settings = Settings {
 #[unsafe(no_mangle)]
 pub static KERNEL_SETTINGS: KernelSettings = KernelSettings::EMPTY;
 
+/// As [`SETTINGS`], for [`crate::registers`].
+#[unsafe(no_mangle)]
+pub static REGISTER_OFFSETS: RegisterOffsets = RegisterOffsets {
+    pid: 0,
+    on_cpu: 0,
+    nvcsw: 0,
+    nivcsw: 0,
+    fpstate: 0,
+    fpstate_size: 0,
+    fpstate_regs: 0,
+    reserved: 0,
+};
+
 /// One of the settings. A macro, so that only its own bytes are read.
 macro_rules! setting {
     ($($member:tt)+) => {
@@ -275,6 +293,14 @@ macro_rules! kernel_setting {
     };
 }
 pub(crate) use kernel_setting;
+
+/// One of [`REGISTER_OFFSETS`].
+macro_rules! register_offset {
+    ($member:ident) => {
+        $crate::maps::read_setting(&$crate::maps::REGISTER_OFFSETS.$member)
+    };
+}
+pub(crate) use register_offset;
 
 /// Reads a member of [`SETTINGS`]: see [`setting`].
 #[inline(always)]

@@ -7,6 +7,7 @@ use aya_ebpf::{
     bindings::user_pt_regs,
     programs::{ProbeContext, RetProbeContext},
 };
+pub use aya_ebpf::bindings::user_pt_regs as TaskRegisters;
 pub use memleak_common::unwind::step_aarch64 as unwind_step;
 
 use super::Registers;

@@ -7,6 +7,7 @@ use aya_ebpf::{
     helpers::bpf_probe_read_user,
     programs::{ProbeContext, RetProbeContext},
 };
+pub use aya_ebpf::bindings::pt_regs as TaskRegisters;
 pub use memleak_common::unwind::{NO_MASK as ADDRESS_MASK, step_x86_64 as unwind_step};
 
 use super::Registers;

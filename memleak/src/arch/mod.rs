@@ -1,7 +1,7 @@
 //! What differs from machine to machine. Each has a folder with the same names in it:
 //! `RELOCATIONS`, `placement::place`, `probe_arguments::parse`, and in `host`, which is compiled
-//! for this machine alone, `MACHINE`, `STACK_POINTER`, `SYSTEM_CALLS` and `Breakpoint`.
-//! Nothing outside of here asks for `target_arch` or decodes instructions.
+//! for this machine alone, `MACHINE`, `STACK_POINTER`, `SYSTEM_CALLS`, `vector_words` and
+//! `Breakpoint`. Nothing outside of here asks for `target_arch` or decodes instructions.
 
 pub(crate) mod aarch64;
 pub mod placement;
@@ -15,6 +15,8 @@ compile_error!("memleak knows x86_64 and aarch64");
 use std::collections::BTreeSet;
 
 #[cfg(target_arch = "aarch64")]
+pub use aarch64::host::vector_words;
+#[cfg(target_arch = "aarch64")]
 pub use aarch64::host::{Breakpoint, MACHINE as HOST, OLD_FILE_CALLS, STACK_POINTER, SYSTEM_CALLS};
 use memleak_common::usdt::Argument;
 use object::elf;
@@ -23,6 +25,8 @@ use relocations::RelocationTypes;
 use returns::Unclear;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::host::{Breakpoint, MACHINE as HOST, OLD_FILE_CALLS, STACK_POINTER, SYSTEM_CALLS};
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::vectors::vector_words;
 
 /// The machines whose code can be traced and whose stacks can be walked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]

@@ -60,6 +60,8 @@ pub(crate) struct Config {
     pub library_calls: bool,
     /// Ranges of addresses are counted at system calls, and not at the C library's functions.
     pub system_calls: bool,
+    /// What threads have in their registers will be asked for.
+    pub reads_registers: bool,
     /// `-v`: 0, 1, 2...
     pub verbosity: u8,
 }

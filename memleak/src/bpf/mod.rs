@@ -6,7 +6,7 @@
 //!   (programs), `links`;
 //! - `closer` (ends links beside the run), `births` (notices of children and new programs);
 //! - `targets`, `records`, `rings`, `cut`, `stack_store`, `unwind_maps`, `mapping_states`, `stats`
-//!   (maps), `runs` (what the kernel counts);
+//!   (maps), `runs` (what the kernel counts), `registers` (an iterator);
 //! - `user_mode` and `kernel_mode` (loading), `reader` (snapshots);
 //! - `tracer`, which is all that a session sees.
 
@@ -27,6 +27,7 @@ mod multi;
 mod object;
 mod reader;
 mod records;
+mod registers;
 mod rings;
 mod room;
 mod runs;

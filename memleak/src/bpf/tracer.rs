@@ -4,6 +4,7 @@
 use std::{
     io,
     panic::resume_unwind,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -25,6 +26,7 @@ use super::{
     mapped::MappedMaps,
     mapping_states::MappingStates,
     reader::Reader,
+    registers::RegisterReader,
     rings::Events,
     room,
     runs::{ProgramRuns, program_runs},
@@ -59,6 +61,7 @@ pub(crate) struct Tracer {
     /// `None` in kernel mode.
     mapping_states: Option<MappingStates>,
     traps_only: bool,
+    registers: Option<Arc<RegisterReader>>,
 }
 
 /// A tracer of processes that has nothing attached yet.
@@ -108,6 +111,7 @@ impl Tracer {
         let mapping_states = MappingStates::open(&loaded.ebpf)?;
         let mut tracer = Self::new(config, loaded.ebpf, loaded.events, probes, reader, unwinding)?;
         tracer.mapping_states = Some(mapping_states);
+        tracer.registers = loaded.registers.map(Arc::new);
         Ok(UserStart { tracer, births, by_tracepoints: loaded.by_tracepoints, took })
     }
 
@@ -131,7 +135,8 @@ impl Tracer {
         let log = (config.verbosity > 0).then(|| logger(&mut ebpf)).flatten();
         let events = readable(events).map_err(|error| map_error("EVENTS", &error))?;
         let (mapping_states, traps_only) = (None, config.traps_only);
-        Ok(Self { ebpf, events, log, probes, reader, unwinding, mapping_states, traps_only })
+        let registers = None;
+        Ok(Self { ebpf, events, log, probes, reader, unwinding, mapping_states, traps_only, registers })
     }
 
     /// Makes the process `pid` known to the programs, in this slot. `end` is readable when it has
@@ -386,6 +391,11 @@ impl Tracer {
     /// processes is known of them. `last`: see [`Reader::snapshot`].
     pub(crate) fn snapshot(&mut self, last: Option<Snapshot>) -> Result<Snapshot, BpfError> {
         self.reader.snapshot(&self.ebpf, &self.probes, self.events.get_mut(), last)
+    }
+
+    /// Reads registers of threads, if that was asked for and the kernel can.
+    pub(crate) fn registers(&self) -> Option<Arc<RegisterReader>> {
+        self.registers.clone()
     }
 
     /// What the kernel has counted of our programs.

@@ -11,6 +11,7 @@ use super::{
     config::{Config, Walk, program_settings},
     error::{BpfError, load_error, map_error},
     object::{bpf_log_level, check_kernel, log_level, object_bytes},
+    registers::{self, RegisterReader},
     rings::{Events, trace_bytes},
     unwind_maps,
     uprobes::Uprobes,
@@ -46,6 +47,8 @@ pub(super) struct Loaded {
     pub walks_tables: bool,
     /// Resources that tracepoints tell of: no function of the target's is probed for them.
     pub by_tracepoints: Vec<Resource>,
+    /// Registers of threads, if they are to be read and can be.
+    pub registers: Option<RegisterReader>,
 }
 
 /// Loads the programs for this run and fills the map of rows. `unwind_words`: entries of
@@ -76,11 +79,13 @@ pub(super) fn load(config: &Config, rows: &[Row], unwind_words: u32) -> Result<L
 fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded, BpfError> {
     let settings = program_settings(config, rows)?;
     let walks_tables = config.walks_tables();
+    let register_offsets = config.reads_registers.then(registers::offsets).flatten();
     // What is not used takes no memory.
     let room = |entries: u32, is_used: bool| if is_used { entries } else { 1 };
     let mut ebpf = EbpfLoader::new()
         .verifier_log_level(log_level(config.verbosity))
         .override_global("SETTINGS", &settings, true)
+        .override_global("REGISTER_OFFSETS", &register_offsets.unwrap_or_default(), true)
         .override_global(aya_log::LEVEL, &bpf_log_level(config.verbosity), false)
         .map_max_entries("ALLOCATIONS", config.hashed())
         .map_max_entries("HISTORIES", config.histories())
@@ -118,7 +123,8 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
         }
         by_tracepoints.push(Resource::Growth);
     }
-    Ok(Loaded { ebpf, events, uprobes, mends_stack, walks_tables, by_tracepoints })
+    let registers = register_offsets.and_then(|_| RegisterReader::load(&mut ebpf));
+    Ok(Loaded { ebpf, events, uprobes, mends_stack, walks_tables, by_tracepoints, registers })
 }
 
 fn fill_rows(ebpf: &mut Ebpf, rows: &[Row]) -> Result<(), BpfError> {

@@ -1,14 +1,20 @@
 //! What registers may hold that nobody sees: those of threads that are not stopped.
 //!
-//! A thread that waits has saved most of its callers' registers on its stack. What is left is of
-//! few functions ([`RegisterOwner`]), and a block that such a function has had made may be in one
-//! of them: the last ones that were made there. Of a thread that runs nothing is known.
+//! Of a thread that has not run from before a look to after it they are known ([`Asleep`]), where
+//! the kernel can be asked. Else: a thread that waits has saved most of its callers' registers on
+//! its stack. What is left is of few functions ([`RegisterOwner`]), and a block that such a
+//! function has had made may be in one of them: the last ones that were made there. Of a thread
+//! that runs nothing is known.
 
 use log::debug;
 
+use super::registers::Asleep;
 use crate::{
     objects::ObjectStore,
-    proc::{maps::Mapping, stacks::Threads},
+    proc::{
+        maps::Mapping,
+        stacks::{Threads, WaitingThread},
+    },
     unwind::{RegisterOwner, RegisterOwners},
 };
 
@@ -28,11 +34,23 @@ pub(super) struct HiddenRegisters {
 }
 
 impl HiddenRegisters {
-    /// Of the threads of `pid`. What cannot be read is left out.
-    pub(super) fn of(pid: u32, threads: &Threads, mappings: &[Mapping], store: &ObjectStore) -> Self {
+    /// Of the threads of `pid`, but for those that were asleep. What cannot be read is left out.
+    pub(super) fn of(
+        pid: u32,
+        threads: &Threads,
+        asleep: &Asleep,
+        mappings: &[Mapping],
+        store: &ObjectStore,
+    ) -> Self {
+        let is_hidden = |it: &&WaitingThread| !asleep.stack_pointers.contains(&it.stack_pointer);
+        let waiting: Vec<&WaitingThread> = threads.waiting.iter().filter(is_hidden).collect();
+        let running = match asleep.others {
+            Some(others) => others.saturating_sub(waiting.len() as u64),
+            None => threads.running,
+        };
         let mut owners: Vec<RegisterOwner> = match RegisterOwners::new(pid, mappings, store) {
             Ok(mut finder) => {
-                threads.waiting.iter().flat_map(|thread| finder.of(thread.ip, thread.stack_pointer)).collect()
+                waiting.iter().flat_map(|thread| finder.of(thread.ip, thread.stack_pointer)).collect()
             }
             Err(_) => Vec::new(),
         };
@@ -45,10 +63,10 @@ impl HiddenRegisters {
             is_same
         });
         debug!(
-            "process {pid}: {} threads run; with registers that are not known: {owners:x?}",
-            threads.running
+            "process {pid}: registers of {} threads are known; {running} run; not known: {owners:x?}",
+            asleep.stack_pointers.len(),
         );
-        Self { owners, running: threads.running }
+        Self { owners, running }
     }
 
     /// How many blocks they may hold that were acquired at a stack of these return addresses.

@@ -3,13 +3,13 @@
 
 use std::{fs, io, ops::Range};
 
-use super::{Block, hidden::HiddenRegisters, look::read_places};
+use super::{Block, look::read_places};
 use crate::{
     account::{Allocators, Arenas, files_of, glibc_arenas},
     objects::ObjectStore,
     proc::{
         maps::{Backing, Mapping},
-        stacks::{WaitingThread, places, threads},
+        stacks::{ThreadRegisters, Threads, WaitingThread, places, threads},
         status::read_status,
         stop::StoppedThread,
     },
@@ -90,8 +90,8 @@ pub(super) struct RootPlaces {
     pub unknown: Option<Vec<Range<u64>>>,
     /// Bytes that are free in these.
     pub free: u64,
-    /// Registers that are not known.
-    pub hidden: HiddenRegisters,
+    /// What its threads did, if they are not stopped.
+    pub threads: Threads,
 }
 
 /// What is known of a process's memory.
@@ -111,9 +111,8 @@ pub(super) struct RootSource<'a> {
     pub runs: &'a [Range<u64>],
     /// Its threads, if they are stopped.
     pub stopped: Option<&'a [StoppedThread]>,
-    /// What registers may hold is asked for, if they are not known. It takes a while for each
-    /// thread.
-    pub asks_for_registers: bool,
+    /// Registers of threads that are not stopped, as far as they are known.
+    pub registers: &'a [ThreadRegisters],
 }
 
 /// Finds the places of all roots.
@@ -144,11 +143,8 @@ pub(super) fn find(source: &RootSource<'_>) -> io::Result<RootPlaces> {
     let threads = match source.stopped {
         Some(threads) => threads.iter().map(of_stopped).collect(),
         None => {
-            let threads = threads(source.pid);
-            if source.asks_for_registers {
-                found.hidden = HiddenRegisters::of(source.pid, &threads, source.mappings, source.store);
-            }
-            threads.waiting
+            found.threads = threads(source.pid);
+            found.threads.waiting.clone()
         }
     };
     find_stacks(source, &threads, &mut left, &mut found);
@@ -160,7 +156,8 @@ pub(super) fn find(source: &RootSource<'_>) -> io::Result<RootPlaces> {
     }
     found.areas.sort_unstable_by_key(|area| area.range.start);
     let arguments = threads.iter().flat_map(|thread| &thread.arguments);
-    found.words.extend(arguments.map(|word| (*word, RootKind::Register)));
+    let of_others = source.registers.iter().filter(|thread| !thread.runs).flat_map(|thread| &thread.words);
+    found.words.extend(arguments.chain(of_others).map(|word| (*word, RootKind::Register)));
     found.words.extend(kernel_words(source.pid).into_iter().map(|word| (word, RootKind::Kernel)));
     Ok(found)
 }
@@ -267,32 +264,39 @@ fn is_anonymous(mapping: &Mapping) -> bool {
 /// Looks for the `struct pthread` of threads, each of which points to itself twice, in anonymous
 /// memory that nobody has claimed.
 fn thread_stacks(source: &RootSource<'_>, left: &Unclaimed) -> Vec<PthreadStack> {
-    let mut stacks: Vec<PthreadStack> = Vec::new();
-    let mut searched = 0;
-    for mapping in source.mappings.iter().filter(|mapping| is_anonymous(mapping)) {
-        let mut from = mapping.start;
+    let anonymous: Vec<&Mapping> = source.mappings.iter().filter(|mapping| is_anonymous(mapping)).collect();
+    let (mut runs, mut searched) = (Vec::new(), 0);
+    'mappings: for mapping in &anonymous {
         for run in left.within(mapping.start..mapping.end) {
             searched += run.end - run.start;
             if searched > MOST_SEARCHED {
-                return stacks;
+                break 'mappings;
             }
-            for pthread in pthreads_in(source.pid, &run) {
-                if pthread < from {
-                    continue;
-                }
-                let end = (pthread + PTHREAD).next_multiple_of(4096).min(mapping.end);
-                let tid = read_places(source.pid, &[pthread + TID_IN_PTHREAD]).pop().flatten();
-                let tid = tid.map_or(u32::MAX, |tid| tid as u32);
-                stacks.push(PthreadStack { range: from..end, pthread, tid });
-                from = end;
-            }
+            runs.push(run);
+        }
+    }
+    let pthreads = pthreads_in(source, &runs);
+    let places: Vec<u64> = pthreads.iter().map(|pthread| pthread + TID_IN_PTHREAD).collect();
+    let mut stacks: Vec<PthreadStack> = Vec::new();
+    for (pthread, tid) in pthreads.into_iter().zip(read_places(source.pid, &places)) {
+        let at = anonymous.partition_point(|mapping| mapping.end <= pthread);
+        let Some(mapping) = anonymous.get(at) else { continue };
+        let before = stacks.last().map_or(0, |stack| stack.range.end);
+        let from = mapping.start.max(before);
+        if pthread >= from {
+            let end = (pthread + PTHREAD).next_multiple_of(4096).min(mapping.end);
+            stacks.push(PthreadStack {
+                range: from..end,
+                pthread,
+                tid: tid.map_or(u32::MAX, |tid| tid as u32),
+            });
         }
     }
     stacks
 }
 
-/// Addresses in `run` of which the first and the third word are that address.
-fn pthreads_in(pid: u32, run: &Range<u64>) -> Vec<u64> {
+/// Addresses in `runs` of which the first and the third word are that address, in order.
+fn pthreads_in(source: &RootSource<'_>, runs: &[Range<u64>]) -> Vec<u64> {
     let find = |start: u64, words: &[u64]| -> Vec<u64> {
         let candidates = words.iter().enumerate().step_by((PTHREAD_ALIGNMENT / 8) as usize);
         let is_it = |(at, word): &(usize, &u64)| {
@@ -303,7 +307,8 @@ fn pthreads_in(pid: u32, run: &Range<u64>) -> Vec<u64> {
     };
     // Runs begin at pages, and so do pieces of them.
     let mut found = Vec::new();
-    let read = super::look::read_all(pid, false, std::slice::from_ref(run), find, |more| found.extend(more));
+    let is_stopped = source.stopped.is_some();
+    let read = super::look::read_all(source.pid, is_stopped, runs, find, |more| found.extend(more));
     if read.is_ok() { found } else { Vec::new() }
 }
 

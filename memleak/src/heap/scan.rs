@@ -22,6 +22,7 @@ use super::{
     look::{Populated, populated, read_all},
     mark::{Class, Classes, Marked, Parent},
     newest::maybe_held,
+    registers::{Asleep, RegisterSource},
     roots::{self, RootKind, RootSource},
 };
 use crate::{
@@ -29,6 +30,7 @@ use crate::{
     objects::ObjectStore,
     proc::{
         maps::{Mapping, read_maps},
+        stacks::ThreadRegisters,
         stop::{StoppedProcess, tracer_of},
     },
 };
@@ -64,6 +66,8 @@ pub struct HeapTarget {
     pub store: ObjectStore,
     /// All that it has acquired since it began is known.
     pub from_start: bool,
+    /// Who can be asked for registers while it runs.
+    pub registers: RegisterSource,
     /// It may be stopped once, for so long, and is not looked at three times.
     pub max_pause: Option<Duration>,
     /// The number of the stack of what was there before tracing began.
@@ -151,6 +155,8 @@ struct Surveyed {
     populated: Populated,
     index: BlockIndex,
     places: roots::RootPlaces,
+    /// Registers at its beginning.
+    registers: Vec<ThreadRegisters>,
     took: Duration,
 }
 
@@ -163,6 +169,11 @@ impl Surveyed {
         }
         let populated = populated(target.pid, &mappings)?;
         let index = BlockIndex::new(sight.blocks);
+        // They are not asked for before a stop: that look is to take as long as the one after.
+        let registers = match target.max_pause {
+            None => target.registers.read(target.pid),
+            Some(_) => Vec::new(),
+        };
         let source = RootSource {
             pid: target.pid,
             mappings: &mappings,
@@ -174,8 +185,7 @@ impl Surveyed {
             blocks: index.blocks(),
             runs: &populated.runs,
             stopped: stopped.map(|stopped| stopped.threads.as_slice()),
-            // A look before a stop is to take as long as the one after.
-            asks_for_registers: target.max_pause.is_none(),
+            registers: &registers,
         };
         let places = roots::find(&source)?;
         let index = match places.unknown.as_deref().unwrap_or_default() {
@@ -187,8 +197,23 @@ impl Surveyed {
                 stack: target.before,
             })),
         };
-        Ok(Self { mappings, populated, index, places, took: began.elapsed() })
+        Ok(Self { mappings, populated, index, places, registers, took: began.elapsed() })
     }
+}
+
+/// What a look could not see that has begun with these registers, and ends now.
+fn hidden_registers(
+    target: &HeapTarget,
+    places: &roots::RootPlaces,
+    before: &[ThreadRegisters],
+    mappings: &[Mapping],
+) -> HiddenRegisters {
+    if target.max_pause.is_some() {
+        return HiddenRegisters::default();
+    }
+    let after = if before.is_empty() { Vec::new() } else { target.registers.read(target.pid) };
+    let asleep = Asleep::of(before, &after);
+    HiddenRegisters::of(target.pid, &places.threads, &asleep, mappings, &target.store)
 }
 
 /// The first look, along all pointers.
@@ -203,6 +228,8 @@ struct Scan {
     read: Duration,
     /// What is from before tracing began, if that can be told.
     before: Option<Before>,
+    /// What it could not see.
+    hidden: HiddenRegisters,
 }
 
 impl Scan {
@@ -210,13 +237,14 @@ impl Scan {
     fn of(target: &HeapTarget, sight: Sight, stopped: Option<StoppedProcess>) -> io::Result<Self> {
         let began = Instant::now();
         let prepared = Surveyed::of(target, sight, stopped.as_ref())?;
-        let Surveyed { mappings, populated, index, places, took } = prepared;
+        let Surveyed { mappings, populated, index, places, registers, took } = prepared;
         let runs = &populated.runs;
         let from =
             Sources { pid: target.pid, is_stopped: stopped.is_some(), places: &places, runs, others: None };
         let (mut graph, unread) = Graph::read(index, &from)?;
         drop(stopped);
         let read = began.elapsed();
+        let hidden = hidden_registers(target, &places, &registers, &mappings);
         graph.leave_out_chunks(&chunk_lists(target, &mappings));
         let mut kinds = Kinds::of(&graph);
         let before = Some(target.before);
@@ -238,7 +266,7 @@ impl Scan {
             began.elapsed() - read
         );
         let (runs, swapped) = (populated.runs, populated.swapped);
-        Ok(Self { graph, kinds, marked, runs, places, swapped, read, before })
+        Ok(Self { graph, kinds, marked, runs, places, swapped, read, before, hidden })
     }
 
     fn class(&self, number: u32) -> Class {
@@ -269,7 +297,7 @@ impl Scan {
     /// looked for, and whatever has one, and is in use, holds it. Says whether something was found.
     fn look_again(&mut self, target: &HeapTarget, sight: Sight) -> io::Result<(bool, HiddenRegisters)> {
         let prepared = Surveyed::of(target, sight, None)?;
-        let Surveyed { mappings, populated, index, mut places, took } = prepared;
+        let Surveyed { mappings, populated, index, places, registers, took } = prepared;
         let began = Instant::now();
         let loose = self.loose();
         let mut there = Vec::new();
@@ -286,8 +314,9 @@ impl Scan {
         let others = Some(index.blocks());
         let from = Sources { pid: target.pid, is_stopped: false, places: &places, runs, others };
         let (mut graph, _) = Graph::read(BlockIndex::new(blocks.collect()), &from)?;
-        graph.leave_out_chunks(&chunk_lists(target, &mappings));
         let read = began.elapsed();
+        let hidden = hidden_registers(target, &places, &registers, &mappings);
+        graph.leave_out_chunks(&chunk_lists(target, &mappings));
         let mut marked = Marked::follow(&graph, &self.kinds, None);
         let is_doubtful = |block: u32| marked.classes.get(block as usize) != Some(&Class::Reachable);
         if self.kinds.look(target.pid, &mappings, &graph, is_doubtful) {
@@ -314,7 +343,7 @@ impl Scan {
             index.blocks().len()
         );
         self.swapped = self.swapped.max(populated.swapped);
-        Ok((is_better, std::mem::take(&mut places.hidden)))
+        Ok((is_better, hidden))
     }
 
     /// What is gone by now was held by who has freed it.
@@ -491,7 +520,7 @@ fn look_repeatedly(
 ) -> io::Result<Looks> {
     let began = Instant::now();
     let mut scan = Scan::of(target, first, None)?;
-    let mut hidden = vec![std::mem::take(&mut scan.places.hidden)];
+    let mut hidden = vec![std::mem::take(&mut scan.hidden)];
     let (mut scans, mut is_moving) = (1, false);
     while scans < SCANS || (is_moving && scans < MOST_SCANS && began.elapsed() < LONGEST) {
         // What does not change shall have time to: a look at a small heap takes a millisecond.

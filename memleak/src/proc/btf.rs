@@ -87,6 +87,22 @@ impl Btf {
         Some(self.member_bits(found, member, MAX_NESTING)? / 8)
     }
 
+    /// Bytes of `struct structure`.
+    pub fn size(&self, structure: &str) -> Option<u32> {
+        Some(self.find(kind::STRUCT, structure)?.size_or_type)
+    }
+
+    /// A member of `struct structure` that is a structure itself, and no pointer to one.
+    pub fn holds(&self, structure: &str, member: &str) -> bool {
+        let Some(found) = self.find(kind::STRUCT, structure) else { return false };
+        (0..found.entries).any(|index| {
+            let entry = found.at + 12 * index;
+            let name = word(&self.bytes, entry).and_then(|name| self.name(name));
+            let of = word(&self.bytes, entry + 4).and_then(|number| self.by_number(number));
+            name == Some(member.as_bytes()) && of.is_some_and(|of| of.kind == kind::STRUCT)
+        })
+    }
+
     fn member_bits(&self, structure: Type, member: &str, nesting: u32) -> Option<u32> {
         // struct btf_member: name_off, type, offset in bits (the low 24 if there are bit fields)
         let mask = if structure.flag { 0x00ff_ffff } else { u32::MAX };
@@ -306,7 +322,20 @@ mod tests {
         assert_eq!(btf.member_offset("a", "z"), None);
         assert_eq!(btf.member_offset("a", ""), None);
         assert_eq!(btf.member_offset("b", "x"), None);
+        assert_eq!(btf.size("a"), Some(8));
+        assert_eq!(btf.size("b"), None);
+        assert!(!btf.holds("a", "x") && !btf.holds("b", "x") && !btf.holds("a", "z"));
         assert_eq!(btf.member_offset("", "u"), Some(0), "a structure without a name is one of that name");
+    }
+
+    #[test]
+    fn tells_structures_from_pointers_to_them() {
+        let mut builder = Builder::default();
+        let inner = builder.structure(kind::STRUCT, "inner", 0, &[]);
+        let pointer = builder.add("", &[2 << 24, inner]);
+        builder.structure(kind::STRUCT, "outer", 0, &[("at", pointer, 0), ("within", inner, 64)]);
+        let btf = Btf::parse(builder.bytes()).expect("parses");
+        assert!(btf.holds("outer", "within") && !btf.holds("outer", "at"));
     }
 
     #[test]

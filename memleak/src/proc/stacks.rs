@@ -47,6 +47,21 @@ pub(crate) struct WaitingThread {
     pub arguments: Vec<u64>,
 }
 
+/// What a thread had in its registers when it left its processor.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ThreadRegisters {
+    /// Its number, in whatever PID namespace.
+    pub tid: u32,
+    /// It has not left it, or come back meanwhile: these are others.
+    pub runs: bool,
+    /// How often it has left a processor.
+    pub switches: u64,
+    /// Its stack pointer.
+    pub stack_pointer: u64,
+    /// All registers that may be pointers.
+    pub words: Vec<u64>,
+}
+
 /// What the threads of a process do at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Threads {

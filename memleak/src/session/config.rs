@@ -30,6 +30,7 @@ pub(super) fn config(settings: &Settings) -> Config {
         traps_only: capture.traps_only,
         library_calls: capture.library_calls,
         system_calls: capture.system_calls,
+        reads_registers: settings.why.is_some(),
         verbosity: settings.verbosity,
     }
 }

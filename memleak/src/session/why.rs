@@ -13,7 +13,7 @@ use super::{
     state::{Mode, Session},
 };
 use crate::{
-    heap::{Block, Class, Examined, HeapTarget, Sight, TypeAt, TypeNames, examine},
+    heap::{Block, Class, Examined, HeapTarget, RegisterSource, Sight, TypeAt, TypeNames, examine},
     hurry,
     proc::{maps::read_maps, stacks::places},
     sampling::Sampling,
@@ -77,7 +77,9 @@ impl Session {
                 let before = numbers.of(space, BEFORE);
                 // An allocator that comes with another program is probed when that has begun.
                 let from_start = self.is_known_from_start() && self.targets.process_of(space) == Some(space);
-                let target = HeapTarget { pid, allocators, store, from_start, max_pause, before, asked };
+                let registers = self.registers();
+                let target =
+                    HeapTarget { pid, allocators, store, from_start, registers, max_pause, before, asked };
                 spaces.push((space, target));
             }
         }
@@ -115,6 +117,13 @@ impl Session {
         let complete = heaps.iter().all(ExaminedHeap::is_complete);
         let of = self.settings.why.as_ref().and_then(|why| why.of.clone());
         Some(Examinations { stacks: numbers.stacks, heaps, complete, of })
+    }
+
+    fn registers(&self) -> RegisterSource {
+        match self.tracer.registers() {
+            Some(reader) => RegisterSource::new(move |pid| reader.read(pid)),
+            None => RegisterSource::default(),
+        }
     }
 
     fn examine_one(

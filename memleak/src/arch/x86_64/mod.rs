@@ -7,6 +7,8 @@ pub mod host;
 pub mod placement;
 pub mod probe_arguments;
 pub mod returns;
+#[cfg(target_arch = "x86_64")]
+pub mod vectors;
 
 use object::elf;
 
