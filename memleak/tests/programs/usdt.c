@@ -3,15 +3,22 @@
 // too, which is to be of no consequence.
 //
 // usage: usdt   phases: READY, then for each line: go (allocates and frees, a ledger of weights, "listened N"), q ends
+// With -DNO_COUNTERS its probes have none, and it tells of samples whether anybody listens or not.
+#ifndef NO_COUNTERS
 #define _SDT_HAS_SEMAPHORES 1
+#endif
 #include <sys/sdt.h>
 
 #include "ledger.h"
 
 #include <sys/mman.h>
 
+#ifdef NO_COUNTERS
+static const unsigned short otel_memory_alloc_semaphore = 1, otel_memory_free_semaphore = 1;
+#else
 unsigned short otel_memory_alloc_semaphore __attribute__((section(".probes")));
 unsigned short otel_memory_free_semaphore __attribute__((section(".probes")));
+#endif
 
 #define SAMPLE 10
 static char *pool;
@@ -23,7 +30,7 @@ static NOINLINE char *take(struct site *site, size_t size, uint64_t weight) {
     char *block = pool + used;
     used += (size + 15) & ~15ul;
     if (number++ % SAMPLE == 0) {
-        if (*(volatile unsigned short *)&otel_memory_alloc_semaphore) {
+        if (*(const volatile unsigned short *)&otel_memory_alloc_semaphore) {
             listened++;
             DTRACE_PROBE3(otel_memory, alloc, block, size, weight);
         }
@@ -33,7 +40,7 @@ static NOINLINE char *take(struct site *site, size_t size, uint64_t weight) {
 }
 
 static NOINLINE void put(struct site *site, char *block, uint64_t weight, int chosen) {
-    if (*(volatile unsigned short *)&otel_memory_free_semaphore) DTRACE_PROBE1(otel_memory, free, block);
+    if (*(const volatile unsigned short *)&otel_memory_free_semaphore) DTRACE_PROBE1(otel_memory, free, block);
     if (chosen) lose(site, weight);
 }
 
@@ -55,7 +62,7 @@ SITE(site_constant, "otel-memory")
 static NOINLINE void site_constant(void) {
     volatile struct { int a; unsigned int size; char *block; } frame = {0, 7, pool + used};
     used += 16;
-    if (*(volatile unsigned short *)&otel_memory_alloc_semaphore)
+    if (*(const volatile unsigned short *)&otel_memory_alloc_semaphore)
         DTRACE_PROBE3(otel_memory, alloc, frame.block, frame.size, 524288);
     gain(&ledger_site_constant, 524288);
 }

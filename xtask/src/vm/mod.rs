@@ -63,7 +63,7 @@ const GUEST_PACKAGES: [&str; 17] = [
 /// The live tests that say something about a kernel, as the beginnings of their names, and what
 /// they show. A run of all would take too long under emulation; what is left out is much the same
 /// on every kernel, or has gdb single-step.
-const TESTS: [(&str, &str); 13] = [
+const TESTS: [(&str, &str); 14] = [
     ("commands::a_short_program_is_seen_whole", "ptrace, exec, constructors"),
     ("ends::the_tracer_is_killed", "nothing stays in the kernel or the target, whoever is killed when"),
     ("errors::no_rights", "refusals of the kernel's"),
@@ -76,6 +76,7 @@ const TESTS: [(&str, &str); 13] = [
     ("losses::", "full tables, counted"),
     ("stack_storage::", "stacks that come and go, short and long"),
     ("unwinding::the_direct_caller_of_operator_new_is_there", "the unwinder"),
+    ("usdt::samples_without_counters", "programs that are loaded late"),
     ("unwinding::wordcounts_stacks_name_word_count_and_main", "the unwinder"),
 ];
 
