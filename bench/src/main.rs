@@ -13,6 +13,7 @@ mod options;
 mod pairs;
 mod peers;
 mod processes;
+mod redis;
 mod reports;
 mod results;
 mod rustc;
@@ -63,6 +64,7 @@ fn run(options: &Options) -> Result<()> {
     for title in [
         loads::TITLE,
         loads::LOADED_TITLE,
+        redis::TITLE,
         reports::TITLE,
         attach::TITLE,
         rustc::TITLE,
@@ -91,6 +93,8 @@ fn part(options: &Options, memleak: &Path) -> Result<Option<(&'static str, Strin
     } else if options.loads {
         let title = if options.loaded { loads::LOADED_TITLE } else { loads::TITLE };
         (title, loads::section(options, memleak)?)
+    } else if options.redis {
+        (redis::TITLE, redis::section(options, memleak)?)
     } else if options.reports {
         (reports::TITLE, reports::section(options, memleak)?)
     } else {

@@ -39,6 +39,9 @@ pub(crate) struct Options {
     /// With --loads: beside a loop that keeps one CPU busy
     #[arg(long, requires = "loads")]
     pub loaded: bool,
+    /// Measure a real server under load, and nothing else
+    #[arg(long)]
+    pub redis: bool,
     /// Measure reports over 1 and 10 million blocks, and nothing else
     #[arg(long)]
     pub reports: bool,

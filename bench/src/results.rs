@@ -16,6 +16,8 @@ pub(crate) enum Variant {
     NoLifetimes,
     /// memleak, of samples by bytes.
     Sampled,
+    /// memleak, of page faults.
+    Growth,
     /// memleak, walking by frame pointers.
     Pointers,
     /// memleak, having the kernel walk: `bpf_get_stackid`.
@@ -47,6 +49,7 @@ impl Variant {
             Self::Traps => &["--traps-only"],
             Self::NoLifetimes => &["--no-lifetimes"],
             Self::Sampled => &["--sample-bytes", "512K"],
+            Self::Growth => &["--growth"],
             Self::Pointers => &["--unwind", "fp"],
             Self::Kernel => &["--unwind", "kernel"],
             _ => &[],
@@ -61,6 +64,7 @@ impl Variant {
             Self::Memleak => "memleak",
             Self::NoLifetimes => "memleak --no-lifetimes",
             Self::Sampled => "memleak --sample-bytes 512K",
+            Self::Growth => "memleak --growth",
             Self::Pointers => "memleak --unwind fp",
             Self::Kernel => "memleak with bpf_get_stackid",
             Self::Bcc => "memleak-bpfcc",
