@@ -18,6 +18,7 @@ mod reports;
 mod results;
 mod rustc;
 mod series;
+mod stress;
 mod table;
 mod why;
 
@@ -52,6 +53,9 @@ fn run(options: &Options) -> Result<()> {
         Some(program) => program.clone(),
         None => run::memleak_binary()?,
     };
+    if options.stress {
+        return stress::run(options, &memleak);
+    }
     if let Some((title, section)) = part(options, &memleak)? {
         println!("{section}");
         return document::write(options, &document::with_section(&document::read(), title, &section));

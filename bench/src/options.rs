@@ -45,6 +45,13 @@ pub(crate) struct Options {
     /// Measure reports over 1 and 10 million blocks, and nothing else
     #[arg(long)]
     pub reports: bool,
+    /// Measures nothing: compares reports of threads that allocate as fast as they can with their
+    /// own diaries
+    #[arg(long, conflicts_with = "write")]
+    pub stress: bool,
+    /// With --stress: for how long
+    #[arg(long, requires = "stress", default_value_t = 10.0)]
+    pub minutes: f64,
     /// Measure this memleak, where one would be built from the sources
     #[arg(long, value_name = "PROGRAM")]
     pub program: Option<PathBuf>,
