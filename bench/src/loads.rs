@@ -13,7 +13,7 @@ use crate::{
     busy_cpu::BusyCpu,
     document,
     options::Options,
-    processes::{self, ATTACHED, Program, Running, Target, memleak_words},
+    processes::{self, A_BLOCK, ATTACHED, Program, Running, Target, memleak_words},
     results::Variant,
     series::Series,
 };
@@ -115,8 +115,9 @@ fn measure(
 /// Has a program that holds `held` blocks hold as many as are wanted.
 fn hold(target: &mut Target, held: u64, wanted: u64) -> Result<u64> {
     if wanted > held {
-        target.tell(&(wanted - held).to_string())?;
-        target.wait_for("held")?;
+        let more = wanted - held;
+        target.tell(&more.to_string())?;
+        target.wait_for("held", A_BLOCK * u32::try_from(more)?)?;
     }
     Ok(wanted)
 }

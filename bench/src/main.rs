@@ -33,7 +33,13 @@ use xtask::{
 
 use crate::{options::Options, processes::INSTEAD};
 
-const COMPILER: Package = Package { names: &["gcc"], purpose: "compiles the program that is traced" };
+const PACKAGES: [Package; 2] = [
+    Package { names: &["gcc"], purpose: "compiles the program that is traced" },
+    Package {
+        names: &["bpftool", "linux-tools-common"],
+        purpose: "tells what memory the kernel's maps take",
+    },
+];
 
 fn main() -> ExitCode {
     match run(&Options::parse()) {
@@ -47,7 +53,7 @@ fn main() -> ExitCode {
 
 /// Measures and prints; with `--write` into BENCHMARKS.md too.
 fn run(options: &Options) -> Result<()> {
-    packages::ensure(&[COMPILER])?;
+    packages::ensure(&PACKAGES)?;
     privilege::as_root("true", INSTEAD)?;
     let memleak = match &options.program {
         Some(program) => program.clone(),

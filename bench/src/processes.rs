@@ -20,6 +20,9 @@ use crate::median::median;
 /// A tracer that takes longer than this beyond its traced time (bcc compiles first) hangs.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Time to acquire a block, traced, on a slow machine.
+pub(crate) const A_BLOCK: Duration = Duration::from_micros(30);
+
 /// Left out at both ends of the traced time.
 pub(crate) const MARGIN: Duration = Duration::from_millis(250);
 /// What to do if there is no way to become root.
@@ -169,10 +172,10 @@ impl Target {
         Ok(())
     }
 
-    /// Waits for this line, and passes over those before it.
-    pub(crate) fn wait_for(&self, text: &str) -> Result<()> {
+    /// Waits for this line, and passes over those before it; `longer`: for what it does first.
+    pub(crate) fn wait_for(&self, text: &str, longer: Duration) -> Result<()> {
         loop {
-            let line = self.lines.recv_timeout(PATIENCE);
+            let line = self.lines.recv_timeout(PATIENCE + longer);
             if line.with_context(|| format!("the traced program does not say `{text}`"))?.text == text {
                 return Ok(());
             }

@@ -12,7 +12,7 @@ use crate::{
     median::median,
     memory::{Memory, tracer},
     options::Options,
-    processes::{ATTACHED, Program, Tracer, memleak_command, now, number_in},
+    processes::{A_BLOCK, ATTACHED, Program, Tracer, memleak_command, now, number_in},
 };
 
 /// Title of the section in BENCHMARKS.md.
@@ -20,8 +20,6 @@ pub(crate) const TITLE: &str = "Reports over very many blocks";
 
 /// What memleak says after each report.
 const REPORT: &str = "memleak: report over ";
-/// Time to acquire a block, traced, on a slow machine.
-const A_BLOCK: Duration = Duration::from_micros(30);
 
 /// A program that holds much, and a tracer that reports.
 pub(crate) struct Case {
@@ -96,7 +94,7 @@ pub(crate) fn measure(program: &Program, memleak: &Path, case: &Case) -> Result<
         }
         if told.len() == case.reports {
             last = Some((now(), cpu::of(process)?[0].sum()));
-            memory = Memory::of(pid)?;
+            memory = Memory::with_maps(pid)?;
             // SAFETY: no memory is concerned.
             ensure!(unsafe { libc::kill(process as libc::pid_t, libc::SIGINT) } == 0, "cannot end it");
         }
@@ -140,7 +138,7 @@ fn markdown(options: &Options, outcomes: &[Vec<Outcome>]) -> Result<String> {
     let mut text = format!(
         "## {TITLE}\n\n{}\n\nMade by `cargo xtask bench --reports`. Medians over {} rounds; MB are 10^6 bytes. The first and \
          the second report over all blocks, of 64 stacks; snapshot is reading the kernel's tables for the second. CPU time \
-         is memleak's own, from the second report on. The kernel's memory for BPF maps is as `/proc/PID/fdinfo` says \
+         is memleak's own, from the second report on. The kernel's memory for BPF maps is as bpftool says \
          (memlock). All blocks were counted, and nothing was lost.\n\n\
          | blocks | | a report each | first | second | snapshot | CPU time | in the kernel | VmHWM |\n\
          | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
