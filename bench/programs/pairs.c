@@ -6,6 +6,7 @@
 //     pairs leak DEPTH    the same, but one block in ten is never freed; the line ends with how many were not so far
 //     pairs hold COUNT    at a line from standard input acquires COUNT blocks, through 64 different stacks; prints
 //                         "held" and keeps them
+//     pairs tick COUNT    the same, and from then on makes a call each 100 ms: malloc and free in turn
 //
 // Built with -O2 -fno-omit-frame-pointer.
 
@@ -17,7 +18,7 @@
 
 #include "clock.h"
 
-enum { WINDOW_NS = 250000000, PAIRS_BETWEEN_CLOCKS = 1024, BLOCK = 64, STACKS = 64 };
+enum { WINDOW_NS = 250000000, PAIRS_BETWEEN_CLOCKS = 1024, BLOCK = 64, STACKS = 64, TICK_MS = 100 };
 
 // Keeps the compiler from dropping a pair of calls whose result nobody uses.
 static void use(void *block) { __asm__ volatile("" : : "r"(block) : "memory"); }
@@ -52,6 +53,20 @@ __attribute__((noinline)) static void hold(size_t blocks) {
     }
 }
 
+// Until standard input ends.
+__attribute__((noinline)) static void tick(void) {
+    void *block = NULL;
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    while (poll(&input, 1, TICK_MS) == 0) {
+        if (block == NULL) {
+            use(block = malloc(BLOCK));
+        } else {
+            free(block);
+            block = NULL;
+        }
+    }
+}
+
 static size_t blocks_at_the_bottom;
 
 // `frames` more frames, then `work` in one of its own. What follows the call keeps it from being a jump.
@@ -80,7 +95,8 @@ int main(int argc, char **argv) {
         descend((unsigned)number - 3, LEAK);
         return 0;
     }
-    if (argc == 3 && strcmp(argv[1], "hold") == 0 && number > 0) {
+    int ticks = argc == 3 && strcmp(argv[1], "tick") == 0;
+    if (argc == 3 && (ticks || strcmp(argv[1], "hold") == 0) && number > 0) {
         if (getchar() == EOF) {
             return 0;
         }
@@ -89,10 +105,11 @@ int main(int argc, char **argv) {
             descend(i, HOLD);
         }
         puts("held");
+        if (ticks) tick();
         while (getchar() != EOF) {
         }
         return 0;
     }
-    fputs("usage: pairs loop DEPTH (at least 3) | pairs hold COUNT\n", stderr);
+    fputs("usage: pairs loop|leak DEPTH (at least 3) | pairs hold|tick COUNT\n", stderr);
     return 2;
 }

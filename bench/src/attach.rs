@@ -143,7 +143,7 @@ fn markdown(options: &Options, cases: &[Case]) -> Result<String> {
     ];
     let mut text = format!(
         "## {TITLE}\n\n{}\n\nMedians over {} rounds: `cargo xtask bench --attach`. Text is the sum of executable \
-         mappings; MB are 10^6 bytes. The kernel's memory for BPF maps is as `/proc/PID/fdinfo` says (memlock); it is not part of \
+         mappings; MB are 10^6 bytes. The kernel's memory for BPF maps is as bpftool says (memlock); it is not part of \
          what is resident, since memleak maps no more of it than it is writing.\n\n",
         document::machine()?,
         options.rounds,
@@ -230,13 +230,13 @@ impl Case {
         let run = Tracer { command, mark: ATTACHED };
         let traced = run.run_watched(Duration::from_secs(2), |pid, line| {
             if line.starts_with(ATTACHED) && attached.is_none() {
-                attached = Some(Memory::of(pid)?);
+                attached = Some(Memory::with_maps(pid)?);
                 let [own, _] = cpu::of(tracer(pid)?)?;
                 cpu_ms = own.sum() * 1e3;
                 target.go()?;
                 target.expect("made")?;
             } else if line.starts_with(REPORT) && reported.is_none() {
-                reported = Some(Memory::of(pid)?);
+                reported = Some(Memory::with_maps(pid)?);
             }
             Ok(())
         })?;

@@ -21,6 +21,9 @@ const PROGRAM: &str = "memleak-bpfcc";
 /// What it says when it has begun to trace the kernel.
 pub(crate) const KERNEL_MARK: &str = "Attaching to kernel allocators";
 
+/// In the heading of its reports.
+pub(crate) const HEADING: &str = "stacks with outstanding allocations";
+
 /// How to run it.
 pub(crate) struct Bcc {
     program: PathBuf,
@@ -44,29 +47,34 @@ impl Bcc {
 
     /// The tracer for one report after `seconds`.
     pub(crate) fn tracer(&self, target: &Target, seconds: Duration) -> Result<Tracer> {
-        // Through env, since sudo drops variables.
-        let mut command = privilege::as_root("/usr/bin/env", INSTEAD)?;
-        if let Some(headers) = &self.headers {
-            command.arg(format!("BCC_KERNEL_SOURCE={}", headers.display()));
-        }
-        // Unbuffered, so that its lines come when it writes them.
-        command.arg("PYTHONUNBUFFERED=1").arg(&self.program);
+        let mut command = privilege::as_root("unshare", INSTEAD)?;
+        command.args(self.words().into_iter().skip(1));
         command.args(["-p", &target.pid().to_string(), &seconds.as_secs().to_string(), "1"]);
-        Ok(Tracer { command, mark: "stacks with outstanding allocations" })
+        Ok(Tracer { command, mark: HEADING })
     }
 
-    /// Words of a command that traces the kernel and makes no report for an hour. It says
-    /// [`KERNEL_MARK`] when it has begun.
-    pub(crate) fn kernel_words(&self) -> Vec<OsString> {
+    /// The words that begin its command line. It wants tracefs, which may not be mounted: that is
+    /// done where nobody else sees it.
+    pub(crate) fn words(&self) -> Vec<OsString> {
+        const SCRIPT: &str = "test -e /sys/kernel/tracing/events || mount -t tracefs tracefs /sys/kernel/tracing; \
+                              exec \"$@\"";
+        let own = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT, "sh"];
+        // By env, since sudo drops variables.
+        let env = "/usr/bin/env".into();
         let headers = self.headers.iter().map(|headers| {
             let mut word = OsString::from("BCC_KERNEL_SOURCE=");
             word.push(headers);
             word
         });
-        let start = std::iter::once("/usr/bin/env".into()).chain(headers);
-        start
-            .chain(["PYTHONUNBUFFERED=1".into(), self.program.clone().into(), "3600".into(), "1".into()])
-            .collect()
+        // Unbuffered, so that its lines come when it writes them.
+        let program = ["PYTHONUNBUFFERED=1".into(), self.program.clone().into()];
+        own.map(Into::into).into_iter().chain([env]).chain(headers).chain(program).collect()
+    }
+
+    /// Words of a command that traces the kernel and makes no report for an hour. It says
+    /// [`KERNEL_MARK`] when it has begun.
+    pub(crate) fn kernel_words(&self) -> Vec<OsString> {
+        self.words().into_iter().chain(["3600".into(), "1".into()]).collect()
     }
 }
 

@@ -8,33 +8,35 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Result, ensure};
-use xtask::run;
+use anyhow::{Context, Result};
 
 use crate::{
     bcc::Bcc,
     options::Options,
-    processes::{self, BigReport, MARGIN, Pace, Pairs, Target, Traced, Tracer, memleak_command},
-    results::{DEPTHS, Results, Series, Variant},
+    peers,
+    processes::{self, ATTACHED, MARGIN, Pace, Program, Target, Traced, Tracer, memleak_command},
+    reports::{self, Case, Outcome},
+    results::{DEPTHS, Results, Variant},
 };
 
 /// The programs that take part.
 struct Bench<'a> {
     options: &'a Options,
-    pairs: Pairs,
+    pairs: Program,
     memleak: PathBuf,
+    /// What is known of bcc's memleak; the peers that start a program are found when they are to.
     bcc: Option<Bcc>,
 }
 
 /// Measures in as many rounds as are asked for.
-pub(crate) fn measure(options: &Options) -> Result<Results> {
+pub(crate) fn measure(options: &Options, memleak: PathBuf) -> Result<Results> {
     let mut results = Results::default();
-    let bcc = Bcc::find().map_err(|error| results.without_bcc = Some(format!("{error:#}"))).ok();
-    let mut bench = Bench { options, pairs: Pairs::compile()?, memleak: run::memleak_binary()?, bcc };
+    let bcc = Bcc::find().map_err(|error| results.leave_out(Variant::Bcc, &error)).ok();
+    let bench = Bench { options, pairs: Program::compile("pairs.c", &[])?, memleak, bcc };
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         for depth in DEPTHS {
-            for variant in Variant::ALL {
+            for variant in Variant::PAIRS.into_iter().chain(Variant::STARTERS) {
                 bench.measure(variant, depth, &mut results)?;
             }
         }
@@ -44,13 +46,31 @@ pub(crate) fn measure(options: &Options) -> Result<Results> {
 }
 
 impl Bench<'_> {
-    /// Measures one variant at one depth once.
-    fn measure(&mut self, variant: Variant, depth: u32, results: &mut Results) -> Result<()> {
-        let target = self.pairs.start(&["loop", &depth.to_string()])?;
+    /// Measures one variant at one depth once; a peer that fails is left out from then on.
+    fn measure(&self, variant: Variant, depth: u32, results: &mut Results) -> Result<()> {
+        if results.is_missing(variant) {
+            return Ok(());
+        }
         let seconds = Duration::from_secs(self.options.seconds.into());
+        let depth_word = depth.to_string();
+        let arguments = ["loop", &depth_word];
         let pace = match variant {
-            Variant::Untraced => target.pace(processes::now(), seconds, MARGIN)?,
-            Variant::Traps | Variant::Memleak | Variant::Pointers | Variant::Kernel => {
+            Variant::Untraced => self.pairs.start(&arguments)?.pace(processes::now(), seconds, MARGIN)?,
+            Variant::Bcc | Variant::Heaptrack | Variant::Memcheck | Variant::Dhat => {
+                let pace = match variant {
+                    Variant::Bcc => self.bcc(&arguments, seconds),
+                    _ => self.started_by(variant, &arguments, seconds),
+                };
+                match pace {
+                    Ok(pace) => pace,
+                    Err(error) => {
+                        results.leave_out(variant, &error);
+                        return Ok(());
+                    }
+                }
+            }
+            _ => {
+                let target = self.pairs.start(&arguments)?;
                 let traced = self.memleak(&target, variant, seconds)?;
                 if variant == Variant::Memleak {
                     results.attach_ms.push(traced.attach_ms()?);
@@ -58,28 +78,29 @@ impl Bench<'_> {
                 }
                 target.pace(traced.marked, seconds, MARGIN)?
             }
-            Variant::Bcc => {
-                let Some(bcc) = &self.bcc else { return Ok(()) };
-                match bcc.tracer(&target, seconds)?.run(seconds) {
-                    // It says when it reports, and has waited for as long before.
-                    Ok(traced) => target.pace(traced.marked.saturating_sub(seconds), seconds, MARGIN)?,
-                    Err(error) => {
-                        results.without_bcc = Some(format!("{error:#}"));
-                        self.bcc = None;
-                        return Ok(());
-                    }
-                }
-            }
         };
         let Pace { turn_ns: pair_ns, cpu_share } = pace;
         eprintln!("  depth {depth:2}, {}: {pair_ns:.1} ns ({cpu_share:.2} of a CPU)", variant.name());
-        results.cpu_shares.push(cpu_share);
-        let existing = results.series.iter_mut().find(|one| one.variant == variant && one.depth == depth);
-        match existing {
-            Some(series) => series.pair_ns.push(pair_ns),
-            None => results.series.push(Series { variant, depth, pair_ns: vec![pair_ns] }),
-        }
+        results.add(variant, depth, pace);
         Ok(())
+    }
+
+    /// Under bcc's memleak.
+    fn bcc(&self, arguments: &[&str], seconds: Duration) -> Result<Pace> {
+        let target = self.pairs.start(arguments)?;
+        let bcc = self.bcc.as_ref().context("bcc's memleak was not found")?;
+        let traced = bcc.tracer(&target, seconds)?.run(seconds)?;
+        // It says when it reports, and has waited for as long before.
+        target.pace(traced.marked.saturating_sub(seconds), seconds, MARGIN)
+    }
+
+    /// Under a peer that starts it.
+    fn started_by(&self, peer: Variant, arguments: &[&str], seconds: Duration) -> Result<Pace> {
+        let target = peers::start(peer, &self.pairs, arguments)?;
+        let begun = target.first_window()?;
+        let pace = target.pace(begun, seconds, MARGIN)?;
+        target.end()?;
+        Ok(pace)
     }
 
     /// Traces with memleak, or with its empty programs, for one report.
@@ -87,33 +108,13 @@ impl Bench<'_> {
         let mut tracer = memleak_command(&self.memleak)?;
         tracer.args(variant.options());
         tracer.args(["-p", &target.pid().to_string(), &seconds.as_secs().to_string(), "1"]);
-        Tracer { command: tracer, mark: "memleak: attached " }.run(seconds)
+        Tracer { command: tracer, mark: ATTACHED }.run(seconds)
     }
 
-    /// A report over many outstanding allocations.
-    fn big_report(&self) -> Result<BigReport> {
-        let count = self.options.allocations;
-        let mut target = self.pairs.start(&["hold", &count.to_string()])?;
-        // Time to acquire them all, traced, on a slow machine.
-        let seconds = Duration::from_secs(5 + count / 200_000);
-        let mut command = memleak_command(&self.memleak)?;
-        // Two: the last report of a run is made while probes are taken away, and the first is the
-        // usual one.
-        command.args(["-o", "0", "-p", &target.pid().to_string(), &seconds.as_secs().to_string(), "2"]);
-        let traced = Tracer { command, mark: "memleak: attached " }.run_with(seconds * 2, || target.go())?;
-        let report = traced.big_report()?;
-        eprintln!(
-            "  report over {} allocations: {} ms, of which snapshot {} ms; {} MiB",
-            report.allocations,
-            report.total_ms,
-            report.snapshot_ms,
-            report.peak_rss_bytes >> 20
-        );
-        ensure!(
-            report.allocations >= count,
-            "the report covers {} of {count} allocations",
-            report.allocations
-        );
-        Ok(report)
+    /// Reports over many outstanding allocations.
+    fn big_report(&self) -> Result<Outcome> {
+        let blocks = self.options.allocations;
+        let case = Case { name: "idle target", mode: "hold", blocks, interval: 1, reports: 3 };
+        reports::measure(&self.pairs, &self.memleak, &case)
     }
 }

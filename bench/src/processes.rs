@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
@@ -20,12 +20,16 @@ use crate::median::median;
 /// A tracer that takes longer than this beyond its traced time (bcc compiles first) hangs.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Time to acquire a block, traced, on a slow machine.
+pub(crate) const A_BLOCK: Duration = Duration::from_micros(30);
+
 /// Left out at both ends of the traced time.
 pub(crate) const MARGIN: Duration = Duration::from_millis(250);
 /// What to do if there is no way to become root.
 pub(crate) const INSTEAD: &str = "run the bench as root";
 
 /// A line that a process wrote, and when it came.
+#[derive(PartialEq)]
 struct Line {
     /// CLOCK_MONOTONIC.
     time: Duration,
@@ -55,12 +59,13 @@ fn lines(stream: impl Read + Send + 'static, sender: mpsc::Sender<Line>) {
 /// The program that is traced. Dropping it ends it.
 pub(crate) struct Target {
     child: Child,
-    input: ChildStdin,
+    /// `None` once it has been told to end.
+    input: Option<ChildStdin>,
     lines: Receiver<Line>,
 }
 
-/// The traced program, compiled: bench/programs/pairs.c.
-pub(crate) struct Pairs {
+/// A traced program of bench/programs, compiled; each process of it has a C library of its own.
+pub(crate) struct Program {
     program: PathBuf,
     /// The system's C library, as the compiler finds it.
     libc: PathBuf,
@@ -68,27 +73,39 @@ pub(crate) struct Pairs {
     own_libc: PathBuf,
 }
 
-impl Pairs {
+impl Program {
     /// Compiles it.
-    pub(crate) fn compile() -> Result<Self> {
-        let program = compile("pairs.c", &["-fno-omit-frame-pointer"])?;
+    pub(crate) fn compile(source: &str, flags: &[&str]) -> Result<Self> {
+        let program = compile(source, &[&["-fno-omit-frame-pointer"], flags].concat())?;
         let own_libc = program.with_file_name("libc");
-        fs::create_dir_all(&own_libc)?;
         let libc = run::output(Command::new("gcc").arg("-print-file-name=libc.so.6"))?;
         Ok(Self { program, libc: libc.trim().into(), own_libc })
     }
 
     /// Starts it with a C library of its own.
     pub(crate) fn start(&self, arguments: &[&str]) -> Result<Target> {
-        // A new file, not new bytes in the old one: probes belong to an inode.
-        let copy = self.own_libc.join("libc.so.6");
-        if copy.exists() {
-            fs::remove_file(&copy)?;
-        }
-        fs::copy(&self.libc, &copy).with_context(|| format!("cannot copy {}", self.libc.display()))?;
+        own_copy(&self.libc, &self.own_libc)?;
         let mut command = Command::new(&self.program);
         Target::start(command.args(arguments).env("LD_LIBRARY_PATH", &self.own_libc))
     }
+
+    /// Has others start it: `words` are the beginning of their command line.
+    pub(crate) fn start_under(&self, words: &[OsString], arguments: &[&str]) -> Result<Target> {
+        let (first, others) = words.split_first().context("no command")?;
+        Target::start(Command::new(first).args(others).arg(&self.program).args(arguments))
+    }
+}
+
+/// Puts a copy of a library into a folder: a new file, not new bytes in the one that may be there,
+/// since probes belong to an inode.
+pub(crate) fn own_copy(library: &Path, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let copy = folder.join(library.file_name().context("a library without a name")?);
+    if copy.exists() {
+        fs::remove_file(&copy)?;
+    }
+    fs::copy(library, &copy).with_context(|| format!("cannot copy {}", library.display()))?;
+    Ok(())
 }
 
 /// Compiles a program of bench/programs into target/bench.
@@ -110,7 +127,7 @@ impl Target {
         let mut child = piped.spawn().with_context(|| format!("cannot start `{shown}`"))?;
         let (sender, receiver) = mpsc::channel();
         lines(child.stdout.take().context("no pipe")?, sender);
-        let input = child.stdin.take().context("no pipe")?;
+        let input = child.stdin.take();
         Ok(Self { child, input, lines: receiver })
     }
 
@@ -121,13 +138,59 @@ impl Target {
 
     /// Lets one that waits begin.
     pub(crate) fn go(&mut self) -> Result<()> {
-        Ok(writeln!(self.input, "go")?)
+        self.tell("go")
+    }
+
+    /// Writes a line to it.
+    pub(crate) fn tell(&mut self, line: &str) -> Result<()> {
+        Ok(writeln!(self.input.as_mut().context("no pipe")?, "{line}")?)
+    }
+
+    /// Waits for its first window, and passes over what others have said before; gives when that
+    /// came.
+    pub(crate) fn first_window(&self) -> Result<Duration> {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).context("the traced program says nothing")?;
+            if parse_window(&line.text).is_some() {
+                return Ok(line.time);
+            }
+        }
+    }
+
+    /// Ends it by the end of its input, and waits for it: one that others have started ends with
+    /// all of theirs.
+    pub(crate) fn end(mut self) -> Result<()> {
+        drop(self.input.take());
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait()?.is_none() {
+            // The end of its output comes first.
+            ensure!(Instant::now() < deadline, "the traced program does not end");
+            if self.lines.recv_timeout(Duration::from_millis(10)) == Err(RecvTimeoutError::Disconnected) {
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for this line, and passes over those before it; `longer`: for what it does first.
+    pub(crate) fn wait_for(&self, text: &str, longer: Duration) -> Result<()> {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE + longer);
+            if line.with_context(|| format!("the traced program does not say `{text}`"))?.text == text {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for its next line.
+    pub(crate) fn next_line(&self) -> Result<String> {
+        Ok(self.lines.recv_timeout(PATIENCE).context("the traced program says nothing")?.text)
     }
 
     /// Waits for its next line, which has to be this one.
     pub(crate) fn expect(&self, text: &str) -> Result<()> {
-        let line = self.lines.recv_timeout(PATIENCE).context("the traced program says nothing")?;
-        ensure!(line.text == text, "the traced program says `{}` and should say `{text}`", line.text);
+        let line = self.next_line()?;
+        ensure!(line == text, "the traced program says `{line}` and should say `{text}`");
         Ok(())
     }
 
@@ -172,8 +235,15 @@ pub(crate) struct Pace {
     /// Nanoseconds for a turn of its loop: a pair of malloc and free, say.
     pub turn_ns: f64,
     /// Share of the time for which it had a CPU; well below 1 on a machine that does other work
-    /// too.
+    /// too. Of a program with threads, the sum.
     pub cpu_share: f64,
+}
+
+impl Pace {
+    /// CPU time of a turn, in nanoseconds.
+    pub(crate) fn cpu_ns(self) -> f64 {
+        self.turn_ns * self.cpu_share
+    }
 }
 
 /// `END_NS TURN_NS CPU_SHARE`, as the programs of bench/programs print it.
@@ -199,28 +269,27 @@ pub(crate) fn memleak_command(memleak: &Path) -> Result<Command> {
     Ok(command)
 }
 
+/// What memleak says when it has attached.
+pub(crate) const ATTACHED: &str = "memleak: attached ";
+
+/// Words of a memleak that says what it does and makes no report but the last, for [`Running`].
+pub(crate) fn memleak_words(memleak: &Path, options: &[&str], pid: u32) -> Vec<OsString> {
+    let pid = pid.to_string();
+    let words = [&["-v", "-T", "1"], options, &["-p", &pid, "3600"]].concat();
+    std::iter::once(memleak.into()).chain(words.into_iter().map(Into::into)).collect()
+}
+
 /// What came of a tracer's run.
 pub(crate) struct Traced {
     /// When the marked line came (CLOCK_MONOTONIC).
     pub marked: Duration,
     lines: Vec<String>,
-    /// Most that it had resident (or sudo, if it stands between).
-    peak_rss_bytes: u64,
 }
 
 impl Tracer {
     /// Runs it to its end.
     pub(crate) fn run(self, seconds: Duration) -> Result<Traced> {
-        self.run_with(seconds, || Ok(()))
-    }
-
-    /// Runs it to its end; calls `at_mark` when the marked line comes.
-    pub(crate) fn run_with(self, seconds: Duration, at_mark: impl FnOnce() -> Result<()>) -> Result<Traced> {
-        let (mark, mut at_mark) = (self.mark, Some(at_mark));
-        self.run_watched(seconds, |_, line| match at_mark.take_if(|_| line.contains(mark)) {
-            Some(at_mark) => at_mark(),
-            None => Ok(()),
-        })
+        self.run_watched(seconds, |_, _| Ok(()))
     }
 
     /// Runs it to its end; calls `at_line` with the process that was started and each line, when it
@@ -243,23 +312,13 @@ impl Tracer {
             // raised, and for one that has ended.
             let _ = child.kill();
         }
-        let (status, usage) = wait_with_usage(&child)?;
-        // getrusage(2): ru_maxrss is in kilobytes.
-        let peak_rss_bytes = usage.ru_maxrss.unsigned_abs() * 1024;
+        let status = child.wait()?;
         let (marked, lines) = collected.with_context(|| format!("`{shown}`"))?;
         let said = || lines.iter().rev().take(3).rev().cloned().collect::<Vec<_>>().join(" / ");
         ensure!(status.success(), "`{shown}` failed ({status}): {}", said());
         let Some(marked) = marked else { bail!("`{shown}` never said `{}`: {}", self.mark, said()) };
-        Ok(Traced { marked, lines, peak_rss_bytes })
+        Ok(Traced { marked, lines })
     }
-}
-
-/// One report over many allocations.
-pub(crate) struct BigReport {
-    pub allocations: u64,
-    pub total_ms: f64,
-    pub snapshot_ms: f64,
-    pub peak_rss_bytes: u64,
 }
 
 /// A tracer that runs until it is dropped, or [`Self::end`] is called.
@@ -351,20 +410,6 @@ fn collect(
     }
 }
 
-/// Waits for a child; gives what it used, the children that it waited for included.
-pub(crate) fn wait_with_usage(child: &Child) -> Result<(ExitStatus, libc::rusage)> {
-    use std::os::unix::process::ExitStatusExt;
-    let pid = libc::pid_t::try_from(child.id())?;
-    let mut status = 0;
-    // SAFETY: rusage is made of integers, for which zero is a value.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are valid for the length of the call; the child is ours and not waited
-    // for yet.
-    let waited = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
-    ensure!(waited == pid, "cannot wait for a tracer: {}", std::io::Error::last_os_error());
-    Ok((ExitStatus::from_raw(status), usage))
-}
-
 impl Traced {
     /// What memleak says it took to attach, in milliseconds: `memleak: attached N probes in X ms`.
     pub(crate) fn attach_ms(&self) -> Result<f64> {
@@ -374,19 +419,6 @@ impl Traced {
     /// What memleak says it took to detach, in milliseconds: `memleak: detached N probes in X ms`.
     pub(crate) fn detach_ms(&self) -> Result<f64> {
         self.number("memleak: detached ", " in ")
-    }
-
-    /// The first report: `memleak: report over N allocations took X ms (snapshot Y ms)`.
-    pub(crate) fn big_report(&self) -> Result<BigReport> {
-        const PREFIX: &str = "memleak: report over ";
-        let allocations = self.number(PREFIX, "over ")?;
-        Ok(BigReport {
-            // Counts are whole and far below 2^53.
-            allocations: format!("{allocations:.0}").parse()?,
-            total_ms: self.number(PREFIX, "took ")?,
-            snapshot_ms: self.number(PREFIX, "snapshot ")?,
-            peak_rss_bytes: self.peak_rss_bytes,
-        })
     }
 
     /// The lines that begin with `prefix`.
@@ -403,10 +435,15 @@ impl Traced {
     pub(crate) fn number(&self, prefix: &str, before: &str) -> Result<f64> {
         let line = self.lines.iter().find(|line| line.starts_with(prefix));
         let line = line.with_context(|| format!("memleak -v did not say `{prefix}...`"))?;
-        let (_, rest) = line.split_once(before).with_context(|| format!("no `{before}` in: {line}"))?;
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        rest[..end].parse().with_context(|| format!("no number after `{before}` in: {line}"))
+        number_in(line, before)
     }
+}
+
+/// The number after `before` in a line.
+pub(crate) fn number_in(line: &str, before: &str) -> Result<f64> {
+    let (_, rest) = line.split_once(before).with_context(|| format!("no `{before}` in: {line}"))?;
+    let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+    rest[..end].parse().with_context(|| format!("no number after `{before}` in: {line}"))
 }
 
 #[cfg(test)]
@@ -429,8 +466,10 @@ mod tests {
         )
         .run(Duration::ZERO)?;
         assert_eq!((traced.attach_ms()?, traced.detach_ms()?), (83.5, 12.0));
-        let report = traced.big_report()?;
-        assert_eq!((report.allocations, report.total_ms, report.snapshot_ms), (1_000_000, 412.25, 301.0));
+        let line = traced.lines_with("memleak: report").next().context("no report")?;
+        let numbers = ["over ", "took ", "snapshot "].map(|before| number_in(line, before).ok());
+        assert_eq!(numbers, [Some(1_000_000.0), Some(412.25), Some(301.0)]);
+        assert!(number_in(line, "memleak: ").is_err());
         Ok(())
     }
 
@@ -454,7 +493,7 @@ mod tests {
             sender.send(Line { time: Duration::ZERO, text: format!("{}000000000 {pair_ns} 0.5", end) })?;
         }
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-        let input = child.stdin.take().context("no pipe")?;
+        let input = child.stdin.take();
         let target = Target { child, input, lines: receiver };
         let half = Duration::from_millis(500);
         let pace = target.pace(Duration::from_secs(1), Duration::from_secs(5), half)?;

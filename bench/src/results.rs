@@ -1,6 +1,6 @@
 //! What is measured of a pair of malloc and free, and what came of it.
 
-use crate::processes::BigReport;
+use crate::{processes::Pace, reports::Outcome, series::Series};
 
 /// Frames of the traced program on its stack.
 pub(crate) const DEPTHS: [u32; 3] = [5, 20, 60];
@@ -12,24 +12,47 @@ pub(crate) enum Variant {
     /// memleak's attach points with empty programs: what the kernel takes for the traps alone.
     Traps,
     Memleak,
+    /// memleak, not counting what each stack has released.
+    NoLifetimes,
+    /// memleak, of samples by bytes.
+    Sampled,
+    /// memleak, of page faults.
+    Growth,
     /// memleak, walking by frame pointers.
     Pointers,
     /// memleak, having the kernel walk: `bpf_get_stackid`.
     Kernel,
     Bcc,
+    Heaptrack,
+    Memcheck,
+    Dhat,
 }
 
 impl Variant {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Untraced, Self::Traps, Self::Memleak, Self::Pointers, Self::Kernel, Self::Bcc];
+    /// Those of the table of all depths.
+    pub(crate) const PAIRS: [Self; 7] = [
+        Self::Untraced,
+        Self::Traps,
+        Self::Memleak,
+        Self::NoLifetimes,
+        Self::Pointers,
+        Self::Kernel,
+        Self::Bcc,
+    ];
+
+    /// Those that start what they look into.
+    pub(crate) const STARTERS: [Self; 3] = [Self::Heaptrack, Self::Memcheck, Self::Dhat];
 
     /// memleak's options for it.
     pub(crate) fn options(self) -> &'static [&'static str] {
         match self {
             Self::Traps => &["--traps-only"],
+            Self::NoLifetimes => &["--no-lifetimes"],
+            Self::Sampled => &["--sample-bytes", "512K"],
+            Self::Growth => &["--growth"],
             Self::Pointers => &["--unwind", "fp"],
             Self::Kernel => &["--unwind", "kernel"],
-            Self::Memleak | Self::Untraced | Self::Bcc => &[],
+            _ => &[],
         }
     }
 
@@ -39,31 +62,59 @@ impl Variant {
             Self::Untraced => "untraced",
             Self::Traps => "traps alone",
             Self::Memleak => "memleak",
+            Self::NoLifetimes => "memleak --no-lifetimes",
+            Self::Sampled => "memleak --sample-bytes 512K",
+            Self::Growth => "memleak --growth",
             Self::Pointers => "memleak --unwind fp",
             Self::Kernel => "memleak with bpf_get_stackid",
             Self::Bcc => "memleak-bpfcc",
+            Self::Heaptrack => "heaptrack",
+            Self::Memcheck => "valgrind, memcheck",
+            Self::Dhat => "valgrind, DHAT",
         }
     }
 }
 
-/// Measured in all rounds for one variant at one depth.
-pub(crate) struct Series {
-    pub variant: Variant,
-    pub depth: u32,
-    /// Nanoseconds for a pair of malloc and free, one for each round.
-    pub pair_ns: Vec<f64>,
+/// One way to count time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// The program's own clock.
+    Clock,
+    /// Its CPU time.
+    Cpu,
 }
 
 /// Everything that was measured.
 #[derive(Default)]
 pub(crate) struct Results {
-    pub series: Vec<Series>,
+    /// Nanoseconds for a pair of malloc and free at so many frames.
+    pub pair_ns: Series<(Variant, u32, Way)>,
     /// Of a CPU, that the traced program had in each measurement.
     pub cpu_shares: Vec<f64>,
     /// Of memleak: milliseconds.
     pub attach_ms: Vec<f64>,
     pub detach_ms: Vec<f64>,
-    pub reports: Vec<BigReport>,
-    /// Why bcc's memleak is not in it.
-    pub without_bcc: Option<String>,
+    pub reports: Vec<Outcome>,
+    /// Who was not measured, and why.
+    pub missing: Vec<(Variant, String)>,
+}
+
+impl Results {
+    /// How fast the program was.
+    pub(crate) fn add(&mut self, variant: Variant, depth: u32, pace: Pace) {
+        self.pair_ns.add((variant, depth, Way::Clock), pace.turn_ns);
+        self.pair_ns.add((variant, depth, Way::Cpu), pace.cpu_ns());
+        self.cpu_shares.push(pace.cpu_share);
+    }
+
+    /// Whether it has been found missing.
+    pub(crate) fn is_missing(&self, variant: Variant) -> bool {
+        self.missing.iter().any(|(known, _)| *known == variant)
+    }
+
+    /// Notes why it is left out from here on.
+    pub(crate) fn leave_out(&mut self, variant: Variant, error: &anyhow::Error) {
+        eprintln!("  {} is left out: {error:#}", variant.name());
+        self.missing.push((variant, format!("{error:#}")));
+    }
 }

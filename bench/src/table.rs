@@ -8,8 +8,19 @@ use crate::{
     document::{self, QUIET},
     median::median,
     options::Options,
-    results::{DEPTHS, Results, Variant},
+    results::{DEPTHS, Results, Variant, Way},
 };
+
+const NOT_MEASURED: &str = "not measured";
+
+/// What is compared in the table of all depths. By CPU time: it is what the clock says on a quiet
+/// machine, and nearer to the truth on any other.
+const RATIOS: [(&str, Variant, Variant); 4] = [
+    ("memleak / traps", Variant::Memleak, Variant::Traps),
+    ("--no-lifetimes / traps", Variant::NoLifetimes, Variant::Traps),
+    ("memleak / bpf_get_stackid", Variant::Memleak, Variant::Kernel),
+    ("memleak-bpfcc / memleak", Variant::Bcc, Variant::Memleak),
+];
 
 /// All tables, with the machine they were made on.
 pub(crate) fn markdown(results: &Results, options: &Options) -> Result<String> {
@@ -19,7 +30,7 @@ pub(crate) fn markdown(results: &Results, options: &Options) -> Result<String> {
     writeln!(
         text,
         "Medians over {} rounds, {} s of traced time each. \"Traps alone\" is memleak's own attach points with empty \
-         programs: what the kernel takes for the traps.\n",
+         programs: what the kernel takes for the traps. Ratios are of CPU time.\n",
         options.rounds, options.seconds
     )?;
     pairs(&mut text, results)?;
@@ -32,48 +43,79 @@ pub(crate) fn markdown(results: &Results, options: &Options) -> Result<String> {
             share * 100.0
         )?;
     }
-    if let Some(reason) = &results.without_bcc {
-        writeln!(text, "memleak-bpfcc was not measured: {reason}\n")?;
-    }
+    peers(&mut text, results)?;
     once(&mut text, results)?;
     Ok(text)
 }
 
 /// The cost of a pair of calls.
 fn pairs(text: &mut String, results: &Results) -> Result<()> {
-    let median_of = |variant, depth| {
-        let series = results.series.iter().find(|one| one.variant == variant && one.depth == depth);
-        series.and_then(|series| median(series.pair_ns.iter().copied()))
-    };
-    let cell = |value: Option<f64>, unit: &str| {
-        value.map_or_else(|| "not measured".to_owned(), |value| format!("{value:.2}{unit}"))
-    };
     text.push_str("## A pair of malloc and free, by the traced program's clock\n\n| stack depth |");
-    for variant in Variant::ALL {
+    for variant in Variant::PAIRS {
         write!(text, " {} |", variant.name())?;
     }
-    text.push_str(" memleak / traps | memleak / bpf_get_stackid | memleak-bpfcc / memleak |\n|");
-    text.push_str(&" ---: |".repeat(Variant::ALL.len() + 4));
+    for (title, _, _) in RATIOS {
+        write!(text, " {title} |")?;
+    }
+    text.push_str("\n|");
+    text.push_str(&" ---: |".repeat(1 + Variant::PAIRS.len() + RATIOS.len()));
     text.push('\n');
     for depth in DEPTHS {
         write!(text, "| {depth} |")?;
-        for variant in Variant::ALL {
-            let nanoseconds = median_of(variant, depth);
-            match nanoseconds {
-                Some(value) if value < 1000.0 => write!(text, " {value:.1} ns |")?,
-                _ => write!(text, " {} |", cell(nanoseconds.map(|value| value / 1000.0), " us"))?,
-            }
+        for variant in Variant::PAIRS {
+            write!(text, " {} |", time(results.pair_ns.median(&(variant, depth, Way::Clock))))?;
         }
-        let ratio = |above, below| Some(median_of(above, depth)? / median_of(below, depth)?);
-        writeln!(
-            text,
-            " {} | {} | {} |",
-            cell(ratio(Variant::Memleak, Variant::Traps), ""),
-            cell(ratio(Variant::Memleak, Variant::Kernel), ""),
-            cell(ratio(Variant::Bcc, Variant::Memleak), "")
-        )?;
+        for (_, above, below) in RATIOS {
+            let key = |variant| (variant, depth, Way::Cpu);
+            write!(text, " {} |", ratio(results.pair_ns.ratio(&key(above), &key(below))))?;
+        }
+        text.push('\n');
     }
     text.push('\n');
+    Ok(())
+}
+
+/// Nanoseconds, or microseconds.
+fn time(nanoseconds: Option<f64>) -> String {
+    match nanoseconds {
+        Some(value) if value < 1000.0 => format!("{value:.1} ns"),
+        Some(value) => format!("{:.2} us", value / 1000.0),
+        None => NOT_MEASURED.to_owned(),
+    }
+}
+
+fn ratio(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| NOT_MEASURED.to_owned(), |ratio| format!("{ratio:.2}"))
+}
+
+/// The same pair under those who do the same work.
+fn peers(text: &mut String, results: &Results) -> Result<()> {
+    text.push_str(
+        "## The same pair under others, by the traced program's CPU time\n\nEach depth with its ratio to memleak. valgrind \
+         keeps up to 64 frames here, where it would keep 12, and slows down all the rest of a program, too; of heaptrack \
+         that part of the work is not in it which a process of its own does.\n\n| |",
+    );
+    for depth in DEPTHS {
+        write!(text, " {depth} frames | / memleak |")?;
+    }
+    text.push_str("\n| --- |");
+    text.push_str(&" ---: |".repeat(2 * DEPTHS.len()));
+    text.push('\n');
+    let others = [Variant::Untraced, Variant::Traps, Variant::Memleak, Variant::Bcc];
+    for variant in others.into_iter().chain(Variant::STARTERS) {
+        write!(text, "| {} |", variant.name())?;
+        for depth in DEPTHS {
+            let key = |variant| (variant, depth, Way::Cpu);
+            let beside = results.pair_ns.ratio(&key(variant), &key(Variant::Memleak));
+            let nanoseconds = results.pair_ns.median(&key(variant));
+            write!(text, " {} | {} |", time(nanoseconds), ratio(beside))?;
+        }
+        text.push('\n');
+    }
+    text.push('\n');
+    for (variant, reason) in &results.missing {
+        writeln!(text, "{} was not measured: {reason}\n", variant.name())?;
+    }
     Ok(())
 }
 
@@ -81,7 +123,7 @@ fn pairs(text: &mut String, results: &Results) -> Result<()> {
 fn once(text: &mut String, results: &Results) -> Result<()> {
     let reports = &results.reports;
     let allocations = reports.last().map_or(0, |report| report.allocations);
-    let peak = reports.iter().map(|report| report.peak_rss_bytes).max().unwrap_or(0);
+    let peak = reports.iter().map(|report| report.memory.peak).fold(0.0, f64::max);
     let milliseconds = |values: &mut dyn Iterator<Item = f64>| {
         median(values).map(|value| format!("{value:.1} ms")).context("nothing was measured")
     };
@@ -90,14 +132,15 @@ fn once(text: &mut String, results: &Results) -> Result<()> {
         ("attach".to_owned(), milliseconds(&mut results.attach_ms.iter().copied())?),
         ("detach".to_owned(), milliseconds(&mut results.detach_ms.iter().copied())?),
         (
-            format!("report over {allocations} outstanding allocations"),
-            milliseconds(&mut reports.iter().map(|report| report.total_ms))?,
+            format!("first report over {allocations} outstanding allocations"),
+            milliseconds(&mut reports.iter().map(|report| report.first_ms))?,
         ),
+        ("second report".to_owned(), milliseconds(&mut reports.iter().map(|report| report.second_ms))?),
         (
             "of which reading the kernel's tables".to_owned(),
             milliseconds(&mut reports.iter().map(|report| report.snapshot_ms))?,
         ),
-        ("memleak's peak resident memory for it".to_owned(), format!("{} MiB", peak.div_ceil(1 << 20))),
+        ("memleak's peak resident memory for it".to_owned(), format!("{:.0} MB", peak / 1e6)),
     ];
     for (what, value) in rows {
         writeln!(text, "| {what} | {value} |")?;

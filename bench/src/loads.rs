@@ -1,0 +1,167 @@
+//! What a pair of malloc and free costs under other loads than one thread that does nothing else:
+//! threads, bursts, blocks that others free, very many stacks, blocks that stay.
+//!
+//! The program is bench/programs/loads.c; all its stacks have 12 frames. Figures are CPU time of
+//! the program's threads, which other work on the machine hardly changes and which threads that
+//! wait for a CPU do not use. All variants take turns in every round; figures are medians.
+
+use std::{fmt::Write as _, path::Path, time::Duration};
+
+use anyhow::Result;
+
+use crate::{
+    busy_cpu::BusyCpu,
+    document,
+    options::Options,
+    processes::{self, A_BLOCK, ATTACHED, Program, Running, Target, memleak_words},
+    results::Variant,
+    series::Series,
+};
+
+/// Title of the section in BENCHMARKS.md.
+pub(crate) const TITLE: &str = "A pair of malloc and free under other loads";
+/// The same beside a busy CPU.
+pub(crate) const LOADED_TITLE: &str = "A pair of malloc and free under other loads, one CPU busy";
+
+/// Who traces. The first is what the others are compared with.
+const VARIANTS: [Variant; 4] = [Variant::Traps, Variant::Memleak, Variant::NoLifetimes, Variant::Sampled];
+
+/// Traced time of one measurement: ten windows of the program.
+const TRACED: Duration = Duration::from_secs(1);
+/// Left out at both ends of it: the windows in which probes come and go.
+const MARGIN: Duration = Duration::from_millis(100);
+
+/// A load.
+struct Load {
+    name: &'static str,
+    /// Of the program.
+    arguments: [&'static str; 2],
+    /// At how many blocks that are held it is measured, one after the other; 0: none is made.
+    held: &'static [u64],
+}
+
+const fn load(name: &'static str, kind: &'static str, threads: &'static str) -> Load {
+    Load { name, arguments: [kind, threads], held: &[0] }
+}
+
+const LOADS: [Load; 11] = [
+    load("alternating, 1 thread", "alternating", "1"),
+    load("alternating, 2 threads", "alternating", "2"),
+    load("alternating, 4 threads", "alternating", "4"),
+    load("alternating, 8 threads", "alternating", "8"),
+    load("bursts of 64, 1 thread", "bursts", "1"),
+    load("bursts of 64, 2 threads", "bursts", "2"),
+    load("bursts of 64, 4 threads", "bursts", "4"),
+    load("bursts of 64, 8 threads", "bursts", "8"),
+    load("freed by another thread", "handover", "2"),
+    load("65,536 stacks in turn", "stacks", "1"),
+    Load { name: "one in ten leaks, so many held", arguments: ["leak", "1"], held: &[1_000_000, 5_000_000] },
+];
+
+/// Which load, at how many blocks, traced by whom.
+type Key = (&'static str, u64, Variant);
+
+#[derive(Default)]
+struct Results {
+    /// CPU time of a pair, in nanoseconds.
+    cpu_ns: Series<Key>,
+    /// What memleak says that it has lost.
+    lost: Vec<String>,
+}
+
+/// Measures; gives the section.
+pub(crate) fn section(options: &Options, memleak: &Path) -> Result<String> {
+    let program = Program::compile("loads.c", &["-pthread"])?;
+    let _busy = options.loaded.then(BusyCpu::start).transpose()?;
+    let mut results = Results::default();
+    for round in 1..=options.rounds {
+        eprintln!("other loads, round {round} of {}", options.rounds);
+        for load in &LOADS {
+            for variant in VARIANTS {
+                measure(&program, memleak, load, variant, &mut results)?;
+            }
+        }
+    }
+    markdown(options, &results)
+}
+
+/// Measures one load under one variant once.
+fn measure(
+    program: &Program,
+    memleak: &Path,
+    load: &Load,
+    variant: Variant,
+    results: &mut Results,
+) -> Result<()> {
+    let mut target = program.start(&load.arguments)?;
+    let tracer = Running::start(&memleak_words(memleak, variant.options(), target.pid()), ATTACHED)?;
+    let mut held = 0;
+    for &wanted in load.held {
+        held = hold(&mut target, held, wanted)?;
+        let pace = target.pace(processes::now(), TRACED, MARGIN)?;
+        let (name, pair_ns) = (variant.name(), pace.cpu_ns());
+        eprintln!("  {}, {held} held, {name}: {pair_ns:.0} ns of CPU time", load.name);
+        results.cpu_ns.add((load.name, held, variant), pair_ns);
+    }
+    let said = tracer.end()?;
+    if let Some(lost) = said.iter().find(|line| line.trim_start().starts_with("lost:")) {
+        let note = format!("{}, {}: {}", load.name, variant.name(), lost.trim());
+        eprintln!("  {note}");
+        results.lost.push(note);
+    }
+    Ok(())
+}
+
+/// Has a program that holds `held` blocks hold as many as are wanted.
+fn hold(target: &mut Target, held: u64, wanted: u64) -> Result<u64> {
+    if wanted > held {
+        let more = wanted - held;
+        target.tell(&more.to_string())?;
+        target.wait_for("held", A_BLOCK * u32::try_from(more)?)?;
+    }
+    Ok(wanted)
+}
+
+fn markdown(options: &Options, results: &Results) -> Result<String> {
+    let title = if options.loaded { LOADED_TITLE } else { TITLE };
+    let mut text = format!(
+        "## {title}\n\n{}\n\nMade by `cargo xtask bench --loads{}`, and with all other pairs by `cargo xtask bench`. Medians \
+         over {} rounds, {} s of traced time each; all stacks have 12 frames. Nanoseconds are CPU time of the traced \
+         threads for each pair, beside it its ratio to the traps alone.\n\n| load |",
+        document::machine()?,
+        if options.loaded { " --loaded" } else { "" },
+        options.rounds,
+        TRACED.as_secs()
+    );
+    for variant in VARIANTS {
+        write!(text, " {} |", variant.name())?;
+    }
+    text.push_str("\n| --- |");
+    text.push_str(&" ---: |".repeat(VARIANTS.len()));
+    text.push('\n');
+    for load in &LOADS {
+        for &held in load.held {
+            write!(text, "| {}", load.name)?;
+            if held > 0 {
+                write!(text, ": {held}")?;
+            }
+            text.push_str(" |");
+            for variant in VARIANTS {
+                let key = |variant| (load.name, held, variant);
+                let cpu_ns = &results.cpu_ns;
+                match (cpu_ns.median(&key(variant)), cpu_ns.ratio(&key(variant), &key(Variant::Traps))) {
+                    (Some(nanoseconds), _) if variant == Variant::Traps => {
+                        write!(text, " {nanoseconds:.0} ns |")?;
+                    }
+                    (Some(nanoseconds), Some(ratio)) => write!(text, " {nanoseconds:.0} ns, {ratio:.2} |")?,
+                    _ => text.push_str(" not measured |"),
+                }
+            }
+            text.push('\n');
+        }
+    }
+    for lost in &results.lost {
+        writeln!(text, "\nOf one round: {lost}")?;
+    }
+    Ok(text)
+}

@@ -1,0 +1,48 @@
+//! Figures of all rounds, by what was measured.
+
+use crate::median::median;
+
+/// For each of `K` what came of it, one value for each round.
+pub(crate) struct Series<K>(Vec<(K, Vec<f64>)>);
+
+impl<K> Default for Series<K> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<K: PartialEq> Series<K> {
+    /// A round's value.
+    pub(crate) fn add(&mut self, key: K, value: f64) {
+        match self.0.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, values)) => values.push(value),
+            None => self.0.push((key, vec![value])),
+        }
+    }
+
+    /// The median over the rounds; `None` if it was not measured.
+    pub(crate) fn median(&self, key: &K) -> Option<f64> {
+        let (_, values) = self.0.iter().find(|(known, _)| known == key)?;
+        median(values.iter().copied())
+    }
+
+    /// The median of one over that of the other.
+    pub(crate) fn ratio(&self, above: &K, below: &K) -> Option<f64> {
+        Some(self.median(above)? / self.median(below)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_kept_apart() {
+        let mut series = Series::default();
+        for (key, value) in [("a", 1.0), ("b", 8.0), ("a", 3.0), ("a", 4.0)] {
+            series.add(key, value);
+        }
+        assert_eq!((series.median(&"a"), series.median(&"c")), (Some(3.0), None));
+        assert_eq!((series.ratio(&"a", &"b"), series.ratio(&"a", &"c")), (Some(0.375), None));
+    }
+}
