@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     num::NonZeroU32,
-    os::fd::{AsRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
     path::{Component, Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use std::{
 use aya::{
     Ebpf,
     programs::{
-        UProbe,
+        ProgramError, UProbe,
         kprobe::KProbeLink,
         raw_trace_point::RawTracePointLink,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
@@ -27,8 +27,9 @@ use memleak_common::probe::cookie;
 use super::{
     access::program,
     closer::{Closer, HoldsLinks, Retired, end_with_a_child},
-    error::{BpfError, chain, os_error},
+    error::{BpfError, chain, load_error, os_error},
     multi::MultiPrograms,
+    perf_links,
     uprobes::{ABANDON, ACQUIRE_PLAIN, EMPTY_SESSION, SESSION, Uprobes},
 };
 use crate::{
@@ -37,6 +38,7 @@ use crate::{
         plan::{AttachPoint, PointKey, ProgramKind},
         table::Scope as RowScope,
     },
+    proc::living::living_thread,
 };
 
 /// The process in which a probe fires: itself, and no child of it.
@@ -67,6 +69,10 @@ pub(super) struct Probes {
 #[derive(Default)]
 struct Attached {
     links: Vec<Link>,
+    /// The thread by which it is attached: the process's first, unless that has ended.
+    thread: u32,
+    /// Those of the points that are attached by links of their own.
+    singles: Vec<Arc<AttachPoint>>,
     /// In the order in which they were attached.
     points: Vec<Arc<AttachPoint>>,
     keys: HashSet<PointKey>,
@@ -76,6 +82,8 @@ struct Attached {
 
 /// Ends when it is dropped.
 pub(super) enum Link {
+    /// Of one place, made by ourselves.
+    Perf(OwnedFd),
     /// Of one place.
     Single(#[expect(dead_code, reason = "held for its end")] UProbeLink),
     /// Of the places of one file.
@@ -89,7 +97,7 @@ pub(super) enum Link {
 impl HoldsLinks for Link {
     fn add_to(&self, fds: &mut Vec<RawFd>) -> bool {
         match self {
-            Self::Multi(fd) => {
+            Self::Multi(fd) | Self::Perf(fd) => {
                 fds.push(fd.as_raw_fd());
                 true
             }
@@ -165,49 +173,94 @@ impl Probes {
         let mut outcome = Outcome::default();
         let mut attached = self.processes.remove(&scope.slot).unwrap_or_default();
         new.retain(|point| attached.keys.insert(point.key()));
+        attached.thread = living_thread(scope.pid);
+        let multi = self.multi(&attached, scope);
+        let (wanted, links_before) = (new.clone(), attached.links.len());
         // One link for what one program serves: the kernel takes its places in order, and each link
         // costs grace periods at its end.
-        if self.serves_both_ends() {
+        if multi.is_some_and(MultiPrograms::serves_both_ends) {
             let before = new.len();
-            attached.points.extend(new.extract_if(.., |point| point.program.is_return()));
+            new.retain(|point| !point.program.is_return());
             outcome.attached += before - new.len(); // with their entries
         }
-        let name_of = |point: &AttachPoint| self.program_name(point.program, traps_only);
+        let name_of = |point: &AttachPoint| self.program_name(multi, point.program, traps_only);
         for group in new.chunk_by(|a, b| name_of(a) == name_of(b) && a.object == b.object) {
             let Some(first) = group.first() else { continue };
             let name = name_of(first);
-            let whole = match &self.uprobes {
-                Uprobes::Multi(programs) => attach_many(programs, name, scope, group),
-                Uprobes::Single => Err(io::ErrorKind::Unsupported.into()),
-            };
-            match (whole, &self.uprobes) {
-                (Ok(link), _) => {
+            match multi.map(|programs| attach_many(programs, name, scope, group)) {
+                Some(Ok(link)) => {
                     attached.links.push(Link::Multi(link));
                     outcome.attached += group.len();
                 }
-                (Err(error), Uprobes::Multi(_)) => {
+                Some(Err(error)) => {
                     outcome.failed.extend(group.iter().map(|point| attach_error(point, why(&error))));
                 }
-                (Err(_), Uprobes::Single) => {
-                    let program: &mut UProbe = program(ebpf, name)?;
-                    for point in group {
-                        match attach_one(program, scope, point) {
-                            Ok(link) => {
-                                attached.links.push(Link::Single(link));
-                                outcome.attached += 1;
-                            }
-                            Err(error) => outcome.failed.push(error),
-                        }
+                None => {
+                    let by = By { uprobes: &self.uprobes, thread: attached.thread };
+                    if let Err(error) = by.attach(ebpf, name, scope, group, &mut attached, &mut outcome) {
+                        outcome.failed.push(error);
                     }
                 }
             }
         }
-        attached.points.append(&mut new);
+        if multi.is_some() && living_thread(scope.pid) != scope.pid {
+            // Its first thread has ended meanwhile: by others, then.
+            attached.links.truncate(links_before);
+            for point in &wanted {
+                attached.keys.remove(&point.key());
+            }
+            self.processes.insert(scope.slot, attached);
+            return self.attach_shared(ebpf, scope, wanted, traps_only);
+        }
+        attached.points.extend(wanted);
         attached.count += outcome.attached;
         self.count += outcome.attached;
         self.processes.insert(scope.slot, attached);
         outcome.took = start.elapsed();
         Ok(outcome)
+    }
+
+    /// How places of a process are attached to: by one link for many, if the kernel has that and
+    /// the process's first thread lives. Such a link finds the process's memory by that thread
+    /// alone (kernel/trace/bpf_trace.c, `uprobe_multi_link_filter`), and where that is gone it is
+    /// made and sets no breakpoint.
+    fn multi(&self, attached: &Attached, scope: Scope) -> Option<&MultiPrograms> {
+        match &self.uprobes {
+            Uprobes::Multi(programs) if attached.thread == scope.pid => Some(programs),
+            _ => None,
+        }
+    }
+
+    /// The thread of the process with this slot whose end ends what is attached, though the process
+    /// goes on: see [`Self::attach_anew`].
+    pub(super) fn depends_on(&self, slot: u32) -> Option<u32> {
+        let attached = self.processes.get(&slot)?;
+        (!attached.singles.is_empty()).then_some(attached.thread)
+    }
+
+    /// Attaches the same again by another thread of the process: the one by which it was attached
+    /// has ended, and so the kernel takes the breakpoints out at the next hit
+    /// (kernel/trace/trace_uprobe.c, `uprobe_perf_filter`).
+    pub(super) fn attach_anew(
+        &mut self,
+        ebpf: &mut Ebpf,
+        scope: Scope,
+        traps_only: bool,
+    ) -> Result<Outcome, BpfError> {
+        let Some(attached) = self.processes.get_mut(&scope.slot) else { return Ok(Outcome::default()) };
+        let points = std::mem::take(&mut attached.singles);
+        for point in &points {
+            attached.keys.remove(&point.key());
+        }
+        let keys = &attached.keys;
+        attached.points.retain(|point| keys.contains(&point.key()));
+        let links = attached.links.extract_if(.., |link| !matches!(link, Link::Multi(_))).collect();
+        attached.count -= points.len();
+        self.count -= points.len();
+        let outcome = self.attach_shared(ebpf, scope, points, traps_only);
+        // They do nothing any more, and take long to end.
+        self.close(Retired { links, slot: None });
+        outcome
     }
 
     /// Ends what is attached to the process with this slot, which has become another task.
@@ -224,7 +277,11 @@ impl Probes {
     fn retire(&mut self, slot: u32, after: SlotFate) {
         let attached = self.processes.remove(&slot).unwrap_or_default();
         self.count -= attached.count;
-        let retired = Retired { links: attached.links, slot: (after == SlotFate::Freed).then_some(slot) };
+        self.close(Retired { links: attached.links, slot: (after == SlotFate::Freed).then_some(slot) });
+    }
+
+    /// Ends links, if possible beside the run.
+    fn close(&mut self, retired: Retired<Link>) {
         if self.closer.is_none() {
             self.closer =
                 Closer::start().inspect_err(|error| debug!("links are ended at once: {error}")).ok();
@@ -276,16 +333,18 @@ impl Probes {
         Ok(outcome.failed.is_empty())
     }
 
-    /// The program at a call's entry runs at its return, too.
-    fn serves_both_ends(&self) -> bool {
-        matches!(&self.uprobes, Uprobes::Multi(programs) if programs.serves_both_ends())
-    }
-
-    fn program_name(&self, kind: ProgramKind, traps_only: bool) -> &'static str {
+    fn program_name(
+        &self,
+        multi: Option<&MultiPrograms>,
+        kind: ProgramKind,
+        traps_only: bool,
+    ) -> &'static str {
         let [_, abandon_plain] = ABANDON;
+        // The program at a call's entry runs at its return, too.
+        let both_ends = multi.is_some_and(MultiPrograms::serves_both_ends);
         match (traps_only, kind) {
-            (false, ProgramKind::AcquireEnter) if self.serves_both_ends() => SESSION,
-            (true, ProgramKind::AcquireEnter) if self.serves_both_ends() => EMPTY_SESSION,
+            (false, ProgramKind::AcquireEnter) if both_ends => SESSION,
+            (true, ProgramKind::AcquireEnter) if both_ends => EMPTY_SESSION,
             (false, ProgramKind::AcquireEnter) if !self.mends_stack => ACQUIRE_PLAIN,
             (false, ProgramKind::AbandonEnter) if !self.mends_stack => abandon_plain,
             (false, kind) => kind.name(),
@@ -315,9 +374,15 @@ impl Probes {
         unclear.filter(move |(point, _)| is_dangerous(point))
     }
 
-    /// A probe fires for the threads of a process, and not for all that share its memory.
-    pub(super) fn are_of_threads(&self) -> bool {
-        matches!(self.uprobes, Uprobes::Multi(_))
+    /// Links are made of perf's events, by ourselves and not by a child that keeps its rights.
+    pub(super) fn makes_events(&self) -> bool {
+        matches!(self.uprobes, Uprobes::Single)
+    }
+
+    /// The probes of the process with this slot fire for its threads, and not for all that share
+    /// its memory.
+    pub(super) fn are_of_threads(&self, slot: u32) -> bool {
+        matches!(self.uprobes, Uprobes::Multi(_)) && self.depends_on(slot).is_none()
     }
 
     /// Number of probes.
@@ -373,7 +438,8 @@ fn as_seen_by(pid: u32, open_path: &Path) -> PathBuf {
     let is_of_process = parts.next() == Some(Component::RootDir)
         && parts.next() == Some(Component::Normal("proc".as_ref()))
         && parts.next().is_some();
-    if is_of_process { Path::new("/proc").join(pid.to_string()).join(parts) } else { open_path.to_owned() }
+    let thread = living_thread(pid).to_string();
+    if is_of_process { Path::new("/proc").join(thread).join(parts) } else { open_path.to_owned() }
 }
 
 fn wait_for(child: libc::pid_t) {
@@ -383,14 +449,79 @@ fn wait_for(child: libc::pid_t) {
     }
 }
 
-fn attach_one(program: &mut UProbe, scope: Scope, point: &AttachPoint) -> Result<UProbeLink, BpfError> {
-    let pid =
-        NonZeroU32::new(scope.pid).ok_or_else(|| attach_error(point, "there is no process 0".to_owned()))?;
+/// By what places are attached to one by one.
+struct By<'a> {
+    uprobes: &'a Uprobes,
+    thread: u32,
+}
+
+impl By<'_> {
+    fn attach(
+        &self,
+        ebpf: &mut Ebpf,
+        name: &'static str,
+        scope: Scope,
+        points: &[Arc<AttachPoint>],
+        attached: &mut Attached,
+        outcome: &mut Outcome,
+    ) -> Result<(), BpfError> {
+        let program: &mut UProbe = program(ebpf, name)?;
+        // Where there are links for many places it is loaded for those alone until now.
+        if matches!(program.fd(), Err(ProgramError::NotLoaded)) {
+            program.load().map_err(|error| load_error(&error))?;
+        }
+        for point in points {
+            let link = match self.uprobes {
+                Uprobes::Single => attach_one(program, self.thread, scope, point).map(Link::Single),
+                Uprobes::Multi(programs) => self.attach_by_event(program, programs, scope, point),
+            };
+            match link {
+                Ok(link) => {
+                    attached.links.push(link);
+                    attached.singles.push(point.clone());
+                    outcome.attached += 1;
+                }
+                Err(error) => outcome.failed.push(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_by_event(
+        &self,
+        program: &UProbe,
+        programs: &MultiPrograms,
+        scope: Scope,
+        point: &AttachPoint,
+    ) -> Result<Link, BpfError> {
+        let failed = |error: io::Error| attach_error(point, why(&error));
+        let program = program.fd().map_err(|error| attach_error(point, why(&error)))?;
+        let place = perf_links::EventPlace {
+            path: &as_seen_by(scope.pid, &point.open_path),
+            offset: point.file_offset,
+            is_return: point.program.is_return(),
+            thread: self.thread,
+        };
+        let mut request = perf_links::request(place).map_err(failed)?;
+        let event = programs.open_event(&mut request).map_err(failed)?;
+        let cookie = cookie(point.row, scope.slot);
+        perf_links::link(program.as_fd(), &event, cookie).map(Link::Perf).map_err(failed)
+    }
+}
+
+fn attach_one(
+    program: &mut UProbe,
+    thread: u32,
+    scope: Scope,
+    point: &AttachPoint,
+) -> Result<UProbeLink, BpfError> {
+    let thread =
+        NonZeroU32::new(thread).ok_or_else(|| attach_error(point, "there is no process 0".to_owned()))?;
     let location = UProbeAttachLocation::AbsoluteOffset(point.file_offset);
     let attach_point = UProbeAttachPoint { location, cookie: Some(cookie(point.row, scope.slot)) };
     let path = as_seen_by(scope.pid, &point.open_path);
     program
-        .attach(attach_point, path, UProbeScope::OneProcess(pid))
+        .attach(attach_point, path, UProbeScope::OneProcess(thread))
         .and_then(|id| program.take_link(id))
         .map_err(|error| attach_error(point, why(&error)))
 }

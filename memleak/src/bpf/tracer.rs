@@ -265,11 +265,26 @@ impl Tracer {
         self.unwinding.as_mut()?.news()
     }
 
-    /// Probes of a process do not fire for another that shares its memory
+    /// Probes of the process with this slot do not fire for another that shares its memory
     /// (kernel/trace/bpf_trace.c, `uprobe_prog_run`); perf's do (kernel/trace/trace_uprobe.c,
     /// `uprobe_perf_filter`).
-    pub(crate) fn tells_sharers_apart(&self) -> bool {
-        self.probes.are_of_threads()
+    pub(crate) fn tells_sharers_apart(&self, slot: u32) -> bool {
+        self.probes.are_of_threads(slot)
+    }
+
+    /// See [`Probes::makes_events`]. Not in kernel mode, in which nothing is attached later.
+    pub(crate) fn makes_events(&self) -> bool {
+        self.mapping_states.is_some() && self.probes.makes_events()
+    }
+
+    /// See [`Probes::depends_on`].
+    pub(crate) fn depends_on(&self, slot: u32) -> Option<u32> {
+        self.probes.depends_on(slot)
+    }
+
+    /// See [`Probes::attach_anew`].
+    pub(crate) fn attach_anew(&mut self, scope: Scope) -> Result<Outcome, BpfError> {
+        self.probes.attach_anew(&mut self.ebpf, scope, self.traps_only)
     }
 
     /// See [`Probes::mends_stack`].
