@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     num::NonZeroU32,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsRawFd as _, OwnedFd, RawFd},
     path::{Component, Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use std::{
 use aya::{
     Ebpf,
     programs::{
-        ProgramError, UProbe,
+        UProbe,
         kprobe::KProbeLink,
         raw_trace_point::RawTracePointLink,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
@@ -27,9 +27,9 @@ use memleak_common::probe::cookie;
 use super::{
     access::program,
     closer::{Closer, HoldsLinks, Retired, end_with_a_child},
-    error::{BpfError, chain, load_error, os_error},
+    error::{BpfError, chain, os_error},
     multi::MultiPrograms,
-    perf_links,
+    perf_events,
     uprobes::{ABANDON, ACQUIRE_PLAIN, EMPTY_SESSION, SESSION, Uprobes},
 };
 use crate::{
@@ -39,6 +39,7 @@ use crate::{
         table::Scope as RowScope,
     },
     proc::living::living_thread,
+    target::object::ObjectId,
 };
 
 /// The process in which a probe fires: itself, and no child of it.
@@ -69,10 +70,11 @@ pub(super) struct Probes {
 #[derive(Default)]
 struct Attached {
     links: Vec<Link>,
-    /// The thread by which it is attached: the process's first, unless that has ended.
+    /// The thread by whose memory the kernel sets breakpoints: the process's first, unless that has
+    /// ended.
     thread: u32,
-    /// Those of the points that are attached by links of their own.
-    singles: Vec<Arc<AttachPoint>>,
+    /// Places that events of that thread hold.
+    held: HashSet<(ObjectId, u64)>,
     /// In the order in which they were attached.
     points: Vec<Arc<AttachPoint>>,
     keys: HashSet<PointKey>,
@@ -82,8 +84,8 @@ struct Attached {
 
 /// Ends when it is dropped.
 pub(super) enum Link {
-    /// Of one place, made by ourselves.
-    Perf(OwnedFd),
+    /// Not one by itself: an event that keeps the breakpoint of one place in.
+    Event(OwnedFd),
     /// Of one place.
     Single(#[expect(dead_code, reason = "held for its end")] UProbeLink),
     /// Of the places of one file.
@@ -97,7 +99,7 @@ pub(super) enum Link {
 impl HoldsLinks for Link {
     fn add_to(&self, fds: &mut Vec<RawFd>) -> bool {
         match self {
-            Self::Multi(fd) | Self::Perf(fd) => {
+            Self::Multi(fd) | Self::Event(fd) => {
                 fds.push(fd.as_raw_fd());
                 true
             }
@@ -174,45 +176,45 @@ impl Probes {
         let mut attached = self.processes.remove(&scope.slot).unwrap_or_default();
         new.retain(|point| attached.keys.insert(point.key()));
         attached.thread = living_thread(scope.pid);
-        let multi = self.multi(&attached, scope);
-        let (wanted, links_before) = (new.clone(), attached.links.len());
         // One link for what one program serves: the kernel takes its places in order, and each link
         // costs grace periods at its end.
-        if multi.is_some_and(MultiPrograms::serves_both_ends) {
+        if self.serves_both_ends() {
             let before = new.len();
-            new.retain(|point| !point.program.is_return());
+            attached.points.extend(new.extract_if(.., |point| point.program.is_return()));
             outcome.attached += before - new.len(); // with their entries
         }
-        let name_of = |point: &AttachPoint| self.program_name(multi, point.program, traps_only);
+        let name_of = |point: &AttachPoint| self.program_name(point.program, traps_only);
         for group in new.chunk_by(|a, b| name_of(a) == name_of(b) && a.object == b.object) {
             let Some(first) = group.first() else { continue };
             let name = name_of(first);
-            match multi.map(|programs| attach_many(programs, name, scope, group)) {
-                Some(Ok(link)) => {
+            let whole = match &self.uprobes {
+                Uprobes::Multi(programs) => attach_many(programs, name, scope, group),
+                Uprobes::Single => Err(io::ErrorKind::Unsupported.into()),
+            };
+            match (whole, &self.uprobes) {
+                (Ok(link), _) => {
                     attached.links.push(Link::Multi(link));
                     outcome.attached += group.len();
                 }
-                Some(Err(error)) => {
+                (Err(error), Uprobes::Multi(_)) => {
                     outcome.failed.extend(group.iter().map(|point| attach_error(point, why(&error))));
                 }
-                None => {
-                    let by = By { uprobes: &self.uprobes, thread: attached.thread };
-                    if let Err(error) = by.attach(ebpf, name, scope, group, &mut attached, &mut outcome) {
-                        outcome.failed.push(error);
+                (Err(_), Uprobes::Single) => {
+                    let program: &mut UProbe = program(ebpf, name)?;
+                    for point in group {
+                        match attach_one(program, attached.thread, scope, point) {
+                            Ok(link) => {
+                                attached.links.push(Link::Single(link));
+                                outcome.attached += 1;
+                            }
+                            Err(error) => outcome.failed.push(error),
+                        }
                     }
                 }
             }
         }
-        if multi.is_some() && living_thread(scope.pid) != scope.pid {
-            // Its first thread has ended meanwhile: by others, then.
-            attached.links.truncate(links_before);
-            for point in &wanted {
-                attached.keys.remove(&point.key());
-            }
-            self.processes.insert(scope.slot, attached);
-            return self.attach_shared(ebpf, scope, wanted, traps_only);
-        }
-        attached.points.extend(wanted);
+        attached.points.append(&mut new);
+        self.hold(&mut attached, scope, &mut outcome);
         attached.count += outcome.attached;
         self.count += outcome.attached;
         self.processes.insert(scope.slot, attached);
@@ -220,47 +222,66 @@ impl Probes {
         Ok(outcome)
     }
 
-    /// How places of a process are attached to: by one link for many, if the kernel has that and
-    /// the process's first thread lives. Such a link finds the process's memory by that thread
-    /// alone (kernel/trace/bpf_trace.c, `uprobe_multi_link_filter`), and where that is gone it is
-    /// made and sets no breakpoint.
-    fn multi(&self, attached: &Attached, scope: Scope) -> Option<&MultiPrograms> {
-        match &self.uprobes {
-            Uprobes::Multi(programs) if attached.thread == scope.pid => Some(programs),
-            _ => None,
+    /// Has the kernel set the breakpoints of a process whose first thread has ended, and keep them
+    /// in. A link for many places finds the process's memory by that thread
+    /// (kernel/trace/bpf_trace.c, `uprobe_multi_link_filter`): without it the link sets none, and
+    /// those that are in go when whoever has one at the same place takes it out. But it fires where
+    /// there is one, so an event of perf's by a thread that lives, which runs nothing, will do.
+    fn hold(&self, attached: &mut Attached, scope: Scope, outcome: &mut Outcome) {
+        let Uprobes::Multi(programs) = &self.uprobes else { return };
+        // Once more: it may have ended meanwhile.
+        attached.thread = living_thread(scope.pid);
+        if attached.thread == scope.pid {
+            return;
+        }
+        let Attached { links, held, points, thread, .. } = attached;
+        for point in points.iter().filter(|point| held.insert((point.object, point.file_offset))) {
+            let path = as_seen_by(scope.pid, &point.open_path);
+            let event = perf_events::request(&path, point.file_offset, *thread)
+                .and_then(|mut request| programs.open_event(&mut request));
+            match event {
+                Ok(event) => links.push(Link::Event(event)),
+                Err(error) => outcome.failed.push(attach_error(point, why(&error))),
+            }
         }
     }
 
-    /// The thread of the process with this slot whose end ends what is attached, though the process
-    /// goes on: see [`Self::attach_anew`].
+    /// The thread of the process with this slot without which breakpoints go: see
+    /// [`Self::attach_anew`].
     pub(super) fn depends_on(&self, slot: u32) -> Option<u32> {
         let attached = self.processes.get(&slot)?;
-        (!attached.singles.is_empty()).then_some(attached.thread)
+        (!attached.points.is_empty()).then_some(attached.thread)
     }
 
-    /// Attaches the same again by another thread of the process: the one by which it was attached
-    /// has ended, and so the kernel takes the breakpoints out at the next hit
-    /// (kernel/trace/trace_uprobe.c, `uprobe_perf_filter`).
+    /// The thread of a process has ended by which it was attached, and another one lives. Links for
+    /// many places stay, and so do their breakpoints. Those for one place are made again: the
+    /// kernel takes their breakpoints out at the next hit (kernel/trace/trace_uprobe.c,
+    /// `uprobe_perf_filter`).
     pub(super) fn attach_anew(
         &mut self,
         ebpf: &mut Ebpf,
         scope: Scope,
         traps_only: bool,
     ) -> Result<Outcome, BpfError> {
-        let Some(attached) = self.processes.get_mut(&scope.slot) else { return Ok(Outcome::default()) };
-        let points = std::mem::take(&mut attached.singles);
-        for point in &points {
-            attached.keys.remove(&point.key());
-        }
-        let keys = &attached.keys;
-        attached.points.retain(|point| keys.contains(&point.key()));
-        let links = attached.links.extract_if(.., |link| !matches!(link, Link::Multi(_))).collect();
-        attached.count -= points.len();
-        self.count -= points.len();
-        let outcome = self.attach_shared(ebpf, scope, points, traps_only);
+        let mut outcome = Outcome::default();
+        let Some(mut attached) = self.processes.remove(&scope.slot) else { return Ok(outcome) };
+        let links = match self.uprobes {
+            Uprobes::Multi(_) => {
+                let events = attached.links.extract_if(.., |link| matches!(link, Link::Event(_))).collect();
+                attached.held.clear();
+                self.hold(&mut attached, scope, &mut outcome);
+                self.processes.insert(scope.slot, attached);
+                events
+            }
+            Uprobes::Single => {
+                self.count -= attached.count;
+                outcome = self.attach_shared(ebpf, scope, attached.points, traps_only)?;
+                attached.links
+            }
+        };
         // They do nothing any more, and take long to end.
         self.close(Retired { links, slot: None });
-        outcome
+        Ok(outcome)
     }
 
     /// Ends what is attached to the process with this slot, which has become another task.
@@ -333,18 +354,16 @@ impl Probes {
         Ok(outcome.failed.is_empty())
     }
 
-    fn program_name(
-        &self,
-        multi: Option<&MultiPrograms>,
-        kind: ProgramKind,
-        traps_only: bool,
-    ) -> &'static str {
+    /// The program at a call's entry runs at its return, too.
+    fn serves_both_ends(&self) -> bool {
+        matches!(&self.uprobes, Uprobes::Multi(programs) if programs.serves_both_ends())
+    }
+
+    fn program_name(&self, kind: ProgramKind, traps_only: bool) -> &'static str {
         let [_, abandon_plain] = ABANDON;
-        // The program at a call's entry runs at its return, too.
-        let both_ends = multi.is_some_and(MultiPrograms::serves_both_ends);
         match (traps_only, kind) {
-            (false, ProgramKind::AcquireEnter) if both_ends => SESSION,
-            (true, ProgramKind::AcquireEnter) if both_ends => EMPTY_SESSION,
+            (false, ProgramKind::AcquireEnter) if self.serves_both_ends() => SESSION,
+            (true, ProgramKind::AcquireEnter) if self.serves_both_ends() => EMPTY_SESSION,
             (false, ProgramKind::AcquireEnter) if !self.mends_stack => ACQUIRE_PLAIN,
             (false, ProgramKind::AbandonEnter) if !self.mends_stack => abandon_plain,
             (false, kind) => kind.name(),
@@ -374,15 +393,14 @@ impl Probes {
         unclear.filter(move |(point, _)| is_dangerous(point))
     }
 
+    /// A probe fires for the threads of a process, and not for all that share its memory.
+    pub(super) fn are_of_threads(&self) -> bool {
+        matches!(self.uprobes, Uprobes::Multi(_))
+    }
+
     /// Links are made of perf's events, by ourselves and not by a child that keeps its rights.
     pub(super) fn makes_events(&self) -> bool {
         matches!(self.uprobes, Uprobes::Single)
-    }
-
-    /// The probes of the process with this slot fire for its threads, and not for all that share
-    /// its memory.
-    pub(super) fn are_of_threads(&self, slot: u32) -> bool {
-        matches!(self.uprobes, Uprobes::Multi(_)) && self.depends_on(slot).is_none()
     }
 
     /// Number of probes.
@@ -446,66 +464,6 @@ fn wait_for(child: libc::pid_t) {
     if child > 0 {
         // SAFETY: the child is ours; its status is of no interest.
         unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
-    }
-}
-
-/// By what places are attached to one by one.
-struct By<'a> {
-    uprobes: &'a Uprobes,
-    thread: u32,
-}
-
-impl By<'_> {
-    fn attach(
-        &self,
-        ebpf: &mut Ebpf,
-        name: &'static str,
-        scope: Scope,
-        points: &[Arc<AttachPoint>],
-        attached: &mut Attached,
-        outcome: &mut Outcome,
-    ) -> Result<(), BpfError> {
-        let program: &mut UProbe = program(ebpf, name)?;
-        // Where there are links for many places it is loaded for those alone until now.
-        if matches!(program.fd(), Err(ProgramError::NotLoaded)) {
-            program.load().map_err(|error| load_error(&error))?;
-        }
-        for point in points {
-            let link = match self.uprobes {
-                Uprobes::Single => attach_one(program, self.thread, scope, point).map(Link::Single),
-                Uprobes::Multi(programs) => self.attach_by_event(program, programs, scope, point),
-            };
-            match link {
-                Ok(link) => {
-                    attached.links.push(link);
-                    attached.singles.push(point.clone());
-                    outcome.attached += 1;
-                }
-                Err(error) => outcome.failed.push(error),
-            }
-        }
-        Ok(())
-    }
-
-    fn attach_by_event(
-        &self,
-        program: &UProbe,
-        programs: &MultiPrograms,
-        scope: Scope,
-        point: &AttachPoint,
-    ) -> Result<Link, BpfError> {
-        let failed = |error: io::Error| attach_error(point, why(&error));
-        let program = program.fd().map_err(|error| attach_error(point, why(&error)))?;
-        let place = perf_links::EventPlace {
-            path: &as_seen_by(scope.pid, &point.open_path),
-            offset: point.file_offset,
-            is_return: point.program.is_return(),
-            thread: self.thread,
-        };
-        let mut request = perf_links::request(place).map_err(failed)?;
-        let event = programs.open_event(&mut request).map_err(failed)?;
-        let cookie = cookie(point.row, scope.slot);
-        perf_links::link(program.as_fd(), &event, cookie).map(Link::Perf).map_err(failed)
     }
 }
 

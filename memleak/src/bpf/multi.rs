@@ -31,7 +31,7 @@ use aya_obj::{
 use super::{
     error::{BpfError, chain},
     maker::{AttrLayout, Maker, MakerCall, make_here},
-    perf_links,
+    perf_events,
     sys::{new_fd, words},
 };
 
@@ -154,7 +154,7 @@ impl MultiPrograms {
     /// All is loaded: links are made by a child of ours from now on.
     pub(super) fn start_maker(&mut self) {
         let programs: Vec<RawFd> = self.loaded().map(|program| program.as_raw_fd()).collect();
-        let maker = Maker::start(&[LinkAttributes::LAYOUT, perf_links::LAYOUT], &programs);
+        let maker = Maker::start(&[LinkAttributes::LAYOUT, perf_events::LAYOUT], &programs);
         self.maker = maker.inspect_err(|error| log::debug!("links are made by ourselves: {error}")).ok();
     }
 
@@ -162,7 +162,7 @@ impl MultiPrograms {
     pub(super) fn open_event(&self, message: &mut [u64]) -> io::Result<OwnedFd> {
         match &self.maker {
             Some(maker) => maker.make(1, message),
-            None => make_here(&perf_links::LAYOUT, message),
+            None => make_here(&perf_events::LAYOUT, message),
         }
     }
 

@@ -265,11 +265,11 @@ impl Tracer {
         self.unwinding.as_mut()?.news()
     }
 
-    /// Probes of the process with this slot do not fire for another that shares its memory
+    /// Probes of a process do not fire for another that shares its memory
     /// (kernel/trace/bpf_trace.c, `uprobe_prog_run`); perf's do (kernel/trace/trace_uprobe.c,
     /// `uprobe_perf_filter`).
-    pub(crate) fn tells_sharers_apart(&self, slot: u32) -> bool {
-        self.probes.are_of_threads(slot)
+    pub(crate) fn tells_sharers_apart(&self) -> bool {
+        self.probes.are_of_threads()
     }
 
     /// See [`Probes::makes_events`]. Not in kernel mode, in which nothing is attached later.

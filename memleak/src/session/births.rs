@@ -93,7 +93,7 @@ impl Session {
             return Ok(false);
         }
         // Links of the older kind fire for all who share the memory.
-        if shared.memory && !self.tracer.tells_sharers_apart(slot) {
+        if shared.memory && !self.tracer.tells_sharers_apart() {
             return Ok(false);
         }
         let child = self.add_target(&Process::open(pid)?, Some((parent, shared)))?;

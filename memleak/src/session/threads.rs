@@ -1,8 +1,5 @@
-//! Probes that depend on one thread of a process, and are lost when it ends.
-//!
-//! Links for many places belong to the process, if its first thread lived when they were made.
-//! Those for one place (before Linux 6.11; and of a process whose first thread has ended) go by the
-//! memory of one thread: when that ends they are made again by another one.
+//! Breakpoints that depend on one thread of a process, which may end before the process does: when
+//! it has, others hold them, or are what probes are attached by (see [`crate::bpf`]).
 
 use log::{debug, info, warn};
 
@@ -55,16 +52,18 @@ impl Session {
         if next == thread || next == pid {
             return;
         }
-        self.lost_processes += 1;
+        let loses_calls = self.tracer.makes_events();
         match self.tracer.attach_anew(scope) {
-            Ok(outcome) => {
+            Ok(outcome) if loses_calls => {
                 outcome.failed.iter().for_each(|error| warn!("{error}"));
+                self.lost_processes += 1;
                 warn!(
                     "process {pid} ({comm}): thread {thread} has ended, by which it was traced; its calls until it was \
                      traced by thread {next}, {} ms later, were not seen",
                     millis(outcome.took)
                 );
             }
+            Ok(outcome) => outcome.failed.iter().for_each(|error| warn!("{error}")),
             Err(error) => warn!("process {pid} ({comm}) is not traced any more: {error}"),
         }
         self.watch_thread(target);
