@@ -21,6 +21,7 @@ pub(crate) use process::{files_of, glibc_arenas};
 use crate::{
     objects::ObjectStore,
     proc::{maps::read_maps, status::memory_sizes},
+    target::allocator::AllocatorKind,
 };
 
 /// A process that has an address space of its own.
@@ -49,6 +50,13 @@ pub struct Memory {
     pub outstanding_resident: u64,
     /// Free inside the allocator, if that can be read.
     pub allocator_free: Option<u64>,
+    /// The same of an allocator that cannot be read: so much at the least. What it has handed out
+    /// is known, and so is by how much it may have rounded that up.
+    #[serde(default)]
+    pub allocator_free_at_least: Option<u64>,
+    /// Which allocator that is, if it is one.
+    #[serde(default)]
+    pub unread_allocator: Option<AllocatorKind>,
     /// What the allocator has mapped for itself: headers and rounding, and, where it cannot be
     /// read, what is free in it.
     pub allocator: u64,
@@ -260,7 +268,16 @@ impl Memory {
         let rest_before = parts.rest.min(base.rest);
         let before = parts.older + rest_before;
         let before_in_areas = parts.areas.min(from_before.saturating_sub(before));
-        self.allocator += parts.allocator + parts.areas - before_in_areas;
+        let since_in_areas = parts.areas - before_in_areas;
+        self.allocator += parts.allocator + since_in_areas;
+        if parts.areas > 0 {
+            let kind = parts.area_allocator;
+            self.unread_allocator = match self.allocator_free_at_least {
+                None => kind,
+                Some(_) => self.unread_allocator.filter(|known| Some(*known) == kind),
+            };
+            *self.allocator_free_at_least.get_or_insert(0) += since_in_areas.saturating_sub(parts.rounding);
+        }
         self.thread_stacks += parts.stacks;
         self.files += parts.files;
         self.before_attach += before + before_in_areas;
@@ -279,7 +296,10 @@ impl Memory {
         if self.older_growth > growth / 2 && self.older_growth > self.rss / 20 {
             return Some(Finding::OlderMappings);
         }
-        let free = self.allocator_free?.saturating_sub(base.free.unwrap_or(0));
+        let free = match (self.allocator_free, self.allocator_free_at_least) {
+            (None, None) => return None,
+            (read, unread) => read.unwrap_or(0).saturating_sub(base.free.unwrap_or(0)) + unread.unwrap_or(0),
+        };
         let outstanding = self.outstanding_resident.saturating_sub(base.outstanding);
         let grows_now = before.is_none_or(|before| self.outstanding_resident > before + before / 100);
         let is_free = free >= LITTLE && free >= growth / 4;
@@ -330,6 +350,31 @@ mod tests {
         assert_eq!((memory.before_attach, memory.unaccounted, memory.rss_growth), (5 * MB, 3 * MB, 4 << 20));
         memory.add(&parts(0, 0, MB), &base);
         assert_eq!((memory.before_attach, memory.unaccounted, memory.rss_growth), (6 * MB, 3 * MB, 0));
+    }
+
+    /// Of an allocator that cannot be read: what it has handed out, with what this may have been
+    /// rounded up by, is not free.
+    #[test]
+    fn what_is_free_at_the_least_is_no_leak_either() {
+        let unread = |outstanding: u64, areas: u64, rounding: u64| MemoryParts {
+            rss: outstanding + areas,
+            outstanding,
+            areas,
+            rounding,
+            area_allocator: Some(AllocatorKind::Jemalloc),
+            ..MemoryParts::default()
+        };
+        let none = MemoryParts::default();
+        let fragmented = unread(40 * MB, 50 * MB, 10 * MB);
+        assert_eq!(finding(none, fragmented, Some(40 * MB)), Some(Finding::FreeInside));
+        assert_eq!(finding(none, fragmented, Some(20 * MB)), None, "it grows");
+        assert_eq!(finding(none, unread(40 * MB, 15 * MB, 10 * MB), Some(40 * MB)), None, "it leaked");
+        let mut memory = Memory::default();
+        memory.add(&fragmented, &none);
+        assert_eq!(memory.allocator_free_at_least, Some(40 * MB));
+        assert_eq!(memory.unread_allocator, Some(AllocatorKind::Jemalloc));
+        memory.add(&MemoryParts { area_allocator: Some(AllocatorKind::Musl), ..fragmented }, &none);
+        assert_eq!((memory.allocator_free_at_least, memory.unread_allocator), (Some(80 * MB), None));
     }
 
     #[test]

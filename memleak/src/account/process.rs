@@ -1,6 +1,6 @@
 //! One process's memory, each resident byte given to one part.
 
-use std::{io, ops::Range};
+use std::{collections::HashMap, io, ops::Range};
 
 use super::{
     glibc::{Arenas, Cell, HeapPlaces, read_arenas, scaled},
@@ -15,6 +15,7 @@ use crate::{
         stacks::{places, stack_pointers},
     },
     snapshot::PAGE_SIZE,
+    target::allocator::AllocatorKind,
 };
 
 /// What is known of an address space from elsewhere. All ranges are of addresses, in any order.
@@ -37,6 +38,8 @@ pub struct Allocators {
     pub glibc: bool,
     /// Others, whose memory we cannot read.
     pub others: bool,
+    /// Which it is, if it is one.
+    pub other: Option<AllocatorKind>,
 }
 
 /// What stays of one reading for the next.
@@ -79,6 +82,10 @@ pub(super) struct MemoryParts {
     /// What else is in mappings in which an allocator that we cannot read has handed out blocks:
     /// free, its own, or from before.
     pub areas: u64,
+    /// So much of it may be what outstanding blocks are rounded up by.
+    pub rounding: u64,
+    /// The allocator that has handed them out, if it is one.
+    pub area_allocator: Option<AllocatorKind>,
     /// Stacks.
     pub stacks: u64,
     /// Mapped files, with the data of programs and libraries.
@@ -271,6 +278,9 @@ fn split(
     parts.stacks = resident.take(sorted(remembered.stacks.clone()));
     parts.files = resident.take(sorted(source.files.clone()));
     parts.areas = resident.take(sorted(remembered.areas.clone()));
+    if parts.areas > 0 {
+        (parts.rounding, parts.area_allocator) = (most_rounding(&blocks), allocators.other);
+    }
     let mapped = Resident::new(source.not_of_files(&arenas.heaps));
     let older = remembered.older.take().unwrap_or_else(|| mapped.within(0..u64::MAX).collect());
     // What has been unmapped since is gone, even if something else is there now.
@@ -288,6 +298,23 @@ fn split(
         false => parts.free = Some(free),
     }
     parts
+}
+
+/// Bytes that these blocks may have been rounded up by, at most: an allocator's classes of sizes
+/// are 16 bytes or a quarter apart, or as far as all blocks of a size are aligned (posix_memalign).
+fn most_rounding(blocks: &[Range<u64>]) -> u64 {
+    const MAX_ALIGNMENT: u64 = PAGE_SIZE;
+    // How many there are of each size, and the bits of all their addresses.
+    let mut sizes: HashMap<u64, (u64, u64)> = HashMap::new();
+    for block in blocks {
+        let of_size = sizes.entry(block.end.saturating_sub(block.start)).or_default();
+        *of_size = (of_size.0 + 1, of_size.1 | block.start);
+    }
+    let rounding = sizes.into_iter().map(|(size, (count, bits))| {
+        let alignment = (1 << bits.trailing_zeros().min(63)).min(MAX_ALIGNMENT);
+        count.saturating_mul((size / 4).max(16).max(alignment.saturating_sub(size)))
+    });
+    rounding.fold(0, u64::saturating_add)
 }
 
 fn arenas(

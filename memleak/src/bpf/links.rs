@@ -26,6 +26,7 @@ use super::{
     closer::{Closer, HoldsLinks, Retired, end_with_a_child},
     error::{BpfError, chain, os_error},
     multi::{MultiPrograms, ProbePlace},
+    perf_events,
     uprobes::{ABANDON, ACQUIRE_PLAIN, EMPTY_SESSION, SESSION, Uprobes},
     usdt::UsdtSites,
 };
@@ -35,6 +36,8 @@ use crate::{
         plan::{AttachPoint, PointKey, ProgramKind},
         table::Scope as RowScope,
     },
+    proc::living::living_thread,
+    target::object::ObjectId,
 };
 use log::debug;
 
@@ -67,6 +70,11 @@ pub(super) struct Probes {
 #[derive(Default)]
 struct Attached {
     links: Vec<Link>,
+    /// The thread by whose memory the kernel sets breakpoints: the process's first, unless that has
+    /// ended.
+    thread: u32,
+    /// Places that events of that thread hold.
+    held: HashSet<(ObjectId, u64)>,
     /// In the order in which they were attached.
     points: Vec<Arc<AttachPoint>>,
     keys: HashSet<PointKey>,
@@ -76,6 +84,8 @@ struct Attached {
 
 /// Ends when it is dropped.
 pub(super) enum Link {
+    /// Not one by itself: an event that keeps the breakpoint of one place in.
+    Event(OwnedFd),
     /// Of one place.
     Single(#[expect(dead_code, reason = "held for its end")] UProbeLink),
     /// Of the places of one file.
@@ -89,7 +99,7 @@ pub(super) enum Link {
 impl HoldsLinks for Link {
     fn add_to(&self, fds: &mut Vec<RawFd>) -> bool {
         match self {
-            Self::Multi(fd) => {
+            Self::Multi(fd) | Self::Event(fd) => {
                 fds.push(fd.as_raw_fd());
                 true
             }
@@ -166,6 +176,7 @@ impl Probes {
         let mut outcome = Outcome::default();
         let mut attached = self.processes.remove(&scope.slot).unwrap_or_default();
         new.retain(|point| attached.keys.insert(point.key()));
+        attached.thread = living_thread(scope.pid);
         // One link for what one program serves: the kernel takes its places in order, and each link
         // costs grace periods at its end.
         if self.serves_both_ends() {
@@ -182,10 +193,11 @@ impl Probes {
             let others = names.get(new.len() - rest.len()..).unwrap_or_default();
             let len = rest.iter().zip(others).take_while(|it| of_link(*it)).count();
             let (group, after) = rest.split_at(len);
-            self.attach_group(ebpf, scope, (name, group), (&mut attached.links, &mut outcome))?;
+            self.attach_group(ebpf, scope, (name, group), (&mut attached, &mut outcome))?;
             rest = after;
         }
         attached.points.append(&mut new);
+        self.hold(&mut attached, scope, &mut outcome);
         attached.count += outcome.attached;
         self.count += outcome.attached;
         self.processes.insert(scope.slot, attached);
@@ -199,22 +211,22 @@ impl Probes {
         ebpf: &mut Ebpf,
         scope: Scope,
         (name, group): (&'static str, &[Arc<AttachPoint>]),
-        (links, outcome): (&mut Vec<Link>, &mut Outcome),
+        (attached, outcome): (&mut Attached, &mut Outcome),
     ) -> Result<(), BpfError> {
         let Some(first) = group.first() else { return Ok(()) };
-        if first.usdt.is_some() {
-            self.uprobes.load_late(ebpf, name)?;
-        }
-        let mut places = Vec::with_capacity(group.len());
-        for point in group {
-            let counter_offset = point.usdt.and_then(|usdt| usdt.semaphore).unwrap_or(0);
-            let cookie = self.usdt_sites.cookie(ebpf, point, scope.slot)?;
-            places.push(ProbePlace { file_offset: point.file_offset, cookie, counter_offset });
-        }
+        // What is attached already stays.
+        let places = match self.places(ebpf, scope, (name, group)) {
+            Ok(places) => places,
+            Err(error) => {
+                let reason = error.to_string();
+                outcome.failed.extend(group.iter().map(|point| attach_error(point, reason.clone())));
+                return Ok(());
+            }
+        };
         match &self.uprobes {
             Uprobes::Multi(programs) => match attach_many(programs, name, scope, (first, &places)) {
                 Ok(link) => {
-                    links.push(Link::Multi(link));
+                    attached.links.push(Link::Multi(link));
                     outcome.attached += group.len();
                 }
                 Err(error) => {
@@ -224,9 +236,9 @@ impl Probes {
             Uprobes::Single => {
                 let program: &mut UProbe = program(ebpf, name)?;
                 for (point, place) in group.iter().zip(&places) {
-                    match attach_one(program, scope, point, place) {
+                    match attach_one(program, attached.thread, scope, (point, place)) {
                         Ok(link) => {
-                            links.push(Link::Single(link));
+                            attached.links.push(Link::Single(link));
                             outcome.attached += 1;
                         }
                         Err(error) => outcome.failed.push(error),
@@ -235,6 +247,86 @@ impl Probes {
             }
         }
         Ok(())
+    }
+
+    /// The places of points, of which the programs are told what they need to know.
+    fn places(
+        &mut self,
+        ebpf: &mut Ebpf,
+        scope: Scope,
+        (name, group): (&'static str, &[Arc<AttachPoint>]),
+    ) -> Result<Vec<ProbePlace>, BpfError> {
+        if group.iter().any(|point| point.usdt.is_some()) {
+            self.uprobes.load_late(ebpf, name)?;
+        }
+        let place = |point: &Arc<AttachPoint>| {
+            let counter_offset = point.usdt.and_then(|usdt| usdt.semaphore).unwrap_or(0);
+            let cookie = self.usdt_sites.cookie(ebpf, point, scope.slot)?;
+            Ok(ProbePlace { file_offset: point.file_offset, cookie, counter_offset })
+        };
+        group.iter().map(place).collect()
+    }
+
+    /// Has the kernel set the breakpoints of a process whose first thread has ended, and keep them
+    /// in. A link for many places finds the process's memory by that thread
+    /// (kernel/trace/bpf_trace.c, `uprobe_multi_link_filter`): without it the link sets none, and
+    /// those that are in go when whoever has one at the same place takes it out. But it fires where
+    /// there is one, so an event of perf's by a thread that lives, which runs nothing, will do.
+    fn hold(&self, attached: &mut Attached, scope: Scope, outcome: &mut Outcome) {
+        let Uprobes::Multi(programs) = &self.uprobes else { return };
+        // Once more: it may have ended meanwhile.
+        attached.thread = living_thread(scope.pid);
+        if attached.thread == scope.pid {
+            return;
+        }
+        let Attached { links, held, points, thread, .. } = attached;
+        for point in points.iter().filter(|point| held.insert((point.object, point.file_offset))) {
+            let path = as_seen_by(scope.pid, &point.open_path);
+            let event = perf_events::request(&path, point.file_offset, *thread)
+                .and_then(|mut request| programs.open_event(&mut request));
+            match event {
+                Ok(event) => links.push(Link::Event(event)),
+                Err(error) => outcome.failed.push(attach_error(point, why(&error))),
+            }
+        }
+    }
+
+    /// The thread of the process with this slot without which breakpoints go: see
+    /// [`Self::attach_anew`].
+    pub(super) fn depends_on(&self, slot: u32) -> Option<u32> {
+        let attached = self.processes.get(&slot)?;
+        (!attached.points.is_empty()).then_some(attached.thread)
+    }
+
+    /// The thread of a process has ended by which it was attached, and another one lives. Links for
+    /// many places stay, and so do their breakpoints. Those for one place are made again: the
+    /// kernel takes their breakpoints out at the next hit (kernel/trace/trace_uprobe.c,
+    /// `uprobe_perf_filter`).
+    pub(super) fn attach_anew(
+        &mut self,
+        ebpf: &mut Ebpf,
+        scope: Scope,
+        traps_only: bool,
+    ) -> Result<Outcome, BpfError> {
+        let mut outcome = Outcome::default();
+        let Some(mut attached) = self.processes.remove(&scope.slot) else { return Ok(outcome) };
+        let links = match self.uprobes {
+            Uprobes::Multi(_) => {
+                let events = attached.links.extract_if(.., |link| matches!(link, Link::Event(_))).collect();
+                attached.held.clear();
+                self.hold(&mut attached, scope, &mut outcome);
+                self.processes.insert(scope.slot, attached);
+                events
+            }
+            Uprobes::Single => {
+                self.count -= attached.count;
+                outcome = self.attach_shared(ebpf, scope, attached.points, traps_only)?;
+                attached.links
+            }
+        };
+        // They do nothing any more, and take long to end.
+        self.close(Retired { links, slot: None });
+        Ok(outcome)
     }
 
     /// Ends what is attached to the process with this slot, which has become another task.
@@ -251,7 +343,11 @@ impl Probes {
     fn retire(&mut self, slot: u32, after: SlotFate) {
         let attached = self.processes.remove(&slot).unwrap_or_default();
         self.count -= attached.count;
-        let retired = Retired { links: attached.links, slot: (after == SlotFate::Freed).then_some(slot) };
+        self.close(Retired { links: attached.links, slot: (after == SlotFate::Freed).then_some(slot) });
+    }
+
+    /// Ends links, if possible beside the run.
+    fn close(&mut self, retired: Retired<Link>) {
         if self.closer.is_none() {
             self.closer =
                 Closer::start().inspect_err(|error| debug!("links are ended at once: {error}")).ok();
@@ -347,6 +443,11 @@ impl Probes {
         matches!(self.uprobes, Uprobes::Multi(_))
     }
 
+    /// Links are made of perf's events, by ourselves and not by a child that keeps its rights.
+    pub(super) fn makes_events(&self) -> bool {
+        matches!(self.uprobes, Uprobes::Single)
+    }
+
     /// Number of probes.
     pub(super) fn len(&self) -> usize {
         self.count
@@ -397,7 +498,8 @@ fn as_seen_by(pid: u32, open_path: &Path) -> PathBuf {
     let is_of_process = parts.next() == Some(Component::RootDir)
         && parts.next() == Some(Component::Normal("proc".as_ref()))
         && parts.next().is_some();
-    if is_of_process { Path::new("/proc").join(pid.to_string()).join(parts) } else { open_path.to_owned() }
+    let thread = living_thread(pid).to_string();
+    if is_of_process { Path::new("/proc").join(thread).join(parts) } else { open_path.to_owned() }
 }
 
 fn wait_for(child: libc::pid_t) {
@@ -409,21 +511,21 @@ fn wait_for(child: libc::pid_t) {
 
 fn attach_one(
     program: &mut UProbe,
+    thread: u32,
     scope: Scope,
-    point: &AttachPoint,
-    place: &ProbePlace,
+    (point, place): (&AttachPoint, &ProbePlace),
 ) -> Result<UProbeLink, BpfError> {
     if place.counter_offset != 0 {
         let reason = "the program waits for its counter to be raised, which needs Linux 6.11".to_owned();
         return Err(attach_error(point, reason));
     }
-    let pid =
-        NonZeroU32::new(scope.pid).ok_or_else(|| attach_error(point, "there is no process 0".to_owned()))?;
+    let thread =
+        NonZeroU32::new(thread).ok_or_else(|| attach_error(point, "there is no process 0".to_owned()))?;
     let location = UProbeAttachLocation::AbsoluteOffset(place.file_offset);
     let attach_point = UProbeAttachPoint { location, cookie: Some(place.cookie) };
     let path = as_seen_by(scope.pid, &point.open_path);
     program
-        .attach(attach_point, path, UProbeScope::OneProcess(pid))
+        .attach(attach_point, path, UProbeScope::OneProcess(thread))
         .and_then(|id| program.take_link(id))
         .map_err(|error| attach_error(point, why(&error)))
 }

@@ -1,9 +1,11 @@
-//! A child of ours that makes links, and hands them over.
+//! A child of ours that makes links and perf's events, and hands them over.
 //!
 //! While a link is made the kernel sets one breakpoint after the other. If whoever makes it is
 //! killed in between, it cannot take those out again (`failed to unregister, leaking uprobe`; it
 //! gives up if the thread has a SIGKILL pending). Nobody kills the child: it has a session and a
-//! name of its own, is told no signal, and ends when we do, by itself.
+//! name of its own, is told no signal, and ends when we do, by itself. It keeps its rights, too: an
+//! event of a uprobe takes CAP_SYS_ADMIN (kernel/events/core.c, `perf_uprobe_event_init`), which we
+//! give up.
 
 use std::{
     io, mem,
@@ -13,14 +15,22 @@ use std::{
 
 use super::closer::between;
 
-/// A request for a link: what `BPF_LINK_CREATE` is told, with offsets into the message in the place
-/// of addresses.
+/// A request: a word that says which layout it has, and what the system call is told, with offsets
+/// into the message in the place of addresses.
 const MAX_REQUEST: usize = 128 << 10;
 
-/// Attributes of bpf(2), and where in them addresses are.
+/// A system call that makes a descriptor.
+pub(super) enum MakerCall {
+    /// bpf(2), with this command.
+    Bpf(i32),
+    /// perf_event_open(2). The last word of the attributes is the thread.
+    PerfEvent,
+}
+
+/// What a system call is told, and where in that addresses are.
 pub(super) struct AttrLayout {
-    /// `enum bpf_cmd`.
-    pub(super) command: i32,
+    /// Which.
+    pub(super) call: MakerCall,
     /// Bytes of the attributes.
     pub(super) size: usize,
     /// Offsets of the addresses within them.
@@ -31,12 +41,12 @@ pub(super) struct AttrLayout {
 pub(super) struct Maker {
     socket: OwnedFd,
     child: libc::pid_t,
-    layout: AttrLayout,
 }
 
 impl Maker {
-    /// Starts the child. It has the descriptors `programs`, by the numbers that they have here.
-    pub(super) fn start(layout: AttrLayout, programs: &[RawFd]) -> io::Result<Self> {
+    /// Starts the child, for requests of these layouts. It has the descriptors `programs`, by the
+    /// numbers that they have here.
+    pub(super) fn start(layouts: &[AttrLayout], programs: &[RawFd]) -> io::Result<Self> {
         let mut ends = [0; 2];
         let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
         // SAFETY: room for two descriptors.
@@ -60,16 +70,18 @@ impl Maker {
         let mut buffer = vec![0u64; MAX_REQUEST / size_of::<u64>()];
         // SAFETY: the child makes system calls only, and never returns.
         match unsafe { libc::fork() } {
-            0 => serve(theirs.as_raw_fd(), &others, &layout, &mut buffer),
+            0 => serve(theirs.as_raw_fd(), &others, layouts, &mut buffer),
             child if child < 0 => Err(io::Error::last_os_error()),
-            child => Ok(Self { socket, child, layout }),
+            child => Ok(Self { socket, child }),
         }
     }
 
-    /// Has a link made. `message`: the attributes, padded to 8 bytes, and what they point to.
-    pub(super) fn make(&self, message: &[u64]) -> io::Result<OwnedFd> {
-        let length = size_of_val(message);
-        if length < self.layout.size || length > MAX_REQUEST {
+    /// Has a descriptor made. `message`: the attributes in this layout, padded to 8 bytes, and what
+    /// they point to.
+    pub(super) fn make(&self, layout: usize, message: &[u64]) -> io::Result<OwnedFd> {
+        let message = [&[layout as u64], message].concat();
+        let length = size_of_val(message.as_slice());
+        if length > MAX_REQUEST {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         // SAFETY: so many bytes, which live through the call.
@@ -151,7 +163,7 @@ fn receive(socket: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// What the child does: system calls alone.
-fn serve(socket: RawFd, others: &[(u32, u32)], layout: &AttrLayout, buffer: &mut [u64]) -> ! {
+fn serve(socket: RawFd, others: &[(u32, u32)], layouts: &[AttrLayout], buffer: &mut [u64]) -> ! {
     // SAFETY: plain system calls on descriptors and memory of ours; `_exit` runs nothing of the
     // parent's.
     unsafe {
@@ -165,10 +177,20 @@ fn serve(socket: RawFd, others: &[(u32, u32)], layout: &AttrLayout, buffer: &mut
         }
         loop {
             let got = libc::recv(socket, buffer.as_mut_ptr().cast(), size_of_val(buffer), 0);
-            if got < layout.size as isize {
+            if got <= 0 {
                 libc::_exit(0);
             }
-            answer(socket, make(layout, buffer));
+            let asked = buffer.split_first_mut();
+            let asked = asked.and_then(|(layout, rest)| Some((layouts.get(*layout as usize)?, rest)));
+            answer(
+                socket,
+                match asked {
+                    Some((layout, rest)) if got as usize >= layout.size + size_of::<u64>() => {
+                        make(layout, rest)
+                    }
+                    _ => -libc::EINVAL,
+                },
+            );
         }
     }
 }
@@ -189,9 +211,16 @@ unsafe fn make(layout: &AttrLayout, buffer: &mut [u64]) -> i32 {
             }
         }
     }
-    // SAFETY: the attributes of this command, and after them what they point to.
+    // SAFETY: the attributes of this call, and after them what they point to.
     unsafe {
-        let made = libc::syscall(libc::SYS_bpf, layout.command, start, layout.size);
+        let made = match layout.call {
+            MakerCall::Bpf(command) => libc::syscall(libc::SYS_bpf, command, start, layout.size),
+            MakerCall::PerfEvent => {
+                const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
+                let thread = *start.add(layout.size).cast::<u64>().sub(1) as libc::pid_t;
+                libc::syscall(libc::SYS_perf_event_open, start, thread, -1, -1, PERF_FLAG_FD_CLOEXEC)
+            }
+        };
         if made < 0 { -*libc::__errno_location() } else { made as i32 }
     }
 }
@@ -227,22 +256,26 @@ mod tests {
     /// bpf(2) without rights or with nonsense gives an error, of which the number comes back.
     #[test]
     fn errors_come_back_and_the_child_goes_on() {
-        const LAYOUT: AttrLayout = AttrLayout { command: -1, size: 16, addresses: &[8] };
-        let maker = Maker::start(LAYOUT, &[]).expect("a child");
+        const LAYOUT: AttrLayout = AttrLayout { call: MakerCall::Bpf(-1), size: 16, addresses: &[8] };
+        let maker = Maker::start(&[LAYOUT], &[]).expect("a child");
         for _ in 0..3 {
-            let error = maker.make(&[1, 16, 0]).expect_err("no such command");
+            let error = maker.make(0, &[1, 16, 0]).expect_err("no such command");
             let wanted = [libc::EINVAL, libc::EPERM].map(Some);
             assert!(wanted.contains(&error.raw_os_error()), "{error}");
         }
-        assert_eq!(maker.make(&[1]).expect_err("too short").kind(), io::ErrorKind::InvalidInput);
+        for (layout, message) in [(0, &[1][..]), (1, &[1, 16, 0])] {
+            let error = maker.make(layout, message).expect_err("too short, or of no layout");
+            assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        }
     }
 
     #[test]
     fn a_child_that_is_gone_is_an_error() {
-        let maker = Maker::start(AttrLayout { command: -1, size: 8, addresses: &[] }, &[]).expect("a child");
+        let layout = AttrLayout { call: MakerCall::Bpf(-1), size: 8, addresses: &[] };
+        let maker = Maker::start(&[layout], &[]).expect("a child");
         // SAFETY: the child is ours, and was not waited for.
         unsafe { libc::kill(maker.child, libc::SIGKILL) };
-        let error = maker.make(&[1]).expect_err("nobody answers");
+        let error = maker.make(0, &[1]).expect_err("nobody answers");
         let kinds = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
         assert!(kinds.contains(&error.kind()), "{error}");
     }

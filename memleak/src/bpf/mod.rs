@@ -25,6 +25,7 @@ mod mapped;
 mod mapping_states;
 mod multi;
 mod object;
+mod perf_events;
 mod reader;
 mod records;
 mod registers;

@@ -13,7 +13,7 @@ use std::{
     io,
     mem::offset_of,
     os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -30,8 +30,9 @@ use aya_obj::{
 
 use super::{
     error::{BpfError, chain},
-    maker::{AttrLayout, Maker, make_here},
-    sys::bpf,
+    maker::{AttrLayout, Maker, MakerCall, make_here},
+    perf_events,
+    sys::{new_fd, words},
 };
 
 /// Programs of the object, loaded for `uprobe_multi`.
@@ -96,7 +97,7 @@ struct LinkAttributes {
 
 impl LinkAttributes {
     const LAYOUT: AttrLayout = AttrLayout {
-        command: bpf_cmd::BPF_LINK_CREATE as i32,
+        call: MakerCall::Bpf(bpf_cmd::BPF_LINK_CREATE as i32),
         size: size_of::<Self>(),
         addresses: &[
             offset_of!(Self, path),
@@ -170,7 +171,7 @@ impl MultiPrograms {
     /// All is loaded: links are made by a child of ours from now on.
     pub(super) fn start_maker(&mut self) {
         let programs: Vec<RawFd> = self.loaded().map(|program| program.as_raw_fd()).collect();
-        let maker = Maker::start(LinkAttributes::LAYOUT, &programs);
+        let maker = Maker::start(&[LinkAttributes::LAYOUT, perf_events::LAYOUT], &programs);
         self.maker = maker.inspect_err(|error| log::debug!("links are made by ourselves: {error}")).ok();
     }
 
@@ -183,6 +184,14 @@ impl MultiPrograms {
         self.load_at_once(&[(name, Ends::One)]).into_iter().collect::<io::Result<()>>()?;
         self.start_maker();
         Ok(())
+    }
+
+    /// Opens a perf event of this layout's message, with rights that we may have given up.
+    pub(super) fn open_event(&self, message: &mut [u64]) -> io::Result<OwnedFd> {
+        match &self.maker {
+            Some(maker) => maker.make(1, message),
+            None => make_here(&perf_events::LAYOUT, message),
+        }
     }
 
     /// All that were loaded.
@@ -232,21 +241,10 @@ impl MultiPrograms {
         };
         attributes.write_to(&mut message);
         match &self.maker {
-            Some(maker) => maker.make(&message),
+            Some(maker) => maker.make(0, &message),
             None => make_here(&LinkAttributes::LAYOUT, &mut message),
         }
     }
-}
-
-/// Bytes as words, the last one filled up with zeroes.
-fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
-    bytes.chunks(size_of::<u64>()).map(|chunk| {
-        let mut word = [0; size_of::<u64>()];
-        for (to, from) in word.iter_mut().zip(chunk) {
-            *to = *from;
-        }
-        u64::from_ne_bytes(word)
-    })
 }
 
 fn load_btf(types: &[u8]) -> io::Result<OwnedFd> {
@@ -318,14 +316,6 @@ fn verifier_log(mut attributes: bpf_attr) -> String {
     let _ = new_fd(bpf_cmd::BPF_PROG_LOAD, &mut attributes);
     let end = text.iter().position(|byte| *byte == 0).unwrap_or(ROOM);
     String::from_utf8_lossy(text.get(end.saturating_sub(SHOWN)..end).unwrap_or_default()).into_owned()
-}
-
-/// A `bpf` command that gives a descriptor.
-fn new_fd<T>(command: bpf_cmd, attributes: &mut T) -> io::Result<OwnedFd> {
-    let fd = bpf(command as i32, attributes)?;
-    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: the command has just made it for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The descriptor of a map of a kind that our object has.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::Pod;
-use aya_obj::generated::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, bpf_prog_info};
+use aya_obj::generated::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, bpf_cmd, bpf_prog_info};
 
 /// The part of `union bpf_attr` that the batch commands use (include/uapi/linux/bpf.h, "struct { /*
 /// struct used by BPF_MAP_*_BATCH commands */").
@@ -259,6 +259,25 @@ struct CreateAttributes {
 fn create(attributes: &mut CreateAttributes) -> io::Result<OwnedFd> {
     const BPF_MAP_CREATE: i32 = 0;
     let fd = RawFd::try_from(bpf(BPF_MAP_CREATE, attributes)?).map_err(io::Error::other)?;
+    // SAFETY: the command has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Bytes as words, the last one filled up with zeroes.
+pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.chunks(size_of::<u64>()).map(|chunk| {
+        let mut word = [0; size_of::<u64>()];
+        for (to, from) in word.iter_mut().zip(chunk) {
+            *to = *from;
+        }
+        u64::from_ne_bytes(word)
+    })
+}
+
+/// A `bpf` command that gives a descriptor.
+pub(super) fn new_fd<T>(command: bpf_cmd, attributes: &mut T) -> io::Result<OwnedFd> {
+    let fd = bpf(command as i32, attributes)?;
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the command has just made it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

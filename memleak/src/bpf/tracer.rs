@@ -277,6 +277,21 @@ impl Tracer {
         self.probes.are_of_threads()
     }
 
+    /// See [`Probes::makes_events`]. Not in kernel mode, in which nothing is attached later.
+    pub(crate) fn makes_events(&self) -> bool {
+        self.mapping_states.is_some() && self.probes.makes_events()
+    }
+
+    /// See [`Probes::depends_on`].
+    pub(crate) fn depends_on(&self, slot: u32) -> Option<u32> {
+        self.probes.depends_on(slot)
+    }
+
+    /// See [`Probes::attach_anew`].
+    pub(crate) fn attach_anew(&mut self, scope: Scope) -> Result<Outcome, BpfError> {
+        self.probes.attach_anew(&mut self.ebpf, scope, self.traps_only)
+    }
+
     /// See [`Probes::mends_stack`].
     pub(crate) fn mends_stack(&self) -> bool {
         self.probes.mends_stack()

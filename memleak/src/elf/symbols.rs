@@ -3,7 +3,7 @@
 //! and a report needs a hundred.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -29,6 +29,23 @@ const FIRST_READ: u64 = 256;
 /// Names of the files that GCC's and LLVM's link-time optimizers write: GNU ld and gold leave GCC's
 /// out or keep it.
 const OPTIMIZED: &[&[u8]] = &[b"", b"<artificial>", b"ld-temp.o"];
+
+/// A function that ThinLTO has made known to other files: `NAME.llvm.HASH`.
+fn is_promoted(name: &[u8]) -> bool {
+    const MARK: &[u8] = b".llvm.";
+    let ends_in = name.windows(MARK.len()).rposition(|part| part == MARK).map(|at| at + MARK.len());
+    let hash = ends_in.and_then(|at| name.get(at..)).unwrap_or_default();
+    !hash.is_empty() && hash.iter().all(u8::is_ascii_digit)
+}
+
+/// The source file whose functions are on both sides of `vaddr`. `places`: those of local
+/// functions, in order, each with its file.
+fn file_around(places: &[(u64, Option<u32>)], vaddr: u64) -> Option<u32> {
+    let next = places.partition_point(|(place, _)| *place <= vaddr);
+    let (_, before) = places.get(next.checked_sub(1)?)?;
+    let (_, after) = places.get(next)?;
+    before.filter(|_| before == after)
+}
 
 /// A symbol table and its strings.
 #[derive(Clone, Copy, Debug)]
@@ -121,29 +138,50 @@ impl<'a> SymbolTable<'a> {
     }
 
     /// The functions that are a source file's own, in order of their addresses, and whether they
-    /// are of no source file: the names of the files that come before them are those that link-time
-    /// optimizers give to what they have made of several.
+    /// were optimized together with those of other files when the program was linked: either the
+    /// names of the files that come before them are those that link-time optimizers give to what
+    /// they have made of several; or one among them has a name that LLVM's ThinLTO gives, since it
+    /// is called by code that was copied into another file's functions.
     pub fn places_of_local_functions(&self) -> Vec<(u64, bool)> {
         let budget = self.elf.budget();
         let is_file = |symbol: &RawSymbol| symbol.kind == elf::STT_FILE.0;
-        let (mut made, mut last) = (HashSet::new(), None);
+        let (mut made, mut last, mut nameless) = (HashSet::new(), None, None);
         self.for_each_named(&budget, is_file, |index, name| {
             last = last.max(Some(index));
+            if name.is_empty() {
+                nameless = nameless.max(Some(index));
+            }
             if OPTIMIZED.contains(&name) {
                 made.insert(index);
             }
         });
-        // What comes after the last one is of no file either: functions that the linker has hidden.
-        let (mut of_file, mut places) = (None, Vec::new());
+        // After the last one are functions that the linker has hidden, too, of no file: GNU ld puts
+        // a name of nothing before them, LLVM's lld has them hidden still.
+        let is_hidden = |of_file: Option<u32>, symbol: &RawSymbol| {
+            of_file == last && (nameless == last || symbol.visibility == elf::STV_HIDDEN.0)
+        };
+        let (mut of_file, mut places, mut others) = (None, Vec::new(), HashMap::new());
         self.for_each(&budget, |index, symbol| {
             if is_file(&symbol) {
                 of_file = Some(index);
-            } else if symbol.binding == elf::STB_LOCAL.0 && symbol.is_function() && of_file < last {
-                places.push((symbol.value, of_file.is_some_and(|file| made.contains(&file))));
+            } else if symbol.binding == elf::STB_LOCAL.0 && symbol.is_function() {
+                if is_hidden(of_file, &symbol) {
+                    others.insert(index, symbol.value);
+                } else {
+                    places.push((symbol.value, of_file));
+                }
             }
         });
         places.sort_unstable();
-        places
+        let values: HashSet<u64> = others.values().copied().collect();
+        let is_other = |symbol: &RawSymbol| symbol.is_function() && values.contains(&symbol.value);
+        self.for_each_named(&budget, is_other, |index, name| {
+            if let Some(vaddr) = others.get(&index).filter(|_| is_promoted(name)) {
+                made.extend(file_around(&places, *vaddr));
+            }
+        });
+        let is_made = |file: Option<u32>| file.is_some_and(|file| made.contains(&file));
+        places.into_iter().map(|(vaddr, file)| (vaddr, is_made(file))).collect()
     }
 
     /// The symbol at `index`.
@@ -366,6 +404,31 @@ pub(crate) fn without_version(name: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_thin_lto_are_told() {
+        for (name, is_one) in [
+            (&b"mi_free_generic_mt.llvm.5219970108886814662"[..], true),
+            (b"f.llvm.1.llvm.22", true),
+            (b"f.llvm.", false),
+            (b"f.llvm.12x", false),
+            (b"f.llvm", false),
+            (b"llvm.12", false),
+            (b"f.cold", false),
+        ] {
+            assert_eq!(is_promoted(name), is_one, "{}", String::from_utf8_lossy(name));
+        }
+    }
+
+    #[test]
+    fn what_lies_between_a_files_functions_is_of_it() {
+        let places = [(10, Some(1)), (20, Some(1)), (30, Some(2)), (40, Some(2)), (50, None), (60, None)];
+        for (vaddr, file) in
+            [(5, None), (15, Some(1)), (25, None), (35, Some(2)), (45, None), (55, None), (65, None)]
+        {
+            assert_eq!(file_around(&places, vaddr), file, "{vaddr}");
+        }
+    }
     use crate::elf::source::Bytes;
 
     #[test]

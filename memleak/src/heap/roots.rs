@@ -8,6 +8,7 @@ use crate::{
     account::{Allocators, Arenas, files_of, glibc_arenas},
     objects::ObjectStore,
     proc::{
+        living::path_of,
         maps::{Backing, Mapping},
         stacks::{ThreadRegisters, Threads, WaitingThread, places, threads},
         status::read_status,
@@ -315,15 +316,15 @@ fn pthreads_in(source: &RootSource<'_>, runs: &[Range<u64>]) -> Vec<u64> {
 /// Words that the kernel keeps for the process: `epoll_event.data`, and what timers hand over.
 fn kernel_words(pid: u32) -> Vec<u64> {
     let mut words = Vec::new();
-    let entries = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
+    let entries = fs::read_dir(path_of(pid, "fdinfo")).into_iter().flatten().flatten();
     for entry in entries.take(MOST_DESCRIPTORS) {
-        let link = format!("/proc/{pid}/fd/{}", entry.file_name().to_string_lossy());
+        let link = path_of(pid, &format!("fd/{}", entry.file_name().to_string_lossy()));
         let is_epoll = fs::read_link(link).is_ok_and(|link| link.as_os_str() == "anon_inode:[eventpoll]");
         if is_epoll && let Ok(text) = fs::read_to_string(entry.path()) {
             words.extend(text.lines().filter_map(epoll_data));
         }
     }
-    let timers = fs::read_to_string(format!("/proc/{pid}/timers")).unwrap_or_default();
+    let timers = fs::read_to_string(path_of(pid, "timers")).unwrap_or_default();
     words.extend(timers.lines().filter_map(timer_value));
     words
 }

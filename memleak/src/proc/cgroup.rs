@@ -5,6 +5,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use super::living::path_of;
+
 /// What /proc/PID/cgroup says: a group of each hierarchy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Groups(String);
@@ -12,7 +14,7 @@ pub(crate) struct Groups(String);
 impl Groups {
     /// Those of a process.
     pub(crate) fn of(pid: u32) -> io::Result<Self> {
-        Ok(Self(String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cgroup"))?).into_owned()))
+        Ok(Self(String::from_utf8_lossy(&fs::read(path_of(pid, "cgroup"))?).into_owned()))
     }
 
     /// From the text of the file.

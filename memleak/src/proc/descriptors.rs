@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io};
 /// What process `pid` has open, and each one's file as the kernel names it: a path, `socket:[123]`
 /// (/proc/PID/fd, see proc_pid_fd(5)). One that is closed meanwhile may be there or not.
 pub(crate) fn open_descriptors(pid: u32) -> io::Result<BTreeMap<u32, String>> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/fd"))?;
+    let entries = std::fs::read_dir(super::living::path_of(pid, "fd"))?;
     let descriptor = |entry: io::Result<std::fs::DirEntry>| {
         let entry = entry.ok()?;
         let number = entry.file_name().to_str()?.parse().ok()?;

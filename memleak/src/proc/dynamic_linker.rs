@@ -3,7 +3,7 @@
 
 use std::{fs, io};
 
-use super::memory::ReadMemory;
+use super::{living::path_of, memory::ReadMemory};
 
 /// Entries of the auxiliary vector (getauxval(3)).
 const AT_PHDR: u64 = 3;
@@ -25,7 +25,7 @@ const MAX_ENTRIES: u64 = 4096;
 /// The address of `struct r_debug` in the memory of process `pid`. `None`: it is not there yet, the
 /// program is static or not a 64-bit one, or its memory cannot be read.
 pub(crate) fn debug_address(pid: u32, memory: &dyn ReadMemory) -> Option<u64> {
-    let auxiliary = fs::read(format!("/proc/{pid}/auxv")).ok()?;
+    let auxiliary = fs::read(path_of(pid, "auxv")).ok()?;
     find(&auxiliary, memory).ok()?
 }
 

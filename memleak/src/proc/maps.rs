@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::living::path_of;
+
 /// What backs a mapping.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Backing {
@@ -66,7 +68,7 @@ impl Mapping {
     /// Path under /proc that opens the very file that is mapped, deleted or replaced as it may be,
     /// in whatever mount namespace (proc_pid_map_files(5)).
     pub fn map_files_path(&self, pid: u32) -> PathBuf {
-        PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", self.start, self.end))
+        path_of(pid, &format!("map_files/{:x}-{:x}", self.start, self.end))
     }
 }
 
@@ -77,7 +79,7 @@ const MAX_PATHS: usize = 32 << 20;
 /// Reads what `pid` has mapped now, in order of address. A zombie has nothing mapped: an empty
 /// list.
 pub fn read_maps(pid: u32) -> io::Result<Vec<Mapping>> {
-    read_from(BufReader::with_capacity(1 << 16, File::open(format!("/proc/{pid}/maps"))?))
+    read_from(BufReader::with_capacity(1 << 16, File::open(path_of(pid, "maps"))?))
 }
 
 /// Mappings from the text of a maps file (fs/proc/task_mmu.c, `show_map_vma`). An error: a line is

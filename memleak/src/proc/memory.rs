@@ -2,6 +2,8 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
+use super::living::path_of;
+
 /// Reads memory by address: the target's, or an array in a test.
 pub trait ReadMemory {
     /// Fills `buffer` from `address` on, or fails and leaves it in any state.
@@ -22,7 +24,7 @@ pub struct ProcessMemory(File);
 impl ProcessMemory {
     /// Opens /proc/PID/mem for reading.
     pub fn open(pid: u32) -> io::Result<Self> {
-        File::open(format!("/proc/{pid}/mem")).map(Self)
+        File::open(path_of(pid, "mem")).map(Self)
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod dynamic_linker;
 pub(crate) mod exec_watch;
 pub mod kallsyms;
 pub(crate) mod limits;
+pub(crate) mod living;
 pub mod maps;
 pub mod memory;
 pub(crate) mod memory_limit;

@@ -8,6 +8,8 @@ use std::{
     os::{fd::AsRawFd as _, unix::fs::FileExt as _},
 };
 
+use super::living::path_of;
+
 /// Bytes of a page: the only size that this machine's kernels have.
 const PAGE: u64 = 4096;
 
@@ -106,7 +108,7 @@ pub(crate) struct Pagemap {
 impl Pagemap {
     /// Opens it.
     pub(crate) fn open(pid: u32) -> io::Result<Self> {
-        let file = File::open(format!("/proc/{pid}/pagemap"))?;
+        let file = File::open(path_of(pid, "pagemap"))?;
         Ok(Self { file, calls: 0, entries: 0, scans: true, swapped: 0 })
     }
 

@@ -11,6 +11,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use super::living::path_of;
+
 /// A directory that paths are looked up in as if it were `/`: neither `..` nor a symbolic link
 /// leaves it.
 ///
@@ -22,7 +24,7 @@ impl Root {
     /// The root directory of `pid` (`/proc/PID/root`, proc_pid_root(5)): of its mount namespace and
     /// its chroot.
     pub fn of_process(pid: u32) -> io::Result<Self> {
-        Self::at(Path::new(&format!("/proc/{pid}/root")))
+        Self::at(&path_of(pid, "root"))
     }
 
     /// A directory of our own mount namespace.

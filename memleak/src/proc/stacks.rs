@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use super::status::stat_fields;
+use super::{living::path_of, status::stat_fields};
 
 /// Threads that are asked for their stack: a bound for processes with tens of thousands.
 const MAX_THREADS: usize = 4096;
@@ -19,7 +19,7 @@ pub(crate) struct StackPlaces {
 
 /// Reads them; `None` if they are hidden from us.
 pub(crate) fn places(pid: u32) -> Option<StackPlaces> {
-    parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+    parse_stat(&fs::read(path_of(pid, "stat")).ok()?)
 }
 
 /// Fields 28 (startstack) and 47 (start_brk).

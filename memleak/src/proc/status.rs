@@ -2,6 +2,8 @@
 
 use std::{collections::HashSet, fs, io, str::SplitAsciiWhitespace};
 
+use super::living::path_of;
+
 /// The parts of a process's status that matter here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Status {
@@ -15,7 +17,7 @@ pub(crate) struct Status {
     pub effective_uid: u32,
     /// Seccomp mode: 0 none, 1 strict, 2 filter.
     pub seccomp: u32,
-    /// It has ended and was not yet waited for.
+    /// Its first thread has ended. The process goes on if it has others.
     pub zombie: bool,
     /// Threads that it has.
     pub threads: u64,
@@ -23,6 +25,14 @@ pub(crate) struct Status {
     pub kernel_thread: bool,
     /// When it began: clock ticks since the machine did.
     pub start_time: u64,
+}
+
+impl Status {
+    /// It has ended, and was not yet waited for.
+    pub(crate) fn has_ended(&self) -> bool {
+        // One that has ended is counted until it is waited for.
+        self.zombie && self.threads <= 1
+    }
 }
 
 /// Command name of thread `tid`, of whatever process; `None` if it has ended.
@@ -53,7 +63,7 @@ pub(crate) fn parent_of(pid: u32) -> Option<u32> {
 pub(crate) fn successors(parent: u32, comm: &str, start_time: u64) -> Vec<u32> {
     let is_successor = |pid: &u32| {
         read_status(*pid)
-            .is_ok_and(|status| !status.zombie && status.comm == comm && status.start_time > start_time)
+            .is_ok_and(|status| !status.has_ended() && status.comm == comm && status.start_time > start_time)
     };
     children(parent).into_iter().filter(is_successor).collect()
 }
@@ -61,7 +71,7 @@ pub(crate) fn successors(parent: u32, comm: &str, start_time: u64) -> Vec<u32> {
 /// What a process has mapped and in memory, in the kernel's words (proc_pid_statm(5)); `None` if it
 /// has ended.
 pub(crate) fn memory_sizes(pid: u32) -> Option<String> {
-    fs::read_to_string(format!("/proc/{pid}/statm")).ok()
+    fs::read_to_string(path_of(pid, "statm")).ok()
 }
 
 /// Bytes that a process has in memory; `None` if it has ended.

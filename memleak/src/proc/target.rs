@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    living::path_of,
     maps::Mapping,
     memory::{ProcessMemory, ReadMemory as _},
     root::{Root, open_link},
@@ -48,7 +49,7 @@ pub struct LiveTarget(pub u32);
 impl LiveTarget {
     /// Opens by a path that may lead to another file by now, and checks that it does not.
     fn open_checked(&self, mapping: &Mapping) -> io::Result<File> {
-        let exe = || open_link(&PathBuf::from(format!("/proc/{}/exe", self.0)));
+        let exe = || open_link(&path_of(self.0, "exe"));
         let by_path = || {
             let path = mapping.path().ok_or(io::ErrorKind::NotFound)?;
             self.root()?.open(path)
@@ -60,7 +61,7 @@ impl LiveTarget {
 
 impl Target for LiveTarget {
     fn executable(&self) -> Option<PathBuf> {
-        std::fs::read_link(format!("/proc/{}/exe", self.0)).ok()
+        std::fs::read_link(path_of(self.0, "exe")).ok()
     }
 
     fn started_as(&self) -> Option<PathBuf> {
@@ -72,10 +73,8 @@ impl Target for LiveTarget {
             return None;
         }
         // The first line of a script names another program than the script.
-        let (linked, program) = (
-            self.root().ok()?.open(&path).ok()?,
-            open_link(Path::new(&format!("/proc/{}/exe", self.0))).ok()?,
-        );
+        let (linked, program) =
+            (self.root().ok()?.open(&path).ok()?, open_link(&path_of(self.0, "exe")).ok()?);
         let id = |file: &File| file.metadata().ok().map(|it| (it.dev(), it.ino()));
         (id(&linked)? == id(&program)?).then_some(path)
     }
@@ -115,7 +114,7 @@ impl Target for LiveTarget {
 fn started_by(pid: u32) -> Option<PathBuf> {
     const AT_EXECFN: u64 = 31;
     const MAX_PATH: usize = 4096;
-    let auxiliary = std::fs::read(format!("/proc/{pid}/auxv")).ok()?;
+    let auxiliary = std::fs::read(path_of(pid, "auxv")).ok()?;
     let words: Vec<u64> = auxiliary.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect();
     let [_, at] = words.as_chunks::<2>().0.iter().find(|[kind, _]| *kind == AT_EXECFN)?;
     let memory = ProcessMemory::open(pid).ok()?;

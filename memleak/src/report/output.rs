@@ -26,7 +26,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::proc::maps::read_maps;
+use crate::proc::{living::path_of, maps::read_maps};
 
 /// Why a file is not written to. Of the form `<why>; <what to do>`.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +84,7 @@ impl Protected {
 
     /// The program that process `pid` runs, and its libraries.
     pub fn add_process(&mut self, pid: u32) {
-        self.add_file(Path::new(&format!("/proc/{pid}/exe")));
+        self.add_file(&path_of(pid, "exe"));
         for mapping in read_maps(pid).unwrap_or_default() {
             if mapping.executable && mapping.inode != 0 {
                 self.add_file(&mapping.map_files_path(pid));

@@ -85,9 +85,12 @@ fn processes(targets: &Targets, mut known: HashMap<u32, KnownMemory>) -> Vec<Acc
 
 pub(super) fn allocators(traced: &Traced) -> Allocators {
     let is_glibc = |kind: &AllocatorKind| *kind == AllocatorKind::Glibc;
+    let mut others = traced.allocators.iter().filter(|kind| !is_glibc(kind));
+    let first = others.next().copied();
     Allocators {
         glibc: traced.allocators.iter().any(is_glibc),
-        others: traced.allocators.iter().any(|kind| !is_glibc(kind)),
+        others: first.is_some(),
+        other: first.filter(|first| others.all(|other| other == first)),
     }
 }
 

@@ -10,8 +10,13 @@ use crate::{
 
 /// Gives up what this run does not need any more. Links and maps are descriptors by now; what is
 /// left is for what comes: libraries that are loaded, children, new programs, and names.
-pub(super) fn confine(settings: &Settings) {
-    let kept = kept(settings);
+/// `makes_events`: probes to come are events of perf's that we make ourselves.
+pub(super) fn confine(settings: &Settings, makes_events: bool) {
+    let mut kept = kept(settings);
+    if makes_events {
+        // perf_event_open(2) of a uprobe wants no less.
+        kept |= CapabilitySet::SYS_ADMIN;
+    }
     if settings.seccomp {
         let needs = Needs {
             processes: !matches!(settings.target, TargetSpec::Kernel(_)),

@@ -12,7 +12,10 @@ use crate::{
     bpf::Tracer,
     objects::ObjectStore,
     probe::{plan::AttachPoint, table::Scope},
-    proc::maps::{Mapping, read_maps},
+    proc::{
+        living::path_of,
+        maps::{Mapping, read_maps},
+    },
     symbolize::demangle::demangle,
     target::object::ObjectId,
 };
@@ -47,7 +50,7 @@ impl Dangers {
             return;
         }
         let mappings = read_maps(pid).unwrap_or_default();
-        let program = fs::metadata(format!("/proc/{pid}/exe")).ok().map(|file| ObjectId::of(&file));
+        let program = fs::metadata(path_of(pid, "exe")).ok().map(|file| ObjectId::of(&file));
         self.look_through(store, &mappings);
         let imports = |mapping: &Mapping, point: &AttachPoint| {
             let id = id_of(mapping);

@@ -31,6 +31,7 @@ mod run;
 mod start;
 mod state;
 mod temporary;
+mod threads;
 mod user_mode;
 mod view;
 mod wait;

@@ -107,7 +107,7 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
     session.due.price = session.begin_price();
     session.open_view()?;
     session.release_command()?;
-    confine(&session.settings);
+    confine(&session.settings, session.tracer.makes_events());
     let ended = guarded(session.report_until_done(&mut signals)).await;
     // Who has asked for the end sees what is printed then.
     if !matches!(ended, Ok(Reason::Count | Reason::Duration | Reason::TargetsEnded)) {
@@ -253,6 +253,7 @@ impl Session {
                         return Ok(Reason::TargetsEnded);
                     }
                 }
+                Some(target) = self.thread_ends.1.recv() => self.attach_anew(target),
                 ready = self.tracer.ready(!more_events) => {
                     ready.map_err(|error| SessionError::System("cannot wait for events", error))?;
                     more_events = true;
@@ -277,6 +278,7 @@ impl Session {
         if self.take_events_before_report()? == Delivery::ReaderGone {
             return Ok(Delivery::ReaderGone);
         }
+        self.check_threads();
         let mut taken = self.snapshot(is_final)?;
         taken.why = self.examine(&taken, is_final);
         let report = Arc::new(self.reporter.make_report(&self.settings, &self.targets, &taken, is_final));

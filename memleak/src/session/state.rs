@@ -79,6 +79,8 @@ pub(super) struct Session {
     pub(super) accounts: Option<Accounts>,
     /// Numbers of targets that have ended.
     pub(super) ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
+    /// Numbers of targets whose probes depended on a thread that has ended.
+    pub(super) thread_ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
     /// What targets have made and is not traced, the latest last.
     pub(super) untraced: VecDeque<u32>,
     /// Processes that came and went.
@@ -133,6 +135,7 @@ impl Session {
             due,
             accounts,
             ends,
+            thread_ends: mpsc::unbounded_channel(),
             untraced: VecDeque::new(),
             processes: Processes::default(),
             oom: OomLog::open(),
@@ -198,7 +201,9 @@ impl Session {
         if plan.points.is_empty() {
             return Ok(());
         }
-        self.attach(scope, &plan)
+        self.attach(scope, &plan)?;
+        self.watch_thread(target);
+        Ok(())
     }
 
     fn attach(&mut self, scope: Scope, plan: &Plan) -> Result<(), SessionError> {

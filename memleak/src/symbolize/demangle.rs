@@ -1,5 +1,5 @@
-//! Names as people write them: C++ (Itanium ABI) and Rust (legacy and v0) undone, and made safe to
-//! print.
+//! Names as people write them: C++ (Itanium ABI), Rust (legacy and v0) and D undone, and made safe
+//! to print.
 
 use std::{
     cell::Cell,
@@ -10,6 +10,8 @@ use std::{
 };
 
 use cpp_demangle::{DemangleOptions, ParseOptions, Symbol};
+
+use super::dlang;
 
 /// Longest mangled name that is taken apart, bytes.
 const MAX_MANGLED: usize = 16 << 10;
@@ -34,7 +36,7 @@ const DEEP_TIME: u64 = 2_000_000_000;
 /// bounds).
 pub fn demangle(name: &str) -> String {
     let demangled = match name.len() <= MAX_MANGLED {
-        true => rust(name).or_else(|| cpp(name)),
+        true => rust(name).or_else(|| cpp(name)).or_else(|| dlang::demangle(name)),
         false => None,
     };
     printable(&demangled.unwrap_or_else(|| name.to_owned()))

@@ -2,6 +2,7 @@
 //! inlined callers.
 
 pub mod demangle;
+mod dlang;
 mod dwarf;
 mod identity;
 mod kernel;

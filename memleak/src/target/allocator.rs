@@ -6,7 +6,8 @@ use std::{collections::BTreeMap, fmt};
 use super::object::{Elf, FunctionSymbol};
 
 /// An allocator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AllocatorKind {
     /// jemalloc, also under a prefix (`je_`, `_rjem_`).
     Jemalloc,

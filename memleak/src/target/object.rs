@@ -21,6 +21,7 @@ use crate::{
     elf::{ElfFile, UsdtPlace, debug_files::Roots, symbols::functions_named},
     objects::{ObjectFile, ObjectStore, place_of},
     proc::{
+        living::path_of,
         maps::{Backing, Mapping},
         root::open_link,
         target::LiveTarget,
@@ -453,7 +454,7 @@ fn open_path(pid: u32, mapping: &Mapping, path: &Path) -> Result<PathBuf, Object
         Err(error) => return Err(error.into()),
     }
     let relative = path.strip_prefix("/").map_err(|_| ObjectError::Replaced)?;
-    let below_root = PathBuf::from(format!("/proc/{pid}/root")).join(relative);
+    let below_root = path_of(pid, "root").join(relative);
     match ObjectId::of(&below_root.metadata()?) == id_of(mapping) {
         true => Ok(below_root),
         false => Err(ObjectError::Replaced),

@@ -7,7 +7,10 @@ use std::{
 
 use aya::util::KernelVersion;
 
-use crate::proc::status::{Status, read_status};
+use crate::proc::{
+    living::path_of,
+    status::{Status, read_status},
+};
 
 /// Why a process cannot be traced. One line each: what, why, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -23,12 +26,6 @@ pub enum ProcessError {
         /// Its process.
         pid: u32,
     },
-    /// Its first thread has ended, and with it what /proc and the probes go by.
-    #[error(
-        "process {0} keeps running without its first thread, and cannot be traced like this; restart it under memleak: memleak -- \
-         COMMAND"
-    )]
-    Headless(u32),
     /// A kernel thread has no user memory.
     #[error("process {0} is a thread of the kernel, which has no memory of its own; type memleak --kernel")]
     KernelThread(u32),
@@ -131,10 +128,7 @@ fn check(pid: u32, status: &Status) -> Result<(), ProcessError> {
     if status.kernel_thread {
         return Err(ProcessError::KernelThread(pid));
     }
-    if status.zombie && status.threads > 1 {
-        return Err(ProcessError::Headless(pid));
-    }
-    if status.zombie {
+    if status.has_ended() {
         return Err(ProcessError::Gone(pid));
     }
     Ok(())
@@ -144,7 +138,7 @@ fn check(pid: u32, status: &Status) -> Result<(), ProcessError> {
 /// whatever has mapped the probed file; the translator reads the breakpoint in place of the code,
 /// and the program is killed by it.
 pub(crate) fn check_program(pid: u32) -> Result<(), ProcessError> {
-    let Ok(path) = std::fs::read_link(format!("/proc/{pid}/exe")) else { return Ok(()) };
+    let Ok(path) = std::fs::read_link(path_of(pid, "exe")) else { return Ok(()) };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_valgrind = name.ends_with("-amd64-linux") && path.iter().any(|part| part == "valgrind");
     let program = match name.as_ref() {
@@ -163,11 +157,22 @@ pub(crate) struct PidFd(OwnedFd);
 impl PidFd {
     /// Opens one.
     pub(crate) fn open(pid: u32) -> io::Result<Self> {
+        Self::open_with(pid, 0)
+    }
+
+    fn open_with(id: u32, flags: libc::c_int) -> io::Result<Self> {
         // SAFETY: pidfd_open(2) takes two integers.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) };
         let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
         // SAFETY: the system call has just made it for us.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Opens one of a thread: readable once that has ended, whatever becomes of its process. Since
+    /// Linux 6.9.
+    pub(crate) fn of_thread(tid: u32) -> io::Result<Self> {
+        const PIDFD_THREAD: libc::c_int = libc::O_EXCL;
+        Self::open_with(tid, PIDFD_THREAD)
     }
 
     /// Another descriptor of the same process.

@@ -11,6 +11,7 @@ use crate::{
     near::by_likeness,
     proc::{
         cgroup::{ControlGroup, Groups},
+        living::path_of,
         status::{processes, thread_comm},
     },
 };
@@ -113,7 +114,7 @@ impl Chosen {
     /// All processes that are meant, but for ourselves and the kernel's.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let ours = std::process::id();
-        let is_program = |pid: &u32| *pid != ours && fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+        let is_program = |pid: &u32| *pid != ours && fs::read_link(path_of(*pid, "exe")).is_ok();
         processes().into_iter().filter(|pid| self.takes(*pid)).filter(is_program).collect()
     }
 
@@ -168,7 +169,7 @@ fn has_name(pid: u32, name: &str) -> bool {
     if comm == name {
         return true;
     }
-    let program = || fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let program = || fs::read_link(path_of(pid, "exe")).ok();
     let is_program = || program().is_some_and(|path| path.file_name() == Some(OsStr::new(name)));
     // A program's own name for itself goes before its file's: asked only if it may have been cut.
     let is_cut = comm.len() == COMM_LENGTH && name.starts_with(&comm);
@@ -177,7 +178,7 @@ fn has_name(pid: u32, name: &str) -> bool {
 
 /// The file name of the first word of a process's command line.
 fn first_word_of(pid: u32) -> Option<String> {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let line = fs::read(path_of(pid, "cmdline")).ok()?;
     let word = String::from_utf8_lossy(line.split(|byte| *byte == 0).next()?).into_owned();
     Some(Path::new(&word).file_name()?.to_string_lossy().into_owned())
 }
@@ -232,7 +233,7 @@ fn names_of_processes() -> BTreeMap<String, u64> {
     let mut names = BTreeMap::new();
     for pid in processes() {
         // Kernel threads have no program.
-        if fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+        if fs::read_link(path_of(pid, "exe")).is_ok()
             && let Some(comm) = thread_comm(pid)
         {
             *names.entry(comm).or_default() += 1;

@@ -61,6 +61,8 @@ pub(crate) struct Traced {
     pub accepting: usize,
     /// Its allocators.
     pub allocators: Vec<AllocatorKind>,
+    /// The thread that its probes depend on, whose end is waited for; 0: none.
+    pub watched_thread: u32,
     /// Its program, if no function of it is known.
     pub nameless: Option<Nameless>,
 }
@@ -117,6 +119,7 @@ impl Targets {
                 planned: HashSet::new(),
                 allocator_code: Vec::new(),
                 accepting: 0,
+                watched_thread: 0,
                 allocators: Vec::new(),
                 nameless: None,
             },

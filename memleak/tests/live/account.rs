@@ -244,6 +244,54 @@ fn a_leak_is_one() {
     assert!(!reports.contains("most growth"));
 }
 
+/// A leak first, which no report calls anything else, not even one in which nothing has grown; then
+/// the same allocator keeps what was freed.
+fn fragments_of(link: Link, flags: &[&str], name: &str) {
+    let _alone = alone();
+    let mut target = Running::start(&mut Command::new(build("account.c", link, flags)));
+    target.expect("READY");
+    let file = scratch_dir().join(format!("fragments-{}", std::process::id()));
+    let pid = target.pid().to_string();
+    let mut tracer = Tracer::start(&["-v", "-o", "0", "-p", &pid, "--output", text(&file), "0.25"]);
+    tracer.wait_attached();
+    let mut read_to = 0;
+    let mut reports = |tracer: &mut Tracer, is_enough: &dyn Fn(&str) -> bool| {
+        for _ in 0..400 {
+            tracer.wait_note(|line| line.contains("report over"));
+            let said = fs::read_to_string(&file).expect("reports").split_off(read_to);
+            if is_enough(&said) {
+                read_to += said.len();
+                return said;
+            }
+        }
+        panic!("{name}: {}", fs::read_to_string(&file).expect("reports").split_off(read_to));
+    };
+    for size in [33, 200, 1000] {
+        tell(&mut target, &format!("leak 2500 {size}"));
+    }
+    // The second one in which nothing has grown.
+    let said = reports(&mut tracer, &|said| said.matches("\tmemory: ").count() >= 4);
+    assert!(said.contains(" outstanding, ") && !said.contains(NO_LEAK), "{name}: {said}");
+    tell(&mut target, "fragments 75000 200");
+    let said = reports(&mut tracer, &|said| said.contains(NO_LEAK));
+    let line = said.lines().find(|line| line.starts_with(NO_LEAK)).expect("it is there");
+    println!("{name}: {line}");
+    let wanted = format!(" MB or more are free inside {name} or its own (fragmentation");
+    let (free, _) = line.trim_start_matches(NO_LEAK).split_once(&wanted).unwrap_or_else(|| panic!("{line}"));
+    let free: f64 = free.parse().expect("megabytes");
+    assert!((3.5..=12.5).contains(&free), "7.5 MB, less what the others may be rounded up by: {line}");
+    tracer.stop();
+    fs::remove_file(&file).expect("it was there");
+}
+
+#[test]
+fn fragmentation_is_no_leak_in_other_allocators() {
+    fragments_of(Link::Dynamic, &["-ljemalloc"], "jemalloc");
+    fragments_of(Link::Dynamic, &["-Wl,--no-as-needed", "-ltcmalloc_minimal"], "tcmalloc");
+    fragments_of(Link::Dynamic, &["-Wl,--no-as-needed", "-lmimalloc"], "mimalloc");
+    fragments_of(Link::Musl, &[], "musl");
+}
+
 #[test]
 fn an_empty_report_says_what_is_attached() {
     let reports = texts(&[]);

@@ -30,6 +30,7 @@ mod exact;
 mod fallback;
 mod files;
 mod harm;
+mod headless;
 mod histories;
 mod hostile;
 mod human;

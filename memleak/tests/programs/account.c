@@ -5,7 +5,7 @@
 //   threads N SIZE     the same as fragments, by four threads, in arenas of their own (the threads stay)
 //   raw BYTES          maps and writes memory by no function of the C library's
 //   many N             maps N pages that the kernel cannot join
-//   free               answers with what mallinfo2(3) says is free: `free BYTES`
+//   free               answers with what mallinfo2(3) says is free: `free BYTES` (with glibc)
 //   end
 #define _GNU_SOURCE
 #include <malloc.h>
@@ -81,7 +81,9 @@ int main(void) {
                 if (mmap(NULL, 4096, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED) abort();
             }
         } else if (strcmp(word, "free") == 0) {
+#ifdef __GLIBC__
             printf("free %zu\n", mallinfo2().fordblks);
+#endif
         } else if (strcmp(word, "end") == 0) {
             return 0;
         }

@@ -244,6 +244,8 @@ fn memory() -> Memory {
         rss_growth: 30_500_000,
         outstanding_resident: 15_000_000,
         allocator_free: Some(12_000_000),
+        allocator_free_at_least: None,
+        unread_allocator: None,
         allocator: 500_000,
         thread_stacks: 40_960,
         files: 10_000_000,

@@ -73,6 +73,8 @@ fn each_part_gets_its_own() {
         // behind it.
         allocator: 0x1000 - 0x110 + 0x1000,
         areas: 0,
+        rounding: 0,
+        area_allocator: None,
         stacks: 0x2000,
         files: 0x2000,
         older: 0,
@@ -94,7 +96,7 @@ fn each_part_gets_its_own() {
 #[test]
 fn mappings_with_blocks_are_the_allocators_that_cannot_be_read() {
     let mappings = mappings();
-    let allocators = Allocators { glibc: false, others: true };
+    let allocators = Allocators { others: true, ..Allocators::default() };
     let known = || KnownMemory { blocks: vec![0x4020..0x4030], ..KnownMemory::default() };
     let mut remembered = Remembered::of_new_program();
     let parts = split(&source(&mappings, vec![]), all(&mappings), allocators, known(), &mut remembered);
@@ -160,7 +162,7 @@ fn a_chunk_that_glibc_has_mapped_is_no_nameless_heap() {
 fn a_stack_ends_where_an_allocator_begins() {
     let mappings = [mapping(0x4000, 0x9000, None)];
     let known = KnownMemory { blocks: vec![0x7020..0x7030], ..KnownMemory::default() };
-    let allocators = Allocators { glibc: false, others: true };
+    let allocators = Allocators { others: true, ..Allocators::default() };
     let parts = split(
         &source(&mappings, vec![0x5000]),
         all(&mappings),
@@ -199,7 +201,7 @@ fn chunks_are_remembered_where_nobody_looked() {
 fn all_of_us_is_split() {
     let pid = std::process::id();
     let mappings = crate::proc::maps::read_maps(pid).unwrap();
-    let allocators = Allocators { glibc: true, others: false };
+    let allocators = Allocators { glibc: true, ..Allocators::default() };
     let store = ObjectStore::default();
     let parts =
         measure(pid, &mappings, &store, allocators, KnownMemory::default(), &mut Remembered::default())

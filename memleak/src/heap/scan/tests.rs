@@ -52,7 +52,7 @@ fn our_own_heap_is_examined() {
     };
     let target = HeapTarget {
         pid: std::process::id(),
-        allocators: Allocators { glibc: true, others: false },
+        allocators: Allocators { glibc: true, ..Allocators::default() },
         store: ObjectStore::default(),
         from_start: false,
         registers: RegisterSource::default(),

@@ -5,7 +5,10 @@ use std::{
     io::{self, Write},
 };
 
-use crate::account::{Finding, Memory};
+use crate::{
+    account::{Finding, Memory},
+    target::allocator::AllocatorKind,
+};
 
 /// Writes `\tmemory: 41.2 MB, +30.1 MB since the attach: 20 MB outstanding, ...`, without the parts
 /// that are nothing, and what is to be said of it.
@@ -39,10 +42,7 @@ pub(super) fn write_memory(memory: &Memory, out: &mut dyn Write) -> io::Result<(
 /// What the account shows, in one line.
 pub(super) fn finding(memory: &Memory) -> Option<String> {
     match memory.finding? {
-        Finding::FreeInside => Some(format!(
-            "not a leak of blocks: {} are free inside glibc's arenas (fragmentation; malloc_trim, MALLOC_ARENA_MAX)",
-            HumanBytes(memory.allocator_free.unwrap_or(0))
-        )),
+        Finding::FreeInside => Some(free_inside(memory)),
         Finding::Unaccounted => Some(format!(
             "most growth is not accounted for: {} were handed out by no function that is traced (-v says which allocators \
              were found; name another by -O or -S, or its functions by --acquire and --release)",
@@ -54,6 +54,27 @@ pub(super) fn finding(memory: &Memory) -> Option<String> {
             HumanBytes(memory.older_growth)
         )),
     }
+}
+
+fn free_inside(memory: &Memory) -> String {
+    let read = HumanBytes(memory.allocator_free.unwrap_or(0));
+    let Some(unread) = memory.allocator_free_at_least.filter(|bytes| *bytes > read.0) else {
+        return format!(
+            "not a leak of blocks: {read} are free inside glibc's arenas (fragmentation; malloc_trim, MALLOC_ARENA_MAX)"
+        );
+    };
+    let allocator = memory.unread_allocator;
+    let remedy = match allocator {
+        Some(AllocatorKind::Jemalloc) => "; MALLOC_CONF=background_thread:true,dirty_decay_ms:1000",
+        Some(AllocatorKind::Tcmalloc) => "; MallocExtension::ReleaseFreeMemory, TCMALLOC_RELEASE_RATE",
+        Some(AllocatorKind::Mimalloc) => "; mi_collect, MIMALLOC_PURGE_DELAY",
+        _ => "",
+    };
+    let inside = allocator.map_or("its allocators".to_owned(), |allocator| allocator.to_string());
+    format!(
+        "not a leak of blocks: {} or more are free inside {inside} or its own (fragmentation{remedy})",
+        HumanBytes(unread)
+    )
 }
 
 fn the_allocators(memory: &Memory) -> &'static str {
@@ -107,6 +128,8 @@ mod tests {
             rss_growth: -1_500_000,
             outstanding_resident: 20_000_000,
             allocator_free: Some(3_100_000),
+            allocator_free_at_least: None,
+            unread_allocator: None,
             allocator: 0,
             thread_stacks: 8192,
             files: 5_600_000,
@@ -123,5 +146,20 @@ mod tests {
              8.2 kB stacks, 5.6 MB files, 123.5 kB not accounted for\n\
              \tnot a leak of blocks: 3.1 MB are free inside glibc's arenas (fragmentation; malloc_trim, MALLOC_ARENA_MAX)\n"
         );
+    }
+
+    #[test]
+    fn what_is_free_at_the_least_is_said_of_whom() {
+        let memory = Memory {
+            allocator_free_at_least: Some(3_100_000),
+            unread_allocator: Some(AllocatorKind::Jemalloc),
+            finding: Some(Finding::FreeInside),
+            ..Memory::default()
+        };
+        let line = finding(&memory).unwrap();
+        let start = "not a leak of blocks: 3.1 MB or more are free inside jemalloc or its own (fragmentation; MALLOC_CONF";
+        assert!(line.starts_with(start), "{line}");
+        let line = finding(&Memory { unread_allocator: None, ..memory }).unwrap();
+        assert!(line.ends_with(" inside its allocators or its own (fragmentation)"), "{line}");
     }
 }
