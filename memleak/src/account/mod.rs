@@ -115,6 +115,8 @@ pub struct Accounts {
 #[derive(Debug)]
 struct MadeAccount {
     memory: Memory,
+    /// What there was when tracing began.
+    base: MemoryParts,
     /// By process: [`memory_sizes`], before the account was made.
     sizes: Vec<(u32, Option<String>)>,
 }
@@ -168,8 +170,11 @@ impl Accounts {
 
     /// The last account, if the processes have as much memory as they had then.
     pub fn unchanged(&self) -> Option<Memory> {
-        let MadeAccount { memory, sizes } = self.made.as_ref()?;
-        sizes.iter().all(|(pid, size)| size.is_some() && memory_sizes(*pid) == *size).then_some(*memory)
+        let MadeAccount { memory, base, sizes } = self.made.as_ref()?;
+        let has_as_much = |(pid, size): &(u32, Option<String>)| size.is_some() && memory_sizes(*pid) == *size;
+        // That nothing has grown since may be what was missing.
+        let finding = memory.find(base, Some(memory.outstanding_resident));
+        sizes.iter().all(has_as_much).then_some(Memory { finding, ..*memory })
     }
 
     /// The account of these processes; `None` if none of them can be read.
@@ -205,7 +210,7 @@ impl Accounts {
         self.outstanding_before = Some(memory.outstanding_resident);
         let took = began.elapsed();
         self.last = Some((Instant::now(), took));
-        self.made = Some(MadeAccount { memory, sizes });
+        self.made = Some(MadeAccount { memory, base: before, sizes });
         info!("accounted for {} bytes of memory in {:.1} ms", memory.rss, took.as_secs_f64() * 1e3);
         Some(memory)
     }
