@@ -1,14 +1,18 @@
 //! What of an allocator is not seen: half of its functions, or all of them, if a linker has
 //! dropped their symbols.
 
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range};
 
-use super::plan::{Family, Plan};
+use super::{
+    plan::{Family, Plan},
+    point::AttachPoint,
+};
 use crate::{
+    proc::maps::Mapping,
     snapshot::own::Nameless,
     target::{
         allocator::{self, AllocatorKind},
-        object::Object,
+        object::{Object, ObjectId},
     },
 };
 
@@ -49,6 +53,17 @@ pub enum Gap {
         object: String,
         /// By the words that it would print.
         allocator: AllocatorKind,
+    },
+    /// Code with functions that are probed is in memory of no file, where nothing can be probed.
+    #[error(
+        "{program} has copied its code to memory of no file (as node --use-largepages does): calls of {functions} there \
+         are not seen; start it without that"
+    )]
+    Copied {
+        /// Path of the file that it was copied from.
+        program: String,
+        /// Functions.
+        functions: String,
     },
     /// The linker's optimizer has copied its functions into their callers.
     #[error(
@@ -141,6 +156,25 @@ fn inlined(object: &Object, plan: &Plan) -> Option<Gap> {
         known => known,
     };
     Some(Gap::Inlined { object: name, allocator, acquires })
+}
+
+/// What of the plan is in code that was copied. `copies`: as if the files were mapped there.
+pub fn copied(plan: &Plan, copies: &[Mapping]) -> Option<Gap> {
+    /// Functions that are named.
+    const NAMED: usize = 3;
+    let is_copied = |point: &&AttachPoint| {
+        copies.iter().any(|copy| {
+            let id = ObjectId { device: copy.device, inode: copy.inode };
+            let end = copy.file_offset.saturating_add(copy.end - copy.start);
+            id == point.object && (copy.file_offset..end).contains(&point.file_offset)
+        })
+    };
+    let functions: BTreeSet<&str> =
+        plan.points.iter().filter(is_copied).map(|point| point.function.as_str()).collect();
+    let program = copies.first()?.path()?.display().to_string();
+    let named: Vec<&str> = functions.iter().take(NAMED).copied().collect();
+    let others = if functions.len() > NAMED { " and others" } else { "" };
+    (!named.is_empty()).then(|| Gap::Copied { program, functions: format!("{}{others}", named.join(", ")) })
 }
 
 fn families_of<'a>(object: &'a str, plan: &'a Plan) -> impl Iterator<Item = &'a Family> {

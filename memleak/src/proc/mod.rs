@@ -3,6 +3,7 @@
 pub mod btf;
 pub(crate) mod cgroup;
 pub(crate) mod clock;
+pub(crate) mod copied;
 pub(crate) mod descriptors;
 pub(crate) mod dynamic_linker;
 pub(crate) mod exec_watch;

@@ -36,6 +36,8 @@ leak:^__tzstring
 leak:^tzset_internal$
 leak:^__nss_database
 leak:^__nss_lookup_function$
+leak:^__nss_module_allocate$
+leak:^__gconv_read_conf
 leak:^__add_to_environ$
 # C++ library: names of locales, what is set up when it is loaded.
 leak:^std::locale::classic
@@ -51,6 +53,7 @@ leak:^g_intern_string$
 leak:^g_get_language_names
 leak:^g_private_get
 leak:^g_thread_self$
+leak:^g_main_context_new
 leak:^FcInit
 leak:^FcPatternObject
 leak:^QMetaType::registerNormalizedType
@@ -75,6 +78,14 @@ leak:^PyUnicode_InternInPlace$
   fun:malloc
   obj:*/libstdc++.so*
   fun:call_init*
+}
+{
+  What the dynamic linker itself writes down of an object that dlopen has loaded
+  Memcheck:Leak
+  fun:*alloc
+  obj:*/ld-*
+  ...
+  fun:dl_open_worker*
 }
 ";
 
@@ -289,6 +300,23 @@ mod tests {
 
     #[test]
     fn ours_can_be_read() {
-        assert_eq!(Suppressions::known().0.len(), 49);
+        assert_eq!(Suppressions::known().0.len(), 53);
+    }
+
+    /// The dynamic linker's own blocks are known, and not those of a library that it has begun.
+    #[test]
+    fn what_dlopen_leaves_is_ours_and_what_libraries_leave_is_not() {
+        let opening = [
+            frame("dl_open_worker_begin", "dl_open_worker_begin", "/lib64/ld-linux-x86-64.so.2"),
+            frame("dlopen", "dlopen", "/lib/libc.so.6"),
+            frame("main", "main", "/bin/app"),
+        ];
+        let malloc = frame("malloc", "malloc", "/lib/libc.so.6");
+        let under = |caller: Frame| {
+            let frames: Vec<Frame> = [malloc.clone(), caller].into_iter().chain(opening.clone()).collect();
+            Suppressions::known().suppress(frames.iter())
+        };
+        assert!(under(frame("add_to_global", "add_to_global", "/lib64/ld-linux-x86-64.so.2")));
+        assert!(!under(frame("Plugin::Plugin()", "_ZN6PluginC2Ev", "/lib/plugin.so")));
     }
 }

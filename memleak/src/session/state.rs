@@ -24,8 +24,8 @@ use crate::{
     objects::ObjectStore,
     probe::plan::Plan,
     proc::{
+        copied::read_maps_of_code,
         dynamic_linker::debug_address,
-        maps::read_maps,
         memory::ProcessMemory,
         oom::OomLog,
         readable::readable,
@@ -250,7 +250,7 @@ impl Session {
         let live = LiveTarget(pid);
         for _ in 0..READINGS {
             let generation = self.tracer.generation(space);
-            let mappings = match read_maps(pid) {
+            let mappings = match read_maps_of_code(pid) {
                 Ok(mappings) => mappings,
                 Err(error) => {
                     debug!("cannot read what process {pid} has mapped: {error}");

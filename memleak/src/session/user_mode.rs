@@ -23,6 +23,7 @@ use crate::{
         table::{Row, TABLE},
     },
     proc::{
+        copied::copies,
         maps::read_maps,
         memory::{ProcessMemory, ReadMemory},
     },
@@ -126,6 +127,7 @@ impl UserMode {
             already: None,
         };
         let mut mappings = read_maps(pid).map_err(|error| ProcessError::of(pid, error))?;
+        let copies = copies(pid, &mappings);
         if which == Objects::New {
             // Before they are read, which takes milliseconds, in which the target keeps running and
             // the next notice waits.
@@ -158,7 +160,11 @@ impl UserMode {
             if let Some(nameless) = gaps::nameless(&objects, &plan, &gaps) {
                 traced.nameless = Some(nameless);
             }
-            tell_gaps(pid, gaps, &mut self.told_gaps);
+            tell_gaps(
+                pid,
+                gaps.into_iter().chain(gaps::copied(&plan, &copies)).collect(),
+                &mut self.told_gaps,
+            );
         }
         if which == Objects::All {
             traced.allocator_code.clear();

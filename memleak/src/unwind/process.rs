@@ -10,7 +10,8 @@ use super::{MappedObject, SharedTable, TableCache};
 use crate::{
     objects::{ObjectFile, ObjectStore},
     proc::{
-        maps::{Backing, Mapping, read_maps},
+        copied::read_maps_of_code,
+        maps::{Backing, Mapping},
         target::{LiveTarget, Target},
     },
 };
@@ -93,7 +94,7 @@ impl ProcessTables {
         processes: impl Iterator<Item = (u32, u32)>,
     ) -> Vec<(u32, Vec<MappedObject>)> {
         let observe = |(slot, pid)| {
-            let mappings = read_maps(pid).ok()?;
+            let mappings = read_maps_of_code(pid).ok()?;
             Some((slot, self.observe(slot, &mappings, &LiveTarget(pid))?))
         };
         processes.filter_map(observe).collect()

@@ -5,12 +5,13 @@ use std::{path::PathBuf, process::Command};
 
 use crate::{
     errors::assert_one_line,
+    exact::EVERYTHING,
     guard::alone,
     ledger::{self, Amount},
     process::Running,
-    programs::{Link, build, text},
+    programs::{Link, build, scratch_dir, text},
     report::Report,
-    tracer::{MEMLEAK, Tracer},
+    tracer::{MEMLEAK, Tracer, trace_command},
 };
 
 /// What a form must come to.
@@ -175,4 +176,62 @@ fn an_allocator_in_a_program_that_a_shell_becomes_is_said() {
     let output = Command::new(MEMLEAK).args(["--", "sh", "-c", &script]).output().expect("memleak");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(JEMALLOC_HIDDEN), "{said}");
+}
+
+fn run(command: &str, arguments: &[&str]) -> String {
+    let output =
+        Command::new(command).args(arguments).output().unwrap_or_else(|error| panic!("{command}: {error}"));
+    assert!(output.status.success(), "{command} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A file that goes with the test, and the folders that were made for it.
+struct DebugFile(PathBuf);
+
+impl Drop for DebugFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+        // A folder that has others' files stays.
+        self.0.ancestors().skip(1).take(2).for_each(|folder| drop(std::fs::remove_dir(folder)));
+    }
+}
+
+/// Its symbols are in a section of its own (`.gnu_debugdata`, as distributions add it), or in the
+/// debug file of its build id.
+#[test]
+fn a_stripped_static_program_is_exact_by_its_debug_data() {
+    let _alone = alone();
+    let full = build("one_function.c", Link::Static, &["-Wl,--build-id=sha1"]);
+    let path = |name: &str| scratch_dir().join(format!("{name}-{}", std::process::id()));
+    let (stripped, mini, with_mini) = (path("stripped"), path("mini"), path("with-mini"));
+    run("strip", &[text(&full), "-o", text(&stripped)]);
+    let is_exact = |form: &str, program: &std::path::Path| {
+        for function in ["malloc", "free"] {
+            let outcome = trace_command(&EVERYTHING, &[text(program), function]);
+            assert_eq!(outcome.code, 0, "{form}: {:?}", outcome.ended);
+            let truth = ledger::parse(&outcome.ended.stdout);
+            assert!(!truth.is_empty(), "{form}");
+            outcome.last_report().assert_equals(&truth);
+            outcome.last_report().assert_nothing_lost();
+        }
+    };
+    run("objcopy", &["--only-keep-debug", text(&full), text(&mini)]);
+    run("xz", &["-f", text(&mini)]);
+    let section = format!(".gnu_debugdata={}.xz", text(&mini));
+    run("objcopy", &["--add-section", &section, text(&stripped), text(&with_mini)]);
+    is_exact(".gnu_debugdata", &with_mini);
+
+    let output = Command::new(MEMLEAK).args(["--", text(&stripped), "malloc"]).output().expect("memleak");
+    assert_one_line(&output, 1, &["stripped", "debug file"], "without a debug file");
+    let notes = run("readelf", &["-nW", text(&stripped)]);
+    let id =
+        notes.split("Build ID: ").nth(1).and_then(|rest| rest.split_whitespace().next()).expect("a build id");
+    let place = PathBuf::from(format!("/usr/lib/debug/.build-id/{}/{}.debug", &id[..2], &id[2..]));
+    std::fs::create_dir_all(place.parent().expect("a folder")).expect("a folder for debug files");
+    let debug = DebugFile(place);
+    run("objcopy", &["--only-keep-debug", text(&full), text(&debug.0)]);
+    is_exact("a debug file", &stripped);
+    for file in [stripped, with_mini, mini.with_file_name(format!("{}.xz", text(&mini)))] {
+        std::fs::remove_file(file).expect("it was there");
+    }
 }

@@ -23,6 +23,7 @@ mod allocator_sources;
 mod allocators;
 mod answers;
 mod commands;
+mod copied;
 mod daemons;
 mod ends;
 mod errors;
