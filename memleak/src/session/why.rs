@@ -42,19 +42,30 @@ impl Numbers {
     /// What a snapshot knows of an address space.
     fn sight(&mut self, snapshot: &Snapshot, own: &Own, space: u32) -> Sight {
         let is_block = |it: &&Outstanding| it.space == space && it.resource == Resource::Heap;
-        let blocks = snapshot.outstanding.iter().filter(is_block).map(|it| Block {
-            start: it.address,
-            size: it.size,
-            birth: it.birth,
-            stack: self.of(space, it.stack_id),
-        });
-        let blocks = blocks.collect();
-        let ranges = |all: &[Outstanding]| {
-            let is_range = |it: &&Outstanding| it.space == space && it.resource == Resource::Mmap;
-            all.iter().filter(is_range).map(|it| it.address..it.address.saturating_add(it.size)).collect()
-        };
-        Sight { blocks, own: ranges(&own.0), mapped: ranges(&snapshot.outstanding) }
+        // No more room than is needed: there may be millions.
+        let mut blocks = Vec::with_capacity(snapshot.outstanding.iter().filter(is_block).count());
+        blocks.extend(snapshot.outstanding.iter().filter(is_block).map(|it| self.block(it)));
+        let (own, mapped) = (ranges(&own.0, space), ranges(&snapshot.outstanding, space));
+        Sight { blocks, own, mapped }
     }
+
+    /// The same of a snapshot that is used up: its memory becomes that of the blocks.
+    fn last_sight(&mut self, outstanding: Vec<Outstanding>, own: &Own, space: u32) -> Sight {
+        let (own, mapped) = (ranges(&own.0, space), ranges(&outstanding, space));
+        let is_block = |it: &Outstanding| it.space == space && it.resource == Resource::Heap;
+        let blocks = outstanding.into_iter().filter(is_block).map(|it| self.block(&it));
+        Sight { blocks: blocks.collect(), own, mapped }
+    }
+
+    fn block(&mut self, it: &Outstanding) -> Block {
+        Block { start: it.address, size: it.size, birth: it.birth, stack: self.of(it.space, it.stack_id) }
+    }
+}
+
+/// The mappings of an address space.
+fn ranges(all: &[Outstanding], space: u32) -> Vec<Range<u64>> {
+    let is_range = |it: &&Outstanding| it.space == space && it.resource == Resource::Mmap;
+    all.iter().filter(is_range).map(|it| it.address..it.address.saturating_add(it.size)).collect()
 }
 
 impl Session {
@@ -140,9 +151,7 @@ impl Session {
             let _ = self.take_events_before_report().map_err(io::Error::other)?; // nobody reads: it ends soon
             let mut snapshot = self.tracer.snapshot().map_err(io::Error::other)?;
             let own = self.take_out_own(&mut snapshot);
-            let sight = numbers.sight(&snapshot, &own, space);
-            self.tracer.give_back(snapshot);
-            Ok(sight)
+            Ok(numbers.last_sight(snapshot.outstanding, &own, space))
         };
         let examined = examine(target, first, &mut again, ips_of)?;
         let types = types(target.pid, &examined).unwrap_or_default();
@@ -166,9 +175,9 @@ impl Session {
 fn types(pid: u32, examined: &Examined) -> io::Result<HashMap<u32, TypeAt>> {
     let mut samples: HashMap<u32, (Class, Block)> = HashMap::new();
     for (block, class) in examined.blocks() {
-        let known = samples.entry(block.stack).or_insert((*class, *block));
-        if *class < known.0 {
-            *known = (*class, *block);
+        let known = samples.entry(block.stack).or_insert((class, *block));
+        if class < known.0 {
+            *known = (class, *block);
         }
     }
     let mut names = TypeNames::of(pid)?;

@@ -14,7 +14,7 @@ use crate::{
     guard::alone,
     process::{self, Running, rounds},
     programs::{Link, build, scratch_dir, text},
-    report::Report,
+    report::{Report, Stack},
     tracer::{NEVER, Tracer},
 };
 
@@ -476,5 +476,29 @@ fn pointers_that_move_lose_nothing() {
             "{why}"
         );
         assert_eq!(before["lost"]["count"].as_u64().unwrap_or(0), 0, "{is_before}: {why}");
+    }
+}
+
+/// Two thousand threads are stopped within the time that is said, and what their stacks hold is
+/// found with a stop and without.
+#[test]
+fn thousands_of_threads_are_looked_at() {
+    const THREADS: u64 = 2000;
+    let _alone = alone();
+    let program = build("many_threads.c", Link::Dynamic, &["-O2"]);
+    for why in ["--why=exact", "--why"] {
+        let arguments =
+            ["--json", why, "--max-pause", "3000", "-a", "-o", "0", NEVER, "--", text(&program), "2000"];
+        let mut tracer = Tracer::start(&arguments);
+        tracer.running().expect("READY");
+        let report = tracer.stop_with_report();
+        let why = report.why.as_ref().expect("it was looked at");
+        assert!(why["stopped_ms"].as_u64() < Some(3000), "{why}");
+        assert_eq!(why["definitely_lost"]["count"], 0, "{why}");
+        let made = |stack: &&Stack| (stack.bytes, stack.count) == (3001 * THREADS, THREADS);
+        let made = report.stacks.iter().find(made).expect("the threads' blocks");
+        let blocks = made.allocations.iter().flatten();
+        let held = blocks.filter(|block| block.why.as_deref() == Some("still_reachable")).count() as u64;
+        assert_eq!(held, THREADS, "{why}");
     }
 }

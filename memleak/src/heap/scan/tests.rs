@@ -1,6 +1,7 @@
 use std::hint::black_box;
 
 use super::*;
+use crate::{account::Allocators, heap::RegisterSource, objects::ObjectStore};
 
 const HIDE: u64 = 0x5555_0000_aaaa_0000;
 
