@@ -4,6 +4,7 @@
 use std::{
     io,
     ops::Range,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -367,9 +368,10 @@ pub fn examine(
     again: &mut dyn FnMut() -> io::Result<Sight>,
     ips_of: &dyn Fn(u32) -> Vec<u64>,
 ) -> io::Result<Examined> {
-    let looks = match target.max_pause {
-        Some(most) => look_stopped(target, first, again, most)?,
-        None => look_repeatedly(target, first, again)?,
+    let looks = match (&target.stopped, target.max_pause) {
+        (Some(stopped), _) => look_once(target, first, stopped)?,
+        (None, Some(most)) => look_stopped(target, first, again, most)?,
+        (None, None) => look_repeatedly(target, first, again)?,
     };
     let Looks { mut scan, scans, stopped, hidden } = looks;
     let unread_bytes = scan.swapped;
@@ -424,6 +426,13 @@ fn look_repeatedly(
     Ok(Looks { scan, scans, stopped: Duration::ZERO, hidden })
 }
 
+/// Looks at a process that is stopped, and will not run any more.
+fn look_once(target: &HeapTarget, first: Sight, stopped: &Arc<StoppedProcess>) -> io::Result<Looks> {
+    let heap = ReadHeap::of(target, first.into(), Some(stopped.clone()))?;
+    let stopped = heap.read;
+    Ok(Looks { stopped, scan: Scan::of(target, heap), scans: 0, hidden: Vec::new() })
+}
+
 /// Looks once while the process is stopped, if that takes no longer than it may. It is looked at
 /// before while it runs, to know how long that is.
 ///
@@ -462,7 +471,7 @@ fn look_stopped(
         sight = again()?.into();
     }
     let reached = began.elapsed();
-    let heap = ReadHeap::of(target, sight, Some(stopped))?;
+    let heap = ReadHeap::of(target, sight, Some(Arc::new(stopped)))?;
     let stopped = reached + heap.read;
     let mut scan = Scan::of(target, heap);
     if walks_chunks {

@@ -3,6 +3,7 @@
 use std::{
     io,
     ops::Range,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -51,6 +52,8 @@ pub struct HeapTarget {
     pub registers: RegisterSource,
     /// It may be stopped once, for so long, and is not looked at three times.
     pub max_pause: Option<Duration>,
+    /// It is stopped, and is looked at once.
+    pub(crate) stopped: Option<Arc<StoppedProcess>>,
     /// The number of the stack of what was there before tracing began.
     pub before: u32,
     /// An address of which the block is asked for.
@@ -96,8 +99,8 @@ impl Surveyed {
         let index = sight.index;
         // They are not asked for before a stop: that look is to take as long as the one after.
         let registers = match target.max_pause {
-            None => target.registers.read(target.pid),
-            Some(_) => Vec::new(),
+            None if stopped.is_none() => target.registers.read(target.pid),
+            _ => Vec::new(),
         };
         let source = RootSource {
             pid: target.pid,
@@ -156,22 +159,27 @@ pub(super) struct ReadHeap {
 }
 
 impl ReadHeap {
-    /// Reads a process's memory. If it is `stopped`, it is let go then.
+    /// Reads a process's memory. If it is `stopped`, and nobody else keeps it so, it is let go
+    /// then.
     pub(super) fn of(
         target: &HeapTarget,
         sight: IndexedSight,
-        stopped: Option<StoppedProcess>,
+        stopped: Option<Arc<StoppedProcess>>,
     ) -> io::Result<Self> {
         let began = Instant::now();
-        let prepared = Surveyed::of(target, sight, stopped.as_ref())?;
+        let prepared = Surveyed::of(target, sight, stopped.as_deref())?;
         let Surveyed { mappings, populated, index, places, registers, took: found } = prepared;
         let runs = &populated.runs;
         let from =
             Sources { pid: target.pid, is_stopped: stopped.is_some(), places: &places, runs, others: None };
         let (graph, unread) = Graph::read(index, &from)?;
+        let was_stopped = stopped.is_some();
         drop(stopped);
         let read = began.elapsed();
-        let hidden = hidden_registers(target, &places, &registers, &mappings);
+        let hidden = match was_stopped {
+            true => HiddenRegisters::default(),
+            false => hidden_registers(target, &places, &registers, &mappings),
+        };
         Ok(Self { graph, mappings, populated, places, hidden, found, read, unread })
     }
 }

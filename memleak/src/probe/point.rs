@@ -13,6 +13,8 @@ use crate::{
 /// before its entry, which makes it expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProgramKind {
+    /// The process is about to end.
+    EndingEnter,
     /// The target's mappings changed.
     MappingsEnter,
     /// Frames are left behind.
@@ -40,6 +42,7 @@ impl ProgramKind {
             Self::ReleaseEnter => "release_enter",
             Self::AbandonEnter => "abandon_enter",
             Self::MappingsEnter => "mappings_enter",
+            Self::EndingEnter => "ending_enter",
         }
     }
 
@@ -57,6 +60,7 @@ impl ProgramKind {
             Role::Release | Role::Sweep => &[Self::ReleaseEnter],
             Role::Abandon => &[Self::AbandonEnter],
             Role::Notice => &[Self::MappingsEnter],
+            Role::Ending => &[Self::EndingEnter],
         }
     }
 }

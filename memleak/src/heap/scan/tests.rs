@@ -58,6 +58,7 @@ fn our_own_heap_is_examined() {
         from_start: false,
         registers: RegisterSource::default(),
         max_pause: None,
+        stopped: None,
         before: 5,
         asked: Some((further ^ HIDE) + 3),
     };
@@ -86,6 +87,7 @@ fn who_has_gone_is_an_error() {
         from_start: false,
         registers: RegisterSource::default(),
         max_pause: None,
+        stopped: None,
         before: 5,
         asked: None,
     };
