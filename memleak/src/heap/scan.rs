@@ -317,18 +317,21 @@ impl Scan {
     }
 
     /// What is to be said of the block at `address`.
-    fn asked(&self, address: u64) -> Option<AskedBlock> {
+    fn asked(&self, address: u64, before: u32) -> Option<AskedBlock> {
         let (number, _) = self.graph.index.find(address)?;
         let block = *self.graph.blocks().get(number as usize)?;
         let from = |source: u32| {
             let from = self.graph.pointers(source).iter().find(|pointer| pointer.to == number)?.from;
             Some((*self.graph.blocks().get(source as usize)?, from))
         };
+        let numbered = (0..).zip(self.graph.blocks());
+        let mut made = numbered.filter(|(_, block)| block.stack != before).map(|(number, _)| number);
         Some(AskedBlock {
             block,
             class: *self.marked.classes.get(number as usize)?,
             way: self.way(number),
-            pointed_from: (0..self.graph.len() as u32).find_map(from),
+            // One that somebody is known to have made says more.
+            pointed_from: made.find_map(from).or_else(|| (0..self.graph.len() as u32).find_map(from)),
         })
     }
 
@@ -384,7 +387,7 @@ pub fn examine(
     let held = maybe_held(&scan.graph, &scan.marked, &hidden, ips_of);
     held.into_iter().for_each(|block| scan.hold_doubtfully(block));
     let (circles, ways) = (circles::find(&scan.graph, &scan.kinds, &scan.marked), scan.ways(target.before));
-    let asked = target.asked.and_then(|address| scan.asked(address));
+    let asked = target.asked.and_then(|address| scan.asked(address, target.before));
     let Scan { graph, marked, before, .. } = scan;
     // What was there before is told by itself.
     let (mut blocks, mut classes) = (graph.into_blocks(), marked.classes);
