@@ -27,6 +27,9 @@ pub mod kind {
     pub const CHILD: u32 = 8;
     /// Records have found no place in the table of heap blocks ([`crate::table`]).
     pub const OVERFLOW: u32 = 9;
+    /// The target is about to end by itself. Told as births are, and waited at: all of it is still
+    /// there.
+    pub const ENDING: u32 = 10;
 }
 
 /// Bits of [`Event::size`] for [`kind::FORK`]: what a child shares with its parent.

@@ -162,6 +162,17 @@ fn born(kind: u32, process: u32, pid: u32, handle: u64, size: u64) {
     }
 }
 
+/// The current process is about to end by itself (`_exit`): it waits until all of its threads have
+/// been asked to stop.
+#[inline(always)]
+pub fn ending(ctx: &ProbeContext) {
+    // SAFETY: the helper takes the program's context.
+    let slot = slot_of(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
+    let Some(target) = TARGETS.get(slot) else { return };
+    let Some(pid) = target_id(bpf_get_current_pid_tgid()) else { return };
+    born(kind::ENDING, target.number, pid, 0, 0);
+}
+
 /// Takes a place to wait for an answer at. Gives it, plus 1; 0 if none is free. As many processors
 /// as there are places are not free for others while somebody waits; those that answer run on
 /// others.

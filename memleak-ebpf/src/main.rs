@@ -136,6 +136,13 @@ pub fn mappings_enter(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// The process is about to end by itself.
+#[uprobe]
+pub fn ending_enter(ctx: ProbeContext) -> u32 {
+    lifecycle::ending(&ctx);
+    0
+}
+
 /// Nothing: what the traps alone cost (`--traps-only`).
 #[uprobe]
 pub fn empty_enter(_ctx: ProbeContext) -> u32 {

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// Uprobe programs of one kind of place.
-const UPROBES: &[&str] = &["release_enter", "mappings_enter", "call_exit", "call_enter"];
+const UPROBES: &[&str] = &["release_enter", "mappings_enter", "ending_enter", "call_exit", "call_enter"];
 /// Mends the stack for an unwinder; and the same without, for kernels that forbid to write to a
 /// process.
 pub(super) const ABANDON: [&str; 2] = ["abandon_enter", "abandon_enter_plain"];

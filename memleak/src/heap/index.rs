@@ -54,7 +54,8 @@ impl BlockIndex {
     /// within the same 8 bytes one is left out: that is no allocator's doing.
     pub(super) fn new(mut blocks: Vec<Block>) -> Self {
         if !blocks.is_sorted_by_key(|block| block.start) {
-            radsort::sort_by_key(&mut blocks, |block| block.start);
+            // In place: there may be millions.
+            blocks.sort_unstable_by_key(|block| block.start);
         }
         blocks.dedup_by_key(|block| block.start >> GRANULE_BITS);
         for at in 1..blocks.len() {
@@ -104,8 +105,12 @@ impl BlockIndex {
     }
 
     /// With others.
-    pub(super) fn with(self, others: impl Iterator<Item = Block>) -> Self {
-        Self::new(self.blocks.into_iter().chain(others).collect())
+    pub(super) fn with(self, others: impl ExactSizeIterator<Item = Block>) -> Self {
+        let Self { mut blocks, lines, .. } = self;
+        drop(lines);
+        blocks.reserve_exact(others.len());
+        blocks.extend(others);
+        Self::new(blocks)
     }
 
     /// All blocks, in order.

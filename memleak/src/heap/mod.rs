@@ -19,6 +19,7 @@ mod newest;
 mod registers;
 mod roots;
 mod scan;
+mod survey;
 mod types;
 
 pub use before::Before;
@@ -26,7 +27,8 @@ pub use circles::{Circle, Hanging, Side};
 pub use mark::{Class, Classes};
 pub use registers::RegisterSource;
 pub use roots::RootKind;
-pub use scan::{AskedBlock, Examined, HeapTarget, Sight, Way, examine};
+pub use scan::{AskedBlock, Examined, Way, examine};
+pub use survey::{HeapTarget, Sight};
 pub(crate) use types::first_argument;
 pub use types::{TypeAt, TypeNames};
 

@@ -4,6 +4,7 @@
 use std::{
     io,
     ops::Range,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -19,20 +20,15 @@ use super::{
     hidden::HiddenRegisters,
     index::BlockIndex,
     kinds::Kinds,
-    look::{Populated, populated, read_all},
+    look::read_all,
     mark::{Class, Classes, Marked, Parent},
     newest::maybe_held,
-    registers::{Asleep, RegisterSource},
-    roots::{self, RootKind, RootSource},
+    roots::{RootKind, RootPlaces},
+    survey::{HeapTarget, IndexedSight, ReadHeap, Sight, Surveyed, hidden_registers},
 };
-use crate::{
-    account::Allocators,
-    objects::ObjectStore,
-    proc::{
-        maps::{Mapping, read_maps},
-        stacks::ThreadRegisters,
-        stop::{StoppedProcess, tracer_of},
-    },
+use crate::proc::{
+    maps::Mapping,
+    stop::{StoppedProcess, tracer_of},
 };
 
 /// How many, and as long as pointers are seen to move; how long all of them may take then.
@@ -43,38 +39,6 @@ const LONGEST: Duration = Duration::from_secs(10);
 const BETWEEN: Duration = Duration::from_millis(100);
 /// Blocks on the way from a root that are kept.
 const LONGEST_WAY: usize = 64;
-
-/// What is known of a process's blocks at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct Sight {
-    /// Its blocks, in any order.
-    pub blocks: Vec<Block>,
-    /// What allocators have mapped for themselves, in any order.
-    pub own: Vec<Range<u64>>,
-    /// What the program has mapped.
-    pub mapped: Vec<Range<u64>>,
-}
-
-/// A process.
-#[derive(Clone, Debug)]
-pub struct HeapTarget {
-    /// Its number.
-    pub pid: u32,
-    /// Its allocators.
-    pub allocators: Allocators,
-    /// The files that it has mapped.
-    pub store: ObjectStore,
-    /// All that it has acquired since it began is known.
-    pub from_start: bool,
-    /// Who can be asked for registers while it runs.
-    pub registers: RegisterSource,
-    /// It may be stopped once, for so long, and is not looked at three times.
-    pub max_pause: Option<Duration>,
-    /// The number of the stack of what was there before tracing began.
-    pub before: u32,
-    /// An address of which the block is asked for.
-    pub asked: Option<u64>,
-}
 
 /// What holds a block.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,8 +71,10 @@ pub struct Examined {
     pub scans: u32,
     /// How long it was stopped.
     pub stopped: Duration,
-    /// Blocks in order of address, those of the first look, each with what became of it.
-    blocks: Vec<(Block, Class)>,
+    /// Blocks in order of address, those of the first look.
+    blocks: Vec<Block>,
+    /// What became of each.
+    classes: Vec<Class>,
     /// Bytes that are in swap, and were not looked at.
     pub unread_bytes: u64,
     /// Blocks in use in glibc's arenas that we have not seen made; `None` if that cannot be told.
@@ -123,97 +89,30 @@ pub struct Examined {
 
 impl Examined {
     /// What became of each block.
-    pub fn blocks(&self) -> &[(Block, Class)] {
-        &self.blocks
+    pub fn blocks(&self) -> impl Iterator<Item = (&Block, Class)> {
+        self.blocks.iter().zip(self.classes.iter().copied())
     }
 
     /// What became of the block at `address`.
     pub fn class_of(&self, address: u64) -> Option<Class> {
-        let at = self.blocks.binary_search_by_key(&address, |(block, _)| block.start).ok()?;
-        self.blocks.get(at).map(|(_, class)| *class)
+        let at = self.blocks.binary_search_by_key(&address, |block| block.start).ok()?;
+        self.classes.get(at).copied()
     }
 
     /// Sums for each stack.
     pub fn classes(&self) -> Vec<Classes> {
         let mut sums: Vec<Classes> = Vec::new();
-        for (block, class) in &self.blocks {
+        for (block, class) in self.blocks() {
             let stack = block.stack as usize;
             if sums.len() <= stack {
                 sums.resize(stack + 1, Classes::default());
             }
             if let Some(sum) = sums.get_mut(stack) {
-                sum.add(*class, block.size);
+                sum.add(class, block.size);
             }
         }
         sums
     }
-}
-
-/// What is known before the memory is read.
-struct Surveyed {
-    mappings: Vec<Mapping>,
-    populated: Populated,
-    index: BlockIndex,
-    places: roots::RootPlaces,
-    /// Registers at its beginning.
-    registers: Vec<ThreadRegisters>,
-    took: Duration,
-}
-
-impl Surveyed {
-    fn of(target: &HeapTarget, sight: Sight, stopped: Option<&StoppedProcess>) -> io::Result<Self> {
-        let began = Instant::now();
-        let mappings = read_maps(target.pid)?;
-        if mappings.is_empty() {
-            return Err(io::Error::from_raw_os_error(libc::ESRCH));
-        }
-        let populated = populated(target.pid, &mappings)?;
-        let index = BlockIndex::new(sight.blocks);
-        // They are not asked for before a stop: that look is to take as long as the one after.
-        let registers = match target.max_pause {
-            None => target.registers.read(target.pid),
-            Some(_) => Vec::new(),
-        };
-        let source = RootSource {
-            pid: target.pid,
-            mappings: &mappings,
-            store: &target.store,
-            allocators: target.allocators,
-            from_start: target.from_start,
-            own: &sight.own,
-            mapped: &sight.mapped,
-            blocks: index.blocks(),
-            runs: &populated.runs,
-            stopped: stopped.map(|stopped| stopped.threads.as_slice()),
-            registers: &registers,
-        };
-        let places = roots::find(&source)?;
-        let index = match places.unknown.as_deref().unwrap_or_default() {
-            [] => index,
-            blocks => index.with(blocks.iter().map(|block| Block {
-                start: block.start,
-                size: block.end - block.start,
-                birth: 0,
-                stack: target.before,
-            })),
-        };
-        Ok(Self { mappings, populated, index, places, registers, took: began.elapsed() })
-    }
-}
-
-/// What a look could not see that has begun with these registers, and ends now.
-fn hidden_registers(
-    target: &HeapTarget,
-    places: &roots::RootPlaces,
-    before: &[ThreadRegisters],
-    mappings: &[Mapping],
-) -> HiddenRegisters {
-    if target.max_pause.is_some() {
-        return HiddenRegisters::default();
-    }
-    let after = if before.is_empty() { Vec::new() } else { target.registers.read(target.pid) };
-    let asleep = Asleep::of(before, &after);
-    HiddenRegisters::of(target.pid, &places.threads, &asleep, mappings, &target.store)
 }
 
 /// The first look, along all pointers.
@@ -222,10 +121,8 @@ struct Scan {
     kinds: Kinds,
     marked: Marked,
     runs: Vec<Range<u64>>,
-    places: roots::RootPlaces,
+    places: RootPlaces,
     swapped: u64,
-    /// What reading took: all that a process must be stopped for.
-    read: Duration,
     /// What is from before tracing began, if that can be told.
     before: Option<Before>,
     /// What it could not see.
@@ -233,18 +130,10 @@ struct Scan {
 }
 
 impl Scan {
-    /// Looks at a process. If it is `stopped`, it is let go when its memory has been read.
-    fn of(target: &HeapTarget, sight: Sight, stopped: Option<StoppedProcess>) -> io::Result<Self> {
+    /// Follows the pointers.
+    fn of(target: &HeapTarget, heap: ReadHeap) -> Self {
         let began = Instant::now();
-        let prepared = Surveyed::of(target, sight, stopped.as_ref())?;
-        let Surveyed { mappings, populated, index, places, registers, took } = prepared;
-        let runs = &populated.runs;
-        let from =
-            Sources { pid: target.pid, is_stopped: stopped.is_some(), places: &places, runs, others: None };
-        let (mut graph, unread) = Graph::read(index, &from)?;
-        drop(stopped);
-        let read = began.elapsed();
-        let hidden = hidden_registers(target, &places, &registers, &mappings);
+        let ReadHeap { mut graph, mappings, populated, places, hidden, found, read, unread } = heap;
         graph.leave_out_chunks(&chunk_lists(target, &mappings));
         let mut kinds = Kinds::of(&graph);
         let before = Some(target.before);
@@ -256,17 +145,17 @@ impl Scan {
         let is_told = places.unknown.is_some();
         let before = is_told.then(|| Before::of(&graph, &marked, target.before, places.free));
         debug!(
-            "process {}: {} pointers in {} blocks and {} at roots; {took:.0?} for the roots, {:.0?} to read \
+            "process {}: {} pointers in {} blocks and {} at roots; {found:.0?} for the roots, {:.0?} to read \
              ({unread} bytes could not be), {:.0?} to follow",
             target.pid,
             graph.all_pointers().len(),
             graph.len(),
             graph.roots.len(),
-            read - took,
-            began.elapsed() - read
+            read.saturating_sub(found),
+            began.elapsed()
         );
         let (runs, swapped) = (populated.runs, populated.swapped);
-        Ok(Self { graph, kinds, marked, runs, places, swapped, read, before, hidden })
+        Self { graph, kinds, marked, runs, places, swapped, before, hidden }
     }
 
     fn class(&self, number: u32) -> Class {
@@ -296,7 +185,7 @@ impl Scan {
     /// Looks again: whether something holds what nothing held before. Only pointers to that are
     /// looked for, and whatever has one, and is in use, holds it. Says whether something was found.
     fn look_again(&mut self, target: &HeapTarget, sight: Sight) -> io::Result<(bool, HiddenRegisters)> {
-        let prepared = Surveyed::of(target, sight, None)?;
+        let prepared = Surveyed::of(target, sight.into(), None)?;
         let Surveyed { mappings, populated, index, places, registers, took } = prepared;
         let began = Instant::now();
         let loose = self.loose();
@@ -428,18 +317,21 @@ impl Scan {
     }
 
     /// What is to be said of the block at `address`.
-    fn asked(&self, address: u64) -> Option<AskedBlock> {
+    fn asked(&self, address: u64, before: u32) -> Option<AskedBlock> {
         let (number, _) = self.graph.index.find(address)?;
         let block = *self.graph.blocks().get(number as usize)?;
         let from = |source: u32| {
             let from = self.graph.pointers(source).iter().find(|pointer| pointer.to == number)?.from;
             Some((*self.graph.blocks().get(source as usize)?, from))
         };
+        let numbered = (0..).zip(self.graph.blocks());
+        let mut made = numbered.filter(|(_, block)| block.stack != before).map(|(number, _)| number);
         Some(AskedBlock {
             block,
             class: *self.marked.classes.get(number as usize)?,
             way: self.way(number),
-            pointed_from: (0..self.graph.len() as u32).find_map(from),
+            // One that somebody is known to have made says more.
+            pointed_from: made.find_map(from).or_else(|| (0..self.graph.len() as u32).find_map(from)),
         })
     }
 
@@ -479,9 +371,10 @@ pub fn examine(
     again: &mut dyn FnMut() -> io::Result<Sight>,
     ips_of: &dyn Fn(u32) -> Vec<u64>,
 ) -> io::Result<Examined> {
-    let looks = match target.max_pause {
-        Some(most) => look_stopped(target, first, again, most)?,
-        None => look_repeatedly(target, first, again)?,
+    let looks = match (&target.stopped, target.max_pause) {
+        (Some(stopped), _) => look_once(target, first, stopped)?,
+        (None, Some(most)) => look_stopped(target, first, again, most)?,
+        (None, None) => look_repeatedly(target, first, again)?,
     };
     let Looks { mut scan, scans, stopped, hidden } = looks;
     let unread_bytes = scan.swapped;
@@ -494,12 +387,14 @@ pub fn examine(
     let held = maybe_held(&scan.graph, &scan.marked, &hidden, ips_of);
     held.into_iter().for_each(|block| scan.hold_doubtfully(block));
     let (circles, ways) = (circles::find(&scan.graph, &scan.kinds, &scan.marked), scan.ways(target.before));
-    let asked = target.asked.and_then(|address| scan.asked(address));
+    let asked = target.asked.and_then(|address| scan.asked(address, target.before));
     let Scan { graph, marked, before, .. } = scan;
     // What was there before is told by itself.
-    let blocks = graph.into_blocks().into_iter().zip(marked.classes);
-    let blocks = blocks.filter(|(block, _)| block.stack != target.before).collect();
-    Ok(Examined { scans, stopped, unread_bytes, before, circles, ways, asked, blocks })
+    let (mut blocks, mut classes) = (graph.into_blocks(), marked.classes);
+    let mut is_told = blocks.iter().map(|block| block.stack != target.before).collect::<Vec<_>>().into_iter();
+    classes.retain(|_| is_told.next() == Some(true));
+    blocks.retain(|block| block.stack != target.before);
+    Ok(Examined { scans, stopped, unread_bytes, before, circles, ways, asked, blocks, classes })
 }
 
 /// What the looks have in common.
@@ -519,7 +414,7 @@ fn look_repeatedly(
     again: &mut dyn FnMut() -> io::Result<Sight>,
 ) -> io::Result<Looks> {
     let began = Instant::now();
-    let mut scan = Scan::of(target, first, None)?;
+    let mut scan = Scan::of(target, ReadHeap::of(target, first.into(), None)?);
     let mut hidden = vec![std::mem::take(&mut scan.hidden)];
     let (mut scans, mut is_moving) = (1, false);
     while scans < SCANS || (is_moving && scans < MOST_SCANS && began.elapsed() < LONGEST) {
@@ -532,6 +427,13 @@ fn look_repeatedly(
     }
     scan.forget_gone(&BlockIndex::new(again()?.blocks), target.before);
     Ok(Looks { scan, scans, stopped: Duration::ZERO, hidden })
+}
+
+/// Looks at a process that is stopped, and will not run any more.
+fn look_once(target: &HeapTarget, first: Sight, stopped: &Arc<StoppedProcess>) -> io::Result<Looks> {
+    let heap = ReadHeap::of(target, first.into(), Some(stopped.clone()))?;
+    let stopped = heap.read;
+    Ok(Looks { stopped, scan: Scan::of(target, heap), scans: 0, hidden: Vec::new() })
 }
 
 /// Looks once while the process is stopped, if that takes no longer than it may. It is looked at
@@ -552,9 +454,9 @@ fn look_stopped(
         )));
     }
     let walks_chunks = target.allocators.glibc && !target.allocators.others;
-    let mut estimate = Scan::of(target, first, None)?.read;
+    let mut estimate = ReadHeap::of(target, first.into(), None)?.read;
     let began = Instant::now();
-    let mut sight = again()?;
+    let mut sight = IndexedSight::from(again()?);
     if !walks_chunks {
         estimate += began.elapsed();
     }
@@ -569,14 +471,16 @@ fn look_stopped(
     let stopped = StoppedProcess::stop(target.pid, most)?;
     debug!("process {}: {} threads stopped in {:.0?}", target.pid, stopped.threads.len(), began.elapsed());
     if !walks_chunks {
-        sight = again()?;
+        sight = again()?.into();
     }
     let reached = began.elapsed();
-    let mut scan = Scan::of(target, sight, Some(stopped))?;
+    let heap = ReadHeap::of(target, sight, Some(Arc::new(stopped)))?;
+    let stopped = reached + heap.read;
+    let mut scan = Scan::of(target, heap);
     if walks_chunks {
         scan.forget_gone(&BlockIndex::new(again()?.blocks), target.before);
     }
-    Ok(Looks { stopped: reached + scan.read, scan, scans: 0, hidden: Vec::new() })
+    Ok(Looks { stopped, scan, scans: 0, hidden: Vec::new() })
 }
 
 #[cfg(test)]

@@ -309,7 +309,7 @@ impl<'a> Planner<'a> {
         row: &Row,
         symbol: &FunctionSymbol,
     ) -> Result<Vec<AttachPoint>, SkipReason> {
-        if self.elf.is_go() && !matches!(row.role, Role::Abandon | Role::Notice) {
+        if self.elf.is_go() && !row.role.is_control() {
             return Err(SkipReason::Go);
         }
         let (vaddr, size) = match symbol.kind {

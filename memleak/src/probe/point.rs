@@ -15,6 +15,8 @@ use crate::{
 /// before its entry, which makes it expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProgramKind {
+    /// The process is about to end.
+    EndingEnter,
     /// The target's mappings changed.
     MappingsEnter,
     /// Frames are left behind.
@@ -48,6 +50,7 @@ impl ProgramKind {
             Self::UsdtAcquire => "usdt_acquire",
             Self::AbandonEnter => "abandon_enter",
             Self::MappingsEnter => "mappings_enter",
+            Self::EndingEnter => "ending_enter",
         }
     }
 
@@ -65,6 +68,7 @@ impl ProgramKind {
             Role::Release | Role::Sweep => &[Self::ReleaseEnter],
             Role::Abandon => &[Self::AbandonEnter],
             Role::Notice => &[Self::MappingsEnter],
+            Role::Ending => &[Self::EndingEnter],
         }
     }
 }

@@ -45,11 +45,22 @@ impl StoppedProcess {
     /// Stops `pid`. An error: it is traced by somebody else, not all of its threads have stopped
     /// within `patience`, or it has gone. None of them is left stopped then.
     pub(crate) fn stop(pid: u32, patience: Duration) -> io::Result<Self> {
+        Self::stop_and(pid, patience, || ())
+    }
+
+    /// The same; `asked` is called when all threads have been asked to stop, once or more, whatever
+    /// comes of it.
+    pub(crate) fn stop_and(
+        pid: u32,
+        patience: Duration,
+        mut asked: impl FnMut() + Send + 'static,
+    ) -> io::Result<Self> {
         let (told, news) = mpsc::channel();
         let (release, released) = mpsc::channel();
         let holder = thread::Builder::new().name("stop".to_owned()).spawn(move || {
             let mut held = HeldThreads::default();
-            let stopped = held.stop(pid, Instant::now() + patience);
+            let stopped = held.stop(pid, Instant::now() + patience, &mut asked);
+            asked();
             if told.send(stopped.map(|()| held.read())).is_ok() {
                 // An error: nobody waits any more.
                 let _ = released.recv();
@@ -79,7 +90,7 @@ struct HeldThreads(BTreeMap<u32, Option<u64>>);
 
 impl HeldThreads {
     /// Seizes thread after thread until the list has no new one.
-    fn stop(&mut self, pid: u32, deadline: Instant) -> io::Result<()> {
+    fn stop(&mut self, pid: u32, deadline: Instant, asked: &mut dyn FnMut()) -> io::Result<()> {
         loop {
             let mut new = Vec::new();
             for entry in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
@@ -99,6 +110,7 @@ impl HeldThreads {
             if new.is_empty() {
                 return Ok(());
             }
+            asked();
             for tid in new {
                 if let Some(signal) = wait_for_stop(tid, deadline)? {
                     self.0.insert(tid, signal);

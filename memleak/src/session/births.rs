@@ -52,6 +52,9 @@ impl Session {
     /// by ptrace.
     pub(super) fn born(&mut self, birth: &Birth, is_held: bool) {
         let event = &birth.event;
+        if event.kind == kind::ENDING {
+            return self.ending(birth);
+        }
         let is_traced = match event.kind {
             kind::FORK => self.follow(birth),
             _ => self.program_replaced(birth),

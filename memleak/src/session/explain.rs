@@ -196,7 +196,7 @@ impl<'a> Explainer<'a> {
         place: &dyn Fn(SiteId) -> Option<usize>,
     ) -> Cycle {
         let size = |number: u32| {
-            heap.examined.blocks().iter().find(|(it, _)| it.stack == number).map_or(0, |(it, _)| it.size)
+            heap.examined.blocks().find(|(it, _)| it.stack == number).map_or(0, |(it, _)| it.size)
         };
         let members = circle.sides.iter().map(|side| CycleMember {
             type_name: self.type_name(heap, side.stack),
@@ -393,8 +393,8 @@ impl<'a> Explainer<'a> {
         for heap in &looked.heaps {
             let mut samples: HashMap<u32, (Class, Block)> = HashMap::new();
             for (block, class) in heap.examined.blocks() {
-                let known = samples.entry(block.stack).or_insert((*class, *block));
-                *known = (known.0.max(*class), if *class > known.0 { *block } else { known.1 });
+                let known = samples.entry(block.stack).or_insert((class, *block));
+                *known = (known.0.max(class), if class > known.0 { *block } else { known.1 });
             }
             let mut samples: Vec<(u32, (Class, Block))> = samples.into_iter().collect();
             samples.sort_unstable_by_key(|(stack, _)| *stack);
@@ -408,8 +408,8 @@ impl<'a> Explainer<'a> {
                 // Of a circle that is lost, the block before.
                 let sides = heap.examined.circles.iter().flat_map(|circle| &circle.sides);
                 let pointed_from = sides.clone().find(|side| side.to == stack).and_then(|side| {
-                    let blocks = &mut heap.examined.blocks().iter();
-                    let (before, _) = blocks.find(|(before, _)| before.stack == side.stack)?;
+                    let (before, _) =
+                        heap.examined.blocks().find(|(before, _)| before.stack == side.stack)?;
                     Some((*before, side.offset))
                 });
                 let found = AskedBlock { block, class, way, pointed_from };

@@ -21,12 +21,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memleak_common::event::Event;
+use memleak_common::event::{Event, kind};
 use tokio::sync::mpsc as tokio_mpsc;
 
 use crate::{
     bpf::{Births, HOLD},
-    proc::{clock::monotonic_ns, ptrace::ptrace},
+    proc::{clock::monotonic_ns, ptrace::ptrace, stop::StoppedProcess},
 };
 
 /// Longest time that a process is stopped at its birth: a run that is busy (with a report, say)
@@ -42,6 +42,8 @@ pub(super) struct Birth {
     is_whole: bool,
     /// The thread that has seized it.
     seized_by: Option<usize>,
+    /// It is no birth but about to end, and is stopped until this is dropped.
+    pub(super) stopped: Option<Arc<StoppedProcess>>,
 }
 
 impl Birth {
@@ -118,7 +120,7 @@ impl Follower {
             let was_told = self.births.next(|event| found = Some(*event));
             if let Some(event) = found {
                 self.births.answer(&event);
-                return Some(Birth { event, is_whole: false, seized_by: None });
+                return Some(Birth { event, is_whole: false, seized_by: None, stopped: None });
             }
             if !was_told {
                 // What a thread had come to before is in the channel.
@@ -189,6 +191,11 @@ impl Thread {
     }
 
     fn take(&mut self, event: &Event) {
+        if event.kind == kind::ENDING {
+            let _ = self.tell.send(self.stop(event));
+            self.births.answer(event);
+            return;
+        }
         let seized = if self.is_armed.load(Ordering::Acquire) {
             seize(event.tid)
         } else {
@@ -207,8 +214,21 @@ impl Thread {
             event: *event,
             is_whole,
             seized_by: seized.is_ok().then_some(self.index),
+            stopped: None,
         });
         self.births.answer(event);
+    }
+
+    /// Stops a process that is about to end. The thread that tells of it comes back to user mode,
+    /// where it can be stopped, when it is answered.
+    fn stop(&self, event: &Event) -> Birth {
+        let (births, told) = (self.births.clone(), *event);
+        let stopped = match self.is_armed.load(Ordering::Acquire) {
+            true => StoppedProcess::stop_and(event.tid, STOP, move || births.answer(&told)),
+            false => Err(io::ErrorKind::ResourceBusy.into()),
+        };
+        let stopped = stopped.inspect_err(|error| log::debug!("cannot stop process {}: {error}", event.tid));
+        Birth { event: *event, is_whole: false, seized_by: None, stopped: stopped.ok().map(Arc::new) }
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::{
     SessionError,
+    examined::Examinations,
     kernel_mode::KernelStart,
     price::PriceCheck,
     publish::Publisher,
@@ -92,6 +93,8 @@ pub(super) struct Session {
     /// Processes that were not traced, or not from their beginning, as far as we know and the
     /// programs do not.
     pub(super) lost_processes: u64,
+    /// What came of looking at the command, this process, just before it ended (`--why`).
+    pub(super) at_end: Option<(u32, Examinations)>,
     /// What shows the reports (`--tui`).
     pub(super) view: Option<View>,
     /// The last report, as long as the view keeps it from standard output.
@@ -141,6 +144,7 @@ impl Session {
             oom: OomLog::open(),
             oom_killed: Vec::new(),
             lost_processes: 0,
+            at_end: None,
             view: None,
             last: None,
             kept: None,

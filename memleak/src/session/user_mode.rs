@@ -20,14 +20,14 @@ use crate::{
     probe::{
         gaps::{self, Gap, gaps},
         plan::{Plan, PlanOptions, plan, symbol_names},
-        table::{Row, TABLE},
+        table::{Role, Row, TABLE},
     },
     proc::{
         copied::copies,
         maps::read_maps,
         memory::{ProcessMemory, ReadMemory},
     },
-    settings::{CaptureSettings, Settings},
+    settings::{CaptureSettings, Settings, TargetSpec},
     target::{
         command::HeldCommand,
         object::{ObjectId, read_objects},
@@ -79,7 +79,8 @@ pub(super) struct UserMode {
 
 /// Loads the programs, and enters the unwind tables of `processes`.
 pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMode, Tracer), SessionError> {
-    let rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
+    let mut rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
+    rows.retain(|row| row.role != Role::Ending || asks_for_end(settings));
     let store = ObjectStore::default();
     let pids = processes.iter().map(|process| process.pid);
     let UserStart { tracer, births, by_tracepoints, took } =
@@ -106,6 +107,11 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
         command,
     };
     Ok((mode, tracer))
+}
+
+/// A command is looked at before it ends.
+fn asks_for_end(settings: &Settings) -> bool {
+    settings.why.is_some() && matches!(settings.target, TargetSpec::Command(_))
 }
 
 impl UserMode {

@@ -1,24 +1,27 @@
 //! `--why`: the targets' heaps, looked at while they live.
 
-use std::{collections::HashMap, io, ops::Range, time::Instant};
+use std::{collections::HashMap, io, ops::Range, sync::Arc, time::Instant};
 
 use log::{info, warn};
 use memleak_common::probe::Resource;
 use rustc_hash::FxHashMap;
 
 use super::{
+    SessionError,
     accounts::allocators,
     examined::{Examinations, ExaminedHeap},
+    follow::Birth,
     reporter::Taken,
     state::{Mode, Session},
 };
 use crate::{
     heap::{Block, Class, Examined, HeapTarget, RegisterSource, Sight, TypeAt, TypeNames, examine},
     hurry,
-    proc::{maps::read_maps, stacks::places},
+    proc::{maps::read_maps, stacks::places, stop::StoppedProcess},
     sampling::Sampling,
     settings::{TargetSpec, WhyMode, WhyOf},
     snapshot::{Outstanding, Snapshot, own::Own},
+    targets::Traced,
 };
 
 /// Stands for the stacks of what was there before tracing began: no stack has this id.
@@ -42,26 +45,80 @@ impl Numbers {
     /// What a snapshot knows of an address space.
     fn sight(&mut self, snapshot: &Snapshot, own: &Own, space: u32) -> Sight {
         let is_block = |it: &&Outstanding| it.space == space && it.resource == Resource::Heap;
-        let blocks = snapshot.outstanding.iter().filter(is_block).map(|it| Block {
-            start: it.address,
-            size: it.size,
-            birth: it.birth,
-            stack: self.of(space, it.stack_id),
-        });
-        let blocks = blocks.collect();
-        let ranges = |all: &[Outstanding]| {
-            let is_range = |it: &&Outstanding| it.space == space && it.resource == Resource::Mmap;
-            all.iter().filter(is_range).map(|it| it.address..it.address.saturating_add(it.size)).collect()
-        };
-        Sight { blocks, own: ranges(&own.0), mapped: ranges(&snapshot.outstanding) }
+        // No more room than is needed: there may be millions.
+        let mut blocks = Vec::with_capacity(snapshot.outstanding.iter().filter(is_block).count());
+        blocks.extend(snapshot.outstanding.iter().filter(is_block).map(|it| self.block(it)));
+        let (own, mapped) = (ranges(&own.0, space), ranges(&snapshot.outstanding, space));
+        Sight { blocks, own, mapped }
     }
+
+    /// The same of a snapshot that is used up: its memory becomes that of the blocks.
+    fn last_sight(&mut self, outstanding: Vec<Outstanding>, own: &Own, space: u32) -> Sight {
+        let (own, mapped) = (ranges(&own.0, space), ranges(&outstanding, space));
+        let is_block = |it: &Outstanding| it.space == space && it.resource == Resource::Heap;
+        let blocks = outstanding.into_iter().filter(is_block).map(|it| self.block(&it));
+        Sight { blocks: blocks.collect(), own, mapped }
+    }
+
+    fn block(&mut self, it: &Outstanding) -> Block {
+        Block { start: it.address, size: it.size, birth: it.birth, stack: self.of(it.space, it.stack_id) }
+    }
+}
+
+/// The mappings of an address space.
+fn ranges(all: &[Outstanding], space: u32) -> Vec<Range<u64>> {
+    let is_range = |it: &&Outstanding| it.space == space && it.resource == Resource::Mmap;
+    all.iter().filter(is_range).map(|it| it.address..it.address.saturating_add(it.size)).collect()
 }
 
 impl Session {
     /// Looks at the heaps of all targets that live, if this report is to say why. What cannot be
     /// looked at is told, and left out.
     pub(super) fn examine(&mut self, taken: &Taken, is_final: bool) -> Option<Examinations> {
-        let why = self.settings.why.as_ref().filter(|why| why.is_due(self.reporter.reports + 1, is_final))?;
+        self.settings.why.as_ref().filter(|why| why.is_due(self.reporter.reports + 1, is_final))?;
+        let others_live = |pid: u32| self.targets.living().any(|(_, traced)| traced.id.pid != pid);
+        if is_final && self.at_end.as_ref().is_some_and(|(pid, _)| !others_live(*pid)) {
+            return self.at_end.take().map(|(_, found)| found);
+        }
+        self.examine_all(&taken.snapshot, &taken.own, None)
+    }
+
+    /// The command is about to end, and is stopped: it is looked at for the last report.
+    pub(super) fn ending(&mut self, birth: &Birth) {
+        let Some(stopped) = &birth.stopped else { return };
+        let Mode::User(mode) = &self.mode else { return };
+        let pid = birth.event.tid;
+        if mode.command.as_ref().is_none_or(|command| command.id() != pid) {
+            return; // a child of its
+        }
+        let looked = self.now().map(|(snapshot, own)| {
+            let found = self.examine_all(&snapshot, &own, Some((pid, stopped)));
+            self.tracer.give_back(snapshot);
+            found
+        });
+        match looked {
+            Ok(found) => self.at_end = found.map(|found| (pid, found)),
+            Err(error) => warn!("--why: cannot look at the command before it ends: {error}"),
+        }
+    }
+
+    /// All that is outstanding, without what allocators have for themselves.
+    fn now(&mut self) -> Result<(Snapshot, Own), SessionError> {
+        // What it has mapped and unmapped since comes first.
+        let _ = self.take_events_before_report()?; // nobody reads: it ends soon
+        let mut snapshot = self.tracer.snapshot(None)?;
+        let own = self.take_out_own(&mut snapshot);
+        Ok((snapshot, own))
+    }
+
+    /// Looks at the heaps of all targets that live, or of one that is stopped.
+    fn examine_all(
+        &mut self,
+        snapshot: &Snapshot,
+        own: &Own,
+        stopped: Option<(u32, &Arc<StoppedProcess>)>,
+    ) -> Option<Examinations> {
+        let why = self.settings.why.as_ref()?;
         let max_pause = (why.mode == WhyMode::Exact).then_some(why.max_pause);
         let asked = match why.of {
             Some(WhyOf::Address(address)) => Some(address),
@@ -70,34 +127,45 @@ impl Session {
         let mut spaces: Vec<(u32, HeapTarget)> = Vec::new();
         let mut numbers = Numbers::default();
         let Mode::User(mode) = &self.mode else { return None };
-        for (_, traced) in self.targets.living() {
+        let is_meant = |traced: &&Traced| stopped.is_none_or(|(pid, _)| pid == traced.id.pid);
+        for traced in self.targets.living().map(|(_, traced)| traced).filter(is_meant) {
             let space = traced.owner.space;
             if !spaces.iter().any(|(known, _)| *known == space) {
                 let (pid, allocators, store) = (traced.id.pid, allocators(traced), mode.store.clone());
                 let before = numbers.of(space, BEFORE);
                 // An allocator that comes with another program is probed when that has begun.
                 let from_start = self.is_known_from_start() && self.targets.process_of(space) == Some(space);
-                let registers = self.registers();
-                let target =
-                    HeapTarget { pid, allocators, store, from_start, registers, max_pause, before, asked };
-                spaces.push((space, target));
+                spaces.push((
+                    space,
+                    HeapTarget {
+                        pid,
+                        allocators,
+                        store,
+                        from_start,
+                        registers: self.registers(),
+                        max_pause,
+                        stopped: stopped.map(|(_, stopped)| stopped.clone()),
+                        before,
+                        asked,
+                    },
+                ));
             }
         }
         if spaces.is_empty() {
             warn!(
-                "--why: the target has ended, and its memory with it: look at it while it runs, with --why-every 1 and a \
-                 short INTERVAL, or have it wait before it ends"
+                "--why: the target has ended, and its memory with it, and not by exit(3) or _exit(2), before which it \
+                 would have been looked at: look at it while it runs, with --why-every 1 and a short INTERVAL"
             );
             return None;
         }
         let began = Instant::now();
         let mut heaps = Vec::new();
         for (space, target) in spaces {
-            let first = numbers.sight(&taken.snapshot, &taken.own, space);
+            let first = numbers.sight(snapshot, own, space);
             let known = numbers.stacks.clone();
             let ips_of = |number: u32| {
                 let id = known.get(number as usize).map(|(_, stack_id)| stack_id);
-                let stack = id.and_then(|id| taken.snapshot.stacks.get(id));
+                let stack = id.and_then(|id| snapshot.stacks.get(id));
                 stack.map(|stack| stack.ips.clone()).unwrap_or_default()
             };
             let look = || self.examine_one(space, &target, first, &mut numbers, &ips_of);
@@ -136,13 +204,8 @@ impl Session {
     ) -> io::Result<ExaminedHeap> {
         let may_hide = target.allocators.others && !target.from_start;
         let mut again = || {
-            // What it has mapped and unmapped since comes first.
-            let _ = self.take_events_before_report().map_err(io::Error::other)?; // nobody reads: it ends soon
-            let mut snapshot = self.tracer.snapshot(None).map_err(io::Error::other)?;
-            let own = self.take_out_own(&mut snapshot);
-            let sight = numbers.sight(&snapshot, &own, space);
-            self.tracer.give_back(snapshot);
-            Ok(sight)
+            let (snapshot, own) = self.now().map_err(io::Error::other)?;
+            Ok(numbers.last_sight(snapshot.outstanding, &own, space))
         };
         let examined = examine(target, first, &mut again, ips_of)?;
         let types = types(target.pid, &examined).unwrap_or_default();
@@ -166,9 +229,9 @@ impl Session {
 fn types(pid: u32, examined: &Examined) -> io::Result<HashMap<u32, TypeAt>> {
     let mut samples: HashMap<u32, (Class, Block)> = HashMap::new();
     for (block, class) in examined.blocks() {
-        let known = samples.entry(block.stack).or_insert((*class, *block));
-        if *class < known.0 {
-            *known = (*class, *block);
+        let known = samples.entry(block.stack).or_insert((class, *block));
+        if class < known.0 {
+            *known = (class, *block);
         }
     }
     let mut names = TypeNames::of(pid)?;

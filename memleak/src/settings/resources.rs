@@ -118,8 +118,7 @@ pub(super) fn list(cli: &Cli) -> Result<(String, Vec<String>), UsageError> {
     for resource in OF_PROCESSES {
         let info = ResourceInfo::built_in(*resource);
         let of_resource = TABLE.iter().filter(|row| {
-            row.probe.resource == resource.number()
-                && !matches!(row.role, Role::Shield | Role::Abandon | Role::Notice)
+            row.probe.resource == resource.number() && row.role != Role::Shield && !row.role.is_control()
         });
         rows.push((info.name, info.description, of_resource.map(|row| &*row.function).collect()));
     }

@@ -19,6 +19,7 @@ const PROGRAMS: &[&str] = &[
     "acquire_session",
     "call_enter",
     "call_exit",
+    "ending_enter",
     "mappings_enter",
     "process_exec",
     "process_fork",

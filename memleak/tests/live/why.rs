@@ -14,7 +14,7 @@ use crate::{
     guard::alone,
     process::{self, Running, rounds},
     programs::{Link, build, scratch_dir, text},
-    report::Report,
+    report::{Report, Stack},
     tracer::{NEVER, Tracer},
 };
 
@@ -476,5 +476,52 @@ fn pointers_that_move_lose_nothing() {
             "{why}"
         );
         assert_eq!(before["lost"]["count"].as_u64().unwrap_or(0), 0, "{is_before}: {why}");
+    }
+}
+
+/// Two thousand threads are stopped within the time that is said, and what their stacks hold is
+/// found.
+#[test]
+fn thousands_of_threads_are_looked_at() {
+    const THREADS: u64 = 2000;
+    let _alone = alone();
+    let program = build("many_threads.c", Link::Dynamic, &["-O2"]);
+    let arguments = ["--json", "--why=exact", "--max-pause", "3000", "-a", "-o", "0", NEVER, "--"];
+    let mut tracer = Tracer::start(&[&arguments[..], &[text(&program), "2000"]].concat());
+    tracer.running().expect("READY");
+    let report = tracer.stop_with_report();
+    let why = report.why.as_ref().expect("it was looked at");
+    assert!(why["stopped_ms"].as_u64() < Some(3000), "{why}");
+    assert_eq!(why["definitely_lost"]["count"], 0, "{why}");
+    let made = |stack: &&Stack| (stack.bytes, stack.count) == (3001 * THREADS, THREADS);
+    let made = report.stacks.iter().find(made).expect("the threads' blocks");
+    let blocks = made.allocations.iter().flatten();
+    let held = blocks.filter(|block| block.why.as_deref() == Some("still_reachable")).count() as u64;
+    assert_eq!(held, THREADS, "{why}");
+}
+
+/// A command is looked at when it is about to end, with all of its threads there; what it has lost
+/// by then is said, and its own status is passed on.
+#[test]
+fn a_command_is_looked_at_before_it_ends() {
+    const THREADS: u64 = 5;
+    let _alone = alone();
+    let program = build("many_threads.c", Link::Dynamic, &["-O2"]);
+    for why in ["--why", "--why=exact"] {
+        let arguments = ["--json", why, "-a", "-o", "0", NEVER, "--", text(&program), "5", "lose"];
+        let mut tracer = Tracer::start(&arguments);
+        tracer.running().expect("READY");
+        tracer.running().tell("end");
+        let outcome = tracer.wait();
+        assert_eq!(outcome.code, 7, "{:?}", outcome.ended.stderr);
+        let report = outcome.reports.last().expect("a report");
+        let classes = |bytes: u64| -> Vec<&str> {
+            let blocks = report.stacks.iter().flat_map(|stack| stack.allocations.iter().flatten());
+            blocks.filter(|block| block.size == bytes).filter_map(|block| block.why.as_deref()).collect()
+        };
+        // Each sleeper's stack alone holds one; main has lost another.
+        assert_eq!(classes(3001), ["still_reachable"; THREADS as usize], "{:?}", report.why);
+        assert_eq!(classes(2003), ["definitely_lost"], "{:?}", report.why);
+        assert!(report.is_final);
     }
 }

@@ -76,6 +76,7 @@ pub(crate) fn check_resources(
         (ProgramKind::ReleaseEnter, by_role(&[Role::Release, Role::Sweep])),
         (ProgramKind::AbandonEnter, by_role(&[Role::Abandon])),
         (ProgramKind::MappingsEnter, by_role(&[Role::Notice])),
+        (ProgramKind::EndingEnter, by_role(&[Role::Ending])),
     ];
     let mut points = 0;
     for (program, addresses) in expected {

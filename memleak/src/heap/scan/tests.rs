@@ -1,6 +1,7 @@
 use std::hint::black_box;
 
 use super::*;
+use crate::{account::Allocators, heap::RegisterSource, objects::ObjectStore};
 
 const HIDE: u64 = 0x5555_0000_aaaa_0000;
 
@@ -57,6 +58,7 @@ fn our_own_heap_is_examined() {
         from_start: false,
         registers: RegisterSource::default(),
         max_pause: None,
+        stopped: None,
         before: 5,
         asked: Some((further ^ HIDE) + 3),
     };
@@ -85,6 +87,7 @@ fn who_has_gone_is_an_error() {
         from_start: false,
         registers: RegisterSource::default(),
         max_pause: None,
+        stopped: None,
         before: 5,
         asked: None,
     };

@@ -24,4 +24,6 @@ pub(super) const ROWS: &[Row] = &[
     abandon("__libc_siglongjmp"),
     // Where debuggers learn of dlopen: glibc's elf/dl-debug.c, musl's ldso/dynlink.c.
     row("_dl_debug_state", Role::Notice, Scope::Anywhere, ProbeRow::EMPTY),
+    // exit(3) ends with it, after destructors and what atexit(3) was told (POSIX.1-2017, _exit).
+    row("_exit", Role::Ending, Scope::CLibrary, ProbeRow::EMPTY),
 ];

@@ -29,6 +29,15 @@ pub enum Role {
     Abandon,
     /// Is called when the target's mappings have changed: `mappings_enter`.
     Notice,
+    /// Ends the process: `ending_enter`. Probed only where its end is asked for.
+    Ending,
+}
+
+impl Role {
+    /// It does nothing to a resource.
+    pub const fn is_control(self) -> bool {
+        matches!(self, Self::Abandon | Self::Notice | Self::Ending)
+    }
 }
 
 /// Which objects' symbols a row applies to.
@@ -79,7 +88,7 @@ pub struct Row {
 impl Row {
     /// A run over these resources needs it.
     pub fn serves(&self, resources: &[Resource]) -> bool {
-        matches!(self.role, Role::Abandon | Role::Notice)
+        self.role.is_control()
             || self.scope == Scope::Usdt && resources.contains(&Resource::Heap)
             || resources.iter().any(|resource| resource.number() == self.probe.resource)
     }

@@ -155,7 +155,7 @@ fn gives_each_role_what_its_programs_need() {
             Role::Acquire | Role::InPlace => (true, false),
             Role::Resize => (true, true),
             Role::Release | Role::FallibleRelease => (false, true),
-            Role::Shield | Role::Sweep | Role::Abandon | Role::Notice => (false, false),
+            Role::Shield | Role::Sweep | Role::Abandon | Role::Notice | Role::Ending => (false, false),
         };
         assert_eq!((acquires(row), releases(row)), expected, "{function}");
         assert!(acquires(row) || probe.size == size::NONE, "{function}");
@@ -164,7 +164,7 @@ fn gives_each_role_what_its_programs_need() {
         }
         assert_eq!(*role == Role::InPlace, probe.flags & flags::IN_PLACE != 0, "{function}");
         assert_eq!(*role == Role::Sweep, probe.flags & flags::SWEEPS != 0, "{function}");
-        if matches!(role, Role::Abandon | Role::Notice) {
+        if role.is_control() {
             assert_eq!(*probe, ProbeRow::EMPTY, "{function}");
         }
     }
@@ -223,7 +223,7 @@ fn rows_of_a_resource_agree() {
     const OF_ALL: u32 = flags::COUNTED | flags::EARLY_RELEASE | flags::ZERO_IS_HANDLE;
     let mut found: BTreeMap<u32, BTreeSet<(u32, u8)>> = BTreeMap::new();
     let mut groups: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
-    let counted = TABLE.iter().filter(|row| !matches!(row.role, Role::Abandon | Role::Notice));
+    let counted = TABLE.iter().filter(|row| !row.role.is_control());
     for Row { probe, .. } in counted {
         found.entry(probe.resource).or_default().insert((probe.flags & OF_ALL, probe.handle_width));
         groups.entry(probe.group).or_default().insert(probe.resource);

@@ -1,0 +1,185 @@
+//! What is known of a process at the beginning of a look, and all its pointers, read.
+
+use std::{
+    io,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Block,
+    graph::{Graph, Sources},
+    hidden::HiddenRegisters,
+    index::BlockIndex,
+    look::{Populated, populated},
+    registers::{Asleep, RegisterSource},
+    roots::{self, RootSource},
+};
+use crate::{
+    account::Allocators,
+    objects::ObjectStore,
+    proc::{
+        maps::{Mapping, read_maps},
+        stacks::ThreadRegisters,
+        stop::StoppedProcess,
+    },
+};
+
+/// What is known of a process's blocks at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Sight {
+    /// Its blocks, in any order.
+    pub blocks: Vec<Block>,
+    /// What allocators have mapped for themselves, in any order.
+    pub own: Vec<Range<u64>>,
+    /// What the program has mapped.
+    pub mapped: Vec<Range<u64>>,
+}
+
+/// A process.
+#[derive(Clone, Debug)]
+pub struct HeapTarget {
+    /// Its number.
+    pub pid: u32,
+    /// Its allocators.
+    pub allocators: Allocators,
+    /// The files that it has mapped.
+    pub store: ObjectStore,
+    /// All that it has acquired since it began is known.
+    pub from_start: bool,
+    /// Who can be asked for registers while it runs.
+    pub registers: RegisterSource,
+    /// It may be stopped once, for so long, and is not looked at three times.
+    pub max_pause: Option<Duration>,
+    /// It is stopped, and is looked at once.
+    pub(crate) stopped: Option<Arc<StoppedProcess>>,
+    /// The number of the stack of what was there before tracing began.
+    pub before: u32,
+    /// An address of which the block is asked for.
+    pub asked: Option<u64>,
+}
+
+/// What is known of a process's blocks, ready to be asked for addresses.
+pub(super) struct IndexedSight {
+    pub(super) index: BlockIndex,
+    pub(super) own: Vec<Range<u64>>,
+    pub(super) mapped: Vec<Range<u64>>,
+}
+
+impl From<Sight> for IndexedSight {
+    fn from(sight: Sight) -> Self {
+        Self { index: BlockIndex::new(sight.blocks), own: sight.own, mapped: sight.mapped }
+    }
+}
+
+/// What is known before the memory is read.
+pub(super) struct Surveyed {
+    pub(super) mappings: Vec<Mapping>,
+    pub(super) populated: Populated,
+    pub(super) index: BlockIndex,
+    pub(super) places: roots::RootPlaces,
+    /// Registers at its beginning.
+    pub(super) registers: Vec<ThreadRegisters>,
+    pub(super) took: Duration,
+}
+
+impl Surveyed {
+    pub(super) fn of(
+        target: &HeapTarget,
+        sight: IndexedSight,
+        stopped: Option<&StoppedProcess>,
+    ) -> io::Result<Self> {
+        let began = Instant::now();
+        let mappings = read_maps(target.pid)?;
+        if mappings.is_empty() {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        let populated = populated(target.pid, &mappings)?;
+        let index = sight.index;
+        // They are not asked for before a stop: that look is to take as long as the one after.
+        let registers = match target.max_pause {
+            None if stopped.is_none() => target.registers.read(target.pid),
+            _ => Vec::new(),
+        };
+        let source = RootSource {
+            pid: target.pid,
+            mappings: &mappings,
+            store: &target.store,
+            allocators: target.allocators,
+            from_start: target.from_start,
+            own: &sight.own,
+            mapped: &sight.mapped,
+            blocks: index.blocks(),
+            runs: &populated.runs,
+            stopped: stopped.map(|stopped| stopped.threads.as_slice()),
+            registers: &registers,
+        };
+        let places = roots::find(&source)?;
+        let index = match places.unknown.as_deref().unwrap_or_default() {
+            [] => index,
+            blocks => index.with(blocks.iter().map(|block| Block {
+                start: block.start,
+                size: block.end - block.start,
+                birth: 0,
+                stack: target.before,
+            })),
+        };
+        Ok(Self { mappings, populated, index, places, registers, took: began.elapsed() })
+    }
+}
+
+/// What a look could not see that has begun with these registers, and ends now.
+pub(super) fn hidden_registers(
+    target: &HeapTarget,
+    places: &roots::RootPlaces,
+    before: &[ThreadRegisters],
+    mappings: &[Mapping],
+) -> HiddenRegisters {
+    if target.max_pause.is_some() {
+        return HiddenRegisters::default();
+    }
+    let after = if before.is_empty() { Vec::new() } else { target.registers.read(target.pid) };
+    let asleep = Asleep::of(before, &after);
+    HiddenRegisters::of(target.pid, &places.threads, &asleep, mappings, &target.store)
+}
+
+/// All pointers of a process, not followed yet.
+pub(super) struct ReadHeap {
+    pub(super) graph: Graph,
+    pub(super) mappings: Vec<Mapping>,
+    pub(super) populated: Populated,
+    pub(super) places: roots::RootPlaces,
+    pub(super) hidden: HiddenRegisters,
+    /// What finding the roots took, and all of it.
+    pub(super) found: Duration,
+    pub(super) read: Duration,
+    /// Bytes that could not be read.
+    pub(super) unread: u64,
+}
+
+impl ReadHeap {
+    /// Reads a process's memory. If it is `stopped`, and nobody else keeps it so, it is let go
+    /// then.
+    pub(super) fn of(
+        target: &HeapTarget,
+        sight: IndexedSight,
+        stopped: Option<Arc<StoppedProcess>>,
+    ) -> io::Result<Self> {
+        let began = Instant::now();
+        let prepared = Surveyed::of(target, sight, stopped.as_deref())?;
+        let Surveyed { mappings, populated, index, places, registers, took: found } = prepared;
+        let runs = &populated.runs;
+        let from =
+            Sources { pid: target.pid, is_stopped: stopped.is_some(), places: &places, runs, others: None };
+        let (graph, unread) = Graph::read(index, &from)?;
+        let was_stopped = stopped.is_some();
+        drop(stopped);
+        let read = began.elapsed();
+        let hidden = match was_stopped {
+            true => HiddenRegisters::default(),
+            false => hidden_registers(target, &places, &registers, &mappings),
+        };
+        Ok(Self { graph, mappings, populated, places, hidden, found, read, unread })
+    }
+}
