@@ -102,6 +102,8 @@ pub struct Accounts {
     spaces: HashMap<u32, Base>,
     /// What was outstanding at the account before.
     outstanding_before: Option<u64>,
+    /// What of an allocator that cannot be read seemed to be free then.
+    unread_before: u64,
     /// One in so many is captured.
     sample_rate: u64,
     /// Spaces of which it was said that a heap in them is not seen.
@@ -135,6 +137,7 @@ impl Accounts {
             store,
             spaces: HashMap::new(),
             outstanding_before: None,
+            unread_before: 0,
             sample_rate: sample_rate.max(1),
             told_nameless: HashSet::new(),
             last: None,
@@ -205,6 +208,12 @@ impl Accounts {
         }
         if memory.rss == 0 {
             return None;
+        }
+        // What was acquired since the snapshot is in memory and not yet known: it seems to be free
+        // once.
+        if let Some(unread) = &mut memory.allocator_free_at_least {
+            let now = *unread;
+            *unread = now.min(std::mem::replace(&mut self.unread_before, now));
         }
         memory.finding = memory.find(&before, self.outstanding_before);
         self.outstanding_before = Some(memory.outstanding_resident);
@@ -301,14 +310,14 @@ impl Memory {
         if self.older_growth > growth / 2 && self.older_growth > self.rss / 20 {
             return Some(Finding::OlderMappings);
         }
-        let free = match (self.allocator_free, self.allocator_free_at_least) {
-            (None, None) => return None,
-            (read, unread) => read.unwrap_or(0).saturating_sub(base.free.unwrap_or(0)) + unread.unwrap_or(0),
-        };
         let outstanding = self.outstanding_resident.saturating_sub(base.outstanding);
         let grows_now = before.is_none_or(|before| self.outstanding_resident > before + before / 100);
-        let is_free = free >= LITTLE && free >= growth / 4;
-        (is_free && (outstanding <= growth / 4 || !grows_now)).then_some(Finding::FreeInside)
+        let is_most = |free: u64| free >= LITTLE && free >= growth / 4;
+        let free = self.allocator_free.unwrap_or(0).saturating_sub(base.free.unwrap_or(0));
+        let is_free = is_most(free) && (outstanding <= growth / 4 || !grows_now);
+        // What is free in an allocator that cannot be read is believed while nothing grows.
+        let unread = self.allocator_free_at_least.unwrap_or(0);
+        (is_free || (is_most(unread) && !grows_now)).then_some(Finding::FreeInside)
     }
 }
 
@@ -374,6 +383,8 @@ mod tests {
         assert_eq!(finding(none, fragmented, Some(40 * MB)), Some(Finding::FreeInside));
         assert_eq!(finding(none, fragmented, Some(20 * MB)), None, "it grows");
         assert_eq!(finding(none, unread(40 * MB, 15 * MB, 10 * MB), Some(40 * MB)), None, "it leaked");
+        // What has come since the snapshot is in memory already.
+        assert_eq!(finding(none, unread(MB, 8 * MB, 0), Some(MB / 2)), None, "it grows from little");
         let mut memory = Memory::default();
         memory.add(&fragmented, &none);
         assert_eq!(memory.allocator_free_at_least, Some(40 * MB));
