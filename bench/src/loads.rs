@@ -165,3 +165,35 @@ fn markdown(options: &Options, results: &Results) -> Result<String> {
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn each_load_has_a_row_with_ratios_to_the_traps() -> Result<()> {
+        let mut results = Results::default();
+        let (load, leak) = (LOADS[0].name, LOADS[10].name);
+        for (variant, nanoseconds) in VARIANTS.into_iter().zip([1000.0, 1300.0, 1250.0, 900.0]) {
+            results.cpu_ns.add((load, 0, variant), nanoseconds);
+        }
+        results.cpu_ns.add((leak, 5_000_000, Variant::Traps), 1100.0);
+        results.lost.push("so many stacks".to_owned());
+        let text = markdown(&Options::parse_from(["bench"]), &results)?;
+        let rows = [
+            "| alternating, 1 thread | 1000 ns | 1300 ns, 1.30 | 1250 ns, 1.25 | 900 ns, 0.90 |",
+            "| one in ten leaks, so many held: 5000000 | 1100 ns | not measured | not measured | not measured |",
+            "Of one round: so many stacks",
+        ];
+        for row in rows {
+            assert!(text.lines().any(|line| line == row), "{row}\n{text}");
+        }
+        let columns = |start: &str| {
+            text.lines().find(|line| line.starts_with(start)).map_or(0, |line| line.matches('|').count())
+        };
+        assert_eq!((columns("| load"), columns("| ---")), (6, 6));
+        Ok(())
+    }
+}

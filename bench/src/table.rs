@@ -147,3 +147,35 @@ fn once(text: &mut String, results: &Results) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::processes::Pace;
+
+    #[test]
+    fn ratios_are_of_cpu_time() -> Result<()> {
+        let mut results = Results::default();
+        // It waited for a CPU half of the time.
+        results.add(Variant::Traps, 5, Pace { turn_ns: 2000.0, cpu_share: 0.5 });
+        results.add(Variant::Memleak, 5, Pace { turn_ns: 1300.0, cpu_share: 1.0 });
+        results.add(Variant::Bcc, 5, Pace { turn_ns: 13000.0, cpu_share: 1.0 });
+        results.leave_out(Variant::Dhat, &anyhow::anyhow!("valgrind is not installed"));
+        let mut text = String::new();
+        pairs(&mut text, &results)?;
+        peers(&mut text, &results)?;
+        let rows = [
+            "| 5 | not measured | 2.00 us | 1.30 us | not measured | not measured | not measured | 13.00 us | 1.30 | not \
+             measured | not measured | 10.00 |",
+            "| memleak-bpfcc | 13.00 us | 10.00 | not measured | not measured | not measured | not measured |",
+            "valgrind, DHAT was not measured: valgrind is not installed",
+        ];
+        for row in rows {
+            assert!(text.lines().any(|line| line == row), "{row}\n{text}");
+        }
+        let lines = || text.lines().filter(|line| line.starts_with('|'));
+        let columns: Vec<usize> = lines().map(|line| line.matches('|').count()).collect();
+        assert!(columns.iter().all(|count| [13, 8].contains(count)), "{columns:?}");
+        Ok(())
+    }
+}
