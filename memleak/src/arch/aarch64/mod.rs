@@ -1,9 +1,10 @@
 //! 64-bit ARM.
 
 #[cfg(target_arch = "aarch64")]
-pub mod host;
+pub(crate) mod host;
 pub(crate) mod placement;
 pub(crate) mod probe_arguments;
+pub(crate) mod returns;
 
 use object::elf;
 
