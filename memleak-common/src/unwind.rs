@@ -46,6 +46,7 @@
 //! pc' = [A]             x29' = x29                          *_RA
 //! sp' = CFA
 //! Kind::SIGNAL: x29', x30', sp', pc' = [sp + 544], [sp + 552], [sp + 560], [sp + 568]
+//! Kind::RECORD: x29', pc' = [x29], [x29 + 8]; sp' = x29 + 16, which may be another stack's
 //! ```
 
 mod aarch64;
@@ -102,7 +103,7 @@ impl Kind {
     pub const FP_PAIR: Self = Self(12);
     /// aarch64: CFA from `x29`, `x30` saved and `x29` untouched.
     pub const FP_RA: Self = Self(13);
-    /// x86_64: the frame record at the frame pointer, on whatever stack that is: code that keeps
+    /// The frame record at the frame pointer, on whatever stack that is: code that keeps
     /// frame pointers and switches stacks (Go).
     pub const RECORD: Self = Self(14);
 }
@@ -330,7 +331,7 @@ pub struct Regs {
     pub sp: u64,
     /// Frame pointer: `rbp`, `x29`.
     pub fp: u64,
-    /// Link register: `x30`; 0 on x86_64.
+    /// Link register: `x30`; 0 on x86_64, and in frames that have made a call.
     pub lr: u64,
 }
 
@@ -338,7 +339,7 @@ pub struct Regs {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct State {
-    /// The frame's registers. `lr` counts while `exact` is set only: a call has overwritten it.
+    /// The frame's registers. `lr` counts if `exact` is set or it is not 0: a call overwrites it.
     pub regs: Regs,
     /// Bits of a return address that are address (aarch64's pointer authentication uses the
     /// others).

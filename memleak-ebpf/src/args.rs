@@ -33,6 +33,8 @@ pub struct CallerFrame {
     pub sp: u64,
     /// The frame pointer.
     pub fp: u64,
+    /// The link register, where it may still have the return address; else 0.
+    pub lr: u64,
 }
 
 /// The return of a call.

@@ -14,6 +14,7 @@ mod args;
 mod blocks;
 mod clock;
 mod cut;
+mod followed;
 mod growth;
 mod history;
 mod kernel_mode;
@@ -92,6 +93,20 @@ pub fn call_exit(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// A function that acquires is entered, where no return address is ever replaced.
+#[uprobe]
+pub fn followed_enter(ctx: ProbeContext) -> u32 {
+    let _ = followed::enter(&ctx);
+    0
+}
+
+/// A `ret` of such a function is about to be executed.
+#[uprobe]
+pub fn followed_exit(ctx: ProbeContext) -> u32 {
+    let _ = followed::exit(&ctx);
+    0
+}
+
 /// A function that releases and cannot fail is entered.
 #[uprobe]
 pub fn release_enter(ctx: ProbeContext) -> u32 {
@@ -102,7 +117,7 @@ pub fn release_enter(ctx: ProbeContext) -> u32 {
 /// The stack is about to be unwound past calls that are pending (an exception, longjmp).
 #[uprobe]
 pub fn abandon_enter(_ctx: ProbeContext) -> u32 {
-    track::abandon_pending(true);
+    track::abandon_pending(arch::REPLACES_RETURNS);
     0
 }
 

@@ -9,6 +9,7 @@ use memleak_common::{
 };
 
 use crate::{
+    arch::REPLACES_RETURNS,
     maps::{SWITCHED, count},
     thread::{self, current_registers, group, top},
     unwind,
@@ -86,6 +87,9 @@ pub fn interrupted() {
     let Some(top) = top(thread) else { return };
     let (top_sp, sp) = (top.sp, current_registers().stack_pointer());
     thread.interrupted = 1;
+    if !REPLACES_RETURNS {
+        return;
+    }
     // `ret` has taken the address off the stack, and the trampoline writes to its place. At the
     // function's entry the stack pointer is there as well: then the address is, too.
     if sp.wrapping_add(PUSHED).wrapping_sub(top_sp) <= PUSHED + 8 && thread.returning == 0 {

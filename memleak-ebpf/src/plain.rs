@@ -43,17 +43,24 @@ pub fn enter_plain(ctx: &ProbeContext, number: u32) -> Option<bool> {
         skip(thread, sp, number);
         return Some(false);
     }
+    push(thread, number, size, sp, 0);
+    thread.pending[0].is_chosen = 1;
+    Some(true)
+}
+
+/// The call of this row is the thread's only pending one; the filters are not asked yet.
+#[inline(always)]
+pub fn push(thread: &mut ThreadRecord, number: u32, size: u64, sp: u64, return_address: u64) {
     thread.interrupted = 0;
     let call = &mut thread.pending[0];
     call.sp = sp;
-    call.return_address = 0;
+    call.return_address = return_address;
     call.row = number;
     call.has_released = NOTHING;
     call.nested = 0;
-    call.is_chosen = 1;
+    call.is_chosen = 0;
     call.size_or_address = size;
     thread.depth = 1;
-    Some(true)
 }
 
 /// [`crate::track::acquire_exit`], likewise. `None` if it is not such a call.

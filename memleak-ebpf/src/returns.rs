@@ -16,7 +16,7 @@ use memleak_common::{
 };
 
 use crate::{
-    arch::{entered_caller, entry_sp},
+    arch::{REPLACES_RETURNS, entered_caller, entry_sp},
     args::{Arguments, Return},
     maps::{CALLS, EMPTY_CALL, PROBES, SWITCHED, count, has},
     nesting::{is_nested, open_index},
@@ -78,6 +78,10 @@ pub fn call_exit(ctx: &ProbeContext) -> Option<()> {
     // SAFETY: an aligned map value, which whoever runs on this stack writes.
     let open = unsafe { &mut *CALLS.get_ptr_mut(&key)? };
     let row = PROBES.get(open.call.row)?;
+    // Code that many functions jump to (a system call's error) is followed to here as well.
+    if !REPLACES_RETURNS && entered_caller(ctx).ip != open.call.return_address {
+        return None;
+    }
     if open.tid == thread.tid {
         let count = &mut thread.open[open_index(row)];
         *count = count.saturating_sub(1);

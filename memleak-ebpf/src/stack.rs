@@ -18,6 +18,7 @@ use memleak_common::{
 };
 
 use crate::{
+    arch,
     args::{CallerFrame, Return},
     mappings,
     maps::{EEXIST, KERNEL_STACKS, SHORT_STACKS, STACKS, STATS, Wake, count, send, setting},
@@ -58,9 +59,10 @@ pub fn capture(at: &Return, thread: &mut ThreadRecord) -> u64 {
     if setting!(flags) & flags::KERNEL_WALK != 0 {
         return at.kernel_stack;
     }
-    let CallerFrame { ip, sp, fp } = at.caller;
+    let CallerFrame { ip, sp, fp, lr } = at.caller;
     // What the walk reads beside the stack is not cached.
-    let may_be_cached = setting!(flags) & flags::UNWIND_TABLES != 0 && thread.depth == 0;
+    let reads_others = (arch::REPLACES_RETURNS && thread.depth != 0) || lr != 0;
+    let may_be_cached = setting!(flags) & flags::UNWIND_TABLES != 0 && !reads_others;
     thread.unwind.window.bytes = 0;
     thread.unwind.recording = 0;
     if may_be_cached {
@@ -71,7 +73,7 @@ pub fn capture(at: &Return, thread: &mut ThreadRecord) -> u64 {
         }
     }
     // SAFETY: as above.
-    let hash = unsafe { walk_stack(thread, ip, sp, fp) };
+    let hash = unsafe { walk_stack(thread, ip, sp, fp, lr) };
     if hash != UNCHANGED {
         thread.stack_id = store_walked(hash);
     }
@@ -97,10 +99,10 @@ const UNCHANGED: u64 = 0;
 /// `thread` is null or the record of the current thread.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn walk_stack(thread: *mut ThreadRecord, ip: u64, sp: u64, fp: u64) -> u64 {
+pub unsafe extern "C" fn walk_stack(thread: *mut ThreadRecord, ip: u64, sp: u64, fp: u64, lr: u64) -> u64 {
     // SAFETY: the caller says so.
     let Some(thread) = (unsafe { thread.as_mut() }) else { return UNCHANGED };
-    let regs = Regs { ip, sp, fp, lr: 0 };
+    let regs = Regs { ip, sp, fp, lr };
     let generation = mappings::generation(thread.owner.space);
     let same_mappings = thread.stack.context == generation;
     thread.stack.context = generation;
@@ -219,7 +221,7 @@ fn walk(ip: u64, fp: u64, thread: &mut ThreadRecord) -> WalkResult {
         }
         let next = window[(at & WINDOW_MASK) as usize];
         let mut return_address = window[((at + 1) & WINDOW_MASK) as usize];
-        if setting!(flags) & flags::READ_RETURNS != 0 {
+        if arch::REPLACES_RETURNS && setting!(flags) & flags::READ_RETURNS != 0 {
             return_address = replaced(thread.depth, &thread.pending, frame.wrapping_add(8), return_address);
         }
         // Zero ends a chain; a frame that is its own caller would never end.

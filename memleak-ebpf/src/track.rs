@@ -24,7 +24,7 @@ use memleak_common::{
 use crate::{
     cut,
     values::{Handles, MAX_HANDLES, acquired_handle, applies, handle_to_release, handles, is_none, narrow, read_word, size_or_address},
-    arch::{TRAMPOLINE, caller_of, entry_sp, exit_sp},
+    arch::{REPLACES_RETURNS, TRAMPOLINE, caller_of, entered_caller, entry_sp, exit_sp},
     args::{Arguments, Return},
     clock::now,
     maps::{PROBES, count, has, setting},
@@ -48,6 +48,15 @@ pub enum ReturnMode {
     Mending,
     /// Always; the target's stack cannot be written to.
     Plain,
+    /// By its `ret` instructions, which are probed: no return address is replaced.
+    Followed,
+}
+
+impl ReturnMode {
+    #[inline(always)]
+    fn is_followed(self) -> bool {
+        !REPLACES_RETURNS && self == Self::Followed
+    }
 }
 
 /// Pushes a pending call. `None` for one whose return is of no interest, or must not be probed.
@@ -56,7 +65,11 @@ pub fn acquire_enter(ctx: &ProbeContext, mode: ReturnMode) -> Option<()> {
     let (cookie, slot, row) = row(ctx.regs.cast())?;
     let thread = current_thread(slot)?;
     let sp = entry_sp(ctx);
-    let mut return_address = drop_stale(thread, row, sp, mode)?;
+    let mut return_address = if mode.is_followed() {
+        drop_left(thread, (cookie, row), sp, entered_caller(ctx).ip)?
+    } else {
+        drop_stale(thread, row, sp, mode)?
+    };
     let args = Arguments::of(ctx);
     if row.only != only::ALL && !applies(row, &args) {
         return None;
@@ -72,7 +85,7 @@ pub fn acquire_enter(ctx: &ProbeContext, mode: ReturnMode) -> Option<()> {
         return None;
     }
     let nested = !has(row, flags::COUNTS_NESTED) && is_nested(ctx, thread, row);
-    if nested && mode == ReturnMode::Session {
+    if nested && (mode == ReturnMode::Session || mode.is_followed()) {
         return None;
     }
     let is_walked_past = setting!(flags) & setting_flags::READ_RETURNS != 0 || mode == ReturnMode::Mending;
@@ -194,7 +207,7 @@ fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, sp: u64, mode: ReturnMo
                     return None;
                 }
                 ReturnMode::Mending => mend(top),
-                ReturnMode::Plain => {}
+                _ => {}
             }
         }
         if top.nested == 0 {
@@ -204,6 +217,36 @@ fn drop_stale(thread: &mut ThreadRecord, row: &ProbeRow, sp: u64, mode: ReturnMo
         thread.depth -= 1;
     }
     Some(0)
+}
+
+/// [`drop_stale`] where no return address is replaced: a call that is taken for left and comes back
+/// is missed, and nothing else. Gives the new call's return address.
+#[inline(always)]
+fn drop_left(
+    thread: &mut ThreadRecord,
+    (number, row): (u32, &ProbeRow),
+    sp: u64,
+    return_address: u64,
+) -> Option<u64> {
+    for _ in 0..MAX_PENDING {
+        let Some(top) = top(thread) else { break };
+        if top.sp > sp {
+            break;
+        }
+        if top.sp == sp && top.return_address == return_address && top.row != number {
+            // It has jumped to this one, which returns in its stead (reallocarray to realloc).
+            return (group(top.row) != row.group).then_some(return_address);
+        }
+        if top.sp < sp && thread.interrupted != 0 {
+            break; // the handler of a signal may be on a stack above
+        }
+        if top.nested == 0 {
+            count(Stat::MissedReturns);
+            put_back(thread.owner, top);
+        }
+        thread.depth -= 1;
+    }
+    Some(return_address)
 }
 
 /// Puts the return address of a pending call back on the stack, where the kernel has its

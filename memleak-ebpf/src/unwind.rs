@@ -94,7 +94,10 @@ impl Reads for ThreadStack {
     fn return_address(&self, cfa: u64, found: u64) -> u64 {
         // SAFETY: as above; nothing writes to the pending calls during a walk.
         let thread = unsafe { &*self.thread };
-        replaced(thread.depth, &thread.pending, cfa.wrapping_sub(8), found)
+        if !arch::REPLACES_RETURNS {
+            return found;
+        }
+        replaced(thread.depth, &thread.pending, cfa.wrapping_sub(arch::RETURN_SLOT), found)
     }
 
     #[inline(always)]
@@ -346,7 +349,7 @@ pub fn search_callers(ctx: &ProbeContext, thread: &mut ThreadRecord, group: u32)
     if setting!(flags) & flags::UNWIND_TABLES == 0 {
         return UNKNOWN;
     }
-    let CallerFrame { ip, sp, fp } = arch::entered_caller(ctx);
+    let CallerFrame { ip, sp, fp, .. } = arch::entered_caller(ctx);
     // SAFETY: the current thread's record.
     unsafe { find_caller(thread, group, ip, sp, fp) }
 }

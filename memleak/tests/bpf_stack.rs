@@ -94,17 +94,20 @@ fn worst(functions: &BTreeMap<String, Function>, chain: &[&str]) -> (u32, Vec<St
 
 #[test]
 fn every_chain_of_calls_fits_the_stack_of_older_kernels() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("ebpf");
-    let functions = functions(&folder.join("memleak-x86_64.bpf.o"));
-    let called: BTreeSet<&String> = functions.values().flat_map(|function| &function.calls).collect();
-    let programs = functions.keys().filter(|name| !called.contains(name) && !NEWER.contains(&name.as_str()));
-    let mut seen = 0;
-    for program in programs {
-        let (stack, chain) = worst(&functions, &[program]);
-        assert!(stack <= STACK, "{stack} bytes: {}", chain.join(", "));
-        seen += 1;
+    for machine in ["x86_64", "aarch64"] {
+        let object = format!("memleak-{machine}.bpf.o");
+        let functions = functions(&Path::new(env!("CARGO_MANIFEST_DIR")).join("ebpf").join(object));
+        let called: BTreeSet<&String> = functions.values().flat_map(|function| &function.calls).collect();
+        let programs =
+            functions.keys().filter(|name| !called.contains(name) && !NEWER.contains(&name.as_str()));
+        let mut seen = 0;
+        for program in programs {
+            let (stack, chain) = worst(&functions, &[program]);
+            assert!(stack <= STACK, "{machine}: {stack} bytes: {}", chain.join(", "));
+            seen += 1;
+        }
+        assert!(seen > 30, "{machine}: {seen}");
+        // They are near it: if this is not so any more, it is not seen here what they take.
+        assert!(worst(&functions, &["call_exit"]).0 > STACK / 2);
     }
-    assert!(seen > 30, "{seen}");
-    // They are near it: if this is not so any more, it is not seen here what they take.
-    assert!(worst(&functions, &["call_exit"]).0 > STACK / 2);
 }

@@ -21,11 +21,11 @@ use xtask::{
 use crate::sources;
 
 /// Architectures that have an object: BPF programs read arguments from registers, which differ.
-pub(crate) const ARCHITECTURES: [&str; 1] = ["x86_64"];
+pub(crate) const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
 
 const TARGET: &str = "bpfel-unknown-none";
-const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
-const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+pub(crate) const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 /// rustup's toolchains that will do, if `core`'s source is with them: the first is known to, the
 /// other changes.
 const NIGHTLIES: [&str; 2] = ["nightly-2026-05-20", "nightly"];
@@ -147,15 +147,18 @@ impl Toolchain {
                 rustup
             }
         };
-        command.current_dir(root.join("memleak-ebpf"));
-        // What `cargo run` and rustup set for this program is about another toolchain.
-        for name in ["CARGO", "RUSTUP_TOOLCHAIN", "LD_LIBRARY_PATH", "RUSTFLAGS", "CARGO_TARGET_DIR"] {
-            command.env_remove(name);
-        }
-        for name in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_TARGET"] {
-            command.env_remove(name);
-        }
+        without_ours(command.current_dir(root.join("memleak-ebpf")));
         command
+    }
+}
+
+/// Takes out what `cargo run` and rustup set for this program: it is about another toolchain.
+pub(crate) fn without_ours(command: &mut Command) {
+    for name in ["CARGO", "RUSTUP_TOOLCHAIN", "LD_LIBRARY_PATH", "RUSTFLAGS", "CARGO_TARGET_DIR"] {
+        command.env_remove(name);
+    }
+    for name in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_TARGET"] {
+        command.env_remove(name);
     }
 }
 

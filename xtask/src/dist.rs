@@ -22,7 +22,7 @@ use xtask::{
     run,
 };
 
-use crate::sources;
+use crate::{cross::Builder, sources};
 use archive::Entry;
 use release::{Release, parts, released};
 
@@ -44,7 +44,7 @@ const COPIED: [&str; 5] = [
 #[derive(Args)]
 pub(crate) struct Options {
     /// Build for this target, not for this machine with its own C library:
-    /// x86_64-unknown-linux-musl
+    /// x86_64-unknown-linux-musl, aarch64-unknown-linux-gnu
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,
     /// Make the program and its debug information alone: no archives, packages or image
@@ -65,7 +65,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Some(target) => target.clone(),
         None => run::host_target()?,
     };
-    take_apart(&build(&target)?)?;
+    let builder = Builder::of(&target)?;
+    take_apart(&build(&builder, &target)?, &builder)?;
     if target.starts_with(ARCH) {
         // A C library that is too old for such relocations fails here, and not at a user's.
         run::run(Command::new(parts().join("memleak")).arg("--version"))?;
@@ -84,27 +85,31 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// The program, linked statically: it runs on any Linux of its kind of machine.
-fn build(target: &str) -> Result<PathBuf> {
-    let mut cargo = run::cargo();
-    cargo.args(["build", "--profile", "dist", "--locked", "-p", "memleak", "--bin", "memleak"]);
+fn build(builder: &Builder, target: &str) -> Result<PathBuf> {
     // With a named target the flags are the program's alone: a procedural macro cannot be static.
-    cargo.args(["--target", target]);
-    // Relocations as a bit map have a tenth of their size.
-    let flags = ["-C", "target-feature=+crt-static", "-C", "link-arg=-Wl,-z,pack-relative-relocs"];
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    let mut flags = vec!["-C", "target-feature=+crt-static"];
+    if target.starts_with("x86_64") {
+        // Relocations as a bit map have a tenth of their size; Debian 12's linker has them for this
+        // machine.
+        flags.extend(["-C", "link-arg=-Wl,-z,pack-relative-relocs"]);
+    }
+    let mut cargo = builder.cargo("build", &flags);
+    cargo.args(["--profile", "dist", "--locked", "-p", "memleak", "--bin", "memleak"]);
     let built = run::executables(&mut cargo)?.into_iter().find(|executable| executable.target == "memleak");
     Ok(built.context("cargo built no `memleak`")?.path)
 }
 
 /// Takes the program apart: `memleak` and `memleak.debug`, which it names. A panic tells its place
 /// in the sources without the other file; with it beside the program, its backtrace has names.
-fn take_apart(built: &Path) -> Result<()> {
+fn take_apart(built: &Path, builder: &Builder) -> Result<()> {
     let folder = parts();
     fs::create_dir_all(&folder)?;
     let (program, debug) = (folder.join("memleak"), folder.join("memleak.debug"));
     let objcopy = |arguments: &[&str], from: &Path, to: &Path| {
         // In the folder, since the link is to a file that objcopy reads.
-        run::run(Command::new("objcopy").current_dir(&folder).args(arguments).arg(from).arg(to))
+        run::run(
+            Command::new(builder.binutils("objcopy")).current_dir(&folder).args(arguments).arg(from).arg(to),
+        )
     };
     objcopy(&["--only-keep-debug", "--compress-debug-sections"], built, &debug)?;
     objcopy(&["--strip-all", "--add-gnu-debuglink=memleak.debug"], built, &program)?;

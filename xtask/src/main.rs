@@ -2,6 +2,8 @@
 
 mod build_ebpf;
 mod comments;
+mod cross;
+mod debian;
 mod demo;
 mod dist;
 mod docs;

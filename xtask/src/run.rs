@@ -38,11 +38,13 @@ pub fn shown(command: &Command) -> String {
 /// Shows the command, runs it with our own streams and fails if it fails.
 pub fn run(command: &mut Command) -> Result<()> {
     eprintln!("+ {}", shown(command));
+    quietly(command)
+}
+
+/// The same without showing it: one of very many.
+pub fn quietly(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start `{}`", shown(command)))?;
-    if !status.success() {
-        bail!("`{}` failed: {status}", shown(command));
-    }
-    Ok(())
+    if status.success() { Ok(()) } else { bail!("`{}` failed: {status}", shown(command)) }
 }
 
 /// Runs the command quietly and gives what it wrote to standard output; its standard error is ours.

@@ -2,7 +2,7 @@
 
 use super::{
     Kind, Reads, Regs, State, Step, Tables, enter_caller, enter_interrupted, find_row, slot_address,
-    step_without_row,
+    step_by_record, step_without_row,
 };
 
 /// From a frame of an aarch64 thread to its caller.
@@ -17,6 +17,8 @@ pub fn step_aarch64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &
         (regs.fp, kind.0 - Kind::FP_LEAF.0)
     } else if kind == Kind::SIGNAL {
         return step_signal_aarch64(state, reads);
+    } else if kind == Kind::RECORD {
+        return step_by_record(state, reads);
     } else if kind == Kind::END {
         return Step::Complete;
     } else if kind == Kind::NONE {
@@ -29,8 +31,8 @@ pub fn step_aarch64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &
     let saved_at = slot_address(slot, cfa, &regs);
     if layout == 0 {
         // Only a frame that made no call can have its return address in the register, and its stack
-        // may be empty.
-        if state.exact == 0 {
+        // may be empty. One that has called the kernel still has it there.
+        if state.exact == 0 && regs.lr == 0 {
             return Step::Unsupported;
         }
         if cfa < regs.sp {

@@ -337,6 +337,11 @@ fn aarch64_leaf_returns_by_register() {
     // Only the first frame, or an interrupted one, can be a leaf.
     let (step, _) = arm_step(row(0, Kind::SP_LEAF, 0, 0), to, &[]);
     assert_eq!(step, Step::Unsupported);
+    // One that has called the kernel is the first, and its address is behind that call: its
+    // register counts, and no later frame's.
+    let behind = State { exact: 0, regs: Regs { ip: TEXT + 4, ..from.regs }, ..from };
+    let (step, to) = arm_step(row(0, Kind::SP_LEAF, 0, 0), behind, &[]);
+    assert_eq!((step, to.regs.ip, to.regs.lr, to.exact), (Step::Frame, TEXT + 0x20, 0, 0));
 }
 
 /// Go's: the caller's record may be at a lower address, on another stack; the first one is at 0.
@@ -375,6 +380,8 @@ fn aarch64_frame_records() {
     assert_eq!(arm_step(row(0, Kind::SP_PAIR, 0, -2), from, &words).0, Step::NoProgress);
     assert_eq!(arm_step(row(0, Kind::SP, 16, -2), from, &words).0, Step::Unsupported);
     assert_eq!(arm_step(Row::bare(0, Kind::END), from, &words).0, Step::Complete);
+    let (step, to) = arm_step(Row::bare(0, Kind::RECORD), from, &words);
+    assert_eq!((step, to.regs), (Step::Frame, Regs { ip: TEXT + 0x20, sp: STACK + 16, fp: 0xf9, lr: 0 }));
     let (step, to) = arm_step(Row::bare(0, Kind::NONE), from, &words);
     assert_eq!((step, to.regs.ip, to.regs.fp), (Step::FrameByPointer, TEXT + 0x20, 0xf9));
 }

@@ -18,6 +18,9 @@ pub const ADDRESS_MASK: u64 = (1 << 48) - 1;
 /// What the kernel's return trampoline begins with: `brk` (arch/arm64/include/asm/uprobes.h,
 /// `UPROBE_SWBP_INSN`), its lowest byte.
 pub const TRAMPOLINE: [u8; 2] = [0xa0, 0xa0];
+/// No return address is ever replaced: it is in a register, and who has saved that where, signed or
+/// not, is not known. The `ret` instructions are probed (`followed`).
+pub const REPLACES_RETURNS: bool = false;
 /// A call takes nothing of the caller's frame: the link register has the return address.
 pub const RETURN_SLOT: u64 = 0;
 /// Bytes of a task's stack, which is aligned to them (arch/arm64/include/asm/memory.h,
@@ -54,6 +57,8 @@ impl Registers {
             ip: self.read(offset_of!(user_pt_regs, pc)),
             sp: self.read(offset_of!(user_pt_regs, sp)),
             fp: self.read(offset_of!(user_pt_regs, regs) + 29 * 8),
+            // A system call's stub has no frame: its return address is still where it was.
+            lr: self.read(offset_of!(user_pt_regs, regs) + 30 * 8),
         }
     }
 }
@@ -85,7 +90,7 @@ pub fn entered_caller(ctx: &ProbeContext) -> CallerFrame {
     // SAFETY: as above.
     unsafe {
         let regs = &*ctx.regs;
-        CallerFrame { ip: regs.regs[30], sp: regs.sp, fp: regs.regs[29] }
+        CallerFrame { ip: regs.regs[30], sp: regs.sp, fp: regs.regs[29], lr: 0 }
     }
 }
 
@@ -93,7 +98,7 @@ pub fn entered_caller(ctx: &ProbeContext) -> CallerFrame {
 #[inline(always)]
 pub fn caller_of(ctx: &RetProbeContext) -> CallerFrame {
     // SAFETY: as above.
-    unsafe { CallerFrame { ip: (*ctx.regs).pc, sp: (*ctx.regs).sp, fp: (*ctx.regs).regs[29] } }
+    unsafe { CallerFrame { ip: (*ctx.regs).pc, sp: (*ctx.regs).sp, fp: (*ctx.regs).regs[29], lr: 0 } }
 }
 
 /// Stores a word that says what was stored, or read, before: other CPUs see it after that. An

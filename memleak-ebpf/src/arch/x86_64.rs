@@ -16,6 +16,8 @@ use crate::args::{Arguments, CallerFrame};
 /// `xol_get_insn_slot`'s page) or, from 6.11 on, `push %rax` (arch/x86/kernel/uprobes.c,
 /// `uretprobe_trampoline_entry`).
 pub const TRAMPOLINE: [u8; 2] = [0xcc, 0x50];
+/// The return addresses of probed calls are replaced, on the stack.
+pub const REPLACES_RETURNS: bool = true;
 /// Bytes of a caller's frame that its call has taken for the return address.
 pub const RETURN_SLOT: u64 = 8;
 /// Bytes of a task's or an interrupt's stack, which is aligned to them
@@ -53,6 +55,7 @@ impl Registers {
             ip: self.read(offset_of!(pt_regs, rip)),
             sp: self.read(offset_of!(pt_regs, rsp)),
             fp: self.read(offset_of!(pt_regs, rbp)),
+            lr: 0,
         }
     }
 }
@@ -88,14 +91,14 @@ pub fn entered_caller(ctx: &ProbeContext) -> CallerFrame {
     let ip = unsafe { bpf_probe_read_user(sp as *const u64) }.unwrap_or(0);
     // SAFETY: the context is as above.
     let fp = unsafe { (*ctx.regs).rbp };
-    CallerFrame { ip, sp: sp.wrapping_add(8), fp }
+    CallerFrame { ip, sp: sp.wrapping_add(8), fp, lr: 0 }
 }
 
 /// The caller of a function that returns: the registers are its own already.
 #[inline(always)]
 pub fn caller_of(ctx: &RetProbeContext) -> CallerFrame {
     // SAFETY: as above.
-    unsafe { CallerFrame { ip: (*ctx.regs).rip, sp: (*ctx.regs).rsp, fp: (*ctx.regs).rbp } }
+    unsafe { CallerFrame { ip: (*ctx.regs).rip, sp: (*ctx.regs).rsp, fp: (*ctx.regs).rbp, lr: 0 } }
 }
 
 /// Stores a word that says what was stored, or read, before: other CPUs see it after that. Stores

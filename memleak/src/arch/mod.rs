@@ -1,7 +1,7 @@
 //! What differs from machine to machine. Each has a folder with the same names in it:
 //! `RELOCATIONS`, `placement::place`, and in `host`, which is compiled for this machine alone,
-//! `MACHINE`, `OBJECT`, `STACK_POINTER`, `SYSTEM_CALLS` and `Breakpoint`. Nothing outside of here
-//! asks for `target_arch` or decodes instructions.
+//! `MACHINE`, `OBJECT`, `OLDEST_LINUX`, `STACK_POINTER`, `SYSTEM_CALLS` and `Breakpoint`. Nothing
+//! outside of here asks for `target_arch` or decodes instructions.
 
 pub(crate) mod aarch64;
 pub mod placement;
@@ -15,13 +15,17 @@ compile_error!("memleak knows x86_64 and aarch64");
 use std::collections::BTreeSet;
 
 #[cfg(target_arch = "aarch64")]
-pub use aarch64::host::{Breakpoint, MACHINE as HOST, OBJECT, OLD_FILE_CALLS, STACK_POINTER, SYSTEM_CALLS};
+pub use aarch64::host::{
+    Breakpoint, MACHINE as HOST, OBJECT, OLD_FILE_CALLS, OLDEST_LINUX, STACK_POINTER, SYSTEM_CALLS,
+};
 use object::elf;
 use placement::Placement;
 use relocations::RelocationTypes;
 use returns::Unclear;
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::host::{Breakpoint, MACHINE as HOST, OBJECT, OLD_FILE_CALLS, STACK_POINTER, SYSTEM_CALLS};
+pub use x86_64::host::{
+    Breakpoint, MACHINE as HOST, OBJECT, OLD_FILE_CALLS, OLDEST_LINUX, STACK_POINTER, SYSTEM_CALLS,
+};
 
 /// The machines whose code can be traced and whose stacks can be walked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -68,15 +72,28 @@ impl Machine {
     }
 
     /// Addresses (`vaddr`) of the instructions by which the function at `vaddr` returns.
-    /// `whole_function` gives all code of the function at an address.
+    /// `whole_function` gives all code of the function at an address, `code_from` so many bytes of
+    /// code from an address on, or what there is.
     pub fn returns(
         self,
         vaddr: u64,
         whole_function: impl Fn(u64) -> Option<Vec<u8>>,
+        code_from: impl Fn(u64, u64) -> Vec<u8>,
     ) -> Result<BTreeSet<u64>, Unclear> {
         match self {
             Self::X86_64 => x86_64::returns::returns(vaddr, whole_function),
-            Self::Aarch64 => Err(Unclear::Machine),
+            Self::Aarch64 => aarch64::returns::returns(vaddr, whole_function, code_from),
         }
+    }
+
+    /// The kernel has tracepoints of page faults.
+    pub const fn tells_page_faults(self) -> bool {
+        matches!(self, Self::X86_64)
+    }
+
+    /// The kernel may have replaced the return addresses of calls that are probed. Where not, the
+    /// `ret` instructions of all functions are probed.
+    pub const fn replaces_returns(self) -> bool {
+        matches!(self, Self::X86_64)
     }
 }

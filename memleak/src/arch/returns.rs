@@ -15,7 +15,7 @@ pub enum Unclear {
     /// It has no `ret`, or too many.
     #[error("it is too large, or does not return")]
     Extent,
-    /// Its machine's code is not decoded.
-    #[error("this machine's code is not decoded")]
-    Machine,
+    /// It returns by instructions that the kernel cannot probe (arm64's `retaa`).
+    #[error("it returns by instructions that cannot be probed")]
+    Signed,
 }

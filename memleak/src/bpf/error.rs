@@ -2,6 +2,8 @@
 
 use aya::programs::ProgramError;
 
+use crate::arch::OLDEST_LINUX;
+
 fn remedy(without_tables: Option<u64>) -> String {
     match without_tables {
         Some(needed) => format!("type --unwind fp, which takes {needed} MB, or raise the limit"),
@@ -12,9 +14,20 @@ fn remedy(without_tables: Option<u64>) -> String {
 /// What can go wrong between us and the kernel. Each message is one line: what, why, what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
-    /// Attach cookies came with Linux 5.15.
-    #[error("cannot trace on Linux {0}: attach cookies are missing; boot Linux 5.15 or newer")]
+    /// What the programs cannot do without came later.
+    #[error("cannot trace on Linux {0}: {lacks} are missing; boot Linux {major}.{minor} or newer", major = OLDEST_LINUX.0,
+        minor = OLDEST_LINUX.1, lacks = OLDEST_LINUX.2)]
     KernelTooOld(String),
+    /// Page faults are told of on some machines alone.
+    #[error(
+        "cannot trace growth: the kernel has no tracepoints of page faults on this machine; leave out --growth"
+    )]
+    NoPageFaults,
+    /// Ranges are counted in pages of this size.
+    #[error(
+        "cannot trace with pages of {0} bytes: boot a kernel with pages of 4096 bytes (CONFIG_ARM64_4K_PAGES)"
+    )]
+    PageSize(usize),
     /// `bpf()` said EPERM.
     #[error(
         "cannot load BPF programs: permission denied; run as root (sudo memleak ...) or give CAP_BPF, CAP_PERFMON and \

@@ -4,6 +4,7 @@ use aya::{VerifierLogLevel, util::KernelVersion};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::error::BpfError;
+use crate::{arch::OLDEST_LINUX, snapshot::PAGE_SIZE};
 
 /// No log at first: aya would retry a failed load with ever larger ones, which takes long. With -v
 /// -v the user wants the words.
@@ -18,9 +19,14 @@ pub(super) fn bpf_log_level(verbosity: u8) -> u8 {
 
 pub(super) fn check_kernel() -> Result<(), BpfError> {
     let version = KernelVersion::current().map_err(|error| BpfError::Load(error.to_string()))?;
-    if version < KernelVersion::new(5, 15, 0) {
+    let (major, minor, _) = OLDEST_LINUX;
+    if version < KernelVersion::new(major, minor, 0) {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         return Err(BpfError::KernelTooOld(release.trim().to_owned()));
+    }
+    let page_size = rustix::param::page_size();
+    if page_size as u64 != PAGE_SIZE {
+        return Err(BpfError::PageSize(page_size));
     }
     Ok(())
 }

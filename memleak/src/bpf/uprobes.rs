@@ -9,10 +9,12 @@ use super::{
     error::{BpfError, load_error},
     multi::{Ends, MultiPrograms},
 };
-use crate::arch::OBJECT;
+use crate::arch::{HOST, OBJECT};
 
 /// Uprobe programs of one kind of place.
 const UPROBES: &[&str] = &["release_enter", "mappings_enter", "call_exit", "call_enter"];
+/// The programs for calls whose `ret` instructions are probed, where all are so.
+const FOLLOWED: &[&str] = &["followed_exit", "followed_enter"];
 /// Mends the stack for an unwinder; and the same without, for kernels that forbid to write to a
 /// process.
 pub(super) const ABANDON: [&str; 2] = ["abandon_enter", "abandon_enter_plain"];
@@ -85,6 +87,12 @@ impl Uprobes {
             return Ok(true);
         }
         let [mending, plain] = ABANDON;
+        if !HOST.replaces_returns() {
+            // Nothing is to be mended.
+            self.load_each(ebpf, &[&[mending], UPROBES, FOLLOWED].concat())?;
+            self.start_maker();
+            return Ok(true);
+        }
         let mends = self.load(ebpf, mending);
         if let Err(error) = &mends {
             log::debug!("{mending} is not available here: {error}");
@@ -92,10 +100,14 @@ impl Uprobes {
         }
         let acquire = if mends.is_ok() { ACQUIRE } else { ACQUIRE_WITHOUT_MENDING };
         self.load_places(ebpf, UPROBES, acquire)?;
+        self.start_maker();
+        Ok(mends.is_ok())
+    }
+
+    fn start_maker(&mut self) {
         if let Self::Multi(programs) = self {
             programs.start_maker();
         }
-        Ok(mends.is_ok())
     }
 
     /// Loads programs of one kind of place, and the one for both ends of calls if the kernel has a

@@ -15,7 +15,7 @@ use super::{
     unwind_maps,
     uprobes::Uprobes,
 };
-use crate::arch::OBJECT;
+use crate::arch::{HOST, OBJECT};
 use crate::probe::table::{Row, system_calls};
 use crate::proc::limits::most_open_files;
 
@@ -114,6 +114,9 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
         }
     }
     if config.resources.contains(&Resource::Growth) {
+        if !HOST.tells_page_faults() {
+            return Err(BpfError::NoPageFaults);
+        }
         for (name, tracepoint) in PAGE_FAULTS {
             load_tracepoint(&mut ebpf, name, tracepoint)?;
         }

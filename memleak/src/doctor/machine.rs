@@ -6,6 +6,7 @@ use aya::util::KernelVersion;
 use serde::Serialize;
 
 use crate::{
+    arch::{HOST, OLDEST_LINUX},
     bpf::can_write_to_targets,
     proc::{
         limits::most_open_files,
@@ -61,16 +62,20 @@ fn kernel() -> Check {
         return check("kernel", release, false, "its version cannot be read");
     };
     let since = |major, minor| version >= KernelVersion::new(major, minor, 0);
+    let (major, minor, _) = OLDEST_LINUX;
+    if !since(major, minor) {
+        let means = format!("too old: Linux {major}.{minor} is the oldest that can be used");
+        return check("kernel", release, false, means);
+    }
     let means = match () {
-        () if since(6, 13) => "one link for many probes, and one program for both ends of calls",
+        () if since(6, 13) && HOST.replaces_returns() => {
+            "one link for many probes, and one program for both ends of calls"
+        }
         () if since(6, 6) => "one link for many probes",
         () if since(5, 17) => "a link for each probe: attaching takes longer",
-        () if since(5, 15) => {
-            "a link for each probe; nothing is stopped at its birth: the first calls may be missed"
-        }
-        () => "too old: Linux 5.15 is the oldest that can be used",
+        () => "a link for each probe; nothing is stopped at its birth: the first calls may be missed",
     };
-    check("kernel", release, since(5, 15), means)
+    check("kernel", release, true, means)
 }
 
 fn types() -> Check {

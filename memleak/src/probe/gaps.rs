@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::plan::{Family, Plan};
+use super::plan::{Family, Plan, SkipReason};
 use crate::{
     snapshot::own::Nameless,
     target::{
@@ -65,6 +65,15 @@ pub enum Gap {
         /// A function that is probed.
         acquires: String,
     },
+    /// A function's returns are not known, and no return address may be replaced (arm64).
+    #[error("{0}: what it acquires is not seen; trace a build in which it is compiled otherwise")]
+    NoReturns(String),
+}
+
+/// Functions that are left out since it is not known where they return.
+pub fn without_returns(plan: &Plan) -> Vec<Gap> {
+    let unknown = plan.skipped.iter().filter(|skip| matches!(skip.reason, SkipReason::Returns(_)));
+    unknown.map(|skip| Gap::NoReturns(skip.to_string())).collect()
 }
 
 /// The program, if nothing tells which allocator it holds, or whether it does: it is stripped.

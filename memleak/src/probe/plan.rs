@@ -7,6 +7,7 @@ use memleak_common::probe::Resource;
 
 use super::table::{DEFAULT_RESOURCES, Row, Scope, TABLE};
 use crate::{
+    arch::returns::Unclear,
     snapshot::own::Code,
     target::{
         allocator::{self, AllocatorKind},
@@ -58,6 +59,9 @@ pub enum SkipReason {
     /// The resolver's choice is not known.
     #[error("it is {0}")]
     Ifunc(#[from] IfuncError),
+    /// Its returns are not known, and no return address may be replaced on this machine.
+    #[error("its returns cannot be found: {0}")]
+    Returns(#[from] Unclear),
     /// The address is in no executable segment.
     #[error("its code is not in the file")]
     NoCode,
@@ -146,8 +150,9 @@ impl Plan {
     /// [`PlanError::nothing_found`] once all objects are mapped.
     pub fn is_empty(&self) -> bool {
         !self.points.iter().any(|point| {
-            let is_entry = matches!(point.program, ProgramKind::AcquireEnter | ProgramKind::CallEnter);
-            is_entry && (!self.needs_heap || is_allocators(point.scope))
+            use ProgramKind::{AcquireEnter, CallEnter, FollowedEnter};
+            matches!(point.program, AcquireEnter | CallEnter | FollowedEnter)
+                && (!self.needs_heap || is_allocators(point.scope))
         })
     }
 

@@ -16,6 +16,7 @@ use crate::{
     arch::{
         self,
         placement::{Placement, Reason},
+        returns::Unclear,
     },
     proc::memory::ReadMemory,
     snapshot::own::Code,
@@ -59,6 +60,12 @@ fn role_rank(role: Role) -> u8 {
 
 fn acquires(row: &Row) -> bool {
     matches!(row.role, Role::Acquire | Role::Resize)
+}
+
+/// The programs for calls whose `ret` instructions are probed.
+struct Followed {
+    entry: &'static [ProgramKind],
+    exit: ProgramKind,
 }
 
 /// Plans for one object.
@@ -308,11 +315,14 @@ impl<'a> Planner<'a> {
         let placement = self.place(vaddr, size, row);
         let (mut programs, mut unclear) = (ProgramKind::of(row.role), None);
         let mut returns = BTreeSet::new();
-        if self.leaves_addresses_alone(row) {
-            match arch::HOST
-                .returns(vaddr, |other| self.whole_function(other, if other == vaddr { size } else { 0 }))
-            {
-                Ok(found) => (programs, returns) = (&[ProgramKind::CallEnter], found),
+        let mut exit = ProgramKind::CallExit;
+        if let Some(followed) = self.followed(row) {
+            match self.returns(vaddr, size) {
+                Ok(found) => {
+                    (programs, returns) = (followed.entry, found);
+                    exit = followed.exit;
+                }
+                Err(why) if !arch::HOST.replaces_returns() => return Err(why.into()),
                 Err(why) => unclear = Some(why),
             }
         }
@@ -332,11 +342,7 @@ impl<'a> Planner<'a> {
         for at in returns {
             let offset = u32::try_from(at.wrapping_sub(vaddr)).unwrap_or(0);
             let file_offset = self.elf.file_offset_of(at).ok_or(SkipReason::NoCode)?;
-            points.push(place(
-                ProgramKind::CallExit,
-                file_offset,
-                Placement { offset, reason: Reason::Return },
-            ));
+            points.push(place(exit, file_offset, Placement { offset, reason: Reason::Return }));
         }
         let file_offset = self
             .elf
@@ -353,18 +359,28 @@ impl<'a> Planner<'a> {
     /// The row's calls are followed by their `ret` instructions, wherever these are known: those of
     /// functions that users name, of which nobody knows whether they throw or switch stacks; those
     /// of mmap and related functions, which signal handlers call on stacks of their own; and those
-    /// that throw if the stack cannot be mended.
-    fn leaves_addresses_alone(&self, row: &Row) -> bool {
-        let followed = matches!(
-            row.role,
-            Role::Acquire | Role::Resize | Role::InPlace | Role::FallibleRelease | Role::Shield
-        );
-        let may_leave = match row.scope {
-            Scope::User | Scope::Mapping => true,
-            Scope::Operator => !self.options.mends_stack,
-            _ => false,
-        };
-        followed && may_leave
+    /// that throw if the stack cannot be mended; and all, where return addresses cannot be
+    /// replaced.
+    fn followed(&self, row: &Row) -> Option<Followed> {
+        const ANY_THREAD: Followed =
+            Followed { entry: &[ProgramKind::CallEnter], exit: ProgramKind::CallExit };
+        const SAME_THREAD: Followed =
+            Followed { entry: &[ProgramKind::FollowedEnter], exit: ProgramKind::FollowedExit };
+        if !ProgramKind::of(row.role).contains(&ProgramKind::AcquireEnter) {
+            return None;
+        }
+        match row.scope {
+            Scope::User | Scope::Mapping => Some(ANY_THREAD),
+            _ if !arch::HOST.replaces_returns() => Some(SAME_THREAD),
+            Scope::Operator if !self.options.mends_stack => Some(ANY_THREAD),
+            _ => None,
+        }
+    }
+
+    /// Where the function at `vaddr`, of this size or 0, returns.
+    fn returns(&self, vaddr: u64, size: u64) -> Result<BTreeSet<u64>, Unclear> {
+        let whole = |other| self.whole_function(other, if other == vaddr { size } else { 0 });
+        arch::HOST.returns(vaddr, whole, |from, len| self.elf.code(from, len))
     }
 
     /// All code of the function at `vaddr`, whose size is this or, if it is 0, a symbol's.

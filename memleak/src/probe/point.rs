@@ -23,10 +23,14 @@ pub enum ProgramKind {
     AcquireExit,
     /// A `ret` of a function whose return address is left alone.
     CallExit,
+    /// The same, where that is so of all functions: the thread that entered it returns from it.
+    FollowedExit,
     /// Entry of an acquire, a resize or a release that can fail.
     AcquireEnter,
     /// The same of a function whose `ret` instructions are probed.
     CallEnter,
+    /// The same, where all functions' are.
+    FollowedEnter,
 }
 
 impl ProgramKind {
@@ -37,6 +41,8 @@ impl ProgramKind {
             Self::AcquireExit => "acquire_exit",
             Self::CallEnter => "call_enter",
             Self::CallExit => "call_exit",
+            Self::FollowedEnter => "followed_enter",
+            Self::FollowedExit => "followed_exit",
             Self::ReleaseEnter => "release_enter",
             Self::AbandonEnter => "abandon_enter",
             Self::MappingsEnter => "mappings_enter",

@@ -160,6 +160,7 @@ impl UserMode {
             }
             tell_gaps(pid, gaps, &mut self.told_gaps);
         }
+        tell_gaps(pid, gaps::without_returns(&plan), &mut self.told_gaps);
         if which == Objects::All {
             traced.allocator_code.clear();
             traced.allocators.clear();

@@ -7,7 +7,10 @@ use std::{
 
 use aya::util::KernelVersion;
 
-use crate::proc::status::{Status, read_status};
+use crate::{
+    arch::HOST,
+    proc::status::{Status, read_status},
+};
 
 /// Why a process cannot be traced. One line each: what, why, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -110,9 +113,9 @@ impl Process {
     /// What a user should know before probes go into this process.
     pub(crate) fn warning(&self) -> Option<String> {
         const SECCOMP_MODE_FILTER: u32 = 2;
-        // The uretprobe trampoline is a system call from 6.11 on.
-        let by_system_call =
-            KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 11, 0));
+        // The uretprobe trampoline of x86_64 is a system call from 6.11 on.
+        let by_system_call = HOST.replaces_returns()
+            && KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 11, 0));
         (self.seccomp == SECCOMP_MODE_FILTER && by_system_call).then(|| {
             format!(
                 "process {} ({}) runs under a seccomp filter: on Linux 6.11 and later a return probe is a system call \

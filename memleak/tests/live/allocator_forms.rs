@@ -76,8 +76,8 @@ fn scudo() -> PathBuf {
     let versions =
         std::fs::read_dir("/usr/lib/llvm-14/lib/clang").or_else(|_| std::fs::read_dir("/usr/lib/clang"));
     let versions = versions.expect("clang's run-time libraries: is libclang-rt-dev installed?");
-    let library = "lib/linux/libclang_rt.scudo_standalone-x86_64.so";
-    let mut found = versions.map(|version| version.expect("a version").path().join(library));
+    let library = format!("lib/linux/libclang_rt.scudo_standalone-{}.so", std::env::consts::ARCH);
+    let mut found = versions.map(|version| version.expect("a version").path().join(&library));
     found.find(|library| library.exists()).expect("scudo's library: is libclang-rt-dev installed?")
 }
 

@@ -129,11 +129,12 @@ fn objects_that_are_of_no_use() {
     let mut target = Running::start(Command::new(program).args(["map", "/etc/passwd"]));
     target.expect("READY");
     let pid = target.pid().to_string();
+    let jemalloc = format!("/usr/lib/{}-linux-gnu/libjemalloc.so.2", std::env::consts::ARCH);
     let cases = [
         ("/etc/passwd", "ELF"),
         ("libm.so.6", "allocator"),
         ("/etc/hostname", "ELF"),
-        ("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2", "not mapped"),
+        (&jemalloc, "not mapped"),
         ("/nonexistent/libfoo.so", "/nonexistent/libfoo.so"),
         ("libnosuchthing", "libnosuchthing"),
         ("/proc", "/proc"),

@@ -12,8 +12,20 @@ char *const end_of_other_stack = other_stack + sizeof other_stack;
 // caller is on the old stack.
 void *call_on_other_stack(void *(*function)(size_t), size_t size);
 __asm__(".text\n"
-        ".type call_on_other_stack, @function\n"
+        ".type call_on_other_stack, %function\n"
         "call_on_other_stack:\n"
+#if defined(__aarch64__)
+        "    mov x2, x0\n"
+        "    mov x0, x1\n"
+        "    mov x3, sp\n"
+        "    adrp x4, end_of_other_stack\n"
+        "    ldr x4, [x4, :lo12:end_of_other_stack]\n"
+        "    mov sp, x4\n"
+        "    stp x3, x30, [sp, #-16]!\n"
+        "    blr x2\n"
+        "    ldp x3, x30, [sp], #16\n"
+        "    mov sp, x3\n"
+#else
         "    mov %rdi, %rdx\n"
         "    mov %rsi, %rdi\n"
         "    mov %rsp, %rax\n"
@@ -23,6 +35,7 @@ __asm__(".text\n"
         "    call *%rdx\n"
         "    add $8, %rsp\n"
         "    pop %rsp\n"
+#endif
         "    ret\n"
         ".size call_on_other_stack, . - call_on_other_stack\n");
 

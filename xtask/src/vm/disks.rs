@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use xtask::run;
 
 /// Folders of packages that no test reads.
-const LEFT_OUT: [&str; 6] = [
+pub(super) const LEFT_OUT: [&str; 6] = [
     "/usr/share/doc",
     "/usr/share/man",
     "/usr/share/locale",
@@ -38,7 +38,7 @@ const UNOWNED: [&str; 7] = [
 ];
 
 /// Folders that the guest mounts something on.
-const MOUNT_POINTS: [&str; 8] = ["dev", "proc", "sys", "tmp", "run", "root", "var/tmp", "built"];
+pub(super) const MOUNT_POINTS: [&str; 8] = ["dev", "proc", "sys", "tmp", "run", "root", "var/tmp", "built"];
 
 /// The disk with these packages, and those they need, as they are installed here. Made once for the
 /// same versions.
@@ -90,7 +90,7 @@ pub(super) fn of_paths(paths: &[PathBuf], extra: &[(&str, &str)], work: &Path) -
     Ok(image)
 }
 
-fn remove_older(cache: &Path, prefix: &str) -> Result<()> {
+pub(super) fn remove_older(cache: &Path, prefix: &str) -> Result<()> {
     for entry in fs::read_dir(cache)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(prefix) {
@@ -101,12 +101,12 @@ fn remove_older(cache: &Path, prefix: &str) -> Result<()> {
 }
 
 /// A folder that is about to become a disk; removed in the end.
-struct Staged {
+pub(super) struct Staged {
     folder: PathBuf,
 }
 
 impl Staged {
-    fn new(folder: &Path) -> Result<Self> {
+    pub(super) fn new(folder: &Path) -> Result<Self> {
         if folder.exists() {
             fs::remove_dir_all(folder)?;
         }
@@ -114,8 +114,13 @@ impl Staged {
         Ok(Self { folder: folder.to_owned() })
     }
 
+    /// Where it is.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Adds a file, or a folder with all that is in it. What does not exist is left out.
-    fn add(&self, path: &Path) -> Result<()> {
+    pub(super) fn add(&self, path: &Path) -> Result<()> {
         self.add_one(path)?;
         if path.is_dir() && !path.is_symlink() {
             for entry in fs::read_dir(path)? {
@@ -151,7 +156,7 @@ impl Staged {
     }
 
     /// Writes the image, with room for what tests make. It appears when it is complete.
-    fn write(&self, image: &Path) -> Result<()> {
+    pub(super) fn write(&self, image: &Path) -> Result<()> {
         let kilobytes = run::output(Command::new("du").args(["-sk", "--apparent-size"]).arg(&self.folder))?;
         let used: u64 =
             kilobytes.split_whitespace().next().unwrap_or_default().parse().context("du's output")?;

@@ -1,8 +1,5 @@
 //! Kernels to boot: which series there are, where Debian keeps them, and how they come into the
 //! cache.
-//!
-//! Packages are downloaded and unpacked, never installed. apt gets folders of its own, and a list
-//! of sources made from the machine's: the same mirrors, other releases.
 
 use std::{
     cmp::Ordering,
@@ -14,6 +11,9 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use xtask::run;
+
+use super::emulated::Emulated;
+use crate::debian::Archive;
 
 /// What memleak must do on a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,17 +60,17 @@ pub(super) struct Kernel {
 
 impl Kernel {
     /// The newest kernel of a series: from the cache, which is filled first if it has none.
-    pub(super) fn of_series(series: &str, cache: &Path) -> Result<Self> {
+    pub(super) fn of_series(series: &str, emulated: Emulated, cache: &Path) -> Result<Self> {
         let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         ensure!(
             matches!(series.split('.').collect::<Vec<_>>()[..], [major, minor] if digits(major) && digits(minor)),
             "`{series}` is not a series of kernels: type two numbers, as in --kernel 6.12"
         );
         let row = MATRIX.iter().find(|row| row.name == series);
-        let unpacked = cache.join(format!("linux-{series}"));
+        let unpacked = cache.join(format!("linux-{series}{}", emulated.suffix()));
         if !unpacked.is_dir() {
             let release = row.map_or(NEWER, |row| row.release);
-            fetch(series, release, cache, &unpacked)
+            fetch((series, release), emulated, cache, &unpacked)
                 .with_context(|| format!("cannot get a kernel {series}: give one by --kernel-image PATH"))?;
         }
         let image = only_entry(&unpacked.join("boot"), "vmlinuz-")?;
@@ -112,9 +112,9 @@ fn only_entry(folder: &Path, prefix: &str) -> Result<PathBuf> {
 
 /// Downloads the newest kernel of a series and unpacks it to `unpacked`, which appears when it is
 /// complete.
-fn fetch(series: &str, release: &str, cache: &Path, unpacked: &Path) -> Result<()> {
+fn fetch((series, release): (&str, &str), emulated: Emulated, cache: &Path, unpacked: &Path) -> Result<()> {
     let work = cache.join(format!("fetch-{}", std::process::id()));
-    let fetched = fetch_into(series, release, &work).and_then(|()| {
+    let fetched = fetch_into(series, release, emulated.debian(), &work).and_then(|()| {
         let kernel = work.join("kernel");
         arrange(&kernel)?;
         run::run(Command::new("depmod").arg("-b").arg(&kernel).arg(version_in(&kernel)?))?;
@@ -148,79 +148,13 @@ fn version_in(kernel: &Path) -> Result<String> {
     Ok(name.trim_start_matches("vmlinuz-").to_owned())
 }
 
-fn fetch_into(series: &str, release: &str, work: &Path) -> Result<()> {
-    for folder in ["lists/partial", "archives/partial", "kernel"] {
-        fs::create_dir_all(work.join(folder))?;
-    }
-    fs::write(work.join("status"), "")?;
-    fs::write(work.join("sources.list"), sources(release)?)?;
-    run::run(apt("apt-get", work).args(["-qq", "update"])).context("cannot fetch package lists")?;
-    let pattern = format!("^linux-image-{}[.-].*-cloud-amd64$", series.replace('.', "[.]"));
-    let names = run::output(apt("apt-cache", work).args(["search", "--names-only", &pattern]))?;
+fn fetch_into(series: &str, release: &str, machine: &str, work: &Path) -> Result<()> {
+    let archive = Archive::open(work, release, machine)?;
+    let pattern = format!("^linux-image-{}[.-].*-cloud-{machine}$", series.replace('.', "[.]"));
+    let names = run::output(archive.apt("apt-cache").args(["search", "--names-only", &pattern]))?;
     let newest = newest(&names).with_context(|| format!("{release} has no cloud kernel {series}"))?;
-    let depends = run::output(apt("apt-cache", work).args(["depends", "--important", newest]))?;
-    let packages = std::iter::once(newest).chain(parts(&depends));
-    run::run(apt("apt-get", work).current_dir(work).args(["-qq", "download"]).args(packages))?;
-    for entry in fs::read_dir(work)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "deb") {
-            run::run(Command::new("dpkg").arg("-x").arg(&path).arg(work.join("kernel")))?;
-        }
-    }
-    Ok(())
-}
-
-/// apt with folders of its own and no part in what the machine has installed.
-fn apt(program: &str, work: &Path) -> Command {
-    let mut command = Command::new(program);
-    let settings: [(&str, PathBuf); 7] = [
-        ("Dir::Etc::sourcelist", work.join("sources.list")),
-        ("Dir::Etc::sourceparts", "/dev/null".into()),
-        ("Dir::Etc::preferencesparts", "/dev/null".into()),
-        ("Dir::State", work.to_owned()),
-        ("Dir::State::status", work.join("status")),
-        ("Dir::Cache", work.to_owned()),
-        // The user that apt would drop to cannot write into our cache.
-        ("APT::Sandbox::User", "root".into()),
-    ];
-    for (name, value) in settings {
-        command.arg("-o").arg(format!("{name}={}", value.display()));
-    }
-    command
-}
-
-/// A list of sources for a release of Debian: from the mirrors that this machine uses.
-fn sources(release: &str) -> Result<String> {
-    let format = "$(ORIGIN) $(RELEASE) $(REPO_URI)";
-    let indexes = run::output(Command::new("apt-get").args([
-        "indextargets",
-        "--format",
-        format,
-        "Created-By: Packages",
-    ]))?;
-    sources_from(&indexes, release).context("the package sources of this machine name no mirror of Debian")
-}
-
-/// `indexes`: lines of origin, release and mirror.
-fn sources_from(indexes: &str, release: &str) -> Option<String> {
-    const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    let options = if Path::new(KEYS).is_file() {
-        format!("target=Packages signed-by={KEYS}")
-    } else {
-        "target=Packages".to_owned()
-    };
-    let mut main = None;
-    let mut security = None;
-    for line in indexes.lines() {
-        let ["Debian", name, mirror] = line.split(' ').collect::<Vec<_>>()[..] else { continue };
-        let place = if name.ends_with("-security") { &mut security } else { &mut main };
-        place.get_or_insert(mirror);
-    }
-    let mut text = format!("deb [{options}] {} {release} main\n", main?);
-    if let Some(security) = security.filter(|_| !release.contains('-')) {
-        text += &format!("deb [{options}] {security} {release}-security main\n");
-    }
-    Some(text)
+    let depends = run::output(archive.apt("apt-cache").args(["depends", "--important", newest]))?;
+    archive.unpack(std::iter::once(newest).chain(parts(&depends)), &work.join("kernel"))
 }
 
 /// The kernel with the greatest version, in the output of `apt-cache search`.
@@ -248,21 +182,6 @@ fn parts(depends: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sources_are_the_machines_mirrors_with_another_release() {
-        let indexes = "Other stable http://o.invalid/\nDebian bookworm http://m.invalid/debian/\n\
-                       Debian bookworm-updates http://m.invalid/debian/\nDebian bookworm-security http://s.invalid/\n";
-        let text = sources_from(indexes, "trixie").unwrap_or_default();
-        let places: Vec<&str> = text.lines().filter_map(|line| Some(line.split_once("] ")?.1)).collect();
-        assert_eq!(
-            places,
-            ["http://m.invalid/debian/ trixie main", "http://s.invalid/ trixie-security main"]
-        );
-        let text = sources_from(indexes, "trixie-backports").unwrap_or_default();
-        assert_eq!(text.lines().count(), 1, "backports have no security archive: {text}");
-        assert_eq!(sources_from("Ubuntu noble http://u.invalid/", "trixie"), None);
-    }
 
     #[test]
     fn newest_kernel_is_by_numbers() {

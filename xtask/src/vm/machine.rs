@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use xtask::run;
 
-use super::{disks, initramfs, kernels::Kernel};
+use super::{disks, emulated::Emulated, initramfs, kernels::Kernel};
 
 /// Before the status in the last line that a guest writes. Without this line a run has failed,
 /// whatever else it wrote.
@@ -44,8 +44,8 @@ umount /dev
 exec switch_root /root /bin/bash /built/start
 ";
 
-/// Process 1 from then on. The command's output and status go to the second serial port; the first
-/// is the console.
+/// Process 1 from then on. The command's output and status go to a serial port of its own
+/// (`COMMAND_PORT`).
 const SECOND_STAGE: &str = "\
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 mount -t devtmpfs dev /dev; mkdir -p /dev/pts /dev/shm
@@ -57,18 +57,20 @@ while read -r path; do
   if [ -d \"/built$path\" ]; then mkdir -p \"$path\"; else mkdir -p \"${path%/*}\"; : >>\"$path\"; fi
   mount --bind \"/built$path\" \"$path\"
 done </built/paths
-stty -F /dev/ttyS1 raw
+stty -F COMMAND_PORT raw
 cd /tmp
-bash /built/command </dev/null >/dev/ttyS1 2>&1
+bash /built/command </dev/null >COMMAND_PORT 2>&1
 status=$?
 sync
-echo \"memleak-vm: status $status\" >/dev/ttyS1
+echo \"memleak-vm: status $status\" >COMMAND_PORT
 mount -o remount,ro /built
 busybox poweroff -f
 ";
 
 /// What to run, and where.
 pub(super) struct Machine<'a> {
+    /// What kind of machine it is.
+    pub emulated: Emulated,
     /// The kernel to boot.
     pub kernel: &'a Kernel,
     /// The disk of this machine's packages; the guest changes a copy.
@@ -100,7 +102,8 @@ impl Machine<'_> {
     pub(super) fn run(&self, busybox: &Path, mut show: impl FnMut(&str)) -> Result<Ended> {
         let started = Instant::now();
         let paths: String = self.paths.iter().map(|path| format!("{}\n", path.display())).collect();
-        let extra = [("start", SECOND_STAGE), ("command", self.command), ("paths", &paths)];
+        let start = SECOND_STAGE.replace("COMMAND_PORT", self.emulated.command_port());
+        let extra = [("start", start.as_str()), ("command", self.command), ("paths", &paths)];
         let built = disks::of_paths(self.paths, &extra, self.work)?;
         let initramfs = self.work.join("initramfs");
         fs::write(&initramfs, initramfs::build(self.kernel, busybox, FIRST_STAGE)?)?;
@@ -126,32 +129,24 @@ impl Machine<'_> {
         Ok(Ended { status, lines, built })
     }
 
-    /// qemu with software emulation only: a machine that tests may be a virtual one without more to
-    /// give.
+    /// qemu, with the kernel and both disks.
     fn qemu(&self, initramfs: &Path, built: &Path, console: &Path) -> Command {
+        // Emulated processors have nothing to mitigate.
+        const SETTINGS: &str = "quiet loglevel=5 panic=-1 mitigations=off rcupdate.rcu_expedited=1 rcupdate.rcu_task_ipi_delay=0";
         let disk = |path: &Path, snapshot: &str| {
             format!("file={},format=raw,if=virtio,cache=unsafe,snapshot={snapshot}", path.display())
         };
-        let mut qemu = Command::new("qemu-system-x86_64");
-        // One thread for both processors. With a thread for each, one may run a stale copy of code
-        // that the other has just patched, and the kernel comes upon a breakpoint of its own that
-        // is long gone ("Oops: int3", seen in 6.12 where tracepoints were attached and detached
-        // under load).
-        qemu.args(["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "2048"])
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-            .arg("-kernel")
+        let mut qemu = self.emulated.qemu(&console.display().to_string());
+        qemu.arg("-kernel")
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(initramfs)
-            // Emulated processors have nothing to mitigate.
-            .args(["-append", "console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off rcupdate.rcu_expedited=1 rcupdate.rcu_task_ipi_delay=0"])
+            .arg("-append")
+            .arg(format!("console={} {SETTINGS}", self.emulated.console()))
             .arg("-drive")
             .arg(disk(self.packages, "on"))
             .arg("-drive")
-            .arg(disk(built, "off"))
-            .arg("-serial")
-            .arg(format!("file:{}", console.display()))
-            .args(["-serial", "stdio"]);
+            .arg(disk(built, "off"));
         qemu
     }
 }

@@ -6,6 +6,8 @@
 //! unchanged.
 
 mod disks;
+mod emulated;
+mod foreign;
 mod initramfs;
 mod kernels;
 mod machine;
@@ -25,13 +27,17 @@ use xtask::{
     run,
 };
 
-use crate::{build_ebpf, test};
-use kernels::{Expected, Kernel, MATRIX};
+use crate::{
+    build_ebpf,
+    cross::{self, Builder},
+    test,
+};
+use emulated::Emulated;
+use kernels::{Expected, Kernel, MATRIX, Series};
 use machine::{Ended, Machine};
 
 /// What the host needs to make and boot a machine.
-const HOST_PACKAGES: [Package; 5] = [
-    Package { names: &["qemu-system-x86"], purpose: "boots the kernels" },
+const HOST_PACKAGES: [Package; 4] = [
     Package { names: &["busybox-static"], purpose: "the initramfs" },
     Package { names: &["e2fsprogs"], purpose: "mke2fs, for the disks" },
     Package { names: &["kmod"], purpose: "depmod, for the kernels' modules" },
@@ -86,6 +92,9 @@ const LEFT_OUT: [&str; 1] = ["kernel_ends::"];
 /// Options of `vm`.
 #[derive(Args)]
 pub(crate) struct Options {
+    /// The kind of machine to emulate
+    #[arg(long = "arch", value_enum, default_value_t)]
+    emulated: Emulated,
     /// Only kernels of this series: 5.10, 6.1, 6.12, or any newer one that Debian's backports have
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<String>,
@@ -111,21 +120,20 @@ pub(crate) struct Options {
 
 /// Boots each kernel and runs the tests, or the command, in it.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    packages::ensure(&[options.emulated.package()])?;
     packages::ensure(&HOST_PACKAGES)?;
-    if options.shell.is_none() {
+    if options.shell.is_none() && options.emulated == Emulated::X86_64 {
         packages::ensure(&test::LIVE_PACKAGES)?;
     }
     let cache = build_ebpf::cache_directory()?.join("vm");
     fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
     let kernels = kernels(options, &cache)?;
+    let guest = Guest::of(options.emulated, &cache)?;
     let built = Built::new(options)?;
-    let live = test::LIVE_PACKAGES.iter().flat_map(|package| package.names.iter().copied());
-    let wanted: Vec<&str> = live.chain(GUEST_PACKAGES).collect();
-    let disk = disks::of_packages(&wanted, &cache)?;
     let outcomes = thread::scope(|scope| {
         // All at once: most of the time each waits for its kernel's grace periods.
         let runs: Vec<_> =
-            kernels.iter().map(|kernel| scope.spawn(|| built.report_on(kernel, &disk, options))).collect();
+            kernels.iter().map(|kernel| scope.spawn(|| built.report_on(kernel, &guest, options))).collect();
         runs.into_iter()
             .map(|run| run.join().unwrap_or_else(|_| Err("it panicked".to_owned())))
             .collect::<Vec<_>>()
@@ -145,9 +153,32 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Kernel>> {
     if let Some(image) = &options.kernel_image {
         return Ok(vec![Kernel::of_image(image)?]);
     }
-    let whole = || MATRIX.iter().map(|row| row.name.to_owned()).collect();
+    // On arm64 programs can compare and swap from 5.18 on: nothing older is worth a machine.
+    let is_wanted = |row: &&Series| options.emulated == Emulated::X86_64 || row.expected == Expected::Traces;
+    let whole = || MATRIX.iter().filter(is_wanted).map(|row| row.name.to_owned()).collect();
     let series: Vec<String> = if options.kernel.is_empty() { whole() } else { options.kernel.clone() };
-    series.iter().map(|series| Kernel::of_series(series, cache)).collect()
+    series.iter().map(|series| Kernel::of_series(series, options.emulated, cache)).collect()
+}
+
+/// What all guests of a kind have.
+struct Guest {
+    /// The disk of packages.
+    disk: PathBuf,
+    /// For the initramfs.
+    busybox: PathBuf,
+}
+
+impl Guest {
+    fn of(emulated: Emulated, cache: &Path) -> Result<Self> {
+        if emulated == Emulated::Aarch64 {
+            let foreign::Foreign { disk, busybox } = foreign::of_machine(emulated.debian(), cache)?;
+            return Ok(Self { disk, busybox });
+        }
+        let live = test::LIVE_PACKAGES.iter().flat_map(|package| package.names.iter().copied());
+        let wanted: Vec<&str> = live.chain(GUEST_PACKAGES).collect();
+        let busybox = run::find_program("busybox").context("busybox is missing")?;
+        Ok(Self { disk: disks::of_packages(&wanted, cache)?, busybox })
+    }
 }
 
 /// What was built for the guest.
@@ -167,12 +198,31 @@ struct Built {
 
 impl Built {
     fn new(options: &Options) -> Result<Self> {
-        let mut cargo = run::cargo();
-        match options.shell {
-            Some(_) => cargo.args(["build", "-p", "memleak", "--bin", "memleak"]),
-            None => cargo.args(["test", "--no-run", "-p", "memleak", "--test", "live"]),
+        let foreign =
+            (options.emulated == Emulated::Aarch64).then(|| Builder::of(cross::AARCH64)).transpose()?;
+        let cargo = |subcommand: &str| match &foreign {
+            Some(builder) => builder.cargo(subcommand, &[]),
+            None => {
+                let mut cargo = run::cargo();
+                cargo.arg(subcommand);
+                cargo
+            }
         };
-        if options.release || options.shell.is_none() {
+        let mut cargo = match options.shell {
+            Some(_) => cargo("build"),
+            None => cargo("test"),
+        };
+        match options.shell {
+            Some(_) => cargo.args(["-p", "memleak", "--bin", "memleak"]),
+            None => cargo.args(["--no-run", "-p", "memleak", "--test", "live"]),
+        };
+        if foreign.is_some() {
+            // Under emulation nothing is timed, and to optimize memleak in full takes longer than
+            // all tests.
+            cargo.args(["--config", "profile.release.package.memleak.opt-level=1"]);
+        }
+        // Without any optimization a tracer that is emulated takes too long.
+        if options.release || options.shell.is_none() || foreign.is_some() {
             cargo.arg("--release");
         }
         let executables = run::executables(&mut cargo)?;
@@ -183,7 +233,10 @@ impl Built {
         let memleak = find("memleak").context("cargo built no `memleak`")?;
         let live = find("live");
         // target/release/memleak
-        let target = memleak.ancestors().nth(2).context("cargo's target folder")?;
+        let target = match &foreign {
+            Some(builder) => builder.target_directory(),
+            None => memleak.ancestors().nth(2).context("cargo's target folder")?.to_owned(),
+        };
         let programs = target.join("tmp/live");
         let mut paths = vec![memleak.clone()];
         if let Some(live) = &live {
@@ -202,9 +255,9 @@ impl Built {
     }
 
     /// [`Self::run_on`] with the time it took; the error as text that begins with FAILED.
-    fn report_on(&self, kernel: &Kernel, disk: &Path, options: &Options) -> Result<String, String> {
+    fn report_on(&self, kernel: &Kernel, guest: &Guest, options: &Options) -> Result<String, String> {
         let started = Instant::now();
-        let outcome = self.run_on(kernel, disk, options);
+        let outcome = self.run_on(kernel, guest, options);
         let seconds = started.elapsed().as_secs();
         match outcome {
             Ok(what) => Ok(format!("{what}, {seconds} s")),
@@ -213,16 +266,16 @@ impl Built {
     }
 
     /// Boots the kernel and does what is to be done there; says in a few words what came of it.
-    fn run_on(&self, kernel: &Kernel, disk: &Path, options: &Options) -> Result<String> {
+    fn run_on(&self, kernel: &Kernel, guest: &Guest, options: &Options) -> Result<String> {
         let folder = self.memleak.parent().unwrap_or(Path::new("/"));
         let path = format!("export PATH={}:$PATH\n", folder.display());
         if let Some(command) = &options.shell {
-            let ended = self.boot(kernel, disk, options, &(path + command))?;
+            let ended = self.boot(kernel, guest, options, &(path + command))?;
             ensure!(ended.status == 0, "the command ended with status {}", ended.status);
             return Ok("the command ended with status 0".to_owned());
         }
         if kernel.expected == Expected::Refuses {
-            let ended = self.boot(kernel, disk, options, &(path + REFUSAL))?;
+            let ended = self.boot(kernel, guest, options, &(path + REFUSAL))?;
             return check_refusal(&ended);
         }
         let live = self.live.as_deref().context("cargo built no live tests")?;
@@ -239,23 +292,23 @@ impl Built {
             live.display(),
             filters.join(" ")
         );
-        let ended = self.boot(kernel, disk, options, &command)?;
+        let ended = self.boot(kernel, guest, options, &command)?;
         self.keep_programs(&ended, kernel)?;
         check_tests(&ended)
     }
 
-    fn boot(&self, kernel: &Kernel, disk: &Path, options: &Options, command: &str) -> Result<Ended> {
-        let busybox = run::find_program("busybox").context("busybox is missing")?;
+    fn boot(&self, kernel: &Kernel, guest: &Guest, options: &Options, command: &str) -> Result<Ended> {
         let machine = Machine {
+            emulated: options.emulated,
             kernel,
-            packages: disk,
+            packages: &guest.disk,
             paths: &self.paths,
             command,
             limit: Duration::from_secs(options.limit),
             work: &self.work_of(kernel)?,
         };
         let started = Instant::now();
-        machine.run(&busybox, |line| {
+        machine.run(&guest.busybox, |line| {
             let prefix = if options.shell.is_some() { String::new() } else { format!("{} | ", kernel.name) };
             let time = if line.starts_with("test ") {
                 format!("{} s: ", started.elapsed().as_secs())

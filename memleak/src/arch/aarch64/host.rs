@@ -1,4 +1,4 @@
-//! What a memleak for this machine needs of it. Compiled there alone, and not tried out yet.
+//! What a memleak for this machine needs of it. Compiled there alone.
 
 use std::io;
 
@@ -6,6 +6,9 @@ use crate::{arch::Machine, proc::ptrace::ptrace};
 
 /// The machine that this memleak runs on.
 pub const MACHINE: Machine = Machine::Aarch64;
+
+/// The oldest Linux that can be used, and what older ones lack.
+pub const OLDEST_LINUX: (u8, u8, &str) = (5, 18, "atomic operations of BPF programs on arm64");
 
 /// The word of `user_pt_regs` (asm/ptrace.h) that is the stack pointer.
 pub const STACK_POINTER: usize = 31;

@@ -1,8 +1,9 @@
 //! 64-bit ARM.
 
 #[cfg(target_arch = "aarch64")]
-pub mod host;
+pub(crate) mod host;
 pub(crate) mod placement;
+pub(crate) mod returns;
 
 use object::elf;
 

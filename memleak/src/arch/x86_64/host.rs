@@ -7,6 +7,9 @@ use crate::{arch::Machine, proc::ptrace::ptrace};
 /// The machine that this memleak runs on.
 pub const MACHINE: Machine = Machine::X86_64;
 
+/// The oldest Linux that can be used, and what older ones lack.
+pub const OLDEST_LINUX: (u8, u8, &str) = (5, 15, "attach cookies");
+
 /// The word of `user_regs_struct` (sys/user.h) that is the stack pointer: `rsp`.
 pub const STACK_POINTER: usize = 19;
 

@@ -1,0 +1,278 @@
+//! Where a function returns: its `ret` instructions, and those of what it jumps to.
+//!
+//! No return address is ever replaced on this machine, so all functions are followed so. All
+//! instructions have four bytes, so a breakpoint can be in the middle of none, and code can be
+//! followed where no symbol says how long it is: parts that were split off and functions that are
+//! jumped to have none where symbols were removed.
+//!
+//! What is left by an address that is known at run time only (`br`: a table of cases, or a jump to
+//! another library's function) is not followed. Such a call returns where the other function does:
+//! if that is probed too its `ret` counts, and else the call is counted as missed.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use crate::arch::returns::Unclear;
+
+/// Instructions that are looked at, at most.
+const MAX_INSTRUCTIONS: usize = 1 << 14;
+/// A function has no more `ret` instructions than this: each is a probe.
+const MAX_RETURNS: usize = 64;
+/// Bytes of code that are read at once, if the function's size is not known.
+const PIECE: u64 = 1024;
+
+/// Addresses (`vaddr`) of the instructions by which the function at `vaddr` returns. None if it
+/// returns by functions that it jumps to by their addresses. `whole_function` gives all code of the
+/// function at an address, `code_from` code from an address on.
+pub(crate) fn returns(
+    vaddr: u64,
+    whole_function: impl Fn(u64) -> Option<Vec<u8>>,
+    code_from: impl Fn(u64, u64) -> Vec<u8>,
+) -> Result<BTreeSet<u64>, Unclear> {
+    let mut found = Found { to_do: vec![vaddr], ..Found::default() };
+    while let Some(start) = found.to_do.pop() {
+        if found.seen.contains(&start) {
+            continue;
+        }
+        match whole_function(start) {
+            Some(code) => found.sweep(start, &code)?,
+            None => found.follow(start, &code_from)?,
+        }
+    }
+    match found.returns.len() {
+        0 if found.is_signed => Err(Unclear::Signed),
+        0 if !found.leaves => Err(Unclear::Extent),
+        0..=MAX_RETURNS => Ok(found.returns),
+        _ => Err(Unclear::Extent),
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    seen: HashSet<u64>,
+    to_do: Vec<u64>,
+    returns: BTreeSet<u64>,
+    /// A way leads to an address that is known at run time only.
+    leaves: bool,
+    /// A way ends with `retaa` or `retab`, which the kernel takes no probe at
+    /// (arch/arm64/kernel/probes/decode-insn.c).
+    is_signed: bool,
+    /// Code by its place.
+    pieces: HashMap<u64, Vec<u8>>,
+}
+
+impl Found {
+    /// Reads all of a function whose end is known.
+    fn sweep(&mut self, start: u64, code: &[u8]) -> Result<(), Unclear> {
+        let range = start..start.saturating_add(code.len() as u64);
+        for (at, word) in (start..).step_by(4).zip(words(code)) {
+            let instruction = Instruction::of(word, at);
+            if let Instruction::Jump(target) | Instruction::Branch(target) = instruction
+                && !range.contains(&target)
+            {
+                self.to_do.push(target);
+            }
+            self.note(at, instruction)?;
+        }
+        Ok(())
+    }
+
+    /// Reads on until the way ends, where it is not known where the function does.
+    fn follow(&mut self, start: u64, code_from: &impl Fn(u64, u64) -> Vec<u8>) -> Result<(), Unclear> {
+        let (mut at, mut after_call) = (start, false);
+        while !self.seen.contains(&at) {
+            let Some(word) = self.word(at, code_from) else { return Err(Unclear::NotCode) };
+            if after_call && begins_function(word) {
+                return Ok(()); // the call before does not return
+            }
+            let instruction = Instruction::of(word, at);
+            self.note(at, instruction)?;
+            match instruction {
+                Instruction::Jump(target) => {
+                    self.to_do.push(target);
+                    return Ok(());
+                }
+                Instruction::Branch(target) => self.to_do.push(target),
+                Instruction::Return
+                | Instruction::SignedReturn
+                | Instruction::Leave
+                | Instruction::Undefined => {
+                    return Ok(());
+                }
+                Instruction::Call | Instruction::Other => {}
+            }
+            after_call = instruction == Instruction::Call;
+            at = at.wrapping_add(4);
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, at: u64, instruction: Instruction) -> Result<(), Unclear> {
+        self.seen.insert(at);
+        match instruction {
+            Instruction::Return => drop(self.returns.insert(at)),
+            Instruction::SignedReturn => self.is_signed = true,
+            Instruction::Leave => self.leaves = true,
+            _ => {}
+        }
+        if self.seen.len() > MAX_INSTRUCTIONS { Err(Unclear::Extent) } else { Ok(()) }
+    }
+
+    fn word(&mut self, at: u64, code_from: &impl Fn(u64, u64) -> Vec<u8>) -> Option<u32> {
+        let place = at - at % PIECE;
+        let offset = at.checked_sub(place)?;
+        let piece = self.pieces.entry(place).or_insert_with(|| code_from(place, PIECE));
+        let rest = piece.get(usize::try_from(offset).ok()?..).filter(|rest| rest.len() >= 4);
+        // A segment may begin, or end, within the piece.
+        let word = rest.and_then(|rest| words(rest).next());
+        word.or_else(|| words(&code_from(at, 4)).next())
+    }
+}
+
+fn words(code: &[u8]) -> impl Iterator<Item = u32> {
+    code.as_chunks::<4>().0.iter().copied().map(u32::from_le_bytes)
+}
+
+/// What an instruction does to the way through the code (Arm Architecture Reference Manual,
+/// C4.1.66, "Branches, Exception Generating and System instructions").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Instruction {
+    /// `ret`, by the link register.
+    Return,
+    /// `retaa`, `retab`.
+    SignedReturn,
+    /// To an address in a register.
+    Leave,
+    /// `b`.
+    Jump(u64),
+    /// On a condition.
+    Branch(u64),
+    /// `bl`, `blr`: the way goes on behind it, if it returns.
+    Call,
+    /// `udf`, `brk`: the way ends.
+    Undefined,
+    Other,
+}
+
+impl Instruction {
+    fn of(word: u32, at: u64) -> Self {
+        match word {
+            0xd65f_03c0 => Self::Return,
+            0xd65f_0bff | 0xd65f_0fff => Self::SignedReturn,
+            _ if word & 0xffff_fc1f == 0xd63f_0000 || word & 0xfeff_f800 == 0xd63f_0800 => Self::Call, // blr
+            _ if word & 0xfc00_0000 == 0x9400_0000 => Self::Call,
+            // br and ret by another register, with a signature (braa) or not
+            _ if word & 0xfe00_0000 == 0xd600_0000 => Self::Leave,
+            _ if word & 0xfc00_0000 == 0x1400_0000 => Self::Jump(target(at, word, 0, 26)),
+            // b.cond, bc.cond; cbz, cbnz
+            _ if word & 0xff00_0000 == 0x5400_0000 || word & 0x7e00_0000 == 0x3400_0000 => {
+                Self::Branch(target(at, word, 5, 19))
+            }
+            // tbz, tbnz
+            _ if word & 0x7e00_0000 == 0x3600_0000 => Self::Branch(target(at, word, 5, 14)),
+            // udf; brk
+            _ if word & 0xffff_0000 == 0 || word & 0xffe0_001f == 0xd420_0000 => Self::Undefined,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Where a jump leads whose distance, in instructions, is these bits, with a sign.
+fn target(at: u64, word: u32, low: u32, bits: u32) -> u64 {
+    let distance = (word << (32 - low - bits)).cast_signed() >> (32 - bits);
+    at.wrapping_add_signed(i64::from(distance) * 4)
+}
+
+/// What functions begin with, and nothing else: `paciasp`, `pacibsp`, `bti c`;
+/// `stp x29, x30, [sp, #-N]!`; padding (`nop`) before one.
+fn begins_function(word: u32) -> bool {
+    matches!(word, 0xd503_233f | 0xd503_237f | 0xd503_245f | 0xd503_201f) || word & 0xffc0_7fff == 0xa980_7bfd
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RET: u32 = 0xd65f_03c0;
+    const NOP: u32 = 0xd503_201f;
+    const RETAA: u32 = 0xd65f_0bff;
+    const BR_X16: u32 = 0xd61f_0200;
+    const BL: u32 = 0x9400_0100;
+    const PUSH: u32 = 0xa9be_7bfd; // stp x29, x30, [sp, #-32]!
+
+    /// `b` over so many instructions.
+    fn b(over: i32) -> u32 {
+        0x1400_0000 | (over.cast_unsigned() & 0x3ff_ffff)
+    }
+
+    /// `cbz x0`, likewise.
+    fn cbz(over: i32) -> u32 {
+        0xb400_0000 | (over.cast_unsigned() & 0x7_ffff) << 5
+    }
+
+    /// The returns of the function at 0x1000, where all code from there on is this; the size of
+    /// some functions (in instructions) is known.
+    fn of(code: &[u32], sizes: &[(u64, usize)]) -> Result<Vec<u64>, Unclear> {
+        let bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let from = |at: u64, len: u64| {
+            let Some(start) = at.checked_sub(0x1000) else { return Vec::new() };
+            bytes
+                .get(start as usize..)
+                .map_or(Vec::new(), |rest| rest[..rest.len().min(len as usize)].to_vec())
+        };
+        let whole = |at| {
+            let (_, len) = sizes.iter().find(|(start, _)| *start == at)?;
+            Some(from(at, *len as u64 * 4))
+        };
+        returns(0x1000, whole, from).map(|found| found.into_iter().collect())
+    }
+
+    #[test]
+    fn every_ret_of_a_known_function_is_found() {
+        // br: a table of cases, which are in the function.
+        assert_eq!(of(&[PUSH, BR_X16, RET, NOP, RET, RET], &[(0x1000, 5)]), Ok(vec![0x1008, 0x1010]));
+    }
+
+    #[test]
+    fn code_without_symbols_is_followed() {
+        // cbz; bl, which returns; mov; ret; b; ret, which is not reached; b, back to the first ret
+        let code = [cbz(4), BL, 0xaa00_03e0, RET, b(2), RET, b(-3), RET];
+        assert_eq!(of(&code, &[]), Ok(vec![0x100c]));
+        // What comes behind a call that does not return is the next function.
+        assert_eq!(of(&[cbz(3), BL, PUSH, RET], &[]), Ok(vec![0x100c]));
+        assert_eq!(of(&[cbz(4), BL, PUSH, RET, RET], &[]), Ok(vec![0x1010]));
+    }
+
+    #[test]
+    fn functions_that_it_jumps_to_return_in_its_stead() {
+        // The first one's end is known, the second's is not.
+        let code = [cbz(3), b(4), RET, NOP, NOP, PUSH, RET];
+        assert_eq!(of(&code, &[(0x1000, 2)]), Ok(vec![0x1018]));
+        // Only by its address: whoever is jumped to is followed there, or nobody.
+        assert_eq!(of(&[NOP, BR_X16], &[]), Ok(vec![]));
+    }
+
+    #[test]
+    fn what_is_not_clear_is_said() {
+        assert_eq!(of(&[PUSH, RETAA], &[]), Err(Unclear::Signed));
+        assert_eq!(of(&[b(0)], &[]), Err(Unclear::Extent));
+        assert_eq!(of(&[0], &[]), Err(Unclear::Extent));
+        assert_eq!(of(&[NOP; 3], &[]), Err(Unclear::NotCode));
+        assert_eq!(of(&[cbz(0); MAX_INSTRUCTIONS + 1], &[]), Err(Unclear::Extent));
+        assert_eq!(of(&[RET; MAX_RETURNS + 1], &[(0x1000, MAX_RETURNS + 1)]), Err(Unclear::Extent));
+    }
+
+    #[test]
+    fn jumps_lead_both_ways() {
+        assert_eq!(Instruction::of(b(-1), 0x1000), Instruction::Jump(0xffc));
+        assert_eq!(Instruction::of(cbz(-2), 0x1000), Instruction::Branch(0xff8));
+        // tbz w0, #3, +8; tbnz x0, #33, -4; b.ne +8
+        assert_eq!(Instruction::of(0x3618_0040, 0x1000), Instruction::Branch(0x1008));
+        assert_eq!(Instruction::of(0xb70f_ffe0, 0x1000), Instruction::Branch(0xffc));
+        assert_eq!(Instruction::of(0x5400_0041, 0x1000), Instruction::Branch(0x1008));
+        // blr x8; blraa x8, x9; braa x8, x9; ret x5
+        assert_eq!(Instruction::of(0xd63f_0100, 0), Instruction::Call);
+        assert_eq!(Instruction::of(0xd73f_0909, 0), Instruction::Call);
+        assert_eq!(Instruction::of(0xd71f_0909, 0), Instruction::Leave);
+        assert_eq!(Instruction::of(0xd65f_00a0, 0), Instruction::Leave);
+    }
+}
