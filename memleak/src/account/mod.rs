@@ -175,9 +175,12 @@ impl Accounts {
     pub fn unchanged(&self) -> Option<Memory> {
         let MadeAccount { memory, base, sizes } = self.made.as_ref()?;
         let has_as_much = |(pid, size): &(u32, Option<String>)| size.is_some() && memory_sizes(*pid) == *size;
+        // Nothing was acquired between its snapshot and it: what seemed to be free is.
+        let unread = memory.allocator_free_at_least.map(|_| self.unread_before);
+        let memory = Memory { allocator_free_at_least: unread, ..*memory };
         // That nothing has grown since may be what was missing.
         let finding = memory.find(base, Some(memory.outstanding_resident));
-        sizes.iter().all(has_as_much).then_some(Memory { finding, ..*memory })
+        sizes.iter().all(has_as_much).then_some(Memory { finding, ..memory })
     }
 
     /// The account of these processes; `None` if none of them can be read.

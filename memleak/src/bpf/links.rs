@@ -256,7 +256,7 @@ impl Probes {
         scope: Scope,
         (name, group): (&'static str, &[Arc<AttachPoint>]),
     ) -> Result<Vec<ProbePlace>, BpfError> {
-        if group.iter().any(|point| point.usdt.is_some()) {
+        if group.iter().any(|point| point.program.is_rare()) {
             self.uprobes.load_late(ebpf, name)?;
         }
         let place = |point: &Arc<AttachPoint>| {

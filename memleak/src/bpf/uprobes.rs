@@ -13,7 +13,7 @@ use super::{
 use crate::arch::HOST;
 
 /// Uprobe programs of one kind of place.
-const UPROBES: &[&str] = &["release_enter", "mappings_enter", "ending_enter", "call_exit", "call_enter"];
+const UPROBES: &[&str] = &["release_enter", "mappings_enter", "call_exit", "call_enter"];
 /// The programs for calls whose `ret` instructions are probed, where all are so.
 const FOLLOWED: &[&str] = &["followed_exit", "followed_enter"];
 /// Mends the stack for an unwinder; and the same without, for kernels that forbid to write to a

@@ -65,6 +65,11 @@ impl ProgramKind {
         matches!(self, Self::AcquireExit)
     }
 
+    /// Few runs attach it: it is loaded when the first of them does.
+    pub const fn is_rare(self) -> bool {
+        matches!(self, Self::UsdtAcquire | Self::UsdtRelease | Self::EndingEnter)
+    }
+
     /// The programs that serve a role of a function.
     pub const fn of(role: Role) -> &'static [Self] {
         match role {
