@@ -143,7 +143,8 @@ impl Target {
 
     /// Writes a line to it.
     pub(crate) fn tell(&mut self, line: &str) -> Result<()> {
-        Ok(writeln!(self.input.as_mut().context("no pipe")?, "{line}")?)
+        // At once: what comes later it would take for another line.
+        Ok(self.input.as_mut().context("no pipe")?.write_all(format!("{line}\n").as_bytes())?)
     }
 
     /// Waits for its first window, and passes over what others have said before; gives when that
