@@ -5,7 +5,7 @@
 use std::{os::fd::AsRawFd as _, path::PathBuf};
 
 use memleak::{
-    arch::x86_64::{placement::place, probe_arguments::parse},
+    arch::{Machine, x86_64::placement::place},
     target::{
         allocator::{identify, marker_names},
         object::{Object, RelocationSlots, SymbolNames},
@@ -23,9 +23,9 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     identify(&elf);
     let _ = (elf.is_static(), elf.is_go(), elf.file_offset_of(mapping().file_offset));
     for place in elf.usdt_places("libstdcxx", "throw") {
-        let _ = place.arguments.split(' ').map(parse).count();
+        let _ = place.arguments.split(' ').map(|text| Machine::X86_64.probe_argument(text)).count();
     }
-    let _ = std::str::from_utf8(input).map(parse);
+    let _ = std::str::from_utf8(input).map(|text| Machine::X86_64.probe_argument(text));
     for symbol in elf.symbols() {
         let size = elf.function_size_at(symbol.vaddr);
         let _ = (elf.slots(RelocationSlots::OfResolver(symbol.vaddr)), elf.slots(RelocationSlots::OfSymbol(&symbol.name)));

@@ -84,7 +84,7 @@ impl KeptGroups {
     /// The same at a later snapshot, if that has the same records and leaves none out.
     fn aged(mut self, snapshot: &Snapshot, youngest_ns: u64) -> Option<Self> {
         let later = snapshot.time_ns.checked_sub(self.time_ns)?;
-        if snapshot.version.is_none() || self.version != snapshot.version {
+        if !snapshot.is_of(self.version) {
             return None;
         }
         self.time_ns = snapshot.time_ns;

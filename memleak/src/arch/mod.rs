@@ -71,9 +71,16 @@ impl Machine {
 
     /// Where an argument of a probe is that a program defines itself, from the words of its note.
     pub fn probe_argument(self, text: &str) -> Option<Argument> {
+        let (width, at) = text.split_once('@')?;
+        let width: i8 = width.parse().ok()?;
+        let argument =
+            Argument { width: width.unsigned_abs(), is_signed: u8::from(width < 0), ..Argument::default() };
+        if ![1, 2, 4, 8].contains(&argument.width) {
+            return None;
+        }
         match self {
-            Self::X86_64 => x86_64::probe_arguments::parse(text),
-            Self::Aarch64 => aarch64::probe_arguments::parse(text),
+            Self::X86_64 => x86_64::probe_arguments::parse(at, argument),
+            Self::Aarch64 => aarch64::probe_arguments::parse(at, argument),
         }
     }
 

@@ -444,7 +444,7 @@ impl Reader {
         let cut = self.cut(ebpf, events)?;
         let version = self.version(&cut);
         match last {
-            Some(last) if version.is_some() && last.version == version => {
+            Some(last) if last.is_of(version) => {
                 self.epoch.lower();
                 let Reading { time_ns, within_ns, .. } = cut.reading;
                 let (lost, _) = self.lost(ebpf, probes)?;

@@ -337,7 +337,7 @@ impl Session {
         let (last, own) = self.kept.take().unzip();
         let before = last.as_ref().and_then(|last| last.version);
         let mut snapshot = self.tracer.snapshot(last)?;
-        let is_same = snapshot.version.is_some() && snapshot.version == before;
+        let is_same = snapshot.is_of(before);
         snapshot.lost.processes += self.lost_processes;
         let took = begin.elapsed();
         let ago = Duration::from_nanos(monotonic_ns().saturating_sub(snapshot.time_ns));

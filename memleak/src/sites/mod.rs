@@ -91,7 +91,7 @@ impl Sites {
     /// Finds the site of each stack that is outstanding in `snapshot`; those of other stacks are
     /// forgotten.
     pub fn update(&mut self, snapshot: &Snapshot, locate: &mut dyn Locate) {
-        if snapshot.version.is_some() && self.version == snapshot.version {
+        if snapshot.is_of(self.version) {
             return;
         }
         self.version = snapshot.version;

@@ -187,6 +187,13 @@ pub struct Snapshot {
     pub lost: Lost,
 }
 
+impl Snapshot {
+    /// What it has is what a snapshot of this version has.
+    pub fn is_of(&self, version: Option<TableVersion>) -> bool {
+        self.version.is_some() && self.version == version
+    }
+}
+
 /// Records that are kept for the next snapshot, at most: 128 MiB.
 pub(crate) const MOST_KEPT: usize = 2 << 20;
 

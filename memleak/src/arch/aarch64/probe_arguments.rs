@@ -3,15 +3,8 @@
 
 use memleak_common::usdt::{Argument, place};
 
-/// Reads one. `None` if it is of a kind that is not read.
-pub(crate) fn parse(text: &str) -> Option<Argument> {
-    let (width, at) = text.split_once('@')?;
-    let width: i8 = width.parse().ok()?;
-    let argument =
-        Argument { width: width.unsigned_abs(), is_signed: u8::from(width < 0), ..Argument::default() };
-    if ![1, 2, 4, 8].contains(&argument.width) {
-        return None;
-    }
+/// Reads where one is, `at`, whose width is known. `None` if it is of a kind that is not read.
+pub(crate) fn parse(at: &str, argument: Argument) -> Option<Argument> {
     if let Ok(value) = at.parse() {
         return Some(Argument { place: place::CONSTANT, value, ..argument });
     }
@@ -36,6 +29,11 @@ fn register(name: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Machine;
+
+    fn parse(text: &str) -> Option<Argument> {
+        Machine::Aarch64.probe_argument(text)
+    }
 
     #[test]
     fn what_assemblers_write() {

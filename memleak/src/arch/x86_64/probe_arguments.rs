@@ -27,16 +27,9 @@ const REGISTERS: [&[&str]; 20] = [
     &["rsp", "esp", "sp", "spl"],
 ];
 
-/// Reads one. `None` if it is of a kind that is not read: in a vector register, or at the address
-/// of a symbol.
-pub fn parse(text: &str) -> Option<Argument> {
-    let (width, at) = text.split_once('@')?;
-    let width: i8 = width.parse().ok()?;
-    let argument =
-        Argument { width: width.unsigned_abs(), is_signed: u8::from(width < 0), ..Argument::default() };
-    if ![1, 2, 4, 8].contains(&argument.width) {
-        return None;
-    }
+/// Reads where one is, `at`, whose width is known. `None` if it is of a kind that is not read: in a
+/// vector register, or at the address of a symbol.
+pub fn parse(at: &str, argument: Argument) -> Option<Argument> {
     if let Some(value) = at.strip_prefix('$') {
         return Some(Argument { place: place::CONSTANT, value: number(value)?, ..argument });
     }
@@ -73,6 +66,11 @@ mod tests {
     use std::mem::offset_of;
 
     use super::*;
+    use crate::arch::Machine;
+
+    fn parse(text: &str) -> Option<Argument> {
+        Machine::X86_64.probe_argument(text)
+    }
 
     #[test]
     fn what_assemblers_write() {
