@@ -43,6 +43,8 @@ pub enum Stat {
     LostHistories = 17,
     /// Records that were given another size, in place: neither acquired nor released.
     Resized = 18,
+    /// Kernel mode: what a probed function gave out again, though no release of it was seen.
+    UnseenReleases = 19,
 }
 
 impl Stat {
@@ -61,4 +63,4 @@ impl Stat {
 }
 
 /// Number of counters.
-pub const STATS: u32 = 19;
+pub const STATS: u32 = 20;

@@ -21,6 +21,7 @@ pub mod objects;
 pub mod offline;
 pub mod probe;
 pub mod proc;
+mod recent;
 pub mod report;
 mod rights;
 pub mod sampling;

@@ -421,9 +421,12 @@ fn examine(ctx: *mut c_void, scratch: u32, acquired: &mut KernelAcquired) -> Opt
 fn enter(acquired: &KernelAcquired, stack_id: Option<u64>) {
     let key = AllocationKey { space: 0, resource: acquired.resource.number(), handle: acquired.handle };
     let epoch = cut::epoch();
+    let is_probed = acquired.since_ns != 0;
     let Some(stack_id) = stack_id else {
         // The address may be one whose release we did not see: its older record is void.
-        table::remove_elsewhere(&key, epoch);
+        if table::remove_elsewhere(&key, epoch) && is_probed {
+            count(Stat::UnseenReleases);
+        }
         return;
     };
     let time_ns = now();
@@ -438,13 +441,16 @@ fn enter(acquired: &KernelAcquired, stack_id: Option<u64>) {
     };
     // An allocator's function that has called another: the outer one's stack is the one to keep,
     // and it counts once.
-    let is_outer =
-        acquired.since_ns != 0 && table::time_of_elsewhere(&key).is_some_and(|inner_ns| inner_ns >= acquired.since_ns);
-    if !table::replace_elsewhere(&key, &allocation, epoch) {
+    let older_ns = if is_probed { table::time_of_elsewhere(&key) } else { None };
+    let is_outer = older_ns.is_some_and(|inner_ns| inner_ns >= acquired.since_ns);
+    if !table::replace_elsewhere(&key, &allocation, epoch) || is_outer {
         return;
     }
-    if is_outer {
-        return;
+    // The kernel skips a kprobe that is hit while another is handled on the CPU (in an interrupt),
+    // and before 6.9 tells nobody. A tracepoint's program is skipped by its own kind alone, which
+    // is counted, and has a twin.
+    if older_ns.is_some() {
+        count(Stat::UnseenReleases);
     }
     count_in(Stat::Acquired, epoch);
     if setting!(flags) & setting_flags::TRACE != 0 {

@@ -21,6 +21,7 @@ pub(crate) use process::{files_of, glibc_arenas};
 use crate::{
     objects::ObjectStore,
     proc::{maps::read_maps, status::memory_sizes},
+    snapshot::TableVersion,
     target::allocator::AllocatorKind,
 };
 
@@ -121,6 +122,28 @@ struct MadeAccount {
     base: MemoryParts,
     /// By process: [`memory_sizes`], before the account was made.
     sizes: Vec<(u32, Option<String>)>,
+    /// What was outstanding.
+    state: TableState,
+}
+
+/// What was outstanding at an account.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TableState {
+    /// `None` if nothing tells how much of it has changed since another.
+    pub version: Option<TableVersion>,
+    /// How many records there were.
+    pub records: u64,
+}
+
+impl TableState {
+    /// So many records of another state are not in this one, or the other way about, at most.
+    /// `None` if that is not known.
+    fn distance(&self, other: &Self) -> Option<u64> {
+        let (now, then) = (self.version?, other.version?);
+        let changes =
+            [(now.acquired, then.acquired), (now.released, then.released), (now.changes, then.changes)];
+        Some(changes.iter().fold(0, |sum: u64, (now, then)| sum.saturating_add(now.abs_diff(*then))))
+    }
 }
 
 /// An account may take this part of the time between two.
@@ -166,14 +189,15 @@ impl Accounts {
         is_final || self.last.is_none_or(|(at, took)| at.elapsed() >= took * SHARE)
     }
 
-    /// What is outstanding is not what it was at the last account.
-    pub fn forget_last(&mut self) {
-        self.made = None;
-    }
-
-    /// The last account, if the processes have as much memory as they had then.
-    pub fn unchanged(&self) -> Option<Memory> {
-        let MadeAccount { memory, base, sizes } = self.made.as_ref()?;
+    /// The last account, if the processes have as much memory as they had then, and hardly anything
+    /// else is outstanding: less than an account is off by. In the last report nothing else may be.
+    pub fn unchanged(&self, state: TableState, is_final: bool) -> Option<Memory> {
+        const HARDLY: u64 = 1000;
+        let MadeAccount { memory, base, sizes, state: then } = self.made.as_ref()?;
+        let most = if is_final { 0 } else { then.records / HARDLY };
+        if state.distance(then)? > most {
+            return None;
+        }
         let has_as_much = |(pid, size): &(u32, Option<String>)| size.is_some() && memory_sizes(*pid) == *size;
         // Nothing was acquired between its snapshot and it: what seemed to be free is.
         let unread = memory.allocator_free_at_least.map(|_| self.unread_before);
@@ -184,7 +208,7 @@ impl Accounts {
     }
 
     /// The account of these processes; `None` if none of them can be read.
-    pub fn make(&mut self, processes: Vec<AccountedProcess>) -> Option<Memory> {
+    pub fn make(&mut self, processes: Vec<AccountedProcess>, state: TableState) -> Option<Memory> {
         let began = Instant::now();
         let sizes = processes.iter().map(|process| (process.pid, memory_sizes(process.pid))).collect();
         let living: HashSet<u32> = processes.iter().map(|process| process.space).collect();
@@ -222,7 +246,7 @@ impl Accounts {
         self.outstanding_before = Some(memory.outstanding_resident);
         let took = began.elapsed();
         self.last = Some((Instant::now(), took));
-        self.made = Some(MadeAccount { memory, base: before, sizes });
+        self.made = Some(MadeAccount { memory, base: before, sizes, state });
         info!("accounted for {} bytes of memory in {:.1} ms", memory.rss, took.as_secs_f64() * 1e3);
         Some(memory)
     }
@@ -413,6 +437,36 @@ mod tests {
         memory.add(&now, &base);
         assert_eq!((memory.before_attach, memory.unaccounted), (82 * MB, 8 * MB));
         assert_eq!(memory.find(&base, None), Some(Finding::OlderMappings));
+    }
+
+    #[test]
+    fn an_account_holds_while_hardly_anything_changes() {
+        let pid = std::process::id();
+        let state = |acquired: u64, released: u64| TableState {
+            version: Some(TableVersion { acquired, released, changes: 7 }),
+            records: 10_000,
+        };
+        let mut accounts = Accounts::new(ObjectStore::default(), 1);
+        let made = |size: Option<String>| MadeAccount {
+            memory: Memory { rss: 40, ..Memory::default() },
+            base: MemoryParts::default(),
+            sizes: vec![(pid, size)],
+            state: state(15_000, 5_000),
+        };
+        // Our own size may change at any moment: only what has not changed can be expected.
+        let holds = |accounts: &mut Accounts, now: TableState, is_final: bool| {
+            (0..1000).any(|_| {
+                accounts.made = Some(made(memory_sizes(pid)));
+                accounts.unchanged(now, is_final).is_some()
+            })
+        };
+        assert!(holds(&mut accounts, state(15_000, 5_000), true));
+        assert!(holds(&mut accounts, state(15_004, 5_006), false));
+        assert!(!holds(&mut accounts, state(15_004, 5_006), true), "the last one is of its own moment");
+        assert!(!holds(&mut accounts, state(15_005, 5_006), false), "more than a thousandth");
+        assert!(!holds(&mut accounts, TableState { version: None, records: 10_000 }, false));
+        accounts.made = Some(made(Some(String::new())));
+        assert!(accounts.unchanged(state(15_000, 5_000), false).is_none(), "another size");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{
     group::{Group, GroupKey},
 };
 use crate::{
+    recent::Recent,
     report::model::ProcessCount,
     sampling::Sampling,
     sites::Sites,
@@ -104,6 +105,7 @@ impl KeptGroups {
             FxHashMap::with_capacity_and_hasher(snapshot.stacks.len(), FxBuildHasher);
         let mut places: FxHashMap<GroupKey, usize> = FxHashMap::default();
         let mut stacks = StacksOfGroups::default();
+        let mut recent = Recent::default();
         for outstanding in &snapshot.outstanding {
             let age_ns = snapshot.time_ns.saturating_sub(outstanding.time_ns);
             if age_ns < youngest_ns {
@@ -111,7 +113,7 @@ impl KeptGroups {
                 continue;
             }
             let stack = (outstanding.space, outstanding.resource, outstanding.stack_id);
-            let (at, part) = *index.entry(stack).or_insert_with(|| {
+            let mut enter = || {
                 let key = found.key_of(outstanding);
                 let at = *places.entry(key).or_insert_with(|| {
                     groups.push(Group::new(key, age_ns));
@@ -121,7 +123,9 @@ impl KeptGroups {
                 processes.push(ProcessCount { pid: (found.pid_of)(outstanding.space), bytes: 0, count: 0 });
                 stacks.0.push((at, outstanding.stack_id));
                 (at, processes.len() - 1)
-            });
+            };
+            let (at, part) =
+                recent.get(outstanding.stack_id, stack, || *index.entry(stack).or_insert_with(&mut enter));
             let group = &mut groups[at];
             let part = &mut group.processes[part];
             let number = sampling.number_of(outstanding.resource, outstanding.size);

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     proc::{clock::monotonic_ns, descriptors::open_descriptors},
     snapshot::{
-        KERNEL_SPACE, Lost, MOST_KEPT, Outstanding, Snapshot, Stack, TableVersion,
+        KERNEL_SPACE, Lost, MOST_KEPT, Outstanding, Snapshot, Stack, StackUses, TableVersion,
         descriptors::Descriptors,
         ranges::{Ranges, Release},
     },
@@ -90,8 +90,12 @@ struct Read {
     time_ns: u64,
     /// By so many nanoseconds it may have been later.
     within_ns: u64,
-    /// What was outstanding.
-    outstanding: Vec<Outstanding>,
+    /// What was outstanding in the table of heap blocks.
+    blocks: Vec<Outstanding>,
+    /// The stacks of those, and of others.
+    uses: StackUses,
+    /// What else was outstanding.
+    others: Vec<Outstanding>,
     /// Stacks that other records and the threads' last allocations refer to.
     other_stacks: FxHashSet<u64>,
     /// Descriptors that are newer: owner and number.
@@ -296,7 +300,8 @@ impl Reader {
         let voided: Vec<_> = outstanding.extract_if(.., |record| is_void(record)).collect();
         let mut ended: Vec<_> = outstanding.extract_if(.., |record| has_ended(record)).collect();
         remove_for_good((ebpf, self.mapped.as_ref()), voided.iter().chain(&ended))?;
-        for (id, stack) in self.stacks_of(ebpf, &mut ended)?.0 {
+        let uses = ended.iter().map(Outstanding::use_of_stack).collect();
+        for (id, stack) in self.stacks_of(ebpf, &uses, &mut ended)?.0 {
             self.ended.add_stack(id, &stack);
         }
         self.ended.add(ended);
@@ -354,10 +359,14 @@ impl Reader {
             mapped.blocks.read_newest(tables.newest_blocks);
             records::filter(ebpf, mapped);
         }
-        let applied = self.ranges.apply(tables.outstanding);
+        let (mut blocks, mut others) = (tables.blocks, tables.others);
+        if self.is_unclear() || self.ranges.release_any(Resource::Heap) {
+            others.append(&mut blocks);
+        }
+        let applied = self.ranges.apply(others);
         let dead_elsewhere = self.remove_dead(ebpf, &applied.dead)?;
-        let mut outstanding = self.settle(ebpf, applied.outstanding)?;
-        let gone = self.growth.as_ref().map(|growth| growth.take_gone(&mut outstanding, reading.time_ns));
+        let mut others = self.settle(ebpf, applied.outstanding)?;
+        let gone = self.growth.as_ref().map(|growth| growth.take_gone(&mut others, reading.time_ns));
         let dead_elsewhere = dead_elsewhere + self.remove_dead(ebpf, &gone.unwrap_or_default())?;
         for release in self.released_later.drain(..) {
             self.changes += 1;
@@ -366,7 +375,9 @@ impl Reader {
         Ok(Read {
             time_ns: reading.time_ns,
             within_ns: reading.within_ns,
-            outstanding,
+            blocks,
+            uses: tables.uses,
+            others,
             other_stacks: tables.other_stacks,
             newer_descriptors: tables.newer_descriptors,
             may_come_back: tables.may_come_back,
@@ -396,32 +407,28 @@ impl Reader {
     pub(super) fn collect_stacks(&mut self, ebpf: &Ebpf, events: &mut Events) -> Result<(), BpfError> {
         let began = Instant::now();
         let read = self.read(ebpf, events)?;
-        self.collect(ebpf, &read.outstanding, read.other_stacks, began)
+        let records = read.blocks.iter().chain(&read.others);
+        let uses = records.map(|record| record.stack_id);
+        let referenced = self.referenced(ebpf, uses, read.other_stacks)?;
+        self.collect(ebpf, &referenced, began)
     }
 
-    fn collect(
-        &mut self,
-        ebpf: &Ebpf,
-        outstanding: &[Outstanding],
-        other_stacks: FxHashSet<u64>,
-        began: Instant,
-    ) -> Result<(), BpfError> {
-        let referenced = self.referenced(ebpf, outstanding, other_stacks)?;
+    fn collect(&mut self, ebpf: &Ebpf, referenced: &FxHashSet<u64>, began: Instant) -> Result<(), BpfError> {
         if let Some(mapped) = &self.mapped {
-            mapped.forget_histories(&referenced);
+            mapped.forget_histories(referenced);
         }
-        self.stacks.collect(ebpf, &referenced, began)
+        self.stacks.collect(ebpf, referenced, began)
     }
 
     /// The stacks that something refers to.
     fn referenced(
         &self,
         ebpf: &Ebpf,
-        outstanding: &[Outstanding],
+        stack_ids: impl Iterator<Item = u64>,
         other_stacks: FxHashSet<u64>,
     ) -> Result<FxHashSet<u64>, BpfError> {
         let mut referenced = other_stacks;
-        referenced.extend(outstanding.iter().map(|found| found.stack_id));
+        referenced.extend(stack_ids);
         match &self.mapped {
             Some(mapped) => mapped.add_cached_stacks(&mut referenced),
             None => stack_store::remembered(ebpf, &mut referenced)?,
@@ -453,25 +460,33 @@ impl Reader {
             last => self.give_back(last.map(|last| last.outstanding).unwrap_or_default()),
         }
         let read = self.read_at(ebpf, &cut.reading)?;
-        let Read { time_ns, within_ns, mut outstanding, other_stacks, newer_descriptors, .. } = read;
+        let Read {
+            time_ns, within_ns, blocks, mut uses, mut others, other_stacks, newer_descriptors, ..
+        } = read;
         let mut dead_elsewhere = read.dead_elsewhere;
         if let (Some(descriptors), Some(open)) = (&mut self.descriptors, open) {
-            let corrections = descriptors.reconcile(open, &newer_descriptors, &mut outstanding);
+            let corrections = descriptors.reconcile(open, &newer_descriptors, &mut others);
             dead_elsewhere += self.remove_dead(ebpf, &corrections.dead)?;
             enter_found((ebpf, self.mapped.as_ref()), &corrections.lasting)?;
         }
-        let (mut stacks, unknown) = self.stacks_of(ebpf, &mut outstanding)?;
+        others.iter().for_each(|record| uses.add(record.use_of_stack()));
+        let (count, mut outstanding) = (blocks.len(), blocks);
+        outstanding.append(&mut others);
+        let (mut stacks, unknown) = self.stacks_of(ebpf, &uses, &mut outstanding)?;
         let (lost, stats) = self.lost(ebpf, probes)?;
-        if self.stacks.due(stats.get(Stat::StoredStacks)).is_some() {
-            self.collect(ebpf, &outstanding, other_stacks, began)?;
-        } else if self.stacks.has_many() {
-            let referenced = self.referenced(ebpf, &outstanding, other_stacks)?;
-            self.stacks.forget(&referenced);
+        let is_due = self.stacks.due(stats.get(Stat::StoredStacks)).is_some();
+        if is_due || self.stacks.has_many() {
+            let referenced = self.referenced(ebpf, uses.iter().map(|(_, id)| id), other_stacks)?;
+            match is_due {
+                true => self.collect(ebpf, &referenced, began)?,
+                false => self.stacks.forget(&referenced),
+            }
         }
         for record in self.ended.records() {
             if let Some(stack) = self.ended.stack(record.stack_id) {
                 stacks.entry(record.stack_id).or_insert_with(|| stack.clone());
             }
+            uses.add(record.use_of_stack());
         }
         outstanding.extend(self.ended.records());
         let (found, closed) =
@@ -482,6 +497,8 @@ impl Reader {
             time_ns,
             within_ns,
             outstanding,
+            blocks: count,
+            uses: Some(uses),
             stacks,
             acquired: cut.acquired + found,
             released: cut.released + self.removed + dead_elsewhere + closed,
@@ -501,8 +518,11 @@ impl Reader {
         if wrong > 0 {
             log::warn!("{wrong} cached stacks did not match a fresh walk");
         }
-        // What a program's twin did in its stead was not lost.
-        self.skipped_runs = self.skipped_runs.max(skipped.saturating_sub(stats.get(Stat::RescuedRuns)));
+        // What a program's twin did in its stead was not lost. Kprobes that were skipped before
+        // they came to a program show only as releases that nobody saw; some may be among the
+        // former.
+        let told = skipped.saturating_sub(stats.get(Stat::RescuedRuns));
+        self.skipped_runs = self.skipped_runs.max(told).max(stats.get(Stat::UnseenReleases));
         let lost = Lost {
             allocations: stats.get(Stat::LostAllocations),
             stacks: stats.get(Stat::LostStacks),
@@ -518,32 +538,34 @@ impl Reader {
         Ok((lost, stats))
     }
 
-    /// The stacks that are referred to. A reference to one that is not known is removed, and
-    /// counted.
+    /// The stacks that are referred to: those that are used. A reference to one that is not known
+    /// is removed, and counted.
     fn stacks_of(
         &mut self,
         ebpf: &Ebpf,
+        uses: &StackUses,
         outstanding: &mut [Outstanding],
     ) -> Result<(HashMap<u64, Stack>, u64), BpfError> {
-        let mut stacks: FxHashMap<u64, Option<Stack>> = FxHashMap::default();
-        let mut unknown = 0;
-        // Of many records with few stacks: the last one, and whether it is known.
-        let mut last = (NO_STACK, true);
-        for allocation in outstanding {
-            let id = allocation.stack_id;
-            if last.0 != id {
-                let stack = match stacks.entry(id) {
-                    Entry::Occupied(entry) => entry.into_mut(),
-                    // Asked for once, known or not.
-                    Entry::Vacant(entry) => entry.insert(self.stack(ebpf, id)?.cloned()),
-                };
-                last = (id, id == NO_STACK || stack.is_some());
-            }
-            if !last.1 {
-                unknown += 1;
-                allocation.stack_id = NO_STACK;
+        let mut stacks = HashMap::new();
+        let mut missing = FxHashSet::default();
+        for (_, id) in uses.iter() {
+            if let Entry::Vacant(entry) = stacks.entry(id)
+                && !missing.contains(&id)
+            {
+                match self.stack(ebpf, id)? {
+                    Some(stack) => drop(entry.insert(stack.clone())),
+                    None => drop(missing.insert(id)),
+                }
             }
         }
-        Ok((stacks.into_iter().filter_map(|(id, stack)| Some((id, stack?))).collect(), unknown))
+        missing.remove(&NO_STACK);
+        let mut unknown = 0;
+        if !missing.is_empty() {
+            for record in outstanding.iter_mut().filter(|record| missing.contains(&record.stack_id)) {
+                unknown += 1;
+                record.stack_id = NO_STACK;
+            }
+        }
+        Ok((stacks, unknown))
     }
 }

@@ -1,6 +1,8 @@
 //! The records of what is outstanding (the table of heap blocks and the map `ALLOCATIONS`), and
 //! those that calls in progress have taken out (maps `THREADS` and `CALLS`).
 
+use std::cell::Cell;
+
 use aya::Ebpf;
 use log::debug;
 use memleak_common::{
@@ -17,7 +19,7 @@ use super::{
     mapped::MappedMaps,
     sys,
 };
-use crate::snapshot::{Outstanding, PAGE_SIZE};
+use crate::snapshot::{Outstanding, PAGE_SIZE, StackUses};
 
 /// [`memleak_common::thread::PendingCall::has_released`]: a record was taken out.
 const TAKEN_OUT: u16 = 1;
@@ -25,8 +27,13 @@ const TAKEN_OUT: u16 = 1;
 /// What was read of the tables.
 #[derive(Default)]
 pub(super) struct ReadRecords {
-    /// What was outstanding at the cut.
-    pub outstanding: Vec<Outstanding>,
+    /// What was outstanding at the cut in the table of heap blocks: there may be millions of them,
+    /// and little is to be looked for among them.
+    pub blocks: Vec<Outstanding>,
+    /// The stacks of those.
+    pub uses: StackUses,
+    /// What else was outstanding: a few blocks among it.
+    pub others: Vec<Outstanding>,
     /// Stacks that newer records and the threads' last allocations refer to.
     pub other_stacks: FxHashSet<u64>,
     /// Descriptors that are newer than the cut: owner and number.
@@ -48,20 +55,29 @@ fn identity(record: &Outstanding) -> Identity {
 }
 
 /// What of the owners that are `known` was outstanding at the cut: what is in the table or in a
-/// call in progress, or was told to have left it since, and is older than the cut. Added to
-/// `outstanding`, which is empty. Ends the reading.
+/// call in progress, or was told to have left it since, and is older than the cut. Blocks are added
+/// to `blocks`, which is empty. Ends the reading.
 pub(super) fn outstanding(
-    outstanding: Vec<Outstanding>,
+    blocks: Vec<Outstanding>,
     (ebpf, mapped): (&Ebpf, Option<&MappedMaps>),
     (epoch, reading): (&mut Epoch, &Reading),
     known: impl Fn(u32) -> bool,
     rows: &[ProbeRow],
 ) -> Result<ReadRecords, BpfError> {
-    let mut read = ReadRecords { outstanding, ..ReadRecords::default() };
+    let mut read = ReadRecords { blocks, ..ReadRecords::default() };
+    let last = Cell::new(None);
+    let known = |owner| match last.get() {
+        Some((of, is_known)) if of == owner => is_known,
+        _ => {
+            let is_known = known(owner);
+            last.set(Some((owner, is_known)));
+            is_known
+        }
+    };
     let mut told: FxHashMap<Identity, Outstanding> = FxHashMap::default();
     let mut take_moved = |epoch: &mut Epoch| {
         epoch.take_moved(reading, |moved| {
-            if let Some(found) = found(&known, &moved.key, &moved.allocation) {
+            if let Some(found) = found(known, &moved.key, &moved.allocation) {
                 told.entry(identity(&found)).or_insert(found);
             }
         });
@@ -72,8 +88,12 @@ pub(super) fn outstanding(
     take_moved(epoch);
     if !told.is_empty() {
         // What was told is whole; what was read may have changed while it was copied.
-        read.outstanding.retain(|record| !told.contains_key(&identity(record)));
-        read.outstanding.extend(told.into_values());
+        let births: FxHashSet<u64> = told.values().map(|record| record.birth).collect();
+        let is_told =
+            |record: &Outstanding| births.contains(&record.birth) && told.contains_key(&identity(record));
+        read.blocks.retain(|record| !is_told(record));
+        read.others.retain(|record| !is_told(record));
+        read.others.extend(told.into_values());
     }
     Ok(read)
 }
@@ -86,7 +106,8 @@ fn read_tables(
     read: &mut ReadRecords,
     mut between: impl FnMut(),
 ) -> Result<(), BpfError> {
-    let ReadRecords { outstanding, other_stacks, newer_descriptors, newest_blocks, may_come_back } = read;
+    let ReadRecords { blocks, uses, others, other_stacks, newer_descriptors, newest_blocks, may_come_back } =
+        read;
     // Blocks that a call in progress has taken out (realloc): still acquired, until it returns.
     let mut add_taken_out = |owner: Owner, call: &PendingCall| {
         if call.has_released == TAKEN_OUT
@@ -99,7 +120,7 @@ fn read_tables(
             }
             let (space, handle) = (owner.of(row.resource), call.released_handle);
             let key = AllocationKey { space, resource: row.resource, handle };
-            outstanding.extend(found(known, &key, &call.released));
+            others.extend(found(known, &key, &call.released));
         }
     };
     let mut add_thread = |thread: &ThreadRecord| {
@@ -117,19 +138,26 @@ fn read_tables(
         add_taken_out(open.owner, &open.call);
     })
     .map_err(|error| map_error("CALLS", &error))?;
-    let mut add = |key: &AllocationKey, allocation: &Allocation| {
+    let mut older = |key: &AllocationKey, allocation: &Allocation| {
         if allocation.epoch == epoch {
             other_stacks.insert(allocation.stack_id);
             if key.resource == Resource::Fd.number() {
                 newer_descriptors.insert((key.space, key.handle));
             }
-        } else if allocation.count != RELEASED_EARLY {
-            outstanding.extend(found(known, key, allocation));
+            return None;
         }
+        (allocation.count != RELEASED_EARLY).then(|| found(known, key, allocation)).flatten()
     };
     if let Some(mapped) = mapped {
-        *newest_blocks = mapped.blocks.for_each(&mut add, &mut between);
+        let add = |key: &AllocationKey, allocation: &Allocation| {
+            if let Some(block) = older(key, allocation) {
+                uses.add(block.use_of_stack());
+                blocks.push(block);
+            }
+        };
+        *newest_blocks = mapped.blocks.for_each(add, &mut between);
     }
+    let add = |key: &AllocationKey, allocation: &Allocation| others.extend(older(key, allocation));
     sys::for_each_entry_with(fd(ebpf, "ALLOCATIONS")?, add, &mut between)
         .map_err(|error| map_error("ALLOCATIONS", &error))
 }

@@ -9,7 +9,7 @@ use memleak_common::probe::Resource;
 
 use super::state::{Mode, Session};
 use crate::{
-    account::{AccountedProcess, Accounts, Allocators, KnownMemory, Memory},
+    account::{AccountedProcess, Accounts, Allocators, KnownMemory, Memory, TableState},
     settings::{CaptureSettings, Settings},
     snapshot::{Outstanding, Snapshot, own::Own},
     target::allocator::AllocatorKind,
@@ -33,24 +33,17 @@ impl Session {
     }
 
     /// Accounts for what the targets have now, given what is outstanding and what allocators have
-    /// mapped for themselves. `is_same`: that is what it was in the report before.
-    pub(super) fn account(
-        &mut self,
-        (snapshot, own): (&Snapshot, &Own),
-        is_same: bool,
-        is_final: bool,
-    ) -> Option<Memory> {
+    /// mapped for themselves.
+    pub(super) fn account(&mut self, (snapshot, own): (&Snapshot, &Own), is_final: bool) -> Option<Memory> {
         let accounts = self.accounts.as_mut()?;
-        if !is_same {
-            accounts.forget_last();
-        }
-        if let Some(memory) = accounts.unchanged() {
+        let state = TableState { version: snapshot.version, records: snapshot.outstanding.len() as u64 };
+        if let Some(memory) = accounts.unchanged(state, is_final) {
             return Some(memory);
         }
         if !accounts.is_due(is_final) {
             return None;
         }
-        accounts.make(processes(&self.targets, known(snapshot, own, &self.targets)))
+        accounts.make(processes(&self.targets, known(snapshot, own, &self.targets)), state)
     }
 
     /// Accounts for processes' memory, if all of it is traced. Not with samples by bytes: the pages
@@ -106,11 +99,15 @@ fn known(snapshot: &Snapshot, own: &Own, targets: &Targets) -> HashMap<u32, Know
     for of_space in snapshot.outstanding.chunk_by(|a, b| a.space == b.space) {
         let Some(first) = of_space.first() else { continue };
         let memory = known.entry(first.space).or_default();
-        let of = |resource| of_space.iter().filter(move |it| it.resource == resource);
-        memory.blocks.extend(of(Resource::Heap).map(range));
-        let (nameless, mappings): (Vec<_>, Vec<_>) = of(Resource::Mmap).partition(|it| is_of_nameless(it));
-        memory.nameless.extend(nameless.into_iter().map(range));
-        memory.mappings.extend(mappings.into_iter().map(range));
+        memory.blocks.reserve(of_space.len());
+        for record in of_space {
+            match record.resource {
+                Resource::Heap => memory.blocks.push(range(record)),
+                Resource::Mmap if is_of_nameless(record) => memory.nameless.push(range(record)),
+                Resource::Mmap => memory.mappings.push(range(record)),
+                _ => {}
+            }
+        }
     }
     for mapping in &own.0 {
         known.entry(mapping.space).or_default().own.push(range(mapping));

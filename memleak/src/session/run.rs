@@ -353,7 +353,7 @@ impl Session {
                 own.0.len()
             );
         }
-        let memory = self.account((&snapshot, &own), is_same, is_final);
+        let memory = self.account((&snapshot, &own), is_final);
         self.forget_released();
         for target in living {
             self.observe(target);

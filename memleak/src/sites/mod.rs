@@ -11,7 +11,7 @@ pub use stack_id::StackDigest;
 
 use crate::{
     kernel_labels::Tag,
-    snapshot::{Cut, Snapshot, Stack, TableVersion},
+    snapshot::{Cut, Outstanding, Snapshot, Stack, StackUses, TableVersion},
     symbolize::{Anchor, Location, ObjectNumber},
 };
 
@@ -110,15 +110,13 @@ impl Sites {
     /// Finds the site of each stack that is outstanding in `snapshot`, in addition to those that
     /// are known. Gives the stacks, by address space and id.
     pub fn find(&mut self, snapshot: &Snapshot, locate: &mut dyn Locate) -> FxHashSet<(u32, u64)> {
-        let mut used = FxHashSet::default();
-        let mut last = None;
-        for outstanding in &snapshot.outstanding {
-            let at = (outstanding.space, outstanding.stack_id);
-            if last.replace(at) != Some(at)
-                && used.insert(at)
-                && let Some(stack) = snapshot.stacks.get(&outstanding.stack_id)
-            {
-                self.add(at, stack, locate);
+        let gather = || snapshot.outstanding.iter().map(Outstanding::use_of_stack).collect();
+        let gathered: Option<StackUses> = snapshot.uses.is_none().then(gather);
+        let uses = gathered.as_ref().or(snapshot.uses.as_ref());
+        let used: FxHashSet<(u32, u64)> = uses.into_iter().flat_map(StackUses::iter).collect();
+        for at in &used {
+            if let Some(stack) = snapshot.stacks.get(&at.1) {
+                self.add(*at, stack, locate);
             }
         }
         used
@@ -174,7 +172,6 @@ mod tests {
     use memleak_common::probe::Resource;
 
     use super::*;
-    use crate::snapshot::Outstanding;
 
     /// Space N has its only object, which all have in common, at N * 0x1000; nothing else is an
     /// object.

@@ -3,11 +3,13 @@
 pub(crate) mod descriptors;
 pub(crate) mod own;
 pub(crate) mod ranges;
+mod uses;
 
 use std::collections::HashMap;
 
 use memleak_common::{history::StackHistory, probe::Resource, stack::NO_STACK, unwind::Step};
 use rustc_hash::FxHashMap;
+pub use uses::StackUses;
 
 use crate::kernel_labels::Tag;
 
@@ -39,6 +41,11 @@ pub struct Outstanding {
 }
 
 impl Outstanding {
+    /// The stack that it refers to, and in whose memory that is.
+    pub fn use_of_stack(&self) -> (u32, u64) {
+        (self.space, self.stack_id)
+    }
+
     /// The thread that acquired it, if a call was seen to do so: births begin with its number,
     /// above these bits (`first_birth` in memleak-ebpf/src/thread.rs).
     pub fn thread(&self) -> Option<u32> {
@@ -109,7 +116,7 @@ pub struct Lost {
     pub moved: u64,
     /// Calls whose return was not seen.
     pub missed_returns: u64,
-    /// Runs of our programs that the kernel skipped.
+    /// Runs of our programs that the kernel skipped, at the least.
     pub skipped_runs: u64,
     /// Calls that released many things at once, which nothing tells: those are still listed. Not
     /// written if there are none.
@@ -172,6 +179,10 @@ pub struct Snapshot {
     pub within_ns: u64,
     /// Everything that was outstanding, in no order.
     pub outstanding: Vec<Outstanding>,
+    /// So many of the first are blocks of the heap; there may be others behind them.
+    pub blocks: usize,
+    /// Which stacks they refer to, if that is known already.
+    pub uses: Option<StackUses>,
     /// Stacks by id. An id that is missing (`NO_STACK`) has no known stack.
     pub stacks: HashMap<u64, Stack>,
     /// Acquires up to then (sampled ones only, if sampling is on).

@@ -65,7 +65,7 @@ impl Own {
 /// Takes out of `snapshot` what allocators have mapped for themselves. `code_of`: where the
 /// allocators' code is in the address space of this number.
 pub(crate) fn take_out<'a>(snapshot: &mut Snapshot, code_of: impl Fn(u32) -> &'a [Code]) -> Own {
-    let Snapshot { outstanding, stacks, .. } = snapshot;
+    let Snapshot { outstanding, stacks, blocks, .. } = snapshot;
     let mut known: HashMap<(u32, u64), bool> = HashMap::new();
     let is_own = |outstanding: &mut Outstanding| {
         if outstanding.resource != Resource::Mmap {
@@ -77,7 +77,7 @@ pub(crate) fn take_out<'a>(snapshot: &mut Snapshot, code_of: impl Fn(u32) -> &'a
             code.iter().any(|code| code.has_made(ips))
         })
     };
-    Own(outstanding.extract_if(.., is_own).collect())
+    Own(outstanding.extract_if(*blocks.., is_own).collect())
 }
 
 #[cfg(test)]

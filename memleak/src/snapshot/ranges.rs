@@ -85,6 +85,11 @@ impl Ranges {
         self.len() > MANY
     }
 
+    /// Something of this resource is among what was released.
+    pub(crate) fn release_any(&self, resource: Resource) -> bool {
+        self.releases.keys().any(|(_, of)| *of == resource)
+    }
+
     fn len(&self) -> usize {
         self.releases.values().map(|releases| releases.0.len()).sum()
     }

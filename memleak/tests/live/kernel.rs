@@ -161,12 +161,20 @@ fn opening_and_closing_files_leaves_nothing_behind() {
         let mut tracer = trace(&["--kernel-probes", way, "--only-pid", &pid, "1"]);
         tell(&mut target, "churn 100");
         let before = tracer.fresh_report();
-        tell(&mut target, "churn 50000");
+        tell(&mut target, "churn 20000");
         let acquired = |report: &Report| report.totals.acquired - before.totals.acquired;
-        let limit = |report: &Report| before.totals.count + acquired(report) / 1000;
+        // Kprobes that are hit in an interrupt while another is handled are skipped: on a slow
+        // machine one in twenty. What stays of that is said; it is more than what stays, since
+        // addresses come again.
+        let limit = |report: &Report| {
+            let said = if way == "kprobe" { report.lost["skipped_runs"] } else { 0 };
+            before.totals.count + (acquired(report) / 1000).max(said)
+        };
         let after =
-            tracer.wait_report(|report| acquired(report) >= 200_000 && report.totals.count <= limit(report));
-        assert!(after.lost.contains_key("skipped_runs"));
+            tracer.wait_report(|report| acquired(report) >= 80_000 && report.totals.count <= limit(report));
+        let totals = &after.totals;
+        let unseen = totals.acquired - totals.released - totals.count;
+        assert!(way != "kprobe" || unseen <= after.lost["skipped_runs"], "{}", after.describe());
         assert_eq!(after.lost["allocations"] + after.lost["stacks"], 0, "{way}: {}", after.describe());
         tracer.stop_with_report();
     }
