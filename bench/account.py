@@ -232,17 +232,18 @@ def main():
                     print(f"{name} is not installed", file=sys.stderr)
                     break
                 first, last = traced(memleak, pathlib.Path(folder), program, is_attached)
+                finding = f" (`{last['finding']}`)" if last.get("finding") else ""
                 mega = {key: value / 1e6 for key, value in last.items() if isinstance(value, (int, float))}
                 if is_attached:
                     growth = max(mega["rss_growth"], 1e-6)
                     attached.append(
                         f"| {name} | {mega['rss'] - growth:.1f} MB | {growth:.1f} MB | {first['before_attach'] / 1e6:.1f}, "
-                        f"{mega['before_attach']:.1f} MB | {100 * mega['unaccounted'] / growth:.1f} % |"
+                        f"{mega['before_attach']:.1f} MB | {100 * mega['unaccounted'] / growth:.1f} %{finding} |"
                     )
                 else:
                     started.append(
                         f"| {name} | {mega['rss']:.1f} MB | {100 * mega['outstanding_resident'] / mega['rss']:.1f} % | "
-                        f"{mega['before_attach']:.1f} MB | {100 * mega['unaccounted'] / mega['rss']:.1f} % |"
+                        f"{mega['before_attach']:.1f} MB | {100 * mega['unaccounted'] / mega['rss']:.1f} %{finding} |"
                     )
     print("| program | RSS | outstanding | from before | not accounted for |\n| --- | --- | --- | --- | --- |")
     print("\n".join(started))
