@@ -9,6 +9,7 @@ mod dist;
 mod docs;
 mod fuzz;
 mod layers;
+mod signatures;
 mod soak;
 mod sources;
 mod test;
@@ -51,6 +52,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Checks that the source files keep to the layers that ARCHITECTURE.md draws
     Layers,
+    /// Writes the table by which allocators are known in programs without symbols
+    Signatures(signatures::Options),
     /// Runs for long what may not change with time: a mixed load, very many children, tracers that
     /// are killed
     Soak(soak::Options),
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Task::Dist(options) => dist::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Layers => layers::run(),
+        Task::Signatures(options) => signatures::run(&options),
         Task::Soak(options) => soak::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Vm(options) => vm::run(&options),

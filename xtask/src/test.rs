@@ -63,10 +63,11 @@ pub(crate) const LIVE_PACKAGES: [Package; 28] = [
     Package { names: &["bpftool"], purpose: "shows that nothing stays attached" },
 ];
 
-/// What the comparison of stacks with gdb's compiles and runs beside these. It is left out of the
-/// virtual machines.
-const COMPARED_PACKAGES: [Package; 4] = [
+/// What the comparison of stacks with gdb's, and tests of optimizers, compile and run beside these.
+/// It is left out of the virtual machines.
+const COMPARED_PACKAGES: [Package; 5] = [
     Package { names: &["clang"], purpose: "compiles programs whose stacks are compared with gdb's" },
+    Package { names: &["lld"], purpose: "links programs that LLVM optimizes as a whole" },
     Package { names: &["git"], purpose: "a real program whose stacks are compared with gdb's" },
     Package { names: &["nginx"], purpose: "a real server whose stacks are compared with gdb's" },
     Package { names: &["sqlite3"], purpose: "a real program whose stacks are compared with gdb's" },

@@ -92,6 +92,24 @@ impl Machine {
         }
     }
 
+    /// The code of the function at `vaddr` without what a linker writes into it, so that it is the
+    /// same in each program. `None` of what is no code, and of machines for which nobody needs it.
+    pub fn masked(self, code: &[u8], vaddr: u64) -> Option<Vec<u8>> {
+        match self {
+            Self::X86_64 => x86_64::masked::masked(code, vaddr),
+            Self::Aarch64 => None,
+        }
+    }
+
+    /// Where the function at `vaddr` goes on that ends with a jump to another one; the same
+    /// machines.
+    pub fn jumps_to(self, code: &[u8], vaddr: u64) -> Option<u64> {
+        match self {
+            Self::X86_64 => x86_64::masked::jumps_to(code, vaddr),
+            Self::Aarch64 => None,
+        }
+    }
+
     /// Addresses (`vaddr`) of the instructions by which the function at `vaddr` returns.
     /// `whole_function` gives all code of the function at an address, `code_from` so many bytes of
     /// code from an address on, or what there is.

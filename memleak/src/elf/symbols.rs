@@ -325,7 +325,7 @@ impl SymbolNames {
     }
 
     /// A symbol of this name is to be kept.
-    fn contains(&self, name: &[u8]) -> bool {
+    pub fn contains(&self, name: &[u8]) -> bool {
         (name.len() <= self.longest && self.whole.contains(name))
             || name
                 .last()

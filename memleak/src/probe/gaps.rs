@@ -33,7 +33,7 @@ pub enum Gap {
     /// A program holds an allocator, and no symbol says where.
     #[error(
         "{object} contains {allocator}, but is stripped: what it allocates by it is not seen; install its debug file \
-         (/usr/lib/debug/.build-id) or trace a build with symbols"
+         (/usr/lib/debug/.build-id) or trace a build with symbols; --growth shows which stacks its memory grows by"
     )]
     Hidden {
         /// Its path.
@@ -136,7 +136,7 @@ const OPERATORS: [&str; 5] = ["_Znwm", "_Znam", "_ZdlPv", "_ZdaPv", "_ZdlPvm"];
 /// A stripped program may hold an allocator that is linked into it.
 fn hidden(object: &Object, plan: &Plan) -> Option<Gap> {
     let elf = object.elf.as_ref().ok()?;
-    if !elf.is_program() || elf.has_symbol_table() {
+    if !elf.is_program() || elf.has_symbol_table() || elf.recognised().is_some() {
         return None;
     }
     let name = object.to_string();

@@ -182,6 +182,11 @@ impl UserMode {
         for (path, allocator) in &plan.allocators {
             info!("{path}: {allocator}");
         }
+        for object in &objects {
+            if let Some(build) = object.elf.as_ref().ok().and_then(|elf| elf.recognised()) {
+                info!("{object}: stripped, its allocator's functions are known by their code: {build}");
+            }
+        }
         if which == Objects::All {
             for skip in &plan.skipped {
                 info!("skipped: {skip}");

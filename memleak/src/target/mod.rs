@@ -8,3 +8,4 @@ pub(crate) mod kernel;
 pub mod object;
 pub(crate) mod process;
 pub mod selector;
+pub mod signatures;

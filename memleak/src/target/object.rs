@@ -15,6 +15,7 @@ use std::{
 use memchr::memmem;
 use object::elf;
 
+use super::signatures;
 pub use crate::elf::symbols::{FunctionSymbol, SymbolKind, SymbolNames};
 use crate::{
     arch::{self, Machine, relocations::RelocationTypes},
@@ -105,6 +106,8 @@ pub struct Elf {
     is_go: bool,
     has_symbol_table: bool,
     is_program: bool,
+    /// What it was built from, if its allocator's functions are known by their code.
+    recognised: Option<String>,
 }
 
 impl Elf {
@@ -141,9 +144,14 @@ impl Elf {
         };
         let others = [debug.as_ref().map(|found| &found.elf), mini.as_ref()];
         let files: Vec<&ElfFile> = [Some(elf)].into_iter().chain(others).flatten().collect();
-        let (symbols, is_go) = (functions_named(&files, names), is_go(elf));
+        let (mut symbols, is_go) = (functions_named(&files, names), is_go(elf));
         let has_symbol_table = files.iter().any(|file| file.has_symbol_table());
-        Ok(Self { symbols, is_static, is_go, has_symbol_table, is_program, file })
+        let mut recognised = None;
+        if is_program && !has_symbol_table && !is_go {
+            let found = signatures::recognise(elf, &symbols);
+            recognised = found.map(|found| signatures::add(found, names, &mut symbols));
+        }
+        Ok(Self { symbols, is_static, is_go, has_symbol_table, is_program, recognised, file })
     }
 
     fn elf(&self) -> Option<&ElfFile> {
@@ -187,6 +195,12 @@ impl Elf {
     /// It, or its separate debug file, has a `.symtab`.
     pub fn has_symbol_table(&self) -> bool {
         self.has_symbol_table
+    }
+
+    /// What it was built from, if it is stripped and its allocator's functions were known by their
+    /// code.
+    pub fn recognised(&self) -> Option<&str> {
+        self.recognised.as_deref()
     }
 
     /// Addresses of its code, before the load bias.

@@ -9,6 +9,7 @@
 mod cache;
 pub(crate) mod cfi;
 pub(crate) mod eh_frame;
+pub(crate) mod functions;
 mod layout;
 mod owners;
 mod process;

@@ -94,14 +94,40 @@ fn folder_of(package: &str) -> PathBuf {
     FOLDERS.get(package).unwrap_or_else(|| panic!("{package} is not among the crates")).clone()
 }
 
-/// Compiles the allocator, or, `is_lto`, what the linker is to optimize. Done once for each
-/// version.
-fn objects_of(recipe: &Recipe, is_lto: bool) -> Vec<PathBuf> {
+/// Whose optimizer is to see program and allocator as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Optimizer {
+    Nobodys,
+    Gccs,
+    /// LLVM's: `thin` or `full`.
+    Llvms(&'static str),
+}
+
+impl Optimizer {
+    /// The compilers of C and C++.
+    fn compilers(self) -> [&'static str; 2] {
+        match self {
+            Self::Llvms(_) => ["clang", "clang++"],
+            Self::Nobodys | Self::Gccs => ["gcc", "g++"],
+        }
+    }
+
+    fn flags(self) -> Vec<String> {
+        match self {
+            Self::Nobodys => Vec::new(),
+            Self::Gccs => vec!["-flto".to_owned()],
+            Self::Llvms(how) => vec![format!("-flto={how}")],
+        }
+    }
+}
+
+/// Compiles the allocator, or what a linker's optimizer is to see. Done once for each version.
+fn objects_of(recipe: &Recipe, optimizer: Optimizer) -> Vec<PathBuf> {
     static COMPILING: Mutex<()> = Mutex::new(());
     let _compiling = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = folder_of(recipe.package);
     let version = folder.file_name().and_then(|name| name.to_str()).expect("a crate's folder");
-    let objects = scratch_dir().join(format!("{version}{}", if is_lto { "-lto" } else { "" }));
+    let objects = scratch_dir().join(format!("{version}{}", optimizer.flags().concat()));
     std::fs::create_dir_all(&objects).expect("a folder for objects");
     let compile = |file: &&str| {
         let object = objects.join(file).with_extension("o");
@@ -109,12 +135,11 @@ fn objects_of(recipe: &Recipe, is_lto: bool) -> Vec<PathBuf> {
             return object;
         }
         let unfinished = object.with_extension(std::process::id().to_string());
-        let mut command = Command::new(if file.ends_with(".c") { "gcc" } else { "g++" });
+        let [c, cc] = optimizer.compilers();
+        let mut command = Command::new(if file.ends_with(".c") { c } else { cc });
         // As they are built to be preloaded.
         command.args(["-w", "-g1", "-O2", "-fPIC", "-DNDEBUG", "-c"]).args(recipe.flags);
-        if is_lto {
-            command.arg("-flto");
-        }
+        command.args(optimizer.flags());
         command.arg("-I").arg(folder.join(recipe.headers)).arg(folder.join(recipe.sources).join(file));
         let output = command.arg("-o").arg(&unfinished).output().expect("a compiler");
         assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stderr));
@@ -124,11 +149,15 @@ fn objects_of(recipe: &Recipe, is_lto: bool) -> Vec<PathBuf> {
     recipe.files.iter().map(compile).collect()
 }
 
-fn program(recipe: &Recipe, link: Link, is_lto: bool, flags: &[&str]) -> PathBuf {
-    let objects = objects_of(recipe, is_lto);
+fn program(recipe: &Recipe, link: Link, optimizer: Optimizer, flags: &[&str]) -> PathBuf {
+    let objects = objects_of(recipe, optimizer);
     let objects: Vec<&str> = objects.iter().map(|object| text(object)).collect();
-    let optimize: &[&str] = if is_lto { &["-O2", "-flto"] } else { &[] };
-    build("allocator_forms.cc", link, &[optimize, &objects, flags].concat())
+    let of_optimizer = optimizer.flags();
+    let mut optimize: Vec<&str> = of_optimizer.iter().map(String::as_str).collect();
+    if !optimize.is_empty() {
+        optimize.push("-O2");
+    }
+    build("allocator_forms.cc", link, &[&optimize[..], &objects, flags].concat())
 }
 
 fn every_form(name: &str) {
@@ -136,18 +165,19 @@ fn every_form(name: &str) {
     let recipe = RECIPES.iter().find(|recipe| recipe.name == name).expect("a recipe");
     let hidden = format!("contains {name}, but is stripped: calls of its functions");
     let inlined = format!("optimized as a whole when it was linked (-flto), with {name} in it");
-    for (form, link, is_lto, flags, expected) in [
-        ("linked in", Link::Dynamic, false, &[][..], Seen::Exactly),
-        ("static", Link::Static, false, &[], Seen::Exactly),
-        ("linked in, stripped", Link::Dynamic, false, &["-s"], Seen::InPart(&hidden)),
-        ("linked in, LTO", Link::Dynamic, true, &[], Seen::InPart(&inlined)),
-        ("static, LTO", Link::Static, true, &[], Seen::InPart(&inlined)),
-        ("linked in, LTO, stripped", Link::Dynamic, true, &["-s"], Seen::InPart(&hidden)),
+    let (no, lto) = (Optimizer::Nobodys, Optimizer::Gccs);
+    for (form, link, optimizer, flags, expected) in [
+        ("linked in", Link::Dynamic, no, &[][..], Seen::Exactly),
+        ("static", Link::Static, no, &[], Seen::Exactly),
+        ("linked in, stripped", Link::Dynamic, no, &["-s"], Seen::InPart(&hidden)),
+        ("linked in, LTO", Link::Dynamic, lto, &[], Seen::InPart(&inlined)),
+        ("static, LTO", Link::Static, lto, &[], Seen::InPart(&inlined)),
+        ("linked in, LTO, stripped", Link::Dynamic, lto, &["-s"], Seen::InPart(&hidden)),
     ] {
-        let program = program(recipe, link, is_lto, flags);
+        let program = program(recipe, link, optimizer, flags);
         check(&format!("{name}, {form}"), &mut Command::new(program), expected);
     }
-    let objects = objects_of(recipe, false);
+    let objects = objects_of(recipe, no);
     let library = scratch_dir().join(format!("lib{name}.so"));
     let linked =
         Command::new("g++").args(["-shared", "-o"]).arg(&library).args(&objects).status().expect("g++");
@@ -155,6 +185,22 @@ fn every_form(name: &str) {
     let program = build("allocator_forms.cc", Link::Dynamic, &[]);
     let mut command = Command::new(program);
     check(&format!("{name}, preloaded"), command.env("LD_PRELOAD", &library), Seen::Exactly);
+}
+
+/// Those in C: what LLVM's optimizers leave of names is the same for all.
+#[test]
+fn llvms_optimizers_are_warned_of() {
+    let _alone = alone();
+    for recipe in RECIPES.iter().filter(|recipe| recipe.files.iter().all(|file| file.ends_with(".c"))) {
+        let inlined = format!("optimized as a whole when it was linked (-flto), with {} in it", recipe.name);
+        let plain = program(recipe, Link::Lld, Optimizer::Nobodys, &[]);
+        check(&format!("{}, by lld", recipe.name), &mut Command::new(plain), Seen::Exactly);
+        for how in ["thin", "full"] {
+            let program = program(recipe, Link::Lld, Optimizer::Llvms(how), &[]);
+            let form = format!("{}, LLVM's {how} LTO", recipe.name);
+            check(&form, &mut Command::new(program), Seen::InPart(&inlined));
+        }
+    }
 }
 
 #[test]

@@ -14,6 +14,8 @@ use std::{
 pub(crate) enum Link {
     /// Against glibc's shared library.
     Dynamic,
+    /// The same, by clang and lld.
+    Lld,
     /// With glibc in it.
     Static,
     /// With glibc in it, loaded anywhere.
@@ -32,6 +34,7 @@ impl Link {
     fn flags(self) -> &'static [&'static str] {
         match self {
             Self::Dynamic | Self::MuslShared => &["-pthread"],
+            Self::Lld => &["-pthread", "-fuse-ld=lld"],
             Self::Static | Self::Musl => &["-pthread", "-static"],
             Self::StaticPie => &["-pthread", "-static-pie"],
             Self::Library => &["-shared", "-fPIC"],
@@ -74,6 +77,8 @@ pub(crate) fn build(source: &str, link: Link, flags: &[&str]) -> PathBuf {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
     let compiler = match (link, Path::new(source).extension().and_then(|e| e.to_str())) {
         (Link::Musl | Link::MuslShared, _) => "musl-gcc",
+        (Link::Lld, Some("cc")) => "clang++",
+        (Link::Lld, _) => "clang",
         (_, Some("cc")) => "g++",
         _ => "gcc",
     };

@@ -21,8 +21,13 @@
 #include <string.h>
 #include <unistd.h>
 
-// A frame of its own, called as written, whatever the optimiser could prove about it.
+// A frame of its own, called as written, whatever the optimiser could prove about it. clang has
+// no such attribute; this one leaves it what it finds out about the arguments.
+#ifdef __clang__
+#define NOINLINE __attribute__((noinline))
+#else
 #define NOINLINE __attribute__((noipa))
+#endif
 
 struct site {
     const char *name;

@@ -4,6 +4,7 @@ pub(crate) mod code;
 pub(crate) mod constant;
 #[cfg(target_arch = "x86_64")]
 pub mod host;
+pub(crate) mod masked;
 pub mod placement;
 pub mod probe_arguments;
 pub mod returns;
