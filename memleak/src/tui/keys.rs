@@ -117,8 +117,8 @@ fn character(first: u8, bytes: &[u8]) -> Option<char> {
     std::str::from_utf8(bytes.get(..length)?).ok()?.chars().next()
 }
 
-/// What a mouse does (xterm's control sequences, "Mouse Tracking"), rows from 1 on. Modifiers change
-/// nothing.
+/// What a mouse does (xterm's control sequences, "Mouse Tracking"), rows from 1 on. Modifiers
+/// change nothing.
 fn mouse(button: u32, row: u32, is_pressed: bool) -> Keystroke {
     const MODIFIERS: u32 = 4 | 8 | 16;
     let row = u16::try_from(row.saturating_sub(1)).unwrap_or(u16::MAX);

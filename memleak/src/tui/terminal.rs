@@ -15,7 +15,8 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// The second screen, and no cursor.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[?25l";
-/// Buttons and the wheel of a mouse are told, in decimal numbers where the terminal knows that form.
+/// Buttons and the wheel of a mouse are told, in decimal numbers where the terminal knows that
+/// form.
 const MOUSE: &[u8] = b"\x1b[?1000h\x1b[?1006h";
 /// The first screen, the cursor, no colours, and a mouse that is the terminal's own.
 const LEAVE: &[u8] = b"\x1b[0m\x1b[?1006l\x1b[?1000l\x1b[?25h\x1b[?1049l";
