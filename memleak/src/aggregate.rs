@@ -5,6 +5,7 @@ mod folded;
 mod group;
 mod grouping;
 mod past;
+mod threads;
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -50,6 +51,8 @@ pub struct Wanted {
     pub ignore_older: bool,
     /// Each group's allocations, one by one.
     pub blocks: bool,
+    /// What each thread has acquired of each group.
+    pub threads: bool,
 }
 
 /// Groups what is outstanding by resource and site, and puts the top groups of each table first:
@@ -91,6 +94,9 @@ pub fn aggregate(
         totals.count = totals.count.saturating_add(group.count);
     }
     past.learn(news);
+    if wanted.threads {
+        threads::count_threads(found, youngest_ns, sampling, &mut groups);
+    }
     let variance = groups.iter().fold(0u128, |sum, group| sum.saturating_add(group.variance));
     let mut groups = in_order(found.sites, settings, &by_resource, groups);
     if !settings.combined_only {

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 fn contrib(file: &str) -> PathBuf {
@@ -42,4 +43,28 @@ fn units_ask_for_the_same_capabilities() {
     let line = kubernetes.lines().find_map(|line| line.trim().strip_prefix("add: [")).expect("a line");
     let kubernetes: Vec<&str> = line.trim_end_matches(']').split(", ").collect();
     assert_eq!(systemd, kubernetes);
+}
+
+/// systemd knows all that our unit says, and has nothing to say itself.
+#[test]
+fn systemd_reads_our_unit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let unit = text("systemd/memleak@.service").replace("/usr/bin/memleak", env!("CARGO_BIN_EXE_memleak"));
+    let verify = |unit: &str| {
+        let file = folder.path().join("memleak@nginx.service");
+        fs::write(&file, unit).expect("written");
+        let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output().ok()?;
+        Some((
+            output.status.success(),
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+        ))
+    };
+    let Some(said) = verify(&unit) else {
+        println!("systemd-analyze is not here: our unit was not read");
+        return;
+    };
+    assert_eq!(said, (true, String::new()));
+    // It would say something.
+    let wrong = verify(&unit.replace("ProtectSystem=", "ProtectSytem=")).expect("systemd-analyze");
+    assert!(wrong.1.contains("ProtectSytem"), "{wrong:?}");
 }

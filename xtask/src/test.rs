@@ -63,13 +63,14 @@ pub(crate) const LIVE_PACKAGES: [Package; 28] = [
     Package { names: &["bpftool"], purpose: "shows that nothing stays attached" },
 ];
 
-/// What the comparison of stacks with gdb's, and tests of optimizers, compile and run beside these.
-/// It is left out of the virtual machines.
-const COMPARED_PACKAGES: [Package; 5] = [
+/// What is compiled and run beside these by what is left out of the virtual machines: the comparison of
+/// stacks with gdb's, tests of optimizers, the check of our unit.
+const COMPARED_PACKAGES: [Package; 6] = [
     Package { names: &["clang"], purpose: "compiles programs whose stacks are compared with gdb's" },
     Package { names: &["lld"], purpose: "links programs that LLVM optimizes as a whole" },
     Package { names: &["git"], purpose: "a real program whose stacks are compared with gdb's" },
     Package { names: &["nginx"], purpose: "a real server whose stacks are compared with gdb's" },
+    Package { names: &["systemd"], purpose: "systemd-analyze, which checks our unit" },
     Package { names: &["sqlite3"], purpose: "a real program whose stacks are compared with gdb's" },
 ];
 

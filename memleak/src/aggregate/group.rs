@@ -9,7 +9,10 @@ use memleak_common::probe::Resource;
 
 use crate::{
     probe::resource::ResourceInfo,
-    report::model::{AllocationLine, FrameId, Note, OtherProcesses, ProcessCount, StackReport},
+    report::{
+        model::{AllocationLine, FrameId, Note, OtherProcesses, ProcessCount, StackReport},
+        threads::ThreadCount,
+    },
     sampling::Sampling,
     settings::ReportSettings,
     sites::{Site, SiteId},
@@ -54,6 +57,8 @@ pub struct Group {
     pub processes: Vec<ProcessCount>,
     /// What processes held that ended long ago.
     pub others: OtherProcesses,
+    /// Which threads have acquired how much of it, the largest sum first, if that is wanted.
+    pub threads: Vec<ThreadCount>,
     /// Age of the oldest, in nanoseconds.
     pub oldest_ns: u64,
     /// The first birth of those that are as old as it: what a thread has acquired within one tick
@@ -96,6 +101,7 @@ impl Group {
             margin: settings.sampling.margin(self.bytes, self.variance),
             processes: self.processes,
             others: self.others,
+            threads: self.threads,
             growth_bytes: signed(self.bytes) - signed(self.before.bytes),
             growth_count: signed(self.count) - signed(self.before.count),
             oldest_ms: self.history.oldest_ms,
@@ -142,6 +148,7 @@ impl Group {
             variance: 0,
             processes: Vec::with_capacity(1),
             others: OtherProcesses::default(),
+            threads: Vec::new(),
             oldest_ns: age_ns,
             oldest_birth: u64::MAX,
             newest_ns: age_ns,

@@ -103,7 +103,7 @@ impl Run {
             pid_of: &|space| space,
             elapsed_ms: 0,
         };
-        let wanted = Wanted { ignore_older, blocks: false };
+        let wanted = Wanted { ignore_older, blocks: false, threads: true };
         aggregate(found, &catalog(), settings, wanted, &mut self.past)
     }
 
@@ -548,4 +548,38 @@ fn the_same_snapshot_later_is_as_if_read_again() {
         let read = Snapshot { version: None, ..changed };
         assert_eq!(result, anew.report(&read, &settings, false), "round {round}");
     }
+}
+
+/// What threads have acquired of a site adds up to what it holds, over processes and samples.
+#[test]
+fn threads_hold_what_their_site_holds() {
+    let of = |space: u32, tid: u64, stack_id: u64, address: u64, size: u64| Outstanding {
+        space,
+        birth: tid << 42 | 5,
+        ..outstanding(stack_id, address, size, MS)
+    };
+    let records = vec![
+        of(1, 70, 1, 0x10, 8),
+        of(1, 70, 1, 0x20, 8),
+        of(1, 71, 1, 0x30, 100),
+        of(2, 90, 1, 0x40, 1),
+        of(1, 70, 2, 0x50, 5),
+        of(1, 0, 2, 0x60, 6),
+    ];
+    let settings = ReportSettings { sampling: Sampling::OneIn(3), ..settings() };
+    let mut run = Run::default();
+    let aggregated = run.report(&snapshot(records), &settings, false);
+    let threads = |stack: u64| {
+        let group = aggregated.groups.iter().find(|group| run.stack(group) == stack).expect("a group");
+        let sum: (u64, u64) =
+            group.threads.iter().fold((0, 0), |sum, thread| (sum.0 + thread.bytes, sum.1 + thread.count));
+        assert_eq!(sum, (group.bytes, group.count));
+        group
+            .threads
+            .iter()
+            .map(|thread| (thread.pid, thread.tid, thread.bytes, thread.count))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(threads(1), [(1, 71, 300, 3), (1, 70, 48, 6), (2, 90, 3, 3)]);
+    assert_eq!(threads(2), [(1, 0, 18, 3), (1, 70, 15, 3)]);
 }

@@ -14,5 +14,6 @@ pub mod output;
 pub(crate) mod sink;
 pub mod source;
 pub mod suppressions;
+pub mod threads;
 pub mod trace;
 pub mod why;

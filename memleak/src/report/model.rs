@@ -10,7 +10,7 @@ use std::{
 use memleak_common::probe::Resource;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::why::Why;
+use super::{threads::ThreadCount, why::Why};
 use crate::{
     account::Memory,
     heap::Classes,
@@ -264,6 +264,10 @@ pub struct StackReport {
     pub processes: Vec<ProcessCount>,
     /// Who else held some of it at the end.
     pub others: OtherProcesses,
+    /// Which threads have acquired how much of it, the largest sum first, if a form or a view wants
+    /// that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub threads: Vec<ThreadCount>,
     /// Bytes by which it has become more since the report before.
     pub growth_bytes: i64,
     /// Allocations by which it has become more since then.
@@ -355,7 +359,7 @@ pub struct Report {
     /// What is released at once, the most often first (`--temporary`).
     #[serde(default)]
     pub temporary: Vec<TemporaryStack>,
-    /// The names of threads, if each site is split by them.
+    /// The names of threads, if those are told apart.
     #[serde(default)]
     pub threads: BTreeMap<u32, String>,
     /// What is to be said if there is no stack: that nothing is outstanding, and what is attached.

@@ -70,6 +70,8 @@ pub(crate) struct Sink {
     hidden: Option<Output>,
     /// A view shows all stacks.
     has_view: bool,
+    /// It shows what each thread has acquired.
+    view_has_threads: bool,
     /// A terminal that goes is no reason to end.
     outlives_terminal: bool,
     /// Reports go to standard output.
@@ -110,6 +112,7 @@ impl Sink {
             asked: Vec::new(),
             hidden: None,
             has_view: false,
+            view_has_threads: false,
             outlives_terminal: false,
             is_stdout,
             protected: Protected::default(),
@@ -156,6 +159,11 @@ impl Sink {
         if matches!(self.output, Output::Open { .. }) {
             self.hidden = Some(std::mem::replace(&mut self.output, Output::Nowhere));
         }
+    }
+
+    /// The view shows what each thread has acquired, or no longer does.
+    pub(crate) fn show_threads(&mut self, shows: bool) {
+        self.view_has_threads = shows;
     }
 
     /// The view has ended.
@@ -227,6 +235,12 @@ impl Sink {
     /// Single blocks are wanted.
     pub(crate) fn needs_blocks(&self, is_final: bool) -> bool {
         self.formats(is_final).any(Format::needs_blocks)
+    }
+
+    /// What each thread has acquired is wanted. Of the last report nobody can ask for it later.
+    pub(crate) fn needs_threads(&self, is_final: bool) -> bool {
+        self.has_view && (self.view_has_threads || is_final)
+            || self.formats(is_final).any(Format::needs_threads)
     }
 
     /// Writes one report, if the form writes those that are not the last.

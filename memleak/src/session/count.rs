@@ -1,6 +1,8 @@
 //! Counts the calls of processes, to say what tracing them costs.
 
 use std::{
+    collections::HashMap,
+    ffi::OsString,
     fs,
     time::{Duration, Instant},
 };
@@ -42,13 +44,13 @@ pub(crate) struct Rates {
 /// Counts a process's calls by programs that do nothing. `trap`: what one costs, to know how much
 /// slower it is meanwhile.
 pub(crate) async fn count(pid: u32, trap: Duration) -> Result<Rates, SessionError> {
-    let before = cpus(pid).await;
+    let before = work(pid).await;
     let session = attach(pid, &[TRAPS_ONLY])?;
     let statistics = RunStatistics::begin()
         .map_err(|error| SessionError::System("the kernel does not count runs of programs", error));
     let counted = match &statistics {
         Ok(_) => session.counted(pid).await,
-        Err(_) => Ok((TrapCounts::default(), 0.0, COUNTING)),
+        Err(_) => Ok((TrapCounts::default(), Work::default(), COUNTING)),
     };
     let allocators = session.targets.iter().flat_map(|(_, traced)| &traced.allocators);
     let mut allocators: Vec<String> = allocators.map(ToString::to_string).collect();
@@ -58,17 +60,27 @@ pub(crate) async fn count(pid: u32, trap: Duration) -> Result<Rates, SessionErro
     statistics?;
     let (runs, during, took) = counted?;
     let rate = |runs: u64| runs as f64 / took.as_secs_f64();
-    // One that has nothing to wait for does as much less as the traps take.
     let in_traps = rate(runs.all) * trap.as_secs_f64();
-    let own = (during - in_traps).max(during / 20.0);
-    let faster = if own > 0.0 { (before / own).clamp(1.0, 20.0) } else { 1.0 };
+    let faster = faster_without(in_traps, before.cpus, during);
     Ok(Rates {
         acquired: rate(runs.acquires) * faster,
         released: rate(runs.releases) * faster,
         traps: rate(runs.all) * faster,
-        cpus: before,
+        cpus: before.cpus,
         allocators,
     })
+}
+
+/// As how many times as many calls a process makes that has no traps, which took `in_traps` CPUs.
+fn faster_without(in_traps: f64, before: f64, during: Work) -> f64 {
+    // One that waits for something beside the CPU has kept its pace, and took as much longer for
+    // it: what is left of it then is the small difference of two large numbers, and says nothing.
+    let has_kept_pace = during.cpus - before > in_traps / 2.0;
+    if !during.is_bound || has_kept_pace {
+        return 1.0;
+    }
+    let own = (during.cpus - in_traps).max(during.cpus / 20.0);
+    if own > 0.0 { (before / own).clamp(1.0, 20.0) } else { 1.0 }
 }
 
 /// Programs that do nothing.
@@ -135,31 +147,51 @@ impl Session {
         Ok(TrapCounts::of(&self.tracer.program_runs()?))
     }
 
-    /// TrapCounts in a while, the CPUs that the process has kept busy, and how long the while was.
-    async fn counted(&self, pid: u32) -> Result<(TrapCounts, f64, Duration), SessionError> {
+    /// TrapCounts in a while, what the process has done meanwhile, and how long the while was.
+    async fn counted(&self, pid: u32) -> Result<(TrapCounts, Work, Duration), SessionError> {
         let (before, begin) = (self.runs()?, Instant::now());
-        let cpus = cpus(pid).await;
-        Ok((self.runs()?.since(before), cpus, begin.elapsed()))
+        let done = work(pid).await;
+        Ok((self.runs()?.since(before), done, begin.elapsed()))
     }
 }
 
-/// CPUs that a process keeps busy, over a while.
-async fn cpus(pid: u32) -> f64 {
-    let (before, begin) = (cpu_time(pid), Instant::now());
-    sleep(COUNTING).await;
-    let used = cpu_time(pid).saturating_sub(before);
-    used.as_secs_f64() / begin.elapsed().as_secs_f64()
+/// What a process has done over a while.
+#[derive(Clone, Copy, Debug, Default)]
+struct Work {
+    /// CPUs that it has kept busy.
+    cpus: f64,
+    /// Half of that, and more, is of threads that had nothing to wait for but a CPU.
+    is_bound: bool,
 }
 
-/// CPU time of all its threads so far (Documentation/scheduler/sched-stats.rst): to the nanosecond,
-/// unlike that of /proc/PID/stat. One that has ended meanwhile is missing, which is little.
-fn cpu_time(pid: u32) -> Duration {
+async fn work(pid: u32) -> Work {
+    /// A thread that wants to run for so much of the time.
+    const BOUND: f64 = 0.9;
+    let (before, begin) = (thread_times(pid), Instant::now());
+    sleep(COUNTING).await;
+    let (after, took) = (thread_times(pid), begin.elapsed().as_secs_f64());
+    let (mut all, mut bound) = (0.0, 0.0);
+    for (tid, (ran, waited)) in after {
+        let (ran_before, waited_before) = before.get(&tid).copied().unwrap_or_default();
+        let share = |now: Duration, before: Duration| now.saturating_sub(before).as_secs_f64() / took;
+        let (ran, waited) = (share(ran, ran_before), share(waited, waited_before));
+        all += ran;
+        bound += if ran + waited > BOUND { ran } else { 0.0 };
+    }
+    Work { cpus: all, is_bound: bound > all / 2.0 }
+}
+
+/// CPU time of each of its threads so far, and how long it has waited for a CPU
+/// (Documentation/scheduler/sched-stats.rst): to the nanosecond, unlike those of /proc/PID/stat.
+fn thread_times(pid: u32) -> HashMap<OsString, (Duration, Duration)> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let times = threads.filter_map(|thread| {
         let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        text.split_ascii_whitespace().next()?.parse::<u64>().ok()
+        let mut numbers =
+            text.split_ascii_whitespace().map(|number| number.parse().map(Duration::from_nanos));
+        Some((thread.file_name(), (numbers.next()?.ok()?, numbers.next()?.ok()?)))
     });
-    Duration::from_nanos(times.sum())
+    times.collect()
 }
 
 impl Session {
@@ -194,5 +226,24 @@ impl Session {
                 cpus * 100.0
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_bound_by_the_cpu_gets_faster() {
+        let bound = |cpus| Work { cpus, is_bound: true };
+        // A loop: nine tenths of its time were in traps.
+        assert!((faster_without(0.9, 1.0, bound(1.0)) - 10.0).abs() < 1e-9);
+        // The same on a machine that gives it half of a CPU.
+        assert!((faster_without(0.45, 0.5, bound(0.5)) - 10.0).abs() < 1e-9);
+        // One that takes as much more as the traps have taken, or waits for something else.
+        assert_eq!(faster_without(0.05, 0.02, bound(0.06)), 1.0);
+        assert_eq!(faster_without(0.05, 0.02, Work { cpus: 0.051, is_bound: false }), 1.0);
+        // Nothing can be said of more than this.
+        assert!((faster_without(2.0, 1.0, bound(1.0)) - 20.0).abs() < 1e-9);
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     proc::{descriptors::open_descriptors, status::thread_comm},
     report::{
         descriptors::{Open, describe},
-        format::{Scope, SplitBy},
+        format::Scope,
         model::{
             AllocationLine, Frames, Note, OomKilled, Processes, Report, StackReport, TargetInfo,
             TemporaryStack, Totals,
@@ -80,6 +80,8 @@ pub(super) struct Reporter {
     folded: Folded,
     past: Past,
     hints: Hints,
+    /// What threads were called in the report before, if those are told apart.
+    threads: BTreeMap<u32, String>,
     /// When tracing began.
     start: Instant,
     /// Reports made so far.
@@ -98,6 +100,7 @@ impl Reporter {
             folded: Folded::new(settings.report.sampling),
             past: Past::default(),
             hints: Hints::default(),
+            threads: BTreeMap::new(),
             start: Instant::now(),
             reports: 0,
         }
@@ -140,7 +143,7 @@ impl Reporter {
         let elapsed_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &pid_of, elapsed_ms };
 
-        let wanted = Wanted { ignore_older: is_final && all_ended, blocks: self.sink.needs_blocks(is_final) };
+        let wanted = self.wanted(is_final, all_ended);
         let aggregated = aggregate(found, &self.catalog, settings, wanted, &mut self.past);
         let Totals { bytes, count, .. } = aggregated.totals;
         let mut frames = Frames::default();
@@ -175,8 +178,8 @@ impl Reporter {
         }
         self.reports += 1;
         let temporary = taken.temporary.iter().map(|stack| self.temporary(stack, &mut frames)).collect();
-        let by_thread = settings.split_by == Some(SplitBy::Thread);
-        let threads = if by_thread { names_of_threads(&stacks) } else { BTreeMap::new() };
+        self.name_threads(&stacks);
+        let threads = self.threads.clone();
         let why = taken.why.as_ref().map(|looked| self.why(looked, targets, &keys, &mut stacks));
         let mut report = Report {
             suppressed: None,
@@ -208,6 +211,25 @@ impl Reporter {
 }
 
 impl Reporter {
+    /// What a report has of what is outstanding.
+    fn wanted(&self, is_final: bool, all_ended: bool) -> Wanted {
+        Wanted {
+            ignore_older: is_final && all_ended,
+            blocks: self.sink.needs_blocks(is_final),
+            threads: self.sink.needs_threads(is_final),
+        }
+    }
+
+    /// What the threads are called that have acquired something; of those that have ended, what
+    /// they were called in the report before.
+    fn name_threads(&mut self, stacks: &[StackReport]) {
+        let threads: BTreeSet<u32> =
+            stacks.iter().flat_map(|stack| &stack.threads).map(|thread| thread.tid).collect();
+        let before = std::mem::take(&mut self.threads);
+        let name = |tid: &u32| thread_comm(*tid).or_else(|| before.get(tid).cloned());
+        self.threads = threads.iter().filter_map(|tid| Some((*tid, name(tid)?))).collect();
+    }
+
     fn temporary(&mut self, passing: &Passing, frames: &mut Frames) -> TemporaryStack {
         let Passing { process, stack, released, at_once, bytes } = passing;
         let locations = self.symbolizer.locate(*process, stack.generation, &stack.ips);
@@ -296,13 +318,6 @@ fn if_empty(settings: &ReportSettings, targets: &Targets, taken: &Taken, is_fina
     };
     let seen = format!("{} acquired, {} released", taken.snapshot.acquired, taken.snapshot.released);
     format!("nothing {yet}{age}: {} probes are attached{allocators}; {seen}", taken.probes)
-}
-
-/// What the threads are called that have acquired something; those that live.
-fn names_of_threads(stacks: &[StackReport]) -> BTreeMap<u32, String> {
-    let blocks = stacks.iter().flat_map(|stack| &stack.blocks);
-    let threads: BTreeSet<u32> = blocks.filter_map(|block| block.tid).collect();
-    threads.into_iter().filter_map(|thread| Some((thread, thread_comm(thread)?))).collect()
 }
 
 /// Reads what the processes of these descriptors have open, if that was not read yet. The number

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     report::{
         files::{ReportFile, kind_of_name},
+        format::SplitBy,
         model::Report,
         sink::Delivery,
     },
@@ -38,10 +39,16 @@ impl Session {
             return Ok(());
         }
         let style = report.appearance().options(true).style;
-        let appearance =
-            ViewLook { color: style.color, full_names: style.full_names, with_source: style.with_source };
+        let split_by = report.split_by.filter(|by| *by != SplitBy::Size);
+        let appearance = ViewLook {
+            color: style.color,
+            full_names: style.full_names,
+            with_source: style.with_source,
+            split_by,
+        };
         self.view = Some(View::open(appearance)?);
         self.reporter.sink.begin_view();
+        self.reporter.sink.show_threads(split_by == Some(SplitBy::Thread));
         Ok(())
     }
 
@@ -73,6 +80,10 @@ impl Session {
             }
             ViewRequest::Gone => Ok(self.lose_terminal()),
             ViewRequest::Write(path) => self.write_now(path),
+            ViewRequest::Threads(shown) => {
+                self.reporter.sink.show_threads(shown);
+                if shown { self.report_out_of_turn() } else { Ok(None) }
+            }
         }
     }
 
@@ -102,8 +113,13 @@ impl Session {
         let file = ReportFile { kind, path };
         let format = file.format(&self.settings.report.appearance().options(false));
         self.reporter.sink.ask(file, format);
+        self.report_out_of_turn()
+    }
+
+    /// A report of now, which is none of those that COUNT counts. Gives why the run is to end, if
+    /// it is.
+    fn report_out_of_turn(&mut self) -> Result<Option<Reason>, SessionError> {
         let delivery = self.report(false)?;
-        // It is none of those that COUNT counts.
         self.reporter.reports -= 1;
         Ok((delivery == Delivery::ReaderGone).then_some(Reason::ReaderGone))
     }
@@ -122,6 +138,8 @@ impl Session {
                     ViewRequest::Gone if io::stdout().is_terminal() => self.close_view(),
                     ViewRequest::Gone => drop(self.lose_terminal()),
                     ViewRequest::Write(path) => self.write_last(path),
+                    // The last report tells it anyway.
+                    ViewRequest::Threads(_) => {}
                 },
             }
         }

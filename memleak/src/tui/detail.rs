@@ -4,15 +4,16 @@ use ratatui::style::{Modifier, Style};
 
 use super::{
     canvas::{BOLD, Canvas, DIM, PLAIN, cut},
-    rows::Row,
+    rows::{Row, thread_name},
 };
 use crate::{
     escape::printable,
     report::{
         format::{html::stacks_in_processes, human::counted, line::wrap},
-        model::Report,
+        model::{ProcessCount, Report},
         names::{is_library, module_name, name, place},
         source::lines_of,
+        threads::ThreadCount,
     },
     symbolize::Frame,
     verdict::{Calls, VerdictKind},
@@ -46,8 +47,8 @@ impl DetailLine {
     }
 }
 
-/// Processes that are listed.
-const PROCESSES: usize = 8;
+/// Processes, and threads, that are listed.
+const PARTS: usize = 8;
 
 /// All lines of a row.
 pub(super) fn detail(
@@ -89,20 +90,31 @@ pub(super) fn detail(
     if row.frames.is_empty() {
         line(Kind::Dim, "  not known".to_owned());
     }
-    if row.processes.len() > 1 {
-        line(Kind::Plain, String::new());
-        line(Kind::Bold, "Processes".to_owned());
-        for process in row.processes.iter().take(PROCESSES) {
-            let held = format!("{} in {}", BinaryBytes(process.bytes), counted(process.count, "block"));
-            line(Kind::Plain, format!("  {:>8}  {held}", process.pid));
-        }
-        let others = row.processes.len().saturating_sub(PROCESSES);
-        if others > 0 {
-            line(Kind::Dim, format!("  and {others} more"));
-        }
-    }
+    parts(report, row).into_iter().for_each(|(kind, text)| line(kind, text));
     if let Some(calls) = &row.calls {
         lifetimes(calls, width).into_iter().for_each(|(kind, text)| line(kind, text));
+    }
+    lines
+}
+
+/// Which processes hold it, and which threads have acquired it, if there are several.
+fn parts(report: &Report, row: &Row) -> Vec<(Kind, String)> {
+    let process = |part: &ProcessCount| (part.pid.to_string(), part.bytes, part.count);
+    let processes: Vec<_> = row.processes.iter().map(process).collect();
+    let thread = |part: &ThreadCount| (thread_name(report, part.tid), part.bytes, part.count);
+    let threads: Vec<_> = row.threads.iter().map(thread).collect();
+    let mut lines = Vec::new();
+    for (heading, parts) in [("Processes", processes), ("Threads", threads)] {
+        if parts.len() < 2 {
+            continue;
+        }
+        lines.extend([(Kind::Plain, String::new()), (Kind::Bold, heading.to_owned())]);
+        for (name, bytes, count) in parts.iter().take(PARTS) {
+            let held = format!("{} in {}", BinaryBytes(*bytes), counted(*count, "block"));
+            lines.push((Kind::Plain, format!("  {name:>8}  {held}")));
+        }
+        let others = parts.len().saturating_sub(PARTS);
+        lines.extend((others > 0).then(|| (Kind::Dim, format!("  and {others} more"))));
     }
     lines
 }

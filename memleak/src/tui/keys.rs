@@ -33,6 +33,14 @@ pub enum Keystroke {
     Function(u8),
     /// Ctrl-C, or the end of input (Ctrl-D).
     Interrupt,
+    /// The mouse's first button, in this row of the screen, from 0 on.
+    Click(u16),
+    /// Up by the mouse's wheel.
+    WheelUp,
+    /// Down by it.
+    WheelDown,
+    /// A button of the mouse that was let go: nothing is done.
+    Released,
     /// The screen is to be drawn again (Ctrl-L).
     Redraw,
     /// Another one.
@@ -64,6 +72,11 @@ impl Decoder {
             [] => return None,
             [ESCAPE] if is_all => (Keystroke::Escape, 1),
             [ESCAPE] => return None,
+            // A terminal that knows the older form alone of what a mouse does.
+            [ESCAPE, b'[', b'M', button, _, row, ..] => {
+                (mouse(button.saturating_sub(32).into(), row.saturating_sub(32).into(), true), 6)
+            }
+            [ESCAPE, b'[', b'M', ..] if !is_all => return None,
             [ESCAPE, b'[' | b'O', rest @ ..] => match rest.iter().position(|byte| is_last(*byte)) {
                 Some(at) => (sequence(rest.get(..=at).unwrap_or_default()), at + 3),
                 None if is_all || rest.len() > LONGEST => (Keystroke::Other, self.0.len()),
@@ -104,8 +117,34 @@ fn character(first: u8, bytes: &[u8]) -> Option<char> {
     std::str::from_utf8(bytes.get(..length)?).ok()?.chars().next()
 }
 
+/// What a mouse does (xterm's control sequences, "Mouse Tracking"), rows from 1 on. Modifiers
+/// change nothing.
+fn mouse(button: u32, row: u32, is_pressed: bool) -> Keystroke {
+    const MODIFIERS: u32 = 4 | 8 | 16;
+    let row = u16::try_from(row.saturating_sub(1)).unwrap_or(u16::MAX);
+    match (button & !MODIFIERS, is_pressed) {
+        (0, true) => Keystroke::Click(row),
+        (64, true) => Keystroke::WheelUp,
+        (65, true) => Keystroke::WheelDown,
+        _ => Keystroke::Released,
+    }
+}
+
+/// The numbers of `ESC [ < BUTTON ; COLUMN ; ROW M`, or `m` if the button was let go.
+fn mouse_sequence(numbers: &[u8], is_pressed: bool) -> Keystroke {
+    let numbers = std::str::from_utf8(numbers).unwrap_or_default();
+    let numbers: Vec<u32> = numbers.split(';').filter_map(|number| number.parse().ok()).collect();
+    match numbers.as_slice() {
+        [button, _, row] => mouse(*button, *row, is_pressed),
+        _ => Keystroke::Other,
+    }
+}
+
 /// What follows `ESC [` or `ESC O`. A modifier (`1;5A`) changes nothing.
 fn sequence(rest: &[u8]) -> Keystroke {
+    if let [b'<', numbers @ .., last @ (b'M' | b'm')] = rest {
+        return mouse_sequence(numbers, *last == b'M');
+    }
     let number: u32 = rest
         .iter()
         .take_while(|byte| byte.is_ascii_digit())
@@ -155,6 +194,22 @@ mod tests {
         assert_eq!(keys("größe".as_bytes()).len(), 5);
         assert_eq!(keys(b"\x1b\x1b[A"), [Keystroke::Escape, Keystroke::Up]);
         assert_eq!(keys(b"\x1bm"), [Keystroke::Escape, Keystroke::Char('m')]);
+    }
+
+    #[test]
+    fn what_a_mouse_does() {
+        use Keystroke::{Char, Click, Other, Released, WheelDown, WheelUp};
+        let clicked = keys(b"\x1b[<0;12;7M\x1b[<0;12;7m\x1b[<64;1;1M\x1b[<65;250;120M\x1b[<2;3;4Mq");
+        assert_eq!(clicked, [Click(6), Released, WheelUp, WheelDown, Released, Char('q')]);
+        // With Shift, and what no mouse does.
+        assert_eq!(keys(b"\x1b[<4;1;9M\x1b[<0;1M\x1b[<;;M"), [Click(8), Other, Other]);
+        // The older form, whose bytes are letters by chance: none of them is a key.
+        assert_eq!(keys(b"\x1b[M qq\x1b[M`qq\x1b[M#qqj"), [Click(80), WheelUp, Released, Char('j')]);
+        let mut decoder = Decoder::default();
+        decoder.feed(b"\x1b[M q");
+        assert_eq!(decoder.next(false), None);
+        decoder.feed(b"q");
+        assert_eq!(decoder.next(false), Some(Click(80)));
     }
 
     /// A slow line brings a key in parts.

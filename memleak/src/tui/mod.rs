@@ -26,6 +26,8 @@ mod view;
 
 use std::{io, path::PathBuf};
 
+use crate::report::format::SplitBy;
+
 #[cfg(not(feature = "tui"))]
 pub use none::{NoView as View, check};
 #[cfg(feature = "tui")]
@@ -44,6 +46,8 @@ pub enum ViewRequest {
     Quit,
     /// A report of now in this file, in the form that its name says.
     Write(PathBuf),
+    /// Reports tell what each thread has acquired, from now on; or no longer do.
+    Threads(bool),
     /// Nothing more: the terminal has gone.
     Gone,
 }
@@ -57,6 +61,8 @@ pub struct ViewLook {
     pub full_names: bool,
     /// Lines of sources beside their stacks.
     pub with_source: bool,
+    /// Each process, or each thread, by itself.
+    pub split_by: Option<SplitBy>,
 }
 
 /// Why there is no view: one line.

@@ -7,21 +7,26 @@ use std::{
 };
 
 use crate::{
+    escape::printable,
     report::{
         call_sites::{CallSite, call_sites},
+        format::SplitBy,
         format::path::responsible,
         model::{FrameId, ProcessCount, Report, SortKey},
         names::{name, place},
+        threads::ThreadCount,
     },
     symbolize::Frame,
     verdict::{Calls, VerdictKind},
 };
 
-/// One call site, or what one process holds of it.
+/// One call site, or what one process or thread holds of it.
 #[derive(Clone, Debug)]
 pub struct Row {
     /// The same for the same site in each report.
     pub key: u64,
+    /// Whose it is, if it is what one process or thread holds: `4711`, `4712 worker`.
+    pub part: Option<String>,
     /// The responsible function.
     pub name: String,
     /// Where it is: `wordcount.cc:64`, or its module.
@@ -55,6 +60,8 @@ pub struct Row {
     pub stacks: usize,
     /// Who holds it, the largest first.
     pub processes: Vec<ProcessCount>,
+    /// Which threads have acquired it, the largest first, if the report tells.
+    pub threads: Vec<ThreadCount>,
     /// The largest stack, callee first.
     pub frames: Vec<FrameId>,
     /// Which of these is responsible.
@@ -97,7 +104,7 @@ pub(super) type AmountsAtMark = HashMap<u64, (u64, u64)>;
 /// The rows of a report, in no order.
 pub(super) fn rows_of(
     report: &Report,
-    by_process: bool,
+    split_by: Option<SplitBy>,
     full_names: bool,
     mark: Option<&AmountsAtMark>,
 ) -> Vec<Row> {
@@ -106,8 +113,13 @@ pub(super) fn rows_of(
         let all = sites.iter().map(CallSite::amount).fold(0, u64::saturating_add);
         for site in &sites {
             let row = row_of(report, site, table, full_names);
-            let parts = row.processes.iter().map(|part| row.of_process(*part));
-            let of_site: Vec<Row> = if by_process { parts.collect() } else { vec![row] };
+            let of_site: Vec<Row> = match split_by {
+                Some(SplitBy::Process) => row.processes.iter().map(|part| row.of_process(*part)).collect(),
+                Some(SplitBy::Thread) if !row.threads.is_empty() => {
+                    row.threads.iter().map(|part| row.of_thread(*part, report)).collect()
+                }
+                _ => vec![row],
+            };
             rows.extend(of_site.into_iter().map(|row| Row { share: share(row.amount(), all), ..row }));
         }
     }
@@ -130,17 +142,36 @@ impl Row {
 
     /// What one process holds of it.
     fn of_process(&self, part: ProcessCount) -> Self {
-        let mut hasher = DefaultHasher::new();
-        (self.key, part.pid).hash(&mut hasher);
+        let of_it = |thread: &&ThreadCount| thread.pid == part.pid;
+        let threads = self.threads.iter().filter(of_it).copied().collect();
         let alone = self.processes.len() == 1;
+        let row = self.part(part.pid, 0, (part.bytes, part.count), alone);
+        Self { part: Some(part.pid.to_string()), processes: vec![part], threads, ..row }
+    }
+
+    /// What one thread has acquired of it.
+    fn of_thread(&self, part: ThreadCount, report: &Report) -> Self {
+        let ThreadCount { pid, tid, bytes, count } = part;
+        let row = self.part(pid, tid, (bytes, count), self.threads.len() == 1);
+        Self {
+            part: Some(thread_name(report, tid)),
+            processes: vec![ProcessCount { pid, bytes, count }],
+            threads: vec![part],
+            ..row
+        }
+    }
+
+    /// A part of it. `alone`: there is no other.
+    fn part(&self, pid: u32, tid: u32, (bytes, count): (u64, u64), alone: bool) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (self.key, pid, tid).hash(&mut hasher);
         Self {
             key: hasher.finish(),
-            bytes: part.bytes,
-            count: part.count,
+            bytes,
+            count,
             growth_bytes: self.growth_bytes.filter(|_| alone),
             growth_count: self.growth_count.filter(|_| alone),
             points: if alone { self.points.clone() } else { Vec::new() },
-            processes: vec![part],
             ..self.clone()
         }
     }
@@ -156,6 +187,15 @@ impl Row {
     /// Bytes, or how many, by which it has become more.
     pub fn growth(&self) -> i64 {
         if self.has_size { self.growth_bytes } else { self.growth_count }.unwrap_or(0)
+    }
+}
+
+/// `4712 worker`; 0 stands for those that are not known.
+pub(super) fn thread_name(report: &Report, tid: u32) -> String {
+    match (tid, report.threads.get(&tid)) {
+        (0, _) => "?".to_owned(),
+        (_, Some(name)) => format!("{tid} {}", printable(name)),
+        (_, None) => tid.to_string(),
     }
 }
 
@@ -183,6 +223,7 @@ fn row_of(report: &Report, site: &CallSite<'_>, table: usize, full_names: bool) 
     let point = |point: &crate::verdict::Point| if has_size { point.bytes } else { point.count };
     Row {
         key: hasher.finish(),
+        part: None,
         name: responsible
             .map_or_else(|| "[unknown stack]".to_owned(), |frame| name(frame, full_names).into_owned()),
         place: responsible.map_or_else(String::new, |frame| place(frame)),
@@ -200,6 +241,7 @@ fn row_of(report: &Report, site: &CallSite<'_>, table: usize, full_names: bool) 
         calls: site.history.calls,
         stacks: site.stacks.len(),
         processes: processes_of(site),
+        threads: threads_of(report, site),
         frames: stack.map(|stack| stack.frames.clone()).unwrap_or_default(),
         own,
     }
@@ -216,6 +258,11 @@ fn processes_of(site: &CallSite<'_>) -> Vec<ProcessCount> {
     let mut processes: Vec<ProcessCount> = sums.into_values().collect();
     processes.sort_by_key(|process| Reverse((process.bytes, process.count)));
     processes
+}
+
+/// Which threads have acquired a site's blocks, the largest sum first.
+fn threads_of(report: &Report, site: &CallSite<'_>) -> Vec<ThreadCount> {
+    ThreadCount::sums(site.stacks.iter().flat_map(|stack| report.threads_of(stack).into_owned()))
 }
 
 /// Puts rows in order.
@@ -242,7 +289,7 @@ pub(super) fn matches(row: &Row, report: &Report, wanted: &str) -> bool {
     };
     wanted.is_empty()
         || has(&row.name)
-        || row.resource.as_deref().is_some_and(has)
+        || [&row.resource, &row.part].into_iter().flatten().any(|text| has(text))
         || has(row.verdict.words())
         || row.frames.iter().filter_map(|id| report.frames.get(*id)).any(of_frame)
 }

@@ -11,7 +11,12 @@ use super::{
     keys::Keystroke,
     rows::{AmountsAtMark, Row, SortColumn, matches, rows_of, sort},
 };
-use crate::report::model::Report;
+use crate::report::{format::SplitBy, model::Report};
+
+/// Rows of the screen above the table, with its heading.
+pub(super) const HEADER: u16 = 5;
+/// Rows by which a mouse's wheel scrolls.
+const WHEEL: usize = 3;
 
 /// What is to be done after a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +70,7 @@ pub struct State {
     /// What came since then, while it is paused.
     waiting: Option<Arc<Report>>,
     pub(super) is_paused: bool,
-    pub(super) by_process: bool,
+    pub(super) split_by: Option<SplitBy>,
     pub(super) sort: SortColumn,
     pub(super) filter: String,
     pub(super) mark: Option<Mark>,
@@ -90,7 +95,7 @@ pub struct State {
 impl State {
     /// Nothing is known yet.
     pub fn new(appearance: ViewLook) -> Self {
-        Self { appearance, ..Self::default() }
+        Self { appearance, split_by: appearance.split_by, ..Self::default() }
     }
 
     /// A report came.
@@ -135,7 +140,7 @@ impl State {
     fn arrange(&mut self) {
         let Some(report) = self.report.clone() else { return };
         let mark = self.mark.as_ref().map(|mark| &mark.rows);
-        let mut rows = rows_of(&report, self.by_process, self.appearance.full_names, mark);
+        let mut rows = rows_of(&report, self.split_by, self.appearance.full_names, mark);
         self.all_rows = rows.len();
         rows.retain(|row| matches(row, &report, &self.filter));
         sort(&mut rows, self.sort);
@@ -171,6 +176,7 @@ impl State {
     /// Does what a key is for.
     pub fn key(&mut self, key: Keystroke) -> Action {
         match (key, &self.prompt) {
+            (Keystroke::Released, _) => return Action::None,
             (Keystroke::Interrupt, _) => return Action::Ask(ViewRequest::Quit),
             (Keystroke::Redraw, _) => return Action::Redraw,
             (_, Prompt::Filter) => return self.filter_key(key),
@@ -181,14 +187,14 @@ impl State {
             return Action::Ask(ViewRequest::Quit);
         }
         match self.page {
-            ShownPage::Table => self.table_key(key),
+            ShownPage::Table => return self.table_key(key),
             ShownPage::Detail(above) => self.detail_key(key, above),
             ShownPage::Help => self.page = ShownPage::Table,
         }
         Action::None
     }
 
-    fn table_key(&mut self, key: Keystroke) {
+    fn table_key(&mut self, key: Keystroke) -> Action {
         match key {
             Keystroke::Enter | Keystroke::Right if !self.rows.is_empty() => {
                 self.select(self.selected());
@@ -198,11 +204,52 @@ impl State {
                 self.filter.clear();
                 self.arrange();
             }
+            Keystroke::Char('t') => return self.split_further(),
+            Keystroke::Click(y) => self.clicked(y),
             _ => {
                 if !self.moved(key) {
                     self.command(key);
                 }
             }
+        }
+        Action::None
+    }
+
+    /// From all together to processes, to threads, and back.
+    fn split_further(&mut self) -> Action {
+        let before = self.split_by;
+        self.split_by = match before {
+            None => Some(SplitBy::Process),
+            Some(SplitBy::Process) => Some(SplitBy::Thread),
+            Some(_) => None,
+        };
+        // Rows of another kind have other keys.
+        self.mark = None;
+        self.select_none();
+        self.arrange();
+        let said = match self.split_by {
+            None => "all together",
+            Some(SplitBy::Thread) => "each thread by itself: what it has acquired",
+            Some(_) => "each process by itself",
+        };
+        self.say(said.to_owned());
+        match (before, self.split_by) {
+            (_, Some(SplitBy::Thread)) => Action::Ask(ViewRequest::Threads(true)),
+            (Some(SplitBy::Thread), _) => Action::Ask(ViewRequest::Threads(false)),
+            _ => Action::None,
+        }
+    }
+
+    /// A row is selected, or opened if it was.
+    fn clicked(&mut self, y: u16) {
+        let Some(at) = y.checked_sub(HEADER).map(usize::from) else { return };
+        let (row, room) = (self.top + at, self.room);
+        match self.rows.get(row) {
+            Some(clicked) if at < room && self.selected == Some(clicked.key) => {
+                self.page = ShownPage::Detail(0);
+            }
+            Some(_) if at < room => self.select(row),
+            _ => {}
         }
     }
 
@@ -214,6 +261,8 @@ impl State {
             Keystroke::Down | Keystroke::Char('j') => at + 1,
             Keystroke::PageUp => at.saturating_sub(room),
             Keystroke::PageDown => at + room,
+            Keystroke::WheelUp => at.saturating_sub(WHEEL),
+            Keystroke::WheelDown => at + WHEEL,
             Keystroke::Home | Keystroke::Char('g') => 0,
             Keystroke::End | Keystroke::Char('G') => self.rows.len(),
             _ => return false,
@@ -237,12 +286,6 @@ impl State {
             Keystroke::Char('p' | ' ') => self.pause(),
             Keystroke::Char('m') => self.set_mark(),
             Keystroke::Char('M') if self.mark.take().is_some() => self.arrange(),
-            Keystroke::Char('t') => {
-                self.by_process = !self.by_process;
-                // Rows of another kind have other keys.
-                self.mark = None;
-                self.arrange();
-            }
             Keystroke::Char('f') => {
                 self.appearance.full_names = !self.appearance.full_names;
                 self.arrange();
@@ -272,7 +315,7 @@ impl State {
 
     fn set_mark(&mut self) {
         let Some(report) = self.report.clone() else { return };
-        let rows = rows_of(&report, self.by_process, self.appearance.full_names, None);
+        let rows = rows_of(&report, self.split_by, self.appearance.full_names, None);
         self.mark = Some(Mark {
             time: report.time,
             bytes: report.totals.bytes,
@@ -292,6 +335,8 @@ impl State {
             | Keystroke::Char('q') => ShownPage::Table,
             Keystroke::Up | Keystroke::Char('k') => ShownPage::Detail(above.saturating_sub(1)),
             Keystroke::Down | Keystroke::Char('j') => ShownPage::Detail(above + 1),
+            Keystroke::WheelUp => ShownPage::Detail(above.saturating_sub(WHEEL)),
+            Keystroke::WheelDown => ShownPage::Detail(above + WHEEL),
             Keystroke::PageUp => ShownPage::Detail(above.saturating_sub(room)),
             Keystroke::PageDown | Keystroke::Char(' ') => ShownPage::Detail(above + room),
             Keystroke::Home | Keystroke::Char('g') => ShownPage::Detail(0),

@@ -11,7 +11,7 @@ use super::{
     canvas::{BOLD, Canvas, DIM, PLAIN, REVERSED, cut, signed, sparkline},
     detail::detail,
     rows::{Row, SortColumn},
-    state::{Prompt, ShownPage, State},
+    state::{HEADER, Prompt, ShownPage, State},
 };
 use crate::{
     escape::printable,
@@ -25,13 +25,11 @@ use crate::{
     words::{BinaryBytes, Grouped, Span},
 };
 
-/// Rows above the table, with its heading.
-const HEADER: u16 = 5;
 /// Rows below it.
 const FOOTER: u16 = 2;
 
 /// What keys do.
-const HELP: [(&str, &str); 17] = [
+const HELP: [(&str, &str); 18] = [
     ("up, down, PgUp, PgDn, Home, End", "another site (also j k g G)"),
     ("Enter", "its stack, with lines of sources, and how long its blocks lived"),
     ("< >  or  s", "another order"),
@@ -40,10 +38,11 @@ const HELP: [(&str, &str); 17] = [
     ("p  or  space", "pause what is shown; tracing goes on"),
     ("m", "mark: growth is told from here on"),
     ("M", "no mark: growth is told since the report before"),
-    ("t", "each process by itself, or all of them together"),
+    ("t", "each process by itself; each thread by itself; all of them together"),
     ("f", "names in full, or short"),
     ("w", "write a report of now: .html .svg .pb.gz .zst .json .txt ..."),
     ("q  or  Ctrl-C", "end, with a last report"),
+    ("the mouse", "the wheel scrolls, a click selects, one more opens; with Shift: the terminal's"),
     ("", ""),
     ("GROWTH", "since the report before, or since the mark"),
     ("LAST", "what was held in the reports so far"),
@@ -230,11 +229,8 @@ fn table(canvas: &mut Canvas<'_>, state: &State, report: &Report) {
         let resource =
             row.resource.as_ref().map_or_else(String::new, |name| format!("{}: ", printable(name)));
         let name = format!("{resource}{}", row.name);
-        let process = match (state.by_process, row.processes.as_slice()) {
-            (true, [process]) => format!("{}  ", process.pid),
-            _ => String::new(),
-        };
-        let name = cut(&format!(" {process}{name}"), names.saturating_sub(1));
+        let part = row.part.as_ref().map_or_else(String::new, |part| format!("{part}  "));
+        let name = cut(&format!(" {part}{name}"), names.saturating_sub(1));
         let at = canvas.text(0, y, &name, style(PLAIN));
         let place = cut(&row.place, names.saturating_sub(usize::from(at) + 3));
         if place.len() > 4 {
@@ -304,7 +300,7 @@ fn footer(canvas: &mut Canvas<'_>, state: &State, report: Option<&Report>) {
         (Prompt::None, None) => {
             let keys = match (&state.page, state.filter.is_empty()) {
                 (ShownPage::Table, true) => {
-                    "q quit  Enter stack  / search  < > order  p pause  m mark  t processes  w write  ? help"
+                    "q quit  Enter stack  / search  <> order  p pause  m mark  t split  ? help"
                 }
                 (ShownPage::Table, false) => "Esc all again  Enter stack  < > order  q quit  ? help",
                 (ShownPage::Detail(_), _) => "Esc back  up down  f full names  ? help",

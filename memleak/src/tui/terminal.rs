@@ -4,6 +4,8 @@
 //! without that: by SIGKILL, say, or a signal that nobody handles.
 
 use std::{
+    env,
+    ffi::OsStr,
     fs::File,
     io::{self, IsTerminal as _, Read as _, Write as _},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
@@ -13,8 +15,11 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// The second screen, and no cursor.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[?25l";
-/// The first screen, the cursor, and no colours.
-const LEAVE: &[u8] = b"\x1b[0m\x1b[?25h\x1b[?1049l";
+/// Buttons and the wheel of a mouse are told, in decimal numbers where the terminal knows that
+/// form.
+const MOUSE: &[u8] = b"\x1b[?1000h\x1b[?1006h";
+/// The first screen, the cursor, no colours, and a mouse that is the terminal's own.
+const LEAVE: &[u8] = b"\x1b[0m\x1b[?1006l\x1b[?1000l\x1b[?25h\x1b[?1049l";
 
 /// A terminal that is ours.
 #[derive(Debug)]
@@ -37,10 +42,10 @@ impl Terminal {
                 Err(_) => output.try_clone()?,
             },
         };
-        Self::enter_on(input, output)
+        Self::enter_on(input, output, has_mouse(env::var_os("TERM").as_deref()))
     }
 
-    fn enter_on(input: File, output: File) -> io::Result<Self> {
+    fn enter_on(input: File, output: File, has_mouse: bool) -> io::Result<Self> {
         let before = tcgetattr(&output)?;
         let guard = Guard::start(&output)?;
         let mut terminal = Self { input, output, before, guard };
@@ -48,6 +53,7 @@ impl Terminal {
         raw.make_raw();
         tcsetattr(&terminal.output, OptionalActions::Now, &raw)?;
         terminal.output.write_all(ENTER)?;
+        terminal.output.write_all(if has_mouse { MOUSE } else { b"" })?;
         Ok(terminal)
     }
 
@@ -85,6 +91,13 @@ impl Terminal {
         bytes.truncate(length);
         Ok((bytes, other != 0))
     }
+}
+
+/// The terminal of this name may have a mouse. Others than those that are known to have none ignore
+/// what they do not know.
+fn has_mouse(name: Option<&OsStr>) -> bool {
+    let name = name.and_then(OsStr::to_str).unwrap_or_default();
+    !name.is_empty() && !["dumb", "linux", "vt"].iter().any(|without| name.starts_with(without))
 }
 
 impl Drop for Terminal {
@@ -211,7 +224,7 @@ mod tests {
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(|_| {}));
         let ended = std::thread::spawn(move || {
-            let terminal = Terminal::enter_on(copies.0, copies.1).expect("a terminal");
+            let terminal = Terminal::enter_on(copies.0, copies.1, true).expect("a terminal");
             assert_ne!(settings(&terminal.output), "", "as if something were wrong");
             panic!("in the view");
         });
@@ -220,7 +233,7 @@ mod tests {
         assert_eq!(settings(&ours), before);
         drop(ours);
         let shown = shown(shows);
-        assert!(shown.starts_with(ENTER) && shown.ends_with(LEAVE), "{shown:?}");
+        assert!(shown.starts_with(&[ENTER, MOUSE].concat()) && shown.ends_with(LEAVE), "{shown:?}");
     }
 
     /// As after SIGKILL: nobody says that the terminal was given back.
@@ -243,12 +256,19 @@ mod tests {
     }
 
     #[test]
+    fn a_mouse_is_asked_for_where_there_may_be_one() {
+        let has = |name: &str| has_mouse(Some(OsStr::new(name)));
+        assert!(has("xterm-256color") && has("tmux-256color") && has("foot"));
+        assert!(!has("linux") && !has("dumb") && !has("vt220") && !has("") && !has_mouse(None));
+    }
+
+    #[test]
     fn keys_and_the_end_of_a_terminal() {
         let (mut shows, ours) = terminal();
         let (other, wakes) = io::pipe().expect("a pipe");
         let other = OwnedFd::from(other);
         let copy = ours.try_clone().expect("a copy");
-        let mut terminal = Terminal::enter_on(ours, copy).expect("a terminal");
+        let mut terminal = Terminal::enter_on(ours, copy, false).expect("a terminal");
         assert_eq!(terminal.read(&other, 1).expect("nothing yet"), (Vec::new(), false));
         shows.write_all(b"q").expect("typed");
         assert_eq!(terminal.read(&other, 1000).expect("a key"), (b"q".to_vec(), false));

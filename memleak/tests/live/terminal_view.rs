@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::{
     guard::alone,
     human::wordcount,
-    programs::{scratch_dir, text},
+    programs::{Link, build, scratch_dir, text},
     tracer::MEMLEAK,
 };
 
@@ -74,6 +74,13 @@ impl Tmux {
         self.run(&[&["send-keys"], keys].concat());
     }
 
+    /// A terminal's bytes, such as those of a mouse.
+    fn bytes(&self, bytes: &str) {
+        let hex: Vec<String> = bytes.bytes().map(|byte| format!("{byte:x}")).collect();
+        let hex: Vec<&str> = hex.iter().map(String::as_str).collect();
+        self.run(&[&["send-keys", "-H"], hex.as_slice()].concat());
+    }
+
     fn asks(&self, format: &str) -> String {
         self.run(&["display-message", "-p", format]).trim().to_owned()
     }
@@ -94,7 +101,8 @@ impl Tmux {
         }
         assert!(!read("before").is_empty(), "{after}");
         assert_eq!(read("before"), read("after"), "after {after}");
-        assert_eq!(self.asks("#{alternate_on} #{cursor_flag}"), "0 1", "after {after}");
+        let modes = "#{alternate_on} #{cursor_flag} #{mouse_any_flag}";
+        assert_eq!(self.asks(modes), "0 1 0", "after {after}");
     }
 }
 
@@ -173,6 +181,51 @@ fn keys_on_terminals_of_two_sizes() {
         assert!(printed.contains("] Top 10 stacks with outstanding allocations:"), "{printed}");
     }
     end((target, input));
+}
+
+/// Each of three threads holds a block, and is a row of its own; a mouse selects and opens.
+#[test]
+fn threads_by_themselves_and_a_mouse() {
+    let _alone = alone();
+    let program = build("many_threads.c", Link::Dynamic, &[]);
+    let arguments = format!("--tui -o 0 0.5 -- {} 3", text(&program));
+    let tmux = Tmux::start("threads", (80, 24), &arguments);
+    tmux.wait_for(&["sleeper", "VERDICT"]);
+    assert_eq!(tmux.asks("#{mouse_any_flag} #{mouse_sgr_flag}"), "1 1");
+    let target = children(tmux.memleak()).into_iter().find(|child| {
+        fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|comm| comm.starts_with("many_threads"))
+    });
+    let target = target.expect("the command");
+    let threads = fs::read_dir(format!("/proc/{target}/task")).expect("threads").flatten();
+    let threads: Vec<String> =
+        threads.map(|thread| thread.file_name().to_string_lossy().into_owned()).collect();
+    assert_eq!(threads.len(), 4, "{threads:?}");
+    tmux.keys(&["t"]);
+    tmux.wait_for(&["each process by itself", &format!(" {target}  sleeper")]);
+    tmux.keys(&["t", "/", "s", "l", "e", "e", "p", "e", "r", "Enter"]);
+    let held: Vec<String> = threads
+        .iter()
+        .filter(|thread| **thread != target.to_string())
+        .map(|thread| format!(" {thread} many_threads-"))
+        .collect();
+    let held: Vec<&str> = held.iter().map(String::as_str).collect();
+    let screen = tmux.wait_for(&held);
+    let rows: Vec<&str> = screen.lines().filter(|line| held.iter().any(|row| line.contains(row))).collect();
+    assert!(rows.len() == 3 && rows.iter().all(|row| row.contains("2.9 KiB")), "{screen}");
+    // The second row below the heading, twice.
+    tmux.bytes("\x1b[<0;9;7M\x1b[<0;9;7m\x1b[<0;9;7M\x1b[<0;9;7m");
+    tmux.wait_for(&["3,001 bytes in 1 allocation", "Esc back"]);
+    tmux.keys(&["q", "q"]);
+    tmux.wait_for(&["status "]);
+    tmux.is_as_before("a mouse");
+}
+
+/// The children of all threads of a process.
+fn children(pid: libc::pid_t) -> Vec<libc::pid_t> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("threads").flatten();
+    let of_thread = |path: PathBuf| fs::read_to_string(path.join("children")).unwrap_or_default();
+    let all: Vec<String> = threads.map(|thread| of_thread(thread.path())).collect();
+    all.iter().flat_map(|line| line.split_whitespace()).filter_map(|child| child.parse().ok()).collect()
 }
 
 /// SIGKILL and SIGSEGV leave us no time for it.

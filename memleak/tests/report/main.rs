@@ -58,6 +58,8 @@ fn golden_files() {
         check_golden(&format!("{name}.txt"), &text_of(&report));
         check_golden(&format!("{name}.json"), &json_of(&report));
         check_golden(&format!("{name}.human"), &human::of(&report, 80));
+        #[cfg(feature = "tui")]
+        check_golden(&format!("{name}.screen"), &tui::screens(&report));
     }
 }
 
@@ -70,10 +72,11 @@ fn every_golden_file_belongs_to_a_case() {
         .collect();
     let cases = cases();
     let names = cases.iter().map(|(name, _)| *name);
+    let screens = names.clone().map(|name| format!("{name}.screen"));
     let human = names.clone().map(|name| format!("{name}.human"));
     let both = names.chain(["trace", "trace_kernel"]);
     let both = both.flat_map(|name| [format!("{name}.txt"), format!("{name}.json")]);
-    let expected = both.chain(human).collect();
+    let expected = both.chain(human).chain(screens).collect();
     assert_eq!(found, expected);
 }
 
@@ -307,6 +310,7 @@ fn a_group_becomes_a_stack_of_the_report() {
         variance: 0,
         processes: processes.clone(),
         others: OtherProcesses { processes: 3, bytes: 5, count: 4 },
+        threads: Vec::new(),
         oldest_ns: 2_999_999,
         oldest_birth: 0,
         newest_ns: 1_000_000,

@@ -79,6 +79,7 @@ impl Stack {
         let notes = [self.cut.map(Note::Cut), self.now.map(Note::Now)];
         StackReport {
             others: OtherProcesses::default(),
+            threads: Vec::new(),
             stack_id: (!self.frames.is_empty()).then_some(0x0123_4567_89ab_cdef),
             resource: self.resource,
             bytes: self.bytes,

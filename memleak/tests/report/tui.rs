@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use memleak::{
     escape::acts_on_terminal,
-    report::model::Report,
+    report::{model::Report, threads::ThreadCount},
     tui::{Action, Decoder, Keystroke, SortColumn, State, ViewLook, ViewRequest, draw},
     verdict::Point,
 };
@@ -26,6 +26,15 @@ fn screen(state: &mut State, width: u16, height: u16) -> Vec<String> {
     let buffer = terminal.backend().buffer();
     let line = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>().trim_end().to_owned();
     (0..height).map(line).collect()
+}
+
+/// The table and the first row in full, as they are at 80 columns.
+pub(crate) fn screens(report: &Report) -> String {
+    let mut state = state(report);
+    let table = screen(&mut state, 80, 24);
+    typed(&mut state, b"\r");
+    let detail = screen(&mut state, 80, 24);
+    [table, detail].map(|lines| lines.join("\n") + "\n").join(&format!("{}\n", "=".repeat(80)))
 }
 
 /// What is typed; gives what the last key asks for.
@@ -182,6 +191,68 @@ fn processes_by_themselves_hold_what_they_hold_together() {
     let ended: u64 = report.stacks.iter().map(|stack| stack.others.bytes).sum();
     assert_eq!(sum(&state) + ended, all);
     assert!(state.rows().len() > rows);
+}
+
+/// Each thread by itself: reports tell so only if they are asked to.
+#[test]
+fn threads_by_themselves_hold_what_they_hold_together() {
+    let mut report = report(vec![leaky(), mapping()]);
+    report.threads = [(7, "worker\x1b".to_owned())].into();
+    let mut state = state(&report);
+    let sum = |state: &State| state.rows().iter().map(|row| (row.bytes, row.count)).collect::<Vec<_>>();
+    assert_eq!(sum(&state), [(4096, 1), (80, 5)]);
+    typed(&mut state, b"t");
+    assert_eq!(typed(&mut state, b"t"), Action::Ask(ViewRequest::Threads(true)));
+    // Until the next report comes.
+    assert_eq!(sum(&state), [(4096, 1), (80, 5)]);
+    let thread = |tid, bytes, count| ThreadCount { pid: 4711, tid, bytes, count };
+    report.stacks[0].threads = vec![thread(7, 48, 3), thread(8, 32, 2)];
+    report.stacks[1].threads = vec![thread(0, 4096, 1)];
+    state.show(Arc::new(report.clone()));
+    assert_eq!(sum(&state), [(4096, 1), (48, 3), (32, 2)]);
+    let lines = screen(&mut state, 80, 24);
+    assert!(lines[5].starts_with(" ?  ") && lines[6].starts_with(" 7 worker"), "{lines:#?}");
+    assert!(lines[7].starts_with(" 8  ") && !lines[6].contains(acts_on_terminal), "{lines:#?}");
+    typed(&mut state, b"/worker");
+    assert_eq!(sum(&state), [(48, 3)]);
+    typed(&mut state, b"\x1b");
+    // A mark is of threads: rows keep their keys.
+    typed(&mut state, b"m");
+    report.stacks[0].threads = vec![thread(7, 64, 4), thread(8, 32, 2)];
+    state.show(Arc::new(report));
+    assert_eq!((state.rows()[0].bytes, state.rows()[0].growth_bytes), (64, Some(16)));
+    assert_eq!(typed(&mut state, b"t"), Action::Ask(ViewRequest::Threads(false)));
+    assert_eq!(sum(&state), [(4096, 1), (80, 5)]);
+    typed(&mut state, b"j\r");
+    let lines = screen(&mut state, 80, 40);
+    assert!(has(&lines, "Threads") && !has(&lines, "Processes"), "{lines:#?}");
+}
+
+/// As a terminal tells of a mouse: the wheel, a click, and one more.
+#[test]
+fn a_mouse_scrolls_and_selects_and_opens() {
+    let mut state = state(&wordcount());
+    let lines = screen(&mut state, 80, 10);
+    assert!(lines[4].contains("SITE ("));
+    typed(&mut state, b"\x1b[<65;1;1M");
+    assert_eq!(state.selected(), 3.min(state.rows().len() - 1));
+    typed(&mut state, b"\x1b[<64;1;1M");
+    assert_eq!(state.selected(), 0);
+    // The second row below the heading; letting go does nothing.
+    typed(&mut state, b"\x1b[<0;20;7M\x1b[<0;20;7m");
+    assert_eq!(state.selected(), 1);
+    assert!(has(&screen(&mut state, 80, 10), "SITE ("));
+    typed(&mut state, b"\x1b[<0;20;7M");
+    let open = screen(&mut state, 80, 10);
+    assert!(has(&open, "Esc back"), "{open:#?}");
+    typed(&mut state, b"\x1b[<65;1;1M");
+    assert_ne!(screen(&mut state, 80, 10), open);
+    typed(&mut state, b"\x1b");
+    // Where there is no row.
+    for row in [1, 5, 9, 10, 200] {
+        typed(&mut state, format!("\x1b[<0;1;{row}M").as_bytes());
+        assert!(has(&screen(&mut state, 80, 10), "SITE (") && state.selected() == 1, "{row}");
+    }
 }
 
 #[test]

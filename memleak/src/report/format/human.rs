@@ -51,7 +51,11 @@ impl Format for Human {
     }
 
     fn needs_blocks(&self) -> bool {
-        matches!(self.0.split_by, Some(SplitBy::Size | SplitBy::Thread))
+        matches!(self.0.split_by, Some(SplitBy::Size))
+    }
+
+    fn needs_threads(&self) -> bool {
+        matches!(self.0.split_by, Some(SplitBy::Thread))
     }
 
     fn report(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
@@ -301,13 +305,8 @@ fn site_parts(report: &Report, site: &CallSite<'_>, by: Option<SplitBy>) -> Vec<
         }
         Some(SplitBy::Thread) => {
             for stack in &site.stacks {
-                for block in &stack.blocks {
-                    let number = report.sampling.number_of(stack.resource.resource, block.size);
-                    add(block.tid.unwrap_or(0).into(), block.size.saturating_mul(number), number);
-                }
-            }
-            for (bytes, count) in parts.values_mut() {
-                (*bytes, *count) = (report.sampling.whole(*bytes), report.sampling.whole(*count));
+                let threads = report.threads_of(stack);
+                threads.iter().for_each(|thread| add(thread.tid.into(), thread.bytes, thread.count));
             }
         }
         Some(SplitBy::Size) => {

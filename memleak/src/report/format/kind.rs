@@ -174,6 +174,13 @@ pub trait Format: fmt::Debug + Send {
         Occasion::Each
     }
 
+    /// It writes what each thread has acquired: [`StackReport::threads`] is wanted.
+    ///
+    /// [`StackReport::threads`]: crate::report::model::StackReport::threads
+    fn needs_threads(&self) -> bool {
+        false
+    }
+
     /// It writes single blocks: [`StackReport::blocks`] is wanted.
     ///
     /// [`StackReport::blocks`]: crate::report::model::StackReport::blocks
