@@ -3,7 +3,7 @@
 
 use std::{fs, io, ops::Range};
 
-use super::{Block, look::read_places};
+use super::{blocks::Blocks, look::read_places};
 use crate::{
     account::{Allocators, Arenas, files_of, glibc_arenas},
     objects::ObjectStore,
@@ -107,7 +107,7 @@ pub(super) struct RootSource<'a> {
     pub own: &'a [Range<u64>],
     pub mapped: &'a [Range<u64>],
     /// In order.
-    pub blocks: &'a [Block],
+    pub blocks: &'a Blocks,
     /// What is populated, in order.
     pub runs: &'a [Range<u64>],
     /// Its threads, if they are stopped.
@@ -176,8 +176,8 @@ fn take_allocators(source: &RootSource<'_>, left: &mut Unclaimed, found: &mut Ro
         found.claim(left, mapped.clone(), RootKind::Mapping);
     }
     for mapping in source.mappings.iter().filter(|mapping| is_anonymous(mapping)) {
-        let next = source.blocks.partition_point(|block| block.start < mapping.start);
-        if source.blocks.get(next).is_some_and(|block| block.start < mapping.end) {
+        let next = source.blocks.first_from(mapping.start);
+        if source.blocks.start(next).is_some_and(|start| start < mapping.end) {
             left.take(mapping.start..mapping.end);
         }
     }
@@ -241,7 +241,7 @@ fn find_stacks(
             continue;
         }
         // A stack in a block is that of a coroutine: what runs on it holds it.
-        if block_at(source.blocks, *pointer).is_some() {
+        if source.blocks.at(*pointer).is_some() {
             found.words.push((*pointer, RootKind::Stack));
             continue;
         }
@@ -251,11 +251,6 @@ fn find_stacks(
             left.take(range);
         }
     }
-}
-
-fn block_at(blocks: &[Block], address: u64) -> Option<&Block> {
-    let at = blocks.partition_point(|block| block.end() <= address);
-    blocks.get(at).filter(|block| block.start <= address)
 }
 
 fn is_anonymous(mapping: &Mapping) -> bool {

@@ -1,7 +1,11 @@
 use std::hint::black_box;
 
 use super::*;
-use crate::{account::Allocators, heap::RegisterSource, objects::ObjectStore};
+use crate::{
+    account::Allocators,
+    heap::{RegisterSource, RootKind},
+    objects::ObjectStore,
+};
 
 const HIDE: u64 = 0x5555_0000_aaaa_0000;
 
@@ -64,7 +68,7 @@ fn our_own_heap_is_examined() {
     };
     let examined = examine(&target, sight(), &mut || Ok(sight()), &|_| Vec::new()).unwrap();
     assert_eq!(examined.scans, 3);
-    let class = |block: u64| examined.class_of(block ^ HIDE).unwrap();
+    let class = |block: u64| examined.class_of(block ^ HIDE);
     // The lists of blocks that are looked for are in our own heap as well, so that nothing of ours
     // can be lost; but what holds what can be seen.
     assert_eq!([class(held), class(further)], [Class::Reachable; 2]);
