@@ -3,6 +3,7 @@
 use rustc_hash::FxHashMap;
 
 use super::Block;
+use crate::account::BlockStarts;
 
 /// Two blocks do not begin within so many bytes, a power of two.
 pub(super) const GRANULE_BITS: u32 = 3;
@@ -120,11 +121,6 @@ impl Blocks {
         is_same.then_some(at as u32)
     }
 
-    /// The first block that does not begin before `address`; they are sorted.
-    pub(super) fn first_from(&self, address: u64) -> usize {
-        self.packed.partition_point(|block| block.start < address)
-    }
-
     /// The first block that ends after `address`; they are sorted.
     pub(super) fn first_after(&self, address: u64) -> usize {
         self.packed.partition_point(|block| self.unpack(block).end() <= address)
@@ -144,6 +140,17 @@ impl Blocks {
             is_kept(number - 1)
         });
         self.packed.shrink_to_fit();
+    }
+}
+
+/// They are sorted.
+impl BlockStarts for Blocks {
+    fn nth(&self, number: usize) -> Option<u64> {
+        self.start(number)
+    }
+
+    fn first_from(&self, address: u64) -> usize {
+        self.packed.partition_point(|block| block.start < address)
     }
 }
 

@@ -118,7 +118,7 @@ impl BlockIndex {
             return None;
         }
         match self.line(value) {
-            Some(line) => self.find_in(line, value),
+            Some(line) => self.find_in(line, line.rank, value),
             None => self.checked(self.large_before(value)?, value),
         }
     }
@@ -130,9 +130,14 @@ impl BlockIndex {
         for (line, value) in lines.iter_mut().zip(values) {
             *line = self.line(*value);
         }
-        for ((found, line), value) in found.iter_mut().zip(lines).zip(values) {
+        // This loop does nothing but wait for all of them.
+        let mut ranks = [0; BATCH];
+        for (rank, line) in ranks.iter_mut().zip(lines) {
+            *rank = line.map_or(0, |line| line.rank);
+        }
+        for (((found, line), value), rank) in found.iter_mut().zip(lines).zip(values).zip(ranks) {
             *found = match line {
-                Some(line) => self.find_in(line, *value),
+                Some(line) => self.find_in(line, rank, *value),
                 None => self.large_before(*value).and_then(|number| self.checked(number, *value)),
             };
         }
@@ -146,12 +151,12 @@ impl BlockIndex {
     }
 
     #[inline]
-    fn find_in(&self, line: &Line, value: u64) -> Option<(u32, u64)> {
+    fn find_in(&self, line: &Line, rank: u64, value: u64) -> Option<(u32, u64)> {
         let (_, bit) = place_in_piece(value);
         let (word, bit) = (bit / 64, bit % 64);
         let whole: u32 = line.bits.iter().take(word).map(|word| word.count_ones()).sum();
         let upto = line.bits.get(word)? & (u64::MAX >> (63 - bit));
-        let number = (line.rank + u64::from(whole + upto.count_ones())).checked_sub(1)? as u32;
+        let number = (rank + u64::from(whole + upto.count_ones())).checked_sub(1)? as u32;
         if self.is_aligned && value.is_multiple_of(1 << GRANULE_BITS) && upto >> bit != 0 {
             return Some((number, 0));
         }

@@ -5,7 +5,7 @@ use std::{fs, io, ops::Range};
 
 use super::{blocks::Blocks, look::read_places};
 use crate::{
-    account::{Allocators, Arenas, files_of, glibc_arenas},
+    account::{Allocators, Arenas, BlockStarts as _, files_of, glibc_arenas},
     objects::ObjectStore,
     proc::{
         living::path_of,
@@ -118,9 +118,8 @@ pub(super) struct RootSource<'a> {
 
 /// Finds the places of all roots.
 pub(super) fn find(source: &RootSource<'_>) -> io::Result<RootPlaces> {
-    let starts: Vec<u64> = source.blocks.iter().map(|block| block.start).collect();
     let arenas = match source.allocators.glibc {
-        true => glibc_arenas(source.pid, source.mappings, source.allocators, &starts)?,
+        true => glibc_arenas(source.pid, source.mappings, source.allocators, source.blocks)?,
         false => Arenas::default(),
     };
     let mut left = Unclaimed::new(source.runs);
