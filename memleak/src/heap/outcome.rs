@@ -9,6 +9,7 @@ use super::{
     before::Before,
     circles::Circle,
     mark::{Class, Classes},
+    objects::HeapObjects,
     ways::{AskedBlock, Way},
 };
 
@@ -33,6 +34,8 @@ pub struct Examined {
     pub ways: Vec<Way>,
     /// The block that was asked for, if there is one at that address.
     pub asked: Option<AskedBlock>,
+    /// All of the first look, if that was asked for.
+    pub objects: Option<HeapObjects>,
 }
 
 impl Examined {

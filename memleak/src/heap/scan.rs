@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use log::debug;
+use log::{debug, warn};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
@@ -24,6 +24,7 @@ use super::{
     look::read_all,
     mark::{Class, Marked},
     newest::maybe_held,
+    objects::HeapObjects,
     outcome::{Examined, StackBlocks},
     roots::RootPlaces,
     survey::{HeapTarget, ReadHeap, Sight, Surveyed, hidden_registers},
@@ -52,6 +53,8 @@ struct Scan {
     stacks: FxHashMap<u32, StackBlocks>,
     ways: Vec<Way>,
     asked: Option<AskedBlock>,
+    /// All blocks, if they are asked for.
+    objects: Option<HeapObjects>,
     runs: Vec<Range<u64>>,
     places: RootPlaces,
     swapped: u64,
@@ -88,10 +91,25 @@ impl Scan {
         );
         let ways = ways(&graph, &marked, target.before);
         let asked = target.asked.and_then(|address| asked(&graph, &marked, address, target.before));
+        let objects = target.wants_objects.then(|| HeapObjects::of(&graph));
+        if matches!(objects, Some(None)) {
+            warn!("--perfetto: no graph of process {}: it has too many blocks ({})", target.pid, graph.len());
+        }
         let (runs, swapped) = (populated.runs, populated.swapped);
-        let stacks = FxHashMap::default();
-        let mut scan =
-            Self { graph, kinds, marked, stacks, ways, asked, runs, places, swapped, before, hidden };
+        let mut scan = Self {
+            graph,
+            kinds,
+            marked,
+            stacks: FxHashMap::default(),
+            ways,
+            asked,
+            objects: objects.flatten(),
+            runs,
+            places,
+            swapped,
+            before,
+            hidden,
+        };
         scan.add_up(target.before);
         scan
     }
@@ -263,7 +281,7 @@ impl Scan {
             let at = of_graph.binary_search_by_key(&block.start, |(known, _)| known.start);
             at.ok().and_then(|at| of_graph.get(at)).map_or(Class::Reachable, |(_, class)| *class)
         };
-        let Self { mut stacks, mut ways, mut asked, before, .. } = self;
+        let Self { mut stacks, mut ways, mut asked, objects, before, .. } = self;
         ways.retain(|way| class_of(&way.block) == Class::Reachable);
         if let Some(asked) = &mut asked {
             asked.class = class_of(&asked.block);
@@ -273,7 +291,7 @@ impl Scan {
         told().for_each(|(block, class)| StackBlocks::add(&mut stacks, *class, *block));
         let is_loose = |(_, class): &&(Block, Class)| *class != Class::Reachable;
         let loose = told().filter(is_loose).map(|(block, class)| (block.start, *class)).collect();
-        Examined { scans, stopped, stacks, loose, unread_bytes, before, circles, ways, asked }
+        Examined { scans, stopped, stacks, loose, unread_bytes, before, circles, ways, asked, objects }
     }
 }
 

@@ -59,6 +59,8 @@ pub struct HeapTarget {
     pub before: u32,
     /// An address of which the block is asked for.
     pub asked: Option<u64>,
+    /// All of its blocks are asked for, with their pointers.
+    pub wants_objects: bool,
 }
 
 impl Sight {

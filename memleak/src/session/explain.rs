@@ -1,6 +1,8 @@
 //! `--why`: what looking at the heaps has given, in the words of a report: stacks, types, members,
 //! variables.
 
+mod objects;
+
 use std::collections::{HashMap, HashSet};
 
 use super::examined::{Examinations, ExaminedHeap};
@@ -85,6 +87,7 @@ impl<'a> Explainer<'a> {
         why.types = self.types();
         why.asked = self.asked();
         why.before = self.before();
+        why.objects = self.objects();
         why
     }
 

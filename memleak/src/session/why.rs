@@ -18,6 +18,7 @@ use crate::{
     heap::{Block, Examined, HeapTarget, RegisterSource, Sight, TypeAt, TypeNames, examine},
     hurry,
     proc::{maps::read_maps, stacks::places, stop::StoppedProcess},
+    report::format::perfetto,
     sampling::Sampling,
     settings::{TargetSpec, WhyMode, WhyOf},
     snapshot::{Outstanding, Snapshot, own::Own},
@@ -115,6 +116,7 @@ impl Session {
             Some(WhyOf::Address(address)) => Some(address),
             Some(WhyOf::Type(_)) | None => None,
         };
+        let wants_objects = self.settings.report.files.iter().any(|file| file.kind == perfetto::KIND);
         let mut spaces: Vec<(u32, HeapTarget)> = Vec::new();
         let mut numbers = Numbers::default();
         let Mode::User(mode) = &self.mode else { return None };
@@ -138,6 +140,7 @@ impl Session {
                         stopped: stopped.map(|(_, stopped)| stopped.clone()),
                         before,
                         asked,
+                        wants_objects,
                     },
                 ));
             }

@@ -65,6 +65,7 @@ fn our_own_heap_is_examined() {
         stopped: None,
         before: 5,
         asked: Some((further ^ HIDE) + 3),
+        wants_objects: true,
     };
     let examined = examine(&target, sight(), &mut || Ok(sight()), &|_| Vec::new()).unwrap();
     assert_eq!(examined.scans, 3);
@@ -77,6 +78,11 @@ fn our_own_heap_is_examined() {
     assert_eq!(way.root.1, HOLDER.as_ptr() as u64);
     let way = examined.ways.iter().find(|way| way.block.stack == 4).unwrap();
     assert_eq!(way.hops.iter().map(|(block, from)| (block.stack, *from)).collect::<Vec<_>>(), [(3, 24)]);
+    let objects = examined.objects.as_ref().unwrap();
+    let held = objects.blocks.iter().position(|block| block.stack == 3).unwrap();
+    let [(24, to)] = objects.pointers(held) else { panic!("{:?}", objects.pointers(held)) };
+    assert_eq!(objects.blocks[*to as usize].stack, 4);
+    assert!(objects.roots.contains(&(RootKind::Global, held as u32)));
     let asked = examined.asked.unwrap();
     assert_eq!((asked.block.stack, asked.class, asked.way.as_ref()), (4, Class::Reachable, Some(way)));
     assert_eq!(asked.pointed_from.map(|(block, from)| (block.stack, from)), Some((3, 24)));
@@ -94,6 +100,7 @@ fn who_has_gone_is_an_error() {
         stopped: None,
         before: 5,
         asked: None,
+        wants_objects: false,
     };
     assert!(examine(&target, Sight::default(), &mut || Ok(Sight::default()), &|_| Vec::new()).is_err());
 }
