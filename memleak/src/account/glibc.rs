@@ -103,23 +103,53 @@ pub(super) struct HeapPlaces<'a> {
     pub budget: u64,
 }
 
-impl HeapPlaces<'_> {
-    /// There is something in the heap to begin at, beside its first chunk.
-    fn knows(&self, heap: &Heap, blocks: &[u64]) -> bool {
-        let is_there = |known: &[u64]| {
-            let next = known.partition_point(|known| *known <= heap.first.unwrap_or(heap.range.start));
-            known.get(next).is_some_and(|known| heap.range.contains(known))
-        };
-        is_there(blocks) || is_there(self.anchors)
+/// The addresses of known blocks, in order: there may be millions, and whoever has them keeps them
+/// in some form.
+pub(crate) trait BlockStarts {
+    /// The address of this one.
+    fn nth(&self, number: usize) -> Option<u64>;
+
+    /// The first one that is not below `address`.
+    fn first_from(&self, address: u64) -> usize;
+}
+
+impl BlockStarts for &[u64] {
+    fn nth(&self, number: usize) -> Option<u64> {
+        self.get(number).copied()
+    }
+
+    fn first_from(&self, address: u64) -> usize {
+        self.partition_point(|start| *start < address)
     }
 }
 
-/// Looks at the arenas. `blocks`: the addresses of known blocks, in order.
+impl BlockStarts for &[Range<u64>] {
+    fn nth(&self, number: usize) -> Option<u64> {
+        self.get(number).map(|block| block.start)
+    }
+
+    fn first_from(&self, address: u64) -> usize {
+        self.partition_point(|block| block.start < address)
+    }
+}
+
+impl HeapPlaces<'_> {
+    /// There is something in the heap to begin at, beside its first chunk.
+    fn knows(&self, heap: &Heap, blocks: &dyn BlockStarts) -> bool {
+        let is_there = |known: &dyn BlockStarts| {
+            let next = known.first_from(heap.first.unwrap_or(heap.range.start) + 1);
+            known.nth(next).is_some_and(|known| heap.range.contains(&known))
+        };
+        is_there(blocks) || is_there(&self.anchors)
+    }
+}
+
+/// Looks at the arenas.
 pub(super) fn read_arenas(
     memory: &dyn ReadMemory,
     resident: &Resident,
     places: &HeapPlaces<'_>,
-    blocks: &[u64],
+    blocks: &dyn BlockStarts,
 ) -> Arenas {
     let mut window = MemoryWindow::new(memory, resident);
     let heaps = find_heaps(&mut window, places);
@@ -260,7 +290,7 @@ fn chunk_size(word: u64) -> Option<u64> {
 struct ChunkWalk<'a, 'b> {
     window: &'a mut MemoryWindow<'b>,
     heaps: &'a [Range<u64>],
-    blocks: &'a [u64],
+    blocks: &'a dyn BlockStarts,
     anchors: &'a [u64],
     out: &'a mut Arenas,
 }
@@ -269,16 +299,16 @@ impl ChunkWalk<'_, '_> {
     /// Looks at a part of a cell as long as `stretch`: from the first chunk of the cell on that is
     /// known.
     fn stretch(&mut self, heap: &Heap, cell: &Range<u64>, stretch: &Range<u64>) {
-        let mut next_block = self.blocks.partition_point(|block| *block < stretch.start + HEADER);
+        let mut next_block = self.blocks.first_from(stretch.start + HEADER);
         let is_first = heap.first == Some(stretch.start);
         let mut at =
             if is_first { Some(stretch.start) } else { self.resume(&mut next_block, cell.clone(), heap) };
         let end = at.map_or(0, |at| (at + (stretch.end - stretch.start)).min(cell.end));
         while let Some(chunk) = at.filter(|chunk| *chunk < end) {
-            while self.blocks.get(next_block).is_some_and(|block| *block < chunk + HEADER) {
+            while self.blocks.nth(next_block).is_some_and(|block| block < chunk + HEADER) {
                 next_block += 1;
             }
-            let is_known = self.blocks.get(next_block) == Some(&(chunk + HEADER));
+            let is_known = self.blocks.nth(next_block) == Some(chunk + HEADER);
             at = match self.chunk(chunk, heap, is_known) {
                 Some(end) => Some(end),
                 None => self.resume(&mut next_block, chunk + MIN_CHUNK..end, heap),
@@ -289,11 +319,11 @@ impl ChunkWalk<'_, '_> {
     /// The first chunk in a range that is known: of a block, or from before, if it makes sense
     /// still.
     fn resume(&mut self, next_block: &mut usize, range: Range<u64>, heap: &Heap) -> Option<u64> {
-        while self.blocks.get(*next_block).is_some_and(|block| *block < range.start + HEADER) {
+        while self.blocks.nth(*next_block).is_some_and(|block| block < range.start + HEADER) {
             *next_block += 1;
         }
         let of_block =
-            self.blocks.get(*next_block).map(|block| block - HEADER).filter(|chunk| *chunk < range.end);
+            self.blocks.nth(*next_block).map(|block| block - HEADER).filter(|chunk| *chunk < range.end);
         let until = of_block.unwrap_or(range.end);
         let first = self.anchors.partition_point(|anchor| *anchor < range.start);
         let anchors =

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, io, ops::Range};
 
 use super::{
-    glibc::{Arenas, Cell, HeapPlaces, read_arenas, scaled},
+    glibc::{Arenas, BlockStarts, Cell, HeapPlaces, read_arenas, scaled},
     resident::{Resident, sorted},
 };
 use crate::{
@@ -121,13 +121,12 @@ pub(super) fn measure(
     Ok(split(&source, resident, allocators, known, remembered))
 }
 
-/// What glibc's arenas in process `pid` are made of, all that is in memory. `blocks`: those that
-/// are known, in order.
+/// What glibc's arenas in process `pid` are made of, all that is in memory.
 pub(crate) fn glibc_arenas(
     pid: u32,
     mappings: &[Mapping],
     allocators: Allocators,
-    blocks: &[u64],
+    blocks: &dyn BlockStarts,
 ) -> io::Result<Arenas> {
     /// More than there is.
     const ALL: u64 = 1 << 47;
@@ -256,10 +255,12 @@ fn split(
     };
     remembered.chunks = merged(std::mem::take(&mut arenas.anchors), &remembered.chunks, &arenas.walked);
     remember(source, allocators, &blocks, &arenas.heaps, remembered);
-    let mut parts =
-        MemoryParts { rss, outstanding: resident.take(blocks.iter().cloned()), ..MemoryParts::default() };
+    // Whole chunks go first: without their blocks they would be as many small pieces.
+    let in_chunks = common_bytes(&resident, &blocks, &arenas.own);
+    let mut parts = MemoryParts { rss, ..MemoryParts::default() };
+    parts.allocator = resident.take(arenas.own.iter().cloned()).saturating_sub(in_chunks);
+    parts.outstanding = in_chunks + resident.take(blocks.iter().cloned());
     let mut free = resident.take(arenas.free.iter().cloned());
-    parts.allocator = resident.take(arenas.own.iter().cloned());
     let (free_elsewhere, own_elsewhere) = not_walked(&resident, &arenas);
     free += free_elsewhere;
     parts.allocator += own_elsewhere + resident.take(pages_around(&blocks, &arenas.heaps));
@@ -300,6 +301,25 @@ fn split(
     parts
 }
 
+/// Bytes in memory that are in ranges of both lists, of which each is in order.
+fn common_bytes(resident: &Resident, blocks: &[Range<u64>], others: &[Range<u64>]) -> u64 {
+    let (mut sum, mut at, mut next) = (0, 0, 0);
+    for block in blocks {
+        // Of blocks that overlap each byte counts once.
+        at = block.start.max(at);
+        while at < block.end {
+            while others.get(next).is_some_and(|other| other.end <= at) {
+                next += 1;
+            }
+            let Some(other) = others.get(next).filter(|other| other.start < block.end) else { break };
+            let end = block.end.min(other.end);
+            sum += resident.bytes_within(at.max(other.start)..end);
+            at = end;
+        }
+    }
+    sum
+}
+
 /// Bytes that these blocks may have been rounded up by, at most: an allocator's classes of sizes
 /// are 16 bytes or a quarter apart, or as far as all blocks of a size are aligned (posix_memalign).
 fn most_rounding(blocks: &[Range<u64>]) -> u64 {
@@ -324,16 +344,15 @@ fn arenas(
     blocks: &[Range<u64>],
     anchors: &[u64],
 ) -> Arenas {
-    let addresses: Vec<u64> = blocks.iter().map(|block| block.start).collect();
     let budget = if anchors.is_empty() { FIRST_BUDGET } else { BUDGET };
-    arenas_within(source, resident, allocators, &addresses, anchors, budget)
+    arenas_within(source, resident, allocators, &blocks, anchors, budget)
 }
 
 fn arenas_within(
     source: &MemorySource<'_>,
     resident: &Resident,
     allocators: Allocators,
-    blocks: &[u64],
+    blocks: &dyn BlockStarts,
     anchors: &[u64],
     budget: u64,
 ) -> Arenas {

@@ -21,7 +21,7 @@ pub struct Before {
 impl Before {
     /// Of one scan: blocks of the stack `stack`.
     pub(super) fn of(graph: &Graph, marked: &Marked, stack: u32, free: u64) -> Self {
-        let held = |block: u32| marked.by.get(block as usize).is_none_or(|by| *by != RootKind::LostBefore);
+        let held = |block: u32| marked.by(graph, block) != RootKind::LostBefore;
         // What points into the middle of one may hold it.
         let of_roots = graph.roots.iter().map(|root| root.to);
         let sources = (0..graph.len() as u32).filter(|block| held(*block) && marked.is_reached(*block));
@@ -29,15 +29,15 @@ impl Before {
         let mut doubtful: FxHashSet<u32> = of_roots.chain(of_blocks).filter(|to| !held(*to)).collect();
         let mut queue: Vec<u32> = doubtful.iter().copied().collect();
         while let Some(block) = queue.pop() {
-            let next = graph.pointers(block).iter().map(|pointer| pointer.to).filter(|to| !held(*to));
+            let next = graph.pointers(block).map(|pointer| pointer.to).filter(|to| !held(*to));
             queue.extend(next.filter(|to| doubtful.insert(*to)));
         }
         let mut before = Self { free, ..Self::default() };
-        for (number, block) in (0..).zip(graph.blocks()).filter(|(_, block)| block.stack == stack) {
+        for (number, block) in (0..).zip(graph.blocks().iter()).filter(|(_, block)| block.stack == stack) {
             before.count += 1;
             before.bytes += block.size;
             if !held(number) && !doubtful.contains(&number) {
-                before.lost.push(*block);
+                before.lost.push(block);
             }
         }
         before
@@ -51,7 +51,7 @@ impl Before {
     }
 
     /// Counts what is there now.
-    pub(super) fn count<'a>(&mut self, blocks: impl Iterator<Item = &'a Block>, free: u64) {
+    pub(super) fn count(&mut self, blocks: impl Iterator<Item = Block>, free: u64) {
         (self.count, self.bytes, self.free) = (0, 0, free);
         for block in blocks {
             self.count += 1;
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!((before.count, before.bytes, before.free), (6, 384, 100));
         assert_eq!(starts, [0x1300, 0x1400, 0x1600]);
         assert!(before.retain_lost(|it| it.start == 0x1300) && !before.retain_lost(|_| true));
-        before.count([block(3, 9), block(4, 9)].iter(), 7);
+        before.count([block(3, 9), block(4, 9)].into_iter(), 7);
         assert_eq!((before.lost_amount(), before.count, before.bytes, before.free), ((64, 1), 2, 128, 7));
     }
 }

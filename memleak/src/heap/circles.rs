@@ -10,7 +10,7 @@ use super::{
     components::components,
     graph::Graph,
     kinds::Kinds,
-    mark::{Class, Marked, Parent},
+    mark::{Class, Marked},
     roots::RootKind,
 };
 
@@ -68,9 +68,8 @@ struct Loose<'a> {
 impl<'a> Loose<'a> {
     fn new(graph: &'a Graph, marked: &'a Marked) -> Self {
         let is_loose = |block: &u32| {
-            let at = *block as usize;
-            let by = marked.by.get(at).copied().unwrap_or(RootKind::Global);
-            marked.classes.get(at) != Some(&Class::Reachable) || by.is_doubtful()
+            marked.classes.get(*block as usize) != Some(&Class::Reachable)
+                || marked.by(graph, *block).is_doubtful()
         };
         let blocks: Vec<u32> = (0..graph.len() as u32).filter(is_loose).collect();
         let numbers = blocks.iter().enumerate().map(|(number, block)| (*block, number as u32)).collect();
@@ -82,10 +81,7 @@ impl<'a> Loose<'a> {
     }
 
     fn edges(&self, node: u32) -> impl Iterator<Item = u32> {
-        self.graph
-            .pointers(self.block(node))
-            .iter()
-            .filter_map(|pointer| self.numbers.get(&pointer.to).copied())
+        self.graph.pointers(self.block(node)).filter_map(|pointer| self.numbers.get(&pointer.to).copied())
     }
 
     fn is_lost(&self, node: u32) -> bool {
@@ -103,18 +99,7 @@ impl<'a> Loose<'a> {
 
     /// The root from which it was reached first, if it was.
     fn root(&self, node: u32) -> Option<(RootKind, u64)> {
-        let mut block = self.block(node);
-        // No way is longer than there are blocks.
-        for _ in 0..self.graph.len() {
-            match self.marked.parent(block) {
-                Parent::Block(parent) => block = parent,
-                Parent::Root(root) => {
-                    return self.graph.roots.get(root as usize).map(|root| (root.kind, root.place));
-                }
-                Parent::None => return None,
-            }
-        }
-        None
+        self.marked.root(self.graph, self.block(node))
     }
 
     /// The shape of a circle: what holds what. A pointer into the middle of a block is left out if

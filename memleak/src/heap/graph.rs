@@ -3,22 +3,12 @@
 use std::{io, ops::Range};
 
 use super::{
-    Block,
-    index::{BATCH, BlockIndex, first_after},
+    blocks::Blocks,
+    index::{BATCH, BlockIndex},
     look::read_all,
+    pointers::{Pointer, Pointers},
     roots::{RootKind, RootPlaces},
 };
-
-/// A pointer in a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pointer {
-    /// Where in its block, bytes; of more than 4 GiB the last.
-    pub from: u32,
-    /// The block that it points into.
-    pub to: u32,
-    /// How far; of more than 4 GiB the last.
-    pub offset: u32,
-}
 
 /// A pointer that is in no block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,16 +30,14 @@ pub(super) struct Sources<'a> {
     /// What is read, in order.
     pub runs: &'a [Range<u64>],
     /// All blocks, if only pointers to some are looked for: what is in others is at a root.
-    pub others: Option<&'a [Block]>,
+    pub others: Option<&'a Blocks>,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Graph {
-    pub index: BlockIndex,
-    /// Where the pointers of each block begin, and the end of the last one's.
-    first: Vec<u32>,
-    pointers: Vec<Pointer>,
+    blocks: Blocks,
+    pointers: Pointers,
     /// In the order of their kinds, then of their places.
     pub roots: Vec<RootPointer>,
 }
@@ -64,24 +52,27 @@ struct PiecePointers {
 impl Graph {
     /// Reads the memory for pointers to these blocks; gives also how many bytes could not be read.
     pub(super) fn read(index: BlockIndex, from: &Sources<'_>) -> io::Result<(Self, u64)> {
-        let mut builder = Builder::new(index.blocks().len());
+        let (mut pointers, mut roots) = (Pointers::new(index.blocks().len()), Vec::new());
         let find = |start: u64, words: &[u64]| pointers_in(&index, from, start, words);
-        let unread = read_all(from.pid, from.is_stopped, from.runs, find, |piece| builder.add(piece))?;
-        let (first, pointers, mut roots) = builder.end();
+        let unread = read_all(from.pid, from.is_stopped, from.runs, find, |piece: PiecePointers| {
+            piece.of_blocks.into_iter().for_each(|(block, pointer)| pointers.add(block, pointer));
+            roots.extend(piece.roots);
+        })?;
         for (word, kind) in &from.places.words {
             if let Some((to, offset)) = index.find(*word) {
                 roots.push(RootPointer { kind: *kind, place: 0, to, offset: narrow(offset) });
             }
         }
         roots.sort_by_key(|root| root.kind);
-        Ok((Self { index, first, pointers, roots }, unread))
+        let blocks = index.into_blocks();
+        Ok((Self { pointers: pointers.end(blocks.len()), blocks, roots }, unread))
     }
 
     /// Leaves out what is no pointer to a block, though it points into its last 8 bytes: there
     /// begins the header of the chunk after it, to which glibc's lists of free chunks lead. They
     /// are in its own variables, in one of `places`.
     pub(super) fn leave_out_chunks(&mut self, places: &[Range<u64>]) {
-        let blocks = self.index.blocks();
+        let blocks = &self.blocks;
         self.roots.retain(|root| {
             let is_its_own =
                 root.kind == RootKind::Global && places.iter().any(|it| it.contains(&root.place));
@@ -92,74 +83,62 @@ impl Graph {
 
     /// Of pointers that a test names, in order of their blocks: block, place in it, target, offset.
     #[cfg(test)]
-    pub(super) fn of(blocks: Vec<Block>, pointers: &[(u32, u32, u32, u32)], roots: Vec<RootPointer>) -> Self {
-        let index = BlockIndex::new(blocks);
-        let mut builder = Builder::new(index.blocks().len());
-        let of_blocks =
-            pointers.iter().map(|&(block, from, to, offset)| (block, Pointer { from, to, offset })).collect();
-        builder.add(PiecePointers { of_blocks, roots });
-        let (first, pointers, roots) = builder.end();
-        Self { index, first, pointers, roots }
+    pub(super) fn of(
+        blocks: Vec<super::Block>,
+        pointers: &[(u32, u32, u32, u32)],
+        roots: Vec<RootPointer>,
+    ) -> Self {
+        let blocks = BlockIndex::new(blocks.into_iter().collect()).into_blocks();
+        let mut packed = Pointers::new(blocks.len());
+        for &(block, from, to, offset) in pointers {
+            packed.add(block, Pointer { from, to, offset });
+        }
+        Self { pointers: packed.end(blocks.len()), blocks, roots }
     }
 
-    /// The blocks, without all else.
-    pub(super) fn into_blocks(self) -> Vec<Block> {
-        self.index.into_blocks()
+    /// Leaves some of the blocks and of the roots, by their numbers, which are in order, and the
+    /// pointers between these blocks. They have other numbers then.
+    pub(super) fn retain(&mut self, kept: &[u32], roots: &[u32]) {
+        const GONE: u32 = u32::MAX;
+        let mut numbers = vec![GONE; self.blocks.len()];
+        for (new, old) in (0..).zip(kept) {
+            if let Some(number) = numbers.get_mut(*old as usize) {
+                *number = new;
+            }
+        }
+        let new_number = |block: u32| numbers.get(block as usize).copied().filter(|number| *number != GONE);
+        self.pointers.retain(self.blocks.len(), new_number);
+        self.blocks.retain(|number| new_number(number).is_some());
+        let kept_roots = roots.iter().filter_map(|root| self.roots.get(*root as usize));
+        // One that leads to what is left by way of others points to no block that is left.
+        let renumbered =
+            kept_roots.map(|root| RootPointer { to: new_number(root.to).unwrap_or(GONE), ..*root });
+        self.roots = renumbered.collect();
     }
 
     /// The blocks.
-    pub(super) fn blocks(&self) -> &[Block] {
-        self.index.blocks()
+    pub(super) fn blocks(&self) -> &Blocks {
+        &self.blocks
     }
 
     /// How many blocks there are.
     pub(super) fn len(&self) -> usize {
-        self.index.blocks().len()
+        self.blocks.len()
     }
 
     /// The pointers in a block, in order.
-    pub(super) fn pointers(&self, block: u32) -> &[Pointer] {
-        let at = |block: usize| self.first.get(block).map_or(self.pointers.len(), |first| *first as usize);
-        self.pointers.get(at(block as usize)..at(block as usize + 1)).unwrap_or_default()
+    pub(super) fn pointers(&self, block: u32) -> impl Iterator<Item = Pointer> + '_ {
+        self.pointers.of(block)
     }
 
-    /// All pointers in blocks.
-    pub(super) fn all_pointers(&self) -> &[Pointer] {
-        &self.pointers
-    }
-}
-
-/// Adds up pieces that come in order of address.
-struct Builder {
-    blocks: usize,
-    first: Vec<u32>,
-    pointers: Vec<Pointer>,
-    roots: Vec<RootPointer>,
-}
-
-impl Builder {
-    fn new(blocks: usize) -> Self {
-        Self { blocks, first: Vec::with_capacity(blocks + 1), pointers: Vec::new(), roots: Vec::new() }
+    /// How many pointers there are in blocks.
+    pub(super) fn count_pointers(&self) -> usize {
+        self.pointers.len()
     }
 
-    fn add(&mut self, piece: PiecePointers) {
-        for (block, pointer) in piece.of_blocks {
-            self.begin_until(block as usize);
-            self.pointers.push(pointer);
-        }
-        self.roots.extend(piece.roots);
-    }
-
-    /// The blocks up to this one have no more pointers than there are.
-    fn begin_until(&mut self, block: usize) {
-        while self.first.len() <= block {
-            self.first.push(self.pointers.len() as u32);
-        }
-    }
-
-    fn end(mut self) -> (Vec<u32>, Vec<Pointer>, Vec<RootPointer>) {
-        self.begin_until(self.blocks);
-        (self.first, self.pointers, self.roots)
+    /// What all pointers point to, and how far into it: those in blocks, then the roots.
+    pub(super) fn targets(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.pointers.targets().chain(self.roots.iter().map(|root| (root.to, root.offset)))
     }
 }
 
@@ -171,7 +150,7 @@ fn pointers_in(index: &BlockIndex, from: &Sources<'_>, start: u64, words: &[u64]
         targets: from.others.is_some().then_some(index),
         blocks,
         places,
-        block: first_after(blocks, start),
+        block: blocks.first_after(start),
         area: places.areas.partition_point(|area| area.range.end <= start),
         found: PiecePointers::default(),
     };
@@ -201,7 +180,7 @@ fn pointers_in(index: &BlockIndex, from: &Sources<'_>, start: u64, words: &[u64]
 struct PointerSorter<'a> {
     /// The blocks that pointers are looked for to, if these are not all.
     targets: Option<&'a BlockIndex>,
-    blocks: &'a [Block],
+    blocks: &'a Blocks,
     places: &'a RootPlaces,
     /// The first block and the first area that end after the last place.
     block: usize,
@@ -219,7 +198,7 @@ impl PointerSorter<'_> {
                 return;
             }
             let number = match self.targets {
-                Some(targets) => targets.number_of(source),
+                Some(targets) => targets.blocks().number_of(&source),
                 None => Some(self.block as u32),
             };
             match number {
@@ -256,12 +235,16 @@ fn narrow(bytes: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heap::roots::Area;
+    use crate::heap::{Block, roots::Area};
+
+    fn index(blocks: &[Block]) -> BlockIndex {
+        BlockIndex::new(blocks.iter().copied().collect())
+    }
 
     #[test]
     fn words_are_of_blocks_or_of_areas() {
         let block = |start, size| Block { start, size, birth: 0, stack: 0 };
-        let index = BlockIndex::new(vec![block(0x1010, 16), block(0x1040, 20), block(0x9000, 64)]);
+        let all = index(&[block(0x1010, 16), block(0x1040, 20), block(0x9000, 64)]);
         let area = |range, kind| Area { range, kind };
         let places = RootPlaces {
             areas: vec![area(0x1000..0x1008, RootKind::Global), area(0x1030..0x1080, RootKind::Mapping)],
@@ -283,7 +266,7 @@ mod tests {
             0x9000, // 1058: a mapping
         ];
         let from = Sources { pid: 0, is_stopped: false, places: &places, runs: &[], others: None };
-        let found = pointers_in(&index, &from, 0x1000, &words);
+        let found = pointers_in(&all, &from, 0x1000, &words);
         let pointer = |from, to, offset| Pointer { from, to, offset };
         assert_eq!(found.of_blocks, [(0, pointer(8, 2, 8)), (1, pointer(0, 0, 0))]);
         let roots: Vec<_> = found.roots.iter().map(|root| (root.kind, root.place, root.to)).collect();
@@ -294,7 +277,7 @@ mod tests {
         ];
         assert_eq!(roots, expected);
         // Pointers to the last one alone: what the first block has is at a root.
-        let (some, all) = (BlockIndex::new(vec![block(0x9000, 64)]), index.blocks());
+        let (some, all) = (index(&[block(0x9000, 64)]), all.blocks());
         let found = pointers_in(&some, &Sources { others: Some(all), ..from }, 0x1000, &words);
         assert_eq!(found.of_blocks, []);
         let roots: Vec<_> = found.roots.iter().map(|root| (root.kind, root.place, root.offset)).collect();
@@ -332,7 +315,7 @@ mod tests {
             &[(0, 0, 1, 0), (0, 8, 2, 0), (2, 0, 3, 0)],
             Vec::new(),
         );
-        let to = |block| graph.pointers(block).iter().map(|pointer| pointer.to).collect::<Vec<_>>();
+        let to = |block| graph.pointers(block).map(|pointer| pointer.to).collect::<Vec<_>>();
         assert_eq!([to(0), to(1), to(2), to(3), to(9)], [vec![1, 2], vec![], vec![3], vec![], vec![]]);
     }
 }

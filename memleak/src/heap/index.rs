@@ -8,12 +8,10 @@
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
-use super::Block;
+use super::blocks::{Blocks, GRANULE_BITS};
 
 /// Bits of an address within a piece.
 const PIECE_BITS: u32 = 20;
-/// Bits of an address within a granule.
-const GRANULE_BITS: u32 = 3;
 /// Words of bits that share a count.
 const WORDS: usize = 7;
 /// Granules of a line, and lines of a piece.
@@ -35,7 +33,7 @@ struct Line {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct BlockIndex {
-    blocks: Vec<Block>,
+    blocks: Blocks,
     lines: Vec<Line>,
     /// Where the lines of each piece begin in which a block begins.
     pieces: FxHashMap<u64, u32>,
@@ -50,29 +48,21 @@ pub(super) struct BlockIndex {
 }
 
 impl BlockIndex {
-    /// Puts blocks in order. Of two that overlap the first is cut short, and of two that begin
-    /// within the same 8 bytes one is left out: that is no allocator's doing.
-    pub(super) fn new(mut blocks: Vec<Block>) -> Self {
-        if !blocks.is_sorted_by_key(|block| block.start) {
-            // In place: there may be millions.
-            blocks.sort_unstable_by_key(|block| block.start);
-        }
-        blocks.dedup_by_key(|block| block.start >> GRANULE_BITS);
-        for at in 1..blocks.len() {
-            let next = blocks[at].start;
-            let before = &mut blocks[at - 1];
-            before.size = before.size.min(next - before.start);
-        }
+    /// Puts blocks in order ([`Blocks::sort`]).
+    pub(super) fn new(mut blocks: Blocks) -> Self {
+        blocks.sort();
+        let last = blocks.len().checked_sub(1).and_then(|last| blocks.get(last));
+        let is_aligned = blocks.iter().all(|block| block.start.is_multiple_of(1 << GRANULE_BITS));
         let mut index = Self {
             lines: Vec::new(),
             pieces: FxHashMap::with_capacity_and_hasher(blocks.len() / 4096, FxBuildHasher),
             large: Vec::new(),
-            first: blocks.first().map_or(0, |block| block.start),
+            first: blocks.start(0).unwrap_or(0),
             span: 0,
-            is_aligned: blocks.iter().all(|block| block.start.is_multiple_of(1 << GRANULE_BITS)),
+            is_aligned,
             blocks,
         };
-        index.span = index.blocks.last().map_or(0, |last| {
+        index.span = last.map_or(0, |last| {
             // One past an array of nothing is taken for it.
             last.end().saturating_add(8).saturating_sub(index.first)
         });
@@ -104,36 +94,14 @@ impl BlockIndex {
         }
     }
 
-    /// With others.
-    pub(super) fn with(self, others: impl ExactSizeIterator<Item = Block>) -> Self {
-        let Self { mut blocks, lines, .. } = self;
-        drop(lines);
-        blocks.reserve_exact(others.len());
-        blocks.extend(others);
-        Self::new(blocks)
-    }
-
     /// All blocks, in order.
-    pub(super) fn blocks(&self) -> &[Block] {
+    pub(super) fn blocks(&self) -> &Blocks {
         &self.blocks
     }
 
     /// The blocks, without all else.
-    pub(super) fn into_blocks(self) -> Vec<Block> {
+    pub(super) fn into_blocks(self) -> Blocks {
         self.blocks
-    }
-
-    /// The first block that ends after `address`.
-    pub(super) fn first_after(&self, address: u64) -> usize {
-        first_after(&self.blocks, address)
-    }
-
-    /// The number of this very block, if it is among them.
-    pub(super) fn number_of(&self, block: &Block) -> Option<u32> {
-        let at = self.blocks.binary_search_by_key(&block.start, |it| it.start).ok()?;
-        let is_same =
-            self.blocks.get(at).is_some_and(|it| it.birth == block.birth && it.stack == block.stack);
-        is_same.then_some(at as u32)
     }
 
     /// Whether it may be an address in a block: cheap, and mostly right.
@@ -150,7 +118,7 @@ impl BlockIndex {
             return None;
         }
         match self.line(value) {
-            Some(line) => self.find_in(line, value),
+            Some(line) => self.find_in(line, line.rank, value),
             None => self.checked(self.large_before(value)?, value),
         }
     }
@@ -162,9 +130,14 @@ impl BlockIndex {
         for (line, value) in lines.iter_mut().zip(values) {
             *line = self.line(*value);
         }
-        for ((found, line), value) in found.iter_mut().zip(lines).zip(values) {
+        // This loop does nothing but wait for all of them.
+        let mut ranks = [0; BATCH];
+        for (rank, line) in ranks.iter_mut().zip(lines) {
+            *rank = line.map_or(0, |line| line.rank);
+        }
+        for (((found, line), value), rank) in found.iter_mut().zip(lines).zip(values).zip(ranks) {
             *found = match line {
-                Some(line) => self.find_in(line, *value),
+                Some(line) => self.find_in(line, rank, *value),
                 None => self.large_before(*value).and_then(|number| self.checked(number, *value)),
             };
         }
@@ -178,12 +151,12 @@ impl BlockIndex {
     }
 
     #[inline]
-    fn find_in(&self, line: &Line, value: u64) -> Option<(u32, u64)> {
+    fn find_in(&self, line: &Line, rank: u64, value: u64) -> Option<(u32, u64)> {
         let (_, bit) = place_in_piece(value);
         let (word, bit) = (bit / 64, bit % 64);
         let whole: u32 = line.bits.iter().take(word).map(|word| word.count_ones()).sum();
         let upto = line.bits.get(word)? & (u64::MAX >> (63 - bit));
-        let number = (line.rank + u64::from(whole + upto.count_ones())).checked_sub(1)? as u32;
+        let number = (rank + u64::from(whole + upto.count_ones())).checked_sub(1)? as u32;
         if self.is_aligned && value.is_multiple_of(1 << GRANULE_BITS) && upto >> bit != 0 {
             return Some((number, 0));
         }
@@ -195,7 +168,7 @@ impl BlockIndex {
     fn checked(&self, number: u32, value: u64) -> Option<(u32, u64)> {
         let mut number = number;
         // One that begins later within the same 8 bytes.
-        if self.blocks.get(number as usize)?.start > value {
+        if self.blocks.start(number as usize)? > value {
             number = number.checked_sub(1)?;
         }
         let block = self.blocks.get(number as usize)?;
@@ -205,15 +178,10 @@ impl BlockIndex {
     }
 
     fn large_before(&self, value: u64) -> Option<u32> {
-        let start = |number: &u32| self.blocks.get(*number as usize).map_or(0, |block| block.start);
+        let start = |number: &u32| self.blocks.start(*number as usize).unwrap_or(0);
         let at = self.large.partition_point(|number| start(number) <= value);
         self.large.get(at.checked_sub(1)?).copied()
     }
-}
-
-/// The first of these blocks, which are in order, that ends after `address`.
-pub(super) fn first_after(blocks: &[Block], address: u64) -> usize {
-    blocks.partition_point(|block| block.end() <= address)
 }
 
 /// The line of an address in its piece, and the bit in that.
@@ -228,15 +196,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::heap::Block;
 
     fn block(start: u64, size: u64) -> Block {
         Block { start, size, birth: 0, stack: 0 }
     }
 
+    fn of(blocks: &[Block]) -> BlockIndex {
+        BlockIndex::new(blocks.iter().copied().collect())
+    }
+
     #[test]
     fn what_is_in_a_block() {
-        let index =
-            BlockIndex::new(vec![block(0x1_0000, 24), block(0x1_0020, 8), block(0x5_0000, 0x10_0000)]);
+        let index = of(&[block(0x1_0000, 24), block(0x1_0020, 8), block(0x5_0000, 0x10_0000)]);
         assert_eq!(index.find(0x1_0000), Some((0, 0)));
         assert_eq!(index.find(0x1_0017), Some((0, 23)));
         assert_eq!(index.find(0x1_0018), None);
@@ -249,9 +221,9 @@ mod tests {
 
     #[test]
     fn blocks_of_nothing_have_an_address() {
-        let index = BlockIndex::new(vec![block(0x1000, 0)]);
+        let index = of(&[block(0x1000, 0)]);
         assert_eq!((index.find(0x1000), index.find(0x1001)), (Some((0, 0)), None));
-        assert_eq!(BlockIndex::new(Vec::new()).find(0), None);
+        assert_eq!(of(&[]).find(0), None);
     }
 
     proptest! {
@@ -268,7 +240,7 @@ mod tests {
                 at += size.next_multiple_of(8);
                 made
             }).collect();
-            let index = BlockIndex::new(blocks.clone());
+            let index = of(&blocks);
             let near = blocks.iter().flat_map(|it| [it.start - 1, it.start, it.start + it.size / 2, it.end()]);
             for value in asked.iter().map(|value| value + 0x7f00_0000_0000).chain(near) {
                 let found = blocks.iter().position(|block| {

@@ -6,10 +6,7 @@
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{
-    graph::{Graph, Pointer, RootPointer},
-    look::read_places,
-};
+use super::{graph::Graph, look::read_places};
 use crate::proc::maps::{Backing, Mapping};
 
 /// The farthest place at which a header may end, bytes.
@@ -38,8 +35,7 @@ impl Kinds {
                 *block |= bit;
             }
         };
-        graph.all_pointers().iter().for_each(|pointer| mark(pointer.to, pointer.offset));
-        graph.roots.iter().for_each(|root| mark(root.to, root.offset));
+        graph.targets().for_each(|(to, offset)| mark(to, offset));
         let stacks = graph.blocks().iter().map(|block| block.stack as usize + 1).max().unwrap_or(0);
         let mut counts = vec![(0_u32, [0_u32; FARTHEST as usize]); stacks];
         for (block, bits) in graph.blocks().iter().zip(&of_blocks) {
@@ -68,9 +64,13 @@ impl Kinds {
         if offset == 0 {
             return true;
         }
-        let Some(block) = graph.blocks().get(to as usize) else { return false };
-        let of_stack = self.of_stacks.get(block.stack as usize).copied().unwrap_or(0);
-        bit(offset).is_some_and(|bit| of_stack & bit != 0) || self.looked_at.contains(&(block.start, offset))
+        let (Some(stack), Some(start)) =
+            (graph.blocks().stack(to as usize), graph.blocks().start(to as usize))
+        else {
+            return false;
+        };
+        let of_stack = self.of_stacks.get(stack as usize).copied().unwrap_or(0);
+        bit(offset).is_some_and(|bit| of_stack & bit != 0) || self.looked_at.contains(&(start, offset))
     }
 
     /// Looks at the blocks that `is_asked`, which are pointed into. Gives whether any of these
@@ -82,10 +82,8 @@ impl Kinds {
         graph: &Graph,
         is_asked: impl Fn(u32) -> bool,
     ) -> bool {
-        let of_blocks = graph.all_pointers().iter().map(|Pointer { to, offset, .. }| (*to, *offset));
-        let of_roots = graph.roots.iter().map(|RootPointer { to, offset, .. }| (*to, *offset));
-        let mut asked: Vec<(u32, u32)> = of_blocks
-            .chain(of_roots)
+        let mut asked: Vec<(u32, u32)> = graph
+            .targets()
             .filter(|(to, offset)| offset % 8 == 0 && is_asked(*to) && !self.is_start(graph, *to, *offset))
             .collect();
         asked.sort_unstable();
@@ -94,7 +92,7 @@ impl Kinds {
         let places: Vec<u64> = asked
             .iter()
             .flat_map(|(to, offset)| {
-                let start = graph.blocks().get(*to as usize).map_or(0, |block| block.start);
+                let start = graph.blocks().start(*to as usize).unwrap_or(0);
                 [start, start + 8, start + u64::from(*offset)]
             })
             .collect();

@@ -22,7 +22,7 @@ const READERS: usize = 2;
 /// How nice they are then: what the target wants goes first.
 const NICE: libc::c_int = 10;
 /// Pieces whose words are held at a time.
-const BATCH: usize = 128;
+const BATCH: usize = 64;
 
 /// What can be read of a process and may hold pointers.
 #[derive(Clone, Debug, Default)]
@@ -189,6 +189,34 @@ mod tests {
         read_all(pid, true, &populated.runs, find, |found| places.extend(found)).unwrap();
         assert!(places.contains(&place), "{place:x} {places:x?}");
         assert!(places.is_sorted());
+    }
+
+    #[test]
+    fn what_is_unmapped_meanwhile_is_counted() {
+        const PAGE: usize = 4096;
+        // SAFETY: a new mapping, of which the second of three pages is unmapped again, and later all.
+        let start = unsafe {
+            let (access, kind) =
+                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let start = libc::mmap(std::ptr::null_mut(), 3 * PAGE, access, kind, -1, 0);
+            assert_ne!(start, libc::MAP_FAILED);
+            assert_eq!(libc::munmap(start.byte_add(PAGE), PAGE), 0);
+            start as u64
+        };
+        let [first, second, third] = [0, 1, 2].map(|page| start + page * PAGE as u64);
+        let runs = [first..second, second..third, third..third + PAGE as u64];
+        let mut read = Vec::new();
+        let unread = read_all(
+            std::process::id(),
+            false,
+            &runs,
+            |at, words: &[u64]| (at, words.len()),
+            |it| read.push(it),
+        );
+        assert_eq!(unread.unwrap(), PAGE as u64);
+        assert_eq!(read, [(first, PAGE / 8), (second, 0), (third, PAGE / 8)]);
+        // SAFETY: nothing refers to it any more.
+        unsafe { libc::munmap(start as *mut libc::c_void, 3 * PAGE) };
     }
 
     #[test]

@@ -95,14 +95,17 @@ pub(super) struct Marked {
     /// Of each block [`Class::Reachable`], [`Class::Possibly`] or, of all that is lost,
     /// [`Class::Definitely`].
     pub classes: Vec<Class>,
-    /// The kind of root that each block that is reached was reached from first.
-    pub by: Vec<RootKind>,
+    /// The root that each block that is reached was reached from first, by its place in
+    /// [`Graph::roots`].
+    roots: Vec<u32>,
+    /// The block that it was reached from.
     parents: Vec<u32>,
 }
 
-/// In [`Marked::parents`]: nobody; and what is added to a root's number.
+/// No block; and no root.
 const NOBODY: u32 = u32::MAX;
-const ROOT: u32 = 1 << 31;
+/// In [`Marked::roots`]: a block from before the attach, which nothing else holds.
+const LOST_BEFORE: u32 = u32::MAX - 1;
 
 impl Marked {
     /// Follows all pointers to starts, root by root in the order of their kinds, breadth first: so
@@ -113,21 +116,23 @@ impl Marked {
     pub(super) fn follow(graph: &Graph, kinds: &Kinds, before: Option<u32>) -> Self {
         let mut marked = Self {
             classes: vec![Class::Definitely; graph.len()],
-            by: vec![RootKind::FromBefore; graph.len()],
+            roots: vec![NOBODY; graph.len()],
             parents: vec![NOBODY; graph.len()],
         };
         let is_start = |to, offset| kinds.is_start(graph, to, offset);
         marked.follow_as(Class::Reachable, graph, is_start);
         let of_before: Vec<u32> = match before {
-            Some(before) => {
-                (0..).zip(graph.blocks()).filter(|(_, it)| it.stack == before).map(|(at, _)| at).collect()
-            }
+            Some(before) => (0..)
+                .zip(graph.blocks().iter())
+                .filter(|(_, it)| it.stack == before)
+                .map(|(at, _)| at)
+                .collect(),
             None => Vec::new(),
         };
         let mut queue = VecDeque::new();
         for block in of_before {
             if marked.is_class(block, Class::Definitely) {
-                marked.reach(block, Class::Reachable, RootKind::LostBefore, NOBODY);
+                marked.reach(block, Class::Reachable, LOST_BEFORE, NOBODY);
                 queue.push_back(block);
                 marked.drain(Class::Reachable, graph, &mut queue, &is_start);
             }
@@ -148,7 +153,7 @@ impl Marked {
             let to = graph.roots.partition_point(|root| root.kind <= kind);
             for (number, root) in graph.roots.iter().enumerate().take(to).skip(from) {
                 if self.is_class(root.to, Class::Definitely) && counts(root.to, root.offset) {
-                    self.reach(root.to, class, kind, ROOT | number as u32);
+                    self.reach(root.to, class, number as u32, NOBODY);
                     queue.push_back(root.to);
                 }
             }
@@ -164,10 +169,10 @@ impl Marked {
         counts: &impl Fn(u32, u32) -> bool,
     ) {
         while let Some(block) = queue.pop_front() {
-            let by = self.by.get(block as usize).copied().unwrap_or(RootKind::FromBefore);
+            let root = self.roots.get(block as usize).copied().unwrap_or(NOBODY);
             for pointer in graph.pointers(block) {
                 if self.is_class(pointer.to, Class::Definitely) && counts(pointer.to, pointer.offset) {
-                    self.reach(pointer.to, class, by, block);
+                    self.reach(pointer.to, class, root, block);
                     queue.push_back(pointer.to);
                 }
             }
@@ -178,13 +183,46 @@ impl Marked {
         self.classes.get(block as usize) == Some(&class)
     }
 
-    fn reach(&mut self, block: u32, class: Class, by: RootKind, parent: u32) {
+    fn reach(&mut self, block: u32, class: Class, root: u32, parent: u32) {
         let at = block as usize;
-        if let (Some(of), Some(root), Some(from)) =
-            (self.classes.get_mut(at), self.by.get_mut(at), self.parents.get_mut(at))
+        if let (Some(of), Some(by), Some(from)) =
+            (self.classes.get_mut(at), self.roots.get_mut(at), self.parents.get_mut(at))
         {
-            (*of, *root, *from) = (class, by, parent);
+            (*of, *by, *from) = (class, root, parent);
         }
+    }
+
+    /// The kind of root that a block was reached from first; [`RootKind::FromBefore`] if from none.
+    pub(super) fn by(&self, graph: &Graph, block: u32) -> RootKind {
+        match self.roots.get(block as usize) {
+            Some(&LOST_BEFORE) => RootKind::LostBefore,
+            _ => self.root(graph, block).map_or(RootKind::FromBefore, |(kind, _)| kind),
+        }
+    }
+
+    /// The root that a block was reached from first, directly or not: its kind and place.
+    pub(super) fn root(&self, graph: &Graph, block: u32) -> Option<(RootKind, u64)> {
+        let root = graph.roots.get(*self.roots.get(block as usize)? as usize)?;
+        Some((root.kind, root.place))
+    }
+
+    /// Leaves some of the blocks, by their numbers, which are in order, as [`Graph::retain`] does,
+    /// and the roots that they were reached from, of which it gives the numbers before. Who was
+    /// reached from whom is forgotten.
+    pub(super) fn retain(&mut self, kept: &[u32]) -> Vec<u32> {
+        self.parents = Vec::new();
+        let of = |all: &[u32], block: &u32| all.get(*block as usize).copied().unwrap_or(NOBODY);
+        let class = |block: &u32| self.classes.get(*block as usize).copied().unwrap_or(Class::Reachable);
+        self.classes = kept.iter().map(class).collect();
+        let mut left: Vec<u32> = kept.iter().map(|block| of(&self.roots, block)).collect();
+        let mut roots: Vec<u32> = left.iter().copied().filter(|root| *root < LOST_BEFORE).collect();
+        roots.sort_unstable();
+        roots.dedup();
+        for root in left.iter_mut().filter(|root| **root < LOST_BEFORE) {
+            *root = roots.binary_search(root).map_or(NOBODY, |at| at as u32);
+        }
+        self.roots = left;
+        roots
     }
 
     /// Whether it was reached, by whatever pointers.
@@ -194,10 +232,11 @@ impl Marked {
 
     /// From where a block was reached first.
     pub(super) fn parent(&self, block: u32) -> Parent {
-        match self.parents.get(block as usize) {
-            None | Some(&NOBODY) => Parent::None,
-            Some(number) if number & ROOT != 0 => Parent::Root(number & !ROOT),
-            Some(block) => Parent::Block(*block),
+        let of = |all: &[u32]| all.get(block as usize).copied().unwrap_or(NOBODY);
+        match (of(&self.parents), of(&self.roots)) {
+            (NOBODY, NOBODY | LOST_BEFORE) => Parent::None,
+            (NOBODY, root) => Parent::Root(root),
+            (block, _) => Parent::Block(block),
         }
     }
 
@@ -210,7 +249,7 @@ impl Marked {
             lost.iter().enumerate().map(|(place, block)| (*block, place as u32)).collect();
         let edges = |place: u32| {
             let block = lost.get(place as usize).copied().unwrap_or(0);
-            graph.pointers(block).iter().filter_map(|pointer| places.get(&pointer.to).copied())
+            graph.pointers(block).filter_map(|pointer| places.get(&pointer.to).copied())
         };
         let component = components(lost.len(), edges);
         let count = component.iter().map(|number| *number as usize + 1).max().unwrap_or(0);
@@ -266,7 +305,7 @@ mod tests {
         use Class::{Definitely, Reachable};
         assert_eq!(marked.classes, [Reachable, Reachable, Reachable, Reachable, Definitely]);
         let by = [RootKind::Global, RootKind::Global, RootKind::LostBefore, RootKind::LostBefore];
-        assert_eq!(marked.by[..4], by);
+        assert_eq!([0, 1, 2, 3].map(|block| marked.by(&graph, block)), by);
     }
 
     #[test]
@@ -296,8 +335,9 @@ mod tests {
         let roots =
             vec![root(RootKind::Global, 0, 0), root(RootKind::Stack, 2, 0), root(RootKind::Stack, 3, 0)];
         let pointers = [(0, 0, 1, 0), (0, 8, 2, 0), (1, 0, 2, 0)];
-        let marked = marked(4, &pointers, roots);
-        assert_eq!(marked.by[2..], [RootKind::Global, RootKind::Stack]);
+        let graph = Graph::of(blocks(4), &pointers, roots);
+        let marked = Marked::follow(&graph, &Kinds::of(&graph), None);
+        assert_eq!([2, 3].map(|block| marked.by(&graph, block)), [RootKind::Global, RootKind::Stack]);
         assert_eq!(marked.parent(2), Parent::Block(0));
     }
 

@@ -7,6 +7,7 @@
 //! A pointer that moves while it is read is missed by one scan, and hardly ever by three.
 
 mod before;
+mod blocks;
 mod circles;
 mod components;
 mod graph;
@@ -16,21 +17,29 @@ mod kinds;
 mod look;
 mod mark;
 mod newest;
+mod objects;
+mod outcome;
+mod pointers;
 mod registers;
 mod roots;
 mod scan;
 mod survey;
 mod types;
+mod ways;
 
 pub use before::Before;
+pub use blocks::Blocks;
 pub use circles::{Circle, Hanging, Side};
 pub use mark::{Class, Classes};
+pub use objects::HeapObjects;
+pub use outcome::{Examined, StackBlocks};
 pub use registers::RegisterSource;
 pub use roots::RootKind;
-pub use scan::{AskedBlock, Examined, Way, examine};
+pub use scan::examine;
 pub use survey::{HeapTarget, Sight};
 pub(crate) use types::first_argument;
 pub use types::{TypeAt, TypeNames};
+pub use ways::{AskedBlock, Way};
 
 /// An outstanding block of one address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,7 +26,7 @@ pub(super) fn maybe_held(
 ) -> Vec<u32> {
     // The newest are known by thread.
     let mut lost: FxHashMap<(u32, u64), Vec<NewestFirst>> = FxHashMap::default();
-    for (number, block) in (0..).zip(graph.blocks()) {
+    for (number, block) in (0..).zip(graph.blocks().iter()) {
         if marked.classes.get(number as usize) == Some(&Class::Definitely) {
             let key = (block.stack, block.birth >> BIRTH_BITS);
             lost.entry(key).or_default().push((Reverse(block.birth), number));

@@ -3,9 +3,9 @@
 
 use std::{fs, io, ops::Range};
 
-use super::{Block, look::read_places};
+use super::{blocks::Blocks, look::read_places};
 use crate::{
-    account::{Allocators, Arenas, files_of, glibc_arenas},
+    account::{Allocators, Arenas, BlockStarts as _, files_of, glibc_arenas},
     objects::ObjectStore,
     proc::{
         living::path_of,
@@ -107,7 +107,7 @@ pub(super) struct RootSource<'a> {
     pub own: &'a [Range<u64>],
     pub mapped: &'a [Range<u64>],
     /// In order.
-    pub blocks: &'a [Block],
+    pub blocks: &'a Blocks,
     /// What is populated, in order.
     pub runs: &'a [Range<u64>],
     /// Its threads, if they are stopped.
@@ -118,9 +118,8 @@ pub(super) struct RootSource<'a> {
 
 /// Finds the places of all roots.
 pub(super) fn find(source: &RootSource<'_>) -> io::Result<RootPlaces> {
-    let starts: Vec<u64> = source.blocks.iter().map(|block| block.start).collect();
     let arenas = match source.allocators.glibc {
-        true => glibc_arenas(source.pid, source.mappings, source.allocators, &starts)?,
+        true => glibc_arenas(source.pid, source.mappings, source.allocators, source.blocks)?,
         false => Arenas::default(),
     };
     let mut left = Unclaimed::new(source.runs);
@@ -176,8 +175,8 @@ fn take_allocators(source: &RootSource<'_>, left: &mut Unclaimed, found: &mut Ro
         found.claim(left, mapped.clone(), RootKind::Mapping);
     }
     for mapping in source.mappings.iter().filter(|mapping| is_anonymous(mapping)) {
-        let next = source.blocks.partition_point(|block| block.start < mapping.start);
-        if source.blocks.get(next).is_some_and(|block| block.start < mapping.end) {
+        let next = source.blocks.first_from(mapping.start);
+        if source.blocks.start(next).is_some_and(|start| start < mapping.end) {
             left.take(mapping.start..mapping.end);
         }
     }
@@ -241,7 +240,7 @@ fn find_stacks(
             continue;
         }
         // A stack in a block is that of a coroutine: what runs on it holds it.
-        if block_at(source.blocks, *pointer).is_some() {
+        if source.blocks.at(*pointer).is_some() {
             found.words.push((*pointer, RootKind::Stack));
             continue;
         }
@@ -251,11 +250,6 @@ fn find_stacks(
             left.take(range);
         }
     }
-}
-
-fn block_at(blocks: &[Block], address: u64) -> Option<&Block> {
-    let at = blocks.partition_point(|block| block.end() <= address);
-    blocks.get(at).filter(|block| block.start <= address)
 }
 
 fn is_anonymous(mapping: &Mapping) -> bool {

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     Block,
+    blocks::Blocks,
     graph::{Graph, Sources},
     hidden::HiddenRegisters,
     index::BlockIndex,
@@ -30,7 +31,7 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Sight {
     /// Its blocks, in any order.
-    pub blocks: Vec<Block>,
+    pub blocks: Blocks,
     /// What allocators have mapped for themselves, in any order.
     pub own: Vec<Range<u64>>,
     /// What the program has mapped.
@@ -58,18 +59,15 @@ pub struct HeapTarget {
     pub before: u32,
     /// An address of which the block is asked for.
     pub asked: Option<u64>,
+    /// All of its blocks are asked for, with their pointers.
+    pub wants_objects: bool,
 }
 
-/// What is known of a process's blocks, ready to be asked for addresses.
-pub(super) struct IndexedSight {
-    pub(super) index: BlockIndex,
-    pub(super) own: Vec<Range<u64>>,
-    pub(super) mapped: Vec<Range<u64>>,
-}
-
-impl From<Sight> for IndexedSight {
-    fn from(sight: Sight) -> Self {
-        Self { index: BlockIndex::new(sight.blocks), own: sight.own, mapped: sight.mapped }
+impl Sight {
+    /// The blocks are in order from now on.
+    pub(super) fn sorted(mut self) -> Self {
+        self.blocks.sort();
+        self
     }
 }
 
@@ -77,7 +75,8 @@ impl From<Sight> for IndexedSight {
 pub(super) struct Surveyed {
     pub(super) mappings: Vec<Mapping>,
     pub(super) populated: Populated,
-    pub(super) index: BlockIndex,
+    /// In order.
+    pub(super) blocks: Blocks,
     pub(super) places: roots::RootPlaces,
     /// Registers at its beginning.
     pub(super) registers: Vec<ThreadRegisters>,
@@ -87,7 +86,7 @@ pub(super) struct Surveyed {
 impl Surveyed {
     pub(super) fn of(
         target: &HeapTarget,
-        sight: IndexedSight,
+        sight: Sight,
         stopped: Option<&StoppedProcess>,
     ) -> io::Result<Self> {
         let began = Instant::now();
@@ -96,7 +95,7 @@ impl Surveyed {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
         let populated = populated(target.pid, &mappings)?;
-        let index = sight.index;
+        let Sight { mut blocks, own, mapped } = sight.sorted();
         // They are not asked for before a stop: that look is to take as long as the one after.
         let registers = match target.max_pause {
             None if stopped.is_none() => target.registers.read(target.pid),
@@ -108,24 +107,25 @@ impl Surveyed {
             store: &target.store,
             allocators: target.allocators,
             from_start: target.from_start,
-            own: &sight.own,
-            mapped: &sight.mapped,
-            blocks: index.blocks(),
+            own: &own,
+            mapped: &mapped,
+            blocks: &blocks,
             runs: &populated.runs,
             stopped: stopped.map(|stopped| stopped.threads.as_slice()),
             registers: &registers,
         };
         let places = roots::find(&source)?;
-        let index = match places.unknown.as_deref().unwrap_or_default() {
-            [] => index,
-            blocks => index.with(blocks.iter().map(|block| Block {
-                start: block.start,
-                size: block.end - block.start,
+        if let Some(unknown) = places.unknown.as_deref().filter(|unknown| !unknown.is_empty()) {
+            let block = |range: &Range<u64>| Block {
+                start: range.start,
+                size: range.end - range.start,
                 birth: 0,
                 stack: target.before,
-            })),
-        };
-        Ok(Self { mappings, populated, index, places, registers, took: began.elapsed() })
+            };
+            blocks.extend(unknown.iter().map(block));
+            blocks.sort();
+        }
+        Ok(Self { mappings, populated, blocks, places, registers, took: began.elapsed() })
     }
 }
 
@@ -163,16 +163,16 @@ impl ReadHeap {
     /// then.
     pub(super) fn of(
         target: &HeapTarget,
-        sight: IndexedSight,
+        sight: Sight,
         stopped: Option<Arc<StoppedProcess>>,
     ) -> io::Result<Self> {
         let began = Instant::now();
         let prepared = Surveyed::of(target, sight, stopped.as_deref())?;
-        let Surveyed { mappings, populated, index, places, registers, took: found } = prepared;
+        let Surveyed { mappings, populated, blocks, places, registers, took: found } = prepared;
         let runs = &populated.runs;
         let from =
             Sources { pid: target.pid, is_stopped: stopped.is_some(), places: &places, runs, others: None };
-        let (graph, unread) = Graph::read(index, &from)?;
+        let (graph, unread) = Graph::read(BlockIndex::new(blocks), &from)?;
         let was_stopped = stopped.is_some();
         drop(stopped);
         let read = began.elapsed();

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    heap::{Class, Classes},
+    heap::{Class, Classes, RootKind},
     symbolize::Frame,
 };
 
@@ -38,6 +38,9 @@ pub struct Why {
     pub types: Vec<LostType>,
     /// What was there before tracing began; `None` if there is nothing to tell.
     pub before: Option<BeforeAttach>,
+    /// All blocks with their pointers, by process, if they were asked for.
+    #[serde(skip)]
+    pub objects: Vec<ObjectGraph>,
     /// What became of blocks that are listed (`-a`), by process and address.
     #[serde(with = "pairs")]
     pub allocations: HashMap<(u32, u64), Class>,
@@ -71,6 +74,34 @@ mod pairs {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Map, D::Error> {
         Ok(Vec::deserialize(from)?.into_iter().collect())
     }
+}
+
+/// All blocks of a process, and the pointers between them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectGraph {
+    /// The process.
+    pub pid: u32,
+    /// Names of types.
+    pub types: Vec<String>,
+    /// Names of members.
+    pub fields: Vec<String>,
+    /// The blocks, in order of address.
+    pub objects: Vec<GraphObject>,
+    /// The addresses of blocks that are held, and by what, in order of that.
+    pub roots: Vec<(RootKind, u64)>,
+}
+
+/// A block of a graph.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GraphObject {
+    /// Where it begins.
+    pub address: u64,
+    /// Its bytes.
+    pub size: u64,
+    /// Its type, by its place in [`ObjectGraph::types`].
+    pub type_number: u32,
+    /// For each pointer its member, by its place in [`ObjectGraph::fields`], and the block.
+    pub references: Vec<(u32, u64)>,
 }
 
 /// Circles of one shape.

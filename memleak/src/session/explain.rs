@@ -1,11 +1,13 @@
 //! `--why`: what looking at the heaps has given, in the words of a report: stacks, types, members,
 //! variables.
 
+mod objects;
+
 use std::collections::{HashMap, HashSet};
 
 use super::examined::{Examinations, ExaminedHeap};
 use crate::{
-    heap::{AskedBlock, Block, Circle, Class, Classes, RootKind, Side, TypeAt, Way, first_argument},
+    heap::{AskedBlock, Block, Circle, Classes, RootKind, Side, TypeAt, Way, first_argument},
     report::why::{Asked, BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, LostType, MadeIn, Why},
     settings::WhyOf,
     sites::{SiteId, Sites},
@@ -53,10 +55,8 @@ impl<'a> Explainer<'a> {
     pub(super) fn classes(&self) -> HashMap<SiteId, Classes> {
         let mut sums: HashMap<SiteId, Classes> = HashMap::new();
         for heap in &self.looked.heaps {
-            for (number, classes) in heap.examined.classes().iter().enumerate() {
-                if classes.count() > 0 {
-                    sums.entry(self.site(number as u32)).or_default().add_all(classes);
-                }
+            for (number, blocks) in &heap.examined.stacks {
+                sums.entry(self.site(*number)).or_default().add_all(&blocks.classes);
             }
         }
         sums
@@ -87,6 +87,7 @@ impl<'a> Explainer<'a> {
         why.types = self.types();
         why.asked = self.asked();
         why.before = self.before();
+        why.objects = self.objects();
         why
     }
 
@@ -195,9 +196,7 @@ impl<'a> Explainer<'a> {
         circle: &Circle,
         place: &dyn Fn(SiteId) -> Option<usize>,
     ) -> Cycle {
-        let size = |number: u32| {
-            heap.examined.blocks().find(|(it, _)| it.stack == number).map_or(0, |(it, _)| it.size)
-        };
+        let size = |number: u32| heap.examined.stacks.get(&number).map_or(0, |blocks| blocks.worst.1.size);
         let members = circle.sides.iter().map(|side| CycleMember {
             type_name: self.type_name(heap, side.stack),
             field: self.member(heap.types.get(&side.stack), side.offset),
@@ -373,13 +372,11 @@ impl<'a> Explainer<'a> {
             (None, None) => (None, vec![self.block_name(heap, &found.block)]),
         };
         let Block { start, size, stack, .. } = found.block;
-        // The sums say what all looks have in common.
-        let class = heap.examined.class_of(start).unwrap_or(found.class);
         let block = Some((start, size));
         Asked {
             what: format!("{address:#x}"),
             block,
-            class: Some(class),
+            class: Some(found.class),
             by,
             path,
             made_in: self.made_in(stack),
@@ -391,14 +388,11 @@ impl<'a> Explainer<'a> {
         let looked = self.looked;
         let mut asked = Vec::new();
         for heap in &looked.heaps {
-            let mut samples: HashMap<u32, (Class, Block)> = HashMap::new();
-            for (block, class) in heap.examined.blocks() {
-                let known = samples.entry(block.stack).or_insert((class, *block));
-                *known = (known.0.max(class), if class > known.0 { *block } else { known.1 });
-            }
-            let mut samples: Vec<(u32, (Class, Block))> = samples.into_iter().collect();
-            samples.sort_unstable_by_key(|(stack, _)| *stack);
-            for (stack, (class, block)) in samples {
+            let blocks_of = |stack: u32| heap.examined.stacks.get(&stack);
+            let mut stacks: Vec<u32> = heap.examined.stacks.keys().copied().collect();
+            stacks.sort_unstable();
+            for stack in stacks {
+                let Some((class, block)) = blocks_of(stack).map(|blocks| blocks.best) else { continue };
                 let is_it = self.type_name(heap, stack).is_some_and(|of| is_named(&of, name));
                 if !is_it || asked.len() == MOST_WAYS {
                     continue;
@@ -408,9 +402,8 @@ impl<'a> Explainer<'a> {
                 // Of a circle that is lost, the block before.
                 let sides = heap.examined.circles.iter().flat_map(|circle| &circle.sides);
                 let pointed_from = sides.clone().find(|side| side.to == stack).and_then(|side| {
-                    let (before, _) =
-                        heap.examined.blocks().find(|(before, _)| before.stack == side.stack)?;
-                    Some((*before, side.offset))
+                    let (_, before) = blocks_of(side.stack)?.worst;
+                    Some((before, side.offset))
                 });
                 let found = AskedBlock { block, class, way, pointed_from };
                 asked.push(Asked { what: name.to_owned(), ..self.asked_block(heap, &found, block.start) });
@@ -457,10 +450,10 @@ impl<'a> Explainer<'a> {
         let looked = self.looked;
         let mut sums: HashMap<String, (u64, u64)> = HashMap::new();
         for heap in &looked.heaps {
-            for (number, classes) in heap.examined.classes().iter().enumerate() {
-                let (bytes, count) = classes.lost();
+            for (number, blocks) in &heap.examined.stacks {
+                let (bytes, count) = blocks.classes.lost();
                 if count > 0
-                    && let Some(name) = self.type_name(heap, number as u32)
+                    && let Some(name) = self.type_name(heap, *number)
                 {
                     let sum = sums.entry(name).or_default();
                     *sum = (sum.0 + count, sum.1.saturating_add(bytes));

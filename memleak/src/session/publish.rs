@@ -139,11 +139,10 @@ impl Allocated {
                 self.forgotten = self.forgotten.saturating_add(released);
             }
         }
-        let held: u64 = snapshot.outstanding.iter().fold(0, |sum, one| sum.saturating_add(one.size));
         let released = now.values().fold(self.forgotten, |sum, bytes| sum.saturating_add(*bytes));
         self.released = now;
         // A range that was released in part is held no longer, and has no history.
-        self.last = self.last.max(held.saturating_add(released));
+        self.last = self.last.max(taken.held.saturating_add(released));
         Some(self.last)
     }
 }

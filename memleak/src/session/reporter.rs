@@ -10,7 +10,7 @@ use memleak_common::probe::Resource;
 
 use crate::{
     account::Memory,
-    aggregate::{Folded, Found, GroupKey, Past, Wanted, aggregate},
+    aggregate::{Aggregated, Folded, Found, GroupKey, Past, Wanted, aggregate},
     objects::ObjectStore,
     probe::resource::Catalog,
     proc::{descriptors::open_descriptors, status::thread_comm},
@@ -34,7 +34,13 @@ use crate::{
 
 /// What a report is made of.
 pub(super) struct Taken {
+    /// Its records may have been used up, once they are grouped ([`Session::examine`]).
+    ///
+    /// [`Session::examine`]: super::state::Session::examine
     pub(super) snapshot: Snapshot,
+    /// How many there were, and their bytes.
+    pub(super) records: usize,
+    pub(super) held: u64,
     /// What was taken out of it.
     pub(super) own: Own,
     /// What is lost and what holds the rest, if that was asked for.
@@ -55,6 +61,13 @@ pub(super) struct Taken {
     pub(super) temporary: Vec<Passing>,
     /// Which of them were killed for want of memory.
     pub(super) oom_killed: Vec<OomKilled>,
+}
+
+/// What was taken, grouped.
+pub(super) struct Grouped {
+    aggregated: Aggregated,
+    /// Milliseconds since tracing began.
+    elapsed_ms: u64,
 }
 
 /// A stack and what it has released.
@@ -126,17 +139,15 @@ impl Reporter {
         self.sites.hold(self.folded.sites());
     }
 
-    /// Makes a report of what was taken.
-    pub(super) fn make_report(
+    /// Groups what was taken.
+    pub(super) fn group(
         &mut self,
         settings: &Settings,
         targets: &Targets,
         taken: &Taken,
         is_final: bool,
-    ) -> Report {
+    ) -> Grouped {
         let snapshot = &taken.snapshot;
-        let target = target_info(&settings.target, targets);
-        let settings = &settings.report;
         let all_ended = targets.all_ended();
         self.sites.update(snapshot, &mut ByProcess { symbolizer: &mut self.symbolizer, targets });
         let pid_of = |space| targets.owner_of(space).map_or(KERNEL_PID, |traced| traced.id.pid);
@@ -144,7 +155,22 @@ impl Reporter {
         let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &pid_of, elapsed_ms };
 
         let wanted = self.wanted(is_final, all_ended);
-        let aggregated = aggregate(found, &self.catalog, settings, wanted, &mut self.past);
+        let aggregated = aggregate(found, &self.catalog, &settings.report, wanted, &mut self.past);
+        Grouped { aggregated, elapsed_ms }
+    }
+
+    /// Makes a report of what was taken and grouped.
+    pub(super) fn make_report(
+        &mut self,
+        settings: &Settings,
+        targets: &Targets,
+        taken: &Taken,
+        Grouped { aggregated, elapsed_ms }: Grouped,
+        is_final: bool,
+    ) -> Report {
+        let snapshot = &taken.snapshot;
+        let target = target_info(&settings.target, targets);
+        let settings = &settings.report;
         let Totals { bytes, count, .. } = aggregated.totals;
         let mut frames = Frames::default();
         let mut open = Open::new();
@@ -259,11 +285,12 @@ impl Reporter {
         }
         let place = |site: SiteId| keys.iter().position(|key| is_heap(key) && key.site == site);
         let mut why = explainer.explain(&classes, &place);
-        let listed = stacks.iter().flat_map(|stack| stack.allocations.iter().flatten());
+        let of_heap = keys.iter().zip(stacks.iter()).filter(|(key, _)| is_heap(key));
+        let listed = of_heap.flat_map(|(_, stack)| stack.allocations.iter().flatten());
         why.allocations = listed
             .filter_map(|line| {
                 let heap = looked.heaps.iter().find(|heap| heap.pid == line.pid)?;
-                Some(((line.pid, line.address), heap.examined.class_of(line.address)?))
+                Some(((line.pid, line.address), heap.examined.class_of(line.address)))
             })
             .collect();
         why

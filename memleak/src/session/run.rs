@@ -280,8 +280,10 @@ impl Session {
         }
         self.check_threads();
         let mut taken = self.snapshot(is_final)?;
-        taken.why = self.examine(&taken, is_final);
-        let report = Arc::new(self.reporter.make_report(&self.settings, &self.targets, &taken, is_final));
+        let grouped = self.reporter.group(&self.settings, &self.targets, &taken, is_final);
+        taken.why = self.examine(&mut taken, is_final);
+        let report =
+            Arc::new(self.reporter.make_report(&self.settings, &self.targets, &taken, grouped, is_final));
         let delivery = self.reporter.sink.report(&report)?;
         self.show(&report);
         tell_time(&taken);
@@ -300,13 +302,15 @@ impl Session {
         self.arm(false);
         self.take_births(false);
         let delivery = self.take_events_before_report();
-        let mut taken = self.snapshot(true);
-        if let Ok(taken) = &mut taken {
-            taken.why = self.examine(taken, true);
-        }
+        let taken = self.snapshot(true).map(|mut taken| {
+            let grouped = self.reporter.group(&self.settings, &self.targets, &taken, true);
+            taken.why = self.examine(&mut taken, true);
+            (taken, grouped)
+        });
         self.detach();
-        let taken = taken?;
-        let report = Arc::new(self.reporter.make_report(&self.settings, &self.targets, &taken, true));
+        let (taken, grouped) = taken?;
+        let report =
+            Arc::new(self.reporter.make_report(&self.settings, &self.targets, &taken, grouped, true));
         if matches!(delivery, Ok(Delivery::ReaderGone)) {
             self.reporter.sink.lose_reader();
         }
@@ -362,7 +366,10 @@ impl Session {
         let temporary = self.temporary(&snapshot)?;
         let probes = self.tracer.probes();
         let (processes, oom_killed) = (self.processes, self.oom_killed());
+        let held = snapshot.outstanding.iter().fold(0, |sum: u64, one| sum.saturating_add(one.size));
         Ok(Taken {
+            records: snapshot.outstanding.len(),
+            held,
             snapshot,
             own,
             why: None,
@@ -428,7 +435,7 @@ fn is_worth_keeping(snapshot: &Snapshot) -> bool {
 fn tell_time(taken: &Taken) {
     info!(
         "report over {} allocations took {} ms (snapshot {} ms)",
-        taken.snapshot.outstanding.len(),
+        taken.records,
         millis(taken.began.elapsed()),
         millis(taken.took)
     );

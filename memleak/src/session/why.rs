@@ -1,6 +1,6 @@
 //! `--why`: the targets' heaps, looked at while they live.
 
-use std::{collections::HashMap, io, ops::Range, sync::Arc, time::Instant};
+use std::{borrow::Cow, collections::HashMap, io, ops::Range, sync::Arc, time::Instant};
 
 use log::{info, warn};
 use memleak_common::probe::Resource;
@@ -15,9 +15,10 @@ use super::{
     state::{Mode, Session},
 };
 use crate::{
-    heap::{Block, Class, Examined, HeapTarget, RegisterSource, Sight, TypeAt, TypeNames, examine},
+    heap::{Block, Examined, HeapTarget, RegisterSource, Sight, TypeAt, TypeNames, examine},
     hurry,
     proc::{maps::read_maps, stacks::places, stop::StoppedProcess},
+    report::format::perfetto,
     sampling::Sampling,
     settings::{TargetSpec, WhyMode, WhyOf},
     snapshot::{Outstanding, Snapshot, own::Own},
@@ -42,22 +43,15 @@ impl Numbers {
         })
     }
 
-    /// What a snapshot knows of an address space.
-    fn sight(&mut self, snapshot: &Snapshot, own: &Own, space: u32) -> Sight {
-        let is_block = |it: &&Outstanding| it.space == space && it.resource == Resource::Heap;
-        // No more room than is needed: there may be millions.
-        let mut blocks = Vec::with_capacity(snapshot.outstanding.iter().filter(is_block).count());
-        blocks.extend(snapshot.outstanding.iter().filter(is_block).map(|it| self.block(it)));
-        let (own, mapped) = (ranges(&own.0, space), ranges(&snapshot.outstanding, space));
-        Sight { blocks, own, mapped }
-    }
-
-    /// The same of a snapshot that is used up: its memory becomes that of the blocks.
-    fn last_sight(&mut self, outstanding: Vec<Outstanding>, own: &Own, space: u32) -> Sight {
+    /// What is known of an address space. Of what is used up the memory becomes that of the blocks.
+    fn sight(&mut self, outstanding: Cow<'_, [Outstanding]>, own: &Own, space: u32) -> Sight {
         let (own, mapped) = (ranges(&own.0, space), ranges(&outstanding, space));
         let is_block = |it: &Outstanding| it.space == space && it.resource == Resource::Heap;
-        let blocks = outstanding.into_iter().filter(is_block).map(|it| self.block(&it));
-        Sight { blocks: blocks.collect(), own, mapped }
+        let blocks = match outstanding {
+            Cow::Borrowed(all) => all.iter().filter(|it| is_block(it)).map(|it| self.block(it)).collect(),
+            Cow::Owned(all) => all.into_iter().filter(is_block).map(|it| self.block(&it)).collect(),
+        };
+        Sight { blocks, own, mapped }
     }
 
     fn block(&mut self, it: &Outstanding) -> Block {
@@ -73,14 +67,15 @@ fn ranges(all: &[Outstanding], space: u32) -> Vec<Range<u64>> {
 
 impl Session {
     /// Looks at the heaps of all targets that live, if this report is to say why. What cannot be
-    /// looked at is told, and left out.
-    pub(super) fn examine(&mut self, taken: &Taken, is_final: bool) -> Option<Examinations> {
+    /// looked at is told, and left out. The records of what was taken are used up: there may be
+    /// millions, and looking needs memory.
+    pub(super) fn examine(&mut self, taken: &mut Taken, is_final: bool) -> Option<Examinations> {
         self.settings.why.as_ref().filter(|why| why.is_due(self.reporter.reports + 1, is_final))?;
         let others_live = |pid: u32| self.targets.living().any(|(_, traced)| traced.id.pid != pid);
         if is_final && self.at_end.as_ref().is_some_and(|(pid, _)| !others_live(*pid)) {
             return self.at_end.take().map(|(_, found)| found);
         }
-        self.examine_all(&taken.snapshot, &taken.own, None)
+        self.examine_all(&mut taken.snapshot, &taken.own, None)
     }
 
     /// The command is about to end, and is stopped: it is looked at for the last report.
@@ -91,11 +86,8 @@ impl Session {
         if mode.command.as_ref().is_none_or(|command| command.id() != pid) {
             return; // a child of its
         }
-        let looked = self.now().map(|(snapshot, own)| {
-            let found = self.examine_all(&snapshot, &own, Some((pid, stopped)));
-            self.tracer.give_back(snapshot);
-            found
-        });
+        let looked =
+            self.now().map(|(mut snapshot, own)| self.examine_all(&mut snapshot, &own, Some((pid, stopped))));
         match looked {
             Ok(found) => self.at_end = found.map(|found| (pid, found)),
             Err(error) => warn!("--why: cannot look at the command before it ends: {error}"),
@@ -111,10 +103,10 @@ impl Session {
         Ok((snapshot, own))
     }
 
-    /// Looks at the heaps of all targets that live, or of one that is stopped.
+    /// Looks at the heaps of all targets that live, or of one that is stopped. Uses up the records.
     fn examine_all(
         &mut self,
-        snapshot: &Snapshot,
+        snapshot: &mut Snapshot,
         own: &Own,
         stopped: Option<(u32, &Arc<StoppedProcess>)>,
     ) -> Option<Examinations> {
@@ -124,6 +116,7 @@ impl Session {
             Some(WhyOf::Address(address)) => Some(address),
             Some(WhyOf::Type(_)) | None => None,
         };
+        let wants_objects = self.settings.report.files.iter().any(|file| file.kind == perfetto::KIND);
         let mut spaces: Vec<(u32, HeapTarget)> = Vec::new();
         let mut numbers = Numbers::default();
         let Mode::User(mode) = &self.mode else { return None };
@@ -147,6 +140,7 @@ impl Session {
                         stopped: stopped.map(|(_, stopped)| stopped.clone()),
                         before,
                         asked,
+                        wants_objects,
                     },
                 ));
             }
@@ -160,8 +154,16 @@ impl Session {
         }
         let began = Instant::now();
         let mut heaps = Vec::new();
+        // Nobody is to take it for what is outstanding.
+        snapshot.version = None;
+        let mut left = spaces.len();
         for (space, target) in spaces {
-            let first = numbers.sight(snapshot, own, space);
+            left -= 1;
+            let outstanding = match left {
+                0 => Cow::Owned(std::mem::take(&mut snapshot.outstanding)),
+                _ => Cow::Borrowed(snapshot.outstanding.as_slice()),
+            };
+            let first = numbers.sight(outstanding, own, space);
             let known = numbers.stacks.clone();
             let ips_of = |number: u32| {
                 let id = known.get(number as usize).map(|(_, stack_id)| stack_id);
@@ -205,7 +207,7 @@ impl Session {
         let may_hide = target.allocators.others && !target.from_start;
         let mut again = || {
             let (snapshot, own) = self.now().map_err(io::Error::other)?;
-            Ok(numbers.last_sight(snapshot.outstanding, &own, space))
+            Ok(numbers.sight(Cow::Owned(snapshot.outstanding), &own, space))
         };
         let examined = examine(target, first, &mut again, ips_of)?;
         let types = types(target.pid, &examined).unwrap_or_default();
@@ -227,15 +229,9 @@ impl Session {
 
 /// The type of a block of each stack: of one that is lost, if there is one.
 fn types(pid: u32, examined: &Examined) -> io::Result<HashMap<u32, TypeAt>> {
-    let mut samples: HashMap<u32, (Class, Block)> = HashMap::new();
-    for (block, class) in examined.blocks() {
-        let known = samples.entry(block.stack).or_insert((class, *block));
-        if class < known.0 {
-            *known = (class, *block);
-        }
-    }
     let mut names = TypeNames::of(pid)?;
-    let typed = samples.into_iter().filter_map(|(stack, (_, block))| Some((stack, names.at(&block)?)));
+    let samples = examined.stacks.iter().map(|(stack, blocks)| (*stack, blocks.worst.1));
+    let typed = samples.filter_map(|(stack, block)| Some((stack, names.at(&block)?)));
     Ok(typed.collect())
 }
 

@@ -162,7 +162,7 @@ fn grouped(number: u64) -> String {
 }
 
 /// The fields of a protobuf message: number, and varint or bytes (protobuf.dev, Encoding).
-fn fields(mut message: &[u8]) -> Vec<(u64, u64, &[u8])> {
+pub(crate) fn fields(mut message: &[u8]) -> Vec<(u64, u64, &[u8])> {
     fn varint(bytes: &mut &[u8]) -> u64 {
         let mut value = 0;
         for shift in (0..64).step_by(7) {

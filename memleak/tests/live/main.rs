@@ -61,3 +61,4 @@ mod unwinding;
 mod usdt;
 mod user_rows;
 mod why;
+mod why_inputs;

@@ -191,7 +191,7 @@ fn probes_that_come_late_are_told_of() {
 }
 
 /// The only child of `pid`, waited for by the line that it has printed.
-fn only_child(pid: u32) -> u32 {
+pub(crate) fn only_child(pid: u32) -> u32 {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("its children");
     let children: Vec<u32> = children.split_whitespace().filter_map(|id| id.parse().ok()).collect();
     assert_eq!(children.len(), 1, "{children:?}");

@@ -60,6 +60,7 @@ const SHAPES: &[(&str, &str, &str, &str)] = &[
     ("xor_next", "DD", "DD", "DD"),
     ("freed_holder", "D", "D", "D"),
     ("unmapped_holder", "D", "D", "D"),
+    ("closed_library", "D", "D", "D"),
     ("mapping", "R", "R", "D"),
     ("lost_mapping", "R", "R", "D"),
     ("read_only", "R", "D", "D"),
@@ -186,36 +187,88 @@ fn report_on(program: &Path, why: &str) -> (Report, Vec<String>) {
     (tracer.stop_with_report(), lines)
 }
 
-#[test]
-fn shapes_beside_valgrind_and_leak_sanitizer() {
-    let _alone = alone();
-    let program = build("shapes.cc", Link::Dynamic, &[]);
-    let checked = build("shapes.cc", Link::Dynamic, &["-fsanitize=leak"]);
-    let (report, lines) = report_on(&program, "--why");
+/// The program of shapes, built with these flags besides.
+pub(crate) fn shapes_program(flags: &[&str]) -> PathBuf {
+    let library = build("site_library.c", Link::Library, &["-DSITE=site"]);
+    let library = format!("-DLIBRARY=\"{}\"", text(&library));
+    build("shapes.cc", Link::Dynamic, &[&[library.as_str()], flags].concat())
+}
+
+/// What the three say of `program`; `checked` is the same, with LeakSanitizer.
+fn compare(program: &Path, checked: &Path, table: &[(&str, &str, &str, &str)]) {
+    let (report, lines) = report_on(program, "--why");
     let why = report.why.as_ref().expect("why");
     assert_eq!((why["mode"].as_str(), why["complete"].as_bool()), (Some("scans"), Some(true)), "{why}");
-    let (ours, valgrinds, sanitizers) = (ours(&report), valgrinds(&program), sanitizers(&checked));
+    let (ours, valgrinds, sanitizers) = (ours(&report), valgrinds(program), sanitizers(checked));
     let mut wrong = Vec::new();
     let shapes = sizes(&lines);
     println!("{:20} {:11} {:11} LeakSanitizer", "shape", "memleak", "valgrind");
     for (name, sizes) in &shapes {
         let all = [said(&ours, sizes, '-'), said(&valgrinds, sizes, '-'), said(&sanitizers, sizes, 'R')];
         println!("{name:20} {:11} {:11} {}", all[0], all[1], all[2]);
-        let expected = SHAPES.iter().find(|(known, ..)| known == name);
+        let expected = table.iter().find(|(known, ..)| known == name);
         if expected != Some(&(name.as_str(), &all[0], &all[1], &all[2])) {
             wrong.push(format!("{name} {all:?}, and not {expected:?}"));
         }
     }
-    assert_eq!(shapes.len(), SHAPES.len());
-    assert!(shapes.len() >= 40);
+    assert_eq!(shapes.len(), table.len());
     assert_eq!(wrong, [""; 0]);
+}
+
+#[test]
+fn shapes_beside_valgrind_and_leak_sanitizer() {
+    let _alone = alone();
+    let checked = shapes_program(&["-fsanitize=leak"]);
+    compare(&shapes_program(&[]), &checked, SHAPES);
+    assert!(SHAPES.len() >= 40);
+}
+
+/// Those of `counted_circles.rs`, as above.
+const COUNTED: &[(&str, &str, &str, &str)] = &[
+    ("rc_circle", "DD", "DI", "II"),
+    ("rc_three", "DDD", "DII", "III"),
+    ("rc_three_hold", "ID", "II", "II"),
+    ("arc_circle", "DD", "DI", "II"),
+    ("arc_held", "RR", "RR", "RR"),
+];
+
+/// Rust's own pointers that count. It has no virtual table in its blocks.
+#[test]
+fn counted_circles_beside_valgrind_and_leak_sanitizer() {
+    let _alone = alone();
+    let program = counted_circles("counted_circles", &[]);
+    // rustc links no libraries but those that it knows of.
+    let library = |name: &str| {
+        let found = Command::new("gcc").arg(format!("-print-file-name={name}")).output().expect("gcc").stdout;
+        format!("-Clink-arg={}", String::from_utf8(found).expect("a path").trim())
+    };
+    let linked = [library("liblsan_preinit.o"), library("liblsan.a")];
+    let [first, sanitizer] = [0, 1].map(|at| linked[at].as_str());
+    let (all, not_all) = ("-Clink-arg=-Wl,--whole-archive", "-Clink-arg=-Wl,--no-whole-archive");
+    let needed = ["-Clink-arg=-lstdc++", "-Clink-arg=-lm", "-Clink-arg=-Wl,--export-dynamic"];
+    let checked = counted_circles(
+        "counted_circles_checked",
+        &[&[first, all, sanitizer, not_all], &needed[..]].concat(),
+    );
+    compare(&program, &checked, COUNTED);
+}
+
+/// Compiles `counted_circles.rs`.
+fn counted_circles(name: &str, flags: &[&str]) -> PathBuf {
+    let program = scratch_dir().join(name);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/counted_circles.rs");
+    let mut rustc = Command::new(Path::new(env!("CARGO")).with_file_name("rustc"));
+    rustc.args(["--edition", "2024", "-O", "-g", "-Cforce-frame-pointers"]).args(flags);
+    let status = rustc.arg(source).arg("-o").arg(&program).status().expect("rustc");
+    assert!(status.success(), "rustc: {status}");
+    program
 }
 
 /// While it is stopped all is as it was.
 #[test]
 fn shapes_of_a_process_that_is_stopped() {
     let _alone = alone();
-    let (report, lines) = report_on(&build("shapes.cc", Link::Dynamic, &[]), "--why=exact");
+    let (report, lines) = report_on(&shapes_program(&[]), "--why=exact");
     let why = report.why.as_ref().expect("why");
     assert_eq!((why["mode"].as_str(), why["scans"].as_u64()), (Some("exact"), Some(0)), "{why}");
     assert!(why["stopped_ms"].as_u64() < Some(1000), "{why}");
@@ -287,7 +340,7 @@ fn refusals_to_stop_are_one_line() {
 }
 
 /// wordcount with its circle, or with a std::weak_ptr in it.
-fn wordcount(is_mended: bool) -> PathBuf {
+pub(crate) fn wordcount(is_mended: bool) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut source = fs::read_to_string(root.join("examples/wordcount.cc")).expect("the example");
     if is_mended {
@@ -308,7 +361,7 @@ fn wordcount(is_mended: bool) -> PathBuf {
 }
 
 /// Has so many files read.
-fn read_books(target: &mut Running, count: usize) {
+pub(crate) fn read_books(target: &mut Running, count: usize) {
     let book = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data/constitution.txt");
     for _ in 0..count {
         target.tell(text(&book));

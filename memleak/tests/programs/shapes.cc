@@ -1,6 +1,8 @@
 // More than forty ways in which a block can be held or lost, for --why beside valgrind and LeakSanitizer. Each block has a
 // size of its own, by which a report names it.
 //
+// LIBRARY: a library that has a variable `kept`, or there is one shape less.
+//
 // usage: shapes     prints "SHAPE SIZE" for each block, then READY; waits for a line
 //
 // No address of a block may be left where it is not meant to be: each shape is made deep in the stack, which is
@@ -13,6 +15,7 @@
 #include <memory>
 #include <unordered_map>
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/epoll.h>
@@ -211,6 +214,11 @@ static NOINLINE void elsewhere() {
     void *gone = made(4096);
     words(gone)[3] = block("unmapped_holder");
     munmap(gone, 4096);
+#ifdef LIBRARY
+    void *library = dlopen(LIBRARY, RTLD_NOW);
+    *words(dlsym(library, "kept")) = block("closed_library");
+    if (dlclose(library) != 0 || dlopen(LIBRARY, RTLD_NOW | RTLD_NOLOAD) != nullptr) abort();
+#endif
     void *kept = made(4096);
     words(kept)[3] = block("mapping");
     keep(kept);

@@ -1,7 +1,8 @@
 //! The forms that have files of their own: all hold the numbers of the same report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use memleak::heap::RootKind;
 use memleak::report::{
     condition::Facts,
     filter::{Filter, Pattern},
@@ -19,6 +20,7 @@ use memleak::report::{
     },
     model::{Report, SortKey},
     suppressions::Suppressions,
+    why::{GraphObject, ObjectGraph, Why},
 };
 use memleak::verdict::{Calls, Point};
 use serde_json::Value;
@@ -402,4 +404,93 @@ fn facts_of_a_run() {
     (report.lost.stacks, report.lost.cut_stacks) = (2, 1);
     let facts = Facts::of_run(&report);
     assert_eq!((facts.growth, facts.new, facts.lost, facts.leaks), (1_574_000, 0, 3, 0));
+}
+
+/// A field of a message that is there once: a number, or bytes.
+fn only(message: &[u8], wanted: u64) -> u64 {
+    let mut rest = message;
+    let mut found = Vec::new();
+    while !rest.is_empty() {
+        let tag = varint(&mut rest);
+        let number = varint(&mut rest);
+        if tag & 7 == 2 {
+            rest = &rest[number as usize..];
+        } else if tag >> 3 == wanted {
+            found.push(number);
+        }
+    }
+    assert!(found.len() < 2, "{found:?}");
+    found.first().copied().unwrap_or(0)
+}
+
+/// The numbers of a packed field.
+fn packed(message: &[u8], wanted: u64) -> Vec<u64> {
+    let (_, mut bytes) = fields(message).into_iter().find(|(field, _)| *field == wanted).unwrap_or_default();
+    let mut numbers = Vec::new();
+    while !bytes.is_empty() {
+        numbers.push(varint(&mut bytes));
+    }
+    numbers
+}
+
+/// As formats.md has it from Perfetto's sources: packets that count from 0 and of which the last
+/// one alone ends the graph, objects with types that are there, and as many fields as references.
+#[test]
+fn a_heap_graph_has_all_objects() {
+    const OBJECTS: u64 = 45_000;
+    let address = |number: u64| 0x7f00_0000_1000 + number * 64;
+    // A list: each holds the next, the last one the first; one in ten thousand has no type but its
+    // maker.
+    let object = |number: u64| GraphObject {
+        address: address(number),
+        size: number % 40,
+        type_number: u32::from(number.is_multiple_of(10_000)),
+        references: vec![((number % 2) as u32, address((number + 1) % OBJECTS)), (0, address(7))],
+    };
+    let graph = ObjectGraph {
+        pid: 4321,
+        types: vec!["node".to_owned(), "made in main (x.c:7)".to_owned()],
+        fields: vec!["next".to_owned(), "+0x8".to_owned()],
+        objects: (0..OBJECTS).map(object).collect(),
+        roots: vec![
+            (RootKind::Global, address(0)),
+            (RootKind::Global, address(9)),
+            (RootKind::Stack, address(1)),
+        ],
+    };
+    let mut report = wordcount();
+    report.why = Some(Box::new(Why { objects: vec![graph.clone()], ..Why::default() }));
+    let trace = bytes_of(|out| write_perfetto(&report, false, out));
+    let of = |message: &[u8], wanted: u64| -> Vec<Vec<u8>> {
+        let found = fields(message).into_iter().filter(|(field, _)| *field == wanted);
+        found.map(|(_, bytes)| bytes.to_vec()).collect()
+    };
+    let packets: Vec<Vec<u8>> = of(&trace, 1).into_iter().filter(|it| !of(it, 56).is_empty()).collect();
+    let times: BTreeSet<u64> = packets.iter().map(|packet| only(packet, 8)).collect();
+    assert_eq!(times.len(), 1, "{times:?}");
+    assert!(packets.iter().all(|packet| only(packet, 10) == 1));
+    let graphs: Vec<Vec<u8>> = packets.iter().flat_map(|packet| of(packet, 56)).collect();
+    let order: Vec<_> = graphs.iter().map(|it| (only(it, 1), only(it, 6), only(it, 5))).collect();
+    assert_eq!(order, [(4321, 0, 1), (4321, 1, 1), (4321, 2, 0)]);
+    let text = |bytes: &[u8], field: u64| String::from_utf8(of(bytes, field)[0].clone()).expect("UTF-8");
+    let named = |field: u64, name: u64| -> BTreeMap<u64, String> {
+        let all = graphs.iter().flat_map(|it| of(it, field));
+        all.map(|it| (only(&it, 1), text(&it, name))).collect()
+    };
+    let (types, members) = (named(9, 3), named(4, 2));
+    let objects: Vec<Vec<u8>> = graphs.iter().flat_map(|it| of(it, 2)).collect();
+    assert_eq!(objects.len() as u64, OBJECTS);
+    for (found, made) in objects.iter().zip(&graph.objects) {
+        assert_eq!((only(found, 1), only(found, 3)), (made.address, made.size));
+        assert_eq!(types[&only(found, 2)], graph.types[made.type_number as usize]);
+        let (held_by, held) = (packed(found, 4), packed(found, 5));
+        assert_eq!(held_by.len(), held.len());
+        let expected: Vec<_> =
+            made.references.iter().map(|(field, to)| (&graph.fields[*field as usize], *to)).collect();
+        let found: Vec<_> = held_by.iter().map(|field| &members[field]).zip(held).collect();
+        assert_eq!(found, expected);
+    }
+    let roots: Vec<_> =
+        graphs.iter().flat_map(|it| of(it, 7)).map(|it| (only(&it, 2), packed(&it, 1))).collect();
+    assert_eq!(roots, [(1, vec![address(0), address(9)]), (4, vec![address(1)])]);
 }

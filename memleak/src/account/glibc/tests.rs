@@ -4,6 +4,10 @@ use std::io;
 
 use super::*;
 
+fn read(memory: &dyn ReadMemory, resident: &Resident, places: &HeapPlaces<'_>, blocks: &[u64]) -> Arenas {
+    read_arenas(memory, resident, places, &blocks)
+}
+
 /// Memory from an address on.
 struct Fake {
     start: u64,
@@ -73,7 +77,7 @@ fn chunks_are_told_apart() {
     let blocks = [MAIN + 0x290 + 0x10, MAIN + 0x290 + 0x60 + 0x40 + 0x500 + 0x10];
     let places =
         HeapPlaces { main: memory.range(), writable: &[], is_sure: true, anchors: &[], budget: 1 << 30 };
-    let arenas = read_arenas(&memory, &memory.all(), &places, &blocks);
+    let arenas = read(&memory, &memory.all(), &places, &blocks);
     let at = |offset: u64| MAIN + offset;
     let free = [at(0x2c0)..at(0x2f0), at(0x330)..at(0x830), at(0x930)..at(0x21000)];
     assert_eq!(arenas.free, free);
@@ -89,8 +93,8 @@ fn what_is_no_heap_of_glibc_is_left_alone() {
     let places =
         |is_sure| HeapPlaces { main: memory.range(), writable: &[], is_sure, anchors: &[], budget: 1 << 30 };
     let all = memory.all();
-    assert_eq!(read_arenas(&memory, &all, &places(false), &[]), Arenas::default());
-    assert_eq!(read_arenas(&memory, &all, &places(true), &[]).walked, []);
+    assert_eq!(read(&memory, &all, &places(false), &[]), Arenas::default());
+    assert_eq!(read(&memory, &all, &places(true), &[]).walked, []);
 }
 
 /// A static program's first thread has its variables where the heap begins; what is overwritten
@@ -103,7 +107,7 @@ fn a_walk_begins_at_a_known_block_and_goes_on_at_the_next() {
     let blocks = [MAIN + 0x290 + 0x10, MAIN + 0x290 + 0x60 + 0x40 + 0x500 + 0x10];
     let places =
         HeapPlaces { main: memory.range(), writable: &[], is_sure: true, anchors: &[], budget: 1 << 30 };
-    let arenas = read_arenas(&memory, &memory.all(), &places, &blocks);
+    let arenas = read(&memory, &memory.all(), &places, &blocks);
     assert_eq!(arenas.walked, [MAIN + 0x830..MAIN + 0x21000]);
     assert_eq!(arenas.free, [MAIN + 0x930..MAIN + 0x21000]);
 }
@@ -116,7 +120,7 @@ fn a_walk_begins_at_a_chunk_from_before() {
     let anchors = [MAIN + 0x10, MAIN + 0x2f0];
     let places =
         HeapPlaces { main: memory.range(), writable: &[], is_sure: true, anchors: &anchors, budget: 1 << 30 };
-    let arenas = read_arenas(&memory, &memory.all(), &places, &[]);
+    let arenas = read(&memory, &memory.all(), &places, &[]);
     assert_eq!(arenas.walked, [MAIN + 0x2f0..MAIN + 0x21000]);
     assert_eq!(arenas.anchors, [MAIN + 0x2f0]);
     let cell = Cell { range: memory.range(), free: 0x500 + 0x21000 - 0x930, own: 0, unknown: 0x140 };
@@ -138,7 +142,7 @@ fn what_is_not_in_memory_is_not_read() {
         anchors: &[],
         budget: 1 << 30,
     };
-    assert_eq!(read_arenas(&Forbidden, &Resident::default(), &places, &[MAIN + 16]).walked, []);
+    assert_eq!(read(&Forbidden, &Resident::default(), &places, &[MAIN + 16]).walked, []);
 }
 
 /// Two heaps of one arena, of glibc 2.35 and later.
@@ -162,7 +166,7 @@ fn heaps_of_other_arenas_are_found() {
     memory.put(end + 8, (start + HEAP_MAX + size - end) | NON_MAIN_ARENA | PREV_INUSE);
     let writable = [memory.range()];
     let places = HeapPlaces { main: 0..0, writable: &writable, is_sure: true, anchors: &[], budget: 1 << 30 };
-    let arenas = read_arenas(&memory, &memory.all(), &places, &[]);
+    let arenas = read(&memory, &memory.all(), &places, &[]);
     assert_eq!(arenas.heaps, [start..start + size, start + HEAP_MAX..start + HEAP_MAX + size]);
     assert_eq!(arenas.own, [start..first + 0x290, start + HEAP_MAX..second]);
     let tops = 2 * size - (0x8d0 + 0x290 + 0x60) - (0x30 + 0x60);
@@ -184,7 +188,7 @@ fn a_heap_of_few_chunks_is_found() {
     memory.put(arena + 96, end);
     let writable = [start..start + size];
     let places = HeapPlaces { main: 0..0, writable: &writable, is_sure: true, anchors: &[], budget: 1 << 30 };
-    let arenas = read_arenas(&memory, &memory.all(), &places, &[first + 0x290 + HEADER]);
+    let arenas = read(&memory, &memory.all(), &places, &[first + 0x290 + HEADER]);
     assert_eq!(arenas.own, [start..end]);
 }
 

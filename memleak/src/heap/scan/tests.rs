@@ -1,7 +1,11 @@
 use std::hint::black_box;
 
 use super::*;
-use crate::{account::Allocators, heap::RegisterSource, objects::ObjectStore};
+use crate::{
+    account::Allocators,
+    heap::{RegisterSource, RootKind},
+    objects::ObjectStore,
+};
 
 const HIDE: u64 = 0x5555_0000_aaaa_0000;
 
@@ -61,10 +65,11 @@ fn our_own_heap_is_examined() {
         stopped: None,
         before: 5,
         asked: Some((further ^ HIDE) + 3),
+        wants_objects: true,
     };
     let examined = examine(&target, sight(), &mut || Ok(sight()), &|_| Vec::new()).unwrap();
     assert_eq!(examined.scans, 3);
-    let class = |block: u64| examined.class_of(block ^ HIDE).unwrap();
+    let class = |block: u64| examined.class_of(block ^ HIDE);
     // The lists of blocks that are looked for are in our own heap as well, so that nothing of ours
     // can be lost; but what holds what can be seen.
     assert_eq!([class(held), class(further)], [Class::Reachable; 2]);
@@ -73,6 +78,11 @@ fn our_own_heap_is_examined() {
     assert_eq!(way.root.1, HOLDER.as_ptr() as u64);
     let way = examined.ways.iter().find(|way| way.block.stack == 4).unwrap();
     assert_eq!(way.hops.iter().map(|(block, from)| (block.stack, *from)).collect::<Vec<_>>(), [(3, 24)]);
+    let objects = examined.objects.as_ref().unwrap();
+    let held = objects.blocks.iter().position(|block| block.stack == 3).unwrap();
+    let [(24, to)] = objects.pointers(held) else { panic!("{:?}", objects.pointers(held)) };
+    assert_eq!(objects.blocks[*to as usize].stack, 4);
+    assert!(objects.roots.contains(&(RootKind::Global, held as u32)));
     let asked = examined.asked.unwrap();
     assert_eq!((asked.block.stack, asked.class, asked.way.as_ref()), (4, Class::Reachable, Some(way)));
     assert_eq!(asked.pointed_from.map(|(block, from)| (block.stack, from)), Some((3, 24)));
@@ -90,6 +100,7 @@ fn who_has_gone_is_an_error() {
         stopped: None,
         before: 5,
         asked: None,
+        wants_objects: false,
     };
     assert!(examine(&target, Sight::default(), &mut || Ok(Sight::default()), &|_| Vec::new()).is_err());
 }

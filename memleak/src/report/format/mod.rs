@@ -8,6 +8,7 @@ pub mod dot;
 pub mod firefox;
 pub mod flamegraph;
 pub mod folded;
+mod heap_graph;
 pub mod heaptrack;
 pub mod html;
 pub mod human;

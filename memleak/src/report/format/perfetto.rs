@@ -2,14 +2,15 @@
 //! is remembered, so that its time line shows growth.
 //!
 //! A trace is packets; names and stacks are interned, with numbers from 1. Stacks that have gone by
-//! the last report are not in the earlier dumps.
+//! the last report are not in the earlier dumps. With `--why` the heap's blocks follow, as a heap
+//! graph.
 
 use std::{
     collections::BTreeMap,
     io::{self, Write},
 };
 
-use super::{Format, Kind, Options, kind::FileForm, protobuf::Message};
+use super::{Format, Kind, Options, heap_graph::heap_graphs, kind::FileForm, protobuf::Message};
 use crate::report::{
     model::{Report, StackReport},
     names::name,
@@ -60,6 +61,13 @@ pub fn write_perfetto(report: &Report, full_names: bool, out: &mut dyn Write) ->
         let time = began.saturating_add(at_ms.saturating_mul(1_000_000));
         let mut packet = Message::default();
         packet.number(10, SEQUENCE).number(8, time).message(37, &dump(report, *at_ms, began, number as u64));
+        trace.message(1, &packet);
+    }
+    let time = began.saturating_add(report.elapsed_ms.saturating_mul(1_000_000));
+    let graphs = report.why.iter().flat_map(|why| &why.objects);
+    for graph in graphs.flat_map(heap_graphs) {
+        let mut packet = Message::default();
+        packet.number(10, SEQUENCE).number(8, time).message(56, &graph);
         trace.message(1, &packet);
     }
     out.write_all(trace.bytes())
