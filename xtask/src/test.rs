@@ -63,8 +63,8 @@ pub(crate) const LIVE_PACKAGES: [Package; 28] = [
     Package { names: &["bpftool"], purpose: "shows that nothing stays attached" },
 ];
 
-/// What is compiled and run beside these by what is left out of the virtual machines: the comparison of
-/// stacks with gdb's, tests of optimizers, the check of our unit.
+/// What is compiled and run beside these by what is left out of the virtual machines: the
+/// comparison of stacks with gdb's, tests of optimizers, the check of our unit.
 const COMPARED_PACKAGES: [Package; 6] = [
     Package { names: &["clang"], purpose: "compiles programs whose stacks are compared with gdb's" },
     Package { names: &["lld"], purpose: "links programs that LLVM optimizes as a whole" },
