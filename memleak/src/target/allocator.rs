@@ -76,6 +76,15 @@ const KNOWN: &[Known] = &[
         ],
         own_operators: true,
     },
+    // Google's, in its statistics.
+    Known {
+        kind: AllocatorKind::Tcmalloc,
+        name: "tcmalloc",
+        words: &["PARAMETER tcmalloc_"],
+        has_more_functions: false,
+        markers: &[],
+        own_operators: true,
+    },
     Known {
         kind: AllocatorKind::Mimalloc,
         name: "mimalloc",

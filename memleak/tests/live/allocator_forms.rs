@@ -125,6 +125,23 @@ fn a_stripped_static_program_is_refused() {
     }
 }
 
+/// Google's tcmalloc as its crate has it, which takes minutes to compile: its words alone.
+#[test]
+fn googles_tcmalloc_is_known_by_its_words() {
+    let _alone = alone();
+    let said = |flags: &[&str]| {
+        let program =
+            build("words.c", Link::Dynamic, &[&[r#"-DWORDS="PARAMETER tcmalloc_a""#][..], flags].concat());
+        let output = Command::new(MEMLEAK).args(["--", text(&program)]).output().expect("memleak");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let stripped = said(&["-s"]);
+    assert!(stripped.contains("contains tcmalloc, but is stripped: what it allocates"), "{stripped}");
+    let whole = said(&[]);
+    assert!(!whole.contains("stripped"), "its symbols would say so: {whole}");
+}
+
 /// What glibc maps in `free` is its own; what the program maps is not, and neither are its threads'
 /// stacks.
 #[test]
