@@ -25,7 +25,6 @@ use crate::{
     report::model::{AllocationLine, ResourceTotal, Totals},
     settings::{ReportSettings, SortKey},
     sites::Sites,
-    snapshot::{Outstanding, Snapshot},
 };
 
 /// A snapshot in order.
@@ -153,15 +152,6 @@ fn in_order(
     ordered
 }
 
-/// What is outstanding for `youngest_ns` at least, each with its age in nanoseconds. A record that
-/// was made while the snapshot was being read is of age 0.
-fn old_enough(snapshot: &Snapshot, youngest_ns: u64) -> impl Iterator<Item = (&Outstanding, u64)> {
-    snapshot.outstanding.iter().filter_map(move |outstanding| {
-        let age_ns = snapshot.time_ns.saturating_sub(outstanding.time_ns);
-        (age_ns >= youngest_ns).then_some((outstanding, age_ns))
-    })
-}
-
 /// The order of two groups: the sort key, then size, then count, then the stack itself, so that the
 /// same snapshot gives the same report. The stack's addresses go before its site, whose number is a
 /// matter of chance.
@@ -194,7 +184,7 @@ fn list_allocations(
         return;
     }
     let mut lists = vec![Vec::new(); groups.len()];
-    for (outstanding, age_ns) in old_enough(found.snapshot, youngest_ns) {
+    for (outstanding, age_ns) in found.old_enough(youngest_ns) {
         if let Some(&at) = index.get(&found.key_of(outstanding)) {
             let pid = (found.pid_of)(outstanding.space);
             lists[at].push((

@@ -9,10 +9,7 @@ use memleak_common::probe::Resource;
 
 use crate::{
     probe::resource::ResourceInfo,
-    report::{
-        model::{AllocationLine, FrameId, Note, OtherProcesses, ProcessCount, StackReport},
-        threads::ThreadCount,
-    },
+    report::model::{AllocationLine, FrameId, Note, OtherProcesses, ProcessCount, StackReport, ThreadCount},
     sampling::Sampling,
     settings::ReportSettings,
     sites::{Site, SiteId},

@@ -32,6 +32,15 @@ pub struct Found<'a> {
 }
 
 impl Found<'_> {
+    /// What is outstanding for `youngest_ns` at least, each with its age in nanoseconds. A record
+    /// that was made while the snapshot was being read is of age 0.
+    pub(super) fn old_enough(&self, youngest_ns: u64) -> impl Iterator<Item = (&Outstanding, u64)> {
+        self.snapshot.outstanding.iter().filter_map(move |outstanding| {
+            let age_ns = self.snapshot.time_ns.saturating_sub(outstanding.time_ns);
+            (age_ns >= youngest_ns).then_some((outstanding, age_ns))
+        })
+    }
+
     pub(super) fn key_of(&self, outstanding: &Outstanding) -> GroupKey {
         GroupKey {
             resource: outstanding.resource,

@@ -6,9 +6,8 @@ use rustc_hash::FxHashMap;
 use super::{
     group::{Group, GroupKey},
     grouping::Found,
-    old_enough,
 };
-use crate::{report::threads::ThreadCount, sampling::Sampling};
+use crate::{report::model::ThreadCount, sampling::Sampling};
 
 /// A stack of one thread: its address space, what it has acquired, the stack, the thread.
 type StackOfThread = (u32, Resource, u64, u32);
@@ -17,7 +16,7 @@ type StackOfThread = (u32, Resource, u64, u32);
 pub(super) fn count_threads(found: Found<'_>, youngest_ns: u64, sampling: Sampling, groups: &mut [Group]) {
     // By stack first, of which there are few for many allocations, then by group.
     let mut by_stack: FxHashMap<StackOfThread, (GroupKey, u64, u64)> = FxHashMap::default();
-    for (outstanding, _) in old_enough(found.snapshot, youngest_ns) {
+    for (outstanding, _) in found.old_enough(youngest_ns) {
         let tid = outstanding.thread().unwrap_or(0);
         let stack = (outstanding.space, outstanding.resource, outstanding.stack_id, tid);
         let (_, bytes, count) = by_stack.entry(stack).or_insert_with(|| (found.key_of(outstanding), 0, 0));

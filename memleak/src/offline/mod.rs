@@ -17,6 +17,7 @@ use clap::ValueEnum as _;
 use crate::{
     doctor,
     exit::{self, ExitMessage},
+    proc::memory_limit::memory_available,
     report::{
         condition::{Facts, FailCondition},
         files::{ReportFile, ReportFileError},
@@ -71,8 +72,10 @@ fn failed(what: &str, why: impl std::fmt::Display) -> ExitMessage {
     ExitMessage::error(exit::FAILED, &format!("{what}: {why}"))
 }
 
+/// Reads a saved report. One that is read is about as large in memory as its text.
 fn read(path: &Path) -> Result<Report, ExitMessage> {
-    saved::read(path).map_err(|error| failed(&path.display().to_string(), error))
+    let most = memory_available().map_or(1 << 30, |bytes| bytes / 4);
+    saved::read(path, most).map_err(|error| failed(&path.display().to_string(), error))
 }
 
 /// Writes all files; the first error is the one that is told.

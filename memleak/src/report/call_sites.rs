@@ -62,7 +62,8 @@ impl<'a> CallSite<'a> {
             stacks.iter().flat_map(|stack| &stack.processes).map(|process| process.pid).collect();
         pids.sort_unstable();
         pids.dedup();
-        site.processes = pids.len() as u64 + stacks.iter().map(|stack| stack.others.processes).sum::<u64>();
+        let others = stacks.iter().map(|stack| stack.others.processes);
+        site.processes = others.fold(pids.len() as u64, u64::saturating_add);
         site.stacks = stacks;
         Some(site)
     }

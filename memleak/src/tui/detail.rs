@@ -10,10 +10,9 @@ use crate::{
     escape::printable,
     report::{
         format::{html::stacks_in_processes, human::counted, line::wrap},
-        model::{ProcessCount, Report},
+        model::{ProcessCount, Report, ThreadCount},
         names::{is_library, module_name, name, place},
         source::lines_of,
-        threads::ThreadCount,
     },
     symbolize::Frame,
     verdict::{Calls, VerdictKind},

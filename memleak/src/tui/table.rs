@@ -229,7 +229,7 @@ fn table(canvas: &mut Canvas<'_>, state: &State, report: &Report) {
         let resource =
             row.resource.as_ref().map_or_else(String::new, |name| format!("{}: ", printable(name)));
         let name = format!("{resource}{}", row.name);
-        let part = row.part.as_ref().map_or_else(String::new, |part| format!("{part}  "));
+        let part = row.part.as_deref().map_or_else(String::new, |part| format!("{}  ", fit(part, names)));
         let name = cut(&format!(" {part}{name}"), names.saturating_sub(1));
         let at = canvas.text(0, y, &name, style(PLAIN));
         let place = cut(&row.place, names.saturating_sub(usize::from(at) + 3));
@@ -240,6 +240,14 @@ fn table(canvas: &mut Canvas<'_>, state: &State, report: &Report) {
         write_columns(canvas, names, y, &columns, |(heading, _, _, text)| {
             (text(row), style(if *heading == "VERDICT" { verdict } else { PLAIN }))
         });
+    }
+}
+
+/// `4712 worker`, or its number alone where there is no room for a function beside its name.
+fn fit(part: &str, names: usize) -> &str {
+    match part.chars().count() + 2 * NAMES <= names {
+        true => part,
+        false => part.split(' ').next().unwrap_or(part),
     }
 }
 

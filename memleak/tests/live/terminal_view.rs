@@ -206,7 +206,7 @@ fn threads_by_themselves_and_a_mouse() {
     let held: Vec<String> = threads
         .iter()
         .filter(|thread| **thread != target.to_string())
-        .map(|thread| format!(" {thread} many_threads-"))
+        .map(|thread| format!(" {thread}  sleeper"))
         .collect();
     let held: Vec<&str> = held.iter().map(String::as_str).collect();
     let screen = tmux.wait_for(&held);

@@ -5,6 +5,8 @@
 //! before you commit it.
 
 mod files;
+#[cfg(feature = "tui")]
+mod hostile_saved;
 mod human;
 mod reports;
 mod trace;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use memleak::{
     escape::acts_on_terminal,
-    report::{model::Report, threads::ThreadCount},
+    report::model::{Report, ThreadCount},
     tui::{Action, Decoder, Keystroke, SortColumn, State, ViewLook, ViewRequest, draw},
     verdict::Point,
 };
@@ -211,8 +211,9 @@ fn threads_by_themselves_hold_what_they_hold_together() {
     state.show(Arc::new(report.clone()));
     assert_eq!(sum(&state), [(4096, 1), (48, 3), (32, 2)]);
     let lines = screen(&mut state, 80, 24);
-    assert!(lines[5].starts_with(" ?  ") && lines[6].starts_with(" 7 worker"), "{lines:#?}");
-    assert!(lines[7].starts_with(" 8  ") && !lines[6].contains(acts_on_terminal), "{lines:#?}");
+    assert!(lines[5].starts_with(" ?  map_it") && lines[6].starts_with(" 7  leaky("), "{lines:#?}");
+    let lines = screen(&mut state, 120, 24);
+    assert!(lines[6].starts_with(" 7 worker\\x1b  leaky(") && lines[7].starts_with(" 8  "), "{lines:#?}");
     typed(&mut state, b"/worker");
     assert_eq!(sum(&state), [(48, 3)]);
     typed(&mut state, b"\x1b");

@@ -27,6 +27,8 @@ fn new(options: &Options) -> Box<dyn Format> {
 pub fn write_firefox(report: &Report, full_names: bool, out: &mut dyn Write) -> io::Result<()> {
     let began =
         report.time.checked_sub(std::time::Duration::from_millis(report.elapsed_ms)).unwrap_or(report.time);
+    // A clock that has never been set; the form has nothing before.
+    let began = began.max(std::time::UNIX_EPOCH);
     let mut profile = Profile::new("memleak", began.into(), SamplingInterval::from_millis(1));
     let pid = report.target.pids.first().copied().unwrap_or(0);
     let at = |ms: u64| Timestamp::from_nanos_since_reference(ms.saturating_mul(1_000_000));

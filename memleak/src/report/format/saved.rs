@@ -6,14 +6,15 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, BufReader, Cursor, Read, Write},
     path::Path,
 };
 
+use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
 use super::{Format, Kind, Options, kind::FileForm};
-use crate::report::model::Report;
+use crate::{report::model::Report, words::BinaryBytes};
 
 /// `--save`.
 pub const KIND: Kind = Kind { name: "save", has_events: false, new };
@@ -37,12 +38,6 @@ struct SavedReport<R> {
     report: R,
 }
 
-/// What is read to know of which version a file is.
-#[derive(Deserialize)]
-struct Version {
-    memleak_report: Option<u32>,
-}
-
 /// Why a saved report cannot be read: `<why>; <what to do>`.
 #[derive(Debug, thiserror::Error)]
 pub enum SavedError {
@@ -54,39 +49,110 @@ pub enum SavedError {
     Other,
     /// It begins well.
     #[error("is damaged: {0}; save it again")]
-    Damaged(serde_json::Error),
+    Damaged(String),
+    /// There is no room for it.
+    #[error(
+        "is larger than {0} when it is unpacked, a quarter of the free memory; read it on a larger machine"
+    )]
+    Larger(BinaryBytes),
     /// It is a later one's.
     #[error("is of a later memleak (form {0}); read it with that one")]
     Newer(u32),
 }
 
-/// Reads a saved report, compressed by gzip or not.
-pub fn read(path: &Path) -> Result<Report, SavedError> {
-    let mut bytes = Vec::new();
-    File::open(path)?.read_to_end(&mut bytes)?;
-    read_bytes(&bytes)
+/// Reads a saved report, compressed by gzip or not, of so many bytes at most when it is unpacked.
+/// What is none is not read.
+pub fn read(path: &Path, most: u64) -> Result<Report, SavedError> {
+    read_from(File::open(path)?, most)
 }
 
 /// The same from memory.
 pub fn read_bytes(bytes: &[u8]) -> Result<Report, SavedError> {
+    read_from(bytes, u64::MAX)
+}
+
+/// Bytes that are looked at before more is read.
+const HEAD: u64 = 256;
+
+fn read_from(file: impl Read, most: u64) -> Result<Report, SavedError> {
     /// What a gzip file begins with (RFC 1952).
-    const GZIP: &[u8] = &[0x1f, 0x8b];
-    let mut plain = Vec::new();
-    let bytes = match bytes.starts_with(GZIP) {
-        true => {
-            flate2::read::MultiGzDecoder::new(bytes).read_to_end(&mut plain)?;
-            &plain
-        }
-        false => bytes,
-    };
-    match serde_json::from_slice::<Version>(bytes).map(|head| head.memleak_report) {
-        Ok(Some(version)) if version > VERSION => return Err(SavedError::Newer(version)),
-        Ok(Some(_)) => {}
-        Err(error) if error.is_eof() && bytes.starts_with(b"{\"memleak_report\"") => {
-            return Err(SavedError::Damaged(error));
-        }
-        Ok(None) | Err(_) => return Err(SavedError::Other),
+    const GZIP: [u8; 2] = [0x1f, 0x8b];
+    let (first, file) = begins(file, GZIP.len() as u64)?;
+    match first == GZIP {
+        true => read_plain(MultiGzDecoder::new(file), most),
+        false => read_plain(file, most),
     }
-    let saved: SavedReport<Report> = serde_json::from_slice(bytes).map_err(SavedError::Damaged)?;
-    Ok(saved.report)
+}
+
+fn read_plain(text: impl Read, most: u64) -> Result<Report, SavedError> {
+    let (first, text) = begins(text, HEAD).map_err(damaged)?;
+    match version(&first) {
+        Some(version) if version > VERSION => return Err(SavedError::Newer(version)),
+        Some(_) => {}
+        None => return Err(SavedError::Other),
+    }
+    let text = BufReader::with_capacity(1 << 16, BoundedText { text, left: most });
+    let mut json = serde_json::Deserializer::from_reader(text);
+    let saved = SavedReport::<Report>::deserialize(&mut json).and_then(|saved| json.end().map(|()| saved));
+    saved.map(|saved| saved.report).map_err(|error| match error.io_error_kind() {
+        Some(io::ErrorKind::FileTooLarge) => SavedError::Larger(BinaryBytes(most)),
+        Some(_) => damaged(error.into()),
+        None => SavedError::Damaged(in_short(&error)),
+    })
+}
+
+/// What cannot be unpacked is damaged; all else is the system's.
+fn damaged(error: io::Error) -> SavedError {
+    match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof => {
+            SavedError::Damaged(in_short(&error))
+        }
+        _ => SavedError::System(error),
+    }
+}
+
+/// An error that may repeat what is in the file, of any length.
+fn in_short(error: &dyn std::fmt::Display) -> String {
+    /// Characters.
+    const MOST: usize = 200;
+    let error = error.to_string();
+    let short: String = error.chars().take(MOST).collect();
+    let rest = if short.len() < error.len() { "..." } else { "" };
+    format!("{short}{rest}")
+}
+
+/// The first bytes, as many as there are, and a reader that begins with them.
+fn begins(mut file: impl Read, length: u64) -> io::Result<(Vec<u8>, impl Read)> {
+    let mut first = Vec::new();
+    file.by_ref().take(length).read_to_end(&mut first)?;
+    Ok((first.clone(), Cursor::new(first).chain(file)))
+}
+
+/// The version of a saved report; `None` if it begins as nothing that we have written.
+fn version(first: &[u8]) -> Option<u32> {
+    let after = |text: &'_ str, token: &str| text.trim_start().strip_prefix(token).map(str::to_owned);
+    let first = String::from_utf8_lossy(first);
+    let number = ["{", "\"memleak_report\"", ":"]
+        .iter()
+        .try_fold(first.into_owned(), |text, token| after(&text, token))?;
+    let number = number.trim_start();
+    let digits = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
+    match number.get(..digits)? {
+        "" => None,
+        digits => Some(digits.parse().unwrap_or(u32::MAX)),
+    }
+}
+
+/// So many bytes at most; one more is an error.
+struct BoundedText<R> {
+    text: R,
+    left: u64,
+}
+
+impl<R: Read> Read for BoundedText<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.text.read(buffer)?;
+        self.left = self.left.checked_sub(length as u64).ok_or(io::ErrorKind::FileTooLarge)?;
+        Ok(length)
+    }
 }
