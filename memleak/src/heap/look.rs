@@ -194,7 +194,8 @@ mod tests {
     #[test]
     fn what_is_unmapped_meanwhile_is_counted() {
         const PAGE: usize = 4096;
-        // SAFETY: a new mapping, of which the second of three pages is unmapped again, and later all.
+        // SAFETY: a new mapping, of which the second of three pages is unmapped again, and later
+        // all.
         let start = unsafe {
             let (access, kind) =
                 (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);

@@ -1,10 +1,10 @@
-//! Circles of `Rc` and `Arc`, for --why beside valgrind and LeakSanitizer. Each block has a size of its own, by which a
-//! report names it.
+//! Circles of `Rc` and `Arc`, for --why beside valgrind and LeakSanitizer. Each block has a size of
+//! its own, by which a report names it.
 //!
 //! usage: counted_circles     prints "SHAPE SIZE" for each block, then READY; waits for a line
 //!
-//! No address of a block may be left where it is not meant to be: all are made deep in the stack, which is overwritten
-//! afterwards.
+//! No address of a block may be left where it is not meant to be: all are made deep in the stack,
+//! which is overwritten afterwards.
 
 use std::{
     any::Any,
