@@ -90,8 +90,8 @@ pub(super) struct BlockIndex {
     lines: Vec<Line>,
     /// Where the lines of each piece begin in which a block begins.
     pieces: FxHashMap<u64, u32>,
-    /// HeapBlocks that are not within one piece: what points into the middle of one may be in a piece
-    /// where no block begins.
+    /// HeapBlocks that are not within one piece: what points into the middle of one may be in a
+    /// piece where no block begins.
     large: Vec<u32>,
     /// From the first block to the last one's end.
     first: u64,

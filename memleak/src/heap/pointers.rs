@@ -20,8 +20,8 @@ struct PackedPointer {
     offset: u16,
 }
 
-/// [`PackedPointer::step`] and [`PackedPointer::offset`] of a pointer that does not fit in: it is in
-/// [`Pointers::far`].
+/// [`PackedPointer::step`] and [`PackedPointer::offset`] of a pointer that does not fit in: it is
+/// in [`Pointers::far`].
 const FAR: u16 = u16::MAX;
 const WORD: u32 = 8;
 
