@@ -10,44 +10,44 @@ pub(super) const GRANULE_BITS: u32 = 3;
 
 /// A block as it is kept.
 #[derive(Clone, Copy, Debug)]
-struct Packed {
+struct PackedBlock {
     start: u64,
     birth: u64,
-    /// [`LARGE`] of blocks that are as large or larger: their size is in [`Blocks::large`].
+    /// [`LARGE`] of blocks that are as large or larger: their size is in [`HeapBlocks::large`].
     size: u32,
     stack: u32,
 }
 
 const LARGE: u32 = u32::MAX;
 
-/// Blocks of one address space, in any order until they are sorted.
+/// HeapBlocks of one address space, in any order until they are sorted.
 #[derive(Clone, Debug, Default)]
-pub struct Blocks {
-    packed: Vec<Packed>,
+pub struct HeapBlocks {
+    packed: Vec<PackedBlock>,
     /// By their start: the sizes of large ones.
     large: FxHashMap<u64, u64>,
 }
 
-impl FromIterator<Block> for Blocks {
+impl FromIterator<Block> for HeapBlocks {
     /// Of a vector that is used up, the memory is used again, as far as it is needed.
     fn from_iter<I: IntoIterator<Item = Block>>(blocks: I) -> Self {
         let mut large = FxHashMap::default();
-        let mut packed: Vec<Packed> = blocks.into_iter().map(|block| pack(&mut large, &block)).collect();
+        let mut packed: Vec<PackedBlock> = blocks.into_iter().map(|block| pack(&mut large, &block)).collect();
         packed.shrink_to_fit();
         Self { packed, large }
     }
 }
 
-fn pack(large: &mut FxHashMap<u64, u64>, block: &Block) -> Packed {
+fn pack(large: &mut FxHashMap<u64, u64>, block: &Block) -> PackedBlock {
     let Block { start, size, birth, stack } = *block;
     let narrow = u32::try_from(size).unwrap_or(LARGE);
     if narrow == LARGE {
         large.insert(start, size);
     }
-    Packed { start, birth, size: narrow, stack }
+    PackedBlock { start, birth, size: narrow, stack }
 }
 
-impl Blocks {
+impl HeapBlocks {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.packed.len()
@@ -65,8 +65,8 @@ impl Blocks {
     }
 
     #[inline]
-    fn unpack(&self, packed: &Packed) -> Block {
-        let Packed { start, birth, size, stack } = *packed;
+    fn unpack(&self, packed: &PackedBlock) -> Block {
+        let PackedBlock { start, birth, size, stack } = *packed;
         let size = match size {
             LARGE => self.large.get(&start).copied().unwrap_or(u64::from(LARGE)),
             size => u64::from(size),
@@ -144,7 +144,7 @@ impl Blocks {
 }
 
 /// They are sorted.
-impl BlockStarts for Blocks {
+impl BlockStarts for HeapBlocks {
     fn nth(&self, number: usize) -> Option<u64> {
         self.start(number)
     }
@@ -166,7 +166,7 @@ mod tests {
     fn blocks_come_out_as_they_went_in() {
         const GIB: u64 = 1 << 30;
         let all = [block(0x9000, 5 * GIB), block(0x10, 0), block(0x1000, 4 * GIB - 1), block(0x20, 33)];
-        let mut blocks: Blocks = all.into_iter().collect();
+        let mut blocks: HeapBlocks = all.into_iter().collect();
         assert_eq!(blocks.iter().collect::<Vec<_>>(), all);
         blocks.sort();
         // What overlaps with the next is cut short.
@@ -185,9 +185,9 @@ mod tests {
 
     #[test]
     fn a_block_takes_24_bytes() {
-        assert_eq!(size_of::<Packed>(), 24);
+        assert_eq!(size_of::<PackedBlock>(), 24);
         let wide = vec![[1_u64; 7]; 1000];
-        let capacity = wide.into_iter().map(|it| block(it[0], 1)).collect::<Blocks>().packed.capacity();
+        let capacity = wide.into_iter().map(|it| block(it[0], 1)).collect::<HeapBlocks>().packed.capacity();
         assert_eq!(capacity, 1000);
     }
 }

@@ -3,7 +3,7 @@
 use std::{io, ops::Range};
 
 use super::{
-    blocks::Blocks,
+    blocks::HeapBlocks,
     index::{BATCH, BlockIndex},
     look::read_all,
     pointers::{Pointer, Pointers},
@@ -30,13 +30,13 @@ pub(super) struct Sources<'a> {
     /// What is read, in order.
     pub runs: &'a [Range<u64>],
     /// All blocks, if only pointers to some are looked for: what is in others is at a root.
-    pub others: Option<&'a Blocks>,
+    pub others: Option<&'a HeapBlocks>,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Graph {
-    blocks: Blocks,
+    blocks: HeapBlocks,
     pointers: Pointers,
     /// In the order of their kinds, then of their places.
     pub roots: Vec<RootPointer>,
@@ -117,7 +117,7 @@ impl Graph {
     }
 
     /// The blocks.
-    pub(super) fn blocks(&self) -> &Blocks {
+    pub(super) fn blocks(&self) -> &HeapBlocks {
         &self.blocks
     }
 
@@ -180,7 +180,7 @@ fn pointers_in(index: &BlockIndex, from: &Sources<'_>, start: u64, words: &[u64]
 struct PointerSorter<'a> {
     /// The blocks that pointers are looked for to, if these are not all.
     targets: Option<&'a BlockIndex>,
-    blocks: &'a Blocks,
+    blocks: &'a HeapBlocks,
     places: &'a RootPlaces,
     /// The first block and the first area that end after the last place.
     block: usize,

@@ -8,7 +8,10 @@
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
-use super::blocks::{Blocks, GRANULE_BITS};
+use super::{
+    Block,
+    blocks::{GRANULE_BITS, HeapBlocks},
+};
 
 /// Bits of an address within a piece.
 const PIECE_BITS: u32 = 20;
@@ -25,31 +28,83 @@ pub(super) const BATCH: usize = 64;
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 struct Line {
-    /// Blocks that begin before it.
+    /// HeapBlocks that begin before it.
     rank: u64,
     bits: [u64; WORDS],
+}
+
+/// Which pages have some part of a block, as far as a hash tells them apart: of few blocks among
+/// many it says no to most values, out of memory that the processor has at hand.
+#[derive(Debug)]
+struct PageFilter {
+    bits: Vec<u64>,
+    /// Bits of a hash that are not used.
+    shift: u32,
+}
+
+impl PageFilter {
+    const PAGE_BITS: u32 = 12;
+    /// Pages that there may be at most, and bits for each.
+    const MOST: u64 = 1 << 16;
+    const BITS: u64 = 32;
+
+    /// `None` if there are too many pages for it to be of use.
+    fn new(blocks: &HeapBlocks) -> Option<Self> {
+        // One past an array of nothing is taken for it.
+        let pages = |block: &Block| block.start >> Self::PAGE_BITS..=block.end() + 8 >> Self::PAGE_BITS;
+        let mut count = 0;
+        for block in blocks.iter() {
+            count += pages(&block).end() - pages(&block).start() + 1;
+            if count > Self::MOST {
+                return None;
+            }
+        }
+        let bits = (count.max(2) * Self::BITS).next_power_of_two();
+        let mut filter = Self { bits: vec![0; bits as usize / 64], shift: 64 - bits.ilog2() };
+        for page in blocks.iter().flat_map(|block| pages(&block)) {
+            let (word, bit) = filter.place(page);
+            filter.bits[word] |= 1 << bit;
+        }
+        Some(filter)
+    }
+
+    #[inline]
+    fn place(&self, page: u64) -> (usize, usize) {
+        /// 2^64 divided by the golden ratio (Knuth's multiplicative hashing).
+        const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+        let hash = (page.wrapping_mul(FACTOR) >> self.shift) as usize;
+        (hash / 64, hash % 64)
+    }
+
+    #[inline]
+    fn may_have(&self, address: u64) -> bool {
+        let (word, bit) = self.place(address >> Self::PAGE_BITS);
+        self.bits.get(word).is_some_and(|word| word >> bit & 1 != 0)
+    }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct BlockIndex {
-    blocks: Blocks,
+    blocks: HeapBlocks,
     lines: Vec<Line>,
     /// Where the lines of each piece begin in which a block begins.
     pieces: FxHashMap<u64, u32>,
-    /// Blocks that are not within one piece: what points into the middle of one may be in a piece
-    /// where no block begins.
+    /// HeapBlocks that are not within one piece: what points into the middle of one may be in a
+    /// piece where no block begins.
     large: Vec<u32>,
     /// From the first block to the last one's end.
     first: u64,
     span: u64,
     /// All begin where a granule does.
     is_aligned: bool,
+    /// Of few blocks.
+    filter: Option<PageFilter>,
 }
 
 impl BlockIndex {
-    /// Puts blocks in order ([`Blocks::sort`]).
-    pub(super) fn new(mut blocks: Blocks) -> Self {
+    /// Puts blocks in order ([`HeapBlocks::sort`]).
+    pub(super) fn new(mut blocks: HeapBlocks) -> Self {
         blocks.sort();
         let last = blocks.len().checked_sub(1).and_then(|last| blocks.get(last));
         let is_aligned = blocks.iter().all(|block| block.start.is_multiple_of(1 << GRANULE_BITS));
@@ -60,6 +115,7 @@ impl BlockIndex {
             first: blocks.start(0).unwrap_or(0),
             span: 0,
             is_aligned,
+            filter: PageFilter::new(&blocks),
             blocks,
         };
         index.span = last.map_or(0, |last| {
@@ -95,12 +151,12 @@ impl BlockIndex {
     }
 
     /// All blocks, in order.
-    pub(super) fn blocks(&self) -> &Blocks {
+    pub(super) fn blocks(&self) -> &HeapBlocks {
         &self.blocks
     }
 
     /// The blocks, without all else.
-    pub(super) fn into_blocks(self) -> Blocks {
+    pub(super) fn into_blocks(self) -> HeapBlocks {
         self.blocks
     }
 
@@ -108,6 +164,7 @@ impl BlockIndex {
     #[inline]
     pub(super) fn is_near(&self, value: u64) -> bool {
         value.wrapping_sub(self.first) < self.span
+            && self.filter.as_ref().is_none_or(|filter| filter.may_have(value))
     }
 
     /// The block that `value` points into, and how far. One past a block of 8 bytes is also in it:
@@ -196,7 +253,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::heap::Block;
 
     fn block(start: u64, size: u64) -> Block {
         Block { start, size, birth: 0, stack: 0 }
@@ -224,6 +280,18 @@ mod tests {
         let index = of(&[block(0x1000, 0)]);
         assert_eq!((index.find(0x1000), index.find(0x1001)), (Some((0, 0)), None));
         assert_eq!(of(&[]).find(0), None);
+    }
+
+    #[test]
+    fn many_pages_are_not_filtered() {
+        let small: Vec<Block> = (0..1000).map(|number| block(0x10_0000 + number * 0x2000, 8)).collect();
+        let index = of(&small);
+        let near = (0..1_000_000).filter(|word| index.is_near(0x10_0000 + word * 8)).count();
+        // The pages of the blocks are half of them; one in 32 of the others has the same hash.
+        assert!((500_000..530_000).contains(&near), "{near}");
+        assert!(small.iter().all(|block| index.is_near(block.end() + 7)));
+        let large = of(&[block(0x10_0000, 1 << 30)]);
+        assert!(large.filter.is_none() && large.is_near(0x1000_0000));
     }
 
     proptest! {

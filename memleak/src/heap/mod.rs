@@ -28,7 +28,7 @@ mod types;
 mod ways;
 
 pub use before::Before;
-pub use blocks::Blocks;
+pub use blocks::HeapBlocks;
 pub use circles::{Circle, Hanging, Side};
 pub use mark::{Class, Classes};
 pub use objects::HeapObjects;

@@ -13,15 +13,15 @@ pub(super) struct Pointer {
 
 /// A pointer as it is kept.
 #[derive(Clone, Copy, Debug)]
-struct Packed {
+struct PackedPointer {
     to: u32,
     /// Words after the block's pointer before this one, or after its start.
     step: u16,
     offset: u16,
 }
 
-/// [`Packed::step`] and [`Packed::offset`] of a pointer that does not fit in: it is in
-/// [`Pointers::far`].
+/// [`PackedPointer::step`] and [`PackedPointer::offset`] of a pointer that does not fit in: it is
+/// in [`Pointers::far`].
 const FAR: u16 = u16::MAX;
 const WORD: u32 = 8;
 
@@ -30,7 +30,7 @@ const WORD: u32 = 8;
 pub(super) struct Pointers {
     /// Where the pointers of each block begin, and the end of the last one's.
     first: Vec<u32>,
-    packed: Vec<Packed>,
+    packed: Vec<PackedPointer>,
     /// Numbers of pointers, in order: where they are, and how far they point into their blocks.
     far: Vec<(u32, u32, u32)>,
     /// The place of the last one, if its block may have more.
@@ -59,16 +59,16 @@ impl Pointers {
         }
     }
 
-    fn pack(&mut self, pointer: Pointer, number: u32) -> Packed {
+    fn pack(&mut self, pointer: Pointer, number: u32) -> PackedPointer {
         let Pointer { from, to, offset } = pointer;
         let step = from - std::mem::replace(&mut self.last, from).min(from);
         let words =
             u16::try_from(step / WORD).ok().filter(|words| *words != FAR && step.is_multiple_of(WORD));
         match (words, u16::try_from(offset).ok().filter(|offset| *offset != FAR)) {
-            (Some(step), Some(offset)) => Packed { to, step, offset },
+            (Some(step), Some(offset)) => PackedPointer { to, step, offset },
             _ => {
                 self.far.push((number, from, offset));
-                Packed { to, step: FAR, offset: FAR }
+                PackedPointer { to, step: FAR, offset: FAR }
             }
         }
     }
@@ -98,8 +98,8 @@ impl Pointers {
     }
 
     #[inline]
-    fn unpack(&self, number: u32, packed: Packed, last: u32) -> Pointer {
-        let Packed { to, step, offset } = packed;
+    fn unpack(&self, number: u32, packed: PackedPointer, last: u32) -> Pointer {
+        let PackedPointer { to, step, offset } = packed;
         if (step, offset) == (FAR, FAR) {
             let at = self.far.partition_point(|(far, ..)| *far < number);
             let (_, from, offset) = self.far.get(at).copied().unwrap_or_default();
@@ -112,8 +112,10 @@ impl Pointers {
     pub(super) fn targets(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
         let mut far = self.far.iter();
         self.packed.iter().map(move |packed| match packed {
-            Packed { to, step: FAR, offset: FAR } => (*to, far.next().map_or(0, |(.., offset)| *offset)),
-            Packed { to, offset, .. } => (*to, (*offset).into()),
+            PackedPointer { to, step: FAR, offset: FAR } => {
+                (*to, far.next().map_or(0, |(.., offset)| *offset))
+            }
+            PackedPointer { to, offset, .. } => (*to, (*offset).into()),
         })
     }
 
@@ -163,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_pointer_takes_8_bytes() {
-        assert_eq!(size_of::<Packed>(), 8);
+        assert_eq!(size_of::<PackedPointer>(), 8);
         // As those of a table of 40 MB: none of them is far.
         let table: Vec<Pointer> =
             (0..100_000).map(|number| Pointer { from: number * 400, to: number, offset: 0 }).collect();

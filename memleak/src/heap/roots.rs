@@ -3,7 +3,7 @@
 
 use std::{fs, io, ops::Range};
 
-use super::{blocks::Blocks, look::read_places};
+use super::{blocks::HeapBlocks, look::read_places};
 use crate::{
     account::{Allocators, Arenas, BlockStarts as _, files_of, glibc_arenas},
     objects::ObjectStore,
@@ -87,7 +87,7 @@ pub(super) struct RootPlaces {
     pub words: Vec<(u64, RootKind)>,
     /// RootPlaces outside of `areas` that are roots all the same.
     pub places: Vec<(u64, RootKind)>,
-    /// Blocks in use in glibc's arenas that we do not know; `None` if that cannot be told.
+    /// HeapBlocks in use in glibc's arenas that we do not know; `None` if that cannot be told.
     pub unknown: Option<Vec<Range<u64>>>,
     /// Bytes that are free in these.
     pub free: u64,
@@ -107,7 +107,7 @@ pub(super) struct RootSource<'a> {
     pub own: &'a [Range<u64>],
     pub mapped: &'a [Range<u64>],
     /// In order.
-    pub blocks: &'a Blocks,
+    pub blocks: &'a HeapBlocks,
     /// What is populated, in order.
     pub runs: &'a [Range<u64>],
     /// Its threads, if they are stopped.

@@ -15,7 +15,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{
     Block,
     before::Before,
-    blocks::Blocks,
+    blocks::HeapBlocks,
     circles,
     graph::{Graph, Sources},
     hidden::HiddenRegisters,
@@ -211,7 +211,7 @@ impl Scan {
     }
 
     /// What is gone by now was held by who has freed it.
-    fn forget_gone(&mut self, left: &Blocks, before: u32) {
+    fn forget_gone(&mut self, left: &HeapBlocks, before: u32) {
         for number in self.loose() {
             let Some(block) = self.graph.blocks().get(number as usize) else { continue };
             if block.stack != before && left.number_of(&block).is_none() {
@@ -222,7 +222,7 @@ impl Scan {
 
     /// A lost block whose address is somewhere with other bits in its upper 16 (a tag) may be held
     /// by that. `now`: the blocks that there are, in order.
-    fn find_tagged(&mut self, pid: u32, now: &Blocks) -> io::Result<()> {
+    fn find_tagged(&mut self, pid: u32, now: &HeapBlocks) -> io::Result<()> {
         const ADDRESS: u64 = (1 << 48) - 1;
         let numbered = (0..).zip(self.graph.blocks().iter());
         let lost = numbered.filter(|(number, _)| self.class(*number) == Class::Definitely);
@@ -341,7 +341,7 @@ struct Looks {
     /// What each of them could not see.
     hidden: Vec<HiddenRegisters>,
     /// The blocks that there were after them, in order, if that was asked for.
-    now: Option<Blocks>,
+    now: Option<HeapBlocks>,
 }
 
 /// Looks three times while the process runs, and more often as long as blocks turn up that were

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Block,
-    blocks::Blocks,
+    blocks::HeapBlocks,
     graph::{Graph, Sources},
     hidden::HiddenRegisters,
     index::BlockIndex,
@@ -31,7 +31,7 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Sight {
     /// Its blocks, in any order.
-    pub blocks: Blocks,
+    pub blocks: HeapBlocks,
     /// What allocators have mapped for themselves, in any order.
     pub own: Vec<Range<u64>>,
     /// What the program has mapped.
@@ -76,7 +76,7 @@ pub(super) struct Surveyed {
     pub(super) mappings: Vec<Mapping>,
     pub(super) populated: Populated,
     /// In order.
-    pub(super) blocks: Blocks,
+    pub(super) blocks: HeapBlocks,
     pub(super) places: roots::RootPlaces,
     /// Registers at its beginning.
     pub(super) registers: Vec<ThreadRegisters>,

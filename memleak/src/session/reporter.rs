@@ -64,7 +64,7 @@ pub(super) struct Taken {
 }
 
 /// What was taken, grouped.
-pub(super) struct Grouped {
+pub(super) struct GroupedRecords {
     aggregated: Aggregated,
     /// Milliseconds since tracing began.
     elapsed_ms: u64,
@@ -146,7 +146,7 @@ impl Reporter {
         targets: &Targets,
         taken: &Taken,
         is_final: bool,
-    ) -> Grouped {
+    ) -> GroupedRecords {
         let snapshot = &taken.snapshot;
         let all_ended = targets.all_ended();
         self.sites.update(snapshot, &mut ByProcess { symbolizer: &mut self.symbolizer, targets });
@@ -156,7 +156,7 @@ impl Reporter {
 
         let wanted = self.wanted(is_final, all_ended);
         let aggregated = aggregate(found, &self.catalog, &settings.report, wanted, &mut self.past);
-        Grouped { aggregated, elapsed_ms }
+        GroupedRecords { aggregated, elapsed_ms }
     }
 
     /// Makes a report of what was taken and grouped.
@@ -165,7 +165,7 @@ impl Reporter {
         settings: &Settings,
         targets: &Targets,
         taken: &Taken,
-        Grouped { aggregated, elapsed_ms }: Grouped,
+        GroupedRecords { aggregated, elapsed_ms }: GroupedRecords,
         is_final: bool,
     ) -> Report {
         let snapshot = &taken.snapshot;

@@ -13,12 +13,12 @@ use crate::{
 
 /// Numbers of names, each of which is there once.
 #[derive(Default)]
-struct Names {
+struct NumberedNames {
     all: Vec<String>,
     known: HashMap<String, u32>,
 }
 
-impl Names {
+impl NumberedNames {
     fn number(&mut self, name: String) -> u32 {
         let Self { all, known } = self;
         *known.entry(name).or_insert_with_key(|name| {
@@ -37,7 +37,7 @@ impl Explainer<'_> {
     }
 
     fn graph_of(&mut self, heap: &ExaminedHeap, objects: &HeapObjects) -> ObjectGraph {
-        let (mut types, mut fields) = (Names::default(), Names::default());
+        let (mut types, mut fields) = (NumberedNames::default(), NumberedNames::default());
         let mut of_stacks: HashMap<u32, u32> = HashMap::new();
         let mut of_places: HashMap<(u32, u32), u32> = HashMap::new();
         let start = |number: u32| objects.blocks.get(number as usize).map_or(0, |block| block.start);
