@@ -86,6 +86,8 @@ pub fn update_lists() -> Result<()> {
 fn install(packages: &[&Package]) -> Result<()> {
     let mut apt = Command::new("apt-get");
     apt.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "install", "--yes", "--no-install-recommends"]);
+    // Another task, or the machine's own updates, may be at it.
+    apt.args(["-o", "DPkg::Lock::Timeout=600"]);
     apt.args(packages.iter().map(|package| package.name()));
     run::run(&mut apt)
 }

@@ -1,8 +1,8 @@
 //! What differs from machine to machine. Each has a folder with the same names in it:
 //! `RELOCATIONS`, `placement::place`, `probe_arguments::parse`, and in `host`, which is compiled
-//! for this machine alone, `MACHINE`, `OLDEST_LINUX`, `STACK_POINTER`, `SYSTEM_CALLS`,
-//! `vector_words` and `Breakpoint`. Nothing outside of here asks for `target_arch` or decodes
-//! instructions.
+//! for this machine alone, `MACHINE`, `OLDEST_LINUX`, `VALGRIND`, `QEMU`, `STACK_POINTER`,
+//! `SYSTEM_CALLS`, `vector_words` and `Breakpoint`. Nothing outside of here asks for `target_arch`
+//! or decodes instructions.
 
 pub(crate) mod aarch64;
 pub mod placement;
@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 pub use aarch64::host::vector_words;
 #[cfg(target_arch = "aarch64")]
 pub use aarch64::host::{
-    Breakpoint, MACHINE as HOST, OLD_FILE_CALLS, OLDEST_LINUX, STACK_POINTER, SYSTEM_CALLS,
+    Breakpoint, MACHINE as HOST, OLD_FILE_CALLS, OLDEST_LINUX, QEMU, STACK_POINTER, SYSTEM_CALLS, VALGRIND,
 };
 use memleak_common::usdt::Argument;
 use object::elf;
@@ -28,7 +28,7 @@ use relocations::RelocationTypes;
 use returns::Unclear;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::host::{
-    Breakpoint, MACHINE as HOST, OLD_FILE_CALLS, OLDEST_LINUX, STACK_POINTER, SYSTEM_CALLS,
+    Breakpoint, MACHINE as HOST, OLD_FILE_CALLS, OLDEST_LINUX, QEMU, STACK_POINTER, SYSTEM_CALLS, VALGRIND,
 };
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::vectors::vector_words;

@@ -8,7 +8,7 @@ use std::{
 use aya::util::KernelVersion;
 
 use crate::{
-    arch::HOST,
+    arch::{HOST, QEMU, VALGRIND},
     proc::{
         living::path_of,
         status::{Status, read_status},
@@ -143,11 +143,12 @@ fn check(pid: u32, status: &Status) -> Result<(), ProcessError> {
 pub(crate) fn check_program(pid: u32) -> Result<(), ProcessError> {
     let Ok(path) = std::fs::read_link(path_of(pid, "exe")) else { return Ok(()) };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let is_valgrind = name.ends_with("-amd64-linux") && path.iter().any(|part| part == "valgrind");
+    let is_valgrind = name.ends_with(VALGRIND) && path.iter().any(|part| part == "valgrind");
     let program = match name.as_ref() {
         _ if is_valgrind => "valgrind",
         // The system emulator, which runs none of our files, has another name.
-        "qemu-x86_64" | "qemu-x86_64-static" => "qemu-x86_64",
+        QEMU => QEMU,
+        _ if name.strip_suffix("-static") == Some(QEMU) => QEMU,
         _ => return Ok(()),
     };
     Err(ProcessError::Translator { pid, program: program.to_owned() })

@@ -10,6 +10,7 @@ use crate::{
     exact::EVERYTHING,
     guard::alone,
     ledger,
+    machine::{PROTECTED, PROTECTION, UNPROTECTED},
     process::{self, Running},
     programs::{Link, build, redis_settings, scratch_dir, text},
     report::Report,
@@ -83,11 +84,11 @@ fn mimalloc_preloaded() {
 fn arguments_are_right_at_shifted_places() {
     let _alone = alone();
     for flags in [
-        &["-O2", "-fcf-protection=full", "-fomit-frame-pointer"][..],
-        &["-O0", "-fcf-protection=full"],
-        &["-O2", "-fcf-protection=none"],
-        &["-O0", "-fcf-protection=none"],
-        &["-Os", "-fcf-protection=full"],
+        &["-O2", PROTECTED, "-fomit-frame-pointer"][..],
+        &["-O0", PROTECTED],
+        &["-O2", UNPROTECTED],
+        &["-O0", UNPROTECTED],
+        &["-Os", PROTECTED],
     ] {
         let library = build("plain_allocator.c", Link::Library, flags);
         let program = build("one_function.c", Link::Dynamic, &[text(&library)]);
@@ -104,14 +105,13 @@ fn arguments_are_right_at_shifted_places() {
 }
 
 #[test]
-fn endbr64_is_where_the_test_above_wants_it() {
-    let library =
-        build("plain_allocator.c", Link::Library, &["-O2", "-fcf-protection=full", "-fomit-frame-pointer"]);
+fn protection_is_where_the_test_above_wants_it() {
+    let library = build("plain_allocator.c", Link::Library, &["-O2", PROTECTED, "-fomit-frame-pointer"]);
     let output = Command::new("objdump")
         .args(["-d", "--disassemble=malloc", text(&library)])
         .output()
         .expect("objdump");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("endbr64"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains(PROTECTION), "{output:?}");
 }
 
 /// The size that jemalloc 5 sets aside for a block of `size` bytes: size classes are 8, then 16

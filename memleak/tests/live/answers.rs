@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::{
     guard::alone,
     limits::limited_group,
+    machine::UNPROTECTED,
     process::Running,
     programs::{Link, build, scratch_dir, text},
     tracer::MEMLEAK,
@@ -34,7 +35,7 @@ fn known_leaks_that_a_program_carries_are_suppressed() {
     let _alone = alone();
     let empty = scratch_dir().join("no-suppressions");
     fs::write(&empty, "").expect("written");
-    for flags in ["-O0", "-O2", "-fcf-protection=none"] {
+    for flags in ["-O0", "-O2", UNPROTECTED] {
         let program = build("carries.c", Link::Dynamic, &[flags]);
         let command = [text(&program), "leaks"];
         let all = last(&["-o", "0"], &command);

@@ -11,6 +11,7 @@ use std::{
 use crate::{
     exact::EVERYTHING,
     guard::alone,
+    machine::IS_ARM,
     process::{Running, wait_for_end},
     programs::{Link, build, scratch_dir, text},
     report::Report,
@@ -112,7 +113,7 @@ fn children_that_ended_long_ago_are_added_up() {
 fn translator() -> PathBuf {
     let folder = scratch_dir().join("valgrind");
     fs::create_dir_all(&folder).expect("making a folder");
-    let program = folder.join("none-amd64-linux");
+    let program = folder.join(if IS_ARM { "none-arm64-linux" } else { "none-amd64-linux" });
     fs::copy(build("life.c", Link::Dynamic, &[]), &program).expect("copying");
     program
 }

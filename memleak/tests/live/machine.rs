@@ -5,6 +5,18 @@ use std::{
     os::fd::{FromRawFd as _, OwnedFd},
 };
 
+/// Flags for gcc by which functions that are called by their addresses begin with an instruction
+/// that says so: `endbr64`, or `paciasp` (which signs the return address) and `bti c`.
+pub(crate) const PROTECTED: &str =
+    if IS_ARM { "-mbranch-protection=standard" } else { "-fcf-protection=full" };
+/// Flags for gcc by which they do not.
+pub(crate) const UNPROTECTED: &str = if IS_ARM { "-mbranch-protection=none" } else { "-fcf-protection=none" };
+/// What functions begin with then.
+pub(crate) const PROTECTION: &str = if IS_ARM { "paciasp" } else { "endbr64" };
+
+/// The tests run on a machine of arm64.
+pub(crate) const IS_ARM: bool = cfg!(target_arch = "aarch64");
+
 /// One instruction of BPF (include/uapi/linux/bpf.h, `struct bpf_insn`).
 const fn instruction(code: u8, target: u8, source: u8, offset: i16, value: i32) -> u64 {
     code as u64

@@ -16,7 +16,22 @@ static int fails(long command)
     return 1;
 }
 
-/* System V ABI: the kernel takes six arguments at most; more than were given are not looked at. */
+/* The kernel takes six arguments at most; more than were given are not looked at. */
+#if defined(__aarch64__)
+static long raw(long number, const long *args)
+{
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = args[0];
+    register long x1 __asm__("x1") = args[1];
+    register long x2 __asm__("x2") = args[2];
+    register long x3 __asm__("x3") = args[3];
+    register long x4 __asm__("x4") = args[4];
+    register long x5 __asm__("x5") = args[5];
+    __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+    return x0;
+}
+#else
+/* System V ABI. */
 static long raw(long number, const long *args)
 {
     register long r10 __asm__("r10") = args[3];
@@ -29,6 +44,7 @@ static long raw(long number, const long *args)
                      : "rcx", "r11", "memory");
     return result;
 }
+#endif
 
 long syscall(long number, ...)
 {

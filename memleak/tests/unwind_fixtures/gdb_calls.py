@@ -11,6 +11,7 @@ the program's end it prints
 - DONE and the number of calls that got what they asked for.
 """
 import os
+import platform
 import subprocess
 import sys
 import gdb
@@ -20,8 +21,8 @@ for setting in ("pagination off", "confirm off", "width 0", "debuginfod enabled 
                 "backtrace past-main on", "backtrace past-entry on", "backtrace limit 400",
                 # As the process would run without gdb.
                 "disable-randomization off",
-                # A probe and a breakpoint at one instruction: gdb must not run a copy of the probe's int3 elsewhere, nor
-                # take it for one that the program has of its own, which it would skip.
+                # A probe and a breakpoint at one instruction: gdb must not run a copy of the probe's elsewhere, nor take it
+                # for one that the program has of its own, which it would skip.
                 "displaced-stepping off"):
     gdb.execute("set " + setting)
 gdb.execute("handle all nostop noprint pass", to_string=True)
@@ -33,7 +34,14 @@ SIZES = {
     "memalign": lambda a, b, c: b, "mmap": lambda a, b, c: b, "mremap": lambda a, b, c: c,
 }
 MOST_HARDWARE_BREAKPOINTS = 4
-SET_TID_ADDRESS = 218
+IS_ARM = platform.machine() == "aarch64"
+SET_TID_ADDRESS = 96 if IS_ARM else 218
+PC, SP, RESULT = ("pc", "sp", "x0") if IS_ARM else ("rip", "rsp", "rax")
+ARGUMENTS = ("x0", "x1", "x2") if IS_ARM else ("rdi", "rsi", "rdx")
+# What a call instruction takes of the caller's frame.
+RETURN_SLOT = 0 if IS_ARM else 8
+# The kernel's breakpoint (arch/arm64/include/asm/brk-imm.h, UPROBES_BRK_IMM).
+BREAKPOINT = b"\xa0\x00\x20\xd4" if IS_ARM else b"\xcc"
 
 
 def pid():
@@ -109,14 +117,27 @@ def walk():
 
 
 def callers():
-    """None for a call out of another one that is pending: the tracer counts that one, whose return address the kernel
-    has replaced by its trampoline's."""
+    """None for a call out of another one that is pending: the tracer counts that one. On x86_64 the kernel has replaced its
+    return address by its trampoline's."""
+    if IS_ARM and is_nested():
+        return None
     addresses, beyond = walk()
     if text.is_new(beyond):
         # gdb waits for the dynamic linker's notice where the tracer has a probe, which takes it.
         gdb.execute("sharedlibrary", to_string=True)
         addresses, beyond = walk()
     return None if text.is_trampoline(beyond) else addresses
+
+
+def is_nested():
+    """A frame is that of a pending call's caller, by its stack pointer and the return address."""
+    thread, frame = gdb.selected_thread().ptid[1], gdb.newest_frame().older()
+    while frame is not None:
+        call = calls.pending.get((thread, int(frame.read_register("sp")) & (2**64 - 1)))
+        if call is not None and call[4] == frame.pc():
+            return True
+        frame = frame.older()
+    return False
 
 
 def files():
@@ -177,7 +198,7 @@ def set_breakpoints():
     for function, address in functions():
         if address in entries:
             continue
-        probed = read(address, 1) == b"\xcc"
+        probed = read(address, len(BREAKPOINT)) == BREAKPOINT
         if probed and hardware == MOST_HARDWARE_BREAKPOINTS:
             print("no breakpoint is left for " + function)
             continue
@@ -189,10 +210,10 @@ def set_breakpoints():
 
 
 class Return(gdb.Breakpoint):
-    """Where calls return to, which they have begun with a stack pointer of 8 less."""
+    """Where calls return to, which they have begun with their return address on the stack, or in a register."""
 
     def stop(self):
-        calls.leave(gdb.selected_thread().ptid[1], register("rsp") - 8)
+        calls.leave(gdb.selected_thread().ptid[1], register(SP) - RETURN_SLOT)
         return False
 
 
@@ -204,11 +225,11 @@ class Calls:
         stack = callers()
         if stack is None:
             return
-        arguments = [register(name) for name in ("rdi", "rsi", "rdx")]
+        arguments = [register(name) for name in ARGUMENTS]
         out = arguments[0] if function == "posix_memalign" else None
         number = self.stacks.setdefault(stack, len(self.stacks))
         resource = "mmap" if function in ("mmap", "mremap") else "heap"
-        self.pending[thread, register("rsp")] = (resource, out, SIZES[function](*arguments), number)
+        self.pending[thread, register(SP)] = (resource, out, SIZES[function](*arguments), number, stack[0])
         if stack[0] not in self.returns:
             self.returns.add(stack[0])
             Return("*%d" % stack[0]).silent = True
@@ -217,8 +238,8 @@ class Calls:
         call = self.pending.pop((thread, slot), None)
         if call is None:
             return  # it came to this place by another way
-        resource, out, size, stack = call
-        address = register("rax")
+        resource, out, size, stack, _ = call
+        address = register(RESULT)
         if out is not None:
             address = read_word(out) if address == 0 else 0
         if address not in (0, 2**64 - 1):  # null, MAP_FAILED
@@ -238,7 +259,7 @@ while True:
     thread = gdb.selected_thread()
     if thread is None or not thread.is_valid():
         break
-    calls.enter(thread.ptid[1], entries[register("rip")])
+    calls.enter(thread.ptid[1], entries[register(PC)])
 for stack, number in calls.stacks.items():
     print("STACK %d %s" % (number, " ".join("%x" % address for address in stack)))
 for (resource, address), (size, stack) in calls.blocks.items():

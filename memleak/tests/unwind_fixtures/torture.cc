@@ -101,18 +101,27 @@ NOINLINE void interrupted(uint64_t value) {
 
 // A fault's instruction is the first of its function: looked up one byte before, it would be another one's.
 extern "C" void first_instruction_faults();
+#if defined(__aarch64__)
+#define FAULT "udf #0"
+#else
+#define FAULT "ud2"
+#endif
 __asm__(".globl first_instruction_faults\n"
-        ".type first_instruction_faults, @function\n"
+        ".type first_instruction_faults, %function\n"
         "first_instruction_faults:\n"
         ".cfi_startproc\n"
-        "ud2\n"
+        FAULT "\n"
         "ret\n"
         ".cfi_endproc\n"
         ".size first_instruction_faults, .-first_instruction_faults\n");
 
 void skip_instruction(int, siginfo_t *, void *context) {
     allocate("fault", 56);
+#if defined(__aarch64__)
+    ((ucontext_t *)context)->uc_mcontext.pc += 4;
+#else
     ((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP] += 2;
+#endif
 }
 
 NOINLINE void on_other_stack(int number) {

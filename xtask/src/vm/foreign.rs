@@ -15,13 +15,14 @@ use crate::debian::{self, Archive};
 
 /// What the guest runs. Left out of what the tests take: Go's and Prometheus' tools and heaptrack,
 /// which read our files on any machine, and qemu-user, which would be emulated itself.
-const PACKAGES: [&str; 44] = [
+const PACKAGES: [&str; 46] = [
     "base-files",
     "base-passwd",
     "bash",
     "binutils",
     "bpftool",
     "busybox-static",
+    "clang",
     "coreutils",
     "dash",
     "debianutils",
@@ -56,6 +57,7 @@ const PACKAGES: [&str; 44] = [
     "redis-tools",
     "sed",
     "sqlite3",
+    "systemtap-sdt-dev",
     "tar",
     "util-linux",
     "valgrind",

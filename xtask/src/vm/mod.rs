@@ -218,9 +218,9 @@ impl Built {
             None => cargo.args(["--no-run", "-p", "memleak", "--test", "live"]),
         };
         if foreign.is_some() {
-            // Under emulation nothing is timed, and to optimize memleak in full takes longer than
-            // all tests.
-            cargo.args(["--config", "profile.release.package.memleak.opt-level=1"]);
+            // Under emulation nothing is timed, and to optimize all of it in full takes longer than
+            // the tests.
+            cargo.args(["--config", "profile.release.opt-level=1"]);
         }
         // Without any optimization a tracer that is emulated takes too long.
         if options.release || options.shell.is_none() || foreign.is_some() {

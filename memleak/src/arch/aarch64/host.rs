@@ -10,6 +10,11 @@ pub const MACHINE: Machine = Machine::Aarch64;
 /// The oldest Linux that can be used, and what older ones lack.
 pub const OLDEST_LINUX: (u8, u8, &str) = (5, 18, "atomic operations of BPF programs on arm64");
 
+/// What the names of valgrind's own programs end with.
+pub const VALGRIND: &str = "-arm64-linux";
+/// The program that runs this machine's programs by translating their code.
+pub const QEMU: &str = "qemu-aarch64";
+
 /// The word of `user_pt_regs` (asm/ptrace.h) that is the stack pointer.
 pub const STACK_POINTER: usize = 31;
 

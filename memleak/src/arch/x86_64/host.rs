@@ -10,6 +10,11 @@ pub const MACHINE: Machine = Machine::X86_64;
 /// The oldest Linux that can be used, and what older ones lack.
 pub const OLDEST_LINUX: (u8, u8, &str) = (5, 15, "attach cookies");
 
+/// What the names of valgrind's own programs end with.
+pub const VALGRIND: &str = "-amd64-linux";
+/// The program that runs this machine's programs by translating their code.
+pub const QEMU: &str = "qemu-x86_64";
+
 /// The word of `user_regs_struct` (sys/user.h) that is the stack pointer: `rsp`.
 pub const STACK_POINTER: usize = 19;
 
