@@ -18,7 +18,7 @@ use crate::{
     sampling::Sampling,
     settings::ColorChoice,
     sites::{Locate, SiteId},
-    snapshot::{Stack, TableVersion},
+    snapshot::{Outstanding, Snapshot, Stack, TableVersion},
     symbolize::{Anchor, Location, ObjectNumber},
 };
 
