@@ -102,7 +102,8 @@ fn a_file_that_has_no_end_is_given_up() {
 
 /// Makes all that can be made of it.
 fn use_up(report: Report) {
-    // Blocks that are not listed are made up, a million of a stack: not for each of so many reports.
+    // Blocks that are not listed are made up, a million of a stack: not for each of so many
+    // reports.
     let is_large = report.stacks.iter().any(|stack| stack.count > 10_000);
     for kind in KINDS.iter().chain(&FILE_KINDS) {
         let form = (kind.new)(&Options::new(10));
