@@ -51,7 +51,7 @@ impl PageFilter {
     /// `None` if there are too many pages for it to be of use.
     fn new(blocks: &HeapBlocks) -> Option<Self> {
         // One past an array of nothing is taken for it.
-        let pages = |block: &Block| block.start >> Self::PAGE_BITS..=block.end() + 8 >> Self::PAGE_BITS;
+        let pages = |block: &Block| block.start >> Self::PAGE_BITS..=(block.end() + 8) >> Self::PAGE_BITS;
         let mut count = 0;
         for block in blocks.iter() {
             count += pages(&block).end() - pages(&block).start() + 1;
