@@ -93,27 +93,25 @@ pub(super) fn read_all<T: Send>(
     let mut unread = 0;
     for batch in pieces.chunks(BATCH) {
         let next = AtomicUsize::new(0);
-        let work = || {
+        let work = || -> io::Result<Vec<(usize, T, u64)>> {
             let (mut done, mut buffer) = (Vec::new(), vec![0_u64; (size / 8) as usize]);
             if !is_stopped {
                 be_nice();
             }
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
-                let Some(piece) = batch.get(number) else { return done };
-                let read = read_words(pid, piece, &mut buffer);
+                let Some(piece) = batch.get(number) else { return Ok(done) };
+                let read = read_words(pid, piece, &mut buffer)?;
                 let words = buffer.get(..read / 8).unwrap_or_default();
                 done.push((number, find(piece.start, words), piece.end - piece.start - read as u64));
             }
         };
-        let mut found = thread::scope(|scope| {
+        let failed = |_| Err(io::Error::other("a thread that read the memory has failed"));
+        let found: io::Result<Vec<_>> = thread::scope(|scope| {
             let threads: Vec<_> = (0..readers.min(batch.len())).map(|_| scope.spawn(work)).collect();
-            let found = threads.into_iter().filter_map(|thread| thread.join().ok());
-            found.flatten().collect::<Vec<_>>()
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(failed)).collect()
         });
-        if found.len() < batch.len() {
-            return Err(io::Error::other("a thread that read the memory has failed"));
-        }
+        let mut found: Vec<_> = found?.into_iter().flatten().collect();
         found.sort_unstable_by_key(|(number, ..)| *number);
         for (_, words, missing) in found {
             take(words);
@@ -130,8 +128,9 @@ fn be_nice() {
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
-/// Fills `buffer` from the start of `piece`; gives the bytes that could be read, whole words.
-fn read_words(pid: u32, piece: &Range<u64>, buffer: &mut [u64]) -> usize {
+/// Fills `buffer` from the start of `piece`; gives the bytes that could be read, whole words. It is
+/// an error if nothing of the process can be read, or it would seem that nothing is held.
+fn read_words(pid: u32, piece: &Range<u64>, buffer: &mut [u64]) -> io::Result<usize> {
     let length = ((piece.end - piece.start) as usize).min(size_of_val(buffer));
     let ours = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: length };
     let theirs = libc::iovec { iov_base: piece.start as *mut libc::c_void, iov_len: length };
@@ -139,7 +138,13 @@ fn read_words(pid: u32, piece: &Range<u64>, buffer: &mut [u64]) -> usize {
     // address of the other process, which the kernel checks.
     let read =
         unsafe { libc::process_vm_readv(pid as libc::pid_t, &raw const ours, 1, &raw const theirs, 1, 0) };
-    usize::try_from(read).unwrap_or(0) / 8 * 8
+    match usize::try_from(read) {
+        Ok(read) => Ok(read / 8 * 8),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::EFAULT) => Ok(0), // unmapped meanwhile
+            error => Err(error),
+        },
+    }
 }
 
 /// Reads words at many places, in order; `None` of those that cannot be read.
@@ -216,6 +221,13 @@ mod tests {
         );
         assert_eq!(unread.unwrap(), PAGE as u64);
         assert_eq!(read, [(first, PAGE / 8), (second, 0), (third, PAGE / 8)]);
+        // Of who has ended nothing can be read: that is another thing.
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let ended = |run: &[Range<u64>]| read_all(child.id(), true, run, |_, words| words.len(), drop);
+        while !matches!(ended(&runs), Err(error) if error.raw_os_error() == Some(libc::ESRCH)) {
+            thread::yield_now();
+        }
+        child.wait().unwrap();
         // SAFETY: nothing refers to it any more.
         unsafe { libc::munmap(start as *mut libc::c_void, 3 * PAGE) };
     }

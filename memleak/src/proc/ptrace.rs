@@ -1,6 +1,6 @@
 //! ptrace(2).
 
-use std::io;
+use std::{fs, io};
 
 /// The type of requests: glibc and musl declare different ones.
 #[cfg(not(target_env = "musl"))]
@@ -46,4 +46,17 @@ pub(crate) fn beginning_system_call(pid: u32) -> io::Result<Option<SystemCall>> 
     ptrace(PTRACE_GET_SYSCALL_INFO, pid, size_of::<Info>() as u64, (&raw mut info) as u64)?;
     let begins = info.op == PTRACE_SYSCALL_INFO_ENTRY;
     Ok(begins.then_some(SystemCall { number: info.number as i64, arguments: info.arguments }))
+}
+
+/// Why another process may not be read, if that can be told.
+pub(crate) fn explained(error: io::Error) -> io::Error {
+    const SCOPE: &str = "/proc/sys/kernel/yama/ptrace_scope";
+    let is_closed = || fs::read_to_string(SCOPE).is_ok_and(|scope| scope.trim() == "3");
+    match error.kind() {
+        io::ErrorKind::PermissionDenied if is_closed() => io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "kernel.yama.ptrace_scope is 3, with which nobody may; it is so until the machine is started anew",
+        ),
+        _ => error,
+    }
 }

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     heap::{Block, Examined, HeapTarget, RegisterSource, Sight, TypeAt, TypeNames, examine},
     hurry,
-    proc::{maps::read_maps, stacks::places, stop::StoppedProcess},
+    proc::{maps::read_maps, ptrace::explained, stacks::places, stop::StoppedProcess},
     report::format::perfetto,
     sampling::Sampling,
     settings::{TargetSpec, WhyMode, WhyOf},
@@ -176,7 +176,8 @@ impl Session {
                 Ok(heap) => heaps.push(heap),
                 Err(error) => warn!(
                     "--why: cannot look at the memory of process {}: {}; the report says nothing of it",
-                    target.pid, error
+                    target.pid,
+                    explained(error)
                 ),
             }
         }
