@@ -210,14 +210,14 @@ fn write_processes(stack: &StackReport, out: &mut dyn Write) -> io::Result<()> {
         false => count.to_string(),
     };
     let others = &stack.others;
-    write!(out, "\t\t(in {} processes", stack.processes.len() as u64 + others.processes)?;
+    write!(out, "\t\t(in {} processes", others.processes.saturating_add(stack.processes.len() as u64))?;
     let mut separator = ": ";
     for process in stack.processes.iter().take(NAMED) {
         write!(out, "{separator}{} holds {}", process.pid, amount(process.bytes, process.count))?;
         separator = ", ";
     }
     let rest = stack.processes.get(NAMED..).unwrap_or_default();
-    let more = rest.len() as u64 + others.processes;
+    let more = others.processes.saturating_add(rest.len() as u64);
     if more > 0 {
         let sum = |of: fn(&ProcessCount) -> u64| rest.iter().map(of).fold(0, u64::saturating_add);
         let (bytes, count) = (sum(|process| process.bytes), sum(|process| process.count));
