@@ -59,8 +59,10 @@ fn circles() {
     let (first, second, third) =
         (node::<3080>("rc_three"), node::<3120>("rc_three"), node::<3160>("rc_three"));
     let held = node::<3200>("rc_three_hold");
-    *third.other.borrow_mut() = Some(Rc::new([first.clone() as Rc<dyn Any>, held]));
-    tell("rc_three_hold", COUNTERS + size_of::<[Rc<dyn Any>; 2]>());
+    type Two = (Rc<dyn Any>, Rc<dyn Any>, [u8; 3500]);
+    let two: Two = (first.clone(), held, [0; 3500]);
+    tell("rc_three_hold", COUNTERS + size_of::<Two>());
+    *third.other.borrow_mut() = Some(Rc::new(two));
     *second.other.borrow_mut() = Some(third);
     *first.other.borrow_mut() = Some(second);
     drop(first);
@@ -82,9 +84,19 @@ fn circles() {
     assert_eq!(black_box(&first).bytes[7], 0);
 }
 
-/// Overwrites what calls have left below the caller's stack.
+/// Overwrites what calls have left below the caller's stack, and in vector registers.
 #[inline(never)]
 fn scrub() -> u8 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: it writes to nothing but the registers that are named.
+    unsafe {
+        std::arch::asm!(
+            "pxor xmm0, xmm0", "pxor xmm1, xmm1", "pxor xmm2, xmm2", "pxor xmm3, xmm3",
+            "pxor xmm4, xmm4", "pxor xmm5, xmm5", "pxor xmm6, xmm6", "pxor xmm7, xmm7",
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+            out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+        );
+    }
     black_box([0_u8; 1 << 16])[77]
 }
 
@@ -94,7 +106,9 @@ fn main() {
     println!("READY");
     stdout().flush().unwrap();
     let mut line = String::new();
-    std::io::stdin().read_line(&mut line).unwrap();
+    while std::io::stdin().read_line(&mut line).unwrap() == 0 {
+        std::thread::park();
+    }
     // What the program itself has is read, so that nothing of it is left out.
     let unread: fn(&Node<3000>, &Shared<3240>) -> u8 = |node, shared| node.bytes[0] + shared.bytes[0];
     black_box(unread);
