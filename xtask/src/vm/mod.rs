@@ -221,6 +221,8 @@ impl Built {
             // Under emulation nothing is timed, and to optimize all of it in full takes longer than
             // the tests.
             cargo.args(["--config", "profile.release.opt-level=1"]);
+            // A slow build has more time for names once a signal has come (`hurry`).
+            cargo.args(["--config", "profile.release.debug-assertions=true"]);
         }
         // Without any optimization a tracer that is emulated takes too long.
         if options.release || options.shell.is_none() || foreign.is_some() {
