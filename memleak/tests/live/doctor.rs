@@ -23,7 +23,6 @@ struct Price {
     allocators: Vec<String>,
     acquired_per_second: f64,
     released_per_second: f64,
-    cpus: f64,
     offers: Vec<Offer>,
 }
 
