@@ -5,7 +5,7 @@ use rustc_hash::FxHashSet;
 
 use super::{Block, graph::Graph, mark::Marked, roots::RootKind};
 
-/// HeapBlocks from before the attach.
+/// Blocks from before the attach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Before {
     /// How many, and their bytes.

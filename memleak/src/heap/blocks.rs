@@ -20,7 +20,7 @@ struct PackedBlock {
 
 const LARGE: u32 = u32::MAX;
 
-/// HeapBlocks of one address space, in any order until they are sorted.
+/// Blocks of one address space, in any order until they are sorted.
 #[derive(Clone, Debug, Default)]
 pub struct HeapBlocks {
     packed: Vec<PackedBlock>,

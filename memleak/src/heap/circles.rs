@@ -17,7 +17,7 @@ use super::{
 /// Circles of one shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Circle {
-    /// HeapBlocks in the largest of them.
+    /// Blocks in the largest of them.
     pub length: u64,
     /// How many there are.
     pub count: u64,
@@ -46,7 +46,7 @@ pub struct Side {
     pub to: u32,
 }
 
-/// HeapBlocks of one stack that hang off circles.
+/// Blocks of one stack that hang off circles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hanging {
     /// Where they were acquired.
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
     use crate::heap::{Block, graph::RootPointer};
 
-    /// HeapBlocks of 100 bytes, one for each of these stacks.
+    /// Blocks of 100 bytes, one for each of these stacks.
     fn graph(stacks: &[u32], pointers: &[(u32, u32, u32, u32)], roots: Vec<RootPointer>) -> Graph {
         let block = |(number, stack): (usize, &u32)| Block {
             start: 0x1000 + number as u64 * 0x100,

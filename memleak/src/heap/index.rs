@@ -28,7 +28,7 @@ pub(super) const BATCH: usize = 64;
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 struct Line {
-    /// HeapBlocks that begin before it.
+    /// Blocks that begin before it.
     rank: u64,
     bits: [u64; WORDS],
 }
@@ -90,7 +90,7 @@ pub(super) struct BlockIndex {
     lines: Vec<Line>,
     /// Where the lines of each piece begin in which a block begins.
     pieces: FxHashMap<u64, u32>,
-    /// HeapBlocks that are not within one piece: what points into the middle of one may be in a
+    /// Blocks that are not within one piece: what points into the middle of one may be in a
     /// piece where no block begins.
     large: Vec<u32>,
     /// From the first block to the last one's end.

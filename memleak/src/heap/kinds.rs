@@ -22,7 +22,7 @@ const MOST_LOOKED_AT: usize = 1 << 20;
 pub(super) struct Kinds {
     /// For each stack a bit for each place after the start.
     of_stacks: Vec<u64>,
-    /// HeapBlocks (their addresses) and offsets that were looked at, and are good.
+    /// Blocks (their addresses) and offsets that were looked at, and are good.
     looked_at: FxHashSet<(u64, u32)>,
 }
 

@@ -111,7 +111,7 @@ impl Marked {
     /// Follows all pointers to starts, root by root in the order of their kinds, breadth first: so
     /// a parent is on a shortest way from the best root. Then all others.
     ///
-    /// HeapBlocks of the stack `before` are held for sure: nobody knows how they are used. Last of
+    /// Blocks of the stack `before` are held for sure: nobody knows how they are used. Last of
     /// all, so that it shows which of them nothing else holds.
     pub(super) fn follow(graph: &Graph, kinds: &Kinds, before: Option<u32>) -> Self {
         let mut marked = Self {

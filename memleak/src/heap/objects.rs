@@ -2,7 +2,7 @@
 
 use super::{Block, graph::Graph, roots::RootKind};
 
-/// HeapBlocks that are kept at most: no viewer takes more.
+/// Blocks that are kept at most: no viewer takes more.
 const MOST: usize = 1 << 20;
 
 /// See the module.
@@ -14,7 +14,7 @@ pub struct HeapObjects {
     ends: Vec<usize>,
     /// Where in its block each is, and the number of the block that it points into.
     pointers: Vec<(u32, u32)>,
-    /// HeapBlocks that are pointed into from elsewhere, and from where; each once for a kind.
+    /// Blocks that are pointed into from elsewhere, and from where; each once for a kind.
     pub roots: Vec<(RootKind, u32)>,
 }
 

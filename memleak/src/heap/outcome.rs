@@ -26,7 +26,7 @@ pub struct Examined {
     pub(super) loose: Vec<(u64, Class)>,
     /// Bytes that are in swap, and were not looked at.
     pub unread_bytes: u64,
-    /// HeapBlocks in use in glibc's arenas that we have not seen made; `None` if that cannot be
+    /// Blocks in use in glibc's arenas that we have not seen made; `None` if that cannot be
     /// told.
     pub before: Option<Before>,
     /// Circles.

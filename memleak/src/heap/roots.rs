@@ -85,9 +85,9 @@ pub(super) struct RootPlaces {
     pub areas: Vec<Area>,
     /// Words that are in no memory of the process.
     pub words: Vec<(u64, RootKind)>,
-    /// RootPlaces outside of `areas` that are roots all the same.
+    /// Places outside of `areas` that are roots all the same.
     pub places: Vec<(u64, RootKind)>,
-    /// HeapBlocks in use in glibc's arenas that we do not know; `None` if that cannot be told.
+    /// Blocks in use in glibc's arenas that we do not know; `None` if that cannot be told.
     pub unknown: Option<Vec<Range<u64>>>,
     /// Bytes that are free in these.
     pub free: u64,

@@ -9,7 +9,7 @@ use super::{
     roots::RootKind,
 };
 
-/// HeapBlocks on the way from a root that are kept.
+/// Blocks on the way from a root that are kept.
 const LONGEST_WAY: usize = 64;
 
 /// What holds a block.

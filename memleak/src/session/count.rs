@@ -147,7 +147,7 @@ impl Session {
         Ok(TrapCounts::of(&self.tracer.program_runs()?))
     }
 
-    /// TrapCounts in a while, what the process has done meanwhile, and how long the while was.
+    /// Traps in a while, what the process has done meanwhile, and how long the while was.
     async fn counted(&self, pid: u32) -> Result<(TrapCounts, Work, Duration), SessionError> {
         let (before, begin) = (self.runs()?, Instant::now());
         let done = work(pid).await;

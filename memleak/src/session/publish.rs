@@ -142,7 +142,7 @@ impl Allocated {
         let released = now.values().fold(self.forgotten, |sum, bytes| sum.saturating_add(*bytes));
         self.released = now;
         // A range that was released in part is held no longer, and has no history.
-        self.last = self.last.max(taken.held.saturating_add(released));
+        self.last = self.last.max(taken.held?.saturating_add(released));
         Some(self.last)
     }
 }

@@ -38,9 +38,10 @@ pub(super) struct Taken {
     ///
     /// [`Session::examine`]: super::state::Session::examine
     pub(super) snapshot: Snapshot,
-    /// How many there were, and their bytes.
+    /// How many records there were.
     pub(super) records: usize,
-    pub(super) held: u64,
+    /// Their bytes, if somebody is to be told.
+    pub(super) held: Option<u64>,
     /// What was taken out of it.
     pub(super) own: Own,
     /// What is lost and what holds the rest, if that was asked for.

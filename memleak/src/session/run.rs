@@ -366,7 +366,8 @@ impl Session {
         let temporary = self.temporary(&snapshot)?;
         let probes = self.tracer.probes();
         let (processes, oom_killed) = (self.processes, self.oom_killed());
-        let held = snapshot.outstanding.iter().fold(0, |sum: u64, one| sum.saturating_add(one.size));
+        let sum = || snapshot.outstanding.iter().fold(0, |sum: u64, one| sum.saturating_add(one.size));
+        let held = self.publisher.as_ref().map(|_| sum());
         Ok(Taken {
             records: snapshot.outstanding.len(),
             held,
