@@ -116,23 +116,27 @@ fn it_counts_as_many_calls_as_the_program_does() {
     within(price.released_per_second, rate, 1.1, "releases a second, paced");
 }
 
-/// The CPU time of each pair, traced and not.
+/// The CPU time of each pair, traced and not. Others on the machine change both what the doctor
+/// measures and what is paid: of three such comparisons the one in the middle counts.
 #[test]
 fn the_price_is_what_is_paid() {
     let _alone = alone();
     const PAIRS: u32 = 40_000;
     let mut program = steady(40_000, None);
     let pid = program.pid();
-    let before = measure(&mut program, PAIRS);
-    let price = several(pid, |price| price.of(""));
-    for options in ["", "-s 100", "--sample-bytes 512K"] {
-        let arguments: Vec<&str> = options.split_ascii_whitespace().chain([NEVER]).collect();
-        let tracer = Tracer::attach_with(pid, &arguments);
+    let mut compared: Vec<(f64, f64)> = Vec::new();
+    for _ in 0..3 {
+        let said = doctor(pid).of("");
+        let before = measure(&mut program, PAIRS);
+        let tracer = Tracer::attach_with(pid, &[NEVER]);
         let traced = measure(&mut program, PAIRS);
         tracer.stop();
         let after = measure(&mut program, PAIRS);
-        let untraced = (before.cpu_ns + after.cpu_ns) / 2.0;
-        let paid = (traced.cpu_ns - untraced) / traced.wall_ns;
-        within(price.of(options), paid, 1.5, &format!("CPUs, '{options}'"));
+        let untraced = f64::midpoint(before.cpu_ns, after.cpu_ns);
+        compared.push((said, (traced.cpu_ns - untraced) / traced.wall_ns));
     }
+    println!("{compared:.4?}");
+    compared.sort_by(|(said, is), (other_said, other_is)| (said / is).total_cmp(&(other_said / other_is)));
+    let (said, is) = compared[1];
+    within(said, is, 1.5, "CPUs");
 }
