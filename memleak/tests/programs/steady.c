@@ -1,7 +1,7 @@
-/* Makes pairs of malloc and free, RATE of them a second (0: as many as it can, with WORK steps of other work for each), and
- * counts them. "measure N" on standard input: after N more pairs it says how long they took, and how much of its CPU time.
+/* Makes pairs of malloc and free, RATE of them a second, and counts them. "measure N" on standard input: after N more pairs
+ * it says how long they took, and how much of its CPU time.
  *
- * usage: steady RATE WORK */
+ * usage: steady RATE */
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,14 +35,13 @@ static void say(long long pairs, long long wall, long long cpu) {
 }
 
 int main(int argc, char **argv) {
-    long long rate = argc > 1 ? atoll(argv[1]) : 0;
-    int work = argc > 2 ? atoi(argv[2]) : 0;
+    long long rate = argc > 1 ? atoll(argv[1]) : 1000;
     long long begin = now(CLOCK_MONOTONIC), done = 0, until = -1, from = 0, wall = 0, cpu = 0;
     if (write(1, "READY\n", 6) != 6)
         return 1;
     for (;;) {
         struct pollfd input = {0, POLLIN, 0};
-        if (poll(&input, 1, rate > 0 ? 1 : 0) == 1) {
+        if (poll(&input, 1, 1) == 1) {
             char line[64] = "";
             if (read(0, line, sizeof line - 1) <= 0 || sscanf(line, "measure %lld", &until) != 1)
                 return 0;
@@ -51,10 +50,9 @@ int main(int argc, char **argv) {
             wall = now(CLOCK_MONOTONIC);
             cpu = now(CLOCK_PROCESS_CPUTIME_ID);
         }
-        long long due = rate > 0 ? (now(CLOCK_MONOTONIC) - begin) / 1000 * rate / 1000000 : done + 200;
+        long long due = (now(CLOCK_MONOTONIC) - begin) / 1000 * rate / 1000000;
         while (done < due && done != until) {
             nested(DEPTH);
-            for (volatile int step = 0; step < work; step++) {}
             done++;
         }
         if (done == until) {
