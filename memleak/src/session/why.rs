@@ -155,7 +155,7 @@ impl Session {
         let began = Instant::now();
         let mut heaps = Vec::new();
         // Nobody is to take it for what is outstanding.
-        snapshot.version = None;
+        (snapshot.version, snapshot.blocks) = (None, 0);
         let mut left = spaces.len();
         for (space, target) in spaces {
             left -= 1;
