@@ -44,7 +44,7 @@ const MIN_STRETCH: u64 = 64 << 10;
 /// Bytes between two chunks that are remembered, to begin at.
 const ANCHORS: u64 = 1 << 20;
 /// Bytes read at a time.
-const WINDOW: u64 = 64 << 10;
+const WINDOW: u64 = 256 << 10;
 
 /// A row of chunks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +111,11 @@ pub(crate) trait BlockStarts {
 
     /// The first one that is not below `address`.
     fn first_from(&self, address: u64) -> usize;
+
+    /// The bytes that were asked for, if that is known.
+    fn size(&self, _number: usize) -> Option<u64> {
+        None
+    }
 }
 
 impl BlockStarts for &[u64] {
@@ -130,6 +135,10 @@ impl BlockStarts for &[Range<u64>] {
 
     fn first_from(&self, address: u64) -> usize {
         self.partition_point(|block| block.start < address)
+    }
+
+    fn size(&self, number: usize) -> Option<u64> {
+        self.get(number).map(|block| block.end.saturating_sub(block.start))
     }
 }
 
@@ -286,6 +295,11 @@ fn chunk_size(word: u64) -> Option<u64> {
     is_one.then_some(size)
 }
 
+/// The bytes of the smallest chunk for a block of this size (`request2size`).
+fn chunk_of(size: u64) -> Option<u64> {
+    Some(size.checked_add(HEADER / 2 + ALIGNMENT - 1)? & !(ALIGNMENT - 1)).map(|chunk| chunk.max(MIN_CHUNK))
+}
+
 /// One pass over a part of a heap.
 struct ChunkWalk<'a, 'b> {
     window: &'a mut MemoryWindow<'b>,
@@ -309,11 +323,40 @@ impl ChunkWalk<'_, '_> {
                 next_block += 1;
             }
             let is_known = self.blocks.nth(next_block) == Some(chunk + HEADER);
+            if is_known && let Some(end) = self.next_to(next_block, chunk) {
+                self.known(chunk..end);
+                at = Some(end);
+                continue;
+            }
             at = match self.chunk(chunk, heap, is_known) {
                 Some(end) => Some(end),
                 None => self.resume(&mut next_block, chunk + MIN_CHUNK..end, heap),
             };
         }
+    }
+
+    /// The end of a known block's chunk, if another known block's begins there: then nothing need
+    /// be read of it.
+    fn next_to(&self, block: usize, chunk: u64) -> Option<u64> {
+        let end = chunk.checked_add(chunk_of(self.blocks.size(block)?)?)?;
+        (self.blocks.nth(block + 1)? == end.checked_add(HEADER)?).then_some(end)
+    }
+
+    /// Of a known block it is the header and what its size is rounded by.
+    fn known(&mut self, chunk: Range<u64>) {
+        if let Some(cell) = self.out.cells.last_mut() {
+            cell.own += HEADER;
+        }
+        push(&mut self.out.own, chunk.clone());
+        self.walked(chunk);
+    }
+
+    fn walked(&mut self, chunk: Range<u64>) {
+        let anchors = &mut self.out.anchors;
+        if anchors.last().is_none_or(|last| chunk.start - last >= ANCHORS) {
+            anchors.push(chunk.start);
+        }
+        push(&mut self.out.walked, chunk);
     }
 
     /// The first chunk in a range that is known: of a block, or from before, if it makes sense
@@ -342,12 +385,15 @@ impl ChunkWalk<'_, '_> {
         let is_used = !is_top && self.window.word(end + 8)? & PREV_INUSE != 0;
         let is_tcache = !is_known && size == TCACHE_CHUNK && is_used && self.is_tcache(at + HEADER);
         let is_free = !is_known && (!is_used || (size <= MAX_CACHED && self.leads_on(at + HEADER)));
-        let Arenas { free, own, walked, cells, anchors, unknown, .. } = &mut *self.out;
+        if is_known {
+            self.known(at..end);
+            return Some(end);
+        }
+        let Arenas { free, own, cells, unknown, .. } = &mut *self.out;
         let mut counted = Cell { range: 0..0, free: 0, own: 0, unknown: 0 };
         let cell = cells.last_mut().unwrap_or(&mut counted);
-        if is_known || is_tcache {
-            // Of a known block it is the header and what its size is rounded by.
-            cell.own += if is_known { HEADER } else { size };
+        if is_tcache {
+            cell.own += size;
             push(own, at..end);
         } else if is_free {
             cell.free += self.window.resident.bytes_within(at..end);
@@ -359,10 +405,7 @@ impl ChunkWalk<'_, '_> {
                 unknown.push(at + HEADER..end + HEADER / 2);
             }
         }
-        push(walked, at..end);
-        if anchors.last().is_none_or(|last| at - last >= ANCHORS) {
-            anchors.push(at);
-        }
+        self.walked(at..end);
         Some(end)
     }
 

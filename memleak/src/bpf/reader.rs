@@ -71,6 +71,8 @@ pub(super) struct Reader {
     growth: Option<Growth>,
     /// What has changed otherwise than by an acquire or a release that programs have counted.
     changes: u64,
+    /// The last report is being made.
+    is_ending: bool,
 }
 
 /// A cut that was made, and whose tables are to be read.
@@ -145,6 +147,7 @@ impl Reader {
             ended: Ended::default(),
             growth: None,
             changes: 0,
+            is_ending: false,
         }
     }
 
@@ -156,6 +159,11 @@ impl Reader {
     /// Reads these maps as well.
     pub(super) fn set_mapped(&mut self, mapped: MappedMaps) {
         self.mapped = Some(mapped);
+    }
+
+    /// The last report is being made: nothing is made ready for more records.
+    pub(super) fn end_soon(&mut self) {
+        self.is_ending = true;
     }
 
     /// The records of a snapshot are done with: their memory serves the next one.
@@ -356,7 +364,9 @@ impl Reader {
             &self.rows,
         )?;
         if let Some(mapped) = &mut self.mapped {
-            mapped.blocks.read_newest(tables.newest_blocks);
+            if !self.is_ending {
+                mapped.blocks.read_newest(tables.newest_blocks);
+            }
             records::filter(ebpf, mapped);
         }
         let (mut blocks, mut others) = (tables.blocks, tables.others);

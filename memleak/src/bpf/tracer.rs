@@ -408,6 +408,11 @@ impl Tracer {
         self.reader.snapshot(&self.ebpf, &self.probes, self.events.get_mut(), last)
     }
 
+    /// The last report is being made.
+    pub(crate) fn end_soon(&mut self) {
+        self.reader.end_soon();
+    }
+
     /// Reads registers of threads, if that was asked for and the kernel can.
     pub(crate) fn registers(&self) -> Option<Arc<RegisterReader>> {
         self.registers.clone()

@@ -102,8 +102,8 @@ impl HeapBlocks {
     /// the same 8 bytes one is left out: that is no allocator's doing.
     pub(super) fn sort(&mut self) {
         if !self.packed.is_sorted_by_key(|block| block.start) {
-            // In place: there may be millions.
-            self.packed.sort_unstable_by_key(|block| block.start);
+            // By digits: there may be millions, in no order at all.
+            radsort::sort_by_key(&mut self.packed, |block| block.start);
         }
         self.packed.dedup_by_key(|block| block.start >> GRANULE_BITS);
         for at in 1..self.packed.len() {
@@ -116,9 +116,7 @@ impl HeapBlocks {
     /// The number of this very block, if it is among them, which are sorted.
     pub(super) fn number_of(&self, block: &Block) -> Option<u32> {
         let at = self.packed.binary_search_by_key(&block.start, |it| it.start).ok()?;
-        let is_same =
-            self.packed.get(at).is_some_and(|it| it.birth == block.birth && it.stack == block.stack);
-        is_same.then_some(at as u32)
+        self.get(at).filter(|it| it.is_same(block)).map(|_| at as u32)
     }
 
     /// The first block that ends after `address`; they are sorted.
@@ -151,6 +149,10 @@ impl BlockStarts for HeapBlocks {
 
     fn first_from(&self, address: u64) -> usize {
         self.packed.partition_point(|block| block.start < address)
+    }
+
+    fn size(&self, number: usize) -> Option<u64> {
+        self.get(number).map(|block| block.size)
     }
 }
 

@@ -40,6 +40,9 @@ pub(super) struct Graph {
     pointers: Pointers,
     /// In the order of their kinds, then of their places.
     pub roots: Vec<RootPointer>,
+    /// If only pointers to some blocks were looked for: places of words that would be pointers to
+    /// these without their upper bits, and the blocks' numbers. In order of place.
+    pub tagged: Vec<(u64, u32)>,
 }
 
 /// What one piece of memory holds.
@@ -47,16 +50,22 @@ pub(super) struct Graph {
 struct PiecePointers {
     of_blocks: Vec<(u32, Pointer)>,
     roots: Vec<RootPointer>,
+    tagged: Vec<(u64, u32)>,
 }
 
 impl Graph {
     /// Reads the memory for pointers to these blocks; gives also how many bytes could not be read.
     pub(super) fn read(index: BlockIndex, from: &Sources<'_>) -> io::Result<(Self, u64)> {
         let (mut pointers, mut roots) = (Pointers::new(index.blocks().len()), Vec::new());
-        let find = |start: u64, words: &[u64]| pointers_in(&index, from, start, words);
+        let mut tagged = Vec::new();
+        let find = |start: u64, words: &[u64]| PiecePointers {
+            tagged: from.others.map(|_| tagged_in(&index, start, words)).unwrap_or_default(),
+            ..pointers_in(&index, from, start, words)
+        };
         let unread = read_all(from.pid, from.is_stopped, from.runs, find, |piece: PiecePointers| {
             piece.of_blocks.into_iter().for_each(|(block, pointer)| pointers.add(block, pointer));
             roots.extend(piece.roots);
+            tagged.extend(piece.tagged);
         })?;
         for (word, kind) in &from.places.words {
             if let Some((to, offset)) = index.find(*word) {
@@ -65,7 +74,7 @@ impl Graph {
         }
         roots.sort_by_key(|root| root.kind);
         let blocks = index.into_blocks();
-        Ok((Self { pointers: pointers.end(blocks.len()), blocks, roots }, unread))
+        Ok((Self { pointers: pointers.end(blocks.len()), blocks, roots, tagged }, unread))
     }
 
     /// Leaves out what is no pointer to a block, though it points into its last 8 bytes: there
@@ -93,7 +102,7 @@ impl Graph {
         for &(block, from, to, offset) in pointers {
             packed.add(block, Pointer { from, to, offset });
         }
-        Self { pointers: packed.end(blocks.len()), blocks, roots }
+        Self { pointers: packed.end(blocks.len()), blocks, roots, tagged: Vec::new() }
     }
 
     /// Leaves some of the blocks and of the roots, by their numbers, which are in order, and the
@@ -174,6 +183,14 @@ fn pointers_in(index: &BlockIndex, from: &Sources<'_>, start: u64, words: &[u64]
     }
     sort(&ats[..count], &values[..count]);
     sorter.found
+}
+
+/// The words that would be pointers into a block without their upper 16 bits, in which programs
+/// keep tags: their places, and the blocks.
+pub(super) fn tagged_in(index: &BlockIndex, start: u64, words: &[u64]) -> Vec<(u64, u32)> {
+    const ADDRESS: u64 = (1 << 48) - 1;
+    let tagged = words.iter().enumerate().filter(|(_, word)| **word > ADDRESS);
+    tagged.filter_map(|(at, word)| Some((start + at as u64 * 8, index.find(word & ADDRESS)?.0))).collect()
 }
 
 /// Tells whose the places of pointers are, which come in order.

@@ -4,12 +4,14 @@
 use std::{
     io,
     ops::Range,
+    slice,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
 use crate::proc::{
     maps::{Backing, Mapping},
+    memory::copy,
     pagemap::{Pagemap, WantedPages},
 };
 
@@ -71,6 +73,31 @@ fn is_shared_memory(mapping: &Mapping) -> bool {
     }
 }
 
+/// Some of `runs`, from all over them, and how many times as much all of them are: by how long that
+/// takes to read one may know how long it will take to read all.
+pub(super) fn sample(runs: &[Range<u64>]) -> (Vec<Range<u64>>, f64) {
+    /// One piece of so many.
+    const PART: usize = 16;
+    /// What is less is read whole.
+    const LITTLE: u64 = 64 << 20;
+    let bytes = |runs: &[Range<u64>]| runs.iter().map(|run| run.end - run.start).sum::<u64>();
+    let all = bytes(runs);
+    if all <= LITTLE {
+        return (runs.to_vec(), 1.0);
+    }
+    let some: Vec<Range<u64>> = pieces(runs, SMALL_PIECE).step_by(PART).collect();
+    let part = bytes(&some).max(1) as f64;
+    (some, all as f64 / part)
+}
+
+/// All of `runs`, in pieces of `size` bytes at most.
+fn pieces(runs: &[Range<u64>], size: u64) -> impl Iterator<Item = Range<u64>> + '_ {
+    runs.iter().flat_map(move |run| {
+        let starts = (run.start..run.end).step_by(size as usize);
+        starts.map(move |start| start..run.end.min(start + size))
+    })
+}
+
 /// Reads all of `runs`, in order. `find` makes something of the words from an address on, `take`
 /// is given these, in order of address. Gives the bytes that could not be read: unmapped meanwhile.
 pub(super) fn read_all<T: Send>(
@@ -81,13 +108,7 @@ pub(super) fn read_all<T: Send>(
     mut take: impl FnMut(T),
 ) -> io::Result<u64> {
     let size = if is_stopped { PIECE } else { SMALL_PIECE };
-    let pieces: Vec<Range<u64>> = runs
-        .iter()
-        .flat_map(|run| {
-            let starts = (run.start..run.end).step_by(size as usize);
-            starts.map(move |start| start..run.end.min(start + size))
-        })
-        .collect();
+    let pieces: Vec<Range<u64>> = pieces(runs, size).collect();
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let readers = READERS.min(if is_stopped { processors } else { processors.saturating_sub(1).max(1) });
     let mut unread = 0;
@@ -132,18 +153,12 @@ fn be_nice() {
 /// an error if nothing of the process can be read, or it would seem that nothing is held.
 fn read_words(pid: u32, piece: &Range<u64>, buffer: &mut [u64]) -> io::Result<usize> {
     let length = ((piece.end - piece.start) as usize).min(size_of_val(buffer));
-    let ours = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: length };
-    let theirs = libc::iovec { iov_base: piece.start as *mut libc::c_void, iov_len: length };
-    // SAFETY: `ours` is a buffer of that length, which any bytes are good for; `theirs` is an
-    // address of the other process, which the kernel checks.
-    let read =
-        unsafe { libc::process_vm_readv(pid as libc::pid_t, &raw const ours, 1, &raw const theirs, 1, 0) };
-    match usize::try_from(read) {
+    // SAFETY: the bytes of `buffer`, which is not used meanwhile, and which any are good for.
+    let bytes = unsafe { slice::from_raw_parts_mut(buffer.as_mut_ptr().cast(), length) };
+    match copy(pid, piece.start, bytes) {
         Ok(read) => Ok(read / 8 * 8),
-        Err(_) => match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::EFAULT) => Ok(0), // unmapped meanwhile
-            error => Err(error),
-        },
+        Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Ok(0), // unmapped meanwhile
+        Err(error) => Err(error),
     }
 }
 
@@ -194,6 +209,21 @@ mod tests {
         read_all(pid, true, &populated.runs, find, |found| places.extend(found)).unwrap();
         assert!(places.contains(&place), "{place:x} {places:x?}");
         assert!(places.is_sorted());
+    }
+
+    #[test]
+    fn a_sample_is_from_all_over() {
+        const MIB: u64 = 1 << 20;
+        let little = [MIB..3 * MIB, 9 * MIB..10 * MIB];
+        assert_eq!(sample(&little), (little.to_vec(), 1.0));
+        let much: Vec<Range<u64>> =
+            (0..100).map(|at| at * 10 * MIB..at * 10 * MIB + 4 * MIB + 4096).collect();
+        let (some, times) = sample(&much);
+        let bytes: u64 = some.iter().map(|run| run.end - run.start).sum();
+        let all = 100 * (4 * MIB + 4096);
+        assert!((times - all as f64 / bytes as f64).abs() < 1e-9 && (12.0..20.0).contains(&times), "{times}");
+        let of_run = |run: &Range<u64>| some.iter().any(|it| run.start <= it.start && it.end <= run.end);
+        assert!(much.iter().filter(|run| of_run(run)).count() > 80);
     }
 
     #[test]

@@ -59,4 +59,9 @@ impl Block {
     pub fn end(&self) -> u64 {
         self.start.saturating_add(self.size)
     }
+
+    /// It is this very block, whatever its size has become.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (self.start, self.birth, self.stack) == (other.start, other.birth, other.stack)
+    }
 }

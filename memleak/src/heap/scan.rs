@@ -2,6 +2,7 @@
 //! lost in all of them is lost.
 
 use std::{
+    collections::hash_map::Entry,
     io,
     ops::Range,
     sync::Arc,
@@ -17,7 +18,7 @@ use super::{
     before::Before,
     blocks::HeapBlocks,
     circles,
-    graph::{Graph, Sources},
+    graph::{Graph, Sources, tagged_in},
     hidden::HiddenRegisters,
     index::BlockIndex,
     kinds::Kinds,
@@ -62,6 +63,8 @@ struct Scan {
     before: Option<Before>,
     /// What it could not see.
     hidden: HiddenRegisters,
+    /// Blocks that a word with a tag in its upper bits may hold, if that was looked for.
+    tagged: Option<Vec<Block>>,
 }
 
 impl Scan {
@@ -109,6 +112,7 @@ impl Scan {
             swapped,
             before,
             hidden,
+            tagged: None,
         };
         scan.add_up(target.before);
         scan
@@ -181,6 +185,7 @@ impl Scan {
         let (mut graph, _) = Graph::read(BlockIndex::new(asked), &from)?;
         let read = began.elapsed();
         let hidden = hidden_registers(target, &places, &registers, &mappings);
+        self.tagged = Some(in_use(&graph.tagged, graph.blocks(), &blocks, &places));
         graph.leave_out_chunks(&chunk_lists(target, &mappings));
         let mut marked = Marked::follow(&graph, &self.kinds, None);
         let is_doubtful = |block: u32| marked.classes.get(block as usize) != Some(&Class::Reachable);
@@ -210,46 +215,49 @@ impl Scan {
         Ok((is_better, hidden))
     }
 
-    /// What is gone by now was held by who has freed it.
+    /// What is gone by now was held by who has freed it. `left`: the blocks that there are, in any
+    /// order.
     fn forget_gone(&mut self, left: &HeapBlocks, before: u32) {
-        for number in self.loose() {
-            let Some(block) = self.graph.blocks().get(number as usize) else { continue };
-            if block.stack != before && left.number_of(&block).is_none() {
-                self.improve(number, Class::Reachable);
+        let numbers = self.loose().into_iter();
+        let known = numbers.filter_map(|number| Some((number, self.graph.blocks().get(number as usize)?)));
+        let mut gone: FxHashMap<u64, (u32, Block)> = known
+            .filter(|(_, block)| block.stack != before)
+            .map(|(number, block)| (block.start, (number, block)))
+            .collect();
+        for block in left.iter() {
+            if let Entry::Occupied(entry) = gone.entry(block.start)
+                && entry.get().1.is_same(&block)
+            {
+                entry.remove();
             }
+        }
+        for (number, _) in gone.into_values() {
+            self.improve(number, Class::Reachable);
         }
     }
 
     /// A lost block whose address is somewhere with other bits in its upper 16 (a tag) may be held
-    /// by that. `now`: the blocks that there are, in order.
-    fn find_tagged(&mut self, pid: u32, now: &HeapBlocks) -> io::Result<()> {
-        const ADDRESS: u64 = (1 << 48) - 1;
-        let numbered = (0..).zip(self.graph.blocks().iter());
-        let lost = numbered.filter(|(number, _)| self.class(*number) == Class::Definitely);
-        let index = BlockIndex::new(lost.map(|(_, block)| block).collect());
-        let areas = &self.places.areas;
-        let unknown = self.places.unknown.as_deref().unwrap_or_default();
-        let is_live = |place: u64| {
-            if let Some((_, block)) = now.at(place) {
-                return index.blocks().number_of(&block).is_none();
+    /// by that. `now`: gives the blocks that there are, in any order.
+    fn find_tagged(&mut self, pid: u32, now: impl FnOnce() -> io::Result<HeapBlocks>) -> io::Result<()> {
+        let held = match self.tagged.take() {
+            Some(held) => held,
+            None => {
+                let numbered = (0..).zip(self.graph.blocks().iter());
+                let lost = numbered.filter(|(number, _)| self.class(*number) == Class::Definitely);
+                let index = BlockIndex::new(lost.map(|(_, block)| block).collect());
+                let mut found = Vec::new();
+                let find = |start: u64, words: &[u64]| tagged_in(&index, start, words);
+                read_all(pid, false, &self.runs, find, |piece| found.extend(piece))?;
+                match found.is_empty() {
+                    true => Vec::new(),
+                    false => in_use(&found, index.blocks(), &sorted(now()?), &self.places),
+                }
             }
-            let area = areas.partition_point(|area| area.range.end <= place);
-            let before = unknown.partition_point(|range| range.end <= place);
-            areas.get(area).is_some_and(|area| area.range.start <= place)
-                || unknown.get(before).is_some_and(|range| range.start <= place)
         };
-        let find = |start: u64, words: &[u64]| -> Vec<u32> {
-            let tagged = words.iter().enumerate().filter(|(_, word)| **word > ADDRESS);
-            let found = tagged.filter_map(|(at, word)| Some((at, index.find(word & ADDRESS)?.0)));
-            found.filter(|(at, _)| is_live(start + *at as u64 * 8)).map(|(_, block)| block).collect()
-        };
-        let mut held = Vec::new();
-        read_all(pid, false, &self.runs, find, |found| held.extend(found))?;
-        let held: Vec<Block> =
-            held.into_iter().filter_map(|block| index.blocks().get(block as usize)).collect();
         for block in held {
-            if let Some(number) = self.graph.blocks().number_of(&block) {
-                self.hold_doubtfully(number);
+            match self.graph.blocks().number_of(&block) {
+                Some(number) if self.class(number) == Class::Definitely => self.hold_doubtfully(number),
+                _ => {}
             }
         }
         Ok(())
@@ -295,6 +303,28 @@ impl Scan {
     }
 }
 
+/// Of what words with a tag would point to (their places, and numbers in `to`) that for which such
+/// a word is at a root, or in another block of `now`.
+fn in_use(tagged: &[(u64, u32)], to: &HeapBlocks, now: &HeapBlocks, places: &RootPlaces) -> Vec<Block> {
+    let unknown = places.unknown.as_deref().unwrap_or_default();
+    let is_in_use = |place: u64| {
+        if let Some((_, block)) = now.at(place) {
+            return to.number_of(&block).is_none();
+        }
+        let area = places.areas.partition_point(|area| area.range.end <= place);
+        let before = unknown.partition_point(|range| range.end <= place);
+        places.areas.get(area).is_some_and(|area| area.range.start <= place)
+            || unknown.get(before).is_some_and(|range| range.start <= place)
+    };
+    let held = tagged.iter().filter(|(place, _)| is_in_use(*place));
+    held.filter_map(|(_, block)| to.get(*block as usize)).collect()
+}
+
+fn sorted(mut blocks: HeapBlocks) -> HeapBlocks {
+    blocks.sort();
+    blocks
+}
+
 /// Where glibc has its lists of free chunks.
 fn chunk_lists(target: &HeapTarget, mappings: &[Mapping]) -> Vec<Range<u64>> {
     let has_lists = |it: &&Mapping| target.allocators.glibc && it.writable && it.is_of_c_library();
@@ -321,11 +351,8 @@ pub fn examine(
         scan.marked.classes.iter_mut().for_each(|class| *class = (*class).max(Class::Possibly));
     }
     if scan.has_lost() {
-        let now = match now {
-            Some(now) => now,
-            None => again()?.sorted().blocks,
-        };
-        scan.find_tagged(target.pid, &now)?;
+        let now = || now.map_or_else(|| Ok(again()?.blocks), Ok);
+        scan.find_tagged(target.pid, now)?;
     }
     scan.marked.split_lost(&scan.graph);
     let held = maybe_held(&scan.graph, &scan.marked, &hidden, ips_of);
@@ -340,7 +367,7 @@ struct Looks {
     stopped: Duration,
     /// What each of them could not see.
     hidden: Vec<HiddenRegisters>,
-    /// The blocks that there were after them, in order, if that was asked for.
+    /// The blocks that there were after them, in any order, if that was asked for.
     now: Option<HeapBlocks>,
 }
 
@@ -363,7 +390,7 @@ fn look_repeatedly(
         is_moving = found.0;
         hidden.push(found.1);
     }
-    let now = again()?.sorted().blocks;
+    let now = again()?.blocks;
     scan.forget_gone(&now, target.before);
     Ok(Looks { scan, scans, stopped: Duration::ZERO, hidden, now: Some(now) })
 }
@@ -375,8 +402,8 @@ fn look_once(target: &HeapTarget, first: Sight, stopped: &Arc<StoppedProcess>) -
     Ok(Looks { stopped, scan: Scan::of(target, heap), scans: 0, hidden: Vec::new(), now: None })
 }
 
-/// Looks once while the process is stopped, if that takes no longer than it may. It is looked at
-/// before while it runs, to know how long that is.
+/// Looks once while the process is stopped, if that takes no longer than it may. Some of it is
+/// looked at before while it runs, to know how long that is.
 ///
 /// What is known of its blocks is from just before: what it has made since is found by walking
 /// glibc's chunks, and is in use without being known; what it has freed since is gone afterwards.
@@ -393,7 +420,7 @@ fn look_stopped(
         )));
     }
     let walks_chunks = target.allocators.glibc && !target.allocators.others;
-    let mut estimate = ReadHeap::of(target, first, None)?.read;
+    let mut estimate = ReadHeap::estimate(target, first)?;
     let began = Instant::now();
     let mut sight = again()?.sorted();
     if !walks_chunks {
@@ -417,7 +444,7 @@ fn look_stopped(
     let stopped = reached + heap.read;
     let (mut scan, mut now) = (Scan::of(target, heap), None);
     if walks_chunks {
-        let left = again()?.sorted().blocks;
+        let left = again()?.blocks;
         scan.forget_gone(&left, target.before);
         now = Some(left);
     }

@@ -13,7 +13,7 @@ use super::{
     graph::{Graph, Sources},
     hidden::HiddenRegisters,
     index::BlockIndex,
-    look::{Populated, populated},
+    look::{Populated, populated, sample},
     registers::{Asleep, RegisterSource},
     roots::{self, RootSource},
 };
@@ -159,6 +159,19 @@ pub(super) struct ReadHeap {
 }
 
 impl ReadHeap {
+    /// How long [`Self::of`] will take: by a part of the memory, if there is much of it.
+    pub(super) fn estimate(target: &HeapTarget, sight: Sight) -> io::Result<Duration> {
+        let began = Instant::now();
+        let prepared = Surveyed::of(target, sight, None)?;
+        let Surveyed { populated, blocks, places, .. } = prepared;
+        let index = BlockIndex::new(blocks);
+        let prepared = began.elapsed();
+        let (runs, times) = sample(&populated.runs);
+        let from = Sources { pid: target.pid, is_stopped: false, places: &places, runs: &runs, others: None };
+        Graph::read(index, &from)?;
+        Ok(prepared + began.elapsed().saturating_sub(prepared).mul_f64(times))
+    }
+
     /// Reads a process's memory. If it is `stopped`, and nobody else keeps it so, it is let go
     /// then.
     pub(super) fn of(

@@ -338,6 +338,9 @@ impl Session {
         self.due.clearing = None;
         self.fold_ended();
         self.take_freed_slots()?;
+        if is_final {
+            self.tracer.end_soon();
+        }
         let (last, own) = self.kept.take().unzip();
         let before = last.as_ref().and_then(|last| last.version);
         let mut snapshot = self.tracer.snapshot(last)?;

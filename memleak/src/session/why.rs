@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::HashMap, io, ops::Range, sync::Arc, time::Instant};
 
-use log::{info, warn};
+use log::{debug, info, warn};
 use memleak_common::probe::Resource;
 use rustc_hash::FxHashMap;
 
@@ -96,10 +96,12 @@ impl Session {
 
     /// All that is outstanding, without what allocators have for themselves.
     fn now(&mut self) -> Result<(Snapshot, Own), SessionError> {
+        let began = Instant::now();
         // What it has mapped and unmapped since comes first.
         let _ = self.take_events_before_report()?; // nobody reads: it ends soon
         let mut snapshot = self.tracer.snapshot(None)?;
         let own = self.take_out_own(&mut snapshot);
+        debug!("read the table again in {:.0?}", began.elapsed());
         Ok((snapshot, own))
     }
 

@@ -86,6 +86,33 @@ fn chunks_are_told_apart() {
     assert_eq!(arenas.walked, [memory.range()]);
 }
 
+/// What lies between two known blocks that follow each other is not read: here it makes no sense.
+#[test]
+fn of_known_blocks_that_follow_each_other_nothing_is_read() {
+    let mut memory = main_arena();
+    // By the first four chunks the heap is known.
+    let first = memory.chunks(MAIN + 0x290, 0, &[(0x20, true); 4]);
+    // A block of 24 has a chunk of 0x20, and one of 25 one of 0x30.
+    let sizes = [(0x20, true), (0x30, true), (0x20, true), (0x500, false), (0x100, true)];
+    let end = memory.chunks(first, 0, &sizes);
+    memory.put(end + 8, (MAIN + 0x21000 - end) | PREV_INUSE);
+    [first, first + 0x20].iter().for_each(|chunk| memory.put(chunk + 8, u64::MAX));
+    let block = |chunk: u64, size: u64| chunk + HEADER..chunk + HEADER + size;
+    let last = first + 0x70 + 0x500;
+    let mut blocks: Vec<_> = (0..4).map(|number| block(MAIN + 0x290 + number * 0x20, 24)).collect();
+    blocks.extend([block(first, 24), block(first + 0x20, 25), block(first + 0x50, 1), block(last, 0xf8)]);
+    let places =
+        HeapPlaces { main: memory.range(), writable: &[], is_sure: true, anchors: &[], budget: 1 << 30 };
+    let arenas = read_arenas(&memory, &memory.all(), &places, &blocks.as_slice());
+    assert_eq!(arenas.free, [first + 0x70..last, end..MAIN + 0x21000]);
+    assert_eq!(arenas.own, [MAIN..first + 0x70, last..end]);
+    assert_eq!(arenas.walked, [memory.range()]);
+    assert_eq!(arenas.cells.iter().map(|cell| cell.own).sum::<u64>(), 0x290 + 8 * HEADER);
+    let plain = |size| chunk_of(size).unwrap();
+    assert_eq!([0, 24, 25, 40, 41].map(plain), [0x20, 0x20, 0x30, 0x30, 0x40]);
+    assert_eq!(chunk_of(u64::MAX), None);
+}
+
 #[test]
 fn what_is_no_heap_of_glibc_is_left_alone() {
     let mut memory = Fake::new(MAIN, 0x21000);
