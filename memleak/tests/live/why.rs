@@ -288,14 +288,29 @@ fn state(pid: u32) -> (char, u32) {
 
 #[test]
 fn a_tracer_that_is_killed_leaves_the_target_running() {
+    /// Targets, each with a tracer: most of a round is waiting.
+    const AT_ONCE: usize = 4;
     let _alone = alone();
     let program = build("known_leaks.cc", Link::Dynamic, &[]);
+    let all: Vec<u64> = rounds(200).collect();
+    let stopped: u32 = thread::scope(|scope| {
+        let (all, program) = (&all, &program);
+        let killing = |at| scope.spawn(move || kill_tracers(program, all.iter().skip(at).step_by(AT_ONCE)));
+        let killing: Vec<_> = (0..AT_ONCE).map(killing).collect();
+        killing.into_iter().map(|thread| thread.join().expect("a target that runs on")).sum()
+    });
+    println!("stopped at the moment in {stopped} of {} rounds", all.len());
+}
+
+/// Kills a tracer in each of these rounds while it looks at a target of its own, which is to give
+/// its account in the end and to end well. Gives how often the target was stopped then.
+fn kill_tracers<'a>(program: &Path, rounds: impl Iterator<Item = &'a u64>) -> u32 {
     let mut target = Running::start(Command::new(program).args(["16", "4000000", "7"]));
     target.expect("READY");
     target.tell("go");
     let pid = target.pid();
     let mut stopped = 0;
-    for round in rounds(200) {
+    for round in rounds {
         let arguments =
             ["--json", "-v", "-p", &pid.to_string(), "--why=exact", "--why-every", "1", "-o", "0", "0.001"];
         let mut tracer = Tracer::start(&arguments);
@@ -308,11 +323,10 @@ fn a_tracer_that_is_killed_leaves_the_target_running() {
         let (state, tracer) = state(pid);
         assert!(tracer == 0 && !"tT".contains(state), "{state} {tracer} in round {round}");
     }
-    println!("stopped at the moment in {stopped} rounds");
-    // It gives its account in the end, and ends well.
     target.expect("END");
     target.tell("end");
     assert_eq!(process::code(target.wait_status()), 0);
+    stopped
 }
 
 /// What cannot be stopped, or not for so short a time, is reported without `why`.
