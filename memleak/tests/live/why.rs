@@ -347,10 +347,27 @@ fn refusals_to_stop_are_one_line() {
         assert_eq!(outcome.reports.last().expect("a report").why, None);
     };
     refused(&["--max-pause", "1"], &["stopped for some", "--max-pause allows 1"]);
+    let mut status = 0;
     // SAFETY: no memory of ours is concerned.
     let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid as libc::pid_t, 0, 0) };
     assert_eq!(seized, 0);
     refused(&[], &["traces it", "(why::refus"]);
+    // SAFETY: as above. It is stopped first, or it could not be let go.
+    unsafe {
+        assert_eq!(libc::ptrace(libc::PTRACE_INTERRUPT, pid as libc::pid_t, 0, 0), 0);
+        assert_eq!(libc::waitpid(pid as libc::pid_t, &raw mut status, libc::__WALL), pid as libc::pid_t);
+        assert_eq!(libc::ptrace(libc::PTRACE_DETACH, pid as libc::pid_t, 0, 0), 0);
+    }
+    // A debugger, which has stopped it; scans need no tracer.
+    let attach = format!("attach {pid}");
+    let gdb = ["-nx", "-q", "-batch", "-ex", &attach, "-ex", "shell echo HELD", "-ex", "shell cat"];
+    let mut debugger = Running::start(Command::new("gdb").args(gdb));
+    debugger.expect("HELD");
+    refused(&[], &["traces it", "(gdb)"]);
+    let pid = pid.to_string();
+    let scanned = Tracer::start(&["--json", "-p", &pid, "--why", "-o", "0", "0.3", "1"]).wait();
+    assert!(scanned.reports.last().expect("a report").why.is_some(), "{:?}", scanned.ended.stderr);
+    debugger.end();
 }
 
 /// wordcount with its circle, or with a std::weak_ptr in it.
@@ -553,10 +570,17 @@ fn thousands_of_threads_are_looked_at() {
     const THREADS: u64 = 2000;
     let _alone = alone();
     let program = build("many_threads.c", Link::Dynamic, &["-O2"]);
-    let arguments = ["--json", "--why=exact", "--max-pause", "3000", "-a", "-o", "0", NEVER, "--"];
+    let arguments = ["--json", "-vv", "--why=exact", "--max-pause", "3000", "-a", "-o", "0", NEVER, "--"];
     let mut tracer = Tracer::start(&[&arguments[..], &[text(&program), "2000"]].concat());
     tracer.running().expect("READY");
-    let report = tracer.stop_with_report();
+    tracer.running().signal(libc::SIGINT);
+    let outcome = tracer.wait();
+    let said = outcome.ended.stderr.iter().find_map(|line| line.split_once(" threads stopped in ")?.1.into());
+    // It takes 0.05 s on a machine that is busy with other things.
+    let milliseconds =
+        said.and_then(|took| took.strip_suffix("ms")).and_then(|took| took.parse::<u64>().ok());
+    assert!(milliseconds.is_some_and(|took| took <= 300), "{said:?}");
+    let report = outcome.reports.last().expect("a report");
     let why = report.why.as_ref().expect("it was looked at");
     assert!(why["stopped_ms"].as_u64() < Some(3000), "{why}");
     assert_eq!(why["definitely_lost"]["count"], 0, "{why}");
