@@ -1,6 +1,7 @@
 //! Files of the last report, read by the programs that they are for; saved reports, compared.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
@@ -14,9 +15,10 @@ use serde_json::Value;
 use crate::{
     guard::alone,
     human::{terminal, wordcount},
-    process::code,
-    programs::{scratch_dir, text},
-    tracer::MEMLEAK,
+    ledger::{self, Amount},
+    process::{Running, code},
+    programs::{Link, build, scratch_dir, text},
+    tracer::{MEMLEAK, Tracer},
 };
 
 fn run(program: &str, arguments: &[&str]) -> String {
@@ -72,6 +74,31 @@ fn folder() -> PathBuf {
     path
 }
 
+/// What heaptrack's own reader says of a file, and by its stacks (`main (main.c);leaky (leak.c);`)
+/// what they cost: `leaked` bytes, or `allocations`.
+fn heaptrack_print(file: &Path, cost: &str) -> (String, Vec<(String, u64)>) {
+    let folded = file.with_extension(cost);
+    let report =
+        run("heaptrack_print", &["-f", text(file), "-F", text(&folded), "--flamegraph-cost-type", cost]);
+    let folded = fs::read_to_string(folded).expect("folded stacks");
+    let stack_of = |line: &str| {
+        let (stack, sum) = line.rsplit_once(' ').expect("a stack and a number");
+        (stack.to_owned(), sum.parse().expect("a number"))
+    };
+    (report, folded.lines().map(stack_of).collect())
+}
+
+/// Sums by site (functions `site_*`); of stacks without one by the empty name.
+fn by_site(stacks: &[(String, u64)]) -> BTreeMap<&str, u64> {
+    let mut sums = BTreeMap::new();
+    for (stack, sum) in stacks {
+        let mut functions = stack.split(';').rev().filter_map(|frame| frame.split(' ').next());
+        let site = functions.find(|function| function.starts_with("site_"));
+        *sums.entry(site.unwrap_or_default()).or_default() += sum;
+    }
+    sums
+}
+
 /// All formats of one run hold the numbers of its text, as their own readers read them.
 #[test]
 fn readers_find_the_numbers_of_the_text() {
@@ -109,17 +136,12 @@ fn readers_find_the_numbers_of_the_text() {
     let top = run("go", &["tool", "pprof", "-top", "-sample_index=inuse_objects", text(&at("a.pb.gz"))]);
     assert!(top.contains(&format!(" of {count} total")), "{top}");
     // heaptrack's own reader: its leaks, in bytes, by stack.
-    let report = run(
-        "heaptrack_print",
-        &["-f", text(&at("a.zst")), "-F", text(&at("a.folded")), "--flamegraph-cost-type", "leaked"],
-    );
+    let (report, stacks) = heaptrack_print(&at("a.zst"), "leaked");
     assert!(
         report.contains("calls to allocation functions: ") && report.contains(&format!(": {count} (")),
         "{report}"
     );
-    let folded = fs::read_to_string(at("a.folded")).expect("folded stacks");
-    let sum = |line: &str| line.rsplit(' ').next().and_then(|number| number.parse::<u64>().ok());
-    assert_eq!(folded.lines().filter_map(sum).sum::<u64>(), bytes, "{folded}");
+    assert_eq!(stacks.iter().map(|(_, sum)| sum).sum::<u64>(), bytes, "{stacks:?}");
     // The others, as they are written.
     let speedscope = json(&at("a.speedscope.json"));
     assert_eq!(
@@ -145,6 +167,36 @@ fn readers_find_the_numbers_of_the_text() {
     let again: Value = serde_json::from_slice(&again.stdout).expect("JSON");
     assert_eq!((&again["totals"]["bytes"], &again["totals"]["count"]), (&bytes.into(), &count.into()));
     assert_eq!(fs::read(at("a.pb.gz")).expect("one"), fs::read(at("b.pb.gz")).expect("the other"));
+    let _ = fs::remove_dir_all(folder);
+}
+
+/// A million blocks that are held: heaptrack's own reader finds at each site what the program says.
+#[test]
+fn heaptrack_reads_a_million_blocks() {
+    const BLOCKS: &str = "1000000";
+    let _alone = alone();
+    let folder = folder().join("million");
+    fs::create_dir_all(&folder).expect("a folder");
+    let file = folder.join("a.zst");
+    let mut target = Running::start(Command::new(build("million.c", Link::Dynamic, &[])).arg(BLOCKS));
+    target.expect("READY");
+    let mut tracer = Tracer::attach_with(target.pid(), &["--heaptrack", text(&file), "-o", "0", "1"]);
+    target.tell("go");
+    let ledger = ledger::hear(&mut target);
+    // A slow machine has no time to look for names after the signal.
+    tracer.fresh_report();
+    tracer.stop_with_report().assert_nothing_lost();
+    let held = |of: fn(&Amount) -> u64| -> BTreeMap<&str, u64> {
+        ledger.iter().map(|((site, _), amount)| (site.as_str(), of(amount))).collect()
+    };
+    let (bytes, blocks) = (held(|amount| amount.bytes), held(|amount| amount.count.expect("a number")));
+    assert!(blocks.len() == 6 && blocks.values().sum::<u64>() > 1_000_000, "{blocks:?}");
+    let (_, leaked) = heaptrack_print(&file, "leaked");
+    assert_eq!(by_site(&leaked), bytes);
+    let (said, calls) = heaptrack_print(&file, "allocations");
+    assert_eq!(by_site(&calls), blocks);
+    let all = format!("calls to allocation functions: {} (", blocks.values().sum::<u64>());
+    assert!(said.contains(&all), "{said}");
     let _ = fs::remove_dir_all(folder);
 }
 
