@@ -13,6 +13,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    decoded::{decode_profile, decode_trace},
     guard::alone,
     human::{terminal, wordcount},
     ledger::{self, Amount},
@@ -161,7 +162,11 @@ fn readers_find_the_numbers_of_the_text() {
     let data: Value = serde_json::from_str(data.expect("the page's data").0).expect("JSON");
     let moment = data["moments"].as_array().and_then(|moments| moments.last()).expect("a moment");
     assert_eq!((&moment[1], &moment[2]), (&bytes.into(), &count.into()), "{data}");
-    assert_eq!(last_dump(&fs::read(at("a.pftrace")).expect("the trace")), (bytes, count));
+    // Google's library for protocol buffers.
+    let held: Value = [count, bytes].as_slice().into();
+    assert_eq!(decode_trace(&at("a.pftrace"))["total"], held);
+    let total = &decode_profile(&at("a.pb.gz"))["total"];
+    assert_eq!([&total[2], &total[3]], [&held[0], &held[1]], "{total}");
     // The saved one gives all of them again.
     let again = memleak(&["report", text(&at("a.save.gz")), "--json", "--pprof", text(&at("b.pb.gz"))]);
     let again: Value = serde_json::from_slice(&again.stdout).expect("JSON");
@@ -211,57 +216,6 @@ fn grouped(number: u64) -> String {
         text.push(digit);
     }
     text
-}
-
-/// The fields of a protobuf message: number, and varint or bytes (protobuf.dev, Encoding).
-pub(crate) fn fields(mut message: &[u8]) -> Vec<(u64, u64, &[u8])> {
-    fn varint(bytes: &mut &[u8]) -> u64 {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let (first, rest) = bytes.split_first().expect("more of it");
-            *bytes = rest;
-            value |= u64::from(first & 0x7f) << shift;
-            if first & 0x80 == 0 {
-                break;
-            }
-        }
-        value
-    }
-    let mut found = Vec::new();
-    while !message.is_empty() {
-        let tag = varint(&mut message);
-        let value = varint(&mut message);
-        let length = match tag & 7 {
-            0 => 0,
-            2 => usize::try_from(value).expect("a length"),
-            other => panic!("a field of kind {other}"),
-        };
-        let (bytes, rest) = message.split_at(length);
-        message = rest;
-        found.push((tag >> 3, value, bytes));
-    }
-    found
-}
-
-/// Bytes and number of what is held in the last dump of a Perfetto trace: `Trace.packet` (1),
-/// `profile_packet` (37), `process_dumps` (5), `samples` (2), of which `self_allocated` (2) less
-/// `self_freed` (3), and `alloc_count` (5) less `free_count` (6).
-fn last_dump(trace: &[u8]) -> (u64, u64) {
-    let packets = fields(trace);
-    let mut profiles =
-        packets.iter().flat_map(|(_, _, packet)| fields(packet)).filter(|(number, ..)| *number == 37);
-    let last = profiles.next_back().expect("a dump").2;
-    let mut sums = [0u64; 7];
-    for (_, _, dump) in fields(last).into_iter().filter(|(number, ..)| *number == 5) {
-        for (_, _, sample) in fields(dump).into_iter().filter(|(number, ..)| *number == 2) {
-            for (number, value, _) in fields(sample) {
-                if let Some(sum) = sums.get_mut(number as usize) {
-                    *sum += value;
-                }
-            }
-        }
-    }
-    (sums[2] - sums[3], sums[5] - sums[6])
 }
 
 /// A terminal that goes takes what is shown there with it, and not what was asked to be kept.

@@ -25,6 +25,7 @@ mod answers;
 mod commands;
 mod copied;
 mod daemons;
+mod decoded;
 mod doctor;
 mod ends;
 mod errors;
