@@ -45,7 +45,7 @@ pub(crate) const LIVE_PACKAGES: [Package; 31] = [
         names: &["golang-github-google-pprof-dev"],
         purpose: "profile.proto, by which our profiles are read",
     },
-    Package { names: &["prometheus"], purpose: "promtool, which checks our metrics and alerts" },
+    Package { names: &["prometheus"], purpose: "asks for our metrics; promtool checks them and alerts" },
     Package { names: &["nginx"], purpose: "a real server with workers" },
     Package { names: &["heaptrack"], purpose: "heaptrack_print, which reads our data files" },
     Package { names: &["redis-server"], purpose: "a real program with an allocator linked in" },

@@ -49,6 +49,7 @@ mod members;
 mod moments;
 mod options;
 mod outputs;
+mod prometheus;
 mod push;
 mod resources;
 mod robust;
