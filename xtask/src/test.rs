@@ -17,7 +17,7 @@ use xtask::{
 use crate::{build_ebpf, layers};
 
 /// What the live tests build and trace.
-pub(crate) const LIVE_PACKAGES: [Package; 28] = [
+pub(crate) const LIVE_PACKAGES: [Package; 31] = [
     Package { names: &["g++"], purpose: "compiles the traced programs" },
     Package { names: &["libc6-dev"], purpose: "static glibc programs" },
     Package { names: &["libc6-dbg"], purpose: "debug files to find by build id" },
@@ -39,7 +39,13 @@ pub(crate) const LIVE_PACKAGES: [Package; 28] = [
         purpose: "scudo, an allocator to preload",
     },
     Package { names: &["golang-go"], purpose: "go tool pprof, which reads our profiles" },
-    Package { names: &["prometheus"], purpose: "promtool, which checks our metrics and alerts" },
+    Package { names: &["protobuf-compiler"], purpose: "protoc, for a reader of our files made by others" },
+    Package { names: &["python3-protobuf"], purpose: "the library of that reader" },
+    Package {
+        names: &["golang-github-google-pprof-dev"],
+        purpose: "profile.proto, by which our profiles are read",
+    },
+    Package { names: &["prometheus"], purpose: "asks for our metrics; promtool checks them and alerts" },
     Package { names: &["nginx"], purpose: "a real server with workers" },
     Package { names: &["heaptrack"], purpose: "heaptrack_print, which reads our data files" },
     Package { names: &["redis-server"], purpose: "a real program with an allocator linked in" },

@@ -1,6 +1,7 @@
 //! Files of the last report, read by the programs that they are for; saved reports, compared.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
@@ -12,11 +13,13 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    decoded::{decode_profile, decode_trace},
     guard::alone,
     human::{terminal, wordcount},
-    process::code,
-    programs::{scratch_dir, text},
-    tracer::MEMLEAK,
+    ledger::{self, Amount},
+    process::{Running, code},
+    programs::{Link, build, scratch_dir, text},
+    tracer::{MEMLEAK, Tracer},
 };
 
 fn run(program: &str, arguments: &[&str]) -> String {
@@ -72,6 +75,31 @@ fn folder() -> PathBuf {
     path
 }
 
+/// What heaptrack's own reader says of a file, and by its stacks (`main (main.c);leaky (leak.c);`)
+/// what they cost: `leaked` bytes, or `allocations`.
+fn heaptrack_print(file: &Path, cost: &str) -> (String, Vec<(String, u64)>) {
+    let folded = file.with_extension(cost);
+    let report =
+        run("heaptrack_print", &["-f", text(file), "-F", text(&folded), "--flamegraph-cost-type", cost]);
+    let folded = fs::read_to_string(folded).expect("folded stacks");
+    let stack_of = |line: &str| {
+        let (stack, sum) = line.rsplit_once(' ').expect("a stack and a number");
+        (stack.to_owned(), sum.parse().expect("a number"))
+    };
+    (report, folded.lines().map(stack_of).collect())
+}
+
+/// Sums by site (functions `site_*`); of stacks without one by the empty name.
+fn by_site(stacks: &[(String, u64)]) -> BTreeMap<&str, u64> {
+    let mut sums = BTreeMap::new();
+    for (stack, sum) in stacks {
+        let mut functions = stack.split(';').rev().filter_map(|frame| frame.split(' ').next());
+        let site = functions.find(|function| function.starts_with("site_"));
+        *sums.entry(site.unwrap_or_default()).or_default() += sum;
+    }
+    sums
+}
+
 /// All formats of one run hold the numbers of its text, as their own readers read them.
 #[test]
 fn readers_find_the_numbers_of_the_text() {
@@ -109,17 +137,12 @@ fn readers_find_the_numbers_of_the_text() {
     let top = run("go", &["tool", "pprof", "-top", "-sample_index=inuse_objects", text(&at("a.pb.gz"))]);
     assert!(top.contains(&format!(" of {count} total")), "{top}");
     // heaptrack's own reader: its leaks, in bytes, by stack.
-    let report = run(
-        "heaptrack_print",
-        &["-f", text(&at("a.zst")), "-F", text(&at("a.folded")), "--flamegraph-cost-type", "leaked"],
-    );
+    let (report, stacks) = heaptrack_print(&at("a.zst"), "leaked");
     assert!(
         report.contains("calls to allocation functions: ") && report.contains(&format!(": {count} (")),
         "{report}"
     );
-    let folded = fs::read_to_string(at("a.folded")).expect("folded stacks");
-    let sum = |line: &str| line.rsplit(' ').next().and_then(|number| number.parse::<u64>().ok());
-    assert_eq!(folded.lines().filter_map(sum).sum::<u64>(), bytes, "{folded}");
+    assert_eq!(stacks.iter().map(|(_, sum)| sum).sum::<u64>(), bytes, "{stacks:?}");
     // The others, as they are written.
     let speedscope = json(&at("a.speedscope.json"));
     assert_eq!(
@@ -139,12 +162,46 @@ fn readers_find_the_numbers_of_the_text() {
     let data: Value = serde_json::from_str(data.expect("the page's data").0).expect("JSON");
     let moment = data["moments"].as_array().and_then(|moments| moments.last()).expect("a moment");
     assert_eq!((&moment[1], &moment[2]), (&bytes.into(), &count.into()), "{data}");
-    assert_eq!(last_dump(&fs::read(at("a.pftrace")).expect("the trace")), (bytes, count));
+    // Google's library for protocol buffers.
+    let held: Value = [count, bytes].as_slice().into();
+    assert_eq!(decode_trace(&at("a.pftrace"))["total"], held);
+    let total = &decode_profile(&at("a.pb.gz"))["total"];
+    assert_eq!([&total[2], &total[3]], [&held[0], &held[1]], "{total}");
     // The saved one gives all of them again.
     let again = memleak(&["report", text(&at("a.save.gz")), "--json", "--pprof", text(&at("b.pb.gz"))]);
     let again: Value = serde_json::from_slice(&again.stdout).expect("JSON");
     assert_eq!((&again["totals"]["bytes"], &again["totals"]["count"]), (&bytes.into(), &count.into()));
     assert_eq!(fs::read(at("a.pb.gz")).expect("one"), fs::read(at("b.pb.gz")).expect("the other"));
+    let _ = fs::remove_dir_all(folder);
+}
+
+/// A million blocks that are held: heaptrack's own reader finds at each site what the program says.
+#[test]
+fn heaptrack_reads_a_million_blocks() {
+    const BLOCKS: &str = "1000000";
+    let _alone = alone();
+    let folder = folder().join("million");
+    fs::create_dir_all(&folder).expect("a folder");
+    let file = folder.join("a.zst");
+    let mut target = Running::start(Command::new(build("million.c", Link::Dynamic, &[])).arg(BLOCKS));
+    target.expect("READY");
+    let mut tracer = Tracer::attach_with(target.pid(), &["--heaptrack", text(&file), "-o", "0", "1"]);
+    target.tell("go");
+    let ledger = ledger::hear(&mut target);
+    // A slow machine has no time to look for names after the signal.
+    tracer.fresh_report();
+    tracer.stop_with_report().assert_nothing_lost();
+    let held = |of: fn(&Amount) -> u64| -> BTreeMap<&str, u64> {
+        ledger.iter().map(|((site, _), amount)| (site.as_str(), of(amount))).collect()
+    };
+    let (bytes, blocks) = (held(|amount| amount.bytes), held(|amount| amount.count.expect("a number")));
+    assert!(blocks.len() == 6 && blocks.values().sum::<u64>() > 1_000_000, "{blocks:?}");
+    let (_, leaked) = heaptrack_print(&file, "leaked");
+    assert_eq!(by_site(&leaked), bytes);
+    let (said, calls) = heaptrack_print(&file, "allocations");
+    assert_eq!(by_site(&calls), blocks);
+    let all = format!("calls to allocation functions: {} (", blocks.values().sum::<u64>());
+    assert!(said.contains(&all), "{said}");
     let _ = fs::remove_dir_all(folder);
 }
 
@@ -159,57 +216,6 @@ fn grouped(number: u64) -> String {
         text.push(digit);
     }
     text
-}
-
-/// The fields of a protobuf message: number, and varint or bytes (protobuf.dev, Encoding).
-pub(crate) fn fields(mut message: &[u8]) -> Vec<(u64, u64, &[u8])> {
-    fn varint(bytes: &mut &[u8]) -> u64 {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let (first, rest) = bytes.split_first().expect("more of it");
-            *bytes = rest;
-            value |= u64::from(first & 0x7f) << shift;
-            if first & 0x80 == 0 {
-                break;
-            }
-        }
-        value
-    }
-    let mut found = Vec::new();
-    while !message.is_empty() {
-        let tag = varint(&mut message);
-        let value = varint(&mut message);
-        let length = match tag & 7 {
-            0 => 0,
-            2 => usize::try_from(value).expect("a length"),
-            other => panic!("a field of kind {other}"),
-        };
-        let (bytes, rest) = message.split_at(length);
-        message = rest;
-        found.push((tag >> 3, value, bytes));
-    }
-    found
-}
-
-/// Bytes and number of what is held in the last dump of a Perfetto trace: `Trace.packet` (1),
-/// `profile_packet` (37), `process_dumps` (5), `samples` (2), of which `self_allocated` (2) less
-/// `self_freed` (3), and `alloc_count` (5) less `free_count` (6).
-fn last_dump(trace: &[u8]) -> (u64, u64) {
-    let packets = fields(trace);
-    let mut profiles =
-        packets.iter().flat_map(|(_, _, packet)| fields(packet)).filter(|(number, ..)| *number == 37);
-    let last = profiles.next_back().expect("a dump").2;
-    let mut sums = [0u64; 7];
-    for (_, _, dump) in fields(last).into_iter().filter(|(number, ..)| *number == 5) {
-        for (_, _, sample) in fields(dump).into_iter().filter(|(number, ..)| *number == 2) {
-            for (number, value, _) in fields(sample) {
-                if let Some(sum) = sums.get_mut(number as usize) {
-                    *sum += value;
-                }
-            }
-        }
-    }
-    (sums[2] - sums[3], sums[5] - sums[6])
 }
 
 /// A terminal that goes takes what is shown there with it, and not what was asked to be kept.

@@ -16,6 +16,30 @@ use crate::{
     tracer::{MEMLEAK, Tracer},
 };
 
+/// Where a tracer says that it listens.
+pub(crate) fn listening_at(tracer: &Tracer) -> SocketAddr {
+    let said = tracer.notes().into_iter().find_map(|line| {
+        let (_, rest) = line.split_once("listening at http://")?;
+        rest.split(';').next()?.parse().ok()
+    });
+    said.expect("it says where it listens")
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a limit");
+    stream
+}
+
+/// Sends bytes as they are, and reads until the other side closes.
+pub(crate) fn send(address: SocketAddr, request: &[u8]) -> Vec<u8> {
+    let mut stream = connect(address);
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    answer
+}
+
 /// A program that holds something, under a tracer that listens.
 struct Served {
     tracer: Tracer,
@@ -33,34 +57,15 @@ impl Served {
         let mut tracer = Tracer::attach_with(target.pid(), &arguments);
         target.tell("go");
         target.expect("END");
-        let said = tracer.notes().into_iter().find_map(|line| {
-            let (_, rest) = line.split_once("listening at http://")?;
-            rest.split(';').next()?.parse().ok()
-        });
-        let address = said.expect("it says where it listens");
+        let address = listening_at(&tracer);
         tracer.wait_report(|_| true);
         Self { tracer, address, _target: target }
-    }
-
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).expect("it listens");
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a limit");
-        stream
-    }
-
-    /// Sends bytes as they are, and reads until the other side closes.
-    fn raw(&self, request: &[u8]) -> Vec<u8> {
-        let mut stream = self.connect();
-        let _ = stream.write_all(request);
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        answer
     }
 
     fn get(&self, path: &str, more: &str) -> (String, Vec<u8>) {
         let request =
             format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{more}\r\n", self.address);
-        let answer = self.raw(request.as_bytes());
+        let answer = send(self.address, request.as_bytes());
         let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
         let head = String::from_utf8_lossy(&answer[..end]).into_owned();
         (head, answer[end + 4..].to_vec())
@@ -108,7 +113,7 @@ fn metrics_are_those_of_the_report() {
     check_by_promtool(&page);
 }
 
-fn check_by_promtool(page: &str) {
+pub(crate) fn check_by_promtool(page: &str) {
     let mut child = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -167,16 +172,16 @@ fn only_reading_is_answered() {
         ("GET /metrics HTTP/9.9\r\n\r\n", "400"),
         ("\x16\x03\x01\x02\x00nonsense\r\n\r\n", "400"),
     ] {
-        let answer = String::from_utf8_lossy(&served.raw(request.as_bytes())).into_owned();
+        let answer = String::from_utf8_lossy(&send(served.address, request.as_bytes())).into_owned();
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer}");
         let body = answer.split_once("\r\n\r\n").expect("a head").1;
         assert!(!request.starts_with("HEAD") || body.is_empty(), "{answer}");
     }
     let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "y".repeat(1 << 20));
-    let answer = String::from_utf8_lossy(&served.raw(long.as_bytes())).into_owned();
+    let answer = String::from_utf8_lossy(&send(served.address, long.as_bytes())).into_owned();
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
     let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "A: b\r\n".repeat(1000));
-    let answer = String::from_utf8_lossy(&served.raw(many.as_bytes())).into_owned();
+    let answer = String::from_utf8_lossy(&send(served.address, many.as_bytes())).into_owned();
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
 }
 
@@ -204,7 +209,7 @@ fn clients_do_not_disturb_a_run() {
     served.tracer.fresh_report();
     assert!(begin.elapsed() < Duration::from_secs(3), "two reports took {:?}", begin.elapsed());
     // Asked for without end, and never read.
-    let mut deaf = served.connect();
+    let mut deaf = connect(served.address);
     deaf.set_write_timeout(Some(Duration::from_secs(1))).expect("a limit");
     let requests = "GET /debug/pprof/heap HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(10_000);
     let _ = deaf.write_all(requests.as_bytes());
@@ -212,7 +217,7 @@ fn clients_do_not_disturb_a_run() {
     drop(slow);
     let _ = deaf.shutdown(Shutdown::Both);
     let answered = Instant::now();
-    while !served.raw(b"GET /healthz HTTP/1.0\r\n\r\n").ends_with(b"ok\n") {
+    while !send(served.address, b"GET /healthz HTTP/1.0\r\n\r\n").ends_with(b"ok\n") {
         assert!(answered.elapsed() < Duration::from_secs(30), "nobody is answered any more");
     }
     served.text("/metrics");

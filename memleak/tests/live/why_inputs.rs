@@ -1,19 +1,10 @@
-//! `--why` where there is little to look at, or nothing: targets that go, other namespaces; and the
-//! graph of all blocks that it gives.
+//! `--why` where there is little to look at, or nothing: targets that go, other namespaces.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    process::Command,
-    thread,
-    time::Duration,
-};
+use std::{process::Command, thread, time::Duration};
 
 use crate::{
-    files::fields,
     guard::alone,
     process::{Running, rounds},
-    programs::{Link, build, scratch_dir, text},
     targets::only_child,
     tracer::{NEVER, Tracer},
     why::{read_books, shapes_program, wordcount},
@@ -67,46 +58,4 @@ fn a_target_in_a_pid_namespace_is_looked_at() {
         let lost = &report.why.as_ref().expect("why")["definitely_lost"]["count"];
         assert!(lost.as_u64() >= Some(4), "two circles at least: {lost}");
     }
-}
-
-/// Perfetto's heap graph has all blocks, with the pointers that the program has made, as its own
-/// report on what holds them says.
-#[test]
-fn all_blocks_are_written_as_a_graph() {
-    let _alone = alone();
-    let program = build("holders.c", Link::Dynamic, &["-g"]);
-    let trace = scratch_dir().join(format!("holders-{}.pftrace", std::process::id()));
-    let options = ["--json", "--why", "--perfetto", text(&trace), "-o", "0", "-T", "100", NEVER, "--"];
-    let mut tracer = Tracer::start(&[&options[..], &[text(&program)]].concat());
-    tracer.running().expect("READY");
-    let report = tracer.stop_with_report();
-    let written = fs::read(&trace).expect("a trace");
-    fs::remove_file(&trace).expect("removing");
-    let packets = fields(&written).into_iter().flat_map(|(_, _, packet)| fields(packet));
-    let graph: Vec<_> =
-        packets.filter(|(field, ..)| *field == 56).flat_map(|(_, _, it)| fields(it)).collect();
-    let of =
-        |wanted: u64| graph.iter().filter(move |(field, ..)| *field == wanted).map(|(_, _, it)| fields(it));
-    let number = |message: &[(u64, u64, &[u8])], wanted: u64| {
-        message.iter().find(|(field, ..)| *field == wanted).map_or(0, |(_, number, _)| *number)
-    };
-    let name = |message: &[(u64, u64, &[u8])], wanted: u64| -> String {
-        let (_, _, name) = message.iter().find(|(field, ..)| *field == wanted).expect("a name");
-        String::from_utf8_lossy(name).into_owned()
-    };
-    let types: BTreeMap<u64, String> = of(9).map(|it| (number(&it, 1), name(&it, 3))).collect();
-    let mut sums: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-    let mut addresses = BTreeSet::new();
-    for object in of(2) {
-        let sum = sums.entry(types[&number(&object, 2)].as_str()).or_default();
-        *sum = (sum.0 + number(&object, 3), sum.1 + 1);
-        assert!(addresses.insert(number(&object, 1)), "twice");
-    }
-    let heap = report.stacks.iter().filter(|stack| stack.resource == "heap");
-    let expected = heap.fold((0, 0), |sum, stack| (sum.0 + stack.bytes, sum.1 + stack.count));
-    let found = sums.values().fold((0, 0), |sum, of_type| (sum.0 + of_type.0, sum.1 + of_type.1));
-    assert_eq!(found, expected, "{sums:?}");
-    // As many as the table of entries has.
-    assert!(sums.values().any(|of_type| *of_type == (1600, 16)), "{sums:?}");
-    assert!(of(7).count() > 0, "roots");
 }

@@ -19,7 +19,9 @@ typedef struct cache *cache_pointer;
 
 static cache_pointer g_cache;
 
-__attribute__((noinline)) static struct body *make_body(void) { return calloc(1, sizeof(struct body)); }
+__attribute__((always_inline)) static inline void *inlined_calloc(size_t size) { return calloc(1, size); }
+
+__attribute__((noinline)) static struct body *make_body(void) { return inlined_calloc(sizeof(struct body)); }
 
 __attribute__((noinline)) static struct entry *make_entry(long key) {
     struct entry *entry = calloc(1, sizeof *entry);
