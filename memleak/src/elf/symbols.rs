@@ -3,6 +3,7 @@
 //! and a report needs a hundred.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
@@ -304,9 +305,22 @@ pub struct SymbolNames {
     longest: usize,
     /// By their last byte: most names of an object are ruled out by it.
     endings: BTreeMap<u8, Vec<Vec<u8>>>,
+    /// What names of local functions begin with that count in a library.
+    local: Vec<Vec<u8>>,
 }
 
 impl SymbolNames {
+    /// The same, and local functions of libraries whose names begin with one of `prefixes` count as
+    /// those do that others may call: a linker makes functions local that a version script does not
+    /// name (those of Rust's libraries), where nothing tells them from a source file's own.
+    pub fn with_local_prefixes(self, prefixes: impl IntoIterator<Item = &'static str>) -> Self {
+        Self { local: prefixes.into_iter().map(|prefix| prefix.as_bytes().to_vec()).collect(), ..self }
+    }
+
+    fn may_be_local(&self, name: &[u8]) -> bool {
+        self.local.iter().any(|prefix| name.starts_with(prefix))
+    }
+
     /// The same, and every name that ends with one of `endings`.
     pub fn with_endings<S: Into<String>>(self, endings: impl IntoIterator<Item = S>) -> Self {
         let mut by_last: BTreeMap<u8, Vec<Vec<u8>>> = BTreeMap::new();
@@ -338,17 +352,22 @@ impl<S: Into<String>> FromIterator<S> for SymbolNames {
     fn from_iter<I: IntoIterator<Item = S>>(names: I) -> Self {
         let whole: HashSet<Vec<u8>> = names.into_iter().map(|name| name.into().into_bytes()).collect();
         let longest = whole.iter().map(Vec::len).max().unwrap_or(0);
-        Self { whole, longest, endings: BTreeMap::new() }
+        Self { whole, longest, endings: BTreeMap::new(), local: Vec::new() }
     }
 }
 
 /// The functions named in `names` that one of `files` (an object, and then its debug files) defines
-/// for others to call, within the object's code: in order of name, then address, each pair once.
-pub(crate) fn functions_named(files: &[&ElfFile], names: &SymbolNames) -> Vec<FunctionSymbol> {
+/// for others to call, within the object's code: in order of name, then address, each pair once. Of
+/// a library also local ones that may be ([`SymbolNames::with_local_prefixes`]).
+pub(crate) fn functions_named(
+    files: &[&ElfFile],
+    names: &SymbolNames,
+    is_library: bool,
+) -> Vec<FunctionSymbol> {
     let mut functions = BTreeMap::new();
     let Some(object) = files.first() else { return Vec::new() };
     for table in files.iter().flat_map(|file| file.symbol_tables()) {
-        add_functions(table, object, names, &mut functions);
+        add_functions(table, object, (names, is_library), &mut functions);
     }
     functions.into_values().collect()
 }
@@ -360,10 +379,12 @@ pub(crate) fn functions_named(files: &[&ElfFile], names: &SymbolNames) -> Vec<Fu
 fn add_functions(
     table: SymbolTable<'_>,
     object: &ElfFile,
-    names: &SymbolNames,
+    (names, is_library): (&SymbolNames, bool),
     functions: &mut BTreeMap<(String, u64), FunctionSymbol>,
 ) {
     let mut in_a_source_file = true;
+    // Addresses of functions that seem to be a source file's own.
+    let own = RefCell::new(HashSet::new());
     let is_wanted = |symbol: &RawSymbol| {
         if symbol.kind == elf::STT_FILE.0 {
             // The first string of a table is the empty one (gABI, "String Table").
@@ -374,7 +395,12 @@ fn add_functions(
             elf::STB_GLOBAL | elf::STB_WEAK | elf::STB_GNU_UNIQUE => true,
             _ => !in_a_source_file || symbol.visibility != elf::STV_DEFAULT.0,
         };
-        was_global && symbol.is_function() && object.code_segment(symbol.value).is_some()
+        let may_count = was_global || (is_library && !names.local.is_empty());
+        let is_wanted = may_count && symbol.is_function() && object.code_segment(symbol.value).is_some();
+        if is_wanted && !was_global {
+            own.borrow_mut().insert(symbol.value);
+        }
+        is_wanted
     };
     table.for_each_named(&table.elf.budget(), is_wanted, |index, name| {
         let name = without_version(name);
@@ -382,6 +408,10 @@ fn add_functions(
         let Some(symbol) = names.contains(name).then(|| table.symbol(index)).flatten() else { return };
         let name = String::from_utf8_lossy(name).into_owned();
         let (vaddr, size) = (symbol.value, symbol.size);
+        let is_own = symbol.binding == elf::STB_LOCAL.0 && own.borrow().contains(&vaddr);
+        if is_own && !names.may_be_local(name.as_bytes()) {
+            return;
+        }
         let kind = match symbol.kind == elf::STT_GNU_IFUNC.0 {
             true => SymbolKind::Indirect,
             false => SymbolKind::Function,

@@ -30,7 +30,7 @@ pub enum Gap {
         /// A function that is probed.
         acquires: String,
     },
-    /// A program holds an allocator, and no symbol says where.
+    /// A program or a library holds an allocator, and no symbol says where.
     #[error(
         "{object} contains {allocator}, but is stripped: what it allocates by it is not seen; install its debug file \
          (/usr/lib/debug/.build-id) or trace a build with symbols; --growth shows which stacks its memory grows by"
@@ -133,17 +133,19 @@ pub fn of_programs(objects: &[Object], plan: &Plan) -> Vec<Gap> {
 /// that free.
 const OPERATORS: [&str; 5] = ["_Znwm", "_Znam", "_ZdlPv", "_ZdaPv", "_ZdlPvm"];
 
-/// A stripped program may hold an allocator that is linked into it.
+/// A stripped program may hold an allocator that is linked into it, and so may a library (an
+/// extension of Python's that is written in Rust), which then maps memory itself.
 fn hidden(object: &Object, plan: &Plan) -> Option<Gap> {
     let elf = object.elf.as_ref().ok()?;
-    if !elf.is_program() || elf.has_symbol_table() || elf.recognised().is_some() {
+    if elf.has_symbol_table() || elf.recognised().is_some() || !(elf.is_program() || elf.maps_memory()) {
         return None;
     }
     let name = object.to_string();
     if families_of(&name, plan).next().is_none() {
         return Some(Gap::Hidden { allocator: allocator::told_by_words(elf)?, object: name });
     }
-    if families_of(&name, plan).any(|family| !family.is_plain) {
+    // A library names what others are to call.
+    if !elf.is_program() || families_of(&name, plan).any(|family| !family.is_plain) {
         return None;
     }
     let allocator = allocator::told_by_words(elf).unwrap_or(AllocatorKind::Unknown);

@@ -171,13 +171,14 @@ pub fn symbol_names(options: &PlanOptions<'_>) -> SymbolNames {
     let markers = allocator::marker_names().chain([C_LIBRARY_MARKER]).map(str::to_owned);
     let plain = rows().map(|row| row.function.to_string()).chain(markers);
     let prefixed = || rows().filter(|row| is_prefixed(row.scope)).map(|row| row.function.to_string());
-    match options.symbols_prefix {
+    let names: SymbolNames = match options.symbols_prefix {
         Some(prefix) => plain.chain(prefixed().map(|function| format!("{prefix}{function}"))).collect(),
         // Whatever the prefix: which are an allocator's is told by all that an object defines.
         None => plain
             .collect::<SymbolNames>()
             .with_endings(prefixed().chain(allocator::marker_endings().map(str::to_owned))),
-    }
+    };
+    names.with_local_prefixes(allocator::own_prefixes())
 }
 /// A function that glibc and musl define, and nobody else (where `errno` is).
 pub(super) const C_LIBRARY_MARKER: &str = "__errno_location";

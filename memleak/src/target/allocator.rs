@@ -196,6 +196,11 @@ pub fn marker_names() -> impl Iterator<Item = &'static str> {
     KNOWN.iter().flat_map(|known| known.markers.iter().chain(JEMALLOC_API).chain(INTERNAL).copied())
 }
 
+/// What names of allocators' functions begin with that no others have.
+pub fn own_prefixes() -> impl Iterator<Item = &'static str> {
+    PREFIXES.iter().copied().filter(|prefix| !prefix.is_empty())
+}
+
 /// Ends of the names that [`prefixes_of`] and [`internal_functions`] look for.
 pub fn marker_endings() -> impl Iterator<Item = &'static str> {
     JEMALLOC_API.iter().chain(INTERNAL).copied().chain([USABLE_SIZE])

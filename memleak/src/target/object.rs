@@ -138,13 +138,13 @@ impl Elf {
         let flags = elf.dynamic_entry(elf::DT_FLAGS_1).unwrap_or(0);
         let is_static = !has_interpreter && (elf.file_type == elf::ET_EXEC.0 || flags & elf::DF_1_PIE.0 != 0);
         let is_program = is_static || (has_interpreter && elf.dynamic_entry(elf::DT_SONAME).is_none());
-        let (debug, mini) = match elf.has_symbol_table() || !is_program {
+        let (debug, mini) = match elf.has_symbol_table() || !(is_program || maps_memory(elf)) {
             true => (None, None),
             false => roots.symbol_files(elf, file.path()),
         };
         let others = [debug.as_ref().map(|found| &found.elf), mini.as_ref()];
         let files: Vec<&ElfFile> = [Some(elf)].into_iter().chain(others).flatten().collect();
-        let (mut symbols, is_go) = (functions_named(&files, names), is_go(elf));
+        let (mut symbols, is_go) = (functions_named(&files, names, !is_program), is_go(elf));
         let has_symbol_table = files.iter().any(|file| file.has_symbol_table());
         let mut recognised = None;
         if is_program && !has_symbol_table && !is_go {
@@ -289,6 +289,11 @@ impl Elf {
             }
         }
         found
+    }
+
+    /// See [`maps_memory`].
+    pub fn maps_memory(&self) -> bool {
+        self.elf().is_some_and(maps_memory)
     }
 
     /// Size of the function that some symbol, a local one too, places at `vaddr`; 0 if there is
@@ -507,6 +512,14 @@ fn names_file(name: &str, file_name: &str) -> bool {
 fn library_parts(file_name: &str) -> Option<(&str, &str)> {
     let (stem, version) = file_name.split_once(".so")?;
     (version.is_empty() || version.starts_with('.')).then_some((stem, version))
+}
+
+/// It calls what an allocator gets its memory by and gives it back: mmap and madvise of the C
+/// library. Few libraries call both.
+fn maps_memory(elf: &ElfFile) -> bool {
+    let names: HashSet<String> = ["mmap", "mmap64", "madvise"].map(str::to_owned).into();
+    let imports = elf.imports_of(&names);
+    imports.contains("madvise") && imports.len() > 1
 }
 
 #[cfg(test)]

@@ -106,6 +106,29 @@ fn takes_a_hidden_function_for_what_it_is() {
     }
 }
 
+/// A library's version script makes local what it does not name: so are the allocators in Rust's
+/// libraries, and lld leaves nothing to tell them from a source file's own functions.
+#[test]
+fn takes_what_a_version_script_has_made_local() {
+    let code = "__attribute__((noinline)) void *je_malloc(unsigned long n) { __asm__(\"\"); return (void *)n; }\n\
+                __attribute__((noinline)) void je_free(void *p) { __asm__ volatile(\"\" :: \"r\"(p)); }\n\
+                __attribute__((noinline)) void free(void *p) { __asm__ volatile(\"\" :: \"r\"(p)); }\n\
+                void entry(unsigned long n) { void *p = je_malloc(n); je_free(p); free(p); }";
+    let script = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plan_version_script");
+    std::fs::write(&script, "{ global: entry; local: *; };").unwrap();
+    for linker in ["bfd", "lld"] {
+        let flags = [format!("-fuse-ld={linker}"), format!("-Wl,--version-script={}", script.display())];
+        let flags = ["-shared", "-fPIC", "-fno-builtin", "-w", &flags[0], &flags[1]];
+        let library = compile("gcc", &format!("plan_script_{linker}.so"), code, &flags);
+        let local = all_symbols(&library).into_iter().filter(|symbol| symbol.name == "je_malloc");
+        assert_eq!(local.map(|symbol| symbol.kind).collect::<Vec<_>>(), ['t'], "{linker}");
+        let plan = plan_of_file(&library, &PlanOptions::default());
+        let functions: BTreeSet<_> = plan.points.iter().map(|point| point.function.as_str()).collect();
+        assert!(functions.is_superset(&BTreeSet::from(["je_free", "je_malloc"])), "{linker}: {functions:?}");
+        assert!(linker == "bfd" || !functions.contains("free"), "{functions:?}");
+    }
+}
+
 /// Compiles a library that defines these functions and nothing else.
 fn library_of(name: &str, code: &str) -> PathBuf {
     compile("gcc", name, code, &["-shared", "-fPIC", "-fno-builtin", "-w", "-nostdlib"])
@@ -191,6 +214,30 @@ fn says_which_allocator_a_stripped_program_hides() {
         let program = compile("gcc", name, &code, flags);
         let objects = [open(&program, &options), open(Path::new(C_LIBRARY), &options)];
         let object = program.display().to_string();
+        let expected = Gap::Hidden { object, allocator: AllocatorKind::Jemalloc };
+        let gaps = gaps(&objects, &plan(&objects, &options, None));
+        assert_eq!(gaps, if is_hidden { vec![expected] } else { vec![] }, "{name}");
+    }
+}
+
+/// So is one that a library hides, such as an extension of Python's, which maps memory itself.
+#[test]
+fn says_which_allocator_a_stripped_library_hides() {
+    let code = |function: &str| {
+        format!(
+            "#include <sys/mman.h>\nconst char *words = \"<jemalloc>: Error in \";\n\
+             int give(char *p) {{ return {function}(p, 1, 1) + (mmap(p, 1, 1, 1, 1, 1) == p); }}"
+        )
+    };
+    let options = PlanOptions::default();
+    for (name, function, strip, is_hidden) in [
+        ("plan_hidden_library", "madvise", "-s", true),
+        ("plan_named_library", "madvise", "-g", false),
+        ("plan_other_library", "mprotect", "-s", false),
+    ] {
+        let library = compile("gcc", name, &code(function), &["-shared", "-fPIC", strip]);
+        let objects = [open(&library, &options), open(Path::new(C_LIBRARY), &options)];
+        let object = library.display().to_string();
         let expected = Gap::Hidden { object, allocator: AllocatorKind::Jemalloc };
         let gaps = gaps(&objects, &plan(&objects, &options, None));
         assert_eq!(gaps, if is_hidden { vec![expected] } else { vec![] }, "{name}");
