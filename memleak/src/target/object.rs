@@ -147,7 +147,7 @@ impl Elf {
         let (mut symbols, is_go) = (functions_named(&files, names, !is_program), is_go(elf));
         let has_symbol_table = files.iter().any(|file| file.has_symbol_table());
         let mut recognised = None;
-        if is_program && !has_symbol_table && !is_go {
+        if (is_program || maps_memory(elf)) && !has_symbol_table && !is_go {
             let found = signatures::recognise(elf, &symbols);
             recognised = found.map(|found| signatures::add(found, names, &mut symbols));
         }
