@@ -11,6 +11,9 @@ use crate::{
     results::{DEPTHS, Results, Variant, Way},
 };
 
+/// What is counted of each stack's releases, in the same way.
+const LIFETIMES: &str = "lifetimes";
+
 const NOT_MEASURED: &str = "not measured";
 
 /// What is compared in the table of all depths. By CPU time: it is what the clock says on a quiet
@@ -30,7 +33,8 @@ pub(crate) fn markdown(results: &Results, options: &Options) -> Result<String> {
     writeln!(
         text,
         "Medians over {} rounds, {} s of traced time each. \"Traps alone\" is memleak's own attach points with empty \
-         programs: what the kernel takes for the traps. Ratios are of CPU time.\n",
+         programs: what the kernel takes for the traps. Ratios are of CPU time; so is what a pair takes for lifetimes, round \
+         by round beyond the same with --no-lifetimes.\n",
         options.rounds, options.seconds
     )?;
     pairs(&mut text, results)?;
@@ -57,19 +61,20 @@ fn pairs(text: &mut String, results: &Results) -> Result<()> {
     for (title, _, _) in RATIOS {
         write!(text, " {title} |")?;
     }
-    text.push_str("\n|");
-    text.push_str(&" ---: |".repeat(1 + Variant::PAIRS.len() + RATIOS.len()));
+    write!(text, " {LIFETIMES} |\n|")?;
+    text.push_str(&" ---: |".repeat(2 + Variant::PAIRS.len() + RATIOS.len()));
     text.push('\n');
     for depth in DEPTHS {
         write!(text, "| {depth} |")?;
         for variant in Variant::PAIRS {
             write!(text, " {} |", time(results.pair_ns.median(&(variant, depth, Way::Clock))))?;
         }
+        let key = |variant| (variant, depth, Way::Cpu);
         for (_, above, below) in RATIOS {
-            let key = |variant| (variant, depth, Way::Cpu);
             write!(text, " {} |", ratio(results.pair_ns.ratio(&key(above), &key(below))))?;
         }
-        text.push('\n');
+        let lifetimes = results.pair_ns.difference(&key(Variant::Memleak), &key(Variant::NoLifetimes));
+        writeln!(text, " {} |", time(lifetimes))?;
     }
     text.push('\n');
     Ok(())
@@ -159,14 +164,15 @@ mod tests {
         // It waited for a CPU half of the time.
         results.add(Variant::Traps, 5, Pace { turn_ns: 2000.0, cpu_share: 0.5 });
         results.add(Variant::Memleak, 5, Pace { turn_ns: 1300.0, cpu_share: 1.0 });
+        results.add(Variant::NoLifetimes, 5, Pace { turn_ns: 1270.0, cpu_share: 1.0 });
         results.add(Variant::Bcc, 5, Pace { turn_ns: 13000.0, cpu_share: 1.0 });
         results.leave_out(Variant::Dhat, &anyhow::anyhow!("valgrind is not installed"));
         let mut text = String::new();
         pairs(&mut text, &results)?;
         peers(&mut text, &results)?;
         let rows = [
-            "| 5 | not measured | 2.00 us | 1.30 us | not measured | not measured | not measured | 13.00 us | 1.30 | not \
-             measured | not measured | 10.00 |",
+            "| 5 | not measured | 2.00 us | 1.30 us | 1.27 us | not measured | not measured | 13.00 us | 1.30 | 1.27 | not \
+             measured | 10.00 | 30.0 ns |",
             "| memleak-bpfcc | 13.00 us | 10.00 | not measured | not measured | not measured | not measured |",
             "valgrind, DHAT was not measured: valgrind is not installed",
         ];
@@ -175,7 +181,7 @@ mod tests {
         }
         let lines = || text.lines().filter(|line| line.starts_with('|'));
         let columns: Vec<usize> = lines().map(|line| line.matches('|').count()).collect();
-        assert!(columns.iter().all(|count| [13, 8].contains(count)), "{columns:?}");
+        assert!(columns.iter().all(|count| [14, 8].contains(count)), "{columns:?}");
         Ok(())
     }
 }
