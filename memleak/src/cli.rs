@@ -222,6 +222,10 @@ pub struct Cli {
     #[arg(long, hide = true)]
     pub traps_only: bool,
 
+    /// With --traps-only: at functions that release, and at no others (memleak doctor)
+    #[arg(long, hide = true, requires = "traps_only")]
+    pub releases_only: bool,
+
     /// Kernel mode: compare what is remembered of stacks with what the kernel's walk gives (a test)
     #[arg(long, hide = true)]
     pub check_stacks: bool,

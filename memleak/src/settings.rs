@@ -112,6 +112,8 @@ pub struct CaptureSettings {
     pub symbols_prefix: Option<String>,
     /// Attach programs that do nothing: what the traps alone cost (`--traps-only`, for the bench).
     pub traps_only: bool,
+    /// At functions that release alone (`--releases-only`, for the doctor).
+    pub releases_only: bool,
     /// Count descriptors at the C library's functions, and not at system calls (`--library-calls`).
     pub library_calls: bool,
     /// Count ranges of addresses at system calls (`--system-calls`).
@@ -393,6 +395,7 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
             cli.symbols_prefix.as_deref(),
         )?,
         traps_only: cli.traps_only,
+        releases_only: cli.releases_only,
         library_calls: cli.library_calls,
         system_calls: cli.system_calls,
     })

@@ -15,8 +15,7 @@ use page::Findings;
 /// `memleak doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArguments {
-    /// Also say what tracing this process would cost: its calls are counted for a fifth of a
-    /// second; repeatable
+    /// Also say what tracing this process would cost: it is traced for some two seconds; repeatable
     #[arg(short = 'p', long = "pid", value_name = "PID")]
     pub pids: Vec<u32>,
 

@@ -33,8 +33,8 @@ impl Findings {
             memleak: env!("CARGO_PKG_VERSION"),
             machine: std::env::consts::ARCH,
             checks,
-            trap_ns: costs.as_ref().map(|costs| ns(costs.trap)),
-            traced_trap_ns: costs.as_ref().map(|costs| ns(costs.full())),
+            trap_ns: costs.as_ref().map(|costs| ns(costs.trap.alone)),
+            traced_trap_ns: costs.as_ref().map(|costs| ns(costs.full)),
             processes: prices.prices,
         }
     }

@@ -7,26 +7,16 @@ use serde::Serialize;
 use super::child::Pairs;
 use crate::{
     proc::status::thread_comm,
-    session::{Rates, SessionError, TRAPS_ONLY, count, traced},
+    session::{RELEASES_ONLY, Rates, SessionError, TRAPS_ONLY, TrapCost, count, traced},
 };
 
 /// What tracing costs on this machine.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Costs {
-    /// A trap alone.
-    pub trap: Duration,
-    /// By options, of a pair of malloc and free.
-    offers: Vec<(&'static [&'static str], Duration)>,
-    /// Traps that such a pair is.
-    traps_of_pair: f64,
-}
-
-impl Costs {
-    /// A trap, with what is done in it in full.
-    pub(super) fn full(&self) -> Duration {
-        let full = self.offers.first().map_or(Duration::ZERO, |(_, pair)| *pair);
-        full.div_f64(self.traps_of_pair.max(1.0))
-    }
+    /// A trap, whatever is done in it.
+    pub trap: TrapCost,
+    /// With what is done in it in full, in a program of one stack.
+    pub full: Duration,
 }
 
 /// Ways to trace a process, in full first.
@@ -70,41 +60,37 @@ pub(super) async fn of_all(pids: &[u32]) -> Prices {
     if pids.is_empty() {
         return Prices::default();
     }
-    let costs = measure().await;
+    let costs = measured().map_err(|error| error.to_string());
     let mut prices = Vec::new();
     for pid in pids {
-        let known = costs.clone().unwrap_or_default();
         let rates = match &costs {
-            Ok(costs) => count(*pid, costs.trap).await.map_err(|error| error.to_string()),
+            Ok(costs) => count(*pid, &costs.trap, &WAYS).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.clone()),
         };
-        prices.push(Price::of(*pid, rates, &known));
+        prices.push(Price::of(*pid, rates));
     }
     Prices { costs: Some(costs), prices }
 }
 
 impl Price {
-    fn of(pid: u32, rates: Result<Rates, String>, costs: &Costs) -> Self {
+    fn of(pid: u32, rates: Result<Rates, String>) -> Self {
         let (rates, error) = match rates {
             Ok(rates) => (rates, None),
             Err(error) => (Rates::default(), Some(error)),
         };
-        // What a process does is made of pairs, as far as its traps tell.
-        let pairs = rates.traps / costs.traps_of_pair.max(1.0);
-        let offer = |(options, pair): &(&[&str], Duration)| Offer {
-            options: options.join(" "),
-            cpus: pairs * pair.as_secs_f64(),
-        };
-        let offers: Vec<Offer> = costs.offers.iter().map(offer).collect();
+        let offers = WAYS.iter().zip(&rates.prices).filter_map(|(options, cpus)| {
+            // A way that this kernel does not have is none.
+            Some(Offer { options: options.join(" "), cpus: (*cpus)? })
+        });
         Self {
             pid,
             comm: thread_comm(pid).unwrap_or_default(),
+            offers: offers.collect(),
             allocators: rates.allocators,
             acquired_per_second: rates.acquired as u64,
             released_per_second: rates.released as u64,
             traps_per_second: rates.traps as u64,
             cpus: rates.cpus,
-            offers: if error.is_none() { offers } else { Vec::new() },
             error,
         }
     }
@@ -115,31 +101,30 @@ impl Price {
 const PAIRS: u32 = 20_000;
 const ROUNDS: usize = 5;
 
-async fn measure() -> Result<Costs, String> {
-    measured().await.map_err(|error| error.to_string())
-}
-
-async fn measured() -> Result<Costs, SessionError> {
+fn measured() -> Result<Costs, SessionError> {
     let system = |error| SessionError::System("cannot start this program again", error);
     let mut pairs = Pairs::start().map_err(system)?;
     let pid = pairs.pid();
-    let shortest = |pairs: &mut Pairs| (0..ROUNDS).filter_map(|_| pairs.time(PAIRS)).min();
-    let untraced = shortest(&mut pairs).unwrap_or_default();
-    let (with, traps) = traced(pid, &[TRAPS_ONLY], || shortest(&mut pairs)).await?;
-    let traps_of_pair = traps as f64 / f64::from(PAIRS * ROUNDS as u32);
-    if traps_of_pair < 1.0 {
+    let shortest =
+        |pairs: &mut Pairs| (0..ROUNDS).filter_map(|_| pairs.time(PAIRS)).min().unwrap_or_default();
+    let pair = shortest(&mut pairs);
+    let ([alone, counting], runs) = traced(pid, TRAPS_ONLY, || shortest(&mut pairs))?;
+    let traps = runs.all as f64 / f64::from(PAIRS * ROUNDS as u32);
+    if traps < 1.0 {
         return Err(SessionError::System(
             "cannot measure what a trap costs",
             std::io::Error::other("this program's own calls of malloc are not seen"),
         ));
     }
-    let trap = with.unwrap_or_default().saturating_sub(untraced).div_f64(traps_of_pair);
-    let mut offers = Vec::new();
-    for options in WAYS {
-        // A way that this kernel does not have is none.
-        if let Ok((Some(with), _)) = traced(pid, options, || shortest(&mut pairs)).await {
-            offers.push((options, with.saturating_sub(untraced)));
-        }
-    }
-    Ok(Costs { trap, offers, traps_of_pair })
+    let ([_, releases], _) = traced(pid, RELEASES_ONLY, || shortest(&mut pairs))?;
+    let ([full, _], _) = traced(pid, WAYS[0], || shortest(&mut pairs))?;
+    let of_trap = |with: Duration, without: Duration| with.saturating_sub(without).div_f64(traps);
+    let trap = TrapCost {
+        alone: of_trap(alone, pair),
+        counting: of_trap(counting, alone),
+        empty: runs.in_programs.div_f64(runs.all as f64),
+        of_release: releases.saturating_sub(pair),
+        pair,
+    };
+    Ok(Costs { trap, full: of_trap(full, pair) })
 }

@@ -4,6 +4,7 @@ pub mod btf;
 pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod copied;
+pub(crate) mod cpu_times;
 pub(crate) mod descriptors;
 pub(crate) mod dynamic_linker;
 pub(crate) mod exec_watch;

@@ -37,6 +37,7 @@ mod view;
 mod wait;
 mod why;
 
-pub(crate) use count::{Rates, TRAPS_ONLY, count, traced};
+pub(crate) use count::{RELEASES_ONLY, Rates, TRAPS_ONLY, count, traced};
 pub use error::SessionError;
+pub(crate) use price::TrapCost;
 pub use run::{RunOutcome, run};

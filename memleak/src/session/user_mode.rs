@@ -19,11 +19,12 @@ use crate::{
     objects::ObjectStore,
     probe::{
         gaps::{self, Gap, gaps},
-        plan::{Plan, PlanOptions, plan, symbol_names},
+        plan::{Plan, PlanOptions, ProgramKind, plan, symbol_names},
         table::{Role, Row, TABLE},
     },
     proc::{
         copied::copies,
+        cpu_times::CpuTimes,
         maps::read_maps,
         memory::{ProcessMemory, ReadMemory},
     },
@@ -75,6 +76,8 @@ pub(super) struct UserMode {
     pub(super) held: Option<HeldCommand>,
     /// A command that runs.
     pub(super) command: Option<Child>,
+    /// CPUs that the processes kept busy while the programs were loaded: they were not traced yet.
+    pub(super) untraced_cpus: f64,
 }
 
 /// Loads the programs, and enters the unwind tables of `processes`.
@@ -83,9 +86,11 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
     rows.retain(|row| row.role != Role::Ending || asks_for_end(settings));
     let store = ObjectStore::default();
     let pids = processes.iter().map(|process| process.pid);
+    let times = CpuTimes::of(pids.clone());
     let UserStart { tracer, births, by_tracepoints, took } =
         Tracer::of_processes(&config(settings), &rows, pids, &store)?;
     info!("loaded the BPF programs in {} ms", millis(took));
+    let (untraced_cpus, _) = times.cpus_since();
     let is_probed = |resource: &Resource| !by_tracepoints.contains(resource);
     let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
     let follower = Follower::start(births, answering_threads())
@@ -105,6 +110,7 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
         carried,
         held,
         command,
+        untraced_cpus,
     };
     Ok((mode, tracer))
 }
@@ -154,7 +160,7 @@ impl UserMode {
             carried.extend(texts);
         }
         let memory = ProcessMemory::open(pid).ok();
-        let plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
+        let mut plan = plan(&objects, &options, memory.as_ref().map(|memory| memory as &dyn ReadMemory));
         if which == Objects::All {
             check_plan(pid, &plan, &objects, &options, self.probed == capture.resources)?;
         }
@@ -173,6 +179,9 @@ impl UserMode {
             );
         }
         tell_gaps(pid, gaps::without_returns(&plan), &mut self.told_gaps);
+        if capture.releases_only {
+            plan.points.retain(|point| point.program == ProgramKind::ReleaseEnter);
+        }
         if which == Objects::All {
             traced.allocator_code.clear();
             traced.allocators.clear();

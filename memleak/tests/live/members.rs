@@ -67,9 +67,17 @@ fn unique(what: &str) -> String {
     format!("memleak-{what}-{}", std::process::id())
 }
 
+/// Has a command be run in a group from its beginning.
+fn within(group: &Group, command: &[&str]) -> Command {
+    let mut shell = Command::new("bash");
+    let script = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", group.path());
+    shell.args(["-c", &script, "bash"]).args(command);
+    shell
+}
+
 /// nginx in a folder of its own, and under a name of its own: another one on this machine is
 /// nobody's target. A master and two workers.
-fn nginx(folder: &Path, name: &str) -> Running {
+fn nginx(folder: &Path, name: &str, group: Option<&Group>) -> Running {
     fs::create_dir_all(folder).expect("a folder");
     let program = folder.join(name);
     fs::copy("/usr/sbin/nginx", &program).expect("nginx is installed");
@@ -81,9 +89,15 @@ fn nginx(folder: &Path, name: &str) -> Running {
         folder.display()
     );
     fs::write(folder.join("nginx.conf"), settings).expect("written");
-    let mut command = Command::new(&program);
-    command.args(["-p", text(folder), "-c", "nginx.conf", "-e", "stderr"]);
-    let nginx = Running::start(&mut command);
+    let words = [text(&program), "-p", text(folder), "-c", "nginx.conf", "-e", "stderr"];
+    let nginx = Running::start(&mut match group {
+        Some(group) => within(group, &words),
+        None => {
+            let mut command = Command::new(&program);
+            command.args(&words[1..]);
+            command
+        }
+    });
     let mut next = 0;
     for _ in 0..2 {
         let started = nginx.stderr().wait(next, |line| line.contains("start worker process "));
@@ -96,8 +110,32 @@ fn nginx(folder: &Path, name: &str) -> Running {
 fn all_processes_of_a_name_and_those_that_come() {
     let _alone = alone();
     let name = format!("ngx-{}", std::process::id());
-    let nginx = nginx(&scratch_dir().join(unique("nginx")), &name);
-    let mut tracer = trace(&["--name", &name], &["-o", "0", "-T", "100000", "0.5"]);
+    let nginx = nginx(&scratch_dir().join(unique("nginx")), &name, None);
+    assert_new_workers_join(&["--name", &name], &nginx);
+}
+
+/// The same by a unit's group, by a container's and by a pod's.
+#[test]
+fn nginx_in_a_group_of_its_own_and_its_new_workers() {
+    let _alone = alone();
+    let (unit, id, uid) = (unique("nginx"), hex_id(), hex_uid());
+    let pod = PodLogs::new(&uid);
+    let groups = [
+        (format!("{unit}.service"), ["--unit", &unit]),
+        (format!("docker-{id}.scope"), ["--container", &id[..12]]),
+        (format!("kubepods-besteffort-pod{}.slice", uid.replace('-', "_")), ["--pod", &pod.name]),
+    ];
+    for (group, selector) in groups {
+        let group = Group::new(&group);
+        let name = format!("ngx-{}", std::process::id());
+        let nginx = nginx(&scratch_dir().join(unique("nginx")), &name, Some(&group));
+        assert_new_workers_join(&selector, &nginx);
+    }
+}
+
+/// Has nginx replace its workers under trace.
+fn assert_new_workers_join(selector: &[&str], nginx: &Running) {
+    let mut tracer = trace(selector, &["-o", "0", "-T", "100000", "0.5"]);
     let first = tracer.wait_report(|report| report.target.pids.len() >= 3);
     assert!(first.target.pids.contains(&nginx.pid()), "{:?}", first.target);
     // New workers are made by the master, and allocate for their settings before they serve.
@@ -108,6 +146,40 @@ fn all_processes_of_a_name_and_those_that_come() {
     let report = tracer.stop_with_report();
     assert_eq!(report.lost["processes"], 0, "{}", report.describe());
     assert!(report.totals.bytes > 0, "{}", report.describe());
+}
+
+/// A container's ID, as no other has it.
+fn hex_id() -> String {
+    format!("{:08x}", std::process::id()).repeat(8)
+}
+
+/// A pod's.
+fn hex_uid() -> String {
+    format!("0f4e0d1c-7a52-4a7e-9c0f-{:012x}", std::process::id())
+}
+
+/// The folder that the kubelet makes for a pod's logs, removed when this is dropped.
+struct PodLogs {
+    folder: PathBuf,
+    /// As the user names the pod.
+    name: String,
+}
+
+impl PodLogs {
+    fn new(uid: &str) -> Self {
+        let pod = unique("web");
+        let folder = Path::new("/var/log/pods").join(format!("shop_{pod}_{uid}"));
+        fs::create_dir_all(&folder).expect("a folder of logs");
+        Self { folder, name: format!("shop/{pod}") }
+    }
+}
+
+impl Drop for PodLogs {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.folder);
+        // Only if this machine had none.
+        let _ = fs::remove_dir("/var/log/pods");
+    }
 }
 
 /// A process that another starts, which is none of the name's, joins by its program.
@@ -184,16 +256,12 @@ fn one_that_is_moved_into_a_group_joins() {
 #[test]
 fn a_container_by_the_beginning_of_its_id() {
     let _alone = alone();
-    let id: String = format!("{:08x}", std::process::id()).repeat(8);
+    let id = hex_id();
     for name in [format!("docker-{id}.scope"), format!("cri-containerd-{id}.scope")] {
         let group = Group::new(&name);
         let program = build("lifecycle.c", Link::Dynamic, &[]);
-        let enter = format!(
-            "echo $$ > {}/cgroup.procs; exec unshare --pid --fork --mount-proc {} fork",
-            group.path(),
-            text(&program)
-        );
-        let mut target = Running::start(Command::new("bash").args(["-c", &enter]));
+        let words = ["unshare", "--pid", "--fork", "--mount-proc", text(&program), "fork"];
+        let mut target = Running::start(&mut within(&group, &words));
         target.expect("READY");
         let tracer = trace(&["--container", &id[..12]], &EVERYTHING);
         target.tell("go");
