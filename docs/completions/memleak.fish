@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n duration= summary completions= p/pid= name= unit= cgroup= container= pod= c/command= k/kernel follow-forks r/resource= list-resources acquire= release= resources-file= growth usdt system-calls library-calls z/min-size= Z/max-size= s/sample-rate= sample-bytes= O/obj= S/symbols-prefix= P/percpu kernel-probes= slab= only-pid= only-comm= F/wa-missing-free max-depth= stack-storage-size= max-allocs= max-memory= no-lifetimes unwind= traps-only check-stacks t/trace a/show-allocs C/combined-only o/older= temporary tui detach T/top= sort= color= by= full-stacks with-source full-names format= why= why-every= why-of= max-pause= json folded output= append flamegraph= flamegraph-by= pprof= heaptrack= html= speedscope= firefox= perfetto= why-dot= save= only= hide= suppressions= listen= push= fail-if= error-exitcode= no-seccomp v/verbose h help V/version
+    string join \n duration= summary completions= p/pid= name= unit= cgroup= container= pod= c/command= k/kernel follow-forks r/resource= list-resources acquire= release= resources-file= growth usdt system-calls library-calls z/min-size= Z/max-size= s/sample-rate= sample-bytes= O/obj= S/symbols-prefix= P/percpu kernel-probes= slab= only-pid= only-comm= F/wa-missing-free max-depth= stack-storage-size= max-allocs= max-memory= no-lifetimes unwind= traps-only releases-only check-stacks t/trace a/show-allocs C/combined-only o/older= temporary tui detach T/top= sort= color= by= full-stacks with-source full-names format= why= why-every= why-of= max-pause= json folded output= append flamegraph= flamegraph-by= pprof= heaptrack= html= speedscope= firefox= perfetto= why-dot= save= only= hide= suppressions= listen= push= fail-if= error-exitcode= no-seccomp v/verbose h help V/version
 end
 
 function __fish_memleak_needs_command
@@ -92,6 +92,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -s P -l percpu -d 'Also tr
 complete -c memleak -n "__fish_memleak_needs_command" -s F -l wa-missing-free -d 'Accepted for compatibility with bcc; always on'
 complete -c memleak -n "__fish_memleak_needs_command" -l no-lifetimes -d 'Do not keep how much each stack has released, and at what age'
 complete -c memleak -n "__fish_memleak_needs_command" -l traps-only -d 'Attach programs that do nothing: what the traps alone cost (cargo xtask bench)'
+complete -c memleak -n "__fish_memleak_needs_command" -l releases-only -d 'With --traps-only: at functions that release, and at no others (memleak doctor)'
 complete -c memleak -n "__fish_memleak_needs_command" -l check-stacks -d 'Kernel mode: compare what is remembered of stacks with what the kernel\'s walk gives (a test)'
 complete -c memleak -n "__fish_memleak_needs_command" -s t -l trace -d 'Print each acquire and release as it happens'
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l show-allocs -d 'List each outstanding allocation (address, size, age) above its stack'
