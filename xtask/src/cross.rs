@@ -1,9 +1,9 @@
 //! Builds for another kind of machine than this one: what cargo is to be called with.
 //!
-//! Where rustup has the target's library, it is the toolchain in use. Else it is Debian's compiler,
-//! whose library for the other machine is downloaded into `target/cross` and found by a folder of
-//! links (a sysroot); nothing foreign is installed. Debian's cross compiler for C links, and is
-//! installed.
+//! Where rustup has the target's library, or can add it, it is the toolchain in use. Else it is
+//! Debian's compiler, whose library for the other machine is downloaded into `target/cross` and
+//! found by a folder of links (a sysroot); nothing foreign is installed. Debian's cross compiler
+//! for C links, and is installed.
 
 use std::{
     fs,
@@ -29,10 +29,11 @@ pub(crate) const AARCH64: &str = "aarch64-unknown-linux-gnu";
 const MACHINE: &str = "arm64";
 
 const LINKER: &str = "aarch64-linux-gnu-gcc";
-const PACKAGES: [Package; 3] = [
+const PACKAGES: [Package; 4] = [
     Package { names: &["gcc-aarch64-linux-gnu"], purpose: "links programs for arm64" },
     Package { names: &["libc6-dev-arm64-cross"], purpose: "the C library that they are linked with" },
     Package { names: &["rustc-web"], purpose: "a Rust compiler that has a library for arm64" },
+    Package { names: &["cargo-web"], purpose: "the cargo that goes with it" },
 ];
 /// Rust's library, in a package of the version of the compiler.
 const LIBRARY: &str = "libstd-rust-web-dev";
@@ -53,6 +54,9 @@ impl Builder {
         if is_foreign {
             packages::ensure(&PACKAGES[..2])?;
             let libraries = run::rust_sysroot()?.join("lib/rustlib").join(AARCH64);
+            if !libraries.is_dir() {
+                add_by_rustup();
+            }
             if !libraries.is_dir() {
                 packages::ensure(&PACKAGES[2..])?;
                 sysroot = Some(fetched_sysroot()?);
@@ -93,6 +97,17 @@ impl Builder {
     /// A program of binutils for the target.
     pub(crate) fn binutils(&self, name: &str) -> String {
         if self.is_foreign { format!("aarch64-linux-gnu-{name}") } else { name.to_owned() }
+    }
+}
+
+/// Has rustup add the target's library to the toolchain in use, if there is a rustup.
+fn add_by_rustup() {
+    if run::find_program("rustup").is_none() {
+        return;
+    }
+    let mut rustup = Command::new("rustup");
+    if let Err(error) = run::run(rustup.current_dir(run::root()).args(["target", "add", AARCH64])) {
+        eprintln!("note: {error:#}: Debian's compiler is taken");
     }
 }
 

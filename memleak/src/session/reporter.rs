@@ -11,6 +11,7 @@ use memleak_common::probe::Resource;
 use crate::{
     account::Memory,
     aggregate::{Aggregated, Folded, Found, GroupKey, Past, Wanted, aggregate},
+    hurry,
     objects::ObjectStore,
     probe::resource::Catalog,
     proc::{descriptors::open_descriptors, status::thread_comm},
@@ -156,7 +157,8 @@ impl Reporter {
         let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &pid_of, elapsed_ms };
 
         let wanted = self.wanted(is_final, all_ended);
-        let aggregated = aggregate(found, &self.catalog, &settings.report, wanted, &mut self.past);
+        let work = || aggregate(found, &self.catalog, &settings.report, wanted, &mut self.past);
+        let aggregated = hurry::without_counting(work);
         GroupedRecords { aggregated, elapsed_ms }
     }
 

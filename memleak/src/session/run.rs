@@ -26,6 +26,7 @@ use super::{
     wait::{Reason, SignalEnds, Signals, end_command, millis, moment, ticks},
 };
 use crate::{
+    hurry,
     probe::plan::check_object_argument,
     proc::{clock::monotonic_ns, limits::raise_open_files, memory_limit::memory_available},
     report::{
@@ -343,7 +344,8 @@ impl Session {
         }
         let (last, own) = self.kept.take().unzip();
         let before = last.as_ref().and_then(|last| last.version);
-        let mut snapshot = self.tracer.snapshot(last)?;
+        // Millions of blocks take seconds, and much memory a second: names are read after that.
+        let mut snapshot = hurry::without_counting(|| self.tracer.snapshot(last))?;
         let is_same = snapshot.is_of(before);
         snapshot.lost.processes += self.lost_processes;
         let took = begin.elapsed();
@@ -351,7 +353,7 @@ impl Session {
         let time = SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
         let own = match own {
             Some(own) if is_same => own,
-            _ => self.take_out_own(&mut snapshot),
+            _ => hurry::without_counting(|| self.take_out_own(&mut snapshot)),
         };
         if !own.0.is_empty() {
             info!(
@@ -360,7 +362,7 @@ impl Session {
                 own.0.len()
             );
         }
-        let memory = self.account((&snapshot, &own), is_final);
+        let memory = hurry::without_counting(|| self.account((&snapshot, &own), is_final));
         self.forget_released();
         for target in living {
             self.observe(target);
@@ -443,4 +445,8 @@ fn tell_time(taken: &Taken) {
         millis(taken.began.elapsed()),
         millis(taken.took)
     );
+    if let Some((counted, other)) = hurry::since_signal() {
+        let (counted, other) = (millis(counted), millis(other));
+        info!("since the signal: {counted} ms of CPU time for names, {other} ms for the rest");
+    }
 }

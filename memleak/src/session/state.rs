@@ -22,6 +22,7 @@ use super::{
 use crate::{
     account::Accounts,
     bpf::{Scope, Tracer},
+    hurry,
     objects::ObjectStore,
     probe::plan::Plan,
     proc::{
@@ -290,7 +291,7 @@ impl Session {
     }
 
     pub(super) fn detach(&mut self) {
-        if let Some((count, took)) = self.tracer.detach() {
+        if let Some((count, took)) = hurry::without_counting(|| self.tracer.detach()) {
             info!("detached {count} probes in {} ms", millis(took));
         }
     }
