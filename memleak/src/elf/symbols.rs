@@ -307,14 +307,23 @@ pub struct SymbolNames {
     endings: BTreeMap<u8, Vec<Vec<u8>>>,
     /// What names of local functions begin with that count in a library.
     local: Vec<Vec<u8>>,
+    /// Where two local functions have these names, all of that library's count.
+    markers: Vec<Vec<u8>>,
 }
 
 impl SymbolNames {
     /// The same, and local functions of libraries whose names begin with one of `prefixes` count as
     /// those do that others may call: a linker makes functions local that a version script does not
-    /// name (those of Rust's libraries), where nothing tells them from a source file's own.
-    pub fn with_local_prefixes(self, prefixes: impl IntoIterator<Item = &'static str>) -> Self {
-        Self { local: prefixes.into_iter().map(|prefix| prefix.as_bytes().to_vec()).collect(), ..self }
+    /// name (those of Rust's libraries), where nothing tells them from a source file's own. Where
+    /// two of them have names of `markers`, all others that are looked for count, too.
+    pub fn with_local(
+        self,
+        prefixes: impl IntoIterator<Item = &'static str>,
+        markers: impl IntoIterator<Item = &'static str>,
+    ) -> Self {
+        let bytes = |name: &'static str| name.as_bytes().to_vec();
+        let markers = markers.into_iter().map(bytes).collect();
+        Self { local: prefixes.into_iter().map(bytes).collect(), markers, ..self }
     }
 
     fn may_be_local(&self, name: &[u8]) -> bool {
@@ -352,13 +361,13 @@ impl<S: Into<String>> FromIterator<S> for SymbolNames {
     fn from_iter<I: IntoIterator<Item = S>>(names: I) -> Self {
         let whole: HashSet<Vec<u8>> = names.into_iter().map(|name| name.into().into_bytes()).collect();
         let longest = whole.iter().map(Vec::len).max().unwrap_or(0);
-        Self { whole, longest, endings: BTreeMap::new(), local: Vec::new() }
+        Self { whole, longest, endings: BTreeMap::new(), local: Vec::new(), markers: Vec::new() }
     }
 }
 
 /// The functions named in `names` that one of `files` (an object, and then its debug files) defines
 /// for others to call, within the object's code: in order of name, then address, each pair once. Of
-/// a library also local ones that may be ([`SymbolNames::with_local_prefixes`]).
+/// a library also local ones that may be ([`SymbolNames::with_local`]).
 pub(crate) fn functions_named(
     files: &[&ElfFile],
     names: &SymbolNames,
@@ -385,6 +394,7 @@ fn add_functions(
     let mut in_a_source_file = true;
     // Addresses of functions that seem to be a source file's own.
     let own = RefCell::new(HashSet::new());
+    let mut others = BTreeMap::new();
     let is_wanted = |symbol: &RawSymbol| {
         if symbol.kind == elf::STT_FILE.0 {
             // The first string of a table is the empty one (gABI, "String Table").
@@ -409,17 +419,20 @@ fn add_functions(
         let name = String::from_utf8_lossy(name).into_owned();
         let (vaddr, size) = (symbol.value, symbol.size);
         let is_own = symbol.binding == elf::STB_LOCAL.0 && own.borrow().contains(&vaddr);
-        if is_own && !names.may_be_local(name.as_bytes()) {
-            return;
-        }
         let kind = match symbol.kind == elf::STT_GNU_IFUNC.0 {
             true => SymbolKind::Indirect,
             false => SymbolKind::Function,
         };
         let function = FunctionSymbol { name, vaddr, size, kind };
+        let counts = !is_own || names.may_be_local(function.name.as_bytes());
+        let functions = if counts { &mut *functions } else { &mut others };
         let known = functions.entry((function.name.clone(), vaddr)).or_insert(function);
         known.size = known.size.max(size);
     });
+    let is_marker = |(name, _): &&(String, u64)| names.markers.iter().any(|marker| marker == name.as_bytes());
+    if others.keys().filter(is_marker).count() > 1 {
+        functions.extend(others);
+    }
 }
 
 /// A versioned name is `name@VERSION` or `name@@VERSION` in the .symtab of a static or an older

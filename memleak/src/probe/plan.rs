@@ -178,7 +178,7 @@ pub fn symbol_names(options: &PlanOptions<'_>) -> SymbolNames {
             .collect::<SymbolNames>()
             .with_endings(prefixed().chain(allocator::marker_endings().map(str::to_owned))),
     };
-    names.with_local_prefixes(allocator::own_prefixes())
+    names.with_local(allocator::own_prefixes(), allocator::own_names())
 }
 /// A function that glibc and musl define, and nobody else (where `errno` is).
 pub(super) const C_LIBRARY_MARKER: &str = "__errno_location";

@@ -201,6 +201,11 @@ pub fn own_prefixes() -> impl Iterator<Item = &'static str> {
     PREFIXES.iter().copied().filter(|prefix| !prefix.is_empty())
 }
 
+/// Names of functions that only an allocator has.
+pub fn own_names() -> impl Iterator<Item = &'static str> {
+    JEMALLOC_API.iter().copied()
+}
+
 /// Ends of the names that [`prefixes_of`] and [`internal_functions`] look for.
 pub fn marker_endings() -> impl Iterator<Item = &'static str> {
     JEMALLOC_API.iter().chain(INTERNAL).copied().chain([USABLE_SIZE])

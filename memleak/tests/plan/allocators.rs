@@ -126,6 +126,15 @@ fn takes_what_a_version_script_has_made_local() {
         let functions: BTreeSet<_> = plan.points.iter().map(|point| point.function.as_str()).collect();
         assert!(functions.is_superset(&BTreeSet::from(["je_free", "je_malloc"])), "{linker}: {functions:?}");
         assert!(linker == "bfd" || !functions.contains("free"), "{functions:?}");
+        // With jemalloc's own functions beside them, they are its.
+        let code = format!(
+            "{code}\n__attribute__((used)) void *mallocx(unsigned long n, int f) {{ return (void *)n; }}\n\
+             __attribute__((used)) void dallocx(void *p, int f) {{}}"
+        );
+        let library = compile("gcc", &format!("plan_script_whole_{linker}.so"), &code, &flags);
+        let plan = plan_of_file(&library, &PlanOptions::default());
+        let functions: BTreeSet<_> = plan.points.iter().map(|point| point.function.as_str()).collect();
+        assert!(functions.is_superset(&BTreeSet::from(["free", "mallocx", "dallocx"])), "{functions:?}");
     }
 }
 
