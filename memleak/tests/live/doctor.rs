@@ -233,9 +233,12 @@ impl Redis {
 
     /// What the doctor says while it is busy.
     fn price(&self, what: &str) -> Price {
-        let mut clients = self.clients(what, u32::MAX).spawn().expect("redis-benchmark");
+        /// More than they get answered meanwhile. (It takes 31 bits.)
+        const ENDLESS: u32 = 100_000_000;
+        let mut clients = self.clients(what, ENDLESS).spawn().expect("redis-benchmark");
         self.cpu_of_a_request(what);
         let price = doctor(self.server.pid());
+        assert!(matches!(clients.try_wait(), Ok(None)), "they have asked all the time");
         clients.kill().expect("they are ours");
         clients.wait().expect("they are ours");
         price
