@@ -1,18 +1,14 @@
 //! `memleak doctor -p`: what it says of a process is what the process says of itself, and the price
 //! is what is paid. Times are CPU time, so that others on the machine change little.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::{fs, process::Command};
 
 use serde::Deserialize;
 
 use crate::{
     guard::alone,
     process::Running,
-    programs::{Link, build, redis_settings, scratch_dir, text},
+    programs::{Link, build},
     tracer::{MEMLEAK, NEVER, Tracer},
 };
 
@@ -24,7 +20,6 @@ struct Findings {
 
 #[derive(Clone, Debug, Deserialize)]
 struct Price {
-    cpus: f64,
     allocators: Vec<String>,
     acquired_per_second: f64,
     released_per_second: f64,
@@ -152,142 +147,4 @@ fn the_price_is_what_is_paid() {
         let (said, is) = compared[1];
         within(said, is, 1.5, &format!("CPUs, '{options}'"));
     }
-}
-
-/// Work for work, what tracing adds to each of its own CPU seconds. Each round asks the doctor and
-/// measures, one soon after the other; the round in the middle counts.
-fn assert_added(
-    what: &str,
-    pid: u32,
-    options: &[&str],
-    doctor: impl Fn() -> Price,
-    mut cpu_of_a_unit: impl FnMut() -> f64,
-) {
-    let mut compared = vec![Vec::new(); options.len()];
-    for _ in 0..3 {
-        let price = doctor();
-        let mut before = cpu_of_a_unit();
-        for (options, compared) in options.iter().zip(&mut compared) {
-            let arguments: Vec<&str> = options.split_ascii_whitespace().chain([NEVER]).collect();
-            let tracer = Tracer::attach_with(pid, &arguments);
-            let traced = cpu_of_a_unit();
-            tracer.stop();
-            let after = cpu_of_a_unit();
-            let untraced = f64::midpoint(before, after);
-            compared.push((price.of(options) / price.cpus, traced / untraced - 1.0));
-            before = after;
-        }
-    }
-    for (options, mut compared) in options.iter().zip(compared) {
-        println!("{what}, '{options}': {compared:.3?}");
-        compared.sort_by(|(said, is), (other, other_is)| (said / is).total_cmp(&(other / other_is)));
-        let (said, is) = compared[1];
-        within(said, is, 1.5, &format!("{what}, '{options}'"));
-    }
-}
-
-/// A redis server that many clients ask for the same all the time.
-struct Redis {
-    server: Running,
-    folder: PathBuf,
-    socket: PathBuf,
-}
-
-impl Redis {
-    fn start() -> Self {
-        let folder = scratch_dir().join(format!("doctor-redis-{}", std::process::id()));
-        fs::create_dir_all(&folder).expect("a folder for redis");
-        let socket = folder.join("socket");
-        let mut server = Running::start(Command::new("redis-server").args(redis_settings(&folder, &socket)));
-        server.expect_line("readiness", |line| line.contains("eady to accept connections"));
-        Self { server, folder, socket }
-    }
-
-    /// Asks it so often.
-    fn clients(&self, what: &str, count: u32) -> Command {
-        let mut command = Command::new("redis-benchmark");
-        command.args([
-            "-s",
-            text(&self.socket),
-            "-t",
-            what,
-            "-n",
-            &count.to_string(),
-            "-c",
-            "50",
-            "-P",
-            "1",
-            "-q",
-        ]);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        command
-    }
-
-    /// CPU time of the server for each of many requests.
-    fn cpu_of_a_request(&self, what: &str) -> f64 {
-        const REQUESTS: u32 = 30_000;
-        let before = cpu_time(self.server.pid());
-        assert!(self.clients(what, REQUESTS).status().expect("redis-benchmark").success());
-        (cpu_time(self.server.pid()) - before) / f64::from(REQUESTS)
-    }
-
-    /// What the doctor says while it is busy.
-    fn price(&self, what: &str) -> Price {
-        let mut clients = self.clients(what, u32::MAX).spawn().expect("redis-benchmark");
-        self.cpu_of_a_request(what);
-        let price = doctor(self.server.pid());
-        clients.kill().expect("they are ours");
-        clients.wait().expect("they are ours");
-        price
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
-/// CPU seconds of all threads that a process has.
-fn cpu_time(pid: u32) -> f64 {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("it lives");
-    let of_thread = |folder: &Path| -> Option<f64> {
-        fs::read_to_string(folder.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
-    };
-    threads.filter_map(|thread| of_thread(&thread.ok()?.path())).sum::<f64>() / 1e9
-}
-
-/// A server that wakes for each of its clients, and is slower for its traps: it makes the fewer
-/// calls the longer each takes.
-#[test]
-fn the_price_is_what_is_paid_by_redis() {
-    let _alone = alone();
-    let redis = Redis::start();
-    for (what, options) in [("set", &["", "--sample-bytes 512K"][..]), ("get", &[""])] {
-        redis.cpu_of_a_request(what);
-        let price = || redis.price(what);
-        assert_added(&format!("redis, {what}"), redis.server.pid(), options, price, || {
-            redis.cpu_of_a_request(what)
-        });
-    }
-}
-
-/// An interpreter that is never idle, and whose blocks of more than 512 bytes are malloc's.
-#[test]
-fn the_price_is_what_is_paid_by_python() {
-    let _alone = alone();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/busy.py");
-    let mut python = Running::start(Command::new("/usr/bin/python3").args(["-S", text(&script)]));
-    python.expect("READY");
-    let pid = python.pid();
-    assert_added(
-        "python",
-        pid,
-        &["", "-s 100"],
-        || doctor(pid),
-        || {
-            let turns = measure(&mut python, 50_000);
-            turns.cpu_ns / turns.pairs
-        },
-    );
 }
