@@ -3,7 +3,8 @@
 //!
 //! All such work counts bytes or steps (`elf::Budget`, `unwind::eh_frame`, `symbolize::reader`),
 //! and asks here at times. What is counted after the signal is our CPU time, not time by the
-//! clock: a loaded machine loses no names.
+//! clock: a loaded machine loses no names. What else is done by then does not count
+//! ([`without_counting`]).
 
 use std::{
     io, mem,

@@ -11,7 +11,6 @@ use std::{
 use crate::{
     guard::{KERNEL_PATIENCE, alone, assert_nothing_left},
     ledger,
-    machine::IS_ARM,
     options::sizes,
     process::{Running, code, rounds, wait_for_end},
     programs::{Link, build, text},
@@ -177,22 +176,6 @@ fn signals_give_one_last_report() {
         assert_nothing_left();
         assert!(!target.has_ended(), "a process is never signalled");
     }
-}
-
-/// Reading millions of blocks takes longer than the names of functions may take once a signal has
-/// come: only these are in a hurry.
-#[test]
-fn names_are_read_however_much_is_held() {
-    // An emulated processor is slower by more than that.
-    const BLOCKS: u64 = if IS_ARM { 400_000 } else { 4_000_000 };
-    let _alone = alone();
-    let mut target =
-        Running::start(Command::new(build("recycled.c", Link::Dynamic, &[])).arg(BLOCKS.to_string()));
-    target.expect("READY");
-    let tracer = Tracer::attach_with(target.pid(), &["-o", "0", NEVER]);
-    target.tell("go");
-    target.expect("HELD");
-    assert_eq!(tracer.stop_with_report().site("site_first"), (24 * BLOCKS, BLOCKS));
 }
 
 #[test]

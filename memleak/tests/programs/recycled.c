@@ -4,7 +4,7 @@
 // usage: recycled BLOCKS   phases: READY, N: (held), N: (recycled) <ledger> END, end
 #include "ledger.h"
 
-enum { SIZE = 64, MOST = 1 << 22 };
+enum { SIZE = 64, MOST = 1 << 20 };
 
 static char arena[MOST][SIZE] __attribute__((aligned(64)));
 static int used, spare = -1;
