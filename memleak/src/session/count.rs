@@ -39,20 +39,44 @@ pub(crate) struct Rates {
     pub prices: Vec<Option<f64>>,
 }
 
+/// How often the pace of a process is counted: the one in the middle is taken.
+const PACES: usize = 3;
+
+/// The calls of a process in a while, which makes `faster` times as many without traps, and keeps
+/// `untraced` CPUs busy then.
+struct Pace {
+    calls: Counted,
+    faster: f64,
+    untraced: f64,
+}
+
+impl Pace {
+    fn traps_untraced(&self) -> f64 {
+        self.calls.runs.all as f64 / self.calls.took.as_secs_f64().max(1e-9) * self.faster
+    }
+}
+
 /// Counts a process's calls by programs that do nothing, and then, in each way to trace it, the
 /// time in ours: it depends on how deep and how many its stacks are.
 pub(crate) async fn count(pid: u32, trap: &TrapCost, ways: &[&[&str]]) -> Result<Rates, SessionError> {
-    let before = cpus(pid).await;
-    // Before and after: what others on the machine do changes from one moment to the next.
-    let (few, _) = counted(pid, RELEASES_ONLY).await?;
-    let (calls, allocators) = counted(pid, TRAPS_ONLY).await?;
-    let few = few.and(counted(pid, RELEASES_ONLY).await?.0);
+    let (mut paces, mut allocators) = (Vec::new(), Vec::new());
+    let mut before = cpus(pid).await;
+    for _ in 0..PACES {
+        let (few, _) = counted(pid, RELEASES_ONLY).await?;
+        let (calls, found) = counted(pid, TRAPS_ONLY).await?;
+        let after = cpus(pid).await;
+        let untraced = f64::midpoint(before, after);
+        let faster = calls.faster_than(&few, untraced, trap);
+        paces.push(Pace { calls, faster, untraced });
+        (before, allocators) = (after, found);
+    }
     let mut counted_ways = Vec::new();
     for way in ways {
         counted_ways.push(counted(pid, way).await.ok());
     }
-    let untraced = f64::midpoint(before, cpus(pid).await);
-    let faster = calls.faster_than(&few, untraced, trap);
+    // What others on the machine do changes from one moment to the next.
+    paces.sort_by(|a, b| a.traps_untraced().total_cmp(&b.traps_untraced()));
+    let Pace { calls, faster, untraced } = paces.swap_remove(PACES / 2);
     let rate = |runs: u64| runs as f64 / calls.took.as_secs_f64().max(1e-9) * faster;
     let of_way = |way: Option<(Counted, _)>| way.map(|(way, _)| price(&way, &calls, faster, trap));
     Ok(Rates {

@@ -77,15 +77,6 @@ impl TrapCounts {
         }
     }
 
-    fn and(self, other: Self) -> Self {
-        Self {
-            acquires: self.acquires + other.acquires,
-            releases: self.releases + other.releases,
-            all: self.all + other.all,
-            in_programs: self.in_programs + other.in_programs,
-        }
-    }
-
     /// CPU seconds that they have taken of their process, less what counting itself takes.
     fn cost(&self, trap: &TrapCost) -> f64 {
         let traps = self.all as f64;
@@ -104,13 +95,6 @@ pub(crate) struct Counted {
 }
 
 impl Counted {
-    /// What was counted in another while as well.
-    pub(super) fn and(self, other: Self) -> Self {
-        let (took, runs) = (self.took + other.took, self.runs.and(other.runs));
-        let share = self.took.as_secs_f64() / took.as_secs_f64().max(1e-9);
-        Self { runs, took, cpus: self.cpus * share + other.cpus * (1.0 - share) }
-    }
-
     fn a_second(&self, runs: u64) -> f64 {
         runs as f64 / self.took.as_secs_f64().max(1e-9)
     }
@@ -253,13 +237,6 @@ mod tests {
         let mut none = pairs(400_000, 0, 0.9);
         none.runs.releases = 0;
         near(none.faster_than(&Counted::default(), 0.9, &TRAP), 3.0);
-    }
-
-    #[test]
-    fn whiles_are_added_up() {
-        let both = pairs(10, 0, 0.2).and(pairs(20, 0, 0.4));
-        assert_eq!((both.runs.all, both.runs.releases, both.took), (90, 30, Duration::from_secs(2)));
-        near(both.cpus, 0.3);
     }
 
     #[test]
