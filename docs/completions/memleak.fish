@@ -147,6 +147,6 @@ complete -c memleak -n "__fish_memleak_using_subcommand diff" -l suppressions -d
 complete -c memleak -n "__fish_memleak_using_subcommand diff" -l fail-if -d 'Exit with 3 if this holds: growth>SIZE, new, lost>N, or leak; repeatable' -r
 complete -c memleak -n "__fish_memleak_using_subcommand diff" -l json -d 'One object of JSON, with all stacks'
 complete -c memleak -n "__fish_memleak_using_subcommand diff" -l full-names -d 'Show names with all their template arguments'
-complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s p -l pid -d 'Also say what tracing this process would cost: it is traced for some two seconds; repeatable' -r
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s p -l pid -d 'Also say what tracing this process would cost: it is traced for some three seconds; repeatable' -r
 complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l json -d 'One object of JSON'
 complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l pairs -d 'Make pairs of malloc and free, for the doctor that has started this'

@@ -296,7 +296,7 @@ fn chunk_size(word: u64) -> Option<u64> {
 }
 
 /// The bytes of the smallest chunk for a block of this size (`request2size`).
-fn chunk_of(size: u64) -> Option<u64> {
+pub(crate) fn chunk_of(size: u64) -> Option<u64> {
     Some(size.checked_add(HEADER / 2 + ALIGNMENT - 1)? & !(ALIGNMENT - 1)).map(|chunk| chunk.max(MIN_CHUNK))
 }
 

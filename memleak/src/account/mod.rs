@@ -13,7 +13,7 @@ use std::{
 
 use log::{debug, info, warn};
 
-pub(crate) use glibc::{Arenas, BlockStarts};
+pub(crate) use glibc::{Arenas, BlockStarts, chunk_of};
 pub use process::{Allocators, KnownMemory};
 use process::{MemoryParts, Remembered, measure};
 pub(crate) use process::{files_of, glibc_arenas};

@@ -15,7 +15,8 @@ use page::Findings;
 /// `memleak doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArguments {
-    /// Also say what tracing this process would cost: it is traced for some two seconds; repeatable
+    /// Also say what tracing this process would cost: it is traced for some three seconds;
+    /// repeatable
     #[arg(short = 'p', long = "pid", value_name = "PID")]
     pub pids: Vec<u32>,
 

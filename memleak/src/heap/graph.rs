@@ -9,6 +9,7 @@ use super::{
     pointers::{Pointer, Pointers},
     roots::{RootKind, RootPlaces},
 };
+use crate::account::chunk_of;
 
 /// A pointer that is in no block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,7 +243,7 @@ impl PointerSorter<'_> {
 
 /// Where in a block of glibc's the header of the next chunk begins, or after it.
 fn next_header(size: u64) -> u64 {
-    size.saturating_add(8).next_multiple_of(16).max(32) - 16
+    chunk_of(size).unwrap_or(u64::MAX) - 16
 }
 
 fn narrow(bytes: u64) -> u32 {

@@ -248,10 +248,12 @@ impl Scan {
                 let mut found = Vec::new();
                 let find = |start: u64, words: &[u64]| tagged_in(&index, start, words);
                 read_all(pid, false, &self.runs, find, |piece| found.extend(piece))?;
-                match found.is_empty() {
-                    true => Vec::new(),
-                    false => in_use(&found, index.blocks(), &sorted(now()?), &self.places),
+                if found.is_empty() {
+                    return Ok(());
                 }
+                let mut now = now()?;
+                now.sort();
+                in_use(&found, index.blocks(), &now, &self.places)
             }
         };
         for block in held {
@@ -320,11 +322,6 @@ fn in_use(tagged: &[(u64, u32)], to: &HeapBlocks, now: &HeapBlocks, places: &Roo
     held.filter_map(|(_, block)| to.get(*block as usize)).collect()
 }
 
-fn sorted(mut blocks: HeapBlocks) -> HeapBlocks {
-    blocks.sort();
-    blocks
-}
-
 /// Where glibc has its lists of free chunks.
 fn chunk_lists(target: &HeapTarget, mappings: &[Mapping]) -> Vec<Range<u64>> {
     let has_lists = |it: &&Mapping| target.allocators.glibc && it.writable && it.is_of_c_library();
@@ -390,9 +387,9 @@ fn look_repeatedly(
         is_moving = found.0;
         hidden.push(found.1);
     }
-    let now = again()?.blocks;
-    scan.forget_gone(&now, target.before);
-    Ok(Looks { scan, scans, stopped: Duration::ZERO, hidden, now: Some(now) })
+    scan.forget_gone(&again()?.blocks, target.before);
+    // The last look has found words with tags: nobody asks for the blocks again.
+    Ok(Looks { scan, scans, stopped: Duration::ZERO, hidden, now: None })
 }
 
 /// Looks at a process that is stopped, and will not run any more.

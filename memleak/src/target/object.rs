@@ -106,6 +106,7 @@ pub struct Elf {
     is_go: bool,
     has_symbol_table: bool,
     is_program: bool,
+    maps_memory: bool,
     /// What it was built from, if its allocator's functions are known by their code.
     recognised: Option<String>,
 }
@@ -138,7 +139,9 @@ impl Elf {
         let flags = elf.dynamic_entry(elf::DT_FLAGS_1).unwrap_or(0);
         let is_static = !has_interpreter && (elf.file_type == elf::ET_EXEC.0 || flags & elf::DF_1_PIE.0 != 0);
         let is_program = is_static || (has_interpreter && elf.dynamic_entry(elf::DT_SONAME).is_none());
-        let (debug, mini) = match elf.has_symbol_table() || !(is_program || maps_memory(elf)) {
+        let hides_functions = !elf.has_symbol_table();
+        let maps_memory = !is_program && hides_functions && maps_memory(elf);
+        let (debug, mini) = match !hides_functions || !(is_program || maps_memory) {
             true => (None, None),
             false => roots.symbol_files(elf, file.path()),
         };
@@ -147,11 +150,11 @@ impl Elf {
         let (mut symbols, is_go) = (functions_named(&files, names, !is_program), is_go(elf));
         let has_symbol_table = files.iter().any(|file| file.has_symbol_table());
         let mut recognised = None;
-        if (is_program || maps_memory(elf)) && !has_symbol_table && !is_go {
+        if (is_program || maps_memory) && !has_symbol_table && !is_go {
             let found = signatures::recognise(elf, &symbols);
             recognised = found.map(|found| signatures::add(found, names, &mut symbols));
         }
-        Ok(Self { symbols, is_static, is_go, has_symbol_table, is_program, recognised, file })
+        Ok(Self { symbols, is_static, is_go, has_symbol_table, is_program, maps_memory, recognised, file })
     }
 
     fn elf(&self) -> Option<&ElfFile> {
@@ -291,9 +294,9 @@ impl Elf {
         found
     }
 
-    /// See [`maps_memory`].
+    /// A library without a symbol table that calls mmap and madvise, as one with an allocator does.
     pub fn maps_memory(&self) -> bool {
-        self.elf().is_some_and(maps_memory)
+        self.maps_memory
     }
 
     /// Size of the function that some symbol, a local one too, places at `vaddr`; 0 if there is
