@@ -106,14 +106,14 @@ def redis(*_):
     address = ["-p", "17391"]
     load = ["redis-benchmark", *address, "-q", "-n", "20000", "-r", "1000", "-t", "set,get,lpush,rpop,sadd,hset,zadd,mset"]
     server = ["redis-server", "--port", "17391", "--save", "", "--logfile", "/dev/null"]
-    return Loaded(server, ["redis-cli", *address, "ping"], [load])
+    return Loaded(server, ["redis-cli", *address, "ping"], [[load]])
 
 
 def nginx(folder, is_attached):
     (folder / "index.html").write_text("<p>some text</p>" * 500)
     (folder / "conf").write_text(NGINX.format(folder=folder))
     places = ["", "proxy/index.html", "missing", "proxy/missing"]
-    loads = [["ab", "-q", "-n", "2000", "-c", "2", "-H", "Accept-Encoding: gzip", f"http://127.0.0.1:17390/{place}"] for place in places]
+    loads = [[["ab", "-q", "-n", "2000", "-c", "2", "-H", "Accept-Encoding: gzip", f"http://127.0.0.1:17390/{place}"]] for place in places]
     server = ["nginx", "-p", str(folder), "-c", str(folder / "conf")]
     return Loaded(server, ["curl", "-sf", "http://127.0.0.1:17390/"], loads, is_of_worker=is_attached)
 
@@ -143,7 +143,7 @@ PROGRAMS = {
 def keep_busy(loads, stop):
     """Runs these one after the other, and again."""
     while not stop.is_set():
-        for command in loads if isinstance(loads[0], list) else [loads]:
+        for command in loads:
             client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             while client.poll() is None:
                 if stop.wait(0.05):

@@ -14,7 +14,7 @@ use crate::{
     guard::alone,
     process::{self, Running, rounds},
     programs::{Link, build, scratch_dir, text},
-    report::{Report, Stack},
+    report::Report,
     tracer::{NEVER, Tracer},
 };
 
@@ -561,34 +561,6 @@ fn pointers_that_move_lose_nothing() {
         );
         assert_eq!(before["lost"]["count"].as_u64().unwrap_or(0), 0, "{is_before}: {why}");
     }
-}
-
-/// Two thousand threads are stopped within the time that is said, and what their stacks hold is
-/// found.
-#[test]
-fn thousands_of_threads_are_looked_at() {
-    const THREADS: u64 = 2000;
-    let _alone = alone();
-    let program = build("many_threads.c", Link::Dynamic, &["-O2"]);
-    let arguments = ["--json", "-vv", "--why=exact", "--max-pause", "3000", "-a", "-o", "0", NEVER, "--"];
-    let mut tracer = Tracer::start(&[&arguments[..], &[text(&program), "2000"]].concat());
-    tracer.running().expect("READY");
-    tracer.running().signal(libc::SIGINT);
-    let outcome = tracer.wait();
-    let said = outcome.ended.stderr.iter().find_map(|line| line.split_once(" threads stopped in ")?.1.into());
-    // It takes 0.05 s on a machine that is busy with other things.
-    let milliseconds =
-        said.and_then(|took| took.strip_suffix("ms")).and_then(|took| took.parse::<u64>().ok());
-    assert!(milliseconds.is_some_and(|took| took <= 300), "{said:?}");
-    let report = outcome.reports.last().expect("a report");
-    let why = report.why.as_ref().expect("it was looked at");
-    assert!(why["stopped_ms"].as_u64() < Some(3000), "{why}");
-    assert_eq!(why["definitely_lost"]["count"], 0, "{why}");
-    let made = |stack: &&Stack| (stack.bytes, stack.count) == (3001 * THREADS, THREADS);
-    let made = report.stacks.iter().find(made).expect("the threads' blocks");
-    let blocks = made.allocations.iter().flatten();
-    let held = blocks.filter(|block| block.why.as_deref() == Some("still_reachable")).count() as u64;
-    assert_eq!(held, THREADS, "{why}");
 }
 
 /// A command is looked at when it is about to end, with all of its threads there; what it has lost
