@@ -73,6 +73,7 @@ impl Bench<'_> {
                 let target = self.pairs.start(&arguments)?;
                 let traced = self.memleak(&target, variant, seconds)?;
                 if variant == Variant::Memleak {
+                    results.load_ms.push(traced.load_ms()?);
                     results.attach_ms.push(traced.attach_ms()?);
                     results.detach_ms.push(traced.detach_ms()?);
                 }

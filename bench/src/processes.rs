@@ -412,6 +412,11 @@ fn collect(
 }
 
 impl Traced {
+    /// What memleak says it took to load its programs, in milliseconds.
+    pub(crate) fn load_ms(&self) -> Result<f64> {
+        self.number("memleak: loaded the BPF programs", " in ")
+    }
+
     /// What memleak says it took to attach, in milliseconds: `memleak: attached N probes in X ms`.
     pub(crate) fn attach_ms(&self) -> Result<f64> {
         self.number("memleak: attached ", " in ")
@@ -460,13 +465,14 @@ mod tests {
     #[test]
     fn figures_of_memleak_are_read() -> Result<()> {
         let traced = script(
-            "echo 'memleak: attached 24 probes in 83.5 ms' >&2
+            "echo 'memleak: loaded the BPF programs in 215.2 ms' >&2
+             echo 'memleak: attached 24 probes in 83.5 ms' >&2
              echo 'memleak: report over 1000000 allocations took 412.25 ms (snapshot 301 ms)' >&2
              echo 'memleak: report over 7 allocations took 1 ms (snapshot 0.5 ms)' >&2
              echo 'memleak: detached 24 probes in 12 ms' >&2",
         )
         .run(Duration::ZERO)?;
-        assert_eq!((traced.attach_ms()?, traced.detach_ms()?), (83.5, 12.0));
+        assert_eq!((traced.load_ms()?, traced.attach_ms()?, traced.detach_ms()?), (215.2, 83.5, 12.0));
         let line = traced.lines_with("memleak: report").next().context("no report")?;
         let numbers = ["over ", "took ", "snapshot "].map(|before| number_in(line, before).ok());
         assert_eq!(numbers, [Some(1_000_000.0), Some(412.25), Some(301.0)]);

@@ -92,6 +92,7 @@ pub(crate) struct Results {
     /// Of a CPU, that the traced program had in each measurement.
     pub cpu_shares: Vec<f64>,
     /// Of memleak: milliseconds.
+    pub load_ms: Vec<f64>,
     pub attach_ms: Vec<f64>,
     pub detach_ms: Vec<f64>,
     pub reports: Vec<Outcome>,

@@ -134,6 +134,7 @@ fn once(text: &mut String, results: &Results) -> Result<()> {
     };
     text.push_str("## Paid once\n\n| what | median |\n| --- | ---: |\n");
     let rows = [
+        ("load the BPF programs".to_owned(), milliseconds(&mut results.load_ms.iter().copied())?),
         ("attach".to_owned(), milliseconds(&mut results.attach_ms.iter().copied())?),
         ("detach".to_owned(), milliseconds(&mut results.detach_ms.iter().copied())?),
         (

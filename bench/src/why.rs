@@ -10,7 +10,7 @@ use crate::{
     median::median,
     memory::{Memory, tracer},
     options::Options,
-    processes::{self, Tracer, memleak_command, now},
+    processes::{self, Tracer, memleak_command, now, number_in},
 };
 
 /// Title of the section in BENCHMARKS.md.
@@ -27,6 +27,8 @@ struct Look {
     /// All of it, with reading the table of blocks again.
     took_ms: f64,
     stopped_ms: f64,
+    /// CPU time of each of the threads that read the memory first.
+    reader_ms: f64,
     scans: f64,
     /// The target's pace meanwhile, of what it was before.
     pace: f64,
@@ -61,17 +63,19 @@ pub(crate) fn section(options: &Options, memleak: &Path) -> Result<String> {
     writeln!(text, "Medians of {} rounds on {}\n", options.rounds, document::machine()?)?;
     writeln!(
         text,
-        "| | looks | all of it | the target is stopped | its pace meanwhile | our memory before, most |"
+        "| | looks | all of it | the target is stopped | CPU time of a reader of the first look | its pace \
+         meanwhile | our memory before, most |"
     )?;
-    writeln!(text, "| --- | ---: | ---: | ---: | ---: | ---: |")?;
+    writeln!(text, "| --- | ---: | ---: | ---: | ---: | ---: | ---: |")?;
     for (mode, looks) in modes.iter().zip(&looks) {
         let middle = |of: &dyn Fn(&Look) -> f64| median(looks.iter().map(of)).unwrap_or(0.0);
         let (scans, took) = (middle(&|look| look.scans), middle(&|look| look.took_ms));
         let (stopped, pace) = (middle(&|look| look.stopped_ms), middle(&|look| look.pace));
+        let reader = middle(&|look| look.reader_ms);
         let memory = [0, 1].map(|at| middle(&|look| look.memory[at]) / 1e6);
         writeln!(
             text,
-            "| `--why={mode}` | {scans:.0} | {took:.0} ms | {stopped:.0} ms | {:.0} % | {:.0} MB, {:.0} MB |",
+            "| `--why={mode}` | {scans:.0} | {took:.0} ms | {stopped:.0} ms | {reader:.0} ms | {:.0} % | {:.0} MB, {:.0} MB |",
             pace * 100.0,
             memory[0],
             memory[1]
@@ -83,7 +87,7 @@ pub(crate) fn section(options: &Options, memleak: &Path) -> Result<String> {
 fn measure(memleak: &Path, program: &Path, mode: &str) -> Result<Look> {
     let mut command = memleak_command(memleak)?;
     let why = format!("--why={mode}");
-    command.args(["--json", "-o", "0", "-T", "1", why.as_str(), "--max-memory", "4G"]);
+    command.args(["-v", "--json", "-o", "0", "-T", "1", why.as_str(), "--max-memory", "4G"]);
     if mode == "exact" {
         command.args(["--max-pause", "60000"]);
     }
@@ -125,11 +129,13 @@ fn measure(memleak: &Path, program: &Path, mode: &str) -> Result<Look> {
         sum / f64::max(count, 1.0)
     };
     let took_ms = traced.number("memleak: looked at the heap", " in ")?;
+    let read = traced.lines_with("memleak: process ").find(|line| line.contains(" of CPU a reader"));
+    let reader_ms = number_in(read.context("nothing of what readers took")?, " to read, with ")?;
     let (scans, stopped_ms) = (number("scans")?, number("stopped_ms")?);
     let pace = mean(asked, told) / mean(asked.saturating_sub(BEFORE), asked);
     let expected = BLOCKS as f64 / 1000.0;
     ensure!((lost - expected).abs() < expected / 100.0, "{lost} blocks are lost, and {expected} should be");
-    Ok(Look { took_ms, stopped_ms, scans, pace, memory })
+    Ok(Look { took_ms, stopped_ms, reader_ms, scans, pace, memory })
 }
 
 /// `PACE ns count`.

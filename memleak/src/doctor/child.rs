@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use crate::proc::cpu_times::own_thread_time;
+
 /// Calls that are on the stack of each pair: as many as in an ordinary program.
 const DEPTH: u32 = 12;
 
@@ -15,11 +17,11 @@ const DEPTH: u32 = 12;
 pub(crate) fn run_pairs() {
     for line in io::stdin().lock().lines() {
         let Some(count) = line.ok().and_then(|line| line.trim().parse::<u32>().ok()) else { return };
-        let begin = cpu_time();
+        let begin = own_thread_time();
         for _ in 0..count {
             nested(DEPTH);
         }
-        let took = cpu_time().saturating_sub(begin);
+        let took = own_thread_time().saturating_sub(begin);
         println!("{}", took.as_nanos());
         let _ = io::stdout().flush();
     }
@@ -34,13 +36,6 @@ fn nested(depth: u32) {
     }
     // SAFETY: malloc's block, or null, goes to free.
     unsafe { libc::free(black_box(libc::malloc(black_box(64)))) };
-}
-
-fn cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is valid for the call.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// It runs until this is dropped.

@@ -5,7 +5,7 @@ use std::{io, ops::Range};
 use super::{
     blocks::HeapBlocks,
     index::{BATCH, BlockIndex},
-    look::read_all,
+    look::{ReadCost, read_all},
     pointers::{Pointer, Pointers},
     roots::{RootKind, RootPlaces},
 };
@@ -55,15 +55,15 @@ struct PiecePointers {
 }
 
 impl Graph {
-    /// Reads the memory for pointers to these blocks; gives also how many bytes could not be read.
-    pub(super) fn read(index: BlockIndex, from: &Sources<'_>) -> io::Result<(Self, u64)> {
+    /// Reads the memory for pointers to these blocks; gives also what that came to.
+    pub(super) fn read(index: BlockIndex, from: &Sources<'_>) -> io::Result<(Self, ReadCost)> {
         let (mut pointers, mut roots) = (Pointers::new(index.blocks().len()), Vec::new());
         let mut tagged = Vec::new();
         let find = |start: u64, words: &[u64]| PiecePointers {
             tagged: from.others.map(|_| tagged_in(&index, start, words)).unwrap_or_default(),
             ..pointers_in(&index, from, start, words)
         };
-        let unread = read_all(from.pid, from.is_stopped, from.runs, find, |piece: PiecePointers| {
+        let cost = read_all(from.pid, from.is_stopped, from.runs, find, |piece: PiecePointers| {
             piece.of_blocks.into_iter().for_each(|(block, pointer)| pointers.add(block, pointer));
             roots.extend(piece.roots);
             tagged.extend(piece.tagged);
@@ -75,7 +75,7 @@ impl Graph {
         }
         roots.sort_by_key(|root| root.kind);
         let blocks = index.into_blocks();
-        Ok((Self { pointers: pointers.end(blocks.len()), blocks, roots, tagged }, unread))
+        Ok((Self { pointers: pointers.end(blocks.len()), blocks, roots, tagged }, cost))
     }
 
     /// Leaves out what is no pointer to a block, though it points into its last 8 bytes: there

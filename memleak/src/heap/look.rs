@@ -5,11 +5,13 @@ use std::{
     io,
     ops::Range,
     slice,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     thread,
+    time::Duration,
 };
 
 use crate::proc::{
+    cpu_times::own_thread_time,
     maps::{Backing, Mapping},
     memory::copy,
     pagemap::{Pagemap, WantedPages},
@@ -98,20 +100,29 @@ fn pieces(runs: &[Range<u64>], size: u64) -> impl Iterator<Item = Range<u64>> + 
     })
 }
 
+/// What reading has come to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ReadCost {
+    /// Bytes that could not be read: unmapped meanwhile.
+    pub unread: u64,
+    /// CPU time of each of the threads that read, in the mean.
+    pub reader_cpu: Duration,
+}
+
 /// Reads all of `runs`, in order. `find` makes something of the words from an address on, `take`
-/// is given these, in order of address. Gives the bytes that could not be read: unmapped meanwhile.
+/// is given these, in order of address.
 pub(super) fn read_all<T: Send>(
     pid: u32,
     is_stopped: bool,
     runs: &[Range<u64>],
     find: impl Fn(u64, &[u64]) -> T + Sync,
     mut take: impl FnMut(T),
-) -> io::Result<u64> {
+) -> io::Result<ReadCost> {
     let size = if is_stopped { PIECE } else { SMALL_PIECE };
     let pieces: Vec<Range<u64>> = pieces(runs, size).collect();
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let readers = READERS.min(if is_stopped { processors } else { processors.saturating_sub(1).max(1) });
-    let mut unread = 0;
+    let (mut unread, cpu_ns) = (0, AtomicU64::new(0));
     for batch in pieces.chunks(BATCH) {
         let next = AtomicUsize::new(0);
         let work = || -> io::Result<Vec<(usize, T, u64)>> {
@@ -121,7 +132,10 @@ pub(super) fn read_all<T: Send>(
             }
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
-                let Some(piece) = batch.get(number) else { return Ok(done) };
+                let Some(piece) = batch.get(number) else {
+                    cpu_ns.fetch_add(own_thread_time().as_nanos() as u64, Ordering::Relaxed);
+                    return Ok(done);
+                };
                 let read = read_words(pid, piece, &mut buffer)?;
                 let words = buffer.get(..read / 8).unwrap_or_default();
                 done.push((number, find(piece.start, words), piece.end - piece.start - read as u64));
@@ -139,7 +153,7 @@ pub(super) fn read_all<T: Send>(
             unread += missing;
         }
     }
-    Ok(unread)
+    Ok(ReadCost { unread, reader_cpu: Duration::from_nanos(cpu_ns.into_inner()) / readers as u32 })
 }
 
 /// This thread leaves the processor to others who want it.
@@ -206,7 +220,8 @@ mod tests {
             let found = words.iter().enumerate().filter(|(_, it)| **it == 0x1234_5678_9abc_def0);
             found.map(|(at, _)| start + at as u64 * 8).collect()
         };
-        read_all(pid, true, &populated.runs, find, |found| places.extend(found)).unwrap();
+        let cost = read_all(pid, true, &populated.runs, find, |found| places.extend(found)).unwrap();
+        assert!(!cost.reader_cpu.is_zero());
         assert!(places.contains(&place), "{place:x} {places:x?}");
         assert!(places.is_sorted());
     }
@@ -242,14 +257,14 @@ mod tests {
         let [first, second, third] = [0, 1, 2].map(|page| start + page * PAGE as u64);
         let runs = [first..second, second..third, third..third + PAGE as u64];
         let mut read = Vec::new();
-        let unread = read_all(
+        let cost = read_all(
             std::process::id(),
             false,
             &runs,
             |at, words: &[u64]| (at, words.len()),
             |it| read.push(it),
         );
-        assert_eq!(unread.unwrap(), PAGE as u64);
+        assert_eq!(cost.unwrap().unread, PAGE as u64);
         assert_eq!(read, [(first, PAGE / 8), (second, 0), (third, PAGE / 8)]);
         // Of who has ended nothing can be read: that is another thing.
         let mut child = std::process::Command::new("true").spawn().unwrap();

@@ -71,7 +71,7 @@ impl Scan {
     /// Follows the pointers.
     fn of(target: &HeapTarget, heap: ReadHeap) -> Self {
         let began = Instant::now();
-        let ReadHeap { mut graph, mappings, populated, places, hidden, found, read, unread } = heap;
+        let ReadHeap { mut graph, mappings, populated, places, hidden, found, read, cost } = heap;
         graph.leave_out_chunks(&chunk_lists(target, &mappings));
         let mut kinds = Kinds::of(&graph);
         let before = Some(target.before);
@@ -83,13 +83,15 @@ impl Scan {
         let is_told = places.unknown.is_some();
         let before = is_told.then(|| Before::of(&graph, &marked, target.before, places.free));
         debug!(
-            "process {}: {} pointers in {} blocks and {} at roots; {found:.0?} for the roots, {:.0?} to read \
-             ({unread} bytes could not be), {:.0?} to follow",
+            "process {}: {} pointers in {} blocks and {} at roots; {found:.0?} for the roots, {:.0?} to read, \
+             with {:.0} ms of CPU a reader ({} bytes could not be), {:.0?} to follow",
             target.pid,
             graph.count_pointers(),
             graph.len(),
             graph.roots.len(),
             read.saturating_sub(found),
+            cost.reader_cpu.as_secs_f64() * 1000.0,
+            cost.unread,
             began.elapsed()
         );
         let ways = ways(&graph, &marked, target.before);

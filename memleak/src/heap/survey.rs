@@ -13,7 +13,7 @@ use super::{
     graph::{Graph, Sources},
     hidden::HiddenRegisters,
     index::BlockIndex,
-    look::{Populated, populated, sample},
+    look::{Populated, ReadCost, populated, sample},
     registers::{Asleep, RegisterSource},
     roots::{self, RootSource},
 };
@@ -154,8 +154,7 @@ pub(super) struct ReadHeap {
     /// What finding the roots took, and all of it.
     pub(super) found: Duration,
     pub(super) read: Duration,
-    /// Bytes that could not be read.
-    pub(super) unread: u64,
+    pub(super) cost: ReadCost,
 }
 
 impl ReadHeap {
@@ -185,7 +184,7 @@ impl ReadHeap {
         let runs = &populated.runs;
         let from =
             Sources { pid: target.pid, is_stopped: stopped.is_some(), places: &places, runs, others: None };
-        let (graph, unread) = Graph::read(BlockIndex::new(blocks), &from)?;
+        let (graph, cost) = Graph::read(BlockIndex::new(blocks), &from)?;
         let was_stopped = stopped.is_some();
         drop(stopped);
         let read = began.elapsed();
@@ -193,6 +192,6 @@ impl ReadHeap {
             true => HiddenRegisters::default(),
             false => hidden_registers(target, &places, &registers, &mappings),
         };
-        Ok(Self { graph, mappings, populated, places, hidden, found, read, unread })
+        Ok(Self { graph, mappings, populated, places, hidden, found, read, cost })
     }
 }

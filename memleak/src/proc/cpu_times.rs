@@ -1,4 +1,4 @@
-//! CPU time of processes.
+//! CPU time of processes and threads.
 
 use std::{
     collections::HashMap,
@@ -31,6 +31,14 @@ impl CpuTimes {
             .map(|(thread, time)| time.saturating_sub(self.times.get(&thread).copied().unwrap_or_default()));
         (ran.sum::<Duration>().as_secs_f64() / took.as_secs_f64().max(1e-9), took)
     }
+}
+
+/// CPU time of the calling thread so far.
+pub(crate) fn own_thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// CPU time of each thread of a process (Documentation/scheduler/sched-stats.rst).
