@@ -1,7 +1,10 @@
 //! Debian and Ubuntu packages that a task needs: named if they are missing, installed if we
 //! are root.
 
-use std::process::Command;
+use std::{
+    fs::{self, File},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -58,7 +61,12 @@ pub fn ensure(packages: &[Package]) -> Result<()> {
         eprintln!("note: no dpkg here, so see for yourself to (by their Debian names): {}", usual.join(" "));
         return Ok(());
     }
-    let missing: Vec<&Package> = packages.iter().filter(|package| !package.installed()).collect();
+    if missing_of(packages).is_empty() {
+        return Ok(());
+    }
+    let _alone = alone()?;
+    // What another task has installed meanwhile is there.
+    let missing = missing_of(packages);
     if missing.is_empty() {
         return Ok(());
     }
@@ -76,6 +84,19 @@ pub fn ensure(packages: &[Package]) -> Result<()> {
         update_lists()?;
         install(&missing)
     })
+}
+
+fn missing_of(packages: &[Package]) -> Vec<&Package> {
+    packages.iter().filter(|package| !package.installed()).collect()
+}
+
+/// Waits until no other task of ours installs packages: two that fetch the lists at once fail.
+fn alone() -> Result<File> {
+    let folder = run::root().join("target");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let lock = File::create(folder.join("packages.lock"))?;
+    lock.lock().context("cannot wait for another task that installs packages")?;
+    Ok(lock)
 }
 
 /// Fetches the package lists again.
