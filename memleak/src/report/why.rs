@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::names::is_library;
 use crate::{
     heap::{Class, Classes, RootKind},
     symbolize::Frame,
@@ -243,34 +244,6 @@ impl MadeIn {
         let place = frame.file.clone().zip(frame.line);
         Self { function: frame.function.clone(), place }
     }
-}
-
-/// A function of the C or C++ library, of a language's runtime, or of an allocator.
-fn is_library(frame: &Frame) -> bool {
-    const MODULES: [&str; 7] =
-        ["libc.so", "libc-", "libstdc++", "libc++", "libjemalloc", "libtcmalloc", "libmimalloc"];
-    const FUNCTIONS: [&str; 10] = [
-        "std::",
-        "__gnu_cxx::",
-        "operator new",
-        "alloc::",
-        "core::",
-        "<alloc::",
-        "<core::",
-        "__rust",
-        "__libc_",
-        "_start",
-    ];
-    let Some(function) = &frame.function else { return true };
-    let module = frame.module.as_deref().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
-    // A template's instance has its return type before it: `void std::vector<...>::...`.
-    let name = function.split('(').next().unwrap_or_default();
-    let name = name.split('<').next().unwrap_or_default();
-    let name = name.rsplit(' ').next().unwrap_or_default();
-    let is_new = function.starts_with("operator new");
-    is_new
-        || MODULES.iter().any(|start| module.starts_with(start))
-        || FUNCTIONS.iter().any(|start| name.starts_with(start) || function.starts_with(start))
 }
 
 #[cfg(test)]

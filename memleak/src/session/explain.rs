@@ -1,13 +1,15 @@
 //! `--why`: what looking at the heaps has given, in the words of a report: stacks, types, members,
 //! variables.
 
+mod allocated;
 mod objects;
 
 use std::collections::{HashMap, HashSet};
 
+use self::allocated::allocated_type;
 use super::examined::{Examinations, ExaminedHeap};
 use crate::{
-    heap::{AskedBlock, Block, Circle, Classes, RootKind, Side, TypeAt, Way, first_argument},
+    heap::{AskedBlock, Block, Circle, Classes, RootKind, Side, TypeAt, Way},
     report::why::{Asked, BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, LostType, MadeIn, Why},
     settings::WhyOf,
     sites::{SiteId, Sites},
@@ -222,7 +224,6 @@ impl<'a> Explainer<'a> {
             made_in: self.made_in(hanging.stack),
         });
         let hanging = hanging.collect();
-        let of_side = |side: &Side| heap.types.get(&side.stack).is_some_and(|it| it.offset > 0);
         Cycle {
             length: circle.length,
             count: circle.count,
@@ -232,8 +233,7 @@ impl<'a> Explainer<'a> {
             retained_bytes: circle.retained_bytes,
             members,
             hanging,
-            // What std::make_shared has made begins after its counters.
-            is_shared: circle.sides.iter().all(of_side),
+            is_shared: circle.sides.iter().any(|side| heap.types.get(&side.stack).is_some_and(is_counted)),
         }
     }
 
@@ -501,74 +501,10 @@ fn without_spaces(name: &str) -> String {
     name.chars().filter(|c| !c.is_whitespace()).collect()
 }
 
-/// The type that C++'s allocator functions have acquired memory for.
-fn allocated_type(frames: &[Frame]) -> Option<String> {
-    const ALLOCATORS: [&str; 3] = ["__new_allocator<", "new_allocator<", "std::allocator<"];
-    const STRING: &str = "std::__cxx11::basic_string<char,";
-    let functions = || frames.iter().filter_map(|frame| frame.function.as_deref());
-    // Its functions are in libstdc++, which does not say what they are made of.
-    if functions().take(3).any(|function| function.trim_start_matches("void ").starts_with(STRING)) {
-        return Some("std::string".to_owned());
-    }
-    let found = functions().find_map(|function| {
-        let (start, rest) = ALLOCATORS.iter().find_map(|name| {
-            let at = function.find(name)?;
-            Some((at, function.get(at + name.len()..)?))
-        })?;
-        let argument = first_argument(rest)?;
-        // Not `std::allocator<T>` as an argument of another template.
-        let is_own = function.get(..start).is_some_and(|before| !before.contains(['<', '(']));
-        (is_own && rest.contains(">::allocate(")).then(|| argument.to_owned())
-    })?;
-    let is_within = |name: &str| functions().any(|function| function.contains(name));
-    if let Some(shared) = found.strip_prefix("std::_Sp_counted_ptr_inplace<") {
-        return first_argument(shared).map(str::to_owned);
-    }
-    if found == "char" && is_within("basic_string<char") {
-        return Some("std::string".to_owned());
-    }
-    let found = found.replace(
-        "std::__cxx11::basic_string<char, std::char_traits<char>, std::allocator<char> >",
-        "std::string",
-    );
-    Some(if is_within("std::vector<") || is_within("_Vector_base<") { format!("{found}[]") } else { found })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::symbolize::NoSymbol;
-
-    fn frames(functions: &[&str]) -> Vec<Frame> {
-        let frame = |function: &&str| {
-            let nameless = Frame::without_function(1, None, None, NoSymbol::Unmapped);
-            Frame { function: Some((*function).to_owned()), ..nameless }
-        };
-        functions.iter().map(frame).collect()
-    }
-
-    #[test]
-    fn allocators_say_what_for() {
-        let of = |functions: &[&str]| allocated_type(&frames(functions));
-        let new = "operator new(unsigned long)";
-        assert_eq!(of(&[new, "main"]), None);
-        assert_eq!(
-            of(&[new, "std::__new_allocator<node>::allocate(unsigned long, void const*)", "main"]).as_deref(),
-            Some("node")
-        );
-        let string = "std::__cxx11::basic_string<char, std::char_traits<char>, std::allocator<char> >";
-        let in_vector = [
-            new,
-            &format!("__gnu_cxx::new_allocator<{string} >::allocate(unsigned long, void const*)"),
-            &format!("std::_Vector_base<{string}, std::allocator<{string} > >::_M_allocate(unsigned long)"),
-        ];
-        assert_eq!(of(&in_vector).as_deref(), Some("std::string[]"));
-        let in_string = [new, &format!("{string}::_M_create(unsigned long&, unsigned long)")];
-        assert_eq!(of(&in_string).as_deref(), Some("std::string"));
-        let constructs =
-            format!("void {string}::_M_construct<char*>(char*, char*, std::forward_iterator_tag)");
-        assert_eq!(of(&[new, &constructs]).as_deref(), Some("std::string"));
-        let shared = "std::__new_allocator<std::_Sp_counted_ptr_inplace<word, std::allocator<void>, (__gnu_cxx::_Lock_policy)2> >::allocate(unsigned long, void const*)";
-        assert_eq!(of(&[new, shared]).as_deref(), Some("word"));
-    }
+/// `std::shared_ptr`s own it: what std::make_shared has made begins after its counters, and else
+/// these are a block of their own.
+fn is_counted(it: &TypeAt) -> bool {
+    const COUNTERS: [&str; 3] =
+        ["std::_Sp_counted_ptr<", "std::_Sp_counted_deleter<", "std::__1::__shared_ptr_pointer<"];
+    it.offset > 0 && !it.name.ends_with("[]") || COUNTERS.iter().any(|start| it.name.starts_with(start))
 }

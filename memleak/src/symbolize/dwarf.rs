@@ -6,12 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use addr2line::{Context, LookupContinuation, LookupResult, SplitDwarfLoad};
-use gimli::{DwarfPackage, SectionId};
+use addr2line::{Context, FunctionName, LookupContinuation, LookupResult, SplitDwarfLoad};
+use gimli::{DwarfPackage, SectionId, UnitOffset};
 
 use super::{
     members::{Holder, MemberAt, members},
     reader::{LimitedReader, with_fuel},
+    scopes::{Scopes, is_whole},
 };
 use crate::elf::{Bytes, ElfFile};
 
@@ -29,8 +30,10 @@ const MAX_FRAMES: usize = 256;
 /// A call, as DWARF tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(super) struct SourceFrame {
-    /// Linkage name, if there is one.
+    /// Linkage name, if there is one, else the name.
     pub function: Option<Vec<u8>>,
+    /// What the function is declared in, if `function` does not say it: `std::vector<...>`.
+    pub scope: Option<String>,
     /// Source file, relative to the directory of the compilation where it is inside.
     pub file: Option<String>,
     /// That directory, if `file` is relative to it.
@@ -49,6 +52,9 @@ pub(super) trait FindFile {
 pub(super) struct Dwarf {
     context: Context<LimitedReader>,
     fuel: u64,
+    scopes: Scopes,
+    /// For those alone: a name without its scope is better than none.
+    scope_fuel: u64,
     package: Option<DwarfPackage<LimitedReader>>,
 }
 
@@ -85,7 +91,8 @@ impl Dwarf {
             with_fuel(fuel, || DwarfPackage::load(section, empty)).0.ok()
         });
         let (context, fuel) = with_fuel(fuel, || Context::from_dwarf(sections));
-        Ok(Self { context: context.map_err(io::Error::other)?, fuel, package })
+        let context = context.map_err(io::Error::other)?;
+        Ok(Self { context, fuel, scopes: Scopes::default(), scope_fuel: fuel, package })
     }
 
     /// The members of types ([`members`]) that the units of `elf` describe.
@@ -117,10 +124,41 @@ impl Dwarf {
         let mut more = 0;
         let (frames, left) = with_fuel(self.fuel, || self.look_up(vaddr, files, &mut more));
         self.fuel = (left + more * FUEL.1).min(MOST_FUEL);
-        frames.unwrap_or_default()
+        let (mut frames, entries): (Vec<SourceFrame>, Vec<_>) =
+            frames.unwrap_or_default().into_iter().unzip();
+        if entries.iter().any(Option::is_some) && self.scope_fuel > 0 {
+            let mut scopes = std::mem::take(&mut self.scopes);
+            let work = || self.add_scopes(vaddr, files, &entries, &mut scopes, &mut frames);
+            self.scope_fuel = with_fuel(self.scope_fuel, work).1;
+            self.scopes = scopes;
+        }
+        frames
     }
 
-    fn look_up(&self, vaddr: u64, files: &dyn FindFile, more: &mut u64) -> gimli::Result<Vec<SourceFrame>> {
+    /// Says of frames what their functions are declared in; `entries`: of which, by their entries.
+    fn add_scopes(
+        &self,
+        vaddr: u64,
+        files: &dyn FindFile,
+        entries: &[Option<UnitOffset<usize>>],
+        scopes: &mut Scopes,
+        frames: &mut [SourceFrame],
+    ) {
+        let mut load = |wanted| self.load_split(wanted, files, &mut 0);
+        let Some(unit) = resolve(self.context.find_dwarf_and_unit(vaddr), &mut load) else { return };
+        for (frame, entry) in frames.iter_mut().zip(entries) {
+            frame.scope = entry.and_then(|entry| scopes.of(unit, entry).ok().flatten());
+        }
+    }
+
+    /// With the entries of those whose scopes are to be looked for. Of a function that is not
+    /// inlined the symbol table says the whole name.
+    fn look_up(
+        &self,
+        vaddr: u64,
+        files: &dyn FindFile,
+        more: &mut u64,
+    ) -> gimli::Result<Vec<(SourceFrame, Option<UnitOffset<usize>>)>> {
         let mut load = |wanted| self.load_split(wanted, files, more);
         let mut found = resolve(self.context.find_frames(vaddr), &mut load)?;
         let unit = resolve(self.context.find_dwarf_and_unit(vaddr), &mut load);
@@ -133,12 +171,20 @@ impl Dwarf {
             let file = file.map(|file| relative(file, directory.as_ref()));
             let is_relative = file.is_some_and(|file| !file.starts_with('/'));
             let folder = directory.as_ref().filter(|_| is_relative);
-            frames.push(SourceFrame {
+            let is_whole = |it: &FunctionName<LimitedReader>| is_whole(it.name.bytes(), it.language);
+            let entry =
+                frame.dw_die_offset.filter(|_| frame.function.as_ref().is_some_and(|it| !is_whole(it)));
+            let source = SourceFrame {
                 function: frame.function.map(|function| function.name.bytes().to_vec()),
                 file: file.map(str::to_owned),
                 directory: folder.map(|folder| String::from_utf8_lossy(folder.bytes()).into_owned()),
                 line: frame.location.and_then(|location| location.line),
-            });
+                scope: None,
+            };
+            frames.push((source, entry));
+        }
+        if let Some((_, entry)) = frames.last_mut() {
+            *entry = None;
         }
         Ok(frames)
     }

@@ -12,6 +12,7 @@ mod object;
 mod perf_map;
 mod reader;
 mod regions;
+mod scopes;
 mod symbolizer;
 mod symbols;
 

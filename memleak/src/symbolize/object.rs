@@ -209,8 +209,12 @@ impl ObjectNames {
             .into_iter()
             .map(|frame| {
                 let raw = frame.function.map(|name| String::from_utf8_lossy(&name).into_owned());
+                let function = raw.as_deref().map(|raw| match &frame.scope {
+                    Some(scope) => printable_bytes(format!("{scope}::{raw}").as_bytes()),
+                    None => demangle(raw),
+                });
                 Call {
-                    function: raw.as_deref().map(demangle),
+                    function,
                     symbol: raw.map(|raw| printable_bytes(raw.as_bytes())),
                     start,
                     file: frame.file.map(|file| printable_bytes(file.as_bytes())),

@@ -4,4 +4,5 @@ mod files;
 mod hostile;
 mod kernel;
 mod live;
+mod scopes;
 mod tools;

@@ -136,8 +136,10 @@ fn write_cycle(cycle: &Cycle, out: &mut dyn Write) -> io::Result<()> {
         let (name, arrow) = (from(member), arrow(member));
         writeln!(out, "     {name:name_width$} {arrow:arrow_width$}   made in {}", Shown(&member.made_in))?;
     }
-    if cycle.members.len() > shown.len() {
-        writeln!(out, "     and {} more links", cycle.members.len() - shown.len())?;
+    match cycle.members.len() - shown.len() {
+        0 => {}
+        1 => writeln!(out, "     and 1 more link")?,
+        more => writeln!(out, "     and {more} more links")?,
     }
     write_hanging(&cycle.hanging, out)?;
     let which = if cycle.members.len() == 2 { "one of the two" } else { "one of them" };
