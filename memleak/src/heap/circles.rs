@@ -4,7 +4,9 @@
 //! for sure. Circles of one shape (the same stacks, linked at the same places) are one to the
 //! reader.
 
-use rustc_hash::FxHashMap;
+use std::collections::BTreeSet;
+
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     components::components,
@@ -13,6 +15,10 @@ use super::{
     mark::{Class, Marked},
     roots::RootKind,
 };
+
+/// Places in blocks of one stack that pointers to those of one other have, at most, unless they are
+/// an array's: a tree's node has three.
+const MOST_PLACES: usize = 3;
 
 /// Circles of one shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +50,8 @@ pub struct Side {
     pub offset: u32,
     /// Where the other was acquired.
     pub to: u32,
+    /// There are such at many other places: it is an array, and this is the first.
+    pub is_array: bool,
 }
 
 /// Blocks of one stack that hang off circles.
@@ -118,7 +126,8 @@ impl<'a> Loose<'a> {
                     offset if kinds.is_start(self.graph, pointer.to, offset) => 1,
                     _ => 2,
                 };
-                sides.push((Side { stack, offset: pointer.from, to: self.stack(*to) }, good));
+                let (offset, to) = (pointer.from, self.stack(*to));
+                sides.push((Side { stack, offset, to, is_array: false }, good));
             }
         }
         let mut best: FxHashMap<(u32, u32), u32> = FxHashMap::default();
@@ -127,11 +136,43 @@ impl<'a> Loose<'a> {
             *known = (*known).min(*good);
         }
         sides.retain(|(side, good)| best.get(&(side.stack, side.to)) == Some(good));
-        let mut sides: Vec<Side> = sides.into_iter().map(|(side, _)| side).collect();
+        sides.into_iter().map(|(side, _)| side).collect()
+    }
+}
+
+/// The shapes of circles, by their numbers: an array's places are one, however many of them are in
+/// use, or each circle would have a shape of its own.
+pub fn shapes(sides: Vec<(u32, Vec<Side>)>) -> FxHashMap<Vec<Side>, Vec<u32>> {
+    let arrays: FxHashSet<(u32, u32)> = sides
+        .iter()
+        .flat_map(|(_, sides)| sides)
+        .filter(|side| side.is_array)
+        .map(|side| (side.stack, side.to))
+        .collect();
+    let mut places: FxHashMap<(u32, u32), BTreeSet<u32>> = FxHashMap::default();
+    for side in sides.iter().flat_map(|(_, sides)| sides) {
+        let places = places.entry((side.stack, side.to)).or_default();
+        // The least are kept, so that the first is among them.
+        places.insert(side.offset);
+        if places.len() > MOST_PLACES + 1 {
+            places.pop_last();
+        }
+    }
+    let simple = |side: Side| match places.get(&(side.stack, side.to)) {
+        Some(places) if places.len() > MOST_PLACES || arrays.contains(&(side.stack, side.to)) => {
+            let offset = places.first().copied().unwrap_or(side.offset);
+            Side { offset, is_array: true, ..side }
+        }
+        _ => side,
+    };
+    let mut shapes: FxHashMap<Vec<Side>, Vec<u32>> = FxHashMap::default();
+    for (number, sides) in sides {
+        let mut sides: Vec<Side> = sides.into_iter().map(simple).collect();
         sides.sort_unstable();
         sides.dedup();
-        in_a_round(sides)
+        shapes.entry(in_a_round(sides)).or_default().push(number);
     }
+    shapes
 }
 
 /// Sides one after the other, each beginning where the one before leads, as far as that goes.
@@ -154,10 +195,8 @@ pub(super) fn find(graph: &Graph, kinds: &Kinds, marked: &Marked) -> Vec<Circle>
         members.entry(*number).or_default().push(node as u32);
     }
     members.retain(|_, nodes| nodes.len() > 1);
-    let mut shapes: FxHashMap<Vec<Side>, Vec<u32>> = FxHashMap::default();
-    for (number, nodes) in &members {
-        shapes.entry(loose.sides(kinds, nodes, &component)).or_default().push(*number);
-    }
+    let sides = members.iter().map(|(number, nodes)| (*number, loose.sides(kinds, nodes, &component)));
+    let mut shapes = shapes(sides.collect());
     let is_lost =
         |number: &u32| members.get(number).is_some_and(|nodes| nodes.iter().all(|node| loose.is_lost(*node)));
     shapes.retain(|_, numbers| numbers.iter().any(is_lost));
@@ -239,6 +278,10 @@ mod tests {
         Graph::of(stacks.iter().enumerate().map(block).collect(), pointers, roots)
     }
 
+    fn side(stack: u32, offset: u32, to: u32) -> Side {
+        Side { stack, offset, to, is_array: false }
+    }
+
     fn circles(graph: &Graph) -> Vec<Circle> {
         let kinds = Kinds::of(graph);
         let mut marked = Marked::follow(graph, &kinds, None);
@@ -273,10 +316,31 @@ mod tests {
             pointed_from: Some((RootKind::Stack, 0x7ff0)),
             bytes: 600,
             retained_bytes: 1200,
-            sides: vec![Side { stack: 1, offset: 0x50, to: 2 }, Side { stack: 2, offset: 0x18, to: 1 }],
+            sides: vec![side(1, 0x50, 2), side(2, 0x18, 1)],
             hanging: vec![Hanging { stack: 3, count: 6, bytes: 600 }],
         };
         assert_eq!(found, [expected]);
+    }
+
+    #[test]
+    fn an_array_has_one_shape_however_full_it_is() {
+        // Owners (stack 1) of arrays (2) of items (3), which point back: at one, two and three of
+        // the array's places, and never the same.
+        let stacks = [1, 2, 3, 1, 2, 3, 3, 1, 2, 3, 3, 3];
+        let mut pointers = Vec::new();
+        for (owner, items, first) in [(0, 1, 0x40), (3, 2, 0x8), (7, 3, 0x18)] {
+            pointers.push((owner, 0x10, owner + 1, 0));
+            for item in 0..items {
+                pointers.push((owner + 1, first + 0x10 * item, owner + 2 + item, 0));
+                pointers.push((owner + 2 + item, 0x20, owner, 0));
+            }
+        }
+        pointers.sort_unstable(); // by block
+        let found = circles(&graph(&stacks, &pointers, Vec::new()));
+        let [circle] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((circle.count, circle.length, circle.bytes), (3, 5, 1200));
+        let array = Side { is_array: true, ..side(2, 0x8, 3) };
+        assert_eq!(circle.sides, [side(1, 0x10, 2), array, side(3, 0x20, 1)]);
     }
 
     #[test]
@@ -292,7 +356,7 @@ mod tests {
 
     #[test]
     fn sides_follow_on_each_other() {
-        let side = |stack, to| Side { stack, offset: 0, to };
+        let side = |stack, to| side(stack, 0, to);
         assert_eq!(
             in_a_round(vec![side(1, 3), side(2, 1), side(3, 2)]),
             [side(1, 3), side(3, 2), side(2, 1)]

@@ -29,7 +29,7 @@ mod ways;
 
 pub use before::Before;
 pub use blocks::HeapBlocks;
-pub use circles::{Circle, Hanging, Side};
+pub use circles::{Circle, Hanging, Side, shapes};
 pub use mark::{Class, Classes};
 pub use objects::HeapObjects;
 pub use outcome::{Examined, StackBlocks};

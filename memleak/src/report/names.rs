@@ -331,13 +331,26 @@ const FUNCTIONS: [&str; 46] = [
     "__get_free_pages",
 ];
 
+/// Where compilers have the sources of what they bring along: C++'s headers, Rust's library.
+const SOURCES: [&str; 4] =
+    ["/usr/include/c++/", "/include/c++/v1/", "/lib/rustlib/src/rust/library/", "/usr/src/rustc-"];
+
+fn is_library_source(file: &str) -> bool {
+    // Rust's own builds are at no place that there is.
+    let is_of_rust = || file.starts_with("/rustc/") && file.contains("/library/");
+    is_of_rust() || SOURCES.iter().any(|folder| file.contains(folder))
+}
+
 /// A frame of the C or C++ library, of an allocator or of a container: not what is responsible.
 pub fn is_library(frame: &Frame) -> bool {
     let in_module = frame.module.as_deref().is_some_and(|module| {
         let name = basename(module);
         MODULES.iter().any(|library| name.starts_with(library))
     });
-    in_module || frame.function.as_deref().is_some_and(|function| is_library_function(&shorten(function)))
+    let in_source = || frame.file.as_deref().is_some_and(is_library_source);
+    in_module
+        || in_source()
+        || frame.function.as_deref().is_some_and(|function| is_library_function(&shorten(function)))
 }
 
 fn is_library_function(short: &str) -> bool {
@@ -430,6 +443,15 @@ mod tests {
         for name in ["mallocate", "main", "app::std::f()", "alloc_page_for(int)", "standard()"] {
             assert!(!is_library(&frame(name, "/bin/app")), "{name}");
         }
+        let at = |file: &str| Frame {
+            file: Some(file.to_owned()),
+            ..frame("<T as ConvertVec>::to_vec", "/bin/app")
+        };
+        assert!(is_library(&at(
+            "/rustc/59807616e1fa2540724bfbac14d7976d7e4a3860/library/alloc/src/slice.rs"
+        )));
+        assert!(is_library(&at("/usr/include/c++/12/bits/stl_vector.h")));
+        assert!(!is_library(&at("/home/me/library/vec.rs")) && !is_library(&at("src/include/c++.h")));
         assert!(is_library(&frame("qsort", "/usr/lib/x86_64-linux-gnu/libc.so.6")));
         assert!(!is_library(&frame("f", "/opt/libcurl.so.4")));
     }

@@ -124,8 +124,9 @@ pub struct Cycle {
     pub members: Vec<CycleMember>,
     /// What they hold, most bytes first.
     pub hanging: Vec<HangingBlocks>,
-    /// Its objects are owned by `std::shared_ptr`.
-    pub is_shared: bool,
+    /// The pointer that would not own: `std::weak_ptr`, where owners are counted.
+    #[serde(default)]
+    pub weak: Option<String>,
 }
 
 /// Where blocks were acquired, as far as a line of text can say.
@@ -146,6 +147,9 @@ pub struct CycleMember {
     pub field: Option<String>,
     /// Where in the block that is, bytes.
     pub offset: u32,
+    /// Many of its places hold such: it is an array, and `offset` the first.
+    #[serde(default)]
+    pub is_array: bool,
     /// The type of the next.
     pub to: Option<String>,
     /// Bytes of the block.

@@ -6,10 +6,10 @@ mod objects;
 
 use std::collections::{HashMap, HashSet};
 
-use self::allocated::allocated_type;
+use self::allocated::{allocated_type, weak_pointer};
 use super::examined::{Examinations, ExaminedHeap};
 use crate::{
-    heap::{AskedBlock, Block, Circle, Classes, RootKind, Side, TypeAt, Way},
+    heap::{AskedBlock, Block, Circle, Classes, RootKind, Side, TypeAt, Way, shapes},
     report::why::{Asked, BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, LostType, MadeIn, Why},
     settings::WhyOf,
     sites::{SiteId, Sites},
@@ -22,6 +22,9 @@ const MOST_WAYS: usize = 10;
 /// through an object's debug information.
 const MOST_LOOKED_UP: usize = 24;
 
+/// A function, and the line of it, or else the place of the code.
+type SourceLine = (Option<String>, Result<u32, Option<u64>>);
+
 /// What explaining needs.
 pub(super) struct Explainer<'a> {
     symbolizer: &'a mut Symbolizer,
@@ -31,6 +34,11 @@ pub(super) struct Explainer<'a> {
     process_of: &'a dyn Fn(u32) -> u32,
     frames: HashMap<SiteId, Vec<Frame>>,
     members: HashMap<Holder, Vec<MemberAt>>,
+    /// The types of blocks that do not say theirs, by the numbers of their stacks.
+    allocated: HashMap<u32, Option<TypeAt>>,
+    /// Numbers of stacks that are [`Self::alike`], and of the first of each such.
+    alike: HashMap<u32, u32>,
+    firsts: HashMap<(Option<String>, Vec<SourceLine>), u32>,
     /// So many were looked up one by one.
     looked_up: usize,
 }
@@ -49,6 +57,9 @@ impl<'a> Explainer<'a> {
             process_of,
             frames: HashMap::new(),
             members: HashMap::new(),
+            allocated: HashMap::new(),
+            alike: HashMap::new(),
+            firsts: HashMap::new(),
             looked_up: 0,
         }
     }
@@ -113,11 +124,21 @@ impl<'a> Explainer<'a> {
     /// The type of the blocks of a stack: as a block says, or else as the functions say that have
     /// acquired it.
     fn type_name(&mut self, heap: &ExaminedHeap, number: u32) -> Option<String> {
+        self.type_at(heap, number).map(|found| found.name)
+    }
+
+    /// The same, with where in a block it begins.
+    fn type_at(&mut self, heap: &ExaminedHeap, number: u32) -> Option<TypeAt> {
         if let Some(found) = heap.types.get(&number) {
-            return Some(found.name.clone());
+            return Some(found.clone());
+        }
+        if let Some(known) = self.allocated.get(&number) {
+            return known.clone();
         }
         let site = self.site(number);
-        allocated_type(self.frames(site))
+        let found = allocated_type(self.frames(site));
+        self.allocated.insert(number, found.clone());
+        found
     }
 
     /// Looks up the members of all types that circles and ways pass through.
@@ -133,7 +154,7 @@ impl<'a> Explainer<'a> {
             });
             let used: HashSet<u32> = of_circles.chain(of_ways).chain(of_asked).collect();
             let mut by_place: HashMap<u64, HashSet<Holder>> = HashMap::new();
-            for found in used.iter().filter_map(|number| heap.types.get(number)) {
+            for found in used.iter().filter_map(|number| self.type_at(heap, *number)) {
                 by_place.entry(found.place).or_default().insert(holder(&found.name));
             }
             let process = (self.process_of)(heap.space);
@@ -143,9 +164,9 @@ impl<'a> Explainer<'a> {
         }
     }
 
-    /// The member at `offset` of a block of this type.
-    fn member(&self, of: Option<&TypeAt>, offset: u32) -> Option<String> {
-        let of = of?;
+    /// The member at `offset` of a block of this stack.
+    fn member(&mut self, heap: &ExaminedHeap, number: u32, offset: u32) -> Option<String> {
+        let of = self.type_at(heap, number)?;
         let within = u64::from(offset).checked_sub(of.offset)?;
         self.member_of(&holder(&of.name), within).map(|member| member.name.clone())
     }
@@ -170,19 +191,29 @@ impl<'a> Explainer<'a> {
 
     fn cycles(&mut self, place: &dyn Fn(SiteId) -> Option<usize>) -> Vec<Cycle> {
         let looked = self.looked;
-        let mut merged: HashMap<Vec<(SiteId, u32, SiteId)>, Cycle> = HashMap::new();
-        for heap in &looked.heaps {
-            for circle in &heap.examined.circles {
-                let key = |side: &Side| (self.site(side.stack), side.offset, self.site(side.to));
-                let shape = circle.sides.iter().map(key).collect();
-                let cycle = self.cycle(heap, circle, place);
-                match merged.get_mut(&shape) {
-                    Some(known) => add(known, cycle),
-                    None => _ = merged.insert(shape, cycle),
-                }
-            }
+        let heaps = looked.heaps.iter();
+        let circles: Vec<(&ExaminedHeap, &Circle)> =
+            heaps.flat_map(|heap| heap.examined.circles.iter().map(move |circle| (heap, circle))).collect();
+        let mut sides = Vec::new();
+        for (number, (heap, circle)) in (0..).zip(&circles) {
+            let alike = |side: &Side| Side {
+                stack: self.alike(heap, side.stack),
+                to: self.alike(heap, side.to),
+                ..*side
+            };
+            sides.push((number, circle.sides.iter().map(alike).collect()));
         }
-        let mut cycles: Vec<Cycle> = merged.into_values().collect();
+        let mut cycles: Vec<Cycle> = Vec::new();
+        for (sides, mut numbers) in shapes(sides) {
+            numbers.sort_unstable();
+            let mut alike = numbers.iter().filter_map(|number| circles.get(*number as usize));
+            let Some((heap, circle)) = alike.next() else { continue };
+            let mut cycle = self.cycle(heap, circle, &sides, place);
+            for (heap, circle) in alike {
+                add(&mut cycle, self.cycle(heap, circle, &sides, place));
+            }
+            cycles.push(cycle);
+        }
         cycles.sort_by(|a, b| {
             (b.retained_bytes, b.count).cmp(&(a.retained_bytes, a.count)).then_with(|| {
                 let key = |cycle: &Cycle| cycle.members.first().map(|it| (it.type_name.clone(), it.offset));
@@ -192,17 +223,44 @@ impl<'a> Explainer<'a> {
         cycles
     }
 
+    /// The number of the first stack of which the type, the functions and the lines are the same:
+    /// compilers repeat what is called in a loop, and processes have stacks of their own.
+    fn alike(&mut self, heap: &ExaminedHeap, number: u32) -> u32 {
+        if let Some(known) = self.alike.get(&number) {
+            return *known;
+        }
+        let site = self.site(number);
+        let line = |frame: &Frame| (frame.function.clone(), frame.line.ok_or(frame.offset));
+        let lines: Vec<_> = self.frames(site).iter().map(line).collect();
+        let first = match lines.is_empty() {
+            true => number,
+            false => {
+                let name = self.type_name(heap, number);
+                *self.firsts.entry((name, lines)).or_insert(number)
+            }
+        };
+        self.alike.insert(number, first);
+        first
+    }
+
+    /// Circles of a shape, which `sides` say by stacks that are alike.
     fn cycle(
         &mut self,
         heap: &ExaminedHeap,
         circle: &Circle,
+        sides: &[Side],
         place: &dyn Fn(SiteId) -> Option<usize>,
     ) -> Cycle {
         let size = |number: u32| heap.examined.stacks.get(&number).map_or(0, |blocks| blocks.worst.1.size);
-        let members = circle.sides.iter().map(|side| CycleMember {
+        let ends = circle.sides.iter().flat_map(|side| [side.stack, side.to]);
+        let own: HashMap<u32, u32> = ends.map(|stack| (self.alike(heap, stack), stack)).collect();
+        let own = |stack: u32| own.get(&stack).copied().unwrap_or(stack);
+        let sides = sides.iter().map(|side| Side { stack: own(side.stack), to: own(side.to), ..*side });
+        let members = sides.map(|side| CycleMember {
             type_name: self.type_name(heap, side.stack),
-            field: self.member(heap.types.get(&side.stack), side.offset),
+            field: self.member(heap, side.stack, side.offset),
             offset: side.offset,
+            is_array: side.is_array,
             to: self.type_name(heap, side.to),
             size: size(side.stack),
             to_size: size(side.to),
@@ -233,8 +291,24 @@ impl<'a> Explainer<'a> {
             retained_bytes: circle.retained_bytes,
             members,
             hanging,
-            is_shared: circle.sides.iter().any(|side| heap.types.get(&side.stack).is_some_and(is_counted)),
+            weak: circle.sides.iter().find_map(|side| self.weak_pointer(heap, side.stack)),
         }
+    }
+
+    /// What would not own a block of this stack: what `std::make_shared` has made begins after its
+    /// counters, and else these are a block of their own.
+    fn weak_pointer(&mut self, heap: &ExaminedHeap, number: u32) -> Option<String> {
+        const COUNTERS: [&str; 3] =
+            ["std::_Sp_counted_ptr<", "std::_Sp_counted_deleter<", "std::__1::__shared_ptr_pointer<"];
+        let weak = match heap.types.get(&number) {
+            Some(it) if it.offset > 0 && !it.name.ends_with("[]") => Some("std::weak_ptr"),
+            Some(it) => COUNTERS.iter().any(|start| it.name.starts_with(start)).then_some("std::weak_ptr"),
+            None => {
+                let site = self.site(number);
+                weak_pointer(self.frames(site))
+            }
+        };
+        weak.map(str::to_owned)
     }
 
     fn root_name(&self, heap: &ExaminedHeap, (kind, place): (RootKind, u64)) -> String {
@@ -329,7 +403,7 @@ impl<'a> Explainer<'a> {
                 None => (format!("{} (+{offset:#x})", by.name), None),
             };
         }
-        let next = heap.types.get(&number).and_then(|of| {
+        let next = self.type_at(heap, number).and_then(|of| {
             let within = u64::from(offset).checked_sub(of.offset)?;
             self.member_of(&holder(&of.name), within)?.points_to.clone()
         });
@@ -418,7 +492,7 @@ impl<'a> Explainer<'a> {
     /// `document.index`, or `document (+0x18)`, by what is known.
     fn hop_name(&mut self, heap: &ExaminedHeap, number: u32, offset: u32) -> String {
         let name = self.type_name(heap, number).unwrap_or_else(|| "block".to_owned());
-        match self.member(heap.types.get(&number), offset) {
+        match self.member(heap, number, offset) {
             Some(member) => format!("{name}.{member}"),
             None => format!("{name} (+{offset:#x})"),
         }
@@ -499,12 +573,4 @@ fn holder(name: &str) -> Holder {
 /// As the symbolizer has the names of types.
 fn without_spaces(name: &str) -> String {
     name.chars().filter(|c| !c.is_whitespace()).collect()
-}
-
-/// `std::shared_ptr`s own it: what std::make_shared has made begins after its counters, and else
-/// these are a block of their own.
-fn is_counted(it: &TypeAt) -> bool {
-    const COUNTERS: [&str; 3] =
-        ["std::_Sp_counted_ptr<", "std::_Sp_counted_deleter<", "std::__1::__shared_ptr_pointer<"];
-    it.offset > 0 && !it.name.ends_with("[]") || COUNTERS.iter().any(|start| it.name.starts_with(start))
 }

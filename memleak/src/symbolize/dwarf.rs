@@ -12,7 +12,7 @@ use gimli::{DwarfPackage, SectionId, UnitOffset};
 use super::{
     members::{Holder, MemberAt, members},
     reader::{LimitedReader, with_fuel},
-    scopes::{Scopes, is_whole},
+    scopes::{Missing, Scopes, missing, with_arguments},
 };
 use crate::elf::{Bytes, ElfFile};
 
@@ -34,6 +34,8 @@ pub(super) struct SourceFrame {
     pub function: Option<Vec<u8>>,
     /// What the function is declared in, if `function` does not say it: `std::vector<...>`.
     pub scope: Option<String>,
+    /// The function with its generic arguments, of Rust's library: `new<app::Session>`.
+    pub with_arguments: Option<String>,
     /// Source file, relative to the directory of the compilation where it is inside.
     pub file: Option<String>,
     /// That directory, if `file` is relative to it.
@@ -41,6 +43,9 @@ pub(super) struct SourceFrame {
     /// Source line.
     pub line: Option<u32>,
 }
+
+/// The entry of a function, and what its name does not say.
+type Incomplete = (UnitOffset<usize>, Missing);
 
 /// Finds files that debug information names by path: `.dwo`, `.dwp`.
 pub(super) trait FindFile {
@@ -128,37 +133,44 @@ impl Dwarf {
             frames.unwrap_or_default().into_iter().unzip();
         if entries.iter().any(Option::is_some) && self.scope_fuel > 0 {
             let mut scopes = std::mem::take(&mut self.scopes);
-            let work = || self.add_scopes(vaddr, files, &entries, &mut scopes, &mut frames);
+            let work = || self.complete(vaddr, files, &entries, &mut scopes, &mut frames);
             self.scope_fuel = with_fuel(self.scope_fuel, work).1;
             self.scopes = scopes;
         }
         frames
     }
 
-    /// Says of frames what their functions are declared in; `entries`: of which, by their entries.
-    fn add_scopes(
+    /// Says of frames what their functions' names do not say; `entries`: of which, by their
+    /// entries.
+    fn complete(
         &self,
         vaddr: u64,
         files: &dyn FindFile,
-        entries: &[Option<UnitOffset<usize>>],
+        entries: &[Option<Incomplete>],
         scopes: &mut Scopes,
         frames: &mut [SourceFrame],
     ) {
         let mut load = |wanted| self.load_split(wanted, files, &mut 0);
         let Some(unit) = resolve(self.context.find_dwarf_and_unit(vaddr), &mut load) else { return };
         for (frame, entry) in frames.iter_mut().zip(entries) {
-            frame.scope = entry.and_then(|entry| scopes.of(unit, entry).ok().flatten());
+            match *entry {
+                Some((entry, Missing::Scope)) => frame.scope = scopes.of(unit, entry).ok().flatten(),
+                Some((entry, Missing::Arguments)) => {
+                    frame.with_arguments = with_arguments(unit, entry).ok().flatten();
+                }
+                None => {}
+            }
         }
     }
 
-    /// With the entries of those whose scopes are to be looked for. Of a function that is not
-    /// inlined the symbol table says the whole name.
+    /// With the entries of those whose names do not say all. What a function is in that is not
+    /// inlined, the symbol table says.
     fn look_up(
         &self,
         vaddr: u64,
         files: &dyn FindFile,
         more: &mut u64,
-    ) -> gimli::Result<Vec<(SourceFrame, Option<UnitOffset<usize>>)>> {
+    ) -> gimli::Result<Vec<(SourceFrame, Option<Incomplete>)>> {
         let mut load = |wanted| self.load_split(wanted, files, more);
         let mut found = resolve(self.context.find_frames(vaddr), &mut load)?;
         let unit = resolve(self.context.find_dwarf_and_unit(vaddr), &mut load);
@@ -171,20 +183,20 @@ impl Dwarf {
             let file = file.map(|file| relative(file, directory.as_ref()));
             let is_relative = file.is_some_and(|file| !file.starts_with('/'));
             let folder = directory.as_ref().filter(|_| is_relative);
-            let is_whole = |it: &FunctionName<LimitedReader>| is_whole(it.name.bytes(), it.language);
-            let entry =
-                frame.dw_die_offset.filter(|_| frame.function.as_ref().is_some_and(|it| !is_whole(it)));
+            let missing = |it: &FunctionName<LimitedReader>| missing(it.name.bytes(), it.language);
+            let entry = frame.dw_die_offset.zip(frame.function.as_ref().and_then(missing));
             let source = SourceFrame {
                 function: frame.function.map(|function| function.name.bytes().to_vec()),
                 file: file.map(str::to_owned),
                 directory: folder.map(|folder| String::from_utf8_lossy(folder.bytes()).into_owned()),
                 line: frame.location.and_then(|location| location.line),
                 scope: None,
+                with_arguments: None,
             };
             frames.push((source, entry));
         }
         if let Some((_, entry)) = frames.last_mut() {
-            *entry = None;
+            *entry = entry.filter(|(_, missing)| *missing == Missing::Arguments);
         }
         Ok(frames)
     }

@@ -390,6 +390,7 @@ impl KernelTable {
             line: None,
             inlined: false,
             no_symbol: found.is_none().then_some(NoSymbol::NotInSymbolTable),
+            with_arguments: None,
         }
     }
 

@@ -12,6 +12,19 @@ const DEEPEST: u32 = 8;
 /// Most members of a type.
 const MOST: usize = 4096;
 
+/// Types of Rust's library that hold another and say nothing: their members are that one's.
+const WRAPPERS: [&str; 9] = [
+    "RefCell<",
+    "UnsafeCell<",
+    "Cell<",
+    "Mutex<",
+    "RwLock<",
+    "OnceCell<",
+    "ManuallyDrop<",
+    "MaybeUninit<",
+    "CachePadded<",
+];
+
 /// Types and qualifiers on the way from a member to what it points to.
 const LONGEST_TYPE: u32 = 16;
 
@@ -63,7 +76,8 @@ struct Unnamed {
 
 /// The name without what compilers and demanglers write in different ways.
 fn plain(name: &str) -> String {
-    name.chars().filter(|c| !c.is_whitespace()).collect()
+    let name: String = name.chars().filter(|c| !c.is_whitespace()).collect();
+    name.replace(",alloc::alloc::Global", "")
 }
 
 /// The members of these (by [`plain`] name) as far as they are described, in order.
@@ -169,12 +183,18 @@ impl Described<'_> {
         members: &mut Vec<Unnamed>,
     ) -> gimli::Result<()> {
         let mut tree = self.unit.entries_tree(Some(offset))?;
-        let mut children = tree.root()?.children();
+        let root = tree.root()?;
+        let name = self.name(root.entry()).unwrap_or_default();
+        let is_wrapper = depth < DEEPEST && WRAPPERS.iter().any(|wrapper| name.starts_with(wrapper));
+        let mut children = root.children();
         while let Some(child) = children.next()? {
             let entry = child.entry();
             let at = entry.attr_value(gimli::DW_AT_data_member_location);
             let Some(at) = at.and_then(|value| value.udata_value()) else { continue };
             match entry.tag() {
+                gimli::DW_TAG_member if is_wrapper && let Some((held, 0)) = self.type_of(entry) => {
+                    self.collect(held, base.saturating_add(at), depth + 1, members)?;
+                }
                 gimli::DW_TAG_member if members.len() < MOST => {
                     if let Some(name) = self.name(entry) {
                         let points_to = self.type_of(entry).filter(|(_, pointers)| *pointers > 0);

@@ -67,6 +67,10 @@ pub struct Frame {
     pub inlined: bool,
     /// Why there is no function.
     pub no_symbol: Option<NoSymbol>,
+    /// Of a function of Rust's library, whose linkage name may leave them out: its name with its
+    /// generic arguments, `new<app::Session>`. Not kept in files.
+    #[serde(skip)]
+    pub with_arguments: Option<String>,
 }
 
 impl Frame {
@@ -84,6 +88,7 @@ impl Frame {
             line: None,
             inlined: false,
             no_symbol: Some(why),
+            with_arguments: None,
         }
     }
 }

@@ -46,6 +46,8 @@ pub(super) struct Call {
     pub line: Option<u32>,
     /// Inlined into the next call's function.
     pub inlined: bool,
+    /// See [`super::Frame::with_arguments`].
+    pub with_arguments: Option<String>,
 }
 
 /// An object, and the names in it.
@@ -221,6 +223,7 @@ impl ObjectNames {
                     directory: frame.directory.map(|folder| printable_bytes(folder.as_bytes())),
                     line: frame.line,
                     inlined: true,
+                    with_arguments: frame.with_arguments.map(|name| printable_bytes(name.as_bytes())),
                 }
             })
             .collect();

@@ -1,6 +1,7 @@
 //! Functions' names with the namespaces and types that they are in, from DWARF. Compilers give no
 //! linkage name to what no other file can see: all that is of types in anonymous namespaces or in
-//! functions (closures), templates of the libraries with such arguments included.
+//! functions (closures), templates of the libraries with such arguments included. And what
+//! functions of Rust's library are made for.
 
 use std::collections::HashMap;
 
@@ -26,8 +27,17 @@ pub(super) struct Scopes {
     known: HashMap<Place, Option<String>>,
 }
 
-/// A function has a linkage name, or is of a language that has none.
-pub(super) fn is_whole(name: &[u8], language: Option<gimli::DwLang>) -> bool {
+/// What a function's linkage name does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// There is none: what the function is in.
+    Scope,
+    /// What a function of Rust's library is made for: older names have `T` there.
+    Arguments,
+}
+
+/// What this linkage name, or name, does not say.
+pub(super) fn missing(name: &[u8], language: Option<gimli::DwLang>) -> Option<Missing> {
     const CPP: [gimli::DwLang; 6] = [
         gimli::DW_LANG_C_plus_plus,
         gimli::DW_LANG_C_plus_plus_03,
@@ -36,7 +46,13 @@ pub(super) fn is_whole(name: &[u8], language: Option<gimli::DwLang>) -> bool {
         gimli::DW_LANG_C_plus_plus_17,
         gimli::DW_LANG_C_plus_plus_20,
     ];
-    name.starts_with(b"_Z") || !language.is_some_and(|language| CPP.contains(&language))
+    /// Crates that acquire memory for others.
+    const LIBRARIES: [&[u8]; 2] = [b"_ZN5alloc", b"_ZN9hashbrown"];
+    let language = language?;
+    if language == gimli::DW_LANG_Rust {
+        return LIBRARIES.iter().any(|crate_name| name.starts_with(crate_name)).then_some(Missing::Arguments);
+    }
+    (CPP.contains(&language) && !name.starts_with(b"_Z")).then_some(Missing::Scope)
 }
 
 impl Scopes {
@@ -47,22 +63,7 @@ impl Scopes {
         unit: UnitRef<'_, LimitedReader>,
         entry: UnitOffset<usize>,
     ) -> gimli::Result<Option<String>> {
-        match declared(unit, entry)? {
-            Declared::Here(at) => self.around(unit, at),
-            Declared::There(place) => {
-                let mut headers = unit.dwarf.units();
-                while let Some(header) = headers.next()? {
-                    let Some(at) = place.to_unit_offset(&header) else { continue };
-                    let other = unit.dwarf.unit(header)?;
-                    let other = UnitRef::new(unit.dwarf, &other);
-                    return match declared(other, at)? {
-                        Declared::Here(at) => self.around(other, at),
-                        Declared::There(_) => Ok(None),
-                    };
-                }
-                Ok(None)
-            }
-        }
+        at_declaration(unit, entry, |unit, at| self.around(unit, at))
     }
 
     /// The scope of what is declared here.
@@ -80,6 +81,37 @@ impl Scopes {
         self.known.insert(place, scope.clone());
         Ok(scope)
     }
+}
+
+/// The function of an entry with its generic arguments, as Rust writes it: `new<app::Session>`.
+pub(super) fn with_arguments(
+    unit: UnitRef<'_, LimitedReader>,
+    entry: UnitOffset<usize>,
+) -> gimli::Result<Option<String>> {
+    at_declaration(unit, entry, |unit, at| Ok(name_of(unit, &unit.entry(at)?)))
+}
+
+/// Gives what `look` finds where the function of an entry is declared.
+fn at_declaration<T>(
+    unit: UnitRef<'_, LimitedReader>,
+    entry: UnitOffset<usize>,
+    look: impl FnOnce(UnitRef<'_, LimitedReader>, UnitOffset<usize>) -> gimli::Result<Option<T>>,
+) -> gimli::Result<Option<T>> {
+    let place = match declared(unit, entry)? {
+        Declared::Here(at) => return look(unit, at),
+        Declared::There(place) => place,
+    };
+    let mut headers = unit.dwarf.units();
+    while let Some(header) = headers.next()? {
+        let Some(at) = place.to_unit_offset(&header) else { continue };
+        let other = unit.dwarf.unit(header)?;
+        let other = UnitRef::new(unit.dwarf, &other);
+        return match declared(other, at)? {
+            Declared::Here(at) => look(other, at),
+            Declared::There(_) => Ok(None),
+        };
+    }
+    Ok(None)
 }
 
 /// Where a function is declared: in this unit, or (after optimization of a whole program) in
@@ -132,14 +164,19 @@ fn enclosing(unit: UnitRef<'_, LimitedReader>, wanted: UnitOffset<usize>) -> gim
 }
 
 fn scope_name(unit: UnitRef<'_, LimitedReader>, entry: &Entry) -> Option<String> {
-    let name = entry.attr_value(gimli::DW_AT_name).and_then(|value| unit.attr_string(value).ok());
-    let name = name.map(|name| String::from_utf8_lossy(name.bytes()).into_owned());
     match entry.tag() {
-        gimli::DW_TAG_namespace => Some(name.unwrap_or_else(|| "(anonymous namespace)".to_owned())),
+        gimli::DW_TAG_namespace => {
+            Some(name_of(unit, entry).unwrap_or_else(|| "(anonymous namespace)".to_owned()))
+        }
         gimli::DW_TAG_class_type
         | gimli::DW_TAG_structure_type
         | gimli::DW_TAG_union_type
-        | gimli::DW_TAG_subprogram => name,
+        | gimli::DW_TAG_subprogram => name_of(unit, entry),
         _ => None, // a block of a function
     }
+}
+
+fn name_of(unit: UnitRef<'_, LimitedReader>, entry: &Entry) -> Option<String> {
+    let name = unit.attr_string(entry.attr_value(gimli::DW_AT_name)?).ok()?;
+    Some(String::from_utf8_lossy(name.bytes()).into_owned())
 }

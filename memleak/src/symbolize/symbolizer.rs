@@ -491,6 +491,7 @@ impl AddressSpace {
             line: None,
             inlined: false,
             no_symbol: None,
+            with_arguments: None,
         })
     }
 
@@ -552,5 +553,6 @@ fn frame(ip: u64, module: Option<String>, offset: u64, call: &Call) -> Frame {
         line: call.line,
         inlined: call.inlined,
         no_symbol: call.function.is_none().then_some(NoSymbol::NotInSymbolTable),
+        with_arguments: call.with_arguments.clone(),
     }
 }

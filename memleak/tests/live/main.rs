@@ -65,3 +65,4 @@ mod usdt;
 mod user_rows;
 mod why;
 mod why_inputs;
+mod why_types;

@@ -255,10 +255,15 @@ fn counted_circles_beside_valgrind_and_leak_sanitizer() {
 
 /// Compiles `counted_circles.rs`.
 fn counted_circles(name: &str, flags: &[&str]) -> PathBuf {
+    rust_program("counted_circles.rs", name, &[&["-O", "-g", "-Cforce-frame-pointers"], flags].concat())
+}
+
+/// Compiles a program of Rust's to a file of this name.
+pub(crate) fn rust_program(source: &str, name: &str, flags: &[&str]) -> PathBuf {
     let program = scratch_dir().join(name);
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/counted_circles.rs");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(source);
     let mut rustc = Command::new(Path::new(env!("CARGO")).with_file_name("rustc"));
-    rustc.args(["--edition", "2024", "-O", "-g", "-Cforce-frame-pointers"]).args(flags);
+    rustc.args(["--edition", "2024"]).args(flags);
     let status = rustc.arg(source).arg("-o").arg(&program).status().expect("rustc");
     assert!(status.success(), "rustc: {status}");
     program

@@ -47,6 +47,7 @@ pub(crate) fn frame(ip: u64, function: &str, function_offset: u64, place: Option
         line: place.map(|(_, line)| line),
         inlined: false,
         no_symbol: None,
+        with_arguments: None,
     }
 }
 

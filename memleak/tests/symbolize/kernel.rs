@@ -126,6 +126,7 @@ fn addresses_become_frames() {
         line: None,
         inlined: false,
         no_symbol: None,
+        with_arguments: None,
     };
     assert_eq!(frames[0], expected);
     assert_eq!((frames[1].module.as_deref(), frames[1].offset), (Some("[nf_tables]"), Some(0x1010)));

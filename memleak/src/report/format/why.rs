@@ -129,7 +129,8 @@ fn write_cycle(cycle: &Cycle, out: &mut dyn Write) -> io::Result<()> {
     let arrow = |member: &CycleMember| {
         let field =
             member.field.as_deref().map(|field| format!(".{} ", printable(field))).unwrap_or_default();
-        format!("{field}(+{:#x}) -> {}", member.offset, to(member))
+        let others = if member.is_array { " and others" } else { "" };
+        format!("{field}(+{:#x}{others}) -> {}", member.offset, to(member))
     };
     let arrow_width = widest(&|member| arrow(member).chars().count());
     for member in shown {
@@ -143,10 +144,8 @@ fn write_cycle(cycle: &Cycle, out: &mut dyn Write) -> io::Result<()> {
     }
     write_hanging(&cycle.hanging, out)?;
     let which = if cycle.members.len() == 2 { "one of the two" } else { "one of them" };
-    match cycle.is_shared {
-        true => writeln!(out, "     Break {which}: std::weak_ptr."),
-        false => writeln!(out, "     Break {which}: a pointer that does not own."),
-    }
+    let weak = cycle.weak.as_deref().unwrap_or("a pointer that does not own");
+    writeln!(out, "     Break {which}: {}.", printable(weak))
 }
 
 /// What hangs off a circle, a line for each place where it was acquired.

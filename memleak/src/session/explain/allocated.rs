@@ -1,17 +1,48 @@
 //! The type of blocks, as the functions say that have acquired them.
 
-use crate::{heap::first_argument, symbolize::Frame};
+use crate::{
+    heap::{TypeAt, first_argument},
+    report::names::is_library,
+    symbolize::Frame,
+};
 
-/// The type that C++'s allocator functions have acquired memory for.
-pub(super) fn allocated_type(frames: &[Frame]) -> Option<String> {
+/// What counts the owners of an object, before it: Rust's, and who else may have it and not own it.
+pub(super) const COUNTED: [(&str, &str); 4] = [
+    ("alloc::rc::RcInner<", "std::rc::Weak"),
+    ("alloc::rc::RcBox<", "std::rc::Weak"),
+    ("alloc::sync::ArcInner<", "std::sync::Weak"),
+    ("std::_Sp_counted_ptr_inplace<", "std::weak_ptr"),
+];
+/// Bytes of the counters, in all of these.
+const COUNTERS: u64 = 16;
+
+/// The type that the allocator functions of C++ or Rust have acquired memory for, by their frames.
+pub(super) fn allocated_type(frames: &[Frame]) -> Option<TypeAt> {
+    let (name, place) = cpp(frames).or_else(|| rust(frames))?;
+    let counted = COUNTED.iter().find_map(|(counter, _)| first_argument(name.strip_prefix(counter)?));
+    Some(match counted {
+        Some(inner) => TypeAt { name: inner.to_owned(), offset: COUNTERS, place },
+        None => TypeAt { name, offset: 0, place },
+    })
+}
+
+/// Who may have what these frames acquire and not own it, if its owners are counted.
+pub(super) fn weak_pointer(frames: &[Frame]) -> Option<&'static str> {
+    let (name, _) = cpp(frames).or_else(|| rust(frames))?;
+    COUNTED.iter().find_map(|(counter, weak)| name.starts_with(counter).then_some(*weak))
+}
+
+/// The type, and an address in the object that has it.
+fn cpp(frames: &[Frame]) -> Option<(String, u64)> {
     const ALLOCATORS: [&str; 3] = ["__new_allocator<", "new_allocator<", "std::allocator<"];
     const STRING: &str = "std::__cxx11::basic_string<char,";
-    let functions = || frames.iter().filter_map(|frame| frame.function.as_deref());
+    let functions = || frames.iter().filter_map(|frame| Some((frame.function.as_deref()?, frame.ip)));
     // Its functions are in libstdc++, which does not say what they are made of.
-    if functions().take(3).any(|function| function.trim_start_matches("void ").starts_with(STRING)) {
-        return Some("std::string".to_owned());
+    let makes_string = |function: &str| function.trim_start_matches("void ").starts_with(STRING);
+    if let Some((_, ip)) = functions().take(3).find(|(function, _)| makes_string(function)) {
+        return Some(("std::string".to_owned(), ip));
     }
-    let found = functions().find_map(|function| {
+    let found = functions().find_map(|(function, ip)| {
         let (start, rest) = ALLOCATORS.iter().find_map(|name| {
             let at = function.find(name)?;
             Some((at, function.get(at + name.len()..)?))
@@ -20,21 +51,24 @@ pub(super) fn allocated_type(frames: &[Frame]) -> Option<String> {
         // Not `std::allocator<T>` as an argument of another template.
         let is_own = function.get(..start).is_some_and(|before| !before.contains(['<', '(']));
         let is_acquiring = rest.contains(">::allocate(") || rest.ends_with(">::allocate");
-        (is_own && is_acquiring).then(|| argument.to_owned())
+        (is_own && is_acquiring).then(|| (argument.to_owned(), ip))
     });
-    let Some(found) = found else { return functions().find_map(closure) };
-    let is_within = |name: &str| functions().any(|function| function.contains(name));
-    if let Some(shared) = found.strip_prefix("std::_Sp_counted_ptr_inplace<") {
-        return first_argument(shared).map(str::to_owned);
+    let Some((found, ip)) = found else {
+        return functions().find_map(|(function, ip)| Some((closure(function)?, ip)));
+    };
+    let is_within = |name: &str| functions().any(|(function, _)| function.contains(name));
+    if COUNTED.iter().any(|(counter, _)| found.starts_with(counter)) {
+        return Some((found, ip));
     }
     if found == "char" && is_within("basic_string<char") {
-        return Some("std::string".to_owned());
+        return Some(("std::string".to_owned(), ip));
     }
     let found = found.replace(
         "std::__cxx11::basic_string<char, std::char_traits<char>, std::allocator<char> >",
         "std::string",
     );
-    Some(if is_within("std::vector<") || is_within("_Vector_base<") { format!("{found}[]") } else { found })
+    let is_array = is_within("std::vector<") || is_within("_Vector_base<");
+    Some((if is_array { format!("{found}[]") } else { found }, ip))
 }
 
 /// What a `std::function` holds that has no room for it.
@@ -42,6 +76,49 @@ fn closure(function: &str) -> Option<String> {
     const HOLDER: &str = "std::_Function_base::_Base_manager<";
     let at = function.find(HOLDER)?;
     first_argument(function.get(at + HOLDER.len()..)?).map(str::to_owned)
+}
+
+/// As [`cpp`]. Older names of functions have `T` where newer ones have the type; then the debug
+/// information says it.
+fn rust(frames: &[Frame]) -> Option<(String, u64)> {
+    /// Functions of these types acquire memory for what they are made for: one, or an array.
+    const OWNERS: [(&str, &str); 4] = [
+        ("alloc::boxed::Box<", ""),
+        ("alloc::raw_vec::RawVec<", "[]"),
+        ("alloc::vec::Vec<", "[]"),
+        ("hashbrown::raw::RawTable<", "[]"),
+    ];
+    let library = frames.iter().take_while(|frame| is_library(frame));
+    let named = library.filter_map(|frame| Some((frame, frame.function.as_deref()?)));
+    let mut made = named.filter_map(|(frame, function)| {
+        // Newer names have brackets around the type: `<alloc::boxed::Box<app::Session>>::new`.
+        let function = function.strip_prefix('<').unwrap_or(function);
+        let (rest, many) =
+            OWNERS.iter().find_map(|(owner, many)| Some((function.strip_prefix(owner)?, many)))?;
+        let argument = match &frame.with_arguments {
+            Some(name) => first_argument(name.split_once('<')?.1)?,
+            None => first_argument(rest).filter(|argument| argument.len() > 1)?,
+        };
+        Some((frame, argument, *many))
+    });
+    let mut found = made.next()?;
+    // Compilers merge functions of types of one layout: then a caller knows better.
+    while let (false, "[]") = (found.0.inlined, found.2)
+        && let Some(outer) = made.next()
+        && outer.2 == "[]"
+    {
+        found = outer;
+    }
+    let (Frame { ip, .. }, argument, many) = found;
+    let name = format!("{argument}{many}");
+    let is_within = |start: &str| {
+        frames.iter().any(|frame| frame.function.as_deref().is_some_and(|name| name.starts_with(start)))
+    };
+    let is_text = is_within("alloc::string::String") || is_within("<alloc::string::String");
+    match &*name {
+        "u8[]" if is_text => Some(("String".to_owned(), *ip)),
+        _ => Some((name.replace(", alloc::alloc::Global", ""), *ip)),
+    }
 }
 
 #[cfg(test)]
@@ -59,7 +136,7 @@ mod tests {
 
     #[test]
     fn allocators_say_what_for() {
-        let of = |functions: &[&str]| allocated_type(&frames(functions));
+        let of = |functions: &[&str]| allocated_type(&frames(functions)).map(|found| found.name);
         let new = "operator new(unsigned long)";
         assert_eq!(of(&[new, "main"]), None);
         assert_eq!(

@@ -48,7 +48,7 @@ impl Explainer<'_> {
                 .or_insert_with(|| types.number(self.object_name(heap, block.stack)));
             let references = objects.pointers(number).iter().map(|(from, to)| {
                 let field = of_places.entry((block.stack, *from)).or_insert_with(|| {
-                    let member = self.member(heap.types.get(&block.stack), *from);
+                    let member = self.member(heap, block.stack, *from);
                     fields.number(member.unwrap_or_else(|| format!("+{from:#x}")))
                 });
                 (*field, start(*to))
