@@ -13,7 +13,7 @@ use crate::{
     report::why::{Asked, BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, LostType, MadeIn, Why},
     settings::WhyOf,
     sites::{SiteId, Sites},
-    symbolize::{Frame, Holder, MemberAt, PointsTo, Symbolizer},
+    symbolize::{Frame, Holder, MemberAt, PointsTo, Symbolizer, plain},
 };
 
 /// Ways that are told.
@@ -379,7 +379,7 @@ impl<'a> Explainer<'a> {
             return None;
         }
         let variable = self.symbolizer.variable((self.process_of)(heap.space), place)?;
-        let of = Holder::Variable(without_spaces(&variable.name));
+        let of = Holder::Variable(plain(&variable.name));
         self.find_member(heap, place, of, variable.offset)?.points_to
     }
 
@@ -543,7 +543,7 @@ impl<'a> Explainer<'a> {
 
 /// A type of this name, with or without its namespaces.
 fn is_named(of: &str, name: &str) -> bool {
-    let (of, name) = (without_spaces(of), without_spaces(name));
+    let (of, name) = (plain(of), plain(name));
     of == name || of.strip_suffix(&name).is_some_and(|outer| outer.ends_with("::"))
 }
 
@@ -567,10 +567,5 @@ fn pointed_name(of: &PointsTo) -> String {
 
 /// A type, as the symbolizer knows it.
 fn holder(name: &str) -> Holder {
-    Holder::Type(without_spaces(name))
-}
-
-/// As the symbolizer has the names of types.
-fn without_spaces(name: &str) -> String {
-    name.chars().filter(|c| !c.is_whitespace()).collect()
+    Holder::Type(plain(name))
 }

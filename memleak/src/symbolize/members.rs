@@ -75,7 +75,7 @@ struct Unnamed {
 }
 
 /// The name without what compilers and demanglers write in different ways.
-fn plain(name: &str) -> String {
+pub fn plain(name: &str) -> String {
     let name: String = name.chars().filter(|c| !c.is_whitespace()).collect();
     name.replace(",alloc::alloc::Global", "")
 }
