@@ -48,15 +48,20 @@ pub(crate) fn beginning_system_call(pid: u32) -> io::Result<Option<SystemCall>> 
     Ok(begins.then_some(SystemCall { number: info.number as i64, arguments: info.arguments }))
 }
 
+/// Why nobody may trace or read another process, if it is so (Documentation/admin-guide/LSM/Yama.rst).
+pub(crate) fn closed_to_all() -> Option<&'static str> {
+    const SCOPE: &str = "/proc/sys/kernel/yama/ptrace_scope";
+    let is_closed = fs::read_to_string(SCOPE).is_ok_and(|scope| scope.trim() == "3");
+    is_closed.then_some(
+        "kernel.yama.ptrace_scope is 3, with which nobody may; it is so until the machine is started anew",
+    )
+}
+
 /// Why another process may not be read, if that can be told.
 pub(crate) fn explained(error: io::Error) -> io::Error {
-    const SCOPE: &str = "/proc/sys/kernel/yama/ptrace_scope";
-    let is_closed = || fs::read_to_string(SCOPE).is_ok_and(|scope| scope.trim() == "3");
+    let why = || closed_to_all().map(|why| io::Error::new(io::ErrorKind::PermissionDenied, why));
     match error.kind() {
-        io::ErrorKind::PermissionDenied if is_closed() => io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            "kernel.yama.ptrace_scope is 3, with which nobody may; it is so until the machine is started anew",
-        ),
+        io::ErrorKind::PermissionDenied => why().unwrap_or(error),
         _ => error,
     }
 }

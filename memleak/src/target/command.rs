@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     arch::Breakpoint,
-    proc::ptrace::{beginning_system_call, ptrace},
+    proc::ptrace::{beginning_system_call, closed_to_all, ptrace},
 };
 
 /// Why a command does not run. One line: what, why, what to do.
@@ -202,7 +202,10 @@ fn explain(error: &io::Error) -> String {
         Some(libc::ENOEXEC) => {
             "it is not a program that this machine can run; give it an interpreter".to_owned()
         }
-        Some(libc::EPERM) => "tracing it is not permitted; run as root, or give CAP_SYS_PTRACE".to_owned(),
+        Some(libc::EPERM) => match closed_to_all() {
+            Some(why) => format!("tracing it is not permitted: {why}; start it by itself, and give -p"),
+            None => "tracing it is not permitted; run as root, or give CAP_SYS_PTRACE".to_owned(),
+        },
         _ => format!("{error}; try to run it by itself"),
     }
 }
