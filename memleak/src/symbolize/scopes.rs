@@ -50,7 +50,9 @@ pub(super) fn missing(name: &[u8], language: Option<gimli::DwLang>) -> Option<Mi
     const LIBRARIES: [&[u8]; 2] = [b"_ZN5alloc", b"_ZN9hashbrown"];
     let language = language?;
     if language == gimli::DW_LANG_Rust {
-        return LIBRARIES.iter().any(|crate_name| name.starts_with(crate_name)).then_some(Missing::Arguments);
+        let is_generic = name.windows(4).any(|part| part == b"$LT$");
+        let is_library = LIBRARIES.iter().any(|crate_name| name.starts_with(crate_name));
+        return (is_library && is_generic).then_some(Missing::Arguments);
     }
     (CPP.contains(&language) && !name.starts_with(b"_Z")).then_some(Missing::Scope)
 }
