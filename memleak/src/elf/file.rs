@@ -32,6 +32,8 @@ const MAX_DYNAMIC: u64 = 1 << 16;
 /// The largest page of any machine that we know of (arm64, ppc64): what the kernel maps begins and
 /// ends at page borders, before and after what the program header says.
 const PAGE: u64 = 0x1_0000;
+/// The shortest.
+const SMALL_PAGE: u64 = 4096;
 
 /// A program header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,8 +74,8 @@ pub struct MappedPart {
 /// What is added to the vaddrs of a file with these segments at `place`, modulo 2^64; `None`: no
 /// segment is there.
 ///
-/// Segments that are as executable as the mapping go first: a linker may put two segments into one
-/// page of the file.
+/// Segments that are as executable as the mapping go first, then those that begin where it does: a
+/// linker may put two segments into one page of the file, which is mapped for each.
 pub fn load_bias(segments: &[Segment], place: &MappedPart) -> Option<u64> {
     let end = place.file_offset.saturating_add(place.len.max(1));
     // How far the mapping begins before the segment, or the segment ends before the mapping does.
@@ -84,7 +86,9 @@ pub fn load_bias(segments: &[Segment], place: &MappedPart) -> Option<u64> {
     };
     let key = |segment: &&Segment| {
         let before = segment.file_offset.saturating_sub(place.file_offset);
-        (distance(segment) >= PAGE, segment.executable != place.executable, distance(segment), before)
+        let begins = segment.file_offset / SMALL_PAGE * SMALL_PAGE == place.file_offset;
+        let is_other = segment.executable != place.executable;
+        (distance(segment) >= PAGE, is_other, !begins, distance(segment), before)
     };
     let segment = segments.iter().min_by_key(key).filter(|segment| distance(segment) < PAGE)?;
     let vaddr = segment.vaddr.wrapping_sub(segment.file_offset).wrapping_add(place.file_offset);
@@ -489,9 +493,16 @@ mod tests {
             (0x1240, 0x2240, 0x3456, true),
             (0x4696, 0x6696, 0x100, false),
         ]);
+        // The same with the data in two: what is read-only once it is relocated goes first.
+        let relro = segments(&[
+            (0, 0, 0x8dec, false),
+            (0x8df0, 0x9df0, 0xad90, true),
+            (0x1_3b80, 0x1_5b80, 0x30a0, false),
+            (0x1_6c20, 0x1_9c20, 0x9c8, false),
+        ]);
         // gold and bfd: not position-independent, and each at a page of its own.
         let bfd = segments(&[(0, 0x40_0000, 0x500, false), (0x1000, 0x40_1000, 0x9000, true)]);
-        for segments in [lld, bfd] {
+        for segments in [lld, relro, bfd] {
             for segment in &segments {
                 let whole = place(segment);
                 assert_eq!(load_bias(&segments, &whole), Some(BIAS), "{whole:x?}");

@@ -48,7 +48,8 @@ pub(crate) fn beginning_system_call(pid: u32) -> io::Result<Option<SystemCall>> 
     Ok(begins.then_some(SystemCall { number: info.number as i64, arguments: info.arguments }))
 }
 
-/// Why nobody may trace or read another process, if it is so (Documentation/admin-guide/LSM/Yama.rst).
+/// Why nobody may trace or read another process, if it is so
+/// (Documentation/admin-guide/LSM/Yama.rst).
 pub(crate) fn closed_to_all() -> Option<&'static str> {
     const SCOPE: &str = "/proc/sys/kernel/yama/ptrace_scope";
     let is_closed = fs::read_to_string(SCOPE).is_ok_and(|scope| scope.trim() == "3");

@@ -395,7 +395,7 @@ impl Symbolizer {
 
     /// The variable at an address of a process, and its object.
     pub fn variable(&self, space: u32, address: u64) -> Option<Variable> {
-        let code = self.processes.get(&space)?.data(address, &self.store)?;
+        let code = self.processes.get(&space)?.code_beside(address, &self.store)?;
         let object = self.objects.get(&code.object.as_ref()?.id())?;
         let found = object.variable(address.wrapping_sub(code.bias))?;
         Some(Variable { module: code.module.clone(), ..found })
@@ -502,6 +502,27 @@ impl AddressSpace {
         let mapping = self.latest.get(index).filter(|mapping| mapping.start <= address)?;
         let base = bases(&self.latest).nth(index)?;
         Some(Arc::new(CodeMapping::new(mapping, store.known(mapping), base)))
+    }
+
+    /// The code of the object that has its variables at an address: in a file's mapping, or in the
+    /// memory of no file that follows it (`.bss`). By where its code is one knows where all of it
+    /// is: segments of data may share a page of the file.
+    fn code_beside(&self, address: u64, store: &ObjectStore) -> Option<Arc<CodeMapping>> {
+        let index = self.latest.partition_point(|mapping| mapping.end <= address);
+        let (before, _) = self.latest.split_at_checked(index + 1)?;
+        let mut end = before.last().filter(|mapping| mapping.start <= address)?.end;
+        let mut connected = before.iter().rev().take_while(|mapping| {
+            let touches = mapping.end == end;
+            end = mapping.start;
+            touches
+        });
+        let owner = connected.find(|mapping| mapping.backing != Backing::Other)?;
+        let is_same = |mapping: &&Mapping| mapping.backing == owner.backing && mapping.inode == owner.inode;
+        let is_code = |mapping: &&Mapping| mapping.executable && is_same(mapping);
+        let distance = |mapping: &&Mapping| mapping.start.abs_diff(owner.start);
+        let code = self.latest.iter().filter(is_code).min_by_key(distance).unwrap_or(owner);
+        let object = store.known(code)?;
+        Some(Arc::new(CodeMapping::new(code, Some(object), code.start.wrapping_sub(code.file_offset))))
     }
 }
 

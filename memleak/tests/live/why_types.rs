@@ -98,3 +98,21 @@ fn circles_of_rust() {
         assert_eq!(found.len(), all.len(), "{name}: {found:?}");
     }
 }
+
+/// Linkers differ in how they lay out data, and the kernel shows what begins as zero as memory of
+/// nobody.
+#[test]
+fn variables_that_hold_blocks_are_named() {
+    let _alone = alone();
+    for link in [Link::Dynamic, Link::Lld, Link::Static] {
+        let program = build("variables.cc", link, &["-O1"]);
+        let mut tracer = Tracer::start(&["--json", "--why", "-o", "0", "3600", "--", text(&program)]);
+        tracer.running().expect("READY");
+        let held = tracer.stop_with_report().held.expect("held");
+        for (bytes, variable) in [(30001, "server (+0x186a0)"), (30011, "settings (+0x8)")] {
+            let by = held.iter().find(|it| it["bytes"] == bytes).and_then(|it| it["by"].as_str());
+            let is_it = |by: &str| by.starts_with(&format!("global {variable} ["));
+            assert!(by.is_some_and(is_it), "{link:?}: {variable}, and not {by:?}");
+        }
+    }
+}

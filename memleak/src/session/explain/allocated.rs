@@ -13,6 +13,8 @@ pub(super) const COUNTED: [(&str, &str); 4] = [
     ("alloc::sync::ArcInner<", "std::sync::Weak"),
     ("std::_Sp_counted_ptr_inplace<", "std::weak_ptr"),
 ];
+/// `std::string`.
+const STRING: &str = "std::__cxx11::basic_string<char, std::char_traits<char>, std::allocator<char> >";
 /// Bytes of the counters, in all of these.
 const COUNTERS: u64 = 16;
 
@@ -20,10 +22,8 @@ const COUNTERS: u64 = 16;
 pub(super) fn allocated_type(frames: &[Frame]) -> Option<TypeAt> {
     let (name, place) = cpp(frames).or_else(|| rust(frames))?;
     let counted = COUNTED.iter().find_map(|(counter, _)| first_argument(name.strip_prefix(counter)?));
-    Some(match counted {
-        Some(inner) => TypeAt { name: inner.to_owned(), offset: COUNTERS, place },
-        None => TypeAt { name, offset: 0, place },
-    })
+    let (name, offset) = counted.map_or((&*name, 0), |inner| (inner, COUNTERS));
+    Some(TypeAt { name: name.replace(STRING, "std::string"), offset, place })
 }
 
 /// Who may have what these frames acquire and not own it, if its owners are counted.
@@ -35,10 +35,10 @@ pub(super) fn weak_pointer(frames: &[Frame]) -> Option<&'static str> {
 /// The type, and an address in the object that has it.
 fn cpp(frames: &[Frame]) -> Option<(String, u64)> {
     const ALLOCATORS: [&str; 3] = ["__new_allocator<", "new_allocator<", "std::allocator<"];
-    const STRING: &str = "std::__cxx11::basic_string<char,";
+    const MAKES_STRING: &str = "std::__cxx11::basic_string<char,";
     let functions = || frames.iter().filter_map(|frame| Some((frame.function.as_deref()?, frame.ip)));
     // Its functions are in libstdc++, which does not say what they are made of.
-    let makes_string = |function: &str| function.trim_start_matches("void ").starts_with(STRING);
+    let makes_string = |function: &str| function.trim_start_matches("void ").starts_with(MAKES_STRING);
     if let Some((_, ip)) = functions().take(3).find(|(function, _)| makes_string(function)) {
         return Some(("std::string".to_owned(), ip));
     }
@@ -63,10 +63,6 @@ fn cpp(frames: &[Frame]) -> Option<(String, u64)> {
     if found == "char" && is_within("basic_string<char") {
         return Some(("std::string".to_owned(), ip));
     }
-    let found = found.replace(
-        "std::__cxx11::basic_string<char, std::char_traits<char>, std::allocator<char> >",
-        "std::string",
-    );
     let is_array = is_within("std::vector<") || is_within("_Vector_base<");
     Some((if is_array { format!("{found}[]") } else { found }, ip))
 }
