@@ -3,7 +3,7 @@
 
 use rustc_hash::FxHashSet;
 
-use super::{Block, graph::Graph, mark::Marked, roots::RootKind};
+use super::{Block, before_kinds::BlockKinds, graph::Graph, mark::Marked, roots::RootKind};
 
 /// Blocks from before the attach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct Before {
     pub free: u64,
     /// Those that nothing holds, or only others of them.
     pub lost: Vec<Block>,
+    /// What all of them are, lost or not.
+    pub kinds: BlockKinds,
 }
 
 impl Before {

@@ -7,6 +7,7 @@
 //! A pointer that moves while it is read is missed by one scan, and hardly ever by three.
 
 mod before;
+mod before_kinds;
 mod blocks;
 mod circles;
 mod components;
@@ -28,6 +29,7 @@ mod types;
 mod ways;
 
 pub use before::Before;
+pub use before_kinds::BlockKinds;
 pub use blocks::HeapBlocks;
 pub use circles::{Circle, Hanging, Side, shapes};
 pub use mark::{Class, Classes};

@@ -16,6 +16,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{
     Block,
     before::Before,
+    before_kinds::BlockKinds,
     blocks::HeapBlocks,
     circles,
     graph::{Graph, Sources, tagged_in},
@@ -81,7 +82,12 @@ impl Scan {
             marked = Marked::follow(&graph, &kinds, before);
         }
         let is_told = places.unknown.is_some();
-        let before = is_told.then(|| Before::of(&graph, &marked, target.before, places.free));
+        let before = is_told.then(|| {
+            let mut before = Before::of(&graph, &marked, target.before, places.free);
+            let blocks = graph.blocks().iter().filter(|block| block.stack == target.before);
+            before.kinds = BlockKinds::of(target.pid, &mappings, blocks, before.count as usize);
+            before
+        });
         debug!(
             "process {}: {} pointers in {} blocks and {} at roots; {found:.0?} for the roots, {:.0?} to read, \
              with {:.0} ms of CPU a reader ({} bytes could not be), {:.0?} to follow",

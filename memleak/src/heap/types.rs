@@ -76,6 +76,12 @@ impl<'a> TypeNames<'a> {
         Some(TypeAt { name: format!("{name}[]"), offset: 8, place })
     }
 
+    /// The type of which a vtable is at this address.
+    pub fn of_vtable(&self, vtable: u64) -> Option<String> {
+        let name = self.name_of(vtable)?;
+        Some(made_shared(&name).map_or_else(|| name.clone(), |(inner, _)| inner.to_owned()))
+    }
+
     /// The type of the object at `address`, if it has a vtable.
     fn object_at(&mut self, address: u64) -> Option<String> {
         let vtable = self.memory.read_u64(address).ok()?;

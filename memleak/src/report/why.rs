@@ -224,8 +224,28 @@ pub struct BeforeAttach {
     pub lost_count: u64,
     /// Bytes that are free in the arenas.
     pub free: u64,
-    /// What is lost of them, by type; only what has one.
-    pub types: Vec<LostType>,
+    /// What is lost of them, and what all of them are: those of most bytes.
+    #[serde(default)]
+    pub lost_kinds: Vec<BlockKind>,
+    /// See above.
+    #[serde(default)]
+    pub kinds: Vec<BlockKind>,
+    /// `kinds` are of each so many-th block, and an estimate therefore.
+    #[serde(default)]
+    pub each: u64,
+}
+
+/// Blocks of one type, or else of one size.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockKind {
+    /// The type, if they say it.
+    pub name: Option<String>,
+    /// Bytes of each, if not.
+    pub size: u64,
+    /// How many.
+    pub count: u64,
+    /// Bytes of all.
+    pub bytes: u64,
 }
 
 /// Lost blocks of one type.

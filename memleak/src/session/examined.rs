@@ -4,6 +4,7 @@ use std::{collections::HashMap, ops::Range};
 
 use crate::{
     heap::{Examined, TypeAt},
+    report::why::BlockKind,
     settings::WhyOf,
 };
 
@@ -29,14 +30,55 @@ pub(super) struct ExaminedHeap {
     pub examined: Examined,
     /// The type of a block of each stack, as far as it says so.
     pub types: HashMap<u32, TypeAt>,
-    /// The types of lost blocks from before the attach, with how many and their bytes.
-    pub types_before: HashMap<String, (u64, u64)>,
+    /// What the blocks from before the attach are.
+    pub kinds_before: KindsBefore,
     /// Where its first thread has its stack.
     pub main_stack: Range<u64>,
     /// Its allocator's memory from before the attach cannot be read.
     pub may_hide: bool,
     /// Tracing began before the program.
     pub from_start: bool,
+}
+
+/// Blocks from before the attach.
+#[derive(Debug, Default)]
+pub(super) struct KindsBefore {
+    /// Those that are lost.
+    pub lost: KindSums,
+    /// All that are in use.
+    pub all: KindSums,
+    /// Of these, each that was looked at stands for so many.
+    pub each: u64,
+}
+
+/// Numbers and bytes of blocks, by type as far as they say it, and else by size.
+#[derive(Debug, Default)]
+pub(super) struct KindSums {
+    sums: HashMap<(Option<String>, u64), (u64, u64)>,
+}
+
+impl KindSums {
+    /// So many more blocks of a size each.
+    pub(super) fn add(&mut self, name: Option<String>, size: u64, count: u64) {
+        let key = if name.is_some() { (name, 0) } else { (None, size) };
+        let sum = self.sums.entry(key).or_default();
+        *sum = (sum.0 + count, sum.1.saturating_add(size.saturating_mul(count)));
+    }
+
+    pub(super) fn extend(&mut self, more: &Self) {
+        for (key, (count, bytes)) in &more.sums {
+            let sum = self.sums.entry(key.clone()).or_default();
+            *sum = (sum.0 + count, sum.1.saturating_add(*bytes));
+        }
+    }
+
+    /// Most bytes first.
+    pub(super) fn into_kinds(self) -> Vec<BlockKind> {
+        let kind = |((name, size), (count, bytes))| BlockKind { name, size, count, bytes };
+        let mut kinds: Vec<BlockKind> = self.sums.into_iter().map(kind).collect();
+        kinds.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| (&a.name, a.size).cmp(&(&b.name, b.size))));
+        kinds
+    }
 }
 
 impl ExaminedHeap {

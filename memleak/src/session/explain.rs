@@ -7,7 +7,7 @@ mod objects;
 use std::collections::{HashMap, HashSet};
 
 use self::allocated::{allocated_type, weak_pointer};
-use super::examined::{Examinations, ExaminedHeap};
+use super::examined::{Examinations, ExaminedHeap, KindSums};
 use crate::{
     heap::{AskedBlock, Block, Circle, Classes, RootKind, Side, TypeAt, Way, shapes},
     report::why::{Asked, BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, LostType, MadeIn, Why},
@@ -18,6 +18,8 @@ use crate::{
 
 /// Ways that are told.
 const MOST_WAYS: usize = 10;
+/// Kinds of blocks from before the attach that are told.
+const MOST_KINDS: usize = 20;
 /// Types and variables that are looked up one by one, for what they point to: each is a search
 /// through an object's debug information.
 const MOST_LOOKED_UP: usize = 24;
@@ -512,10 +514,15 @@ impl<'a> Explainer<'a> {
             sum.lost_count += lost_count;
         }
         let mut sum = sum?;
-        let of_heaps = heaps().flat_map(|heap| &heap.types_before);
-        let lost = of_heaps.map(|(name, (count, bytes))| (name.clone(), *count, *bytes));
-        sum.types = lost.map(|(name, count, bytes)| LostType { name, count, bytes }).collect();
-        sum.types.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
+        let (mut lost, mut all) = (KindSums::default(), KindSums::default());
+        for kinds in heaps().map(|heap| &heap.kinds_before) {
+            lost.extend(&kinds.lost);
+            all.extend(&kinds.all);
+            sum.each = sum.each.max(kinds.each);
+        }
+        (sum.lost_kinds, sum.kinds) = (lost.into_kinds(), all.into_kinds());
+        sum.lost_kinds.truncate(MOST_KINDS);
+        sum.kinds.truncate(MOST_KINDS);
         Some(sum)
     }
 

@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 use super::{
     SessionError,
     accounts::allocators,
-    examined::{Examinations, ExaminedHeap},
+    examined::{Examinations, ExaminedHeap, KindsBefore},
     follow::Birth,
     reporter::Taken,
     state::{Mode, Session},
@@ -214,10 +214,10 @@ impl Session {
         };
         let examined = examine(target, first, &mut again, ips_of)?;
         let types = types(target.pid, &examined).unwrap_or_default();
-        let types_before = types_before(target.pid, &examined).unwrap_or_default();
+        let kinds_before = kinds_before(target.pid, &examined).unwrap_or_default();
         let main_stack = main_stack(target.pid).unwrap_or(0..0);
         let HeapTarget { pid, from_start, .. } = *target;
-        Ok(ExaminedHeap { space, pid, examined, types, types_before, main_stack, may_hide, from_start })
+        Ok(ExaminedHeap { space, pid, examined, types, kinds_before, main_stack, may_hide, from_start })
     }
 
     /// Tracing began before the targets' first instruction, and all of their allocations are
@@ -238,19 +238,23 @@ fn types(pid: u32, examined: &Examined) -> io::Result<HashMap<u32, TypeAt>> {
     Ok(typed.collect())
 }
 
-/// What of the blocks from before the attach is lost, by type, with how many and their bytes.
-fn types_before(pid: u32, examined: &Examined) -> io::Result<HashMap<String, (u64, u64)>> {
-    /// Blocks that are looked at.
+/// What the blocks from before the attach are: those that are lost, and all.
+fn kinds_before(pid: u32, examined: &Examined) -> io::Result<KindsBefore> {
+    /// Lost blocks that are looked at.
     const MOST: usize = 1 << 20;
-    let (mut names, mut sums) = (TypeNames::of(pid)?, HashMap::new());
-    let lost = examined.before.iter().flat_map(|before| &before.lost).take(MOST);
-    for block in lost {
-        if let Some(found) = names.at(block) {
-            let sum: &mut (u64, u64) = sums.entry(found.name).or_default();
-            *sum = (sum.0 + 1, sum.1 + block.size);
-        }
+    let Some(before) = &examined.before else { return Ok(KindsBefore::default()) };
+    let (mut names, mut kinds) = (TypeNames::of(pid)?, KindsBefore::default());
+    for block in before.lost.iter().take(MOST) {
+        let name = names.at(block).map(|found| found.name);
+        kinds.lost.add(name, block.size, 1);
     }
-    Ok(sums)
+    let mut known: HashMap<u64, Option<String>> = HashMap::new();
+    for ((word, size), count) in &before.kinds.counts {
+        let name = known.entry(*word).or_insert_with(|| names.of_vtable(*word));
+        kinds.all.add(name.clone(), *size, *count);
+    }
+    kinds.each = before.kinds.each;
+    Ok(kinds)
 }
 
 fn main_stack(pid: u32) -> Option<Range<u64>> {

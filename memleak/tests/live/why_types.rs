@@ -1,10 +1,11 @@
 //! `--why` names the types of circles that have no virtual functions, and their members: those of
 //! C++ that no other file can see, closures, and Rust's. The programs' sources are the truth.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, process::Command};
 
 use crate::{
     guard::alone,
+    process::Running,
     programs::{Link, build, text},
     tracer::Tracer,
     why::rust_program,
@@ -115,4 +116,34 @@ fn variables_that_hold_blocks_are_named() {
             assert!(by.is_some_and(is_it), "{link:?}: {variable}, and not {by:?}");
         }
     }
+}
+
+/// Where they were acquired nobody knows, but not what they are.
+#[test]
+fn blocks_from_before_the_attach_are_told_by_type_and_size() {
+    let _alone = alone();
+    let program = build("cpp_owners.cc", Link::Dynamic, &["-std=c++17", "-O2", "-g"]);
+    let mut target = Running::start(&mut Command::new(program));
+    target.expect("READY");
+    let pid = target.pid().to_string();
+    let report =
+        Tracer::start(&["--json", "--why", "-p", &pid, "-o", "0", "0.1", "1"]).wait().reports.remove(0);
+    let before = &report.why.expect("why")["before_attach"];
+    let count = |kinds: &str, of: &str| {
+        let kinds = before[kinds].as_array().expect("kinds");
+        let is_it = |kind: &&serde_json::Value| kind["type"].as_str().is_some_and(|name| name.ends_with(of));
+        kinds.iter().find(is_it).and_then(|kind| kind["count"].as_u64()).unwrap_or(0)
+    };
+    // Of buttons 3 in closures, and 5, 6 and 7 of windows.
+    for (name, expected) in [("::Button", 21), ("::Window", 3), ("::Parent", 3), ("::Child", 9)] {
+        assert_eq!(count("in_use_kinds", name), expected, "{name}: {before}");
+        // The last one's address may be left in a register.
+        let lost = count("lost_kinds", name);
+        assert!((expected * 2 / 3..=expected).contains(&lost), "{name}: {lost}: {before}");
+    }
+    let sums = |kinds: &str| -> Option<u64> {
+        before[kinds].as_array().expect("kinds").iter().map(|it| it["count"].as_u64()).sum()
+    };
+    // All kinds are told, or there would be more than 20 of them.
+    assert_eq!(sums("lost_kinds"), before["lost"]["count"].as_u64(), "{before}");
 }

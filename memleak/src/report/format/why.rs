@@ -12,7 +12,7 @@ use crate::{
     heap::{Class, Classes},
     report::{
         model::{Report, StackReport},
-        why::{Asked, BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, MadeIn, Why},
+        why::{Asked, BeforeAttach, BlockKind, Cycle, CycleMember, HangingBlocks, HeldBy, MadeIn, Why},
     },
     words::{BinaryBytes, Grouped},
 };
@@ -102,9 +102,18 @@ fn write_before(before: &BeforeAttach, out: &mut dyn Write) -> io::Result<()> {
         count => write!(out, ", lost of these: {} in {}", amount(before.lost_bytes), Grouped(count))?,
     }
     writeln!(out, "; {} are free", amount(before.free))?;
-    for lost in before.types.iter().take(SHOWN) {
-        let name = printable(&lost.name);
-        writeln!(out, "     lost before: {} x {name} ({})", Grouped(lost.count), amount(lost.bytes))?;
+    let about = if before.each > 1 { "about " } else { "" };
+    for (what, about, kinds) in
+        [("lost before", "", &before.lost_kinds), ("in use before", about, &before.kinds)]
+    {
+        for kind in kinds.iter().take(SHOWN) {
+            let name = kind
+                .name
+                .as_deref()
+                .map_or_else(|| format!("{} bytes", kind.size), |it| printable(it).into());
+            let (count, bytes) = (Grouped(kind.count), amount(kind.bytes));
+            writeln!(out, "     {what}: {about}{count} x {name} ({bytes})")?;
+        }
     }
     Ok(())
 }
@@ -307,6 +316,26 @@ struct JsonBefore {
     in_use: JsonAmount,
     lost: JsonAmount,
     free_bytes: u64,
+    in_use_kinds: Vec<JsonKind>,
+    lost_kinds: Vec<JsonKind>,
+    /// `in_use_kinds` are of each so many-th block.
+    each: u64,
+}
+
+/// Blocks of a type, or else of a size.
+#[derive(Serialize)]
+struct JsonKind {
+    r#type: Option<String>,
+    size: Option<u64>,
+    #[serde(flatten)]
+    amount: JsonAmount,
+}
+
+impl From<&BlockKind> for JsonKind {
+    fn from(kind: &BlockKind) -> Self {
+        let size = kind.name.is_none().then_some(kind.size);
+        Self { r#type: kind.name.clone(), size, amount: (kind.bytes, kind.count).into() }
+    }
 }
 
 impl From<&Why> for JsonWhy {
@@ -323,6 +352,9 @@ impl From<&Why> for JsonWhy {
                 in_use: (before.bytes, before.count).into(),
                 lost: (before.lost_bytes, before.lost_count).into(),
                 free_bytes: before.free,
+                in_use_kinds: before.kinds.iter().map(JsonKind::from).collect(),
+                lost_kinds: before.lost_kinds.iter().map(JsonKind::from).collect(),
+                each: before.each,
             }),
         }
     }
