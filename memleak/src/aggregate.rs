@@ -52,6 +52,8 @@ pub struct Wanted {
     pub blocks: bool,
     /// What each thread has acquired of each group.
     pub threads: bool,
+    /// No report is made: what is held is remembered, and that is all.
+    pub is_look: bool,
 }
 
 /// Groups what is outstanding by resource and site, and puts the top groups of each table first:
@@ -92,7 +94,7 @@ pub fn aggregate(
         totals.bytes = totals.bytes.saturating_add(group.bytes);
         totals.count = totals.count.saturating_add(group.count);
     }
-    past.learn(news);
+    past.learn(news, wanted.is_look);
     if wanted.threads {
         threads::count_threads(found, youngest_ns, sampling, &mut groups);
     }

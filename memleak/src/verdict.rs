@@ -181,6 +181,10 @@ pub struct Verdict {
 
 /// Reports from which a judgement can be made.
 const FEW_REPORTS: usize = 3;
+/// Reports from which a backlog is told from what is only being filled, or comes and goes.
+const REPORTS_OF_A_BACKLOG: usize = 6;
+/// A backlog's oldest has waited for at least this part of the run.
+const SHORT_OF_THE_RUN: u64 = 8;
 /// What is flat for less is not known to be a cache.
 const FLAT_MS: u64 = 10_000;
 /// Releases within a millisecond that are called temporary, and how many of ten these must be.
@@ -218,6 +222,9 @@ struct Shape {
     /// held at the least has become more from each third to the next. What comes and goes is at its
     /// most at times.
     grows: bool,
+    /// It grows from report to report, as a queue does that takes in more than it gives out, and
+    /// not more slowly than at first, as what is filled up does.
+    climbs: bool,
     /// It is within a fiftieth of what it is now for so long.
     flat_ms: u64,
     /// Bytes by which it has become more over the time that is known.
@@ -236,6 +243,8 @@ impl Shape {
         let third = last.at_ms.saturating_sub(last.at_ms.saturating_sub(first.at_ms) / 3);
         let is_before = |point: &&Point| point.at_ms <= third;
         let late = history.points.iter().filter(is_before).map(amount).max().unwrap_or(now);
+        let grows =
+            now == most && now > late.saturating_add(late / 100) && floor_rises(&history.points, amount);
         let near = |point: &&Point| amount(point).abs_diff(now) <= now / 50;
         let flat_since =
             history.points.iter().rev().take_while(near).last().map_or(last.at_ms, |at| at.at_ms);
@@ -243,9 +252,8 @@ impl Shape {
             count: last.count,
             reports: history.points.len(),
             fell: steps().any(|step| matches!(step, [before, after] if amount(after) < amount(before))),
-            grows: now == most
-                && now > late.saturating_add(late / 100)
-                && floor_rises(&history.points, amount),
+            grows,
+            climbs: grows && climbs(&history.points, amount),
             flat_ms: last.at_ms.saturating_sub(flat_since),
             bytes_more: last.bytes.saturating_sub(first.bytes),
             over_ms: last.at_ms.saturating_sub(first.at_ms),
@@ -280,6 +288,22 @@ fn floor_rises(points: &[Point], amount: impl Fn(&Point) -> u64) -> bool {
     }
     let least: Vec<u64> = least.into_iter().flatten().collect();
     least.windows(2).all(|pair| matches!(pair, [before, after] if before < after))
+}
+
+/// All that it has become less by, from one report to the next, is at most a tenth of what it has
+/// become more by; and in the last third of the time it has grown by at least half of what it grew
+/// by in the middle one.
+fn climbs(points: &[Point], amount: impl Fn(&Point) -> u64) -> bool {
+    let (Some(first), Some(last)) = (points.first(), points.last()) else { return false };
+    let less = points.windows(2).map(|step| match step {
+        [before, after] => amount(before).saturating_sub(amount(after)),
+        _ => 0,
+    });
+    let third = last.at_ms.saturating_sub(first.at_ms) / 3;
+    let at = |ms: u64| points.iter().rev().find(|point| point.at_ms <= ms).map_or(0, &amount);
+    let (one, two) = (at(first.at_ms + third), at(last.at_ms - third));
+    let (middle, end) = (two.saturating_sub(one), amount(last).saturating_sub(two));
+    less.sum::<u64>() <= amount(last).saturating_sub(amount(first)) / 10 && end >= middle / 2
 }
 
 fn verdict(kind: VerdictKind, reason: String) -> Verdict {
@@ -338,6 +362,8 @@ fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
     let share = lower_percent(percent);
     let [at_once, ..] = *lifetimes;
     let is_old = history.oldest_ms.is_some_and(|oldest| oldest > longest && oldest > soon.saturating_mul(4));
+    // While there are more and more calls, more are held, too, but none for long.
+    let waits_long = oldest.saturating_mul(SHORT_OF_THE_RUN) >= history.watched_ms;
     let is_forgotten = is_old && oldest >= longest.saturating_mul(FORGOTTEN) && shape.count >= FEWEST_LEAKED;
     if !is_old
         && *released >= MANY_AT_ONCE
@@ -373,6 +399,11 @@ fn judge_released(history: &History, calls: &Calls, shape: &Shape) -> Verdict {
                 Span(oldest)
             );
             verdict(VerdictKind::Unknown, format!("{kept}, and what is held grows no more, or not steadily"))
+        }
+        false if shape.climbs && shape.reports >= REPORTS_OF_A_BACKLOG && waits_long => {
+            let reason =
+                format!("{share} of {} released, the rest piles up{}", Grouped(*acquired), shape.rate());
+            verdict(VerdictKind::Growing, reason)
         }
         false => verdict(
             VerdictKind::InUse,

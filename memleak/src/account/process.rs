@@ -9,7 +9,7 @@ use super::{
 use crate::{
     objects::{ObjectStore, place_of},
     proc::{
-        maps::{Backing, Mapping},
+        maps::Mapping,
         memory::{ProcessMemory, ReadMemory},
         pagemap::Pagemap,
         stacks::{places, stack_pointers},
@@ -167,8 +167,8 @@ fn resident(pid: u32, mappings: &[Mapping]) -> io::Result<Resident> {
 /// and libraries have for variables that begin as zero (`.bss`), which the kernel shows as memory
 /// of nobody.
 pub(crate) fn files_of(mappings: &[Mapping], store: &ObjectStore) -> Vec<Range<u64>> {
-    let of_file = |mapping: &&Mapping| mapping.backing != Backing::Other || mapping.inode != 0;
-    let mapped = mappings.iter().filter(of_file).map(|mapping| mapping.start..mapping.end);
+    let mapped =
+        mappings.iter().filter(|mapping| !mapping.is_anonymous()).map(|mapping| mapping.start..mapping.end);
     let objects = mappings.iter().filter(|mapping| mapping.executable && mapping.path().is_some());
     let data = objects.filter_map(|mapping| store.known(mapping).map(|file| (mapping, file)));
     let data = data.flat_map(|(mapping, file)| {
@@ -198,9 +198,7 @@ struct MemorySource<'a> {
 impl MemorySource<'_> {
     /// Anonymous memory that can be written, in order.
     fn anonymous(&self) -> impl Iterator<Item = &Mapping> {
-        self.mappings
-            .iter()
-            .filter(|mapping| mapping.writable && mapping.inode == 0 && mapping.backing == Backing::Other)
+        self.mappings.iter().filter(|mapping| mapping.writable && mapping.is_anonymous())
     }
 
     /// Mappings of no file, of which a part may be made writable later; none of glibc's heaps,
@@ -211,8 +209,7 @@ impl MemorySource<'_> {
             0 => heap.start..heap.end.max(heap.start.saturating_add(RESERVED)),
             _ => heap.clone(),
         });
-        let is_of_file = |mapping: &&Mapping| mapping.inode != 0 || mapping.backing != Backing::Other;
-        let mapped = self.mappings.iter().filter(|mapping| !is_of_file(mapping));
+        let mapped = self.mappings.iter().filter(|mapping| mapping.is_anonymous());
         let mut left = Resident::new(joined(mapped.map(|mapping| mapping.start..mapping.end).collect()));
         left.take(sorted(reserved.collect()));
         left.within(0..u64::MAX).collect()
@@ -222,7 +219,7 @@ impl MemorySource<'_> {
     fn anonymous_at(&self, address: u64) -> Option<Range<u64>> {
         let at = self.mappings.partition_point(|mapping| mapping.end <= address);
         let mapping = self.mappings.get(at).filter(|mapping| mapping.start <= address && mapping.writable)?;
-        (mapping.backing == Backing::Other && mapping.inode == 0).then_some(mapping.start..mapping.end)
+        mapping.is_anonymous().then_some(mapping.start..mapping.end)
     }
 
     /// What lies after the break: mappings that touch, from its start on.

@@ -21,6 +21,8 @@ pub struct Past {
     /// What each group held then; what is missing at the beginning is nothing.
     groups: FxHashMap<GroupKey, Vec<AmountHeld>>,
     totals: Vec<Point>,
+    /// How often was looked since the last report; `None` before the first one.
+    looks: Option<usize>,
     /// The groups of the last report, if they may be those of the next.
     pub(super) grouped: Option<KeptGroups>,
 }
@@ -35,23 +37,36 @@ struct AmountHeld {
 /// One report's part of the past, while it is made.
 pub(super) struct News {
     at_ms: Vec<u64>,
+    looks: Option<usize>,
     before: FxHashMap<GroupKey, Vec<AmountHeld>>,
     now: FxHashMap<GroupKey, Vec<AmountHeld>>,
 }
 
 impl Past {
-    /// A report of this moment follows, with about so many groups.
+    /// A report of this moment follows, or what was looked at without one, with about so many
+    /// groups.
     pub(super) fn news(&mut self, elapsed_ms: u64, groups: usize) -> News {
         self.at_ms.push(elapsed_ms);
         News {
             at_ms: self.at_ms.clone(),
+            looks: self.looks,
             before: std::mem::take(&mut self.groups),
             now: FxHashMap::with_capacity_and_hasher(groups, FxBuildHasher),
         }
     }
 
-    /// The report is made.
-    pub(super) fn learn(&mut self, news: News) {
+    /// The report is made, or all was looked at without one.
+    pub(super) fn learn(&mut self, mut news: News, is_look: bool) {
+        if is_look {
+            // What is gone for a while has grown, or has not, since the report before.
+            for (key, mut amounts) in news.before {
+                amounts.push(AmountHeld::default());
+                news.now.insert(key, amounts);
+            }
+            self.looks = self.looks.map(|looks| looks + 1);
+        } else {
+            self.looks = Some(0);
+        }
         self.groups = news.now;
         if self.at_ms.len() > MOST_POINTS {
             let all = self.at_ms.len();
@@ -60,7 +75,7 @@ impl Past {
         }
     }
 
-    /// Enters the totals; gives those of all reports that are kept.
+    /// Enters the totals of a report; gives those of all that are kept.
     pub fn totals(&mut self, now: Point) -> Vec<Point> {
         self.totals.push(now);
         if self.totals.len() > MOST_MOMENTS {
@@ -76,10 +91,12 @@ impl News {
     /// held so far.
     pub(super) fn enter(&mut self, group: &mut Group) -> Vec<Point> {
         let mut amounts = self.before.remove(&group.key).unwrap_or_default();
-        let before = amounts.last().copied().unwrap_or_default();
-        group.before = AmountBefore { bytes: before.bytes, count: before.count };
         amounts.push(AmountHeld { bytes: group.bytes, count: group.count });
         let missing = self.at_ms.len().saturating_sub(amounts.len());
+        // Behind the last report's are those of the looks since, and this one's.
+        let reported = self.looks.and_then(|looks| amounts.len().checked_sub(looks + 2));
+        let before = reported.and_then(|at| amounts.get(at)).copied().unwrap_or_default();
+        group.before = AmountBefore { bytes: before.bytes, count: before.count };
         let at_ms = self.at_ms.iter().skip(missing);
         let points = at_ms
             .zip(&amounts)

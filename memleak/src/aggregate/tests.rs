@@ -96,6 +96,14 @@ struct Run {
 impl Run {
     fn report(&mut self, snapshot: &Snapshot, settings: &ReportSettings, ignore_older: bool) -> Aggregated {
         self.sites.update(snapshot, &mut SameCode);
+        self.aggregate(
+            snapshot,
+            settings,
+            Wanted { ignore_older, blocks: false, threads: true, is_look: false },
+        )
+    }
+
+    fn aggregate(&mut self, snapshot: &Snapshot, settings: &ReportSettings, wanted: Wanted) -> Aggregated {
         let found = Found {
             snapshot,
             folded: &self.folded,
@@ -103,7 +111,6 @@ impl Run {
             pid_of: &|space| space,
             elapsed_ms: 0,
         };
-        let wanted = Wanted { ignore_older, blocks: false, threads: true };
         aggregate(found, &catalog(), settings, wanted, &mut self.past)
     }
 
@@ -334,6 +341,24 @@ fn growth_is_against_the_report_before() {
     // Against the one before, not the first; and what was gone begins at 0 again.
     assert_eq!(grown(&first, &mut run), [(1, 10), (2, -20)]);
     assert_eq!(grown(&second, &mut run), [(2, 20), (3, 5), (1, -10)]);
+}
+
+/// Between two reports it is looked several times, and the second stack is gone then.
+#[test]
+fn looks_are_points_and_no_reports() {
+    let (settings, mut run) = (settings(), Run::default());
+    let both = |bytes| snapshot(vec![outstanding(1, 1, bytes, 1), outstanding(2, 2, 50, 1)]);
+    run.report(&both(100), &settings, false);
+    for bytes in [300, 400] {
+        let one = snapshot(vec![outstanding(1, 1, bytes, 1)]);
+        run.sites.find(&one, &mut SameCode);
+        run.aggregate(&one, &settings, Wanted { is_look: true, ..Wanted::default() });
+    }
+    let groups = run.report(&both(500), &settings, false).groups;
+    let growth: Vec<i128> = groups.iter().map(|group| group.growth).collect();
+    assert_eq!(growth, [400, 0]);
+    // All of this is one moment, for the tests.
+    assert_eq!(groups[0].verdict.reason, "watched for 0 ms and 4 reports only");
 }
 
 #[test]

@@ -26,6 +26,13 @@ const MAX_SECTION_NAMES: u64 = 16 << 20;
 /// Longest section name that is kept: many sections may share one long name.
 const MAX_SECTION_NAME: usize = 64;
 
+/// Functions for each symbol, at the most, where a table of symbols is believed to be whole: that
+/// has more symbols than there are functions.
+const MOST_FOR_EACH_SYMBOL: u64 = 4;
+
+/// Bytes of a function, more than what most have.
+const LARGE_FUNCTION: u64 = 1024;
+
 /// Longest dynamic section that is looked at, bytes: thousands of entries, where files have thirty.
 const MAX_DYNAMIC: u64 = 1 << 16;
 
@@ -387,9 +394,36 @@ impl ElfFile {
         self.sections.iter().find(|section| section.name == name && section.kind != elf::SHT_NOBITS.0)
     }
 
-    /// Whether it has a `.symtab`.
+    /// Whether it has a `.symtab`, and not one of which `strip` (`-K`) or a linker's list of
+    /// exports has left a few functions: names tell nothing then.
     pub fn has_symbol_table(&self) -> bool {
-        self.sections.iter().any(|section| section.kind == elf::SHT_SYMTAB.0 && section.size > 0)
+        let tables = self.sections.iter().filter(|section| section.kind == elf::SHT_SYMTAB.0);
+        let most = tables.map(|table| table.size / self.format.symbol_size() as u64).max().unwrap_or(0);
+        most > 0 && most >= self.functions() / MOST_FOR_EACH_SYMBOL
+    }
+
+    /// How many functions there are, by their unwind information; a guess, by the size of the code,
+    /// where that is missing.
+    fn functions(&self) -> u64 {
+        let code = self.segments.iter().filter(|segment| segment.executable).map(|segment| segment.len);
+        self.functions_with_unwind_rows().unwrap_or_else(|| code.sum::<u64>() / LARGE_FUNCTION)
+    }
+
+    /// How many functions have unwind information, by the head of `.eh_frame_hdr` (LSB Core
+    /// 10.6.2). `None` if that is not in the file, or written otherwise than linkers write it.
+    fn functions_with_unwind_rows(&self) -> Option<u64> {
+        // Version 1; both fields of 4 bytes, and the number one without a sign (DWARF 4, 7.6: the
+        // upper half of the first says what its address is relative to).
+        const VERSION: u8 = 1;
+        const UDATA4: u8 = 3;
+        let section = self.section(b".eh_frame_hdr")?;
+        let head = self.source().part(section.offset, section.size.min(12), &self.budget()).ok()?;
+        match *head {
+            [VERSION, pointer, UDATA4, _, ..] if pointer & 7 == UDATA4 => {}
+            _ => return None,
+        }
+        let number = head.get(8..12)?;
+        Some(self.format.field(number, 0, 4))
     }
 
     /// A section's bytes as they are in the file, if they are `most` at most.

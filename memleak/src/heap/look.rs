@@ -70,7 +70,7 @@ fn is_shared_memory(mapping: &Mapping) -> bool {
     };
     match &mapping.backing {
         Backing::File { path, .. } => mapping.writable && is_named(path.as_os_str().as_encoded_bytes()),
-        Backing::Other => mapping.writable && mapping.inode != 0,
+        Backing::Other => mapping.writable && !mapping.is_anonymous(),
         Backing::Vdso => false,
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     objects::ObjectStore,
     proc::{
         living::path_of,
-        maps::{Backing, Mapping},
+        maps::Mapping,
         stacks::{ThreadRegisters, Threads, WaitingThread, places, threads},
         status::read_status,
         stop::StoppedThread,
@@ -174,7 +174,7 @@ fn take_allocators(source: &RootSource<'_>, left: &mut Unclaimed, found: &mut Ro
     for mapped in source.mapped {
         found.claim(left, mapped.clone(), RootKind::Mapping);
     }
-    for mapping in source.mappings.iter().filter(|mapping| is_anonymous(mapping)) {
+    for mapping in source.mappings.iter().filter(|mapping| mapping.writable && mapping.is_anonymous()) {
         let next = source.blocks.first_from(mapping.start);
         if source.blocks.start(next).is_some_and(|start| start < mapping.end) {
             left.take(mapping.start..mapping.end);
@@ -207,7 +207,7 @@ fn find_stacks(
     let lowest = |range: &Range<u64>| pointers.iter().copied().filter(|it| range.contains(it)).min();
     let anonymous = |address: u64| {
         let at = source.mappings.partition_point(|mapping| mapping.end <= address);
-        source.mappings.get(at).filter(|it| it.start <= address && is_anonymous(it))
+        source.mappings.get(at).filter(|it| it.start <= address && it.writable && it.is_anonymous())
     };
     let of_threads = thread_stacks(source, left);
     let first_thread = read_status(source.pid).map_or(source.pid, |status| status.inner_pid);
@@ -252,14 +252,11 @@ fn find_stacks(
     }
 }
 
-fn is_anonymous(mapping: &Mapping) -> bool {
-    mapping.backing == Backing::Other && mapping.inode == 0 && mapping.writable
-}
-
 /// Looks for the `struct pthread` of threads, each of which points to itself twice, in anonymous
 /// memory that nobody has claimed.
 fn thread_stacks(source: &RootSource<'_>, left: &Unclaimed) -> Vec<PthreadStack> {
-    let anonymous: Vec<&Mapping> = source.mappings.iter().filter(|mapping| is_anonymous(mapping)).collect();
+    let anonymous: Vec<&Mapping> =
+        source.mappings.iter().filter(|mapping| mapping.writable && mapping.is_anonymous()).collect();
     let (mut runs, mut searched) = (Vec::new(), 0);
     'mappings: for mapping in &anonymous {
         for run in left.within(mapping.start..mapping.end) {

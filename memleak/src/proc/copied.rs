@@ -47,7 +47,7 @@ fn candidates(mappings: &[Mapping]) -> Vec<Mapping> {
     let is_code = |mapping: &&Mapping| mapping.executable && !mapping.writable && mapping.readable;
     let mut found: Vec<Mapping> = Vec::new();
     for (at, mapping) in mappings.iter().enumerate().filter(|(_, mapping)| is_code(mapping)) {
-        if mapping.inode != 0 || mapping.backing != Backing::Other {
+        if !mapping.is_anonymous() {
             continue;
         }
         let before = at.checked_sub(1).and_then(|at| mappings.get(at));

@@ -59,6 +59,11 @@ impl Mapping {
         }
     }
 
+    /// It is of no file and no shared memory. The first segment of System V's has the inode 0, too.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.backing == Backing::Other && self.inode == 0 && self.device == (0, 0)
+    }
+
     /// It is the C library's, by the names that its files have.
     pub(crate) fn is_of_c_library(&self) -> bool {
         let name = self.path().and_then(Path::file_name).unwrap_or_default().as_encoded_bytes();
@@ -168,6 +173,15 @@ mod tests {
         assert_eq!((mapping.device, mapping.inode), ((0xfe, 0x1f), 42));
         assert_eq!((mapping.readable, mapping.writable, mapping.executable), (true, false, true));
         mapping.backing
+    }
+
+    /// As Linux shows the first segment of an IPC namespace, and memory of nobody.
+    #[test]
+    fn shared_memory_is_not_anonymous() {
+        let lines = b"7f00000-7f01000 rw-s 00000000 00:01 0     /SYSV00000000 (deleted)\n\
+            7f02000-7f03000 rw-p 00000000 00:00 0\n";
+        let anonymous: Vec<bool> = parse_maps(lines).unwrap().iter().map(Mapping::is_anonymous).collect();
+        assert_eq!(anonymous, [false, true]);
     }
 
     fn file(path: &[u8], deleted: bool) -> Backing {

@@ -82,7 +82,9 @@ impl Filter {
                 continue;
             }
             match &self.suppressions {
-                Some(rules) if rules.suppress(frames.iter().copied()) => suppressed.add(&stack),
+                Some(rules) if rules.suppress(stack.resource.resource, frames.iter().copied()) => {
+                    suppressed.add(&stack)
+                }
                 _ => {
                     places.pop();
                     places.push(Some(kept.len()));

@@ -23,6 +23,7 @@ mod hints;
 mod join;
 mod kernel_mode;
 mod left_behind;
+mod looks;
 mod members;
 mod price;
 mod publish;

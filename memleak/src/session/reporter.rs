@@ -149,14 +149,29 @@ impl Reporter {
         taken: &Taken,
         is_final: bool,
     ) -> GroupedRecords {
-        let snapshot = &taken.snapshot;
-        let all_ended = targets.all_ended();
-        self.sites.update(snapshot, &mut ByProcess { symbolizer: &mut self.symbolizer, targets });
+        self.sites.update(&taken.snapshot, &mut ByProcess { symbolizer: &mut self.symbolizer, targets });
+        let wanted = self.wanted(is_final, targets.all_ended());
+        self.group_records(settings, targets, &taken.snapshot, wanted)
+    }
+
+    /// Remembers what each group holds, without a report.
+    pub(super) fn look(&mut self, settings: &Settings, targets: &Targets, snapshot: &Snapshot) {
+        // What is gone for a while keeps its site until the next report.
+        self.sites.find(snapshot, &mut ByProcess { symbolizer: &mut self.symbolizer, targets });
+        let wanted = Wanted { is_look: true, ..Wanted::default() };
+        let _ = self.group_records(settings, targets, snapshot, wanted);
+    }
+
+    fn group_records(
+        &mut self,
+        settings: &Settings,
+        targets: &Targets,
+        snapshot: &Snapshot,
+        wanted: Wanted,
+    ) -> GroupedRecords {
         let pid_of = |space| targets.owner_of(space).map_or(KERNEL_PID, |traced| traced.id.pid);
         let elapsed_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let found = Found { snapshot, folded: &self.folded, sites: &self.sites, pid_of: &pid_of, elapsed_ms };
-
-        let wanted = self.wanted(is_final, all_ended);
         let work = || aggregate(found, &self.catalog, &settings.report, wanted, &mut self.past);
         let aggregated = hurry::without_counting(work);
         GroupedRecords { aggregated, elapsed_ms }
@@ -246,6 +261,7 @@ impl Reporter {
             ignore_older: is_final && all_ended,
             blocks: self.sink.needs_blocks(is_final),
             threads: self.sink.needs_threads(is_final),
+            is_look: false,
         }
     }
 

@@ -210,6 +210,7 @@ impl Session {
     /// Reports at each interval until a reason for the last report comes up.
     async fn report_until_done(&mut self, signals: &mut Signals) -> Result<Reason, SessionError> {
         self.reporter.begin();
+        self.plan_look(Duration::ZERO);
         let mut more_events = false;
         let mut ticks = ticks(self.settings.interval);
         let end = self.settings.duration.and_then(|duration| Instant::now().checked_add(duration));
@@ -270,6 +271,11 @@ impl Session {
                 () = moment(self.due.collection) => self.collect_stacks()?,
                 () = moment(self.due.clearing) => self.clear()?,
                 () = moment(self.due.price) => self.tell_price(),
+                () = moment(self.due.look) => {
+                    if self.look()? == Delivery::ReaderGone {
+                        return Ok(Reason::ReaderGone);
+                    }
+                }
             }
         }
     }
@@ -289,10 +295,9 @@ impl Session {
         self.show(&report);
         tell_time(&taken);
         self.publish(report, &taken);
-        match is_worth_keeping(&taken.snapshot) {
-            true => self.kept = Some((taken.snapshot, taken.own)),
-            false => self.tracer.give_back(taken.snapshot),
-        }
+        let took = taken.began.elapsed();
+        self.keep(taken.snapshot, taken.own);
+        self.plan_look(took);
         Ok(delivery)
     }
 
@@ -336,25 +341,9 @@ impl Session {
     fn snapshot(&mut self, is_final: bool) -> Result<Taken, SessionError> {
         let living: Vec<u32> = self.targets.living().map(|(target, _)| target).collect();
         let begin = Instant::now();
-        self.due.clearing = None;
-        self.fold_ended();
-        self.take_freed_slots()?;
-        if is_final {
-            self.tracer.end_soon();
-        }
-        let (last, own) = self.kept.take().unzip();
-        let before = last.as_ref().and_then(|last| last.version);
-        // Millions of blocks take seconds, and much memory a second: names are read after that.
-        let mut snapshot = hurry::without_counting(|| self.tracer.snapshot(last))?;
-        let is_same = snapshot.is_of(before);
-        snapshot.lost.processes += self.lost_processes;
-        let took = begin.elapsed();
+        let (snapshot, own, took) = self.read_tables(is_final)?;
         let ago = Duration::from_nanos(monotonic_ns().saturating_sub(snapshot.time_ns));
         let time = SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
-        let own = match own {
-            Some(own) if is_same => own,
-            _ => hurry::without_counting(|| self.take_out_own(&mut snapshot)),
-        };
         if !own.0.is_empty() {
             info!(
                 "left out {} bytes in {} mappings that allocators made for themselves",
@@ -392,6 +381,38 @@ impl Session {
 }
 
 impl Session {
+    /// Reads what is outstanding, without what allocators have mapped for themselves; gives how
+    /// long the first took.
+    pub(super) fn read_tables(&mut self, is_final: bool) -> Result<(Snapshot, Own, Duration), SessionError> {
+        let begin = Instant::now();
+        self.due.clearing = None;
+        self.fold_ended();
+        self.take_freed_slots()?;
+        if is_final {
+            self.tracer.end_soon();
+        }
+        let (last, own) = self.kept.take().unzip();
+        let before = last.as_ref().and_then(|last| last.version);
+        // Millions of blocks take seconds, and much memory a second: names are read after that.
+        let mut snapshot = hurry::without_counting(|| self.tracer.snapshot(last))?;
+        let is_same = snapshot.is_of(before);
+        snapshot.lost.processes += self.lost_processes;
+        let took = begin.elapsed();
+        let own = match own {
+            Some(own) if is_same => own,
+            _ => hurry::without_counting(|| self.take_out_own(&mut snapshot)),
+        };
+        Ok((snapshot, own, took))
+    }
+
+    /// Keeps what was read for the next time, or gives its memory back.
+    pub(super) fn keep(&mut self, snapshot: Snapshot, own: Own) {
+        match is_worth_keeping(&snapshot) {
+            true => self.kept = Some((snapshot, own)),
+            false => self.tracer.give_back(snapshot),
+        }
+    }
+
     /// See [`own::take_out`].
     pub(super) fn take_out_own(&self, snapshot: &mut Snapshot) -> Own {
         own::take_out(snapshot, |space| {

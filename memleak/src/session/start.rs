@@ -1,8 +1,14 @@
 //! Puts probes into what is traced from the beginning.
 
-use std::ffi::OsString;
+use std::{
+    ffi::OsString,
+    mem,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
-use log::warn;
+use log::{info, warn};
 use memleak_common::probe::Resource;
 
 use super::{
@@ -11,7 +17,12 @@ use super::{
     user_mode::Objects,
 };
 use crate::{
-    proc::{limits::raise_open_files, stacks::accepting, status::children},
+    proc::{
+        limits::raise_open_files,
+        maps::{Mapping, read_maps},
+        stacks::accepting,
+        status::children,
+    },
     target::{
         command::{CommandError, Held, HeldCommand},
         process::Process,
@@ -19,24 +30,56 @@ use crate::{
     targets::Shared,
 };
 
+/// Longest time that a process has to load its libraries, while one that was named waits to be
+/// traced.
+const LOADING: Duration = Duration::from_secs(2);
+/// How often is looked whether it has.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Whether the dynamic linker of a process is still to map its C library: it has only just been
+/// started.
+fn is_being_loaded(pid: u32) -> bool {
+    let Ok(mappings) = read_maps(pid) else { return false };
+    let is_linker = |mapping: &Mapping| {
+        let name = mapping.path().and_then(Path::file_name);
+        name.is_some_and(|name| name.as_encoded_bytes().starts_with(b"ld-"))
+    };
+    mappings.iter().any(is_linker)
+        && !mappings.iter().any(|mapping| mapping.executable && mapping.is_of_c_library())
+}
+
 impl Session {
     /// Puts probes into a running process.
     pub(super) fn trace_running(&mut self, process: Process) -> Result<(), SessionError> {
         if let Some(warning) = process.warning() {
             warn!("{warning}");
         }
+        let pid = process.pid;
         let target = self.add_target(&process, None)?;
         if self.settings.capture.resources.contains(&Resource::Fd)
             && let Some(traced) = self.targets.get_mut(target)
         {
-            traced.accepting = accepting(process.pid);
+            traced.accepting = accepting(pid);
         }
         // Reads what is mapped, and keeps it: the process may end at any time. Before the probes
         // are in, for the walks.
         self.observe(target);
-        self.probe(target, Objects::All)?;
+        let (began, mut is_told) = (Instant::now(), false);
+        while let Err(error) = self.probe(target, Objects::All) {
+            let is_early = matches!(error, SessionError::Plan(_)) && is_being_loaded(pid);
+            if !is_early || began.elapsed() >= LOADING {
+                return Err(error);
+            }
+            if mem::replace(&mut is_told, true) {
+                // The linker tells nobody before there is a probe in it, which wants a plan.
+                thread::sleep(LOOK);
+            } else {
+                info!("process {pid} has just been started: waiting for its C library");
+            }
+            self.observe(target);
+        }
         if self.settings.capture.follow_forks {
-            self.trace_descendants(target, process.pid);
+            self.trace_descendants(target, pid);
         }
         Ok(())
     }

@@ -63,6 +63,8 @@ pub(super) struct Due {
     pub(super) clearing: Option<Instant>,
     /// When it is to be said what tracing costs.
     pub(super) price: Option<Instant>,
+    /// When it is to be looked at what is outstanding, without a report.
+    pub(super) look: Option<Instant>,
 }
 
 /// Everything of a run.

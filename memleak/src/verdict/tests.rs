@@ -92,6 +92,26 @@ fn what_only_grows_is_growing() {
     assert_verdict(&hardly, VerdictKind::Growing, "4 % of 12,600 released, +750 KiB/min for 55 s");
 }
 
+/// The oldest in a queue is never older than what it gave out last, and still it becomes longer.
+#[test]
+fn a_queue_that_takes_in_more_than_it_gives_out_is_growing() {
+    let given_out = || calls(12_000, &[(10, 1000), (12, 2000), (14, 9000)]);
+    let held = |counts: [u64; 12]| History { calls: given_out(), ..history(counts, (15 * SECOND, 1)) };
+    let backlog = [900, 2000, 3000, 4000, 4900, 6000, 7100, 7000, 9000, 10_000, 11_000, 12_000];
+    assert_verdict(
+        &held(backlog),
+        VerdictKind::Growing,
+        "50 % of 24,000 released, the rest piles up, +757 KiB/min for 55 s",
+    );
+    // It drains at times, it is about to be full, or there are ever more calls.
+    let drained = held([4000, 8000, 2000, 6000, 9000, 3000, 7000, 10_000, 4000, 8000, 11_000, 12_000]);
+    let filled = held([3000, 5500, 7000, 8500, 9500, 10_200, 10_800, 11_200, 11_500, 11_700, 11_850, 12_000]);
+    let ramp = History { oldest_ms: Some(400), ..held(backlog) };
+    for in_use in [drained, filled, ramp] {
+        assert_eq!(judge(&in_use).kind, VerdictKind::InUse, "{:?}", judge(&in_use));
+    }
+}
+
 #[test]
 fn what_is_kept_and_flat_is_a_cache() {
     let filled = [200, 700, 1024].into_iter().chain([1024; 9]);

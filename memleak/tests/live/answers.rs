@@ -47,6 +47,20 @@ fn known_leaks_that_a_program_carries_are_suppressed() {
     }
 }
 
+/// As valgrind's `--gen-suppressions=all` writes them for this program.
+#[test]
+fn suppressions_that_valgrind_has_made_are_taken() {
+    let _alone = alone();
+    let file = scratch_dir().join("valgrinds-suppressions");
+    let rule = "{\n   <insert_a_suppression_name_here>\n   Memcheck:Leak\n   match-leak-kinds: definite\n   \
+                fun:malloc\n   fun:other_leak\n   fun:main\n}\n";
+    fs::write(&file, rule).expect("written");
+    let program = build("carries.c", Link::Dynamic, &["-O0"]);
+    let rest = last(&["-o", "0", "--suppressions", text(&file)], &[text(&program), "leaks"]);
+    assert_eq!(rest["totals"]["bytes"], 0, "{rest}");
+    assert_eq!(rest["suppressed"], serde_json::json!({"stacks": 2, "bytes": 1035, "count": 15}));
+}
+
 #[test]
 fn a_site_is_split_by_the_threads_that_have_acquired_it() {
     let _alone = alone();

@@ -230,10 +230,22 @@ fn a_saved_report_outlives_the_terminal() {
     let (ours, theirs) = terminal();
     let pid = target.id().to_string();
     let mut command = Command::new(MEMLEAK);
-    command.args(["-p", &pid, "-o", "0", "--save", text(&save), "0.2"]);
-    command.stdin(Stdio::null()).stdout(theirs).stderr(Stdio::null());
+    command.args(["-v", "-p", &pid, "-o", "0", "--save", text(&save), "0.2"]);
+    command.stdin(Stdio::null()).stdout(theirs).stderr(Stdio::piped());
     let mut memleak = command.spawn().expect("memleak");
     drop(command);
+    let mut said = String::new();
+    let mut notes = BufReader::new(memleak.stderr.take().expect("a pipe"));
+    // How many allocations the next report is over.
+    let mut reported = || loop {
+        let begin = said.len();
+        assert!(notes.read_line(&mut said).expect("a pipe") > 0, "it has ended: {said}");
+        let over = said[begin..].split_once("report over ").and_then(|(_, rest)| rest.split_once(" alloc"));
+        if let Some((number, _)) = over {
+            break number.parse::<u64>().expect("a number");
+        }
+    };
+    let before = reported();
     // The first report is there.
     let mut reader = BufReader::new(ours);
     let mut line = String::new();
@@ -243,13 +255,11 @@ fn a_saved_report_outlives_the_terminal() {
     }
     // SAFETY: kill(2) takes two integers; the child was not waited for.
     assert_eq!(unsafe { libc::kill(memleak.id() as libc::pid_t, libc::SIGHUP) }, 0);
-    // The signal is taken before the terminal goes: its news would be an error of a write
-    // otherwise.
-    thread::sleep(Duration::from_millis(500));
     drop(reader);
     input.write_all(b"constitution.txt\n").expect("it reads");
-    thread::sleep(Duration::from_millis(700));
-    assert!(memleak.try_wait().expect("waiting").is_none(), "it has ended");
+    // What comes after the terminal is in a report.
+    while reported() <= before {}
+    thread::spawn(move || std::io::copy(&mut notes, &mut std::io::sink()));
     drop(input);
     target.wait().expect("waiting");
     assert!(memleak.wait().expect("waiting").success());

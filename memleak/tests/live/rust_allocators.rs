@@ -49,13 +49,7 @@ fn build(crate_name: &str, is_lto: bool) -> PathBuf {
     program
 }
 
-fn stripped(program: &Path) -> PathBuf {
-    let stripped = program.with_extension("stripped");
-    strip("-s", program, &stripped);
-    stripped
-}
-
-/// `-g`: of debug information; `-s`: of symbols, too.
+/// `-g`: of debug information; `-s`: of symbols, too; `-Kmain`: of all symbols but one.
 fn strip(what: &str, from: &Path, to: &Path) {
     let status = Command::new("strip").arg(what).arg("-o").args([to, from]).status().expect("strip");
     assert!(status.success(), "strip: {status}");
@@ -76,8 +70,11 @@ fn check_crate(crate_name: &str, expected_if_stripped: Seen<'_>) {
     let program = build(crate_name, false);
     let _alone = alone();
     check(crate_name, &mut Command::new(&program), Seen::Exactly);
-    let form = format!("{crate_name}, stripped");
-    check(&form, &mut Command::new(stripped(&program)), expected_if_stripped);
+    for what in ["-s", "-Kmain"] {
+        let stripped = program.with_extension("stripped");
+        strip(what, &program, &stripped);
+        check(&format!("{crate_name}, strip {what}"), &mut Command::new(stripped), expected_if_stripped);
+    }
 }
 
 #[test]
@@ -123,5 +120,7 @@ fn no_crate() {
     let program = build("", false);
     let _alone = alone();
     check("Rust's default", &mut Command::new(&program), Seen::Exactly);
-    check("Rust's default, stripped", &mut Command::new(stripped(&program)), Seen::Exactly);
+    let stripped = program.with_extension("stripped");
+    strip("-s", &program, &stripped);
+    check("Rust's default, stripped", &mut Command::new(stripped), Seen::Exactly);
 }

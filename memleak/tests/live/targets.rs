@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -14,7 +15,7 @@ use crate::{
     process::{Running, code},
     programs::{Link, build, scratch_dir, text},
     report::Report,
-    tracer::{MEMLEAK, Tracer},
+    tracer::{MEMLEAK, NEVER, Tracer},
 };
 
 pub(crate) fn lifecycle(arguments: &[&str]) -> Running {
@@ -49,6 +50,40 @@ fn threads_come_and_go() {
 }
 
 /// Forks under trace; returns the last report, the ledger of both processes, and the child's id.
+/// Its linker has mapped nothing yet: so it is when a script starts a program and a tracer at once,
+/// and the machine is busy.
+#[test]
+fn a_process_that_loads_its_libraries_is_waited_for() {
+    let _alone = alone();
+    let mut command = Command::new(build("lifecycle.c", Link::Dynamic, &[]));
+    // SAFETY: ptrace(2) may be called between fork and exec.
+    unsafe {
+        command.arg("threads").pre_exec(|| match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let mut target = Running::start(&mut command);
+    let (pid, mut status) = (target.pid() as libc::pid_t, 0);
+    // SAFETY: waitpid(2) writes the number; the child stops by itself when it has become the
+    // program.
+    unsafe {
+        assert_eq!(libc::waitpid(pid, &raw mut status, libc::WUNTRACED), pid);
+        assert_eq!(libc::ptrace(libc::PTRACE_DETACH, pid, 0, libc::SIGSTOP), 0);
+    }
+    let options = ["--json", "-v", "-p", &pid.to_string(), "-o", "0", "-T", "100000", NEVER];
+    let mut tracer = Tracer::start(&options);
+    tracer.wait_note(|line| line.contains("has just been started: waiting for its C library"));
+    target.signal(libc::SIGCONT);
+    tracer.wait_attached();
+    target.expect("READY");
+    target.tell("go");
+    let ledger = ledger::hear(&mut target);
+    assert_sites(&tracer.stop_with_report(), &ledger);
+    target.tell("end");
+    assert!(target.wait_status().success());
+}
+
 fn fork_under_trace(options: &[&str]) -> (Report, ledger::Ledger, u32) {
     let mut target = lifecycle(&["fork"]);
     let mut arguments = options.to_vec();

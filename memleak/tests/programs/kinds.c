@@ -1,5 +1,5 @@
-/* Sites of each kind, which a tracer is to tell apart: a slow leak, a queue that only grows, a cache,
- * a pool, what is made once, a ring buffer, a queue that drains, and temporary blocks. Runs until it
+/* Sites of each kind, which a tracer is to tell apart: a slow leak, a queue that only grows, one that
+ * piles up, a cache, a pool, what is made once, a ring buffer, a queue that drains, and temporary blocks. Runs until it
  * is killed. */
 #include <stdlib.h>
 #include <unistd.h>
@@ -32,6 +32,24 @@ SITE static void only_grows(void)
     struct node *node = malloc(sizeof(*node));
     node->next = list;
     list = node;
+}
+
+/* Takes in two for each that it gives out, the oldest first. */
+SITE static void piles_up(long i)
+{
+    static struct node *oldest, *newest;
+    struct node *node = malloc(sizeof(*node) + 16);
+    node->next = NULL;
+    if (newest)
+        newest->next = node;
+    else
+        oldest = node;
+    newest = node;
+    if (i % 2 == 1) {
+        struct node *given_out = oldest;
+        oldest = oldest->next;
+        free(given_out);
+    }
 }
 
 SITE static void fills_a_cache(long i)
@@ -96,6 +114,8 @@ int main(void)
             leaks_slowly(tick * 8 + i);
         if (tick % 20 == 0)
             only_grows();
+        if (tick % 10 == 0)
+            piles_up(tick / 10);
         fills_a_cache(tick);
         uses_a_pool(tick);
         goes_round(tick);

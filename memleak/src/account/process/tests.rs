@@ -1,6 +1,7 @@
 #![expect(clippy::single_range_in_vec_init, reason = "lists of ranges, of which some have one")]
 
 use super::*;
+use crate::proc::maps::Backing;
 
 struct Nothing;
 
