@@ -11,8 +11,8 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter_all_thr
 use crate::arch::OLD_FILE_CALLS;
 
 /// Keeps no more than these capabilities in this thread and in those that it starts. What we do not
-/// have is not given.
-pub(crate) fn keep(kept: CapabilitySet) -> io::Result<()> {
+/// have is not given. Gives those that are left.
+pub(crate) fn keep(kept: CapabilitySet) -> io::Result<CapabilitySet> {
     let have = capabilities(None)?;
     let left = have.permitted & kept;
     // As long as we may: that itself takes a capability. Programs that are started later get no
@@ -25,7 +25,7 @@ pub(crate) fn keep(kept: CapabilitySet) -> io::Result<()> {
     }
     let inheritable = have.inheritable & kept;
     set_capabilities(None, CapabilitySets { effective: left, permitted: left, inheritable })?;
-    Ok(())
+    Ok(left)
 }
 
 /// Whoever serves others comes after whatever else runs here, and may do nothing that needs rights.

@@ -135,6 +135,11 @@ pub(crate) fn read_status(pid: u32) -> io::Result<Status> {
         .ok_or_else(|| io::Error::other(format!("/proc/{pid}/status and stat make no sense")))
 }
 
+/// It has ended, whether it was waited for or not.
+pub(crate) fn has_ended(pid: u32) -> bool {
+    read_status(pid).map_or(true, |status| status.has_ended())
+}
+
 /// From the texts of /proc/PID/status and /proc/PID/stat: proc_pid_status(5), proc_pid_stat(5).
 fn parse(status: &str, stat: &str) -> Option<Status> {
     const PF_KTHREAD: u64 = 0x0020_0000; // include/linux/sched.h

@@ -22,6 +22,7 @@ use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
     header::{self, HeaderValue},
+    http::uri::Authority,
     server::conn::http1,
     service::service_fn,
 };
@@ -290,11 +291,16 @@ impl Pages {
     }
 }
 
-/// The client has meant this machine: by an address, or by the name that is always its own.
+/// The client has meant this machine: by an address, or by the name that is always its own. It can
+/// name one in the request's first line as well, or several.
 fn is_named_locally(request: &Request<Incoming>) -> bool {
-    let Some(host) = request.headers().get(header::HOST) else { return true };
-    let Ok(host) = host.to_str() else { return false };
-    let Ok(host) = host.parse::<hyper::http::uri::Authority>() else { return false };
+    let in_headers = request.headers().get_all(header::HOST).iter();
+    let mut hosts = in_headers.map(|host| host.to_str().ok()?.parse::<Authority>().ok());
+    hosts.all(|host| host.is_some_and(|host| is_local(&host)))
+        && request.uri().authority().is_none_or(is_local)
+}
+
+fn is_local(host: &Authority) -> bool {
     let host = host.host().trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
 }
@@ -338,6 +344,20 @@ mod tests {
         let lines: Vec<_> = answer.lines().filter(|line| line.starts_with("HTTP/1.1 ")).collect();
         let expected = ["HTTP/1.1 200 OK", "HTTP/1.1 503 Service Unavailable", "HTTP/1.1 404 Not Found"];
         assert_eq!(lines, expected, "{answer}");
+    }
+
+    #[test]
+    fn every_host_that_is_named_is_this_machine() {
+        for (place, hosts, status) in [
+            ("/healthz", "Host: 127.0.0.1:9464\r\n", 200),
+            ("http://localhost/healthz", "Host: [::1]\r\n", 200),
+            ("/healthz", "Host: other.example\r\n", 421),
+            ("/healthz", "Host: localhost\r\nHost: other.example\r\n", 421),
+            ("http://other.example/healthz", "Host: localhost\r\n", 421),
+        ] {
+            let answer = answered(&format!("GET {place} HTTP/1.1\r\n{hosts}\r\n"));
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{place} {hosts}: {answer}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::{
     collections::VecDeque,
     fs, io,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -20,7 +21,7 @@ use hyper::{
     Request, StatusCode,
     body::Bytes,
     client::conn::http1,
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, LOCATION, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
 use log::warn;
@@ -109,11 +110,12 @@ impl Pusher {
     pub(crate) async fn finish(self) {
         let Self { reports, done, counters, to } = self;
         drop(reports);
-        let _ = timeout(LAST + DELIVERY, done).await;
+        // It may be making a profile just then.
+        let _ = timeout(2 * LAST, done).await;
         let dropped = counters.dropped.load(Relaxed);
         if dropped > 0 {
-            let sent = counters.sent.load(Relaxed);
-            warn!("--push {to}: {dropped} reports were never delivered, {sent} were");
+            let all = dropped + counters.sent.load(Relaxed);
+            warn!("--push {to}: {dropped} of {all} reports were never delivered");
         }
     }
 }
@@ -127,8 +129,9 @@ enum Failure {
 }
 
 struct Courier {
-    target: PushTarget,
+    target: Arc<PushTarget>,
     counters: Arc<PushCounters>,
+    /// Without the one that is on its way.
     queue: VecDeque<Parcel>,
     pause: Duration,
     next: Instant,
@@ -142,15 +145,21 @@ struct Parcel {
     bytes: Vec<u8>,
 }
 
+/// A parcel on its way, and what becomes of it.
+type Delivery = Pin<Box<dyn Future<Output = (Parcel, Result<(), Failure>)>>>;
+
 impl Courier {
     fn new(target: PushTarget, counters: Arc<PushCounters>) -> Self {
         let (queue, next) = (VecDeque::new(), Instant::now());
-        Self { target, counters, queue, pause: FIRST_PAUSE, next, is_told: false }
+        Self { target: Arc::new(target), counters, queue, pause: FIRST_PAUSE, next, is_told: false }
     }
 
+    /// Reports are taken whatever the receiver does meanwhile, so that the last ones are kept.
     async fn run(&mut self, mut reports: mpsc::Receiver<Arc<Published>>) {
+        let mut under_way: Option<Delivery> = None;
         let mut end: Option<Instant> = None;
-        loop {
+        while end.is_none() || under_way.is_some() || !self.queue.is_empty() {
+            let may_leave = under_way.is_none() && !self.queue.is_empty();
             tokio::select! {
                 biased;
                 report = reports.recv(), if end.is_none() => match report {
@@ -160,20 +169,28 @@ impl Courier {
                         (self.next, self.pause) = (Instant::now(), FIRST_PAUSE);
                     }
                 },
-                () = sleep_until(self.next), if !self.queue.is_empty() => self.deliver().await,
-                else => {}
-            }
-            if end.is_some_and(|end| self.queue.is_empty() || Instant::now() >= end || self.next >= end) {
-                break;
+                (parcel, delivered) = arrival(&mut under_way) => {
+                    under_way = None;
+                    self.settle(parcel, delivered);
+                }
+                () = sleep_until(self.next), if may_leave => under_way = self.depart(),
+                () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => break,
             }
         }
-        self.counters.dropped.fetch_add(self.queue.len() as u64, Relaxed);
+        if under_way.is_some() {
+            self.tell("no answer until the end of the run");
+        }
+        let left = self.queue.len() + usize::from(under_way.is_some());
+        self.counters.dropped.fetch_add(left as u64, Relaxed);
     }
 
     fn take(&mut self, published: &Published) {
         let mut bytes = Vec::new();
         let made = write_pprof(&published.report, &mut bytes).and_then(|()| gzip(&bytes));
-        let Ok(bytes) = made else { return };
+        let Ok(bytes) = made else {
+            self.counters.dropped.fetch_add(1, Relaxed);
+            return;
+        };
         if self.queue.len() == KEPT {
             self.queue.pop_front();
             self.counters.dropped.fetch_add(1, Relaxed);
@@ -182,27 +199,36 @@ impl Courier {
         self.queue.push_back(Parcel { time: published.report.time, name, bytes });
     }
 
-    /// Delivers the oldest one.
-    async fn deliver(&mut self) {
-        let Some(profile) = self.queue.front() else { return };
-        let delivered = match timeout(DELIVERY, self.post(profile)).await {
-            Ok(delivered) => delivered,
-            Err(_) => Err(Failure::Later(format!("no answer within {} s", DELIVERY.as_secs()))),
-        };
+    /// Sends off the oldest one.
+    fn depart(&mut self) -> Option<Delivery> {
+        let (parcel, target) = (self.queue.pop_front()?, self.target.clone());
+        Some(Box::pin(async move {
+            let delivered = match timeout(DELIVERY, post(&target, &parcel)).await {
+                Ok(delivered) => delivered,
+                Err(_) => Err(Failure::Later(format!("no answer within {} s", DELIVERY.as_secs()))),
+            };
+            (parcel, delivered)
+        }))
+    }
+
+    fn settle(&mut self, parcel: Parcel, delivered: Result<(), Failure>) {
         match delivered {
             Ok(()) => {
-                self.queue.pop_front();
                 self.counters.sent.fetch_add(1, Relaxed);
                 (self.next, self.pause, self.is_told) = (Instant::now(), FIRST_PAUSE, false);
             }
             Err(Failure::Later(why)) => {
                 self.counters.failed.fetch_add(1, Relaxed);
                 self.tell(&format!("{why}; it is tried again, and the last {KEPT} reports are kept"));
+                if self.queue.len() < KEPT {
+                    self.queue.push_front(parcel);
+                } else {
+                    self.counters.dropped.fetch_add(1, Relaxed);
+                }
                 self.next = Instant::now() + self.pause;
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             }
             Err(Failure::Never(why)) => {
-                self.queue.pop_front();
                 self.counters.failed.fetch_add(1, Relaxed);
                 self.counters.dropped.fetch_add(1, Relaxed);
                 self.tell(&format!("{why}; reports are dropped until it takes one"));
@@ -217,37 +243,46 @@ impl Courier {
             warn!("--push {}: {what}", self.target);
         }
     }
+}
 
-    async fn post(&self, profile: &Parcel) -> Result<(), Failure> {
-        let later = |error: &dyn std::fmt::Display| Failure::Later(error.to_string());
-        let target = &self.target;
-        let request = request(target, profile).map_err(|error| Failure::Never(error.to_string()))?;
-        let stream = TcpStream::connect((target.host.as_str(), target.port)).await;
-        let stream = stream.map_err(|error| later(&error))?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| later(&error))?;
-        let connection = tokio::spawn(connection);
-        let answered = sender.send_request(request).await.map_err(|error| later(&error));
-        let answer = match answered {
-            Ok(answer) => answer,
-            Err(failure) => {
-                connection.abort();
-                return Err(failure);
-            }
-        };
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER).collect().await;
-        connection.abort();
-        let said =
-            body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned()).unwrap_or_default();
-        let said: String = said.lines().next().unwrap_or_default().chars().take(200).collect();
-        let failed = format!("{status}{}{said}", if said.is_empty() { "" } else { ": " });
-        match status {
-            status if status.is_success() => Ok(()),
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(Failure::Later(failed)),
-            status if status.is_server_error() => Err(Failure::Later(failed)),
-            _ => Err(Failure::Never(failed)),
+async fn arrival(under_way: &mut Option<Delivery>) -> (Parcel, Result<(), Failure>) {
+    match under_way {
+        Some(delivery) => delivery.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn post(target: &PushTarget, profile: &Parcel) -> Result<(), Failure> {
+    let later = |error: &dyn std::fmt::Display| Failure::Later(error.to_string());
+    let request = request(target, profile).map_err(|error| Failure::Never(error.to_string()))?;
+    let stream = TcpStream::connect((target.host.as_str(), target.port)).await;
+    let stream = stream.map_err(|error| later(&error))?;
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| later(&error))?;
+    let connection = tokio::spawn(connection);
+    let answered = sender.send_request(request).await.map_err(|error| later(&error));
+    let answer = match answered {
+        Ok(answer) => answer,
+        Err(failure) => {
+            connection.abort();
+            return Err(failure);
         }
+    };
+    let status = answer.status();
+    let moved = answer.headers().get(LOCATION).and_then(|place| place.to_str().ok()).map(str::to_owned);
+    let body = Limited::new(answer.into_body(), ANSWER).collect().await;
+    connection.abort();
+    let said = match moved {
+        Some(place) if status.is_redirection() => format!("give its new place, {place}"),
+        _ => body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned()).unwrap_or_default(),
+    };
+    let said: String = said.lines().next().unwrap_or_default().chars().take(200).collect();
+    let failed = format!("{status}{}{said}", if said.is_empty() { "" } else { ": " });
+    match status {
+        status if status.is_success() => Ok(()),
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(Failure::Later(failed)),
+        status if status.is_server_error() => Err(Failure::Later(failed)),
+        _ => Err(Failure::Never(failed)),
     }
 }
 
@@ -276,9 +311,8 @@ fn request(target: &PushTarget, profile: &Parcel) -> Result<Request<Full<Bytes>>
             (path, format!("multipart/form-data; boundary={boundary}"), body)
         }
     };
-    let host = if target.host.contains(':') { format!("[{}]", target.host) } else { target.host.clone() };
     let mut request = Request::post(path)
-        .header(HOST, format!("{host}:{}", target.port))
+        .header(HOST, target.authority())
         .header(USER_AGENT, concat!("memleak/", env!("CARGO_PKG_VERSION")))
         .header(CONTENT_TYPE, kind);
     if let Some(user) = &target.user {

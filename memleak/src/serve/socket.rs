@@ -16,10 +16,19 @@ use crate::{report::output::Caller, settings::ListenAddress};
 
 /// We cannot listen there.
 #[derive(Debug, thiserror::Error)]
-#[error("--listen {address}: {source}; give another address, or end what listens there")]
+#[error("--listen {address}: {source}; {}", remedy(source.kind()))]
 pub struct ListenError {
     pub(super) address: ListenAddress,
     pub(super) source: io::Error,
+}
+
+fn remedy(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::AddrInUse => "give another address, or end what listens there",
+        io::ErrorKind::AlreadyExists => "give another path, or remove what is there",
+        io::ErrorKind::AddrNotAvailable => "give an address of this machine, or a port alone",
+        _ => "give another address",
+    }
 }
 
 /// Connections that wait for us to take them.
@@ -75,6 +84,9 @@ fn open_unix(path: &Path) -> io::Result<UnixListener> {
     fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     let address = SocketAddrUnix::new(path)?;
     match bind(&socket, &address) {
+        Err(rustix::io::Errno::ADDRINUSE) if !is_socket(path) => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is not a socket is there"));
+        }
         Err(rustix::io::Errno::ADDRINUSE) if is_left(path) => {
             std::fs::remove_file(path)?;
             bind(&socket, &address)?;
@@ -85,13 +97,17 @@ fn open_unix(path: &Path) -> io::Result<UnixListener> {
     Ok(UnixListener::from(socket))
 }
 
-/// A socket that nobody listens at any more.
-fn is_left(path: &Path) -> bool {
+/// Not a link to one, either: what it leads to may be somebody else's.
+fn is_socket(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt as _;
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+}
+
+/// Nobody listens at this socket any more.
+fn is_left(path: &Path) -> bool {
     let refused = || {
         let address = SocketAddr::from_pathname(path)?;
         UnixStream::connect_addr(&address).map(drop)
     };
-    is_socket && refused().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    refused().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }

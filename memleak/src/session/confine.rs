@@ -29,7 +29,7 @@ pub(super) fn confine(settings: &Settings, makes_events: bool) {
         }
     }
     match rights::keep(kept) {
-        Ok(()) => info!("capabilities that are left: {kept:?}"),
+        Ok(left) => info!("capabilities that are left: {left:?}"),
         Err(error) => warn!("capabilities are not given up: {error}"),
     }
 }

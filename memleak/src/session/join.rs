@@ -8,7 +8,7 @@ use super::{
     state::{Mode, Session},
 };
 use crate::{
-    proc::status::read_status,
+    proc::status::{has_ended, read_status},
     target::process::{Process, ProcessError},
 };
 
@@ -47,7 +47,7 @@ impl Session {
             if is_new && self.members().is_some_and(|members| members.may_come_yet(pid)) {
                 debug!("process {pid} ({comm}) does not join yet: {error}");
             } else {
-                if read_status(pid).is_ok() {
+                if !has_ended(pid) {
                     warn!("process {pid} ({comm}) is left out: {error}");
                 }
                 self.refuse(pid, began);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use log::{info, warn};
+use log::{Level, info, log, warn};
 use rustc_hash::FxHashMap;
 
 use super::{SessionError, reporter::Taken};
@@ -55,7 +55,7 @@ impl Publisher {
         let pusher = push.clone().map(|to| Pusher::start(to, counters)).transpose().map_err(cannot)?;
         let mut statistics = None;
         if let Some(server) = &server {
-            tell(&server.address);
+            tell(&server.address, listen.as_ref());
             statistics = RunStatistics::begin()
                 .inspect_err(|error| info!("the kernel does not count our programs' runs: {error}"))
                 .ok();
@@ -71,15 +71,19 @@ impl Publisher {
     }
 }
 
-/// Who can read it should be known.
-fn tell(address: &ListenAddress) {
+/// Who can read it should be known; and where it is, if the kernel has chosen the port.
+fn tell(address: &ListenAddress, asked: Option<&ListenAddress>) {
     match address {
         ListenAddress::Tcp(tcp) if !tcp.ip().is_loopback() => warn!(
             "whoever reaches {address} can read what is traced: names of functions and files, and how much they hold; \
              keep it behind a firewall, or leave the address out for this machine alone"
         ),
         ListenAddress::Tcp(_) => {
-            info!("listening at {address}; any user of this machine can read it: unix:PATH is for you alone");
+            let level = if asked == Some(address) { Level::Info } else { Level::Warn };
+            log!(
+                level,
+                "listening at {address}; any user of this machine can read it: unix:PATH is for you alone"
+            );
         }
         ListenAddress::Unix(_) => info!("listening at {address}"),
     }

@@ -31,7 +31,7 @@ use crate::{
         memory::ProcessMemory,
         oom::OomLog,
         readable::readable,
-        status::{parent_of, read_status},
+        status::{has_ended, parent_of},
     },
     report::{
         model::{OomKilled, Processes, Report},
@@ -225,7 +225,7 @@ impl Session {
         {
             return Err(error.into());
         }
-        if failed.len() > 0 && read_status(pid).is_err() {
+        if failed.len() > 0 && has_ended(pid) {
             info!("process {pid} has ended before it had all its probes");
         } else {
             failed.for_each(|error| warn!("{error}"));

@@ -35,9 +35,23 @@ pub struct PushTarget {
 /// Without the password.
 impl fmt::Display for PushTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}{}", self.host, self.port, self.path)
+        write!(f, "{}{}", self.authority(), self.path)
     }
 }
+
+impl PushTarget {
+    /// Host and port as a URL has them.
+    pub(crate) fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Where plain HTTP is.
+const HTTP_PORT: u16 = 80;
 
 /// Where each of them takes reports.
 const PYROSCOPE: &str = "/push.v1.PusherService/Push";
@@ -65,7 +79,22 @@ pub(super) fn parse_push(text: &str) -> Result<PushTarget, UsageError> {
         _ => return Err(wrong("does not begin with http://")),
     }
     let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| wrong("names no host"))?;
-    let user = uri.authority().and_then(|all| Some(all.as_str().rsplit_once('@')?.0.to_owned()));
+    let authority = uri.authority().map_or("", |all| all.as_str());
+    let (user, place) = match authority.rsplit_once('@') {
+        Some((user, place)) => (Some(unescaped(user)), place),
+        None => (None, authority),
+    };
+    let port = match place.strip_prefix(host) {
+        Some("" | ":") => HTTP_PORT,
+        Some(port) => {
+            let number = port.trim_start_matches(':').parse().ok().filter(|number| *number > 0);
+            number.ok_or_else(|| wrong("has no port of 1 to 65535"))?
+        }
+        None => return Err(wrong("names no host")),
+    };
+    if uri.query().is_some() {
+        return Err(wrong("has a query (?...), which would not be sent"));
+    }
     let path = uri.path().trim_end_matches('/');
     let (protocol, path) = match path {
         "" => (PushProtocol::Pyroscope, PYROSCOPE.to_owned()),
@@ -75,7 +104,20 @@ pub(super) fn parse_push(text: &str) -> Result<PushTarget, UsageError> {
         _ => return Err(wrong("is no place where Pyroscope or Parca take profiles")),
     };
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    Ok(PushTarget { protocol, host, port: uri.port_u16().unwrap_or(80), path, user })
+    Ok(PushTarget { protocol, host, port, path, user })
+}
+
+/// A name or password in which `%40` stands for `@` (RFC 3986, 2.1).
+fn unescaped(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let digit = |at: usize| char::from(*after.get(at)?).to_digit(16);
+        let byte = (*first == b'%').then(|| Some(digit(0)? * 16 + digit(1)?)).flatten();
+        bytes.push(byte.map_or(*first, |byte| byte as u8));
+        rest = after.get(if byte.is_some() { 2 } else { 0 }..).unwrap_or_default();
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn without_password(text: &str) -> String {
@@ -97,13 +139,21 @@ mod tests {
         assert_eq!(push("http://u:p@h/x/ingest/").protocol, PushProtocol::Ingest);
         assert_eq!(push("http://u:p@h/x/ingest/").user.as_deref(), Some("u:p"));
         let parca = push("http://[::1]:7070/api/profiles/writeraw");
-        assert_eq!((parca.protocol, parca.host.as_str()), (PushProtocol::Parca, "::1"));
+        assert_eq!((parca.protocol, parca.host.as_str(), parca.port), (PushProtocol::Parca, "::1", 7070));
+        assert_eq!(parca.to_string(), "[::1]:7070/api/profiles/writeraw");
+        assert_eq!((push("http://h").port, push("http://u@h:").port), (80, 80));
+        for (escaped, user) in [("u:p%40s%3As", "u:p@s:s"), ("u:50%", "u:50%"), ("u:%zz%+1", "u:%zz%+1")] {
+            assert_eq!(push(&format!("http://{escaped}@h:1")).user.as_deref(), Some(user));
+        }
         for (text, wanted) in [
             ("https://a", "asks for TLS"),
             ("a:4040", "does not begin with http://"),
             ("http://a/b", "is no place where"),
             ("http://u:secret@a/b", "'http://...@a/b' is no place"),
             ("", "is not a URL"),
+            ("http://a:99999", "has no port of 1 to 65535"),
+            ("http://a:0", "has no port of 1 to 65535"),
+            ("http://u:secret@a/ingest?name=x", "'http://...@a/ingest?name=x' has a query"),
         ] {
             let error = parse_push(text).expect_err(text).to_string();
             assert!(error.contains(wanted) && !error.contains("secret"), "{error}");

@@ -88,7 +88,7 @@ impl Chosen {
         let rule = match selector {
             Selector::Name(name) => Criterion::Name(name.clone()),
             Selector::Unit(unit) => Criterion::GroupNamed(with_suffix(unit)),
-            Selector::Cgroup(path) => Criterion::Group(ControlGroup::of(path)),
+            Selector::Cgroup(path) => Criterion::Group(group(selector, path)?),
             Selector::Container(id) => Criterion::Container(container_id(selector, id, host)?),
             Selector::Pod { namespace, name } => Criterion::Pod(pod_uid(selector, namespace, name, host)?),
         };
@@ -183,17 +183,26 @@ fn first_word_of(pid: u32) -> Option<String> {
     Some(Path::new(&word).file_name()?.to_string_lossy().into_owned())
 }
 
-/// The whole ID of a container.
+/// The group that a path names.
+fn group(selector: &Selector, path: &Path) -> Result<ControlGroup, SelectError> {
+    ControlGroup::of(path).ok_or_else(|| SelectError {
+        selector: selector.clone(),
+        why: "no control group has this path".to_owned(),
+        remedy: "give a path in /sys/fs/cgroup, or as /proc/PID/cgroup has it".to_owned(),
+    })
+}
+
+/// The whole ID of a container. A name goes before the beginning of an ID, as for docker; `kubectl`
+/// writes the runtime before an ID (`containerd://ID`).
 fn container_id(selector: &Selector, id: &str, host: &Path) -> Result<String, SelectError> {
     let running: BTreeSet<String> =
         groups_of_all().iter().flat_map(Groups::names).filter_map(container_of).map(str::to_owned).collect();
-    let is_hex = id.len() >= 3 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let mut found: Vec<String> = match is_hex {
-        true => running.iter().filter(|one| one.starts_with(id)).cloned().collect(),
-        false => Vec::new(),
-    };
+    let mut found: Vec<String> =
+        containers::ids_of(id, host).into_iter().filter(|one| running.contains(one)).collect();
     if found.is_empty() {
-        found = containers::ids_of(id, host).into_iter().filter(|one| running.contains(one)).collect();
+        let digits = id.split_once("://").map_or(id, |(_, digits)| digits).to_ascii_lowercase();
+        let is_hex = digits.len() >= 3 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        found = running.into_iter().filter(|one| is_hex && one.starts_with(&digits)).collect();
     }
     let error = |why: String, remedy: String| SelectError { selector: selector.clone(), why, remedy };
     match found.as_slice() {

@@ -3,8 +3,12 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{Shutdown, SocketAddr, TcpStream},
-    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        net::UnixStream,
+    },
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -168,6 +172,9 @@ fn only_reading_is_answered() {
         ("GET /nothing HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n", "404"),
         ("GET /../../etc/passwd HTTP/1.1\r\nHost: [::1]:80\r\nConnection: close\r\n\r\n", "404"),
         ("GET /metrics HTTP/1.1\r\nHost: evil.example:9464\r\n\r\n", "421"),
+        ("GET http://evil.example/metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", "421"),
+        ("GET http://localhost/metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", "200"),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel", "421"),
         ("HEAD /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", "200"),
         ("GET /metrics HTTP/9.9\r\n\r\n", "400"),
         ("\x16\x03\x01\x02\x00nonsense\r\n\r\n", "400"),
@@ -226,6 +233,38 @@ fn clients_do_not_disturb_a_run() {
     assert!(late < early + 8192, "{early} kB have become {late} kB");
     let report = served.tracer.stop_with_report();
     report.assert_nothing_lost();
+}
+
+/// What is in the way is left as it is, and one line says what to do.
+#[test]
+fn what_is_in_the_way_is_one_line() {
+    let _alone = alone();
+    let folder = scratch_dir().join(format!("listen-way-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("a folder");
+    let (file, link) = (folder.join("file"), folder.join("link"));
+    fs::write(&file, "kept").expect("written");
+    let _ = fs::remove_file(&link);
+    symlink(folder.join("nowhere"), &link).expect("a link");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("its number").port().to_string();
+    let at = |path: &Path| format!("unix:{}", path.display());
+    for (address, wanted) in [
+        (at(&file), "a file that is not a socket is there; give another path"),
+        (at(&link), "a file that is not a socket is there; give another path"),
+        (at(&folder.join("none/socket")), "No such file or directory"),
+        (port, "Address already in use (os error 98); give another address, or end what listens there"),
+        ("192.0.2.1:9464".to_owned(), "give an address of this machine"),
+    ] {
+        let own = std::process::id().to_string();
+        let output = Command::new(MEMLEAK).args(["--listen", &address, "-p", &own, "1", "1"]).output();
+        let output = output.expect("memleak");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{address}: {error}");
+        assert!(error.lines().count() == 1 && error.contains(wanted), "{address}: {error}");
+    }
+    assert_eq!(fs::read_to_string(&file).expect("it is there"), "kept");
+    assert!(fs::read_link(&link).is_ok() && !folder.join("nowhere").exists());
+    fs::remove_dir_all(&folder).expect("it is ours");
 }
 
 /// A socket in the file system is its owner's alone, gone at the end, and no other is taken away.

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -252,6 +253,61 @@ fn one_that_is_moved_into_a_group_joins() {
     drop(first);
 }
 
+/// A group by each way to write it: its line in /proc/PID/cgroup, a link, and from where we are.
+#[test]
+fn a_group_by_all_that_names_it() {
+    let _alone = alone();
+    let name = unique("named");
+    let group = Group::new(&name);
+    let target = lifecycle(&["threads"]);
+    group.add(target.pid());
+    let lines = fs::read_to_string(format!("/proc/{}/cgroup", target.pid())).expect("its groups");
+    let line = lines.lines().find(|line| line.ends_with(&name)).expect("the group");
+    let link = scratch_dir().join(&name);
+    let _ = fs::remove_file(&link);
+    symlink(group.path(), &link).expect("a link");
+    for path in [line, text(&link), "."] {
+        let mut memleak = Command::new(MEMLEAK);
+        memleak.args(["--json", "--cgroup", path, "0.2", "1"]).current_dir(group.path());
+        let report = Tracer::run(&mut memleak).wait().into_final_report();
+        assert_eq!(report.target.pids, [target.pid()], "{path}");
+    }
+    fs::remove_file(&link).expect("it is there");
+}
+
+/// Members that are over before they have their probes, or soon after: nothing is said of them, and
+/// nothing of the one that stays is lost.
+#[test]
+fn members_that_are_over_at_once_are_no_news() {
+    let _alone = alone();
+    let program = scratch_dir().join(format!("brief-{}", std::process::id()));
+    fs::copy("/bin/sleep", &program).expect("a program");
+    let name = program.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+    let sites = build("sites.c", Link::Dynamic, &["-ldl"]);
+    let mut first = Running::start(Command::new(sites).args(["leak", "1000"]));
+    first.expect("READY");
+    let stays = Running::start(Command::new(&program).arg("infinity"));
+    let mut tracer = trace(&["-p", &first.pid().to_string(), "--name", &name], &EVERYTHING);
+    // From no time at all to what is enough to join.
+    let mut brief: Vec<Running> = (0..200)
+        .map(|turn| Running::start(Command::new(&program).arg(format!("0.{:03}", turn % 50 * 10))))
+        .collect();
+    tracer.wait_note(|line| line.contains("has joined"));
+    for mut one in brief.drain(..) {
+        assert!(one.wait_status().success());
+    }
+    first.tell("go");
+    first.expect("END");
+    let outcome = tracer.stop();
+    drop(stays);
+    let warnings: Vec<_> =
+        outcome.ended.stderr.iter().filter(|line| line.starts_with("memleak: warning: ")).collect();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let report = outcome.into_final_report();
+    assert_eq!(report.site("site_leak"), (10_000, 10), "{}", report.describe());
+    report.assert_nothing_lost();
+}
+
 /// A container as docker and containerd make them: a group of its ID, and a PID namespace.
 #[test]
 fn a_container_by_the_beginning_of_its_id() {
@@ -286,6 +342,7 @@ fn what_is_not_there_is_one_line() {
         (["--name", &name.replacen("lifecycle", "lifecylce", 1)], comm.as_str()),
         (["--unit", "no-such-unit"], "no process is in a control group named no-such-unit.service"),
         (["--cgroup", "/no/such"], "no process is in it"),
+        (["--cgroup", "."], "no control group has this path"),
         (["--container", "0123456789ab"], "no process is in this container"),
         (["--pod", "shop/web"], "/var/log/pods has no folder of it"),
     ] {
