@@ -12,8 +12,8 @@ use crate::{
 fn each_kind_of_site_is_called_by_its_verdict() {
     let _alone = alone();
     let program = build("kinds.c", Link::Dynamic, &[]);
-    // By reports, and by what is looked at before a single one. -o 0: what is held for a moment is a
-    // site, too.
+    // By reports, and by what is looked at before a single one. -o 0: what is held for a moment is
+    // a site, too.
     for times in [["1", "16"], ["30", "1"]] {
         let options = [&["-o", "0", "-T", "100"][..], &times].concat();
         check_kinds(&trace_command(&options, &[text(&program)]), times);
