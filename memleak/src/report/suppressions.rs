@@ -215,15 +215,26 @@ fn are_callers_of_allocator(callers: &[CallerRule], frames: &[&Frame]) -> bool {
         frame.symbol.as_deref().is_some_and(|name| name.starts_with("_Znw") || name.starts_with("_Zna"))
     };
     let operators = frames.iter().take_while(is_operator).count();
+    let frames = frames.get(operators..).unwrap_or_default();
+    // valgrind's posix_memalign calls its memalign.
+    let further = match callers {
+        [CallerRule::Function(name), further @ ..] if ALLOCATORS.contains(&name.as_str()) => further,
+        all => all,
+    };
     ALLOCATORS.iter().any(|allocator| is_like(pattern, allocator))
-        && frames.get(operators..).is_some_and(|frames| are_callers(callers, frames))
+        && (are_callers(callers, frames) || are_callers(further, frames))
 }
 
 fn are_callers(callers: &[CallerRule], frames: &[&Frame]) -> bool {
     let Some((caller, callers)) = callers.split_first() else { return true };
     let is_here = |frame: &Frame| match caller {
         CallerRule::Function(pattern) => {
-            [&frame.symbol, &frame.function].into_iter().flatten().any(|name| is_like(pattern, name))
+            // Of several names of one place in the C library (strdup, __strdup) valgrind takes the
+            // shorter.
+            let names = [&frame.symbol, &frame.function].into_iter().flatten();
+            names
+                .flat_map(|name| [name.as_str(), name.trim_start_matches('_')])
+                .any(|name| is_like(pattern, name))
         }
         CallerRule::Object(pattern) => frame.module.as_deref().is_some_and(|module| is_like(pattern, module)),
         CallerRule::Any => true,
@@ -307,15 +318,20 @@ mod tests {
             "fun:malloc\n...\nfun:main",
             "...\nobj:/bin/app\nfun:ma?n",
             "fun:*alloc\nfun:_ZN3app5Cache*",
+            "fun:memalign\nfun:posix_memalign\nfun:_ZN3app5Cache3putEi",
             "fun:_ZN3app5Cache3put*",
             "obj:/bin/app\nfun:main",
             "...",
         ] {
             assert!(rule(callers), "{callers}");
         }
-        for callers in
-            ["fun:main", "fun:malloc\nfun:main", "...\nfun:mainly", "fun:malloc\n...\nfun:main\nfun:more"]
-        {
+        for callers in [
+            "fun:main",
+            "fun:malloc\nfun:main",
+            "fun:malloc\nfun:*\nfun:*\nfun:*",
+            "...\nfun:mainly",
+            "fun:malloc\n...\nfun:main\nfun:more",
+        ] {
             assert!(!rule(callers), "{callers}");
         }
         let of_malloc = Suppressions::parse("{\nname\nMemcheck:Leak\nfun:malloc\n...\n}").expect("rules");
@@ -325,6 +341,10 @@ mod tests {
         let made_by_new: Vec<Frame> = [new, array].into_iter().chain(stack()).collect();
         let of_array = Suppressions::parse("{\nname\nMemcheck:Leak\nfun:_Znam\nfun:_ZN3app5Cache3putEi\n}");
         assert!(of_array.expect("rules").suppress(Resource::Heap, made_by_new.iter()));
+        let copy: Vec<Frame> =
+            [frame("__strdup", "__strdup", "/lib/libc.so.6")].into_iter().chain(stack()).collect();
+        let of_copy = Suppressions::parse("{\nname\nMemcheck:Leak\nfun:malloc\nfun:strdup\nfun:_ZN3app*\n}");
+        assert!(of_copy.expect("rules").suppress(Resource::Heap, copy.iter()));
         assert!(!is_suppressed("{\nname\nMemcheck:Cond\nfun:malloc\n}"), "is no leak");
     }
 

@@ -48,6 +48,19 @@ fn is_being_loaded(pid: u32) -> bool {
         && !mappings.iter().any(|mapping| mapping.executable && mapping.is_of_c_library())
 }
 
+/// Waits for it: there is nothing to probe yet, and the linker tells nobody of what it maps before
+/// there is a probe in it.
+fn wait_until_loaded(pid: u32) {
+    let began = Instant::now();
+    let mut is_told = false;
+    while is_being_loaded(pid) && began.elapsed() < LOADING {
+        if !mem::replace(&mut is_told, true) {
+            info!("process {pid} has just been started: waiting for its C library");
+        }
+        thread::sleep(LOOK);
+    }
+}
+
 impl Session {
     /// Puts probes into a running process.
     pub(super) fn trace_running(&mut self, process: Process) -> Result<(), SessionError> {
@@ -61,23 +74,11 @@ impl Session {
         {
             traced.accepting = accepting(pid);
         }
+        wait_until_loaded(pid);
         // Reads what is mapped, and keeps it: the process may end at any time. Before the probes
         // are in, for the walks.
         self.observe(target);
-        let (began, mut is_told) = (Instant::now(), false);
-        while let Err(error) = self.probe(target, Objects::All) {
-            let is_early = matches!(error, SessionError::Plan(_)) && is_being_loaded(pid);
-            if !is_early || began.elapsed() >= LOADING {
-                return Err(error);
-            }
-            if mem::replace(&mut is_told, true) {
-                // The linker tells nobody before there is a probe in it, which wants a plan.
-                thread::sleep(LOOK);
-            } else {
-                info!("process {pid} has just been started: waiting for its C library");
-            }
-            self.observe(target);
-        }
+        self.probe(target, Objects::All)?;
         if self.settings.capture.follow_forks {
             self.trace_descendants(target, pid);
         }
