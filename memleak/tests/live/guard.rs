@@ -20,6 +20,8 @@ const PROGRAMS: &[&str] = &[
     "call_enter",
     "call_exit",
     "ending_enter",
+    "followed_enter",
+    "followed_exit",
     "mappings_enter",
     "process_exec",
     "process_fork",
