@@ -87,11 +87,15 @@ fn kept_epoll_descriptors_are_found_and_gone_when_closed() {
         assert_eq!(contexts, DESCRIPTORS, "{way}: {found:?}\n{}", report.describe());
         assert_eq!(found.get("filp"), Some(&DESCRIPTORS), "{way}: {found:?}");
         tell(&mut target, "close");
-        // What RCU frees is freed within seconds: reports go on until it is.
-        let gone =
-            tracer.wait_report(|report| objects_under(report, "do_epoll_create").values().sum::<u64>() < 20);
+        // What RCU frees is freed within seconds: reports go on until it is. Where an interrupt
+        // came while a program ran, the kernel has left out another one, and it is said how often.
+        let skipped = |report: &Report| report.lost.get("skipped_runs").copied().unwrap_or(0);
+        let gone = tracer.wait_report(|report| {
+            objects_under(report, "do_epoll_create").values().sum::<u64>() < 20 + skipped(report)
+        });
         let left = objects_under(&gone, "do_epoll_create");
-        assert_eq!(left.get("filp"), None, "{way}: {left:?}");
+        let files = left.get("filp").copied().unwrap_or(0);
+        assert!(files <= skipped(&gone), "{way}: {left:?}");
         tracer.stop_with_report();
     }
 }
