@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -153,6 +154,9 @@ def keep_busy(loads, stop):
 
 def looked_at(memleak, folder, program, is_attached):
     """All reports of one run."""
+    for needed in {command[0] for load in program.loads for command in load}:
+        if not shutil.which(needed):
+            sys.exit(f"{needed} is not installed, which is to keep the program busy (ab: apache2-utils)")
     reports = folder / "reports"
     reports.unlink(missing_ok=True)
     said = open(folder / "said", "w")
