@@ -262,9 +262,9 @@ pub struct LostType {
 impl MadeIn {
     /// By the frames of a stack, callee first: the first that is no library's.
     pub fn of(frames: &[Frame]) -> Self {
-        let own = frames.iter().find(|frame| !is_library(frame));
-        let named = || frames.iter().rev().find(|frame| frame.function.is_some());
-        let Some(frame) = own.or_else(named) else { return Self::default() };
+        let mut named = frames.iter().filter(|frame| frame.function.is_some());
+        let last = named.clone().next_back();
+        let Some(frame) = named.find(|frame| !is_library(frame)).or(last) else { return Self::default() };
         let place = frame.file.clone().zip(frame.line);
         Self { function: frame.function.clone(), place }
     }
@@ -296,5 +296,7 @@ mod tests {
         assert_eq!(made.place, Some(("a.cc".to_owned(), 7)));
         assert_eq!(MadeIn::of(&frames[..2]).function, frames[1].function);
         assert_eq!(MadeIn::of(&[]), MadeIn::default());
+        let nameless = Frame { function: None, ..frame("", "/bin/stripped") };
+        assert_eq!(MadeIn::of(&[nameless, frame("main", "/bin/x")]).function.as_deref(), Some("main"));
     }
 }
