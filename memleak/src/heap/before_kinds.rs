@@ -4,7 +4,7 @@
 use rustc_hash::FxHashMap;
 
 use super::{Block, look::read_places};
-use crate::proc::maps::{Backing, Mapping};
+use crate::proc::maps::Mapping;
 
 /// Blocks that are looked at; of more, each so many-th is.
 const MOST: usize = 1 << 20;
@@ -29,9 +29,7 @@ impl BlockKinds {
         blocks: impl Iterator<Item = Block>,
         count: usize,
     ) -> Self {
-        let is_data =
-            |mapping: &&Mapping| matches!(mapping.backing, Backing::File { .. }) && !mapping.executable;
-        let data: Vec<&Mapping> = mappings.iter().filter(is_data).collect();
+        let data: Vec<&Mapping> = mappings.iter().filter(|mapping| mapping.is_data_of_file()).collect();
         let may_be_vtable = |word: u64| {
             let at = data.partition_point(|mapping| mapping.end <= word);
             word.is_multiple_of(8) && data.get(at).is_some_and(|mapping| mapping.start <= word)

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 use super::Block;
 use crate::{
     proc::{
-        maps::{Backing, Mapping},
+        maps::Mapping,
         memory::{ProcessMemory, ReadMemory},
     },
     symbolize::demangle::demangle,
@@ -113,8 +113,7 @@ impl<'a> TypeNames<'a> {
     fn data_of_file(&self, address: u64) -> Option<u64> {
         let at = self.mappings.partition_point(|mapping| mapping.end <= address);
         let mapping = self.mappings.get(at).filter(|mapping| mapping.start <= address)?;
-        let is_data = matches!(mapping.backing, Backing::File { .. }) && !mapping.executable;
-        (is_data && address.is_multiple_of(8)).then_some(address)
+        (mapping.is_data_of_file() && address.is_multiple_of(8)).then_some(address)
     }
 
     fn text(&self, address: u64) -> Option<String> {
@@ -153,6 +152,7 @@ mod tests {
     use std::io;
 
     use super::*;
+    use crate::proc::maps::Backing;
 
     #[test]
     fn arguments_of_templates() {

@@ -59,6 +59,11 @@ impl Mapping {
         }
     }
 
+    /// It has a file's data, not its code.
+    pub(crate) fn is_data_of_file(&self) -> bool {
+        matches!(self.backing, Backing::File { .. }) && !self.executable
+    }
+
     /// It is of no file and no shared memory. The first segment of System V's has the inode 0, too.
     pub(crate) fn is_anonymous(&self) -> bool {
         self.backing == Backing::Other && self.inode == 0 && self.device == (0, 0)

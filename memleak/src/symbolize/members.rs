@@ -3,9 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use gimli::{AttributeValue, DebuggingInformationEntry, UnitOffset};
+use gimli::{AttributeValue, DebuggingInformationEntry, UnitOffset, UnitRef};
 
-use super::{demangle::printable_bytes, reader::LimitedReader};
+use super::{demangle::printable_bytes, reader::LimitedReader, scopes::name_of};
 
 /// Bases that a member may be inherited through.
 const DEEPEST: u32 = 8;
@@ -233,9 +233,8 @@ impl Described<'_> {
     }
 
     fn name(&self, entry: &DebuggingInformationEntry<LimitedReader>) -> Option<String> {
-        let value = entry.attr_value(gimli::DW_AT_name)?;
-        let name = self.dwarf.attr_string(self.unit, value).ok()?;
-        Some(printable_bytes(name.bytes()))
+        let name = name_of(UnitRef::new(self.dwarf, self.unit), entry)?;
+        Some(printable_bytes(name.as_bytes()))
     }
 }
 

@@ -178,7 +178,8 @@ fn scope_name(unit: UnitRef<'_, LimitedReader>, entry: &Entry) -> Option<String>
     }
 }
 
-fn name_of(unit: UnitRef<'_, LimitedReader>, entry: &Entry) -> Option<String> {
+/// `DW_AT_name`.
+pub(super) fn name_of(unit: UnitRef<'_, LimitedReader>, entry: &Entry) -> Option<String> {
     let name = unit.attr_string(entry.attr_value(gimli::DW_AT_name)?).ok()?;
     Some(String::from_utf8_lossy(name.bytes()).into_owned())
 }
