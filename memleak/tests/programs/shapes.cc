@@ -77,6 +77,18 @@ static void keep(void *pointer) { globals[globals_used++] = pointer; }
 // A place that every shape may forget.
 static void *made(size_t bytes) { return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); }
 
+// A pointer of which an int has overwritten one half (0, 1, -1, as slots of stacks and registers have them) points near
+// a boundary of 4 GiB. Where the next mapping of `bytes` would lie across one, nothing is mapped any more afterwards.
+static NOINLINE void clear_of_boundary(size_t bytes) {
+    for (;;) {
+        uintptr_t start = (uintptr_t)made(bytes), end = start + bytes;
+        if (start >> 32 == end >> 32 && (uint32_t)start != 0) {
+            munmap((void *)start, bytes);
+            return;
+        }
+    }
+}
+
 // --- lists, trees, rings
 
 static NOINLINE void *chain(const char *shape, int count, bool is_ring, bool is_double) {
@@ -236,6 +248,7 @@ static NOINLINE void elsewhere() {
     void *large = sized("large", 1 << 20);
     words(large)[1000] = block("large_held");
     keep(large);
+    clear_of_boundary((1 << 20) + 8192);
     void *lost = sized("lost_large", (1 << 20) + 4096);
     words(lost)[1000] = block("lost_large_held");
     void *aligned = nullptr;
