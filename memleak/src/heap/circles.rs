@@ -1,19 +1,21 @@
 //! HeapBlocks that hold each other in a circle, and what hangs off them.
 //!
 //! A circle is a strongly connected component of two blocks or more among those that nothing holds
-//! for sure. Circles of one shape (the same stacks, linked at the same places) are one to the
-//! reader.
+//! for sure, or one that points to its own start. Circles of one shape (the same stacks, linked at
+//! the same places) are one to the reader.
 
 use std::collections::BTreeSet;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
+    Block,
     components::components,
     graph::Graph,
     kinds::Kinds,
     mark::{Class, Marked},
     roots::RootKind,
+    sample::{CircleLink, MOST_BLOCKS, MOST_LINKS, Sample},
 };
 
 /// Places in blocks of one stack that pointers to those of one other have, at most, unless they are
@@ -39,6 +41,25 @@ pub struct Circle {
     pub sides: Vec<Side>,
     /// What they hold.
     pub hanging: Vec<Hanging>,
+    /// A small one of them.
+    pub sample: Sample,
+}
+
+impl Circle {
+    /// [`Self::sample`] by its shape alone: a block for each stack, and no heads.
+    pub fn shape(&self) -> Sample {
+        let mut stacks: Vec<u32> = self.sides.iter().flat_map(|side| [side.stack, side.to]).collect();
+        stacks.sort_unstable();
+        stacks.dedup();
+        let place = |stack: u32| stacks.partition_point(|it| *it < stack) as u32;
+        let link = |side: &Side| {
+            let (from, to) = (place(side.stack), place(side.to));
+            CircleLink { from, offset: side.offset, to, is_start: true }
+        };
+        let links = self.sides.iter().map(link).collect();
+        let block = |stack: &u32| Block { start: 0, size: 0, birth: 0, stack: *stack };
+        Sample { blocks: stacks.iter().map(block).collect(), heads: Vec::new(), links }
+    }
 }
 
 /// A block of a circle holds the next.
@@ -71,6 +92,8 @@ struct Loose<'a> {
     marked: &'a Marked,
     blocks: Vec<u32>,
     numbers: FxHashMap<u32, u32>,
+    /// Places of pointers to itself, of those that have such.
+    selves: FxHashMap<u32, Vec<u32>>,
 }
 
 impl<'a> Loose<'a> {
@@ -80,8 +103,15 @@ impl<'a> Loose<'a> {
                 || marked.by(graph, *block).is_doubtful()
         };
         let blocks: Vec<u32> = (0..graph.len() as u32).filter(is_loose).collect();
-        let numbers = blocks.iter().enumerate().map(|(number, block)| (*block, number as u32)).collect();
-        Self { graph, marked, blocks, numbers }
+        let numbers: FxHashMap<u32, u32> =
+            blocks.iter().enumerate().map(|(number, block)| (*block, number as u32)).collect();
+        let mut selves: FxHashMap<u32, Vec<u32>> = FxHashMap::default();
+        for (block, from) in &graph.selves {
+            if let Some(number) = numbers.get(block) {
+                selves.entry(*number).or_default().push(*from);
+            }
+        }
+        Self { graph, marked, blocks, numbers, selves }
     }
 
     fn block(&self, node: u32) -> u32 {
@@ -113,6 +143,11 @@ impl<'a> Loose<'a> {
     /// The shape of a circle: what holds what. A pointer into the middle of a block is left out if
     /// one to its start comes with it, as `std::shared_ptr` has both.
     fn sides(&self, kinds: &Kinds, members: &[u32], component: &[u32]) -> Vec<Side> {
+        if let [alone] = members {
+            let stack = self.stack(*alone);
+            let side = |offset: &u32| Side { stack, offset: *offset, to: stack, is_array: false };
+            return self.selves.get(alone).into_iter().flatten().map(side).collect();
+        }
         let of = |node: u32| component.get(node as usize);
         let own = members.first().and_then(|first| of(*first));
         let mut sides: Vec<(Side, u32)> = Vec::new();
@@ -137,6 +172,36 @@ impl<'a> Loose<'a> {
         }
         sides.retain(|(side, good)| best.get(&(side.stack, side.to)) == Some(good));
         sides.into_iter().map(|(side, _)| side).collect()
+    }
+
+    /// A circle's blocks and the pointers between them.
+    fn sample(&self, members: &[u32]) -> Sample {
+        let mut sample = Sample::default();
+        if members.len() > MOST_BLOCKS {
+            return sample;
+        }
+        let places: FxHashMap<u32, u32> = (0..).zip(members).map(|(place, node)| (*node, place)).collect();
+        for (from, member) in (0..).zip(members) {
+            sample.blocks.extend(self.graph.blocks().get(self.block(*member) as usize));
+            let own = self.selves.get(member).filter(|_| members.len() == 1).into_iter().flatten();
+            sample.links.extend(own.map(|offset| CircleLink {
+                from,
+                offset: *offset,
+                to: from,
+                is_start: true,
+            }));
+            for pointer in self.graph.pointers(self.block(*member)) {
+                let to = self.numbers.get(&pointer.to).and_then(|node| places.get(node));
+                let is_start = pointer.offset == 0;
+                sample.links.extend(to.map(|to| CircleLink {
+                    from,
+                    offset: pointer.from,
+                    to: *to,
+                    is_start,
+                }));
+            }
+        }
+        if sample.links.len() > MOST_LINKS { Sample::default() } else { sample }
     }
 }
 
@@ -186,6 +251,9 @@ fn in_a_round(mut sides: Vec<Side>) -> Vec<Side> {
     sides
 }
 
+/// What circles have in common, and their numbers.
+type CircleShape = (Vec<Side>, Vec<u32>);
+
 /// All circles of which at least one is lost, those that hold most first.
 pub(super) fn find(graph: &Graph, kinds: &Kinds, marked: &Marked) -> Vec<Circle> {
     let loose = Loose::new(graph, marked);
@@ -194,22 +262,27 @@ pub(super) fn find(graph: &Graph, kinds: &Kinds, marked: &Marked) -> Vec<Circle>
     for (node, number) in component.iter().enumerate() {
         members.entry(*number).or_default().push(node as u32);
     }
-    members.retain(|_, nodes| nodes.len() > 1);
-    let sides = members.iter().map(|(number, nodes)| (*number, loose.sides(kinds, nodes, &component)));
-    let mut shapes = shapes(sides.collect());
+    let is_own = |nodes: &[u32]| matches!(nodes, [alone] if loose.selves.contains_key(alone));
+    members.retain(|_, nodes| nodes.len() > 1 || is_own(nodes));
+    let shapes_of = |is_wanted: &dyn Fn(&[u32]) -> bool| {
+        let wanted = members.iter().filter(|(_, nodes)| is_wanted(nodes));
+        shapes(wanted.map(|(number, nodes)| (*number, loose.sides(kinds, nodes, &component))).collect())
+    };
+    let (several, own) = (shapes_of(&|nodes| nodes.len() > 1), shapes_of(&is_own));
     let is_lost =
         |number: &u32| members.get(number).is_some_and(|nodes| nodes.iter().all(|node| loose.is_lost(*node)));
-    shapes.retain(|_, numbers| numbers.iter().any(is_lost));
     // What leads to others has the higher number.
-    let mut order: Vec<(u32, Vec<Side>, Vec<u32>)> = shapes
-        .into_iter()
-        .map(|(sides, numbers)| (numbers.iter().copied().max().unwrap_or(0), sides, numbers))
-        .collect();
+    // Blocks that may be their own owners, or may not, take nothing from these.
+    let mut order: Vec<((bool, Option<u32>), CircleShape)> = Vec::new();
+    for (is_first, shapes) in [(true, several), (false, own)] {
+        let shapes = shapes.into_iter().filter(|(_, numbers)| numbers.iter().any(is_lost));
+        order.extend(shapes.map(|shape| ((is_first, shape.1.iter().copied().max()), shape)));
+    }
     order.sort_unstable_by(|a, b| b.cmp(a));
     let mut taken = vec![false; loose.blocks.len()];
     let mut circles: Vec<Circle> = order
         .into_iter()
-        .map(|(_, sides, numbers)| {
+        .map(|(_, (sides, numbers))| {
             let mut nodes: Vec<&[u32]> =
                 numbers.iter().filter_map(|number| members.get(number)).map(Vec::as_slice).collect();
             nodes.sort_unstable();
@@ -233,6 +306,7 @@ fn describe(loose: &Loose<'_>, sides: Vec<Side>, circles: &[&[u32]], taken: &mut
         retained_bytes: 0,
         sides,
         hanging: Vec::new(),
+        sample: circles.iter().min_by_key(|nodes| nodes.len()).map(|it| loose.sample(it)).unwrap_or_default(),
     };
     let mut queue: Vec<u32> = circles.iter().flat_map(|nodes| nodes.iter().copied()).collect();
     queue.iter().for_each(|node| set(taken, *node));
@@ -265,7 +339,7 @@ fn set(taken: &mut [bool], node: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heap::{Block, graph::RootPointer};
+    use crate::heap::graph::RootPointer;
 
     /// Blocks of 100 bytes, one for each of these stacks.
     fn graph(stacks: &[u32], pointers: &[(u32, u32, u32, u32)], roots: Vec<RootPointer>) -> Graph {
@@ -309,6 +383,9 @@ mod tests {
         }
         let root = RootPointer { kind: RootKind::Stack, place: 0x7ff0, to: 8, offset: 16 };
         let found = circles(&graph(&stacks, &pointers, vec![root]));
+        let sample = found.first().map(|circle| circle.sample.clone()).unwrap_or_default();
+        let links: Vec<_> = sample.links.iter().map(|it| (it.from, it.offset, it.to, it.is_start)).collect();
+        assert_eq!(links, [(0, 0x48, 1, false), (0, 0x50, 1, true), (1, 0x10, 0, false), (1, 0x18, 0, true)]);
         let expected = Circle {
             length: 2,
             count: 3,
@@ -318,6 +395,7 @@ mod tests {
             retained_bytes: 1200,
             sides: vec![side(1, 0x50, 2), side(2, 0x18, 1)],
             hanging: vec![Hanging { stack: 3, count: 6, bytes: 600 }],
+            sample,
         };
         assert_eq!(found, [expected]);
     }
@@ -352,6 +430,22 @@ mod tests {
         }
         assert_eq!(circles(&graph(&[1, 2], &pointers[..1], Vec::new())), [], "a chain");
         assert_eq!(circles(&graph(&[1, 2], &pointers, Vec::new())).len(), 1);
+    }
+
+    #[test]
+    fn one_that_points_to_its_start_is_a_circle_by_itself() {
+        let mut all = graph(&[1, 2, 3], &[(0, 0, 1, 0), (1, 0, 0, 0), (1, 8, 2, 0)], Vec::new());
+        all.selves = vec![(1, 16), (2, 24)];
+        let found = circles(&all);
+        let told = |it: &Circle| (it.length, it.sides.clone(), it.bytes, it.retained_bytes);
+        let of_two = (2, vec![side(1, 0, 2), side(2, 0, 1)], 200, 300);
+        assert_eq!(found.iter().map(told).collect::<Vec<_>>(), [of_two, (1, vec![side(3, 24, 3)], 100, 100)]);
+        assert_eq!(found[1].sample.links.len(), 1);
+        let shape = found[0].shape();
+        assert_eq!(shape.links.iter().map(|it| (it.from, it.to)).collect::<Vec<_>>(), [(0, 1), (1, 0)]);
+        // What is left of a graph.
+        all.retain(&[2], &[]);
+        assert_eq!(all.selves, [(0, 24)]);
     }
 
     #[test]

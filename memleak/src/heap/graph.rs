@@ -44,6 +44,9 @@ pub(super) struct Graph {
     /// If only pointers to some blocks were looked for: places of words that would be pointers to
     /// these without their upper bits, and the blocks' numbers. In order of place.
     pub tagged: Vec<(u64, u32)>,
+    /// Places of pointers to a block's start in that block itself, with its number. They do not
+    /// hold it, but it may be its own owner.
+    pub selves: Vec<(u32, u32)>,
 }
 
 /// What one piece of memory holds.
@@ -52,13 +55,17 @@ struct PiecePointers {
     of_blocks: Vec<(u32, Pointer)>,
     roots: Vec<RootPointer>,
     tagged: Vec<(u64, u32)>,
+    selves: Vec<(u32, u32)>,
 }
+
+/// Places of [`Graph::selves`] at most: heads of lists point to themselves, too.
+const MOST_SELVES: usize = 1 << 20;
 
 impl Graph {
     /// Reads the memory for pointers to these blocks; gives also what that came to.
     pub(super) fn read(index: BlockIndex, from: &Sources<'_>) -> io::Result<(Self, ReadCost)> {
         let (mut pointers, mut roots) = (Pointers::new(index.blocks().len()), Vec::new());
-        let mut tagged = Vec::new();
+        let (mut tagged, mut selves) = (Vec::new(), Vec::new());
         let find = |start: u64, words: &[u64]| PiecePointers {
             tagged: from.others.map(|_| tagged_in(&index, start, words)).unwrap_or_default(),
             ..pointers_in(&index, from, start, words)
@@ -67,6 +74,8 @@ impl Graph {
             piece.of_blocks.into_iter().for_each(|(block, pointer)| pointers.add(block, pointer));
             roots.extend(piece.roots);
             tagged.extend(piece.tagged);
+            let room = MOST_SELVES - selves.len();
+            selves.extend(piece.selves.into_iter().take(room));
         })?;
         for (word, kind) in &from.places.words {
             if let Some((to, offset)) = index.find(*word) {
@@ -75,7 +84,7 @@ impl Graph {
         }
         roots.sort_by_key(|root| root.kind);
         let blocks = index.into_blocks();
-        Ok((Self { pointers: pointers.end(blocks.len()), blocks, roots, tagged }, cost))
+        Ok((Self { pointers: pointers.end(blocks.len()), blocks, roots, tagged, selves }, cost))
     }
 
     /// Leaves out what is no pointer to a block, though it points into its last 8 bytes: there
@@ -103,7 +112,8 @@ impl Graph {
         for &(block, from, to, offset) in pointers {
             packed.add(block, Pointer { from, to, offset });
         }
-        Self { pointers: packed.end(blocks.len()), blocks, roots, tagged: Vec::new() }
+        let (tagged, selves) = (Vec::new(), Vec::new());
+        Self { pointers: packed.end(blocks.len()), blocks, roots, tagged, selves }
     }
 
     /// Leaves some of the blocks and of the roots, by their numbers, which are in order, and the
@@ -119,6 +129,8 @@ impl Graph {
         let new_number = |block: u32| numbers.get(block as usize).copied().filter(|number| *number != GONE);
         self.pointers.retain(self.blocks.len(), new_number);
         self.blocks.retain(|number| new_number(number).is_some());
+        let selves = self.selves.iter().filter_map(|(block, from)| Some((new_number(*block)?, *from)));
+        self.selves = selves.collect();
         let kept_roots = roots.iter().filter_map(|root| self.roots.get(*root as usize));
         // One that leads to what is left by way of others points to no block that is left.
         let renumbered =
@@ -220,6 +232,9 @@ impl PointerSorter<'_> {
                 None => Some(self.block as u32),
             };
             match number {
+                Some(number) if number == to && offset == 0 => {
+                    self.found.selves.push((number, narrow(place - source.start)));
+                }
                 Some(number) if number == to => {}
                 Some(number) => {
                     let from = narrow(place - source.start);

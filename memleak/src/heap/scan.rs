@@ -291,7 +291,8 @@ impl Scan {
 
     /// What has come of it. `told`: how it was looked at.
     fn end(self, target: &HeapTarget, (scans, stopped): (u32, Duration), unread_bytes: u64) -> Examined {
-        let circles = circles::find(&self.graph, &self.kinds, &self.marked);
+        let mut circles = circles::find(&self.graph, &self.kinds, &self.marked);
+        circles.iter_mut().for_each(|circle| circle.sample.read_heads(target.pid));
         let numbered = (0..).zip(self.graph.blocks().iter());
         let of_graph: Vec<(Block, Class)> =
             numbered.map(|(number, block)| (block, self.class(number))).collect();

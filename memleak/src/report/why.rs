@@ -127,6 +127,9 @@ pub struct Cycle {
     /// The pointer that would not own: `std::weak_ptr`, where owners are counted.
     #[serde(default)]
     pub weak: Option<String>,
+    /// Some of its pointers may not own already.
+    #[serde(default)]
+    pub doubtful: bool,
 }
 
 /// Where blocks were acquired, as far as a line of text can say.

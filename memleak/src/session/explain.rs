@@ -3,13 +3,14 @@
 
 mod allocated;
 mod objects;
+mod owners;
 
 use std::collections::{HashMap, HashSet};
 
-use self::allocated::{allocated_type, weak_pointer};
+use self::allocated::allocated_type;
 use super::examined::{Examinations, ExaminedHeap, KindSums};
 use crate::{
-    heap::{AskedBlock, Block, Circle, Classes, RootKind, Side, TypeAt, Way, shapes},
+    heap::{AskedBlock, Block, Circle, Classes, Owned, RootKind, Side, TypeAt, Way, shapes},
     report::why::{Asked, BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, LostType, MadeIn, Why},
     settings::WhyOf,
     sites::{SiteId, Sites},
@@ -194,10 +195,13 @@ impl<'a> Explainer<'a> {
     fn cycles(&mut self, place: &dyn Fn(SiteId) -> Option<usize>) -> Vec<Cycle> {
         let looked = self.looked;
         let heaps = looked.heaps.iter();
-        let circles: Vec<(&ExaminedHeap, &Circle)> =
-            heaps.flat_map(|heap| heap.examined.circles.iter().map(move |circle| (heap, circle))).collect();
+        let circles: Vec<(&ExaminedHeap, &Circle, Owned)> = heaps
+            .flat_map(|heap| heap.examined.circles.iter().map(move |circle| (heap, circle)))
+            .map(|(heap, circle)| (heap, circle, self.owned(heap, circle)))
+            .filter(|(.., owned)| *owned != Owned::No)
+            .collect();
         let mut sides = Vec::new();
-        for (number, (heap, circle)) in (0..).zip(&circles) {
+        for (number, (heap, circle, _)) in (0..).zip(&circles) {
             let alike = |side: &Side| Side {
                 stack: self.alike(heap, side.stack),
                 to: self.alike(heap, side.to),
@@ -209,10 +213,12 @@ impl<'a> Explainer<'a> {
         for (sides, mut numbers) in shapes(sides) {
             numbers.sort_unstable();
             let mut alike = numbers.iter().filter_map(|number| circles.get(*number as usize));
-            let Some((heap, circle)) = alike.next() else { continue };
+            let Some((heap, circle, owned)) = alike.next() else { continue };
             let mut cycle = self.cycle(heap, circle, &sides, place);
-            for (heap, circle) in alike {
+            cycle.doubtful = *owned == Owned::Maybe;
+            for (heap, circle, owned) in alike {
                 add(&mut cycle, self.cycle(heap, circle, &sides, place));
+                cycle.doubtful &= *owned == Owned::Maybe;
             }
             cycles.push(cycle);
         }
@@ -258,7 +264,9 @@ impl<'a> Explainer<'a> {
         let own: HashMap<u32, u32> = ends.map(|stack| (self.alike(heap, stack), stack)).collect();
         let own = |stack: u32| own.get(&stack).copied().unwrap_or(stack);
         let sides = sides.iter().map(|side| Side { stack: own(side.stack), to: own(side.to), ..*side });
-        let members = sides.map(|side| CycleMember {
+        // The ones that do not own are no part of it.
+        let sides = sides.filter(|side| !self.is_weak(heap, side.stack, side.offset)).collect::<Vec<_>>();
+        let members = sides.into_iter().map(|side| CycleMember {
             type_name: self.type_name(heap, side.stack),
             field: self.member(heap, side.stack, side.offset),
             offset: side.offset,
@@ -294,23 +302,8 @@ impl<'a> Explainer<'a> {
             members,
             hanging,
             weak: circle.sides.iter().find_map(|side| self.weak_pointer(heap, side.stack)),
+            doubtful: false,
         }
-    }
-
-    /// What would not own a block of this stack: what `std::make_shared` has made begins after its
-    /// counters, and else these are a block of their own.
-    fn weak_pointer(&mut self, heap: &ExaminedHeap, number: u32) -> Option<String> {
-        const COUNTERS: [&str; 3] =
-            ["std::_Sp_counted_ptr<", "std::_Sp_counted_deleter<", "std::__1::__shared_ptr_pointer<"];
-        let weak = match heap.types.get(&number) {
-            Some(it) if it.offset > 0 && !it.name.ends_with("[]") => Some("std::weak_ptr"),
-            Some(it) => COUNTERS.iter().any(|start| it.name.starts_with(start)).then_some("std::weak_ptr"),
-            None => {
-                let site = self.site(number);
-                weak_pointer(self.frames(site))
-            }
-        };
-        weak.map(str::to_owned)
     }
 
     fn root_name(&self, heap: &ExaminedHeap, (kind, place): (RootKind, u64)) -> String {
@@ -476,7 +469,8 @@ impl<'a> Explainer<'a> {
                 let way = heap.examined.ways.iter().find(|way| way.block.stack == stack).cloned();
                 let block = way.as_ref().map_or(block, |way| way.block);
                 // Of a circle that is lost, the block before.
-                let sides = heap.examined.circles.iter().flat_map(|circle| &circle.sides);
+                let circles = heap.examined.circles.iter().filter(|circle| circle.length > 1);
+                let sides = circles.flat_map(|circle| &circle.sides);
                 let pointed_from = sides.clone().find(|side| side.to == stack).and_then(|side| {
                     let (_, before) = blocks_of(side.stack)?.worst;
                     Some((before, side.offset))

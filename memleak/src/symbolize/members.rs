@@ -13,7 +13,7 @@ const DEEPEST: u32 = 8;
 const MOST: usize = 4096;
 
 /// Types of Rust's library that hold another and say nothing: their members are that one's.
-const WRAPPERS: [&str; 9] = [
+pub(crate) const WRAPPERS: [&str; 9] = [
     "RefCell<",
     "UnsafeCell<",
     "Cell<",
@@ -65,13 +65,16 @@ pub struct MemberAt {
     pub name: String,
     /// The structure that it leads to, if it is a pointer to one.
     pub points_to: Option<PointsTo>,
+    /// The structure that it is itself.
+    pub is: Option<String>,
 }
 
 /// What members refer to by its place in a unit.
 struct Unnamed {
     offset: u64,
     name: String,
-    points_to: Option<(UnitOffset<usize>, u32)>,
+    /// The structure that it is, or leads to by so many pointers.
+    of: Option<(UnitOffset<usize>, u32)>,
 }
 
 /// The name without what compilers and demanglers write in different ways.
@@ -115,12 +118,14 @@ impl Described<'_> {
         // What is hostile behind what is wanted is no reason to leave that out.
         let result = self.search(wanted, &mut types, &mut unnamed);
         for (holder, members) in unnamed {
-            let named = |it: Unnamed| MemberAt {
-                offset: it.offset,
-                name: it.name,
-                points_to: it
-                    .points_to
-                    .and_then(|(of, pointers)| Some(PointsTo { name: types.get(&of)?.clone(), pointers })),
+            let named = |it: Unnamed| {
+                let of = it.of.and_then(|(of, pointers)| Some((types.get(&of)?.clone(), pointers)));
+                let (is, points_to) = match of {
+                    Some((name, 0)) => (Some(name), None),
+                    Some((name, pointers)) => (None, Some(PointsTo { name, pointers })),
+                    None => (None, None),
+                };
+                MemberAt { offset: it.offset, name: it.name, points_to, is }
             };
             found.entry(holder).or_insert_with(|| members.into_iter().map(named).collect());
         }
@@ -162,7 +167,7 @@ impl Described<'_> {
                 match self.type_of(entry) {
                     _ if is_type => self.collect(entry.offset(), 0, 0, &mut members)?,
                     Some((of, 0)) => self.collect(of, 0, 0, &mut members)?,
-                    points_to => members.push(Unnamed { offset: 0, name: whole.clone(), points_to }),
+                    of => members.push(Unnamed { offset: 0, name: whole.clone(), of }),
                 }
                 members.sort_by_key(|member| member.offset);
                 found.push((holder, members));
@@ -197,8 +202,8 @@ impl Described<'_> {
                 }
                 gimli::DW_TAG_member if members.len() < MOST => {
                     if let Some(name) = self.name(entry) {
-                        let points_to = self.type_of(entry).filter(|(_, pointers)| *pointers > 0);
-                        members.push(Unnamed { offset: base.saturating_add(at), name, points_to });
+                        let of = self.type_of(entry);
+                        members.push(Unnamed { offset: base.saturating_add(at), name, of });
                     }
                 }
                 gimli::DW_TAG_inheritance if depth < DEEPEST => {

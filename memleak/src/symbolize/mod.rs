@@ -20,6 +20,7 @@ pub use crate::proc::target::{LiveTarget, Target};
 pub use identity::{Anchor, ObjectNumber};
 pub use kernel::{KernelSymbols, KernelSymbolsError, KernelTexts};
 pub use mapped::Observed;
+pub(crate) use members::WRAPPERS;
 pub use members::{Holder, MemberAt, PointsTo, plain};
 pub use object::Variable;
 pub use symbolizer::{Location, Symbolizer, SymbolizerOptions};

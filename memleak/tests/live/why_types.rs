@@ -100,6 +100,38 @@ fn circles_of_rust() {
     }
 }
 
+/// A weak pointer, or a plain one back to the owner, closes a circle that keeps nothing alive; one
+/// object may be its own owner.
+#[test]
+fn what_does_not_own_is_no_circle() {
+    let _alone = alone();
+    let cpp = |flags: &[&str]| {
+        let mut found =
+            circles(&build("weak_links.cc", Link::Dynamic, &[&["-std=c++17", "-O2"], flags].concat()));
+        found.sort();
+        found
+    };
+    let closure = "waits_for_itself()::<lambda()>";
+    let owned = [
+        expected(&[("both", "self")]),
+        expected(&[("later", "done"), (closure, "")]),
+        expected(&[("own", "self")]),
+    ];
+    assert_eq!(cpp(&["-g"]), owned.map(|members| (2, members)));
+    // Without types of members the numbers of owners tell, but not what is plain and what may be
+    // the weak one.
+    let told = [
+        expected(&[("", ""), ("later", "")]),
+        expected(&[("both", "")]),
+        expected(&[("child", ""), ("parent", "")]),
+        expected(&[("own", "")]),
+        expected(&[("tree", "")]),
+    ];
+    assert_eq!(cpp(&["-g0"]), told.map(|members| (2, members)));
+    let rust = circles(&rust_program("weak_links.rs", "weak_links", &["-g", "-O"]));
+    assert_eq!(rust, [(2, expected(&[("weak_links::Own", "me")]))]);
+}
+
 /// Linkers differ in how they lay out data, and the kernel shows what begins as zero as memory of
 /// nobody.
 #[test]

@@ -152,9 +152,19 @@ fn write_cycle(cycle: &Cycle, out: &mut dyn Write) -> io::Result<()> {
         more => writeln!(out, "     and {more} more links")?,
     }
     write_hanging(&cycle.hanging, out)?;
-    let which = if cycle.members.len() == 2 { "one of the two" } else { "one of them" };
-    let weak = cycle.weak.as_deref().unwrap_or("a pointer that does not own");
-    writeln!(out, "     Break {which}: {}.", printable(weak))
+    let which = match (cycle.length, cycle.members.len()) {
+        (1, _) | (_, 1) => "it",
+        (_, 2) => "one of the two",
+        _ => "one of them",
+    };
+    match &cycle.weak {
+        _ if cycle.doubtful => writeln!(
+            out,
+            "     Some of these pointers may be weak already: then whatever held it from outside is lost."
+        ),
+        Some(weak) => writeln!(out, "     Break {which}: {}.", printable(weak)),
+        None => writeln!(out, "     Nothing counts its owners: whatever held it from outside is lost."),
+    }
 }
 
 /// What hangs off a circle, a line for each place where it was acquired.
