@@ -20,6 +20,7 @@ from account import Served, end, postgres as account_postgres, wait_for_line
 
 PATIENCE = 300
 LOOKS = 4
+WHY = ["--why", "--why-every", "1", "-o", "0", "-T", "100000"]
 
 PYTHON = """
 import json, random, re, sys
@@ -152,8 +153,8 @@ def keep_busy(loads, stop):
                     client.wait()
 
 
-def looked_at(memleak, folder, program, is_attached):
-    """All reports of one run."""
+def looked_at(memleak, folder, program, is_attached, asked, every, times):
+    """The file of all reports of one run, so many seconds apart."""
     for needed in {command[0] for load in program.loads for command in load}:
         if not shutil.which(needed):
             sys.exit(f"{needed} is not installed, which is to keep the program busy (ab: apache2-utils)")
@@ -162,11 +163,12 @@ def looked_at(memleak, folder, program, is_attached):
     said = open(folder / "said", "w")
     environment = {**os.environ, **(program.environment or {})}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said, "text": True}
-    options = [memleak, "--json", "--why", "--why-every", "1", "-o", "0", "-T", "100000", "--output", str(reports)]
+    options = [memleak, "--json", *asked, "--output", str(reports)]
+    when = [str(every), str(times)]
     if is_attached:
         process = subprocess.Popen(program.command, cwd=folder, env=environment, **pipes)
     else:
-        options += ["--follow-forks", "3", str(LOOKS), "--"]
+        options += ["--follow-forks", *when, "--"]
         process = subprocess.Popen(options + program.command, cwd=folder, env=environment, **pipes)
     pid = program.wait_ready(process)
     program.begin(process)
@@ -176,16 +178,16 @@ def looked_at(memleak, folder, program, is_attached):
     for thread in busy:
         thread.start()
     if is_attached:
-        subprocess.run(options + ["-p", str(pid), "3", str(LOOKS)], stderr=said, check=True, timeout=PATIENCE)
+        subprocess.run(options + ["-p", str(pid), *when], stderr=said, check=True, timeout=every * times + PATIENCE)
     else:
-        process.wait(PATIENCE)
+        process.wait(every * times + PATIENCE)
     stop.set()
     for thread in busy:
         thread.join()
     if is_attached:
         end(process)
     said.close()
-    return [json.loads(line) for line in reports.read_text().splitlines()]
+    return reports
 
 
 def drain(process):
@@ -227,7 +229,8 @@ def main():
                 if program is None:
                     print(f"{name} is not installed", file=sys.stderr)
                     break
-                looks, blocks, lost, places = lost_of(looked_at(memleak, pathlib.Path(folder), program, is_attached))
+                file = looked_at(memleak, pathlib.Path(folder), program, is_attached, WHY, 3, LOOKS)
+                looks, blocks, lost, places = lost_of([json.loads(line) for line in file.read_text().splitlines()])
                 if looks != LOOKS:
                     sys.exit(f"{name} was looked at {looks} times, and not {LOOKS}")
                 found.append(f"{blocks:,}, {lost if any(lost) else 'none'} {'; '.join(sorted(places))}".strip())

@@ -28,6 +28,7 @@ pub mod sampling;
 pub mod serve;
 pub mod session;
 pub mod settings;
+pub mod signals;
 pub mod sites;
 pub mod snapshot;
 pub mod stderr;

@@ -8,13 +8,18 @@ use memleak::{
     offline,
     session::{self, SessionError},
     settings::Settings,
+    signals,
     stderr::{self, StderrLog},
 };
 
 fn main() -> ExitCode {
     give_back_large_blocks();
-    outlive_file_size_limit();
     stderr::install_panic_hook();
+    if let Err(error) = signals::install() {
+        return ExitCode::from(
+            ExitMessage::error(exit::FAILED, &format!("cannot handle signals: {error}")).emit(),
+        );
+    }
     // A panic has said its line by then; what it leaves behind (links, maps) ends with us.
     let status = match thread::Builder::new().stack_size(STACK).spawn(status) {
         Ok(work) => work.join(),
@@ -64,17 +69,6 @@ fn give_back_large_blocks() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
-}
-
-/// A report beyond the limit on the size of files (`ulimit -f`) is to be an error, EFBIG, and not
-/// our end by SIGXFSZ. By a handler, since a command that we start would inherit that the signal is
-/// ignored (signal(7)).
-fn outlive_file_size_limit() {
-    extern "C" fn nothing(_: libc::c_int) {}
-    let handler: extern "C" fn(libc::c_int) = nothing;
-    // SAFETY: the handler does nothing, which is safe wherever it interrupts. If this fails the
-    // limit ends us as before.
-    unsafe { libc::signal(libc::SIGXFSZ, handler as libc::sighandler_t) };
 }
 
 fn run(settings: Settings) -> anyhow::Result<session::RunOutcome> {

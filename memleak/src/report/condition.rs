@@ -67,12 +67,18 @@ impl FailCondition {
                 let bytes = u64::try_from(facts.growth).unwrap_or(u64::MAX);
                 Some(format!("outstanding bytes have grown by {}", BinaryBytes(bytes)))
             }
-            Self::New if facts.new > 0 => Some(format!("{} stacks are new", Grouped(facts.new))),
-            Self::Lost(most) if facts.lost > most => Some(format!("{} were lost", Grouped(facts.lost))),
-            Self::Leak if facts.leaks > 0 => Some(format!("{} stacks are leaks", Grouped(facts.leaks))),
+            Self::New if facts.new > 0 => Some(so_many(facts.new, "stack is new", "stacks are new")),
+            Self::Lost(most) if facts.lost > most => Some(so_many(facts.lost, "was lost", "were lost")),
+            Self::Leak if facts.leaks > 0 => {
+                Some(so_many(facts.leaks, "stack is a leak", "stacks are leaks"))
+            }
             Self::Growth(_) | Self::New | Self::Lost(_) | Self::Leak => None,
         }
     }
+}
+
+fn so_many(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", Grouped(number), if number == 1 { one } else { many })
 }
 
 #[cfg(test)]
@@ -92,7 +98,8 @@ mod tests {
             (said(FailCondition::Lost(2)), said(FailCondition::Lost(3))),
             (Some("3 were lost".to_owned()), None)
         );
-        assert!(said(FailCondition::New).is_some() && said(FailCondition::Leak).is_some());
+        assert_eq!(said(FailCondition::New).as_deref(), Some("2 stacks are new"));
+        assert_eq!(said(FailCondition::Leak).as_deref(), Some("1 stack is a leak"));
         let nothing = Facts { growth: -5, ..Facts::default() };
         for condition in
             [FailCondition::Growth(0), FailCondition::New, FailCondition::Lost(0), FailCondition::Leak]

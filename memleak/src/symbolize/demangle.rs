@@ -36,7 +36,7 @@ const DEEP_TIME: u64 = 2_000_000_000;
 /// bounds).
 pub fn demangle(name: &str) -> String {
     let demangled = match name.len() <= MAX_MANGLED {
-        true => rust(name).or_else(|| cpp(name)).or_else(|| dlang::demangle(name)),
+        true => rust(name).or_else(|| cpp_of_any_letters(name)).or_else(|| dlang::demangle(name)),
         false => None,
     };
     printable(&demangled.unwrap_or_else(|| name.to_owned()))
@@ -66,6 +66,31 @@ fn rust(name: &str) -> Option<String> {
     // The alternate form leaves out the hash.
     write!(out, "{demangled:#}").ok()?;
     Some(out.0)
+}
+
+/// Identifiers may have letters of all languages, which the parser does not know: each of them is
+/// replaced by as many letters that it knows as it has bytes, and put back into the result.
+fn cpp_of_any_letters(name: &str) -> Option<String> {
+    /// No identifier but a compiler's own has it, and no demangled name.
+    const MARK: char = '$';
+    const NUMBERS: &str = "0123456789abcdefghijklmnopqrstuvwxyz";
+    if name.is_ascii() {
+        return cpp(name);
+    }
+    let mut letters: Vec<char> = name.chars().filter(|letter| !letter.is_ascii()).collect();
+    letters.sort_unstable();
+    letters.dedup();
+    if name.contains(MARK) || letters.len() > NUMBERS.len() {
+        return None;
+    }
+    let stand_in = |(letter, number): (&char, char)| {
+        let known = format!("{MARK}{number:_<width$}", width = letter.len_utf8() - 1);
+        (letter.to_string(), known)
+    };
+    let stand_ins: Vec<(String, String)> = letters.iter().zip(NUMBERS.chars()).map(stand_in).collect();
+    let known = stand_ins.iter().fold(name.to_owned(), |name, (letter, known)| name.replace(letter, known));
+    let demangled = cpp(&known)?;
+    Some(stand_ins.iter().fold(demangled, |name, (letter, known)| name.replace(known, letter)))
 }
 
 fn cpp(name: &str) -> Option<String> {
@@ -186,6 +211,31 @@ mod tests {
         for (mangled, expected) in table {
             assert_eq!(demangle(mangled), expected, "{mangled}");
         }
+    }
+
+    /// As `nm -C` has them, of what g++ 12 compiled.
+    #[test]
+    fn names_have_letters_of_all_languages() {
+        let table = [
+            ("_ZN5ünï14größe_日本Em", "ünï::größe_日本(unsigned long)"),
+            ("_ZN7FüllerI4ЖЯE3addERKS0_", "Füller<ЖЯ>::add(ЖЯ const&)"),
+            ("_ZN7größeD1Ev", "größe::~größe()"),
+            (
+                "_ZN9日本語10ΩμέγαI4ЖЯJ7größeiEEET_S3_DpT0_",
+                "ЖЯ 日本語::Ωμέγα<ЖЯ, größe, int>(ЖЯ, größe, int)",
+            ),
+            ("_ZN9日本語2λE", "日本語::λ"),
+            ("größe", "größe"),
+            ("_ZN7größe$Ev", "_ZN7größe$Ev"),
+        ];
+        for (mangled, expected) in table {
+            assert_eq!(demangle(mangled), expected, "{mangled}");
+        }
+        let most: String = ('α'..='ω').collect();
+        assert_eq!(demangle(&format!("_Z{}{most}v", most.len())), format!("{most}()"));
+        let more: String = ('Α'..='ω').collect();
+        let too_many = format!("_Z{}{more}v", more.len());
+        assert_eq!(demangle(&too_many), too_many);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The form for people.
 
 use memleak::report::{
-    format::{Options, SplitBy, Style, human::write_human},
+    format::{Options, SplitBy, Style, html::write_html, human::write_human},
     model::{AllocationLine, Report, SortKey},
 };
 use memleak::verdict::Point;
@@ -103,7 +103,36 @@ fn what_has_grown_is_said() {
     grown.stacks[0].growth_count = 4;
     let text = of(&grown, 100);
     assert!(text.contains(" in 10 blocks, +24 MiB/min\n"), "{text}");
-    assert!(text.contains("  +1048576 bytes (+4), +720 MiB/h\n"), "{text}");
+    assert!(text.contains(" 88 bytes in 10 allocations  +1048576 bytes (+4), +720 MiB/h\n"), "{text}");
+    // On a line of its own where there is no room.
+    grown.stacks[0].bytes = 1 << 40;
+    let text = of(&grown, 80);
+    let below = "%  1099511627784 bytes in 10 allocations\n      +1048576 bytes (+4), +720 MiB/h\n";
+    assert!(text.contains(below), "{text}");
+    let text = of(&grown, 50);
+    let below = "%\n      1099511627784 bytes in 10 allocations\n      +1048576 bytes (+4), +720 MiB/h\n";
+    assert!(text.contains(below), "{text}");
+}
+
+/// In the form for people and in a page alike.
+#[test]
+fn targets_are_said_in_words() {
+    let of_page = |report: &Report| {
+        let mut out = Vec::new();
+        write_html(report, false, &mut out).expect("a Vec takes all");
+        String::from_utf8(out).expect("UTF-8")
+    };
+    for (pids, said) in [
+        (vec![], "leak"),
+        (vec![7], "leak (7)"),
+        (vec![7, 8], "leak (7 and 1 more process)"),
+        (vec![7, 8, 9], "leak (7 and 2 more processes)"),
+    ] {
+        let mut report = report(vec![leaky()]);
+        report.target.pids = pids;
+        assert!(of(&report, 200).starts_with(&format!("{said}, traced for ")), "{said}");
+        assert!(of_page(&report).contains(&format!("\"title\":\"{said}\"")), "{said}");
+    }
 }
 
 #[test]

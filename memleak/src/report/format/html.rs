@@ -13,8 +13,14 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::{
-    Format, Kind, Options, human::counted, kind::FileForm, lost::lost_line, memory, oom::oom_lines,
-    path::responsible, text::suppressed,
+    Format, Kind, Options,
+    human::{counted, who},
+    kind::FileForm,
+    lost::lost_line,
+    memory,
+    oom::oom_lines,
+    path::responsible,
+    text::suppressed,
 };
 use crate::{
     report::{
@@ -90,9 +96,8 @@ pub fn write_html(report: &Report, with_source: bool, out: &mut dyn Write) -> io
     let tables = call_sites(report, SortKey::Size);
     let sites: Vec<&CallSite<'_>> = tables.iter().flat_map(|(_, sites)| sites).collect();
     let blocks = || report.stacks.iter().flat_map(|stack| &stack.blocks);
-    let pids: Vec<String> = report.target.pids.iter().map(u32::to_string).collect();
     let data = PageData {
-        title: format!("{} ({})", report.target.comm, pids.join(", ")),
+        title: who(&report.target),
         numbers: numbers(report),
         notes: notes(report),
         moments: report.moments.iter().map(|moment| (moment.at_ms, moment.bytes, moment.count)).collect(),

@@ -5,13 +5,14 @@ use std::{
     cmp::Reverse,
     collections::BTreeMap,
     io::{self, Write},
+    iter,
 };
 
 use super::{
     Format, Kind, Options, Scope, SplitBy,
     blocks::blocks_of,
     clock::time_of_day,
-    line::{Look, TextLine, wrap},
+    line::{Look, TextLine, columns, wrap},
     lost::lost_line,
     memory,
     oom::oom_lines,
@@ -25,7 +26,7 @@ use crate::{
     escape::printable,
     report::{
         call_sites::{CallSite, call_sites},
-        model::{Note, Report},
+        model::{Note, Report, TargetInfo},
         trace::EventLine,
     },
     snapshot::KERNEL_PID,
@@ -152,16 +153,10 @@ fn write_temporary(report: &Report, screen: Screen<'_>, time: &str, out: &mut dy
 
 /// What is traced, what it holds in all, and what its memory is.
 fn write_header(report: &Report, screen: Screen<'_>, out: &mut dyn Write) -> io::Result<()> {
-    let target = &report.target;
-    let pids = match target.pids.as_slice() {
-        [] => String::new(),
-        [pid] => format!(" ({pid})"),
-        [first, others @ ..] => format!(" ({first} and {} more processes)", others.len()),
-    };
     let totals = report.totals;
     let mut line = format!(
-        "{}{pids}, traced for {}: {} in {}",
-        printable(&target.comm),
+        "{}, traced for {}: {} in {}",
+        printable(&who(&report.target)),
         Span(report.elapsed_ms),
         BinaryBytes(totals.bytes),
         counted(totals.count, "block"),
@@ -190,6 +185,17 @@ fn write_header(report: &Report, screen: Screen<'_>, out: &mut dyn Write) -> io:
         .as_ref()
         .and_then(memory::finding)
         .map_or(Ok(()), |found| screen.text(&found, 0, Look::Bold, out))
+}
+
+/// `wordcount (4711)`, `nginx (12 and 3 more processes)`, `kernel`.
+pub(super) fn who(target: &TargetInfo) -> String {
+    let comm = &target.comm;
+    match target.pids.as_slice() {
+        [] => comm.clone(),
+        [pid] => format!("{comm} ({pid})"),
+        [first, _] => format!("{comm} ({first} and 1 more process)"),
+        [first, others @ ..] => format!("{comm} ({first} and {} more processes)", others.len()),
+    }
 }
 
 /// `memory 9.8 MiB, +1.6 MiB: all accounted for`.
@@ -256,13 +262,17 @@ fn write_site(
     let tag =
         stack.tag.as_ref().map_or_else(String::new, |tag| format!(" ({})", printable(&tag.to_string())));
     let mut line = TextLine::default();
-    line.push(Look::Dim, bar(site.amount(), all))
-        .push(Look::Bold, format!("{share:>7}"))
-        .push(Look::Plain, format!("  {held}{tag}"));
-    if let Some(growth) = growth(report, site, resource.has_size) {
-        line.push(Look::Plain, format!("  {growth}"));
+    line.push(Look::Dim, bar(site.amount(), all)).push(Look::Bold, format!("{share:>7}"));
+    // Numbers are not cut: what has no room there is below.
+    let mut below = Vec::new();
+    for part in iter::once(format!("{held}{tag}")).chain(growth(report, site, resource.has_size)) {
+        match below.is_empty() && line.columns() + 2 + columns(&part) <= screen.width {
+            true => _ = line.push(Look::Plain, format!("  {part}")),
+            false => below.push(part),
+        }
     }
     screen.line(&line, out)?;
+    below.iter().try_for_each(|part| screen.text(part, INDENT, Look::Plain, out))?;
     let verdict = format!("{}: {}{}", site.verdict.kind.words(), site.verdict.reason, parts(report, site));
     screen.text(&verdict, INDENT, look_of(site.verdict.kind), out)?;
     for line in site_parts(report, site, screen.options.split_by) {
