@@ -470,3 +470,36 @@ fn aarch64_unknown_stack_pointers_end_the_walk() {
     let frames = vec![(TEXT + 0xc4, at(2), at(8)), (TEXT + 0x144, at(10), 7)];
     assert_eq!(arm_walk(&words, at(0)), (frames, Step::Complete));
 }
+
+/// `go_like.c`, as gcc 12 lays out its frames, out of `malloc` on the other stack: `allocate`, the
+/// function that switches (no record), and after it the caller of the function that calls it, then
+/// `main` and the C library's function, which has rows.
+#[test]
+fn aarch64_go_like_stacks_lead_to_the_c_library() {
+    let at = |word: u64| STACK + 8 * word;
+    let rows = tables(&[
+        Row::bare(0, Kind::RECORD),
+        row(0x40, Kind::SP_PAIR, 48, -6), // __libc_start_call_main
+        Row::bare(0x80, Kind::END),
+    ]);
+    let mut words = [0; 40];
+    // The other stack, below: allocate's 16 bytes, then what the switch keeps.
+    (words[0], words[1]) = (at(8), TEXT + 0x20);
+    (words[2], words[3]) = (at(8), TEXT + 0x24);
+    // The thread's: switches (16 bytes), site_there (48), main (48), __libc_start_call_main (48).
+    (words[8], words[9]) = (at(10), TEXT + 0x28);
+    (words[10], words[11]) = (at(16), TEXT + 0x2c);
+    (words[16], words[17]) = (at(22), TEXT + 0x44);
+    (words[22], words[23]) = (0, TEXT + 0x84);
+    let mut state = state(TEXT + 0x1c, at(0), at(0));
+    state.exact = 0;
+    let mut ips = vec![];
+    let end = loop {
+        match step_aarch64(&mut state, &stack(&words), &rows) {
+            step if step.is_frame() => ips.push(state.regs.ip - TEXT),
+            step => break step,
+        }
+    };
+    assert_eq!((ips, end), (vec![0x20, 0x28, 0x2c, 0x44, 0x84], Step::Complete));
+    assert_eq!(state.regs.sp, at(28));
+}
