@@ -46,8 +46,11 @@
 //! pc' = [A]             x29' = x29                          *_RA
 //! sp' = CFA
 //! Kind::SIGNAL: x29', x30', sp', pc' = [sp + 544], [sp + 552], [sp + 560], [sp + 568]
-//! Kind::RECORD: x29', pc' = [x29], [x29 + 8]; sp' = x29 + 16, which may be another stack's
+//! Kind::RECORD: x29', pc' = [x29], [x29 + 8]; sp' >= x29 + 16, which may be another stack's
 //! ```
+//!
+//! An aarch64 record is at the bottom of its frame (gcc) or anywhere in it, so a step by it leaves
+//! only a bound of sp. The next frame's sp is that by which its own record is at x29 (SP_PAIR).
 
 mod aarch64;
 mod x86_64;
@@ -65,8 +68,7 @@ const ROW_STEPS: u32 = 9;
 const MAPPING_STEPS: u32 = 13;
 /// Most mappings a list can have and still be searched to the end.
 pub const MAX_MAPPINGS: u32 = (1 << MAPPING_STEPS) - 1;
-/// Longest distance from the stack pointer to a frame record that a step without a row believes, in
-/// bytes.
+/// Longest distance from the stack pointer to a frame record that is believed, in bytes.
 const MAX_FP_DISTANCE: u64 = 1 << 20;
 
 /// How a row's CFA and return address are found; the module's documentation has the equations.
@@ -351,8 +353,8 @@ pub struct State {
     /// 1: `ip` is the next instruction to run (the first frame, or one that a signal interrupted).
     /// 0: it is a return address, and the call is before it.
     pub exact: u32,
-    /// Fills up; 0.
-    pub reserved: u32,
+    /// aarch64, 1: the stack pointer is at or above `regs.sp`: a frame record led here.
+    pub sp_is_bound: u32,
 }
 
 /// [`State::address_mask`] if nothing is masked.
@@ -363,7 +365,7 @@ impl State {
     #[inline(always)]
     pub const fn new(regs: Regs, list: MappingList, address_mask: u64) -> Self {
         let mapping = Mapping { start: 0, end: 0, bias: 0, rows: 0, pages: 0, page_count: 0, reserved: 0 };
-        Self { regs, address_mask, list, mapping, exact: 1, reserved: 0 }
+        Self { regs, address_mask, list, mapping, exact: 1, sp_is_bound: 0 }
     }
 }
 
@@ -388,6 +390,8 @@ pub enum Step {
     NoProgress = 6,
     /// Said by the driver: the limit of frames is reached.
     TooDeep = 7,
+    /// aarch64: the row goes by the stack pointer, of which only a bound is known.
+    UnknownStackPointer = 8,
 }
 
 impl Step {
@@ -408,6 +412,7 @@ impl Step {
             5 => Self::Unreadable,
             6 => Self::NoProgress,
             7 => Self::TooDeep,
+            8 => Self::UnknownStackPointer,
             _ => return None,
         })
     }
@@ -546,9 +551,8 @@ fn step_by_record<R: Reads>(state: &mut State, reads: &R) -> Step {
     enter_caller(state, reads.return_address(cfa, found), cfa, next)
 }
 
-/// One step by the frame record at the frame pointer (both architectures: saved frame pointer,
-/// return address). It is believed where the record is on this stack and leads to text with a table
-/// or to a further record.
+/// One step by the frame record at the frame pointer. It is believed where the record is on this
+/// stack and leads to text with a table or to a further record.
 #[inline(always)]
 fn step_by_pointer<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &T) -> Step {
     let fp = state.regs.fp;

@@ -280,7 +280,7 @@ pub unsafe extern "C" fn walk_frames(thread: *mut ThreadRecord, from: u64, same_
 pub const CALLED: u64 = 1;
 /// None is: before one comes the frame of a signal, or the end of the stack.
 pub const NOT_CALLED: u64 = 2;
-/// The walk came to no end.
+/// The walk came to no end, or by a frame whose stack pointer, by which calls are known, is not.
 pub const UNKNOWN: u64 = 3;
 
 /// Whether a function that was called from these registers has a pending call of the group among
@@ -309,17 +309,22 @@ pub unsafe extern "C" fn find_caller(
     // The rules that the last walk has found are of this generation.
     let last_generation = core::mem::replace(&mut thread.unwind.generation, generation);
     let mut found = UNKNOWN;
+    let mut none_passed = NOT_CALLED;
     for _ in 0..MAX_STACK_DEPTH as u32 {
         thread.unwind.rule = 0;
         // SAFETY: the current thread's record.
         let step = unsafe { unwind_step(thread) };
         if step > Step::FrameByPointer as u64 {
-            found = if step == Step::Complete as u64 { NOT_CALLED } else { UNKNOWN };
+            found = if step == Step::Complete as u64 { none_passed } else { UNKNOWN };
             break;
         }
         if thread.unwind.state.exact != 0 {
-            found = NOT_CALLED;
+            found = none_passed;
             break;
+        }
+        if arch::SP_CAN_BE_UNKNOWN && thread.unwind.state.sp_is_bound != 0 {
+            none_passed = UNKNOWN;
+            continue;
         }
         let slot = thread.unwind.state.regs.sp.wrapping_sub(arch::RETURN_SLOT);
         // SAFETY: as above.

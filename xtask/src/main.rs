@@ -9,6 +9,7 @@ mod dist;
 mod docs;
 mod fuzz;
 mod layers;
+mod record;
 mod signatures;
 mod soak;
 mod sources;
@@ -52,6 +53,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Checks that the source files keep to the layers that ARCHITECTURE.md draws
     Layers,
+    /// Writes down which live tests have passed where, as they have printed (docs/arm64-tests.md)
+    Record(record::Options),
     /// Writes the table by which allocators are known in programs without symbols
     Signatures(signatures::Options),
     /// Runs for long what may not change with time: a mixed load, very many children, tracers that
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Task::Dist(options) => dist::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Layers => layers::run(),
+        Task::Record(options) => record::run(&options),
         Task::Signatures(options) => signatures::run(&options),
         Task::Soak(options) => soak::run(&options),
         Task::Test(options) => test::run(&options),

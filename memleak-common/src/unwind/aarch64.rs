@@ -1,8 +1,8 @@
 //! aarch64's rules (the equations are in the module above).
 
 use super::{
-    Kind, Reads, Regs, State, Step, Tables, enter_caller, enter_interrupted, find_row, slot_address,
-    step_by_record, step_without_row,
+    Kind, MAX_FP_DISTANCE, Reads, Regs, Row, SLOT_AT_FP, SLOT_AT_SP, State, Step, Tables, enter_caller,
+    enter_interrupted, find_row, slot_address, step_by_record, step_without_row,
 };
 
 /// From a frame of an aarch64 thread to its caller.
@@ -10,19 +10,28 @@ use super::{
 pub fn step_aarch64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &T) -> Step {
     let row = find_row(state, tables);
     let kind = row.kind();
-    let regs = state.regs;
+    let mut regs = state.regs;
     let (base, layout) = if kind.0 >= Kind::SP_LEAF.0 && kind.0 <= Kind::SP_RA.0 {
+        if state.sp_is_bound != 0 {
+            let Some(sp) = stack_pointer_by_record(row, regs) else { return Step::UnknownStackPointer };
+            regs.sp = sp;
+        }
         (regs.sp, kind.0 - Kind::SP_LEAF.0)
     } else if kind.0 >= Kind::FP_LEAF.0 && kind.0 <= Kind::FP_RA.0 {
         (regs.fp, kind.0 - Kind::FP_LEAF.0)
     } else if kind == Kind::SIGNAL {
+        if state.sp_is_bound != 0 {
+            return Step::UnknownStackPointer;
+        }
         return step_signal_aarch64(state, reads);
     } else if kind == Kind::RECORD {
-        return step_by_record(state, reads);
+        let step = step_by_record(state, reads);
+        return reached_by_record(state, step);
     } else if kind == Kind::END {
         return Step::Complete;
     } else if kind == Kind::NONE {
-        return step_without_row(state, reads, tables);
+        let step = step_without_row(state, reads, tables);
+        return reached_by_record(state, step);
     } else {
         return Step::Unsupported;
     };
@@ -43,17 +52,51 @@ pub fn step_aarch64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &
             let Some(saved) = reads.read(saved_at) else { return Step::Unreadable };
             fp = saved;
         }
-        return enter_caller(state, reads.return_address(cfa, regs.lr), cfa, fp);
+        return enter_by_cfa(state, reads.return_address(cfa, regs.lr), cfa, fp);
     }
     if cfa <= regs.sp {
         return Step::NoProgress;
     }
     if layout == 1 {
         let Some([fp, ip]) = reads.read2(saved_at) else { return Step::Unreadable };
-        return enter_caller(state, reads.return_address(cfa, ip), cfa, fp);
+        return enter_by_cfa(state, reads.return_address(cfa, ip), cfa, fp);
     }
     let Some(ip) = reads.read(saved_at) else { return Step::Unreadable };
-    enter_caller(state, reads.return_address(cfa, ip), cfa, regs.fp)
+    enter_by_cfa(state, reads.return_address(cfa, ip), cfa, regs.fp)
+}
+
+/// [`enter_caller`], whose stack pointer is known.
+#[inline(always)]
+fn enter_by_cfa(state: &mut State, ip: u64, cfa: u64, fp: u64) -> Step {
+    let step = enter_caller(state, ip, cfa, fp);
+    if step.is_frame() {
+        state.sp_is_bound = 0;
+    }
+    step
+}
+
+/// What was found by a frame record has its stack pointer above the record.
+#[inline(always)]
+fn reached_by_record(state: &mut State, step: Step) -> Step {
+    if step.is_frame() {
+        state.sp_is_bound = 1;
+    }
+    step
+}
+
+/// The stack pointer of a frame of which a bound is known, by the place of its own record: the
+/// frame pointer is there at each call. It is aligned to 16 bytes then (AAPCS64, 6.4.5.1). `None`
+/// if the row saves no record, or the frame pointer is not where one can be: then it is used for
+/// something else.
+#[inline(always)]
+fn stack_pointer_by_record(row: Row, regs: Regs) -> Option<u64> {
+    let slot = row.slot();
+    if row.kind() != Kind::SP_PAIR || slot == SLOT_AT_FP {
+        return None;
+    }
+    let from_sp = if slot == SLOT_AT_SP { 0 } else { row.cfa_offset() + 8 * slot as i64 };
+    let sp = regs.fp.wrapping_sub(from_sp as u64);
+    if sp & 15 == 0 && sp.wrapping_sub(regs.sp) <= MAX_FP_DISTANCE { Some(sp) } else { None }
 }
 
 /// Out of a signal handler's frame: `sp` points to struct rt_sigframe (arch/arm64/kernel/signal.c):

@@ -189,10 +189,10 @@ fn walks_end_with_their_reason() {
     assert_eq!(step_with(row(0, Kind::SP, 24, 0), at, &words).0, Step::Complete);
     // The state is as it was.
     assert_eq!(step_with(row(0, Kind::SP, 24, 0), at, &words), (Step::Complete, TEXT, STACK, 1));
-    for number in 0..8 {
+    for number in 0..9 {
         assert_eq!(Step::from_u32(number).unwrap() as u32, number);
     }
-    assert_eq!(Step::from_u32(8), None);
+    assert_eq!(Step::from_u32(9), None);
 }
 
 #[test]
@@ -394,4 +394,112 @@ fn aarch64_signal_frame() {
     let (step, to) = arm_step(Row::bare(0, Kind::SIGNAL), state(TEXT, STACK, 0), &words);
     assert_eq!((step, to.regs), (Step::Frame, Regs { ip: TEXT + 4, sp: 31, fp: 29, lr: 30 }));
     assert_eq!(to.exact, 1);
+}
+
+/// Rows of code that is called by code without rows: two functions as gcc makes them (the record at
+/// the bottom, and above two outgoing arguments), one as clang does, one that saves x30 alone, the
+/// first one, and a signal's.
+fn arm_rows() -> Arrays {
+    tables(&[
+        Row::bare(0, Kind::NONE),
+        row(0x40, Kind::SP_PAIR, 48, -6),
+        row(0x80, Kind::SP_PAIR, 64, -6),
+        row(0xc0, Kind::FP_PAIR, 16, -2),
+        row(0x100, Kind::SP_RA, 32, -1),
+        Row::bare(0x140, Kind::END),
+        Row::bare(0x180, Kind::SIGNAL),
+    ])
+}
+
+/// `ip`, `sp`, `fp` of a walk's frames, and how it ends.
+fn arm_walk(words: &[u64], fp: u64) -> (Vec<(u64, u64, u64)>, Step) {
+    let mut state = state(TEXT, STACK, fp);
+    let mut frames = vec![];
+    loop {
+        let step = step_aarch64(&mut state, &stack(words), &arm_rows());
+        if !step.is_frame() {
+            return (frames, step);
+        }
+        frames.push((state.regs.ip, state.regs.sp, state.regs.fp));
+    }
+}
+
+#[test]
+fn aarch64_stack_pointers_beyond_code_without_rows() {
+    let at = |word: u64| STACK + 8 * word;
+    let mut words = [0; 36];
+    // Eight words of generated code's, its record at the bottom.
+    (words[0], words[1]) = (at(8), TEXT + 0x44);
+    // Six words, the record at the bottom.
+    (words[8], words[9]) = (at(16), TEXT + 0x84);
+    // Eight words, of which two are arguments for the callee.
+    (words[16], words[17]) = (at(26), TEXT + 0xc4);
+    // Six words, the record at the top.
+    (words[26], words[27]) = (at(34), TEXT + 0x104);
+    // Four words, of which one is x30.
+    words[31] = TEXT + 0x144;
+    let frames = vec![
+        (TEXT + 0x44, at(2), at(8)), // a bound: it is at word 8
+        (TEXT + 0x84, at(14), at(16)),
+        (TEXT + 0xc4, at(22), at(26)),
+        (TEXT + 0x104, at(28), at(34)),
+        (TEXT + 0x144, at(32), at(34)),
+    ];
+    assert_eq!(arm_walk(&words, at(0)), (frames, Step::Complete));
+}
+
+#[test]
+fn aarch64_unknown_stack_pointers_end_the_walk() {
+    let at = |word: u64| STACK + 8 * word;
+    for (caller, fp) in [
+        (0x104, at(8)),            // saves no record
+        (0x184, at(8)),            // the kernel's frame
+        (0x44, at(9)),             // not aligned as a record at the bottom is
+        (0x84, at(2)),             // would be below the callee's record
+        (0x44, at(8) + (2 << 20)), // too far away
+    ] {
+        let mut words = [0; 80];
+        (words[0], words[1]) = (fp, TEXT + caller);
+        let (frames, end) = arm_walk(&words, at(0));
+        assert_eq!((frames.len(), end), (1, Step::UnknownStackPointer), "{caller:#x} {fp:#x}");
+    }
+    // Rows by x29 need none.
+    let mut words = [0; 80];
+    (words[0], words[1]) = (at(8), TEXT + 0xc4);
+    (words[8], words[9]) = (7, TEXT + 0x144);
+    let frames = vec![(TEXT + 0xc4, at(2), at(8)), (TEXT + 0x144, at(10), 7)];
+    assert_eq!(arm_walk(&words, at(0)), (frames, Step::Complete));
+}
+
+/// `go_like.c`, as gcc 12 lays out its frames, out of `malloc` on the other stack: `allocate`, the
+/// function that switches (no record), and after it the caller of the function that calls it, then
+/// `main` and the C library's function, which has rows.
+#[test]
+fn aarch64_go_like_stacks_lead_to_the_c_library() {
+    let at = |word: u64| STACK + 8 * word;
+    let rows = tables(&[
+        Row::bare(0, Kind::RECORD),
+        row(0x40, Kind::SP_PAIR, 48, -6), // __libc_start_call_main
+        Row::bare(0x80, Kind::END),
+    ]);
+    let mut words = [0; 40];
+    // The other stack, below: allocate's 16 bytes, then what the switch keeps.
+    (words[0], words[1]) = (at(8), TEXT + 0x20);
+    (words[2], words[3]) = (at(8), TEXT + 0x24);
+    // The thread's: switches (16 bytes), site_there (48), main (48), __libc_start_call_main (48).
+    (words[8], words[9]) = (at(10), TEXT + 0x28);
+    (words[10], words[11]) = (at(16), TEXT + 0x2c);
+    (words[16], words[17]) = (at(22), TEXT + 0x44);
+    (words[22], words[23]) = (0, TEXT + 0x84);
+    let mut state = state(TEXT + 0x1c, at(0), at(0));
+    state.exact = 0;
+    let mut ips = vec![];
+    let end = loop {
+        match step_aarch64(&mut state, &stack(&words), &rows) {
+            step if step.is_frame() => ips.push(state.regs.ip - TEXT),
+            step => break step,
+        }
+    };
+    assert_eq!((ips, end), (vec![0x20, 0x28, 0x2c, 0x44, 0x84], Step::Complete));
+    assert_eq!(state.regs.sp, at(28));
 }

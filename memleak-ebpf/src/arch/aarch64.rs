@@ -24,6 +24,8 @@ pub const TRAMPOLINE: [u8; 2] = [0xa0, 0xa0];
 pub const REPLACES_RETURNS: bool = false;
 /// A call takes nothing of the caller's frame: the link register has the return address.
 pub const RETURN_SLOT: u64 = 0;
+/// A step by a frame record can leave the stack pointer unknown (`State::sp_is_bound`).
+pub const SP_CAN_BE_UNKNOWN: bool = true;
 /// Bytes of a task's stack, which is aligned to them (arch/arm64/include/asm/memory.h,
 /// `THREAD_SIZE` with pages of 4 KiB).
 pub const KERNEL_STACK_SIZE: u64 = 16_384;

@@ -21,6 +21,8 @@ pub const TRAMPOLINE: [u8; 2] = [0xcc, 0x50];
 pub const REPLACES_RETURNS: bool = true;
 /// Bytes of a caller's frame that its call has taken for the return address.
 pub const RETURN_SLOT: u64 = 8;
+/// Each step tells the stack pointer (`State::sp_is_bound`).
+pub const SP_CAN_BE_UNKNOWN: bool = false;
 /// Bytes of a task's or an interrupt's stack, which is aligned to them
 /// (arch/x86/include/asm/page_64_types.h).
 pub const KERNEL_STACK_SIZE: u64 = 16_384;

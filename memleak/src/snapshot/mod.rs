@@ -82,6 +82,9 @@ pub enum Cut {
     Unreadable,
     /// The last frame's caller would lie below it.
     NoProgress,
+    /// arm64: the last frame's unwind information goes by the stack pointer, which a callee without
+    /// such information has left unknown.
+    UnknownStackPointer,
 }
 
 impl Cut {
@@ -94,6 +97,7 @@ impl Cut {
             Step::Unreadable => Some(Self::Unreadable),
             Step::NoProgress => Some(Self::NoProgress),
             Step::TooDeep => Some(Self::TooDeep),
+            Step::UnknownStackPointer => Some(Self::UnknownStackPointer),
         }
     }
 }

@@ -398,6 +398,7 @@ fn cut_name(cut: Cut) -> &'static str {
         Cut::Unsupported => "unsupported",
         Cut::Unreadable => "unreadable",
         Cut::NoProgress => "no_progress",
+        Cut::UnknownStackPointer => "unknown_stack_pointer",
     }
 }
 

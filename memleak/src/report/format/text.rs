@@ -292,6 +292,9 @@ pub(super) fn why_cut(cut: Cut, last: Option<&Frame>) -> String {
         Cut::Unsupported => format!("unwind information of an unknown kind in {place}"),
         Cut::Unreadable => format!("stack not readable in {place}"),
         Cut::NoProgress => format!("unwind information or stack damaged in {place}"),
+        Cut::UnknownStackPointer => {
+            format!("stack pointer unknown in {place}, which called code without unwind information")
+        }
     }
 }
 

@@ -190,6 +190,14 @@ fn score_driven(name: &str, command: &[&str], at_least: usize, drive: impl FnOnc
     (report, score)
 }
 
+/// All frames are gdb's, as far as the stacks go; those that do not go to the end say so. Gives how
+/// many.
+pub(super) fn assert_equal_or_cut(name: &str, command: &[&str], at_least: usize) -> usize {
+    let (_, score) = score_driven(name, command, at_least, drop);
+    assert_eq!((score.wrong, score.whole + score.cut), (0, score.stacks), "{name}: {score:?}");
+    score.cut
+}
+
 /// All frames are gdb's, and all stacks end where stacks begin.
 pub(super) fn assert_equal(name: &str, command: &[&str], at_least: usize) -> Report {
     assert_equal_driven(name, command, at_least, drop)

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    compare::{assert_equal, assert_equal_driven, assert_server_equal},
+    compare::{assert_equal, assert_equal_driven, assert_equal_or_cut, assert_server_equal},
     compile, stack_through, traced,
 };
 use crate::{
@@ -71,6 +71,22 @@ fn frames_are_gdbs_in_c() {
     }
     let program = compile("clang-O3", "clang", "kept.c", "-O3 -fomit-frame-pointer -Wno-unknown-attributes");
     assert_equal("clang -O3", &[text(&program)], 4);
+}
+
+/// Code without unwind information between functions that have it. On arm64 its frame records do
+/// not tell its callers' stack pointers: their own records do, where they keep one.
+#[test]
+fn frames_are_gdbs_beyond_code_without_unwind_information() {
+    let _alone = alone();
+    for (compiler, flags) in [("gcc", "-O2"), ("clang", "-O2 -Wno-unknown-attributes")] {
+        let program = compile(&format!("records-{compiler}"), compiler, "records.c", flags);
+        assert_equal(&format!("{compiler} -O2, frame records"), &[text(&program)], 6);
+    }
+    let program = compile("records-omitted", "gcc", "records.c", "-O2 -fomit-frame-pointer");
+    let name = "gcc -O2 -fomit-frame-pointer, frame records";
+    let cut = assert_equal_or_cut(name, &[text(&program)], 6);
+    // All but the one of `main`, which saves its return address alone.
+    assert_eq!(cut, if IS_ARM { 5 } else { 0 }, "{name}");
 }
 
 #[test]
