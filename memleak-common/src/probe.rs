@@ -289,6 +289,9 @@ pub mod flags {
     /// The call moves the break (brk): what lies between the old one and the new one is acquired or
     /// released.
     pub const MOVES_BREAK: u32 = 1 << 17;
+    /// The range is a segment of System V's shared memory: what is acquired is as long as the one
+    /// whose number is in `size_arg` (shmat), and a release is of the whole (shmdt).
+    pub const SEGMENT: u32 = 1 << 18;
 }
 
 /// One function. All argument numbers count from 0 and address the integer arguments of the

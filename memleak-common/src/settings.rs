@@ -61,6 +61,29 @@ pub struct TaskOffsets {
     pub reserved: u32,
 }
 
+/// As [`TaskOffsets`]: the way from a task to the segments of System V's shared memory.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct SegmentOffsets {
+    /// `task_struct::nsproxy`.
+    pub nsproxy: u32,
+    /// `nsproxy::ipc_ns`.
+    pub ipc_ns: u32,
+    /// From a namespace to the root of the tree of its segments
+    /// (`ipc_namespace::ids[2].ipcs_idr.idr_rt.xa_head`).
+    pub root: u32,
+    /// `xa_node::shift`.
+    pub node_shift: u32,
+    /// `xa_node::slots`.
+    pub node_slots: u32,
+    /// `kern_ipc_perm::id`.
+    pub id: u32,
+    /// From `shmid_kernel::shm_perm`, which the tree points to, to `shmid_kernel::shm_segsz`.
+    pub size: u32,
+    /// Fills up; 0.
+    pub reserved: u32,
+}
+
 /// What the programs are told.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +113,8 @@ pub struct Settings {
     pub features: u32,
     /// Where the kernel keeps what is asked of processes.
     pub task: TaskOffsets,
+    /// Where it keeps shared memory.
+    pub segments: SegmentOffsets,
     /// A CPU reports the stacks that it has stored when their number has none of these bits: each
     /// time that it has stored this many and one more. Some low bits, all set.
     pub stored_mask: u64,

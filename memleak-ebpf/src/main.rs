@@ -28,6 +28,7 @@ mod records;
 mod registers;
 mod returns;
 mod sampling;
+mod segments;
 mod session;
 mod skipped;
 mod stack;

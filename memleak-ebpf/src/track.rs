@@ -29,6 +29,7 @@ use crate::{
     clock::now,
     maps::{PROBES, count, has, setting},
     nesting::{is_nested, is_users},
+    segments,
     skipped::is_within_skipped,
     records::{
         self, Acquired, NOTHING, PAGE_SIZE, finish_release, put_back, record, record_another,
@@ -170,10 +171,12 @@ pub fn read_arguments(args: &Arguments, owner: Owner, row: &ProbeRow, call: &mut
             return;
         }
         // A range of length 0 is not released (mremap then makes a second mapping of the first).
-        let nothing =
-            is_none(row, call.released_handle) || (has(row, flags::RANGE) && call.released_len == 0);
-        if call.has_released == NOTHING && !nothing {
+        let has_length = !has(row, flags::RANGE) || has(row, flags::SEGMENT) || call.released_len != 0;
+        if call.has_released == NOTHING && has_length && !is_none(row, call.released_handle) {
             take_out(cut::epoch(), owner, call);
+            if has(row, flags::SEGMENT) && call.has_released != NOTHING {
+                call.released_len = call.released.size;
+            }
         }
     }
 }
@@ -376,6 +379,13 @@ fn commit_or_fail(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return
     }
     if row.handle == handle::NONE {
         return None;
+    }
+    if has(row, flags::SEGMENT) {
+        call.size_or_address = segments::size_of(call.size_or_address as u32);
+        if call.size_or_address == 0 {
+            count(Stat::LostAllocations);
+            return None;
+        }
     }
     if has(row, flags::RANGE) && row.replace_mask & call.call_flags as u32 != 0 {
         replace_range(thread, call, handle);

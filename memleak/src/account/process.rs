@@ -277,7 +277,9 @@ fn split(
     parts.files = resident.take(sorted(source.files.clone()));
     parts.areas = resident.take(sorted(remembered.areas.clone()));
     if parts.areas > 0 {
-        (parts.rounding, parts.area_allocator) = (most_rounding(&blocks), allocators.other);
+        let classes = SizeClasses::of(allocators.other);
+        parts.rounding = most_rounding(&blocks, classes) + classes.own_share(parts.areas);
+        parts.area_allocator = allocators.other;
     }
     let mapped = Resident::new(source.not_of_files(&arenas.heaps));
     let older = remembered.older.take().unwrap_or_else(|| mapped.within(0..u64::MAX).collect());
@@ -317,9 +319,56 @@ fn common_bytes(resident: &Resident, blocks: &[Range<u64>], others: &[Range<u64>
     sum
 }
 
-/// Bytes that these blocks may have been rounded up by, at most: an allocator's classes of sizes
-/// are 16 bytes or a quarter apart, or as far as all blocks of a size are aligned (posix_memalign).
-fn most_rounding(blocks: &[Range<u64>]) -> u64 {
+/// The sizes that an allocator's blocks have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SizeClasses {
+    /// 8 bytes, then 16 apart, then four to each doubling: jemalloc(3), IMPLEMENTATION NOTES;
+    /// mimalloc's src/page-queue.c, `mi_bin`.
+    FourToADoubling,
+    /// Not known: 16 bytes or a quarter of a block are more than any allocator rounds it up by.
+    Unknown,
+}
+
+impl SizeClasses {
+    fn of(allocator: Option<AllocatorKind>) -> Self {
+        match allocator {
+            Some(AllocatorKind::Jemalloc | AllocatorKind::Mimalloc) => Self::FourToADoubling,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// So much may be behind a block of this size.
+    fn most_behind(self, size: u64) -> u64 {
+        /// Blocks that are larger jemalloc begins anywhere in their first page.
+        const SMALL: u64 = 14 << 10;
+        match self {
+            Self::Unknown => (size / 4).max(16),
+            Self::FourToADoubling => {
+                let step = match size {
+                    0..=8 => 8,
+                    9..=128 => 16,
+                    _ => (1 << (size - 1).ilog2()) / 4,
+                };
+                let class = size.max(1).checked_next_multiple_of(step).unwrap_or(size);
+                class - size + if size > SMALL { PAGE_SIZE } else { 0 }
+            }
+        }
+    }
+
+    /// Of mappings with this much in memory so much may be the allocator's own structures, which
+    /// are not in mappings of their own: of the known ones jemalloc's are 128 bytes of each page at
+    /// the most.
+    fn own_share(self, bytes: u64) -> u64 {
+        match self {
+            Self::Unknown => 0,
+            Self::FourToADoubling => bytes / 32,
+        }
+    }
+}
+
+/// Bytes that these blocks may have been rounded up by, at most: to one of the allocator's sizes,
+/// or as far as all blocks of a size are aligned (posix_memalign).
+fn most_rounding(blocks: &[Range<u64>], classes: SizeClasses) -> u64 {
     const MAX_ALIGNMENT: u64 = PAGE_SIZE;
     // How many there are of each size, and the bits of all their addresses.
     let mut sizes: HashMap<u64, (u64, u64)> = HashMap::new();
@@ -329,7 +378,7 @@ fn most_rounding(blocks: &[Range<u64>]) -> u64 {
     }
     let rounding = sizes.into_iter().map(|(size, (count, bits))| {
         let alignment = (1 << bits.trailing_zeros().min(63)).min(MAX_ALIGNMENT);
-        count.saturating_mul((size / 4).max(16).max(alignment.saturating_sub(size)))
+        count.saturating_mul(classes.most_behind(size).max(alignment.saturating_sub(size)))
     });
     rounding.fold(0, u64::saturating_add)
 }

@@ -6,7 +6,7 @@ use aya::util::KernelVersion;
 use memleak_common::{
     history::WAYS,
     probe::{Resource, handle},
-    settings::{MAX_HELD, Settings, TaskOffsets, flags},
+    settings::{MAX_HELD, SegmentOffsets, Settings, TaskOffsets, flags},
 };
 
 use super::error::BpfError;
@@ -150,6 +150,7 @@ pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings
         flags: bits,
         max_depth: config.max_depth,
         task,
+        segments: segment_offsets().unwrap_or_default(),
         held: if may_hold() && task != TaskOffsets::default() { held() } else { 0 },
         features: rows
             .iter()
@@ -177,6 +178,26 @@ fn task_offsets() -> io::Result<TaskOffsets> {
         signal_live: offset("signal_struct", "live")?,
         pagefault_disabled: offset("task_struct", "pagefault_disabled")?,
         mm_brk: offset("mm_struct", "brk")?,
+        reserved: 0,
+    })
+}
+
+/// Where it keeps shared memory; `None` if it has none, or does not say.
+fn segment_offsets() -> Option<SegmentOffsets> {
+    /// ipc/util.h, `IPC_SHM_IDS`.
+    const SHARED_MEMORY: u32 = 2;
+    let btf = btf::Btf::kernel().ok()?;
+    let offset = |structure: &str, member: &str| btf.member_offset(structure, member);
+    let ids = offset("ipc_namespace", "ids")? + SHARED_MEMORY * btf.size("ipc_ids")?;
+    let tree = offset("ipc_ids", "ipcs_idr")? + offset("idr", "idr_rt")?;
+    Some(SegmentOffsets {
+        nsproxy: offset("task_struct", "nsproxy")?,
+        ipc_ns: offset("nsproxy", "ipc_ns")?,
+        root: ids + tree + offset("xarray", "xa_head")?,
+        node_shift: offset("xa_node", "shift")?,
+        node_slots: offset("xa_node", "slots")?,
+        id: offset("kern_ipc_perm", "id")?,
+        size: offset("shmid_kernel", "shm_segsz")?.wrapping_sub(offset("shmid_kernel", "shm_perm")?),
         reserved: 0,
     })
 }

@@ -203,6 +203,49 @@ fn free_memory_of_other_arenas_is_found() {
     free_is_what_the_library_says("threads 30000 700", 60_000);
 }
 
+/// Of an allocator that cannot be read: so many hundredths at the least of what it says itself, and
+/// not more (its counters and ours are not of one moment). Blocks of a size of its own, and of
+/// others.
+fn free_at_least_is_what_it_says(link: Link, flags: &[&str], least: u64) {
+    let _alone = alone();
+    for sizes in [&[200][..], &[33, 200, 1000], &[16, 24, 40, 72, 100, 264, 600, 5000], &[8000, 20000, 70000]]
+    {
+        let mut target = Running::start(&mut Command::new(build("account.c", link, flags)));
+        target.expect("READY");
+        let mut tracer = Tracer::attach_with(target.pid(), SECOND);
+        for size in sizes {
+            let count = 30_000_000 / size / sizes.len();
+            tell(&mut target, &format!("fragments {count} {size}"));
+        }
+        target.tell("free");
+        let said = target.expect_line("what is free", |line| line.starts_with("free "));
+        let said: u64 = said.trim_start_matches("free ").parse().expect("a number");
+        // Of the first one something may have been acquired while it was made.
+        accounted(&mut tracer);
+        let memory = checked(&accounted(&mut tracer), target.pid());
+        println!("{flags:?} {sizes:?}: {said} {memory:?}");
+        let free = memory.allocator_free_at_least.expect("it has free blocks");
+        assert!(free <= said + said / 100, "{sizes:?}: {said} {memory:?}");
+        assert!(free * 100 >= said * least, "{sizes:?}: {said} {memory:?}");
+        tracer.stop();
+    }
+}
+
+#[test]
+fn what_is_free_in_jemalloc_is_what_it_says() {
+    free_at_least_is_what_it_says(Link::Dynamic, &["-ljemalloc"], 75);
+}
+
+#[test]
+fn what_is_free_in_mimalloc_is_what_it_says() {
+    free_at_least_is_what_it_says(Link::Dynamic, &["-Wl,--no-as-needed", "-lmimalloc"], 75);
+}
+
+#[test]
+fn what_is_free_in_tcmalloc_is_what_it_says() {
+    free_at_least_is_what_it_says(Link::Dynamic, &["-Wl,--no-as-needed", "-ltcmalloc_minimal"], 65);
+}
+
 /// The text form of a run in which the target does as it is told after each report.
 fn texts(commands: &[&str]) -> String {
     let _alone = alone();

@@ -13,7 +13,11 @@ use crate::{
 };
 
 fn trace(link: Link, options: &[&str]) -> (Report, Ledger) {
-    let mut target = Running::start(&mut Command::new(build("raw_maps.c", link, &[])));
+    trace_command(&mut Command::new(build("raw_maps.c", link, &[])), options)
+}
+
+fn trace_command(command: &mut Command, options: &[&str]) -> (Report, Ledger) {
+    let mut target = Running::start(command);
     target.expect("READY");
     let tracer = Tracer::attach_with(target.pid(), &[options, &EVERYTHING[..]].concat());
     target.tell("go");
@@ -38,6 +42,25 @@ fn raw_calls_and_the_break_are_exact() {
             };
             let expected = (held("mmap").0 + held("heap").0, held("mmap").1 + held("heap").1);
             assert_eq!(report.site(site), expected, "{site}\n{}", report.describe());
+        }
+        report.assert_nothing_lost();
+    }
+}
+
+/// Segments of shared memory, by either way: as long as they are, until they are detached.
+#[test]
+fn attached_segments_are_exact() {
+    let _alone = alone();
+    for (arguments, options) in
+        [(&[][..], &["-r", "mmap"][..]), (&["raw"][..], &["-r", "mmap", "--system-calls"][..])]
+    {
+        let mut command = Command::new(build("shared_segments.c", Link::Dynamic, &[]));
+        let (report, ledger) = trace_command(command.args(arguments), options);
+        for site in ["site_attach", "site_removed", "site_over", "site_failing", "site_child"] {
+            let held = ledger
+                .get(&(site.to_owned(), "mmap".to_owned()))
+                .map_or((0, 0), |amount| (amount.bytes, amount.count.unwrap_or(0)));
+            assert_eq!(report.site(site), held, "{site} {arguments:?}\n{}", report.describe());
         }
         report.assert_nothing_lost();
     }

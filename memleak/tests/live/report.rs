@@ -41,6 +41,7 @@ pub(crate) struct Memory {
     pub rss_growth: i64,
     pub outstanding_resident: u64,
     pub allocator_free: Option<u64>,
+    pub allocator_free_at_least: Option<u64>,
     pub allocator: u64,
     pub thread_stacks: u64,
     pub files: u64,

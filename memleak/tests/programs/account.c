@@ -5,11 +5,12 @@
 //   threads N SIZE     the same as fragments, by four threads, in arenas of their own (the threads stay)
 //   raw BYTES          maps and writes memory by no function of the C library's
 //   many N             maps N pages that the kernel cannot join
-//   free               answers with what mallinfo2(3) says is free: `free BYTES` (with glibc)
+//   free               answers with what the allocator itself says is free: `free BYTES` (of musl nothing)
 //   end
 #define _GNU_SOURCE
 #include <malloc.h>
 #include <pthread.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,6 +57,60 @@ static void threads(struct work work) {
     pthread_barrier_wait(&done);
 }
 
+// Of other allocators than the C library's; they are there if the program is linked with them.
+__attribute__((weak)) int mallctl(const char *name, void *old, size_t *old_size, void *new, size_t new_size);
+__attribute__((weak)) int MallocExtension_GetNumericProperty(const char *property, size_t *value);
+__attribute__((weak)) void *mi_heap_get_default(void);
+__attribute__((weak)) int mi_heap_visit_blocks(const void *heap, int all, int (*visit)(const void *heap, const void *area,
+                                               void *block, size_t size, void *sum), void *sum);
+
+static size_t of_jemalloc(const char *name) {
+    size_t value = 0, size = sizeof value;
+    if (mallctl(name, &value, &size, NULL, 0) != 0) abort();
+    return value;
+}
+
+static size_t of_tcmalloc(const char *property) {
+    size_t value = 0;
+    if (!MallocExtension_GetNumericProperty(property, &value)) abort();
+    return value;
+}
+
+// mimalloc.h, `mi_heap_area_t`: of each area what is in memory less what is in use.
+struct area {
+    void *blocks;
+    size_t reserved, committed, used, block_size;
+};
+
+static int add_area(const void *heap, const void *area, void *block, size_t size, void *sum) {
+    (void)heap, (void)block, (void)size;
+    const struct area *of = area;
+    *(size_t *)sum += of->committed - of->used * of->block_size;
+    return 1;
+}
+
+// 1 if the allocator says what is free in it.
+static int own_word(size_t *bytes) {
+    *bytes = 0;
+    if (mallctl != NULL) {
+        uint64_t epoch = 1;
+        if (mallctl("epoch", NULL, NULL, &epoch, sizeof epoch) != 0) abort();
+        *bytes = of_jemalloc("stats.resident") - of_jemalloc("stats.allocated") - of_jemalloc("stats.metadata");
+    } else if (MallocExtension_GetNumericProperty != NULL) {
+        *bytes = of_tcmalloc("generic.heap_size") - of_tcmalloc("generic.current_allocated_bytes") -
+                 of_tcmalloc("tcmalloc.pageheap_unmapped_bytes");
+    } else if (mi_heap_get_default != NULL) {
+        return mi_heap_visit_blocks(mi_heap_get_default(), 0, add_area, bytes);
+    } else {
+#ifdef __GLIBC__
+        *bytes = mallinfo2().fordblks;
+#else
+        return 0;
+#endif
+    }
+    return 1;
+}
+
 int main(void) {
     // Standard input's and output's buffers are blocks, too: from the beginning.
     char line[256];
@@ -81,9 +136,8 @@ int main(void) {
                 if (mmap(NULL, 4096, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED) abort();
             }
         } else if (strcmp(word, "free") == 0) {
-#ifdef __GLIBC__
-            printf("free %zu\n", mallinfo2().fordblks);
-#endif
+            size_t bytes;
+            if (own_word(&bytes)) printf("free %zu\n", bytes);
         } else if (strcmp(word, "end") == 0) {
             return 0;
         }

@@ -218,3 +218,34 @@ fn all_of_us_is_split() {
     assert_eq!(sum, parts.rss);
     assert!(parts.files > 1 << 20 && parts.stacks > 4096, "{parts:?}");
 }
+
+/// jemalloc(3), IMPLEMENTATION NOTES, table 1, and mimalloc's sizes as `mi_good_size` gives them.
+#[test]
+fn what_may_be_behind_a_block() {
+    let known = SizeClasses::of(Some(AllocatorKind::Jemalloc));
+    assert_eq!(known, SizeClasses::of(Some(AllocatorKind::Mimalloc)));
+    let sizes = [
+        (0, 8),
+        (1, 8),
+        (8, 8),
+        (9, 16),
+        (17, 32),
+        (100, 112),
+        (128, 128),
+        (129, 160),
+        (200, 224),
+        (257, 320),
+        (1000, 1024),
+        (5000, 5120),
+        (8193, 10240),
+        (14336, 14336),
+        (20000, 20480 + 4096),
+        (70000, 81920 + 4096),
+    ];
+    for (size, class) in sizes {
+        assert_eq!(known.most_behind(size), class - size, "{size}");
+    }
+    assert_eq!([8, 100, 1000].map(|size| SizeClasses::of(None).most_behind(size)), [16, 25, 250]);
+    assert_eq!(most_rounding(&[0x10..0xd8, 0x100..0x1c8, 0x2000..0x2001], known), 24 + 24 + 4095);
+    assert_eq!((known.own_share(3200), SizeClasses::Unknown.own_share(3200)), (100, 0));
+}

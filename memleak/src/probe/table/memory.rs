@@ -1,7 +1,7 @@
 //! The resources `heap` and `mmap`: malloc, mmap and related functions.
 //!
-//! Signatures: malloc(3), posix_memalign(3), mmap(2), mremap(2), jemalloc(3); C23 7.24.3 for
-//! `free_sized` and `free_aligned_sized`; the Itanium C++ ABI, section 5.1, for the mangled
+//! Signatures: malloc(3), posix_memalign(3), mmap(2), mremap(2), shmop(2), jemalloc(3); C23 7.24.3
+//! for `free_sized` and `free_aligned_sized`; the Itanium C++ ABI, section 5.1, for the mangled
 //! operators (`m` is the `size_t` of 64-bit Linux).
 
 use memleak_common::probe::{ProbeRow, Resource, flags, handle, only, size, success};
@@ -57,6 +57,17 @@ pub(super) const MREMAP: ProbeRow = ProbeRow {
     keep_mask: libc::MREMAP_DONTUNMAP as u32,
     ..RANGES
 };
+const SEGMENTS: ProbeRow = ProbeRow { flags: flags::RANGE | flags::SEGMENT, ..RANGES };
+/// SHM_REMAP replaces what was there.
+const SHMAT: ProbeRow = ProbeRow {
+    handle: handle::RETURN,
+    size: size::ARG,
+    size_arg: 0,
+    flags_arg: 2,
+    replace_mask: libc::SHM_REMAP as u32,
+    ..SEGMENTS
+};
+const SHMDT: ProbeRow = ProbeRow { release_arg: 0, success: success::EQUAL, ..SEGMENTS };
 const MUNMAP: ProbeRow = ProbeRow { release_arg: 0, release_len_arg: 1, success: success::EQUAL, ..RANGES };
 
 /// The argument is a block that has another size from now on, if the call succeeds.
@@ -151,4 +162,6 @@ pub(super) const ROWS: &[Row] = &[
     row("mmap64", Role::Acquire, Scope::Mapping, MMAP),
     row("mremap", Role::Resize, Scope::Mapping, MREMAP),
     row("munmap", Role::FallibleRelease, Scope::Mapping, MUNMAP),
+    row("shmat", Role::Acquire, Scope::Mapping, SHMAT),
+    row("shmdt", Role::FallibleRelease, Scope::Mapping, SHMDT),
 ];

@@ -72,6 +72,8 @@ const MAPPING_CALLS: &[(i64, &str)] = &[
     (libc::SYS_mremap, "mremap"),
     (libc::SYS_munmap, "munmap"),
     (libc::SYS_brk, "brk"),
+    (libc::SYS_shmat, "shmat"),
+    (libc::SYS_shmdt, "shmdt"),
 ];
 
 /// brk(2): the BPF side makes arguments of it that are in the places of mremap's

@@ -180,7 +180,9 @@ fn keeps_ranges_and_blocks_apart() {
         assert_eq!(moves_break, *function == "brk" && *scope == Scope::SystemCall, "{function}");
         assert_eq!(is_range, *scope == Scope::Mapping || moves_break, "{function}");
         assert_eq!(is_range, probe.resource == Resource::Mmap.number(), "{function}");
-        let has_length = is_span || (is_range && *role != Role::Acquire);
+        let is_segment = probe.flags & flags::SEGMENT != 0;
+        assert_eq!(is_segment, matches!(&**function, "shmat" | "shmdt"), "{function}");
+        let has_length = is_span || (is_range && !is_segment && *role != Role::Acquire);
         assert_eq!(probe.release_len_arg != NO_ARG, has_length, "{function}");
         let has_masks = probe.replace_mask != 0 || probe.keep_mask != 0;
         assert_eq!(has_masks || moves_break, probe.flags_arg != NO_ARG, "{function}");
