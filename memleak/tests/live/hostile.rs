@@ -534,9 +534,12 @@ fn a_lease_does_not_hold_us() {
     let leased =
         unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&file), libc::F_SETLEASE, libc::F_WRLCK) };
     assert_eq!(leased, 0, "{}", std::io::Error::last_os_error());
-    // The break of a lease is told by SIGIO.
-    // SAFETY: ignoring a signal touches no memory.
-    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+    // The break of a lease is told by SIGIO. Programs that are started inherit that a signal is
+    // ignored, and that it has a handler they do not.
+    extern "C" fn nothing(_: libc::c_int) {}
+    let handler: extern "C" fn(libc::c_int) = nothing;
+    // SAFETY: the handler does nothing, wherever it interrupts.
+    unsafe { libc::signal(libc::SIGIO, handler as libc::sighandler_t) };
     let begin = Instant::now();
     let mut tracer = Tracer::attach(target.pid());
     assert!(!tracer.running().has_ended());

@@ -15,6 +15,8 @@ const COUNTERS: [&str; 3] =
     ["std::_Sp_counted_ptr<", "std::_Sp_counted_deleter<", "std::__1::__shared_ptr_pointer<"];
 /// Types whose objects do not own what they point to.
 const WEAK: [&str; 5] = ["weak_ptr", "__weak_ptr", "Weak", "WeakPtr", "QWeakPointer"];
+/// Bytes of such an object, with a lock around it.
+const MOST_WEAK: u64 = 24;
 /// Others that may have one of these in them.
 const OPTIONAL: [&str; 2] = ["Option", "optional"];
 
@@ -61,10 +63,13 @@ impl Explainer<'_> {
             return Holds::Firmly;
         }
         let Some(within) = u64::from(offset).checked_sub(of.offset) else { return Holds::Unknown };
-        match self.member_of(&super::holder(&of.name), within) {
-            Some(member) if member.is.as_deref().is_some_and(is_weak) => Holds::Weakly,
-            Some(member) if member.is.is_some() => Holds::Firmly,
-            Some(member) if member.points_to.is_some() => Holds::Plainly,
+        // The last member that begins before: there may be others after it that have no name.
+        let Some(member) = self.member_of(&super::holder(&of.name), within) else { return Holds::Unknown };
+        let inside = within - member.offset;
+        match &member.is {
+            Some(name) if is_weak(name) && inside < MOST_WEAK => Holds::Weakly,
+            Some(name) if !is_weak(name) => Holds::Firmly,
+            None if member.points_to.is_some() && inside == 0 => Holds::Plainly,
             _ => Holds::Unknown,
         }
     }
