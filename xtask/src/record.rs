@@ -64,7 +64,15 @@ fn outcomes(output: &str) -> Vec<(String, &'static str)> {
         };
         name.contains("::").then(|| (name.to_owned(), cell))
     };
-    output.lines().filter_map(outcome).collect()
+    output.lines().filter_map(|line| outcome(&without_colours(line))).collect()
+}
+
+/// On a machine's console libtest writes in colours (ECMA-48: ESC [ ... m).
+fn without_colours(line: &str) -> String {
+    let mut parts = line.split("\x1b[");
+    let first = parts.next().unwrap_or_default().to_owned();
+    let plain = parts.fold(first, |plain, part| plain + part.split_once('m').map_or(part, |(_, rest)| rest));
+    plain.chars().filter(|letter| !letter.is_control()).collect()
 }
 
 /// The table: of each test what came of it, by column.
@@ -123,7 +131,7 @@ mod tests {
     fn what_tests_print_is_added_to_the_table() {
         let output = "6.12 | running 3 tests\n\
             6.12 | 63 s: test exact::one ... ok\n\
-            6.12 | 70 s: test exact::two ... FAILED\r\n\
+            6.12 | 70 s: test exact::two ... \x1b[31mFAILED\x1b[m\x0f\r\n\
             6.12 | test result: FAILED. 1 passed; 1 failed\n\
             test life::three ... ignored\n";
         let mut table = PassedTests::default();
