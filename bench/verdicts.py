@@ -3,8 +3,8 @@
 
 Each program is traced under load for five minutes, once from its start and once with -p. What is a leak or growing in
 any report of these is printed with its stack and its reason; the table counts the verdicts of the last report, of a
-thousand sites, the worst first. As root,
-ten minutes a program, two programs at a time: bench/verdicts.py [--program MEMLEAK] [--seconds N] [NAME...]
+thousand sites, the worst first. As root, ten minutes a program, two programs at a time:
+bench/verdicts.py [--program MEMLEAK] [--seconds N] [NAME...]
 """
 
 import argparse

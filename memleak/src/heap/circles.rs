@@ -271,8 +271,9 @@ pub(super) fn find(graph: &Graph, kinds: &Kinds, marked: &Marked) -> Vec<Circle>
     let (several, own) = (shapes_of(&|nodes| nodes.len() > 1), shapes_of(&is_own));
     let is_lost =
         |number: &u32| members.get(number).is_some_and(|nodes| nodes.iter().all(|node| loose.is_lost(*node)));
-    // What leads to others has the higher number.
-    // Blocks that may be their own owners, or may not, take nothing from these.
+    // What leads to others has the higher number, and goes first. Last come blocks that point to
+    // themselves: it is not known yet whether they own themselves, and they take nothing from
+    // others.
     let mut order: Vec<((bool, Option<u32>), CircleShape)> = Vec::new();
     for (is_first, shapes) in [(true, several), (false, own)] {
         let shapes = shapes.into_iter().filter(|(_, numbers)| numbers.iter().any(is_lost));

@@ -3,7 +3,7 @@
 use super::sample::{CircleLink, Sample};
 
 /// Whether a circle's blocks keep each other alive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owned {
     /// They do not: the last that held it from outside is lost.
     No,
