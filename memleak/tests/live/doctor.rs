@@ -117,16 +117,18 @@ fn it_counts_as_many_calls_as_the_program_does() {
 }
 
 /// The CPU time of each pair, traced and not. Others on the machine change both what the doctor
-/// measures and what is paid: of three such comparisons the one in the middle counts.
+/// measures and what is paid, for a second or two at a time: each comparison is as short as that,
+/// and of all of them the one in the middle counts.
 #[test]
 fn the_price_is_what_is_paid() {
     let _alone = alone();
-    const PAIRS: u32 = 40_000;
+    const PAIRS: u32 = 10_000;
+    const COMPARISONS: usize = 7;
     let mut program = steady(40_000, None);
     let pid = program.pid();
     const WAYS: [&str; 3] = ["", "-s 100", "--sample-bytes 512K"];
     let mut compared: [Vec<(f64, f64)>; WAYS.len()] = Default::default();
-    for _ in 0..3 {
+    for _ in 0..COMPARISONS {
         let price = doctor(pid);
         let mut before = measure(&mut program, PAIRS);
         for (options, compared) in WAYS.iter().zip(&mut compared) {
@@ -144,7 +146,7 @@ fn the_price_is_what_is_paid() {
         println!("{compared:.4?}");
         compared
             .sort_by(|(said, is), (other_said, other_is)| (said / is).total_cmp(&(other_said / other_is)));
-        let (said, is) = compared[1];
+        let (said, is) = compared[COMPARISONS / 2];
         within(said, is, 1.5, &format!("CPUs, '{options}'"));
     }
 }
