@@ -7,11 +7,11 @@
 //     loads stacks THREADS        as alternating, through 65,536 different stacks in turn
 //     loads leak THREADS          as alternating, but one block in ten is never freed
 //
-// All stacks have 12 frames: two of the C library's, which begin a thread, and ten of its own. Prints a line for each
-// window of time: its end (CLOCK_MONOTONIC, ns), ns for each pair, CPUs that the threads had in it (2: two all the time),
-// so the product of the last two is the CPU time of a pair, whoever else is at work on the machine.
-// A line from standard input with a number makes so many blocks through 64 different stacks, which are kept; the threads
-// wait meanwhile; then it says "held".
+// All stacks have 12 frames: two of the C library's, which begin a thread, and ten of its own. The threads wait until a
+// line `turn MS` comes from standard input, and work for so long; then it prints a line: when that was over
+// (CLOCK_MONOTONIC, ns), ns for each pair, CPUs that the threads had (2: two all the time), so the product of the last two
+// is the CPU time of a pair, whoever else is at work on the machine.
+// A line `hold COUNT` makes so many blocks through 64 different stacks, which are kept; then it says "held".
 //
 // Built with -O2 -fno-omit-frame-pointer -pthread.
 
@@ -24,7 +24,7 @@
 
 #include "clock.h"
 
-enum { WINDOW_MS = 100, BLOCK = 64, BURST = 64, HANDED = 1024, STACKS = 64, PATHS = 65536, MOST_THREADS = 8 };
+enum { BLOCK = 64, BURST = 64, HANDED = 1024, STACKS = 64, PATHS = 65536, MOST_THREADS = 8 };
 
 enum load { ALTERNATING, BURSTS, HANDOVER, MANY_STACKS, LEAK, LOADS };
 static const char *const NAMES[LOADS] = {"alternating", "bursts", "handover", "stacks", "leak"};
@@ -43,9 +43,10 @@ struct worker {
 
 static struct worker workers[MOST_THREADS];
 
-static volatile int is_paused;
+static volatile int is_paused = 1;
+static unsigned waiting;
 static pthread_mutex_t pause_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t pause_over = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t pause_over = PTHREAD_COND_INITIALIZER, one_waits = PTHREAD_COND_INITIALIZER;
 
 // Keeps the compiler from dropping a pair of calls whose result nobody uses.
 static void use(void *block) { __asm__ volatile("" : : "r"(block) : "memory"); }
@@ -53,7 +54,10 @@ static void use(void *block) { __asm__ volatile("" : : "r"(block) : "memory"); }
 static void wait_if_paused(void) {
     if (is_paused) {
         pthread_mutex_lock(&pause_lock);
+        waiting++;
+        pthread_cond_signal(&one_waits);
         while (is_paused) pthread_cond_wait(&pause_over, &pause_lock);
+        waiting--;
         pthread_mutex_unlock(&pause_lock);
     }
 }
@@ -136,6 +140,7 @@ __attribute__((noipa)) static void descend(unsigned frames, struct worker *self)
 
 __attribute__((noipa)) static void *work(void *argument) {
     struct worker *self = argument;
+    wait_if_paused();
     if (load != MANY_STACKS) descend(7, self);
     for (unsigned path = 0;; path = (path + 1) % PATHS) {
         choose(8, path);
@@ -153,12 +158,7 @@ __attribute__((noipa)) static void hold(unsigned frames, size_t blocks) {
 }
 
 static void hold_all(size_t blocks) {
-    is_paused = 1;
     for (unsigned i = 0; i < STACKS; i++) hold(i, blocks / STACKS + (i < blocks % STACKS));
-    pthread_mutex_lock(&pause_lock);
-    is_paused = 0;
-    pthread_cond_broadcast(&pause_over);
-    pthread_mutex_unlock(&pause_lock);
     puts("held");
 }
 
@@ -171,29 +171,31 @@ static void sum(unsigned threads, uint64_t *pairs, uint64_t *cpu_ns) {
     }
 }
 
-static void print_windows(unsigned threads) {
-    uint64_t pairs, cpu, start = clock_ns(CLOCK_MONOTONIC);
+// Waits until all that wait between turns do. Those that free what others give have soon nothing to do.
+static void wait_for_all(unsigned threads) {
+    unsigned givers = load == HANDOVER ? threads / 2 : threads;
+    pthread_mutex_lock(&pause_lock);
+    while (waiting < givers) pthread_cond_wait(&one_waits, &pause_lock);
+    pthread_mutex_unlock(&pause_lock);
+}
+
+static void take_turn(unsigned threads, uint64_t length_ms) {
+    uint64_t pairs, cpu, pairs_now, cpu_now, start = clock_ns(CLOCK_MONOTONIC);
     sum(threads, &pairs, &cpu);
-    for (;;) {
-        struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
-        if (poll(&input, 1, WINDOW_MS) > 0) {
-            char line[32];
-            ssize_t length = read(STDIN_FILENO, line, sizeof line - 1);
-            if (length <= 0) return;
-            line[length] = 0;
-            hold_all(strtoul(line, NULL, 10));
-            start = clock_ns(CLOCK_MONOTONIC);
-            sum(threads, &pairs, &cpu);
-            continue;
-        }
-        uint64_t pairs_now, cpu_now, end = clock_ns(CLOCK_MONOTONIC);
-        sum(threads, &pairs_now, &cpu_now);
-        if (pairs_now == pairs) continue;
-        double elapsed = (double)(end - start);
-        printf("%llu %.3f %.3f\n", (unsigned long long)end, elapsed / (double)(pairs_now - pairs),
-               (double)(cpu_now - cpu) / elapsed);
-        start = end, pairs = pairs_now, cpu = cpu_now;
+    pthread_mutex_lock(&pause_lock);
+    is_paused = 0;
+    pthread_cond_broadcast(&pause_over);
+    pthread_mutex_unlock(&pause_lock);
+    struct timespec length = {(time_t)(length_ms / 1000), (long)(length_ms % 1000) * 1000000};
+    while (nanosleep(&length, &length) != 0) {
     }
+    is_paused = 1;
+    wait_for_all(threads);
+    sum(threads, &pairs_now, &cpu_now);
+    uint64_t end = clock_ns(CLOCK_MONOTONIC);
+    double elapsed = (double)(end - start);
+    printf("%llu %.3f %.3f\n", (unsigned long long)end, elapsed / (double)(pairs_now - pairs),
+           (double)(cpu_now - cpu) / elapsed);
 }
 
 int main(int argc, char **argv) {
@@ -217,6 +219,11 @@ int main(int argc, char **argv) {
             return 1;
         }
     }
-    print_windows((unsigned)threads);
+    wait_for_all((unsigned)threads);
+    int is_turn;
+    for (uint64_t number; (number = next_order("turn", &is_turn)) != 0;) {
+        if (is_turn) take_turn((unsigned)threads, number);
+        else hold_all(number);
+    }
     return 0;
 }

@@ -1,9 +1,9 @@
 // What `cargo xtask bench` traces. Standard input's end ends it.
 //
-//     pairs loop DEPTH    calls malloc and free in turn, with DEPTH frames of its own on the stack (main is the first),
-//                         and prints a line for each window of time: its end (CLOCK_MONOTONIC, ns), ns for each pair,
-//                         share of the window for which it had a CPU (1: no other program was in its way)
-//     pairs leak DEPTH    the same, but one block in ten is never freed; the line ends with how many were not so far
+//     pairs loop DEPTH    at a line `turn MS` from standard input calls malloc and free in turn for so long, with DEPTH
+//                         frames of its own on the stack (main is the first), and prints a line: when it ended
+//                         (CLOCK_MONOTONIC, ns), ns for each pair, share of the time for which it had a CPU (1: no other
+//                         program was in its way)
 //     pairs hold COUNT    at a line from standard input acquires COUNT blocks, through 64 different stacks; prints
 //                         "held" and keeps them
 //     pairs tick COUNT    the same, and from then on makes a call each 100 ms: malloc and free in turn
@@ -18,32 +18,30 @@
 
 #include "clock.h"
 
-enum { WINDOW_NS = 250000000, PAIRS_BETWEEN_CLOCKS = 1024, BLOCK = 64, STACKS = 64, TICK_MS = 100 };
+enum { PAIRS_BETWEEN_CLOCKS = 256, BLOCK = 64, STACKS = 64, TICK_MS = 100 };
 
 // Keeps the compiler from dropping a pair of calls whose result nobody uses.
 static void use(void *block) { __asm__ volatile("" : : "r"(block) : "memory"); }
 
-enum work { LOOP, LEAK, HOLD };
+enum work { LOOP, HOLD };
 
-__attribute__((noinline)) static void loop(int leaks) {
-    uint64_t leaked = 0;
-    while (!input_has_ended()) {
+__attribute__((noinline)) static void loop(void) {
+    int is_turn;
+    for (uint64_t length_ms; (length_ms = next_order("turn", &is_turn)) != 0;) {
         uint64_t start = clock_ns(CLOCK_MONOTONIC), start_of_cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
         uint64_t end, pairs = 0;
         do {
             for (int i = 0; i < PAIRS_BETWEEN_CLOCKS; i++) {
                 void *block = malloc(BLOCK);
                 use(block);
-                if (leaks && i % 10 == 9) leaked++;
-                else free(block);
+                free(block);
             }
             pairs += PAIRS_BETWEEN_CLOCKS;
             end = clock_ns(CLOCK_MONOTONIC);
-        } while (end - start < WINDOW_NS);
+        } while (end - start < length_ms * 1000000);
         double elapsed = (double)(end - start);
         double on_cpu = (double)(clock_ns(CLOCK_THREAD_CPUTIME_ID) - start_of_cpu);
-        printf("%llu %.3f %.3f", (unsigned long long)end, elapsed / (double)pairs, on_cpu / elapsed);
-        printf(leaks ? " %llu\n" : "\n", (unsigned long long)leaked);
+        printf("%llu %.3f %.3f\n", (unsigned long long)end, elapsed / (double)pairs, on_cpu / elapsed);
     }
 }
 
@@ -76,7 +74,7 @@ __attribute__((noinline)) static void descend(unsigned frames, enum work work) {
     } else if (work == HOLD) {
         hold(blocks_at_the_bottom);
     } else {
-        loop(work == LEAK);
+        loop();
     }
     use(&frames);
 }
@@ -89,10 +87,6 @@ int main(int argc, char **argv) {
     setvbuf(stdin, in, _IOLBF, sizeof in);
     if (argc == 3 && strcmp(argv[1], "loop") == 0 && number >= 3) {
         descend((unsigned)number - 3, LOOP);
-        return 0;
-    }
-    if (argc == 3 && strcmp(argv[1], "leak") == 0 && number >= 3) {
-        descend((unsigned)number - 3, LEAK);
         return 0;
     }
     int ticks = argc == 3 && strcmp(argv[1], "tick") == 0;
@@ -110,6 +104,6 @@ int main(int argc, char **argv) {
         }
         return 0;
     }
-    fputs("usage: pairs loop|leak DEPTH (at least 3) | pairs hold|tick COUNT\n", stderr);
+    fputs("usage: pairs loop DEPTH (at least 3) | pairs hold|tick COUNT\n", stderr);
     return 2;
 }

@@ -7,19 +7,19 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
-use xtask::{privilege, run};
-
-use crate::processes::{INSTEAD, Target, Tracer};
+use xtask::run;
 
 /// Debian's and Ubuntu's name of it.
 const PROGRAM: &str = "memleak-bpfcc";
 
 /// What it says when it has begun to trace the kernel.
 pub(crate) const KERNEL_MARK: &str = "Attaching to kernel allocators";
+
+/// What it says before it attaches to a process.
+pub(crate) const PROCESS_MARK: &str = "Attaching to pid";
 
 /// In the heading of its reports.
 pub(crate) const HEADING: &str = "stacks with outstanding allocations";
@@ -45,14 +45,6 @@ impl Bcc {
         Ok(Self { program, headers: Some(headers) })
     }
 
-    /// The tracer for one report after `seconds`.
-    pub(crate) fn tracer(&self, target: &Target, seconds: Duration) -> Result<Tracer> {
-        let mut command = privilege::as_root("unshare", INSTEAD)?;
-        command.args(self.words().into_iter().skip(1));
-        command.args(["-p", &target.pid().to_string(), &seconds.as_secs().to_string(), "1"]);
-        Ok(Tracer { command, mark: HEADING })
-    }
-
     /// The words that begin its command line. It wants tracefs, which may not be mounted: that is
     /// done where nobody else sees it.
     pub(crate) fn words(&self) -> Vec<OsString> {
@@ -69,6 +61,13 @@ impl Bcc {
         // Unbuffered, so that its lines come when it writes them.
         let program = ["PYTHONUNBUFFERED=1".into(), self.program.clone().into()];
         own.map(Into::into).into_iter().chain([env]).chain(headers).chain(program).collect()
+    }
+
+    /// Words of a command that traces a process and makes no report for an hour. It says
+    /// [`PROCESS_MARK`] before its probes are in.
+    pub(crate) fn process_words(&self, pid: u32) -> Vec<OsString> {
+        let options = ["-p".into(), pid.to_string().into(), "3600".into(), "1".into()];
+        self.words().into_iter().chain(options).collect()
     }
 
     /// Words of a command that traces the kernel and makes no report for an hour. It says

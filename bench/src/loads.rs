@@ -3,7 +3,8 @@
 //!
 //! The program is bench/programs/loads.c; all its stacks have 12 frames. Figures are CPU time of
 //! the program's threads, which other work on the machine hardly changes and which threads that
-//! wait for a CPU do not use. All variants take turns in every round; figures are medians.
+//! wait for a CPU do not use. All variants
+//! take turns ([`turns`]); figures are medians.
 
 use std::{fmt::Write as _, path::Path, time::Duration};
 
@@ -13,9 +14,10 @@ use crate::{
     busy_cpu::BusyCpu,
     document,
     options::Options,
-    processes::{self, A_BLOCK, ATTACHED, Program, Running, Target, memleak_words},
+    processes::{A_BLOCK, Program},
     results::Variant,
     series::Series,
+    turns::{self, Party, TURN},
 };
 
 /// Title of the section in BENCHMARKS.md.
@@ -26,10 +28,8 @@ pub(crate) const LOADED_TITLE: &str = "A pair of malloc and free under other loa
 /// Who traces. The first is what the others are compared with.
 const VARIANTS: [Variant; 4] = [Variant::Traps, Variant::Memleak, Variant::NoLifetimes, Variant::Sampled];
 
-/// Traced time of one measurement: ten windows of the program.
+/// Traced time of one measurement.
 const TRACED: Duration = Duration::from_secs(1);
-/// Left out at both ends of it: the windows in which probes come and go.
-const MARGIN: Duration = Duration::from_millis(100);
 
 /// A load.
 struct Load {
@@ -77,61 +77,70 @@ pub(crate) fn section(options: &Options, memleak: &Path) -> Result<String> {
     for round in 1..=options.rounds {
         eprintln!("other loads, round {round} of {}", options.rounds);
         for load in &LOADS {
-            for variant in VARIANTS {
-                measure(&program, memleak, load, variant, &mut results)?;
-            }
+            measure(&program, memleak, load, &mut results)?;
         }
     }
     markdown(options, &results)
 }
 
-/// Measures one load under one variant once.
-fn measure(
-    program: &Program,
-    memleak: &Path,
-    load: &Load,
-    variant: Variant,
-    results: &mut Results,
-) -> Result<()> {
-    let mut target = program.start(&load.arguments)?;
-    let tracer = Running::start(&memleak_words(memleak, variant.options(), target.pid()), ATTACHED)?;
+/// Measures one load under all variants once.
+fn measure(program: &Program, memleak: &Path, load: &Load, results: &mut Results) -> Result<()> {
+    let mut parties = Vec::new();
+    for variant in VARIANTS {
+        parties.push(Party::under_memleak(variant, program.start(&load.arguments)?, memleak)?);
+    }
     let mut held = 0;
     for &wanted in load.held {
-        held = hold(&mut target, held, wanted)?;
-        let pace = target.pace(processes::now(), TRACED, MARGIN)?;
-        let (name, pair_ns) = (variant.name(), pace.cpu_ns());
-        eprintln!("  {}, {held} held, {name}: {pair_ns:.0} ns of CPU time", load.name);
-        results.cpu_ns.add((load.name, held, variant), pair_ns);
+        let more = wanted - held;
+        for party in &mut parties {
+            if more > 0 {
+                party.hold(more, A_BLOCK * u32::try_from(more)?)?;
+            }
+        }
+        held = wanted;
+        let mut failed = Ok(());
+        turns::take(
+            &mut parties,
+            TRACED,
+            |variant, pace| results.cpu_ns.add((load.name, held, variant), pace.cpu_ns()),
+            |_, error| failed = Err(error),
+        );
+        failed?;
+        for variant in VARIANTS {
+            let key = |variant| (load.name, held, variant);
+            let (pair_ns, traps) = (results.cpu_ns.median(&key(variant)), key(Variant::Traps));
+            eprintln!(
+                "  {}, {held} held, {}: {:.0} ns of CPU time, {:.3} of the traps",
+                load.name,
+                variant.name(),
+                pair_ns.unwrap_or(f64::NAN),
+                results.cpu_ns.ratio(&key(variant), &traps).unwrap_or(f64::NAN)
+            );
+        }
     }
-    let said = tracer.end()?;
-    if let Some(lost) = said.iter().find(|line| line.trim_start().starts_with("lost:")) {
-        let note = format!("{}, {}: {}", load.name, variant.name(), lost.trim());
-        eprintln!("  {note}");
-        results.lost.push(note);
+    for party in parties {
+        let variant = party.variant;
+        let said = party.end()?;
+        if let Some(lost) = said.iter().find(|line| line.trim_start().starts_with("lost:")) {
+            let note = format!("{}, {}: {}", load.name, variant.name(), lost.trim());
+            eprintln!("  {note}");
+            results.lost.push(note);
+        }
     }
     Ok(())
-}
-
-/// Has a program that holds `held` blocks hold as many as are wanted.
-fn hold(target: &mut Target, held: u64, wanted: u64) -> Result<u64> {
-    if wanted > held {
-        let more = wanted - held;
-        target.tell(&more.to_string())?;
-        target.wait_for("held", A_BLOCK * u32::try_from(more)?)?;
-    }
-    Ok(wanted)
 }
 
 fn markdown(options: &Options, results: &Results) -> Result<String> {
     let title = if options.loaded { LOADED_TITLE } else { TITLE };
     let mut text = format!(
         "## {title}\n\n{}\n\nMade by `cargo xtask bench --loads{}`, and with all other pairs by `cargo xtask bench`. Medians \
-         over {} rounds, {} s of traced time each; all stacks have 12 frames. Nanoseconds are CPU time of the traced \
-         threads for each pair, beside it its ratio to the traps alone.\n\n| load |",
+         over {} rounds, {} s of traced time each, in turns of {} ms; all stacks have 12 frames. Nanoseconds are CPU time of \
+         the traced threads for each pair, beside it its ratio to the traps alone, turn by turn.\n\n| load |",
         document::machine()?,
         if options.loaded { " --loaded" } else { "" },
         options.rounds,
-        TRACED.as_secs()
+        TRACED.as_secs(),
+        TURN.as_millis()
     );
     for variant in VARIANTS {
         write!(text, " {} |", variant.name())?;

@@ -20,6 +20,7 @@ mod rustc;
 mod series;
 mod stress;
 mod table;
+mod turns;
 mod why;
 
 use std::{path::Path, process::ExitCode};

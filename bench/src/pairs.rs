@@ -1,10 +1,7 @@
 //! What tracing costs a program, by the program's own clock.
 //!
-//! The traced program is bench/programs/pairs.c. Every variant is measured at every stack depth in
-//! every round, one after the other, so that a slow minute of the machine falls on all of them.
-//! Each is measured on a process of its own with a C library of its own: none inherits another's
-//! probes, which the kernel takes away some time after their tracer has gone. Figures are medians
-//! over the rounds.
+//! The traced program is bench/programs/pairs.c. In each round, at each stack depth, all variants
+//! take turns of a moment ([`turns`]). Figures are medians over the turns of all rounds.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -14,9 +11,10 @@ use crate::{
     bcc::Bcc,
     options::Options,
     peers,
-    processes::{self, ATTACHED, MARGIN, Pace, Program, Target, Traced, Tracer, memleak_command},
+    processes::Program,
     reports::{self, Case, Outcome},
     results::{DEPTHS, Results, Variant},
+    turns::{self, Party},
 };
 
 /// The programs that take part.
@@ -36,9 +34,7 @@ pub(crate) fn measure(options: &Options, memleak: PathBuf) -> Result<Results> {
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         for depth in DEPTHS {
-            for variant in Variant::PAIRS.into_iter().chain(Variant::STARTERS) {
-                bench.measure(variant, depth, &mut results)?;
-            }
+            bench.measure(depth, &mut results)?;
         }
         results.reports.push(bench.big_report()?);
     }
@@ -46,70 +42,58 @@ pub(crate) fn measure(options: &Options, memleak: PathBuf) -> Result<Results> {
 }
 
 impl Bench<'_> {
-    /// Measures one variant at one depth once; a peer that fails is left out from then on.
-    fn measure(&self, variant: Variant, depth: u32, results: &mut Results) -> Result<()> {
-        if results.is_missing(variant) {
-            return Ok(());
-        }
-        let seconds = Duration::from_secs(self.options.seconds.into());
+    /// Measures all variants at one depth once; a peer that fails is left out from then on.
+    fn measure(&self, depth: u32, results: &mut Results) -> Result<()> {
         let depth_word = depth.to_string();
-        let arguments = ["loop", &depth_word];
-        let pace = match variant {
-            Variant::Untraced => self.pairs.start(&arguments)?.pace(processes::now(), seconds, MARGIN)?,
-            Variant::Bcc | Variant::Heaptrack | Variant::Memcheck | Variant::Dhat => {
-                let pace = match variant {
-                    Variant::Bcc => self.bcc(&arguments, seconds),
-                    _ => self.started_by(variant, &arguments, seconds),
-                };
-                match pace {
-                    Ok(pace) => pace,
-                    Err(error) => {
-                        results.leave_out(variant, &error);
-                        return Ok(());
-                    }
-                }
+        let mut parties = Vec::new();
+        for variant in Variant::PAIRS.into_iter().chain(Variant::STARTERS) {
+            if results.is_missing(variant) {
+                continue;
             }
-            _ => {
-                let target = self.pairs.start(&arguments)?;
-                let traced = self.memleak(&target, variant, seconds)?;
-                if variant == Variant::Memleak {
-                    results.load_ms.push(traced.load_ms()?);
-                    results.attach_ms.push(traced.attach_ms()?);
-                    results.detach_ms.push(traced.detach_ms()?);
-                }
-                target.pace(traced.marked, seconds, MARGIN)?
+            match self.party(variant, &["loop", &depth_word]) {
+                Ok(party) => parties.push(party),
+                Err(error) if variant.is_peer() => results.leave_out(variant, &error),
+                Err(error) => return Err(error),
             }
-        };
-        let Pace { turn_ns: pair_ns, cpu_share } = pace;
-        eprintln!("  depth {depth:2}, {}: {pair_ns:.1} ns ({cpu_share:.2} of a CPU)", variant.name());
-        results.add(variant, depth, pace);
+        }
+        let mut failed = Vec::new();
+        let seconds = Duration::from_secs(self.options.seconds.into());
+        turns::take(
+            &mut parties,
+            seconds,
+            |variant, pace| results.add(variant, depth, pace),
+            |variant, error| failed.push((variant, error)),
+        );
+        for (variant, error) in failed {
+            if !variant.is_peer() {
+                return Err(error);
+            }
+            results.leave_out(variant, &error);
+        }
+        for party in parties {
+            let variant = party.variant;
+            results.tell(variant, depth);
+            let said = party.end()?;
+            if variant == Variant::Memleak {
+                results.once.push(turns::once(&said)?);
+            }
+        }
         Ok(())
     }
 
-    /// Under bcc's memleak.
-    fn bcc(&self, arguments: &[&str], seconds: Duration) -> Result<Pace> {
-        let target = self.pairs.start(arguments)?;
-        let bcc = self.bcc.as_ref().context("bcc's memleak was not found")?;
-        let traced = bcc.tracer(&target, seconds)?.run(seconds)?;
-        // It says when it reports, and has waited for as long before.
-        target.pace(traced.marked.saturating_sub(seconds), seconds, MARGIN)
-    }
-
-    /// Under a peer that starts it.
-    fn started_by(&self, peer: Variant, arguments: &[&str], seconds: Duration) -> Result<Pace> {
-        let target = peers::start(peer, &self.pairs, arguments)?;
-        let begun = target.first_window()?;
-        let pace = target.pace(begun, seconds, MARGIN)?;
-        target.end()?;
-        Ok(pace)
-    }
-
-    /// Traces with memleak, or with its empty programs, for one report.
-    fn memleak(&self, target: &Target, variant: Variant, seconds: Duration) -> Result<Traced> {
-        let mut tracer = memleak_command(&self.memleak)?;
-        tracer.args(variant.options());
-        tracer.args(["-p", &target.pid().to_string(), &seconds.as_secs().to_string(), "1"]);
-        Tracer { command: tracer, mark: ATTACHED }.run(seconds)
+    /// Starts what is measured.
+    fn party(&self, variant: Variant, arguments: &[&str]) -> Result<Party> {
+        match variant {
+            Variant::Heaptrack | Variant::Memcheck | Variant::Dhat => {
+                Ok(Party::untraced(variant, peers::start(variant, &self.pairs, arguments)?))
+            }
+            Variant::Untraced => Ok(Party::untraced(variant, self.pairs.start(arguments)?)),
+            Variant::Bcc => {
+                let bcc = self.bcc.as_ref().context("bcc's memleak was not found")?;
+                Party::under_bcc(self.pairs.start(arguments)?, bcc)
+            }
+            _ => Party::under_memleak(variant, self.pairs.start(arguments)?, &self.memleak),
+        }
     }
 
     /// Reports over many outstanding allocations.

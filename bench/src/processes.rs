@@ -147,13 +147,12 @@ impl Target {
         Ok(self.input.as_mut().context("no pipe")?.write_all(format!("{line}\n").as_bytes())?)
     }
 
-    /// Waits for its first window, and passes over what others have said before; gives when that
-    /// came.
-    pub(crate) fn first_window(&self) -> Result<Duration> {
+    /// Waits for its next window, and passes over what others have said before.
+    pub(crate) fn next_window(&self) -> Result<Pace> {
         loop {
             let line = self.lines.recv_timeout(PATIENCE).context("the traced program says nothing")?;
-            if parse_window(&line.text).is_some() {
-                return Ok(line.time);
+            if let Some((_, pace)) = parse_window(&line.text) {
+                return Ok(pace);
             }
         }
     }
@@ -288,11 +287,6 @@ pub(crate) struct Traced {
 }
 
 impl Tracer {
-    /// Runs it to its end.
-    pub(crate) fn run(self, seconds: Duration) -> Result<Traced> {
-        self.run_watched(seconds, |_, _| Ok(()))
-    }
-
     /// Runs it to its end; calls `at_line` with the process that was started and each line, when it
     /// comes.
     pub(crate) fn run_watched(
@@ -412,21 +406,6 @@ fn collect(
 }
 
 impl Traced {
-    /// What memleak says it took to load its programs, in milliseconds.
-    pub(crate) fn load_ms(&self) -> Result<f64> {
-        self.number("memleak: loaded the BPF programs", " in ")
-    }
-
-    /// What memleak says it took to attach, in milliseconds: `memleak: attached N probes in X ms`.
-    pub(crate) fn attach_ms(&self) -> Result<f64> {
-        self.number("memleak: attached ", " in ")
-    }
-
-    /// What memleak says it took to detach, in milliseconds: `memleak: detached N probes in X ms`.
-    pub(crate) fn detach_ms(&self) -> Result<f64> {
-        self.number("memleak: detached ", " in ")
-    }
-
     /// The lines that begin with `prefix`.
     pub(crate) fn lines_with<'t>(&'t self, prefix: &'t str) -> impl Iterator<Item = &'t str> {
         self.lines.iter().map(String::as_str).filter(move |line| line.starts_with(prefix))
@@ -465,14 +444,12 @@ mod tests {
     #[test]
     fn figures_of_memleak_are_read() -> Result<()> {
         let traced = script(
-            "echo 'memleak: loaded the BPF programs in 215.2 ms' >&2
-             echo 'memleak: attached 24 probes in 83.5 ms' >&2
+            "echo 'memleak: attached 24 probes in 83.5 ms' >&2
              echo 'memleak: report over 1000000 allocations took 412.25 ms (snapshot 301 ms)' >&2
-             echo 'memleak: report over 7 allocations took 1 ms (snapshot 0.5 ms)' >&2
-             echo 'memleak: detached 24 probes in 12 ms' >&2",
+             echo 'memleak: report over 7 allocations took 1 ms (snapshot 0.5 ms)' >&2",
         )
-        .run(Duration::ZERO)?;
-        assert_eq!((traced.load_ms()?, traced.attach_ms()?, traced.detach_ms()?), (215.2, 83.5, 12.0));
+        .run_watched(Duration::ZERO, |_, _| Ok(()))?;
+        assert_eq!(traced.number(ATTACHED, " in ")?, 83.5);
         let line = traced.lines_with("memleak: report").next().context("no report")?;
         let numbers = ["over ", "took ", "snapshot "].map(|before| number_in(line, before).ok());
         assert_eq!(numbers, [Some(1_000_000.0), Some(412.25), Some(301.0)]);
@@ -482,11 +459,11 @@ mod tests {
 
     #[test]
     fn failing_tracer_is_an_error_with_its_last_words() {
-        let outcome =
-            script("echo 'memleak: attached'; echo 'memleak: no rights' >&2; exit 1").run(Duration::ZERO);
+        let outcome = script("echo 'memleak: attached'; echo 'memleak: no rights' >&2; exit 1")
+            .run_watched(Duration::ZERO, |_, _| Ok(()));
         let message = outcome.err().map(|error| format!("{error:#}")).unwrap_or_default();
         assert!(message.contains("memleak: no rights"), "{message}");
-        let outcome = script("echo nothing").run(Duration::ZERO);
+        let outcome = script("echo nothing").run_watched(Duration::ZERO, |_, _| Ok(()));
         let message = outcome.err().map(|error| format!("{error:#}")).unwrap_or_default();
         assert!(message.contains("never said `memleak: attached`: nothing"), "{message}");
     }

@@ -1,6 +1,6 @@
 //! What is measured of a pair of malloc and free, and what came of it.
 
-use crate::{processes::Pace, reports::Outcome, series::Series};
+use crate::{processes::Pace, reports::Outcome, series::Series, turns::Once};
 
 /// Frames of the traced program on its stack.
 pub(crate) const DEPTHS: [u32; 3] = [5, 20, 60];
@@ -42,6 +42,11 @@ impl Variant {
 
     /// Those that start what they look into.
     pub(crate) const STARTERS: [Self; 3] = [Self::Heaptrack, Self::Memcheck, Self::Dhat];
+
+    /// Whether it is another program, which may be missing.
+    pub(crate) fn is_peer(self) -> bool {
+        self == Self::Bcc || Self::STARTERS.contains(&self)
+    }
 
     /// memleak's options for it.
     pub(crate) fn options(self) -> &'static [&'static str] {
@@ -87,14 +92,11 @@ pub(crate) enum Way {
 /// Everything that was measured.
 #[derive(Default)]
 pub(crate) struct Results {
-    /// Nanoseconds for a pair of malloc and free at so many frames.
+    /// Nanoseconds for a pair of malloc and free at so many frames, in each turn.
     pub pair_ns: Series<(Variant, u32, Way)>,
     /// Of a CPU, that the traced program had in each measurement.
     pub cpu_shares: Vec<f64>,
-    /// Of memleak: milliseconds.
-    pub load_ms: Vec<f64>,
-    pub attach_ms: Vec<f64>,
-    pub detach_ms: Vec<f64>,
+    pub once: Vec<Once>,
     pub reports: Vec<Outcome>,
     /// Who was not measured, and why.
     pub missing: Vec<(Variant, String)>,
@@ -106,6 +108,18 @@ impl Results {
         self.pair_ns.add((variant, depth, Way::Clock), pace.turn_ns);
         self.pair_ns.add((variant, depth, Way::Cpu), pace.cpu_ns());
         self.cpu_shares.push(pace.cpu_share);
+    }
+
+    /// Shows what has come so far.
+    pub(crate) fn tell(&self, variant: Variant, depth: u32) {
+        let key = |variant| (variant, depth, Way::Cpu);
+        if let Some(pair_ns) = self.pair_ns.median(&key(variant)) {
+            let traps = self.pair_ns.ratio(&key(variant), &key(Variant::Traps)).unwrap_or(f64::NAN);
+            eprintln!(
+                "  depth {depth:2}, {}: {pair_ns:.1} ns of CPU time, {traps:.3} of the traps",
+                variant.name()
+            );
+        }
     }
 
     /// Whether it has been found missing.

@@ -29,14 +29,17 @@ impl<K: PartialEq> Series<K> {
     /// What one takes beyond the other in the same round: the median over the rounds, so that what
     /// is slower in a slow minute of the machine is slower in both.
     pub(crate) fn difference(&self, more: &K, less: &K) -> Option<f64> {
-        let values = |key: &K| self.0.iter().find(|(known, _)| known == key).map(|(_, values)| values);
-        let rounds = values(more)?.iter().zip(values(less)?);
-        median(rounds.map(|(more, less)| more - less))
+        self.compared(more, less, |more, less| more - less)
     }
 
-    /// The median of one over that of the other.
+    /// As many times as long as the other in the same round: the median likewise.
     pub(crate) fn ratio(&self, above: &K, below: &K) -> Option<f64> {
-        Some(self.median(above)? / self.median(below)?)
+        self.compared(above, below, |above, below| above / below)
+    }
+
+    fn compared(&self, one: &K, other: &K, compare: fn(f64, f64) -> f64) -> Option<f64> {
+        let values = |key: &K| self.0.iter().find(|(known, _)| known == key).map(|(_, values)| values);
+        median(values(one)?.iter().zip(values(other)?).map(|(one, other)| compare(*one, *other)))
     }
 }
 
@@ -51,11 +54,12 @@ mod tests {
             series.add(key, value);
         }
         assert_eq!((series.median(&"a"), series.median(&"c")), (Some(3.0), None));
-        assert_eq!((series.ratio(&"a", &"b"), series.ratio(&"a", &"c")), (Some(0.375), None));
+        assert_eq!((series.ratio(&"a", &"b"), series.ratio(&"a", &"c")), (Some(0.125), None));
         for (key, value) in [("c", 0.5), ("c", 1.0), ("c", 4.0)] {
             series.add(key, value);
         }
-        // Round by round 0.5, 2.0, 0.0: the difference of the medians would be 2.0.
+        // Round by round 0.5, 2.0, 0.0, and 2, 3, 1: of the medians it would be 2.0, and 3.
         assert_eq!((series.difference(&"a", &"c"), series.difference(&"a", &"d")), (Some(0.5), None));
+        assert_eq!(series.ratio(&"a", &"c"), Some(2.0));
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     median::median,
     options::Options,
     results::{DEPTHS, Results, Variant, Way},
+    turns::TURN,
 };
 
 /// What is counted of each stack's releases, in the same way.
@@ -32,10 +33,12 @@ pub(crate) fn markdown(results: &Results, options: &Options) -> Result<String> {
     writeln!(text, "{}\n", document::machine()?)?;
     writeln!(
         text,
-        "Medians over {} rounds, {} s of traced time each. \"Traps alone\" is memleak's own attach points with empty \
-         programs: what the kernel takes for the traps. Ratios are of CPU time; so is what a pair takes for lifetimes, round \
-         by round beyond the same with --no-lifetimes.\n",
-        options.rounds, options.seconds
+        "Medians over {} rounds, {} s of traced time each, in turns of {} ms that all take one after the other. \"Traps \
+         alone\" is memleak's own attach points with empty programs: what the kernel takes for the traps. Ratios are of CPU \
+         time, turn by turn; so is what a pair takes for lifetimes, beyond the same with --no-lifetimes.\n",
+        options.rounds,
+        options.seconds,
+        TURN.as_millis()
     )?;
     pairs(&mut text, results)?;
     let share = results.cpu_shares.iter().copied().fold(1.0, f64::min);
@@ -134,9 +137,12 @@ fn once(text: &mut String, results: &Results) -> Result<()> {
     };
     text.push_str("## Paid once\n\n| what | median |\n| --- | ---: |\n");
     let rows = [
-        ("load the BPF programs".to_owned(), milliseconds(&mut results.load_ms.iter().copied())?),
-        ("attach".to_owned(), milliseconds(&mut results.attach_ms.iter().copied())?),
-        ("detach".to_owned(), milliseconds(&mut results.detach_ms.iter().copied())?),
+        (
+            "load the BPF programs".to_owned(),
+            milliseconds(&mut results.once.iter().map(|once| once.load_ms))?,
+        ),
+        ("attach".to_owned(), milliseconds(&mut results.once.iter().map(|once| once.attach_ms))?),
+        ("detach".to_owned(), milliseconds(&mut results.once.iter().map(|once| once.detach_ms))?),
         (
             format!("first report over {allocations} outstanding allocations"),
             milliseconds(&mut reports.iter().map(|report| report.first_ms))?,
