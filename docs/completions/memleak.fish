@@ -48,7 +48,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -l slab -d 'Capture object
 complete -c memleak -n "__fish_memleak_needs_command" -l only-pid -d 'Only kernel allocations made by this process' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l only-comm -d 'Only kernel allocations made by threads of this command name' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l max-depth -d 'Maximum number of frames of a stack, 1 to 127' -r
-complete -c memleak -n "__fish_memleak_needs_command" -l stack-storage-size -d 'Maximum number of distinct stacks kept [default: 65536; 16384 with --kernel]' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l stack-storage-size -d 'Maximum number of distinct stacks kept [default: 262144, or from 65536 on as many as an eighth of the memory is enough for; 16384 with --kernel]' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l max-allocs -d 'Maximum number of outstanding allocations kept [default: as many as --max-memory has room for]' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l max-memory -d 'Kernel memory that the table of heap blocks may take [default: 2G, or an eighth of the memory if that is less]' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l unwind -d 'How stacks are walked: auto (unwind tables, and the frame pointer if a file has none), dwarf or fp [default: auto]' -r

@@ -195,7 +195,8 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value = "127", help_heading = "What is captured")]
     pub max_depth: String,
 
-    /// Maximum number of distinct stacks kept [default: 65536; 16384 with --kernel]
+    /// Maximum number of distinct stacks kept [default: 262144, or from 65536 on as many as an
+    /// eighth of the memory is enough for; 16384 with --kernel]
     #[arg(long, value_name = "N", help_heading = "What is captured")]
     pub stack_storage_size: Option<String>,
 

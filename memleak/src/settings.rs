@@ -100,8 +100,8 @@ pub struct CaptureSettings {
     pub max_memory: Option<u64>,
     /// Keep how much each stack has released, and at what age.
     pub lifetimes: bool,
-    /// Room for stacks.
-    pub stack_storage_size: u32,
+    /// Room for stacks, so many; `None`: as many as the memory is enough for.
+    pub stack_storage_size: Option<u32>,
     /// Most frames of a stack.
     pub max_depth: u32,
     /// How stacks are walked.
@@ -377,12 +377,11 @@ fn resolve_capture(cli: &Cli) -> Result<CaptureSettings, UsageError> {
         max_allocs: cli.max_allocs.as_deref().map(|text| MAX_ALLOCS.parse(text)).transpose()?,
         lifetimes: !cli.no_lifetimes,
         max_memory: cli.max_memory.as_deref().map(|text| parse_size("--max-memory", text)).transpose()?,
-        stack_storage_size: match &cli.stack_storage_size {
-            Some(text) => STACK_STORAGE_SIZE.parse(text)?,
-            // The kernel has fewer, and kernel mode takes the memory for them in advance.
-            None if cli.kernel => 16_384,
-            None => 65_536,
-        },
+        stack_storage_size: cli
+            .stack_storage_size
+            .as_deref()
+            .map(|text| STACK_STORAGE_SIZE.parse(text))
+            .transpose()?,
         max_depth: MAX_DEPTH.parse(&cli.max_depth)?,
         unwind: cli
             .unwind

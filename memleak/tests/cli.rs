@@ -38,7 +38,7 @@ fn defaults_are_those_of_the_spec() {
     assert_eq!(settings.verbosity, 0);
     let capture = settings.capture;
     assert_eq!((capture.min_size, capture.max_size), (0, u64::MAX));
-    assert_eq!((capture.max_allocs, capture.stack_storage_size, capture.max_depth), (None, 65_536, 127));
+    assert_eq!((capture.max_allocs, capture.stack_storage_size, capture.max_depth), (None, None, 127));
     assert_eq!((capture.trace, capture.follow_forks, capture.traps_only), (false, false, false));
     assert_eq!((capture.object, capture.symbols_prefix), (None, None));
     let report = settings.report;
@@ -220,7 +220,7 @@ fn every_option_has_its_effect() {
     assert!(parse(&["-p", "7", "--append"]).is_err_and(|message| message.text.contains("--output FILE")));
     assert_eq!(with(&["--max-depth", "1"]).capture.max_depth, 1);
     assert_eq!(with(&["--max-depth", "127"]).capture.max_depth, 127);
-    assert_eq!(with(&["--stack-storage-size", "10"]).capture.stack_storage_size, 10);
+    assert_eq!(with(&["--stack-storage-size", "10"]).capture.stack_storage_size, Some(10));
     assert_eq!(with(&["--max-allocs", "134217728"]).capture.max_allocs, Some(1 << 27));
     assert_eq!(with(&["--error-exitcode", "99"]).error_exitcode, Some(99));
     assert_eq!(with(&["--error-exitcode", "0"]).error_exitcode, None); // as with valgrind

@@ -49,6 +49,7 @@ pub(crate) use births::Births;
 pub(crate) use config::{Config, Walk, answering_threads};
 pub(crate) use error::BpfError;
 pub(crate) use links::Scope;
+pub(crate) use room::{STACKS_OF_KERNEL, stacks_of_processes};
 pub(crate) use runs::{ProgramRuns, RunStatistics};
 pub(crate) use tracer::{Tracer, UserStart};
 

@@ -83,6 +83,8 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
     let register_offsets = config.reads_registers.then(registers::offsets).flatten();
     // What is not used takes no memory.
     let room = |entries: u32, is_used: bool| if is_used { entries } else { 1 };
+    // It takes all its memory at once.
+    let kernel_stacks = config.stack_storage_size.min(1 << 16);
     let mut ebpf = EbpfLoader::new()
         .verifier_log_level(log_level(config.verbosity))
         .override_global("SETTINGS", &settings, true)
@@ -98,7 +100,7 @@ fn load_with(config: &Config, rows: &[Row], unwind_words: u32) -> Result<Loaded,
         .map_max_entries("UNWIND_WORDS", room(unwind_words, walks_tables))
         .map_max_entries("UNWIND_MAPPINGS", room(unwind_maps::MAPPINGS, walks_tables))
         .map_max_entries("UNWIND_LISTS", room(unwind_maps::LISTS, walks_tables))
-        .map_max_entries("KERNEL_STACKS", room(config.stack_storage_size, config.walk == Walk::Kernel))
+        .map_max_entries("KERNEL_STACKS", room(kernel_stacks, config.walk == Walk::Kernel))
         .load(object_bytes()?)
         .map_err(|error| load_error(&error))?;
     fill_rows(&mut ebpf, rows)?;

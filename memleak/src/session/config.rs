@@ -2,8 +2,8 @@
 
 use super::members;
 use crate::{
-    bpf::{Config, Walk},
-    settings::{Settings, UnwindMode},
+    bpf::{Config, STACKS_OF_KERNEL, Walk, stacks_of_processes},
+    settings::{Settings, TargetSpec, UnwindMode},
 };
 
 /// The programs' part of the settings.
@@ -19,7 +19,7 @@ pub(super) fn config(settings: &Settings) -> Config {
         max_allocs: capture.max_allocs,
         max_memory: capture.max_memory,
         lifetimes: capture.lifetimes,
-        stack_storage_size: capture.stack_storage_size,
+        stack_storage_size: capture.stack_storage_size.unwrap_or_else(|| room_for_stacks(settings)),
         max_depth: capture.max_depth,
         walk: match capture.unwind {
             UnwindMode::Auto => Walk::Tables { or_pointer: true },
@@ -32,5 +32,13 @@ pub(super) fn config(settings: &Settings) -> Config {
         system_calls: capture.system_calls,
         reads_registers: settings.why.is_some(),
         verbosity: settings.verbosity,
+    }
+}
+
+/// How many stacks are kept where it is not said.
+fn room_for_stacks(settings: &Settings) -> u32 {
+    match settings.target {
+        TargetSpec::Kernel(_) => STACKS_OF_KERNEL,
+        _ => stacks_of_processes(),
     }
 }
