@@ -367,6 +367,17 @@ impl State {
         let mapping = Mapping { start: 0, end: 0, bias: 0, rows: 0, pages: 0, page_count: 0, reserved: 0 };
         Self { regs, address_mask, list, mapping, exact: 1, sp_is_bound: 0 }
     }
+
+    /// A walk from the caller of a function, `regs.ip` being the address that it returns to. Makes
+    /// of a state that was used what [`Self::new`] would, as far as that is read: in BPF zeroes are
+    /// written byte by byte.
+    #[inline(always)]
+    pub fn begin_at_caller(&mut self, regs: Regs, list: MappingList, address_mask: u64) {
+        (self.regs, self.address_mask, self.list) = (regs, address_mask, list);
+        // No address is in it.
+        (self.mapping.start, self.mapping.end) = (u64::MAX, 0);
+        (self.exact, self.sp_is_bound) = (0, 0);
+    }
 }
 
 /// What a step did: the first two found a frame and the rest ended the walk, with the state as it

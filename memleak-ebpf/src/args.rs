@@ -13,7 +13,9 @@ impl Arguments {
     #[inline(always)]
     pub fn of(ctx: &ProbeContext) -> Self {
         let arg = |n| ctx.arg::<u64>(n).unwrap_or(0);
-        Self([arg(0), arg(1), arg(2), arg(3), arg(4), arg(5), 0, 0])
+        // The last two are never asked for. Zeroes would be written byte by byte, by a function.
+        let last = arg(5);
+        Self([arg(0), arg(1), arg(2), arg(3), arg(4), last, last, last])
     }
 
     /// Argument `n`; 0 for [`NO_ARG`].

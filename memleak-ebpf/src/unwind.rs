@@ -9,7 +9,7 @@ use memleak_common::{
     settings::flags,
     stack::MAX_STACK_DEPTH,
     thread::{CallKey, RULES, STACK_WINDOW, ThreadRecord, Unwind, Window},
-    unwind::{KnownRule, Mapping, PublishedList, Reads, Regs, State, Step, Tables},
+    unwind::{KnownRule, Mapping, PublishedList, Reads, Regs, Step, Tables},
 };
 
 use crate::{
@@ -197,12 +197,13 @@ pub unsafe extern "C" fn unwind_step(thread: *mut ThreadRecord) -> u64 {
 #[inline(always)]
 pub fn walk(regs: Regs, thread: &mut ThreadRecord) -> WalkResult {
     let PublishedList { list, generation } = published_list(thread.slot);
-    thread.unwind.state = State::new(regs, list, arch::ADDRESS_MASK);
-    thread.unwind.state.exact = 0;
+    thread.unwind.state.begin_at_caller(regs, list, arch::ADDRESS_MASK);
     let same_tables = thread.unwind.generation == generation;
     thread.unwind.generation = generation;
     let old_len = thread.stack.len;
-    (thread.unwind.changed, thread.unwind.hash) = (0, Hash::default().0);
+    thread.unwind.changed = 0;
+    // SAFETY: a member of the record. Volatile, so that the two are not written byte by byte.
+    unsafe { (&raw mut thread.unwind.hash).write_volatile(Hash::default().0) };
     let mut end = Step::TooDeep as u64;
     thread.stack.by_pointer = 0;
     for piece in 0..MAX_STACK_DEPTH as u32 / FRAMES_AT_ONCE + 1 {
@@ -302,8 +303,7 @@ pub unsafe extern "C" fn find_caller(
     // SAFETY: the caller's promise.
     let Some(thread) = (unsafe { thread.as_mut() }) else { return UNKNOWN };
     let PublishedList { list, generation, .. } = published_list(thread.slot);
-    thread.unwind.state = State::new(Regs { ip, sp, fp, lr: 0 }, list, arch::ADDRESS_MASK);
-    thread.unwind.state.exact = 0;
+    thread.unwind.state.begin_at_caller(Regs { ip, sp, fp, lr: 0 }, list, arch::ADDRESS_MASK);
     thread.unwind.window.bytes = 0;
     thread.unwind.recording = 0;
     // The rules that the last walk has found are of this generation.
