@@ -1,6 +1,6 @@
 //! What is measured of a pair of malloc and free, and what came of it.
 
-use crate::{processes::Pace, reports::Outcome, series::Series, turns::Once};
+use crate::{processes::Pace, reports::Outcome, series::Series};
 
 /// Frames of the traced program on its stack.
 pub(crate) const DEPTHS: [u32; 3] = [5, 20, 60];
@@ -87,6 +87,13 @@ pub(crate) enum Way {
     Clock,
     /// Its CPU time.
     Cpu,
+}
+
+/// Of memleak, once in a run: milliseconds.
+pub(crate) struct Once {
+    pub load_ms: f64,
+    pub attach_ms: f64,
+    pub detach_ms: f64,
 }
 
 /// Everything that was measured.

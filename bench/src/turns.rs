@@ -12,15 +12,8 @@ use anyhow::{Context, Result, bail};
 use crate::{
     bcc::{Bcc, PROCESS_MARK},
     processes::{ATTACHED, Pace, Running, Target, memleak_words, number_in},
-    results::Variant,
+    results::{Once, Variant},
 };
-
-/// Of memleak, once in a run: milliseconds.
-pub(crate) struct Once {
-    pub load_ms: f64,
-    pub attach_ms: f64,
-    pub detach_ms: f64,
-}
 
 /// A program that is measured, and who traces it meanwhile.
 pub(crate) struct Party {
