@@ -9,12 +9,12 @@ use super::{
 use crate::{
     objects::{ObjectStore, place_of},
     proc::{
+        PAGE_SIZE,
         maps::Mapping,
         memory::{ProcessMemory, ReadMemory},
         pagemap::Pagemap,
         stacks::{places, stack_pointers},
     },
-    snapshot::PAGE_SIZE,
     target::allocator::AllocatorKind,
 };
 

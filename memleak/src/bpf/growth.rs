@@ -7,8 +7,11 @@ use log::debug;
 use memleak_common::probe::Resource;
 
 use crate::{
-    proc::pagemap::{KeptPages, Pagemap},
-    snapshot::{Outstanding, PAGE_SIZE},
+    proc::{
+        PAGE_SIZE,
+        pagemap::{KeptPages, Pagemap},
+    },
+    snapshot::Outstanding,
 };
 
 /// Bytes of a huge page of the lowest level.

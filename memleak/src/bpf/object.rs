@@ -6,7 +6,7 @@ use aya::{VerifierLogLevel, util::KernelVersion};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::error::BpfError;
-use crate::{arch::OLDEST_LINUX, snapshot::PAGE_SIZE};
+use crate::{arch::OLDEST_LINUX, proc::PAGE_SIZE};
 
 /// The BPF programs and maps for this machine, built from memleak-ebpf by `cargo xtask build-ebpf`
 /// and packed by build.rs (gzip).

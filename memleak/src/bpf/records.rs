@@ -19,7 +19,10 @@ use super::{
     mapped::MappedMaps,
     sys,
 };
-use crate::snapshot::{Outstanding, PAGE_SIZE, StackUses};
+use crate::{
+    proc::PAGE_SIZE,
+    snapshot::{Outstanding, StackUses},
+};
 
 /// [`memleak_common::thread::PendingCall::has_released`]: a record was taken out.
 const TAKEN_OUT: u16 = 1;

@@ -7,12 +7,13 @@
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
 use super::{
+    PAGE_SIZE,
     maps::{Backing, Mapping, read_maps},
     memory::{ProcessMemory, ReadMemory},
     target::{LiveTarget, Target as _},
 };
 
-const PAGE: usize = 4096;
+const PAGE: usize = PAGE_SIZE as usize;
 /// Pages of a mapping that are compared, evenly spread.
 const COMPARED: u64 = 48;
 

@@ -24,3 +24,6 @@ pub(crate) mod stacks;
 pub(crate) mod status;
 pub(crate) mod stop;
 pub(crate) mod target;
+
+/// Bytes of a page. A kernel with others is refused (`bpf::object`).
+pub(crate) const PAGE_SIZE: u64 = 4096;

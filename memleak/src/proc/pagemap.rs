@@ -8,10 +8,7 @@ use std::{
     os::{fd::AsRawFd as _, unix::fs::FileExt as _},
 };
 
-use super::living::path_of;
-
-/// Bytes of a page: the only size that this machine's kernels have.
-const PAGE: u64 = 4096;
+use super::{PAGE_SIZE, living::path_of};
 
 /// `PAGEMAP_SCAN`, `_IOWR('f', 16, struct pm_scan_arg)`, of include/uapi/linux/fs.h, since Linux
 /// 6.7.
@@ -162,7 +159,7 @@ impl Pagemap {
         }
         self.entries_of(range, |at, entry| {
             if entry & (ENTRY_PRESENT | ENTRY_SWAPPED) != 0 && WantedPages::Private.takes_entry(entry) {
-                kept.push(KeptPages { range: at..at + PAGE, are_huge: false });
+                kept.push(KeptPages { range: at..at + PAGE_SIZE, are_huge: false });
             }
         })
     }
@@ -210,9 +207,9 @@ impl Pagemap {
         let mut swapped = 0;
         let read = self.entries_of(range, |at, entry| {
             if entry & ENTRY_PRESENT != 0 && wanted.takes_entry(entry) {
-                add_run(runs, at..at + PAGE);
+                add_run(runs, at..at + PAGE_SIZE);
             } else if entry & ENTRY_SWAPPED != 0 && wanted.takes_entry(entry) {
-                swapped += PAGE;
+                swapped += PAGE_SIZE;
             }
         });
         self.swapped += swapped;
@@ -223,19 +220,19 @@ impl Pagemap {
     /// page's address.
     fn entries_of(&mut self, range: Range<u64>, mut found: impl FnMut(u64, u64)) -> io::Result<()> {
         let mut buffer =
-            vec![0; ENTRIES.min(range.end.saturating_sub(range.start).div_ceil(PAGE) as usize) * 8];
+            vec![0; ENTRIES.min(range.end.saturating_sub(range.start).div_ceil(PAGE_SIZE) as usize) * 8];
         let mut at = range.start;
         while at < range.end {
-            let pages = ((range.end - at).div_ceil(PAGE) as usize).min(ENTRIES);
+            let pages = ((range.end - at).div_ceil(PAGE_SIZE) as usize).min(ENTRIES);
             self.entries += pages as u64;
             if self.entries > MAX_ENTRIES {
                 return Err(too_much());
             }
             let bytes = buffer.get_mut(..pages * 8).unwrap_or_default();
-            self.file.read_exact_at(bytes, at / PAGE * 8)?;
+            self.file.read_exact_at(bytes, at / PAGE_SIZE * 8)?;
             for entry in bytes.as_chunks::<8>().0 {
                 found(at, u64::from_ne_bytes(*entry));
-                at += PAGE;
+                at += PAGE_SIZE;
             }
         }
         Ok(())
@@ -283,7 +280,7 @@ mod tests {
         let mut runs = Vec::new();
         pagemap.add_resident(start..start + 40960, &mut runs).unwrap();
         let relative: Vec<_> =
-            runs.iter().map(|run| ((run.start - start) / PAGE, (run.end - start) / PAGE)).collect();
+            runs.iter().map(|run| ((run.start - start) / PAGE_SIZE, (run.end - start) / PAGE_SIZE)).collect();
         assert!(pagemap.scans, "this kernel has PAGEMAP_SCAN");
         assert_eq!(relative, [(1, 3), (7, 8)]);
     }
@@ -295,7 +292,7 @@ mod tests {
         let mut runs = Vec::new();
         pagemap.read(WantedPages::Resident, start..start + 40960, &mut runs).unwrap();
         let relative: Vec<_> =
-            runs.iter().map(|run| ((run.start - start) / PAGE, (run.end - start) / PAGE)).collect();
+            runs.iter().map(|run| ((run.start - start) / PAGE_SIZE, (run.end - start) / PAGE_SIZE)).collect();
         assert_eq!(relative, [(1, 3), (4, 5), (7, 8)]);
     }
 

@@ -211,6 +211,3 @@ impl Snapshot {
 
 /// Records that are kept for the next snapshot, at most: 128 MiB.
 pub(crate) const MOST_KEPT: usize = 2 << 20;
-
-/// Bytes of a page.
-pub(crate) const PAGE_SIZE: u64 = 4096;

@@ -17,7 +17,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use memleak_common::{event::Event, probe::Resource};
 
-use super::{Outstanding, PAGE_SIZE};
+use super::Outstanding;
+use crate::proc::PAGE_SIZE;
 
 /// A range of addresses, or a span of handles, was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use std::{
 
 use super::{Format, Kind, Options, blocks::blocks_of, kind::FileForm};
 use crate::{
+    proc::PAGE_SIZE,
     report::{
         model::{FrameId, Report},
         names::without_symbol,
@@ -68,7 +69,7 @@ pub fn write_heaptrack(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     }
     writeln!(out, "c {:x}", report.elapsed_ms.max(last_ms))?;
     let rss = report.memory.map_or(0, |memory| memory.rss);
-    writeln!(out, "R {:x}", rss / 4096)
+    writeln!(out, "R {:x}", rss / PAGE_SIZE)
 }
 
 /// A text that ends with its line.

@@ -13,6 +13,7 @@ use std::{
 
 use super::{Format, Kind, Options, kind::FileForm, lost::lost_line, protobuf::Message};
 use crate::{
+    proc::PAGE_SIZE,
     report::{
         model::{FrameId, Report, StackReport},
         names::without_symbol,
@@ -218,12 +219,10 @@ impl Profile {
 
     fn write_tables(&mut self, report: &Report) {
         for (at, (path, start, end)) in std::mem::take(&mut self.mappings).into_iter().enumerate() {
-            /// What a mapping begins and ends at.
-            const PAGE: u64 = 4096;
             let mut mapping = Message::default();
-            mapping.number(1, at as u64 + 1).number(2, start / PAGE * PAGE);
+            mapping.number(1, at as u64 + 1).number(2, start / PAGE_SIZE * PAGE_SIZE);
             mapping
-                .number(3, (end / PAGE).saturating_add(1).saturating_mul(PAGE))
+                .number(3, (end / PAGE_SIZE).saturating_add(1).saturating_mul(PAGE_SIZE))
                 .number(5, self.strings.id(&path));
             // Names are in the profile: nobody need look for the file.
             (7..=10).for_each(|has| {
