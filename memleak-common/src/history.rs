@@ -16,12 +16,39 @@ pub const WAYS: u32 = 4;
 pub struct StackHistory {
     /// The stack's id; 0: nobody's.
     pub stack_id: u64,
-    /// Bytes released.
-    pub bytes: u64,
-    /// The longest time between acquire and release, ns.
-    pub longest_ns: u64,
+    /// Bytes released, beyond `size` for each. Wraps.
+    pub bytes_beyond: u64,
+    /// The size of the first that was released, which most stacks always have: no more is counted
+    /// then. 0: of none so far, or a larger one than fits.
+    pub size: u32,
+    /// The longest time between acquire and release, in units of age.
+    pub longest: u32,
     /// How many were released, by [`age_class`].
     pub released: [u64; AGES],
+}
+
+impl StackHistory {
+    /// How many were released.
+    pub fn count(&self) -> u64 {
+        self.released.iter().fold(0, |sum, number| sum.saturating_add(*number))
+    }
+
+    /// Bytes released.
+    pub fn bytes(&self) -> u64 {
+        self.bytes_beyond.wrapping_add(u64::from(self.size).wrapping_mul(self.count()))
+    }
+
+    /// The longest time between acquire and release, ns: up to a unit more.
+    pub const fn longest_ns(&self) -> u64 {
+        (self.longest as u64) << UNIT
+    }
+}
+
+/// An age in units, rounded up.
+#[inline(always)]
+pub const fn units_of(age_ns: u64) -> u32 {
+    let units = age_ns.saturating_add((1 << UNIT) - 1) >> UNIT;
+    if units > u32::MAX as u64 { u32::MAX } else { units as u32 }
 }
 
 /// log2 of nanoseconds of a unit of age, about a millisecond: 1.05 ms.
@@ -77,6 +104,17 @@ mod tests {
             assert!(class == 0 || age_class(youngest_of(class) - 1) == class - 1);
         }
         assert_eq!(age_class(u64::MAX), AGES as u32 - 1);
+    }
+
+    #[test]
+    fn what_was_released_is_added_up() {
+        let mut history = StackHistory { size: 64, longest: units_of(1), ..StackHistory::default() };
+        (history.released[0], history.released[3]) = (2, 1);
+        assert_eq!((history.count(), history.bytes(), history.longest_ns()), (3, 192, 1 << UNIT));
+        // One of them had 16 bytes.
+        history.bytes_beyond = 16u64.wrapping_sub(64);
+        assert_eq!(history.bytes(), 144);
+        assert_eq!((units_of(0), units_of(1 << UNIT), units_of(u64::MAX)), (0, 1, u32::MAX));
     }
 
     #[test]

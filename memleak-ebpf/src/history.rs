@@ -1,7 +1,7 @@
 //! Counts what is released, by stack and age (`memleak_common::history`).
 
 use memleak_common::{
-    history::{AGES, StackHistory, WAYS, age_class, first_place},
+    history::{AGES, StackHistory, WAYS, age_class, first_place, units_of},
     settings::flags,
     stack::NO_STACK,
     stats::Stat,
@@ -56,13 +56,32 @@ pub extern "C" fn note_release(stack_id: u64, size: u64, acquired_ns: u64, numbe
         if class < AGES {
             add(&raw mut (*history).released[class], number);
         }
-        add(&raw mut (*history).bytes, size.wrapping_mul(number));
-        let longest = &raw mut (*history).longest_ns;
-        if age_ns > longest.read_volatile() {
-            longest.write_volatile(age_ns);
+        let beyond = size.wrapping_sub(usual_size(&raw mut (*history).size, size));
+        if beyond != 0 {
+            add(&raw mut (*history).bytes_beyond, beyond.wrapping_mul(number));
+        }
+        let (longest, units) = (&raw mut (*history).longest, units_of(age_ns));
+        if units > longest.read_volatile() {
+            longest.write_volatile(units);
         }
     }
     0
+}
+
+/// [`StackHistory::size`], which becomes `size` if it was nothing: an atomic addition costs more
+/// than to see that there is nothing to add.
+///
+/// # Safety
+/// `usual` is an aligned word of a map value.
+#[inline(always)]
+unsafe fn usual_size(usual: *mut u32, size: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    let known = unsafe { usual.read_volatile() };
+    if known != 0 || size == 0 || size > u32::MAX as u64 {
+        return known as u64;
+    }
+    // SAFETY: as above.
+    if unsafe { change(usual, 0, size as u32) } { size } else { unsafe { usual.read_volatile() as u64 } }
 }
 
 #[inline(always)]

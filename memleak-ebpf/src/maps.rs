@@ -363,10 +363,10 @@ pub unsafe fn add(word: *mut u64, amount: u64) {
 /// # Safety
 /// `word` is an aligned word of a map's value.
 #[inline(always)]
-pub unsafe fn change(word: *mut u64, from: u64, to: u64) -> bool {
+pub unsafe fn change<T: Copy>(word: *mut T, from: T, to: T) -> bool {
     const ORDER: AtomicOrdering = AtomicOrdering::SeqCst;
     // SAFETY: the caller's promise.
-    unsafe { core::intrinsics::atomic_cxchg::<u64, ORDER, ORDER>(word, from, to) }.1
+    unsafe { core::intrinsics::atomic_cxchg::<T, ORDER, ORDER>(word, from, to) }.1
 }
 
 /// When the reader of the ring buffer `EVENTS` is woken.

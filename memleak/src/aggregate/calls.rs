@@ -88,9 +88,9 @@ impl Young {
 /// What of a history is about releases.
 fn calls_of(history: &StackHistory) -> Calls {
     let mut calls = Calls {
-        released: history.released.iter().fold(0, |sum, number| sum.saturating_add(*number)),
-        bytes_released: history.bytes,
-        longest_ms: history.longest_ns.div_ceil(1_000_000),
+        released: history.count(),
+        bytes_released: history.bytes(),
+        longest_ms: history.longest_ns().div_ceil(1_000_000),
         ..Calls::default()
     };
     for (to, from) in calls.lifetimes.iter_mut().zip(history.released) {

@@ -5,7 +5,10 @@ mod random;
 use std::{collections::HashSet, time::Duration};
 
 use clap::ValueEnum as _;
-use memleak_common::{history::StackHistory, stack::NO_STACK};
+use memleak_common::{
+    history::{StackHistory, units_of},
+    stack::NO_STACK,
+};
 
 use super::*;
 use crate::{
@@ -151,8 +154,7 @@ fn top(aggregated: &Aggregated) -> impl Iterator<Item = &Group> {
 #[test]
 fn what_was_released_is_known_by_stack() {
     let history = |stack_id, released: u64| {
-        let mut history =
-            StackHistory { stack_id, bytes: released * 8, longest_ns: 9 * MS, ..Default::default() };
+        let mut history = StackHistory { stack_id, size: 8, longest: units_of(8 * MS), ..Default::default() };
         history.released[2] = released;
         (stack_id, history)
     };

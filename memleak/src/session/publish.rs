@@ -136,7 +136,7 @@ impl Allocated {
         let snapshot = &taken.snapshot;
         let histories = snapshot.histories.as_ref()?;
         let now: FxHashMap<u64, u64> =
-            histories.iter().map(|(stack, history)| (*stack, history.bytes)).collect();
+            histories.iter().map(|(stack, history)| (*stack, history.bytes())).collect();
         for (stack, released) in std::mem::take(&mut self.released) {
             // One that is there with less has begun anew.
             if now.get(&stack).is_none_or(|now| *now < released) {

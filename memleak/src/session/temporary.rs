@@ -21,11 +21,7 @@ impl Session {
         let (top, sampling) = (settings.top, settings.sampling);
         let mut passing: Vec<(u64, u64, &StackHistory)> = histories
             .values()
-            .map(|history| {
-                let released =
-                    history.released.iter().fold(0, |sum: u64, number| sum.saturating_add(*number));
-                (history.released[0], released, history)
-            })
+            .map(|history| (history.released[0], history.count(), history))
             .filter(|(at_once, released, _)| {
                 sampling.whole(*at_once) >= MANY_AT_ONCE && *at_once >= released / 10 * AT_ONCE_OF_TEN
             })
@@ -45,7 +41,7 @@ impl Session {
                 stack,
                 released: sampling.whole(released),
                 at_once: sampling.whole(at_once),
-                bytes: sampling.whole(history.bytes),
+                bytes: sampling.whole(history.bytes()),
             });
         }
         Ok(stacks)
