@@ -112,16 +112,21 @@ impl Machine {
 
     /// Addresses (`vaddr`) of the instructions by which the function at `vaddr` returns.
     /// `whole_function` gives all code of the function at an address, `code_from` so many bytes of
-    /// code from an address on, or what there is.
+    /// code from an address on, or what there is, `function_of_slot` the object's own function for
+    /// which a slot of the dynamic linker's is.
     pub fn returns(
         self,
         vaddr: u64,
         whole_function: impl Fn(u64) -> Option<Vec<u8>>,
         code_from: impl Fn(u64, u64) -> Vec<u8>,
+        function_of_slot: impl Fn(u64) -> Option<u64>,
     ) -> Result<BTreeSet<u64>, Unclear> {
         match self {
             Self::X86_64 => x86_64::returns::returns(vaddr, whole_function),
-            Self::Aarch64 => aarch64::returns::returns(vaddr, whole_function, code_from),
+            Self::Aarch64 => {
+                let code = aarch64::returns::Code { whole_function, code_from, function_of_slot };
+                aarch64::returns::returns(vaddr, &code)
+            }
         }
     }
 

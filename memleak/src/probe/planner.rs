@@ -1,6 +1,7 @@
 //! Makes a [`Plan`]: finds the functions of each object, and where to probe each.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeSet, HashMap, HashSet},
     ops::Range,
 };
@@ -82,6 +83,8 @@ struct Planner<'a> {
     taken: HashMap<u64, (String, ProbeRow)>,
     /// Addresses in the object of the allocator's functions.
     code: Vec<Range<u64>>,
+    /// [`Elf::own_functions_by_slot`], once it was needed.
+    own_functions: OnceCell<HashMap<u64, u64>>,
 }
 
 impl<'a> Planner<'a> {
@@ -93,7 +96,8 @@ impl<'a> Planner<'a> {
         memory: Option<&'a dyn ReadMemory>,
     ) -> Self {
         let is_chosen = options.object.is_none_or(|name| names_object(name, object));
-        Self { objects, object, elf, options, memory, is_chosen, taken: HashMap::new(), code: Vec::new() }
+        let (taken, code, own_functions) = (HashMap::new(), Vec::new(), OnceCell::new());
+        Self { objects, object, elf, options, memory, is_chosen, taken, code, own_functions }
     }
 
     fn run(mut self, plan: &mut Plan) {
@@ -401,7 +405,9 @@ impl<'a> Planner<'a> {
     /// Where the function at `vaddr`, of this size or 0, returns.
     fn returns(&self, vaddr: u64, size: u64) -> Result<BTreeSet<u64>, Unclear> {
         let whole = |other| self.whole_function(other, if other == vaddr { size } else { 0 });
-        arch::HOST.returns(vaddr, whole, |from, len| self.elf.code(from, len))
+        let own_functions = || self.own_functions.get_or_init(|| self.elf.own_functions_by_slot());
+        let of_slot = |slot: u64| own_functions().get(&slot).copied();
+        arch::HOST.returns(vaddr, whole, |from, len| self.elf.code(from, len), of_slot)
     }
 
     /// All code of the function at `vaddr`, whose size is this or, if it is 0, a symbol's.

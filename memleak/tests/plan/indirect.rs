@@ -1,15 +1,21 @@
 //! Indirect functions, whose code is known once the target has chosen it.
 
-use std::path::Path;
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 use memleak::{
     probe::plan::{AttachPoint, PlanOptions, SkipReason, plan},
     proc::{maps::read_maps, memory::ProcessMemory},
-    target::{ifunc::IfuncError, object::Object},
+    target::{
+        ifunc::IfuncError,
+        object::{Object, SymbolNames},
+    },
 };
 
 use crate::{
-    fixture::{Running, Segments, compile},
+    fixture::{Running, Segments, all_symbols, compile, run},
     objects_of, skip_reasons,
 };
 
@@ -89,4 +95,31 @@ fn says_when_an_indirect_function_is_not_resolved_yet() {
     let memory = ProcessMemory::open(running.pid()).unwrap();
     let plan = plan(&objects_of(running.pid(), &options), &options, Some(&memory));
     assert_eq!(skip_reasons(&plan, "my_malloc"), [&SkipReason::Ifunc(IfuncError::NotResolved)]);
+}
+
+/// By the slots of readelf's relocations, and the addresses that nm has.
+#[test]
+fn own_functions_are_known_by_their_slots() {
+    const CODE: &str = "
+        #include <stdlib.h>
+        void *slow(unsigned long n) { return malloc(n); }
+        void *quick(unsigned long n) { return n == 0 ? NULL : slow(n); }
+        void *(*const pointer)(unsigned long) = quick;
+        void *(*const end_of_none)(unsigned long) = NULL;";
+    let library = compile("gcc", "libplan_slots.so", CODE, &["-shared", "-fPIC"]);
+    let path = library.to_str().unwrap();
+    let (mut expected, relocations) = (BTreeMap::new(), run("readelf", &["-rW", path]));
+    for line in relocations.lines() {
+        // Offset, info, type, value, name.
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let [offset, _, _, _, name @ ("slow" | "quick"), ..] = words[..] {
+            expected.insert(u64::from_str_radix(offset, 16).unwrap(), name);
+        }
+    }
+    assert_eq!(expected.len(), 2, "a slot for the call of `slow`, and `pointer`");
+    let symbols = all_symbols(&library);
+    let vaddr = |name: &str| symbols.iter().find(|symbol| symbol.name == name).unwrap().vaddr;
+    let expected: HashMap<u64, u64> = expected.into_iter().map(|(slot, name)| (slot, vaddr(name))).collect();
+    let object = Object::open(&library, &SymbolNames::default()).unwrap();
+    assert_eq!(object.elf.unwrap().own_functions_by_slot(), expected);
 }
