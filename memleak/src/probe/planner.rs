@@ -18,7 +18,7 @@ use crate::{
     arch::{
         self,
         placement::{Placement, Reason},
-        returns::Unclear,
+        returns::{SlotFunction, Unclear},
     },
     proc::memory::ReadMemory,
     snapshot::own::Code,
@@ -83,8 +83,8 @@ struct Planner<'a> {
     taken: HashMap<u64, (String, ProbeRow)>,
     /// Addresses in the object of the allocator's functions.
     code: Vec<Range<u64>>,
-    /// [`Elf::own_functions_by_slot`], once it was needed.
-    own_functions: OnceCell<HashMap<u64, u64>>,
+    /// [`Elf::functions_by_slot`], once it was needed.
+    by_slot: OnceCell<HashMap<u64, SlotFunction>>,
 }
 
 impl<'a> Planner<'a> {
@@ -96,8 +96,8 @@ impl<'a> Planner<'a> {
         memory: Option<&'a dyn ReadMemory>,
     ) -> Self {
         let is_chosen = options.object.is_none_or(|name| names_object(name, object));
-        let (taken, code, own_functions) = (HashMap::new(), Vec::new(), OnceCell::new());
-        Self { objects, object, elf, options, memory, is_chosen, taken, code, own_functions }
+        let (taken, code, by_slot) = (HashMap::new(), Vec::new(), OnceCell::new());
+        Self { objects, object, elf, options, memory, is_chosen, taken, code, by_slot }
     }
 
     fn run(mut self, plan: &mut Plan) {
@@ -402,12 +402,15 @@ impl<'a> Planner<'a> {
         }
     }
 
+    fn of_slot(&self, slot: u64) -> Option<SlotFunction> {
+        self.by_slot.get_or_init(|| self.elf.functions_by_slot()).get(&slot).copied()
+    }
+
     /// Where the function at `vaddr`, of this size or 0, returns.
     fn returns(&self, vaddr: u64, size: u64) -> Result<BTreeSet<u64>, Unclear> {
         let whole = |other| self.whole_function(other, if other == vaddr { size } else { 0 });
-        let own_functions = || self.own_functions.get_or_init(|| self.elf.own_functions_by_slot());
-        let of_slot = |slot: u64| own_functions().get(&slot).copied();
-        arch::HOST.returns(vaddr, whole, |from, len| self.elf.code(from, len), of_slot)
+        let code_from = |from, len| self.elf.code(from, len);
+        arch::HOST.returns(vaddr, whole, code_from, |slot| self.of_slot(slot))
     }
 
     /// All code of the function at `vaddr`, whose size is this or, if it is 0, a symbol's.

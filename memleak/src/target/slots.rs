@@ -7,14 +7,14 @@ use object::elf;
 
 use super::object::Elf;
 use crate::{
-    arch::{self, relocations::RelocationTypes},
-    elf::ElfFile,
+    arch::{self, relocations::RelocationTypes, returns::SlotFunction},
+    elf::{ElfFile, RawSymbol},
 };
 
 /// Most relocation slots of one symbol; a linker makes two or three.
 const MAX_SLOTS: usize = 256;
-/// Most slots that functions of an object itself may have.
-const MAX_OWN_SLOTS: usize = 1 << 18;
+/// Most slots of an object whose functions are looked at.
+const MAX_SLOTS_OF_ALL: usize = 1 << 18;
 /// Bytes of a relocation with addend, for 64 bits (`Elf64_Rela`).
 const RELA_BYTES: usize = 24;
 
@@ -78,31 +78,72 @@ impl Elf {
         vaddrs.into_iter().map(|vaddr| Slot { vaddr, initial: initial_word(elf, vaddr) }).collect()
     }
 
-    /// The object's own functions by the slots through which it calls them: other objects may
-    /// define functions of the same names, which then are called in their stead.
-    pub fn own_functions_by_slot(&self) -> HashMap<u64, u64> {
+    /// What functions are called through which slots, as far as it is of use to who follows jumps:
+    /// the object's own (other objects may define functions of the same names, which then are
+    /// called in their stead), and those that return their first argument.
+    pub fn functions_by_slot(&self) -> HashMap<u64, SlotFunction> {
         let mut by_slot = HashMap::new();
-        let Some((elf, table)) = self.elf().and_then(|elf| Some((elf, elf.dynamic_symbols()?))) else {
-            return by_slot;
-        };
-        let mut functions = HashMap::new();
-        table.for_each(&elf.budget(), |index, symbol| {
-            if symbol.is_function() && symbol.kind == elf::STT_FUNC.0 {
-                functions.insert(index, symbol.value);
-            }
-        });
-        let plain = arch::HOST.relocation_types().plain;
+        let Some(elf) = self.elf() else { return by_slot };
+        let functions = dynamic_functions(elf);
+        let resolvers = resolvers_of_copiers(elf);
+        let RelocationTypes { irelative, plain } = arch::HOST.relocation_types();
         for_each_relocation(elf, |relocation| {
-            if let Some(function) = functions.get(&relocation.symbol)
-                && plain.contains(&relocation.kind)
-                && relocation.addend == 0
-            {
-                by_slot.insert(relocation.vaddr, *function);
+            let is_of_copier = relocation.kind == irelative && resolvers.contains(&relocation.addend);
+            let named = functions.get(&relocation.symbol).copied();
+            let named = named.filter(|_| plain.contains(&relocation.kind) && relocation.addend == 0);
+            let function = if is_of_copier { Some(SlotFunction::ReturnsArgument) } else { named };
+            if let Some(function) = function {
+                by_slot.insert(relocation.vaddr, function);
             }
-            by_slot.len() < MAX_OWN_SLOTS
+            by_slot.len() < MAX_SLOTS_OF_ALL
         });
         by_slot
     }
+}
+
+/// Functions that return their first argument (POSIX; glibc's of `_FORTIFY_SOURCE`).
+const COPIERS: [&[u8]; 7] =
+    [b"memcpy", b"memmove", b"memset", b"strcpy", b"__memcpy_chk", b"__memmove_chk", b"__memset_chk"];
+
+/// The functions that relocations name, by the indices of their symbols.
+fn dynamic_functions(elf: &ElfFile) -> HashMap<u32, SlotFunction> {
+    let mut functions = HashMap::new();
+    let Some(table) = elf.dynamic_symbols() else { return functions };
+    table.for_each(&elf.budget(), |index, symbol| {
+        if symbol.is_function() && symbol.kind == elf::STT_FUNC.0 {
+            functions.insert(index, SlotFunction::Own(symbol.value));
+        }
+    });
+    table.for_each_named(
+        &elf.budget(),
+        |_| true,
+        |index, name| {
+            if COPIERS.contains(&name) {
+                functions.insert(index, SlotFunction::ReturnsArgument);
+            }
+        },
+    );
+    functions
+}
+
+/// Addresses of the resolvers of [`COPIERS`].
+fn resolvers_of_copiers(elf: &ElfFile) -> HashSet<u64> {
+    let mut resolvers = HashSet::new();
+    for table in elf.symbol_tables() {
+        let is_resolver = |symbol: &RawSymbol| symbol.kind == elf::STT_GNU_IFUNC.0 && symbol.section != 0;
+        let mut places = HashMap::new();
+        table.for_each(&elf.budget(), |index, symbol| {
+            if is_resolver(&symbol) {
+                places.insert(index, symbol.value);
+            }
+        });
+        table.for_each_named(&elf.budget(), is_resolver, |index, name| {
+            if COPIERS.contains(&name) {
+                resolvers.extend(places.get(&index));
+            }
+        });
+    }
+    resolvers
 }
 
 /// Calls `with` for all relocations, until it says that it is enough. What cannot be read has none.

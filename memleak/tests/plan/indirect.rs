@@ -6,6 +6,7 @@ use std::{
 };
 
 use memleak::{
+    arch::returns::SlotFunction,
     probe::plan::{AttachPoint, PlanOptions, SkipReason, plan},
     proc::{maps::read_maps, memory::ProcessMemory},
     target::{
@@ -99,10 +100,11 @@ fn says_when_an_indirect_function_is_not_resolved_yet() {
 
 /// By the slots of readelf's relocations, and the addresses that nm has.
 #[test]
-fn own_functions_are_known_by_their_slots() {
+fn functions_are_known_by_their_slots() {
     const CODE: &str = "
         #include <stdlib.h>
-        void *slow(unsigned long n) { return malloc(n); }
+        #include <string.h>
+        void *slow(unsigned long n) { return memset(malloc(n), 1, n); }
         void *quick(unsigned long n) { return n == 0 ? NULL : slow(n); }
         void *(*const pointer)(unsigned long) = quick;
         void *(*const end_of_none)(unsigned long) = NULL;";
@@ -112,14 +114,19 @@ fn own_functions_are_known_by_their_slots() {
     for line in relocations.lines() {
         // Offset, info, type, value, name.
         let words: Vec<&str> = line.split_whitespace().collect();
-        if let [offset, _, _, _, name @ ("slow" | "quick"), ..] = words[..] {
+        let name = words.get(4).and_then(|name| name.split('@').next());
+        if let (Some(offset), Some(name @ ("slow" | "quick" | "memset"))) = (words.first(), name) {
             expected.insert(u64::from_str_radix(offset, 16).unwrap(), name);
         }
     }
-    assert_eq!(expected.len(), 2, "a slot for the call of `slow`, and `pointer`");
+    assert_eq!(expected.len(), 3, "slots for the calls of `slow` and memset, and `pointer`");
     let symbols = all_symbols(&library);
     let vaddr = |name: &str| symbols.iter().find(|symbol| symbol.name == name).unwrap().vaddr;
-    let expected: HashMap<u64, u64> = expected.into_iter().map(|(slot, name)| (slot, vaddr(name))).collect();
+    let function = |name| match name {
+        "memset" => SlotFunction::ReturnsArgument,
+        own => SlotFunction::Own(vaddr(own)),
+    };
+    let expected: HashMap<_, _> = expected.into_iter().map(|(slot, name)| (slot, function(name))).collect();
     let object = Object::open(&library, &SymbolNames::default()).unwrap();
-    assert_eq!(object.elf.unwrap().own_functions_by_slot(), expected);
+    assert_eq!(object.elf.unwrap().functions_by_slot(), expected);
 }

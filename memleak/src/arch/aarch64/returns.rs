@@ -13,15 +13,21 @@
 //! What is left otherwise by an address that is known at run time only (`br`: a table of cases, or
 //! a jump to another library's function) is not followed. Such a call returns where the other
 //! function does: if that is probed too its `ret` counts, and else the call is counted as missed.
+//!
+//! Where the function that is jumped to through a slot returns its first argument (calloc goes on
+//! by memset), its returns are everybody's: the jump to it is as good, since what is returned is
+//! known there.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use crate::arch::returns::Unclear;
+use crate::arch::returns::{SlotFunction, Unclear};
 
 /// Instructions that are looked at, at most.
 const MAX_INSTRUCTIONS: usize = 1 << 14;
 /// A function has no more `ret` instructions than this: each is a probe.
 const MAX_RETURNS: usize = 64;
+/// Instructions of a stub of the linker's, by which a slot's function is called.
+const STUB_INSTRUCTIONS: u64 = 6;
 /// Bytes of code that are read at once, if the function's size is not known.
 const PIECE: u64 = 1024;
 
@@ -31,7 +37,7 @@ pub(crate) struct Code<W, F, S> {
     pub whole_function: W,
     /// So many bytes of code from an address on, or what there is.
     pub code_from: F,
-    /// The object's own function that the slot at an address is for.
+    /// What the slot at an address leads to, if it is known.
     pub function_of_slot: S,
 }
 
@@ -41,7 +47,7 @@ pub(crate) fn returns<W, F, S>(vaddr: u64, code: &Code<W, F, S>) -> Result<BTree
 where
     W: Fn(u64) -> Option<Vec<u8>>,
     F: Fn(u64, u64) -> Vec<u8>,
-    S: Fn(u64) -> Option<u64>,
+    S: Fn(u64) -> Option<SlotFunction>,
 {
     let (whole, from) = (&code.whole_function, &code.code_from);
     match Found::of(vaddr, whole, from, &code.function_of_slot) {
@@ -58,8 +64,13 @@ struct Found {
     returns: BTreeSet<u64>,
     /// A way leads to an address that is known at run time only.
     leaves: bool,
-    /// Ways lead to the addresses in these slots.
-    slots: Vec<u64>,
+    /// Ways lead to the addresses in slots: where they jump, and the slots.
+    slots: Vec<(u64, u64)>,
+    /// Jumps, from and to where, and where branches lead to.
+    jumps: Vec<(u64, u64)>,
+    branches: HashSet<u64>,
+    /// Stubs of functions that return their first argument.
+    stubs: HashSet<u64>,
     /// A way ends with `retaa` or `retab`, which the kernel takes no probe at
     /// (arch/arm64/kernel/probes/decode-insn.c).
     is_signed: bool,
@@ -73,7 +84,7 @@ impl Found {
         vaddr: u64,
         whole_function: &impl Fn(u64) -> Option<Vec<u8>>,
         code_from: &impl Fn(u64, u64) -> Vec<u8>,
-        function_of_slot: &impl Fn(u64) -> Option<u64>,
+        function_of_slot: &impl Fn(u64) -> Option<SlotFunction>,
     ) -> Result<BTreeSet<u64>, Unclear> {
         let mut found = Self { to_do: vec![vaddr], ..Self::default() };
         while let Some(start) = found.to_do.pop() {
@@ -84,18 +95,32 @@ impl Found {
                 Some(code) => found.sweep(start, &code)?,
                 None => found.follow(start, code_from)?,
             }
-            for slot in std::mem::take(&mut found.slots) {
+            for (at, slot) in std::mem::take(&mut found.slots) {
                 match function_of_slot(slot) {
-                    Some(function) => found.to_do.push(function),
+                    Some(SlotFunction::Own(function)) => found.to_do.push(function),
+                    Some(SlotFunction::ReturnsArgument) => found.returns_argument(vaddr, start, at),
                     None => found.leaves = true,
                 }
             }
         }
+        let stubs = &found.stubs;
+        found.leaves |= !stubs.is_disjoint(&found.branches);
+        found.returns.extend(found.jumps.iter().filter(|(_, to)| stubs.contains(to)).map(|(at, _)| *at));
         match found.returns.len() {
             0 if found.is_signed => Err(Unclear::Signed),
             0 if !found.leaves => Err(Unclear::Extent),
             0..=MAX_RETURNS => Ok(found.returns),
             _ => Err(Unclear::Extent),
+        }
+    }
+
+    /// From `start` on a way has led to a jump, at `at`, to a function that returns its first
+    /// argument. That jump is everybody's if it is a stub's.
+    fn returns_argument(&mut self, vaddr: u64, start: u64, at: u64) {
+        if start != vaddr && at.wrapping_sub(start) < 4 * STUB_INSTRUCTIONS {
+            self.stubs.insert(start);
+        } else {
+            self.returns.insert(at);
         }
     }
 
@@ -108,7 +133,7 @@ impl Found {
             if let Instruction::Jump(target) | Instruction::Branch(target) = instruction
                 && !range.contains(&target)
             {
-                self.to_do.push(target);
+                self.go_on(at, target, instruction);
             }
             self.note(at, instruction)?;
         }
@@ -127,10 +152,10 @@ impl Found {
             self.note(at, instruction)?;
             match instruction {
                 Instruction::Jump(target) => {
-                    self.to_do.push(target);
+                    self.go_on(at, target, instruction);
                     return Ok(());
                 }
-                Instruction::Branch(target) => self.to_do.push(target),
+                Instruction::Branch(target) => self.go_on(at, target, instruction),
                 Instruction::Return
                 | Instruction::SignedReturn
                 | Instruction::Leave
@@ -146,13 +171,23 @@ impl Found {
         Ok(())
     }
 
+    /// A way leads from `at` to `target`.
+    fn go_on(&mut self, at: u64, target: u64, instruction: Instruction) {
+        self.to_do.push(target);
+        if matches!(instruction, Instruction::Jump(_)) {
+            self.jumps.push((at, target));
+        } else {
+            self.branches.insert(target);
+        }
+    }
+
     fn note(&mut self, at: u64, instruction: Instruction) -> Result<(), Unclear> {
         self.seen.insert(at);
         match instruction {
             Instruction::Return => drop(self.returns.insert(at)),
             Instruction::SignedReturn => self.is_signed = true,
             Instruction::Leave => self.leaves = true,
-            Instruction::Slot(slot) => self.slots.push(slot),
+            Instruction::Slot(slot) => self.slots.push((at, slot)),
             _ => {}
         }
         if self.seen.len() > MAX_INSTRUCTIONS { Err(Unclear::Extent) } else { Ok(()) }
@@ -311,10 +346,14 @@ mod tests {
         returns(0x1000, &code).map(|found| found.into_iter().collect())
     }
 
-    /// Those of the tests' code are at 0x4010 (a function at 0x1020) and at 0x4018 (none of its
-    /// own).
-    fn function_of_slot(slot: u64) -> Option<u64> {
-        (slot == 0x4010).then_some(0x1020)
+    /// Those of the tests' code are at 0x4010 (a function at 0x1020), at 0x4018 (nothing is known
+    /// of it) and at 0x4020 (memset's).
+    fn function_of_slot(slot: u64) -> Option<SlotFunction> {
+        match slot {
+            0x4010 => Some(SlotFunction::Own(0x1020)),
+            0x4020 => Some(SlotFunction::ReturnsArgument),
+            _ => None,
+        }
     }
 
     const ADRP_X16: u32 = 0xf000_0010; // three pages on
@@ -338,6 +377,21 @@ mod tests {
         // It has no `ret` of its own (mimalloc's realloc).
         let code = [&[b(1)], &stub[..], &[RET; 3], &rest].concat();
         assert_eq!(of(&code, &[(0x1000, 1)]), Ok(vec![0x1028]));
+    }
+
+    #[test]
+    fn a_jump_to_what_returns_its_argument_is_a_return() {
+        const LDR_MEMSET: u32 = 0xf940_1211; // [x16, #32]
+        let stub = [ADRP_X16, LDR_MEMSET, ADD_X16, BR_X17];
+        // calloc: cbz; ret; b to the stub.
+        let code = [&[cbz(2), RET, b(1)], &stub[..], &[RET; 8]].concat();
+        assert_eq!(of(&code, &[(0x1000, 3)]), Ok(vec![0x1004, 0x1008]));
+        assert_eq!(of(&code, &[]), Ok(vec![0x1004, 0x1008]));
+        // It goes there on a condition: that is no return, and nothing else is.
+        let code = [&[cbz(2), b(0)], &stub[..], &[RET; 8]].concat();
+        assert_eq!(of(&code, &[(0x1000, 2)]), Ok(vec![]));
+        // The stub is part of it.
+        assert_eq!(of(&[&stub[..], &[RET; 8]].concat(), &[]), Ok(vec![0x100c]));
     }
 
     #[test]
