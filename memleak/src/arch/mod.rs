@@ -130,6 +130,24 @@ impl Machine {
         }
     }
 
+    /// The function that the one at `vaddr` is another name of, since all that it does is to jump
+    /// to it, from the same as [`Self::returns`]. Where return addresses are replaced nobody needs
+    /// to know.
+    pub fn other_name_of(
+        self,
+        vaddr: u64,
+        code_from: impl Fn(u64, u64) -> Vec<u8>,
+        function_of_slot: impl Fn(u64) -> Option<SlotFunction>,
+    ) -> Option<u64> {
+        match self {
+            Self::X86_64 => None,
+            Self::Aarch64 => {
+                let code = aarch64::returns::Code { whole_function: (), code_from, function_of_slot };
+                aarch64::returns::other_name_of(vaddr, &code)
+            }
+        }
+    }
+
     /// The kernel has tracepoints of page faults.
     pub const fn tells_page_faults(self) -> bool {
         matches!(self, Self::X86_64)

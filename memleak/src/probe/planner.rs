@@ -324,7 +324,7 @@ impl<'a> Planner<'a> {
             return Err(SkipReason::Go);
         }
         let (vaddr, size) = match symbol.kind {
-            SymbolKind::Function => (symbol.vaddr, symbol.size),
+            SymbolKind::Function => self.code_of(symbol.vaddr, symbol.size, row),
             SymbolKind::Indirect => {
                 let vaddr = ifunc::resolve(self.objects, self.object, symbol, self.memory)?;
                 (vaddr, self.elf.function_size_at(vaddr))
@@ -400,6 +400,21 @@ impl<'a> Planner<'a> {
             Scope::Operator if !self.options.mends_stack => Some(ANY_THREAD),
             _ => None,
         }
+    }
+
+    /// The code of a function of this row, and its size. One that only jumps to another one of the
+    /// same row (mimalloc's memalign to mi_memalign) is a name of that: its calls would be taken
+    /// for calls of one function that have not returned.
+    fn code_of(&self, vaddr: u64, size: u64, row: &Row) -> (u64, u64) {
+        let code_from = |from, len| self.elf.code(from, len);
+        let other = arch::HOST.other_name_of(vaddr, code_from, |slot| self.of_slot(slot));
+        let is_of_row = |symbol: &FunctionSymbol, other| {
+            symbol.vaddr == other
+                && symbol.kind == SymbolKind::Function
+                && symbol.name.ends_with(row.function.as_ref())
+        };
+        let other = other.filter(|other| self.elf.symbols().iter().any(|symbol| is_of_row(symbol, *other)));
+        other.map_or((vaddr, size), |other| (other, self.elf.function_size_at(other)))
     }
 
     fn of_slot(&self, slot: u64) -> Option<SlotFunction> {

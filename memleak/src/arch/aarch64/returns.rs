@@ -57,6 +57,28 @@ where
     }
 }
 
+/// The function that the one at `vaddr` is another name of: all that it does is to jump to it.
+pub(crate) fn other_name_of<W, F, S>(vaddr: u64, code: &Code<W, F, S>) -> Option<u64>
+where
+    F: Fn(u64, u64) -> Vec<u8>,
+    S: Fn(u64) -> Option<SlotFunction>,
+{
+    const BTI_C: u32 = 0xd503_245f;
+    let code_at = |at| (code.code_from)(at, 4 * STUB_INSTRUCTIONS);
+    let first = code_at(vaddr);
+    let (at, word) = (vaddr..).step_by(4).zip(words(&first)).find(|(_, word)| *word != BTI_C)?;
+    let Instruction::Jump(to) = Instruction::of(word, at) else { return None };
+    let (stub, mut before) = (code_at(to), Before::default());
+    let mut stub = (to..).step_by(4).zip(words(&stub)).map(|(at, word)| before.next(word, at));
+    match stub.find(|instruction| *instruction != Instruction::Other) {
+        Some(Instruction::Slot(slot)) => match (code.function_of_slot)(slot)? {
+            SlotFunction::Own(function) => Some(function),
+            SlotFunction::ReturnsArgument => None,
+        },
+        _ => Some(to),
+    }
+}
+
 #[derive(Default)]
 struct Found {
     seen: HashSet<u64>,
@@ -377,6 +399,26 @@ mod tests {
         // It has no `ret` of its own (mimalloc's realloc).
         let code = [&[b(1)], &stub[..], &[RET; 3], &rest].concat();
         assert_eq!(of(&code, &[(0x1000, 1)]), Ok(vec![0x1028]));
+    }
+
+    #[test]
+    fn a_function_that_only_jumps_is_another_name() {
+        const BTI_C: u32 = 0xd503_245f;
+        let name_of = |code: &[u32]| {
+            let bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let code_from = |at: u64, len: u64| {
+                let rest = bytes.get((at - 0x1000) as usize..).unwrap_or_default();
+                rest[..rest.len().min(len as usize)].to_vec()
+            };
+            other_name_of(0x1000, &Code { whole_function: (), code_from, function_of_slot })
+        };
+        let stub = [ADRP_X16, LDR_X17, ADD_X16, BR_X17];
+        assert_eq!(name_of(&[b(2), NOP, PUSH, RET]), Some(0x1008));
+        assert_eq!(name_of(&[BTI_C, b(2), NOP, PUSH, RET]), Some(0x100c));
+        assert_eq!(name_of(&[&[b(2), NOP][..], &stub].concat()), Some(0x1020));
+        assert_eq!(name_of(&[&[cbz(2), NOP][..], &stub].concat()), None);
+        assert_eq!(name_of(&[NOP, b(1), PUSH, RET]), None);
+        assert_eq!(name_of(&[]), None);
     }
 
     #[test]
