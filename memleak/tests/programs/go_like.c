@@ -9,8 +9,8 @@ static char other_stack[1 << 16] __attribute__((aligned(16)));
 char *const end_of_other_stack = other_stack + sizeof other_stack;
 
 // Calls `function(size)` on the other stack. Like Go's runtime.asmcgocall it has no frame record of its own: that of its
-// caller is on the old stack. On arm64 Go's puts the frame pointer of the thread's own stack into x29, which is 0
-// (src/runtime/asm_arm64.s, `g_sched+gobuf_bp`), so nothing leads back.
+// caller is on the old stack. On arm64 Go's puts the frame pointer of the thread's own stack into x29
+// (src/runtime/asm_arm64.s, `g_sched+gobuf_bp`), here 0: nothing leads back.
 void *call_on_other_stack(void *(*function)(size_t), size_t size);
 __asm__(".text\n"
         ".type call_on_other_stack, %function\n"
