@@ -8,7 +8,8 @@ use memleak::{
     arch::{Machine, x86_64::placement::place},
     target::{
         allocator::{identify, marker_names},
-        object::{Object, RelocationSlots, SymbolNames},
+        object::{Object, SymbolNames},
+        slots::RelocationSlots,
     },
 };
 use memleak_fuzz::{mapping, memory_file};
@@ -21,6 +22,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let object = Object::open(&path, &names).expect("the file is there");
     let Ok(elf) = object.elf else { return };
     identify(&elf);
+    let _ = elf.functions_by_slot();
     let _ = (elf.is_static(), elf.is_go(), elf.file_offset_of(mapping().file_offset));
     for place in elf.usdt_places("libstdcxx", "throw") {
         let _ = place.arguments.split(' ').map(|text| Machine::X86_64.probe_argument(text)).count();

@@ -7,7 +7,7 @@
 pub(crate) mod aarch64;
 pub mod placement;
 pub(crate) mod relocations;
-pub(crate) mod returns;
+pub mod returns;
 pub mod x86_64;
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -25,7 +25,7 @@ use memleak_common::usdt::Argument;
 use object::elf;
 use placement::Placement;
 use relocations::RelocationTypes;
-use returns::Unclear;
+use returns::{SlotFunction, Unclear};
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::host::{
     Breakpoint, MACHINE as HOST, OLD_FILE_CALLS, OLDEST_LINUX, QEMU, STACK_POINTER, SYSTEM_CALLS, VALGRIND,
@@ -112,16 +112,39 @@ impl Machine {
 
     /// Addresses (`vaddr`) of the instructions by which the function at `vaddr` returns.
     /// `whole_function` gives all code of the function at an address, `code_from` so many bytes of
-    /// code from an address on, or what there is.
+    /// code from an address on, or what there is, `function_of_slot` what a
+    /// slot of the dynamic linker's leads to.
     pub fn returns(
         self,
         vaddr: u64,
         whole_function: impl Fn(u64) -> Option<Vec<u8>>,
         code_from: impl Fn(u64, u64) -> Vec<u8>,
+        function_of_slot: impl Fn(u64) -> Option<SlotFunction>,
     ) -> Result<BTreeSet<u64>, Unclear> {
         match self {
             Self::X86_64 => x86_64::returns::returns(vaddr, whole_function),
-            Self::Aarch64 => aarch64::returns::returns(vaddr, whole_function, code_from),
+            Self::Aarch64 => {
+                let code = aarch64::returns::Code { whole_function, code_from, function_of_slot };
+                aarch64::returns::returns(vaddr, &code)
+            }
+        }
+    }
+
+    /// The function that the one at `vaddr` is another name of, since all that it does is to jump
+    /// to it, from the same as [`Self::returns`]. Where return addresses are replaced nobody needs
+    /// to know.
+    pub fn other_name_of(
+        self,
+        vaddr: u64,
+        code_from: impl Fn(u64, u64) -> Vec<u8>,
+        function_of_slot: impl Fn(u64) -> Option<SlotFunction>,
+    ) -> Option<u64> {
+        match self {
+            Self::X86_64 => None,
+            Self::Aarch64 => {
+                let code = aarch64::returns::Code { whole_function: (), code_from, function_of_slot };
+                aarch64::returns::other_name_of(vaddr, &code)
+            }
         }
     }
 

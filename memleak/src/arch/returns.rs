@@ -1,4 +1,4 @@
-//! Why a function's returns are not known.
+//! Where functions go on, and why a function's returns are not known.
 
 /// Why a function's `ret` instructions cannot be probed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,4 +18,13 @@ pub enum Unclear {
     /// It returns by instructions that the kernel cannot probe (arm64's `retaa`).
     #[error("it returns by instructions that cannot be probed")]
     Signed,
+}
+
+/// What a slot of the dynamic linker's leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotFunction {
+    /// The object's own function at this `vaddr`, or another object's of the same name.
+    Own(u64),
+    /// A function that returns its first argument (memset).
+    ReturnsArgument,
 }

@@ -1,6 +1,7 @@
 //! Makes a [`Plan`]: finds the functions of each object, and where to probe each.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeSet, HashMap, HashSet},
     ops::Range,
 };
@@ -17,7 +18,7 @@ use crate::{
     arch::{
         self,
         placement::{Placement, Reason},
-        returns::Unclear,
+        returns::{SlotFunction, Unclear},
     },
     proc::memory::ReadMemory,
     snapshot::own::Code,
@@ -82,6 +83,8 @@ struct Planner<'a> {
     taken: HashMap<u64, (String, ProbeRow)>,
     /// Addresses in the object of the allocator's functions.
     code: Vec<Range<u64>>,
+    /// [`Elf::functions_by_slot`], once it was needed.
+    by_slot: OnceCell<HashMap<u64, SlotFunction>>,
 }
 
 impl<'a> Planner<'a> {
@@ -93,7 +96,8 @@ impl<'a> Planner<'a> {
         memory: Option<&'a dyn ReadMemory>,
     ) -> Self {
         let is_chosen = options.object.is_none_or(|name| names_object(name, object));
-        Self { objects, object, elf, options, memory, is_chosen, taken: HashMap::new(), code: Vec::new() }
+        let (taken, code, by_slot) = (HashMap::new(), Vec::new(), OnceCell::new());
+        Self { objects, object, elf, options, memory, is_chosen, taken, code, by_slot }
     }
 
     fn run(mut self, plan: &mut Plan) {
@@ -320,7 +324,7 @@ impl<'a> Planner<'a> {
             return Err(SkipReason::Go);
         }
         let (vaddr, size) = match symbol.kind {
-            SymbolKind::Function => (symbol.vaddr, symbol.size),
+            SymbolKind::Function => self.code_of(symbol.vaddr, symbol.size, row),
             SymbolKind::Indirect => {
                 let vaddr = ifunc::resolve(self.objects, self.object, symbol, self.memory)?;
                 (vaddr, self.elf.function_size_at(vaddr))
@@ -398,10 +402,30 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// The code of a function of this row, and its size. One that only jumps to another one of the
+    /// same row (mimalloc's memalign to mi_memalign) is a name of that: its calls would be taken
+    /// for calls of one function that have not returned.
+    fn code_of(&self, vaddr: u64, size: u64, row: &Row) -> (u64, u64) {
+        let code_from = |from, len| self.elf.code(from, len);
+        let other = arch::HOST.other_name_of(vaddr, code_from, |slot| self.of_slot(slot));
+        let is_of_row = |symbol: &FunctionSymbol, other| {
+            symbol.vaddr == other
+                && symbol.kind == SymbolKind::Function
+                && symbol.name.ends_with(row.function.as_ref())
+        };
+        let other = other.filter(|other| self.elf.symbols().iter().any(|symbol| is_of_row(symbol, *other)));
+        other.map_or((vaddr, size), |other| (other, self.elf.function_size_at(other)))
+    }
+
+    fn of_slot(&self, slot: u64) -> Option<SlotFunction> {
+        self.by_slot.get_or_init(|| self.elf.functions_by_slot()).get(&slot).copied()
+    }
+
     /// Where the function at `vaddr`, of this size or 0, returns.
     fn returns(&self, vaddr: u64, size: u64) -> Result<BTreeSet<u64>, Unclear> {
         let whole = |other| self.whole_function(other, if other == vaddr { size } else { 0 });
-        arch::HOST.returns(vaddr, whole, |from, len| self.elf.code(from, len))
+        let code_from = |from, len| self.elf.code(from, len);
+        arch::HOST.returns(vaddr, whole, code_from, |slot| self.of_slot(slot))
     }
 
     /// All code of the function at `vaddr`, whose size is this or, if it is 0, a symbol's.

@@ -376,9 +376,10 @@ fn add_open(open: &mut Open, lines: &[AllocationLine], targets: &Targets) {
 }
 
 /// The stack is cut, but the program's own part is there: what calls `main` is start code, of which
-/// musl's and a few others' say nothing.
+/// musl's and a few others' say nothing. What a walk could not follow for another reason is
+/// missing.
 fn is_no_loss(note: &Note, frames: &[Frame]) -> bool {
-    matches!(note, Note::Cut(cut) if *cut != Cut::TooDeep)
+    matches!(note, Note::Cut(Cut::NoUnwindInformation))
         && frames.last().is_some_and(|frame| frame.symbol.as_deref() == Some("main"))
 }
 
@@ -392,5 +393,27 @@ fn target_info(target: &TargetSpec, targets: &Targets) -> TargetInfo {
         kind: kind.into(),
         pids: targets.iter().map(|(_, traced)| traced.id.pid).collect(),
         comm: targets.iter().next().map_or_else(String::new, |(_, traced)| traced.comm.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::symbolize::NoSymbol;
+
+    #[test]
+    fn only_start_code_without_unwind_information_is_no_loss() {
+        let frames = |last: &str| {
+            let nameless = Frame::without_function(1, None, None, NoSymbol::NotInSymbolTable);
+            ["keep", last].map(|name| Frame { symbol: Some(name.to_owned()), ..nameless.clone() })
+        };
+        assert!(is_no_loss(&Note::Cut(Cut::NoUnwindInformation), &frames("main")));
+        assert!(!is_no_loss(&Note::Cut(Cut::NoUnwindInformation), &frames("run")));
+        for cut in
+            [Cut::TooDeep, Cut::Unsupported, Cut::Unreadable, Cut::NoProgress, Cut::UnknownStackPointer]
+        {
+            assert!(!is_no_loss(&Note::Cut(cut), &frames("main")), "{cut:?}");
+        }
+        assert!(!is_no_loss(&Note::WaitedInAccept, &frames("main")));
     }
 }

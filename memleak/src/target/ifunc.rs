@@ -1,7 +1,10 @@
 //! Indirect functions (`STT_GNU_IFUNC`): the symbol names a resolver, and the address that it chose
 //! is written in the target's relocation slots only.
 
-use super::object::{FunctionSymbol, Object, RelocationSlots};
+use super::{
+    object::{FunctionSymbol, Object},
+    slots::RelocationSlots,
+};
 use crate::proc::memory::ReadMemory;
 
 /// Why the function behind a resolver is not known.

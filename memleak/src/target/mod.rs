@@ -9,3 +9,4 @@ pub mod object;
 pub(crate) mod process;
 pub mod selector;
 pub mod signatures;
+pub mod slots;

@@ -1,5 +1,4 @@
-//! The files that a target has mapped, as probing sees them: functions by name, code, relocation
-//! slots, load bias.
+//! The files that a target has mapped, as probing sees them: functions by name, code, load bias.
 
 use std::{
     collections::HashSet,
@@ -18,7 +17,7 @@ use object::elf;
 use super::signatures;
 pub use crate::elf::symbols::{FunctionSymbol, SymbolKind, SymbolNames};
 use crate::{
-    arch::{self, Machine, relocations::RelocationTypes},
+    arch::{self, Machine},
     elf::{ElfFile, UsdtPlace, debug_files::Roots, symbols::functions_named},
     objects::{ObjectFile, ObjectStore, place_of},
     proc::{
@@ -35,10 +34,6 @@ const MAX_CODE: u64 = 1 << 20;
 const SEARCH_WINDOW: usize = 1 << 20;
 /// Most bytes of a segment in which a text is looked for.
 const MAX_SEARCHED: u64 = 512 << 20;
-/// Most relocation slots of one symbol; a linker makes two or three.
-const MAX_SLOTS: usize = 256;
-/// Bytes of a relocation with addend, for 64 bits (`Elf64_Rela`).
-const RELA_BYTES: usize = 24;
 
 /// Tells files apart: the same object mapped by several paths or processes is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,25 +70,6 @@ pub enum ObjectError {
     /// An object file or core dump.
     #[error("is neither an executable nor a shared object")]
     NotLoadable,
-}
-
-/// Which of an object's relocation slots are meant.
-#[derive(Clone, Copy, Debug)]
-pub enum RelocationSlots<'a> {
-    /// Those that get the result of the resolver at this address (`R_*_IRELATIVE`).
-    OfResolver(u64),
-    /// Those that get the address of this symbol (`R_*_JUMP_SLOT`, `R_*_GLOB_DAT`, `R_*_64`).
-    OfSymbol(&'a str),
-}
-
-/// A place in the object's data that the dynamic linker, or a static program's start-up, fills with
-/// an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot {
-    /// Address of the slot in the object, before the load bias.
-    pub vaddr: u64,
-    /// What the file holds there. Until a lazy slot is resolved it is this, plus the load bias.
-    pub initial: u64,
 }
 
 /// The parts of an ELF file that probing needs.
@@ -157,7 +133,7 @@ impl Elf {
         Ok(Self { symbols, is_static, is_go, has_symbol_table, is_program, maps_memory, recognised, file })
     }
 
-    fn elf(&self) -> Option<&ElfFile> {
+    pub(super) fn elf(&self) -> Option<&ElfFile> {
         self.file.elf().ok()
     }
 
@@ -327,56 +303,6 @@ impl Elf {
             next > 0 && is_of_no_file(next - 1) && is_of_no_file(next)
         })
     }
-
-    /// The relocation slots that `which` describes. None of a damaged file.
-    pub fn slots(&self, which: RelocationSlots<'_>) -> Vec<Slot> {
-        let Some(elf) = self.elf() else { return Vec::new() };
-        let RelocationTypes { irelative, plain } = arch::HOST.relocation_types();
-        let mut named = HashSet::new();
-        if let (RelocationSlots::OfSymbol(name), Some(table)) = (which, elf.dynamic_symbols()) {
-            table.for_each_named(
-                &elf.budget(),
-                |_| true,
-                |index, found| {
-                    if found == name.as_bytes() {
-                        named.insert(index);
-                    }
-                },
-            );
-        }
-        let matches = |info: u64, addend: u64| {
-            let r_type = elf::RelocationType(info as u32);
-            match which {
-                RelocationSlots::OfResolver(vaddr) => r_type == irelative && addend == vaddr,
-                RelocationSlots::OfSymbol(_) => {
-                    plain.contains(&r_type) && named.contains(&((info >> 32) as u32))
-                }
-            }
-        };
-        let mut vaddrs = Vec::new();
-        let budget = elf.budget();
-        for section in elf.sections.iter().filter(|section| section.kind == elf::SHT_RELA.0) {
-            // What cannot be read has none.
-            let _ = elf.source().pieces(section.offset, section.size, RELA_BYTES, &budget, |piece| {
-                for relocation in piece.chunks_exact(RELA_BYTES) {
-                    let word = |at| elf.format.field(relocation, at, 8);
-                    if matches(word(8), word(16)) {
-                        vaddrs.push(word(0));
-                    }
-                }
-                vaddrs.len() < MAX_SLOTS
-            });
-        }
-        vaddrs.truncate(MAX_SLOTS);
-        vaddrs.into_iter().map(|vaddr| Slot { vaddr, initial: initial_word(elf, vaddr) }).collect()
-    }
-}
-
-/// The word that the file holds at `vaddr`, 0 if it holds none (`.bss`).
-fn initial_word(elf: &ElfFile, vaddr: u64) -> u64 {
-    let mut word = [0; 8];
-    let read = elf.offset_of(vaddr).map(|offset| elf.source().read(offset, &mut word, &elf.budget()));
-    if matches!(read, Some(Ok(()))) { u64::from_ne_bytes(word) } else { 0 }
 }
 
 /// Sections that the Go linker writes (cmd/link/internal/ld); `strip` leaves them.

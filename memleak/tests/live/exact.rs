@@ -5,6 +5,7 @@ use std::process::Command;
 use crate::{
     guard::alone,
     ledger,
+    machine::IS_ARM,
     process::Running,
     programs::{Link, build, text},
     tracer::{NEVER, Tracer, trace_command},
@@ -54,6 +55,11 @@ fn each_function_alone(link: Link, functions: &[&str]) {
         assert!(!ledger.is_empty(), "{function}: {:?}", outcome.ended);
         let report = outcome.last_report();
         println!("{function}");
+        if IS_ARM && matches!(link, Link::Musl | Link::MuslShared) {
+            // No rows are derived from its code there.
+            report.assert_equals_but_cut(&ledger);
+            continue;
+        }
         report.assert_equals(&ledger);
         report.assert_nothing_lost();
     }

@@ -9,6 +9,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use crate::machine::IS_ARM;
+
 /// How a program is linked.
 #[derive(Clone, Copy, Debug, Hash)]
 pub(crate) enum Link {
@@ -33,9 +35,14 @@ pub(crate) enum Link {
 impl Link {
     fn flags(self) -> &'static [&'static str] {
         match self {
-            Self::Dynamic | Self::MuslShared => &["-pthread"],
+            Self::Dynamic => &["-pthread"],
             Self::Lld => &["-pthread", "-fuse-ld=lld"],
-            Self::Static | Self::Musl => &["-pthread", "-static"],
+            Self::Static => &["-pthread", "-static"],
+            // What gcc's library has for arm64's atomics asks glibc what the processor can do.
+            Self::MuslShared if IS_ARM => &["-pthread", "-mno-outline-atomics"],
+            Self::Musl if IS_ARM => &["-pthread", "-static", "-mno-outline-atomics"],
+            Self::MuslShared => &["-pthread"],
+            Self::Musl => &["-pthread", "-static"],
             Self::StaticPie => &["-pthread", "-static-pie"],
             Self::Library => &["-shared", "-fPIC"],
             Self::Bare => &["-nostdlib", "-static"],

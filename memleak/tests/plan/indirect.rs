@@ -1,15 +1,22 @@
 //! Indirect functions, whose code is known once the target has chosen it.
 
-use std::path::Path;
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 use memleak::{
+    arch::returns::SlotFunction,
     probe::plan::{AttachPoint, PlanOptions, SkipReason, plan},
     proc::{maps::read_maps, memory::ProcessMemory},
-    target::{ifunc::IfuncError, object::Object},
+    target::{
+        ifunc::IfuncError,
+        object::{Object, SymbolNames},
+    },
 };
 
 use crate::{
-    fixture::{Running, Segments, compile},
+    fixture::{Running, Segments, all_symbols, compile, run},
     objects_of, skip_reasons,
 };
 
@@ -89,4 +96,37 @@ fn says_when_an_indirect_function_is_not_resolved_yet() {
     let memory = ProcessMemory::open(running.pid()).unwrap();
     let plan = plan(&objects_of(running.pid(), &options), &options, Some(&memory));
     assert_eq!(skip_reasons(&plan, "my_malloc"), [&SkipReason::Ifunc(IfuncError::NotResolved)]);
+}
+
+/// By the slots of readelf's relocations, and the addresses that nm has.
+#[test]
+fn functions_are_known_by_their_slots() {
+    const CODE: &str = "
+        #include <stdlib.h>
+        #include <string.h>
+        void *slow(unsigned long n) { return memset(malloc(n), 1, n); }
+        void *quick(unsigned long n) { return n == 0 ? NULL : slow(n); }
+        void *(*const pointer)(unsigned long) = quick;
+        void *(*const end_of_none)(unsigned long) = NULL;";
+    let library = compile("gcc", "libplan_slots.so", CODE, &["-shared", "-fPIC"]);
+    let path = library.to_str().unwrap();
+    let (mut expected, relocations) = (BTreeMap::new(), run("readelf", &["-rW", path]));
+    for line in relocations.lines() {
+        // Offset, info, type, value, name.
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let name = words.get(4).and_then(|name| name.split('@').next());
+        if let (Some(offset), Some(name @ ("slow" | "quick" | "memset"))) = (words.first(), name) {
+            expected.insert(u64::from_str_radix(offset, 16).unwrap(), name);
+        }
+    }
+    assert_eq!(expected.len(), 3, "slots for the calls of `slow` and memset, and `pointer`");
+    let symbols = all_symbols(&library);
+    let vaddr = |name: &str| symbols.iter().find(|symbol| symbol.name == name).unwrap().vaddr;
+    let function = |name| match name {
+        "memset" => SlotFunction::ReturnsArgument,
+        own => SlotFunction::Own(vaddr(own)),
+    };
+    let expected: HashMap<_, _> = expected.into_iter().map(|(slot, name)| (slot, function(name))).collect();
+    let object = Object::open(&library, &SymbolNames::default()).unwrap();
+    assert_eq!(object.elf.unwrap().functions_by_slot(), expected);
 }

@@ -9,7 +9,8 @@ static char other_stack[1 << 16] __attribute__((aligned(16)));
 char *const end_of_other_stack = other_stack + sizeof other_stack;
 
 // Calls `function(size)` on the other stack. Like Go's runtime.asmcgocall it has no frame record of its own: that of its
-// caller is on the old stack.
+// caller is on the old stack. On arm64 Go's puts the frame pointer of the thread's own stack into x29
+// (src/runtime/asm_arm64.s, `g_sched+gobuf_bp`), here 0: nothing leads back.
 void *call_on_other_stack(void *(*function)(size_t), size_t size);
 __asm__(".text\n"
         ".type call_on_other_stack, %function\n"
@@ -21,9 +22,12 @@ __asm__(".text\n"
         "    adrp x4, end_of_other_stack\n"
         "    ldr x4, [x4, :lo12:end_of_other_stack]\n"
         "    mov sp, x4\n"
-        "    stp x3, x30, [sp, #-16]!\n"
+        "    stp x3, x30, [sp, #-32]!\n"
+        "    str x29, [sp, #16]\n"
+        "    mov x29, xzr\n"
         "    blr x2\n"
-        "    ldp x3, x30, [sp], #16\n"
+        "    ldr x29, [sp, #16]\n"
+        "    ldp x3, x30, [sp], #32\n"
         "    mov sp, x3\n"
 #else
         "    mov %rdi, %rdx\n"

@@ -1,6 +1,5 @@
 // Every shape of frame that a stack walk has to get through. Each scene ends in stop_here, where a debugger waits.
 #include <alloca.h>
-#include <immintrin.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdexcept>
