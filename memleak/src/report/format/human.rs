@@ -327,7 +327,10 @@ fn site_parts(report: &Report, site: &CallSite<'_>, by: Option<SplitBy>) -> Vec<
             }
         }
         Some(SplitBy::Size) => {
-            site.stacks.iter().flat_map(|stack| blocks_of(stack)).for_each(|(size, _)| add(size, size, 1));
+            site.stacks
+                .iter()
+                .flat_map(|stack| blocks_of(stack))
+                .for_each(|block| add(block.size, block.size, 1));
         }
         None => {}
     }
