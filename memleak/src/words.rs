@@ -19,6 +19,23 @@ impl fmt::Display for Grouped {
     }
 }
 
+/// `1 block`, `9,009 blocks`.
+pub(crate) fn counted(number: u64, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", Grouped(number))
+}
+
+/// By how much a number has changed, with its thousands apart: `+12,004`.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupedChange(pub i128);
+
+impl fmt::Display for GroupedChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.0 < 0 { '-' } else { '+' };
+        write!(f, "{sign}{}", Grouped(u64::try_from(self.0.unsigned_abs()).unwrap_or(u64::MAX)))
+    }
+}
+
 /// Milliseconds as people say them: `900 ms`, `41 s`, `9 min`, `3 h`, `2 d`.
 #[derive(Clone, Copy, Debug)]
 pub struct Span(pub u64);
@@ -68,6 +85,8 @@ mod tests {
     fn numbers_are_for_people() {
         let numbers = [0, 999, 1000, 12_004, 1_234_567].map(|number| Grouped(number).to_string());
         assert_eq!(numbers, ["0", "999", "1,000", "12,004", "1,234,567"]);
+        let changes = [0, 999, -1000, 12_004, i128::MIN].map(|number| GroupedChange(number).to_string());
+        assert_eq!(changes, ["+0", "+999", "-1,000", "+12,004", "-18,446,744,073,709,551,615"]);
         let times = [0, 999, 1000, 119_999, 120_000, 7_200_000, 200_000_000].map(|ms| Span(ms).to_string());
         assert_eq!(times, ["0 ms", "999 ms", "1 s", "119 s", "2 min", "2 h", "2 d"]);
         let bytes = [0, 1023, 1024, 1536, 1 << 20, (1 << 30) - 1, u64::MAX]

@@ -411,7 +411,7 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (
         &["-p", "1", "--fail-if", "growth"],
         "'growth' is not a condition",
-        "give growth>SIZE, new, lost>N or leak",
+        "give growth>SIZE (such as growth>1M), lost>N or leak",
     ),
     (&["-p", "1", "--fail-if", "growth>x"], "'x' is not a size", "give growth>SIZE"),
     (&["-p", "1", "--fail-if", "new"], "no stacks that were not there before", "memleak diff OLD NEW"),

@@ -9,10 +9,23 @@ use serde::Serialize;
 
 use crate::report::{
     condition::Facts,
-    format::{Measure, Style, flamegraph::draw_difference, folded::fold_report, path::write_path},
+    format::{
+        Measure, Style, flamegraph::draw_difference, folded::fold_report, line::wrap, path::write_path,
+    },
     model::{Report, StackReport},
 };
-use crate::words::{BinaryBytes, Grouped, Span};
+use crate::words::{BinaryBytes, Grouped, GroupedChange, Span, counted};
+
+/// Where what belongs to a heading begins.
+const INDENT: usize = 4;
+
+fn write_wrapped(text: &str, style: Style, out: &mut dyn Write) -> io::Result<()> {
+    let mut indent = 0;
+    wrap(text, style.columns().saturating_sub(INDENT)).iter().try_for_each(|line| {
+        let blanks = std::mem::replace(&mut indent, INDENT);
+        writeln!(out, "{:blanks$}{line}", "")
+    })
+}
 
 /// What one stack holds in two reports; nothing where it is not there.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +43,17 @@ impl Change<'_> {
     pub fn growth(&self) -> (i128, i128) {
         let (old, new) = (Self::numbers(self.old), Self::numbers(self.new));
         (i128::from(new.0) - i128::from(old.0), i128::from(new.1) - i128::from(old.1))
+    }
+
+    /// Its first word is for scripts.
+    fn heading(&self) -> String {
+        let ((bytes, count), kind) = (self.growth(), self.kind());
+        let held = |stack| {
+            let (bytes, count) = Self::numbers(stack);
+            format!("{} in {}", Grouped(bytes), Grouped(count))
+        };
+        let (old, new) = (held(self.old), held(self.new));
+        format!("{bytes:+} bytes ({}): {kind}, {old} -> {new}", GroupedChange(count))
     }
 
     fn kind(&self) -> &'static str {
@@ -127,49 +151,42 @@ impl<'a> Diff<'a> {
 
     /// Writes what has changed, for people and scripts: a heading begins with the bytes, signed.
     pub fn write_text(&self, top: usize, style: Style, out: &mut dyn Write) -> io::Result<()> {
-        let (bytes, count) = self.growth();
-        let amount = |bytes: i128| {
-            let sign = if bytes < 0 { '-' } else { '+' };
-            format!("{sign}{}", BinaryBytes(u64::try_from(bytes.unsigned_abs()).unwrap_or(u64::MAX)))
-        };
-        let kinds = ["new", "grown", "shrunk", "gone"];
-        let kinds: Vec<String> = kinds.iter().map(|kind| format!("{} {kind}", self.number(kind))).collect();
-        writeln!(
-            out,
-            "{} in {} blocks after {}; {} in {} blocks after {}: {} ({count:+} blocks); stacks: {}",
-            BinaryBytes(self.old.totals.bytes),
-            Grouped(self.old.totals.count),
-            Span(self.old.elapsed_ms),
-            BinaryBytes(self.new.totals.bytes),
-            Grouped(self.new.totals.count),
-            Span(self.new.elapsed_ms),
-            amount(bytes),
-            kinds.join(", "),
-        )?;
+        write_wrapped(&self.heading(), style, out)?;
         for change in self.changes.iter().take(top) {
-            let (bytes, count) = change.growth();
-            let (old, new) = (Change::numbers(change.old), Change::numbers(change.new));
-            writeln!(
-                out,
-                "{bytes:+} bytes ({count:+}): {}, {} in {} -> {} in {}",
-                change.kind(),
-                old.0,
-                old.1,
-                new.0,
-                new.1
-            )?;
+            write_wrapped(&change.heading(), style, out)?;
             let (report, stack) = match (change.new, change.old) {
                 (Some(stack), _) => (self.new, stack),
                 (None, Some(stack)) => (self.old, stack),
                 (None, None) => continue,
             };
             let frames: Vec<_> = report.frames_of(stack).collect();
-            write_path(&frames, stack.cut(), 4, style.columns(), style, out)?;
+            write_path(&frames, stack.cut(), INDENT, style.columns(), style, out)?;
         }
         match self.changes.len().saturating_sub(top) {
             0 => Ok(()),
-            more => writeln!(out, "{more} more have changed (-T)"),
+            more => writeln!(out, "{} more have changed (-T)", Grouped(more as u64)),
         }
+    }
+
+    /// What both hold in all, and by how much they differ.
+    fn heading(&self) -> String {
+        let (bytes, count) = self.growth();
+        let sign = if bytes < 0 { '-' } else { '+' };
+        let amount = BinaryBytes(u64::try_from(bytes.unsigned_abs()).unwrap_or(u64::MAX));
+        let side = |report: &Report| {
+            let Report { totals, elapsed_ms, .. } = report;
+            let blocks = counted(totals.count, "block");
+            format!("{} in {blocks} after {}", BinaryBytes(totals.bytes), Span(*elapsed_ms))
+        };
+        let kinds = ["new", "grown", "shrunk", "gone"];
+        let kinds = kinds.map(|kind| format!("{} {kind}", Grouped(self.number(kind) as u64)));
+        format!(
+            "{}; {}: {sign}{amount} ({} blocks); stacks: {}",
+            side(self.old),
+            side(self.new),
+            GroupedChange(count),
+            kinds.join(", "),
+        )
     }
 
     /// Writes one object with all that has changed.

@@ -32,12 +32,46 @@ pub struct TargetInfo {
     pub pids: Vec<u32>,
     /// Command name of the first.
     pub comm: String,
+    /// The command names of all, as far as they are known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub comms: BTreeMap<u32, String>,
 }
 
 impl TargetInfo {
     /// The kernel: no process.
     pub fn kernel() -> Self {
-        Self { kind: "kernel".into(), pids: Vec::new(), comm: "kernel".to_owned() }
+        Self { kind: "kernel".into(), pids: Vec::new(), comm: "kernel".to_owned(), comms: BTreeMap::new() }
+    }
+
+    /// The command name of a process; `process 4711` if that is not known.
+    pub fn comm_of(&self, pid: u32) -> Cow<'_, str> {
+        let is_first = self.pids.first().is_none_or(|first| *first == pid);
+        match (self.comms.get(&pid), is_first) {
+            (Some(comm), _) => comm.into(),
+            (None, true) => self.comm.as_str().into(),
+            (None, false) => format!("process {pid}").into(),
+        }
+    }
+
+    /// What is traced, in one line: `nginx`; of several processes all of them,
+    /// `nginx (12, 13), redis (15)`.
+    pub fn all(&self) -> String {
+        if self.pids.len() < 2 {
+            return self.comm.clone();
+        }
+        let mut names: Vec<(Cow<'_, str>, Vec<String>)> = Vec::new();
+        for pid in &self.pids {
+            let comm = self.comm_of(*pid);
+            match names.iter_mut().find(|(name, _)| *name == comm) {
+                Some((_, pids)) => pids.push(pid.to_string()),
+                None => names.push((comm, vec![pid.to_string()])),
+            }
+        }
+        names
+            .iter()
+            .map(|(name, pids)| format!("{name} ({})", pids.join(", ")))
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
 

@@ -50,6 +50,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// At the end of a run, for what is left.
 const LAST: Duration = Duration::from_secs(5);
+/// For the words of a receiver that refuses.
+const REASON: Duration = Duration::from_secs(1);
 /// Bytes of an answer that are looked at.
 const ANSWER: usize = 64 << 10;
 
@@ -254,13 +256,16 @@ async fn arrival(under_way: &mut Option<Delivery>) -> (Parcel, Result<(), Failur
 
 async fn post(target: &PushTarget, profile: &Parcel) -> Result<(), Failure> {
     let later = |error: &dyn std::fmt::Display| Failure::Later(error.to_string());
+    let unanswered = |error: hyper::Error| match error.is_parse() {
+        true => Failure::Later(format!("what answers there is no HTTP ({error}); name a port without TLS")),
+        false => later(&error),
+    };
     let request = request(target, profile).map_err(|error| Failure::Never(error.to_string()))?;
     let stream = TcpStream::connect((target.host.as_str(), target.port)).await;
     let stream = stream.map_err(|error| later(&error))?;
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| later(&error))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(unanswered)?;
     let connection = tokio::spawn(connection);
-    let answered = sender.send_request(request).await.map_err(|error| later(&error));
+    let answered = sender.send_request(request).await.map_err(unanswered);
     let answer = match answered {
         Ok(answer) => answer,
         Err(failure) => {
@@ -269,17 +274,24 @@ async fn post(target: &PushTarget, profile: &Parcel) -> Result<(), Failure> {
         }
     };
     let status = answer.status();
+    if status.is_success() {
+        // It has the profile, whatever else it has to say: it is not sent once more.
+        connection.abort();
+        return Ok(());
+    }
     let moved = answer.headers().get(LOCATION).and_then(|place| place.to_str().ok()).map(str::to_owned);
-    let body = Limited::new(answer.into_body(), ANSWER).collect().await;
+    let body = timeout(REASON, Limited::new(answer.into_body(), ANSWER).collect()).await;
     connection.abort();
     let said = match moved {
         Some(place) if status.is_redirection() => format!("give its new place, {place}"),
-        _ => body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned()).unwrap_or_default(),
+        _ => match body {
+            Ok(Ok(body)) => String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+            _ => String::new(),
+        },
     };
     let said: String = said.lines().next().unwrap_or_default().chars().take(200).collect();
     let failed = format!("{status}{}{said}", if said.is_empty() { "" } else { ": " });
     match status {
-        status if status.is_success() => Ok(()),
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(Failure::Later(failed)),
         status if status.is_server_error() => Err(Failure::Later(failed)),
         _ => Err(Failure::Never(failed)),

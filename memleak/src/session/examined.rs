@@ -61,15 +61,23 @@ impl KindSums {
     /// So many more blocks of a size each.
     pub(super) fn add(&mut self, name: Option<String>, size: u64, count: u64) {
         let key = if name.is_some() { (name, 0) } else { (None, size) };
-        let sum = self.sums.entry(key).or_default();
-        *sum = (sum.0 + count, sum.1.saturating_add(size.saturating_mul(count)));
+        self.put(key, count, size.saturating_mul(count));
+    }
+
+    /// So many more blocks of a type, with so many bytes in all.
+    pub(super) fn add_type(&mut self, name: String, bytes: u64, count: u64) {
+        self.put((Some(name), 0), count, bytes);
     }
 
     pub(super) fn extend(&mut self, more: &Self) {
         for (key, (count, bytes)) in &more.sums {
-            let sum = self.sums.entry(key.clone()).or_default();
-            *sum = (sum.0 + count, sum.1.saturating_add(*bytes));
+            self.put(key.clone(), *count, *bytes);
         }
+    }
+
+    fn put(&mut self, key: (Option<String>, u64), count: u64, bytes: u64) {
+        let sum = self.sums.entry(key).or_default();
+        *sum = (sum.0 + count, sum.1.saturating_add(bytes));
     }
 
     /// Most bytes first.

@@ -11,7 +11,9 @@ use self::allocated::allocated_type;
 use super::examined::{Examinations, ExaminedHeap, KindSums};
 use crate::{
     heap::{AskedBlock, Block, Circle, Classes, Owned, RootKind, Side, TypeAt, Way, shapes},
-    report::why::{Asked, BeforeAttach, Cycle, CycleMember, HangingBlocks, HeldBy, LostType, MadeIn, Why},
+    report::why::{
+        Asked, BeforeAttach, BlockKind, Cycle, CycleMember, HangingBlocks, HeldBy, LostType, MadeIn, Why,
+    },
     settings::WhyOf,
     sites::{SiteId, Sites},
     symbolize::{Frame, Holder, MemberAt, PointsTo, Symbolizer, plain},
@@ -523,22 +525,19 @@ impl<'a> Explainer<'a> {
     /// What is lost, by type.
     fn types(&mut self) -> Vec<LostType> {
         let looked = self.looked;
-        let mut sums: HashMap<String, (u64, u64)> = HashMap::new();
+        let mut sums = KindSums::default();
         for heap in &looked.heaps {
             for (number, blocks) in &heap.examined.stacks {
                 let (bytes, count) = blocks.classes.lost();
                 if count > 0
                     && let Some(name) = self.type_name(heap, *number)
                 {
-                    let sum = sums.entry(name).or_default();
-                    *sum = (sum.0 + count, sum.1.saturating_add(bytes));
+                    sums.add_type(name, bytes, count);
                 }
             }
         }
-        let lost = sums.into_iter().map(|(name, (count, bytes))| LostType { name, count, bytes });
-        let mut types: Vec<LostType> = lost.collect();
-        types.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
-        types
+        let lost = |BlockKind { name, bytes, count, .. }| Some(LostType { name: name?, bytes, count });
+        sums.into_kinds().into_iter().filter_map(lost).collect()
     }
 }
 

@@ -393,6 +393,7 @@ fn target_info(target: &TargetSpec, targets: &Targets) -> TargetInfo {
         kind: kind.into(),
         pids: targets.iter().map(|(_, traced)| traced.id.pid).collect(),
         comm: targets.iter().next().map_or_else(String::new, |(_, traced)| traced.comm.clone()),
+        comms: targets.iter().map(|(_, traced)| (traced.id.pid, traced.comm.clone())).collect(),
     }
 }
 

@@ -115,7 +115,7 @@ pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
         session.close_view();
     }
     let last = match ended {
-        Ok(Reason::ReaderGone) if !session.reporter.sink.has_files() => Ok(RunOutcome::default()),
+        Ok(Reason::ReaderGone) if !session.needs_last_report() => Ok(RunOutcome::default()),
         // What was collected is reported, whatever has happened.
         _ => guarded(async { session.last_report() }).await,
     };
@@ -299,6 +299,12 @@ impl Session {
         self.keep(taken.snapshot, taken.own);
         self.plan_look(took);
         Ok(delivery)
+    }
+
+    /// The last report is wanted though nobody reads it: for files, and for the exit status.
+    fn needs_last_report(&self) -> bool {
+        let status = self.settings.error_exitcode.is_some() || !self.settings.report.fail_if.is_empty();
+        status || self.reporter.sink.has_files()
     }
 
     /// The last report; gives what a run ends with. The target is relieved of its probes

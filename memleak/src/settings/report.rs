@@ -317,8 +317,11 @@ pub fn resolve_filter(filters: &FilterArguments) -> Result<Filter, UsageError> {
 
 /// What makes a run fail. Only with two reports something can be new.
 pub fn resolve_conditions(texts: &[String], has_two: bool) -> Result<Vec<FailCondition>, UsageError> {
-    const HOW: &str = "give growth>SIZE, new, lost>N or leak";
-    texts.iter().map(|text| resolve_condition(text, has_two, HOW)).collect()
+    let how = match has_two {
+        true => "give growth>SIZE, new, lost>N or leak",
+        false => "give growth>SIZE (such as growth>1M), lost>N or leak",
+    };
+    texts.iter().map(|text| resolve_condition(text, has_two, how)).collect()
 }
 
 fn resolve_condition(text: &str, has_two: bool, how: &str) -> Result<FailCondition, UsageError> {

@@ -6,7 +6,11 @@ use ratatui::{
     style::{Color, Modifier, Style},
 };
 
-use crate::{verdict::VerdictKind, words::BinaryBytes};
+use crate::{
+    report::format::line::{columns, cut_at_blank},
+    verdict::VerdictKind,
+    words::BinaryBytes,
+};
 
 /// What draws, and with what.
 pub(super) struct Canvas<'a> {
@@ -25,9 +29,15 @@ impl Canvas<'_> {
         self.buffer.set_stringn(self.area.x + x, self.area.y + y, text, room, style).0 - self.area.x
     }
 
+    /// The same in so many columns at most; cut at a blank, so that no number is shown in part.
+    pub(super) fn words(&mut self, x: u16, y: u16, text: &str, style: Style, end: usize) -> u16 {
+        let room = end.min(self.width()).saturating_sub(usize::from(x));
+        self.text(x, y, &cut_at_blank(text, room), style)
+    }
+
     /// The same at the end of a line.
     pub(super) fn text_at_end(&mut self, y: u16, text: &str, style: Style) {
-        let width = u16::try_from(text.chars().count()).unwrap_or(u16::MAX);
+        let width = u16::try_from(columns(text)).unwrap_or(u16::MAX);
         self.text(self.area.width.saturating_sub(width), y, text, style);
     }
 
@@ -81,16 +91,4 @@ pub(super) fn signed(bytes: i64) -> String {
         1.. => format!("+{}", BinaryBytes(bytes.unsigned_abs())),
         _ => format!("-{}", BinaryBytes(bytes.unsigned_abs())),
     }
-}
-
-/// Text in so many columns; what is left out is marked.
-pub(super) fn cut(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return text.to_owned();
-    }
-    let mut shown: String = text.chars().take(width.saturating_sub(1)).collect();
-    if width > 0 {
-        shown.push('~');
-    }
-    shown
 }

@@ -3,20 +3,23 @@
 use ratatui::style::{Modifier, Style};
 
 use super::{
-    canvas::{BOLD, Canvas, DIM, PLAIN, cut},
+    canvas::{BOLD, Canvas, DIM, PLAIN},
     rows::{Row, thread_name},
 };
 use crate::{
     escape::printable,
     report::{
-        format::{html::stacks_in_processes, human::counted, line::wrap},
+        format::{
+            html::stacks_in_processes,
+            line::{columns, cut, wrap},
+        },
         model::{ProcessCount, Report, ThreadCount},
         names::{is_library, module_name, name, place},
         source::lines_of,
     },
     symbolize::Frame,
     verdict::{Calls, VerdictKind},
-    words::{BinaryBytes, Grouped, Span},
+    words::{BinaryBytes, Grouped, Span, counted},
 };
 
 /// How a line looks.
@@ -113,7 +116,7 @@ fn parts(report: &Report, row: &Row) -> Vec<(Kind, String)> {
             lines.push((Kind::Plain, format!("  {name:>8}  {held}")));
         }
         let others = parts.len().saturating_sub(PARTS);
-        lines.extend((others > 0).then(|| (Kind::Dim, format!("  and {others} more"))));
+        lines.extend((others > 0).then(|| (Kind::Dim, format!("  and {} more", Grouped(others as u64)))));
     }
     lines
 }
@@ -143,7 +146,7 @@ fn frame_line(frame: &Frame, is_own: bool, full_names: bool, width: usize) -> St
         _ => String::new(),
     };
     let inlined = if frame.inlined { " (inlined)" } else { "" };
-    let room = width.saturating_sub(place.chars().count() + 10);
+    let room = width.saturating_sub(columns(&place) + 10);
     format!("{arrow} {}{inlined}  {place}{module}", cut(&shown, room.max(20)))
 }
 

@@ -8,7 +8,7 @@ use ratatui::{
 };
 
 use super::{
-    canvas::{BOLD, Canvas, DIM, PLAIN, REVERSED, cut, signed, sparkline},
+    canvas::{BOLD, Canvas, DIM, PLAIN, REVERSED, signed, sparkline},
     detail::detail,
     rows::{Row, SortColumn},
     state::{HEADER, Prompt, ShownPage, State},
@@ -17,12 +17,13 @@ use crate::{
     escape::printable,
     report::{
         format::{
-            human::{account, counted, percent, rate},
+            human::{account, percent, rate},
+            line::{columns, cut, cut_place},
             lost::lost_line,
         },
         model::Report,
     },
-    words::{BinaryBytes, Grouped, Span},
+    words::{BinaryBytes, Grouped, GroupedChange, Span, counted},
 };
 
 /// Rows below it.
@@ -75,7 +76,7 @@ pub fn draw(frame: &mut Frame<'_>, state: &mut State) {
                 for (at, line) in lines.iter().skip(above).take(state.room + 1).enumerate() {
                     let y = HEADER - 1 + u16::try_from(at).unwrap_or(u16::MAX);
                     let style = line.style(&canvas);
-                    canvas.text(1, y, &line.text, style);
+                    canvas.words(1, y, &line.text, style, canvas.width());
                 }
                 above
             });
@@ -91,24 +92,26 @@ fn header(canvas: &mut Canvas<'_>, state: &State, report: &Report) {
     let pids = match target.pids.as_slice() {
         [] => String::new(),
         [pid] => format!(" ({pid})"),
-        [first, others @ ..] => format!(" ({first} and {} more)", others.len()),
+        [first, others @ ..] => format!(" ({first} and {} more)", Grouped(others.len() as u64)),
     };
     let title = format!("{}{pids}", printable(&target.comm));
-    let at = canvas.text(1, 0, &title, BOLD);
     let mut said = format!(", traced for {}", Span(report.elapsed_ms));
     if let Some(estimated) = report.sampling.said() {
         let _ = write!(said, ", {estimated}");
     }
-    canvas.text(at, 0, &said, PLAIN);
     let status = match (report.is_final, state.is_paused) {
         (true, _) => " ended: the last report ",
         (false, true) => " paused ",
         (false, false) => "",
     };
+    let room = canvas.width().saturating_sub(columns(status));
+    let at = canvas.words(1, 0, &title, BOLD, room);
+    canvas.words(at, 0, &said, PLAIN, room);
     canvas.text_at_end(0, status, REVERSED);
+    let end = canvas.width();
     let totals = report.totals;
     let held = format!("{} in {}", BinaryBytes(totals.bytes), counted(totals.count, "block"));
-    let at = canvas.text(1, 1, &held, BOLD);
+    let at = canvas.words(1, 1, &held, BOLD, end);
     let mut said = rate(report).map_or_else(String::new, |rate| format!(", {rate}"));
     if let Some((peak, time)) = state.peak {
         let _ = write!(said, "; most {}", BinaryBytes(peak));
@@ -121,9 +124,9 @@ fn header(canvas: &mut Canvas<'_>, state: &State, report: &Report) {
         let bytes = i128::from(totals.bytes) - i128::from(mark.bytes);
         let count = i128::from(totals.count) - i128::from(mark.count);
         let bytes = signed(i64::try_from(bytes).unwrap_or(i64::MAX));
-        let _ = write!(said, "; since the mark ({} s): {bytes} ({count:+})", since.as_secs());
+        let _ = write!(said, "; since the mark ({} s): {bytes} ({})", since.as_secs(), GroupedChange(count));
     }
-    canvas.text(at, 1, &said, PLAIN);
+    canvas.words(at, 1, &said, PLAIN, end);
     let moments: Vec<u64> = report.moments.iter().map(|moment| moment.bytes).collect();
     let graph = sparkline(&moments, canvas.width().saturating_sub(2));
     canvas.text(1, 2, &graph, canvas.colored(Color::Cyan));
@@ -134,8 +137,10 @@ fn header(canvas: &mut Canvas<'_>, state: &State, report: &Report) {
     let memory = report.memory.as_ref().map(account).into_iter().chain([released]);
     let memory = memory.collect::<Vec<_>>().join("; ");
     match lost_line(&report.lost) {
-        Some(lost) => canvas.text(1, 3, &lost, canvas.colored(Color::Yellow).add_modifier(Modifier::BOLD)),
-        None => canvas.text(1, 3, &memory, PLAIN),
+        Some(lost) => {
+            canvas.words(1, 3, &lost, canvas.colored(Color::Yellow).add_modifier(Modifier::BOLD), end)
+        }
+        None => canvas.words(1, 3, &memory, PLAIN, end),
     };
 }
 
@@ -155,7 +160,7 @@ const COLUMNS: [Column; 7] = [
     ("GROWTH", 10, Some(SortColumn::Growth), |row| {
         match (row.has_size, row.growth_bytes, row.growth_count) {
             (true, Some(bytes), _) => signed(bytes),
-            (false, _, Some(count)) => format!("{count:+}"),
+            (false, _, Some(count)) => GroupedChange(count.into()).to_string(),
             _ => "?".to_owned(),
         }
     }),
@@ -217,7 +222,7 @@ fn table(canvas: &mut Canvas<'_>, state: &State, report: &Report) {
             true => report.if_empty.clone().unwrap_or_else(|| "nothing is outstanding".to_owned()),
             false => format!("nothing has '{}' in its stack; Esc shows all", printable(&state.filter)),
         };
-        canvas.text(1, y + 1, &said, PLAIN);
+        canvas.words(1, y + 1, &said, PLAIN, canvas.width());
     }
     for (at, row) in state.rows.iter().enumerate().skip(state.top).take(state.room) {
         let y = HEADER + u16::try_from(at - state.top).unwrap_or(u16::MAX);
@@ -230,9 +235,9 @@ fn table(canvas: &mut Canvas<'_>, state: &State, report: &Report) {
             row.resource.as_ref().map_or_else(String::new, |name| format!("{}: ", printable(name)));
         let name = format!("{resource}{}", row.name);
         let part = row.part.as_deref().map_or_else(String::new, |part| format!("{}  ", fit(part, names)));
-        let name = cut(&format!(" {part}{name}"), names.saturating_sub(1));
-        let at = canvas.text(0, y, &name, style(PLAIN));
-        let place = cut(&row.place, names.saturating_sub(usize::from(at) + 3));
+        let name = format!(" {part}{name}");
+        let at = canvas.text(0, y, &cut(&name, names.saturating_sub(1)), style(PLAIN));
+        let place = cut_place(&row.place, names.saturating_sub(usize::from(at) + 3));
         if place.len() > 4 {
             canvas.text(at + 2, y, &place, style(DIM));
         }
@@ -245,7 +250,7 @@ fn table(canvas: &mut Canvas<'_>, state: &State, report: &Report) {
 
 /// `4712 worker`, or its number alone where there is no room for a function beside its name.
 fn fit(part: &str, names: usize) -> &str {
-    match part.chars().count() + 2 * NAMES <= names {
+    match columns(part) + 2 * NAMES <= names {
         true => part,
         false => part.split(' ').next().unwrap_or(part),
     }
@@ -291,7 +296,7 @@ fn footer(canvas: &mut Canvas<'_>, state: &State, report: Option<&Report>) {
     if let Some(row) = row {
         let style = canvas.of_verdict(row.verdict);
         let text = format!("{}: {}", row.verdict.words(), row.reason);
-        canvas.text(1, above, &text, style);
+        canvas.words(1, above, &text, style, canvas.width());
     }
     match (&state.prompt, &state.message) {
         (Prompt::Filter, _) => {
@@ -303,7 +308,7 @@ fn footer(canvas: &mut Canvas<'_>, state: &State, report: Option<&Report>) {
             canvas.text(end, last, "_   (Enter, or Esc)", DIM);
         }
         (Prompt::None, Some(message)) => {
-            canvas.text(1, last, message, BOLD);
+            canvas.words(1, last, message, BOLD, canvas.width());
         }
         (Prompt::None, None) => {
             let keys = match (&state.page, state.filter.is_empty()) {

@@ -298,15 +298,151 @@ fn two_runs_are_compared_and_conditions_have_a_status_of_their_own() {
     let wrong = memleak(&["diff", old, "/nonexistent"]);
     assert_eq!(code(wrong.status), 1);
     assert!(String::from_utf8_lossy(&wrong.stderr).starts_with("memleak: /nonexistent: cannot be read: "));
-    // A live run has the same conditions; they go before --error-exitcode.
-    let grows = &["--fail-if", "growth>1K", "--error-exitcode", "9", "-o", "0", "0.1", "3", "--"];
-    let script =
-        "for i in 1 2 3 4 5 6 7 8; do a=\"$a$(head -c 9000 /dev/zero | tr '\\0' x)\"; sleep 0.1; done";
-    let run = memleak(&[&grows[..], &["sh", "-c", script]].concat());
-    assert_eq!(code(run.status), 3, "{}", String::from_utf8_lossy(&run.stderr));
-    assert!(
-        String::from_utf8_lossy(&run.stderr)
-            .contains("--fail-if growth>1024: outstanding bytes have grown by ")
-    );
+    let _ = fs::remove_dir_all(folder);
+}
+
+/// A command that holds more and more, and ends with 7.
+const GROWS: &[&str] = &[
+    "-o",
+    "0",
+    "0.1",
+    "--",
+    "sh",
+    "-c",
+    "for i in 1 2 3 4 5 6 7 8; do a=\"$a$(head -c 9000 /dev/zero | tr '\\0' x)\"; sleep 0.1; done; exit 7",
+];
+
+/// Our own failure, a condition, what --error-exitcode asks for, the command's own status: the
+/// first of them that there is.
+#[test]
+fn of_several_statuses_the_worst_is_given() {
+    let _alone = alone();
+    let (grows, grows_much) = (["--fail-if", "growth>1K"], ["--fail-if", "growth>1G", "--fail-if", "lost>0"]);
+    let coded = ["--error-exitcode", "9"];
+    let run = |options: &[&[&str]]| {
+        let output = memleak(&[&options.concat()[..], GROWS].concat());
+        (code(output.status), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (status, said) = run(&[&grows, &coded, &["--html", "/dev/full"]]);
+    assert!(status == 1 && said.contains("--html /dev/full: cannot be written to: "), "{status}: {said}");
+    let (status, said) = run(&[&grows, &["--fail-if", "growth>2K"], &grows_much, &coded]);
+    let told = said.lines().filter(|line| line.contains(": outstanding bytes have grown by ")).count();
+    assert!(status == 3 && told == 2 && said.lines().count() == 2, "{status}: {said}");
+    assert_eq!(run(&[&grows_much, &coded]), (9, String::new()));
+    assert_eq!(run(&[&grows_much]), (7, String::new()));
+    // Nothing is left of the report: nothing has grown.
+    assert_eq!(run(&[&["--fail-if", "growth>0", "--only", "no_such_function"]]), (7, String::new()));
+}
+
+/// Who has gone away from the reports still gets the status that he has asked for.
+#[test]
+fn a_condition_holds_whether_or_not_somebody_reads() {
+    let _alone = alone();
+    let mut run = Command::new(MEMLEAK);
+    let mut run =
+        run.args(["--fail-if", "growth>1K"]).args(GROWS).stdout(Stdio::piped()).spawn().expect("memleak");
+    let mut reports =
+        BufReader::new(run.stdout.take().expect("a pipe")).lines().map(|line| line.expect("UTF-8"));
+    // What it holds has grown when the third report is there.
+    let _ = reports.by_ref().filter(|line| line.contains("Top 10 stacks")).nth(2).expect("three reports");
+    drop(reports);
+    assert_eq!(code(run.wait().expect("waiting")), 3);
+}
+
+/// What cannot be read is told in one line before anything is begun.
+#[test]
+fn a_condition_that_cannot_be_read_ends_it_at_once() {
+    let made = folder().join("made");
+    for condition in
+        ["", "größe", "growth", "growth>", "growth>1T", "growth>-1", "growth>1.5M", "leak>0", "lost>x", "new"]
+    {
+        let output = memleak(&["--fail-if", condition, "--", "touch", text(&made)]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((code(output.status), said.lines().count()), (2, 1), "{condition}: {said}");
+        assert!(said.starts_with("memleak: --fail-if"), "{condition}: {said}");
+        assert!(output.stdout.is_empty() && !made.exists(), "{condition}");
+    }
+}
+
+/// The limit is in bytes, K, M or G: what the run's own reports have grown by tells which hold.
+#[test]
+fn limits_of_growth_have_units() {
+    let _alone = alone();
+    let folder = folder().join("units");
+    fs::create_dir_all(&folder).expect("a folder");
+    let save = folder.join("saved");
+    let target = build("sites.c", Link::Dynamic, &[]);
+    let mut target = Running::start(Command::new(target).args(["leak", "1000"]));
+    target.expect("READY");
+    let mut tracer = Tracer::attach_with(target.pid(), &["--save", text(&save), "-o", "0", "0.3"]);
+    tracer.fresh_report();
+    target.tell("go");
+    target.expect("END");
+    let outcome = tracer.stop();
+    let bytes = |report: &crate::report::Report| report.totals.bytes;
+    let (first, last) = (outcome.reports.first().expect("one"), outcome.reports.last().expect("one"));
+    let grown = bytes(last) - bytes(first);
+    assert!(grown > 1 << 10, "{grown}");
+    for (unit, shift) in [("", 0), ("K", 10), ("k", 10), ("M", 20), ("G", 30)] {
+        let whole = grown >> shift;
+        for (limit, holds) in [(whole, grown > whole << shift), (whole + 1, false)] {
+            let condition = format!("growth>{limit}{unit}");
+            let status = code(memleak(&["report", text(&save), "--fail-if", &condition]).status);
+            assert_eq!(status, if holds { 3 } else { 0 }, "{condition} of {grown}");
+        }
+    }
+    let _ = fs::remove_dir_all(folder);
+}
+
+/// Each process by its name in Firefox's file, as Python reads it, and all names where heaptrack
+/// has room for one.
+#[test]
+fn files_of_several_processes_name_them_all() {
+    let _alone = alone();
+    let folder = folder().join("several");
+    fs::create_dir_all(&folder).expect("a folder");
+    let [firefox, heaptrack] = ["a.json", "a.zst"].map(|name| folder.join(name));
+    let sites = build("sites.c", Link::Dynamic, &[]);
+    let other = folder.join("größe two");
+    fs::copy(&sites, &other).expect("a copy");
+    let name =
+        |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).expect("its name").trim().to_owned();
+    let mut targets = [(&sites, "1000"), (&other, "200")].map(|(program, times)| {
+        let mut target = Running::start(Command::new(program).args(["leak", times]));
+        target.expect("READY");
+        target
+    });
+    let second = targets[1].pid().to_string();
+    let files = ["--firefox", text(&firefox), "--heaptrack", text(&heaptrack)];
+    let options = [&["-p", &second, "-o", "0", "-T", "1000"][..], &files, &["0.3"]].concat();
+    let tracer = Tracer::attach_with(targets[0].pid(), &options);
+    for target in &mut targets {
+        target.tell("go");
+        target.expect("END");
+    }
+    let outcome = tracer.stop();
+    let mut expected: BTreeMap<(String, String), u64> = BTreeMap::new();
+    for stack in &outcome.reports.last().expect("a report").stacks {
+        let whole = [(stack.pid, stack.bytes)];
+        let parts: Vec<(u32, u64)> = match &stack.process_counts {
+            Some(parts) => parts.iter().map(|part| (part.pid, part.bytes)).collect(),
+            None => whole.to_vec(),
+        };
+        for (pid, bytes) in parts {
+            *expected.entry((name(pid), pid.to_string())).or_default() += bytes;
+        }
+    }
+    let script = "import json, sys\nfor t in json.load(open(sys.argv[1]))['threads']:\n  \
+        print(t['processName'], t['pid'], sum(t.get('nativeAllocations', {'weight': []})['weight']), sep='\\t')";
+    let read = run("python3", &["-c", script, text(&firefox)]);
+    let read = read.lines().map(|line| {
+        let parts: Vec<&str> = line.split('\t').collect();
+        ((parts[0].to_owned(), parts[1].to_owned()), parts[2].parse().expect("bytes"))
+    });
+    assert_eq!(read.collect::<BTreeMap<_, u64>>(), expected);
+    let (said, _) = heaptrack_print(&heaptrack, "leaked");
+    for (name, pid) in expected.keys() {
+        assert!(said.contains(&format!("{name} ({pid})")), "{said}");
+    }
     let _ = fs::remove_dir_all(folder);
 }

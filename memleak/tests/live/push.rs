@@ -2,9 +2,11 @@
 
 use std::{
     fs,
-    net::TcpListener,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -138,5 +140,102 @@ fn a_receiver_that_is_slow_or_refuses_disturbs_nothing() {
             "{status}: {:?}",
             outcome.ended.stderr
         );
+    }
+}
+
+/// What was taken is delivered once, though the answer never ends.
+#[test]
+fn a_profile_that_was_taken_is_not_sent_again() {
+    let _alone = alone();
+    let (mut receiver, port) = receiver(&folder("taken"), 0, 202);
+    let mut target = target();
+    let tracer = trace(&mut target, &format!("http://127.0.0.1:{port}"));
+    for _ in 0..3 {
+        receiver.expect_line("a profile", |line| line.starts_with("RECEIVED pyroscope"));
+    }
+    let begin = Instant::now();
+    let outcome = tracer.stop();
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert_eq!((outcome.code, undelivered(&outcome.ended.stderr)), (0, None), "{:?}", outcome.ended.stderr);
+    // All of them have come by now, the first three among them.
+    for _ in 3..outcome.reports.len() {
+        receiver.expect_line("a profile", |line| line.starts_with("RECEIVED pyroscope"));
+    }
+}
+
+/// What is done with a connection.
+type Answer = fn(TcpStream);
+
+/// Does this with each connection, on a port of its own.
+fn answering(with: Answer) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its number").port();
+    thread::spawn(move || {
+        listener.incoming().flatten().for_each(|stream| drop(thread::spawn(move || with(stream))))
+    });
+    port
+}
+
+fn read_some(stream: &mut TcpStream) {
+    let _ = stream.read(&mut [0; 64]);
+}
+
+/// What speaks no HTTP, breaks off, says too much or too slowly: said once, in one line that does
+/// nothing to a terminal, and all reports are counted.
+#[test]
+fn whatever_answers_is_told_and_counted() {
+    let _alone = alone();
+    let answers: [(&str, Answer, &str); 5] = [
+        // Unread bytes make it a reset.
+        ("reset", |mut stream| read_some(&mut stream), "it is tried again"),
+        (
+            "TLS",
+            |mut stream| {
+                read_some(&mut stream);
+                let _ = stream.write_all(b"\x15\x03\x01\x00\x02\x02\x0a");
+            },
+            "what answers there is no HTTP",
+        ),
+        (
+            "control characters",
+            |mut stream| {
+                let _ = stream.write_all(b"HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\n\x1b[2Jno\x07\xff\n");
+                let _ = stream.read_to_end(&mut Vec::new());
+            },
+            "500 Internal Server Error: ",
+        ),
+        (
+            "endless",
+            |mut stream| {
+                let _ = stream.write_all(b"HTTP/1.1 500 No\r\nContent-Length: 99999999999\r\n\r\n");
+                while stream.write_all(&[b'a'; 65536]).is_ok() {}
+            },
+            "500 Internal Server Error;",
+        ),
+        (
+            "words that never end",
+            |mut stream| {
+                let _ = stream.write_all(b"HTTP/1.1 400 No\r\nContent-Length: 99\r\n\r\nbecause");
+                let _ = stream.read_to_end(&mut Vec::new());
+            },
+            "400 Bad Request;",
+        ),
+    ];
+    for (name, with, said) in answers {
+        let port = answering(with);
+        let mut target = target();
+        let mut tracer = trace(&mut target, &format!("http://127.0.0.1:{port}"));
+        let line = tracer.wait_note(|line| line.contains("--push 127.0.0.1:"));
+        assert!(line.contains(said) && !line.contains(char::is_control), "{name}: {line:?}");
+        for _ in 0..3 {
+            tracer.fresh_report();
+        }
+        let begin = Instant::now();
+        let outcome = tracer.stop();
+        assert!(begin.elapsed() < Duration::from_secs(10), "{name}: {:?}", begin.elapsed());
+        let made = outcome.reports.len();
+        let stderr = &outcome.ended.stderr;
+        assert_eq!((outcome.code, undelivered(stderr)), (0, Some((made, made))), "{name}: {stderr:?}");
+        assert_eq!(stderr.iter().filter(|line| line.contains("--push ")).count(), 2, "{name}: {stderr:?}");
     }
 }

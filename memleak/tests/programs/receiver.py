@@ -1,7 +1,8 @@
 # Takes profiles as Pyroscope and Parca do, and says what has come: a line for each, and a file in FOLDER.
 # Forms and JSON are read by Python's own libraries.
 #
-# usage: receiver.py FOLDER PORT STATUS    (PORT 0: any; STATUS 0: never answers)
+# usage: receiver.py FOLDER PORT STATUS
+#        (PORT 0: any; STATUS 0: never answers; 202: takes it, and never ends its answer)
 import base64
 import email
 import http.server
@@ -44,7 +45,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if status == 0:
             print("HANGS", flush=True)
             time.sleep(3600)
-        if status == 200:
+        if status in (200, 202):
             kind, name, profile = profile_of(self, body)
             received += 1
             with open(f"{folder}/{kind}-{received}.pb.gz", "wb") as file:
@@ -55,6 +56,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", "2")
         self.end_headers()
+        if status == 202:
+            self.wfile.flush()
+            time.sleep(3600)
         self.wfile.write(b"{}")
 
     def log_message(self, *_):

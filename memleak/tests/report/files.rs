@@ -18,7 +18,7 @@ use memleak::report::{
         saved::{self, SavedError},
         speedscope::write_speedscope,
     },
-    model::{Report, SortKey},
+    model::{AllocationLine, OtherProcesses, Report, SortKey},
     suppressions::Suppressions,
     why::{GraphObject, ObjectGraph, Why},
 };
@@ -42,6 +42,19 @@ fn saved(report: &Report) -> Vec<u8> {
     bytes_of(|out| (save.new)(&options(10)).report(report, out))
 }
 
+/// Bytes by name and PID of a process, of a profile for Firefox.
+fn firefox_weights(profile: &Value) -> BTreeMap<(String, String), u64> {
+    let mut sums = BTreeMap::new();
+    for thread in profile["threads"].as_array().expect("threads") {
+        let of = |field: &str| thread[field].as_str().expect("a text").to_owned();
+        assert_eq!(thread["name"], thread["processName"]);
+        let weights = thread["nativeAllocations"]["weight"].as_array().cloned().unwrap_or_default();
+        let sum = weights.iter().map(|weight| weight.as_u64().expect("bytes")).sum();
+        assert_eq!(sums.insert((of("processName"), of("pid")), sum), None, "a process is there once");
+    }
+    sums
+}
+
 /// Outstanding bytes, by all that has them.
 fn sums(report: &Report) -> BTreeMap<&'static str, u64> {
     let text: u64 = read_numbers(&text_of(report)).iter().map(|(bytes, _)| bytes).sum();
@@ -58,8 +71,7 @@ fn sums(report: &Report) -> BTreeMap<&'static str, u64> {
         serde_json::from_slice(&bytes_of(|out| write_speedscope(report, false, out))).expect("JSON");
     let firefox: Value =
         serde_json::from_slice(&bytes_of(|out| write_firefox(report, false, out))).expect("JSON");
-    let weights =
-        firefox["threads"][0]["nativeAllocations"]["weight"].as_array().cloned().unwrap_or_default();
+    let weights = firefox_weights(&firefox).into_values();
     BTreeMap::from([
         ("text", text),
         ("json", in_json),
@@ -67,7 +79,7 @@ fn sums(report: &Report) -> BTreeMap<&'static str, u64> {
         ("human", in_human.sum()),
         ("folded", folded.lines().filter_map(of_line).sum()),
         ("speedscope", speedscope["profiles"][0]["endValue"].as_u64().expect("a number")),
-        ("firefox", weights.iter().filter_map(Value::as_u64).sum()),
+        ("firefox", weights.sum()),
         ("heaptrack", heaptrack(report).iter().sum()),
         ("perfetto", perfetto(report)),
         ("flamegraph", flamegraph(report)),
@@ -154,40 +166,73 @@ fn a_profile_for_firefox_is_sound() {
         }
         let colors = meta["categories"].as_array().expect("categories").iter();
         assert!(colors.map(|category| &category["color"]).any(|color| color == "grey"), "{name}");
-        let thread = &profile["threads"][0];
-        let length = |table: &str| {
-            let columns = thread[table].as_object().expect("a table");
-            let length = columns["length"].as_u64().expect("a length") as usize;
-            for (column, list) in columns.iter().filter_map(|(name, list)| Some((name, list.as_array()?))) {
-                assert_eq!(list.len(), length, "{name}: {table}.{column}");
-            }
-            length
-        };
-        let refers = |table: &str, column: &str, to: usize| {
-            let list = thread[table][column].as_array().expect("a column");
-            let is_there = |at: &Value| at.is_null() || at.as_u64().is_some_and(|at| (at as usize) < to);
-            assert!(list.iter().all(is_there), "{name}: {table}.{column}");
-        };
-        let strings = thread["stringArray"].as_array().expect("strings").len();
-        let (stacks, frames, functions) = (length("stackTable"), length("frameTable"), length("funcTable"));
-        length("samples");
-        refers("stackTable", "prefix", stacks);
-        refers("stackTable", "frame", frames);
-        refers("frameTable", "func", functions);
-        refers("funcTable", "name", strings);
-        if thread["nativeAllocations"].is_null() {
-            assert_eq!(report.totals.bytes, 0, "{name}");
-            continue;
+        let threads = profile["threads"].as_array().expect("threads");
+        let (mut allocations, held) = (0, report.totals.count as usize);
+        for thread in threads {
+            allocations += sound_thread(name, thread);
         }
-        refers("nativeAllocations", "stack", stacks);
-        let (allocations, held) = (length("nativeAllocations"), report.totals.count as usize);
-        let addresses = thread["nativeAllocations"]["memoryAddress"].as_array().expect("addresses");
-        assert_eq!(
-            (addresses.len(), thread["nativeAllocations"]["weightType"] == "bytes"),
-            (allocations, true)
-        );
-        assert!(allocations <= held, "{name}");
+        assert!(allocations <= held && (allocations > 0 || report.totals.bytes == 0), "{name}");
     }
+}
+
+/// Gives how many blocks a thread has.
+fn sound_thread(name: &str, thread: &Value) -> usize {
+    let length = |table: &str| {
+        let columns = thread[table].as_object().expect("a table");
+        let length = columns["length"].as_u64().expect("a length") as usize;
+        for (column, list) in columns.iter().filter_map(|(name, list)| Some((name, list.as_array()?))) {
+            assert_eq!(list.len(), length, "{name}: {table}.{column}");
+        }
+        length
+    };
+    let refers = |table: &str, column: &str, to: usize| {
+        let list = thread[table][column].as_array().expect("a column");
+        let is_there = |at: &Value| at.is_null() || at.as_u64().is_some_and(|at| (at as usize) < to);
+        assert!(list.iter().all(is_there), "{name}: {table}.{column}");
+    };
+    let strings = thread["stringArray"].as_array().expect("strings").len();
+    let (stacks, frames, functions) = (length("stackTable"), length("frameTable"), length("funcTable"));
+    length("samples");
+    refers("stackTable", "prefix", stacks);
+    refers("stackTable", "frame", frames);
+    refers("frameTable", "func", functions);
+    refers("funcTable", "name", strings);
+    if thread["nativeAllocations"].is_null() {
+        return 0;
+    }
+    refers("nativeAllocations", "stack", stacks);
+    let allocations = length("nativeAllocations");
+    let addresses = thread["nativeAllocations"]["memoryAddress"].as_array().expect("addresses");
+    assert_eq!((addresses.len(), thread["nativeAllocations"]["weightType"] == "bytes"), (allocations, true));
+    allocations
+}
+
+/// Each process has a thread with its name and what it holds, and heaptrack's file names them all.
+#[test]
+fn files_of_several_processes_name_them_all() {
+    let mut report = merged();
+    let comms = [(123, "leak"), (124, "größe"), (200, "leak")];
+    report.target.pids = vec![123, 124, 200, 201];
+    report.target.comms = comms.map(|(pid, comm)| (pid, comm.to_owned())).into();
+    // One that ended long ago held 5 bytes.
+    report.stacks[1].others = OtherProcesses { processes: 1, bytes: 5, count: 2 };
+    (report.stacks[1].bytes, report.stacks[1].count) = (85, 7);
+    let of = |pid, size| AllocationLine { pid, tid: None, address: size, size, age_ms: 1, now: None };
+    report.stacks[1].blocks = vec![of(123, 16), of(124, 50)];
+    let profile: Value =
+        serde_json::from_slice(&bytes_of(|out| write_firefox(&report, false, out))).expect("JSON");
+    let mut expected: BTreeMap<(String, String), u64> = BTreeMap::new();
+    for stack in report.stacks.iter().filter(|stack| stack.resource.has_size) {
+        for process in &stack.processes {
+            let known = comms.iter().find(|(pid, _)| *pid == process.pid).map(|(_, comm)| (*comm).to_owned());
+            let name = known.unwrap_or_else(|| format!("process {}", process.pid));
+            *expected.entry((name, process.pid.to_string())).or_default() += process.bytes;
+        }
+    }
+    expected.insert(("processes that have ended".to_owned(), "0".to_owned()), 5);
+    assert_eq!(firefox_weights(&profile), expected);
+    let file = String::from_utf8(bytes_of(|out| write_heaptrack(&report, out))).expect("UTF-8");
+    assert_eq!(file.lines().nth(1), Some("X leak (123, 200), größe (124), process 201 (201)"));
 }
 
 /// Sizes of all blocks of a heaptrack file.
@@ -283,9 +328,9 @@ fn every_form_takes_every_report() {
 fn blocks_that_are_not_listed_are_made_up() {
     let mut report = report(vec![leaky()]);
     assert_eq!(heaptrack(&report), [16; 5]);
-    report.stacks[0].bytes = 83;
+    (report.stacks[0].bytes, report.stacks[0].processes[0].bytes) = (83, 83);
     assert_eq!(heaptrack(&report), [16, 16, 17, 17, 17]);
-    report.stacks[0].count = u64::MAX;
+    (report.stacks[0].count, report.stacks[0].processes[0].count) = (u64::MAX, u64::MAX);
     let many = heaptrack(&report);
     assert_eq!((many.len(), many.iter().sum::<u64>()), (1_000_000, 83));
     assert_eq!(heaptrack(&merged()).iter().sum::<u64>(), merged().totals.bytes);

@@ -1,5 +1,6 @@
 //! The form for people.
 
+use memleak::offline::diff::Diff;
 use memleak::report::{
     format::{Options, SplitBy, Style, html::write_html, human::write_human},
     model::{AllocationLine, Report, SortKey},
@@ -33,6 +34,41 @@ fn nothing_is_wider_than_the_terminal() {
                 let is_word = !line.trim().contains(' ');
                 assert!(line.chars().count() <= width || is_word, "{name}: {width}: {line}");
             }
+        }
+    }
+}
+
+/// However many columns there are: the numbers with their units of the widest form, all of them.
+#[test]
+fn numbers_and_their_units_are_never_parted() {
+    let number =
+        Regex::new(r"[+-]?[0-9][0-9,.]* ([KMGT]iB|[kMGT]?B|ms|s|min|h|d|%|blocks?|bytes)\b|[0-9.]+ %")
+            .expect("regex");
+    let moments = vec![
+        Point { at_ms: 1000, bytes: 1 << 20, count: 4 },
+        Point { at_ms: 5000, bytes: 1 << 20, count: 1_234_567 },
+    ];
+    let mut level = Report { moments, ..wordcount() };
+    level.stacks[0].growth_bytes = -123_456_789;
+    (level.totals.count, level.is_final) = (1_234_567, true);
+    let others = [("wordcount", wordcount()), ("level", level)];
+    // Strangers name functions as they like.
+    for (name, report) in cases().into_iter().filter(|(name, _)| *name != "hostile").chain(others) {
+        let numbers = |width| {
+            let style = Style { width: Some(width), ..Style::default() };
+            // Two sites of many: the others are told of in the heading.
+            let text = with(&report, Options { style, summary: true, ..options(2) });
+            let found = |line: &str| number.find_iter(line).map(|found| found.as_str().to_owned()).collect();
+            let mut numbers: Vec<String> =
+                text.lines().flat_map(|line| -> Vec<String> { found(line) }).collect();
+            numbers.sort();
+            (numbers, text)
+        };
+        let (all, wide) = numbers(1000);
+        assert!(!all.is_empty(), "{name}: {wide}");
+        for width in 40..100 {
+            let (shown, text) = numbers(width);
+            assert_eq!(shown, all, "{name}: {width}:\n{text}");
         }
     }
 }
@@ -167,4 +203,47 @@ fn sites_are_in_the_order_that_is_asked_for() {
     assert_eq!(first(SortKey::Count), "leaky(...)");
     assert_eq!(first(SortKey::Age), "leaky(...)");
     assert_eq!(first(SortKey::Growth), "map_it");
+}
+
+/// Counts have commas, as everywhere for people; the first word of a heading is for scripts.
+#[test]
+fn two_reports_are_compared_in_words() {
+    let of = |count: u64| report(vec![Stack { bytes: 1_048_576 * count, count, ..leaky() }]);
+    let (old, new) = (of(1_000), of(2_234_567));
+    let text = |width| {
+        let mut out = Vec::new();
+        let style = Style { width: Some(width), ..Style::default() };
+        Diff::of(&old, &new).write_text(10, style, &mut out).expect("a Vec takes all");
+        String::from_utf8(out).expect("UTF-8")
+    };
+    let wide = text(300);
+    let lines: Vec<&str> = wide.lines().collect();
+    assert_eq!(
+        lines[0],
+        "1000 MiB in 1,000 blocks after 5 s; 2.1 TiB in 2,234,567 blocks after 5 s: +2.1 TiB (+2,233,567 blocks); \
+         stacks: 0 new, 1 grown, 0 shrunk, 0 gone"
+    );
+    assert_eq!(
+        lines[1],
+        "+2342064750592 bytes (+2,233,567): grown, 1,048,576,000 in 1,000 -> 2,343,113,326,592 in 2,234,567"
+    );
+    // Narrow, the same words in the same order, below each other.
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let narrow = text(60);
+    assert!(words(&narrow).starts_with(&words(&lines[..2].join(" "))), "{narrow}");
+    assert!(narrow.lines().all(|line| line.len() <= 60), "{narrow}");
+    assert_eq!(narrow.lines().filter(|line| !line.starts_with("    ")).count(), 2, "{narrow}");
+}
+
+/// A place that leaves no room for a name stands below it, and its line is not cut.
+#[test]
+fn a_place_as_long_as_a_line_has_its_own() {
+    let file = format!("{}.c", "generated_".repeat(2));
+    let mut stack = leaky();
+    stack.frames[0].file = Some(file.clone());
+    let report = report(vec![stack]);
+    for width in [40, 50, 60, 80] {
+        let text = of(&report, width);
+        assert!(text.contains("-> leaky(...)") && text.contains(&format!(" {file}:5\n")), "{width}: {text}");
+    }
 }

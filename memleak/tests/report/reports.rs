@@ -170,7 +170,12 @@ fn report_of(resources: &[Arc<ResourceInfo>], stacks: Vec<Stack>) -> Report {
         cut_ns: 77_000_000_000,
         cut_within_ns: 90,
         is_final: false,
-        target: TargetInfo { kind: "process".into(), pids: vec![123], comm: "leak".to_owned() },
+        target: TargetInfo {
+            kind: "process".into(),
+            pids: vec![123],
+            comm: "leak".to_owned(),
+            comms: std::collections::BTreeMap::new(),
+        },
         processes: Processes::default(),
         moments: Vec::new(),
         totals: Totals {

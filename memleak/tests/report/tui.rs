@@ -1,6 +1,6 @@
 //! The view on a terminal: what it shows of a report, and what keys do.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use memleak::{
     escape::acts_on_terminal,
@@ -9,6 +9,7 @@ use memleak::{
     verdict::Point,
 };
 use ratatui::{Terminal, backend::TestBackend};
+use regex::Regex;
 
 use crate::reports::{cases, hostile, leaky, mapping, merged, report, resources, wordcount};
 
@@ -86,6 +87,43 @@ fn columns_go_where_there_is_no_room_and_nothing_breaks() {
     assert!(narrow[5].contains("word_counter"), "{narrow:?}");
     let wide = screen(&mut state, 200, 50);
     assert!(has(&wide, "word_counter::word_count()  wordcount.cc:64"), "{wide:?}");
+}
+
+/// What is shown at 60 and 80 columns is also shown where there is room for all: no number in part.
+#[test]
+fn numbers_are_shown_whole_or_not_at_all() {
+    let number = Regex::new(r"[0-9][0-9,.]*( [KMGT]iB| ms| min| blocks?| %)?").expect("regex");
+    let mut busy = wordcount();
+    busy.target.pids = (4711..5999).collect();
+    busy.totals.bytes = 1_234_567_890_123;
+    (busy.totals.count, busy.totals.acquired, busy.totals.released) = (1_234_567, 12_345_678, 11_111_111);
+    busy.moments = vec![
+        Point { at_ms: 1000, bytes: 1 << 30, count: 4 },
+        Point { at_ms: 5000, bytes: busy.totals.bytes, count: 1_234_567 },
+    ];
+    let mut ended = busy.clone();
+    ended.is_final = true;
+    // Strangers name functions and caches as they like.
+    let cases = cases().into_iter().filter(|(name, _)| !["hostile", "kernel"].contains(name));
+    for (name, report) in cases.chain([("busy", busy), ("ended", ended)]) {
+        for keys in [&b""[..], b"\r"] {
+            let shown = |width| -> BTreeSet<String> {
+                let mut state = state(&report);
+                typed(&mut state, keys);
+                let lines = screen(&mut state, width, 24);
+                // A name that is cut, and its address, is marked.
+                let words = |line: &String| {
+                    number.find_iter(line).map(|found| found.as_str().to_owned()).collect::<Vec<_>>()
+                };
+                lines.iter().flat_map(words).collect()
+            };
+            let all = shown(400);
+            for width in 40..120 {
+                let in_part: Vec<_> = shown(width).difference(&all).cloned().collect();
+                assert!(in_part.is_empty(), "{name}: {width}: {in_part:?}");
+            }
+        }
+    }
 }
 
 #[test]

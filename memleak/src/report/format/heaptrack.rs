@@ -41,14 +41,14 @@ struct HeaptrackTables<'a> {
 pub fn write_heaptrack(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     // The version of heaptrack that the form is of, and the form's.
     writeln!(out, "v 10400 2")?;
-    writeln!(out, "X {}", one_line(&report.target.comm))?;
+    writeln!(out, "X {}", one_line(&report.target.all()))?;
     writeln!(out, "I 1000 {:x}", 0)?;
     let mut tables = HeaptrackTables::default();
     let mut births = Vec::new();
     for stack in report.stacks.iter().filter(|stack| stack.resource.has_size) {
         let trace = tables.trace(report, &stack.frames, out)?;
-        for (size, age_ms) in blocks_of(stack) {
-            births.push((report.elapsed_ms.saturating_sub(age_ms), trace, size));
+        for block in blocks_of(stack) {
+            births.push((report.elapsed_ms.saturating_sub(block.age_ms), trace, block.size));
         }
     }
     births.sort_unstable();

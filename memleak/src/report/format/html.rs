@@ -13,14 +13,8 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::{
-    Format, Kind, Options,
-    human::{counted, who},
-    kind::FileForm,
-    lost::lost_line,
-    memory,
-    oom::oom_lines,
-    path::responsible,
-    text::suppressed,
+    Format, Kind, Options, human::who, kind::FileForm, lost::lost_line, memory, oom::oom_lines,
+    path::responsible, text::suppressed,
 };
 use crate::{
     report::{
@@ -30,7 +24,7 @@ use crate::{
         source::lines_of,
     },
     symbolize::Frame,
-    words::{BinaryBytes, Grouped, Span},
+    words::{BinaryBytes, Grouped, Span, counted},
 };
 
 /// `--html`.

@@ -31,7 +31,7 @@ use crate::{
     },
     snapshot::KERNEL_PID,
     verdict::VerdictKind,
-    words::{BinaryBytes, Grouped, Span},
+    words::{BinaryBytes, Grouped, Span, counted},
 };
 
 /// `--format human`.
@@ -80,6 +80,17 @@ impl Screen<'_> {
         line.write(self.width, self.options.style.color, out)
     }
 
+    /// A table's heading, and what the top ones hold of it: below if there is no room.
+    fn heading(&self, heading: String, of_all: Option<String>, out: &mut dyn Write) -> io::Result<()> {
+        let line =
+            [Some(heading.clone()), of_all.clone()].into_iter().flatten().collect::<Vec<_>>().join(" ");
+        if columns(&line) <= self.width {
+            return self.text(&line, 0, Look::Plain, out);
+        }
+        self.text(&heading, 0, Look::Plain, out)?;
+        of_all.map_or(Ok(()), |said| self.text(&said, INDENT, Look::Plain, out))
+    }
+
     /// Text in as many lines as it needs, after `indent` blanks.
     fn text(&self, text: &str, indent: usize, look: Look, out: &mut dyn Write) -> io::Result<()> {
         wrap(text, self.width.saturating_sub(indent)).iter().try_for_each(|part| {
@@ -104,10 +115,10 @@ pub fn write_human(report: &Report, options: &Options, out: &mut dyn Write) -> i
         let all = sites.iter().map(CallSite::amount).fold(0, u64::saturating_add);
         let shown = sites.iter().take(options.top).map(CallSite::amount).fold(0, u64::saturating_add);
         let of_all = match sites.len() > options.top {
-            true => format!(" {}, of {}", percent(shown, all), counted(sites.len() as u64, "site")),
-            false => String::new(),
+            true => Some(format!("{}, of {}", percent(shown, all), counted(sites.len() as u64, "site"))),
+            false => None,
         };
-        screen.line(TextLine::default().push(Look::Plain, heading).push(Look::Plain, of_all), out)?;
+        screen.heading(heading, of_all, out)?;
         if sites.is_empty() {
             let said = report.if_empty.as_deref().unwrap_or("nothing is outstanding");
             screen.text(&printable(said), INDENT, Look::Plain, out)?;
@@ -194,7 +205,9 @@ pub(super) fn who(target: &TargetInfo) -> String {
         [] => comm.clone(),
         [pid] => format!("{comm} ({pid})"),
         [first, _] => format!("{comm} ({first} and 1 more process)"),
-        [first, others @ ..] => format!("{comm} ({first} and {} more processes)", others.len()),
+        [first, others @ ..] => {
+            format!("{comm} ({first} and {} more processes)", Grouped(others.len() as u64))
+        }
     }
 }
 
@@ -228,12 +241,6 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
         _ if part >= whole => "100 %".to_owned(),
         _ => format!("{}.{} %", tenths / 10, tenths % 10),
     }
-}
-
-/// `1 block`, `9,009 blocks`.
-pub(crate) fn counted(number: u64, what: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{} {what}{plural}", Grouped(number))
 }
 
 fn look_of(kind: VerdictKind) -> Look {
@@ -320,7 +327,10 @@ fn site_parts(report: &Report, site: &CallSite<'_>, by: Option<SplitBy>) -> Vec<
             }
         }
         Some(SplitBy::Size) => {
-            site.stacks.iter().flat_map(|stack| blocks_of(stack)).for_each(|(size, _)| add(size, size, 1));
+            site.stacks
+                .iter()
+                .flat_map(|stack| blocks_of(stack))
+                .for_each(|block| add(block.size, block.size, 1));
         }
         None => {}
     }

@@ -5,13 +5,14 @@ use std::io::{self, Write};
 
 use super::{
     Style,
-    line::{Look, TextLine, clip, columns},
+    line::{Look, TextLine, columns, cut, cut_at_blank, cut_place, wrap},
     text::why_cut,
 };
 use crate::{
     report::names::{family, is_library, name, place},
     snapshot::Cut,
     symbolize::Frame,
+    words::counted,
 };
 
 /// Callers that are shown of a path; of a longer one its beginning and its end.
@@ -20,6 +21,8 @@ const CALLERS: usize = 5;
 const LAST: usize = 2;
 /// Where places in sources begin, if names leave room for that.
 const PLACES: usize = 48;
+/// Columns of a name beside its place, at the least.
+const FEWEST_FOR_NAME: usize = 16;
 /// Families of library functions that are named.
 const FAMILIES: usize = 2;
 
@@ -54,7 +57,7 @@ pub(crate) fn write_path(
     let page = Page { indent, width, style };
     if frames.is_empty() {
         return page
-            .said("stack not known: raise --stack-storage-size, or it was made before the attach", out);
+            .sentence("stack not known: raise --stack-storage-size, or it was made before the attach", out);
     }
     let at = responsible(frames);
     let parts = if style.full_stacks { unfolded(frames, at) } else { folded(frames, at) };
@@ -67,7 +70,7 @@ pub(crate) fn write_path(
         }
     }
     match cut {
-        Some(cut) => page.said(&format!("(cut: {})", why_cut(cut, frames.last().copied())), out),
+        Some(cut) => page.sentence(&format!("(cut: {})", why_cut(cut, frames.last().copied())), out),
         None => Ok(()),
     }
 }
@@ -139,20 +142,20 @@ impl Page {
             false => ("   ", Look::Plain),
         };
         let begin = self.indent + arrow.len();
-        // A place is the last to go, unless it is as long as a line.
+        // A place is the last to go. One that is as long as a line has its own.
         let room = self.width.saturating_sub(begin + columns(&place) + 2);
-        let shown = match columns(&shown) > room && room >= 16 {
-            true => clip(&shown, room).into_owned(),
-            false => shown,
-        };
+        let is_below = !place.is_empty() && room < FEWEST_FOR_NAME;
+        let room = if is_below { self.width.saturating_sub(begin) } else { room };
+        let shown = cut(&shown, room);
         let gap = PLACES.min(self.width.saturating_sub(columns(&place)));
         let gap = gap.saturating_sub(begin + columns(&shown)).max(2);
         let mut line = TextLine::default();
         line.push(Look::Plain, " ".repeat(self.indent)).push(look, arrow).push(look, shown);
-        if !place.is_empty() {
-            line.push(Look::Plain, " ".repeat(gap)).push(look, place);
+        if !place.is_empty() && !is_below {
+            line.push(Look::Plain, " ".repeat(gap)).push(look, place.as_str());
         }
-        line.write(self.width, self.style.color, out)
+        line.write(self.width, self.style.color, out)?;
+        if is_below { self.said(&cut_place(&place, self.width.saturating_sub(begin)), out) } else { Ok(()) }
     }
 
     /// `5 frames in std::vector, std::copy; operator new`.
@@ -170,10 +173,7 @@ impl Page {
         }
         let more = if families.len() > FAMILIES { ", ..." } else { "" };
         families.truncate(FAMILIES);
-        let frames = match frames.len() {
-            1 => "1 frame".to_owned(),
-            number => format!("{number} frames"),
-        };
+        let frames = counted(frames.len() as u64, "frame");
         let said = match families.as_slice() {
             [] => format!("{frames} in {last}"),
             families => format!("{frames} in {}{more}; {last}", families.join(", ")),
@@ -181,9 +181,16 @@ impl Page {
         self.said(&said, out)
     }
 
+    fn sentence(&self, text: &str, out: &mut dyn Write) -> io::Result<()> {
+        let room = self.width.saturating_sub(self.indent + 3);
+        wrap(text, room).iter().try_for_each(|line| self.said(line, out))
+    }
+
     fn said(&self, text: &str, out: &mut dyn Write) -> io::Result<()> {
         let mut line = TextLine::default();
-        line.push(Look::Plain, " ".repeat(self.indent + 3)).push(Look::Dim, text);
+        let begin = self.indent + 3;
+        let shown = cut_at_blank(text, self.width.saturating_sub(begin));
+        line.push(Look::Plain, " ".repeat(begin)).push(Look::Dim, shown);
         line.write(self.width, self.style.color, out)
     }
 }

@@ -4,7 +4,7 @@ use super::lost::lost_line;
 use crate::{
     report::model::Report,
     verdict::VerdictKind,
-    words::{BinaryBytes, Grouped, Span},
+    words::{BinaryBytes, Grouped, Span, counted},
 };
 
 /// The lines of a summary.
@@ -26,7 +26,7 @@ pub(super) fn summary(report: &Report) -> Vec<String> {
         .collect();
     if !temporary.is_empty() {
         let sum = temporary.iter().fold(0u64, |sum, number| sum.saturating_add(*number));
-        lines.push(format!("temporary: {} from {} stacks", Grouped(sum), temporary.len()));
+        lines.push(format!("temporary: {} from {}", Grouped(sum), counted(temporary.len() as u64, "stack")));
     }
     if let Some(most) = report.moments.iter().max_by_key(|moment| (moment.bytes, moment.count)) {
         lines.push(format!(
