@@ -85,9 +85,9 @@ impl Bench<'_> {
     fn party(&self, variant: Variant, arguments: &[&str]) -> Result<Party> {
         match variant {
             Variant::Heaptrack | Variant::Memcheck | Variant::Dhat => {
-                Ok(Party::untraced(variant, peers::start(variant, &self.pairs, arguments)?))
+                Party::untraced(variant, peers::start(variant, &self.pairs, arguments)?)
             }
-            Variant::Untraced => Ok(Party::untraced(variant, self.pairs.start(arguments)?)),
+            Variant::Untraced => Party::untraced(variant, self.pairs.start(arguments)?),
             Variant::Bcc => {
                 let bcc = self.bcc.as_ref().context("bcc's memleak was not found")?;
                 Party::under_bcc(self.pairs.start(arguments)?, bcc)

@@ -141,6 +141,14 @@ impl Target {
         self.tell("go")
     }
 
+    /// Whether it runs, or how it has ended.
+    pub(crate) fn state(&mut self) -> String {
+        match self.child.try_wait() {
+            Ok(Some(status)) => format!("the traced program has ended ({status})"),
+            _ => "the traced program runs".to_owned(),
+        }
+    }
+
     /// Writes a line to it.
     pub(crate) fn tell(&mut self, line: &str) -> Result<()> {
         // At once: what comes later it would take for another line.

@@ -23,9 +23,12 @@ pub(crate) struct Party {
 }
 
 impl Party {
-    /// One that nobody traces, or that others have started.
-    pub(crate) fn untraced(variant: Variant, target: Target) -> Self {
-        Self { variant, target, tracer: None }
+    /// One that nobody traces, or that others have started. Waits until it is at work: its C
+    /// library is replaced for the one that is started next.
+    pub(crate) fn untraced(variant: Variant, target: Target) -> Result<Self> {
+        let mut party = Self { variant, target, tracer: None };
+        party.turn(TURN)?;
+        Ok(party)
     }
 
     /// One under memleak, or its empty programs.
@@ -39,7 +42,7 @@ impl Party {
     pub(crate) fn under_bcc(target: Target, bcc: &Bcc) -> Result<Self> {
         const AS_LONG: f64 = 20.0;
         const MOST_TURNS: u32 = 400;
-        let mut untraced = Self::untraced(Variant::Bcc, target);
+        let mut untraced = Self::untraced(Variant::Bcc, target)?;
         let before = untraced.turn(TURN)?.cpu_ns();
         let tracer = Running::start(&bcc.process_words(untraced.target.pid()), PROCESS_MARK)?;
         let mut party = Self { tracer: Some(tracer), ..untraced };
@@ -53,8 +56,9 @@ impl Party {
 
     /// One turn.
     pub(crate) fn turn(&mut self, length: Duration) -> Result<Pace> {
-        self.target.tell(&format!("turn {}", length.as_millis()))?;
-        self.target.next_window()
+        let turn = self.target.tell(&format!("turn {}", length.as_millis()));
+        turn.and_then(|()| self.target.next_window())
+            .with_context(|| format!("{}: {}", self.variant.name(), self.target.state()))
     }
 
     /// Has it hold so many blocks more.
