@@ -426,10 +426,14 @@ impl Traced {
 
     /// The number after `before` in the first line that starts with `prefix`.
     pub(crate) fn number(&self, prefix: &str, before: &str) -> Result<f64> {
-        let line = self.lines.iter().find(|line| line.starts_with(prefix));
-        let line = line.with_context(|| format!("memleak -v did not say `{prefix}...`"))?;
-        number_in(line, before)
+        number_said(&self.lines, prefix, before)
     }
+}
+
+/// The number after `before` in the first of memleak's lines that starts with `prefix`.
+pub(crate) fn number_said(lines: &[String], prefix: &str, before: &str) -> Result<f64> {
+    let line = lines.iter().find(|line| line.starts_with(prefix));
+    number_in(line.with_context(|| format!("memleak -v did not say `{prefix}...`"))?, before)
 }
 
 /// The number after `before` in a line.

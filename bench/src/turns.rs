@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     bcc::{Bcc, PROCESS_MARK},
-    processes::{ATTACHED, Pace, Running, Target, memleak_words, number_in},
+    processes::{ATTACHED, Pace, Running, Target, memleak_words, number_said},
     results::{Once, Variant},
 };
 
@@ -107,10 +107,7 @@ pub(crate) fn take(
 
 /// What memleak says that it has taken, once.
 pub(crate) fn once(said: &[String]) -> Result<Once> {
-    let number = |prefix: &str| {
-        let line = said.iter().find(|line| line.starts_with(prefix));
-        number_in(line.with_context(|| format!("memleak -v did not say `{prefix}...`"))?, " in ")
-    };
+    let number = |prefix| number_said(said, prefix, " in ");
     Ok(Once {
         load_ms: number("memleak: loaded the BPF programs")?,
         attach_ms: number(ATTACHED)?,
