@@ -8,6 +8,7 @@ pub(crate) mod cpu_times;
 pub(crate) mod descriptors;
 pub(crate) mod dynamic_linker;
 pub(crate) mod exec_watch;
+pub(crate) mod io;
 pub mod kallsyms;
 pub(crate) mod limits;
 pub(crate) mod living;

@@ -10,10 +10,11 @@ use super::{
     price::{COUNTING, Counted, DEAR, PriceCheck, TrapCost, TrapCounts, price},
     state::{Mode, Session},
     user_mode,
+    work::Work,
 };
 use crate::{
     bpf::RunStatistics,
-    proc::cpu_times::CpuTimes,
+    proc::{cpu_times::CpuTimes, io::reads_and_writes},
     report::{
         format::{Options, text},
         sink::Sink,
@@ -39,7 +40,8 @@ pub(crate) struct Rates {
     pub prices: Vec<Option<f64>>,
 }
 
-/// How often the pace of a process is counted: the one in the middle is taken.
+/// How often the pace of a process is counted, and, of one that is told by its work, what each way
+/// takes of it: what is in the middle is taken.
 const PACES: usize = 3;
 
 /// The calls of a process in a while, which makes `faster` times as many without traps, and keeps
@@ -60,30 +62,46 @@ impl Pace {
 /// time in ours: it depends on how deep and how many its stacks are.
 pub(crate) async fn count(pid: u32, trap: &TrapCost, ways: &[&[&str]]) -> Result<Rates, SessionError> {
     let (mut paces, mut allocators) = (Vec::new(), Vec::new());
-    let mut before = cpus(pid).await;
+    let mut untraced = vec![watched(pid).await];
     for _ in 0..PACES {
         let (few, _) = counted(pid, RELEASES_ONLY).await?;
         let (calls, found) = counted(pid, TRAPS_ONLY).await?;
-        let after = cpus(pid).await;
-        let untraced = f64::midpoint(before, after);
-        let faster = calls.faster_than(&few, untraced, trap);
-        paces.push(Pace { calls, faster, untraced });
-        (before, allocators) = (after, found);
+        let (before, after) = (untraced[untraced.len() - 1], watched(pid).await);
+        let cpus = f64::midpoint(before.cpus, after.cpus);
+        let faster = calls.faster_than(&few, cpus, trap);
+        paces.push(Pace { calls, faster, untraced: cpus });
+        untraced.push(after);
+        allocators = found;
     }
-    let mut counted_ways = Vec::new();
-    for way in ways {
-        counted_ways.push(counted(pid, way).await.ok());
+    let with_traps: Vec<Counted> = paces.iter().map(|pace| pace.calls).collect();
+    let is_told_by_work = Work::of(&untraced, &with_traps).is_some();
+    let mut counted_ways = vec![Vec::new(); ways.len()];
+    for _ in 0..if is_told_by_work { PACES } else { 1 } {
+        for (way, times) in ways.iter().zip(&mut counted_ways) {
+            times.extend(counted(pid, way).await.ok().map(|(counted, _)| counted));
+            if is_told_by_work {
+                untraced.push(watched(pid).await);
+            }
+        }
     }
     // What others on the machine do changes from one moment to the next.
     paces.sort_by(|a, b| a.traps_untraced().total_cmp(&b.traps_untraced()));
-    let Pace { calls, faster, untraced } = paces.swap_remove(PACES / 2);
-    let rate = |runs: u64| runs as f64 / calls.took.as_secs_f64().max(1e-9) * faster;
-    let of_way = |way: Option<(Counted, _)>| way.map(|(way, _)| price(&way, &calls, faster, trap));
+    let mut pace = paces.swap_remove(PACES / 2);
+    let work = Work::of(&untraced, &with_traps);
+    if let Some(work) = &work {
+        pace.faster = work.pace / pace.calls.a_second(pace.calls.operations);
+        pace.untraced = work.cpus();
+    }
+    let rate = |runs: u64| pace.calls.a_second(runs) * pace.faster;
+    let of_way = |times: Vec<Counted>| match &work {
+        Some(work) if !times.is_empty() => Some(work.price(&times, trap)),
+        _ => times.first().map(|way| price(way, &pace.calls, pace.faster, trap)),
+    };
     Ok(Rates {
-        acquired: rate(calls.runs.acquires),
-        released: rate(calls.runs.releases),
-        traps: rate(calls.runs.all),
-        cpus: untraced,
+        acquired: rate(pace.calls.runs.acquires),
+        released: rate(pace.calls.runs.releases),
+        traps: rate(pace.calls.runs.all),
+        cpus: pace.untraced,
         allocators,
         prices: counted_ways.into_iter().map(of_way).collect(),
     })
@@ -96,10 +114,9 @@ async fn counted(pid: u32, options: &[&str]) -> Result<(Counted, Vec<String>), S
         // What is met for the first time takes longer.
         sleep(COUNTING / 2).await;
         let _statistics = statistics()?;
-        let (runs, times) = (session.runs()?, CpuTimes::of([pid]));
-        sleep(COUNTING).await;
-        let (cpus, took) = times.cpus_since();
-        Ok(Counted { runs: session.runs()?.since(runs), took, cpus })
+        let runs = session.runs()?;
+        let counted = watched(pid).await;
+        Ok(Counted { runs: session.runs()?.since(runs), ..counted })
     };
     let counted: Result<Counted, SessionError> = counted.await;
     let allocators = session.targets.iter().flat_map(|(_, traced)| &traced.allocators);
@@ -108,6 +125,16 @@ async fn counted(pid: u32, options: &[&str]) -> Result<(Counted, Vec<String>), S
     allocators.dedup();
     end(session);
     Ok((counted?, allocators))
+}
+
+/// What a process does in a while, traced or not.
+async fn watched(pid: u32) -> Counted {
+    let operations = || reads_and_writes(pid).unwrap_or_default();
+    let (before, times) = (operations(), CpuTimes::of([pid]));
+    sleep(COUNTING).await;
+    let (cpus, took) = times.cpus_since();
+    let operations = operations().saturating_sub(before);
+    Counted { runs: TrapCounts::default(), took, cpus, operations }
 }
 
 fn statistics() -> Result<RunStatistics, SessionError> {
@@ -183,13 +210,6 @@ impl Session {
     }
 }
 
-/// CPUs that a process keeps busy.
-async fn cpus(pid: u32) -> f64 {
-    let times = CpuTimes::of([pid]);
-    sleep(COUNTING).await;
-    times.cpus_since().0
-}
-
 impl Session {
     /// Begins to count what tracing of these running processes costs; [`Self::tell_price`] is due
     /// some time later.
@@ -211,7 +231,7 @@ impl Session {
         let (Some(check), Mode::User(mode)) = (self.price.take(), &self.mode) else { return };
         let Ok(runs) = self.runs() else { return };
         let (cpus, took) = check.times.cpus_since();
-        let counted = Counted { runs: runs.since(check.runs), took, cpus };
+        let counted = Counted { runs: runs.since(check.runs), took, cpus, operations: 0 };
         let trap = TrapCost::USUAL;
         let faster = counted.faster_untraced(mode.untraced_cpus, &trap);
         let cpus = price(&counted, &counted, faster, &trap);

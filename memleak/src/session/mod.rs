@@ -37,6 +37,7 @@ mod user_mode;
 mod view;
 mod wait;
 mod why;
+mod work;
 
 pub(crate) use count::{RELEASES_ONLY, Rates, TRAPS_ONLY, count, traced};
 pub use error::SessionError;

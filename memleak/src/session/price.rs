@@ -78,7 +78,7 @@ impl TrapCounts {
     }
 
     /// CPU seconds that they have taken of their process, less what counting itself takes.
-    fn cost(&self, trap: &TrapCost) -> f64 {
+    pub(super) fn cost(&self, trap: &TrapCost) -> f64 {
         let traps = self.all as f64;
         let in_programs = self.in_programs.as_secs_f64() - traps * trap.empty.as_secs_f64();
         traps * trap.alone.as_secs_f64() + in_programs.max(0.0)
@@ -92,10 +92,12 @@ pub(crate) struct Counted {
     pub took: Duration,
     /// CPUs that the process kept busy meanwhile.
     pub cpus: f64,
+    /// How often it has read and written meanwhile.
+    pub operations: u64,
 }
 
 impl Counted {
-    fn a_second(&self, runs: u64) -> f64 {
+    pub(super) fn a_second(&self, runs: u64) -> f64 {
         runs as f64 / self.took.as_secs_f64().max(1e-9)
     }
 
@@ -189,7 +191,7 @@ mod tests {
     fn pairs(pairs: u64, in_programs_ns: u64, cpus: f64) -> Counted {
         let in_programs = Duration::from_nanos(pairs * in_programs_ns);
         let runs = TrapCounts { acquires: pairs, releases: pairs, all: pairs * 3, in_programs };
-        Counted { runs, took: Duration::from_secs(1), cpus }
+        Counted { runs, took: Duration::from_secs(1), cpus, operations: 0 }
     }
 
     fn near(value: f64, expected: f64) {
@@ -217,7 +219,7 @@ mod tests {
     /// Over a second: so many traps at releases alone.
     fn releases(releases: u64, cpus: f64) -> Counted {
         let runs = TrapCounts { releases, all: releases, ..TrapCounts::default() };
-        Counted { runs, took: Duration::from_secs(1), cpus }
+        Counted { runs, took: Duration::from_secs(1), cpus, operations: 0 }
     }
 
     #[test]

@@ -23,6 +23,7 @@ struct Price {
     allocators: Vec<String>,
     acquired_per_second: f64,
     released_per_second: f64,
+    cpus: f64,
     offers: Vec<Offer>,
 }
 
@@ -123,7 +124,7 @@ fn it_counts_as_many_calls_as_the_program_does() {
 fn the_price_is_what_is_paid() {
     let _alone = alone();
     const PAIRS: u32 = 10_000;
-    const COMPARISONS: usize = 7;
+    const COMPARISONS: usize = 5;
     let mut program = steady(40_000, None);
     let pid = program.pid();
     const WAYS: [&str; 3] = ["", "-s 100", "--sample-bytes 512K"];
@@ -149,4 +150,45 @@ fn the_price_is_what_is_paid() {
         let (said, is) = compared[COMPARISONS / 2];
         within(said, is, 1.5, &format!("CPUs, '{options}'"));
     }
+}
+
+/// What answers.c says of itself: the CPU time of so many answers.
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct Answered {
+    answers: f64,
+    cpu_ns: f64,
+}
+
+impl Answered {
+    fn cpu_of_one(program: &mut Running, answers: u32) -> f64 {
+        program.tell(&format!("measure {answers}"));
+        let line = program.expect_line("measure", |line| line.starts_with("{\"answers\""));
+        let Self { answers, cpu_ns } = serde_json::from_str(&line).expect("JSON");
+        cpu_ns / answers
+    }
+}
+
+/// Of a server that answers all the time: by how much more CPU time each answer takes.
+#[test]
+fn the_price_of_a_server_is_what_each_answer_takes_more() {
+    let _alone = alone();
+    const ANSWERS: u32 = 10_000;
+    const COMPARISONS: usize = 3;
+    let mut server = Running::start(&mut Command::new(build("answers.c", Link::Dynamic, &[])));
+    server.expect("READY");
+    let pid = server.pid();
+    let mut compared = Vec::new();
+    for _ in 0..COMPARISONS {
+        let price = doctor(pid);
+        let before = Answered::cpu_of_one(&mut server, ANSWERS);
+        let tracer = Tracer::attach_with(pid, &[NEVER]);
+        let traced = Answered::cpu_of_one(&mut server, ANSWERS);
+        tracer.stop();
+        let untraced = f64::midpoint(before, Answered::cpu_of_one(&mut server, ANSWERS));
+        compared.push((price.of("") / price.cpus, traced / untraced - 1.0));
+    }
+    println!("{compared:.4?}");
+    compared.sort_by(|(said, is), (other_said, other_is)| (said / is).total_cmp(&(other_said / other_is)));
+    let (said, is) = compared[COMPARISONS / 2];
+    within(said, is, 1.5, "slower by");
 }
