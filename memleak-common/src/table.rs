@@ -33,10 +33,11 @@ use crate::allocation::{Allocation, AllocationKey};
 pub const WAYS: usize = 7;
 /// Sets of the first segment, as a power of two: 4 MiB.
 const FIRST_BITS: u32 = 13;
-/// Segments up to this one are twice as large as the last; all after it are as large as it (1 GiB).
-const LAST_LARGER: u32 = 8;
+/// Segments up to this one are twice as large as the last; all after it are as large as it (256
+/// MiB): with larger ones much of the last that may be made would stay unused.
+const LAST_LARGER: u32 = 6;
 /// Most segments: 3 GiB, 44 million records.
-pub const MAX_SEGMENTS: u32 = 10;
+pub const MAX_SEGMENTS: u32 = 17;
 
 /// Where the filter is in the map of segments: behind them.
 pub const FILTER: u32 = MAX_SEGMENTS;

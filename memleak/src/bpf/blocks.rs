@@ -85,8 +85,12 @@ impl Blocks {
 
     /// Records were read, so many of them in the newest segment: adds one in time.
     pub(super) fn read_newest(&mut self, records: u64) {
-        const PART: u64 = 2;
-        if !self.segments.is_empty() && records > places(self.newest()) / PART {
+        /// What is left of a small one is full in no time; what of a large one stays unused is
+        /// much.
+        const LARGE: u64 = 64 << 20;
+        let newest = self.newest();
+        let quarters = if bytes(newest) < LARGE { 2 } else { 3 };
+        if !self.segments.is_empty() && records > places(newest) / 4 * quarters {
             self.grow();
         }
     }
