@@ -2,6 +2,7 @@
 //! allocator, stacks, files, or nobody's that we know. It reads from outside only, and so much as
 //! one report may cost.
 
+mod beside;
 mod glibc;
 mod process;
 mod resident;
@@ -13,6 +14,7 @@ use std::{
 
 use log::{debug, info, warn};
 
+pub(crate) use beside::Accounting;
 pub(crate) use glibc::{Arenas, BlockStarts, chunk_of};
 pub use process::{Allocators, KnownMemory};
 use process::{MemoryParts, Remembered, measure};

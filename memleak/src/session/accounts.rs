@@ -9,7 +9,7 @@ use memleak_common::probe::Resource;
 
 use super::state::{Mode, Session};
 use crate::{
-    account::{AccountedProcess, Accounts, Allocators, KnownMemory, Memory, TableState},
+    account::{AccountedProcess, Accounting, Accounts, Allocators, KnownMemory, Memory, TableState},
     settings::{CaptureSettings, Settings},
     snapshot::{Outstanding, Snapshot, own::Own},
     target::allocator::AllocatorKind,
@@ -26,16 +26,22 @@ pub(super) fn is_complete(settings: &CaptureSettings) -> bool {
 impl Session {
     /// Accounts for what the targets have when tracing begins.
     pub(super) fn begin_accounts(&mut self) {
-        let Some(accounts) = &mut self.accounts else { return };
+        let Some(Accounting::Idle(accounts)) = &mut self.accounts else { return };
         for process in processes(&self.targets, HashMap::new()) {
             accounts.begin(process);
         }
     }
 
     /// Accounts for what the targets have now, given what is outstanding and what allocators have
-    /// mapped for themselves.
+    /// mapped for themselves. With very much outstanding that is done beside the reports: the next
+    /// one has what was found. The last one waits for its own.
     pub(super) fn account(&mut self, (snapshot, own): (&Snapshot, &Own), is_final: bool) -> Option<Memory> {
-        let accounts = self.accounts.as_mut()?;
+        let accounting = self.accounts.as_mut()?;
+        let made = accounting.take_made(is_final);
+        if made.is_some() && !is_final {
+            return made;
+        }
+        let Accounting::Idle(accounts) = accounting else { return None };
         let state = TableState { version: snapshot.version, records: snapshot.outstanding.len() as u64 };
         if let Some(memory) = accounts.unchanged(state, is_final) {
             return Some(memory);
@@ -43,16 +49,17 @@ impl Session {
         if !accounts.is_due(is_final) {
             return None;
         }
-        accounts.make(processes(&self.targets, known(snapshot, own, &self.targets)), state)
+        let processes = processes(&self.targets, known(snapshot, own, &self.targets));
+        accounting.make(processes, state, is_final)
     }
 
     /// Accounts for processes' memory, if all of it is traced. Not with samples by bytes: the pages
     /// of the blocks that they stand for are not known.
-    pub(super) fn new_accounts(settings: &Settings, mode: &Mode) -> Option<Accounts> {
+    pub(super) fn new_accounts(settings: &Settings, mode: &Mode) -> Option<Accounting> {
         let Settings { capture, report, .. } = settings;
         match mode {
             Mode::User(mode) if is_complete(capture) && report.sampling.bytes() == 0 => {
-                Some(Accounts::new(mode.store.clone(), report.sampling.rate()))
+                Some(Accounting::new(Accounts::new(mode.store.clone(), report.sampling.rate())))
             }
             Mode::User(_) | Mode::Kernel => None,
         }

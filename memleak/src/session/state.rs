@@ -20,7 +20,7 @@ use super::{
     wait::millis,
 };
 use crate::{
-    account::Accounts,
+    account::Accounting,
     bpf::{Scope, Tracer},
     hurry,
     objects::ObjectStore,
@@ -80,7 +80,7 @@ pub(super) struct Session {
     pub(super) price: Option<PriceCheck>,
     pub(super) due: Due,
     /// What the targets' memory is, if all of it is traced.
-    pub(super) accounts: Option<Accounts>,
+    pub(super) accounts: Option<Accounting>,
     /// Numbers of targets that have ended.
     pub(super) ends: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
     /// Numbers of targets whose probes depended on a thread that has ended.
