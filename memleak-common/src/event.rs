@@ -30,6 +30,9 @@ pub mod kind {
     /// The target is about to end by itself. Told as births are, and waited at: all of it is still
     /// there.
     pub const ENDING: u32 = 10;
+    /// Pages were moved (mremap): those in `handle..handle + size` that were touched before
+    /// [`super::Event::time_ns`] are at [`super::Event::stack_id`] and behind now.
+    pub const MOVED: u32 = 11;
 }
 
 /// Bits of [`Event::size`] for [`kind::FORK`]: what a child shares with its parent.

@@ -292,6 +292,10 @@ pub mod flags {
     /// The range is a segment of System V's shared memory: what is acquired is as long as the one
     /// whose number is in `size_arg` (shmat), and a release is of the whole (shmdt).
     pub const SEGMENT: u32 = 1 << 18;
+    /// The call may have moved pages: user space is told (mremap, where pages are what is traced).
+    /// `handle_arg` is where they were, `flags_arg` how many bytes, `size_arg` how many there are
+    /// now.
+    pub const MOVES_PAGES: u32 = 1 << 19;
 }
 
 /// One function. All argument numbers count from 0 and address the integer arguments of the

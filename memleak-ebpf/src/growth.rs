@@ -3,21 +3,24 @@
 //! (arch/x86/include/asm/trace/exceptions.h, `page_fault_user` and `page_fault_kernel`).
 //!
 //! Nothing says here when a page goes (munmap, brk, madvise, exit of the mapping): user space looks
-//! which of them are still there, and removes the others' records.
+//! which of them are still there, and removes the others' records. When the C library's mremap has
+//! moved some it is told, and enters their records anew.
 
 use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_current_task, programs::RawTracePointContext};
 use memleak_common::{
+    event::{self, Event},
     probe::{ProbeRow, Resource, handle, size},
-    thread::ThreadRecord,
+    thread::{PendingCall, ThreadRecord},
 };
 
 use crate::{
     arch::Registers,
     args::Return,
+    clock::now,
     cut,
+    maps::{Wake, send, setting},
     records::{Acquired, PAGE_SIZE, record},
     stack::kernel_walk,
-    maps::setting,
     thread::{current_registers, current_thread_of_tracepoint, member},
 };
 
@@ -74,6 +77,35 @@ pub unsafe extern "C" fn commit_page(thread: *mut ThreadRecord, at: *const Retur
     thread.epoch = cut::epoch();
     let page = Acquired { handle: at.returned, size: PAGE_SIZE, entered_ns: 0, is_chosen: false };
     let _ = record(at, thread, &PAGE, &page);
+    0
+}
+
+/// A call of mremap has returned, `to` is where the pages are now. A global function, so that there
+/// is room for the event on the stack.
+///
+/// # Safety
+/// `thread` is null or the record of the current thread, `call` is null or a call that it has left.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn tell_moved(thread: *const ThreadRecord, call: *const PendingCall, to: u64) -> u64 {
+    // SAFETY: the caller says so.
+    let (Some(thread), Some(call)) = (unsafe { (thread.as_ref(), call.as_ref()) }) else { return 0 };
+    let (from, resource) = (call.out_pointer, Resource::Growth.number());
+    let bytes = if call.call_flags < call.size_or_address { call.call_flags } else { call.size_or_address };
+    if from == to || bytes == 0 {
+        return 0;
+    }
+    let event = Event {
+        kind: event::kind::MOVED,
+        owner: thread.owner.of(resource),
+        tid: thread.tid,
+        resource,
+        handle: from,
+        size: bytes,
+        time_ns: now(),
+        stack_id: to,
+    };
+    send(&event, Wake::Now);
     0
 }
 

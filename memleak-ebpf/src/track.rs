@@ -27,6 +27,7 @@ use crate::{
     arch::{REPLACES_RETURNS, TRAMPOLINE, caller_of, entered_caller, entry_sp, exit_sp},
     args::{Arguments, Return},
     clock::now,
+    growth::tell_moved,
     maps::{PROBES, count, has, setting},
     nesting::{is_nested, is_users},
     segments,
@@ -372,6 +373,11 @@ fn commit_or_fail(thread: &mut ThreadRecord, call: &mut PendingCall, at: &Return
     };
     if has(row, flags::IN_PLACE) {
         records::resize(thread, row, handle, call.size_or_address);
+        return None;
+    }
+    if has(row, flags::MOVES_PAGES) {
+        // SAFETY: the current thread's record, and a call that it has left.
+        unsafe { tell_moved(thread, call, handle) };
         return None;
     }
     if row.release_arg != NO_ARG {

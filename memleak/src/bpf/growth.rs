@@ -4,7 +4,7 @@
 use std::{collections::HashMap, io, ops::Range};
 
 use log::debug;
-use memleak_common::probe::Resource;
+use memleak_common::{event::Event, probe::Resource};
 
 use crate::{
     proc::{
@@ -21,6 +21,37 @@ const HUGE: u64 = 2 << 20;
 const FRESH_NS: u64 = 1_000_000_000;
 /// Pages that lie no further apart are asked for together, bytes.
 const NEAR: u64 = 1 << 20;
+
+/// Pages that a call of mremap has moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MovedPages {
+    /// Whose: [`Outstanding::space`].
+    pub space: u32,
+    /// The addresses that they had, whole pages.
+    pub from: Range<u64>,
+    /// The address that the first of them has now.
+    pub to: u64,
+    /// CLOCK_MONOTONIC nanoseconds: what was touched later is not among them.
+    pub time_ns: u64,
+}
+
+impl MovedPages {
+    /// What an event of the kind `MOVED` tells.
+    pub(crate) fn of(event: &Event) -> Self {
+        let end = event.handle.saturating_add(event.size);
+        Self {
+            space: event.owner,
+            from: event.handle..end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end),
+            to: event.stack_id,
+            time_ns: event.time_ns,
+        }
+    }
+
+    /// The address that the page at `address` has now.
+    pub(super) fn new_address(&self, address: u64) -> u64 {
+        self.to.wrapping_add(address - self.from.start)
+    }
+}
 
 /// The processes whose growth is traced, by the number of their address space.
 #[derive(Debug, Default)]

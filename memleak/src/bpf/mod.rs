@@ -48,6 +48,7 @@ pub(crate) use access::can_write_to_targets;
 pub(crate) use births::Births;
 pub(crate) use config::{Config, Walk, answering_threads};
 pub(crate) use error::BpfError;
+pub(crate) use growth::MovedPages;
 pub(crate) use links::Scope;
 pub(crate) use room::{STACKS_OF_KERNEL, stacks_of_processes};
 pub(crate) use runs::{ProgramRuns, RunStatistics};

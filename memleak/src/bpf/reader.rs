@@ -18,7 +18,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{
     cut::{Epoch, Reading},
     error::BpfError,
-    growth::Growth,
+    growth::{Growth, MovedPages},
     links::Probes,
     mapped::MappedMaps,
     records::{self, enter_found, remove_dead, remove_for_good},
@@ -180,6 +180,11 @@ impl Reader {
             mapped.blocks.overflow();
             records::filter(ebpf, mapped);
         }
+    }
+
+    /// Pages of memory are somewhere else now.
+    pub(super) fn moved(&mut self, ebpf: &Ebpf, pages: &MovedPages) -> Result<(), BpfError> {
+        records::move_pages((ebpf, self.mapped.as_ref()), pages)
     }
 
     /// The kernel's own things count.

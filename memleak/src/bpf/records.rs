@@ -16,6 +16,7 @@ use super::{
     access::fd,
     cut::{Epoch, Reading},
     error::{BpfError, map_error},
+    growth::MovedPages,
     mapped::MappedMaps,
     sys,
 };
@@ -260,6 +261,41 @@ pub(super) fn enter_found(
             adjust_held(mapped, 1);
         }
     }
+    Ok(())
+}
+
+/// Enters the records of pages under the addresses that these have now.
+pub(super) fn move_pages(
+    (ebpf, mapped): (&Ebpf, Option<&MappedMaps>),
+    moved: &MovedPages,
+) -> Result<(), BpfError> {
+    /// Of more pages all records are looked at instead.
+    const MANY: u64 = 1 << 14;
+    const MAP: &str = "ALLOCATIONS";
+    let resource = Resource::Growth.number();
+    let key = |handle| AllocationKey { space: moved.space, resource, handle };
+    let keys: Vec<AllocationKey> = if moved.from.end - moved.from.start <= MANY * PAGE_SIZE {
+        moved.from.clone().step_by(PAGE_SIZE as usize).map(key).collect()
+    } else {
+        let mut keys = Vec::new();
+        sys::for_each_entry(fd(ebpf, MAP)?, |found: &AllocationKey, _: &Allocation| {
+            if *found == key(found.handle) && moved.from.contains(&found.handle) {
+                keys.push(*found);
+            }
+        })
+        .map_err(|error| map_error(MAP, &error))?;
+        keys
+    };
+    let mut lost: i64 = 0;
+    for from in keys {
+        let taken: Option<Allocation> =
+            sys::take(fd(ebpf, MAP)?, &from).map_err(|error| map_error(MAP, &error))?;
+        let Some(record) = taken else { continue };
+        // What was touched after that is another page, and stays.
+        let to = if record.time_ns < moved.time_ns { key(moved.new_address(from.handle)) } else { from };
+        lost += i64::from(!put_new(ebpf, &to, &record)?);
+    }
+    adjust_held(mapped, -lost);
     Ok(())
 }
 

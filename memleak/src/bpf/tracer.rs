@@ -21,6 +21,7 @@ use super::{
     config::Config,
     cut::Epoch,
     error::{BpfError, map_error},
+    growth::MovedPages,
     kernel_mode,
     links::{Outcome, Probes, Scope},
     mapped::MappedMaps,
@@ -359,6 +360,11 @@ impl Tracer {
     /// Programs have found the table of heap blocks full.
     pub(crate) fn overflow(&mut self) {
         self.reader.overflow(&self.ebpf);
+    }
+
+    /// Pages of memory are somewhere else now.
+    pub(crate) fn moved(&mut self, pages: &MovedPages) -> Result<(), BpfError> {
+        self.reader.moved(&self.ebpf, pages)
     }
 
     /// A range was released.

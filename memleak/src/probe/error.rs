@@ -149,7 +149,7 @@ impl PlanError {
                 .filter(move |(_, row)| acquires(row) && row.probe.resource == resource.number())
         };
         let is_memory = |resource: &Resource| {
-            DEFAULT_RESOURCES.contains(resource) || matches!(resource, Resource::Custom(_))
+            DEFAULT_RESOURCES.contains(resource) || matches!(resource, Resource::Custom(_) | Resource::Growth)
         };
         options
             .resources

@@ -73,9 +73,12 @@ impl ProgramKind {
     /// The programs that serve a role of a function.
     pub const fn of(role: Role) -> &'static [Self] {
         match role {
-            Role::Acquire | Role::Resize | Role::InPlace | Role::FallibleRelease | Role::Shield => {
-                &[Self::AcquireExit, Self::AcquireEnter]
-            }
+            Role::Acquire
+            | Role::Resize
+            | Role::InPlace
+            | Role::Move
+            | Role::FallibleRelease
+            | Role::Shield => &[Self::AcquireExit, Self::AcquireEnter],
             Role::Release | Role::Sweep => &[Self::ReleaseEnter],
             Role::Abandon => &[Self::AbandonEnter],
             Role::Notice => &[Self::MappingsEnter],

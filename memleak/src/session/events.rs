@@ -14,7 +14,7 @@ use super::{
     user_mode::Objects,
     wait::{event_line, is_kernels},
 };
-use crate::{proc::clock::monotonic_ns, report::sink::Delivery, snapshot::ranges::Release};
+use crate::{bpf::MovedPages, proc::clock::monotonic_ns, report::sink::Delivery, snapshot::ranges::Release};
 
 impl Session {
     /// Handles what the BPF side has sent: some of it, so that a target that is faster than we
@@ -43,6 +43,7 @@ impl Session {
                 }
                 kind::STACKS => stacks_stored = true,
                 kind::OVERFLOW => is_full = true,
+                kind::MOVED => self.tracer.moved(&MovedPages::of(&event))?,
                 kind::CHILD => self.has_made(event.tid),
                 _ => {}
             }

@@ -83,7 +83,13 @@ pub(super) struct UserMode {
 /// Loads the programs, and enters the unwind tables of `processes`.
 pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMode, Tracer), SessionError> {
     let mut rows = [TABLE.as_slice(), &settings.capture.user_rows].concat();
-    rows.retain(|row| row.role != Role::Ending || asks_for_end(settings));
+    // mremap leaves no frame behind.
+    let is_growth_alone = settings.capture.resources == [Resource::Growth];
+    rows.retain(|row| match row.role {
+        Role::Ending => asks_for_end(settings),
+        Role::Abandon => !is_growth_alone,
+        _ => true,
+    });
     let store = ObjectStore::default();
     let pids = processes.iter().map(|process| process.pid);
     let times = CpuTimes::of(pids.clone());
@@ -91,7 +97,8 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
         Tracer::of_processes(&config(settings), &rows, pids, &store)?;
     info!("loaded the BPF programs in {} ms", millis(took));
     let (untraced_cpus, _) = times.cpus_since();
-    let is_probed = |resource: &Resource| !by_tracepoints.contains(resource);
+    // Pages are told by tracepoints, but for their moves.
+    let is_probed = |resource: &Resource| *resource == Resource::Growth || !by_tracepoints.contains(resource);
     let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();
     let follower = Follower::start(births, answering_threads())
         .map_err(|error| SessionError::System("cannot start a thread", error))?;

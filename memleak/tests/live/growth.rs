@@ -28,8 +28,12 @@ fn grow(link: Link) -> (Report, ledger::Ledger, u64) {
     let mut target = Running::start(&mut Command::new(build("growth.c", link, &[])));
     target.expect("READY");
     let before = anonymous(target.pid());
-    let options = [&["--growth"], &EVERYTHING[..]].concat();
-    let tracer = Tracer::attach_with(target.pid(), &options);
+    let options = ["--growth", "-o", "0", "-T", "100000", "0.5"];
+    let mut tracer = Tracer::attach_with(target.pid(), &options);
+    target.tell("go");
+    target.expect("MOVED");
+    // What is touched where the pages were is told from them once their move was heard of.
+    tracer.fresh_report();
     target.tell("go");
     let ledger = ledger::hear(&mut target);
     let grown = anonymous(target.pid()) - before;
@@ -44,8 +48,17 @@ fn grow(link: Link) -> (Report, ledger::Ledger, u64) {
 fn pages_are_those_that_are_there(link: Link) {
     let _alone = alone();
     let (report, ledger, grown) = grow(link);
-    let sites =
-        ["site_whole", "site_half", "site_unmapped", "site_gone", "site_read", "site_break", "site_huge"];
+    let sites = [
+        "site_whole",
+        "site_half",
+        "site_unmapped",
+        "site_gone",
+        "site_read",
+        "site_break",
+        "site_moved",
+        "site_where_it_was",
+        "site_huge",
+    ];
     for site in sites {
         let held = ledger.get(&(site.to_owned(), "growth".to_owned())).map_or(0, |amount| amount.bytes);
         let (bytes, _) = report.site(site);

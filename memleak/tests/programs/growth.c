@@ -1,7 +1,7 @@
 // Touches pages of memory, each site so many as its ledger says, and gives some of them back. No allocator has a part
-// in it: ranges are mapped by system calls, or are of the break.
+// in it: ranges are mapped by system calls, or are of the break. One is moved by the C library's mremap.
 //
-// phases: READY, go, <ledger> END, end
+// phases: READY, go, MOVED, go, <ledger> END, end
 #include "ledger.h"
 
 #include <fcntl.h>
@@ -77,6 +77,25 @@ static NOINLINE void site_break(void) {
     for (int at = 0; at < 150; at++) lose(&ledger_site_break, PAGE);
 }
 
+// A range that is moved, and another one that is touched where it has been.
+SITE(site_moved, "growth")
+SITE(site_where_it_was, "growth")
+static NOINLINE void site_where_it_was(char *place) {
+    void *range = mmap(place, 120 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    CHECK(range == place);
+    TOUCH(site_where_it_was, place, 60)
+}
+static NOINLINE void site_moved(void) {
+    char *range = map(120), *room = map(1000);
+    TOUCH(site_moved, range, 120)
+    CHECK(munmap(room, 1000 * PAGE) == 0);
+    CHECK(mremap(range, 120 * PAGE, 300 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, room) == room);
+    TOUCH(site_moved, room + 120 * PAGE, 100)
+    say("MOVED");
+    hear();
+    site_where_it_was(range);
+}
+
 // Huge pages, if the machine gives some: two of which each second small page is touched.
 SITE(site_huge, "growth")
 static NOINLINE void site_huge(void) {
@@ -100,6 +119,7 @@ int main(void) {
     site_gone();
     site_read();
     site_break();
+    site_moved();
     site_huge();
     say_ledger();
     hear();

@@ -6,7 +6,7 @@
 
 use memleak_common::probe::{ProbeRow, Resource, flags, handle, only, size, success};
 
-use super::{Role, Row, Scope, row};
+use super::{Role, Row, Scope, of, row};
 
 pub(super) const HEAP: ProbeRow = ProbeRow { resource: Resource::Heap.number(), ..ProbeRow::EMPTY };
 const RANGES: ProbeRow =
@@ -56,6 +56,16 @@ pub(super) const MREMAP: ProbeRow = ProbeRow {
     replace_mask: libc::MREMAP_FIXED as u32,
     keep_mask: libc::MREMAP_DONTUNMAP as u32,
     ..RANGES
+};
+/// Where pages are what is traced: they are somewhere else now.
+const MOVED_PAGES: ProbeRow = ProbeRow {
+    handle: handle::RETURN,
+    handle_arg: 0,
+    size: size::ARG,
+    size_arg: 2,
+    flags_arg: 1,
+    flags: flags::MOVES_PAGES,
+    ..of(Resource::Growth, 0)
 };
 const SEGMENTS: ProbeRow = ProbeRow { flags: flags::RANGE | flags::SEGMENT, ..RANGES };
 /// SHM_REMAP replaces what was there.
@@ -161,6 +171,7 @@ pub(super) const ROWS: &[Row] = &[
     row("mmap", Role::Acquire, Scope::Mapping, MMAP),
     row("mmap64", Role::Acquire, Scope::Mapping, MMAP),
     row("mremap", Role::Resize, Scope::Mapping, MREMAP),
+    row("mremap", Role::Move, Scope::CLibrary, MOVED_PAGES),
     row("munmap", Role::FallibleRelease, Scope::Mapping, MUNMAP),
     row("shmat", Role::Acquire, Scope::Mapping, SHMAT),
     row("shmdt", Role::FallibleRelease, Scope::Mapping, SHMDT),

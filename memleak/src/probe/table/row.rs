@@ -15,6 +15,9 @@ pub enum Role {
     /// Changes the size of what it was given, where it is (xallocx): `acquire_enter` and
     /// `acquire_exit`.
     InPlace,
+    /// Moves what it was given, of which all else that is known stays (mremap, where pages are what
+    /// is traced): `acquire_enter` and `acquire_exit`.
+    Move,
     /// Releases and cannot fail: `release_enter`.
     Release,
     /// Releases many at once, and nothing tells which (mi_heap_destroy): counted by

@@ -101,7 +101,8 @@ fn holds_every_form_of_new_and_delete() {
 
 #[test]
 fn names_each_function_once_and_fits_the_map() {
-    let names: HashSet<_> = TABLE.iter().map(|row| &row.function).collect();
+    // mremap also moves pages, of which the resource is another.
+    let names: HashSet<_> = TABLE.iter().map(|row| (&row.function, row.role == Role::Move)).collect();
     assert_eq!(names.len(), TABLE.len());
     assert!(TABLE.len() <= MAX_PROBES as usize / 2, "users want to add theirs");
 }
@@ -137,7 +138,8 @@ fn says_where_a_size_is_exactly_where_there_is_one() {
             other => panic!("{function}: size {other}"),
         };
         assert_eq!((probe.size_arg != NO_ARG, probe.size_arg2 != NO_ARG), expected, "{function}");
-        let takes_arg = matches!(probe.handle, handle::BEHIND_ARG | handle::ARG | handle::IN_MESSAGE);
+        let takes_arg = matches!(probe.handle, handle::BEHIND_ARG | handle::ARG | handle::IN_MESSAGE)
+            || probe.flags & flags::MOVES_PAGES != 0;
         assert_eq!(takes_arg, probe.handle_arg != NO_ARG, "{function}");
         let has_constant = probe.size == size::CONSTANT || probe.flags & flags::THROUGH_POINTER != 0;
         assert!(probe.constant == 0 || has_constant, "{function}");
@@ -155,6 +157,7 @@ fn gives_each_role_what_its_programs_need() {
             Role::Acquire | Role::InPlace => (true, false),
             Role::Resize => (true, true),
             Role::Release | Role::FallibleRelease => (false, true),
+            Role::Move => (true, false),
             Role::Shield | Role::Sweep | Role::Abandon | Role::Notice | Role::Ending => (false, false),
         };
         assert_eq!((acquires(row), releases(row)), expected, "{function}");
@@ -185,7 +188,9 @@ fn keeps_ranges_and_blocks_apart() {
         let has_length = is_span || (is_range && !is_segment && *role != Role::Acquire);
         assert_eq!(probe.release_len_arg != NO_ARG, has_length, "{function}");
         let has_masks = probe.replace_mask != 0 || probe.keep_mask != 0;
-        assert_eq!(has_masks || moves_break, probe.flags_arg != NO_ARG, "{function}");
+        let moves_pages = probe.flags & flags::MOVES_PAGES != 0;
+        assert_eq!(moves_pages, *role == Role::Move, "{function}");
+        assert_eq!(has_masks || moves_break || moves_pages, probe.flags_arg != NO_ARG, "{function}");
         let zero_size = probe.flags & flags::ZERO_SIZE_RELEASES != 0;
         let is_realloc = *role == Role::Resize && *scope == Scope::Heap;
         let is_its_alias = function.starts_with("TCMallocInternalRealloc");
