@@ -3,6 +3,7 @@
 
 mod archive;
 mod check;
+mod crates;
 mod image;
 mod licences;
 mod native;
@@ -53,10 +54,17 @@ pub(crate) struct Options {
     /// Try out what was made, as root: on bare Debian systems, and where there is no other file
     #[arg(long)]
     check: bool,
+    /// Make the two crates of a release alone, and try out `cargo install memleak` from them, as
+    /// root
+    #[arg(long, conflicts_with_all = ["target", "program_only", "check"])]
+    crates: bool,
 }
 
 /// Builds the program with the profile `dist`, and makes of it what is handed out.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.crates {
+        return check::run_on_crates(&Release::new(&run::host_target()?)?);
+    }
     packages::ensure(&[BINUTILS])?;
     if options.check {
         check::prepare()?;
