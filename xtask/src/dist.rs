@@ -73,9 +73,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Some(target) => target.clone(),
         None => run::host_target()?,
     };
+    let is_run = target.starts_with(ARCH);
+    ensure!(is_run || !options.check, "--check runs the program, and this machine runs no {target}");
     let builder = Builder::of(&target)?;
     take_apart(&build(&builder, &target)?, &builder)?;
-    if target.starts_with(ARCH) {
+    if is_run {
         // A C library that is too old for such relocations fails here, and not at a user's.
         run::run(Command::new(parts().join("memleak")).arg("--version"))?;
     }
