@@ -43,7 +43,8 @@ impl Unit {
 
 impl Drop for Unit {
     fn drop(&mut self) {
-        let _ = Command::new("systemctl").args(["stop", &self.0]).status();
+        // It may have ended by itself, which is said.
+        let _ = Command::new("systemctl").args(["stop", &self.0]).output();
     }
 }
 
