@@ -3,6 +3,7 @@
 
 mod archive;
 mod check;
+mod crates;
 mod image;
 mod licences;
 mod native;
@@ -53,10 +54,17 @@ pub(crate) struct Options {
     /// Try out what was made, as root: on bare Debian systems, and where there is no other file
     #[arg(long)]
     check: bool,
+    /// Make the two crates of a release alone, and try out `cargo install memleak` from them, as
+    /// root
+    #[arg(long, conflicts_with_all = ["target", "program_only", "check"])]
+    crates: bool,
 }
 
 /// Builds the program with the profile `dist`, and makes of it what is handed out.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.crates {
+        return check::run_on_crates(&Release::new(&run::host_target()?)?);
+    }
     packages::ensure(&[BINUTILS])?;
     if options.check {
         check::prepare()?;
@@ -65,9 +73,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Some(target) => target.clone(),
         None => run::host_target()?,
     };
+    let is_run = target.starts_with(ARCH);
+    ensure!(is_run || !options.check, "--check runs the program, and this machine runs no {target}");
     let builder = Builder::of(&target)?;
     take_apart(&build(&builder, &target)?, &builder)?;
-    if target.starts_with(ARCH) {
+    if is_run {
         // A C library that is too old for such relocations fails here, and not at a user's.
         run::run(Command::new(parts().join("memleak")).arg("--version"))?;
     }

@@ -50,6 +50,9 @@ pub(crate) struct Config {
     pub lifetimes: bool,
     /// Room for stacks.
     pub stack_storage_size: u32,
+    /// Bytes that our control groups leave us, before anything was made; `None` if there is no
+    /// limit.
+    pub memory_left: Option<u64>,
     /// Most frames of a stack.
     pub max_depth: u32,
     /// How stacks are walked.

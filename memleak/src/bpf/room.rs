@@ -5,10 +5,7 @@ use log::debug;
 use memleak_common::{history::StackHistory, stack::StackRecord};
 
 use super::{config::Config, error::BpfError};
-use crate::{
-    proc::memory_limit::{memory_left, memory_total},
-    unwind::Sums,
-};
+use crate::{proc::memory_limit::memory_total, unwind::Sums};
 
 /// What a run needs without unwind tables, bytes: programs and maps, and our own memory.
 const KERNEL: u64 = 32 << 20;
@@ -27,9 +24,9 @@ const LITTLE_SPARE: u64 = 64 << 10;
 pub(crate) const STACKS_OF_KERNEL: u32 = 1 << 14;
 
 /// Stacks that are kept by default: an eighth of the memory is enough for so many long ones, of
-/// which there are few.
-pub(crate) fn stacks_of_processes() -> u32 {
-    stacks_in([memory_total(), memory_left()].into_iter().flatten().min())
+/// which there are few. `left`: what our control groups leave.
+pub(crate) fn stacks_of_processes(left: Option<u64>) -> u32 {
+    stacks_in([memory_total(), left].into_iter().flatten().min())
 }
 
 fn stacks_in(memory: Option<u64>) -> u32 {
@@ -50,7 +47,7 @@ pub(super) fn fit(config: &Config, sums: Option<&Sums>, words: u32) -> Result<u3
     // Two tables: of short ones, and of long ones.
     let stacks = 2 * u64::from(config.stack_storage_size.max(1)).next_power_of_two();
     fit_in(
-        memory_left(),
+        config.memory_left,
         PLACE * (places + stacks) + size_of::<StackHistory>() as u64 * u64::from(config.histories()),
         config.walks_tables(),
         sums.map_or(0, |sums| sums.words as u64),

@@ -39,7 +39,7 @@ use crate::{
     arch::returns::Unclear,
     objects::ObjectStore,
     probe::{kernel::KernelPlan, plan::AttachPoint, table::Row},
-    proc::{maps::Mapping, memory_limit::memory_left, readable::readable},
+    proc::{maps::Mapping, readable::readable},
     sampling::Sampling,
     snapshot::{Snapshot, Stack, ranges::Release},
     symbolize::Target as SymbolTarget,
@@ -88,7 +88,7 @@ impl Tracer {
     ) -> Result<UserStart, BpfError> {
         let pids: Vec<u32> = if config.walks_tables() { pids.collect() } else { Vec::new() };
         let mut tables = ProcessTables::new(store.clone());
-        let Prepared { objects, mut loaded, took } = match pids.is_empty() || memory_left().is_some() {
+        let Prepared { objects, mut loaded, took } = match pids.is_empty() || config.memory_left.is_some() {
             true => prepare_in_turn(config, rows, &pids, &mut tables),
             false => prepare_at_once(config, rows, &pids, &mut tables),
         }?;

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -21,6 +21,7 @@ use hyper::{
     Request, StatusCode,
     body::Bytes,
     client::conn::http1,
+    ext::on_informational,
     header::{AUTHORIZATION, CONTENT_TYPE, HOST, LOCATION, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
@@ -28,7 +29,7 @@ use log::warn;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpStream,
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     time::{Instant, sleep_until, timeout},
 };
 
@@ -52,6 +53,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const LAST: Duration = Duration::from_secs(5);
 /// For the words of a receiver that refuses.
 const REASON: Duration = Duration::from_secs(1);
+/// Answers that only say that one will come (1xx). They take time of ours, and no time-out ends
+/// them sooner than silence.
+const FORERUNNERS: u32 = 100;
 /// Bytes of an answer that are looked at.
 const ANSWER: usize = 64 << 10;
 
@@ -260,12 +264,16 @@ async fn post(target: &PushTarget, profile: &Parcel) -> Result<(), Failure> {
         true => Failure::Later(format!("what answers there is no HTTP ({error}); name a port without TLS")),
         false => later(&error),
     };
-    let request = request(target, profile).map_err(|error| Failure::Never(error.to_string()))?;
+    let mut request = request(target, profile).map_err(|error| Failure::Never(error.to_string()))?;
+    let too_many = tell_too_many(&mut request);
     let stream = TcpStream::connect((target.host.as_str(), target.port)).await;
     let stream = stream.map_err(|error| later(&error))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(unanswered)?;
     let connection = tokio::spawn(connection);
-    let answered = sender.send_request(request).await.map_err(unanswered);
+    let answered = tokio::select! {
+        answered = sender.send_request(request) => answered.map_err(unanswered),
+        () = too_many.notified() => Err(Failure::Later(format!("it answers {FORERUNNERS} times that it goes on"))),
+    };
     let answer = match answered {
         Ok(answer) => answer,
         Err(failure) => {
@@ -296,6 +304,18 @@ async fn post(target: &PushTarget, profile: &Parcel) -> Result<(), Failure> {
         status if status.is_server_error() => Err(Failure::Later(failed)),
         _ => Err(Failure::Never(failed)),
     }
+}
+
+/// Has it be told if there are too many answers before the answer.
+fn tell_too_many(request: &mut Request<Full<Bytes>>) -> Arc<Notify> {
+    let (too_many, seen) = (Arc::new(Notify::new()), AtomicU32::new(0));
+    let told = too_many.clone();
+    on_informational(request, move |_| {
+        if seen.fetch_add(1, Relaxed) == FORERUNNERS {
+            told.notify_one();
+        }
+    });
+    too_many
 }
 
 /// The request that delivers a profile.

@@ -40,7 +40,7 @@ use crate::{
         MOST_KEPT, Snapshot,
         own::{self, Own},
     },
-    target::process::Process,
+    target::{process::Process, selector::Selector},
     tui,
 };
 
@@ -54,6 +54,10 @@ pub struct RunOutcome {
     /// What is so that must not be (`--fail-if`), a line each.
     pub failed: Vec<String>,
 }
+
+/// A unit that is restarted has no process for a while, of this length at most (systemd.service(5),
+/// `RestartSec=`: 100 ms, and a few seconds in many units).
+const RESTART: Duration = Duration::from_secs(10);
 
 /// Traces what the settings name until there is nothing more to do.
 pub async fn run(settings: Settings) -> Result<RunOutcome, SessionError> {
@@ -182,6 +186,12 @@ impl Named {
     }
 }
 
+/// What is meant goes on when its processes have ended.
+fn is_restarted(target: &TargetSpec) -> bool {
+    let is_unit = |selector: &Selector| matches!(selector, Selector::Unit(_));
+    matches!(target, TargetSpec::Members { selectors, .. } if selectors.iter().any(is_unit))
+}
+
 /// Where reports go, and in which form.
 fn open_sink(settings: &Settings) -> Result<Sink, SessionError> {
     let report = &settings.report;
@@ -227,6 +237,7 @@ impl Session {
                     }
                 }
                 () = moment(end) => return Ok(Reason::Duration),
+                () = moment(self.due.end) => return Ok(Reason::TargetsEnded),
                 _ = ticks.tick() => {
                     if self.settings.count == Some(self.reporter.reports + 1) {
                         return Ok(Reason::Count);
@@ -240,7 +251,7 @@ impl Session {
                         Arrival::Birth(birth) => self.born(&birth, false),
                         Arrival::Members(pids) => self.join(pids),
                     }
-                    if self.targets.all_ended() {
+                    if self.is_over() {
                         return Ok(Reason::TargetsEnded);
                     }
                 }
@@ -251,7 +262,7 @@ impl Session {
                     }
                     self.take_births(false);
                     self.target_ended(target)?;
-                    if self.targets.all_ended() {
+                    if self.is_over() {
                         return Ok(Reason::TargetsEnded);
                     }
                 }
@@ -278,6 +289,15 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// No process is left, and none is waited for.
+    fn is_over(&mut self) -> bool {
+        let is_left = !self.targets.all_ended();
+        let may_come = !is_left && is_restarted(&self.settings.target);
+        let end = self.due.end.take().unwrap_or_else(|| Instant::now() + RESTART);
+        self.due.end = may_come.then_some(end);
+        !is_left && !may_come
     }
 
     /// Makes and writes one report.

@@ -65,6 +65,8 @@ pub(super) struct Due {
     pub(super) price: Option<Instant>,
     /// When it is to be looked at what is outstanding, without a report.
     pub(super) look: Option<Instant>,
+    /// When the run ends, if no process has come by then.
+    pub(super) end: Option<Instant>,
 }
 
 /// Everything of a run.

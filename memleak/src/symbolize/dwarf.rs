@@ -7,7 +7,7 @@ use std::{
 };
 
 use addr2line::{Context, FunctionName, LookupContinuation, LookupResult, SplitDwarfLoad};
-use gimli::{DwarfPackage, SectionId, UnitOffset};
+use gimli::{DwarfPackage, SectionId, UnitOffset, UnitRef};
 
 use super::{
     members::{Holder, MemberAt, members},
@@ -46,6 +46,11 @@ pub(super) struct SourceFrame {
 
 /// The entry of a function, and what its name does not say.
 type Incomplete = (UnitOffset<usize>, Missing);
+
+type Unit<'a> = UnitRef<'a, LimitedReader>;
+
+/// Calls with such entries, and the unit that they are in.
+type Calls<'a> = (Vec<(SourceFrame, Option<Incomplete>)>, Option<Unit<'a>>);
 
 /// Finds files that debug information names by path: `.dwo`, `.dwp`.
 pub(super) trait FindFile {
@@ -127,50 +132,23 @@ impl Dwarf {
             return Vec::new(); // addr2line computes the address after it.
         }
         let mut more = 0;
-        let (frames, left) = with_fuel(self.fuel, || self.look_up(vaddr, files, &mut more));
-        self.fuel = (left + more * FUEL.1).min(MOST_FUEL);
-        let (mut frames, entries): (Vec<SourceFrame>, Vec<_>) =
-            frames.unwrap_or_default().into_iter().unzip();
-        if entries.iter().any(Option::is_some) && self.scope_fuel > 0 {
-            let mut scopes = std::mem::take(&mut self.scopes);
-            let work = || self.complete(vaddr, files, &entries, &mut scopes, &mut frames);
-            self.scope_fuel = with_fuel(self.scope_fuel, work).1;
-            self.scopes = scopes;
+        let mut scopes = std::mem::take(&mut self.scopes);
+        let (found, left) = with_fuel(self.fuel, || self.look_up(vaddr, files, &mut more));
+        let (found, unit) = found.unwrap_or_default();
+        let (mut frames, entries): (Vec<SourceFrame>, Vec<_>) = found.into_iter().unzip();
+        let mut scope_fuel = self.scope_fuel;
+        if let Some(unit) = unit.filter(|_| scope_fuel > 0 && entries.iter().any(Option::is_some)) {
+            let work = || complete(unit, &entries, &mut scopes, &mut frames);
+            scope_fuel = with_fuel(scope_fuel, work).1;
         }
+        self.fuel = (left + more * FUEL.1).min(MOST_FUEL);
+        (self.scopes, self.scope_fuel) = (scopes, scope_fuel);
         frames
     }
 
-    /// Says of frames what their functions' names do not say; `entries`: of which, by their
-    /// entries.
-    fn complete(
-        &self,
-        vaddr: u64,
-        files: &dyn FindFile,
-        entries: &[Option<Incomplete>],
-        scopes: &mut Scopes,
-        frames: &mut [SourceFrame],
-    ) {
-        let mut load = |wanted| self.load_split(wanted, files, &mut 0);
-        let Some(unit) = resolve(self.context.find_dwarf_and_unit(vaddr), &mut load) else { return };
-        for (frame, entry) in frames.iter_mut().zip(entries) {
-            match *entry {
-                Some((entry, Missing::Scope)) => frame.scope = scopes.of(unit, entry).ok().flatten(),
-                Some((entry, Missing::Arguments)) => {
-                    frame.with_arguments = with_arguments(unit, entry).ok().flatten();
-                }
-                None => {}
-            }
-        }
-    }
-
-    /// With the entries of those whose names do not say all. What a function is in that is not
-    /// inlined, the symbol table says.
-    fn look_up(
-        &self,
-        vaddr: u64,
-        files: &dyn FindFile,
-        more: &mut u64,
-    ) -> gimli::Result<Vec<(SourceFrame, Option<Incomplete>)>> {
+    /// The calls with the entries of those whose names do not say all, and the unit that they are
+    /// in. What a function is in that is not inlined, the symbol table says.
+    fn look_up(&self, vaddr: u64, files: &dyn FindFile, more: &mut u64) -> gimli::Result<Calls<'_>> {
         let mut load = |wanted| self.load_split(wanted, files, more);
         let mut found = resolve(self.context.find_frames(vaddr), &mut load)?;
         let unit = resolve(self.context.find_dwarf_and_unit(vaddr), &mut load);
@@ -198,7 +176,7 @@ impl Dwarf {
         if let Some((_, entry)) = frames.last_mut() {
             *entry = entry.filter(|(_, missing)| *missing == Missing::Arguments);
         }
-        Ok(frames)
+        Ok((frames, unit))
     }
 
     /// The split unit that a skeleton unit asks for: from the package, or a file of its own.
@@ -227,6 +205,20 @@ impl Dwarf {
         // A file of another build at the same place would describe other code.
         let unit = sections.unit(unit).ok()?;
         (unit.dwo_id == Some(wanted.dwo_id)).then(|| Arc::new(sections))
+    }
+}
+
+/// Says of frames what their functions' names do not say; `entries`: of which, by their entries in
+/// the unit.
+fn complete(unit: Unit<'_>, entries: &[Option<Incomplete>], scopes: &mut Scopes, frames: &mut [SourceFrame]) {
+    for (frame, entry) in frames.iter_mut().zip(entries) {
+        match *entry {
+            Some((entry, Missing::Scope)) => frame.scope = scopes.of(unit, entry).ok().flatten(),
+            Some((entry, Missing::Arguments)) => {
+                frame.with_arguments = with_arguments(unit, entry).ok().flatten();
+            }
+            None => {}
+        }
     }
 }
 

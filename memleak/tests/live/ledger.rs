@@ -48,3 +48,12 @@ pub(crate) fn parse(lines: &[String]) -> Ledger {
 pub(crate) fn hear(program: &mut Running) -> Ledger {
     parse(&program.expect("END"))
 }
+
+/// Adds what another program holds at the same sites.
+pub(crate) fn add(ledger: &mut Ledger, other: Ledger) {
+    for (site, held) in other {
+        let sum = ledger.entry(site).or_insert(Amount { bytes: 0, count: Some(0) });
+        sum.bytes += held.bytes;
+        sum.count = sum.count.zip(held.count).map(|(a, b)| a + b);
+    }
+}

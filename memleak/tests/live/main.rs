@@ -59,6 +59,7 @@ mod sites;
 mod table;
 mod targets;
 mod terminal_view;
+mod units;
 mod unusual;
 mod unwinding;
 mod usdt;

@@ -197,11 +197,7 @@ fn one_that_comes_from_elsewhere_joins() {
         target.tell("go");
     }
     let mut ledger = ledger::hear(&mut first);
-    for (site, held) in ledger::hear(&mut second) {
-        let sum = ledger.entry(site).or_default();
-        sum.bytes += held.bytes;
-        sum.count = sum.count.or(Some(0)).zip(held.count).map(|(a, b)| a + b);
-    }
+    ledger::add(&mut ledger, ledger::hear(&mut second));
     let report = tracer.stop_with_report();
     assert_sites(&report, &ledger);
     assert_eq!(report.target.pids.len(), 2, "{:?}", report.target);

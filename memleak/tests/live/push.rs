@@ -185,7 +185,7 @@ fn read_some(stream: &mut TcpStream) {
 #[test]
 fn whatever_answers_is_told_and_counted() {
     let _alone = alone();
-    let answers: [(&str, Answer, &str); 5] = [
+    let answers: [(&str, Answer, &str); 6] = [
         // Unread bytes make it a reset.
         ("reset", |mut stream| read_some(&mut stream), "it is tried again"),
         (
@@ -195,6 +195,14 @@ fn whatever_answers_is_told_and_counted() {
                 let _ = stream.write_all(b"\x15\x03\x01\x00\x02\x02\x0a");
             },
             "what answers there is no HTTP",
+        ),
+        (
+            "forerunners",
+            |mut stream| {
+                read_some(&mut stream);
+                while stream.write_all(&b"HTTP/1.1 100 Continue\r\n\r\n".repeat(1000)).is_ok() {}
+            },
+            "it answers 100 times that it goes on; it is tried again",
         ),
         (
             "control characters",

@@ -385,7 +385,7 @@ pub(crate) fn cases() -> Vec<(&'static str, Report)> {
     };
     let combined = Stack { oldest_ms: None, newest_ms: None, ..leaky() };
     let all_lost = Lost {
-        allocations: 12,
+        allocations: 12_004,
         stacks: 1,
         events: 34,
         trace_lines: 30,

@@ -15,12 +15,17 @@ use xtask::{
     privilege, run,
 };
 
-use super::release::{self, Release, released};
+use super::{
+    crates::Installed,
+    release::{self, Release, released},
+};
 
-const PACKAGES: [Package; 5] = [
+const PACKAGES: [Package; 3] = [
     Package { names: &["debootstrap"], purpose: "makes bare Debian systems" },
     Package { names: &["rpm"], purpose: "reads and installs the .rpm" },
     Package { names: &["skopeo"], purpose: "reads the container image" },
+];
+const COMPILER: [Package; 2] = [
     Package { names: &["gcc"], purpose: "compiles the program that is traced" },
     Package { names: &["libc6-dev"], purpose: "compiles the program that is traced" },
 ];
@@ -54,8 +59,9 @@ int main(void) { for (;;) { leak(); usleep(1000); } }
 
 /// Sees to it, before anything is built, that all can be tried out.
 pub(super) fn prepare() -> Result<()> {
-    ensure!(privilege::is_root(), "--check changes roots and traces a process: run it as root");
-    packages::ensure(&PACKAGES)
+    ensure!(privilege::is_root(), "this changes roots and traces a process: run it as root");
+    packages::ensure(&PACKAGES)?;
+    packages::ensure(&COMPILER)
 }
 
 /// Tries out all files of the release.
@@ -71,6 +77,17 @@ pub(super) fn run(release: &Release) -> Result<()> {
         check_deb(release, suite, &folder.join(suite), &leaker)
             .with_context(|| format!("the .deb on Debian's {suite}"))?;
     }
+    check_crates(release, &leaker)?;
+    fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))
+}
+
+/// Tries out the crates alone.
+pub(super) fn run_on_crates(release: &Release) -> Result<()> {
+    ensure!(privilege::is_root(), "this traces a process: run it as root");
+    packages::ensure(&COMPILER)?;
+    let folder = run::root().join("target/dist-check");
+    empty(&folder)?;
+    check_crates(release, &Leaker::start(&folder)?)?;
     fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))
 }
 
@@ -95,6 +112,13 @@ fn check_archive(release: &Release, folder: &Path, leaker: &Leaker) -> Result<()
     empty(&root)?;
     fs::copy(unpacked.join("memleak"), root.join("memleak"))?;
     check_program(&root, "/memleak", release, leaker)
+}
+
+/// Installs the program from the crates and runs it where it is, since it is no static one.
+fn check_crates(release: &Release, leaker: &Leaker) -> Result<()> {
+    let installed = Installed::new(release).context("`cargo install memleak` from its crates")?;
+    let program = installed.program().display().to_string();
+    check_program(Path::new("/"), &program, release, leaker).context("the crates")
 }
 
 /// Has skopeo read the image and check its sums, and runs the program in what its layer holds.

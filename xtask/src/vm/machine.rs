@@ -44,8 +44,7 @@ umount /dev
 exec switch_root /root /bin/bash /built/start
 ";
 
-/// Process 1 from then on. The command's output and status go to a serial port of its own
-/// (`COMMAND_PORT`).
+/// Process 1 from then on, before anything else.
 const SECOND_STAGE: &str = "\
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 mount -t devtmpfs dev /dev; mkdir -p /dev/pts /dev/shm
@@ -57,6 +56,11 @@ while read -r path; do
   if [ -d \"/built$path\" ]; then mkdir -p \"$path\"; else mkdir -p \"${path%/*}\"; : >>\"$path\"; fi
   mount --bind \"/built$path\" \"$path\"
 done </built/paths
+";
+
+/// What the machine is for. The command's output and status go to a serial port of its own
+/// (`COMMAND_PORT`).
+const WORK: &str = "\
 stty -F COMMAND_PORT raw
 cd /tmp
 bash /built/command </dev/null >COMMAND_PORT 2>&1
@@ -65,6 +69,28 @@ sync
 echo \"memleak-vm: status $status\" >COMMAND_PORT
 mount -o remount,ro /built
 busybox poweroff -f
+";
+
+/// Process 1 becomes systemd, and [`WORK`] a unit of it. What would wait for devices or look
+/// through packages is left out.
+const SYSTEMD: &str = "\
+units=/run/systemd/system
+mkdir -p $units
+for unit in systemd-udevd.service systemd-udev-trigger.service systemd-hwdb-update.service \\
+  systemd-timesyncd.service systemd-networkd.service systemd-resolved.service; do
+  ln -s /dev/null $units/$unit
+done
+echo 0123456789abcdef0123456789abcdef >/etc/machine-id
+cat >$units/memleak-vm.service <<END
+[Unit]
+Requires=basic.target
+After=basic.target
+[Service]
+Type=oneshot
+Environment=PATH=$PATH HOME=$HOME LANG=$LANG
+ExecStart=/bin/bash /built/run-command
+END
+exec /lib/systemd/systemd --unit=memleak-vm.service
 ";
 
 /// What to run, and where.
@@ -79,6 +105,8 @@ pub(super) struct Machine<'a> {
     pub paths: &'a [PathBuf],
     /// A script for bash, run as root.
     pub command: &'a str,
+    /// The script is a unit of systemd, which is process 1.
+    pub has_systemd: bool,
     /// How long all of it may take.
     pub limit: Duration,
     /// Where images and the console's log are written.
@@ -102,8 +130,10 @@ impl Machine<'_> {
     pub(super) fn run(&self, busybox: &Path, mut show: impl FnMut(&str)) -> Result<Ended> {
         let started = Instant::now();
         let paths: String = self.paths.iter().map(|path| format!("{}\n", path.display())).collect();
-        let start = SECOND_STAGE.replace("COMMAND_PORT", self.emulated.command_port());
-        let extra = [("start", start.as_str()), ("command", self.command), ("paths", &paths)];
+        let work = WORK.replace("COMMAND_PORT", self.emulated.command_port());
+        let start = SECOND_STAGE.to_owned() + if self.has_systemd { SYSTEMD } else { &work };
+        let extra =
+            [("start", &*start), ("run-command", &work), ("command", self.command), ("paths", &paths)];
         let built = disks::of_paths(self.paths, &extra, self.work)?;
         let initramfs = self.work.join("initramfs");
         fs::write(&initramfs, initramfs::build(self.kernel, busybox, FIRST_STAGE)?)?;

@@ -44,14 +44,21 @@ const HOST_PACKAGES: [Package; 4] = [
     Package { names: &["xz-utils"], purpose: "decompresses kernel modules" },
 ];
 
+/// What `--systemd` needs.
+const SYSTEMD: [Package; 2] = [
+    Package { names: &["systemd"], purpose: "process 1 of the guest" },
+    Package { names: &["dbus"], purpose: "what systemd-run talks to systemd by" },
+];
+
 /// What the guest needs beside the programs of the live tests: names of packages, left out if
 /// they are not installed.
-const GUEST_PACKAGES: [&str; 17] = [
+const GUEST_PACKAGES: [&str; 19] = [
     "bash",
     "binutils",
     "busybox-static",
     "coreutils",
     "dash",
+    "dbus",
     "findutils",
     "git",
     "grep",
@@ -62,6 +69,7 @@ const GUEST_PACKAGES: [&str; 17] = [
     "python3-minimal",
     "sed",
     "sqlite3",
+    "systemd",
     "util-linux",
     "valgrind",
 ];
@@ -90,6 +98,9 @@ const TESTS: [(&str, &str); 14] = [
 /// every kernel.
 const LEFT_OUT: [&str; 1] = ["kernel_ends::"];
 
+/// The tests that want systemd.
+const SYSTEMD_TESTS: [&str; 3] = ["units::", "--ignored", "--test-threads=1"];
+
 /// Options of `vm`.
 #[derive(Args)]
 pub(crate) struct Options {
@@ -108,6 +119,9 @@ pub(crate) struct Options {
     /// Put this file or folder on the machine's disk too, at the same path
     #[arg(long, value_name = "PATH")]
     with: Vec<PathBuf>,
+    /// Boot systemd, and run the tests that want it, or the command, as a unit of it
+    #[arg(long)]
+    systemd: bool,
     /// Build memleak optimized for the command, as it always is for the tests
     #[arg(long)]
     release: bool,
@@ -123,6 +137,10 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     packages::ensure(&[options.emulated.package()])?;
     packages::ensure(&HOST_PACKAGES)?;
+    if options.systemd {
+        ensure!(options.emulated == Emulated::X86_64, "--systemd: there is none among arm64's packages here");
+        packages::ensure(&SYSTEMD)?;
+    }
     if options.shell.is_none() && options.emulated == Emulated::X86_64 {
         packages::ensure(&test::LIVE_PACKAGES)?;
     }
@@ -155,7 +173,8 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Kernel>> {
         return Ok(vec![Kernel::of_image(image)?]);
     }
     // On arm64 programs can compare and swap from 5.18 on: nothing older is worth a machine.
-    let is_wanted = |row: &&Series| options.emulated == Emulated::X86_64 || row.expected == Expected::Traces;
+    let refuses = options.emulated == Emulated::X86_64 && !options.systemd;
+    let is_wanted = |row: &&Series| refuses || row.expected == Expected::Traces;
     let whole = || MATRIX.iter().filter(is_wanted).map(|row| row.name.to_owned()).collect();
     let series: Vec<String> = if options.kernel.is_empty() { whole() } else { options.kernel.clone() };
     series.iter().map(|series| Kernel::of_series(series, options.emulated, cache)).collect()
@@ -244,6 +263,7 @@ impl Built {
         let mut paths = vec![memleak.clone()];
         if let Some(live) = &live {
             paths.extend([live.clone(), run::root().join("memleak/tests"), run::root().join("examples")]);
+            paths.push(run::root().join("contrib"));
             fs::create_dir_all(&programs)?;
             paths.push(programs.clone());
         }
@@ -283,6 +303,7 @@ impl Built {
         }
         let live = self.live.as_deref().context("cargo built no live tests")?;
         let filters: Vec<&str> = match &options.tests[..] {
+            [] if options.systemd => SYSTEMD_TESTS.to_vec(),
             [] => {
                 let left_out = LEFT_OUT.iter().flat_map(|name| ["--skip", name]);
                 TESTS.iter().map(|(name, _)| *name).chain(left_out).chain(["--test-threads=1"]).collect()
@@ -307,6 +328,7 @@ impl Built {
             packages: &guest.disk,
             paths: &self.paths,
             command,
+            has_systemd: options.systemd,
             limit: Duration::from_secs(options.limit),
             work: &self.work_of(kernel)?,
         };

@@ -1,9 +1,18 @@
 //! What was lost, in words.
 
-use crate::snapshot::Lost;
+use crate::{snapshot::Lost, words::Grouped};
 
-/// What says how much of what was lost and what to do about it; `None` if nothing was.
+/// What says how much of what was lost and what to do about it, for people; `None` if nothing was.
 pub(crate) fn lost_line(lost: &Lost) -> Option<String> {
+    said(lost, |number| Grouped(number).to_string())
+}
+
+/// The same with plain integers, which scripts read.
+pub(crate) fn plain_lost_line(lost: &Lost) -> Option<String> {
+    said(lost, |number| number.to_string())
+}
+
+fn said(lost: &Lost, shown: fn(u64) -> String) -> Option<String> {
     let ways = [
         (lost.allocations, "allocation", "table full: raise --max-allocs, or trace fewer with -z or -s"),
         (lost.stacks, "stack", "counted, but their stacks are unknown: raise --stack-storage-size"),
@@ -41,7 +50,7 @@ pub(crate) fn lost_line(lost: &Lost) -> Option<String> {
                 true => "es",
                 false => "s",
             };
-            format!("{number} {what}{plural} ({remedy})")
+            format!("{} {what}{plural} ({remedy})", shown(*number))
         })
         .collect();
     (!parts.is_empty()).then(|| format!("lost: {}", parts.join(", ")))

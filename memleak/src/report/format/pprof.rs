@@ -11,7 +11,7 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use super::{Format, Kind, Options, kind::FileForm, lost::lost_line, protobuf::Message};
+use super::{Format, Kind, Options, kind::FileForm, lost::plain_lost_line, protobuf::Message};
 use crate::{
     proc::PAGE_SIZE,
     report::{
@@ -232,7 +232,7 @@ impl Profile {
         }
         let tables = std::mem::take(&mut self.tables);
         let period = self.value_type("space", "bytes");
-        let comment = lost_line(&report.lost).map(|lost| self.strings.id(&lost));
+        let comment = plain_lost_line(&report.lost).map(|lost| self.strings.id(&lost));
         let default = self.strings.id("inuse_space");
         let mut strings: Vec<(String, u64)> = std::mem::take(&mut self.strings.ids).into_iter().collect();
         strings.sort_unstable_by_key(|(_, id)| *id);

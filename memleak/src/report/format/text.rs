@@ -11,7 +11,7 @@ use std::{
 use super::{
     Format, Kind, Options,
     clock::time_of_day,
-    lost::lost_line,
+    lost::plain_lost_line,
     memory::write_memory,
     oom::oom_lines,
     summary::summary,
@@ -70,7 +70,7 @@ pub fn write_text(report: &Report, options: &Options, out: &mut dyn Write) -> io
             for line in oom_lines(report, &options.time_zone) {
                 writeln!(out, "\t{line}")?;
             }
-            lost_line(&report.lost).iter().try_for_each(|line| writeln!(out, "\t{line}"))?;
+            plain_lost_line(&report.lost).iter().try_for_each(|line| writeln!(out, "\t{line}"))?;
             if let Some(said) = report.if_empty.as_deref().filter(|_| report.stacks.is_empty()) {
                 writeln!(out, "\t{}", printable(said))?;
             }
