@@ -36,11 +36,12 @@
 //! Kind::RECORD: rbp', rip' = [rbp], [rbp + 8]; rsp' = rbp + 16, which may be another stack's
 //! ```
 //!
-//! aarch64 (A is CFA + 8*s, sp or x29 by the slot field; pc' loses its pointer authentication
-//! bits):
+//! aarch64 (B is sp in SP_* and x29 in FP_*; A is CFA + 8*s where s < 0, B + 8*s where s > 0, sp or
+//! x29 by the slot field: nothing is saved above a CFA, and at the bottom of a large frame is much;
+//! pc' loses its pointer authentication bits):
 //!
 //! ```text
-//! CFA = sp + o (SP_*) or x29 + o (FP_*)
+//! CFA = B + o
 //! pc' = x30             x29' = x29, or [A] where s != 0     *_LEAF
 //! pc' = [A + 8]         x29' = [A]                          *_PAIR
 //! pc' = [A]             x29' = x29                          *_RA

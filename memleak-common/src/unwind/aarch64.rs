@@ -37,7 +37,7 @@ pub fn step_aarch64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &
     };
     let cfa = base.wrapping_add(row.cfa_offset() as u64);
     let slot = row.slot();
-    let saved_at = slot_address(slot, cfa, &regs);
+    let saved_at = slot_address(slot, if is_above_base(slot) { base } else { cfa }, &regs);
     if layout == 0 {
         // Only a frame that made no call can have its return address in the register, and its stack
         // may be empty. One that has called the kernel still has it there.
@@ -63,6 +63,13 @@ pub fn step_aarch64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &
     }
     let Some(ip) = reads.read(saved_at) else { return Step::Unreadable };
     enter_by_cfa(state, reads.return_address(cfa, ip), cfa, regs.fp)
+}
+
+/// Whether the slot field counts from the register that the CFA is found by, and not from the CFA:
+/// gcc saves registers at the bottom of a frame, which can be a large one.
+#[inline(always)]
+const fn is_above_base(slot: i8) -> bool {
+    slot > 0 && slot < SLOT_AT_FP
 }
 
 /// [`enter_caller`], whose stack pointer is known.
@@ -94,7 +101,13 @@ fn stack_pointer_by_record(row: Row, regs: Regs) -> Option<u64> {
     if row.kind() != Kind::SP_PAIR || slot == SLOT_AT_FP {
         return None;
     }
-    let from_sp = if slot == SLOT_AT_SP { 0 } else { row.cfa_offset() + 8 * slot as i64 };
+    let from_sp = if slot == SLOT_AT_SP {
+        0
+    } else if is_above_base(slot) {
+        8 * slot as i64
+    } else {
+        row.cfa_offset() + 8 * slot as i64
+    };
     let sp = regs.fp.wrapping_sub(from_sp as u64);
     if sp & 15 == 0 && sp.wrapping_sub(regs.sp) <= MAX_FP_DISTANCE { Some(sp) } else { None }
 }

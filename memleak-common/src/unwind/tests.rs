@@ -372,8 +372,15 @@ fn aarch64_frame_records() {
         let (step, to) = arm_step(row, from, &words);
         assert_eq!((step, to.regs), (Step::Frame, expected), "{row:?}");
     }
+    // Below the top of a large frame, from its bottom.
+    for kind in [Kind::SP_PAIR, Kind::FP_PAIR] {
+        let (step, to) = arm_step(row(0, kind, 800_000, 2), from, &[1, 2, 0xf9, TEXT + 0x20]);
+        assert_eq!((step, to.regs), (Step::Frame, Regs { sp: STACK + 800_000, ..expected }), "{kind:?}");
+    }
     // Frames that keep x29 for something else.
     for kind in [Kind::SP_RA, Kind::FP_RA] {
+        let (step, to) = arm_step(row(0, kind, 800_000, 1), from, &words);
+        assert_eq!((step, to.regs.ip, to.regs.sp), (Step::Frame, TEXT + 0x20, STACK + 800_000));
         let (step, to) = arm_step(row(0, kind, 16, -1), from, &words);
         assert_eq!((step, to.regs.ip, to.regs.sp, to.regs.fp), (Step::Frame, TEXT + 0x20, STACK + 16, STACK));
     }

@@ -175,9 +175,13 @@ impl Rules {
             }
             _ => return None,
         };
-        // A frame record at the bottom of a large frame is beyond a slot's reach, but the base
-        // register points to it.
-        let slot = |at: i64| if at == -offset { Some(base_slot) } else { slot_of(at) };
+        // What is saved at the bottom of a large frame is beyond a slot's reach, but the base
+        // register points to it or below.
+        let slot = |at: i64| match at.checked_add(offset)? {
+            0 => Some(base_slot),
+            _ if at >= 0 => None, // above the CFA
+            above => slot_of(at).or_else(|| slot_of(above).filter(|slot| *slot > 0)),
+        };
         let (kind, slot) = match (self.fp, self.ra) {
             (Saved::Same | Saved::Undefined, Saved::Same) => (kinds[0], 0),
             (Saved::At(at), Saved::Same) => (kinds[0], slot(at)?),

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     arch::{
         Machine,
+        aarch64::signal_returns::signal_returns,
         x86_64::code::{Gaps, Symbols, code_sections},
     },
     elf::ElfFile,
@@ -22,6 +23,9 @@ use crate::{
 
 /// Code at the entry that nothing describes: both C libraries' is shorter.
 const ENTRY_BYTES: u32 = 256;
+/// Most text that nothing describes and that is searched for ways back from signal handlers, bytes:
+/// more is a program of another language, which has the C library's or the kernel's.
+const MAX_SEARCHED: u64 = 16 << 20;
 
 /// Rows for all text of an object.
 #[derive(Debug, PartialEq, Eq)]
@@ -109,6 +113,7 @@ impl Parts {
             Gaps::find(&runs, &segments, elf.entry, || code_sections(elf), read_symbols)
         } else {
             add_entry(&mut runs, &segments, elf.entry);
+            add_signal_returns(&mut runs, &segments, elf);
             Gaps::default()
         };
         Ok(Self { machine, build_id: elf.build_id(), segments, runs, gaps })
@@ -160,6 +165,32 @@ fn add_entry(runs: &mut Runs, segments: &ExecSegments, entry: u64) {
         runs.push(pc, end.min(pc + ENTRY_BYTES), &[Row::bare(pc, Kind::END)]);
         runs.runs.sort_unstable_by_key(|run| (run.start, run.first));
     }
+}
+
+/// Says of arm64's ways back from signal handlers, if nothing else does, what they are. The runs
+/// are in order, before and after.
+fn add_signal_returns(runs: &mut Runs, segments: &ExecSegments, elf: &ElfFile) {
+    let gaps = runs.gaps(segments.text_len());
+    let (mut left, budget) = (MAX_SEARCHED, elf.budget());
+    for (start, end) in gaps {
+        // Instructions are at multiples of four.
+        let from = segments.text_base.saturating_add(start.into()).next_multiple_of(4);
+        let Some((pc, end)) = segments.clip(from, segments.text_base.saturating_add(end.into())) else {
+            continue;
+        };
+        let Some(rest) = left.checked_sub(u64::from(end - pc)) else { break };
+        left = rest;
+        let Some(offset) = segments.file_offset(from) else { continue };
+        let mut code = vec![0; (end - pc) as usize];
+        if elf.source().read(offset, &mut code, &budget).is_err() {
+            continue;
+        }
+        for (first, end) in signal_returns(&code) {
+            let (first, end) = (pc + first as u32, pc + end as u32);
+            runs.push(first, end, &[Row::bare(first, Kind::SIGNAL)]);
+        }
+    }
+    runs.runs.sort_unstable_by_key(|run| (run.start, run.first));
 }
 
 /// Makes one ascending list of rows, and counts the runs that overlapped. Where two cover the same

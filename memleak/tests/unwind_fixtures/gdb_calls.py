@@ -78,7 +78,9 @@ class Text:
         self.read()
 
     def read(self):
-        self.files = [(start, end) for start, end, may, name in mappings() if "x" in may and name[:1] == "/"]
+        # On arm64 signal handlers return to the vdso; on x86_64 to the C library.
+        self.files = [(start, end) for start, end, may, name in mappings()
+                      if "x" in may and (name[:1] == "/" or name == "[vdso]")]
         self.trampolines = [(start, end) for start, end, _, name in mappings() if name == "[uprobes]"]
         self.nowhere = {0}
 

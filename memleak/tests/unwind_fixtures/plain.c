@@ -26,6 +26,40 @@ __attribute__((noinline)) Word large(Word size) {
     return variable(size) + bytes[size];
 }
 
+#if defined(__aarch64__)
+// As gcc makes it with -fomit-frame-pointer: x19 and x20 at the bottom of a large frame, then x30 alone.
+__asm__(".type large_by_gcc, %function\n"
+        "large_by_gcc:\n"
+        ".cfi_startproc\n"
+        "sub sp, sp, #175, lsl #12\n"
+        ".cfi_def_cfa_offset 716800\n"
+        "stp x19, x20, [sp]\n"
+        ".cfi_offset 19, -716800\n"
+        ".cfi_offset 20, -716792\n"
+        "str x30, [sp, 16]\n"
+        ".cfi_offset 30, -716784\n"
+        "bl leaf\n"
+        "ldr x30, [sp, 16]\n"
+        ".cfi_restore 30\n"
+        "ldp x19, x20, [sp]\n"
+        ".cfi_restore 19\n"
+        ".cfi_restore 20\n"
+        "add sp, sp, #175, lsl #12\n"
+        ".cfi_def_cfa_offset 0\n"
+        "ret\n"
+        ".cfi_endproc\n"
+        ".size large_by_gcc, .-large_by_gcc\n"
+        // A signal handler's way back without unwind information, as in the vdso and in musl.
+        "nop\n"
+        ".globl restore\n"
+        ".type restore, %function\n"
+        "restore:\n"
+        "mov x8, #139\n"
+        "svc #0\n"
+        ".size restore, .-restore\n"
+        "nop\n");
+#endif
+
 int main(int argc, char **argv) {
     (void)argv;
     return (int)large((Word)argc + 10);

@@ -5,6 +5,7 @@ pub(crate) mod host;
 pub(crate) mod placement;
 pub(crate) mod probe_arguments;
 pub(crate) mod returns;
+pub(crate) mod signal_returns;
 
 use object::elf;
 

@@ -14,6 +14,7 @@ use std::{
 
 use super::fixture;
 use crate::{
+    machine::IS_ARM,
     process::Running,
     report::{Allocation, Frame, Report, Stack},
     tracer::{NEVER, Tracer},
@@ -245,6 +246,7 @@ fn assert_all_end(name: &str, report: &Report) {
         let mut frames = outer_frames(stack).rev();
         let (Some(last), Some(before)) = (frames.next(), frames.next()) else { return false };
         FIRST_FUNCTIONS.contains(&last.bare_function())
+            || is_thread_start(last)
             || is_entry(last)
             // What a coroutine returns to is the middle of no function. A stripped program does not
             // name the coroutine.
@@ -254,6 +256,13 @@ fn assert_all_end(name: &str, report: &Report) {
         let functions: Vec<&str> = stack.frames.iter().map(Frame::bare_function).collect();
         assert!(ends(stack), "{name}: ends too early: {functions:?} {:?}", stack.frames.last());
     }
+}
+
+/// The C library's first function of a thread on arm64 (glibc's clone.S). A program can have
+/// another one of this name.
+fn is_thread_start(frame: &Frame) -> bool {
+    let of_libc = |module: &String| module.ends_with("/libc.so.6");
+    IS_ARM && frame.bare_function() == "thread_start" && frame.module.as_ref().is_some_and(of_libc)
 }
 
 /// The frame is in the first instructions of its file (ELF header, `e_entry`).
