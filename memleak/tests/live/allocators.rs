@@ -1,9 +1,12 @@
 //! Allocators other than libc's: preloaded, linked, a server's own.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::Path,
     process::{Command, Stdio},
+    thread,
+    time::Instant,
 };
 
 use crate::{
@@ -11,9 +14,10 @@ use crate::{
     guard::alone,
     ledger,
     machine::{PROTECTED, PROTECTION, UNPROTECTED},
-    process::{self, Running},
+    process::{self, Running, patience},
     programs::{Link, build, redis_settings, scratch_dir, text},
     report::Report,
+    resources::open_descriptors,
     tracer::{NEVER, Tracer, trace_command},
 };
 
@@ -162,6 +166,15 @@ fn is_of_zmalloc(function: &str) -> bool {
     ["zmalloc", "zcalloc", "zrealloc", "ztry", "zstrdup"].iter().any(|prefix| function.starts_with(prefix))
 }
 
+/// Waits until a server has closed its clients' sockets: it frees what it has of a client then.
+fn wait_without_clients(server: u32, without: &BTreeSet<u32>) {
+    let begun = Instant::now();
+    while open_descriptors(server) != *without {
+        assert!(begun.elapsed() < patience(), "redis keeps clients that have ended");
+        thread::yield_now();
+    }
+}
+
 /// redis counts what jemalloc sets aside for each block that it takes through its `zmalloc` and
 /// related functions (`used_memory`). The tracer counts what was asked for, so each block is
 /// rounded up to its size class first, and those whose stacks do not pass a function of zmalloc.c
@@ -186,7 +199,9 @@ fn redis_server_agrees_with_its_own_count() {
             .args(["--maxmemory", "0", "--hz", "1"]),
     );
     tracer.wait_attached();
-    tracer.running().expect_line("readiness", |line| line.contains("eady to accept connections"));
+    let ready = tracer.running().expect_line("readiness", |line| line.contains("eady to accept connections"));
+    let server = ready.split(':').next().and_then(|pid| pid.parse().ok()).expect("redis' PID");
+    let without_clients = open_descriptors(server);
     let benchmark = Command::new("redis-benchmark")
         .args(["-s", text(&socket), "-n", "30000", "-c", "20", "-r", "20000", "-d", "100", "-q"])
         .args(["-t", "set,lpush,sadd,hset,zadd"])
@@ -196,6 +211,7 @@ fn redis_server_agrees_with_its_own_count() {
         .expect("redis-benchmark");
     assert!(benchmark.success());
     let used = redis_info(&socket, "used_memory");
+    wait_without_clients(server, &without_clients);
     tracer.running().signal(libc::SIGINT);
     let ended = process::code(tracer.running().wait_status());
     assert_eq!(ended, 0, "{}", tracer.running().outputs());

@@ -119,7 +119,7 @@ fn listed(report: &Report) -> BTreeSet<u32> {
 }
 
 /// What a process has open, by its own account.
-fn open_descriptors(pid: u32) -> BTreeSet<u32> {
+pub(crate) fn open_descriptors(pid: u32) -> BTreeSet<u32> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("the target's descriptors");
     entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
 }
