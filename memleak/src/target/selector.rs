@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fmt, fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
@@ -114,7 +115,7 @@ impl Chosen {
     /// All processes that are meant, but for ourselves and the kernel's.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let ours = std::process::id();
-        let is_program = |pid: &u32| *pid != ours && fs::read_link(path_of(*pid, "exe")).is_ok();
+        let is_program = |pid: &u32| *pid != ours && has_program(*pid);
         processes().into_iter().filter(|pid| self.takes(*pid)).filter(is_program).collect()
     }
 
@@ -161,6 +162,13 @@ fn short(id: &str) -> String {
 fn with_suffix(unit: &str) -> String {
     const KINDS: [&str; 4] = [".service", ".scope", ".slice", ".socket"];
     if KINDS.iter().any(|kind| unit.ends_with(kind)) { unit.to_owned() } else { format!("{unit}.service") }
+}
+
+/// A kernel thread has none (proc(5), /proc/PID/exe). Of one that we may not look at it is said
+/// when it is to be traced.
+fn has_program(pid: u32) -> bool {
+    fs::read_link(path_of(pid, "exe"))
+        .map_or_else(|error| error.kind() == ErrorKind::PermissionDenied, |_| true)
 }
 
 /// The process or its program has this name. The kernel keeps the first 15 bytes of a name.
