@@ -172,7 +172,7 @@ impl Answered {
 #[test]
 fn the_price_of_a_server_is_what_each_answer_takes_more() {
     let _alone = alone();
-    const ANSWERS: u32 = 10_000;
+    const ANSWERS: u32 = 40_000;
     const COMPARISONS: usize = 3;
     let mut server = Running::start(&mut Command::new(build("answers.c", Link::Dynamic, &[])));
     server.expect("READY");
