@@ -154,10 +154,9 @@ fn gives_each_role_what_its_programs_need() {
     for row in TABLE.iter() {
         let Row { function, role, probe, .. } = row;
         let expected = match role {
-            Role::Acquire | Role::InPlace => (true, false),
+            Role::Acquire | Role::InPlace | Role::Move => (true, false),
             Role::Resize => (true, true),
             Role::Release | Role::FallibleRelease => (false, true),
-            Role::Move => (true, false),
             Role::Shield | Role::Sweep | Role::Abandon | Role::Notice | Role::Ending => (false, false),
         };
         assert_eq!((acquires(row), releases(row)), expected, "{function}");
