@@ -10,7 +10,11 @@ use memleak_common::{
 };
 
 use super::error::BpfError;
-use crate::{probe::table::Row, proc::btf, sampling::Sampling};
+use crate::{
+    probe::table::{Row, Scope, system_calls},
+    proc::btf,
+    sampling::Sampling,
+};
 
 /// How stacks are walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,9 +106,18 @@ impl Config {
     }
 }
 
-/// The rows are of several groups: calls of one can be made while one of another is pending.
-fn has_several_groups(rows: &[Row], resources: &[Resource]) -> bool {
-    let acquiring = rows.iter().filter(|row| row.probe.handle != handle::NONE && row.serves(resources));
+/// The rows that are probed in a run over these resources are of several groups: calls of one can
+/// be made while one of another is pending. `counts_system_calls`: ranges of addresses are counted
+/// at system calls.
+fn has_several_groups(rows: &[Row], resources: &[Resource], counts_system_calls: bool) -> bool {
+    let by_system_calls = system_calls::counted(resources, counts_system_calls);
+    let is_probed = |row: &&Row| match row.scope {
+        Scope::SystemCall => row.serves(&by_system_calls),
+        // Elsewhere they are instead of functions, in objects that have none.
+        Scope::Usdt => resources.contains(&Resource::OtelMemory),
+        _ => row.serves(resources),
+    };
+    let acquiring = rows.iter().filter(|row| row.probe.handle != handle::NONE).filter(is_probed);
     acquiring.map(|row| row.probe.group).collect::<HashSet<_>>().len() > 1
 }
 
@@ -114,7 +127,7 @@ pub(super) fn program_settings(config: &Config, rows: &[Row]) -> Result<Settings
     if config.trace {
         bits |= flags::TRACE;
     }
-    if has_several_groups(rows, &config.resources) {
+    if has_several_groups(rows, &config.resources, config.system_calls) {
         bits |= flags::READ_RETURNS;
     }
     if !config.traps_only && may_hold() {
@@ -245,5 +258,21 @@ fn own_pid_namespace() -> (u64, u64) {
     match std::fs::metadata("/proc/self/ns/pid") {
         Ok(namespace) if namespace.ino() != FIRST_PID_NAMESPACE => (namespace.dev(), namespace.ino()),
         _ => (0, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::table::{DEFAULT_RESOURCES, TABLE};
+
+    /// What a run does not probe makes no entry dearer.
+    #[test]
+    fn only_what_is_probed_makes_several_groups() {
+        use Resource::{Fd, Heap, OtelMemory};
+        let is_so = |resources: &[Resource], calls| has_several_groups(&TABLE, resources, calls);
+        assert!(!is_so(DEFAULT_RESOURCES, false) && is_so(DEFAULT_RESOURCES, true));
+        assert!(is_so(&[Heap, Fd], false) && !is_so(&[Heap], false));
+        assert!(is_so(&[Heap, OtelMemory], false) && !is_so(&[OtelMemory], false));
     }
 }

@@ -37,9 +37,10 @@ use crate::proc::{
     stop::{StoppedProcess, tracer_of},
 };
 
-/// How many, and as long as pointers are seen to move; how long all of them may take then.
+/// How many in a row must have found nothing that those before have missed: pointers move, and one
+/// that was missed may be so again. How many at most, and how long all of them may take then.
 const SCANS: u32 = 3;
-const MOST_SCANS: u32 = 12;
+const MOST_SCANS: u32 = 16;
 const LONGEST: Duration = Duration::from_secs(10);
 /// The time from one to the next.
 const BETWEEN: Duration = Duration::from_millis(100);
@@ -377,8 +378,8 @@ struct Looks {
     now: Option<HeapBlocks>,
 }
 
-/// Looks three times while the process runs, and more often as long as blocks turn up that were
-/// lost: their pointers move.
+/// Looks three times while the process runs, and more often if blocks turn up that were lost: their
+/// pointers move.
 fn look_repeatedly(
     target: &HeapTarget,
     first: Sight,
@@ -387,13 +388,13 @@ fn look_repeatedly(
     let began = Instant::now();
     let mut scan = Scan::of(target, ReadHeap::of(target, first, None)?);
     let mut hidden = vec![std::mem::take(&mut scan.hidden)];
-    let (mut scans, mut is_moving) = (1, false);
-    while scans < SCANS || (is_moving && scans < MOST_SCANS && began.elapsed() < LONGEST) {
+    let (mut scans, mut quiet) = (1, 1);
+    while scans < SCANS || (quiet < SCANS && scans < MOST_SCANS && began.elapsed() < LONGEST) {
         // What does not change shall have time to: a look at a small heap takes a millisecond.
         thread::sleep(BETWEEN);
         let found = scan.look_again(target, again()?)?;
         scans += 1;
-        is_moving = found.0;
+        quiet = if found.0 { 0 } else { quiet + 1 };
         hidden.push(found.1);
     }
     scan.forget_gone(&again()?.blocks, target.before);
