@@ -21,15 +21,24 @@ impl CpuTimes {
         Self { times: times.collect(), taken: Instant::now(), pids }
     }
 
-    /// CPUs that they have kept busy since then, and how long that was.
-    pub(crate) fn cpus_since(&self) -> (f64, Duration) {
-        let now = Self::of(self.pids.iter().copied());
-        let took = now.taken - self.taken;
-        let ran = now
+    /// CPUs that they have kept busy until now, and how long that was.
+    pub(crate) fn cpus_so_far(&self) -> (f64, Duration) {
+        Self::of(self.pids.iter().copied()).cpus_since(self)
+    }
+
+    /// CPUs that they have kept busy since `before`, and how long that was.
+    pub(crate) fn cpus_since(&self, before: &Self) -> (f64, Duration) {
+        let took = self.taken - before.taken;
+        (self.ran_since(before).as_secs_f64() / took.as_secs_f64().max(1e-9), took)
+    }
+
+    /// How long they have run since `before`.
+    pub(crate) fn ran_since(&self, before: &Self) -> Duration {
+        let ran = self
             .times
-            .into_iter()
-            .map(|(thread, time)| time.saturating_sub(self.times.get(&thread).copied().unwrap_or_default()));
-        (ran.sum::<Duration>().as_secs_f64() / took.as_secs_f64().max(1e-9), took)
+            .iter()
+            .map(|(thread, time)| time.saturating_sub(before.times.get(thread).copied().unwrap_or_default()));
+        ran.sum()
     }
 }
 

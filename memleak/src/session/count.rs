@@ -10,7 +10,7 @@ use super::{
     price::{COUNTING, Counted, DEAR, PriceCheck, TrapCost, TrapCounts, price},
     state::{Mode, Session},
     user_mode,
-    work::Work,
+    work::{Work, middle},
 };
 use crate::{
     bpf::RunStatistics,
@@ -129,12 +129,26 @@ async fn counted(pid: u32, options: &[&str]) -> Result<(Counted, Vec<String>), S
 
 /// What a process does in a while, traced or not.
 async fn watched(pid: u32) -> Counted {
-    let operations = || reads_and_writes(pid).unwrap_or_default();
-    let (before, times) = (operations(), CpuTimes::of([pid]));
-    sleep(COUNTING).await;
-    let (cpus, took) = times.cpus_since();
-    let operations = operations().saturating_sub(before);
-    Counted { runs: TrapCounts::default(), took, cpus, operations }
+    /// What others on the machine do for a moment is in few of these.
+    const SLICES: u32 = 8;
+    let look = || (reads_and_writes(pid).unwrap_or_default(), CpuTimes::of([pid]));
+    let first = look();
+    let (mut last, mut of_operation) = (None, Vec::new());
+    for _ in 0..SLICES {
+        sleep(COUNTING / SLICES).await;
+        let now = look();
+        let (before, times_before) = last.as_ref().unwrap_or(&first);
+        let operations = now.0.saturating_sub(*before);
+        if operations > 0 {
+            of_operation.push(now.1.ran_since(times_before).as_secs_f64() / operations as f64);
+        }
+        last = Some(now);
+    }
+    let (operations, times) = last.as_ref().unwrap_or(&first);
+    let (cpus, took) = times.cpus_since(&first.1);
+    let operations = operations.saturating_sub(first.0);
+    let of_operation = middle(of_operation.into_iter());
+    Counted { runs: TrapCounts::default(), took, cpus, operations, of_operation }
 }
 
 fn statistics() -> Result<RunStatistics, SessionError> {
@@ -230,8 +244,8 @@ impl Session {
         self.due.price = None;
         let (Some(check), Mode::User(mode)) = (self.price.take(), &self.mode) else { return };
         let Ok(runs) = self.runs() else { return };
-        let (cpus, took) = check.times.cpus_since();
-        let counted = Counted { runs: runs.since(check.runs), took, cpus, operations: 0 };
+        let (cpus, took) = check.times.cpus_so_far();
+        let counted = Counted { runs: runs.since(check.runs), took, cpus, ..Counted::default() };
         let trap = TrapCost::USUAL;
         let faster = counted.faster_untraced(mode.untraced_cpus, &trap);
         let cpus = price(&counted, &counted, faster, &trap);

@@ -94,6 +94,8 @@ pub(crate) struct Counted {
     pub cpus: f64,
     /// How often it has read and written meanwhile.
     pub operations: u64,
+    /// CPU seconds for each of these, in the middle of several moments.
+    pub of_operation: f64,
 }
 
 impl Counted {
@@ -191,7 +193,7 @@ mod tests {
     fn pairs(pairs: u64, in_programs_ns: u64, cpus: f64) -> Counted {
         let in_programs = Duration::from_nanos(pairs * in_programs_ns);
         let runs = TrapCounts { acquires: pairs, releases: pairs, all: pairs * 3, in_programs };
-        Counted { runs, took: Duration::from_secs(1), cpus, operations: 0 }
+        Counted { runs, took: Duration::from_secs(1), cpus, ..Counted::default() }
     }
 
     fn near(value: f64, expected: f64) {
@@ -219,7 +221,7 @@ mod tests {
     /// Over a second: so many traps at releases alone.
     fn releases(releases: u64, cpus: f64) -> Counted {
         let runs = TrapCounts { releases, all: releases, ..TrapCounts::default() };
-        Counted { runs, took: Duration::from_secs(1), cpus, operations: 0 }
+        Counted { runs, took: Duration::from_secs(1), cpus, ..Counted::default() }
     }
 
     #[test]

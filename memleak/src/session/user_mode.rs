@@ -96,7 +96,7 @@ pub(super) fn load(settings: &Settings, processes: &[Process]) -> Result<(UserMo
     let UserStart { tracer, births, by_tracepoints, took } =
         Tracer::of_processes(&config(settings), &rows, pids, &store)?;
     info!("loaded the BPF programs in {} ms", millis(took));
-    let (untraced_cpus, _) = times.cpus_since();
+    let (untraced_cpus, _) = times.cpus_so_far();
     // Pages are told by tracepoints, but for their moves.
     let is_probed = |resource: &Resource| *resource == Resource::Growth || !by_tracepoints.contains(resource);
     let probed = settings.capture.resources.iter().copied().filter(is_probed).collect();

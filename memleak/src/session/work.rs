@@ -18,16 +18,21 @@ impl Work {
     pub(super) fn of(untraced: &[Counted], traced: &[Counted]) -> Option<Self> {
         /// In each of the times.
         const FEWEST: u64 = 200;
-        /// The most calls for a read or write are as many times the fewest.
+        /// The calls for a read or write are at most so many times more or less, most times.
         const STEADY: f64 = 1.3;
         if untraced.iter().chain(traced).any(|counted| counted.operations < FEWEST) {
             return None;
         }
-        let calls = traced.iter().map(|counted| counted.runs.all as f64 / counted.operations as f64);
-        let (fewest, most) =
-            calls.fold((f64::MAX, 0.0_f64), |(fewest, most), calls| (fewest.min(calls), most.max(calls)));
-        (most <= fewest * STEADY).then(|| Self {
-            of_operation: middle(untraced.iter().map(of_operation)),
+        let of_one = |counted: &Counted| counted.runs.all as f64 / counted.operations as f64;
+        let calls = middle(traced.iter().map(of_one));
+        // What is counted of both are not the same moments, if others keep us from it.
+        let is_as_most = |counted: &&Counted| {
+            let calls_of_one = of_one(counted);
+            calls_of_one <= calls * STEADY && calls <= calls_of_one * STEADY
+        };
+        let is_steady = traced.iter().filter(is_as_most).count() * 2 > traced.len();
+        is_steady.then(|| Self {
+            of_operation: middle(untraced.iter().map(|counted| counted.of_operation)),
             pace: middle(untraced.iter().map(|counted| counted.a_second(counted.operations))),
         })
     }
@@ -54,18 +59,13 @@ impl Work {
             return known;
         }
         let counting = way.runs.all as f64 * trap.counting.as_secs_f64() / operations;
-        let more = of_operation(way) - counting - self.of_operation;
+        let more = way.of_operation - counting - self.of_operation;
         more.clamp(known / 2.0, known * COLDEST)
     }
 }
 
-/// CPU seconds for each read and write.
-fn of_operation(counted: &Counted) -> f64 {
-    counted.cpus / counted.a_second(counted.operations).max(1e-9)
-}
-
 /// The value in the middle; 0 of none.
-fn middle(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn middle(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
@@ -90,7 +90,8 @@ mod tests {
     fn counted(operations: u64, traps: u64, in_programs_ns: u64, cpus: f64) -> Counted {
         let in_programs = Duration::from_nanos(traps * in_programs_ns);
         let runs = TrapCounts { all: traps, in_programs, ..TrapCounts::default() };
-        Counted { runs, took: Duration::from_secs(1), cpus, operations }
+        let of_operation = cpus / operations.max(1) as f64;
+        Counted { runs, took: Duration::from_secs(1), cpus, operations, of_operation }
     }
 
     fn near(value: f64, expected: f64) {
@@ -130,6 +131,8 @@ mod tests {
         assert!(Work::of(&untraced, &[counted(40_000, 400_000, 0, 0.5)]).is_some());
         let waits = [counted(40_000, 400_000, 0, 0.5), counted(40_000, 100_000, 0, 0.5)];
         assert!(Work::of(&untraced, &waits).is_none());
+        let disturbed = [waits[0], waits[1], counted(40_000, 480_000, 0, 0.5)];
+        assert!(Work::of(&untraced, &disturbed).is_some());
         assert!(Work::of(&untraced, &[counted(100, 1000, 0, 0.5)]).is_none());
         assert!(Work::of(&[counted(0, 0, 0, 0.25)], &[counted(40_000, 400_000, 0, 0.5)]).is_none());
     }
