@@ -106,9 +106,9 @@ impl Config {
     }
 }
 
-/// The rows that are probed in a run over these resources are of several groups: calls of one can
-/// be made while one of another is pending. `counts_system_calls`: ranges of addresses are counted
-/// at system calls.
+/// The rows that are probed in a run over these resources are of several groups, or functions and
+/// system calls: calls of one can be made while one of another is pending. `counts_system_calls`:
+/// ranges of addresses are counted at system calls.
 fn has_several_groups(rows: &[Row], resources: &[Resource], counts_system_calls: bool) -> bool {
     let by_system_calls = system_calls::counted(resources, counts_system_calls);
     let is_probed = |row: &&Row| match row.scope {
@@ -118,7 +118,8 @@ fn has_several_groups(rows: &[Row], resources: &[Resource], counts_system_calls:
         _ => row.serves(resources),
     };
     let acquiring = rows.iter().filter(|row| row.probe.handle != handle::NONE).filter(is_probed);
-    acquiring.map(|row| row.probe.group).collect::<HashSet<_>>().len() > 1
+    let kinds = acquiring.map(|row| (row.probe.group, row.scope == Scope::SystemCall));
+    kinds.collect::<HashSet<_>>().len() > 1
 }
 
 /// The settings that the programs read, for a run with these rows.

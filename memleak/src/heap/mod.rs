@@ -1,11 +1,11 @@
 //! Why is it still there? What of a process's blocks nothing points to any more, what holds the
 //! rest, and which blocks hold each other in a circle (`--why`).
 //!
-//! The process is read from outside while it runs. Three scans or more ([`scan`]) each find all words that
-//! point into a block ([`look`], [`index`]) from the roots ([`roots`]) and from blocks, and follow
-//! them ([`mark`]). A block is lost if it is in every scan, and is the same block before and after.
-//! A pointer that moves while it is read is missed by one scan: there are more of them as long as one
-//! of the last three has found what those before have not.
+//! The process is read from outside while it runs. Three scans or more ([`scan`]) each find all
+//! words that point into a block ([`look`], [`index`]) from the roots ([`roots`]) and from blocks,
+//! and follow them ([`mark`]). A block is lost if it is in every scan, and is the same block before
+//! and after. A pointer that moves while it is read is missed by one scan: there are more of them
+//! as long as one of the last three has found what those before have not.
 
 mod before;
 mod before_kinds;
