@@ -6,7 +6,7 @@
 //! evaluation and readelf's.
 
 use gimli::{CallFrameInstruction, EndianSlice, LittleEndian, Register, UnwindExpression, UnwindSection};
-use memleak_common::unwind::{Kind, Row, SLOT_AT_FP, SLOT_AT_SP, SLOT_RANGE};
+use memleak_common::unwind::{Apart, Kind, Row, SLOT_AT_FP, SLOT_AT_SP, SLOT_RANGE};
 
 use crate::arch::Machine;
 
@@ -66,7 +66,8 @@ pub enum Unsupported {
     CfaExpression,
     /// The CFA's offset is not a multiple of 8, or too large.
     CfaOffset,
-    /// The frame pointer is saved beyond a slot's reach, or found by an expression.
+    /// The frame pointer is saved beyond a slot's reach, or found by an expression; on aarch64 also
+    /// where it is saved too far away from the return address.
     FramePointer,
     /// The return address is not where a call puts it.
     ReturnAddress,
@@ -131,9 +132,14 @@ impl Rules {
             Machine::X86_64 => self.ra == Saved::At(-8),
             Machine::Aarch64 => matches!(self.ra, Saved::Same | Saved::At(_)),
         };
-        let frame_pointer = match self.fp {
-            Saved::At(offset) => slot_of(offset).is_some(),
-            other => other != Saved::Other,
+        let frame_pointer = match (self.fp, self.ra) {
+            (Saved::At(fp_at), Saved::At(ra_at))
+                if machine == Machine::Aarch64 && ra_at != fp_at.wrapping_add(8) =>
+            {
+                Apart { by_fp: false, cfa_offset: 0, fp_at, ra_at }.row(0).is_some()
+            }
+            (Saved::At(offset), _) => slot_of(offset).is_some(),
+            (other, _) => other != Saved::Other,
         };
         match self.cfa {
             _ if !return_address => Unsupported::ReturnAddress,
@@ -186,6 +192,10 @@ impl Rules {
             (Saved::Same | Saved::Undefined, Saved::Same) => (kinds[0], 0),
             (Saved::At(at), Saved::Same) => (kinds[0], slot(at)?),
             (Saved::At(at), Saved::At(ra)) if ra == at.wrapping_add(8) => (kinds[1], slot(at)?),
+            (Saved::At(fp_at), Saved::At(ra_at)) => {
+                let by_fp = base_slot == SLOT_AT_FP;
+                return Apart { by_fp, cfa_offset: offset, fp_at, ra_at }.row(0);
+            }
             (Saved::Same | Saved::Undefined, Saved::At(at)) => (kinds[2], slot(at)?),
             _ => return None,
         };
