@@ -1,8 +1,8 @@
 //! aarch64's rules (the equations are in the module above).
 
 use super::{
-    Apart, Kind, MAX_FP_DISTANCE, Reads, Regs, Row, SLOT_AT_FP, SLOT_AT_SP, State, Step, Tables, enter_caller,
-    enter_interrupted, find_row, slot_address, step_by_record, step_without_row,
+    Apart, Kind, MAX_FP_DISTANCE, Reads, Regs, Row, SLOT_AT_FP, SLOT_AT_SP, State, Step, Tables,
+    enter_caller, enter_interrupted, find_row, slot_address, step_by_record, step_without_row,
 };
 
 /// From a frame of an aarch64 thread to its caller.
@@ -80,8 +80,7 @@ fn step_apart<R: Reads>(state: &mut State, reads: &R, apart: Apart) -> Step {
     }
     // The lower address first: a driver that reads ahead has the other one by then.
     let is_fp_first = apart.fp_at < apart.ra_at;
-    let (low, high) =
-        if is_fp_first { (apart.fp_at, apart.ra_at) } else { (apart.ra_at, apart.fp_at) };
+    let (low, high) = if is_fp_first { (apart.fp_at, apart.ra_at) } else { (apart.ra_at, apart.fp_at) };
     let Some(low) = reads.read(cfa.wrapping_add(low as u64)) else { return Step::Unreadable };
     let Some(high) = reads.read(cfa.wrapping_add(high as u64)) else { return Step::Unreadable };
     let (fp, ip) = if is_fp_first { (low, high) } else { (high, low) };

@@ -417,14 +417,14 @@ fn registers_apart_survive_packing() {
             assert_eq!(Apart::of(row), Apart { by_fp, cfa_offset, fp_at, ra_at });
         }
         for (cfa_offset, fp_at, ra_at) in [
-            (MOST + 8, -32, -16),            // too large
-            (-16, -32, -16),                 // below the register
-            (20, -32, -16),                  // not words
-            (32, -32, -12),                  // nor this
-            (800, -264, -8),                 // one out of reach, and too far from the register
-            (800, -16, -800),                // one at each end
-            (16, 8, -8),                     // the caller's
-            (64, i64::MIN, -8),              // nowhere
+            (MOST + 8, -32, -16),           // too large
+            (-16, -32, -16),                // below the register
+            (20, -32, -16),                 // not words
+            (32, -32, -12),                 // nor this
+            (800, -264, -8),                // one out of reach, and too far from the register
+            (800, -16, -800),               // one at each end
+            (16, 8, -8),                    // the caller's
+            (64, i64::MIN, -8),             // nowhere
             (i64::MAX, i64::MAX, i64::MIN), // nor this
         ] {
             assert_eq!(apart(by_fp, cfa_offset, fp_at, ra_at), None, "{cfa_offset} {fp_at} {ra_at}");

@@ -30,6 +30,7 @@ use self::{
     state::State,
     text::{Region, Text},
 };
+use super::signal_returns::SIGNAL_RETURNS;
 use crate::{
     hurry,
     unwind::{ExecSegments, eh_frame::Runs},
@@ -56,10 +57,6 @@ const MAX_THREADS: usize = 4;
 const MAX_TRIAL: u64 = 20_000;
 /// Instructions of a trial once many have failed.
 const MIN_TRIAL: u64 = 64;
-/// Ways back from signal handlers, `mov $15, %rax; syscall` and `mov $15, %eax; syscall`:
-/// rt_sigreturn.
-const SIGRETURNS: [&[u8]; 2] =
-    [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
 /// How far after an indirect jump its targets are looked for, bytes.
 const MAX_SWITCH: u32 = 1 << 16;
 
@@ -260,7 +257,7 @@ fn mark_signal_returns(text: &Text, flow: &mut Flow<'_>) {
         let calls = bytes.windows(2).enumerate().filter(|(_, window)| *window == [0x0f, 0x05]);
         for (end, _) in calls.map(|(at, window)| (at + 2, window)) {
             let code = bytes.get(..end).unwrap_or_default();
-            let Some(stub) = SIGRETURNS.iter().find(|stub| code.ends_with(stub)) else { continue };
+            let Some(stub) = SIGNAL_RETURNS.iter().find(|stub| code.ends_with(stub)) else { continue };
             // A handler's return address is the first byte, and a walk looks up the byte before.
             let start = (end - stub.len()).saturating_sub(1);
             flow.marks.set_signal(region.at + start as u32, (end - start) as u32);
