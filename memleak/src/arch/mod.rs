@@ -8,6 +8,7 @@ pub(crate) mod aarch64;
 pub mod placement;
 pub(crate) mod relocations;
 pub mod returns;
+pub(crate) mod text;
 pub mod x86_64;
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
