@@ -45,6 +45,8 @@
 //! pc' = x30             x29' = x29, or [A] where s != 0     *_LEAF
 //! pc' = [A + 8]         x29' = [A]                          *_PAIR
 //! pc' = [A]             x29' = x29                          *_RA
+//! pc' = [E - 8*(r+1)]   x29' = [E - 8*(f+1)]                *_APART        (E is CFA)
+//! pc' = [B + 8*r]       x29' = [B + 8*f]                    *_APART_ABOVE
 //! sp' = CFA
 //! Kind::SIGNAL: x29', x30', sp', pc' = [sp + 544], [sp + 552], [sp + 560], [sp + 568]
 //! Kind::RECORD: x29', pc' = [x29], [x29 + 8]; sp' >= x29 + 16, which may be another stack's
@@ -54,10 +56,12 @@
 //! only a bound of sp. The next frame's sp is that by which its own record is at x29 (SP_PAIR).
 
 mod aarch64;
+mod apart;
 mod known;
 mod x86_64;
 
 pub use aarch64::step_aarch64;
+pub use apart::Apart;
 pub use known::{KNOWN_RULES, KnownRule};
 pub use x86_64::step_x86_64;
 
@@ -78,6 +82,7 @@ const MAX_FP_DISTANCE: u64 = 1 << 20;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
 pub struct Kind(pub u8);
 
+/// Numbers 1 to 4 are other kinds on each machine.
 impl Kind {
     /// No unwind information for this text.
     pub const NONE: Self = Self(0);
@@ -89,6 +94,14 @@ impl Kind {
     pub const DEREF_FP: Self = Self(3);
     /// x86_64: a lazy procedure linkage table, whose second half has pushed a word.
     pub const PLT: Self = Self(4);
+    /// aarch64: CFA from `sp`, `x29` and `x30` saved apart from each other, both below the CFA.
+    pub const SP_APART: Self = Self(1);
+    /// aarch64: the same, both above `sp`.
+    pub const SP_APART_ABOVE: Self = Self(2);
+    /// aarch64: CFA from `x29`, `x29` and `x30` saved apart from each other, both below the CFA.
+    pub const FP_APART: Self = Self(3);
+    /// aarch64: the same, both above `x29`.
+    pub const FP_APART_ABOVE: Self = Self(4);
     /// The outermost function: its return address is undefined. The stack is complete.
     pub const END: Self = Self(5);
     /// There is a rule, but a row cannot say it.
@@ -121,7 +134,8 @@ pub const SLOT_AT_FP: i8 = 126;
 pub const SLOT_RANGE: core::ops::RangeInclusive<i64> = -128..=125;
 
 /// One row: from bit 0, `pc` (32 bits), CFA offset in words (20, signed), kind (4), slot in words
-/// (8, signed).
+/// (8, signed). In the `*_APART*` kinds the CFA offset has 18 bits and no sign, and its two highest
+/// bits and the slot's 8 are `f` and `r`, 5 bits each ([`Apart`]).
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Row(pub u64);

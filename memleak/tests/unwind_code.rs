@@ -11,9 +11,9 @@ use std::{
 };
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
-use memleak::unwind::UnwindTable;
-use memleak_common::unwind::{Kind, Row};
-use unwind_fixtures::{compile, library, run};
+use memleak::unwind::{Machine, UnwindTable};
+use memleak_common::unwind::{Kind, Row, SLOT_AT_FP, SLOT_AT_SP};
+use unwind_fixtures::{compile, compile_aarch64, library, run};
 
 /// How rows from code compare with those of unwind information.
 #[derive(Default, Debug)]
@@ -24,8 +24,8 @@ struct Score {
     covered: usize,
     /// Those where it says the same.
     agree: usize,
-    /// Those where it goes by the stack pointer, and unwind information by the frame pointer: both
-    /// can be right, and the rows do not say.
+    /// Those where it goes by the stack pointer, and unwind information by the frame pointer (or
+    /// the other way round on aarch64): both can be right, and the rows do not say.
     other_register: usize,
     /// Others, by what the two say: how many, and where the first is.
     differences: BTreeMap<String, (usize, u64)>,
@@ -65,7 +65,7 @@ fn describe(row: Row) -> String {
         Kind::END => "end".to_owned(),
         Kind(other) => format!("kind {other}"),
     };
-    format!("{place} slot {}", row.slot())
+    format!("{place} {:+} slot {}", row.cfa_offset(), row.slot())
 }
 
 /// `pc`s of the last bytes of all calls: what a walk looks up for a return address.
@@ -75,6 +75,15 @@ fn calls(table: &UnwindTable, bytes: &[u8]) -> Vec<u32> {
         let at = segment.file_offset as usize;
         let text = &bytes[at..at + segment.len as usize];
         let pc = segment.vaddr - table.segments.text_base;
+        if table.machine == Machine::Aarch64 {
+            // `bl` and `blr`.
+            let is_call = |code: u32| code & 0xfc00_0000 == 0x9400_0000 || code & 0xffff_fc1f == 0xd63f_0000;
+            let codes =
+                text.chunks_exact(4).map(|code| u32::from_le_bytes(code.try_into().expect("four bytes")));
+            let found = (pc as u32..).step_by(4).zip(codes).filter(|(_, code)| is_call(*code));
+            calls.extend(found.map(|(pc, _)| pc + 3));
+            continue;
+        }
         let decoder = Decoder::with_ip(64, text, pc, DecoderOptions::NONE);
         calls.extend(decoder.into_iter().filter_map(|instruction| {
             let is_call =
@@ -89,22 +98,47 @@ fn row_at(table: &UnwindTable, pc: u32) -> Option<Row> {
     table.lookup(pc).filter(|row| ![Kind::NONE, Kind::UNSUPPORTED].contains(&row.kind()))
 }
 
+/// Whether a row goes by the other one of stack pointer and frame pointer, and may be as right.
+fn is_by_other_register(table: &UnwindTable, found: Row, expected: Row) -> bool {
+    let kinds = (found.kind(), expected.kind());
+    match table.machine {
+        Machine::X86_64 => {
+            kinds == (Kind::SP, Kind::FP) && found.slot() == expected.slot() && found.cfa_offset() > 8
+        }
+        Machine::Aarch64 => {
+            [(Kind::SP_PAIR, Kind::FP_PAIR), (Kind::FP_PAIR, Kind::SP_PAIR)].contains(&kinds)
+                && record(found) == record(expected)
+        }
+    }
+}
+
+/// Where a row has the frame record, in bytes from the CFA.
+fn record(row: Row) -> i64 {
+    match row.slot() {
+        SLOT_AT_SP | SLOT_AT_FP => -row.cfa_offset(),
+        above @ 1.. => 8 * i64::from(above) - row.cfa_offset(),
+        below => 8 * i64::from(below),
+    }
+}
+
 fn compare(path: &Path) -> Score {
     let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let truth = UnwindTable::from_bytes(&bytes).expect("a table");
-    let code = UnwindTable::from_code(&bytes).expect("a table");
+    compare_code(path, &bytes, &bytes)
+}
+
+/// The same of a file's bytes and of others with the same code.
+fn compare_code(path: &Path, bytes: &[u8], others: &[u8]) -> Score {
+    let truth = UnwindTable::from_bytes(bytes).expect("a table");
+    let code = UnwindTable::from_code(others).expect("a table");
     let mut score = Score::default();
-    for pc in calls(&truth, &bytes) {
+    for pc in calls(&truth, bytes) {
         let Some(expected) = row_at(&truth, pc) else { continue };
         score.calls += 1;
         let Some(found) = row_at(&code, pc) else { continue };
         score.covered += 1;
         if found.rule() == expected.rule() {
             score.agree += 1;
-        } else if (found.kind(), expected.kind()) == (Kind::SP, Kind::FP)
-            && found.slot() == expected.slot()
-            && found.cfa_offset() > 8
-        {
+        } else if is_by_other_register(&truth, found, expected) {
             score.other_register += 1;
         } else {
             let what = format!("{} is {}", describe(found), describe(expected));
@@ -169,6 +203,31 @@ fn cpp_agrees() {
         let program = compile(name, compiler, "torture.cc", "-O2 -fomit-frame-pointer -DKEEP -pthread");
         assert_score(&program, 90.0, 99.9);
         assert_score(&strip(&program), 75.0, 90.0);
+    }
+}
+
+/// Each call of a small library has the row that its compiler describes; stripped, those that
+/// something leads to.
+#[test]
+fn aarch64_agrees() {
+    for (name, flags, stripped) in [
+        ("O0", "-O0", 90.0),
+        ("O2", "-O2 -fomit-frame-pointer", 90.0),
+        ("O3", "-O3 -fno-omit-frame-pointer", 90.0),
+        ("Os", "-Os -mbranch-protection=standard", 90.0),
+    ] {
+        let library = compile_aarch64(&format!("code-aarch64-{name}.so"), flags);
+        let score = compare(&library);
+        let all = (score.calls, score.agree + score.other_register);
+        assert!(score.calls >= 5 && all == (score.covered, score.covered), "{name}: {score:?}");
+        let bytes = fs::read(&library).expect("the library");
+        let mut without = bytes.clone();
+        // e_shoff, then e_shentsize, e_shnum, e_shstrndx: no symbols either.
+        without[0x28..0x30].fill(0);
+        without[0x3a..0x40].fill(0);
+        let score = compare_code(&library, &bytes, &without);
+        assert!(score.covered_percent() >= stripped, "{name}: {score:?}");
+        assert_eq!(score.agree + score.other_register, score.covered, "{name}: {score:?}");
     }
 }
 

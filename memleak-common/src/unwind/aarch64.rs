@@ -1,8 +1,8 @@
 //! aarch64's rules (the equations are in the module above).
 
 use super::{
-    Kind, MAX_FP_DISTANCE, Reads, Regs, Row, SLOT_AT_FP, SLOT_AT_SP, State, Step, Tables, enter_caller,
-    enter_interrupted, find_row, slot_address, step_by_record, step_without_row,
+    Apart, Kind, MAX_FP_DISTANCE, Reads, Regs, Row, SLOT_AT_FP, SLOT_AT_SP, State, Step, Tables,
+    enter_caller, enter_interrupted, find_row, slot_address, step_by_record, step_without_row,
 };
 
 /// From a frame of an aarch64 thread to its caller.
@@ -19,6 +19,8 @@ pub fn step_aarch64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &
         (regs.sp, kind.0 - Kind::SP_LEAF.0)
     } else if kind.0 >= Kind::FP_LEAF.0 && kind.0 <= Kind::FP_RA.0 {
         (regs.fp, kind.0 - Kind::FP_LEAF.0)
+    } else if kind.is_apart() {
+        return step_apart(state, reads, Apart::of(row));
     } else if kind == Kind::SIGNAL {
         if state.sp_is_bound != 0 {
             return Step::UnknownStackPointer;
@@ -63,6 +65,26 @@ pub fn step_aarch64<R: Reads, T: Tables>(state: &mut State, reads: &R, tables: &
     }
     let Some(ip) = reads.read(saved_at) else { return Step::Unreadable };
     enter_by_cfa(state, reads.return_address(cfa, ip), cfa, regs.fp)
+}
+
+/// Out of a frame that has `x29` and `x30` apart: there is no frame record in it.
+#[inline(always)]
+fn step_apart<R: Reads>(state: &mut State, reads: &R, apart: Apart) -> Step {
+    if !apart.by_fp && state.sp_is_bound != 0 {
+        return Step::UnknownStackPointer;
+    }
+    let base = if apart.by_fp { state.regs.fp } else { state.regs.sp };
+    let cfa = base.wrapping_add(apart.cfa_offset as u64);
+    if cfa <= state.regs.sp {
+        return Step::NoProgress;
+    }
+    // The lower address first: a driver that reads ahead has the other one by then.
+    let is_fp_first = apart.fp_at < apart.ra_at;
+    let (low, high) = if is_fp_first { (apart.fp_at, apart.ra_at) } else { (apart.ra_at, apart.fp_at) };
+    let Some(low) = reads.read(cfa.wrapping_add(low as u64)) else { return Step::Unreadable };
+    let Some(high) = reads.read(cfa.wrapping_add(high as u64)) else { return Step::Unreadable };
+    let (fp, ip) = if is_fp_first { (low, high) } else { (high, low) };
+    enter_by_cfa(state, reads.return_address(cfa, ip), cfa, fp)
 }
 
 /// Whether the slot field counts from the register that the CFA is found by, and not from the CFA:

@@ -385,12 +385,79 @@ fn aarch64_frame_records() {
         assert_eq!((step, to.regs.ip, to.regs.sp, to.regs.fp), (Step::Frame, TEXT + 0x20, STACK + 16, STACK));
     }
     assert_eq!(arm_step(row(0, Kind::SP_PAIR, 0, -2), from, &words).0, Step::NoProgress);
-    assert_eq!(arm_step(row(0, Kind::SP, 16, -2), from, &words).0, Step::Unsupported);
+    assert_eq!(arm_step(row(0, Kind(15), 16, -2), from, &words).0, Step::Unsupported);
     assert_eq!(arm_step(Row::bare(0, Kind::END), from, &words).0, Step::Complete);
     let (step, to) = arm_step(Row::bare(0, Kind::RECORD), from, &words);
     assert_eq!((step, to.regs), (Step::Frame, Regs { ip: TEXT + 0x20, sp: STACK + 16, fp: 0xf9, lr: 0 }));
     let (step, to) = arm_step(Row::bare(0, Kind::NONE), from, &words);
     assert_eq!((step, to.regs.ip, to.regs.fp), (Step::FrameByPointer, TEXT + 0x20, 0xf9));
+}
+
+/// The places of `x29` and `x30` from the CFA.
+fn apart(by_fp: bool, cfa_offset: i64, fp_at: i64, ra_at: i64) -> Option<Row> {
+    Apart { by_fp, cfa_offset, fp_at, ra_at }.row(0)
+}
+
+#[test]
+fn registers_apart_survive_packing() {
+    const MOST: i64 = (2 << 20) - 8;
+    for by_fp in [false, true] {
+        let below = if by_fp { Kind::FP_APART } else { Kind::SP_APART };
+        for (kind, cfa_offset, fp_at, ra_at) in [
+            (below, 0, -8, -24),
+            (below, MOST, -256, -8),
+            (below, 32, -32, -16),
+            (below, 716_832, -32, -16),
+            (Kind(below.0 + 1), 716_800, -716_800, -716_784),
+            (Kind(below.0 + 1), MOST, 248 - MOST, -MOST),
+            (Kind(below.0 + 1), 400, -160, -264),
+        ] {
+            let row = apart(by_fp, cfa_offset, fp_at, ra_at).unwrap();
+            assert_eq!((row.pc(), row.kind(), row.kind().is_apart()), (0, kind, true));
+            assert_eq!(Apart::of(row), Apart { by_fp, cfa_offset, fp_at, ra_at });
+        }
+        for (cfa_offset, fp_at, ra_at) in [
+            (MOST + 8, -32, -16),           // too large
+            (-16, -32, -16),                // below the register
+            (20, -32, -16),                 // not words
+            (32, -32, -12),                 // nor this
+            (800, -264, -8),                // one out of reach, and too far from the register
+            (800, -16, -800),               // one at each end
+            (16, 8, -8),                    // the caller's
+            (64, i64::MIN, -8),             // nowhere
+            (i64::MAX, i64::MAX, i64::MIN), // nor this
+        ] {
+            assert_eq!(apart(by_fp, cfa_offset, fp_at, ra_at), None, "{cfa_offset} {fp_at} {ra_at}");
+        }
+    }
+    // Bit by bit: pc | offset/8 | low bits of the places | kind | the places' other bits.
+    assert_eq!(apart(false, 32, -32, -16).unwrap().0, 0x081c_0004_0000_0000);
+}
+
+/// clang's `str x29, [sp, #-32]!; stp x30, x19, [sp, #16]`, and below that more or less.
+#[test]
+fn aarch64_registers_apart() {
+    let from = State { address_mask: 0x0000_ffff_ffff_ffff, ..state(TEXT, STACK, STACK) };
+    let words = [1, 2, 0xf9, 4, 0x00f5_0000_0055_0020, 6];
+    let expected = Regs { ip: TEXT + 0x20, sp: STACK + 48, fp: 0xf9, lr: 0 };
+    for by_fp in [false, true] {
+        let (step, to) = arm_step(apart(by_fp, 48, -32, -16).unwrap(), from, &words);
+        assert_eq!((step, to.regs), (Step::Frame, expected));
+        // At the bottom of a large frame.
+        let (step, to) = arm_step(apart(by_fp, 800_000, 16 - 800_000, 32 - 800_000).unwrap(), from, &words);
+        assert_eq!((step, to.regs), (Step::Frame, Regs { sp: STACK + 800_000, ..expected }));
+        // The return address below.
+        let (step, to) = arm_step(apart(by_fp, 48, -8, -24).unwrap(), from, &[1, 2, 3, TEXT + 0x20, 5, 0xf9]);
+        assert_eq!((step, to.regs), (Step::Frame, expected));
+        assert_eq!(arm_step(apart(by_fp, 96, -32, -16).unwrap(), from, &words).0, Step::Unreadable);
+        assert_eq!(arm_step(apart(by_fp, 0, -32, -16).unwrap(), from, &words).0, Step::NoProgress);
+    }
+    // Where sp is only bounded, x29 has to tell the CFA.
+    let bounded = State { sp_is_bound: 1, ..from };
+    let (step, to) = arm_step(apart(true, 48, -32, -16).unwrap(), bounded, &words);
+    assert_eq!((step, to.regs, to.sp_is_bound), (Step::Frame, expected, 0));
+    let (step, _) = arm_step(apart(false, 48, -32, -16).unwrap(), bounded, &words);
+    assert_eq!(step, Step::UnknownStackPointer);
 }
 
 #[test]

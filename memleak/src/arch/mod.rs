@@ -1,13 +1,14 @@
 //! What differs from machine to machine. Each has a folder with the same names in it:
-//! `RELOCATIONS`, `placement::place`, `probe_arguments::parse`, and in `host`, which is compiled
-//! for this machine alone, `MACHINE`, `OLDEST_LINUX`, `VALGRIND`, `QEMU`, `STACK_POINTER`,
-//! `SYSTEM_CALLS`, `vector_words` and `Breakpoint`. Nothing outside of here asks for `target_arch`
-//! or decodes instructions.
+//! `RELOCATIONS`, `SIGNAL_RETURNS`, `placement::place`, `probe_arguments::parse`, and in `host`,
+//! which is compiled for this machine alone, `MACHINE`, `OLDEST_LINUX`, `VALGRIND`, `QEMU`,
+//! `STACK_POINTER`, `SYSTEM_CALLS`, `vector_words` and `Breakpoint`. Nothing outside of here asks
+//! for `target_arch` or decodes instructions.
 
 pub(crate) mod aarch64;
 pub mod placement;
 pub(crate) mod relocations;
 pub mod returns;
+pub(crate) mod text;
 pub mod x86_64;
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -81,6 +82,15 @@ impl Machine {
         match self {
             Self::X86_64 => x86_64::probe_arguments::parse(at, argument),
             Self::Aarch64 => aarch64::probe_arguments::parse(at, argument),
+        }
+    }
+
+    /// The way back from a signal handler begins with this code: what the handler returns to is an
+    /// instruction that nothing has called from before it.
+    pub fn is_signal_return(self, code: &[u8]) -> bool {
+        match self {
+            Self::X86_64 => starts_with_one(code, &x86_64::signal_returns::SIGNAL_RETURNS),
+            Self::Aarch64 => starts_with_one(code, &aarch64::signal_returns::SIGNAL_RETURNS),
         }
     }
 
@@ -158,4 +168,8 @@ impl Machine {
     pub const fn replaces_returns(self) -> bool {
         matches!(self, Self::X86_64)
     }
+}
+
+fn starts_with_one(code: &[u8], beginnings: &[&[u8]]) -> bool {
+    beginnings.iter().any(|beginning| code.starts_with(beginning))
 }

@@ -16,6 +16,7 @@ use super::{
     symbols::Symbols,
 };
 use crate::{
+    arch::Machine,
     elf::{
         Budget, ElfFile,
         debug_files::{Roots, open},
@@ -26,6 +27,9 @@ use crate::{
 
 /// Most addresses whose calls are remembered for one object.
 const MAX_REMEMBERED: usize = 1 << 18;
+
+/// Bytes of code that tell the way back from a signal handler, on any machine.
+const LONGEST_SIGNAL_RETURN: usize = 9;
 
 /// A call in an object: all of a [`super::Frame`] that does not depend on where the object is
 /// mapped.
@@ -71,8 +75,8 @@ impl NamedObject {
         Self { file, roots, names: None, remembered: HashMap::new() }
     }
 
-    /// The calls at `vaddr`, innermost first; empty if neither a symbol nor debug information
-    /// covers it.
+    /// The calls that return to `vaddr`, innermost first; empty if neither a symbol nor debug
+    /// information covers them.
     pub(super) fn calls(&mut self, vaddr: u64) -> Arc<[Call]> {
         if let Some(calls) = self.remembered.get(&vaddr) {
             return calls.clone();
@@ -122,6 +126,10 @@ impl NamedObject {
     fn look_up(&mut self, vaddr: u64) -> Option<Vec<Call>> {
         let elf = self.file.elf().ok()?;
         let names = self.names.get_or_insert_with(|| ObjectNames::read(elf, &self.file, &self.roots));
+        // The byte before belongs to the call, the address itself may be another line's or another
+        // function's. But the way back from a signal handler is called by nobody.
+        let is_entered = names.symbols.begins_at(vaddr) && is_signal_return(elf, vaddr);
+        let vaddr = if is_entered { vaddr } else { vaddr.checked_sub(1)? };
         let files = SplitFiles { roots: &self.roots, budget: &elf.budget() };
         let frames = names.dwarf.as_mut().map(|dwarf| dwarf.frames(vaddr, &files)).unwrap_or_default();
         if names.dwarf.as_ref().is_some_and(Dwarf::is_exhausted) {
@@ -130,6 +138,14 @@ impl NamedObject {
         self.file.tell_budget();
         Some(names.calls(vaddr, frames))
     }
+}
+
+/// The code at `vaddr` is the way back from a signal handler.
+fn is_signal_return(elf: &ElfFile, vaddr: u64) -> bool {
+    let mut code = [0; LONGEST_SIGNAL_RETURN];
+    let machine = Machine::from_elf(object::elf::Machine(elf.machine));
+    let Some((machine, offset)) = machine.zip(elf.offset_of(vaddr)) else { return false };
+    elf.source().read(offset, &mut code, &elf.budget()).is_ok() && machine.is_signal_return(&code)
 }
 
 /// A variable of an object.

@@ -285,8 +285,8 @@ impl Symbolizer {
     /// Where the return addresses of a stack of an address space are, which was recorded in a
     /// generation.
     ///
-    /// What is looked up is the byte before each address: it belongs to the call, the address
-    /// itself may be another line's or another function's.
+    /// What is looked up is the byte before each address, which belongs to the call. A walk gives
+    /// the address plus 1 of an instruction that a signal has interrupted.
     pub fn locate(&mut self, space: u32, generation: u64, ips: &[u64]) -> Vec<Location> {
         if space == KERNEL_PID && self.kernel.is_some() {
             return ips.iter().map(|ip| Location::Kernel { ip: *ip }).collect();
@@ -457,7 +457,7 @@ impl Symbolizer {
             self.objects.values_mut().for_each(NamedObject::forget_names);
         }
         let object = id.and_then(|id| self.objects.get_mut(&id));
-        let calls = object.map(|object| object.calls(vaddr.wrapping_sub(1))).unwrap_or_default();
+        let calls = object.map(|object| object.calls(vaddr)).unwrap_or_default();
         let module = code.module.clone();
         match &*calls {
             [] => frames.push(Frame::without_function(ip, module, Some(vaddr), NoSymbol::NotInSymbolTable)),

@@ -101,6 +101,11 @@ impl Symbols {
         None
     }
 
+    /// A function begins at `vaddr`.
+    pub(super) fn begins_at(&self, vaddr: u64) -> bool {
+        self.entries.binary_search_by_key(&vaddr, |entry| entry.start).is_ok()
+    }
+
     fn add_table<'a>(&mut self, elf: &ElfFile, table: SymbolTable<'a>, tables: &mut Vec<SymbolTable<'a>>) {
         let Ok(index) = u16::try_from(tables.len()) else { return };
         let (budget, before) = (elf.budget(), self.entries.len());

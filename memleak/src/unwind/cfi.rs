@@ -6,7 +6,7 @@
 //! evaluation and readelf's.
 
 use gimli::{CallFrameInstruction, EndianSlice, LittleEndian, Register, UnwindExpression, UnwindSection};
-use memleak_common::unwind::{Kind, Row, SLOT_AT_FP, SLOT_AT_SP, SLOT_RANGE};
+use memleak_common::unwind::{Apart, Kind, Row, SLOT_AT_FP, SLOT_AT_SP, SLOT_RANGE};
 
 use crate::arch::Machine;
 
@@ -66,7 +66,8 @@ pub enum Unsupported {
     CfaExpression,
     /// The CFA's offset is not a multiple of 8, or too large.
     CfaOffset,
-    /// The frame pointer is saved beyond a slot's reach, or found by an expression.
+    /// The frame pointer is saved beyond a slot's reach, or found by an expression; on aarch64 also
+    /// where it is saved too far away from the return address.
     FramePointer,
     /// The return address is not where a call puts it.
     ReturnAddress,
@@ -131,9 +132,14 @@ impl Rules {
             Machine::X86_64 => self.ra == Saved::At(-8),
             Machine::Aarch64 => matches!(self.ra, Saved::Same | Saved::At(_)),
         };
-        let frame_pointer = match self.fp {
-            Saved::At(offset) => slot_of(offset).is_some(),
-            other => other != Saved::Other,
+        let frame_pointer = match (self.fp, self.ra) {
+            (Saved::At(fp_at), Saved::At(ra_at))
+                if machine == Machine::Aarch64 && ra_at != fp_at.wrapping_add(8) =>
+            {
+                Apart { by_fp: false, cfa_offset: 0, fp_at, ra_at }.row(0).is_some()
+            }
+            (Saved::At(offset), _) => slot_of(offset).is_some(),
+            (other, _) => other != Saved::Other,
         };
         match self.cfa {
             _ if !return_address => Unsupported::ReturnAddress,
@@ -166,31 +172,48 @@ impl Rules {
 
     fn pack_aarch64(&self) -> Option<Row> {
         let Registers { sp, fp, .. } = registers_of(Machine::Aarch64);
-        let (kinds, base_slot, offset) = match self.cfa {
-            Cfa::Offset(register, offset) if register == sp => {
-                ([Kind::SP_LEAF, Kind::SP_PAIR, Kind::SP_RA], SLOT_AT_SP, offset)
-            }
-            Cfa::Offset(register, offset) if register == fp => {
-                ([Kind::FP_LEAF, Kind::FP_PAIR, Kind::FP_RA], SLOT_AT_FP, offset)
-            }
+        let (by_fp, offset) = match self.cfa {
+            Cfa::Offset(register, offset) if register == sp => (false, offset),
+            Cfa::Offset(register, offset) if register == fp => (true, offset),
             _ => return None,
         };
-        // What is saved at the bottom of a large frame is beyond a slot's reach, but the base
-        // register points to it or below.
-        let slot = |at: i64| match at.checked_add(offset)? {
-            0 => Some(base_slot),
-            _ if at >= 0 => None, // above the CFA
-            above => slot_of(at).or_else(|| slot_of(above).filter(|slot| *slot > 0)),
+        let place = |saved: Saved| match saved {
+            Saved::Same => Some(None),
+            Saved::At(at) => Some(Some(at)),
+            _ => None,
         };
-        let (kind, slot) = match (self.fp, self.ra) {
-            (Saved::Same | Saved::Undefined, Saved::Same) => (kinds[0], 0),
-            (Saved::At(at), Saved::Same) => (kinds[0], slot(at)?),
-            (Saved::At(at), Saved::At(ra)) if ra == at.wrapping_add(8) => (kinds[1], slot(at)?),
-            (Saved::Same | Saved::Undefined, Saved::At(at)) => (kinds[2], slot(at)?),
-            _ => return None,
-        };
-        Row::new(0, kind, offset, slot)
+        let saved_fp = if self.fp == Saved::Undefined { Saved::Same } else { self.fp };
+        aarch64_row(by_fp, offset, place(saved_fp)?, place(self.ra)?)
     }
+}
+
+/// aarch64's row: its CFA is this many bytes above x29 or sp; x29 and x30 are at these distances
+/// from the CFA, or where they were. `None` if no row can say it.
+pub(crate) fn aarch64_row(
+    by_fp: bool,
+    cfa_offset: i64,
+    fp_at: Option<i64>,
+    ra_at: Option<i64>,
+) -> Option<Row> {
+    let ([leaf, pair, ra_only], base_slot) = match by_fp {
+        false => ([Kind::SP_LEAF, Kind::SP_PAIR, Kind::SP_RA], SLOT_AT_SP),
+        true => ([Kind::FP_LEAF, Kind::FP_PAIR, Kind::FP_RA], SLOT_AT_FP),
+    };
+    // What is saved at the bottom of a large frame is beyond a slot's reach, but the base register
+    // points to it or below.
+    let slot = |at: i64| match at.checked_add(cfa_offset)? {
+        0 => Some(base_slot),
+        _ if at >= 0 => None, // above the CFA
+        above => slot_of(at).or_else(|| slot_of(above).filter(|slot| *slot > 0)),
+    };
+    let (kind, slot) = match (fp_at, ra_at) {
+        (None, None) => (leaf, 0),
+        (Some(at), None) => (leaf, slot(at)?),
+        (Some(at), Some(ra)) if ra == at.wrapping_add(8) => (pair, slot(at)?),
+        (Some(fp_at), Some(ra_at)) => return Apart { by_fp, cfa_offset, fp_at, ra_at }.row(0),
+        (None, Some(at)) => (ra_only, slot(at)?),
+    };
+    Row::new(0, kind, cfa_offset, slot)
 }
 
 /// The slot field for "at CFA + `offset` bytes".

@@ -8,8 +8,10 @@
 
 mod cache;
 pub(crate) mod cfi;
+mod code_symbols;
 pub(crate) mod eh_frame;
 pub(crate) mod functions;
+mod gaps;
 mod layout;
 mod owners;
 mod process;

@@ -7,16 +7,14 @@ use object::elf;
 
 use super::{
     UnwindError,
+    code_symbols::{CodeSymbols, code_sections},
     eh_frame::{BuildStats, Run, Runs, read_entries},
+    gaps::Gaps,
     sections::Sections,
     segments::ExecSegments,
 };
 use crate::{
-    arch::{
-        Machine,
-        aarch64::signal_returns::signal_returns,
-        x86_64::code::{Gaps, Symbols, code_sections},
-    },
+    arch::{Machine, aarch64::signal_returns::signal_returns},
     elf::ElfFile,
     objects::ObjectFile,
 };
@@ -99,17 +97,19 @@ impl Parts {
         let segments = ExecSegments::read(elf)?;
         // Megabytes of `.eh_frame`, which are given back before as much again is asked for.
         let mut sections = sections(elf);
-        let is_go = machine == Machine::X86_64 && is_go(elf);
-        if is_go {
+        let is_go = is_go(elf);
+        let keeps_records = is_go && machine == Machine::X86_64;
+        if keeps_records {
             // It knows nothing of switches of stacks.
             sections.debug_frame = crate::elf::Bytes::default();
         }
         let mut runs = read_entries(&sections, &segments, machine, &elf.budget());
-        let gaps = if is_go {
+        let gaps = if keeps_records {
             add_records(&mut runs, &segments);
             Gaps::default()
-        } else if machine == Machine::X86_64 {
-            let read_symbols = |limit, is_wanted: &dyn Fn(u64) -> bool| Symbols::read(elf, limit, is_wanted);
+        } else if !is_go {
+            let read_symbols =
+                |limit, is_wanted: &dyn Fn(u64) -> bool| CodeSymbols::read(elf, limit, is_wanted);
             Gaps::find(&runs, &segments, elf.entry, || code_sections(elf), read_symbols)
         } else {
             add_entry(&mut runs, &segments, elf.entry);
@@ -123,7 +123,7 @@ impl Parts {
         let Self { machine, build_id, segments, mut runs, gaps } = self;
         let budget = elf.budget();
         let mut read = |offset, buffer: &mut [u8]| elf.source().read(offset, buffer, &budget).is_ok();
-        runs.stats.code_rows = gaps.add_rows(&mut runs, &segments, &mut read);
+        runs.stats.code_rows = gaps.add_rows(machine, &mut runs, &segments, &mut read);
         let (rows, overlapping) = merge(&runs);
         let stats = BuildStats { overlapping: runs.stats.overlapping + overlapping, ..runs.stats };
         drop(runs);

@@ -373,3 +373,47 @@ fn mappings_come_from_the_segments() {
     assert_eq!(maps.iter().filter(|mapping| mapping.executable).count(), 1);
     assert!(maps.iter().all(|mapping| mapping.start % 4096 == 0 && mapping.end % 4096 == 0));
 }
+
+/// The way back from a signal handler is returned to at its first byte, and the kernel alone has
+/// made the call: it has its own name, and not what the byte before belongs to. What a real call
+/// returns to has the caller's name, also where the next function begins there.
+#[test]
+fn ways_back_from_signal_handlers_have_their_own_name() {
+    let directory = Directory::new();
+    let source = directory.path("signal.c");
+    let user = "#include <signal.h>\nint main(void) { return signal(SIGINT, SIG_IGN) == SIG_ERR; }\n";
+    fs::write(&source, user).unwrap();
+    for (name, compiler) in [("glibc", "gcc"), ("musl", "musl-gcc")] {
+        run(&format!("{compiler} -O2 -static -no-pie -o {{}} {{}}"), &[&directory.path(name), &source]);
+    }
+    let assembly = directory.path("arm.s");
+    fs::write(
+        &assembly,
+        ".text\n.type before, %function\nbefore:\nbl before\n.size before, . - before\n\
+         .type __restore_rt, %function\n__restore_rt:\nmov x8, #139\nsvc #0\n.size __restore_rt, . - __restore_rt\n\
+         .type calls, %function\ncalls:\nbl before\n.size calls, . - calls\n\
+         .type after, %function\nafter:\nmov x8, #93\nsvc #0\n.size after, . - after\n",
+    )
+    .unwrap();
+    run(
+        "clang --target=aarch64-linux-gnu -nostdlib -shared -fuse-ld=lld -o {} {}",
+        &[&directory.path("arm"), &assembly],
+    );
+    for name in ["glibc", "musl", "arm"] {
+        let functions = nm(&directory.path(name));
+        let address = |function: &str| {
+            let is_it = |names: &[String]| names.iter().any(|name| name == function);
+            let mut found = functions.iter().filter(|(_, (_, names))| is_it(names));
+            found.next().map(|(start, _)| *start).unwrap_or_else(|| panic!("{name} has {function}"))
+        };
+        let named = |vaddr: u64| {
+            let frames = symbolize(&directory, name, &[vaddr]).remove(0);
+            (frames[0].function.clone(), frames[0].function_offset)
+        };
+        let way_back = address("__restore_rt");
+        assert_eq!(named(way_back), (Some("__restore_rt".to_owned()), Some(0)), "{name}");
+        if name == "arm" {
+            assert_eq!(named(address("after")), (Some("calls".to_owned()), Some(4)));
+        }
+    }
+}

@@ -11,12 +11,19 @@ typedef int with_arguments(step *, int, long, long, long, long, long, long, long
 
 // Calls `next(size)`. Of its 64 bytes the record is the lowest part on arm64.
 int pass_on(step *next, int size);
+// A `ret` that is never reached, which returns from the wrong height: what the code says of its frame is not believed then.
+#ifdef UNREADABLE
+#define NEVER_TAKEN "    cbnz xzr, 1f\n"
+#else
+#define NEVER_TAKEN
+#endif
 __asm__(".text\n"
         ".type pass_on, %function\n"
         "pass_on:\n"
 #if defined(__aarch64__)
         "    stp x29, x30, [sp, #-64]!\n"
         "    mov x29, sp\n"
+        NEVER_TAKEN
         "    mov x2, x0\n"
         "    mov w0, w1\n"
         "    blr x2\n"
@@ -30,7 +37,7 @@ __asm__(".text\n"
         "    call *%rax\n"
         "    leave\n"
 #endif
-        "    ret\n"
+        "1:  ret\n"
         ".size pass_on, . - pass_on\n");
 
 void *volatile kept;

@@ -1,5 +1,6 @@
 //! 64-bit ARM.
 
+pub(crate) mod code;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod host;
 pub(crate) mod placement;

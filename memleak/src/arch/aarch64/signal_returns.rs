@@ -4,6 +4,9 @@
 /// `mov x8, #139; svc #0`: rt_sigreturn.
 const SIGRETURN: [u8; 8] = [0x68, 0x11, 0x80, 0xd2, 0x01, 0x00, 0x00, 0xd4];
 
+/// The same, as what a code can begin with.
+pub(crate) const SIGNAL_RETURNS: [&[u8]; 1] = [&SIGRETURN];
+
 /// Where ways back begin and end in code that begins with an instruction, byte by byte. A handler
 /// returns to the first instruction, and a walk looks up the byte before.
 pub(crate) fn signal_returns(code: &[u8]) -> impl Iterator<Item = (usize, usize)> {

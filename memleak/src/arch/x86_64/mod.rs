@@ -8,6 +8,7 @@ pub(crate) mod masked;
 pub mod placement;
 pub mod probe_arguments;
 pub mod returns;
+pub(crate) mod signal_returns;
 #[cfg(target_arch = "x86_64")]
 pub mod vectors;
 

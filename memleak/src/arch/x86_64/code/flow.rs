@@ -13,8 +13,9 @@ use rustc_hash::FxHashSet;
 use super::{
     run::{Edge, Evidence, Item, Run, shifted},
     state::{Place, State},
-    text::{Bits, Mark, Marks, Region, Text},
+    text::{Bits, Mark, Marks},
 };
+use crate::arch::text::{Region, Text};
 
 /// How often a function is looked at again, with calls left out that do not return.
 const MAX_ATTEMPTS: u32 = 8;

@@ -6,8 +6,8 @@ use super::*;
 fn rows_of(code: &[u8], starts: &[u32]) -> Vec<Row> {
     let len = code.len() as u32;
     let text = Text { bytes: code.to_vec(), regions: vec![Region { pc: 0, at: 0, len }] };
-    let gaps = Gaps { gaps: vec![(0, len)], starts: starts.to_vec(), ..Gaps::default() };
-    gaps.analyse(&text).into_iter().flat_map(|(_, rows)| rows).collect()
+    let functions = Functions { starts: starts.to_vec(), bytes: len.into(), ..Functions::default() };
+    analyse(&text, &functions).into_iter().flat_map(|(_, rows)| rows).collect()
 }
 
 fn sp(pc: u32, offset: i64, slot: i8) -> Row {
@@ -161,21 +161,8 @@ fn a_signals_way_back_is_known_by_its_bytes() {
 fn the_entry_is_the_end_of_each_stack() {
     let code = [&[0x31, 0xed][..], &CALL_OUTSIDE, &[0xf4]].concat();
     let text = Text { bytes: code, regions: vec![Region { pc: 0, at: 0, len: 8 }] };
-    let gaps = Gaps { gaps: vec![(0, 8)], entry: Some(0), ..Gaps::default() };
-    assert_eq!(gaps.analyse(&text)[0].1, [bare(0, Kind::END)]);
-}
-
-#[test]
-fn gaps_are_cut_into_windows_and_at_sections() {
-    let gaps = Gaps { gaps: vec![(0, 10), (100, 100 + WINDOW_BYTES)], ..Gaps::default() };
-    let windows = gaps.windows();
-    assert_eq!(
-        windows,
-        [vec![(0, 10), (100, 90 + WINDOW_BYTES)], vec![(90 + WINDOW_BYTES, 100 + WINDOW_BYTES)]]
-    );
-    let all = Gaps { gaps: vec![(0, u32::MAX)], ..Gaps::default() }.windows();
-    assert_eq!(all.iter().flatten().map(|(start, end)| end - start).sum::<u32>(), MAX_BYTES);
-    assert_eq!(intersect(&[(0, 10), (20, 30)], &[(5, 22), (25, 26)]), [(5, 10), (20, 22), (25, 26)]);
+    let functions = Functions { entry: Some(0), bytes: 8, ..Functions::default() };
+    assert_eq!(analyse(&text, &functions)[0].1, [bare(0, Kind::END)]);
 }
 
 /// Any bytes: an end in bounded time, and rows in order.
@@ -196,11 +183,4 @@ fn nonsense_is_survived() {
         let rows = rows_of(&code, &[0, 5, 100, 1999]);
         assert!(rows.windows(2).all(|pair| pair[0].pc() < pair[1].pc() && pair[0].rule() != pair[1].rule()));
     }
-}
-
-#[test]
-fn sections_that_overlap_are_joined() {
-    let joined = join(vec![(30, 40), (0, 100), (10, 20), (100, 110), (200, 210)]);
-    assert_eq!(joined, [(0, 110), (200, 210)]);
-    assert_eq!(intersect(&[(5, 35), (105, 205)], &joined), [(5, 35), (105, 110), (200, 205)]);
 }

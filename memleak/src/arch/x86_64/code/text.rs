@@ -1,54 +1,10 @@
-//! Stretches of code that are analysed together, and what was found at each of their bytes.
+//! What was found at each byte of the code that is analysed together.
 
 use memleak_common::unwind::{Kind, Row};
 use rustc_hash::FxHashMap;
 
 use super::state::State;
-
-/// A stretch of code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Region {
-    /// `pc` of its first byte.
-    pub pc: u32,
-    /// Index of its first byte among the bytes of all regions.
-    pub at: u32,
-    /// Bytes.
-    pub len: u32,
-}
-
-/// Code of several regions in order of `pc`, one after the other.
-#[derive(Debug, Default)]
-pub(super) struct Text {
-    pub bytes: Vec<u8>,
-    pub regions: Vec<Region>,
-}
-
-impl Text {
-    /// Index of the byte at a `pc`.
-    pub(super) fn index(&self, pc: u64) -> Option<u32> {
-        let pc = u32::try_from(pc).ok()?;
-        let after = self.regions.partition_point(|region| region.pc <= pc);
-        let region = self.regions.get(after.checked_sub(1)?)?;
-        let within = pc - region.pc;
-        (within < region.len).then_some(region.at + within)
-    }
-
-    /// The region of an index.
-    pub(super) fn region(&self, index: u32) -> Option<Region> {
-        let after = self.regions.partition_point(|region| region.at <= index);
-        self.regions.get(after.checked_sub(1)?).copied()
-    }
-
-    /// `pc` of the byte at an index.
-    pub(super) fn pc(&self, index: u32) -> Option<u64> {
-        self.region(index).map(|region| u64::from(region.pc) + u64::from(index - region.at))
-    }
-
-    /// The bytes from `index` on.
-    pub(super) fn tail(&self, index: u32) -> &[u8] {
-        self.bytes.get(index as usize..).unwrap_or_default()
-    }
-}
+use crate::arch::text::Region;
 
 /// A bit for each byte.
 #[derive(Debug)]

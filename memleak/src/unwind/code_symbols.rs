@@ -9,14 +9,14 @@ const MAX_NAME: usize = 256;
 
 /// What symbol tables say; all of it can be gone, or lie.
 #[derive(Debug, Default)]
-pub(crate) struct Symbols {
+pub(crate) struct CodeSymbols {
     /// vaddrs of functions.
     pub functions: Vec<u64>,
     /// vaddrs of what gcc moves out of functions: it is jumped to.
     pub parts: Vec<u64>,
 }
 
-impl Symbols {
+impl CodeSymbols {
     /// Reads them, functions where `is_wanted` alone; a symbol table with more than `limit` symbols
     /// is left out.
     pub(crate) fn read(elf: &ElfFile, limit: u64, is_wanted: &dyn Fn(u64) -> bool) -> Self {
