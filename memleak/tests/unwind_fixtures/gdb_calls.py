@@ -33,8 +33,9 @@ SIZES = {
     "reallocarray": lambda a, b, c: b * c, "posix_memalign": lambda a, b, c: c, "aligned_alloc": lambda a, b, c: b,
     "memalign": lambda a, b, c: b, "mmap": lambda a, b, c: b, "mremap": lambda a, b, c: c,
 }
-MOST_HARDWARE_BREAKPOINTS = 4
 IS_ARM = platform.machine() == "aarch64"
+# On arm64 as many as Arm's own processors have (ID_AA64DFR0_EL1.BRPs), and all probes are at functions' first bytes.
+MOST_HARDWARE_BREAKPOINTS = 6 if IS_ARM else 4
 SET_TID_ADDRESS = 96 if IS_ARM else 218
 PC, SP, RESULT = ("pc", "sp", "x0") if IS_ARM else ("rip", "rsp", "rax")
 ARGUMENTS = ("x0", "x1", "x2") if IS_ARM else ("rdi", "rsi", "rdx")
@@ -134,6 +135,8 @@ def callers():
 def is_nested():
     """A frame is that of a pending call's caller, by its stack pointer and the return address."""
     thread, frame = gdb.selected_thread().ptid[1], gdb.newest_frame().older()
+    if all(pending != thread for pending, _ in calls.pending):
+        return False  # mostly so: to ask frames for their registers takes as long as to walk
     while frame is not None:
         call = calls.pending.get((thread, int(frame.read_register("sp")) & (2**64 - 1)))
         if call is not None and call[4] == frame.pc():
@@ -169,6 +172,12 @@ def symbols(name, start):
                 yield words[2].split("@")[0], bias + int(words[0], 16)
 
 
+def imports(names):
+    """What files take from others by name."""
+    listed = subprocess.run(["nm", "-D", "--undefined-only", *names], capture_output=True, text=True).stdout
+    return {line.split()[-1].split("@")[0] for line in listed.splitlines() if line.split()[:-1] in (["U"], ["w"])}
+
+
 def start():
     """Runs up to where all objects are mapped, and no constructor has run."""
     if "PID" in globals():
@@ -185,13 +194,15 @@ def start():
 
 
 def functions():
-    """Where the functions are: in the program, else in a library of an allocator, else in libc."""
-    found = {}
-    for name, start in files():
-        if not is_linker(name):
-            for function, address in symbols(name, start):
-                found.setdefault(function, address)
-    return [(function, found[function]) for function in FUNCTIONS.split() if function in found]
+    """Where the functions are: in the program, else in a library of an allocator, else in libc. First those that a file
+    takes from another: they are surely called, and the processor has not a breakpoint for each."""
+    found, mapped = {}, [(name, start) for name, start in files() if not is_linker(name)]
+    for name, start in mapped:
+        for function, address in symbols(name, start):
+            found.setdefault(function, address)
+    imported = imports([name for name, _ in mapped])
+    order = sorted(FUNCTIONS.split(), key=lambda function: function not in imported)
+    return [(function, found[function]) for function in order if function in found]
 
 
 def set_breakpoints():

@@ -58,6 +58,16 @@ impl Emulated {
         }
     }
 
+    /// Which of the kernel's messages go to its console at once, and how many it keeps. arm64's
+    /// warns of each step that gdb makes in a traced program, and takes 40 ms to write that to an
+    /// emulated port.
+    pub(super) fn kernel_log(self) -> &'static str {
+        match self {
+            Self::X86_64 => "loglevel=5",
+            Self::Aarch64 => "loglevel=4 log_buf_len=64M",
+        }
+    }
+
     /// qemu with software emulation only: a machine that tests may be a virtual one without more to
     /// give. The console goes to a file, and the command's port to standard output.
     pub(super) fn qemu(self, console: &str) -> Command {

@@ -15,7 +15,7 @@ use crate::debian::{self, Archive};
 
 /// What the guest runs. Left out of what the tests take: Go's and Prometheus' tools and heaptrack,
 /// which read our files on any machine, and qemu-user, which would be emulated itself.
-const PACKAGES: [&str; 46] = [
+const PACKAGES: [&str; 47] = [
     "base-files",
     "base-passwd",
     "bash",
@@ -55,6 +55,7 @@ const PACKAGES: [&str; 46] = [
     "python3-minimal",
     "redis-server",
     "redis-tools",
+    "rustc-web",
     "sed",
     "sqlite3",
     "systemtap-sdt-dev",

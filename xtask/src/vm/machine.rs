@@ -59,13 +59,14 @@ done </built/paths
 ";
 
 /// What the machine is for. The command's output and status go to a serial port of its own
-/// (`COMMAND_PORT`).
+/// (`COMMAND_PORT`). What the kernel kept off its console is looked through in the end.
 const WORK: &str = "\
 stty -F COMMAND_PORT raw
 cd /tmp
 bash /built/command </dev/null >COMMAND_PORT 2>&1
 status=$?
 sync
+dmesg | grep -aE 'KERNEL_FAULTS' | head -n 20 >/dev/console
 echo \"memleak-vm: status $status\" >COMMAND_PORT
 mount -o remount,ro /built
 busybox poweroff -f
@@ -130,7 +131,9 @@ impl Machine<'_> {
     pub(super) fn run(&self, busybox: &Path, mut show: impl FnMut(&str)) -> Result<Ended> {
         let started = Instant::now();
         let paths: String = self.paths.iter().map(|path| format!("{}\n", path.display())).collect();
-        let work = WORK.replace("COMMAND_PORT", self.emulated.command_port());
+        let work = WORK
+            .replace("COMMAND_PORT", self.emulated.command_port())
+            .replace("KERNEL_FAULTS", &KERNEL_FAULTS.join("|"));
         let start = SECOND_STAGE.to_owned() + if self.has_systemd { SYSTEMD } else { &work };
         let extra =
             [("start", &*start), ("run-command", &work), ("command", self.command), ("paths", &paths)];
@@ -162,7 +165,8 @@ impl Machine<'_> {
     /// qemu, with the kernel and both disks.
     fn qemu(&self, initramfs: &Path, built: &Path, console: &Path) -> Command {
         // Emulated processors have nothing to mitigate.
-        const SETTINGS: &str = "quiet loglevel=5 panic=-1 mitigations=off rcupdate.rcu_expedited=1 rcupdate.rcu_task_ipi_delay=0";
+        const SETTINGS: &str =
+            "quiet panic=-1 mitigations=off rcupdate.rcu_expedited=1 rcupdate.rcu_task_ipi_delay=0";
         let disk = |path: &Path, snapshot: &str| {
             format!("file={},format=raw,if=virtio,cache=unsafe,snapshot={snapshot}", path.display())
         };
@@ -172,7 +176,7 @@ impl Machine<'_> {
             .arg("-initrd")
             .arg(initramfs)
             .arg("-append")
-            .arg(format!("console={} {SETTINGS}", self.emulated.console()))
+            .arg(format!("console={} {SETTINGS} {}", self.emulated.console(), self.emulated.kernel_log()))
             .arg("-drive")
             .arg(disk(self.packages, "on"))
             .arg("-drive")

@@ -128,6 +128,9 @@ pub(crate) struct Options {
     /// How long each machine may take
     #[arg(long, value_name = "SECONDS", default_value_t = 2100)]
     limit: u64,
+    /// How long live tests wait for a single event
+    #[arg(long, value_name = "SECONDS", default_value_t = 400)]
+    patience: u64,
     /// Only live tests whose names have one of these in them, and what libtest takes
     #[arg(last = true, value_name = "TEST-FILTER")]
     tests: Vec<String>,
@@ -311,8 +314,9 @@ impl Built {
             tests => tests.iter().map(String::as_str).collect(),
         };
         let command = format!(
-            "cd {}/memleak && MEMLEAK_LIVE=1 MEMLEAK_LIVE_PATIENCE=400 MEMLEAK_LIVE_ROUNDS=5 exec {} {}",
+            "cd {}/memleak && MEMLEAK_LIVE=1 MEMLEAK_LIVE_PATIENCE={} MEMLEAK_LIVE_ROUNDS=5 exec {} {}",
             run::root().display(),
+            options.patience,
             live.display(),
             filters.join(" ")
         );

@@ -252,11 +252,13 @@ fn frames_are_gdbs_in_programs_of_the_distribution() {
     }
 }
 
+/// It leaves without freeing, so that all that it held is compared: what an orderly end leaves
+/// differs from machine to machine, and is too little on arm64.
 #[test]
 fn frames_are_gdbs_in_python() {
     let _alone = alone();
-    let script = "import json; print(json.dumps([1]))";
-    assert_equal("python3", &["/usr/bin/python3", "-S", "-c", script], 30);
+    let script = "import json, os; print(json.dumps([1]), flush=True); os._exit(0)";
+    assert_equal("python3", &["/usr/bin/python3", "-S", "-c", script], 100);
 }
 
 /// What is kept after a load of writes of all kinds, by a server with an allocator of its own and
