@@ -34,6 +34,10 @@ const NAMES: [&str; 8] = [
     "malloc",
 ];
 
+/// A function of aarch64: `stp x29, x30, [sp, #-16]!; mov x29, sp; cbz x0, .+8; bl .+8;
+/// ldp x29, x30, [sp], #16; ret`.
+const FUNCTION: [u32; 6] = [0xa9bf_7bfd, 0x9100_03fd, 0xb400_0040, 0x9400_0002, 0xa8c1_7bfd, 0xd65f_03c0];
+
 /// An int and `struct Event { int kind; }` in BTF (Documentation/bpf/btf.rst); the kernel's own has
 /// megabytes.
 fn type_information() -> Vec<u8> {
@@ -90,6 +94,9 @@ impl Seeds {
                 for (name, path) in &self.objects {
                     fs::write(named(corpus, name), self.section(path, ".text")?)?;
                 }
+                let mut code: Vec<u8> = FUNCTION.into_iter().flat_map(u32::to_le_bytes).collect();
+                code.push(4); // of aarch64, says the target
+                fs::write(named(corpus, "aarch64"), code)?;
             }
             "demangle" => {
                 for (number, name) in NAMES.iter().enumerate() {
