@@ -114,6 +114,8 @@ impl Blocks {
                 self.segments.push(made);
                 // Programs look for the segment only now.
                 self.segments_word().store(segment + 1, Ordering::Release);
+                // What the one before had no place for, until now, says nothing of this one.
+                self.overflowed = self.overflowed_word().load(Ordering::Relaxed);
             }
             Err(error) => self.tell(&error.to_string()),
         }
