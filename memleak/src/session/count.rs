@@ -133,21 +133,20 @@ async fn watched(pid: u32) -> Counted {
     const SLICES: u32 = 8;
     let look = || (reads_and_writes(pid).unwrap_or_default(), CpuTimes::of([pid]));
     let first = look();
-    let (mut last, mut of_operation) = (None, Vec::new());
+    let mut slices = Vec::new();
     for _ in 0..SLICES {
         sleep(COUNTING / SLICES).await;
-        let now = look();
-        let (before, times_before) = last.as_ref().unwrap_or(&first);
-        let operations = now.0.saturating_sub(*before);
-        if operations > 0 {
-            of_operation.push(now.1.ran_since(times_before).as_secs_f64() / operations as f64);
-        }
-        last = Some(now);
+        slices.push(look());
     }
-    let (operations, times) = last.as_ref().unwrap_or(&first);
+    let starts = std::iter::once(&first).chain(&slices);
+    let of_operation =
+        middle(starts.zip(&slices).filter_map(|((before, times_before), (operations, times))| {
+            let operations = operations.saturating_sub(*before);
+            (operations > 0).then(|| times.ran_since(times_before).as_secs_f64() / operations as f64)
+        }));
+    let (operations, times) = slices.last().unwrap_or(&first);
     let (cpus, took) = times.cpus_since(&first.1);
     let operations = operations.saturating_sub(first.0);
-    let of_operation = middle(of_operation.into_iter());
     Counted { runs: TrapCounts::default(), took, cpus, operations, of_operation }
 }
 
